@@ -1,0 +1,23 @@
+"""From a MiniCPM-SALA checkpoint to ONNX graphs and TensorRT engines."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["SalaForCausalLM", "__version__", "load"]
+
+if TYPE_CHECKING:
+    from .model.sala import SalaForCausalLM
+    from .runtime.model import load
+
+
+_LAZY = {"SalaForCausalLM": ".model.sala", "load": ".runtime.model"}
+"""Public names by module, loaded on first use: the command line and the kernel compiler must not wait for torch."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,54 @@
+"""Integer expressions over named sizes, written so that Python and C++ read the same text.
+
+Operator contracts and kernel launches state sizes as text such as `4 * num_heads * head_dim` or `cdiv(T, 32)`.
+Python evaluates the text here; `plugins/aot` pastes it into generated C++, where `cdiv`, `min` and `max` have the
+same meaning on `int64_t`. Division is only available as `cdiv` (round up) and `fdiv` (round down): `/` and `//`
+mean different things in the two languages.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Mapping
+
+_FUNCTIONS: dict[str, Callable[[int, int], int]] = {
+    "cdiv": lambda a, b: -(-a // b),
+    "fdiv": lambda a, b: a // b,
+    "min": min,
+    "max": max,
+}
+
+
+def evaluate(text: str, names: Mapping[str, int]) -> int:
+    """Value of `text` with its identifiers taken from `names`.
+
+    Raises: KeyError for an unknown identifier; ValueError for anything outside the grammar.
+    """
+    try:
+        tree = ast.parse(text, mode="eval")
+    except SyntaxError:
+        raise ValueError(f"not an integer expression: {text}") from None
+    return _value(tree.body, names)
+
+
+def identifiers(text: str) -> set[str]:
+    """The names that `text` depends on, functions left out."""
+    found = {node.id for node in ast.walk(ast.parse(text, mode="eval")) if isinstance(node, ast.Name)}
+    return found - _FUNCTIONS.keys()
+
+
+def _value(node: ast.expr, names: Mapping[str, int]) -> int:
+    match node:
+        case ast.Constant(value=int(value)) if not isinstance(value, bool):
+            return value
+        case ast.Name(id=name):
+            return names[name]
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            return _value(left, names) + _value(right, names)
+        case ast.BinOp(left=left, op=ast.Sub(), right=right):
+            return _value(left, names) - _value(right, names)
+        case ast.BinOp(left=left, op=ast.Mult(), right=right):
+            return _value(left, names) * _value(right, names)
+        case ast.Call(func=ast.Name(id=name), args=[first, second], keywords=[]) if name in _FUNCTIONS:
+            return _FUNCTIONS[name](_value(first, names), _value(second, names))
+    raise ValueError(f"not an integer expression: {ast.unparse(node)}")

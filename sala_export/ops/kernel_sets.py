@@ -1,0 +1,19 @@
+"""The GPU kernels of every operator, by contract name. Importing this imports Triton."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from .common.launch import KernelSet
+from .infllmv2_attention import schema as infllmv2_attention
+from .infllmv2_attention import triton_kernel as infllmv2_attention_kernels
+from .lightning_attention import schema as lightning_attention
+from .lightning_attention import triton_kernel as lightning_attention_kernels
+
+KERNEL_SETS: Mapping[str, KernelSet] = MappingProxyType(
+    {
+        lightning_attention.CONTRACT.name: lightning_attention_kernels.KERNELS,
+        infllmv2_attention.CONTRACT.name: infllmv2_attention_kernels.KERNELS,
+    }
+)

@@ -1,0 +1,86 @@
+"""Leaf vocabulary shared by every stage: element types, precisions, sizes and tensor specifications."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+from .errors import RequestError
+
+
+class DType(StrEnum):
+    """Element types that cross a stage boundary; the values are numpy's and torch's names."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+    INT32 = "int32"
+    INT64 = "int64"
+
+    @property
+    def bytes(self) -> int:
+        """Size of one element."""
+        return {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, "int64": 8}[self.value]
+
+
+class Precision(StrEnum):
+    """Type of weights and activations of an exported graph or engine."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+    @property
+    def dtype(self) -> DType:
+        return {Precision.FP32: DType.FLOAT32, Precision.BF16: DType.BFLOAT16}[self]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Name, type and shape of a graph input or output; a string in the shape is a symbolic dimension."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int | str, ...]
+
+    def bound(self, sizes: dict[str, int]) -> tuple[int, ...]:
+        """The shape with every symbolic dimension replaced from `sizes`."""
+        return tuple(sizes[d] if isinstance(d, str) else d for d in self.shape)
+
+    def size_bytes(self, sizes: dict[str, int]) -> int:
+        """Bytes of the tensor at the given symbolic sizes."""
+        count = self.dtype.bytes
+        for extent in self.bound(sizes):
+            count *= extent
+        return count
+
+
+_SIZE = re.compile(r"^\s*(\d+)\s*([KMkm]?)\s*$")
+
+
+def parse_tokens(text: str) -> int:
+    """Read a token count: plain digits, or binary `K` and `M` (`64K` is 65536, `1M` is 1048576).
+
+    Raises: RequestError if the text is neither, or the count is zero.
+    """
+    match = _SIZE.match(text)
+    count = int(match[1]) * {"": 1, "k": 1024, "m": 1024 * 1024}[match[2].lower()] if match else 0
+    if count <= 0:
+        raise RequestError(f"{text!r} is not a token count: write digits, or digits with K or M, as in 64K or 1M")
+    return count
+
+
+def format_tokens(count: int) -> str:
+    """The shortest exact spelling that `parse_tokens` reads back."""
+    for factor, suffix in ((1024 * 1024, "M"), (1024, "K")):
+        if count >= factor and count % factor == 0:
+            return f"{count // factor}{suffix}"
+    return str(count)
+
+
+def format_bytes(count: float) -> str:
+    """Bytes in the binary unit a person would choose, e.g. `17.65 GiB`."""
+    for factor, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if abs(count) >= factor:
+            return f"{count / factor:.2f} {unit}"
+    return f"{count:.0f} B"

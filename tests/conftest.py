@@ -1,0 +1,31 @@
+"""GPU tests: run where there is a GPU, said loudly where they did not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--require", choices=["gpu"], action="append", default=[], help="Fail where this is missing.")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    needing = [item for item in items if item.get_closest_marker("gpu")]
+    if "gpu" in config.getoption("--require"):
+        if needing:
+            raise pytest.UsageError(f"--require gpu: no CUDA device for {len(needing)} tests")
+        return
+    for item in needing:
+        item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = terminalreporter.stats.get("skipped", [])
+    count = sum("no CUDA device" in str(report.longrepr) for report in skipped)
+    if count:
+        terminalreporter.write_line(
+            f"NOT RUN: {count} gpu tests, for want of a CUDA device (--require gpu makes that a failure)", yellow=True
+        )

@@ -1,0 +1,72 @@
+"""Runs an exported graph with ONNX's own reference evaluator, our operators supplied by their torch references.
+
+Everything between the operators is then computed by code that is not ours.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+
+from sala_export.checkpoint.config import SalaConfig
+from sala_export.model.rope import inverse_frequencies, rope_cos_sin
+from sala_export.model.signature import Signature, cache_sizes
+from sala_export.onnx.op_symbols import PLUGIN_ATTRIBUTES
+
+
+def _attributes(run: OpRun, overridden: dict[str, object]) -> dict[str, object]:
+    names = [a.name for a in run.onnx_node.attribute if a.name not in PLUGIN_ATTRIBUTES]
+    return {name: overridden.get(name) or getattr(run, name) for name in names}
+
+
+class LightningAttention(OpRun):
+    op_domain = "sala"
+
+    def _run(self, *inputs, **attributes):
+        values = [torch.tensor(x) for x in inputs]
+        return tuple(t.numpy() for t in torch.ops.sala.lightning_attention(*values, **_attributes(self, attributes)))
+
+
+class InfLLMv2Attention(OpRun):
+    op_domain = "sala"
+
+    def _run(self, *inputs, **attributes):
+        values = [torch.tensor(x) for x in inputs]
+        return tuple(t.numpy() for t in torch.ops.sala.infllmv2_attention(*values, **_attributes(self, attributes)))
+
+
+class GraphRunner:
+    """One sequence fed through an fp32 graph, chunk by chunk."""
+
+    def __init__(self, graph: Path, config: SalaConfig, step: Signature, capacity: int) -> None:
+        self.evaluator = ReferenceEvaluator(onnx.load(graph), new_ops=[LightningAttention, InfLLMv2Attention])
+        self.inv_freq = inverse_frequencies(config.rope_theta, config.head_dim)
+        self.step = step
+        sizes = cache_sizes(config, capacity)
+        self.caches = {e.past.name: np.zeros(e.past.bound(sizes), e.past.dtype.value) for e in step.caches}
+        self.past = 0
+
+    def feed(self, ids: torch.Tensor, context_length: int | None = None) -> torch.Tensor:
+        """Logits [V] of the last of `ids` [T]."""
+        tokens = len(ids)
+        end = self.past + tokens
+        positions = torch.arange(self.past, end)[None]
+        feeds = {
+            "input_ids": ids[None].numpy(),
+            "past_length": np.array([self.past], np.int32),
+            "context_length": np.array([context_length or end], np.int32),
+            "rope_cos_sin": rope_cos_sin(positions, self.inv_freq).numpy(),
+            **self.caches,
+        }
+        logits, *present = self.evaluator.run(None, feeds)
+        for entry, value in zip(self.step.caches, present, strict=True):
+            assert value.shape == self.caches[entry.past.name].shape
+            assert value.dtype == self.caches[entry.past.name].dtype
+            self.caches[entry.past.name] = value
+        self.past = end
+        return torch.from_numpy(logits[0])

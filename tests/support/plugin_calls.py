@@ -1,0 +1,192 @@
+"""Calls of plugins outside TensorRT: what to ask for, how to run it, and what the launches must then be."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sala_export.native_libraries import plugin_library
+from sala_export.ops.common.contract import ACTIVATION, Contract, Tensor
+from sala_export.ops.common.expr import evaluate
+from sala_export.ops.common.launch import KernelSet
+from sala_export.ops.infllmv2_attention.schema import CONTRACT as INFLLMV2_ATTENTION
+from sala_export.ops.kernel_sets import KERNEL_SETS
+from sala_export.ops.lightning_attention.schema import CONTRACT as LIGHTNING_ATTENTION
+
+Answer = Mapping[str, Any]
+
+STREAM = 0x5712EA3
+"""What the driver program gives as the stream."""
+_BUFFER_BYTES = 1 << 32
+_BYTES = {"float32": 4, "bfloat16": 2, "int32": 4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PluginCall:
+    """One call of an operator with made-up device addresses."""
+
+    contract: Contract
+    attributes: Mapping[str, int | float]
+    dims: Mapping[str, int]
+    activation: str = "bfloat16"
+    integer_command: str = "int"
+    """How integer attributes are handed over: `int` as an engine file does, `int32` as an ONNX parser does."""
+    is_in_place: bool = True
+    """Whether an output that updates an input is given that input's buffer."""
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Shapes of single tensors that differ from the contract's."""
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+    """Types of single tensors that differ from the contract's."""
+    misaligned: str | None = None
+    """A tensor to put 8 bytes after where it belongs."""
+
+    @property
+    def kernel_set(self) -> KernelSet:
+        return KERNEL_SETS[self.contract.name]
+
+    @property
+    def names(self) -> dict[str, int]:
+        """Dimensions and integer attributes."""
+        return {**{k: v for k, v in self.attributes.items() if isinstance(v, int)}, **self.dims}
+
+    @property
+    def addresses(self) -> dict[str, int]:
+        """Of every input, output and workspace, by name."""
+        tensors = (*self.contract.inputs, *self.contract.outputs)
+        addresses = {tensor.name: (i + 1) * _BUFFER_BYTES for i, tensor in enumerate(tensors)}
+        for output in self.contract.outputs:
+            if output.updates and self.is_in_place:
+                addresses[output.name] = addresses[output.updates]
+        start = (len(tensors) + 1) * _BUFFER_BYTES
+        for workspace in self.kernel_set.workspaces:
+            addresses[workspace.name] = start
+            size = self.bytes_of(workspace.dtype, [evaluate(extent, self.names) for extent in workspace.shape])
+            start += -(-size // 256) * 256
+        return addresses
+
+    @property
+    def workspace_bytes(self) -> int:
+        """All workspaces, each rounded up to 256 bytes."""
+        sizes = [
+            self.bytes_of(workspace.dtype, [evaluate(extent, self.names) for extent in workspace.shape])
+            for workspace in self.kernel_set.workspaces
+        ]
+        return sum(-(-size // 256) * 256 for size in sizes)
+
+    def bytes_of(self, dtype: str, shape: Sequence[int]) -> int:
+        return _BYTES[self.activation if dtype == ACTIVATION else dtype] * int(np.prod(shape, dtype=np.int64))
+
+    def shape_of(self, tensor: Tensor) -> Sequence[int]:
+        return self.shapes.get(tensor.name, [evaluate(extent, self.names) for extent in tensor.shape])
+
+    def with_attributes(self, **changes: int | float) -> PluginCall:
+        return replace(self, attributes={**self.attributes, **changes})
+
+    def creation(self) -> list[str]:
+        """Commands that make the plugin; the last one is answered with 1 if there is one now."""
+        commands = [
+            f"{self.integer_command if isinstance(value, int) else 'float'} {name} {value!r}"
+            for name, value in self.attributes.items()
+        ]
+        return [*commands, f"create {self.contract.onnx_type}"]
+
+    def tensors(self) -> Iterator[str]:
+        """Commands that name the tensors and the workspace."""
+        for kind, tensors in (("input", self.contract.inputs), ("output", self.contract.outputs)):
+            for tensor in tensors:
+                dtype = self.dtypes.get(tensor.name, self.activation if tensor.dtype == ACTIVATION else tensor.dtype)
+                extents = " ".join(map(str, self.shape_of(tensor)))
+                address = self.addresses[tensor.name] + (8 if tensor.name == self.misaligned else 0)
+                yield f"{kind} {dtype} {address} {extents}"
+        yield f"workspace {(len(self.contract.inputs) + len(self.contract.outputs) + 1) * _BUFFER_BYTES}"
+
+    def expected_launches(self) -> list[dict[str, Any]]:
+        """Kernel, grid, threads and arguments of every launch, read from the operator's `KernelSet`."""
+        addresses = self.addresses
+        for output in self.contract.outputs:
+            if output.updates:
+                addresses[output.updates] = addresses[output.name]
+        expected = []
+        for launch in self.kernel_set.decode if self.dims["T"] == 1 else self.kernel_set.prefill:
+            arguments = []
+            for parameter in launch.kernel.params:
+                if parameter.is_constexpr:
+                    continue
+                name = parameter.name
+                if name.endswith("_ptr"):
+                    arguments.append([8, addresses[name.removesuffix("_ptr")]])
+                elif isinstance(value := {**self.attributes, **self.dims}[name], float):
+                    arguments.append([4, int(np.float32(value).view(np.uint32))])
+                else:
+                    arguments.append([4, value % 2**32])
+            expected.append(
+                {
+                    "kernel": launch.kernel.__name__,
+                    "grid": [evaluate(extent, self.names) for extent in launch.grid],
+                    "block": [32 * launch.num_warps, 1, 1],
+                    "arguments": arguments,
+                }
+            )
+        return expected
+
+
+LIGHTNING = PluginCall(
+    contract=LIGHTNING_ATTENTION,
+    attributes={"num_heads": 4, "head_dim": 64, "eps": 1e-6, "scale": 0.125},
+    dims={"B": 2, "T": 37},
+)
+SPARSE = PluginCall(
+    contract=INFLLMV2_ATTENTION,
+    attributes={
+        "num_heads": 8,
+        "num_kv_heads": 2,
+        "head_dim": 64,
+        "scale": 0.125,
+        "kernel_size": 32,
+        "kernel_stride": 16,
+        "block_size": 64,
+        "topk": 5,
+        "window_size": 128,
+        "init_blocks": 1,
+        "dense_len": -1,
+    },
+    dims={"B": 2, "T": 37, "C": 1003, "C1": 61, "C2": 14},
+)
+
+
+@dataclass(frozen=True)
+class PluginDriver:
+    """The program of `tests/plugins/native`, which plays TensorRT on a fake CUDA driver."""
+
+    program: Path
+
+    def create(self, call: PluginCall) -> Answer:
+        """The answer to making the plugin of the call."""
+        return self._obey(call.creation())[-1]
+
+    def run(self, call: PluginCall, *actions: str, sm: int = 86) -> list[Answer]:
+        """Make the plugin of the call, then obey `actions`; returns the answer to `create` and those to the actions."""
+        setup = [f"sm {sm}", *call.tensors(), *call.creation()]
+        return self._obey([*setup, *actions])[len(setup) - 1 :]
+
+    def _obey(self, commands: Sequence[str]) -> list[Answer]:
+        completed = subprocess.run(
+            [self.program, plugin_library()],
+            input="\n".join(commands),
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        return [json.loads(line) for line in completed.stdout.splitlines()]
+
+
+def events_of(answer: Answer, kind: str) -> list[dict[str, Any]]:
+    """What was asked of the CUDA driver, of one kind."""
+    return [event for event in answer["events"] if event["event"] == kind]

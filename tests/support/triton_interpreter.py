@@ -1,0 +1,76 @@
+"""Kernels on the CPU, in Triton's interpreter, in a process of their own; and on a GPU, where there is one.
+
+Triton decides when it is imported whether kernels are interpreted or compiled, for the whole process; other tests of
+this session compile.
+"""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import pickle
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor
+
+UNWRITTEN = -(2**31)
+"""Content of int32 buffers before a kernel writes to them; floating ones hold NaN."""
+
+
+def run_interpreted(
+    operator: str, inputs: Sequence[Tensor], attributes: Mapping[str, int | float]
+) -> dict[str, Tensor]:
+    """Outputs and workspaces of an operator's kernels, by name; `inputs` are left as they are.
+
+    Outputs and workspaces are poisoned before the kernels run.
+    """
+    call = pickle.dumps((operator, tuple(inputs), dict(attributes)))
+    returned: dict[str, Tensor] = pickle.loads(_worker().submit(_run, call).result())
+    return returned
+
+
+DEVICES = ["interpreter", pytest.param("cuda", marks=pytest.mark.gpu)]
+"""For tests that run on both: values of `run_kernels_on`'s `device`."""
+
+
+def run_kernels_on(
+    device: str, operator: str, inputs: Sequence[Tensor], attributes: Mapping[str, int | float]
+) -> dict[str, Tensor]:
+    """`run_interpreted`, or the same on the GPU; everything returned is on the CPU."""
+    if device == "interpreter":
+        return run_interpreted(operator, inputs, attributes)
+    return {name: x.cpu() for name, x in _run_operator(operator, [x.cuda() for x in inputs], attributes).items()}
+
+
+@functools.cache
+def _worker() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_interpret)
+
+
+def _interpret() -> None:
+    if "triton" in sys.modules:
+        raise RuntimeError("Triton was imported before it could be told to interpret")
+    os.environ["TRITON_INTERPRET"] = "1"
+    torch.set_num_threads(1)
+
+
+def _run(call: bytes) -> bytes:
+    return pickle.dumps(_run_operator(*pickle.loads(call)))
+
+
+def _run_operator(operator: str, inputs: Sequence[Tensor], attributes: Mapping[str, int | float]) -> dict[str, Tensor]:
+    from sala_export.ops.common.triton_run import run_kernels
+    from sala_export.ops.kernel_sets import KERNEL_SETS
+    from sala_export.ops.registry import CONTRACTS
+
+    contract = next(c for c in CONTRACTS if c.name == operator)
+    return run_kernels(contract, KERNEL_SETS[operator], inputs, attributes, allocate=_poisoned)
+
+
+def _poisoned(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.full(shape, float("nan") if dtype.is_floating_point else UNWRITTEN, dtype=dtype, device=device)
