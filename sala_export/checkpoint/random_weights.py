@@ -1,0 +1,149 @@
+"""Random weights whose activations are sized like those of a trained model.
+
+Each tensor has its own distribution, from the structure of the model: projections of a normed input give unit variance
+(queries and keys of sparse layers more, so that attention is far from uniform), outputs of blocks give unit variance
+before the residual scale, logits have a standard deviation of `LOGIT_STD`. A few channels of the residual stream carry
+a large, nearly constant value, as trained models have; norm weights shrink it again on the way into each block, or else
+it would be the same for every token and drown the rest.
+
+Nothing depends on the number of layers, so a shorter model has the same tensors as a longer one of the same seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .config import Mixer, SalaConfig
+from .keymap import Weight
+
+LOGIT_STD = 3.0
+"""Standard deviation of the logits that the scales aim at."""
+OUTLIER_VALUE = 32.0
+"""Size of an outlier channel in the scaled embedding, whose other channels have a standard deviation of 1."""
+
+_OUTLIER_NORM_WEIGHT = 1 / 32
+_JITTER = 0.1
+"""Relative standard deviation of norm weights and of outlier values."""
+_SPARSE_QK_STD = 1.5
+_SPARSE_OUTPUT_VARIANCE = 1 / 8
+"""Assumed variance of attention outputs over a few hundred tokens, for values of variance 1."""
+_GATE_SQUARE = 0.293
+"""Mean of sigmoid(x)^2 for x normal with variance 1."""
+_SWIGLU_SQUARE = 0.356
+"""Mean of (silu(x) y)^2 for x, y normal with variance 1."""
+
+_BLOCK_ELEMENTS = 1 << 22
+
+Bits = NDArray[np.uint16]
+"""bfloat16 numbers as their bits, little endian."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Distribution:
+    """Normal, except in the outlier columns (positions in the last dimension)."""
+
+    mean: float = 0.0
+    std: float
+    outliers: Mapping[int, float] = field(default_factory=dict)
+    """Mean by column; the standard deviation there is `_JITTER` of it."""
+
+
+class RandomWeights:
+    """The weights of a model: a function of its configuration and a seed, each tensor on its own."""
+
+    def __init__(self, config: SalaConfig, seed: int) -> None:
+        self.config = config
+        self.seed = seed
+        self.outlier_channels = self._choose_outlier_channels()
+        # Each of the two blocks of a layer adds scale_depth^2 / layers to the variance of every channel.
+        self._by_role = self._distributions(halfway=config.scale_depth**2, final=2 * config.scale_depth**2)
+
+    def distribution(self, weight: Weight) -> Distribution:
+        """How the elements of `weight` are drawn."""
+        sparse = weight.layer is not None and self.config.mixer_types[weight.layer] is Mixer.SPARSE
+        return self._by_role.get(f"sparse {weight.role}" if sparse else "", self._by_role[weight.role])
+
+    def blocks(self, weight: Weight) -> Iterator[Bits]:
+        """The elements of `weight` in memory order, in blocks of a few megabytes."""
+        distribution = self.distribution(weight)
+        columns = weight.shape[-1]
+        rows = math.prod(weight.shape[:-1])
+        source = np.random.SFC64(_entropy(self.seed, weight.name))
+        table = _table(distribution.mean, distribution.std)
+        rows_per_block = max(1, _BLOCK_ELEMENTS // columns)
+        for first in range(0, rows, rows_per_block):
+            count = min(rows_per_block, rows - first)
+            words = source.random_raw(-(-count * columns // 4))
+            draws = words.astype("<u8", copy=False).view("<u2")[: count * columns].reshape(count, columns)
+            block = table[draws]
+            for column, mean in distribution.outliers.items():
+                block[:, column] = _table(mean, abs(mean) * _JITTER)[draws[:, column]]
+            yield block
+
+    def _choose_outlier_channels(self) -> tuple[int, ...]:
+        """One channel of the residual stream in 1024, at least two."""
+        hidden = self.config.hidden_size
+        order = np.argsort(np.random.SFC64(_entropy(self.seed, "outlier channels")).random_raw(hidden))
+        return tuple(sorted(int(channel) for channel in order[: max(2, hidden // 1024)]))
+
+    def _distributions(self, halfway: float, final: float) -> dict[str, Distribution]:
+        """By role; `sparse <role>` where sparse layers differ. Arguments: variance added by blocks so far."""
+        config = self.config
+        width = config.num_attention_heads * config.head_dim
+        values = {c: OUTLIER_VALUE * (-1) ** i for i, c in enumerate(self.outlier_channels)}
+
+        def projection(inputs: int, mean_square: float, std: float = 1.0) -> Distribution:
+            """Outputs of standard deviation `std` from `inputs` channels of the given mean square."""
+            return Distribution(std=std / math.sqrt(inputs * mean_square))
+
+        hidden, normed = config.hidden_size, self._normed_square(halfway)
+        from_hidden = projection(hidden, normed)
+        norm = Distribution(mean=1.0, std=_JITTER, outliers=dict.fromkeys(values, _OUTLIER_NORM_WEIGHT))
+        head_norm = Distribution(mean=1.0, std=_JITTER)
+        return {
+            "embed_tokens": Distribution(
+                std=1.0 / config.scale_emb, outliers={c: v / config.scale_emb for c, v in values.items()}
+            ),
+            **dict.fromkeys(("input_layernorm", "post_attention_layernorm", "norm"), norm),
+            **dict.fromkeys(("q_norm", "k_norm", "o_norm"), head_norm),
+            **dict.fromkeys(("q_proj", "k_proj", "v_proj", "z_proj", "o_gate", "gate_proj", "up_proj"), from_hidden),
+            **dict.fromkeys(("sparse q_proj", "sparse k_proj"), projection(hidden, normed, _SPARSE_QK_STD)),
+            "o_proj": projection(width, _GATE_SQUARE),
+            "sparse o_proj": projection(width, _GATE_SQUARE * _SPARSE_OUTPUT_VARIANCE),
+            "down_proj": projection(config.intermediate_size, _SWIGLU_SQUARE),
+            "lm_head": projection(hidden, self._normed_square(final), LOGIT_STD * config.logit_divisor),
+        }
+
+    def _normed_square(self, added: float) -> float:
+        """Mean square over channels after RMSNorm and its weight, once blocks have added variance `added`."""
+        share = len(self.outlier_channels) / self.config.hidden_size
+        regular, outlier = 1.0 + added, OUTLIER_VALUE**2 + added
+        weighted = (1 - share) * regular + share * outlier * _OUTLIER_NORM_WEIGHT**2
+        return (1 + _JITTER**2) * weighted / ((1 - share) * regular + share * outlier)
+
+
+def _entropy(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:16], "little")
+
+
+@cache
+def _quantiles() -> NDArray[np.float64]:
+    """The standard normal at the middle of each of 65536 equally likely intervals."""
+    normal = NormalDist()
+    return np.array([normal.inv_cdf((i + 0.5) / 65536) for i in range(65536)])
+
+
+@cache
+def _table(mean: float, std: float) -> Bits:
+    """bfloat16 by 16 random bits: sampling is then one look-up per element, at the speed of memory."""
+    bits = (mean + std * _quantiles()).astype(np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return rounded.astype("<u2")

@@ -1,0 +1,197 @@
+"""A checkpoint directory in Hugging Face layout: config, weights by location, accessory files.
+
+Opening reads config.json, the index and the headers of the shards: kilobytes, whatever the size of the model. Nothing
+here imports torch until `Checkpoint.tensor` is called.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import CheckpointError
+from ..specs import DType
+from .config import SalaConfig
+from .keymap import Weight, weights
+from .safetensors_header import StoredTensor, read_header
+
+if TYPE_CHECKING:
+    import torch
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+TOKENIZER_FILE = "tokenizer.json"
+ACCESSORY_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+"""What a text runtime needs beside the weights; all are optional."""
+
+_WEIGHT_DTYPES = {"BF16": DType.BFLOAT16, "F16": DType.FLOAT16, "F32": DType.FLOAT32}
+_NAMED_IN_ERRORS = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorLocation:
+    """The bytes of a tensor: little endian, row major, contiguous."""
+
+    file: Path
+    """The shard in the checkpoint directory. In a hub snapshot it is a symlink: resolve it before hard linking."""
+    offset: int
+    """Bytes from the start of the file; not always a multiple of the element size."""
+    length: int
+    """Bytes."""
+    dtype: DType
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """A checked checkpoint: every weight that `config` calls for exists, whole, in the right shape and in one type."""
+
+    directory: Path
+    config: SalaConfig
+    dtype: DType
+    """Type of all weights: float32, float16 or bfloat16."""
+    locations: Mapping[str, TensorLocation]
+    """By name, in the order of `keymap.weights`; other tensors of the files are left out."""
+
+    @classmethod
+    def open(cls, directory: Path, layers: int | None = None) -> Checkpoint:
+        """Read and check a checkpoint directory; with `layers`, only the first that many.
+
+        Shards that hold no weight of the layers taken need not exist.
+
+        Raises: ConfigError or UnsupportedError for the configuration, RequestError for `layers`, CheckpointError for
+        the files; each names the file and the field or tensor.
+        """
+        if not directory.is_dir():
+            raise CheckpointError(f"{directory} is not a directory: a checkpoint is one in Hugging Face layout")
+        config = SalaConfig.from_file(directory / CONFIG_FILE)
+        if layers is not None:
+            config = config.truncated(layers)
+        wanted = weights(config)
+        stored = _find(directory, wanted)
+        locations = {weight.name: _checked(*stored[weight.name], weight) for weight in wanted}
+        return cls(directory=directory, config=config, dtype=_common_dtype(locations), locations=locations)
+
+    def truncated(self, layers: int) -> Checkpoint:
+        """The first `layers` layers, with the residual scale of the whole model.
+
+        Raises: RequestError if the model does not have that many.
+        """
+        config = self.config.truncated(layers)
+        locations = {weight.name: self.locations[weight.name] for weight in weights(config)}
+        return replace(self, config=config, locations=locations)
+
+    def tensor_names(self) -> tuple[str, ...]:
+        """Names of all weights in the order of computation."""
+        return tuple(self.locations)
+
+    def location(self, name: str) -> TensorLocation:
+        """Where a weight lies; KeyError if the model has no weight of this name."""
+        return self.locations[name]
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A weight as a CPU tensor over the mapped file: pages are read when touched and writes stay private."""
+        from .mapped_tensor import map_tensor
+
+        return map_tensor(self.locations[name])
+
+    def shard_files(self) -> dict[str, Path]:
+        """The files that hold the weights: name in the checkpoint -> real path, symlinks resolved."""
+        return {location.file.name: location.file.resolve() for location in self.locations.values()}
+
+    def accessory_files(self) -> dict[str, Path]:
+        """Those of `ACCESSORY_FILES` that exist: name -> real path, symlinks resolved."""
+        found = {name: self.directory / name for name in ACCESSORY_FILES}
+        return {name: path.resolve() for name, path in found.items() if path.is_file()}
+
+    def weight_bytes(self) -> int:
+        """Size of all weights together."""
+        return sum(location.length for location in self.locations.values())
+
+
+def _find(directory: Path, wanted: Iterable[Weight]) -> dict[str, tuple[Path, StoredTensor]]:
+    """Shard and header entry of every wanted weight."""
+    names = [weight.name for weight in wanted]
+    single = directory / WEIGHTS_FILE
+    shard_of = dict.fromkeys(names, single) if single.is_file() else _read_index(directory, names)
+    shards = tuple(dict.fromkeys(shard_of.values()))
+    absent = [shard.name for shard in shards if not shard.is_file()]
+    if absent:
+        raise CheckpointError(f"{directory} lacks {_listed(absent)}: download the checkpoint again")
+    headers = {shard: read_header(shard) for shard in shards}
+    lacking = [name for name in names if name not in headers[shard_of[name]]]
+    if lacking:
+        files = _listed(list(dict.fromkeys(shard_of[name].name for name in lacking)))
+        raise CheckpointError(
+            f"{directory}: {files} should hold {_listed(lacking)} but does not: "
+            "the checkpoint is incomplete or of another model"
+        )
+    return {name: (shard_of[name], headers[shard_of[name]][name]) for name in names}
+
+
+def _read_index(directory: Path, names: Iterable[str]) -> dict[str, Path]:
+    """The shard that the index gives for each of `names`."""
+    path = directory / INDEX_FILE
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{directory} has neither {WEIGHTS_FILE} nor {INDEX_FILE}: weights must be safetensors files"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{path} has no weight_map object: download it again")
+    unlisted = [name for name in names if name not in weight_map]
+    if unlisted:
+        raise CheckpointError(f"{path} does not list {_listed(unlisted)}: it is incomplete or of another model")
+    for name in names:
+        shard = weight_map[name]
+        # A path with folders could point outside the checkpoint, and bundles place shards by their bare names.
+        if not isinstance(shard, str) or shard != Path(shard).name or not shard.endswith(".safetensors"):
+            raise CheckpointError(f"{path} places {name} in {shard!r}, expected a .safetensors file beside it")
+    return {name: directory / weight_map[name] for name in names}
+
+
+def _checked(file: Path, stored: StoredTensor, weight: Weight) -> TensorLocation:
+    dtype = _WEIGHT_DTYPES.get(stored.dtype)
+    if dtype is None:
+        raise CheckpointError(
+            f"{file}: {weight.name} has type {stored.dtype}, expected one of {', '.join(_WEIGHT_DTYPES)}: "
+            "convert the checkpoint to bfloat16"
+        )
+    if stored.shape != weight.shape:
+        raise CheckpointError(
+            f"{file}: {weight.name} has shape {list(stored.shape)}, but {CONFIG_FILE} calls for {list(weight.shape)}"
+        )
+    if stored.length != dtype.bytes * weight.elements:
+        raise CheckpointError(
+            f"{file}: {weight.name} takes {stored.length} bytes, but its shape and type need "
+            f"{dtype.bytes * weight.elements}: download the file again"
+        )
+    return TensorLocation(file=file, offset=stored.offset, length=stored.length, dtype=dtype, shape=stored.shape)
+
+
+def _common_dtype(locations: Mapping[str, TensorLocation]) -> DType:
+    """The one type of all weights: a graph reads them in place, so it cannot convert some of them."""
+    (common, count), *others = Counter(location.dtype for location in locations.values()).most_common()
+    if others:
+        odd = [name for name, location in locations.items() if location.dtype != common]
+        raise CheckpointError(
+            f"{locations[odd[0]].file}: {_listed(odd)} is not {common} as the other {count} weights are: "
+            "convert the checkpoint to one type"
+        )
+    return common
+
+
+def _listed(names: list[str]) -> str:
+    """The first few of `names`, and how many more there are."""
+    more = len(names) - _NAMED_IN_ERRORS
+    return ", ".join(names[:_NAMED_IN_ERRORS]) + (f" and {more} more" if more > 0 else "")
