@@ -1,0 +1,152 @@
+"""The layers of MiniCPM-SALA around its two attention operators.
+
+B batch, T tokens of the chunk, H hidden size. Module and parameter names are those of the checkpoint. Projections that
+share an input run as one packed product in the exported graph, because some TensorRT versions miscompile their own
+horizontal fusion of them at batch 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..checkpoint.config import Mixer, SalaConfig
+from ..ops.infllmv2_attention.torch_op import infllmv2_attention, infllmv2_attention_
+from ..ops.lightning_attention.torch_op import lightning_attention
+from .attributes import operator_attributes
+
+Cache = tuple[Tensor, ...]
+"""Tensors of one layer in the order of `signature.py`: `(state,)` or `(key, value, k1, k2)`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepInputs:
+    """What every layer of one step shares."""
+
+    past_length: Tensor
+    """int32 [B]"""
+    context_length: Tensor
+    """int32 [B]"""
+    rope_cos_sin: Tensor
+    """fp32 [B, T, head_dim]"""
+
+
+class RMSNorm(nn.Module):
+    """`cast(x / sqrt(mean(x^2) + eps)) * weight`: the mean in fp32, the cast to x's type before the weight."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.float32)
+        scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return scaled.to(x.dtype) * self.weight
+
+
+class PackedLinear(nn.Module):
+    """Several projections of one input, concatenated along the output; holds no parameters of its own.
+
+    Exported, the weights are concatenated and TensorRT folds that into one product at build time. In eager mode the
+    outputs are concatenated instead: the same numbers without a copy of the weights.
+    """
+
+    def forward(self, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        if torch.compiler.is_exporting():
+            return functional.linear(x, torch.cat(tuple(weights)))
+        return torch.cat([functional.linear(x, weight) for weight in weights], dim=-1)
+
+
+class MLP(nn.Module):
+    """`down(silu(gate x) * up x)`."""
+
+    def __init__(self, config: SalaConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_up_proj = PackedLinear()
+
+    def forward(self, x: Tensor) -> Tensor:
+        packed = self.gate_up_proj(x, (self.gate_proj.weight, self.up_proj.weight))
+        # Not two slices: TensorRT would split the GEMM in two and keep its weights once more for decoding.
+        gate, up = packed.unflatten(-1, (2, self.gate_proj.out_features)).unbind(-2)
+        hidden: Tensor = self.down_proj(functional.silu(gate) * up)
+        return hidden
+
+
+class LightningMixer(nn.Module):
+    """Linear attention with constant decay; cache `(state,)`."""
+
+    def __init__(self, config: SalaConfig) -> None:
+        super().__init__()
+        width = config.num_attention_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, width, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, width, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, width, bias=False)
+        self.z_proj = nn.Linear(config.hidden_size, width, bias=False)
+        self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.o_norm = RMSNorm(width, config.rms_norm_eps)
+        self.qkvz_proj = PackedLinear()
+        self.attributes = operator_attributes(config, Mixer.LIGHTNING)
+
+    def forward(self, x: Tensor, cache: Cache, step: StepInputs) -> tuple[Tensor, Cache]:
+        weights = (self.q_proj.weight, self.k_proj.weight, self.v_proj.weight, self.z_proj.weight)
+        y, state = lightning_attention(
+            self.qkvz_proj(x, weights),
+            self.q_norm.weight,
+            self.k_norm.weight,
+            self.o_norm.weight,
+            step.rope_cos_sin,
+            *cache,
+            *self.attributes.values(),
+        )
+        return self.o_proj(y), (state,)
+
+
+class SparseMixer(nn.Module):
+    """InfLLM-v2 attention; cache `(key, value, k1, k2)`, updated in place except in an exported graph."""
+
+    def __init__(self, config: SalaConfig) -> None:
+        super().__init__()
+        width = config.num_attention_heads * config.head_dim
+        kv_width = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, width, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
+        self.o_gate = nn.Linear(config.hidden_size, width, bias=False)
+        self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
+        self.qkvg_proj = PackedLinear()
+        self.attributes = operator_attributes(config, Mixer.SPARSE)
+
+    def forward(self, x: Tensor, cache: Cache, step: StepInputs) -> tuple[Tensor, Cache]:
+        weights = (self.q_proj.weight, self.k_proj.weight, self.v_proj.weight, self.o_gate.weight)
+        inputs = (self.qkvg_proj(x, weights), step.past_length, step.context_length, *cache)
+        if torch.compiler.is_exporting():
+            y, *updated = infllmv2_attention(*inputs, *self.attributes.values())
+            return self.o_proj(y), tuple(updated)
+        return self.o_proj(infllmv2_attention_(*inputs, **self.attributes)), cache
+
+
+class DecoderLayer(nn.Module):
+    """Mixer and MLP, each normed before and scaled by `residual_scale` after."""
+
+    def __init__(self, config: SalaConfig, mixer: Mixer) -> None:
+        super().__init__()
+        self.self_attn = LightningMixer(config) if mixer is Mixer.LIGHTNING else SparseMixer(config)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.residual_scale = config.residual_scale
+
+    def forward(self, hidden: Tensor, cache: Cache, step: StepInputs) -> tuple[Tensor, Cache]:
+        mixed, cache = self.self_attn(self.input_layernorm(hidden), cache, step)
+        hidden = hidden + mixed * self.residual_scale
+        return hidden + self.mlp(self.post_attention_layernorm(hidden)) * self.residual_scale, cache

@@ -1,0 +1,134 @@
+"""MiniCPM-SALA as an `nn.Module`: the whole-context form that users call and the cached step that is exported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint.config import SalaConfig
+from ..checkpoint.reader import Checkpoint
+from ..specs import DType
+from .layers import Cache, DecoderLayer, RMSNorm, StepInputs
+from .rope import inverse_frequencies, rope_cos_sin
+from .signature import cache_sizes, signature
+
+
+class SalaModel(nn.Module):
+    """Embedding, decoder layers and final norm; parameter names as in the checkpoint under `model.`."""
+
+    def __init__(self, config: SalaConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, mixer) for mixer in config.mixer_types)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.scale_emb = config.scale_emb
+
+    def forward(
+        self, input_ids: Tensor, step: StepInputs, caches: Sequence[Cache], last_only: bool
+    ) -> tuple[Tensor, list[Cache]]:
+        """Normed hidden rows [B, T, H], or [B, H] of the last token, and the updated caches by layer."""
+        hidden = self.embed_tokens(input_ids) * self.scale_emb
+        updated: list[Cache] = []
+        for layer, cache in zip(self.layers, caches, strict=True):
+            hidden, cache = layer(hidden, cache, step)
+            updated.append(cache)
+        return self.norm(hidden[:, -1] if last_only else hidden), updated
+
+
+class SalaForCausalLM(nn.Module):
+    """The language model.
+
+    `forward` takes a whole context. `step` takes one chunk and the caches of everything before it; any split of a
+    context into chunks gives the same logits, to rounding, as long as `context_length` is the same.
+    """
+
+    def __init__(self, config: SalaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = SalaModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+    ) -> SalaForCausalLM:
+        """Load a checkpoint directory; `dtype` defaults to the checkpoint's own.
+
+        On the CPU and in the checkpoint's dtype the weights stay memory-mapped files.
+
+        Raises: ConfigError, UnsupportedError or CheckpointError naming the file and the field or tensor.
+        """
+        checkpoint = Checkpoint.open(Path(path))
+        with torch.device("meta"):
+            model = cls(checkpoint.config)
+        weights = {name: checkpoint.tensor(name).to(device=device, dtype=dtype) for name in checkpoint.locations}
+        if checkpoint.config.tie_word_embeddings:
+            weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+        model.load_state_dict(weights, assign=True)
+        return model.requires_grad_(False).eval()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of weights and activations."""
+        return self.lm_head.weight.dtype
+
+    def new_caches(self, batch: int, capacity: int) -> list[Cache]:
+        """Empty caches by layer for `capacity` tokens, in the layout of `signature.py`."""
+        device = self.lm_head.weight.device
+        sizes = cache_sizes(self.config, capacity, batch)
+        caches: list[list[Tensor]] = [[] for _ in self.config.mixer_types]
+        for entry in signature(self.config, DType(str(self.dtype).removeprefix("torch."))).caches:
+            dtype = getattr(torch, entry.past.dtype.value)
+            caches[entry.layer].append(torch.zeros(entry.past.bound(sizes), dtype=dtype, device=device))
+        return [tuple(cache) for cache in caches]
+
+    def rope(self, past_length: Tensor, tokens: int) -> Tensor:
+        """`rope_cos_sin` of the next `tokens` positions, fp32 [B, T, head_dim]."""
+        inv_freq = inverse_frequencies(self.config.rope_theta, self.config.head_dim).to(past_length.device)
+        positions = past_length[:, None] + torch.arange(tokens, device=past_length.device)
+        return rope_cos_sin(positions, inv_freq)
+
+    def step(
+        self,
+        input_ids: Tensor,
+        past_length: Tensor,
+        context_length: Tensor,
+        rope_cos_sin: Tensor,
+        caches: Sequence[Cache],
+    ) -> tuple[Tensor, list[Cache]]:
+        """Run one chunk.
+
+        Args: input_ids int64 [B, T]; past_length, context_length int32 [B]; rope_cos_sin fp32 [B, T, head_dim];
+        caches by layer, whose sparse tensors are updated in place.
+        Returns: fp32 logits of the last token [B, V]; the caches after the chunk.
+        Raises: ShapeError if shapes or lengths break an operator's contract.
+        """
+        return self._run(input_ids, past_length, context_length, rope_cos_sin, caches, last_only=True)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """fp32 logits [B, T, V] of a whole context, input_ids int64 [B, T]."""
+        batch, tokens = input_ids.shape
+        past_length = torch.zeros(batch, dtype=torch.int32, device=input_ids.device)
+        rope = self.rope(past_length, tokens)
+        caches = self.new_caches(batch, tokens)
+        logits, _ = self._run(input_ids, past_length, past_length + tokens, rope, caches, last_only=False)
+        return logits
+
+    def _run(
+        self,
+        input_ids: Tensor,
+        past_length: Tensor,
+        context_length: Tensor,
+        rope_cos_sin: Tensor,
+        caches: Sequence[Cache],
+        last_only: bool,
+    ) -> tuple[Tensor, list[Cache]]:
+        step = StepInputs(past_length=past_length, context_length=context_length, rope_cos_sin=rope_cos_sin)
+        hidden, updated = self.model(input_ids, step, caches, last_only)
+        logits: Tensor = self.lm_head(hidden / self.config.logit_divisor)
+        return logits.to(torch.float32), updated
