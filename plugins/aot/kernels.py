@@ -1,0 +1,188 @@
+"""Compiles the Triton kernels of an operator ahead of time; needs neither a GPU nor torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from sala_export.ops.common.contract import ACTIVATION, Contract
+from sala_export.ops.common.launch import KernelSet, Launch
+from sala_export.ops.common.targets import AOT_ARCHITECTURES
+from sala_export.ops.kernel_sets import KERNEL_SETS
+
+_TRITON_TYPES: Mapping[str, str] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32"}
+_POINTER_DIVISOR = 16
+"""What kernels may assume of every address; `kPointerDivisor` of the launcher checks it."""
+
+
+class AotError(Exception):
+    """A kernel that cannot be shipped, with the kernel and the reason in one line."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompileJob:
+    """One cubin to make. Plain values, so that worker processes can be handed one."""
+
+    operator: str
+    kernel: str
+    signature: tuple[tuple[str, str], ...]
+    """Parameter names with Triton types; `constexpr` for compile-time constants."""
+    constexprs: tuple[tuple[str, int], ...]
+    num_warps: int
+    num_stages: int
+    sm: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompiledKernel:
+    """A cubin with what a launch needs to know of it."""
+
+    cubin: bytes
+    threads: int
+    """Per block."""
+    shared_bytes: int
+    """Dynamic shared memory per block."""
+    hidden_pointers: int
+    """Pointers that Triton adds after the declared parameters; they may be null."""
+    is_arch_specific: bool
+    """True if the code runs on exactly one architecture (PTX target `sm_<n>a`)."""
+
+
+def declared_parameters(launch: Launch) -> list[str]:
+    """Names of the parameters that a launch passes, in order; compile-time constants left out."""
+    return [p.name for p in _parameters(launch) if not p.is_constexpr]
+
+
+def compile_job(
+    contract: Contract, kernel_set: KernelSet, launch: Launch, *, activation: str, variant: Mapping[str, int], sm: int
+) -> CompileJob:
+    """The compilation of one launch for one activation type, variant and architecture.
+
+    Raises: AotError if a parameter is neither a tensor, a dimension, an attribute nor a known constant.
+    """
+    constants = {**launch.constexprs, **variant}
+    pointers = {tensor.name: tensor.dtype for tensor in (*contract.inputs, *contract.outputs)}
+    pointers |= {workspace.name: workspace.dtype for workspace in kernel_set.workspaces}
+    floats = {a.name for a in contract.attributes if a.type is float}
+    integers = {a.name for a in contract.attributes if a.type is int} | set(contract.dims)
+    signature: list[tuple[str, str]] = []
+    for parameter in _parameters(launch):
+        name = parameter.name
+        tensor = name.removesuffix("_ptr")
+        if parameter.is_constexpr and name in constants:
+            kind = "constexpr"
+        elif not parameter.is_constexpr and name.endswith("_ptr") and tensor in pointers:
+            dtype = pointers[tensor]
+            kind = "*" + _TRITON_TYPES[activation if dtype == ACTIVATION else dtype]
+        elif not parameter.is_constexpr and name in floats:
+            kind = "fp32"
+        elif not parameter.is_constexpr and name in integers:
+            kind = "i32"
+        else:
+            raise AotError(
+                f"{contract.name}: parameter {name} of {_name(launch)} is no tensor, dimension, attribute or constant"
+            )
+        signature.append((name, kind))
+    used = {name for name, kind in signature if kind == "constexpr"}
+    if unused := launch.constexprs.keys() - used:
+        raise AotError(f"{contract.name}: {_name(launch)} takes no constant {', '.join(sorted(unused))}")
+    return CompileJob(
+        operator=contract.name,
+        kernel=_name(launch),
+        signature=tuple(signature),
+        constexprs=tuple(sorted((name, value) for name, value in constants.items() if name in used)),
+        num_warps=launch.num_warps,
+        num_stages=launch.num_stages,
+        sm=sm,
+    )
+
+
+def compile_kernel(job: CompileJob) -> CompiledKernel:
+    """Make one cubin.
+
+    Raises: AotError if the kernel needs more shared memory than the architecture has, or features that the launcher
+        does not serve, or runs on other architectures than `AOT_ARCHITECTURES` says.
+    """
+    # Line tables would carry the paths of the build machine and a third of the size.
+    triton.knobs.compilation.disable_line_info = True
+    attributes = {
+        (i,): [["tt.divisibility", _POINTER_DIVISOR]] for i, (_, kind) in enumerate(job.signature) if kind[0] == "*"
+    }
+    source = ASTSource(_kernel(job), dict(job.signature), dict(job.constexprs), attributes)
+    # FP fusion is Triton's present default, stated because the default is announced to change.
+    options = {"num_warps": job.num_warps, "num_stages": job.num_stages, "enable_fp_fusion": True}
+    compiled = triton.compile(source, target=GPUTarget("cuda", job.sm, 32), options=options)
+    _check_launchable(job, compiled.metadata)
+    ptx = compiled.asm["ptx"]
+    return CompiledKernel(
+        cubin=compiled.asm["cubin"],
+        threads=int(_ptx_field(job, ptx, r"\.reqntid\s+(\d+)")),
+        shared_bytes=compiled.metadata.shared,
+        hidden_pointers=_hidden_pointers(job, ptx),
+        is_arch_specific=_is_arch_specific(job, ptx),
+    )
+
+
+def _check_launchable(job: CompileJob, metadata: Any) -> None:
+    limit = AOT_ARCHITECTURES[job.sm].shared_limit_bytes
+    if metadata.shared > limit:
+        raise AotError(
+            f"{job.kernel}: {dict(job.constexprs)} needs {metadata.shared} bytes of shared memory, "
+            f"sm_{job.sm} has {limit}: use smaller tiles or fewer stages"
+        )
+    needs = {
+        "global scratch memory": metadata.global_scratch_size,
+        "profile scratch memory": metadata.profile_scratch_size,
+        "a cooperative grid": metadata.launch_cooperative_grid,
+        "clusters": metadata.num_ctas - 1,
+    }
+    if unserved := [what for what, need in needs.items() if need]:
+        raise AotError(f"{job.kernel}: needs {', '.join(unserved)}, which the launcher does not serve")
+
+
+def _hidden_pointers(job: CompileJob, ptx: str) -> int:
+    """Parameters of the compiled kernel beyond the declared ones, which must be the first, in order."""
+    entry = _ptx_field(job, ptx, rf"\.entry\s+{job.kernel}\s*\((.*?)\)")
+    widths = [int(width) for width in re.findall(r"\.param\s+\.[a-z](\d+)", entry)]
+    declared = [64 if kind[0] == "*" else 32 for _, kind in job.signature if kind != "constexpr"]
+    hidden = widths[len(declared) :]
+    if widths[: len(declared)] != declared or any(width != 64 for width in hidden):
+        raise AotError(f"{job.kernel}: compiled parameters of {widths} bits, declared {declared}, then pointers")
+    return len(hidden)
+
+
+def _is_arch_specific(job: CompileJob, ptx: str) -> bool:
+    target = _ptx_field(job, ptx, r"\.target\s+(\w+)")
+    is_arch_specific = target.endswith("a")
+    if is_arch_specific != AOT_ARCHITECTURES[job.sm].is_arch_specific:
+        raise AotError(
+            f"{job.kernel}: Triton {triton.__version__} compiled for {target}, AOT_ARCHITECTURES says otherwise"
+        )
+    return is_arch_specific
+
+
+def _ptx_field(job: CompileJob, ptx: str, pattern: str) -> str:
+    match = re.search(pattern, ptx, re.DOTALL)
+    if match is None:
+        raise AotError(f"{job.kernel}: PTX of Triton {triton.__version__} lacks {pattern}")
+    return match[1]
+
+
+def _kernel(job: CompileJob) -> Any:
+    kernel_set = KERNEL_SETS[job.operator]
+    return next(x.kernel for x in (*kernel_set.prefill, *kernel_set.decode) if _name(x) == job.kernel)
+
+
+def _parameters(launch: Launch) -> Sequence[Any]:
+    parameters: Sequence[Any] = launch.kernel.params  # type: ignore[attr-defined]
+    return parameters
+
+
+def _name(launch: Launch) -> str:
+    return launch.kernel.__name__

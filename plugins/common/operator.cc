@@ -1,0 +1,218 @@
+#include "common/operator.h"
+
+#include <algorithm>
+#include <limits>
+#include <string>
+
+namespace sala {
+namespace {
+
+constexpr int64_t kUnbound = std::numeric_limits<int64_t>::min();
+constexpr int64_t kMaxKernelInteger = std::numeric_limits<int32_t>::max();            // kernels take sizes as 32 bits
+constexpr int64_t kMaxGrid[3] = {std::numeric_limits<int32_t>::max(), 65535, 65535};  // CUDA C++ Programming Guide
+
+template <class Range, class Print>
+std::string joined(const Range& range, Print print) {
+  std::ostringstream text;
+  const char* separator = "";
+  for (const auto& item : range) {
+    text << separator << print(item);
+    separator = ", ";
+  }
+  return text.str();
+}
+
+std::string bracketed(const std::string& text) { return std::string("[").append(text).append("]"); }
+
+std::string expected_shape(const TensorRule& rule) {
+  return bracketed(joined(rule.shape, [](const Extent& extent) { return extent.text; }));
+}
+
+std::string printed(std::span<const int64_t> shape) {
+  return bracketed(joined(shape, [](int64_t extent) { return extent; }));
+}
+
+bool holds(Relation relation, int64_t left, int64_t right) {
+  switch (relation) {
+    case Relation::kEqual:
+      return left == right;
+    case Relation::kAtLeast:
+      return left >= right;
+    case Relation::kAtMost:
+      return left <= right;
+  }
+  return false;
+}
+
+/// "head_dim = 64" for every variant.
+std::string printed_variants(const OperatorTable& table) {
+  std::ostringstream text;
+  const size_t width = table.variant_names.size();
+  for (size_t at = 0; at < table.variant_values.size(); ++at) {
+    const char* separator = at == 0 ? "" : at % width == 0 ? "; " : ", ";
+    text << separator << table.names[table.variant_names[at % width]] << " = " << table.variant_values[at];
+  }
+  return text.str();
+}
+
+int32_t find_variant(const OperatorTable& table, std::span<const int64_t> integers) {
+  const size_t width = table.variant_names.size();
+  for (size_t first = 0; first < table.variant_values.size(); first += width) {
+    const auto matches = [&](size_t i) { return integers[table.variant_names[i]] == table.variant_values[first + i]; };
+    size_t equal = 0;
+    while (equal < width && matches(equal)) ++equal;
+    if (equal == width) return static_cast<int32_t>(first / width);
+  }
+  return kNone;
+}
+
+}  // namespace
+
+std::string_view name_of(DataType dtype) {
+  constexpr std::string_view kNames[] = {"any activation type", "float32", "float16", "bfloat16", "int32", "int64",
+                                         "another type"};
+  return kNames[static_cast<size_t>(dtype)];
+}
+
+int64_t bytes_of(DataType dtype) {
+  constexpr int64_t kBytes[] = {0, 4, 2, 2, 4, 8, 0};
+  return kBytes[static_cast<size_t>(dtype)];
+}
+
+int64_t bytes_of(const TensorView& tensor) {
+  int64_t bytes = bytes_of(tensor.dtype);
+  for (const int64_t extent : tensor.shape) bytes *= extent;
+  return bytes;
+}
+
+Expected<Operator> Operator::create(const OperatorTable& table, std::vector<int64_t> integers,
+                                    std::vector<float> floats) {
+  for (size_t i = 0; i < integers.size(); ++i) {
+    if (integers[i] > kMaxKernelInteger || integers[i] < -kMaxKernelInteger) {
+      return error(table.type, ": attribute ", table.names[i], " = ", integers[i], " does not fit 32 bits");
+    }
+  }
+  const int32_t variant = find_variant(table, integers);
+  if (variant == kNone) {
+    const auto print = [&](int32_t name) {
+      return std::string(table.names[name]) + " = " + std::to_string(integers[name]);
+    };
+    return error(table.type, ": no kernels for ", joined(table.variant_names, print), "; there are kernels for ",
+                 printed_variants(table));
+  }
+  return Operator(table, std::move(integers), std::move(floats), variant);
+}
+
+Expected<Call> Operator::bind(std::span<const TensorView> inputs, std::span<const TensorView> outputs) const {
+  if (inputs.size() != table_->inputs.size() || outputs.size() != table_->outputs.size()) {
+    return error(table_->type, ": expected ", table_->inputs.size(), " inputs and ", table_->outputs.size(),
+                 " outputs, got ", inputs.size(), " and ", outputs.size());
+  }
+  Call call{std::vector<int64_t>(table_->names.size(), kUnbound), DataType::kActivation};
+  std::copy(integers_.begin(), integers_.end(), call.names.begin());
+  const auto bind_all = [&](std::span<const TensorRule> rules, std::span<const TensorView> tensors) -> Status {
+    for (size_t i = 0; i < rules.size(); ++i) {
+      SALA_RETURN_IF_ERROR(check_type(rules[i], tensors[i].dtype, call.activation));
+      SALA_RETURN_IF_ERROR(bind_shape(rules[i], tensors[i].shape, call));
+    }
+    return success();
+  };
+  SALA_RETURN_IF_ERROR(bind_all(table_->inputs, inputs));
+  SALA_RETURN_IF_ERROR(bind_all(table_->outputs, outputs));
+  SALA_RETURN_IF_ERROR(check_conditions(call));
+  SALA_RETURN_IF_ERROR(check_grids(call));
+  return call;
+}
+
+Status Operator::check_type(const TensorRule& rule, DataType dtype, DataType& activation) const {
+  if (rule.dtype != DataType::kActivation) {
+    if (dtype == rule.dtype) return success();
+    return error(table_->type, ": ", rule.name, " is ", name_of(dtype), ", expected ", name_of(rule.dtype));
+  }
+  if (activation == DataType::kActivation) {
+    const auto shipped = table_->activations;
+    if (std::find(shipped.begin(), shipped.end(), dtype) == shipped.end()) {
+      return error(table_->type, ": ", rule.name, " is ", name_of(dtype), "; there are kernels for ",
+                   joined(shipped, name_of));
+    }
+    activation = dtype;
+  }
+  if (dtype == activation) return success();
+  return error(table_->type, ": ", rule.name, " is ", name_of(dtype), ", expected ", name_of(activation),
+               " as the tensors before it");
+}
+
+Status Operator::bind_shape(const TensorRule& rule, std::span<const int64_t> shape, Call& call) const {
+  if (shape.size() != rule.shape.size()) {
+    return error(table_->type, ": ", rule.name, " has shape ", printed(shape), ", expected ", expected_shape(rule));
+  }
+  for (size_t axis = 0; axis < shape.size(); ++axis) {
+    const Extent& extent = rule.shape[axis];
+    if (shape[axis] < 0 || shape[axis] > kMaxKernelInteger) {
+      return error(table_->type, ": ", rule.name, " has shape ", printed(shape), "; an extent must fit 31 bits");
+    }
+    if (extent.dimension != kNone && call.names[extent.dimension] == kUnbound) {
+      call.names[extent.dimension] = shape[axis];
+    } else if (const int64_t value = extent.value(call.names.data()); value != shape[axis]) {
+      return error(table_->type, ": ", rule.name, " has shape ", printed(shape), ", expected ", expected_shape(rule),
+                   " with ", extent.text, " = ", value);
+    }
+  }
+  return success();
+}
+
+Status Operator::check_conditions(const Call& call) const {
+  for (const Condition& condition : table_->conditions) {
+    const int64_t left = condition.left(call.names.data());
+    const int64_t right = condition.right(call.names.data());
+    if (!holds(condition.relation, left, right)) {
+      return error(table_->type, ": ", condition.text, " does not hold (", left, " and ", right, "): ", condition.doc);
+    }
+  }
+  return success();
+}
+
+Status Operator::check_grids(const Call& call) const {
+  for (const Launch& launch : launches(call)) {
+    for (size_t axis = 0; axis < 3; ++axis) {
+      const int64_t blocks = launch.grid[axis](call.names.data());
+      if (blocks > kMaxGrid[axis]) {
+        return error(table_->type, ": ", launch.kernel, " would need ", blocks, " blocks along ", "xyz"[axis],
+                     ", CUDA allows ", kMaxGrid[axis], "; use a shorter chunk or a smaller batch");
+      }
+    }
+  }
+  return success();
+}
+
+std::vector<int64_t> Operator::workspace_ends(const Call& call) const {
+  std::vector<int64_t> ends;
+  int64_t end = 0;
+  for (const Workspace& workspace : table_->workspaces) {
+    int64_t bytes = bytes_of(workspace.dtype == DataType::kActivation ? call.activation : workspace.dtype);
+    for (const Expression extent : workspace.shape) bytes *= extent(call.names.data());
+    end += (bytes + kAlignmentBytes - 1) / kAlignmentBytes * kAlignmentBytes;
+    ends.push_back(end);
+  }
+  return ends;
+}
+
+int64_t Operator::workspace_bytes(const Call& call) const {
+  const std::vector<int64_t> ends = workspace_ends(call);
+  return ends.empty() ? 0 : ends.back();
+}
+
+std::vector<int64_t> Operator::workspace_offsets(const Call& call) const {
+  std::vector<int64_t> offsets = workspace_ends(call);
+  if (!offsets.empty()) {
+    std::rotate(offsets.begin(), offsets.end() - 1, offsets.end());
+    offsets.front() = 0;
+  }
+  return offsets;
+}
+
+std::span<const Launch> Operator::launches(const Call& call) const {
+  return call.names[table_->tokens] == 1 ? table_->decode : table_->prefill;
+}
+
+}  // namespace sala

@@ -1,0 +1,75 @@
+// One operator with its attributes: checks calls against the contract and sizes them. Knows neither CUDA nor TensorRT.
+
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "common/operator_table.h"
+#include "common/result.h"
+
+namespace sala {
+
+std::string_view name_of(DataType dtype);
+int64_t bytes_of(DataType dtype);
+
+/// Type and shape of a tensor; the extents belong to the caller.
+struct TensorView {
+  DataType dtype;
+  std::span<const int64_t> shape;
+};
+
+/// Sizes of one checked call.
+struct Call {
+  std::vector<int64_t> names;  // values of OperatorTable::names
+  DataType activation;
+};
+
+class Operator {
+ public:
+  /// Fails if no cubins exist for these attributes, or a value exceeds 32 bits. The counts are the table's.
+  static Expected<Operator> create(const OperatorTable& table, std::vector<int64_t> integers,
+                                   std::vector<float> floats);
+
+  /// Checks shapes and types of all inputs and outputs; the message names tensor, expected and got.
+  Expected<Call> bind(std::span<const TensorView> inputs, std::span<const TensorView> outputs) const;
+
+  /// Value of an extent that depends on attributes alone.
+  int64_t constant(const Extent& extent) const { return extent.value(integers_.data()); }
+
+  /// Bytes of all workspaces together.
+  int64_t workspace_bytes(const Call& call) const;
+
+  /// Start of each workspace, in bytes.
+  std::vector<int64_t> workspace_offsets(const Call& call) const;
+
+  /// The launches that serve the call.
+  std::span<const Launch> launches(const Call& call) const;
+
+  const OperatorTable& table() const { return *table_; }
+  int32_t variant() const { return variant_; }
+  std::span<const int64_t> integers() const { return integers_; }
+  std::span<const float> floats() const { return floats_; }
+
+ private:
+  Operator(const OperatorTable& table, std::vector<int64_t> integers, std::vector<float> floats, int32_t variant)
+      : table_(&table), integers_(std::move(integers)), floats_(std::move(floats)), variant_(variant) {}
+
+  Status check_type(const TensorRule& rule, DataType dtype, DataType& activation) const;
+  Status bind_shape(const TensorRule& rule, std::span<const int64_t> shape, Call& call) const;
+  Status check_conditions(const Call& call) const;
+  Status check_grids(const Call& call) const;
+  std::vector<int64_t> workspace_ends(const Call& call) const;
+
+  const OperatorTable* table_;
+  std::vector<int64_t> integers_;
+  std::vector<float> floats_;
+  int32_t variant_;
+};
+
+/// Bytes of a tensor.
+int64_t bytes_of(const TensorView& tensor);
+
+}  // namespace sala

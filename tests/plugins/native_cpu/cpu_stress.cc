@@ -1,0 +1,125 @@
+// Calls both CPU operators with random sizes on buffers of exactly the size that the contract names, so that a
+// sanitizer sees every access beyond them. Results are checked by the tests through ONNX Runtime; here they must only
+// be finite.
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "infllmv2_attention/infllmv2_attention_cpu.h"
+#include "lightning_attention/lightning_attention_cpu.h"
+
+namespace {
+
+using sala::cpu::SimdLevel;
+
+constexpr int kRounds = 40;
+
+std::mt19937 generator(1);
+
+/// Uniform in [low, high].
+int64_t draw(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(generator); }
+
+std::vector<float> values(int64_t count) {
+  std::normal_distribution<float> normal;
+  std::vector<float> result(static_cast<size_t>(count));
+  for (float& value : result) value = normal(generator);
+  return result;
+}
+
+sala::cpu::ParallelFor one_thread() {
+  const auto run = [](void*, sala::cpu::ParallelFor::Task task, size_t count, void* data) {
+    for (size_t i = 0; i < count; ++i) task(data, i);
+  };
+  return {run, nullptr};
+}
+
+/// Empty if all is well.
+std::string verdict(const sala::Status& status, const std::vector<float>& y) {
+  if (!status) return status.error().message;
+  for (const float value : y) {
+    if (!std::isfinite(value)) return "an output is not finite";
+  }
+  return {};
+}
+
+std::string run_lightning(SimdLevel level) {
+  const int64_t batch = draw(1, 2), tokens = draw(1, 140), heads = int64_t{1} << draw(0, 2), dim = 32 * draw(1, 4);
+  const auto qkvz = values(batch * tokens * 4 * heads * dim), head_norm = values(dim), o_norm = values(heads * dim);
+  const auto cos_sin = values(batch * tokens * dim);
+  auto state = values(batch * heads * dim * dim);
+  std::vector<float> fresh_state(state.size());
+  std::vector<float> y(static_cast<size_t>(batch * tokens * heads * dim));
+  const bool in_place = draw(0, 1) == 1;
+  const auto status = sala::ops::lightning_attention_cpu(
+      {batch, tokens, heads, dim, 1e-6f, 0.1f},
+      {qkvz.data(), head_norm.data(), head_norm.data(), o_norm.data(), cos_sin.data(), state.data(), y.data(),
+       in_place ? state.data() : fresh_state.data()},
+      one_thread(), level);
+  return verdict(status, y);
+}
+
+sala::ops::InfLLMv2AttentionSizes sparse_sizes() {
+  sala::ops::InfLLMv2AttentionSizes sizes{};
+  sizes.batch = draw(1, 2);
+  sizes.tokens = draw(0, 1) == 1 ? draw(1, 6) : draw(1, 300);
+  sizes.num_kv_heads = draw(1, 2);
+  sizes.num_heads = sizes.num_kv_heads * draw(1, 20);
+  sizes.head_dim = 16 * draw(1, 8);
+  sizes.kernel_stride = int64_t{1} << draw(0, 4);
+  sizes.kernel_size = draw(1, 2 * sizes.kernel_stride + 1);
+  sizes.block_size = sizes.kernel_stride << draw(0, 2);
+  sizes.init_blocks = draw(0, 2);
+  sizes.window_size = sizes.block_size * draw(0, 3);
+  sizes.topk = sizes.init_blocks + draw(1, 4);
+  sizes.dense_len = draw(0, 2) == 0 ? 100'000 : -1;
+  sizes.scale = 0.1f;
+  return sizes;
+}
+
+std::string run_sparse(SimdLevel level) {
+  auto sizes = sparse_sizes();
+  const int64_t past = draw(0, 500);
+  sizes.capacity = past + sizes.tokens;
+  const auto windows = [&](int64_t size, int64_t stride) {
+    return sizes.capacity < size ? 0 : (sizes.capacity - size) / stride + 1;
+  };
+  sizes.k1_capacity = windows(sizes.kernel_size, sizes.kernel_stride);
+  sizes.k2_capacity = windows(4 * sizes.kernel_size, 4 * sizes.kernel_stride);
+  const int64_t rows = sizes.batch * sizes.num_kv_heads * sizes.head_dim;
+  const auto qkvg = values(sizes.batch * sizes.tokens * 2 * (sizes.num_heads + sizes.num_kv_heads) * sizes.head_dim);
+  auto k = values(rows * sizes.capacity), v = values(rows * sizes.capacity);
+  auto k1 = values(rows * sizes.k1_capacity), k2 = values(rows * sizes.k2_capacity);
+  const std::vector<int32_t> lengths(static_cast<size_t>(sizes.batch), static_cast<int32_t>(past));
+  const std::vector<int32_t> contexts(lengths.size(), static_cast<int32_t>(sizes.capacity));
+  std::vector<float> y(static_cast<size_t>(sizes.batch * sizes.tokens * sizes.num_heads * sizes.head_dim));
+  const auto status =
+      sala::ops::infllmv2_attention_cpu(sizes,
+                                        {qkvg.data(), lengths.data(), contexts.data(), k.data(), v.data(), k1.data(),
+                                         k2.data(), y.data(), k.data(), v.data(), k1.data(), k2.data()},
+                                        one_thread(), level);
+  return verdict(status, y);
+}
+
+}  // namespace
+
+int main() {
+  int calls = 0;
+  for (int round = 0; round < kRounds; ++round) {
+    for (auto level = SimdLevel::kBaseline; level <= sala::cpu::best_simd_level();
+         level = static_cast<SimdLevel>(static_cast<int>(level) + 1)) {
+      for (const std::string& problem : {run_lightning(level), run_sparse(level)}) {
+        if (!problem.empty()) {
+          std::fprintf(stderr, "%s, round %d: %s\n", sala::cpu::name_of(level), round, problem.c_str());
+          return 1;
+        }
+        ++calls;
+      }
+    }
+  }
+  std::printf("%d calls\n", calls);
+  return 0;
+}

@@ -1,0 +1,133 @@
+"""Kernels that cannot be shipped stop the build of the plugins, by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import triton
+import triton.language as tl
+
+from plugins.aot import kernels
+from plugins.aot.kernels import AotError, compile_job, compile_kernel
+from plugins.aot.tables import OperatorTables, write_tables
+from sala_export.ops.common.contract import Contract, Tensor
+from sala_export.ops.common.launch import KernelSet, Launch
+from sala_export.ops.common.targets import AOT_ARCHITECTURES
+from sala_export.ops.lightning_attention.schema import CONTRACT
+
+
+@triton.jit
+def scale_kernel(qkvz_ptr, y_ptr, state_ptr, T, scale, head_dim: tl.constexpr, BLOCK: tl.constexpr):
+    o = tl.arange(0, BLOCK)
+    tl.store(y_ptr + o, tl.load(qkvz_ptr + o, mask=o < T, other=0.0) * scale)
+
+
+@triton.jit
+def unknown_parameter_kernel(y_ptr, speed):
+    tl.store(y_ptr, speed)
+
+
+@triton.jit
+def deep_pipeline_kernel(qkvz_ptr, y_ptr, T, BLOCK: tl.constexpr):
+    o = tl.arange(0, BLOCK)
+    tile = o[:, None] * BLOCK + o[None, :]
+    total = tl.zeros((BLOCK, BLOCK), tl.float32)
+    for i in range(T):
+        start = qkvz_ptr + i * BLOCK * BLOCK
+        total = tl.dot(tl.load(start + tile), tl.load(start + BLOCK + tile), total)
+    tl.store(y_ptr + tile, total.to(tl.bfloat16))
+
+
+def _kernel_set(kernel: Any, num_stages: int = 1, **constexprs: int) -> KernelSet:
+    launch = Launch(kernel=kernel, grid=("B", "1", "1"), num_warps=4, num_stages=num_stages, constexprs=constexprs)
+    return KernelSet(
+        workspaces=(),
+        prefill=(launch,),
+        decode=(launch,),
+        variant_attributes=("head_dim",),
+        aot_variants=({"head_dim": 64},),
+        aot_dtypes=("bfloat16",),
+    )
+
+
+def _job(kernel_set: KernelSet, sm: int = 120) -> kernels.CompileJob:
+    return compile_job(
+        CONTRACT, kernel_set, kernel_set.prefill[0], activation="bfloat16", variant={"head_dim": 64}, sm=sm
+    )
+
+
+def test_signature_follows_parameter_names() -> None:
+    job = _job(_kernel_set(scale_kernel, BLOCK=16))
+    assert dict(job.signature) == {
+        "qkvz_ptr": "*bf16",
+        "y_ptr": "*bf16",
+        "state_ptr": "*fp32",
+        "T": "i32",
+        "scale": "fp32",
+        "head_dim": "constexpr",
+        "BLOCK": "constexpr",
+    }
+    assert dict(job.constexprs) == {"head_dim": 64, "BLOCK": 16}
+
+
+@pytest.mark.parametrize(("sm", "is_arch_specific"), [(86, False), (89, False), (90, True), (120, True)])
+def test_compiled_kernel_states_what_a_launch_needs(
+    sm: int, is_arch_specific: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel_set = _kernel_set(scale_kernel, BLOCK=16)
+    monkeypatch.setattr(kernels, "KERNEL_SETS", {CONTRACT.name: kernel_set})
+    compiled = compile_kernel(_job(kernel_set, sm))
+    assert compiled.cubin.startswith(b"\x7fELF")
+    assert (compiled.threads, compiled.hidden_pointers) == (128, 2)
+    assert compiled.is_arch_specific == is_arch_specific
+
+
+def test_code_that_runs_elsewhere_than_stated_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel_set = _kernel_set(scale_kernel, BLOCK=16)
+    monkeypatch.setattr(kernels, "KERNEL_SETS", {CONTRACT.name: kernel_set})
+    stated = replace(AOT_ARCHITECTURES[86], is_arch_specific=True)
+    monkeypatch.setattr(kernels, "AOT_ARCHITECTURES", {86: stated})
+    with pytest.raises(AotError, match=r"scale_kernel: Triton .* compiled for sm_86, AOT_ARCHITECTURES says otherwise"):
+        compile_kernel(_job(kernel_set, 86))
+
+
+def test_parameter_that_means_nothing_is_named() -> None:
+    with pytest.raises(AotError, match="parameter speed of unknown_parameter_kernel is no tensor"):
+        _job(_kernel_set(unknown_parameter_kernel))
+
+
+def test_missing_constant_is_named() -> None:
+    with pytest.raises(AotError, match=r"parameter BLOCK of scale_kernel is no tensor, .* or constant"):
+        _job(_kernel_set(scale_kernel))
+
+
+def test_constant_that_no_parameter_takes_is_named() -> None:
+    with pytest.raises(AotError, match="scale_kernel takes no constant TILE"):
+        _job(_kernel_set(scale_kernel, BLOCK=16, TILE=3))
+
+
+def test_pipeline_beyond_shared_memory_is_refused_on_the_smaller_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel_set = _kernel_set(deep_pipeline_kernel, num_stages=9, BLOCK=64)
+    monkeypatch.setattr(kernels, "KERNEL_SETS", {CONTRACT.name: kernel_set})
+    assert compile_kernel(_job(kernel_set, 90)).shared_bytes > AOT_ARCHITECTURES[86].shared_limit_bytes
+    with pytest.raises(AotError, match=r"deep_pipeline_kernel: .* bytes of shared memory, sm_86 has 101376"):
+        compile_kernel(_job(kernel_set, 86))
+
+
+def _tables(contract: Contract) -> OperatorTables:
+    kernel_set = replace(_kernel_set(scale_kernel, BLOCK=16), prefill=(), decode=())
+    return OperatorTables(contract=contract, kernel_set=kernel_set, sms=(86,), prefill=(), decode=())
+
+
+def test_output_extent_that_computes_with_dimensions_is_refused() -> None:
+    output = Tensor(name="y", dtype="X", shape=("2 * T",), doc="")
+    with pytest.raises(AotError, match=r"extent '2 \* T' of output y"):
+        write_tables([_tables(replace(CONTRACT, outputs=(output,)))])
+
+
+def test_expression_over_unknown_names_is_refused() -> None:
+    tensor = Tensor(name="qkvz", dtype="X", shape=("B", "T", "width"), doc="")
+    with pytest.raises(AotError, match="'width' uses unknown names width"):
+        write_tables([_tables(replace(CONTRACT, inputs=(tensor,)))])

@@ -1,0 +1,33 @@
+"""The kernels of one SIMD level must stay within it: a machine without AVX-512 may not meet its code."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+from support.cpu_operators import SIMD_LEVELS, build_directory, library, runnable_simd_levels
+
+
+@pytest.mark.parametrize("level", runnable_simd_levels())
+def test_kernel_objects_share_no_definition_with_other_levels(level: str) -> None:
+    """A weak definition, as of an inline function of the standard library, would be merged with the other levels'."""
+    objects = sorted((build_directory() / "CMakeFiles" / f"sala_cpu_{level}.dir").rglob("*.o"))
+    assert len(objects) == 2
+    for path in objects:
+        lines = subprocess.run(["nm", "-C", "--defined-only", path], capture_output=True, text=True, check=True).stdout
+        shared = [line for line in lines.splitlines() if line.split()[1] in "VWu"]
+        assert not shared
+        exported = [line for line in lines.splitlines() if line.split()[1].isupper()]
+        assert exported
+        assert all(f"::{level}::" in line for line in exported)
+
+
+def test_levels_are_in_rising_order_and_begin_with_the_baseline() -> None:
+    levels = runnable_simd_levels()
+    assert levels == SIMD_LEVELS[: len(levels)]
+
+
+def test_library_exports_its_entry_points_alone() -> None:
+    lines = subprocess.run(["nm", "-D", "--defined-only", library()], capture_output=True, text=True, check=True).stdout
+    names = {line.split()[-1] for line in lines.splitlines()}
+    assert names == {"RegisterCustomOps", "sala_ort_set_simd_level", "sala_ort_simd_level"}
