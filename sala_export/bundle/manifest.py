@@ -1,0 +1,218 @@
+"""`bundle.json`: what a bundle is, what its engine takes and gives, and the hash of every file. See FORMAT.md."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from ..checkpoint.config import SalaConfig
+from ..errors import BundleError
+from ..specs import DType, Precision, TensorSpec
+
+SCHEMA_VERSION = 1
+MANIFEST_FILE = "bundle.json"
+GRAPH_FOLDER = "graph"
+ENGINE_FOLDER = "engine"
+TEXT_FOLDER = "text"
+
+_CLOSED = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileEntry:
+    """One file."""
+
+    __pydantic_config__ = _CLOSED
+
+    path: str
+    """Relative to the bundle, with `/`; never leads out of it."""
+    bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        path = PurePosixPath(self.path)
+        if path.is_absolute() or ".." in path.parts or not path.parts:
+            raise BundleError(f"{MANIFEST_FILE} names the file {self.path!r}, which lies outside the bundle")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelEntry:
+    """The model, independent of precision and engine."""
+
+    __pydantic_config__ = _CLOSED
+
+    source: str
+    """Hub id with revision, or the name of the checkpoint directory."""
+    config: SalaConfig
+    inv_freq: tuple[float, ...]
+    """RoPE frequencies, each exactly an fp32 number; `rope_cos_sin` is made from fp32(position) * inv_freq."""
+    fingerprint: str
+    """SHA-256 over config and weight files: states move between bundles where it and the precision are equal."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OperatorEntry:
+    """One node of domain `sala` in the graph."""
+
+    __pydantic_config__ = _CLOSED
+
+    layer: int
+    type: str
+    node: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightPart:
+    """Consecutive elements of a weight, as they lie in a safetensors file: little endian, row major."""
+
+    __pydantic_config__ = _CLOSED
+
+    file: str
+    offset: int
+    """Bytes; not always a multiple of the element size."""
+    bytes: int
+    dtype: DType
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightInput:
+    """A weight that the CPU graph takes as an input: its parts, converted to the input's type, one after the other."""
+
+    __pydantic_config__ = _CLOSED
+
+    spec: TensorSpec
+    parts: tuple[WeightPart, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CpuGraphEntry:
+    """The same step computed in fp32 by ONNX Runtime, whatever the precision of the engine.
+
+    Its weights are inputs, so that a runtime converts the stored bytes once, packed, and no optimiser copies them.
+    """
+
+    __pydantic_config__ = _CLOSED
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    weights: tuple[WeightInput, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GraphEntry:
+    """The ONNX graph and its interface, which is also the engine's."""
+
+    __pydantic_config__ = _CLOSED
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    operators: tuple[OperatorEntry, ...]
+    weights_included: bool
+    """False after `--no-weights`: the graph is there for reading, only the engine can run."""
+    weights: tuple[FileEntry, ...]
+    """The safetensors files that the graph's initializers point into, whether included or not."""
+    cpu: CpuGraphEntry
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Range:
+    """Smallest, tuned-for and largest value of a symbolic dimension."""
+
+    __pydantic_config__ = _CLOSED
+
+    min: int
+    opt: int
+    max: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineEntry:
+    """The TensorRT engine, for exactly one compute capability."""
+
+    __pydantic_config__ = _CLOSED
+
+    plan: str
+    report: str
+    """What TensorRT reported while building: fused layers, types, memory."""
+    log: str
+    gpu: str
+    gpu_name: str
+    compute_capability: str
+    tensorrt_flavour: str
+    """`rtx` (TensorRT for RTX) or `tensorrt`; a plan runs only on its own."""
+    tensorrt_version: str
+    plugin_library_serialized: bool
+    """The plan carries the plugin library, that is native code: a runtime must allow engine host code, and a user
+    must trust the bundle's origin."""
+    plugin_library_sha256: str
+    profiles: Mapping[str, Mapping[str, Range]]
+    """Optimisation profiles in engine order: name -> symbolic dimension -> range."""
+    device_memory_bytes: Mapping[str, int]
+    """By part, at the largest capacity and chunk."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """The whole of `bundle.json`."""
+
+    __pydantic_config__ = _CLOSED
+
+    schema_version: int
+    created_by: str
+    model: ModelEntry
+    precision: Precision
+    graph: GraphEntry
+    engine: EngineEntry
+    text: tuple[str, ...]
+    """Tokenizer, chat template and generation config, as found in the checkpoint; empty: token ids only."""
+    files: tuple[FileEntry, ...]
+    """Every file of the bundle but this one."""
+
+    def needed_files(self) -> list[str]:
+        """Every file that another field of the manifest names."""
+        engine, graph = self.engine, self.graph
+        named = [engine.plan, engine.report, engine.log, graph.file, graph.cpu.file, *self.text]
+        if graph.weights_included:
+            named += [entry.path for entry in graph.weights]
+            named += [part.file for weight in graph.cpu.weights for part in weight.parts]
+        return named
+
+    def to_json(self) -> str:
+        """The text of bundle.json."""
+        return _ADAPTER.dump_json(self, indent=2).decode() + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes, where: str) -> Manifest:
+        """Parse and check the text of a bundle.json; `where` names it in errors.
+
+        Raises: BundleError naming the first wrong field, or the schema version if it is not this release's.
+        """
+        try:
+            version = json.loads(text).get("schema_version")
+        except (ValueError, AttributeError):
+            raise BundleError(f"{where} is not a JSON object: the bundle is damaged, build it again") from None
+        if version != SCHEMA_VERSION:
+            hint = "update sala-export" if isinstance(version, int) and version > SCHEMA_VERSION else "build it again"
+            raise BundleError(f"{where} has schema_version {version!r}, this release reads {SCHEMA_VERSION}: {hint}")
+        try:
+            return _ADAPTER.validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"])
+            raise BundleError(f"{where}: {field}: {first['msg']} (build the bundle again)") from None
+
+
+_ADAPTER = TypeAdapter(Manifest)
+
+
+def fingerprint(config: SalaConfig, weights: tuple[FileEntry, ...]) -> str:
+    """SHA-256 that two bundles share iff they hold the same model."""
+    content = {"config": asdict(config), "weights": sorted(entry.sha256 for entry in weights)}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,70 @@
+"""The `sala-export` command.
+
+Exit codes: 0 success; 1 a stage failed (the message names its log); 2 bad input, nothing was written; 130 interrupted;
+143 terminated.
+"""
+
+from __future__ import annotations
+
+import errno
+import signal
+import sys
+
+import click
+
+from .. import __version__
+from ..errors import SalaError
+from .cmd_build import build
+from .cmd_export import export
+from .cmd_generate import generate
+from .cmd_inspect import inspect
+from .cmd_random_checkpoint import random_checkpoint
+from .output import show_log, stderr_console
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="sala-export")
+@click.option("-v", "--verbose", count=True, help="Say what is done; twice for details.")
+@click.pass_context
+def cli(context: click.Context, verbose: int) -> None:
+    """Take MiniCPM-SALA from a checkpoint to ONNX graphs and TensorRT engines."""
+    context.obj = stderr_console()
+    show_log(context.obj, verbose)
+
+
+for command in (build, generate, inspect, export, random_checkpoint):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line; every expected failure is one line on stderr and an exit code."""
+    # A terminated command cleans up like an interrupted one.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run with these arguments; returns the exit code."""
+    try:
+        result = cli.main(args=arguments, prog_name="sala-export", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except SalaError as error:
+        return _fail(str(error), error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return error.exit_code
+    except click.ClickException as error:
+        return _fail(error.format_message(), error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        return 0
+    except OSError as error:
+        hint = ": free some space, or choose another --output" if error.errno == errno.ENOSPC else ""
+        return _fail(f"{error.filename or 'a file'}: {error.strerror}{hint}", 1)
+
+
+def _fail(message: str, code: int) -> int:
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    return code

@@ -1,0 +1,73 @@
+"""`sala-export build`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from ..engine.request import FlavourName
+from .options import Tokens, model_options, output_option, write_options
+from .output import progress_display
+
+
+@click.command()
+@click.option("--gpu", required=True, help="GPU to build for, e.g. rtx5090, or the path of a recipe (.toml).")
+@model_options
+@click.option("--precision", help="Type of weights and activations.  [default: bf16]")
+@click.option("--max-context", type=Tokens(), help="Tokens that the caches may hold, e.g. 1M.  [default: the recipe's]")
+@click.option("--prefill-chunk", type=Tokens(), help="Tokens of one call of the engine.  [default: the recipe's]")
+@click.option("--max-batch", type=int, default=1, show_default=True, help="Sequences of one call of the engine.")
+@click.option(
+    "--flavour",
+    type=click.Choice([name.value for name in FlavourName]),
+    default=FlavourName.AUTO.value,
+    show_default=True,
+    help="rtx: TensorRT for RTX, builds without a GPU; tensorrt: builds on the GPU that is present.",
+)
+@click.option("--no-weights", is_flag=True, help="Leave the weight files out: only the engine will run.")
+@output_option(required=False, text="Bundle to write.  [default: MODEL-GPU-PRECISION.sala]")
+@write_options
+@click.pass_obj
+def build(
+    console: Console,
+    gpu: str,
+    model: str,
+    revision: str | None,
+    layers: int | None,
+    precision: str | None,
+    max_context: int | None,
+    prefill_chunk: int | None,
+    max_batch: int,
+    flavour: str,
+    no_weights: bool,
+    output: Path | None,
+    copy: bool,
+    force: bool,
+) -> None:
+    """Build a TensorRT engine and all that a runtime needs as one bundle, on any machine."""
+    from ..engine.recipe import load_recipe
+    from ..engine.request import EngineRequest
+    from ..pipeline import BuildRequest, ModelRequest, build_bundle
+
+    engine = EngineRequest.from_options(
+        load_recipe(gpu),
+        precision=precision,
+        max_context=max_context,
+        prefill_chunk=prefill_chunk,
+        max_batch=max_batch,
+        flavour=FlavourName(flavour),
+    )
+    source = ModelRequest(model=model, revision=revision, layers=layers)
+    request = BuildRequest(
+        model=source,
+        engine=engine,
+        output=output or Path(f"{source.name}-{engine.recipe.name}-{engine.precision}.sala"),
+        copy_weights=copy,
+        include_weights=not no_weights,
+        force=force,
+    )
+    with progress_display(console) as on_progress:
+        bundle = build_bundle(request, on_progress)
+    click.echo(str(bundle.directory))

@@ -1,0 +1,43 @@
+"""`sala-export export`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from ..specs import Precision
+from .options import model_options, output_option, write_options
+from .output import progress_display
+
+
+@click.command()
+@model_options
+@click.option(
+    "--precision",
+    type=click.Choice([p.value for p in Precision]),
+    default=Precision.BF16.value,
+    show_default=True,
+    help="Type of the activations; weights keep their stored bytes.",
+)
+@output_option(required=True, text="Directory to write.")
+@write_options
+@click.pass_obj
+def export(
+    console: Console,
+    model: str,
+    revision: str | None,
+    layers: int | None,
+    precision: str,
+    output: Path,
+    copy: bool,
+    force: bool,
+) -> None:
+    """Write the ONNX graph alone, its weights beside it as the checkpoint stores them."""
+    from ..pipeline import ModelRequest, export_onnx
+
+    request = ModelRequest(model=model, revision=revision, layers=layers)
+    with progress_display(console) as on_progress:
+        export_onnx(request, output, Precision(precision), copy_weights=copy, force=force, on_progress=on_progress)
+    click.echo(str(output))

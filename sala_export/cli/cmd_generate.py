@@ -1,0 +1,244 @@
+"""`sala-export generate`"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, TypedDict, Unpack
+
+import click
+from rich.console import Console
+
+from ..errors import RequestError, SessionError, UnsupportedError
+from .generate_display import PrefillDisplay
+from .options import Tokens
+
+if TYPE_CHECKING:
+    from ..runtime.model import Model
+    from ..runtime.session import Session
+    from ..runtime.text import Tokenizer
+
+STDIN = "-"
+_BLOCK_BYTES = 64 * 1024
+
+
+class _Sampling(TypedDict):
+    """Options that go to `Session.generate` as they are."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    repetition_penalty: float
+    seed: int
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--prompt", help="Text to go on from.")
+@click.option("--prompt-file", metavar="FILE", help="UTF-8 text of any length, run as it is read; - is standard input.")
+@click.option("--chat", is_flag=True, help="The prompt is a message: wrap it in the checkpoint's chat template.")
+@click.option(
+    "--max-new-tokens", type=click.IntRange(min=0), default=256, show_default=True, help="End the answer here at last."
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="0 takes the most likely token, more draws.",
+)
+@click.option(
+    "--top-p",
+    type=click.FloatRange(min=0, min_open=True, max=1),
+    default=1.0,
+    show_default=True,
+    help="Draw from the most likely tokens that together have this probability.",
+)
+@click.option("--top-k", type=click.IntRange(min=0), default=0, help="Draw from that many tokens only.")
+@click.option(
+    "--repetition-penalty",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="More than 1 makes tokens of the context less likely.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the draws.")
+@click.option("--max-context", type=Tokens(), help="Tokens of prompt and answer together, as in 64K or 1M.")
+@click.option(
+    "--save-state", type=click.Path(path_type=Path), help="Write the context, answer included, to go on from later."
+)
+@click.option(
+    "--load-state", type=click.Path(path_type=Path), help="Go on from a saved context; with --chat, as its next turn."
+)
+@click.option(
+    "--runtime",
+    type=click.Choice(["auto", "onnxruntime"]),
+    default="auto",
+    show_default=True,
+    help="onnxruntime needs no GPU.",
+)
+@click.pass_obj
+def generate(
+    console: Console,
+    /,
+    bundle: Path,
+    prompt: str | None,
+    prompt_file: str | None,
+    chat: bool,
+    max_context: int | None,
+    save_state: Path | None,
+    load_state: Path | None,
+    runtime: str,
+    **sampling: Unpack[_Sampling],
+) -> None:
+    """Answer a prompt with a bundle, on stdout as it comes.
+
+    Attention is dense or sparse by the length of the whole prompt, which is the same however the prompt is given.
+    Interrupted, it writes no state.
+    """
+    if (prompt is None) == (prompt_file is None):
+        raise RequestError("give the prompt either as --prompt TEXT or as --prompt-file FILE")
+    if save_state is not None and not save_state.absolute().parent.is_dir():
+        raise RequestError(f"--save-state {save_state}: there is no directory {save_state.parent}")
+    with ExitStack() as stack:
+        source = _source(prompt, prompt_file, stack)
+        model, tokenizer, dense_len = _load(bundle, runtime)
+        if load_state is None:
+            session = model.session(max_context=max_context)
+        else:
+            session = model.restore(load_state, max_context=max_context)
+        stop_tokens = {*model.eos_token_ids, *tokenizer.stop_token_ids}
+        ids = _prompt_ids(source, tokenizer, session, chat=chat, stop_tokens=stop_tokens)
+        with PrefillDisplay(console, source.tokens_expected) as display:
+            _prefill(session, ids, dense_len, display)
+    if sampling["max_new_tokens"]:
+        _answer(console, session, sampling)
+    if save_state is not None:
+        session.save(save_state)
+
+
+@dataclass(slots=True)
+class _Source:
+    """The prompt as bytes, and how much of it was read."""
+
+    file: BinaryIO | None
+    """None: the prompt is `text`."""
+    text: bytes = b""
+    bytes_total: int | None = None
+    bytes_read: int = field(default=0, init=False)
+    tokens_read: int = field(default=0, init=False)
+
+    def blocks(self) -> Iterator[bytes]:
+        """What is there, as soon as it is there.
+
+        Raises: SessionError in the end if there was nothing.
+        """
+        while block := self.text if self.file is None and not self.bytes_read else self._read():
+            self.bytes_read += len(block)
+            yield block
+        if not self.bytes_read:
+            raise SessionError("the prompt is empty: give at least one character")
+
+    def _read(self) -> bytes:
+        # read1, where there is one, gives what a pipe holds instead of waiting for a full block.
+        return b"" if self.file is None else getattr(self.file, "read1", self.file.read)(_BLOCK_BYTES)
+
+    def tokens_expected(self) -> float | None:
+        """Tokens of the whole prompt if the rest is like what was read; None for a pipe."""
+        return self.tokens_read * self.bytes_total / self.bytes_read if self.bytes_total and self.bytes_read else None
+
+
+def _source(prompt: str | None, prompt_file: str | None, stack: ExitStack) -> _Source:
+    if prompt_file is None:
+        # A shell may pass bytes that are no UTF-8; they come back here, to be refused with their offset.
+        return _Source(None, (prompt or "").encode("utf-8", "surrogateescape"))
+    if prompt_file == STDIN:
+        return _Source(sys.stdin.buffer)
+    path = Path(prompt_file)
+    try:
+        file = stack.enter_context(path.open("rb"))
+    except OSError as error:
+        raise RequestError(f"--prompt-file {path}: {error.strerror}") from None
+    return _Source(file, bytes_total=path.stat().st_size if path.is_file() else None)
+
+
+def _load(bundle: Path, runtime: str) -> tuple[Model, Tokenizer, int]:
+    """The model, its tokenizer, and the tokens from which on attention is sparse."""
+    from ..bundle.reader import Bundle
+    from ..runtime.model import load
+    from ..runtime.text import Tokenizer
+
+    tokenizer = Tokenizer.from_bundle(bundle)
+    if tokenizer is None:
+        raise UnsupportedError(
+            f"{bundle} has no tokenizer, so it cannot read text: use sala_export.load and token ids, or build it again "
+            "from a checkpoint with tokenizer.json"
+        )
+    model = load(bundle, runtime=runtime, tokenizer=tokenizer)
+    return model, tokenizer, Bundle.open(bundle).manifest.model.config.sparse_config.dense_len
+
+
+def _prompt_ids(
+    source: _Source, tokenizer: Tokenizer, session: Session, *, chat: bool, stop_tokens: set[int]
+) -> Iterator[list[int]]:
+    """The tokens of the prompt, some at a time."""
+    goes_on = session.position > 0
+    before = after = ""
+    blocks = source.blocks()
+    if chat:
+        if tokenizer.chat is None:
+            raise UnsupportedError("--chat: the checkpoint came without a chat template; leave --chat out")
+        around = tokenizer.chat.around_prompt(goes_on=goes_on)
+        if around is None:
+            # The template changes what it is given, so it has to see the whole prompt.
+            before, blocks = tokenizer.chat.turn(_utf8(b"".join(blocks)), goes_on=goes_on), iter(())
+        else:
+            before, after = around
+        last = int(session.tokens[-1]) if goes_on else None
+        if last in stop_tokens:  # the context holds the end of the answer already
+            before = before.removeprefix(tokenizer.token(last) or "")
+    encoder = tokenizer.stream_encoder(add_special_tokens=not chat and not goes_on)
+    pieces: tuple[Iterable[str | bytes], ...] = ((before,), blocks, (after,))
+    for piece in itertools.chain.from_iterable(pieces):
+        ids = encoder.push(piece)
+        source.tokens_read += len(ids)
+        yield ids
+    yield encoder.finish()
+
+
+def _utf8(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise SessionError(f"the prompt is not UTF-8 at byte {error.start}, counted from 0: convert it first") from None
+
+
+def _prefill(session: Session, ids: Iterator[list[int]], dense_len: int, display: PrefillDisplay) -> None:
+    """Run the prompt as it comes, attending as if it had come at once.
+
+    Only a context of less than `dense_len` tokens is dense. So tokens are held back until there are that many, or all:
+    then it is known which it will be.
+    """
+    held: list[int] = []
+    for part in ids:
+        held += part
+        if session.position + len(held) >= dense_len:
+            session.prefill(itertools.chain((held,), ids), on_progress=display)
+            return
+    session.prefill(held, on_progress=display)
+
+
+def _answer(console: Console, session: Session, sampling: _Sampling) -> None:
+    start, position = time.monotonic(), session.position
+    for piece in session.generate(**sampling):
+        click.echo(piece, nl=False)
+    click.echo()
+    seconds, tokens = time.monotonic() - start, session.position - position
+    reason = (session.finish_reason or "").replace("_", "-")
+    console.print(f"generated: {tokens:,} tokens, {tokens / seconds:,.1f} tokens/s, ended by {reason}", soft_wrap=True)

@@ -1,0 +1,168 @@
+"""`sala-export inspect`"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from ..specs import format_bytes, format_tokens
+from .output import print_json, progress_display
+
+if TYPE_CHECKING:
+    from ..bundle.reader import Bundle
+    from ..engine.report import EngineReport
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.option("--verify", is_flag=True, help="Hash every file first; fails if one is not what was built.")
+@click.pass_obj
+def inspect(console: Console, bundle: Path, as_json: bool, verify: bool) -> None:
+    """Say what a bundle holds: model, GPU, profiles, operators, fused products, device memory."""
+    from ..bundle.reader import Bundle
+    from ..engine.report import EngineReport
+
+    opened = Bundle.open(bundle)
+    if verify:
+        with progress_display(console) as on_progress:
+            opened.verify_hashes(on_progress)
+    report = EngineReport.read(bundle / opened.manifest.engine.report)
+    description = describe(opened, report)
+    if as_json:
+        print_json(description)
+    else:
+        _print_tables(description)
+
+
+def describe(bundle: Bundle, report: EngineReport) -> dict[str, Any]:
+    """All that is shown, as plain JSON values. What TensorRT reported while building comes from `report`."""
+    manifest, engine = bundle.manifest, bundle.manifest.engine
+    return {
+        "bundle": str(bundle.directory),
+        "created_by": manifest.created_by,
+        "model": {
+            "source": manifest.model.source,
+            "fingerprint": manifest.model.fingerprint,
+            "layers": manifest.model.config.num_hidden_layers,
+            "parameters": report.parameters,
+        },
+        "precision": manifest.precision.value,
+        "gpu": {"recipe": engine.gpu, "name": engine.gpu_name, "compute_capability": engine.compute_capability},
+        "tensorrt": {"flavour": engine.tensorrt_flavour, "version": engine.tensorrt_version},
+        "profiles": {
+            name: {dim: {"min": r.min, "opt": r.opt, "max": r.max} for dim, r in ranges.items()}
+            for name, ranges in engine.profiles.items()
+        },
+        "operators": [{"layer": o.layer, "type": o.type, "node": o.node} for o in manifest.graph.operators],
+        "plugin_layers": {
+            profile.name.value: report.operator_layers(index) for index, profile in enumerate(report.profiles)
+        },
+        "plugin_library": {
+            "serialized": engine.plugin_library_serialized,
+            "files": list(report.plugin_libraries),
+            "sha256": engine.plugin_library_sha256,
+        },
+        "gemms": _gemms(report),
+        "device_memory_bytes": {**engine.device_memory_bytes, "total": report.memory.total_bytes},
+        "activation_bytes": {
+            profile.name.value: size for profile, size in zip(report.profiles, report.activation_bytes, strict=True)
+        },
+        "plan": {
+            "file": engine.plan,
+            "bytes": report.plan_bytes,
+            "bytes_per_weight": report.plan_bytes_per_weight,
+            "build_seconds": report.build_seconds,
+            "peak_host_bytes": report.peak_host_bytes,
+        },
+        "weights": {
+            "included": manifest.graph.weights_included,
+            "files": [{"path": w.path, "bytes": w.bytes} for w in manifest.graph.weights],
+        },
+        "text": list(manifest.text),
+        "files": [{"path": f.path, "bytes": f.bytes, "sha256": f.sha256} for f in manifest.files],
+    }
+
+
+def _gemms(report: EngineReport) -> list[dict[str, Any]]:
+    """The fused layers that contain a matrix product, with the types that enter and leave."""
+    found = []
+    for layer in report.layers:
+        products = [node for node in layer.onnx_nodes if node.rpartition("/")[2].startswith(("MatMul", "Gemm"))]
+        if products:
+            found.append(
+                {
+                    "profile": report.profiles[layer.profile].name.value,
+                    "name": layer.name,
+                    "type": layer.type,
+                    "products": products,
+                    "fused_nodes": len(layer.onnx_nodes),
+                    "inputs": [tensor.dtype for tensor in layer.inputs],
+                    "weights": [tensor.dtype for tensor in layer.constants],
+                    "outputs": [tensor.dtype for tensor in layer.outputs],
+                }
+            )
+    return found
+
+
+def _print_tables(d: dict[str, Any]) -> None:
+    # Tables keep their columns when they go to a file or a pipe.
+    console = Console(highlight=False, width=None if Console().is_terminal else 160)
+    facts = Table(show_header=False, box=None)
+    facts.add_row("bundle", d["bundle"])
+    model = d["model"]
+    facts.add_row("model", f"{model['source']}, {model['layers']} layers, {model['parameters']:,} weights")
+    facts.add_row("GPU", f"{d['gpu']['name']}, compute capability {d['gpu']['compute_capability']}")
+    facts.add_row("TensorRT", f"{d['tensorrt']['flavour']} {d['tensorrt']['version']}, {d['precision']}")
+    for name, ranges in d["profiles"].items():
+        sizes = ", ".join(f"{dim} {_span(r['min'], r['max'])}" for dim, r in ranges.items())
+        facts.add_row(f"profile {name}", sizes)
+    counts: dict[str, list[str]] = {}
+    for operator in d["operators"]:
+        counts.setdefault(operator["type"], []).append(str(operator["layer"]))
+    for kind, layers in counts.items():
+        facts.add_row(kind, f"layers {', '.join(layers)}")
+    library = d["plugin_library"]
+    facts.add_row("plugin library", "inside the plan" if library["serialized"] else "not in the plan")
+    facts.add_row("plan", f"{format_bytes(d['plan']['bytes'])}, {d['plan']['bytes_per_weight']:.2f} bytes per weight")
+    facts.add_row("weights", "included" if d["weights"]["included"] else "left out: only the engine can run")
+    facts.add_row("text", "yes" if d["text"] else "token ids only")
+    console.print(facts)
+
+    memory = Table("device memory", "bytes", "", title_justify="left", box=None)
+    for part, size in d["device_memory_bytes"].items():
+        memory.add_row(part.replace("_", " "), f"{size:,}", format_bytes(size))
+    console.print(memory)
+
+    products = Table("profile", "matrix products", "computed as", "in", "weights", "out", "layers", box=None)
+    for (profile, roles, *types), layers in _by_role(d["gemms"]).items():
+        products.add_row(profile, roles, *types, ", ".join(layers))
+    console.print(products)
+
+
+def _by_role(gemms: list[dict[str, Any]]) -> dict[tuple[str, ...], list[str]]:
+    """Layers whose products are fused alike: (profile, roles, type, in, weights, out) -> layer numbers."""
+    grouped: dict[tuple[str, ...], list[str]] = {}
+    for gemm in gemms:
+        modules = [name.rpartition("/")[0] for name in gemm["products"]]
+        numbers = {match[1] for match in (_LAYER.match(module) for module in modules) if match}
+        key = (
+            gemm["profile"],
+            " + ".join(_LAYER.sub("", module) for module in modules),
+            gemm["type"],
+            *(", ".join(dict.fromkeys(gemm[side])) for side in ("inputs", "weights", "outputs")),
+        )
+        grouped.setdefault(key, []).extend(sorted(numbers, key=int))
+    return grouped
+
+
+_LAYER = re.compile(r"layers\.(\d+)\.")
+
+
+def _span(least: int, most: int) -> str:
+    return format_tokens(most) if least == most else f"{format_tokens(least)}..{format_tokens(most)}"

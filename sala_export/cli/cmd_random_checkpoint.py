@@ -1,0 +1,29 @@
+"""`sala-export random-checkpoint`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from ..checkpoint.presets import PRESETS
+from .output import progress_display
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--preset", type=click.Choice(sorted(PRESETS)), required=True, help="Dimensions of the model.")
+@click.option("--layers", type=click.IntRange(min=1), help="Take the first N layers of the preset.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same bytes.")
+@click.option("--force", is_flag=True, help="Replace the directory if it exists.")
+@click.pass_obj
+def random_checkpoint(
+    console: Console, directory: Path, preset: str, layers: int | None, seed: int, force: bool
+) -> None:
+    """Write a checkpoint with random weights in Hugging Face layout, for trying things out."""
+    from ..checkpoint.random_checkpoint import write_random_checkpoint
+
+    with progress_display(console) as on_progress:
+        write_random_checkpoint(directory, preset, layers=layers, seed=seed, force=force, progress=on_progress)
+    click.echo(str(directory))

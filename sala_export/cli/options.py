@@ -1,0 +1,60 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..checkpoint.config import DEFAULT_MODEL
+from ..errors import RequestError
+from ..specs import parse_tokens
+
+Command = Callable[..., Any]
+
+
+class Tokens(click.ParamType[int]):
+    """A token count such as 8192, 64K or 1M."""
+
+    name = "tokens"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_tokens(value)
+        except RequestError as error:
+            self.fail(str(error), param, ctx)
+
+
+def model_options(command: Command) -> Command:
+    """`--model`, `--revision` and `--layers`."""
+    for option in (
+        click.option("--layers", type=click.IntRange(min=1), help="Take the first N layers only."),
+        click.option("--revision", help="Branch, tag or commit of a hub model."),
+        click.option(
+            "--model",
+            default=DEFAULT_MODEL,
+            show_default=True,
+            help="Checkpoint directory in Hugging Face layout, or a hub id.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def write_options(command: Command) -> Command:
+    """`--copy` and `--force`."""
+    for option in (
+        click.option("--force", is_flag=True, help="Replace the output if it exists."),
+        click.option("--copy", is_flag=True, help="Copy weight files even where hard links would do."),
+    ):
+        command = option(command)
+    return command
+
+
+def output_option(required: bool, text: str) -> Callable[[Command], Command]:
+    """`-o/--output`."""
+    return click.option("-o", "--output", type=click.Path(path_type=Path), required=required, help=text)

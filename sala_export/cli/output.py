@@ -1,0 +1,118 @@
+"""What commands show: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from ..progress import Progress as ProgressCallback
+from ..specs import format_bytes
+
+_PHASES = {
+    "write": "writing weights",
+    "trace": "tracing the model",
+    "hash": "hashing files",
+}
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def stderr_console() -> Console:
+    """The console of progress and messages; rich honours NO_COLOR and plain pipes."""
+    return Console(stderr=True, highlight=False)
+
+
+def show_log(console: Console, verbosity: int) -> None:
+    """Send the library's log to stderr: warnings, with -v what it does, with -vv everything."""
+    root = logging.getLogger("sala_export")
+    root.handlers[:] = [_ConsoleHandler(console)]
+    root.setLevel({0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG))
+
+
+class _ConsoleHandler(logging.Handler):
+    """One line for each record, above any progress bars."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = f"{record.levelname.lower()}: {record.getMessage()}"
+        self.console.print(text, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def progress_display(console: Console) -> Iterator[ProgressCallback]:
+    """Show phases as bars with rate and time left on a terminal, as plain lines elsewhere."""
+    if not console.is_terminal:
+        yield _PlainLines(console)
+        return
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[amount]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    ) as bars:
+        yield _Bars(bars)
+
+
+class _Bars:
+    """One bar for each phase."""
+
+    def __init__(self, bars: Progress) -> None:
+        self.bars = bars
+        self.tasks: dict[str, TaskID] = {}
+
+    def __call__(self, phase: str, done: int, total: int, unit: str = "steps") -> None:
+        if phase not in self.tasks:
+            self.tasks[phase] = self.bars.add_task(_PHASES.get(phase, phase), total=total, amount="")
+        amount = f"{format_bytes(done)} of {format_bytes(total)}" if unit == "bytes" else f"{done} of {total}"
+        self.bars.update(self.tasks[phase], completed=done, total=total, amount=amount)
+
+
+class _PlainLines:
+    """A line when a phase begins and ends, and every ten seconds between."""
+
+    INTERVAL_S = 10.0
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.phase = ""
+        self.started = self.shown = 0.0
+
+    def __call__(self, phase: str, done: int, total: int, unit: str = "steps") -> None:
+        now = time.monotonic()
+        name = _PHASES.get(phase, phase)
+        if phase != self.phase:
+            self.phase, self.started, self.shown = phase, now, now
+            self.console.print(f"{name} ...", soft_wrap=True)
+        elapsed = now - self.started
+        if done >= total:
+            self.console.print(f"{name}: done in {elapsed:.1f} s", soft_wrap=True)
+            self.phase = ""
+        elif now - self.shown >= self.INTERVAL_S and done:
+            self.shown = now
+            left = elapsed / done * (total - done)
+            self.console.print(f"{name}: {100 * done // total} %, {left:.0f} s left", soft_wrap=True)

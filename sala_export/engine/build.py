@@ -1,0 +1,201 @@
+"""Building an engine: the entry of the engine stage."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from .. import errors
+from ..errors import BuildError, RequestError, SalaError
+from ..progress import Progress, silent
+from .build_log import PROCESS_OUTPUT, parse_build_log, records
+from .flavour import select_flavour
+from .graph import EngineGraph, read_graph
+from .host import check_host
+from .job import BuildJob, BuildResult, read_progress_line
+from .memory import check_fits, predict_memory
+from .profiles import Profile, make_profiles
+from .report import EngineReport
+from .request import EngineRequest
+
+_LOG = logging.getLogger(__name__)
+
+_OUTPUT_FILE = "output.txt"
+
+
+def build_engine(
+    request: EngineRequest,
+    model_dir: Path,
+    plan_path: Path,
+    *,
+    log_path: Path,
+    plugin_library: Path | None,
+    on_progress: Progress = silent,
+) -> EngineReport:
+    """Build the engine of `model_dir/model.onnx` and write it to `plan_path`.
+
+    TensorRT runs in a child process, which ends with this one. A plan appears whole or not at all. TensorRT's log goes
+    to `log_path`, and stays there if TensorRT fails.
+
+    Args: `plugin_library` computes this project's operators and becomes part of the plan; None for a graph without any.
+    Raises: InputError before anything is written, if the request, the graph, the GPU's memory, this machine's memory or
+        its disk do not allow the build; BuildError if TensorRT fails.
+    """
+    graph = read_graph(model_dir)
+    _check(request, graph, plan_path, plugin_library)
+    flavour = select_flavour(request.flavour)
+    flavour.check(request.recipe)
+    profiles = make_profiles(graph, request)
+    partial = plan_path.with_name(plan_path.name + ".partial").absolute()
+    job = BuildJob(
+        flavour=flavour.name,
+        compute_capability=str(request.recipe.compute_capability),
+        graph=graph.path.absolute(),
+        plan=partial,
+        log=log_path.absolute(),
+        profiles=profiles,
+        plugin_library=plugin_library.absolute() if plugin_library and graph.operators else None,
+    )
+    start = time.monotonic()
+    try:
+        result = _run_worker(job, on_progress)
+        report = _report(request, graph, profiles, job, result, time.monotonic() - start)
+        check_fits(graph, request, report.memory)
+        partial.replace(plan_path)
+    finally:
+        partial.unlink(missing_ok=True)
+    _LOG.info("built %s, %d bytes in %.1f s", plan_path, report.plan_bytes, report.build_seconds)
+    return report
+
+
+def _check(request: EngineRequest, graph: EngineGraph, plan_path: Path, plugin_library: Path | None) -> None:
+    if graph.activation_dtype is not request.precision.dtype:
+        raise RequestError(
+            f"{graph.path} computes in {graph.activation_dtype}, but --precision {request.precision} was asked for: "
+            f"export it with --precision {request.precision}"
+        )
+    if graph.operators and plugin_library is None:
+        raise RequestError(f"{graph.path} has nodes of domain sala: a plugin library is needed to build it")
+    if plugin_library is not None and not plugin_library.is_file():
+        raise RequestError(f"{plugin_library} does not exist: build the plugin library first")
+    if not plan_path.parent.is_dir():
+        raise RequestError(f"{plan_path.parent} is not a directory: create it before writing {plan_path.name} there")
+    check_fits(graph, request, predict_memory(graph, request))
+    check_host(graph.weights_bytes, plan_path)
+
+
+def _report(
+    request: EngineRequest,
+    graph: EngineGraph,
+    profiles: tuple[Profile, ...],
+    job: BuildJob,
+    result: BuildResult,
+    seconds: float,
+) -> EngineReport:
+    log = parse_build_log(job.log, len(profiles))
+    wanted = () if job.plugin_library is None else (job.plugin_library.name,)
+    if log.plugin_libraries != wanted:
+        raise BuildError(f"{job.log}: the plan holds the plugin libraries {log.plugin_libraries}, expected {wanted}")
+    predicted = predict_memory(graph, request)
+    report = EngineReport(
+        flavour=job.flavour,
+        tensorrt_version=result.tensorrt_version,
+        recipe=request.recipe.name,
+        gpu=request.recipe.gpu,
+        compute_capability=result.compute_capability,
+        precision=request.precision,
+        max_context=request.max_context,
+        prefill_chunk=request.prefill_chunk,
+        max_batch=request.max_batch,
+        profiles=profiles,
+        inputs=graph.inputs,
+        outputs=graph.outputs,
+        operators=graph.operators,
+        layers=log.layers,
+        activation_bytes=log.activation_bytes,
+        plugin_libraries=log.plugin_libraries,
+        memory=replace(predicted, weights_bytes=log.weights_bytes, activation_bytes=max(log.activation_bytes)),
+        parameters=graph.parameters,
+        graph_weights_bytes=graph.weights_bytes,
+        plan_bytes=result.plan_bytes,
+        build_seconds=seconds,
+        peak_host_bytes=result.peak_host_bytes,
+    )
+    for index, profile in enumerate(profiles):
+        computed = [name for names in report.operator_layers(index).values() for name in names]
+        missing = [operator.name for operator in graph.operators if operator.name not in computed]
+        if missing:
+            raise BuildError(f"{job.log}: no plugin layer of the {profile.name} profile computes {', '.join(missing)}")
+    return report
+
+
+def _run_worker(job: BuildJob, on_progress: Progress) -> BuildResult:
+    """Run a job in a child process. Raises: what the worker raised, or BuildError if it died."""
+    with tempfile.TemporaryDirectory(prefix="sala-engine-") as folder:
+        scratch = Path(folder)
+        job.write(scratch / "job.json")
+        result = scratch / "result.json"
+        job.log.write_bytes(b"")
+        status = _spawn(scratch, on_progress)
+        _append_output(job.log, scratch / _OUTPUT_FILE)
+        if status != 0 or not result.is_file():
+            raise BuildError(f"the build process {_how_it_ended(status)}; last of {job.log}: {_last_lines(job.log)}")
+        answer = BuildResult.read(result)
+    if answer.error_type:
+        error: type[SalaError] = getattr(errors, answer.error_type)
+        raise error(f"{answer.error} (log: {job.log})" if error is BuildError else answer.error)
+    return answer
+
+
+def _spawn(scratch: Path, on_progress: Progress) -> int:
+    """Run the worker to its end, passing on its progress; returns its exit status."""
+    reading, writing = os.pipe()
+    arguments = [str(scratch / "job.json"), str(scratch / "result.json"), str(writing), str(os.getpid())]
+    with os.fdopen(reading, encoding="utf-8") as pipe, (scratch / _OUTPUT_FILE).open("wb") as output:
+        # A session of its own: Ctrl-C reaches this process alone, which then ends the worker in `finally`.
+        worker = subprocess.Popen(
+            # -P: modules come from the installation, not from whatever lies in the current directory.
+            [sys.executable, "-P", "-m", f"{__package__}.worker", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=(writing,),
+            start_new_session=True,
+        )
+        try:
+            os.close(writing)
+            for line in pipe:
+                on_progress(*read_progress_line(line))
+            return worker.wait()
+        finally:
+            worker.kill()
+            worker.wait()
+
+
+def _how_it_ended(status: int) -> str:
+    if status >= 0:
+        return f"ended with status {status}"
+    name = signal.Signals(-status).name
+    hint = ", perhaps by the kernel for want of memory" if -status == signal.SIGKILL else ""
+    return f"was ended by {name}{hint}"
+
+
+def _append_output(log: Path, output: Path) -> None:
+    """Keep what the process itself wrote, such as the last words of a native library, with the log."""
+    lines = output.read_text(encoding="utf-8", errors="replace").splitlines()
+    with log.open("a", encoding="utf-8") as file:
+        file.writelines(f"[{PROCESS_OUTPUT}] {line}\n" for line in lines)
+
+
+def _last_lines(log: Path) -> str:
+    """The end of a log in one line: errors and the process's own words if there are any."""
+    told = [entry for entry in records(log.read_text(encoding="utf-8", errors="replace")) if entry[0] != "VERBOSE"]
+    grave = [entry for entry in told if entry[0] == PROCESS_OUTPUT or entry[0].endswith("ERROR")]
+    return " | ".join(" ".join(message.split()) for _, message in (grave or told)[-3:]) or "nothing was logged"

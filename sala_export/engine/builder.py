@@ -1,0 +1,127 @@
+"""One engine build, in the process that calls it: what both TensorRTs share. Runs in the worker only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TextIO
+
+from ..errors import BuildError
+from ..progress import Progress
+from .flavour import Flavour
+from .job import BuildJob
+from .profiles import Profile
+from .recipe import ComputeCapability
+
+_REPORTED_DEPTH = 2
+"""Nesting of TensorRT's phases that is passed on: deeper ones are many and short."""
+
+
+def build_plan(
+    flavour: Flavour, trt: Any, job: BuildJob, log: TextIO, progress: Progress
+) -> tuple[int, ComputeCapability]:
+    """Build the engine of a job and write its plan; returns the plan's bytes and the target that TensorRT states.
+
+    Raises: BuildError with what TensorRT reported; UnsupportedError for an unknown target.
+    """
+    logger = _logger(trt, log, [file.parent for file in (job.graph, job.plugin_library) if file])
+    builder = trt.Builder(logger)
+    # After the builder, which gives the registry its logger.
+    if job.plugin_library is not None and trt.get_plugin_registry().load_library(str(job.plugin_library)) is None:
+        raise BuildError(f"TensorRT cannot load {job.plugin_library}: {logger.last_errors()}")
+    progress("Parsing graph", 0, 1)
+    network = _parse(trt, builder, logger, job.graph)
+    progress("Parsing graph", 1, 1)
+    config = builder.create_builder_config()
+    flavour.set_target(trt, config, ComputeCapability.parse(job.compute_capability))
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if job.plugin_library is not None:
+        config.plugins_to_serialize = [str(job.plugin_library)]
+    for profile in job.profiles:
+        _add_profile(builder, config, profile)
+    # The configuration does not keep the monitor alive.
+    monitor = _monitor(trt, progress)
+    config.progress_monitor = monitor
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise BuildError(f"{flavour.title} {trt.__version__} cannot build {job.graph.name}: {logger.last_errors()}")
+    progress("Writing plan", 0, 1)
+    job.plan.write_bytes(plan)
+    progress("Writing plan", 1, 1)
+    return int(plan.nbytes), flavour.target(config)
+
+
+def _parse(trt: Any, builder: Any, logger: Any, graph: Path) -> Any:
+    strongly_typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = builder.create_network(strongly_typed)
+    parser = trt.OnnxParser(network, logger)
+    # From the file, not from bytes: the parser looks for external weights beside it.
+    if not parser.parse_from_file(str(graph)):
+        errors = "; ".join(_parser_error(parser.get_error(i)) for i in range(parser.num_errors))
+        raise BuildError(f"TensorRT cannot read {graph.name}: {errors or logger.last_errors()}")
+    return network
+
+
+def _parser_error(error: Any) -> str:
+    description = " ".join(error.desc().split())
+    where = f"node {error.node_name()} ({error.node_operator()}): " if error.node_operator() else ""
+    return where + description
+
+
+def _add_profile(builder: Any, config: Any, profile: Profile) -> None:
+    shapes = builder.create_optimization_profile()
+    for shape in profile.inputs:
+        shapes.set_shape(shape.name, shape.min, shape.opt, shape.max)
+    if config.add_optimization_profile(shapes) < 0:
+        raise BuildError(f"TensorRT refuses the {profile.name} profile: {profile.inputs}")
+
+
+def _logger(trt: Any, log: TextIO, folders: list[Path]) -> Any:
+    """A logger that writes every message to `log`, without the names of `folders`, and remembers the errors.
+
+    The log is part of a bundle, which goes to other machines: files are named there without where they were here.
+    """
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            for folder in folders:
+                message = message.replace(f"{folder}/", "")
+            log.write(f"[{severity.name}] {message}\n")
+            # Without a driver, TensorRT follows every error with one about the missing driver.
+            if severity.name.endswith("ERROR") and "catchCudaError" not in message:
+                self.errors.append(" ".join(message.split()))
+
+        def last_errors(self) -> str:
+            return "; ".join(self.errors[-3:]) or "no error was logged"
+
+    return Logger()
+
+
+def _monitor(trt: Any, progress: Progress) -> Any:
+    """A progress monitor that passes on the outer phases."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.open: dict[str, int] = {}
+
+        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
+            self.open[name] = steps
+            self.report(name, 0)
+
+        def step_complete(self, name: str, step: int) -> bool:
+            self.report(name, step + 1)
+            return True
+
+        def phase_finish(self, name: str) -> None:
+            self.open.pop(name, None)
+
+        def report(self, name: str, done: int) -> None:
+            # Neither the root phase, open all the time, nor those of one step, which only hold other phases.
+            if 0 < list(self.open).index(name) <= _REPORTED_DEPTH and self.open[name] > 1:
+                progress(name, done, self.open[name])
+
+    return Monitor()

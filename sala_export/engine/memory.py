@@ -1,0 +1,123 @@
+"""Device memory of an engine and its session, by part: predicted before the build, exact after it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ..errors import RequestError, ShapeError
+from ..specs import TensorSpec, format_bytes, format_tokens
+from .graph import EngineGraph
+from .profiles import largest_sizes
+from .request import EngineRequest
+
+_CONTEXT_STEP = 1024
+_FIXED_ACTIVATION_BYTES = 32 << 20
+_CACHE_PARTS = {
+    "key": "key_value_bytes",
+    "value": "key_value_bytes",
+    "k1": "compressed_key_bytes",
+    "k2": "compressed_key_bytes",
+    "state": "state_bytes",
+}
+"""Part of the account by the last word of a `past_key_values.{layer}.{word}` input."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceMemory:
+    """Bytes on the GPU while one session of the largest context runs."""
+
+    weights_bytes: int
+    key_value_bytes: int
+    compressed_key_bytes: int
+    state_bytes: int
+    """Recurrent states of the lightning layers."""
+    activation_bytes: int
+    """Scratch of the larger profile; a session runs one profile at a time."""
+    io_bytes: int
+    """Token ids, lengths, RoPE rows and logits."""
+    reserve_bytes: int
+    """Left to the CUDA context, kernels and other programs; from the recipe."""
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(self.parts().values())
+
+    def parts(self) -> dict[str, int]:
+        """Bytes by the name of the part, in the order of the fields."""
+        return {name.removesuffix("_bytes"): getattr(self, name) for name in self.__slots__}
+
+
+def predict_memory(graph: EngineGraph, request: EngineRequest) -> DeviceMemory:
+    """The account before the build: everything but activations follows from the graph; those are estimated.
+
+    Caches count once, since `present.*` is bound to the memory of `past_key_values.*`.
+
+    Raises: ShapeError for a cache that the account does not know.
+    """
+    sizes = largest_sizes(graph, request, request.prefill_chunk)
+    parts = dict.fromkeys((*_CACHE_PARTS.values(), "io_bytes"), 0)
+    for spec in (*graph.inputs, *(spec for spec in graph.outputs if spec.name == "logits")):
+        parts[_part(graph, spec)] += spec.size_bytes(sizes)
+    return DeviceMemory(
+        weights_bytes=graph.weights_bytes,
+        activation_bytes=estimate_activations(graph, request.max_batch * request.prefill_chunk),
+        reserve_bytes=request.recipe.reserve_bytes,
+        **parts,
+    )
+
+
+def estimate_activations(graph: EngineGraph, tokens: int) -> int:
+    """Upper estimate of the scratch memory of a call, in bytes.
+
+    The most is alive around the MLP: residual and normed rows, `gate_up`, and their product, half as wide as
+    `gate_up`: `2 hidden + 1.5 widest` elements per token. A quarter more covers what TensorRT keeps beyond that and the
+    operators' own workspaces; the constant, split-K sums of the matrix products, of which 8 MiB were seen. For 9B sizes
+    and a chunk of 8192 this gives 1.13 GiB; TensorRT for RTX 1.7.1.116 plans 0.94 GiB.
+    """
+    elements = 2 * graph.hidden_size + graph.widest_projection * 3 // 2
+    return tokens * elements * graph.activation_dtype.bytes * 5 // 4 + _FIXED_ACTIVATION_BYTES
+
+
+def check_fits(graph: EngineGraph, request: EngineRequest, memory: DeviceMemory) -> None:
+    """Refuse what the GPU cannot hold.
+
+    Args: `memory` is the account of `request`; how it shrinks with the context follows from the graph.
+    Raises: RequestError naming the parts and the largest context that fits, a multiple of 1K, if there is one.
+    """
+    recipe = request.recipe
+    if memory.total_bytes <= recipe.memory_bytes:
+        return
+    parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in memory.parts().items() if size)
+    needs = (
+        f"--max-context {format_tokens(request.max_context)} needs {format_bytes(memory.total_bytes)} and "
+        f"{recipe.gpu} has {format_bytes(recipe.memory_bytes)} ({parts})"
+    )
+    context = largest_context(graph, request, memory)
+    if context is None:
+        raise RequestError(f"{needs}: no context fits; lower --prefill-chunk or --layers, or choose another --gpu")
+    raise RequestError(f"{needs}: the largest that fits is --max-context {format_tokens(context)}")
+
+
+def largest_context(graph: EngineGraph, request: EngineRequest, memory: DeviceMemory) -> int | None:
+    """The largest multiple of 1K tokens, at least the chunk, whose caches fit beside the other parts of `memory`."""
+    low, high = -(-request.prefill_chunk // _CONTEXT_STEP) - 1, request.max_context // _CONTEXT_STEP
+    while low < high:
+        middle = (low + high + 1) // 2
+        caches = predict_memory(graph, replace(request, max_context=middle * _CONTEXT_STEP))
+        smaller = replace(
+            memory, key_value_bytes=caches.key_value_bytes, compressed_key_bytes=caches.compressed_key_bytes
+        )
+        if smaller.total_bytes <= request.recipe.memory_bytes:
+            low = middle
+        else:
+            high = middle - 1
+    return low * _CONTEXT_STEP if low * _CONTEXT_STEP >= request.prefill_chunk else None
+
+
+def _part(graph: EngineGraph, spec: TensorSpec) -> str:
+    if not spec.name.startswith("past_key_values."):
+        return "io_bytes"
+    word = spec.name.rpartition(".")[2]
+    if word not in _CACHE_PARTS:
+        raise ShapeError(f"{graph.path}: unknown cache {spec.name}, known are {', '.join(_CACHE_PARTS)}")
+    return _CACHE_PARTS[word]

@@ -1,0 +1,187 @@
+"""GPU recipes: what is known of a GPU that engines are built for, as data in `engines/*.toml`."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sala_export
+
+from ..errors import ConfigError, RequestError
+from ..specs import parse_tokens
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class ComputeCapability:
+    """Generation of a GPU, e.g. 12.0."""
+
+    major: int
+    minor: int
+
+    @classmethod
+    def parse(cls, text: str) -> ComputeCapability:
+        """Read `major.minor`. Raises: ConfigError."""
+        match = re.fullmatch(r"(\d+)\.(\d)", text)
+        if not match:
+            raise ConfigError(f"compute_capability is {text!r}, expected major.minor, as in '12.0'")
+        return cls(int(match[1]), int(match[2]))
+
+    @classmethod
+    def from_sm(cls, name: str) -> ComputeCapability:
+        """Read TensorRT's name, e.g. `SM120`: the last digit is the minor number. Raises: ValueError."""
+        return cls(int(name.removeprefix("SM")[:-1]), int(name[-1]))
+
+    @property
+    def sm(self) -> str:
+        """The name in NVIDIA's tools, e.g. `SM120`."""
+        return f"SM{self.major}{self.minor}"
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """One GPU model. Loaded by `load_recipe`, which checks every field."""
+
+    name: str
+    """File name of the recipe without `.toml`."""
+    gpu: str
+    """Full name of the GPU, as its driver reports it."""
+    aliases: tuple[str, ...]
+    compute_capability: ComputeCapability
+    memory_bytes: int
+    """Total device memory that the driver reports."""
+    reserve_bytes: int
+    """Part of it that is left to the CUDA context, loaded kernels and other programs."""
+    memory_gigabytes_per_second: float
+    """Peak bandwidth of the device memory, decimal."""
+    peak_tera_operations_per_second: Mapping[str, float]
+    """Dense peak rate of the tensor cores by precision; a multiply-add is two operations."""
+    precisions: tuple[str, ...]
+    """What the GPU can run at all, whether or not this release builds it."""
+    default_max_context: int
+    """Tokens."""
+    default_prefill_chunk: int
+    """Tokens."""
+
+
+def recipe_paths() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    folder = _recipe_folder()
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """Load a recipe by name or alias, or from a path that ends in `.toml`.
+
+    Raises: RequestError for an unknown name (lists the known ones) or a missing file, ConfigError naming file and
+        field.
+    """
+    if name_or_path.endswith(".toml"):
+        return read_recipe(Path(name_or_path))
+    wanted = name_or_path.lower()
+    paths = recipe_paths()
+    if wanted in paths:
+        return read_recipe(paths[wanted])
+    for path in paths.values():
+        recipe = read_recipe(path)
+        if wanted in recipe.aliases or wanted == recipe.gpu.lower():
+            return recipe
+    raise RequestError(
+        f"--gpu {name_or_path}: unknown GPU; known are {', '.join(paths)}, or give the path of a recipe ending in .toml"
+    )
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Load a recipe file. Raises: RequestError if it cannot be read, ConfigError naming file and field."""
+    try:
+        fields = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RequestError(f"--gpu {path}: cannot read the recipe: {error.strerror}") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    try:
+        return _recipe(path.stem, fields)
+    except (ConfigError, RequestError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _recipe_folder() -> Path:
+    """`engines/` inside the installed package, or at the top of a source checkout."""
+    # An editable install has two directories, the sources first.
+    packages = [Path(entry) for entry in sala_export.__path__]
+    for package in packages:
+        is_checkout = (package.parent / "pyproject.toml").is_file()
+        folder = (package.parent if is_checkout else package) / "engines"
+        if folder.is_dir():
+            return folder
+    raise ConfigError(f"no folder engines/ in or beside {packages[0]}: reinstall sala-export")
+
+
+_FIELDS: dict[str, str] = {
+    "gpu": "string",
+    "aliases": "strings",
+    "compute_capability": "string",
+    "memory_bytes": "integer",
+    "reserve_bytes": "integer",
+    "memory_gigabytes_per_second": "number",
+    "peak_tera_operations_per_second": "rates",
+    "precisions": "strings",
+    "default_max_context": "tokens",
+    "default_prefill_chunk": "tokens",
+}
+
+
+def _recipe(name: str, fields: Mapping[str, Any]) -> Recipe:
+    for key in fields:
+        if key not in _FIELDS:
+            near = difflib.get_close_matches(key, _FIELDS, n=1, cutoff=0.0)
+            raise ConfigError(f"unknown key {key!r}, did you mean {near[0]!r}?")
+    missing = [key for key in _FIELDS if key not in fields]
+    if missing:
+        raise ConfigError(f"missing {', '.join(missing)}")
+    values = {key: _value(key, kind, fields[key]) for key, kind in _FIELDS.items()}
+    values["compute_capability"] = ComputeCapability.parse(values["compute_capability"])
+    if values["reserve_bytes"] >= values["memory_bytes"]:
+        raise ConfigError("reserve_bytes leaves nothing of memory_bytes")
+    unknown = [name for name in values["peak_tera_operations_per_second"] if name not in values["precisions"]]
+    if unknown:
+        raise ConfigError(f"peak_tera_operations_per_second.{unknown[0]} is not among precisions")
+    if values["default_prefill_chunk"] > values["default_max_context"]:
+        raise ConfigError("default_prefill_chunk is larger than default_max_context")
+    return Recipe(name=name, **values)
+
+
+def _value(key: str, kind: str, value: Any) -> Any:
+    """Check and convert one field."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    match kind:
+        case "string" if isinstance(value, str) and value:
+            return value
+        case "strings" if isinstance(value, list) and all(isinstance(item, str) and item for item in value):
+            return tuple(value)
+        case "integer" if number and isinstance(value, int):
+            return value
+        case "number" if number:
+            return float(value)
+        case "rates" if isinstance(value, dict):
+            return {name: _value(f"{key}.{name}", "number", rate) for name, rate in value.items()}
+        case "tokens" if number and isinstance(value, int):
+            return value
+        case "tokens" if isinstance(value, str):
+            return parse_tokens(value)
+    expected = {
+        "string": "a string",
+        "strings": "a list of strings",
+        "integer": "a positive integer",
+        "number": "a positive number",
+        "rates": "a table of numbers by precision",
+        "tokens": "a token count, as in 8192 or '1M'",
+    }[kind]
+    raise ConfigError(f"{key} is {value!r}, expected {expected}")

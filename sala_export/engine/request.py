@@ -1,0 +1,109 @@
+"""What an engine is asked to be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from ..errors import RequestError, UnsupportedError
+from ..specs import Precision, format_tokens
+from .recipe import Recipe
+
+MAX_BATCH = 256
+"""Kernels put batch times heads into a grid dimension of at most 65535."""
+
+BUILT_PRECISIONS = (Precision.BF16,)
+"""Precisions that this release builds engines of."""
+
+
+class FlavourName(StrEnum):
+    """Which TensorRT builds the engine."""
+
+    AUTO = "auto"
+    """TensorRT for RTX: it needs no GPU to build."""
+    RTX = "rtx"
+    """TensorRT for RTX."""
+    TENSORRT = "tensorrt"
+    """TensorRT proper: builds on and for the GPU of this machine."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineRequest:
+    """One engine: for which GPU, in what precision, of which sizes.
+
+    Raises: RequestError or UnsupportedError naming the command-line option that is wrong.
+    """
+
+    recipe: Recipe
+    precision: Precision = Precision.BF16
+    max_context: int
+    """Tokens that the caches hold at most."""
+    prefill_chunk: int
+    """Tokens that one call of the engine takes at most."""
+    max_batch: int = 1
+    """Sequences that one call takes at most."""
+    flavour: FlavourName = FlavourName.AUTO
+
+    def __post_init__(self) -> None:
+        for option, value in (
+            ("--max-context", self.max_context),
+            ("--prefill-chunk", self.prefill_chunk),
+            ("--max-batch", self.max_batch),
+        ):
+            if value < 1:
+                raise RequestError(f"{option} {value}: expected at least 1")
+        if self.max_batch > MAX_BATCH:
+            raise RequestError(f"--max-batch {self.max_batch}: expected at most {MAX_BATCH}")
+        if self.prefill_chunk > self.max_context:
+            raise RequestError(
+                f"--prefill-chunk {format_tokens(self.prefill_chunk)} is larger than --max-context "
+                f"{format_tokens(self.max_context)}: a chunk must fit the context"
+            )
+        require_precision(self.precision, self.recipe)
+
+    @classmethod
+    def from_options(
+        cls,
+        recipe: Recipe,
+        *,
+        precision: str | None = None,
+        max_context: int | None = None,
+        prefill_chunk: int | None = None,
+        max_batch: int = 1,
+        flavour: FlavourName = FlavourName.AUTO,
+    ) -> EngineRequest:
+        """A request from command-line options; what is None comes from the recipe.
+
+        The recipe's chunk gives way to a smaller context; a chunk that was asked for does not.
+        """
+        context = recipe.default_max_context if max_context is None else max_context
+        return cls(
+            recipe=recipe,
+            precision=require_precision(precision or Precision.BF16, recipe),
+            max_context=context,
+            prefill_chunk=min(recipe.default_prefill_chunk, context) if prefill_chunk is None else prefill_chunk,
+            max_batch=max_batch,
+            flavour=flavour,
+        )
+
+
+def require_precision(name: str, recipe: Recipe) -> Precision:
+    """The precision of this name, if the GPU runs it and this release builds it.
+
+    Raises: UnsupportedError saying which of the two fails, and what there is.
+    """
+    precision = name.lower()
+    built = [each for each in BUILT_PRECISIONS if each in recipe.precisions]
+    use = f"use --precision {built[0]}" if built else "choose another --gpu"
+    if precision not in recipe.precisions:
+        raise UnsupportedError(
+            f"--precision {precision}: {recipe.gpu} ({recipe.compute_capability.sm}) has no {precision.upper()}, it "
+            f"runs {', '.join(recipe.precisions)}; {use}"
+        )
+    for each in built:
+        if each == precision:
+            return each
+    raise UnsupportedError(
+        f"--precision {precision}: {recipe.gpu} runs it, but this release builds engines in "
+        f"{', '.join(BUILT_PRECISIONS)} only; {use}"
+    )

@@ -1,0 +1,73 @@
+"""TensorRT proper: times kernels while it builds, on and for the GPU of this machine."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import UnsupportedError
+from .recipe import ComputeCapability, Recipe
+from .request import FlavourName
+
+# Values of enum CUdevice_attribute in cuda.h.
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
+
+
+def present_capability() -> ComputeCapability | None:
+    """Compute capability of the first CUDA device, as the driver reports it; None without a driver or a device."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, values = ctypes.c_int(), (ctypes.c_int(), ctypes.c_int())
+    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
+        return None
+    for value, attribute in zip(values, (_CAPABILITY_MAJOR, _CAPABILITY_MINOR), strict=True):
+        if driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device):
+            return None
+    return ComputeCapability(values[0].value, values[1].value)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRT:
+    """The flavour of `tensorrt`; see `flavour.Flavour`."""
+
+    name = FlavourName.TENSORRT
+    title = "TensorRT"
+    present: Callable[[], ComputeCapability | None] = present_capability
+
+    def check(self, recipe: Recipe) -> None:
+        """Refuse another GPU than the one that is here. Raises: UnsupportedError."""
+        here = self.present()
+        if here is None:
+            raise UnsupportedError(
+                "--flavour tensorrt builds on the GPU that it builds for, and this machine has none: use --flavour rtx "
+                f"to build for the {recipe.gpu} here"
+            )
+        if here != recipe.compute_capability:
+            raise UnsupportedError(
+                f"--flavour tensorrt builds for the GPU of this machine, {here.sm}, not for the {recipe.gpu}, "
+                f"{recipe.compute_capability.sm}: build there, or use --flavour rtx"
+            )
+
+    def load(self) -> Any:
+        """Import `tensorrt`. Raises: UnsupportedError."""
+        try:
+            return importlib.import_module("tensorrt")
+        except ImportError as error:
+            raise UnsupportedError(
+                f"TensorRT cannot be imported ({error}): install NVIDIA's package tensorrt, or use --flavour rtx"
+            ) from None
+
+    def set_target(self, trt: Any, config: Any, capability: ComputeCapability) -> None:
+        """The target is the GPU of this machine, which `check` compared with the recipe."""
+
+    def target(self, config: Any) -> ComputeCapability:
+        """The GPU of this machine. Raises: UnsupportedError if it is gone since `check`."""
+        here = self.present()
+        if here is None:
+            raise UnsupportedError("the GPU of this machine cannot be reached any more: see the driver's log")
+        return here

@@ -1,0 +1,50 @@
+"""TensorRT for RTX: builds ahead of time, for GPUs that need not be present."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+from typing import Any
+
+from ..errors import UnsupportedError
+from ..native_libraries import soname_shim
+from .recipe import ComputeCapability, Recipe
+from .request import FlavourName
+
+
+class TensorRTForRTX:
+    """The flavour of `tensorrt_rtx`; see `flavour.Flavour`."""
+
+    name = FlavourName.RTX
+    title = "TensorRT for RTX"
+
+    def check(self, recipe: Recipe) -> None:
+        """Nothing to check before the library is loaded: its list of targets is in `set_target`."""
+
+    def load(self) -> Any:
+        """Import `tensorrt_rtx`. Raises: UnsupportedError; BuildError if this package is not installed in full."""
+        try:
+            module = importlib.import_module("tensorrt_rtx")
+        except ImportError as error:
+            raise UnsupportedError(
+                f"TensorRT for RTX cannot be imported ({error}): install the package tensorrt-rtx-cu13"
+            ) from None
+        # At its first plugin the ONNX parser opens libtensorrt_rtx.so, but the wheel ships libtensorrt_rtx.so.1 alone,
+        # and the process aborts. Seen with 1.7.1.116; drop when the wheel ships the unversioned name.
+        ctypes.CDLL(str(soname_shim()))
+        return module
+
+    def set_target(self, trt: Any, config: Any, capability: ComputeCapability) -> None:
+        """Ask for one compute capability. Raises: UnsupportedError listing those that there are."""
+        targets = trt.ComputeCapability.__members__
+        if capability.sm not in targets:
+            known = ", ".join(sorted(name for name in targets if name.startswith("SM")))
+            raise UnsupportedError(
+                f"{self.title} {trt.__version__} has no target {capability.sm}, it has {known}: choose another --gpu"
+            )
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(targets[capability.sm], 0)
+
+    def target(self, config: Any) -> ComputeCapability:
+        """The configuration's only target."""
+        return ComputeCapability.from_sm(config.get_compute_capability(0).name)

@@ -1,0 +1,75 @@
+"""The process that a build runs in: `python -m sala_export.engine.worker JOB RESULT PROGRESS_FD PARENT`.
+
+A build may abort inside a native library, takes several times the size of the weights and gives little of it back; in a
+process of its own none of that reaches the caller.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+from ..errors import SalaError
+from .builder import build_plan
+from .flavour import select_flavour
+from .job import BuildJob, BuildResult, progress_line
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(arguments: list[str]) -> int:
+    """Run one job. Returns the exit status: 0 when the result file says how the build ended."""
+    job_path, result_path, descriptor, parent = arguments
+    die_with_parent(int(parent))
+    job = BuildJob.read(Path(job_path))
+    flavour = select_flavour(job.flavour)
+    # A log that loses its last lines in a crash is of no use: written line by line.
+    with (
+        job.log.open("a", encoding="utf-8", errors="replace", buffering=1) as log,
+        os.fdopen(int(descriptor), "w", encoding="utf-8", buffering=1) as pipe,
+    ):
+
+        def progress(phase: str, done: int, total: int, unit: str = "steps") -> None:
+            pipe.write(progress_line(phase, done, total))
+
+        try:
+            trt = flavour.load()
+            plan_bytes, target = build_plan(flavour, trt, job, log, progress)
+        except SalaError as error:
+            result = BuildResult(error_type=type(error).__name__, error=str(error))
+        else:
+            result = BuildResult(
+                tensorrt_version=trt.__version__,
+                compute_capability=str(target),
+                plan_bytes=plan_bytes,
+                peak_host_bytes=peak_resident_bytes(),
+            )
+    result.write(Path(result_path))
+    return 0
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends in any way."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        sys.exit("the parent process has ended")
+
+
+def peak_resident_bytes() -> int:
+    """Largest resident memory of this process so far.
+
+    Not from getrusage: its figure survives exec, so that a large parent would be counted.
+    """
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    match = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    if match is None:
+        raise OSError("/proc/self/status has no line VmHWM")
+    return int(match[1]) * 1024
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

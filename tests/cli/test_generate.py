@@ -1,0 +1,283 @@
+"""`generate` as a user runs it, next to the same through the library."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from support.checkpoints import edit_json
+from support.runtime_bundles import tiny_cpu_bundle
+from support.text_bundles import tiny_text_bundle
+
+import sala_export
+from sala_export.cli import cmd_generate
+from sala_export.cli.app import run
+from sala_export.cli.generate_display import PrefillDisplay
+from sala_export.runtime.model import Model
+from sala_export.runtime.session import PrefillProgress
+from sala_export.runtime.text import Tokenizer
+
+Capture = pytest.CaptureFixture[str]
+
+SHORT = "dudelu kiga muki sete, 你好 and the rest"
+LONG = "temig yemo tete re so se kige dudelu. " * 60
+"""More than the 512 tokens up to which the tiny model is dense."""
+FEW = ("--max-new-tokens", "12", "--max-context", "4K")
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return sala_export.load(tiny_text_bundle(), threads=2)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    found = Tokenizer.from_bundle(tiny_text_bundle())
+    assert found is not None
+    return found
+
+
+def generate(capsys: Capture, *arguments: str) -> str:
+    """What a successful run prints."""
+    capsys.readouterr()
+    assert run(["generate", str(tiny_text_bundle()), *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def answer(model: Model, *prompts: list[int]) -> str:
+    """What the library generates after prompts one after the other."""
+    session = model.session(max_context=4096)
+    for ids in prompts:
+        session.prefill(ids)
+    return "".join(session.generate(max_new_tokens=12)) + "\n"
+
+
+def pipe(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+@pytest.mark.parametrize("prompt", [SHORT, LONG], ids=["dense", "sparse"])
+def test_prompt_gives_the_same_answer_as_text_file_and_pipe(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Model, tokenizer: Tokenizer, prompt: str
+) -> None:
+    expected = answer(model, tokenizer.encode(prompt))
+    assert len(expected) > 5
+    assert generate(capsys, "--prompt", prompt, *FEW) == expected
+    (tmp_path / "prompt.txt").write_text(prompt, encoding="utf-8")
+    assert generate(capsys, "--prompt-file", str(tmp_path / "prompt.txt"), *FEW) == expected
+    pipe(monkeypatch, prompt.encode())
+    assert generate(capsys, "--prompt-file", "-", *FEW) == expected
+
+
+def test_sampling_options_reach_the_sampler(capsys: Capture, model: Model, tokenizer: Tokenizer) -> None:
+    options = {"temperature": 1.5, "top_p": 0.9, "top_k": 40, "repetition_penalty": 1.3, "seed": 5}
+    session = model.session(max_context=4096)
+    session.prefill(tokenizer.encode(SHORT))
+    expected = "".join(session.generate(max_new_tokens=12, **options)) + "\n"
+    flags = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    assert generate(capsys, "--prompt", SHORT, *FEW, *flags) == expected
+    assert generate(capsys, "--prompt", SHORT, *FEW, *flags, "--seed", "6") != expected
+
+
+def test_saved_state_goes_on_where_it_was(capsys: Capture, tmp_path: Path, model: Model, tokenizer: Tokenizer) -> None:
+    state = str(tmp_path / "read.state")
+    assert generate(capsys, "--prompt", LONG, "--save-state", state, "--max-new-tokens", "0") == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["read.state"]
+    expected = answer(model, tokenizer.encode(LONG), tokenizer.encode(SHORT, add_special_tokens=False))
+    assert generate(capsys, "--load-state", state, "--prompt", SHORT, *FEW) == expected
+
+
+def test_chat_wraps_the_prompt_also_when_it_is_streamed(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, model: Model, tokenizer: Tokenizer
+) -> None:
+    text = f"<s><|im_start|>user\n{LONG}<|im_end|>\n<|im_start|>assistant\n"
+    expected = answer(model, tokenizer.encode(text, add_special_tokens=False))
+    assert generate(capsys, "--chat", "--prompt", LONG, *FEW) == expected
+    pipe(monkeypatch, LONG.encode())
+    assert generate(capsys, "--chat", "--prompt-file", "-", *FEW) == expected
+
+
+def test_next_turn_of_a_chat_ends_the_answer_before(
+    capsys: Capture, tmp_path: Path, model: Model, tokenizer: Tokenizer
+) -> None:
+    state = tmp_path / "chat.state"
+    generate(capsys, "--chat", "--prompt", LONG, *FEW, "--save-state", str(state))
+    before = model.restore(state).tokens.tolist()
+    turn = f"<|im_end|>\n<|im_start|>user\n{SHORT}<|im_end|>\n<|im_start|>assistant\n"
+    end, *rest = tokenizer.encode(turn, add_special_tokens=False)
+    assert before[-1] != end
+    following = tmp_path / "next.state"
+    arguments = ("--chat", "--prompt", SHORT, "--max-new-tokens", "0", "--save-state", str(following))
+    generate(capsys, "--load-state", str(state), *arguments)
+    assert model.restore(following).tokens.tolist() == [*before, end, *rest]
+
+    # Where the model ended its answer itself, the token is there already.
+    ended = model.restore(state)
+    ended.prefill([end])
+    ended.save(tmp_path / "ended.state")
+    generate(capsys, "--load-state", str(tmp_path / "ended.state"), *arguments)
+    assert model.restore(following).tokens.tolist() == [*before, end, *rest]
+
+
+def without_tokenizer(_: Path) -> Path:
+    return tiny_cpu_bundle()
+
+
+def without_template(folder: Path) -> Path:
+    bundle = Path(shutil.copytree(tiny_text_bundle(), folder / "bundle.sala"))
+    config = bundle / "text" / "tokenizer_config.json"
+    size = config.stat().st_size
+    edit_json(config, lambda fields: fields.pop("chat_template"))
+    edit_json(
+        bundle / "bundle.json",
+        lambda fields: [
+            entry.update(bytes=config.stat().st_size) for entry in fields["files"] if entry["bytes"] == size
+        ],
+    )
+    return bundle
+
+
+BAD: dict[str, tuple[list[str], list[str]]] = {
+    "no prompt": ([], ["--prompt TEXT", "--prompt-file FILE"]),
+    "two prompts": (["--prompt", "a", "--prompt-file", "-"], ["--prompt TEXT", "--prompt-file FILE"]),
+    "empty prompt": (["--prompt", ""], ["prompt is empty"]),
+    "empty chat prompt": (["--prompt", "", "--chat"], ["prompt is empty"]),
+    "empty pipe": (["--prompt-file", "-"], ["prompt is empty"]),
+    "missing file": (["--prompt-file", "missing.txt"], ["--prompt-file missing.txt", "No such file"]),
+    "directory": (["--prompt-file", "."], ["--prompt-file .", "directory"]),
+    "prompt longer than the context": (["--prompt", SHORT, "--max-context", "8"], ["max_context", "8"]),
+    "missing state": (["--prompt", "a", "--load-state", "missing.state"], ["missing.state"]),
+    "no place for the state": (["--prompt", "a", "--save-state", "missing/a.state"], ["--save-state", "missing"]),
+    "unknown runtime": (["--prompt", "a", "--runtime", "gpu"], ["--runtime", "gpu", "onnxruntime"]),
+    "not a size": (["--prompt", "a", "--max-context", "64Q"], ["--max-context", "64Q"]),
+    "temperature below zero": (["--prompt", "a", "--temperature", "-1"], ["--temperature", "-1"]),
+    "top-p above one": (["--prompt", "a", "--top-p", "1.5"], ["--top-p", "1.5"]),
+}
+
+
+def fails(capsys: Capture, bundle: Path, *arguments: str) -> str:
+    """Run, expect exit code 2; returns the one line on stderr."""
+    capsys.readouterr()
+    assert run(["generate", str(bundle), *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line(capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, case: str) -> None:
+    arguments, words = BAD[case]
+    monkeypatch.chdir(tmp_path)
+    pipe(monkeypatch, b"")
+    line = fails(capsys, tiny_text_bundle(), *arguments)
+    for word in words:
+        assert word in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flags", [(), ("--chat",)])
+@pytest.mark.parametrize("start", [b"abc", LONG.encode() * 5], ids=["at once", "after chunks that ran"])
+def test_invalid_utf8_on_the_pipe_is_named_by_offset(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, start: bytes, flags: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(cmd_generate, "_BLOCK_BYTES", 4500)
+    pipe(monkeypatch, start + b"\xe4\xbd\xff and more")
+    state = tmp_path / "a.state"
+    line = fails(capsys, tiny_text_bundle(), "--prompt-file", "-", "--save-state", str(state), *flags)
+    assert f"not UTF-8 at byte {len(start)}," in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("make", "flags", "words"),
+    [(without_tokenizer, (), "has no tokenizer"), (without_template, ("--chat",), "without a chat template")],
+)
+def test_bundle_that_lacks_text_files_says_so(
+    capsys: Capture, tmp_path: Path, make: Callable[[Path], Path], flags: tuple[str, ...], words: str
+) -> None:
+    assert words in fails(capsys, make(tmp_path), "--prompt", "a", *flags)
+
+
+def test_state_of_another_model_is_refused(capsys: Capture, tmp_path: Path) -> None:
+    state = str(tmp_path / "a.state")
+    generate(capsys, "--prompt", SHORT, "--max-new-tokens", "0", "--save-state", state)
+    other = Path(shutil.copytree(tiny_text_bundle(), tmp_path / "other.sala"))
+    edit_json(other / "bundle.json", lambda fields: fields["model"].update(fingerprint="0" * 64))
+    assert state in fails(capsys, other, "--prompt", "a", "--load-state", state)
+
+
+def test_interrupted_prefill_leaves_no_state(tmp_path: Path) -> None:
+    program = "from sala_export.cli.app import main; main()"
+    arguments = ["generate", str(tiny_text_bundle()), "--prompt-file", "-", "--save-state", str(tmp_path / "a.state")]
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *arguments],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    # More than a pipe holds: once it is written, the first tokens are on their way to the model, a minute of work.
+    process.stdin.write(LONG.encode() * 50)
+    process.stdin.flush()
+    process.send_signal(signal.SIGINT)
+    out, told = process.communicate(timeout=60)
+    assert (process.returncode, out, told.strip()) == (130, b"", b"error: interrupted")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_names_every_option_in_kebab_case(capsys: Capture) -> None:
+    text = generate(capsys, "--help")
+    options = {word.strip(",") for word in text.split() if word.startswith("--")}
+    assert {"--prompt", "--prompt-file", "--max-new-tokens", "--save-state", "--load-state", "--runtime"} <= options
+    assert all(option == option.lower() and "_" not in option for option in options)
+
+
+@pytest.mark.parametrize(
+    ("total", "expected", "words"),
+    [
+        (4096, None, "1,024 of 4,096 tokens, 512 tokens/s, 6 s left"),
+        (None, 3072.0, "1,024 tokens, 512 tokens/s, 4 s left"),
+        (None, None, "1,024 tokens, 512 tokens/s"),
+    ],
+)
+def test_progress_tells_tokens_rate_and_time_left(
+    monkeypatch: pytest.MonkeyPatch, total: int | None, expected: float | None, words: str
+) -> None:
+    monkeypatch.setattr(PrefillDisplay, "INTERVAL_S", 0.0)
+    written = io.StringIO()
+    with PrefillDisplay(Console(file=written), lambda: expected) as display:
+        display(PrefillProgress(tokens_done=1024, tokens_total=total, seconds=2.0))
+    assert written.getvalue() == f"prefill: {words}\nprefill: 1,024 tokens in 2.0 s, 512 tokens/s\n"
+
+
+def test_progress_on_a_terminal_is_a_bar_that_goes_away() -> None:
+    written = io.StringIO()
+    with PrefillDisplay(
+        Console(file=written, force_terminal=True, width=120, highlight=False), lambda: None
+    ) as display:
+        display(PrefillProgress(tokens_done=1024, tokens_total=4096, seconds=2.0))
+    text = written.getvalue()
+    assert "1,024 of 4,096 tokens, 512 tokens/s, 6 s left" in text
+    assert text.endswith("prefill: 1,024 tokens in 2.0 s, 512 tokens/s\n")
+
+
+def test_totals_go_to_stderr(capsys: Capture) -> None:
+    capsys.readouterr()
+    assert run(["generate", str(tiny_text_bundle()), "--prompt", SHORT, *FEW]) == 0
+    captured = capsys.readouterr()
+    prefill, generated = captured.err.splitlines()
+    assert prefill.startswith("prefill: ")
+    assert generated.startswith("generated: 12 tokens, ")
+    assert generated.endswith("ended by max-new-tokens")
+    assert captured.out.strip()

@@ -1,0 +1,11 @@
+"""One engine per target, built once for all tests that look at it."""
+
+from __future__ import annotations
+
+import pytest
+from support.engines import BuiltEngine, build_mini_engine
+
+
+@pytest.fixture(scope="session", params=["rtx5090", "a6000"])
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> BuiltEngine:
+    return build_mini_engine(tmp_path_factory.mktemp(f"engine-{request.param}"), request.param)

@@ -1,0 +1,102 @@
+"""The two TensorRTs behind their seam."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sala_export.engine.flavour import select_flavour
+from sala_export.engine.recipe import ComputeCapability, load_recipe
+from sala_export.engine.request import FlavourName
+from sala_export.engine.tensorrt import TensorRT, present_capability
+from sala_export.engine.tensorrt_rtx import TensorRTForRTX
+from sala_export.errors import UnsupportedError
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"),
+    [(FlavourName.AUTO, "rtx"), (FlavourName.RTX, "rtx"), (FlavourName.TENSORRT, "tensorrt")],
+)
+def test_flavour_is_found_by_name(asked: FlavourName, given: str) -> None:
+    assert select_flavour(asked).name == given
+
+
+@pytest.mark.parametrize("gpu", ["rtx5090", "a6000", "rtx4090", "a6000d"])
+def test_rtx_has_a_target_for_every_shipped_recipe(gpu: str) -> None:
+    flavour, capability = TensorRTForRTX(), load_recipe(gpu).compute_capability
+    trt = flavour.load()
+    asked: list[Any] = []
+    config = SimpleNamespace(set_compute_capability=lambda target, index: asked.append((target.name, index)))
+    flavour.set_target(trt, config, capability)
+    assert asked == [(capability.sm, 0)]
+    assert config.num_compute_capabilities == 1
+
+
+def test_rtx_names_its_targets_when_it_lacks_one() -> None:
+    flavour = TensorRTForRTX()
+    with pytest.raises(UnsupportedError, match=r"has no target SM70, it has SM120, .*SM86"):
+        flavour.set_target(flavour.load(), SimpleNamespace(), ComputeCapability(7, 0))
+
+
+def test_missing_python_module_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named {name!r}")
+
+    monkeypatch.setattr(importlib, "import_module", refuse)
+    with pytest.raises(
+        UnsupportedError, match=r"No module named 'tensorrt_rtx'\): install the package tensorrt-rtx-cu13"
+    ):
+        TensorRTForRTX().load()
+    with pytest.raises(UnsupportedError, match=r"No module named 'tensorrt'\): install NVIDIA's package tensorrt"):
+        TensorRT().load()
+
+
+def test_tensorrt_builds_for_the_gpu_that_is_here() -> None:
+    TensorRT(present=lambda: ComputeCapability(8, 6)).check(load_recipe("a6000"))
+
+
+def test_tensorrt_refuses_to_build_for_another_gpu() -> None:
+    with pytest.raises(UnsupportedError, match=r"this machine, SM89, not for the NVIDIA RTX A6000, SM86"):
+        TensorRT(present=lambda: ComputeCapability(8, 9)).check(load_recipe("a6000"))
+
+
+def test_tensorrt_refuses_to_build_without_a_gpu() -> None:
+    with pytest.raises(UnsupportedError, match=r"this machine has none: use --flavour rtx"):
+        TensorRT(present=lambda: None).check(load_recipe("a6000"))
+
+
+class FakeDriver:
+    """The four functions of the CUDA driver that are called, for one device of capability 8.9."""
+
+    def __init__(self, status: int = 0) -> None:
+        self.status = status
+
+    def cuInit(self, flags: int) -> int:  # noqa: N802 (the driver's names)
+        return self.status
+
+    def cuDeviceGet(self, device: Any, ordinal: int) -> int:  # noqa: N802
+        return 0
+
+    def cuDeviceGetAttribute(self, value: Any, attribute: int, device: Any) -> int:  # noqa: N802
+        value._obj.value = {75: 8, 76: 9}[attribute]
+        return 0
+
+
+@pytest.mark.parametrize(("status", "expected"), [(0, ComputeCapability(8, 9)), (100, None)])
+def test_capability_is_read_from_the_driver(
+    monkeypatch: pytest.MonkeyPatch, status: int, expected: ComputeCapability | None
+) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: FakeDriver(status))
+    assert present_capability() == expected
+
+
+def test_machine_without_driver_has_no_capability(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", refuse)
+    assert present_capability() is None

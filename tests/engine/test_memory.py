@@ -1,0 +1,149 @@
+"""The account of device memory, against numbers worked out by hand for the published 9B model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support.graphs import MiniGraph
+
+from sala_export.engine.graph import EngineGraph, OperatorNode, read_graph
+from sala_export.engine.memory import check_fits, largest_context, predict_memory
+from sala_export.engine.recipe import load_recipe
+from sala_export.engine.request import EngineRequest
+from sala_export.errors import RequestError, ShapeError
+from sala_export.specs import DType, TensorSpec
+
+GIB = 1 << 30
+MIB = 1 << 20
+PARAMETERS_9B = 9_477_203_968
+SPARSE_LAYERS_9B = (0, 9, 16, 17, 22, 29, 30, 31)
+
+
+def graph_9b() -> EngineGraph:
+    """The published model, as its graph would describe it: 8 sparse and 24 lightning layers."""
+    inputs = [
+        TensorSpec("input_ids", DType.INT64, ("batch", "tokens")),
+        TensorSpec("past_length", DType.INT32, ("batch",)),
+        TensorSpec("context_length", DType.INT32, ("batch",)),
+        TensorSpec("rope_cos_sin", DType.FLOAT32, ("batch", "tokens", 128)),
+    ]
+    for i in range(32):
+        if i in SPARSE_LAYERS_9B:
+            capacities = {"key": "capacity", "value": "capacity", "k1": "capacity_k1", "k2": "capacity_k2"}
+            for role, capacity in capacities.items():
+                inputs.append(TensorSpec(f"past_key_values.{i}.{role}", DType.BFLOAT16, ("batch", 2, capacity, 128)))
+        else:
+            inputs.append(TensorSpec(f"past_key_values.{i}.state", DType.FLOAT32, ("batch", 32, 128, 128)))
+    sparse = OperatorNode(
+        name="layers.0.self_attn/InfLLMv2Attention",
+        op_type="InfLLMv2Attention",
+        attributes={"kernel_size": 32, "kernel_stride": 16, "block_size": 64},
+    )
+    return EngineGraph(
+        path=Path("model.onnx"),
+        inputs=tuple(inputs),
+        outputs=(TensorSpec("logits", DType.FLOAT32, ("batch", 73448)),),
+        operators=(sparse,),
+        parameters=PARAMETERS_9B,
+        weights_bytes=2 * PARAMETERS_9B,
+        hidden_size=4096,
+        widest_projection=2 * 16384,
+        activation_dtype=DType.BFLOAT16,
+    )
+
+
+def request_9b(gpu: str, max_context: int, prefill_chunk: int = 8192) -> EngineRequest:
+    return EngineRequest.from_options(load_recipe(gpu), max_context=max_context, prefill_chunk=prefill_chunk)
+
+
+def test_account_of_9b_at_a_million_tokens() -> None:
+    memory = predict_memory(graph_9b(), request_9b("rtx5090", 1 << 20))
+    assert memory.weights_bytes / GIB == pytest.approx(17.65, abs=0.01)
+    # 8 layers x 2 heads x 128 channels x K and V x 2 bytes = 8192 bytes per token.
+    assert memory.key_value_bytes == 8192 << 20
+    # k1 has a key for 16 tokens, k2 for 64, each of 8 x 2 x 128 x 2 = 4096 bytes: 256 + 64 bytes per token, less the
+    # last window of each.
+    assert memory.compressed_key_bytes == (320 << 20) - 2 * 4096
+    assert memory.state_bytes == 24 * 32 * 128 * 128 * 4 == 48 * MIB
+    # Two hidden rows, gate_up and its product, a quarter for the operators, a constant.
+    assert memory.activation_bytes == 8192 * (2 * 4096 + 3 * 16384) * 2 * 5 // 4 + 32 * MIB
+    # ids, two lengths, RoPE rows, logits
+    assert memory.io_bytes == 8192 * 8 + 2 * 4 + 8192 * 128 * 4 + 73448 * 4
+    assert memory.total_bytes == sum(memory.parts().values())
+
+
+def test_published_claim_that_a_million_tokens_fit_an_rtx5090() -> None:
+    request = request_9b("rtx5090", 1 << 20)
+    check_fits(graph_9b(), request, predict_memory(graph_9b(), request))
+
+
+def test_activations_do_not_depend_on_the_context() -> None:
+    short, long = (predict_memory(graph_9b(), request_9b("a6000", context)) for context in (8192, 1 << 20))
+    assert short.activation_bytes == long.activation_bytes
+    assert short.state_bytes == long.state_bytes
+
+
+@pytest.mark.parametrize(("gpu", "expected"), [("rtx5090", "1479K"), ("rtx4090", "512K")])
+def test_context_that_does_not_fit_names_the_largest_that_does(gpu: str, expected: str) -> None:
+    # 34190917632 (25757220864) bytes, less weights 18954407936, activations 1207959552, reserve 1073741824, state
+    # 50331648, and in and out 4553640, over 8512 bytes per token: 1515498 (524697) tokens, rounded down to 1K.
+    graph, request = graph_9b(), request_9b(gpu, 2 << 20)
+    with pytest.raises(
+        RequestError, match=rf"--max-context 2M needs .*: the largest that fits is --max-context {expected}$"
+    ):
+        check_fits(graph, request, predict_memory(graph, request))
+
+
+@pytest.mark.parametrize("gpu", ["rtx5090", "rtx4090"])
+def test_named_context_fits_and_the_next_does_not(gpu: str) -> None:
+    graph, request = graph_9b(), request_9b(gpu, 2 << 20)
+    context = largest_context(graph, request, predict_memory(graph, request))
+    assert context is not None
+    assert context % 1024 == 0
+    largest = replace(request, max_context=context)
+    check_fits(graph, largest, predict_memory(graph, largest))
+    beyond = replace(request, max_context=context + 1024)
+    with pytest.raises(RequestError):
+        check_fits(graph, beyond, predict_memory(graph, beyond))
+
+
+def test_weights_that_leave_no_room_say_so_with_every_part() -> None:
+    graph = replace(graph_9b(), weights_bytes=40 * GIB)
+    request = request_9b("rtx5090", 1 << 20)
+    with pytest.raises(RequestError, match=r"weights 40\.00 GiB, key_value 8\.00 GiB, .*no context fits; lower"):
+        check_fits(graph, request, predict_memory(graph, request))
+
+
+def test_no_context_below_the_chunk_is_offered() -> None:
+    # 16K tokens of caches are left, and the chunk is larger.
+    request = request_9b("rtx5090", 65536, prefill_chunk=32768)
+    spare = predict_memory(graph_9b(), replace(request, max_context=32768)).total_bytes - 16384 * 8512
+    tight = replace(request, recipe=replace(request.recipe, memory_bytes=spare))
+    with pytest.raises(RequestError, match=r"no context fits; lower --prefill-chunk"):
+        check_fits(graph_9b(), tight, predict_memory(graph_9b(), tight))
+
+
+def test_batch_multiplies_caches_but_not_weights() -> None:
+    one = predict_memory(graph_9b(), request_9b("a6000", 65536))
+    two = predict_memory(graph_9b(), replace(request_9b("a6000", 65536), max_batch=2))
+    assert two.weights_bytes == one.weights_bytes
+    assert two.key_value_bytes == 2 * one.key_value_bytes
+    assert two.state_bytes == 2 * one.state_bytes
+
+
+def test_account_of_a_real_graph_follows_its_inputs(tmp_path: Path) -> None:
+    MiniGraph(mixers=("lightning", "sparse", "lightning")).write(tmp_path)
+    request = request_9b("a6000", 1000, prefill_chunk=64)
+    memory = predict_memory(read_graph(tmp_path), request)
+    assert memory.state_bytes == 2 * 32 * 64 * 64 * 4
+    assert memory.key_value_bytes == 2 * 2 * 1000 * 64 * 2
+    assert memory.compressed_key_bytes == (61 + 14) * 2 * 64 * 2
+
+
+def test_unknown_cache_is_refused() -> None:
+    graph = graph_9b()
+    extra = TensorSpec("past_key_values.0.conv", DType.FLOAT32, ("batch", 4))
+    with pytest.raises(ShapeError, match=r"unknown cache past_key_values\.0\.conv"):
+        predict_memory(replace(graph, inputs=(*graph.inputs, extra)), request_9b("a6000", 65536))

@@ -1,0 +1,71 @@
+"""The order of the stages, and what stays behind when one fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.checkpoints import copy_checkpoint, tiny_checkpoint
+
+from sala_export import pipeline
+from sala_export.engine.recipe import load_recipe
+from sala_export.engine.request import EngineRequest
+from sala_export.errors import BuildError, RequestError
+from sala_export.pipeline import BuildRequest, ModelRequest, build_bundle, export_onnx
+from sala_export.specs import Precision
+from sala_export.staging import MARKER
+
+ENGINE = EngineRequest.from_options(load_recipe("rtx5090"), max_context=4096, prefill_chunk=256)
+
+
+def request(output: Path, model: Path | None = None) -> BuildRequest:
+    return BuildRequest(model=ModelRequest(model=str(model or tiny_checkpoint())), engine=ENGINE, output=output)
+
+
+def test_failed_build_keeps_its_log_under_a_free_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any, log_path: Path, **options: Any) -> None:
+        log_path.write_text("what TensorRT said", encoding="utf-8")
+        raise BuildError(f"TensorRT gave up (log: {log_path})")
+
+    monkeypatch.setattr(pipeline, "build_engine", fail)
+    mine = tmp_path / "out.sala.log"
+    mine.write_text("mine", encoding="utf-8")
+    kept = tmp_path / "out.sala.log.1"
+    with pytest.raises(BuildError) as error:
+        build_bundle(request(tmp_path / "out.sala"))
+    assert str(error.value) == f"TensorRT gave up (log: {kept})"
+    assert kept.read_text(encoding="utf-8") == "what TensorRT said"
+    assert mine.read_text(encoding="utf-8") == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [mine.name, kept.name]
+
+
+def test_what_cannot_fit_is_refused_before_tracing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def traced(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("tracing has begun")
+
+    monkeypatch.setattr(pipeline, "_export", traced)
+    monkeypatch.setattr("sala_export.engine.host.available_host_bytes", lambda: 1 << 20)
+    with pytest.raises(RequestError, match=r"building the engine needs about .* of memory, 1\.00 MiB are available"):
+        build_bundle(request(tmp_path / "out.sala"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["", "inside"])
+def test_output_that_holds_the_checkpoint_is_refused(tmp_path: Path, where: str) -> None:
+    holder = tmp_path / "holder"
+    checkpoint = holder / where
+    checkpoint.parent.mkdir(exist_ok=True)
+    copy_checkpoint(tiny_checkpoint(), checkpoint)
+    (holder / MARKER).touch()
+    before = sorted(checkpoint.iterdir())
+    with pytest.raises(RequestError, match="holds the checkpoint itself"):
+        export_onnx(ModelRequest(model=str(checkpoint)), holder, Precision.BF16, force=True)
+    assert sorted(checkpoint.iterdir()) == before
+
+
+def test_model_given_as_the_current_directory_has_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tiny_checkpoint())
+    assert ModelRequest(model=".").name == tiny_checkpoint().name
+    assert ModelRequest(model=".").open().origin == tiny_checkpoint().name
+    assert ModelRequest(model="openbmb/MiniCPM-SALA").name == "MiniCPM-SALA"
