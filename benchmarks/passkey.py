@@ -1,0 +1,119 @@
+"""Recall of passkeys in long prompts on the CPU: needles found by depth, prefill rate and peak memory by length.
+
+    python -m benchmarks.passkey [--lengths 8K,64K,256K,1M] [--heads 4] [--json out.json]
+
+The model is the constructed checkpoint of tests/support/passkey.py: it has to select the right blocks, and nothing is
+trained. The prompt is streamed; each length runs in a process of its own, so that its peak memory is its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import onnxruntime
+
+import sala_export
+from sala_export.specs import format_bytes, format_tokens, parse_tokens
+
+# tests/ is no package.
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from support.passkey import (
+    DEPTHS,
+    in_pieces,
+    needle_positions,
+    passkey_config,
+    passkey_prompt,
+    write_passkey_checkpoint,
+)
+from support.runtime_bundles import write_cpu_bundle
+
+PIECE_TOKENS = 4096
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recall:
+    """One streamed prompt."""
+
+    length: int
+    found: tuple[bool, ...]
+    """By depth, in the order of `DEPTHS`."""
+    prefill_seconds: float
+    question_seconds: float
+    """Of one question of two tokens, mean."""
+    peak_memory_bytes: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.length / self.prefill_seconds
+
+
+def measure(bundle: Path, length: int, threads: int) -> Recall:
+    """Stream a prompt of `length` tokens with a needle at every depth, and ask for each."""
+    tokens, needles = passkey_prompt(length, needle_positions(length))
+    context = length + 2 * len(needles)
+    session = sala_export.load(bundle, threads=threads).session(max_context=context)
+    start = time.monotonic()
+    session.prefill(in_pieces(tokens, (PIECE_TOKENS,)))
+    read = time.monotonic()
+    answers = [int(session.prefill(needle.question(), context_length=context).argmax()) for needle in needles]
+    asked = time.monotonic()
+    return Recall(
+        length=length,
+        found=tuple(answer == needle.value for answer, needle in zip(answers, needles, strict=True)),
+        prefill_seconds=read - start,
+        question_seconds=(asked - read) / len(needles),
+        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    )
+
+
+def table(rows: Sequence[Recall]) -> str:
+    depths = " ".join(f"{depth:>5.0%}" for depth in DEPTHS)
+    lines = [f"{'length':>8} {depths} {'prefill':>10} {'tokens/s':>10} {'question':>10} {'peak memory':>12}"]
+    for row in rows:
+        found = " ".join(f"{'found' if hit else 'lost':>5}" for hit in row.found)
+        lines.append(
+            f"{format_tokens(row.length):>8} {found} {row.prefill_seconds:>8.1f} s {row.tokens_per_second:>10,.0f} "
+            f"{row.question_seconds * 1000:>7.0f} ms {format_bytes(row.peak_memory_bytes):>12}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--lengths", default="8K,64K,256K,1M", help="tokens of the prompts (default: 8K,64K,256K,1M)")
+    parser.add_argument("--heads", type=int, default=4, help="query heads of the model (default: 4)")
+    parser.add_argument("--topk", type=int, default=8, help="blocks taken; 2 leaves no selected ones (default: 8)")
+    parser.add_argument("--threads", type=int, default=2, help="(default: 2)")
+    parser.add_argument("--json", type=Path, help="also write the numbers here")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        config = passkey_config(num_attention_heads=options.heads, topk=options.topk)
+        checkpoint = write_passkey_checkpoint(Path(folder, "checkpoint"), config)
+        bundle = write_cpu_bundle(checkpoint, Path(folder, "passkey.sala"))
+        rows = []
+        for length in map(parse_tokens, options.lengths.split(",")):
+            with multiprocessing.get_context("spawn").Pool(1) as process:
+                rows.append(process.apply(measure, (bundle, length, options.threads)))
+    sys.stdout.write(table(rows) + "\n")
+    if options.json:
+        machine = {"processor": platform.processor(), "cores": os.cpu_count(), "onnxruntime": onnxruntime.__version__}
+        settings = {"heads": options.heads, "topk": options.topk, "threads": options.threads}
+        report = {"machine": machine, **settings, "depths": DEPTHS, "rows": [asdict(row) for row in rows]}
+        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return 0 if all(all(row.found) for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

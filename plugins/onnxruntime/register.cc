@@ -1,0 +1,70 @@
+// The exported symbols of libsala_ort.so.
+
+#include <atomic>
+#include <mutex>
+#include <string_view>
+
+#include "onnxruntime/custom_op.h"
+
+#define SALA_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace sala::ort {
+namespace {
+
+std::atomic<cpu::SimdLevel>& current_level() {
+  static std::atomic<cpu::SimdLevel> level{cpu::best_simd_level()};
+  return level;
+}
+
+/// The domain with both operators, made once. It is never released: sessions of any lifetime refer to it.
+OrtStatus* shared_domain(const OrtApi& api, OrtCustomOpDomain*& domain) {
+  static std::mutex mutex;
+  static OrtCustomOpDomain* shared = nullptr;
+  const std::lock_guard lock(mutex);
+  if (shared == nullptr) {
+    OrtCustomOpDomain* fresh = nullptr;
+    if (OrtStatus* status = api.CreateCustomOpDomain("sala", &fresh)) return status;
+    for (const OrtCustomOp* op : {&lightning_attention_op(), &infllmv2_attention_op()}) {
+      if (OrtStatus* status = api.CustomOpDomain_Add(fresh, op)) {
+        api.ReleaseCustomOpDomain(fresh);
+        return status;
+      }
+    }
+    shared = fresh;
+  }
+  domain = shared;
+  return nullptr;
+}
+
+}  // namespace
+
+cpu::SimdLevel simd_level() { return current_level().load(std::memory_order_relaxed); }
+
+}  // namespace sala::ort
+
+/// Entry point that ONNX Runtime looks for (`SessionOptions.register_custom_ops_library`).
+SALA_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) noexcept {
+  const OrtApi* api = base->GetApi(sala::ort::kApiVersion);
+  if (api == nullptr) {
+    return base->GetApi(1)->CreateStatus(ORT_FAIL, "libsala_ort.so needs ONNX Runtime 1.21 or later");
+  }
+  OrtCustomOpDomain* domain = nullptr;
+  if (OrtStatus* status = sala::ort::shared_domain(*api, domain)) return status;
+  return api->AddCustomOpDomain(options, domain);
+}
+
+/// For tests: makes all kernels of the process use the instructions "baseline", "avx2" or "avx512". Returns 0, or -1 if
+/// this machine does not run them. Not to be called while a session runs.
+SALA_EXPORT int sala_ort_set_simd_level(const char* name) noexcept {
+  using sala::cpu::SimdLevel;
+  for (const SimdLevel level : {SimdLevel::kBaseline, SimdLevel::kAvx2, SimdLevel::kAvx512}) {
+    if (std::string_view(name) == sala::cpu::name_of(level) && level <= sala::cpu::best_simd_level()) {
+      sala::ort::current_level().store(level);
+      return 0;
+    }
+  }
+  return -1;
+}
+
+/// Name of the instructions in use.
+SALA_EXPORT const char* sala_ort_simd_level() noexcept { return sala::cpu::name_of(sala::ort::simd_level()); }

@@ -1,0 +1,280 @@
+// The Python module sala_export.runtime._native: the nouns of include/sala, statuses turned into exceptions.
+//
+// The interpreter lock is released while the core works. A session is for one thread at a time: a second one that
+// enters meanwhile, also from a progress callback, gets a SessionError.
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/filesystem.h>
+#include <nanobind/stl/function.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <atomic>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "errors.h"
+#include "sala/model.h"
+#include "sala/prefiller.h"
+#include "sala/sampler.h"
+
+namespace nb = nanobind;
+using nb::literals::operator""_a;
+
+namespace sala::python {
+
+namespace {
+
+using TokenArray = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using LogitArray = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+std::span<const int32_t> view(const TokenArray& array) { return {array.data(), array.size()}; }
+
+template <class T>
+nb::object copy(std::span<const T> values) {
+  T* data = new T[values.size()];
+  std::copy(values.begin(), values.end(), data);
+  nb::capsule owner(data, [](void* pointer) noexcept { delete[] static_cast<T*>(pointer); });
+  return nb::cast(nb::ndarray<nb::numpy, T, nb::ndim<1>>(data, {values.size()}, owner));
+}
+
+/// Progress reports to Python, and Ctrl-C between chunks. What Python raises is kept and stops the prefill: it must not
+/// travel through the core.
+class ProgressReporter {
+ public:
+  explicit ProgressReporter(nb::object callback) : callback_(std::move(callback)) {}
+
+  bool operator()(const PrefillProgress& progress) {
+    const nb::gil_scoped_acquire locked;
+    try {
+      if (PyErr_CheckSignals() != 0) throw nb::python_error();
+      if (!callback_.is_none()) callback_(progress.tokens_done, progress.tokens_total, progress.seconds);
+      return true;
+    } catch (nb::python_error& raised) {
+      raised_.emplace(std::move(raised));
+      return false;
+    }
+  }
+
+  void rethrow() {
+    if (!raised_) return;
+    nb::python_error raised = std::move(*raised_);
+    raised_.reset();
+    throw raised;
+  }
+
+ private:
+  nb::object callback_;
+  std::optional<nb::python_error> raised_;
+};
+
+/// A session, and whether a thread is in it.
+struct PySession {
+  explicit PySession(Session created) : session(std::move(created)) {}
+
+  Session session;
+  std::atomic<bool> busy = false;
+};
+
+[[noreturn]] void raise_busy() {
+  raise({ErrorCode::kInvalidArgument,
+         "the session is already at work, here or in another thread: use one session a thread"});
+}
+
+/// Keeps other threads out of a session while the lock of the interpreter is released.
+class Working {
+ public:
+  explicit Working(PySession& session) : session_(session) {
+    if (session.busy.exchange(true)) raise_busy();
+    state_ = PyEval_SaveThread();
+  }
+  Working(const Working&) = delete;
+  Working& operator=(const Working&) = delete;
+  ~Working() {
+    PyEval_RestoreThread(state_);
+    session_.busy = false;
+  }
+
+ private:
+  PySession& session_;
+  PyThreadState* state_;
+};
+
+nb::object tokens(const PySession& session) {
+  if (session.busy) raise_busy();
+  return copy(session.session.tokens());
+}
+
+nb::object logits(const PySession& session) {
+  if (session.busy) raise_busy();
+  const auto values = session.session.logits();
+  return values.empty() ? nb::none() : copy(values);
+}
+
+struct PyGeneration {
+  nb::object owner;
+  PySession& session;
+  Generation generation;
+};
+
+class PyPrefiller {
+ public:
+  PyPrefiller(nb::object owner, std::optional<int64_t> context_length, std::optional<int64_t> tokens_total,
+              nb::object on_progress)
+      : owner_(std::move(owner)),
+        session_(nb::cast<PySession&>(owner_)),
+        reporter_(std::make_shared<ProgressReporter>(std::move(on_progress))),
+        prefiller_(unwrap(Prefiller::create(
+            session_.session,
+            {context_length, [reporter = reporter_](const PrefillProgress& progress) { return (*reporter)(progress); }},
+            tokens_total))) {}
+
+  void feed(const TokenArray& token_ids) {
+    const Status fed = [&] {
+      const Working working(session_);
+      return prefiller_.feed(view(token_ids));
+    }();
+    reporter_->rethrow();
+    unwrap(fed);
+  }
+
+  nb::object finish() {
+    const auto logits = [&] {
+      const Working working(session_);
+      return prefiller_.finish();
+    }();
+    reporter_->rethrow();
+    return copy(unwrap(logits));
+  }
+
+ private:
+  nb::object owner_;
+  PySession& session_;
+  std::shared_ptr<ProgressReporter> reporter_;
+  Prefiller prefiller_;
+};
+
+Model load(const std::filesystem::path& bundle, const std::string& runtime,
+           const std::optional<std::filesystem::path>& onnxruntime_library,
+           const std::optional<std::filesystem::path>& operators_library, int32_t threads, bool verify_hashes) {
+  LoadOptions options;
+  options.runtime = unwrap(runtime_from_name(runtime));
+  options.onnxruntime_library = onnxruntime_library.value_or("");
+  options.operators_library = operators_library.value_or("");
+  options.threads = threads;
+  options.verify_hashes = verify_hashes;
+  auto model = [&] {
+    const nb::gil_scoped_release unlocked;
+    return Model::load(bundle, options);
+  }();
+  return unwrap(std::move(model));
+}
+
+PySession* restore(const Model& model, const std::filesystem::path& path, std::optional<int64_t> max_context,
+                   std::optional<int64_t> chunk_tokens) {
+  auto session = [&] {
+    const nb::gil_scoped_release unlocked;
+    return model.restore(path, {max_context, chunk_tokens});
+  }();
+  return new PySession(unwrap(std::move(session)));
+}
+
+PyGeneration* generate(nb::object owner, int64_t max_new_tokens, double temperature, int64_t top_k, double top_p,
+                       double repetition_penalty, uint64_t seed, std::optional<std::vector<int32_t>> stop_tokens) {
+  PySession& session = nb::cast<PySession&>(owner);
+  GenerateOptions options{
+      max_new_tokens, {temperature, top_k, top_p, repetition_penalty, seed}, std::move(stop_tokens)};
+  return new PyGeneration{owner, session, unwrap(session.session.generate(std::move(options)))};
+}
+
+std::optional<int32_t> next(PyGeneration& generation) {
+  const auto token = [&] {
+    const Working working(generation.session);
+    return generation.generation.next();
+  }();
+  return unwrap(token);
+}
+
+const char* finish_reason(const PyGeneration& generation) {
+  switch (generation.generation.finish_reason()) {
+    case FinishReason::kStopToken:
+      return "stop_token";
+    case FinishReason::kMaxNewTokens:
+      return "max_new_tokens";
+    case FinishReason::kMaxContext:
+      return "max_context";
+    case FinishReason::kNone:
+      break;
+  }
+  return nullptr;
+}
+
+void save(PySession& session, const std::filesystem::path& path) {
+  const Status saved = [&] {
+    const Working working(session);
+    return session.session.save(path);
+  }();
+  unwrap(saved);
+}
+
+void reset(PySession& session) {
+  const Status done = [&] {
+    const Working working(session);
+    return session.session.reset();
+  }();
+  unwrap(done);
+}
+
+int32_t sample_token(const LogitArray& logits, const TokenArray& context, double temperature, int64_t top_k,
+                     double top_p, double repetition_penalty, uint64_t seed) {
+  const SamplingOptions options{temperature, top_k, top_p, repetition_penalty, seed};
+  return unwrap(sample({logits.data(), logits.size()}, view(context), options));
+}
+
+}  // namespace
+
+NB_MODULE(_native, module) {
+  nb::class_<Model>(module, "Model")
+      .def_static("load", &load, "bundle"_a, nb::kw_only(), "runtime"_a, "onnxruntime_library"_a.none(),
+                  "operators_library"_a.none(), "threads"_a, "verify_hashes"_a)
+      .def_prop_ro("runtime", [](const Model& model) { return std::string(model.engine().name()); })
+      .def_prop_ro("precision", [](const Model& model) { return std::string(model.engine().precision()); })
+      .def_prop_ro("fingerprint", [](const Model& model) { return model.config().fingerprint; })
+      .def_prop_ro("vocab_size", [](const Model& model) { return model.config().vocab_size; })
+      .def_prop_ro("eos_token_ids", [](const Model& model) { return model.config().eos_token_ids; })
+      .def_prop_ro("default_max_context", &Model::default_max_context)
+      .def(
+          "create_session",
+          [](const Model& model, std::optional<int64_t> max_context, std::optional<int64_t> chunk_tokens) {
+            return new PySession(unwrap(model.create_session({max_context, chunk_tokens})));
+          },
+          nb::kw_only(), "max_context"_a.none(), "chunk_tokens"_a.none())
+      .def("restore", &restore, "path"_a, nb::kw_only(), "max_context"_a.none(), "chunk_tokens"_a.none());
+
+  nb::class_<PySession>(module, "Session")
+      .def_prop_ro("position", [](const PySession& session) { return session.session.position(); })
+      .def_prop_ro("max_context", [](const PySession& session) { return session.session.max_context(); })
+      .def_prop_ro("tokens", &tokens)
+      .def_prop_ro("logits", &logits)
+      .def("generate", &generate, nb::kw_only(), "max_new_tokens"_a, "temperature"_a, "top_k"_a, "top_p"_a,
+           "repetition_penalty"_a, "seed"_a, "stop_tokens"_a.none())
+      .def("save", &save, "path"_a)
+      .def("reset", &reset)
+      .def("stop", [](PySession& session) { session.session.stop(); });
+
+  nb::class_<PyPrefiller>(module, "Prefiller")
+      .def(nb::init<nb::object, std::optional<int64_t>, std::optional<int64_t>, nb::object>(), "session"_a,
+           nb::kw_only(), "context_length"_a.none(), "tokens_total"_a.none(), "on_progress"_a.none())
+      .def("feed", &PyPrefiller::feed, "token_ids"_a)
+      .def("finish", &PyPrefiller::finish);
+
+  nb::class_<PyGeneration>(module, "Generation").def("next", &next).def_prop_ro("finish_reason", &finish_reason);
+
+  module.def("sample", &sample_token, "logits"_a, "context"_a, nb::kw_only(), "temperature"_a, "top_k"_a, "top_p"_a,
+             "repetition_penalty"_a, "seed"_a);
+}
+
+}  // namespace sala::python

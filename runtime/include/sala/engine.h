@@ -1,0 +1,121 @@
+// What runs a step of the model: ONNX Runtime on the CPU, TensorRT on a GPU, a mock in tests.
+//
+// An engine is immutable and shared. It makes executions, one for every session, each with the session's caches bound
+// for its whole life. The session owns the caches, in memory that the engine provides, and the execution updates them
+// in place: past and present of a cache are one buffer. All shapes are known before a step runs. An engine cut into
+// shards runs them in order inside `Execution::run` and keeps what passes between them.
+
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "sala/status.h"
+#include "sala/tensor.h"
+
+namespace sala {
+
+class Memory;
+
+/// Owns one allocation of a Memory, which must outlive it.
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(Memory& memory, void* data, int64_t bytes) : memory_(&memory), data_(data), bytes_(bytes) {}
+  Buffer(Buffer&& other) noexcept { swap(other); }
+  Buffer& operator=(Buffer&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+  ~Buffer();
+
+  void* data() const { return data_; }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  void swap(Buffer& other) noexcept {
+    std::swap(memory_, other.memory_);
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+  }
+
+  Memory* memory_ = nullptr;
+  void* data_ = nullptr;
+  int64_t bytes_ = 0;
+};
+
+/// Where an engine's caches live. Safe to use from several threads.
+class Memory {
+ public:
+  virtual ~Memory() = default;
+
+  /// Zeros; kOutOfMemory if there is no room.
+  virtual Expected<Buffer> allocate(int64_t bytes) = 0;
+  /// Sets to zero the whole of a buffer that `allocate` gave.
+  virtual Status clear(Buffer& buffer) = 0;
+  /// Copies to the host.
+  virtual Status read(void* host, const void* from, int64_t bytes) = 0;
+  /// Copies from the host.
+  virtual Status write(void* to, const void* host, int64_t bytes) = 0;
+
+ private:
+  friend class Buffer;
+  virtual void release(void* data, int64_t bytes) noexcept = 0;
+};
+
+/// Pages of the host, given by the system when first written: an allocation costs what is used of it.
+Memory& host_memory();
+
+/// Which form of the step serves a call: engines are tuned for both apart.
+enum class Profile { kPrefill, kDecode };
+
+/// What sessions of an engine may ask for.
+struct EngineLimits {
+  int64_t max_context = 0;           // tokens that caches can hold at most
+  int64_t max_chunk_tokens = 0;      // tokens of one step of the prefill profile
+  int64_t default_chunk_tokens = 0;  // what to take where the caller does not choose
+};
+
+/// Runs steps on the caches of one session. For one thread at a time.
+class Execution {
+ public:
+  virtual ~Execution() = default;
+
+  /// Runs one step. After an error the contents of the caches are undefined.
+  ///
+  /// `inputs` are the step's token inputs (input_ids, past_length, context_length, rope_cos_sin) and `logits` its
+  /// output, all in host memory; the caches are those given at creation.
+  virtual Status run(Profile profile, std::span<const Tensor> inputs, const Tensor& logits) = 0;
+};
+
+/// One cache of a session, under the names by which it enters and leaves a step.
+struct CacheBinding {
+  std::string_view past_name;
+  std::string_view present_name;
+  DType dtype;
+  Shape shape;
+  void* data;
+};
+
+class Engine {
+ public:
+  virtual ~Engine() = default;
+
+  /// `onnxruntime`, `tensorrt`, ...
+  virtual std::string_view name() const = 0;
+  /// Type of activations and caches, as in bundle.json: `fp32` or `bf16`. States pass between engines of one precision.
+  virtual std::string_view precision() const = 0;
+  virtual std::span<const TensorSpec> inputs() const = 0;
+  virtual std::span<const TensorSpec> outputs() const = 0;
+  virtual EngineLimits limits() const = 0;
+  /// Where the caches must be allocated; lives at least as long as the engine.
+  virtual Memory& memory() const = 0;
+
+  /// The buffers of `caches` must outlive the execution, and the engine must too.
+  virtual Expected<std::unique_ptr<Execution>> create_execution(std::span<const CacheBinding> caches) const = 0;
+};
+
+}  // namespace sala

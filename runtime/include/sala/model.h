@@ -1,0 +1,77 @@
+// A loaded model: immutable, safe to share between threads, the maker of sessions.
+
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "sala/engine.h"
+#include "sala/session.h"
+#include "sala/status.h"
+
+namespace sala {
+
+/// What sessions need to know of a model.
+struct ModelConfig {
+  std::string source;       // where the checkpoint came from
+  std::string fingerprint;  // equal for equal models
+  int64_t vocab_size = 0;
+  int64_t max_position_embeddings = 0;  // tokens that the model was made for; sessions may be longer
+  std::vector<int32_t> eos_token_ids;
+  std::vector<float> inv_freq;  // RoPE, [head_dim / 2]
+  int64_t kernel_size = 0;      // tokens of a compressed key k1; k2 takes four times as many
+  int64_t kernel_stride = 0;    // tokens between neighbouring k1
+};
+
+enum class Runtime { kAuto, kOnnxRuntime };
+
+/// `auto`, `onnxruntime`; kInvalidArgument for another name.
+Expected<Runtime> runtime_from_name(std::string_view name);
+
+struct LoadOptions {
+  Runtime runtime = Runtime::kAuto;
+  /// libonnxruntime; empty: looked for beside this code, in ../lib from there, in a Python installation of the same
+  /// prefix, and where the system looks.
+  std::filesystem::path onnxruntime_library;
+  /// libsala_ort.so, the operators; empty: looked for likewise, but not where the system looks.
+  std::filesystem::path operators_library;
+  /// Threads that compute; 0: as many as the machine has cores.
+  int32_t threads = 0;
+  /// Hash every file of the bundle, not only the graph.
+  bool verify_hashes = false;
+};
+
+struct ModelData;
+
+class Model {
+ public:
+  /// Opens a bundle directory and loads its weights.
+  static Expected<Model> load(const std::filesystem::path& bundle, const LoadOptions& options = {});
+
+  /// A model on an engine of the caller's. kInvalidArgument if the engine's tensors are not those of a SALA step.
+  static Expected<Model> create(ModelConfig config, std::shared_ptr<const Engine> engine);
+
+  const ModelConfig& config() const;
+  const Engine& engine() const;
+  /// Tokens of a session that does not choose: what the model was made for, as far as the engine goes.
+  int64_t default_max_context() const;
+
+  /// A session of its own position and caches; the model may be destroyed before it.
+  Expected<Session> create_session(const SessionOptions& options = {}) const;
+
+  /// A session as `Session::save` left it; its `max_context` may differ. Nothing is allocated for a file that is
+  /// refused.
+  Expected<Session> restore(const std::filesystem::path& state_file, const SessionOptions& options = {}) const;
+
+ private:
+  explicit Model(std::shared_ptr<const ModelData> data) : data_(std::move(data)) {}
+  std::shared_ptr<const ModelData> data_;
+};
+
+}  // namespace sala

@@ -1,0 +1,123 @@
+// One sequence: its tokens, its caches, the logits of its last token.
+
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "sala/sampler.h"
+#include "sala/status.h"
+
+namespace sala {
+
+class Generation;
+class Model;
+class Prefiller;
+class SessionCore;
+
+struct SessionOptions {
+  std::optional<int64_t> max_context;   // tokens; Model::default_max_context() if not given
+  std::optional<int64_t> chunk_tokens;  // tokens of one prefill step; the engine's default if not given
+};
+
+struct PrefillProgress {
+  int64_t tokens_done;                  // of this call
+  std::optional<int64_t> tokens_total;  // of this call; none for a stream of unknown length
+  double seconds;                       // since the call began
+};
+
+struct PrefillOptions {
+  /// Tokens of the whole context, where more will follow than this call brings: the context is sparse if this is at
+  /// least the model's dense_len. By default the length after this call; for a stream of unknown length, sparse.
+  std::optional<int64_t> context_length;
+  /// Called after every chunk; false stops the prefill there.
+  std::function<bool(const PrefillProgress&)> on_progress;
+};
+
+struct GenerateOptions {
+  int64_t max_new_tokens = 256;
+  SamplingOptions sampling;
+  /// Tokens that end the text; the model's eos tokens if not given.
+  std::optional<std::vector<int32_t>> stop_tokens;
+};
+
+/// For one thread at a time, except `stop`. Movable; a moved-from session may only be destroyed or assigned to.
+///
+/// Wrong arguments (1xx) leave a session as it was. A step that fails (kEngineFailed) poisons it: its caches hold
+/// neither the old nor the new context, and only `reset` or destruction are valid.
+class Session {
+ public:
+  Session(Session&&) noexcept;
+  Session& operator=(Session&&) noexcept;
+  ~Session();
+
+  /// Tokens of the context, the last generated one included.
+  int64_t position() const;
+  int64_t max_context() const;
+  int64_t chunk_tokens() const;
+  std::span<const int32_t> tokens() const;
+  /// fp32 [vocab_size] of the last token; empty before the first prefill and between `sample` and the next step.
+  /// Valid until the next call that changes the session.
+  std::span<const float> logits() const;
+
+  /// Appends tokens to the context, chunk by chunk, and gives the logits of the last one.
+  ///
+  /// A prompt that is empty (kEmptyPrompt), does not fit (kContextExceeded) or has a token outside the vocabulary
+  /// (kTokenOutOfRange) is refused whole. Stopped by `on_progress` or `stop` (kStopped), the session holds the chunks
+  /// that had run, as `position` tells, and goes on from there.
+  Expected<std::span<const float>> prefill(std::span<const int32_t> token_ids, const PrefillOptions& options = {});
+
+  /// Appends one token and gives its logits.
+  Expected<std::span<const float>> decode(int32_t token_id);
+
+  /// Draws the next token from `logits` and appends it; it runs with the next step, whichever call that is.
+  /// kNoLogits before the first prefill and after another `sample`, kContextExceeded if the context is full.
+  Expected<int32_t> sample(const SamplingOptions& options);
+
+  /// Tokens one by one. The session may move, but must outlive the result.
+  Expected<Generation> generate(GenerateOptions options);
+
+  /// Writes everything that `Model::restore` needs to continue with the same logits. The file appears whole or not at
+  /// all, and replaces one of the same name only when it is complete.
+  Status save(const std::filesystem::path& path) const;
+
+  /// Forgets the context, and heals a poisoned session.
+  Status reset();
+
+  /// Asks a running prefill to stop after its current chunk; from any thread.
+  void stop() noexcept;
+
+ private:
+  friend class Model;
+  friend class Prefiller;
+  explicit Session(std::unique_ptr<SessionCore> core);
+  std::unique_ptr<SessionCore> core_;
+};
+
+enum class FinishReason { kNone, kStopToken, kMaxNewTokens, kMaxContext };
+
+/// Tokens of one `Session::generate`, drawn when asked for.
+class Generation {
+ public:
+  /// The next token, or nothing when it is finished. A stop token joins the context but is not given out.
+  Expected<std::optional<int32_t>> next();
+
+  /// Why `next` gave nothing.
+  FinishReason finish_reason() const { return finish_reason_; }
+
+ private:
+  friend class Session;
+  Generation(SessionCore& core, GenerateOptions options) : core_(&core), options_(std::move(options)) {}
+
+  SessionCore* core_;
+  GenerateOptions options_;
+  int64_t new_tokens_ = 0;
+  FinishReason finish_reason_ = FinishReason::kNone;
+};
+
+}  // namespace sala

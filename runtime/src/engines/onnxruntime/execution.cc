@@ -1,0 +1,87 @@
+#include "engines/onnxruntime/execution.h"
+
+#include <string>
+#include <utility>
+
+namespace sala {
+
+namespace {
+
+ONNXTensorElementDataType element_type(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+    case DType::kFloat16:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+    case DType::kBFloat16:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
+    case DType::kInt32:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
+    case DType::kInt64:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
+  }
+  return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+}
+
+}  // namespace
+
+Expected<std::unique_ptr<Execution>> OnnxRuntimeExecution::create(OnnxRuntimeLibrary library, OrtSession& session,
+                                                                  std::span<const Weight> weights,
+                                                                  std::span<const CacheBinding> caches) {
+  std::unique_ptr<OnnxRuntimeExecution> execution(new OnnxRuntimeExecution(library, session));
+  SALA_RETURN_IF_ERROR(execution->create_binding());
+  for (const Weight& weight : weights) {
+    SALA_RETURN_IF_ERROR(
+        execution->bind_input({weight.spec.name, weight.spec.dtype, weight.shape, weight.buffer.data()}));
+  }
+  for (const CacheBinding& cache : caches) {
+    SALA_RETURN_IF_ERROR(execution->bind_input({cache.past_name, cache.dtype, cache.shape, cache.data}));
+    SALA_RETURN_IF_ERROR(execution->bind_output({cache.present_name, cache.dtype, cache.shape, cache.data}));
+  }
+  return std::unique_ptr<Execution>(std::move(execution));
+}
+
+Status OnnxRuntimeExecution::create_binding() {
+  const OrtApi& api = library_.api();
+  OrtMemoryInfo* memory_info = nullptr;
+  SALA_RETURN_IF_ERROR(library_.check(api.CreateCpuMemoryInfo(OrtDeviceAllocator, OrtMemTypeDefault, &memory_info),
+                                      "describe host memory"));
+  memory_info_.reset(memory_info);
+  OrtIoBinding* binding = nullptr;
+  SALA_RETURN_IF_ERROR(library_.check(api.CreateIoBinding(&session_, &binding), "make a binding"));
+  binding_.reset(binding);
+  return success();
+}
+
+Status OnnxRuntimeExecution::run(Profile, std::span<const Tensor> inputs, const Tensor& logits) {
+  for (const Tensor& input : inputs) SALA_RETURN_IF_ERROR(bind_input(input));
+  SALA_RETURN_IF_ERROR(bind_output(logits));
+  return library_.check(library_.api().RunWithBinding(&session_, nullptr, binding_.get()), "run a step");
+}
+
+Status OnnxRuntimeExecution::bind_input(const Tensor& tensor) {
+  const auto bound = value(tensor);
+  if (!bound) return bound.error();
+  return library_.check(library_.api().BindInput(binding_.get(), std::string(tensor.name).c_str(), bound->get()),
+                        "bind an input");
+}
+
+Status OnnxRuntimeExecution::bind_output(const Tensor& tensor) {
+  const auto bound = value(tensor);
+  if (!bound) return bound.error();
+  return library_.check(library_.api().BindOutput(binding_.get(), std::string(tensor.name).c_str(), bound->get()),
+                        "bind an output");
+}
+
+Expected<OrtPtr<OrtValue>> OnnxRuntimeExecution::value(const Tensor& tensor) const {
+  const OrtApi& api = library_.api();
+  OrtValue* created = nullptr;
+  const size_t bytes = static_cast<size_t>(elements_of(tensor.shape) * bytes_of(tensor.dtype));
+  SALA_RETURN_IF_ERROR(
+      library_.check(api.CreateTensorWithDataAsOrtValue(memory_info_.get(), tensor.data, bytes, tensor.shape.data(),
+                                                        tensor.shape.size(), element_type(tensor.dtype), &created),
+                     "wrap a tensor"));
+  return OrtPtr<OrtValue>(created, api.ReleaseValue);
+}
+
+}  // namespace sala

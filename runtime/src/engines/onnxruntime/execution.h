@@ -1,0 +1,44 @@
+// One session's bindings: weights and caches for good, token inputs and logits for every step.
+
+#pragma once
+
+#include <onnxruntime_c_api.h>
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "engines/onnxruntime/library.h"
+#include "sala/engine.h"
+#include "weights.h"
+
+namespace sala {
+
+class OnnxRuntimeExecution final : public Execution {
+ public:
+  /// `session` and `weights` outlive the execution.
+  static Expected<std::unique_ptr<Execution>> create(OnnxRuntimeLibrary library, OrtSession& session,
+                                                     std::span<const Weight> weights,
+                                                     std::span<const CacheBinding> caches);
+
+  Status run(Profile profile, std::span<const Tensor> inputs, const Tensor& logits) override;
+
+ private:
+  OnnxRuntimeExecution(OnnxRuntimeLibrary library, OrtSession& session)
+      : library_(library),
+        session_(session),
+        memory_info_(nullptr, library.api().ReleaseMemoryInfo),
+        binding_(nullptr, library.api().ReleaseIoBinding) {}
+
+  Status create_binding();
+  Status bind_input(const Tensor& tensor);
+  Status bind_output(const Tensor& tensor);
+  Expected<OrtPtr<OrtValue>> value(const Tensor& tensor) const;
+
+  OnnxRuntimeLibrary library_;
+  OrtSession& session_;
+  OrtPtr<OrtMemoryInfo> memory_info_;
+  OrtPtr<OrtIoBinding> binding_;
+};
+
+}  // namespace sala

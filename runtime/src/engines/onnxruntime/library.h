@@ -1,0 +1,40 @@
+// ONNX Runtime as a library found at run time, through its C interface.
+
+#pragma once
+
+#include <onnxruntime_c_api.h>
+
+#include <filesystem>
+#include <memory>
+#include <string>
+
+#include "sala/status.h"
+
+namespace sala {
+
+/// The functions of a loaded libonnxruntime. The library stays loaded until the process ends: it keeps threads.
+class OnnxRuntimeLibrary {
+ public:
+  /// `path` empty: looked for as `find_library` does, and where the system looks.
+  static Expected<OnnxRuntimeLibrary> load(const std::filesystem::path& path);
+
+  const OrtApi& api() const { return *api_; }
+
+  /// Takes a status that the C interface returned. `what` was attempted.
+  Status check(OrtStatus* status, const char* what) const;
+
+ private:
+  explicit OnnxRuntimeLibrary(const OrtApi& api) : api_(&api) {}
+
+  const OrtApi* api_;
+};
+
+/// A file whose name begins with `name`: beside this code, in ../lib from there, or in a Python installation of the
+/// same prefix, where this project's package has `lib` and that of ONNX Runtime has `capi`. Empty if there is none.
+std::filesystem::path find_library(const std::string& name);
+
+/// Owns an object of the C interface.
+template <class T>
+using OrtPtr = std::unique_ptr<T, void (*)(T*)>;
+
+}  // namespace sala

@@ -1,0 +1,241 @@
+#include "manifest.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "file.h"
+#include "json_fields.h"
+#include "sha256.h"
+
+namespace sala {
+
+namespace {
+
+constexpr int64_t kSchemaVersion = 1;
+constexpr int64_t kManifestLimitBytes = int64_t{64} << 20;
+
+DType dtype_of(const Field& field) {
+  const std::string name = field.string();
+  for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kInt32, DType::kInt64}) {
+    if (name_of(dtype) == name) return dtype;
+  }
+  field.expect(false, "is not an element type");
+  return DType::kFloat32;
+}
+
+std::string path_of(const Field& field) {
+  const std::string text = field.string();
+  const std::filesystem::path path(text);
+  bool inside = !path.empty() && path.is_relative() && text.find('\0') == std::string::npos;
+  for (const auto& part : path) inside = inside && part != "..";
+  field.expect(inside, "names a file outside the bundle");
+  return text;
+}
+
+TensorSpec tensor_of(const Field& field) {
+  field.allow_only({"name", "dtype", "shape"});
+  TensorSpec spec{field["name"].string(), dtype_of(field["dtype"]), {}};
+  for (const Field& extent : field["shape"].elements()) {
+    spec.shape.push_back(extent.is_string() ? Extent{0, extent.string()} : Extent{extent.integer(0), {}});
+  }
+  return spec;
+}
+
+std::vector<TensorSpec> tensors_of(const Field& field) {
+  std::vector<TensorSpec> result;
+  for (const Field& element : field.elements()) result.push_back(tensor_of(element));
+  return result;
+}
+
+std::vector<FileEntry> files_of(const Field& field) {
+  std::vector<FileEntry> result;
+  for (const Field& entry : field.elements()) {
+    entry.allow_only({"path", "bytes", "sha256"});
+    result.push_back({path_of(entry["path"]), entry["bytes"].integer(0), entry["sha256"].string()});
+  }
+  return result;
+}
+
+std::vector<WeightInput> weights_of(const Field& field) {
+  std::vector<WeightInput> result;
+  for (const Field& weight : field.elements()) {
+    weight.allow_only({"spec", "parts"});
+    WeightInput input{tensor_of(weight["spec"]), {}};
+    for (const Field& part : weight["parts"].elements()) {
+      part.allow_only({"file", "offset", "bytes", "dtype"});
+      input.parts.push_back(
+          {path_of(part["file"]), part["offset"].integer(0), part["bytes"].integer(0), dtype_of(part["dtype"])});
+    }
+    result.push_back(std::move(input));
+  }
+  return result;
+}
+
+ModelConfig config_of(const Field& model) {
+  model.allow_only({"source", "config", "inv_freq", "fingerprint"});
+  const Field config = model["config"];
+  const Field sparse = config["sparse_config"];
+  ModelConfig result;
+  result.source = model["source"].string();
+  result.fingerprint = model["fingerprint"].string();
+  result.vocab_size = config["vocab_size"].integer(1);
+  result.max_position_embeddings = config["max_position_embeddings"].integer(1);
+  result.kernel_size = sparse["kernel_size"].integer(1);
+  result.kernel_stride = sparse["kernel_stride"].integer(1);
+  for (const Field& token : config["eos_token_id"].elements()) {
+    const int64_t id = token.integer(0);
+    token.expect(id < result.vocab_size, "is not a token of the vocabulary");
+    result.eos_token_ids.push_back(static_cast<int32_t>(id));
+  }
+  for (const Field& frequency : model["inv_freq"].elements()) {
+    const double value = frequency.number();
+    frequency.expect(static_cast<double>(static_cast<float>(value)) == value, "is not an fp32 number");
+    result.inv_freq.push_back(static_cast<float>(value));
+  }
+  const int64_t head_dim = config["head_dim"].integer(2);
+  model["inv_freq"].expect(static_cast<int64_t>(result.inv_freq.size()) * 2 == head_dim,
+                           "expected head_dim / 2 numbers");
+  config["vocab_size"].expect(result.vocab_size <= INT32_MAX, "exceeds the range of token ids");
+  for (const char* name : {"kernel_size", "kernel_stride"}) {
+    sparse[name].expect(sparse[name].integer() <= INT32_MAX, "exceeds the range of positions");
+  }
+  return result;
+}
+
+void read_graph(const Field& graph, Manifest& manifest) {
+  graph.allow_only({"file", "inputs", "outputs", "operators", "weights_included", "weights", "cpu"});
+  path_of(graph["file"]);
+  tensors_of(graph["inputs"]);
+  tensors_of(graph["outputs"]);
+  for (const Field& node : graph["operators"].elements()) {
+    node.allow_only({"layer", "type", "node"});
+    node["layer"].integer(0);
+    node["type"].string();
+    node["node"].string();
+  }
+  manifest.weights_included = graph["weights_included"].flag();
+  files_of(graph["weights"]);
+  const Field cpu = graph["cpu"];
+  cpu.allow_only({"file", "inputs", "outputs", "weights"});
+  manifest.cpu = {path_of(cpu["file"]), tensors_of(cpu["inputs"]), tensors_of(cpu["outputs"]),
+                  weights_of(cpu["weights"])};
+}
+
+EngineEntry engine_of(const Field& engine) {
+  engine.allow_only({"plan", "report", "log", "gpu", "gpu_name", "compute_capability", "tensorrt_flavour",
+                     "tensorrt_version", "plugin_library_serialized", "plugin_library_sha256", "profiles",
+                     "device_memory_bytes"});
+  for (const char* name : {"report", "log"}) path_of(engine[name]);
+  for (const char* name : {"gpu", "plugin_library_sha256"}) engine[name].string();
+  engine["plugin_library_serialized"].flag();
+  for (const auto& [profile, symbols] : engine["profiles"].members()) {
+    for (const auto& [symbol, range] : symbols.members()) {
+      range.allow_only({"min", "opt", "max"});
+      for (const char* name : {"min", "opt", "max"}) range[name].integer(0);
+    }
+  }
+  for (const auto& [part, bytes] : engine["device_memory_bytes"].members()) bytes.integer(0);
+  return {path_of(engine["plan"]), engine["gpu_name"].string(), engine["compute_capability"].string(),
+          engine["tensorrt_flavour"].string(), engine["tensorrt_version"].string()};
+}
+
+/// Files that a graph needs must be listed, and parts lie inside them.
+Status check_references(const Manifest& manifest, const std::string& where) {
+  const auto damaged = [&](const auto&... parts) {
+    return error(ErrorCode::kBundleDamaged, where, ": ", parts..., " (build the bundle again)");
+  };
+  if (manifest.file(manifest.cpu.file) == nullptr) {
+    return damaged("graph.cpu.file is ", manifest.cpu.file, ", which is not among files");
+  }
+  if (!manifest.weights_included) return success();
+  for (const WeightInput& weight : manifest.cpu.weights) {
+    for (const WeightPart& part : weight.parts) {
+      const FileEntry* file = manifest.file(part.file);
+      if (file == nullptr)
+        return damaged("weight ", weight.spec.name, " is in ", part.file, ", which is not among files");
+      if (part.bytes > file->bytes || part.offset > file->bytes - part.bytes) {
+        return damaged("weight ", weight.spec.name, " ends behind the end of ", part.file);
+      }
+    }
+  }
+  return success();
+}
+
+}  // namespace
+
+const FileEntry* Manifest::file(const std::string& path) const {
+  const auto found =
+      std::find_if(files.begin(), files.end(), [&](const FileEntry& entry) { return entry.path == path; });
+  return found == files.end() ? nullptr : &*found;
+}
+
+Expected<Manifest> parse_manifest(std::string_view text, const std::string& where) {
+  const auto document = parse_json(text);
+  if (!document || !document->is_object()) {
+    return error(ErrorCode::kBundleDamaged, where, " is not a JSON object: the bundle is damaged, build it again");
+  }
+  std::string problem;
+  const Field root(*document, "", problem);
+  const int64_t version = root["schema_version"].integer();
+  if (problem.empty() && version != kSchemaVersion) {
+    return error(ErrorCode::kBundleSchema, where, " has schema_version ", version, ", this release reads ",
+                 kSchemaVersion, version > kSchemaVersion ? ": update sala-export" : ": build it again");
+  }
+  root.allow_only({"schema_version", "created_by", "model", "precision", "graph", "engine", "text", "files"});
+  Manifest manifest;
+  root["created_by"].string();
+  manifest.config = config_of(root["model"]);
+  manifest.precision = root["precision"].string();
+  root["precision"].expect(manifest.precision == "fp32" || manifest.precision == "bf16", "is not a precision");
+  read_graph(root["graph"], manifest);
+  manifest.engine = engine_of(root["engine"]);
+  for (const Field& file : root["text"].elements()) path_of(file);
+  manifest.files = files_of(root["files"]);
+  if (!problem.empty()) {
+    return error(ErrorCode::kBundleDamaged, where, ": ", problem, " (build the bundle again)");
+  }
+  SALA_RETURN_IF_ERROR(check_references(manifest, where));
+  return manifest;
+}
+
+Expected<Manifest> read_manifest(const std::filesystem::path& bundle) {
+  std::error_code ignored;  // a path that cannot be examined is no directory
+  if (!std::filesystem::is_directory(bundle, ignored)) {
+    return error(ErrorCode::kBundleMissing, bundle.string(),
+                 " is not a directory: a bundle is the directory that `sala-export build` writes");
+  }
+  const std::filesystem::path path = bundle / kManifestFile;
+  if (!std::filesystem::exists(path, ignored)) {
+    return error(ErrorCode::kBundleMissing, bundle.string(), " has no ", kManifestFile, ": it is not a bundle");
+  }
+  const auto text = read_file(path, kManifestLimitBytes, ErrorCode::kBundleDamaged);
+  if (!text) return text.error();
+  auto manifest = parse_manifest(*text, path.string());
+  if (!manifest) return manifest;
+  for (const FileEntry& entry : manifest->files) {
+    const auto file = File::open(bundle / entry.path, ErrorCode::kBundleDamaged);
+    if (!file) return file.error();
+    if (file->bytes() != entry.bytes) {
+      return error(ErrorCode::kBundleDamaged, file->path().string(), " has ", file->bytes(), " bytes, ", kManifestFile,
+                   " says ", entry.bytes, ": copy the bundle again");
+    }
+  }
+  return manifest;
+}
+
+Status verify_hashes(const std::filesystem::path& bundle, const Manifest& manifest) {
+  for (const FileEntry& entry : manifest.files) {
+    const auto file = File::open(bundle / entry.path, ErrorCode::kBundleDamaged);
+    if (!file) return file.error();
+    const auto digest = sha256(*file);
+    if (!digest) return digest.error();
+    if (*digest != entry.sha256) {
+      return error(ErrorCode::kBundleDamaged, file->path().string(), " has another SHA-256 than ", kManifestFile,
+                   " says: it was changed or damaged, copy the bundle again");
+    }
+  }
+  return success();
+}
+
+}  // namespace sala

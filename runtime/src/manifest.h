@@ -1,0 +1,75 @@
+// `bundle.json`, schema 1. The format is described beside its writer, sala_export/bundle/manifest.py.
+
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "sala/model.h"
+#include "sala/status.h"
+#include "sala/tensor.h"
+
+namespace sala {
+
+constexpr const char* kManifestFile = "bundle.json";
+
+struct FileEntry {
+  std::string path;  // relative to the bundle, never out of it
+  int64_t bytes = 0;
+  std::string sha256;
+};
+
+/// Consecutive elements of a weight in a file, little endian, row major.
+struct WeightPart {
+  std::string file;
+  int64_t offset = 0;  // bytes, not always a multiple of the element size
+  int64_t bytes = 0;
+  DType dtype = DType::kFloat32;
+};
+
+/// A weight that the CPU graph takes as an input: its parts, converted to the input's type, one after the other.
+struct WeightInput {
+  TensorSpec spec;
+  std::vector<WeightPart> parts;
+};
+
+struct CpuGraph {
+  std::string file;
+  std::vector<TensorSpec> inputs;
+  std::vector<TensorSpec> outputs;
+  std::vector<WeightInput> weights;
+};
+
+struct EngineEntry {
+  std::string plan;
+  std::string gpu_name;
+  std::string compute_capability;
+  std::string tensorrt_flavour;
+  std::string tensorrt_version;
+};
+
+struct Manifest {
+  ModelConfig config;
+  std::string precision;
+  bool weights_included = false;
+  CpuGraph cpu;
+  EngineEntry engine;
+  std::vector<FileEntry> files;
+
+  /// The entry of a file; null if the bundle has no such file.
+  const FileEntry* file(const std::string& path) const;
+};
+
+/// Reads and checks bundle.json and compares the sizes of all files.
+Expected<Manifest> read_manifest(const std::filesystem::path& bundle);
+
+/// Parses the text of a bundle.json; `where` names it in messages.
+Expected<Manifest> parse_manifest(std::string_view text, const std::string& where);
+
+/// Hashes every file.
+Status verify_hashes(const std::filesystem::path& bundle, const Manifest& manifest);
+
+}  // namespace sala

@@ -1,0 +1,19 @@
+// What a model and its sessions share.
+
+#pragma once
+
+#include <memory>
+
+#include "sala/engine.h"
+#include "sala/model.h"
+#include "step_interface.h"
+
+namespace sala {
+
+struct ModelData {
+  ModelConfig config;
+  std::shared_ptr<const Engine> engine;
+  StepInterface step;
+};
+
+}  // namespace sala

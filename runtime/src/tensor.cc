@@ -1,0 +1,58 @@
+#include "sala/tensor.h"
+
+namespace sala {
+
+std::string_view name_of(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return "float32";
+    case DType::kFloat16:
+      return "float16";
+    case DType::kBFloat16:
+      return "bfloat16";
+    case DType::kInt32:
+      return "int32";
+    case DType::kInt64:
+      return "int64";
+  }
+  return "unknown";
+}
+
+int64_t bytes_of(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat16:
+    case DType::kBFloat16:
+      return 2;
+    case DType::kFloat32:
+    case DType::kInt32:
+      return 4;
+    case DType::kInt64:
+      return 8;
+  }
+  return 0;
+}
+
+Shape TensorSpec::bound(const SymbolSizes& sizes) const {
+  Shape result;
+  for (const Extent& extent : shape) {
+    const auto found = sizes.find(extent.symbol);
+    result.push_back(extent.symbol.empty() ? extent.value : found == sizes.end() ? -1 : found->second);
+  }
+  return result;
+}
+
+int64_t elements_of(const Shape& shape) {
+  int64_t count = 1;
+  for (const int64_t extent : shape) {
+    if (extent < 0 || __builtin_mul_overflow(count, extent, &count)) return -1;
+  }
+  return count;
+}
+
+std::string to_string(const Shape& shape) {
+  std::string text = "[";
+  for (const int64_t extent : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(extent);
+  return text + "]";
+}
+
+}  // namespace sala

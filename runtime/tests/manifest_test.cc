@@ -1,0 +1,247 @@
+// One broken bundle for every rule of the format.
+
+#include "manifest.h"
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <nlohmann/json.hpp>
+
+#include "sha256.h"
+
+namespace sala::test {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::json;
+
+Json valid() {
+  const Json tensor = {{"name", "x"}, {"dtype", "float32"}, {"shape", {"batch", 4}}};
+  const Json weight = {
+      {"spec", {{"name", "w"}, {"dtype", "float32"}, {"shape", {2, 4}}}},
+      {"parts", {{{"file", "graph/m.safetensors"}, {"offset", 3}, {"bytes", 16}, {"dtype", "bfloat16"}}}}};
+  const Json range = {{"min", 1}, {"opt", 2}, {"max", 3}};
+  return {
+      {"schema_version", 1},
+      {"created_by", "sala-export 0"},
+      {"model",
+       {{"source", "m"},
+        {"config",
+         {{"vocab_size", 10},
+          {"head_dim", 4},
+          {"max_position_embeddings", 64},
+          {"eos_token_id", {2, 9}},
+          {"sparse_config", {{"kernel_size", 32}, {"kernel_stride", 16}}},
+          {"rope_theta", 1e4}}},
+        {"inv_freq", {1.0, 0.009999999776482582}},
+        {"fingerprint", "f00d"}}},
+      {"precision", "bf16"},
+      {"graph",
+       {{"file", "graph/model.onnx"},
+        {"inputs", {tensor}},
+        {"outputs", {tensor}},
+        {"operators", {{{"layer", 0}, {"type", "LightningAttention"}, {"node", "n"}}}},
+        {"weights_included", true},
+        {"weights", {{{"path", "graph/m.safetensors"}, {"bytes", 19}, {"sha256", "aa"}}}},
+        {"cpu", {{"file", "graph/cpu.onnx"}, {"inputs", {tensor}}, {"outputs", {tensor}}, {"weights", {weight}}}}}},
+      {"engine",
+       {{"plan", "engine/engine.plan"},
+        {"report", "engine/report.json"},
+        {"log", "engine/engine.log"},
+        {"gpu", "rtx5090"},
+        {"gpu_name", "GPU"},
+        {"compute_capability", "12.0"},
+        {"tensorrt_flavour", "rtx"},
+        {"tensorrt_version", "1.7"},
+        {"plugin_library_serialized", true},
+        {"plugin_library_sha256", "bb"},
+        {"profiles", {{"prefill", {{"tokens", range}}}}},
+        {"device_memory_bytes", {{"weights", 5}}}}},
+      {"text", {"text/tokenizer.json"}},
+      {"files",
+       {{{"path", "graph/cpu.onnx"}, {"bytes", 3}, {"sha256", sha256("abc")}},
+        {{"path", "graph/m.safetensors"}, {"bytes", 19}, {"sha256", sha256(std::string(19, 'x'))}}}},
+  };
+}
+
+ErrorCode code_of(const Json& json) {
+  const auto manifest = parse_manifest(json.dump(), "bundle.json");
+  return manifest ? ErrorCode{} : manifest.error().code;
+}
+
+TEST(Manifest, ReadsWhatTheRuntimeNeeds) {
+  const auto manifest = parse_manifest(valid().dump(), "bundle.json");
+  ASSERT_TRUE(manifest) << manifest.error().message;
+  EXPECT_EQ(manifest->config.eos_token_ids, (std::vector<int32_t>{2, 9}));
+  EXPECT_EQ(manifest->config.inv_freq, (std::vector<float>{1.0f, 0.01f}));
+  EXPECT_EQ(manifest->config.kernel_stride, 16);
+  EXPECT_EQ(manifest->cpu.inputs[0].shape, (std::vector<Extent>{{0, "batch"}, {4, ""}}));
+  EXPECT_EQ(manifest->cpu.weights[0].parts[0].offset, 3);
+  EXPECT_EQ(manifest->engine.gpu_name, "GPU");
+}
+
+TEST(Manifest, RefusesEveryMissingField) {
+  // Below `config` only what the runtime reads is required.
+  const std::function<void(const Json::json_pointer&)> check = [&](const Json::json_pointer& at) {
+    const Json whole = valid();
+    const Json& value = whole[at];
+    for (const auto& [name, member] : value.items()) {
+      if (value.is_object() && name != "rope_theta" && at.to_string().find("/profiles") == std::string::npos &&
+          at.to_string().find("device_memory") == std::string::npos) {
+        Json broken = whole;
+        broken[at].erase(name);
+        EXPECT_EQ(code_of(broken), ErrorCode::kBundleDamaged) << at.to_string() << "/" << name;
+      }
+      if (member.is_structured()) check(value.is_array() ? at / std::stoul(name) : at / name);
+    }
+  };
+  check(Json::json_pointer());
+}
+
+TEST(Manifest, RefusesValuesThatCannotBe) {
+  const std::pair<const char*, Json> changes[] = {
+      {"/schema_version", "1"},
+      {"/created_by", 1},
+      {"/precision", "fp8"},
+      {"/unknown", 1},
+      {"/model/unknown", 1},
+      {"/engine/unknown", 1},
+      {"/graph/unknown", 1},
+      {"/graph/cpu/unknown", 1},
+      {"/graph/cpu/weights/0/parts/0/unknown", 1},
+      {"/files/0/unknown", 1},
+      {"/model/config/vocab_size", 0},
+      {"/model/config/vocab_size", int64_t{1} << 31},
+      {"/model/config/head_dim", 6},
+      {"/model/config/eos_token_id", 2},
+      {"/model/config/eos_token_id/0", 10},
+      {"/model/config/eos_token_id/0", -1},
+      {"/model/config/sparse_config/kernel_size", 0},
+      {"/model/config/sparse_config/kernel_size", int64_t{1} << 62},
+      {"/model/inv_freq/1", 0.01},
+      {"/model/inv_freq/1", "0.5"},
+      {"/model/inv_freq/2", 0.5},
+      {"/graph/file", "/model.onnx"},
+      {"/graph/weights_included", 1},
+      {"/graph/cpu/file", "graph/other.onnx"},
+      {"/graph/cpu/inputs/0/dtype", "float8"},
+      {"/graph/cpu/inputs/0/shape/1", -4},
+      {"/graph/cpu/inputs/0/shape/1", 4.5},
+      {"/graph/cpu/weights/0/parts/0/offset", -1},
+      {"/graph/cpu/weights/0/parts/0/offset", 4},
+      {"/graph/cpu/weights/0/parts/0/bytes", INT64_MAX},
+      {"/graph/cpu/weights/0/parts/0/bytes", UINT64_MAX},
+      {"/graph/cpu/weights/0/parts/0/file", "graph/n.safetensors"},
+      {"/engine/profiles/prefill/tokens/max", "many"},
+      {"/files/0/path", "../cpu.onnx"},
+      {"/files/0/path", "graph/../../cpu.onnx"},
+      {"/files/0/path", "/etc/passwd"},
+      {"/files/0/path", ""},
+      {"/files/0/bytes", -1},
+      {"/text/0", "../tokenizer.json"},
+  };
+  for (const auto& [pointer, value] : changes) {
+    Json broken = valid();
+    broken[Json::json_pointer(pointer)] = value;
+    EXPECT_EQ(code_of(broken), ErrorCode::kBundleDamaged) << pointer << " = " << value;
+  }
+}
+
+TEST(Manifest, NamesTheWrongField) {
+  Json broken = valid();
+  broken["graph"]["cpu"]["weights"][0]["parts"][0]["dtype"] = 7;
+  EXPECT_NE(parse_manifest(broken.dump(), "b").error().message.find("graph.cpu.weights[0].parts[0].dtype"),
+            std::string::npos);
+}
+
+TEST(Manifest, TellsANewerSchemaFromAnOlderOne) {
+  for (const auto& [version, advice] : {std::pair(2, "update"), std::pair(0, "build it again")}) {
+    Json other = valid();
+    other["schema_version"] = version;
+    other["whatever"] = "is new";
+    const auto manifest = parse_manifest(other.dump(), "b");
+    ASSERT_FALSE(manifest);
+    EXPECT_EQ(manifest.error().code, ErrorCode::kBundleSchema);
+    EXPECT_NE(manifest.error().message.find(advice), std::string::npos) << manifest.error().message;
+  }
+}
+
+TEST(Manifest, RefusesTextThatIsNoJsonObject) {
+  for (const char* text : {"", "{", "[]", "null", "{\"schema_version\": 1,}", "\xff\xfe"}) {
+    EXPECT_EQ(parse_manifest(text, "b").error().code, ErrorCode::kBundleDamaged) << text;
+  }
+  const std::string deep(100'000, '[');
+  EXPECT_EQ(parse_manifest(deep, "b").error().code, ErrorCode::kBundleDamaged);
+}
+
+class Bundle : public testing::Test {
+ protected:
+  void SetUp() override {
+    directory_ = fs::path(testing::TempDir()) / testing::UnitTest::GetInstance()->current_test_info()->name();
+    fs::remove_all(directory_);
+    fs::create_directories(directory_ / "graph");
+    write("bundle.json", valid().dump());
+    write("graph/cpu.onnx", "abc");
+    write("graph/m.safetensors", std::string(19, 'x'));
+  }
+  void TearDown() override { fs::remove_all(directory_); }
+  void write(const char* name, const std::string& text) { std::ofstream(directory_ / name, std::ios::binary) << text; }
+
+  ErrorCode read() const {
+    const auto manifest = read_manifest(directory_);
+    return manifest ? ErrorCode{} : manifest.error().code;
+  }
+
+  fs::path directory_;
+};
+
+TEST_F(Bundle, IsReadWithItsSizesAndHashes) {
+  const auto manifest = read_manifest(directory_);
+  ASSERT_TRUE(manifest) << manifest.error().message;
+  EXPECT_TRUE(verify_hashes(directory_, *manifest));
+}
+
+TEST_F(Bundle, IsRefusedIfItIsNone) {
+  EXPECT_EQ(read_manifest(directory_ / "missing").error().code, ErrorCode::kBundleMissing);
+  EXPECT_EQ(read_manifest(directory_ / "bundle.json").error().code, ErrorCode::kBundleMissing);
+  fs::remove(directory_ / "bundle.json");
+  EXPECT_EQ(read(), ErrorCode::kBundleMissing);
+}
+
+TEST_F(Bundle, IsRefusedWithAFileMissingOrOfAnotherSize) {
+  write("graph/cpu.onnx", "ab");
+  EXPECT_EQ(read(), ErrorCode::kBundleDamaged);
+  fs::remove(directory_ / "graph/cpu.onnx");
+  EXPECT_EQ(read(), ErrorCode::kBundleDamaged);
+}
+
+TEST_F(Bundle, IsRefusedWithAChangedFile) {
+  write("graph/m.safetensors", std::string(18, 'x') + "y");
+  const auto manifest = read_manifest(directory_);
+  ASSERT_TRUE(manifest);
+  EXPECT_EQ(verify_hashes(directory_, *manifest).error().code, ErrorCode::kBundleDamaged);
+}
+
+TEST_F(Bundle, WithoutWeightsSaysWhatCanRunIt) {
+  Json json = valid();
+  json["graph"]["weights_included"] = false;
+  json["files"].erase(1);
+  write("bundle.json", json.dump());
+  const auto model = Model::load(directory_);
+  ASSERT_FALSE(model);
+  EXPECT_EQ(model.error().code, ErrorCode::kWeightsMissing);
+  EXPECT_NE(model.error().message.find("GPU (compute capability 12.0)"), std::string::npos) << model.error().message;
+}
+
+TEST_F(Bundle, NeedsALibraryThatCanBeLoaded) {
+  LoadOptions options;
+  options.onnxruntime_library = directory_ / "graph/cpu.onnx";
+  const auto model = Model::load(directory_, options);
+  ASSERT_FALSE(model);
+  EXPECT_EQ(model.error().code, ErrorCode::kLibraryMissing);
+}
+
+}  // namespace
+}  // namespace sala::test

@@ -1,0 +1,232 @@
+// An engine whose logits are whole numbers that depend on everything a session must keep right: every token, its
+// position, its RoPE row, every cache row, the context length. Any mistake in the bookkeeping changes them.
+
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "sala/engine.h"
+#include "sala/model.h"
+
+namespace sala::test {
+
+constexpr int64_t kVocabSize = 50;
+constexpr int64_t kHeads = 2;
+constexpr int64_t kWidth = 3;
+constexpr int64_t kKernelSize = 4;
+constexpr int64_t kKernelStride = 2;
+constexpr int64_t kDenseLength = 40;  // contexts from here on are sparse
+constexpr int64_t kModulus = 8191;    // products of two residues are exact in fp32 pairs of int64
+
+/// Host memory that counts, and fails where it is told to.
+class MockMemory final : public Memory {
+ public:
+  Expected<Buffer> allocate(int64_t bytes) override {
+    if (live_bytes_ + bytes > limit_bytes_) return error(ErrorCode::kOutOfMemory, "the mock has no room");
+    live_bytes_ += bytes;
+    ++allocations_;
+    return Buffer(*this, std::calloc(1, static_cast<size_t>(bytes) + 1), bytes);
+  }
+  Status clear(Buffer& buffer) override {
+    std::memset(buffer.data(), 0, static_cast<size_t>(buffer.bytes()));
+    return success();
+  }
+  Status read(void* host, const void* from, int64_t bytes) override {
+    if (fail_reads_) return error(ErrorCode::kEngineFailed, "the mock cannot read");
+    std::memcpy(host, from, static_cast<size_t>(bytes));
+    return success();
+  }
+  Status write(void* to, const void* host, int64_t bytes) override {
+    std::memcpy(to, host, static_cast<size_t>(bytes));
+    return success();
+  }
+
+  int64_t live_bytes_ = 0;
+  int64_t allocations_ = 0;
+  int64_t limit_bytes_ = INT64_MAX;
+  bool fail_reads_ = false;
+
+ private:
+  void release(void* data, int64_t bytes) noexcept override {
+    std::free(data);
+    live_bytes_ -= bytes;
+  }
+};
+
+/// One call of `Execution::run`.
+struct Step {
+  Profile profile;
+  int64_t tokens;
+  int64_t past_length;
+  int64_t context_length;
+
+  bool operator==(const Step&) const = default;
+};
+
+struct MockLog {
+  std::vector<Step> steps;
+  std::optional<size_t> fail_at;  // index of the step that fails
+};
+
+class MockExecution final : public Execution {
+ public:
+  MockExecution(std::span<const CacheBinding> caches, std::shared_ptr<MockLog> log)
+      : caches_(caches.begin(), caches.end()), log_(std::move(log)) {}
+
+  Status run(Profile profile, std::span<const Tensor> inputs, const Tensor& logits) override {
+    const int64_t* ids = static_cast<const int64_t*>(inputs[0].data);
+    const int64_t tokens = inputs[0].shape[1];
+    const int64_t past = *static_cast<const int32_t*>(inputs[1].data);
+    const int64_t context = *static_cast<const int32_t*>(inputs[2].data);
+    const float* rope = static_cast<const float*>(inputs[3].data);
+    log_->steps.push_back({profile, tokens, past, context});
+    if (log_->fail_at == log_->steps.size() - 1) return error(ErrorCode::kEngineFailed, "the mock fails as told");
+
+    float* state = static_cast<float*>(caches_[0].data);
+    const int64_t mode = context >= kDenseLength ? 7 : 3;
+    for (int64_t t = 0; t < tokens; ++t) {
+      const int64_t angle = std::llround(1000 * rope[2 * t + 1]);  // sine, so that positions are told apart
+      for (int64_t h = 0; h < kHeads; ++h) {
+        const int64_t value =
+            (static_cast<int64_t>(state[h]) * 31 + ids[t] * mode + angle + h + 2 * kModulus) % kModulus;
+        state[h] = static_cast<float>(value);
+      }
+      append(1, past + t, ids[t] + 1);
+      append(2, past + t, 2 * ids[t] + 1);
+      compress(3, past + t + 1, kKernelSize, kKernelStride);
+      compress(4, past + t + 1, 4 * kKernelSize, 4 * kKernelStride);
+    }
+    float* out = static_cast<float*>(logits.data);
+    const int64_t hash = digest(past + tokens);
+    for (int64_t v = 0; v < kVocabSize; ++v) out[v] = static_cast<float>((hash * (v + 1) + v * v) % kModulus);
+    return success();
+  }
+
+ private:
+  float* row(size_t cache, int64_t head, int64_t index) const {
+    return static_cast<float*>(caches_[cache].data) + (head * caches_[cache].shape[2] + index) * kWidth;
+  }
+
+  void append(size_t cache, int64_t position, int64_t value) {
+    for (int64_t h = 0; h < kHeads; ++h) {
+      for (int64_t c = 0; c < kWidth; ++c) row(cache, h, position)[c] = static_cast<float>(value + h + c);
+    }
+  }
+
+  void compress(size_t cache, int64_t end, int64_t size, int64_t stride) {
+    if (end < size || (end - size) % stride != 0) return;
+    for (int64_t h = 0; h < kHeads; ++h) {
+      for (int64_t c = 0; c < kWidth; ++c) {
+        float sum = 0;
+        for (int64_t i = end - size; i < end; ++i) sum += row(1, h, i)[c];
+        row(cache, h, (end - size) / stride)[c] = sum;
+      }
+    }
+  }
+
+  int64_t digest(int64_t tokens) const {
+    int64_t hash = 1;
+    const auto mix = [&hash](float value) { hash = (hash * 131 + static_cast<int64_t>(value)) % kModulus; };
+    const auto windows = [tokens](int64_t size, int64_t stride) {
+      return tokens < size ? 0 : (tokens - size) / stride + 1;
+    };
+    const float* state = static_cast<const float*>(caches_[0].data);
+    for (int64_t h = 0; h < kHeads; ++h) mix(state[h]);
+    const int64_t rows[] = {0, tokens, tokens, windows(kKernelSize, kKernelStride),
+                            windows(4 * kKernelSize, 4 * kKernelStride)};
+    for (size_t cache = 1; cache < 5; ++cache) {
+      for (int64_t h = 0; h < kHeads; ++h) {
+        for (int64_t i = 0; i < rows[cache]; ++i) mix(row(cache, h, i)[i % kWidth]);
+      }
+    }
+    return hash;
+  }
+
+  std::vector<CacheBinding> caches_;
+  std::shared_ptr<MockLog> log_;
+};
+
+class MockEngine final : public Engine {
+ public:
+  explicit MockEngine(std::string precision = "fp32") : precision_(std::move(precision)) {
+    const Extent batch{0, "batch"}, tokens{0, "tokens"};
+    inputs_ = {{"input_ids", DType::kInt64, {batch, tokens}},
+               {"past_length", DType::kInt32, {batch}},
+               {"context_length", DType::kInt32, {batch}},
+               {"rope_cos_sin", DType::kFloat32, {batch, tokens, {2, {}}}}};
+    outputs_ = {{"logits", DType::kFloat32, {batch, {kVocabSize, {}}}}};
+    add_cache("0.state", {batch, {kHeads, {}}});
+    for (const auto& [name, symbol] : {std::pair("1.key", "capacity"), std::pair("1.value", "capacity"),
+                                       std::pair("1.k1", "capacity_k1"), std::pair("1.k2", "capacity_k2")}) {
+      add_cache(name, {batch, {kHeads, {}}, {0, symbol}, {kWidth, {}}});
+    }
+  }
+
+  std::string_view name() const override { return "mock"; }
+  std::string_view precision() const override { return precision_; }
+  std::span<const TensorSpec> inputs() const override { return inputs_; }
+  std::span<const TensorSpec> outputs() const override { return outputs_; }
+  EngineLimits limits() const override { return {1 << 20, 2048, 16}; }
+  Memory& memory() const override { return memory_; }
+  Expected<std::unique_ptr<Execution>> create_execution(std::span<const CacheBinding> caches) const override {
+    return std::unique_ptr<Execution>(new MockExecution(caches, log_));
+  }
+
+  std::vector<TensorSpec> inputs_;
+  std::vector<TensorSpec> outputs_;
+  mutable MockMemory memory_;
+  std::shared_ptr<MockLog> log_ = std::make_shared<MockLog>();
+
+ private:
+  void add_cache(const std::string& name, std::vector<Extent> shape) {
+    inputs_.push_back({"past_key_values." + name, DType::kFloat32, shape});
+    outputs_.push_back({"present." + name, DType::kFloat32, shape});
+  }
+
+  std::string precision_;
+};
+
+inline ModelConfig mock_config() {
+  ModelConfig config;
+  config.source = "mock";
+  config.fingerprint = "0123abcd";
+  config.vocab_size = kVocabSize;
+  config.max_position_embeddings = 4096;
+  config.eos_token_ids = {2};
+  config.inv_freq = {0.37f};
+  config.kernel_size = kKernelSize;
+  config.kernel_stride = kKernelStride;
+  return config;
+}
+
+/// An engine and a model on it.
+struct Mock {
+  explicit Mock(ModelConfig config = mock_config(), std::string precision = "fp32")
+      : engine(std::make_shared<MockEngine>(std::move(precision))), model(*Model::create(std::move(config), engine)) {}
+
+  Session session(int64_t max_context = 4096, int64_t chunk_tokens = 16) const {
+    return *model.create_session({max_context, chunk_tokens});
+  }
+  std::vector<Step>& steps() const { return engine->log_->steps; }
+
+  std::shared_ptr<MockEngine> engine;
+  Model model;
+};
+
+/// A prompt without stop tokens in which no short pattern repeats.
+inline std::vector<int32_t> prompt(int64_t tokens) {
+  std::vector<int32_t> ids;
+  for (int64_t i = 0; i < tokens; ++i)
+    ids.push_back(static_cast<int32_t>((i * i * 7 + i * 3 + i / 11) % (kVocabSize - 3) + 3));
+  return ids;
+}
+
+inline std::vector<float> values(std::span<const float> logits) { return {logits.begin(), logits.end()}; }
+
+}  // namespace sala::test

@@ -1,0 +1,201 @@
+#include "sala/prefiller.h"
+
+#include <gtest/gtest.h>
+
+#include "mock_engine.h"
+
+namespace sala::test {
+namespace {
+
+constexpr Profile kPrefill = Profile::kPrefill;
+constexpr Profile kDecode = Profile::kDecode;
+
+TEST(Prefill, CutsThePromptIntoFullChunksAndARest) {
+  const Mock mock;
+  Session session = mock.session(100, 16);
+  ASSERT_TRUE(session.prefill(prompt(37)));
+  EXPECT_EQ(mock.steps(), (std::vector<Step>{{kPrefill, 16, 0, 37}, {kPrefill, 16, 16, 37}, {kPrefill, 5, 32, 37}}));
+  EXPECT_EQ(session.position(), 37);
+}
+
+TEST(Prefill, TakesTheDecodeProfileForOneToken) {
+  const Mock mock;
+  Session session = mock.session(100, 16);
+  ASSERT_TRUE(session.prefill(prompt(17)));
+  EXPECT_EQ(mock.steps(), (std::vector<Step>{{kPrefill, 16, 0, 17}, {kDecode, 1, 16, 17}}));
+}
+
+TEST(Prefill, RunsNoEmptyChunkAfterAnExactMultiple) {
+  const Mock mock;
+  Session session = mock.session(100, 16);
+  ASSERT_TRUE(session.prefill(prompt(32)));
+  EXPECT_EQ(mock.steps().size(), 2u);
+}
+
+TEST(Prefill, CountsTheContextFromItsStartWhenAppending) {
+  const Mock mock;
+  Session session = mock.session(100, 16);
+  ASSERT_TRUE(session.prefill(prompt(10)));
+  ASSERT_TRUE(session.prefill(prompt(8)));
+  EXPECT_EQ(mock.steps().back(), (Step{kPrefill, 8, 10, 18}));
+}
+
+TEST(Prefill, UsesTheGivenContextLength) {
+  const Mock mock;
+  Session session = mock.session(100, 16);
+  ASSERT_TRUE(session.prefill(prompt(10), {.context_length = 3000, .on_progress = {}}));
+  EXPECT_EQ(mock.steps().back().context_length, 3000);
+}
+
+TEST(Prefill, RefusesAContextLengthShorterThanTheContext) {
+  const Mock mock;
+  Session session = mock.session(100, 16);
+  ASSERT_TRUE(session.prefill(prompt(10)));
+  const auto outcome = session.prefill(prompt(5), {.context_length = 14, .on_progress = {}});
+  ASSERT_FALSE(outcome);
+  EXPECT_EQ(outcome.error().code, ErrorCode::kInvalidArgument);
+  EXPECT_EQ(session.position(), 10);
+}
+
+TEST(Prefill, RefusesAnEmptyPrompt) {
+  const Mock mock;
+  Session session = mock.session();
+  const auto outcome = session.prefill({});
+  ASSERT_FALSE(outcome);
+  EXPECT_EQ(outcome.error().code, ErrorCode::kEmptyPrompt);
+}
+
+TEST(Prefill, RefusesAPromptThatDoesNotFitWithItsNumbers) {
+  const Mock mock;
+  Session session = mock.session(20, 16);
+  ASSERT_TRUE(session.prefill(prompt(7)));
+  const auto outcome = session.prefill(prompt(14));
+  ASSERT_FALSE(outcome);
+  EXPECT_EQ(outcome.error().code, ErrorCode::kContextExceeded);
+  for (const char* number : {"21", "20", "7"}) {
+    EXPECT_NE(outcome.error().message.find(number), std::string::npos) << outcome.error().message;
+  }
+  EXPECT_EQ(session.position(), 7);
+  EXPECT_TRUE(session.prefill(prompt(13)));
+}
+
+TEST(Prefill, RefusesTokensOutsideTheVocabularyBeforeRunning) {
+  const Mock mock;
+  Session session = mock.session();
+  for (const int32_t wrong : {-1, static_cast<int32_t>(kVocabSize)}) {
+    std::vector<int32_t> ids = prompt(40);
+    ids[39] = wrong;
+    const auto outcome = session.prefill(ids);
+    ASSERT_FALSE(outcome);
+    EXPECT_EQ(outcome.error().code, ErrorCode::kTokenOutOfRange);
+  }
+  EXPECT_TRUE(mock.steps().empty());
+}
+
+TEST(Prefill, StopsAtAChunkBorderAndGoesOnFromThere) {
+  const Mock whole;
+  Session uninterrupted = whole.session(100, 8);
+  const auto ids = prompt(30);
+  const std::vector<float> wanted = values(*uninterrupted.prefill(ids));
+
+  const Mock mock;
+  Session session = mock.session(100, 8);
+  PrefillOptions options;
+  options.on_progress = [](const PrefillProgress& progress) { return progress.tokens_done < 16; };
+  const auto stopped = session.prefill(ids, options);
+  ASSERT_FALSE(stopped);
+  EXPECT_EQ(stopped.error().code, ErrorCode::kStopped);
+  ASSERT_EQ(session.position(), 16);
+  EXPECT_EQ(values(*session.prefill(std::span(ids).subspan(16), {.context_length = 30, .on_progress = {}})), wanted);
+}
+
+TEST(Prefill, StopFromOutsideEndsIt) {
+  const Mock mock;
+  Session session = mock.session(100, 8);
+  PrefillOptions options;
+  options.on_progress = [&session](const PrefillProgress&) {
+    session.stop();
+    return true;
+  };
+  const auto stopped = session.prefill(prompt(30), options);
+  ASSERT_FALSE(stopped);
+  EXPECT_EQ(stopped.error().code, ErrorCode::kStopped);
+  EXPECT_EQ(session.position(), 8);
+}
+
+TEST(Prefill, ReportsProgressAfterEveryChunk) {
+  const Mock mock;
+  Session session = mock.session(100, 8);
+  std::vector<int64_t> done;
+  PrefillOptions options;
+  options.on_progress = [&done](const PrefillProgress& progress) {
+    EXPECT_EQ(progress.tokens_total, 20);
+    done.push_back(progress.tokens_done);
+    return true;
+  };
+  ASSERT_TRUE(session.prefill(prompt(20), options));
+  EXPECT_EQ(done, (std::vector<int64_t>{8, 16, 20}));
+}
+
+TEST(Prefiller, RunsTheSameStepsHoweverTheStreamIsCut) {
+  const auto ids = prompt(53);
+  for (const size_t piece : {1u, 7u, 8u, 9u, 53u}) {
+    const Mock mock;
+    Session session = mock.session(100, 8);
+    auto prefiller = Prefiller::create(session, {});
+    for (size_t i = 0; i < ids.size(); i += piece) {
+      ASSERT_TRUE(prefiller->feed(std::span(ids).subspan(i, std::min(piece, ids.size() - i))));
+      EXPECT_EQ(session.position(), static_cast<int64_t>(std::min(i + piece, ids.size()) / 8 * 8));
+    }
+    ASSERT_TRUE(prefiller->finish());
+    ASSERT_EQ(mock.steps().size(), 7u);
+    EXPECT_EQ(mock.steps().back(), (Step{kPrefill, 5, 48, INT32_MAX})) << "an unknown length is sparse";
+  }
+}
+
+TEST(Prefiller, WithoutTokensIsAnEmptyPrompt) {
+  const Mock mock;
+  Session session = mock.session();
+  auto prefiller = Prefiller::create(session, {});
+  ASSERT_TRUE(prefiller->feed({}));
+  const auto outcome = prefiller->finish();
+  ASSERT_FALSE(outcome);
+  EXPECT_EQ(outcome.error().code, ErrorCode::kEmptyPrompt);
+}
+
+TEST(Prefiller, RefusesWhatDoesNotFitAndGoesOn) {
+  const Mock mock;
+  Session session = mock.session(20, 8);
+  auto prefiller = Prefiller::create(session, {});
+  ASSERT_TRUE(prefiller->feed(prompt(13)));
+  const auto outcome = prefiller->feed(prompt(8));
+  ASSERT_FALSE(outcome);
+  EXPECT_EQ(outcome.error().code, ErrorCode::kContextExceeded);
+  ASSERT_TRUE(prefiller->feed(prompt(7)));
+  ASSERT_TRUE(prefiller->finish());
+  EXPECT_EQ(session.position(), 20);
+}
+
+TEST(Prefiller, RefusesTheStreamThatOutgrowsItsContextLength) {
+  const Mock mock;
+  Session session = mock.session(100, 8);
+  auto prefiller = Prefiller::create(session, {.context_length = 10, .on_progress = {}});
+  ASSERT_TRUE(prefiller->feed(prompt(10)));
+  const auto outcome = prefiller->feed(prompt(1));
+  ASSERT_FALSE(outcome);
+  EXPECT_EQ(outcome.error().code, ErrorCode::kInvalidArgument);
+}
+
+TEST(Prefiller, NoticesThatItsSessionWasUsedMeanwhile) {
+  const Mock mock;
+  Session session = mock.session();
+  auto prefiller = Prefiller::create(session, {});
+  ASSERT_TRUE(prefiller->feed(prompt(3)));
+  ASSERT_TRUE(session.decode(5));
+  const auto outcome = prefiller->finish();
+  ASSERT_FALSE(outcome);
+  EXPECT_EQ(outcome.error().code, ErrorCode::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace sala::test

@@ -1,0 +1,83 @@
+// The rules that need no reference; the draws are compared with a second implementation in tests/runtime.
+
+#include "sala/sampler.h"
+
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+namespace sala::test {
+namespace {
+
+constexpr SamplingOptions kGreedy;
+const std::vector<float> kLogits = {0.5f, 2.0f, -1.0f, 2.0f, 1.0f};
+
+TEST(Sampler, GreedyTakesTheLowestOfTheLargest) { EXPECT_EQ(*sample(kLogits, {}, kGreedy), 1); }
+
+TEST(Sampler, PenaltyDividesPositiveAndMultipliesNegativeLogits) {
+  SamplingOptions options;
+  options.repetition_penalty = 4.0;
+  EXPECT_EQ(*sample(kLogits, std::vector<int32_t>{1, 1}, options), 3);
+  EXPECT_EQ(*sample(kLogits, std::vector<int32_t>{1, 3}, options), 4) << "2 becomes 0.5 once, not once per occurrence";
+  EXPECT_EQ(*sample(std::vector<float>{-1.0f, -3.0f}, std::vector<int32_t>{0}, options), 1);
+}
+
+TEST(Sampler, TopKOfOneAndTinyTopPAreGreedy) {
+  for (uint64_t seed = 0; seed < 20; ++seed) {
+    EXPECT_EQ(*sample(kLogits, {}, {.temperature = 5, .top_k = 1, .top_p = 1, .repetition_penalty = 1, .seed = seed}),
+              1);
+    EXPECT_EQ(
+        *sample(kLogits, {}, {.temperature = 5, .top_k = 0, .top_p = 1e-9, .repetition_penalty = 1, .seed = seed}), 1);
+  }
+}
+
+TEST(Sampler, DrawsEveryTokenAsOftenAsItsProbability) {
+  constexpr int kDraws = 20000;
+  std::array<int, 5> counts{};
+  for (uint64_t seed = 0; seed < kDraws; ++seed) {
+    ++counts[static_cast<size_t>(
+        *sample(kLogits, {}, {.temperature = 1.5, .top_k = 0, .top_p = 1, .repetition_penalty = 1, .seed = seed}))];
+  }
+  double total = 0;
+  for (const float logit : kLogits) total += std::exp(logit / 1.5);
+  for (size_t i = 0; i < counts.size(); ++i) {
+    const double p = std::exp(kLogits[i] / 1.5) / total;
+    EXPECT_NEAR(counts[i], kDraws * p, 5 * std::sqrt(kDraws * p * (1 - p))) << "five standard deviations";
+  }
+}
+
+TEST(Sampler, DrawsAnewAtEveryPosition) {
+  const SamplingOptions options{.temperature = 50, .top_k = 0, .top_p = 1, .repetition_penalty = 1, .seed = 3};
+  std::array<int, 5> counts{};
+  std::vector<int32_t> context;
+  for (int i = 0; i < 100; ++i) {
+    ++counts[static_cast<size_t>(*sample(kLogits, context, options))];
+    context.push_back(0);
+  }
+  for (const int count : counts) EXPECT_GT(count, 5);
+}
+
+TEST(Sampler, RefusesOptionsOutOfRange) {
+  constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  const SamplingOptions wrong[] = {{-0.1, 0, 1, 1, 0}, {kNaN, 0, 1, 1, 0}, {kInfinity, 0, 1, 1, 0}, {1, -1, 1, 1, 0},
+                                   {1, 0, 0, 1, 0},    {1, 0, 1.01, 1, 0}, {1, 0, kNaN, 1, 0},      {1, 0, 1, 0, 0},
+                                   {1, 0, 1, -2, 0},   {1, 0, 1, kNaN, 0}};
+  for (const SamplingOptions& options : wrong) {
+    EXPECT_EQ(sample(kLogits, {}, options).error().code, ErrorCode::kInvalidArgument);
+  }
+}
+
+TEST(Sampler, RefusesBrokenLogits) {
+  EXPECT_EQ(sample({}, {}, kGreedy).error().code, ErrorCode::kInvalidArgument);
+  EXPECT_EQ(sample(std::vector<float>{0.0f, NAN}, {}, kGreedy).error().code, ErrorCode::kEngineFailed);
+  EXPECT_EQ(sample(std::vector<float>{0.0f, INFINITY}, {}, kGreedy).error().code, ErrorCode::kEngineFailed);
+  EXPECT_EQ(sample(std::vector<float>{-INFINITY, -INFINITY}, {}, kGreedy).error().code, ErrorCode::kEngineFailed);
+  EXPECT_EQ(*sample(std::vector<float>{-INFINITY, 0.0f}, {}, kGreedy), 1) << "a forbidden token is no damage";
+}
+
+}  // namespace
+}  // namespace sala::test

@@ -1,0 +1,85 @@
+"""The C++ runtime as Python sees it (runtime/bindings). Errors are those of sala_export.errors."""
+
+from collections.abc import Callable
+from os import PathLike
+
+import numpy as np
+from numpy.typing import NDArray
+
+class Model:
+    @staticmethod
+    def load(
+        bundle: PathLike[str],
+        *,
+        runtime: str,
+        onnxruntime_library: PathLike[str] | None,
+        operators_library: PathLike[str] | None,
+        threads: int,
+        verify_hashes: bool,
+    ) -> Model: ...
+    @property
+    def runtime(self) -> str: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def eos_token_ids(self) -> list[int]: ...
+    @property
+    def default_max_context(self) -> int: ...
+    def create_session(self, *, max_context: int | None, chunk_tokens: int | None) -> Session: ...
+    def restore(self, path: PathLike[str], *, max_context: int | None, chunk_tokens: int | None) -> Session: ...
+
+class Session:
+    @property
+    def position(self) -> int: ...
+    @property
+    def max_context(self) -> int: ...
+    @property
+    def tokens(self) -> NDArray[np.int32]: ...
+    @property
+    def logits(self) -> NDArray[np.float32] | None: ...
+    def generate(
+        self,
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        repetition_penalty: float,
+        seed: int,
+        stop_tokens: list[int] | None,
+    ) -> Generation: ...
+    def save(self, path: PathLike[str]) -> None: ...
+    def reset(self) -> None: ...
+    def stop(self) -> None: ...
+
+class Prefiller:
+    def __init__(
+        self,
+        session: Session,
+        *,
+        context_length: int | None,
+        tokens_total: int | None,
+        on_progress: Callable[[int, int | None, float], None] | None,
+    ) -> None: ...
+    def feed(self, token_ids: NDArray[np.int32]) -> None: ...
+    def finish(self) -> NDArray[np.float32]: ...
+
+class Generation:
+    def next(self) -> int | None: ...
+    @property
+    def finish_reason(self) -> str | None: ...
+
+def sample(
+    logits: NDArray[np.float32],
+    context: NDArray[np.int32],
+    *,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    repetition_penalty: float,
+    seed: int,
+) -> int: ...

@@ -1,0 +1,112 @@
+"""Loading a bundle to run it: `load` gives a model, a model gives sessions, a session holds one context."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .prompt import Tokenizer
+from .session import Session
+
+if TYPE_CHECKING:
+    from . import _native
+
+
+class Model:
+    """A loaded bundle, immutable; shared by its sessions, which may run in different threads."""
+
+    def __init__(self, native: _native.Model, tokenizer: Tokenizer | None) -> None:
+        self._native = native
+        self.tokenizer = tokenizer
+        """None if the bundle has none."""
+
+    @property
+    def runtime(self) -> str:
+        """Name of the engine that runs it, e.g. `onnxruntime`."""
+        return self._native.runtime
+
+    @property
+    def precision(self) -> str:
+        """Type of activations and caches; a state restores where this and the model are the same."""
+        return self._native.precision
+
+    @property
+    def vocab_size(self) -> int:
+        return self._native.vocab_size
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        return tuple(self._native.eos_token_ids)
+
+    def session(self, *, max_context: int | None = None, chunk_tokens: int | None = None) -> Session:
+        """A session with an empty context.
+
+        Args:
+            max_context: tokens that it can hold; by default what the model was made for.
+            chunk_tokens: tokens of one prefill step; by default the engine's choice. Results do not depend on it.
+        Raises: SessionError for sizes that the engine does not serve; RunError if there is no memory.
+        """
+        native = self._native.create_session(max_context=max_context, chunk_tokens=chunk_tokens)
+        return self._session(native)
+
+    def restore(self, path: str | Path, *, max_context: int | None = None, chunk_tokens: int | None = None) -> Session:
+        """A session as `Session.save` left it; it may have another `max_context`.
+
+        Raises: StateError if the file is not a state of this model and precision; SessionError if it does not fit.
+        """
+        native = self._native.restore(Path(path), max_context=max_context, chunk_tokens=chunk_tokens)
+        return self._session(native)
+
+    def _session(self, native: _native.Session) -> Session:
+        tokenizer_stops = self.tokenizer.stop_token_ids if self.tokenizer else ()
+        return Session(native, self.tokenizer, sorted({*self.eos_token_ids, *tokenizer_stops}))
+
+
+def load(
+    bundle: str | Path,
+    *,
+    runtime: str = "auto",
+    threads: int = 0,
+    verify_hashes: bool = False,
+    tokenizer: Tokenizer | None = None,
+    onnxruntime_library: Path | None = None,
+    operators_library: Path | None = None,
+) -> Model:
+    """Load a bundle directory.
+
+    Args:
+        runtime: `auto` or `onnxruntime`, which runs on the CPU, whatever GPU the bundle was built for.
+        threads: threads that compute; 0 takes all cores.
+        verify_hashes: compare every file with its hash, not only the graph.
+        tokenizer: to use instead of the bundle's own.
+        onnxruntime_library, operators_library: libonnxruntime and libsala_ort to use instead of those installed.
+    Raises: BundleError if the bundle is missing, damaged, of a newer schema or without weights; UnsupportedError if
+        ONNX Runtime is missing or too old; SessionError for a wrong option; RunError if there is no memory.
+    """
+    # Here, not above: the command line must start without these libraries.
+    from . import _native
+    from .text import Tokenizer as BundleTokenizer
+
+    native = _native.Model.load(
+        Path(bundle),
+        runtime=runtime,
+        onnxruntime_library=onnxruntime_library or _wheel_library(),
+        operators_library=operators_library,
+        threads=threads,
+        verify_hashes=verify_hashes,
+    )
+    return Model(native, tokenizer or BundleTokenizer.from_bundle(Path(bundle)))
+
+
+def _wheel_library() -> Path | None:
+    """libonnxruntime in the installed Python package; None if there is none, then the system is searched.
+
+    The package itself is not imported: only its library is needed.
+    """
+    spec = importlib.util.find_spec("onnxruntime")
+    locations = spec.submodule_search_locations if spec else None
+    found = [
+        path for location in locations or () for path in sorted(Path(location, "capi").glob("libonnxruntime.so.*"))
+    ]
+    return found[0] if found else None

@@ -1,0 +1,198 @@
+"""One context of a model: a thin face on the C++ session (runtime/include/sala/session.h).
+
+Chunking, sampling and state files happen there; Python adds text and iterators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict, Unpack
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .prompt import Prompt, StreamDecoder, Tokenizer, require_tokenizer, streamed_prompt, whole_prompt
+
+if TYPE_CHECKING:
+    from . import _native
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrefillProgress:
+    """How far a prefill is, reported after every chunk."""
+
+    tokens_done: int
+    """Of this call."""
+    tokens_total: int | None
+    """Of this call; None while a stream goes on."""
+    seconds: float
+    """Since the call began."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens_done / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the rate so far; None for a stream."""
+        if self.tokens_total is None or self.tokens_done == 0:
+            return None
+        return self.seconds * (self.tokens_total - self.tokens_done) / self.tokens_done
+
+
+class GenerateOptions(TypedDict, total=False):
+    """Keywords of `Session.generate`."""
+
+    max_new_tokens: int
+    """256 if not given."""
+    temperature: float
+    """0, if not given, takes the most likely token."""
+    top_k: int
+    """Draw from that many tokens only; 0: all."""
+    top_p: float
+    """Draw from the most likely tokens that together have this probability; 1: all."""
+    repetition_penalty: float
+    """More than 1 makes tokens of the context less likely."""
+    seed: int
+    """A seed gives the same text however generation is cut into calls, saved or restored."""
+    stop_tokens: Sequence[int] | None
+    """Tokens that end the text; by default those that the configs of model and tokenizer name."""
+
+
+class Session:
+    """One context, which grows by `prefill` and `generate`. For one thread at a time, except `stop`.
+
+    After a SessionError it is usable: as it was, or at the border of the last chunk that ran. After a RunError of a
+    step its context is lost, and only `reset` helps.
+    """
+
+    def __init__(
+        self, native: _native.Session, tokenizer: Tokenizer | None, default_stop_tokens: Sequence[int]
+    ) -> None:
+        self._native = native
+        self._tokenizer = tokenizer
+        self._default_stop_tokens = default_stop_tokens
+        self._generation: _native.Generation | None = None
+
+    @property
+    def position(self) -> int:
+        """Tokens of the context, generated ones included."""
+        return self._native.position
+
+    @property
+    def max_context(self) -> int:
+        """Tokens that the session can hold."""
+        return self._native.max_context
+
+    @property
+    def tokens(self) -> NDArray[np.int32]:
+        """A copy of the context's ids, int32 [position]."""
+        return self._native.tokens
+
+    @property
+    def logits(self) -> NDArray[np.float32] | None:
+        """A copy of the last token's logits, fp32 [vocab_size]; None before a prefill and after generating."""
+        return self._native.logits
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why the last generation ended: `stop_token`, `max_new_tokens` or `max_context`; None while it goes on."""
+        return None if self._generation is None else self._generation.finish_reason
+
+    def prefill(
+        self,
+        prompt: Prompt,
+        *,
+        context_length: int | None = None,
+        on_progress: Callable[[PrefillProgress], None] | None = None,
+    ) -> NDArray[np.float32]:
+        """Append to the context; logits of the last token, fp32 [vocab_size].
+
+        Args:
+            prompt: text, token ids, or an iterator of pieces of either. Pieces run as they fill chunks, so a prompt of
+                any length takes the memory of its cache alone.
+            context_length: tokens of the whole context, where more will follow than this call brings; it decides
+                between dense and sparse attention. By default the context after this call. An iterator's length is not
+                known, so it takes the sparse rule unless this is given.
+            on_progress: called after every chunk. What it raises ends the prefill at that chunk's border and comes out
+                here; so do Ctrl-C and what an iterator raises, whose tokens short of a chunk are dropped.
+        Raises: SessionError if the prompt is empty, too long or has ids outside the vocabulary; RunError.
+        """
+        begins = self.position == 0
+        whole = whole_prompt(prompt, self._tokenizer, begins=begins)
+        prefiller = _prefiller(self._native, context_length, None if whole is None else len(whole), on_progress)
+        for ids in streamed_prompt(prompt, self._tokenizer, begins=begins) if whole is None else (whole,):
+            prefiller.feed(ids)
+        return prefiller.finish()
+
+    def generate(self, **options: Unpack[GenerateOptions]) -> Iterator[str]:
+        """Pieces of generated text, as soon as each is certain. Options as in `GenerateOptions`.
+
+        A stop token joins the context but not the text. The iterator may be left at any point: what it gave out is the
+        context that goes on.
+        Raises: SessionError for a wrong option or before the first prefill; UnsupportedError without a tokenizer.
+        """
+        decoder = require_tokenizer(self._tokenizer).stream_decoder()
+        return _decoded(self.generate_tokens(**options), decoder)
+
+    def generate_tokens(self, **options: Unpack[GenerateOptions]) -> Iterator[int]:
+        """The same as ids."""
+        stop_tokens = options.get("stop_tokens")
+        if stop_tokens is None:
+            stop_tokens = self._default_stop_tokens
+        generation = self._native.generate(
+            max_new_tokens=options.get("max_new_tokens", 256),
+            temperature=options.get("temperature", 0.0),
+            top_k=options.get("top_k", 0),
+            top_p=options.get("top_p", 1.0),
+            repetition_penalty=options.get("repetition_penalty", 1.0),
+            seed=options.get("seed", 0),
+            stop_tokens=list(stop_tokens),
+        )
+        self._generation = generation
+        return iter(generation.next, None)
+
+    def save(self, path: str | Path) -> None:
+        """Write a state file; `path` appears whole or not at all.
+
+        Raises: StateError if it cannot be written.
+        """
+        self._native.save(Path(path))
+
+    def reset(self) -> None:
+        """Forget the context."""
+        self._native.reset()
+
+    def stop(self) -> None:
+        """End a running prefill of another thread at its next chunk border; it raises SessionError there."""
+        self._native.stop()
+
+
+def _prefiller(
+    session: _native.Session,
+    context_length: int | None,
+    tokens_total: int | None,
+    on_progress: Callable[[PrefillProgress], None] | None,
+) -> _native.Prefiller:
+    from . import _native
+
+    def report(tokens_done: int, total: int | None, seconds: float) -> None:
+        if on_progress is not None:
+            on_progress(PrefillProgress(tokens_done=tokens_done, tokens_total=total, seconds=seconds))
+
+    return _native.Prefiller(
+        session,
+        context_length=context_length,
+        tokens_total=tokens_total,
+        on_progress=None if on_progress is None else report,
+    )
+
+
+def _decoded(ids: Iterator[int], decoder: StreamDecoder) -> Iterator[str]:
+    for token_id in ids:
+        if piece := decoder.push(token_id):
+            yield piece
+    if piece := decoder.finish():
+        yield piece

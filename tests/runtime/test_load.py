@@ -1,0 +1,107 @@
+"""Loading bundles: what is refused, with an exception that says what to do."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.bundles import copy_bundle
+from support.checkpoints import edit_json, tiny_checkpoint
+from support.runtime_bundles import tiny_cpu_bundle
+
+import sala_export
+from sala_export.errors import BundleError, SessionError, UnsupportedError
+from sala_export.runtime.model import Model
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return copy_bundle(tiny_cpu_bundle(), tmp_path / "copy.sala")
+
+
+def change_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def drop_weights(bundle: Path) -> None:
+    def change(fields: dict[str, object]) -> None:
+        fields["graph"]["weights_included"] = False  # type: ignore[index]
+        fields["files"] = [entry for entry in fields["files"] if entry["path"].endswith(".onnx")]  # type: ignore[attr-defined]
+
+    for path in bundle.glob("graph/*.safetensors"):
+        path.unlink()
+    edit_json(bundle / "bundle.json", change)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        pytest.param(lambda path: change_byte(path / "graph" / "cpu.onnx"), "another SHA-256", id="changed graph"),
+        pytest.param(lambda path: (path / "graph" / "cpu.onnx").unlink(), "cannot be opened", id="missing graph"),
+        pytest.param(
+            lambda path: (path / "bundle.json").write_text(json.dumps({"schema_version": 2})),
+            "schema_version 2, this release reads 1: update",
+            id="newer schema",
+        ),
+        pytest.param(drop_weights, r"needs Imaginary GPU 7 \(compute capability 7.7\)", id="no weights"),
+        pytest.param(lambda path: (path / "bundle.json").unlink(), "not a bundle", id="no manifest"),
+    ],
+)
+def test_damaged_bundle_is_refused(bundle: Path, spoil: Callable[[Path], object], message: str) -> None:
+    spoil(bundle)
+    with pytest.raises(BundleError, match=message):
+        sala_export.load(bundle)
+
+
+def test_changed_weights_are_found_on_request(bundle: Path) -> None:
+    change_byte(next(bundle.glob("graph/*.safetensors")))
+    with pytest.raises(BundleError, match="another SHA-256"):
+        sala_export.load(bundle, verify_hashes=True)
+    assert sala_export.load(bundle).vocab_size == 512
+
+
+def test_model_tells_what_it_is(model: Model) -> None:
+    assert (model.runtime, model.precision, model.eos_token_ids) == ("onnxruntime", "fp32", (2, 504))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        pytest.param({"runtime": "cuda"}, SessionError, "choose auto or onnxruntime", id="unknown runtime"),
+        pytest.param({"threads": -1}, SessionError, "threads is -1", id="negative threads"),
+        pytest.param({"onnxruntime_library": Path("none.so")}, UnsupportedError, "none.so", id="no ONNX Runtime"),
+        pytest.param({"operators_library": Path("none.so")}, UnsupportedError, "none.so", id="no operators"),
+    ],
+)
+def test_wrong_load_option_is_refused(options: dict[str, object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        sala_export.load(tiny_cpu_bundle(), **options)  # type: ignore[arg-type]
+
+
+def test_bundle_without_text_files_has_no_tokenizer(model: Model) -> None:
+    assert model.tokenizer is None
+
+
+def test_tokenizer_of_the_bundle_is_used(bundle: Path) -> None:
+    def name_text_files(fields: dict[str, Any]) -> None:
+        fields["text"] = ["text/tokenizer.json"]
+        path = bundle / "text" / "tokenizer.json"
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        fields["files"].append({"path": "text/tokenizer.json", "bytes": path.stat().st_size, "sha256": digest})
+
+    (bundle / "text").mkdir()
+    shutil.copyfile(tiny_checkpoint() / "tokenizer.json", bundle / "text" / "tokenizer.json")
+    edit_json(bundle / "bundle.json", name_text_files)
+    llm = sala_export.load(bundle, threads=1)
+    assert llm.tokenizer is not None
+    session = llm.session(max_context=64)
+    session.prefill("Call me Ishmael.")
+    assert session.tokens.tolist() == list(llm.tokenizer.encode("Call me Ishmael.", add_special_tokens=True))
+    assert "".join(session.generate(max_new_tokens=4, stop_tokens=[]))
