@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Install, then run every check and test. Arguments go to pytest, e.g. scripts/test.sh --require gpu -k lightning
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+scripts/install.sh test,dev
+export PATH="$PWD/.venv/bin:$PATH" # tests build C++ with the CMake and Ninja of the test extra
+ruff check .
+ruff format --check .
+mypy
+lint-imports
+python -m pytest "$@"

@@ -1,0 +1,154 @@
+"""The images, as far as files can tell: no engine that builds or runs them is needed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from support.documents import ROOT, forbidden_names
+
+DOCKER = ROOT / "docker"
+DOCKERFILE = DOCKER / "Dockerfile"
+FILES = [*sorted(DOCKER.iterdir()), ROOT / ".dockerignore"]
+IMAGES = pytest.mark.parametrize("image", ["builder", "runtime"])
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+UNPINNED = {"triton"}
+"""Dependencies whose version the builder image leaves open; `builder-constraints.txt` says why."""
+
+Instruction = tuple[str, str]
+"""Name in capitals, and arguments in one line."""
+
+
+def stages() -> dict[str, list[Instruction]]:
+    """The instructions of every stage by its name, FROM first."""
+    text = re.sub(r"^\s*#.*\n", "", DOCKERFILE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    found: dict[str, list[Instruction]] = {}
+    current: list[Instruction] = []
+    for line in filter(None, re.sub(r"\\\n\s*", " ", text).splitlines()):
+        name, _, arguments = line.partition(" ")
+        if name == "FROM":
+            current = found[arguments.rpartition(" AS ")[2]] = []
+        current.append((name, arguments))
+    return found
+
+
+def arguments_of(image: str, name: str) -> list[str]:
+    """Arguments of every instruction of this name in a stage."""
+    return [arguments for instruction, arguments in stages()[image] if instruction == name]
+
+
+def pins(file: str) -> dict[str, str]:
+    """Version by canonical name of every requirement in a file, each of which must be one exact version."""
+    found = {}
+    for line in (DOCKER / file).read_text(encoding="utf-8").splitlines():
+        if line.startswith("#"):
+            continue
+        match = re.fullmatch(r"([a-z0-9-]+)==([0-9.]+)", line)
+        assert match is not None, line
+        found[match[1]] = match[2]
+    return found
+
+
+def dependencies() -> dict[str, Requirement]:
+    """What the package itself requires, by canonical name."""
+    requirements = map(Requirement, PROJECT["project"]["dependencies"])
+    return {canonicalize_name(requirement.name): requirement for requirement in requirements}
+
+
+def in_context(path: str) -> bool:
+    """Whether `.dockerignore` lets a top-level file or folder into the build context."""
+    rules = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert "*" in rules
+    return f"!{path.split('/')[0]}" in rules
+
+
+def test_hadolint_finds_nothing() -> None:
+    linter = Path(sys.executable).with_name("hadolint")
+    found = subprocess.run([linter, "--no-color", DOCKERFILE], capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
+
+
+def test_all_stages_start_from_one_tagged_image() -> None:
+    bases = {arguments_of(stage, "FROM")[0].partition(" AS ")[0] for stage in stages()}
+    assert len(bases) == 1
+    assert re.fullmatch(r"python:3\.\d+-slim-[a-z]+", bases.pop())
+
+
+@IMAGES
+def test_image_runs_as_an_ordinary_user_and_checks_itself(image: str) -> None:
+    names = [name for name, _ in stages()[image]]
+    (user,) = arguments_of(image, "USER")
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
+    assert "RUN" not in names[names.index("USER") :]
+    assert len(arguments_of(image, "HEALTHCHECK")) == 1
+
+
+@IMAGES
+def test_entry_point_is_a_command_of_the_package(image: str) -> None:
+    (entry,) = arguments_of(image, "ENTRYPOINT")
+    assert entry.strip('[]"') in PROJECT["project"]["scripts"]
+
+
+@IMAGES
+def test_mounted_files_are_in_the_build_context(image: str) -> None:
+    sources = re.findall(r"type=bind,source=([^,]+)", " ".join(arguments_of(image, "RUN")))
+    assert sources
+    for source in sources:
+        assert (ROOT / source).is_file()
+        assert in_context(source)
+
+
+def test_build_context_holds_what_the_package_is_built_from() -> None:
+    cmake = (ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
+    named = re.findall(r"add_subdirectory\(([\w/]+)\)|install\(DIRECTORY (\w+)/|CMAKE_CURRENT_SOURCE_DIR}/(\w+)", cmake)
+    needed = {"CMakeLists.txt", "pyproject.toml", PROJECT["project"]["readme"], *PROJECT["project"]["license-files"]}
+    needed |= {next(filter(None, groups)) for groups in named}
+    needed |= set(PROJECT["tool"]["scikit-build"]["wheel"]["packages"])
+    assert {"plugins", "runtime", "engines", "cmake"} <= needed
+    assert [path for path in sorted(needed) if not in_context(path)] == []
+
+
+def test_builder_pins_every_dependency_within_its_range() -> None:
+    pinned = pins("builder-constraints.txt")
+    assert dependencies().keys() - pinned.keys() == UNPINNED
+    wrong = [
+        str(need) for name, need in dependencies().items() if name in pinned and pinned[name] not in need.specifier
+    ]
+    assert wrong == []
+
+
+def test_runtime_takes_the_versions_of_the_builder() -> None:
+    assert pins("runtime-requirements.txt").items() <= pins("builder-constraints.txt").items()
+
+
+def test_runtime_requirements_are_all_that_running_a_bundle_imports() -> None:
+    """In an interpreter that has nothing else, the command line, the runtime and `inspect` can be imported."""
+    wanted = pins("runtime-requirements.txt").keys()
+    modules = [
+        module
+        for module, distributions in packages_distributions().items()
+        if not wanted & {canonicalize_name(name) for name in distributions}
+    ]
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({sorted(set(modules) - {"sala_export", "google"})!r}))
+import sala_export.cli.app
+import sala_export.engine.report
+import sala_export.runtime.model
+import sala_export.runtime.text
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda path: path.name)
+def test_no_machine_and_no_registry_is_named(file: Path) -> None:
+    assert forbidden_names(file.read_text(encoding="utf-8")) == []
