@@ -38,8 +38,9 @@ for command in (build, generate, inspect, export, random_checkpoint):
 
 def main() -> None:
     """Run the command line; every expected failure is one line on stderr and an exit code."""
-    # A terminated command cleans up like an interrupted one.
+    # A path that the terminal's encoding lacks must not fail a command that has done its work.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    # A terminated command cleans up like an interrupted one.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sys.exit(run(sys.argv[1:]))
 
