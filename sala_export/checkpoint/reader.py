@@ -91,10 +91,6 @@ class Checkpoint:
         """Names of all weights in the order of computation."""
         return tuple(self.locations)
 
-    def location(self, name: str) -> TensorLocation:
-        """Where a weight lies; KeyError if the model has no weight of this name."""
-        return self.locations[name]
-
     def tensor(self, name: str) -> torch.Tensor:
         """A weight as a CPU tensor over the mapped file: pages are read when touched and writes stay private."""
         from .mapped_tensor import map_tensor

@@ -61,7 +61,7 @@ def test_tensors_are_those_of_the_safetensors_library() -> None:
         with safe_open(GOLDEN_CHECKPOINT / shard, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118
                 assert torch.equal(checkpoint.tensor(name), file.get_tensor(name))
-                assert checkpoint.location(name).file.name == shard
+                assert checkpoint.locations[name].file.name == shard
     assert checkpoint.dtype is DType.BFLOAT16
     assert checkpoint.weight_bytes() == 3673984
 
@@ -69,7 +69,7 @@ def test_tensors_are_those_of_the_safetensors_library() -> None:
 def test_locations_are_the_bytes_of_the_file() -> None:
     checkpoint = Checkpoint.open(GOLDEN_CHECKPOINT)
     for name in checkpoint.tensor_names():
-        location = checkpoint.location(name)
+        location = checkpoint.locations[name]
         content = location.file.read_bytes()[location.offset : location.offset + location.length]
         expected = checkpoint.tensor(name).view(torch.uint8).numpy().tobytes()
         assert (content, location.shape) == (expected, tuple(checkpoint.tensor(name).shape))

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from support.closeness import assert_close
 from support.golden import CASES, GOLDEN_CHECKPOINT, golden
 from torch import Tensor
 
@@ -14,14 +15,6 @@ from sala_export.checkpoint.config import Mixer, SalaConfig
 from sala_export.errors import ShapeError
 from sala_export.model.layers import Cache
 from sala_export.ops.infllmv2_attention.reference import select_blocks
-
-TOLERANCE = 1e-5
-"""Of the largest value: GEMM rounding depends on the number of rows."""
-
-
-def assert_close(actual: Tensor, expected: Tensor) -> None:
-    assert actual.shape == expected.shape
-    assert (actual - expected).abs().max() <= TOLERANCE * expected.abs().max()
 
 
 @pytest.fixture(scope="module")
