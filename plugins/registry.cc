@@ -1,8 +1,9 @@
-// The only exported symbols of libsala_plugins.so: how TensorRT finds the plugins.
+// The only exported symbols of libsala_plugins.so: how TensorRT finds the plugins, and tools the kernels.
 
 #include <deque>
 #include <vector>
 
+#include "common/kernel_index.h"
 #include "trt/creator.h"
 #include "trt/log.h"
 
@@ -38,4 +39,14 @@ extern "C" __attribute__((visibility("default"))) nvinfer1::IPluginCreatorInterf
 
 extern "C" __attribute__((visibility("default"))) void setLoggerFinder(nvinfer1::ILoggerFinder* finder) {
   sala::trt::set_logger_finder(finder);
+}
+
+/// JSON of every embedded cubin: {"triton": version, "images": [..]}.
+extern "C" __attribute__((visibility("default"))) const char* salaKernelIndex() { return sala::kKernelIndex.json; }
+
+/// The cubin of the index's `i`-th image and its size; null and 0 beyond the last.
+extern "C" __attribute__((visibility("default"))) const unsigned char* salaKernelImage(size_t i, size_t* bytes) {
+  const auto images = sala::kKernelIndex.images;
+  *bytes = i < images.size() ? images[i].bytes : 0;
+  return i < images.size() ? images[i].data : nullptr;
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .bundle.manifest import (
@@ -14,23 +16,23 @@ from .bundle.manifest import (
     ModelEntry,
     OperatorEntry,
     Range,
+    ShardEntry,
     WeightInput,
     WeightPart,
     fingerprint,
 )
 from .checkpoint.config import SalaConfig
 from .checkpoint.reader import Checkpoint
+from .engine.memory import DeviceMemory
 from .engine.profiles import Profile
 from .engine.report import EngineReport
+from .engine.shard_builds import shard_files
+from .engine.sharding import ShardRange
 from .planned_graph import operator_node
 from .specs import Precision, TensorSpec
 
 if TYPE_CHECKING:
     from .onnx.cpu_form import CpuGraph
-
-PLAN_FILE = "engine.plan"
-REPORT_FILE = "report.json"
-LOG_FILE = "engine.log"
 
 
 def describe_model(source: str, config: SalaConfig, weights: tuple[FileEntry, ...]) -> ModelEntry:
@@ -83,21 +85,53 @@ def _weight_part(checkpoint: Checkpoint, name: str) -> WeightPart:
     )
 
 
-def describe_engine(report: EngineReport, library: FileEntry, inputs: tuple[TensorSpec, ...]) -> EngineEntry:
-    """The engine that `report` tells of, with the plugin `library` that it was built with."""
+def describe_engine(
+    shards: tuple[tuple[ShardRange, EngineReport], ...],
+    *,
+    library: FileEntry,
+    predicted: DeviceMemory,
+) -> EngineEntry:
+    """The engine that the reports tell of, with the plugin `library` that its shards were built with.
+
+    Args: `predicted`, the account of the whole model; what TensorRT reported takes its place for weights and
+        activations.
+    """
+    reports = [report for _, report in shards]
+    first = reports[0]
+    memory = replace(
+        predicted,
+        weights_bytes=sum(report.memory.weights_bytes for report in reports),
+        # Shards run one after the other in the same memory.
+        activation_bytes=max(report.memory.activation_bytes for report in reports),
+    )
+    ranges: dict[str, dict[str, Range]] = {}
+    for report in reports:
+        for profile in report.profiles:
+            ranges.setdefault(profile.name.value, {}).update(_symbolic_ranges(profile, report.inputs))
     return EngineEntry(
-        plan=f"{ENGINE_FOLDER}/{PLAN_FILE}",
-        report=f"{ENGINE_FOLDER}/{REPORT_FILE}",
-        log=f"{ENGINE_FOLDER}/{LOG_FILE}",
-        gpu=report.recipe,
-        gpu_name=report.gpu,
-        compute_capability=report.compute_capability,
-        tensorrt_flavour=report.flavour,
-        tensorrt_version=report.tensorrt_version,
-        plugin_library_serialized=library.path in report.plugin_libraries,
+        shards=tuple(_shard_entry(index, shard, report, library) for index, (shard, report) in enumerate(shards)),
+        gpu=first.recipe,
+        gpu_name=first.gpu,
+        compute_capability=first.compute_capability,
+        tensorrt_flavour=first.flavour,
+        tensorrt_version=first.tensorrt_version,
         plugin_library_sha256=library.sha256,
-        profiles={profile.name.value: _symbolic_ranges(profile, inputs) for profile in report.profiles},
-        device_memory_bytes=report.memory.parts(),
+        profiles=ranges,
+        device_memory_bytes=memory.parts(),
+    )
+
+
+def _shard_entry(index: int, shard: ShardRange, report: EngineReport, library: FileEntry) -> ShardEntry:
+    files = shard_files(Path(ENGINE_FOLDER), index)
+    return ShardEntry(
+        plan=files.plan.as_posix(),
+        report=files.report.as_posix(),
+        log=files.log.as_posix(),
+        first_layer=shard.first_layer,
+        num_layers=shard.num_layers,
+        inputs=report.inputs,
+        outputs=report.outputs,
+        plugin_library_serialized=library.path in report.plugin_libraries,
     )
 
 

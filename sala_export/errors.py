@@ -35,6 +35,10 @@ class RequestError(InputError):
     """The options of a command contradict each other, or the machine lacks room for them."""
 
 
+class DiskFullError(RequestError):
+    """A disk has no room for what is to be written."""
+
+
 class BundleError(InputError):
     """A bundle is missing, damaged or of another schema version."""
 

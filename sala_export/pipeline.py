@@ -2,33 +2,47 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import logging
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import __version__
 from .bundle.files import hash_files
-from .bundle.manifest import ENGINE_FOLDER, GRAPH_FOLDER, MANIFEST_FILE, SCHEMA_VERSION, TEXT_FOLDER, Manifest
+from .bundle.manifest import (
+    ENGINE_FOLDER,
+    GRAPH_FOLDER,
+    MANIFEST_FILE,
+    SCHEMA_VERSION,
+    TEXT_FOLDER,
+    EngineEntry,
+    FileEntry,
+    Manifest,
+)
 from .bundle.reader import Bundle
-from .bundle_entries import LOG_FILE, PLAN_FILE, REPORT_FILE, describe_engine, describe_graph, describe_model
+from .bundle_entries import describe_engine, describe_graph, describe_model
 from .checkpoint.config import DEFAULT_MODEL
 from .checkpoint.hub import resolve_model
 from .checkpoint.reader import TOKENIZER_FILE, Checkpoint
-from .engine.build import build_engine
-from .engine.host import check_host
+from .engine.flavour import installed_version, select_flavour
+from .engine.graph import GRAPH_FILE, EngineGraph
+from .engine.host import check_disk, check_memory, host_budget
 from .engine.memory import check_fits, predict_memory
 from .engine.report import EngineReport
 from .engine.request import EngineRequest
+from .engine.shard_builds import ShardBuilds, clear_unfinished, finished_shards, kept_shards, records, shard_files
+from .engine.sharding import ShardRange, choose_shards, equal_shards
 from .errors import BuildError, RequestError
 from .kernel_support import require_kernels
 from .native_libraries import plugin_library
 from .planned_graph import planned_graph
 from .progress import Progress, silent
 from .specs import Precision
-from .staging import MARKER, require_free_path, staged_directory
+from .staging import MARKER, Staging, require_free_path, resumable_directory, staged_directory
 
 if TYPE_CHECKING:
     from .onnx.cpu_form import CpuGraph
@@ -89,6 +103,10 @@ class BuildRequest:
     model: ModelRequest
     engine: EngineRequest
     output: Path
+    shards: int | None = None
+    """Engines to cut the model into; None: as few as `host_memory_bytes` allows."""
+    host_memory_bytes: int | None = None
+    """Resident memory that the build may take at its peak; None: a part of what is free."""
     copy_weights: bool = False
     include_weights: bool = True
     force: bool = False
@@ -121,6 +139,9 @@ def export_onnx(
 def build_bundle(request: BuildRequest, on_progress: Progress = silent) -> Bundle:
     """Build an engine and everything around it as the directory `request.output`, whole or not at all.
 
+    A model too large for this machine is built as several engines of consecutive layers. If such a build ends early,
+    the engines that it finished stay beside `request.output`, and the same request goes on with them.
+
     Raises: InputError for bad input, before the long work where it can be known; ExportError or BuildError if a stage
     fails.
     """
@@ -131,40 +152,122 @@ def build_bundle(request: BuildRequest, on_progress: Progress = silent) -> Bundl
     checkpoint = source.checkpoint
     require_kernels(checkpoint.config, request.engine.precision, request.engine.recipe.compute_capability)
     plan = planned_graph(checkpoint.config, request.engine.precision)
-    check_fits(plan, request.engine, predict_memory(plan, request.engine))
-    check_host(plan.weights_bytes, request.output.absolute())
+    shards = _choose_shards(request, plan)
+    check_fits(plan, request.engine, predict_memory(plan, request.engine, len(shards)))
     if TOKENIZER_FILE not in checkpoint.accessory_files():
         logger.warning("%s has no %s: the bundle will take token ids, not text", source.origin, TOKENIZER_FILE)
-    with staged_directory(request.output, marker=MANIFEST_FILE, force=request.force) as staging:
-        graph, text = staging / GRAPH_FOLDER, staging / TEXT_FOLDER
-        for folder in (graph, staging / ENGINE_FOLDER, text):
-            folder.mkdir()
+    key = _resume_key(request, checkpoint, library)
+    with resumable_directory(request.output, marker=MANIFEST_FILE, force=request.force, key=key) as staging:
+        engine_folder = _prepare(staging)
+        shards = kept_shards(engine_folder) or shards
+        graph, text = staging.path / GRAPH_FOLDER, staging.path / TEXT_FOLDER
+        from .onnx.weights import copied_bytes
+
+        copied = copied_bytes(checkpoint.shard_files().values(), graph, copy=request.copy_weights)
+        check_disk(plan.weights_bytes - _bytes_in(engine_folder) + copied, len(shards), staging.path)
         cpu = _export(checkpoint, graph, request, on_progress)
-        report = _build(request, staging, library, on_progress)
-        (staging / ENGINE_FOLDER / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
+        reports = _build(request, staging, shards, library, on_progress)
         for name, file in checkpoint.accessory_files().items():
             shutil.copyfile(file, text / name)
-        manifest = _manifest(request, source, cpu, report, library, staging, on_progress)
-        (staging / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
+        engine = describe_engine(
+            tuple(zip(shards, reports, strict=True)),
+            library=_entry(library),
+            predicted=predict_memory(plan, request.engine, len(shards)),
+        )
+        manifest = _manifest(request, source, cpu, engine, staging.path, on_progress)
+        for record in records(engine_folder):
+            record.unlink()
+        (staging.path / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     return Bundle.open(request.output)
 
 
-def _build(request: BuildRequest, staging: Path, library: Path, on_progress: Progress) -> EngineReport:
-    """Build the engine. If TensorRT fails, its log outlives the staging directory, and nothing else does."""
-    log = staging / ENGINE_FOLDER / LOG_FILE
+def _choose_shards(request: BuildRequest, plan: EngineGraph) -> tuple[ShardRange, ...]:
+    """Raises: RequestError if the number asked for is impossible, or a shard does not fit this machine's memory."""
+    if request.shards is not None:
+        shards = equal_shards(plan.layer_weights_bytes, request.shards)
+        check_memory(max(shard.weights_bytes for shard in shards))
+        return shards
+    return choose_shards(plan.layer_weights_bytes, request.host_memory_bytes or host_budget())
+
+
+def _resume_key(request: BuildRequest, checkpoint: Checkpoint, library: Path) -> str:
+    """Stands for everything that decides what the engines will be, but how much memory is free at the moment."""
+    decisive = {
+        "program": __version__,
+        "tensorrt": installed_version(select_flavour(request.engine.flavour)),
+        "engine": asdict(request.engine),
+        "shards": request.shards,
+        "host_memory_bytes": request.host_memory_bytes,
+        "config": asdict(checkpoint.config),
+        "weights": {
+            name: (file.stat().st_size, file.stat().st_mtime_ns) for name, file in checkpoint.shard_files().items()
+        },
+        "plugin_library": _entry(library).sha256,
+    }
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _prepare(staging: Staging) -> Path:
+    """Make the folders of a bundle; of an earlier build only its finished engines stay. Returns the engine folder."""
+    engine_folder = staging.path / ENGINE_FOLDER
+    for folder in (staging.path / GRAPH_FOLDER, staging.path / TEXT_FOLDER):
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir()
+    if staging.resumed:
+        logger.info("going on with the engines that an earlier build left in %s", staging.path)
+        clear_unfinished(engine_folder)
+    else:
+        engine_folder.mkdir()
+    return engine_folder
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir())
+
+
+def _build(
+    request: BuildRequest, staging: Staging, shards: tuple[ShardRange, ...], library: Path, on_progress: Progress
+) -> tuple[EngineReport, ...]:
+    """Build the engines. If TensorRT fails, its log outlives the staging directory."""
+    from .onnx.shards import write_shard
+
+    graph = staging.path / GRAPH_FOLDER
+    builds = ShardBuilds(
+        request=request.engine,
+        graph_dir=graph,
+        folder=staging.path / ENGINE_FOLDER,
+        shards=shards,
+        plugin_library=library,
+        cut=lambda shard, path: write_shard(graph / GRAPH_FILE, shard.first_layer, shard.num_layers, path),
+        on_progress=on_progress,
+        on_first_finished=staging.keep,
+    )
     try:
-        return build_engine(
-            request.engine,
-            staging / GRAPH_FOLDER,
-            staging / ENGINE_FOLDER / PLAN_FILE,
-            log_path=log,
-            plugin_library=library,
-            on_progress=on_progress,
-        )
+        return builds.run()
     except BuildError as error:
-        kept = _free_name(request.output.with_name(f"{request.output.name}.log"))
-        shutil.move(log, kept)
-        raise BuildError(str(error).replace(str(log), str(kept))) from error
+        raise BuildError(_with_log_kept(str(error), builds, request.output)) from error
+    finally:
+        if staging.is_kept and len(finished_shards(builds.folder)) < len(shards):
+            logger.warning(
+                "%d of %d shards are finished and kept for the next build of %s with the same options; any other build "
+                "of it, or deleting %s, removes them",
+                len(finished_shards(builds.folder)),
+                len(shards),
+                request.output,
+                staging.path,
+            )
+
+
+def _with_log_kept(message: str, builds: ShardBuilds, output: Path) -> str:
+    """Move the log that a message names to a place beside the bundle; returns the message with that place."""
+    for index in range(len(builds.shards)):
+        log = shard_files(builds.folder, index).log
+        if str(log) in message and log.is_file():
+            kept = _free_name(output.with_name(f"{output.name}.log"))
+            shutil.move(log, kept)
+            return message.replace(str(log), str(kept))
+    return message
 
 
 def _free_name(path: Path) -> Path:
@@ -189,13 +292,14 @@ def _manifest(
     request: BuildRequest,
     source: ModelSource,
     cpu: CpuGraph,
-    report: EngineReport,
-    library: Path,
+    engine: EngineEntry,
     staging: Path,
     on_progress: Progress,
 ) -> Manifest:
     """Hash what was staged, drop the weights if they are not wanted, and describe the rest."""
-    files = hash_files(staging, [p for p in staging.rglob("*") if p.is_file()], on_progress, "hash")
+    passing = records(staging / ENGINE_FOLDER)
+    staged = [path for path in staging.glob("*/**/*") if path.is_file() and path not in passing]
+    files = hash_files(staging, staged, on_progress, "hash")
     checkpoint = source.checkpoint
     shards = {f"{GRAPH_FOLDER}/{name}" for name in checkpoint.shard_files()}
     weights = tuple(entry for entry in files if entry.path in shards)
@@ -203,15 +307,18 @@ def _manifest(
         for entry in weights:
             (staging / entry.path).unlink()
         files = tuple(entry for entry in files if entry.path not in shards)
-    graph = describe_graph(checkpoint, request.engine.precision, cpu, weights, included=request.include_weights)
-    (library_entry,) = hash_files(library.parent, [library], silent, "hash")
     return Manifest(
         schema_version=SCHEMA_VERSION,
         created_by=f"sala-export {__version__}",
         model=describe_model(source.origin, checkpoint.config, weights),
         precision=request.engine.precision,
-        graph=graph,
-        engine=describe_engine(report, library_entry, graph.inputs),
+        graph=describe_graph(checkpoint, request.engine.precision, cpu, weights, included=request.include_weights),
+        engine=engine,
         text=tuple(entry.path for entry in files if entry.path.startswith(f"{TEXT_FOLDER}/")),
         files=files,
     )
+
+
+def _entry(file: Path) -> FileEntry:
+    (entry,) = hash_files(file.parent, [file], silent, "hash")
+    return entry

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .checkpoint.config import Mixer, SalaConfig
-from .checkpoint.keymap import weights
+from .checkpoint.keymap import EMBEDDING, weights
 from .engine.graph import GRAPH_FILE, EngineGraph, OperatorNode
 from .model.attributes import operator_attributes
 from .model.signature import signature
@@ -43,9 +43,23 @@ def planned_graph(config: SalaConfig, precision: Precision) -> EngineGraph:
         operators=tuple(operator_node(config, layer) for layer in range(config.num_hidden_layers)),
         parameters=parameters,
         weights_bytes=parameters * precision.dtype.bytes,
+        layer_weights_bytes=_layer_weights_bytes(config, precision),
         hidden_size=config.hidden_size,
         widest_projection=max(
             config.hidden_size, 2 * config.intermediate_size, *(packed[mixer] for mixer in config.mixer_types)
         ),
         activation_dtype=precision.dtype,
     )
+
+
+def _layer_weights_bytes(config: SalaConfig, precision: Precision) -> tuple[int, ...]:
+    """As `EngineGraph` counts them."""
+    layers = config.num_hidden_layers
+    elements = [0] * layers
+    for weight in weights(config):
+        elements[weight.layer if weight.layer is not None else 0 if weight.name == EMBEDDING else layers - 1] += (
+            weight.elements
+        )
+        if weight.name == EMBEDDING and config.tie_word_embeddings and layers > 1:
+            elements[-1] += weight.elements
+    return tuple(count * precision.dtype.bytes for count in elements)

@@ -29,10 +29,15 @@ class Precision(StrEnum):
 
     FP32 = "fp32"
     BF16 = "bf16"
+    FP16 = "fp16"
 
     @property
     def dtype(self) -> DType:
-        return {Precision.FP32: DType.FLOAT32, Precision.BF16: DType.BFLOAT16}[self]
+        return {
+            Precision.FP32: DType.FLOAT32,
+            Precision.BF16: DType.BFLOAT16,
+            Precision.FP16: DType.FLOAT16,
+        }[self]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,7 @@ class TensorSpec:
 
 
 _SIZE = re.compile(r"^\s*(\d+)\s*([KMkm]?)\s*$")
+_MEMORY = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([MGmg])(?:i?[Bb])?\s*$")
 
 
 def parse_tokens(text: str) -> int:
@@ -67,6 +73,18 @@ def parse_tokens(text: str) -> int:
     count = int(match[1]) * {"": 1, "k": 1024, "m": 1024 * 1024}[match[2].lower()] if match else 0
     if count <= 0:
         raise RequestError(f"{text!r} is not a token count: write digits, or digits with K or M, as in 64K or 1M")
+    return count
+
+
+def parse_bytes(text: str) -> int:
+    """Read a size of memory: a number with binary `M` or `G`, as in `12G`, `1.5G` or `800M`; a `B` or `iB` may follow.
+
+    Raises: RequestError if the text is none, or the size is zero.
+    """
+    match = _MEMORY.match(text)
+    count = int(float(match[1]) * {"m": 2**20, "g": 2**30}[match[2].lower()]) if match else 0
+    if count <= 0:
+        raise RequestError(f"{text!r} is not a size of memory: write a number with M or G, as in 12G")
     return count
 
 

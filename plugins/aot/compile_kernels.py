@@ -1,7 +1,8 @@
 """Build step of libsala_plugins.so: compiles all operators' kernels and writes the tables that describe them.
 
 Run as `python -m plugins.aot.compile_kernels` from the root of the checkout. Writes to the output directory
-`operator_tables.cc`, `cubins.S` (which includes the cubins) and one `.cubin` file for each compiled kernel.
+`operator_tables.cc`, `kernel_index.cc`, `cubins.S` (which includes the cubins) and one `.cubin` file for each compiled
+kernel.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from sala_export.ops.common.contract import Contract
@@ -21,6 +24,7 @@ from sala_export.ops.common.targets import AOT_ARCHITECTURES
 from sala_export.ops.kernel_sets import KERNEL_SETS
 from sala_export.ops.registry import CONTRACTS
 
+from .kernel_index import IndexEntry, main_loop_sizes, write_index
 from .kernels import AotError, CompiledKernel, CompileJob, compile_job, compile_kernel
 from .tables import Image, OperatorTables, write_tables
 
@@ -52,10 +56,7 @@ def build(contracts: Sequence[Contract], output_dir: Path, jobs: int) -> int:
 
     Raises: AotError if a kernel cannot be shipped.
     """
-    wanted = sorted(
-        {job for c in contracts for _, _, _, job in _images(c, KERNEL_SETS[c.name])},
-        key=lambda job: (job.kernel, job.sm, job.constexprs),
-    )
+    wanted = sorted({image.job for c in contracts for image in _images(c, KERNEL_SETS[c.name])})
     with ProcessPoolExecutor(jobs) as pool:
         compiled = dict(zip(wanted, pool.map(compile_kernel, wanted), strict=True))
 
@@ -63,22 +64,32 @@ def build(contracts: Sequence[Contract], output_dir: Path, jobs: int) -> int:
     symbols = {job: _write_cubin(output_dir, job, kernel) for job, kernel in compiled.items()}
     tables = [_tables(contract, KERNEL_SETS[contract.name], compiled, symbols) for contract in contracts]
     (output_dir / "operator_tables.cc").write_text(write_tables(tables))
+    (output_dir / "kernel_index.cc").write_text(write_index(_index(contracts, compiled, symbols)))
     (output_dir / "cubins.S").write_text(_assembly(sorted(set(symbols.values()))))
     return len(wanted)
 
 
-def _images(contract: Contract, kernel_set: KernelSet) -> Iterator[tuple[Launch, str, int, CompileJob]]:
-    """Every launch with its activation type, the index of its variant, and the compilation that serves it."""
-    for launch in (*kernel_set.prefill, *kernel_set.decode):
-        for activation in kernel_set.aot_dtypes:
-            for index, variant in enumerate(kernel_set.aot_variants):
-                for sm in AOT_ARCHITECTURES:
-                    yield (
-                        launch,
-                        activation,
-                        index,
-                        compile_job(contract, kernel_set, launch, activation=activation, variant=variant, sm=sm),
-                    )
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _WantedImage:
+    """One place of the tables, with the compilation that fills it."""
+
+    sequence: str
+    launch: Launch
+    activation: str
+    variant: int
+    """Index in `KernelSet.aot_variants`."""
+    job: CompileJob
+
+
+def _images(contract: Contract, kernel_set: KernelSet) -> Iterator[_WantedImage]:
+    """Every launch for every shipped type, variant and architecture."""
+    for sequence, launches in (("prefill", kernel_set.prefill), ("decode", kernel_set.decode)):
+        for launch, activation, index, sm in product(
+            launches, kernel_set.aot_dtypes, range(len(kernel_set.aot_variants)), AOT_ARCHITECTURES
+        ):
+            variant = kernel_set.aot_variants[index]
+            job = compile_job(contract, kernel_set, launch, activation=activation, variant=variant, sm=sm)
+            yield _WantedImage(sequence=sequence, launch=launch, activation=activation, variant=index, job=job)
 
 
 def _tables(
@@ -87,23 +98,53 @@ def _tables(
     compiled: Mapping[CompileJob, CompiledKernel],
     symbols: Mapping[CompileJob, str],
 ) -> OperatorTables:
-    def images_of(sequence: Sequence[Launch]) -> list[list[Image]]:
+    def images_of(sequence: str, launches: Sequence[Launch]) -> list[list[Image]]:
         return [
             [
-                Image(activation=activation, variant=variant, sm=job.sm, symbol=symbols[job], compiled=compiled[job])
-                for launch, activation, variant, job in _images(contract, kernel_set)
-                if launch is wanted
+                Image(
+                    activation=image.activation,
+                    variant=image.variant,
+                    sm=image.job.sm,
+                    symbol=symbols[image.job],
+                    compiled=compiled[image.job],
+                )
+                for image in _images(contract, kernel_set)
+                if image.sequence == sequence and image.launch is launch
             ]
-            for wanted in sequence
+            for launch in launches
         ]
 
     return OperatorTables(
         contract=contract,
         kernel_set=kernel_set,
         sms=tuple(AOT_ARCHITECTURES),
-        prefill=images_of(kernel_set.prefill),
-        decode=images_of(kernel_set.decode),
+        prefill=images_of("prefill", kernel_set.prefill),
+        decode=images_of("decode", kernel_set.decode),
     )
+
+
+def _index(
+    contracts: Sequence[Contract],
+    compiled: Mapping[CompileJob, CompiledKernel],
+    symbols: Mapping[CompileJob, str],
+) -> dict[CompileJob, IndexEntry]:
+    """Every cubin with what it serves.
+
+    Raises: AotError if one kernel is said to have two main loops.
+    """
+    entries: dict[CompileJob, IndexEntry] = {}
+    for contract in contracts:
+        kernel_set = KERNEL_SETS[contract.name]
+        for image in _images(contract, kernel_set):
+            job, variant = image.job, kernel_set.aot_variants[image.variant]
+            main_loop = main_loop_sizes(image.launch.main_loop, kernel_set.compile_time(image.launch, job.sm, variant))
+            entry = entries.setdefault(
+                job, IndexEntry(symbol=symbols[job], compiled=compiled[job], main_loop=main_loop)
+            )
+            if entry.main_loop != main_loop:
+                raise AotError(f"{job.kernel}: its launches state different main loops for one cubin")
+            entry.serve(image.sequence, image.activation, variant)
+    return entries
 
 
 def _write_cubin(output_dir: Path, job: CompileJob, kernel: CompiledKernel) -> str:

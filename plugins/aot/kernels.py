@@ -25,9 +25,9 @@ class AotError(Exception):
     """A kernel that cannot be shipped, with the kernel and the reason in one line."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, order=True)
 class CompileJob:
-    """One cubin to make. Plain values, so that worker processes can be handed one."""
+    """One cubin to make. Plain values, so that worker processes can be handed one, in an order that a build repeats."""
 
     operator: str
     kernel: str
@@ -64,9 +64,10 @@ def compile_job(
 ) -> CompileJob:
     """The compilation of one launch for one activation type, variant and architecture.
 
-    Raises: AotError if a parameter is neither a tensor, a dimension, an attribute nor a known constant.
+    Raises: AotError if a parameter is neither a tensor, a dimension, an attribute nor a known constant, or if the tile
+        sets a constant that the kernel does not take.
     """
-    constants = {**launch.constexprs, **variant}
+    constants = kernel_set.compile_time(launch, sm, variant)
     pointers = {tensor.name: tensor.dtype for tensor in (*contract.inputs, *contract.outputs)}
     pointers |= {workspace.name: workspace.dtype for workspace in kernel_set.workspaces}
     floats = {a.name for a in contract.attributes if a.type is float}
@@ -86,19 +87,20 @@ def compile_job(
             kind = "i32"
         else:
             raise AotError(
-                f"{contract.name}: parameter {name} of {_name(launch)} is no tensor, dimension, attribute or constant"
+                f"{contract.name}: parameter {name} of {launch.name} is no tensor, dimension, attribute or constant"
             )
         signature.append((name, kind))
     used = {name for name, kind in signature if kind == "constexpr"}
-    if unused := launch.constexprs.keys() - used:
-        raise AotError(f"{contract.name}: {_name(launch)} takes no constant {', '.join(sorted(unused))}")
+    if unused := launch.tile_constants - used:
+        raise AotError(f"{contract.name}: {launch.name} takes no constant {', '.join(sorted(unused))}")
+    tile = launch.tiles[sm]
     return CompileJob(
         operator=contract.name,
-        kernel=_name(launch),
+        kernel=launch.name,
         signature=tuple(signature),
         constexprs=tuple(sorted((name, value) for name, value in constants.items() if name in used)),
-        num_warps=launch.num_warps,
-        num_stages=launch.num_stages,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
         sm=sm,
     )
 
@@ -175,14 +177,9 @@ def _ptx_field(job: CompileJob, ptx: str, pattern: str) -> str:
 
 
 def _kernel(job: CompileJob) -> Any:
-    kernel_set = KERNEL_SETS[job.operator]
-    return next(x.kernel for x in (*kernel_set.prefill, *kernel_set.decode) if _name(x) == job.kernel)
+    return next(x.kernel for x in KERNEL_SETS[job.operator].launches if x.name == job.kernel)
 
 
 def _parameters(launch: Launch) -> Sequence[Any]:
     parameters: Sequence[Any] = launch.kernel.params  # type: ignore[attr-defined]
     return parameters
-
-
-def _name(launch: Launch) -> str:
-    return launch.kernel.__name__

@@ -74,6 +74,7 @@ class _Writer:
         self._outputs = [t.name for t in contract.outputs]
         self._workspaces = [w.name for w in operator.kernel_set.workspaces]
         self._arrays: list[str] = []
+        self._grids: dict[str, str] = {}
 
     def write(self) -> str:
         contract, kernel_set = self._operator.contract, self._operator.kernel_set
@@ -112,12 +113,14 @@ class _Writer:
     def _name_index(self, name: str) -> str:
         return str(self._names.index(name))
 
-    def _expression(self, text: str) -> str:
+    def _expression(self, text: str, constants: Mapping[str, int]) -> str:
+        """A C++ function of the integer attributes and dimensions; `constants` are written into it."""
         used = identifiers(text)
-        if unknown := used - set(self._names):
+        if unknown := used - set(self._names) - constants.keys():
             raise AotError(f"{self._operator.contract.name}: {text!r} uses unknown names {', '.join(sorted(unknown))}")
+        fixed = "".join(f"constexpr int64_t {n} = {constants[n]}; " for n in sorted(used & constants.keys()))
         values = "".join(f"const int64_t {n} = names[{i}]; " for i, n in enumerate(self._names) if n in used)
-        return f"[](const int64_t*{' names' if used else ''}) -> int64_t {{ {values}return {text}; }}"
+        return f"[](const int64_t*{' names' if values else ''}) -> int64_t {{ {fixed}{values}return {text}; }}"
 
     def _attributes(self) -> str:
         def item(name: str, is_float: bool) -> str:
@@ -144,12 +147,12 @@ class _Writer:
 
     def _extent(self, text: str) -> str:
         dimension = self._name_index(text) if text in self._operator.contract.dims else "kNone"
-        return f"{{{_quoted(text)}, {self._expression(text)}, {dimension}}}"
+        return f"{{{_quoted(text)}, {self._expression(text, {})}, {dimension}}}"
 
     def _conditions(self, rules: Sequence[Rule]) -> str:
         def item(rule: Rule) -> str:
             text = f"{rule.left} {rule.relation} {rule.right}"
-            left, right = self._expression(rule.left), self._expression(rule.right)
+            left, right = self._expression(rule.left, {}), self._expression(rule.right, {})
             return f"{{{_quoted(text)}, {left}, Relation::{_RELATIONS[rule.relation]}, {right}, {_quoted(rule.doc)}}}"
 
         return self._array("const Condition", "Conditions", map(item, rules))
@@ -160,8 +163,10 @@ class _Writer:
 
     def _workspace_rules(self) -> str:
         rules = []
+        constants = self._operator.kernel_set.constants
         for i, workspace in enumerate(self._operator.kernel_set.workspaces):
-            shape = self._array("const Expression", f"Workspace{i}Shape", map(self._expression, workspace.shape))
+            extents = [self._expression(extent, constants) for extent in workspace.shape]
+            shape = self._array("const Expression", f"Workspace{i}Shape", extents)
             rules.append(f"{{{_DATA_TYPES[workspace.dtype]}, {shape}}}")
         return self._array("const Workspace", "Workspaces", rules)
 
@@ -169,9 +174,8 @@ class _Writer:
         items = []
         for i, (launch, compiled) in enumerate(zip(launches, images, strict=True)):
             arguments = self._array("const Argument", f"{sequence}{i}Arguments", self._arguments(launch, compiled))
-            cubins = self._array("const Image", f"{sequence}{i}Images", map(_image, compiled))
-            grid = ",\n     ".join(map(self._expression, launch.grid))
-            items.append(f"{{{_quoted(launch.kernel.__name__)},\n    {{{grid}}},\n    {arguments}, {cubins}}}")
+            cubins = self._array("const Image", f"{sequence}{i}Images", [self._image(launch, x) for x in compiled])
+            items.append(f"{{{_quoted(launch.name)}, {arguments}, {cubins}}}")
         return self._array("const Launch", sequence, items)
 
     def _arguments(self, launch: Launch, images: Sequence[Image]) -> list[str]:
@@ -188,17 +192,25 @@ class _Writer:
             arguments.append(f"{{Argument::Kind::{kind}, {index}}}")
         hidden = {image.compiled.hidden_pointers for image in images}
         if len(hidden) != 1:
-            raise AotError(f"{launch.kernel.__name__}: hidden pointers differ between architectures: {sorted(hidden)}")
+            raise AotError(f"{launch.name}: hidden pointers differ between architectures: {sorted(hidden)}")
         return arguments + ["{Argument::Kind::kNull, 0}"] * hidden.pop()
 
+    def _image(self, launch: Launch, image: Image) -> str:
+        compiled = image.compiled
+        is_arch_specific = "true" if compiled.is_arch_specific else "false"
+        return (
+            f"{{{_DATA_TYPES[image.activation]}, {image.variant}, {image.sm}, {is_arch_specific}, {image.symbol}, "
+            f"{self._grid(launch, image)}, {compiled.threads}, {compiled.shared_bytes}}}"
+        )
 
-def _image(image: Image) -> str:
-    compiled = image.compiled
-    is_arch_specific = "true" if compiled.is_arch_specific else "false"
-    return (
-        f"{{{_DATA_TYPES[image.activation]}, {image.variant}, {image.sm}, {is_arch_specific}, {image.symbol}, "
-        f"{compiled.threads}, {compiled.shared_bytes}}}"
-    )
+    def _grid(self, launch: Launch, image: Image) -> str:
+        """Name of the array that holds the grid of an image; images with the same tile share it."""
+        kernel_set = self._operator.kernel_set
+        tile = launch.tiles[image.sm].constexprs
+        axes = ",\n    ".join(self._expression(axis, {**kernel_set.constants, **tile}) for axis in launch.grid)
+        if axes not in self._grids:
+            self._grids[axes] = self._array("const Expression", f"Grid{len(self._grids)}", [axes])
+        return self._grids[axes]
 
 
 def _quoted(text: str) -> str:

@@ -83,13 +83,13 @@ Status launch(const CudaDriver& driver, const Launch& launch, const Kernel& kern
     values.push_back(value_of(argument, op, call, addresses));
     parameters.push_back(&values.back());
   }
+  const Image& image = kernel.image();
   uint32_t grid[3];
   for (size_t axis = 0; axis < 3; ++axis) {
-    const int64_t blocks = launch.grid[axis](call.names.data());
+    const int64_t blocks = image.grid[axis](call.names.data());
     if (blocks <= 0) return success();  // nothing to do, and the driver refuses an empty grid
     grid[axis] = static_cast<uint32_t>(blocks);
   }
-  const Image& image = kernel.image();
   return driver.check(driver.launch_kernel(kernel.function(), grid[0], grid[1], grid[2], image.threads, 1, 1,
                                            image.shared_bytes, stream, parameters.data(), nullptr),
                       std::string("cuLaunchKernel of ") + launch.kernel);

@@ -174,11 +174,16 @@ Status Operator::check_conditions(const Call& call) const {
 
 Status Operator::check_grids(const Call& call) const {
   for (const Launch& launch : launches(call)) {
-    for (size_t axis = 0; axis < 3; ++axis) {
-      const int64_t blocks = launch.grid[axis](call.names.data());
-      if (blocks > kMaxGrid[axis]) {
-        return error(table_->type, ": ", launch.kernel, " would need ", blocks, " blocks along ", "xyz"[axis],
-                     ", CUDA allows ", kMaxGrid[axis], "; use a shorter chunk or a smaller batch");
+    // Of every architecture: an engine is built where the GPU that will run it is not known.
+    for (const Image& image : launch.images) {
+      if (image.activation != call.activation || image.variant != variant_) continue;
+      for (size_t axis = 0; axis < 3; ++axis) {
+        const int64_t blocks = image.grid[axis](call.names.data());
+        if (blocks > kMaxGrid[axis]) {
+          return error(table_->type, ": ", launch.kernel, " for sm_", image.sm, " would need ", blocks,
+                       " blocks along ", "xyz"[axis], ", CUDA allows ", kMaxGrid[axis],
+                       "; use a shorter chunk or a smaller batch");
+        }
       }
     }
   }

@@ -56,16 +56,16 @@ struct Argument {
 struct Image {
   DataType activation;
   int32_t variant;
-  int32_t sm;             // 10 * major + minor
-  bool is_arch_specific;  // compiled for "sm_<n>a": runs on that architecture alone
+  int32_t sm;              // 10 * major + minor
+  bool is_arch_specific;   // compiled for "sm_<n>a": runs on that architecture alone
   const unsigned char* data;
-  uint32_t threads;       // per block
-  uint32_t shared_bytes;  // dynamic, per block
+  const Expression* grid;  // of x, y and z: tiles differ between architectures
+  uint32_t threads;        // per block
+  uint32_t shared_bytes;   // dynamic, per block
 };
 
 struct Launch {
   const char* kernel;
-  Expression grid[3];
   std::span<const Argument> arguments;  // in the compiled kernel's order, hidden parameters included
   std::span<const Image> images;
 };

@@ -14,7 +14,7 @@ from ..checkpoint.config import SalaConfig
 from ..errors import BundleError
 from ..specs import DType, Precision, TensorSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_FILE = "bundle.json"
 GRAPH_FOLDER = "graph"
 ENGINE_FOLDER = "engine"
@@ -133,8 +133,12 @@ class Range:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EngineEntry:
-    """The TensorRT engine, for exactly one compute capability."""
+class ShardEntry:
+    """One plan: consecutive layers. The first also embeds the token ids, the last also gives the logits.
+
+    Between shards the residual stream travels as `hidden_states.{layer}` [batch, tokens, hidden_size], where `layer` is
+    the first of the shard that takes it: an output of one shard and, by the same name, an input of the next.
+    """
 
     __pydantic_config__ = _CLOSED
 
@@ -142,20 +146,34 @@ class EngineEntry:
     report: str
     """What TensorRT reported while building: fused layers, types, memory."""
     log: str
+    first_layer: int
+    num_layers: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    plugin_library_serialized: bool
+    """The plan carries the plugin library, that is native code: a runtime must allow engine host code, and a user
+    must trust the bundle's origin."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineEntry:
+    """The TensorRT engine, for exactly one compute capability, as one plan or several that run one after the other."""
+
+    __pydantic_config__ = _CLOSED
+
+    shards: tuple[ShardEntry, ...]
+    """In order of layers; together every layer once."""
     gpu: str
     gpu_name: str
     compute_capability: str
     tensorrt_flavour: str
     """`rtx` (TensorRT for RTX) or `tensorrt`; a plan runs only on its own."""
     tensorrt_version: str
-    plugin_library_serialized: bool
-    """The plan carries the plugin library, that is native code: a runtime must allow engine host code, and a user
-    must trust the bundle's origin."""
     plugin_library_sha256: str
     profiles: Mapping[str, Mapping[str, Range]]
     """Optimisation profiles in engine order: name -> symbolic dimension -> range."""
     device_memory_bytes: Mapping[str, int]
-    """By part, at the largest capacity and chunk."""
+    """By part, at the largest capacity and chunk: weights are the sum of the shards', activations the largest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,10 +193,22 @@ class Manifest:
     files: tuple[FileEntry, ...]
     """Every file of the bundle but this one."""
 
+    def __post_init__(self) -> None:
+        layers = [shard.first_layer + i for shard in self.engine.shards for i in range(shard.num_layers)]
+        if layers != list(range(self.model.config.num_hidden_layers)) or not all(
+            shard.num_layers > 0 for shard in self.engine.shards
+        ):
+            cut = ", ".join(f"{shard.num_layers} from {shard.first_layer}" for shard in self.engine.shards)
+            raise BundleError(
+                f"{MANIFEST_FILE}: engine.shards hold the layers {cut or 'none'}, expected each of "
+                f"{self.model.config.num_hidden_layers} once and in order (build the bundle again)"
+            )
+
     def needed_files(self) -> list[str]:
         """Every file that another field of the manifest names."""
-        engine, graph = self.engine, self.graph
-        named = [engine.plan, engine.report, engine.log, graph.file, graph.cpu.file, *self.text]
+        graph = self.graph
+        named = [name for shard in self.engine.shards for name in (shard.plan, shard.report, shard.log)]
+        named += [graph.file, graph.cpu.file, *self.text]
         if graph.weights_included:
             named += [entry.path for entry in graph.weights]
             named += [part.file for weight in graph.cpu.weights for part in weight.parts]

@@ -8,7 +8,7 @@ import click
 from rich.console import Console
 
 from ..engine.request import FlavourName
-from .options import Tokens, model_options, output_option, write_options
+from .options import MemorySize, Tokens, model_options, output_option, write_options
 from .output import progress_display
 
 
@@ -26,6 +26,10 @@ from .output import progress_display
     show_default=True,
     help="rtx: TensorRT for RTX, builds without a GPU; tensorrt: builds on the GPU that is present.",
 )
+@click.option("--shards", type=int, help="Engines to cut the model into.  [default: as few as memory allows]")
+@click.option(
+    "--host-memory", type=MemorySize(), help="Memory that the build may take, e.g. 12G.  [default: 2/3 of what is free]"
+)
 @click.option("--no-weights", is_flag=True, help="Leave the weight files out: only the engine will run.")
 @output_option(required=False, text="Bundle to write.  [default: MODEL-GPU-PRECISION.sala]")
 @write_options
@@ -41,12 +45,18 @@ def build(
     prefill_chunk: int | None,
     max_batch: int,
     flavour: str,
+    shards: int | None,
+    host_memory: int | None,
     no_weights: bool,
     output: Path | None,
     copy: bool,
     force: bool,
 ) -> None:
-    """Build a TensorRT engine and all that a runtime needs as one bundle, on any machine."""
+    """Build a TensorRT engine and all that a runtime needs as one bundle, on any machine.
+
+    A model that does not fit this machine's memory is built in shards, one after the other. If that is interrupted, the
+    same command goes on with the shards that are finished.
+    """
     from ..engine.recipe import load_recipe
     from ..engine.request import EngineRequest
     from ..pipeline import BuildRequest, ModelRequest, build_bundle
@@ -64,6 +74,8 @@ def build(
         model=source,
         engine=engine,
         output=output or Path(f"{source.name}-{engine.recipe.name}-{engine.precision}.sala"),
+        shards=shards,
+        host_memory_bytes=host_memory,
         copy_weights=copy,
         include_weights=not no_weights,
         force=force,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,17 +33,19 @@ def inspect(console: Console, bundle: Path, as_json: bool, verify: bool) -> None
     if verify:
         with progress_display(console) as on_progress:
             opened.verify_hashes(on_progress)
-    report = EngineReport.read(bundle / opened.manifest.engine.report)
-    description = describe(opened, report)
+    reports = [EngineReport.read(bundle / shard.report) for shard in opened.manifest.engine.shards]
+    description = describe(opened, reports)
     if as_json:
         print_json(description)
     else:
         _print_tables(description)
 
 
-def describe(bundle: Bundle, report: EngineReport) -> dict[str, Any]:
-    """All that is shown, as plain JSON values. What TensorRT reported while building comes from `report`."""
+def describe(bundle: Bundle, reports: Sequence[EngineReport]) -> dict[str, Any]:
+    """All that is shown, as plain JSON values. What TensorRT reported while building comes from `reports`, by shard."""
     manifest, engine = bundle.manifest, bundle.manifest.engine
+    names = [profile.name.value for profile in reports[0].profiles]
+    plan_bytes, parameters = sum(r.plan_bytes for r in reports), sum(r.parameters for r in reports)
     return {
         "bundle": str(bundle.directory),
         "created_by": manifest.created_by,
@@ -50,7 +53,7 @@ def describe(bundle: Bundle, report: EngineReport) -> dict[str, Any]:
             "source": manifest.model.source,
             "fingerprint": manifest.model.fingerprint,
             "layers": manifest.model.config.num_hidden_layers,
-            "parameters": report.parameters,
+            "parameters": parameters,
         },
         "precision": manifest.precision.value,
         "gpu": {"recipe": engine.gpu, "name": engine.gpu_name, "compute_capability": engine.compute_capability},
@@ -60,26 +63,35 @@ def describe(bundle: Bundle, report: EngineReport) -> dict[str, Any]:
             for name, ranges in engine.profiles.items()
         },
         "operators": [{"layer": o.layer, "type": o.type, "node": o.node} for o in manifest.graph.operators],
-        "plugin_layers": {
-            profile.name.value: report.operator_layers(index) for index, profile in enumerate(report.profiles)
-        },
+        "plugin_layers": {name: _operator_layers(reports, index) for index, name in enumerate(names)},
         "plugin_library": {
-            "serialized": engine.plugin_library_serialized,
-            "files": list(report.plugin_libraries),
+            "serialized_in": [s.plan for s in engine.shards if s.plugin_library_serialized],
+            "files": sorted({library for report in reports for library in report.plugin_libraries}),
             "sha256": engine.plugin_library_sha256,
         },
-        "gemms": _gemms(report),
-        "device_memory_bytes": {**engine.device_memory_bytes, "total": report.memory.total_bytes},
+        "gemms": [gemm for report in reports for gemm in _gemms(report)],
+        "device_memory_bytes": {**engine.device_memory_bytes, "total": sum(engine.device_memory_bytes.values())},
         "activation_bytes": {
-            profile.name.value: size for profile, size in zip(report.profiles, report.activation_bytes, strict=True)
+            name: max(report.activation_bytes[index] for report in reports) for index, name in enumerate(names)
         },
         "plan": {
-            "file": engine.plan,
-            "bytes": report.plan_bytes,
-            "bytes_per_weight": report.plan_bytes_per_weight,
-            "build_seconds": report.build_seconds,
-            "peak_host_bytes": report.peak_host_bytes,
+            "bytes": plan_bytes,
+            "bytes_per_weight": plan_bytes / parameters,
+            "build_seconds": sum(report.build_seconds for report in reports),
+            "peak_host_bytes": max(report.peak_host_bytes for report in reports),
         },
+        "shards": [
+            {
+                "plan": shard.plan,
+                "first_layer": shard.first_layer,
+                "num_layers": shard.num_layers,
+                "bytes": report.plan_bytes,
+                "activation_bytes": dict(zip(names, report.activation_bytes, strict=True)),
+                "build_seconds": report.build_seconds,
+                "peak_host_bytes": report.peak_host_bytes,
+            }
+            for shard, report in zip(engine.shards, reports, strict=True)
+        ],
         "weights": {
             "included": manifest.graph.weights_included,
             "files": [{"path": w.path, "bytes": w.bytes} for w in manifest.graph.weights],
@@ -87,6 +99,15 @@ def describe(bundle: Bundle, report: EngineReport) -> dict[str, Any]:
         "text": list(manifest.text),
         "files": [{"path": f.path, "bytes": f.bytes, "sha256": f.sha256} for f in manifest.files],
     }
+
+
+def _operator_layers(reports: Sequence[EngineReport], profile: int) -> dict[str, list[str]]:
+    """Nodes that plugins compute in a profile, by operator, over all shards."""
+    nodes: dict[str, list[str]] = {}
+    for report in reports:
+        for operator, names in report.operator_layers(profile).items():
+            nodes.setdefault(operator, []).extend(names)
+    return nodes
 
 
 def _gemms(report: EngineReport) -> list[dict[str, Any]]:
@@ -127,12 +148,29 @@ def _print_tables(d: dict[str, Any]) -> None:
         counts.setdefault(operator["type"], []).append(str(operator["layer"]))
     for kind, layers in counts.items():
         facts.add_row(kind, f"layers {', '.join(layers)}")
-    library = d["plugin_library"]
-    facts.add_row("plugin library", "inside the plan" if library["serialized"] else "not in the plan")
-    facts.add_row("plan", f"{format_bytes(d['plan']['bytes'])}, {d['plan']['bytes_per_weight']:.2f} bytes per weight")
+    facts.add_row("plugin library", f"inside {', '.join(d['plugin_library']['serialized_in'])}")
+    facts.add_row(
+        "plan",
+        f"{format_bytes(d['plan']['bytes'])} in {len(d['shards'])} {'shards' if len(d['shards']) > 1 else 'piece'}, "
+        f"{d['plan']['bytes_per_weight']:.2f} bytes per weight",
+    )
     facts.add_row("weights", "included" if d["weights"]["included"] else "left out: only the engine can run")
     facts.add_row("text", "yes" if d["text"] else "token ids only")
     console.print(facts)
+
+    if len(d["shards"]) > 1:
+        shards = Table("shard", "layers", "plan", "activations, prefill", "built in", "host memory", box=None)
+        for shard in d["shards"]:
+            first, last = shard["first_layer"], shard["first_layer"] + shard["num_layers"] - 1
+            shards.add_row(
+                shard["plan"],
+                f"{first}..{last}",
+                format_bytes(shard["bytes"]),
+                format_bytes(next(iter(shard["activation_bytes"].values()))),
+                f"{shard['build_seconds']:.0f} s",
+                format_bytes(shard["peak_host_bytes"]),
+            )
+        console.print(shards)
 
     memory = Table("device memory", "bytes", "", title_justify="left", box=None)
     for part, size in d["device_memory_bytes"].items():

@@ -10,7 +10,7 @@ import click
 
 from ..checkpoint.config import DEFAULT_MODEL
 from ..errors import RequestError
-from ..specs import parse_tokens
+from ..specs import parse_bytes, parse_tokens
 
 Command = Callable[..., Any]
 
@@ -25,6 +25,20 @@ class Tokens(click.ParamType[int]):
             return value
         try:
             return parse_tokens(value)
+        except RequestError as error:
+            self.fail(str(error), param, ctx)
+
+
+class MemorySize(click.ParamType[int]):
+    """Bytes of memory such as 12G or 800M, binary."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_bytes(value)
         except RequestError as error:
             self.fail(str(error), param, ctx)
 

@@ -17,8 +17,8 @@ from ..errors import BuildError, RequestError, SalaError
 from ..progress import Progress, silent
 from .build_log import PROCESS_OUTPUT, parse_build_log, records
 from .flavour import select_flavour
-from .graph import EngineGraph, read_graph
-from .host import check_host
+from .graph import GRAPH_FILE, EngineGraph, read_graph
+from .host import check_disk, check_memory
 from .job import BuildJob, BuildResult, read_progress_line
 from .memory import check_fits, predict_memory
 from .profiles import Profile, make_profiles
@@ -37,18 +37,21 @@ def build_engine(
     *,
     log_path: Path,
     plugin_library: Path | None,
+    serialize_library: bool = True,
+    graph_file: str = GRAPH_FILE,
     on_progress: Progress = silent,
 ) -> EngineReport:
-    """Build the engine of `model_dir/model.onnx` and write it to `plan_path`.
+    """Build the engine of `model_dir/graph_file` and write it to `plan_path`.
 
     TensorRT runs in a child process, which ends with this one. A plan appears whole or not at all. TensorRT's log goes
     to `log_path`, and stays there if TensorRT fails.
 
-    Args: `plugin_library` computes this project's operators and becomes part of the plan; None for a graph without any.
+    Args: `plugin_library` computes this project's operators and becomes part of the plan, unless `serialize_library` is
+        False, for a plan that is loaded together with one that holds it; None for a graph without any operator.
     Raises: InputError before anything is written, if the request, the graph, the GPU's memory, this machine's memory or
         its disk do not allow the build; BuildError if TensorRT fails.
     """
-    graph = read_graph(model_dir)
+    graph = read_graph(model_dir, graph_file)
     _check(request, graph, plan_path, plugin_library)
     flavour = select_flavour(request.flavour)
     flavour.check(request.recipe)
@@ -62,6 +65,7 @@ def build_engine(
         log=log_path.absolute(),
         profiles=profiles,
         plugin_library=plugin_library.absolute() if plugin_library and graph.operators else None,
+        serialize_library=serialize_library,
     )
     start = time.monotonic()
     try:
@@ -88,7 +92,8 @@ def _check(request: EngineRequest, graph: EngineGraph, plan_path: Path, plugin_l
     if not plan_path.parent.is_dir():
         raise RequestError(f"{plan_path.parent} is not a directory: create it before writing {plan_path.name} there")
     check_fits(graph, request, predict_memory(graph, request))
-    check_host(graph.weights_bytes, plan_path)
+    check_memory(graph.weights_bytes)
+    check_disk(graph.weights_bytes, 1, plan_path.parent)
 
 
 def _report(
@@ -100,7 +105,7 @@ def _report(
     seconds: float,
 ) -> EngineReport:
     log = parse_build_log(job.log, len(profiles))
-    wanted = () if job.plugin_library is None else (job.plugin_library.name,)
+    wanted = (job.plugin_library.name,) if job.plugin_library and job.serialize_library else ()
     if log.plugin_libraries != wanted:
         raise BuildError(f"{job.log}: the plan holds the plugin libraries {log.plugin_libraries}, expected {wanted}")
     predicted = predict_memory(graph, request)

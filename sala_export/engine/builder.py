@@ -21,7 +21,8 @@ def build_plan(
 ) -> tuple[int, ComputeCapability]:
     """Build the engine of a job and write its plan; returns the plan's bytes and the target that TensorRT states.
 
-    Raises: BuildError with what TensorRT reported; UnsupportedError for an unknown target.
+    Raises: BuildError with what TensorRT reported; UnsupportedError for an unknown target; OSError if log or plan
+        cannot be written.
     """
     logger = _logger(trt, log, [file.parent for file in (job.graph, job.plugin_library) if file])
     builder = trt.Builder(logger)
@@ -34,7 +35,7 @@ def build_plan(
     config = builder.create_builder_config()
     flavour.set_target(trt, config, ComputeCapability.parse(job.compute_capability))
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if job.plugin_library is not None:
+    if job.plugin_library is not None and job.serialize_library:
         config.plugins_to_serialize = [str(job.plugin_library)]
     for profile in job.profiles:
         _add_profile(builder, config, profile)
@@ -42,6 +43,8 @@ def build_plan(
     monitor = _monitor(trt, progress)
     config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
+    if logger.write_error is not None:
+        raise logger.write_error
     if plan is None:
         raise BuildError(f"{flavour.title} {trt.__version__} cannot build {job.graph.name}: {logger.last_errors()}")
     progress("Writing plan", 0, 1)
@@ -85,11 +88,16 @@ def _logger(trt: Any, log: TextIO, folders: list[Path]) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.errors: list[str] = []
+            self.write_error: OSError | None = None
 
         def log(self, severity: Any, message: str) -> None:
             for folder in folders:
                 message = message.replace(f"{folder}/", "")
-            log.write(f"[{severity.name}] {message}\n")
+            try:
+                log.write(f"[{severity.name}] {message}\n")
+            except OSError as error:
+                # Raised after the build: an exception in a callback would end the process without a word.
+                self.write_error = self.write_error or error
             # Without a driver, TensorRT follows every error with one about the missing driver.
             if severity.name.endswith("ERROR") and "catchCudaError" not in message:
                 self.errors.append(" ".join(message.split()))

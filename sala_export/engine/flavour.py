@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from typing import Any, Protocol
 
+from ..errors import UnsupportedError
 from .recipe import ComputeCapability, Recipe
 from .request import FlavourName
 from .tensorrt import TensorRT
@@ -20,6 +22,10 @@ class Flavour(Protocol):
     def title(self) -> str:
         """Name for messages."""
 
+    @property
+    def distribution(self) -> str:
+        """Python package that it is installed as."""
+
     def check(self, recipe: Recipe) -> None:
         """Refuse a target that this flavour cannot build for on this machine.
 
@@ -34,6 +40,15 @@ class Flavour(Protocol):
 
     def target(self, config: Any) -> ComputeCapability:
         """What a builder configuration, after a build with it, says that it builds for."""
+
+
+def installed_version(flavour: Flavour) -> str:
+    """Version of its Python package, without importing it. Raises: UnsupportedError if it is not installed."""
+    try:
+        return metadata.version(flavour.distribution)
+    except metadata.PackageNotFoundError:
+        hint = f"install the package {flavour.distribution}"
+        raise UnsupportedError(f"{flavour.title} is not installed: {hint}") from None
 
 
 def select_flavour(name: FlavourName) -> Flavour:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ from ..ops.registry import CONTRACTS
 from ..specs import DType, TensorSpec
 
 GRAPH_FILE = "model.onnx"
+HIDDEN_STATES = "hidden_states"
+"""Prefix of the residual stream between shards: `hidden_states.{layer}` [batch, tokens, hidden_size]."""
+
 OPERATOR_DOMAIN = "sala"
 SYMBOLIC_DIMENSIONS = ("batch", "tokens", "capacity", "capacity_k1", "capacity_k2")
 
@@ -26,6 +30,8 @@ _DTYPES: dict[int, DType] = {
     onnx.TensorProto.INT32: DType.INT32,
     onnx.TensorProto.INT64: DType.INT64,
 }
+
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 _FLOATING = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
@@ -42,7 +48,7 @@ class OperatorNode:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineGraph:
-    """An exported graph, described."""
+    """An exported graph, or the shard of one that holds some consecutive layers, described."""
 
     path: Path
     inputs: tuple[TensorSpec, ...]
@@ -51,6 +57,9 @@ class EngineGraph:
     parameters: int
     """Weight elements, each counted once however many names it has."""
     weights_bytes: int
+    layer_weights_bytes: tuple[int, ...]
+    """In order of layers: the embedding counts with the first, final norm and lm_head with the last. A weight that the
+    embedding and lm_head share counts with both, since shards hold it each."""
     hidden_size: int
     widest_projection: int
     """Output features of the widest projection of every token, weights that the graph concatenates taken together."""
@@ -88,13 +97,13 @@ class SparseSizes:
         return max(1, (capacity - 4 * self.kernel_size) // (4 * self.kernel_stride) + 1)
 
 
-def read_graph(model_dir: Path) -> EngineGraph:
-    """Describe `model.onnx` in `model_dir` and check that its external weights are there in full.
+def read_graph(model_dir: Path, file: str = GRAPH_FILE) -> EngineGraph:
+    """Describe the graph `file` in `model_dir` and check that its external weights are there in full.
 
     Raises: RequestError if there is no readable graph, CheckpointError naming a missing or truncated weight file,
         ShapeError for an interface that the engine stage does not know.
     """
-    path = model_dir / GRAPH_FILE
+    path = model_dir / file
     if not path.is_file():
         raise RequestError(f"{path} does not exist: export the model there first")
     try:
@@ -104,20 +113,18 @@ def read_graph(model_dir: Path) -> EngineGraph:
     inputs = tuple(_spec(path, value) for value in graph.input)
     outputs = tuple(_spec(path, value) for value in graph.output)
     weights = _weights(path, graph)
-    logits = [spec for spec in outputs if spec.name == "logits"]
-    if not logits or not isinstance(logits[0].shape[-1], int):
-        raise ShapeError(f"{path}: expected an output 'logits' [batch, vocabulary]")
-    embedding = _embedding(path, graph, weights)
+    hidden_size, activation_dtype = _hidden(path, graph, inputs, weights)
     return EngineGraph(
         path=path,
         inputs=inputs,
         outputs=outputs,
         operators=tuple(_operator(path, node) for node in graph.node if node.domain == OPERATOR_DOMAIN),
         parameters=sum(weight.count for weight in set(weights.values())),
-        weights_bytes=sum(weight.count * weight.dtype.bytes for weight in set(weights.values())),
-        hidden_size=embedding.shape[1],
-        widest_projection=_widest_projection(graph, weights, (logits[0].shape[-1], embedding.shape[1])),
-        activation_dtype=embedding.dtype,
+        weights_bytes=sum(weight.bytes for weight in set(weights.values())),
+        layer_weights_bytes=_layer_weights_bytes(path, graph, weights),
+        hidden_size=hidden_size,
+        widest_projection=_widest_projection(graph, weights, (_vocabulary(path, outputs), hidden_size)),
+        activation_dtype=activation_dtype,
     )
 
 
@@ -160,6 +167,10 @@ class _Weight:
     def count(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def bytes(self) -> int:
+        return self.count * self.dtype.bytes
+
 
 def _weights(path: Path, graph: onnx.GraphProto) -> dict[str, _Weight]:
     """The floating initializers by name, also under the name of their Cast if the graph casts them."""
@@ -193,20 +204,62 @@ def _require_bytes(path: Path, tensor: str, location: str, end: int) -> None:
         raise CheckpointError(f"{file} has {file.stat().st_size} bytes, but {tensor} ends at {end}: it is truncated")
 
 
-def _embedding(path: Path, graph: onnx.GraphProto, weights: Mapping[str, _Weight]) -> _Weight:
-    """The weight [vocabulary, hidden] that token ids look up."""
+def _layer_weights_bytes(path: Path, graph: onnx.GraphProto, weights: Mapping[str, _Weight]) -> tuple[int, ...]:
+    """Bytes of the weights by layer; of those of no layer the looked up go to the first, the others to the last."""
+    layers: dict[int, set[_Weight]] = {}
+    others = {}
+    for name, weight in weights.items():
+        match = _LAYER.search(name)
+        if match:
+            layers.setdefault(int(match[1]), set()).add(weight)
+        else:
+            others[name] = weight
+    if not layers:
+        raise ShapeError(f"{path}: no weight is named after a layer, as in layers.0.mlp.down_proj.weight")
+    for node in graph.node:
+        for name in node.input:
+            if name in others and node.op_type != "Cast":
+                layers[min(layers) if node.op_type == "Gather" else max(layers)].add(others[name])
+    return tuple(sum(weight.bytes for weight in layers[layer]) for layer in sorted(layers))
+
+
+def _hidden(
+    path: Path, graph: onnx.GraphProto, inputs: tuple[TensorSpec, ...], weights: Mapping[str, _Weight]
+) -> tuple[int, DType]:
+    """Size and type of the residual stream, from where it enters the graph: a shard's input, or the embedding."""
+    for spec in inputs:
+        if spec.name.startswith(f"{HIDDEN_STATES}.") and isinstance(spec.shape[-1], int):
+            return spec.shape[-1], spec.dtype
     for node in graph.node:
         if node.op_type == "Gather" and node.input[0] in weights and len(weights[node.input[0]].shape) == 2:
-            return weights[node.input[0]]
-    raise ShapeError(f"{path}: no Gather from an embedding weight [vocabulary, hidden]")
+            embedding = weights[node.input[0]]
+            return embedding.shape[1], embedding.dtype
+    raise ShapeError(
+        f"{path}: no Gather from an embedding weight [vocabulary, hidden], and no input '{HIDDEN_STATES}.LAYER'"
+    )
 
 
-def _widest_projection(graph: onnx.GraphProto, weights: Mapping[str, _Weight], head: tuple[int, int]) -> int:
+def _vocabulary(path: Path, outputs: tuple[TensorSpec, ...]) -> int | None:
+    """Size of the vocabulary; None for a shard that ends before the logits."""
+    for spec in outputs:
+        if spec.name == "logits" and isinstance(spec.shape[-1], int):
+            return spec.shape[-1]
+        if spec.name.startswith(f"{HIDDEN_STATES}."):
+            return None
+    raise ShapeError(f"{path}: expected an output 'logits' [batch, vocabulary], or '{HIDDEN_STATES}.LAYER' of a shard")
+
+
+def _widest_projection(graph: onnx.GraphProto, weights: Mapping[str, _Weight], head: tuple[int | None, int]) -> int:
     """Output features of the widest projection of every token; weights are [out, in].
 
-    The embedding and lm_head, both of shape `head`, are none: one is a look-up, the other sees the last token only.
+    The embedding and lm_head, of shape `head`, are none: one is a look-up, the other sees the last token only.
     """
-    rows = {name: w.shape[0] for name, w in weights.items() if len(w.shape) == 2 and w.shape != head}
+    looked_up = {node.input[0] for node in graph.node if node.op_type == "Gather"}
+    rows = {
+        name: weight.shape[0]
+        for name, weight in weights.items()
+        if len(weight.shape) == 2 and weight.shape != head and name not in looked_up
+    }
     concatenated = [node.input for node in graph.node if node.op_type == "Concat"]
     packed = [sum(rows[name] for name in names) for names in concatenated if all(name in rows for name in names)]
     return max([head[1], *rows.values(), *packed])

@@ -5,26 +5,20 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from ..errors import RequestError
+from ..errors import DiskFullError, RequestError
 from ..specs import format_bytes
-
-_PEAK_PER_WEIGHT_BYTE = 2.1
-"""Measured with TensorRT for RTX 1.7.1.116: 3.32 GiB for 1.60 GiB of bf16 weights in three layers of 9B sizes, with
-0.06 GiB of it there before any weight. The mapped weight files, 1.60 GiB more, are dropped under pressure."""
-
-_FIXED_HOST_BYTES = 1 << 30
-"""Python, TensorRT's libraries and a small graph: 0.25 GiB measured, rounded up."""
+from .sharding import least_host_bytes
 
 _FIXED_PLAN_BYTES = 64 << 20
 """Room for what is not weights: kernels, graph, plugin library, log. 2 MiB seen with an empty plugin library."""
 
 
-def required_host_bytes(weights_bytes: int) -> int:
-    """Memory that a build takes, in bytes.
+def host_budget() -> int:
+    """Bytes of resident memory that a build takes without being asked: two thirds of what is free.
 
-    TensorRT holds two copies of the constants at its peak, besides the mapped files that they come from.
+    The rest stays for the page cache, which the weight files and the plan go through, and for other programs.
     """
-    return int(weights_bytes * _PEAK_PER_WEIGHT_BYTE) + _FIXED_HOST_BYTES
+    return available_host_bytes() * 2 // 3
 
 
 def available_host_bytes() -> int:
@@ -42,22 +36,29 @@ def available_host_bytes() -> int:
     return max(0, available)
 
 
-def check_host(weights_bytes: int, plan_path: Path) -> None:
-    """Refuse a build that this machine has no room for.
+def check_memory(weights_bytes: int) -> None:
+    """Refuse to build an engine of so many bytes of weights where the process would be killed for want of memory.
 
     Raises: RequestError saying what is needed and what there is.
     """
-    needed, available = required_host_bytes(weights_bytes), available_host_bytes()
+    needed, available = least_host_bytes(weights_bytes), available_host_bytes()
     if needed > available:
         raise RequestError(
             f"building the engine needs about {format_bytes(needed)} of memory, {format_bytes(available)} are "
-            "available: use --layers or a machine with more memory"
+            "available: use more --shards, or a machine with more memory"
         )
-    needed, free = weights_bytes + _FIXED_PLAN_BYTES, shutil.disk_usage(plan_path.parent).free
+
+
+def check_disk(weights_bytes: int, shards: int, folder: Path) -> None:
+    """Refuse to write plans of so many bytes of weights in all where the disk has no room for them.
+
+    Raises: DiskFullError saying what is needed and what there is.
+    """
+    needed, free = weights_bytes + shards * _FIXED_PLAN_BYTES, shutil.disk_usage(folder).free
     if needed > free:
-        raise RequestError(
-            f"{plan_path.parent} has {format_bytes(free)} free, the engine takes about {format_bytes(needed)}: "
-            "free some space or choose another --output"
+        raise DiskFullError(
+            f"the disk of {folder} has {format_bytes(free)} free, the build takes about {format_bytes(needed)}: free "
+            "some space or choose another --output"
         )
 
 

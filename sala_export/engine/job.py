@@ -24,6 +24,8 @@ class BuildJob:
     profiles: tuple[Profile, ...]
     plugin_library: Path | None
     """None for a graph without this project's operators."""
+    serialize_library: bool
+    """Put the plugin library into the plan."""
 
     def write(self, path: Path) -> None:
         path.write_bytes(_JOB.dump_json(self))

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from ..errors import RequestError, ShapeError
 from ..specs import TensorSpec, format_bytes, format_tokens
-from .graph import EngineGraph
+from .graph import EngineGraph, OperatorNode
 from .profiles import largest_sizes
 from .request import EngineRequest
 
 _CONTEXT_STEP = 1024
-_FIXED_ACTIVATION_BYTES = 32 << 20
+
+PARTIAL_SUM_BYTES = 8_192_000
+"""Scratch of a matrix product whose sum is split because it has few rows: 8000 KiB in every engine looked at."""
+
+NO_WORKSPACES: Mapping[str, int] = MappingProxyType({})
+
 _CACHE_PARTS = {
     "key": "key_value_bytes",
     "value": "key_value_bytes",
@@ -34,7 +41,7 @@ class DeviceMemory:
     activation_bytes: int
     """Scratch of the larger profile; a session runs one profile at a time."""
     io_bytes: int
-    """Token ids, lengths, RoPE rows and logits."""
+    """Token ids, lengths, RoPE rows and logits, and what shards hand over."""
     reserve_bytes: int
     """Left to the CUDA context, kernels and other programs; from the recipe."""
 
@@ -47,35 +54,65 @@ class DeviceMemory:
         return {name.removesuffix("_bytes"): getattr(self, name) for name in self.__slots__}
 
 
-def predict_memory(graph: EngineGraph, request: EngineRequest) -> DeviceMemory:
+def predict_memory(
+    graph: EngineGraph, request: EngineRequest, shards: int = 1, workspaces: Mapping[str, int] = NO_WORKSPACES
+) -> DeviceMemory:
     """The account before the build: everything but activations follows from the graph; those are estimated.
 
     Caches count once, since `present.*` is bound to the memory of `past_key_values.*`.
 
+    Args:
+        shards: Engines that the layers are cut into. They run one after the other, so they share one buffer of
+            activations, and pass the residual stream through two buffers [batch, tokens, hidden], which count as io.
+        workspaces: Scratch bytes of one call of each operator at the largest sizes, by ONNX type
+            (`sala_export/planner/workspaces.py`); an operator without an entry is taken to need none.
     Raises: ShapeError for a cache that the account does not know.
     """
     sizes = largest_sizes(graph, request, request.prefill_chunk)
     parts = dict.fromkeys((*_CACHE_PARTS.values(), "io_bytes"), 0)
     for spec in (*graph.inputs, *(spec for spec in graph.outputs if spec.name == "logits")):
         parts[_part(graph, spec)] += spec.size_bytes(sizes)
+    tokens = request.max_batch * request.prefill_chunk
+    if shards > 1:
+        parts["io_bytes"] += 2 * tokens * graph.hidden_size * graph.activation_dtype.bytes
     return DeviceMemory(
         weights_bytes=graph.weights_bytes,
-        activation_bytes=estimate_activations(graph, request.max_batch * request.prefill_chunk),
+        activation_bytes=estimate_activations(graph, tokens, workspaces),
         reserve_bytes=request.recipe.reserve_bytes,
         **parts,
     )
 
 
-def estimate_activations(graph: EngineGraph, tokens: int) -> int:
+def estimate_activations(graph: EngineGraph, tokens: int, workspaces: Mapping[str, int] = NO_WORKSPACES) -> int:
     """Upper estimate of the scratch memory of a call, in bytes.
 
-    The most is alive around the MLP: residual and normed rows, `gate_up`, and their product, half as wide as
-    `gate_up`: `2 hidden + 1.5 widest` elements per token. A quarter more covers what TensorRT keeps beyond that and the
-    operators' own workspaces; the constant, split-K sums of the matrix products, of which 8 MiB were seen. For 9B sizes
-    and a chunk of 8192 this gives 1.13 GiB; TensorRT for RTX 1.7.1.116 plans 0.94 GiB.
+    Two moments of a layer can be the fullest, counted in elements per token:
+
+    * in the MLP, `silu(gate) * up`: `gate_up` and the product, half as wide, and three hidden rows. TensorRT needs two
+      of these, and keeps the place of a third where a lightning layer comes before;
+    * in a mixer: two hidden rows, the packed projection, the rows that the operator gives, and its workspaces.
+
+    On top of the larger comes what a matrix product of few rows takes for its partial sums. Measured with TensorRT for
+    RTX 1.7.1.116 over layers of 9B sizes, chunks of 1000 to 16384 tokens: 122,880 bytes per token, which is the first
+    sum to the byte, without the partial sums; for 64 tokens, both.
     """
-    elements = 2 * graph.hidden_size + graph.widest_projection * 3 // 2
-    return tokens * elements * graph.activation_dtype.bytes * 5 // 4 + _FIXED_ACTIVATION_BYTES
+    element = graph.activation_dtype.bytes
+    mlp = (3 * graph.hidden_size + graph.widest_projection * 3 // 2) * element * tokens
+    mixers = (
+        (2 * graph.hidden_size + mixer_width(node)) * element * tokens + workspaces.get(node.op_type, 0)
+        for node in graph.operators
+    )
+    return max((mlp, *mixers)) + PARTIAL_SUM_BYTES
+
+
+def mixer_width(node: OperatorNode) -> int:
+    """Elements per token of the packed projection that an operator reads and of the rows that it gives.
+
+    A lightning layer packs q, k, v and the gate; a sparse one too, with keys and values of its own, fewer heads.
+    """
+    heads, dim = int(node.attributes["num_heads"]), int(node.attributes["head_dim"])
+    kv_heads = int(node.attributes.get("num_kv_heads", heads))
+    return (3 * heads + 2 * kv_heads) * dim
 
 
 def check_fits(graph: EngineGraph, request: EngineRequest, memory: DeviceMemory) -> None:
@@ -98,9 +135,14 @@ def check_fits(graph: EngineGraph, request: EngineRequest, memory: DeviceMemory)
     raise RequestError(f"{needs}: the largest that fits is --max-context {format_tokens(context)}")
 
 
-def largest_context(graph: EngineGraph, request: EngineRequest, memory: DeviceMemory) -> int | None:
-    """The largest multiple of 1K tokens, at least the chunk, whose caches fit beside the other parts of `memory`."""
-    low, high = -(-request.prefill_chunk // _CONTEXT_STEP) - 1, request.max_context // _CONTEXT_STEP
+def largest_context(
+    graph: EngineGraph, request: EngineRequest, memory: DeviceMemory, limit: int | None = None
+) -> int | None:
+    """The largest multiple of 1K tokens, at least the chunk, whose caches fit beside the other parts of `memory`.
+
+    It is sought up to `limit` tokens, by default the context of the request.
+    """
+    low, high = -(-request.prefill_chunk // _CONTEXT_STEP) - 1, (limit or request.max_context) // _CONTEXT_STEP
     while low < high:
         middle = (low + high + 1) // 2
         caches = predict_memory(graph, replace(request, max_context=middle * _CONTEXT_STEP))

@@ -12,7 +12,7 @@ from .recipe import Recipe
 MAX_BATCH = 256
 """Kernels put batch times heads into a grid dimension of at most 65535."""
 
-BUILT_PRECISIONS = (Precision.BF16,)
+BUILT_PRECISIONS = (Precision.BF16, Precision.FP16)
 """Precisions that this release builds engines of."""
 
 

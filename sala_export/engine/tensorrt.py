@@ -37,6 +37,7 @@ class TensorRT:
 
     name = FlavourName.TENSORRT
     title = "TensorRT"
+    distribution = "tensorrt"
     present: Callable[[], ComputeCapability | None] = present_capability
 
     def check(self, recipe: Recipe) -> None:

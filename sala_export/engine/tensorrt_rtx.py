@@ -17,6 +17,7 @@ class TensorRTForRTX:
 
     name = FlavourName.RTX
     title = "TensorRT for RTX"
+    distribution = "tensorrt-rtx-cu13"
 
     def check(self, recipe: Recipe) -> None:
         """Nothing to check before the library is loaded: its list of targets is in `set_target`."""

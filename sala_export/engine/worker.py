@@ -7,18 +7,20 @@ process of its own none of that reaches the caller.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import re
 import signal
 import sys
 from pathlib import Path
 
-from ..errors import SalaError
+from ..errors import DiskFullError, SalaError
 from .builder import build_plan
 from .flavour import select_flavour
 from .job import BuildJob, BuildResult, progress_line
 
 _PR_SET_PDEATHSIG = 1
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(arguments: list[str]) -> int:
@@ -27,27 +29,34 @@ def main(arguments: list[str]) -> int:
     die_with_parent(int(parent))
     job = BuildJob.read(Path(job_path))
     flavour = select_flavour(job.flavour)
-    # A log that loses its last lines in a crash is of no use: written line by line.
-    with (
-        job.log.open("a", encoding="utf-8", errors="replace", buffering=1) as log,
-        os.fdopen(int(descriptor), "w", encoding="utf-8", buffering=1) as pipe,
-    ):
+    try:
+        # A log that loses its last lines in a crash is of no use: written line by line.
+        with (
+            job.log.open("a", encoding="utf-8", errors="replace", buffering=1) as log,
+            os.fdopen(int(descriptor), "w", encoding="utf-8", buffering=1) as pipe,
+        ):
 
-        def progress(phase: str, done: int, total: int, unit: str = "steps") -> None:
-            pipe.write(progress_line(phase, done, total))
+            def progress(phase: str, done: int, total: int, unit: str = "steps") -> None:
+                pipe.write(progress_line(phase, done, total))
 
-        try:
             trt = flavour.load()
             plan_bytes, target = build_plan(flavour, trt, job, log, progress)
-        except SalaError as error:
-            result = BuildResult(error_type=type(error).__name__, error=str(error))
-        else:
-            result = BuildResult(
-                tensorrt_version=trt.__version__,
-                compute_capability=str(target),
-                plan_bytes=plan_bytes,
-                peak_host_bytes=peak_resident_bytes(),
-            )
+    except SalaError as error:
+        result = BuildResult(error_type=type(error).__name__, error=str(error))
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        message = f"the engine cannot be written to {job.plan.parent}: {error.strerror}"
+        result = BuildResult(
+            error_type=DiskFullError.__name__, error=f"{message}: free some space or choose another --output"
+        )
+    else:
+        result = BuildResult(
+            tensorrt_version=trt.__version__,
+            compute_capability=str(target),
+            plan_bytes=plan_bytes,
+            peak_host_bytes=peak_resident_bytes(),
+        )
     result.write(Path(result_path))
     return 0
 

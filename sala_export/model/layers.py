@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ..checkpoint.config import Mixer, SalaConfig
 from ..ops.infllmv2_attention.torch_op import infllmv2_attention, infllmv2_attention_
 from ..ops.lightning_attention.torch_op import lightning_attention
 from .attributes import operator_attributes
+from .half_precision import gated_product, linear, stream_scale
 
 Cache = tuple[Tensor, ...]
 """Tensors of one layer in the order of `signature.py`: `(state,)` or `(key, value, k1, k2)`."""
@@ -36,7 +36,10 @@ class StepInputs:
 
 
 class RMSNorm(nn.Module):
-    """`cast(x / sqrt(mean(x^2) + eps)) * weight`: the mean in fp32, the cast to x's type before the weight."""
+    """`cast(x / sqrt(mean(x^2) + c^2 eps)) * weight`: the mean in fp32, the cast to x's type before the weight.
+
+    x is the residual stream, scaled by c as `half_precision.py` says.
+    """
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -45,8 +48,19 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.to(torch.float32)
-        scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        eps = self.eps * stream_scale(x.dtype) ** 2
+        scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
         return scaled.to(x.dtype) * self.weight
+
+
+class Linear(nn.Linear):
+    """A projection without bias, weight [out, in]."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight)
 
 
 class PackedLinear(nn.Module):
@@ -58,25 +72,25 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
         if torch.compiler.is_exporting():
-            return functional.linear(x, torch.cat(tuple(weights)))
-        return torch.cat([functional.linear(x, weight) for weight in weights], dim=-1)
+            return linear(x, torch.cat(tuple(weights)))
+        return torch.cat([linear(x, weight) for weight in weights], dim=-1)
 
 
 class MLP(nn.Module):
-    """`down(silu(gate x) * up x)`."""
+    """`down(silu(gate x) * up x)`, in the unit of the residual stream."""
 
     def __init__(self, config: SalaConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
         self.gate_up_proj = PackedLinear()
 
     def forward(self, x: Tensor) -> Tensor:
         packed = self.gate_up_proj(x, (self.gate_proj.weight, self.up_proj.weight))
         # Not two slices: TensorRT would split the GEMM in two and keep its weights once more for decoding.
         gate, up = packed.unflatten(-1, (2, self.gate_proj.out_features)).unbind(-2)
-        hidden: Tensor = self.down_proj(functional.silu(gate) * up)
+        hidden: Tensor = self.down_proj(gated_product(gate, up))
         return hidden
 
 
@@ -86,11 +100,11 @@ class LightningMixer(nn.Module):
     def __init__(self, config: SalaConfig) -> None:
         super().__init__()
         width = config.num_attention_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.z_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, width)
+        self.k_proj = Linear(config.hidden_size, width)
+        self.v_proj = Linear(config.hidden_size, width)
+        self.z_proj = Linear(config.hidden_size, width)
+        self.o_proj = Linear(width, config.hidden_size)
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.o_norm = RMSNorm(width, config.rms_norm_eps)
@@ -118,11 +132,11 @@ class SparseMixer(nn.Module):
         super().__init__()
         width = config.num_attention_heads * config.head_dim
         kv_width = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
-        self.o_gate = nn.Linear(config.hidden_size, width, bias=False)
-        self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, width)
+        self.k_proj = Linear(config.hidden_size, kv_width)
+        self.v_proj = Linear(config.hidden_size, kv_width)
+        self.o_gate = Linear(config.hidden_size, width)
+        self.o_proj = Linear(width, config.hidden_size)
         self.qkvg_proj = PackedLinear()
         self.attributes = operator_attributes(config, Mixer.SPARSE)
 
@@ -136,7 +150,7 @@ class SparseMixer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Mixer and MLP, each normed before and scaled by `residual_scale` after."""
+    """Mixer and MLP, each normed before and scaled by `residual_scale` after, in the unit of the stream."""
 
     def __init__(self, config: SalaConfig, mixer: Mixer) -> None:
         super().__init__()
@@ -148,5 +162,5 @@ class DecoderLayer(nn.Module):
 
     def forward(self, hidden: Tensor, cache: Cache, step: StepInputs) -> tuple[Tensor, Cache]:
         mixed, cache = self.self_attn(self.input_layernorm(hidden), cache, step)
-        hidden = hidden + mixed * self.residual_scale
+        hidden = hidden + mixed * (self.residual_scale * stream_scale(mixed.dtype))
         return hidden + self.mlp(self.post_attention_layernorm(hidden)) * self.residual_scale, cache

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ..checkpoint.config import SalaConfig
 from ..checkpoint.reader import Checkpoint
 from ..specs import DType
-from .layers import Cache, DecoderLayer, RMSNorm, StepInputs
+from .half_precision import stream_scale
+from .layers import Cache, DecoderLayer, Linear, RMSNorm, StepInputs
 from .rope import inverse_frequencies, rope_cos_sin
 from .signature import cache_sizes, signature
 
@@ -30,7 +31,8 @@ class SalaModel(nn.Module):
         self, input_ids: Tensor, step: StepInputs, caches: Sequence[Cache], last_only: bool
     ) -> tuple[Tensor, list[Cache]]:
         """Normed hidden rows [B, T, H], or [B, H] of the last token, and the updated caches by layer."""
-        hidden = self.embed_tokens(input_ids) * self.scale_emb
+        rows = self.embed_tokens(input_ids)
+        hidden = rows * (self.scale_emb * stream_scale(rows.dtype))
         updated: list[Cache] = []
         for layer, cache in zip(self.layers, caches, strict=True):
             hidden, cache = layer(hidden, cache, step)
@@ -49,7 +51,7 @@ class SalaForCausalLM(nn.Module):
         super().__init__()
         self.config = config
         self.model = SalaModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..errors import RequestError
+from ..errors import DiskFullError
 from ..specs import format_bytes
 
 logger = logging.getLogger(__name__)
@@ -22,19 +22,26 @@ logger = logging.getLogger(__name__)
 _CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES}
 
 
+def copied_bytes(files: Iterable[Path], directory: Path, *, copy: bool) -> int:
+    """Bytes that `place_weights` is bound to copy: all if asked to, else those of other file systems."""
+    device = directory.stat().st_dev
+    sources = {file.resolve(strict=True).stat() for file in files}
+    return sum(source.st_size for source in sources if copy or source.st_dev != device)
+
+
 def place_weights(files: Iterable[Path], directory: Path, *, copy: bool) -> dict[Path, str]:
     """Put every file into `directory` under its own name; returns that name by source path.
 
     Hard links where the file system can, else copies; `copy` asks for copies. Symbolic links are resolved first.
 
-    Raises: RequestError if a copy would not fit the disk.
+    Raises: DiskFullError if a copy would not fit the disk.
     """
     placed = {file: file.name for file in sorted(set(files))}
     sources = {file.resolve(strict=True): directory / name for file, name in placed.items()}
     copies = [source for source, target in sources.items() if copy or not _linked(source, target)]
     needed, free = sum(source.stat().st_size for source in copies), shutil.disk_usage(directory).free
     if needed > free:
-        raise RequestError(
+        raise DiskFullError(
             f"not enough disk to copy the weights: {format_bytes(needed)} needed, {format_bytes(free)} free; put the "
             "output on the checkpoint's file system to link them instead"
         )

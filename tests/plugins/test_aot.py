@@ -13,7 +13,7 @@ from plugins.aot import kernels
 from plugins.aot.kernels import AotError, compile_job, compile_kernel
 from plugins.aot.tables import OperatorTables, write_tables
 from sala_export.ops.common.contract import Contract, Tensor
-from sala_export.ops.common.launch import KernelSet, Launch
+from sala_export.ops.common.launch import KernelSet, Launch, Tile, same_tile
 from sala_export.ops.common.targets import AOT_ARCHITECTURES
 from sala_export.ops.lightning_attention.schema import CONTRACT
 
@@ -41,7 +41,8 @@ def deep_pipeline_kernel(qkvz_ptr, y_ptr, T, BLOCK: tl.constexpr):
 
 
 def _kernel_set(kernel: Any, num_stages: int = 1, **constexprs: int) -> KernelSet:
-    launch = Launch(kernel=kernel, grid=("B", "1", "1"), num_warps=4, num_stages=num_stages, constexprs=constexprs)
+    tile = Tile(constexprs=constexprs, num_warps=4, num_stages=num_stages)
+    launch = Launch(kernel=kernel, grid=("B", "1", "1"), tiles=same_tile(tile))
     return KernelSet(
         workspaces=(),
         prefill=(launch,),

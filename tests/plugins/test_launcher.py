@@ -28,13 +28,14 @@ def _split_hidden(launch: dict[str, object], expected: dict[str, object]) -> tup
 @OPERATORS
 @TOKENS
 @pytest.mark.parametrize("sm", [86, 89, 90, 120])
+@pytest.mark.parametrize("activation", ["bfloat16", "float16"])
 def test_enqueue_launches_what_the_kernel_set_says(
-    driver: PluginDriver, call: PluginCall, tokens: int, sm: int
+    driver: PluginDriver, call: PluginCall, tokens: int, sm: int, activation: str
 ) -> None:
-    call = _with_tokens(call, tokens)
+    call = replace(_with_tokens(call, tokens), activation=activation)
     _, enqueued = driver.run(call, "enqueue", sm=sm)
     assert enqueued["result"] == 0, enqueued["log"]
-    launches, expected = events_of(enqueued, "launch"), call.expected_launches()
+    launches, expected = events_of(enqueued, "launch"), call.expected_launches(sm)
     assert len(launches) == len(expected)
     for launch, wanted in zip(launches, expected, strict=True):
         declared, hidden = _split_hidden(launch, wanted)

@@ -14,7 +14,7 @@ import numpy as np
 from sala_export.native_libraries import plugin_library
 from sala_export.ops.common.contract import ACTIVATION, Contract, Tensor
 from sala_export.ops.common.expr import evaluate
-from sala_export.ops.common.launch import KernelSet
+from sala_export.ops.common.launch import KernelSet, Workspace
 from sala_export.ops.infllmv2_attention.schema import CONTRACT as INFLLMV2_ATTENTION
 from sala_export.ops.kernel_sets import KERNEL_SETS
 from sala_export.ops.lightning_attention.schema import CONTRACT as LIGHTNING_ATTENTION
@@ -24,7 +24,7 @@ Answer = Mapping[str, Any]
 STREAM = 0x5712EA3
 """What the driver program gives as the stream."""
 _BUFFER_BYTES = 1 << 32
-_BYTES = {"float32": 4, "bfloat16": 2, "int32": 4}
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,18 +66,19 @@ class PluginCall:
         start = (len(tensors) + 1) * _BUFFER_BYTES
         for workspace in self.kernel_set.workspaces:
             addresses[workspace.name] = start
-            size = self.bytes_of(workspace.dtype, [evaluate(extent, self.names) for extent in workspace.shape])
-            start += -(-size // 256) * 256
+            start += self._workspace_bytes(workspace)
         return addresses
 
     @property
     def workspace_bytes(self) -> int:
-        """All workspaces, each rounded up to 256 bytes."""
-        sizes = [
-            self.bytes_of(workspace.dtype, [evaluate(extent, self.names) for extent in workspace.shape])
-            for workspace in self.kernel_set.workspaces
-        ]
-        return sum(-(-size // 256) * 256 for size in sizes)
+        """Of all workspaces together."""
+        return sum(map(self._workspace_bytes, self.kernel_set.workspaces))
+
+    def _workspace_bytes(self, workspace: Workspace) -> int:
+        """Rounded up to 256 bytes."""
+        sizes = {**self.kernel_set.constants, **self.names}
+        size = self.bytes_of(workspace.dtype, [evaluate(extent, sizes) for extent in workspace.shape])
+        return -(-size // 256) * 256
 
     def bytes_of(self, dtype: str, shape: Sequence[int]) -> int:
         return _BYTES[self.activation if dtype == ACTIVATION else dtype] * int(np.prod(shape, dtype=np.int64))
@@ -106,7 +107,7 @@ class PluginCall:
                 yield f"{kind} {dtype} {address} {extents}"
         yield f"workspace {(len(self.contract.inputs) + len(self.contract.outputs) + 1) * _BUFFER_BYTES}"
 
-    def expected_launches(self) -> list[dict[str, Any]]:
+    def expected_launches(self, sm: int = 86) -> list[dict[str, Any]]:
         """Kernel, grid, threads and arguments of every launch, read from the operator's `KernelSet`."""
         addresses = self.addresses
         for output in self.contract.outputs:
@@ -125,11 +126,12 @@ class PluginCall:
                     arguments.append([4, int(np.float32(value).view(np.uint32))])
                 else:
                     arguments.append([4, value % 2**32])
+            sizes = {**self.kernel_set.compile_time(launch, sm, self.names), **self.names}
             expected.append(
                 {
-                    "kernel": launch.kernel.__name__,
-                    "grid": [evaluate(extent, self.names) for extent in launch.grid],
-                    "block": [32 * launch.num_warps, 1, 1],
+                    "kernel": launch.name,
+                    "grid": [evaluate(extent, sizes) for extent in launch.grid],
+                    "block": [32 * launch.tiles[sm].num_warps, 1, 1],
                     "arguments": arguments,
                 }
             )

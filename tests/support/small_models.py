@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors.torch import save_file
@@ -22,8 +23,9 @@ def write_small_checkpoint(
     head_dim: int = 16,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
+    scales: Mapping[str, float] = MappingProxyType({}),
 ) -> Path:
-    """Write a one-file checkpoint with normal weights; returns `directory`."""
+    """Write a one-file checkpoint with normal weights, larger by `scales` for some roles; returns `directory`."""
     fields = {
         "model_type": "minicpm_sala",
         "vocab_size": 97,
@@ -49,7 +51,7 @@ def write_small_checkpoint(
     for weight in weights(config):
         values = torch.randn(weight.shape, generator=generator)
         scale = 1.0 if len(weight.shape) == 1 else weight.shape[-1] ** -0.5
-        tensors[weight.name] = (values * scale).to(dtype)
+        tensors[weight.name] = (values * scale * scales.get(weight.role, 1.0)).to(dtype)
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(fields), encoding="utf-8")
     save_file(tensors, directory / "model.safetensors")

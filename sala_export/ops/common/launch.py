@@ -5,13 +5,14 @@ A launch names a Triton kernel and its grid. Its arguments follow from the kerne
 * `<tensor>_ptr` is the buffer of that name: an input, an output or a workspace of the operator. An output that updates
   an input has no buffer of its own; kernels take the input's. Buffers are contiguous and start at a multiple of 16
   bytes, which a compiler may be told.
-* a `tl.constexpr` parameter is fixed at compile time, by `Launch.constexprs` or as one of
-  `KernelSet.variant_attributes`;
+* a `tl.constexpr` parameter is fixed at compile time: by the `Tile` of the architecture, by `KernelSet.constants`, or
+  as one of `KernelSet.variant_attributes`;
 * any other parameter is the dimension, integer attribute or float attribute of that name, passed as int32 or float32.
   A compiler must not specialise on its value.
 
-Grids and workspace shapes are expressions over dimensions and integer attributes (`expr.py`), never over positions, so
-that a captured CUDA graph serves every step of a sequence.
+Grids and workspace shapes are expressions (`expr.py`) over dimensions, integer attributes and `KernelSet.constants`,
+never over positions, so that a captured CUDA graph serves every step of a sequence. Grids may also name the tile's
+constants. Workspace shapes may not: TensorRT asks for their size before it knows the GPU.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .contract import Rule
-from .expr import evaluate
+from .expr import evaluate, identifiers
+from .targets import AOT_ARCHITECTURES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,21 +37,91 @@ class Workspace:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Tile:
+    """What one architecture chooses for a launch: sizes of its tiles, warps of a block, stages of its pipelines.
+
+    Raises: ValueError for a number of warps that is no power of two up to 32, or no stage.
+    """
+
+    constexprs: Mapping[str, int] = field(default_factory=dict)
+    num_warps: int
+    num_stages: int
+
+    def __post_init__(self) -> None:
+        if self.num_warps not in (1, 2, 4, 8, 16, 32):
+            raise ValueError(f"{self.num_warps} warps: a block has a power of two up to 32")
+        if self.num_stages < 1:
+            raise ValueError(f"{self.num_stages} stages: a loop has at least 1")
+
+
+OPERANDS = ("X", "tf32", "float32")
+"""How a product is computed: by 16-bit tensor-core instructions, by TF32 ones, or without tensor cores."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Product:
+    """One `tl.dot` of a kernel's main loop, [m, k] times [k, n].
+
+    The sizes are expressions (`expr.py`) over the tile's constants, `KernelSet.constants` and the variant attributes.
+    What a compiler must emit for it follows in closed form: `sala_export/kernel_report/tensor_cores.py`.
+    """
+
+    m: str
+    n: str
+    k: str
+    operand: str = "X"
+    """One of `OPERANDS`."""
+
+    def __post_init__(self) -> None:
+        if self.operand not in OPERANDS:
+            raise ValueError(f"product of {self.operand}: expected one of {', '.join(OPERANDS)}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Launch:
-    """One kernel launch of a sequence; launches of a sequence run in order on one stream."""
+    """One kernel launch of a sequence; launches of a sequence run in order on one stream.
+
+    Raises: ValueError naming the kernel if an architecture of `AOT_ARCHITECTURES` has no tile or another one has, or
+        if tiles set different constants.
+    """
 
     kernel: Callable[..., Any]
     """The `@triton.jit` function; its name is the kernel's name everywhere."""
     grid: tuple[str, str, str]
-    num_warps: int
-    num_stages: int
-    constexprs: Mapping[str, int] = field(default_factory=dict)
-    """Tile sizes and the like. `head_dim` and other variant values are added from `KernelSet.variant_attributes`."""
+    tiles: Mapping[int, Tile]
+    """By architecture, 10 * major + minor."""
+    main_loop: tuple[Product, ...] = ()
+    """The products of one turn of the innermost loop that has any; empty for a kernel without tensor-core products."""
+
+    def __post_init__(self) -> None:
+        if self.tiles.keys() != AOT_ARCHITECTURES.keys():
+            wrong = ", ".join(f"SM{sm}" for sm in sorted(self.tiles.keys() ^ AOT_ARCHITECTURES.keys()))
+            raise ValueError(f"{self.name}: tiles are missing, or not wanted, for {wrong}")
+        if len({frozenset(tile.constexprs) for tile in self.tiles.values()}) > 1:
+            raise ValueError(f"{self.name}: its tiles set different constants")
+
+    @property
+    def name(self) -> str:
+        return self.kernel.__name__
+
+    @property
+    def tile_constants(self) -> frozenset[str]:
+        """Names that every tile sets."""
+        return frozenset(next(iter(self.tiles.values())).constexprs)
+
+
+def same_tile(tile: Tile) -> dict[int, Tile]:
+    """`Launch.tiles` that are alike on every architecture."""
+    return dict.fromkeys(AOT_ARCHITECTURES, tile)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KernelSet:
-    """All launches of one operator."""
+    """All launches of one operator.
+
+    Raises: ValueError naming the kernel if a tile sets a constant or variant attribute of the set, or if a product of a
+        main loop names anything else than the tile's constants and those.
+    """
 
     workspaces: tuple[Workspace, ...]
     prefill: tuple[Launch, ...]
@@ -64,6 +136,26 @@ class KernelSet:
     """Activation types that cubins are shipped for."""
     rules: tuple[Rule, ...] = ()
     """What the kernels need of the integer attributes beyond the operator's contract."""
+    constants: Mapping[str, int] = field(default_factory=dict)
+    """Compile-time numbers common to all launches and tiles, passed to the kernels that name them as `constexpr`."""
+
+    def __post_init__(self) -> None:
+        common = self.constants.keys() | set(self.variant_attributes)
+        for launch in self.launches:
+            if twice := launch.tile_constants & common:
+                raise ValueError(f"{launch.name}: tiles set {', '.join(sorted(twice))}, which the whole set has")
+            sizes = {name for p in launch.main_loop for text in (p.m, p.n, p.k) for name in identifiers(text)}
+            if unknown := sizes - common - launch.tile_constants:
+                raise ValueError(f"{launch.name}: products of unknown size {', '.join(sorted(unknown))}")
+
+    @property
+    def launches(self) -> tuple[Launch, ...]:
+        """Of both sequences."""
+        return (*self.prefill, *self.decode)
+
+    def compile_time(self, launch: Launch, sm: int, variant: Mapping[str, int]) -> dict[str, int]:
+        """Every number that is fixed when `launch` is compiled for an architecture and a variant, by name."""
+        return {**self.constants, **launch.tiles[sm].constexprs, **{n: variant[n] for n in self.variant_attributes}}
 
 
 def unsupported_reason(kernel_set: KernelSet, attributes: Mapping[str, int | float], dtype: str) -> str | None:

@@ -16,11 +16,15 @@ from ...errors import ShapeError, UnsupportedError
 from .contract import ACTIVATION, Contract
 from .expr import evaluate
 from .launch import KernelSet, Launch, broken_rule
+from .targets import AOT_ARCHITECTURES, serving_architecture
 from .torch_contract import bind_call
 from .triton_interpreter import true_bfloat16
 
 Allocate = Callable[..., Tensor]
 """Called as `torch.empty(shape, dtype=, device=)` for outputs and workspaces."""
+
+INTERPRETED_SM = 120
+"""The architecture whose tiles the interpreter takes."""
 
 
 def run_kernels(
@@ -30,14 +34,17 @@ def run_kernels(
     attributes: Mapping[str, int | float],
     *,
     allocate: Allocate = torch.empty,
+    sm: int | None = None,
 ) -> dict[str, Tensor]:
     """Run the decode sequence if T is 1, else the prefill sequence. **Inputs that an output updates are overwritten.**
 
-    Args: contiguous `inputs` of one device, in the order of the contract; all attributes by name.
+    Args: contiguous `inputs` of one device, in the order of the contract; all attributes by name; `sm`, the
+        architecture whose tiles are taken: by default that which serves the GPU, on the CPU `INTERPRETED_SM`.
     Returns: outputs and workspaces by name; an output that updates an input is that input's tensor.
     Raises: ShapeError as `Contract.bind`, or if an input is not contiguous; UnsupportedError if the kernels cannot
-        serve the attributes.
+        serve the attributes or the GPU.
     """
+    sm = sm or _architecture(inputs[0].device)
     names = bind_call(contract, inputs, attributes)
     if reason := broken_rule(kernel_set, attributes):
         raise UnsupportedError(f"{contract.onnx_type}: {reason}")
@@ -46,9 +53,11 @@ def run_kernels(
             raise ShapeError(f"{contract.onnx_type}: {tensor.name} is not contiguous, kernels need it to be")
     activation = next(x.dtype for x, t in zip(inputs, contract.inputs, strict=True) if t.dtype == ACTIVATION)
 
+    sizes = {**kernel_set.constants, **names}
+
     def new(dtype: str, shape: Sequence[str]) -> Tensor:
         torch_dtype = activation if dtype == ACTIVATION else getattr(torch, dtype)
-        return allocate([evaluate(extent, names) for extent in shape], dtype=torch_dtype, device=inputs[0].device)
+        return allocate([evaluate(extent, sizes) for extent in shape], dtype=torch_dtype, device=inputs[0].device)
 
     buffers = {tensor.name: x for tensor, x in zip(contract.inputs, inputs, strict=True)}
     for output in contract.outputs:
@@ -58,22 +67,39 @@ def run_kernels(
     sequence = kernel_set.decode if names["T"] == 1 else kernel_set.prefill
     with nullcontext() if inputs[0].is_cuda else true_bfloat16():
         for launch in sequence:
-            _launch(launch, kernel_set, buffers, {**attributes, **names})
+            _launch(launch, kernel_set, sm, buffers, {**attributes, **names})
     returned = {output.name for output in contract.outputs} | {workspace.name for workspace in kernel_set.workspaces}
     return {name: buffer for name, buffer in buffers.items() if name in returned}
 
 
+def _architecture(device: torch.device) -> int:
+    """The architecture whose tiles suit a device."""
+    if device.type != "cuda":
+        return INTERPRETED_SM
+    major, minor = torch.cuda.get_device_capability(device)
+    serving = serving_architecture(major, minor)
+    if serving is None:
+        served = ", ".join(f"SM{sm}" for sm in AOT_ARCHITECTURES)
+        raise UnsupportedError(f"no kernels for SM{major}{minor}, they exist for {served}")
+    return serving
+
+
 def _launch(
-    launch: Launch, kernel_set: KernelSet, buffers: Mapping[str, Tensor], values: Mapping[str, int | float]
+    launch: Launch,
+    kernel_set: KernelSet,
+    sm: int,
+    buffers: Mapping[str, Tensor],
+    values: Mapping[str, int | float],
 ) -> None:
     integers = {name: value for name, value in values.items() if isinstance(value, int)}
-    constexprs = {**launch.constexprs, **{name: integers[name] for name in kernel_set.variant_attributes}}
+    constexprs = kernel_set.compile_time(launch, sm, integers)
     arguments: dict[str, Any] = {}
     for name in launch.kernel.arg_names:  # type: ignore[attr-defined]
         if name.endswith("_ptr"):
             arguments[name] = buffers[name.removesuffix("_ptr")]
         else:
             arguments[name] = constexprs[name] if name in constexprs else values[name]
-    grid = tuple(evaluate(extent, integers) for extent in launch.grid)
-    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    grid = tuple(evaluate(extent, {**constexprs, **integers}) for extent in launch.grid)
+    tile = launch.tiles[sm]
+    options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
     launch.kernel[grid](**arguments, **options)  # type: ignore[index]

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from ..common.contract import Rule
-from ..common.launch import KernelSet, Launch, Workspace
+from ..common.launch import KernelSet, Launch, Tile, Workspace, same_tile
 from .top_blocks import block_keys, key_blocks, merge_best
 
 _GROUP_ROWS = 16
@@ -338,31 +338,34 @@ def _sequence(append_tokens: int, select_tokens: int, select_stages: int) -> tup
     return (
         Launch(
             kernel=infllmv2_append_kernel,
-            grid=(f"cdiv(T, {append_tokens})", "num_kv_heads", "B"),
-            num_warps=4,
-            num_stages=1,
-            constexprs={"BLOCK_T": append_tokens},
+            grid=("cdiv(T, BLOCK_T)", "num_kv_heads", "B"),
+            tiles=same_tile(Tile(constexprs={"BLOCK_T": append_tokens}, num_warps=4, num_stages=1)),
         ),
         Launch(
             kernel=infllmv2_compress_kernel,
             grid=("cdiv(T, kernel_stride)", "num_kv_heads", "B"),
-            num_warps=4,
-            num_stages=1,
-            constexprs={"BLOCK_N": 16},
+            tiles=same_tile(Tile(constexprs={"BLOCK_N": 16}, num_warps=4, num_stages=1)),
         ),
         Launch(
             kernel=infllmv2_select_kernel,
-            grid=(f"cdiv(T, {select_tokens})", "num_kv_heads", "B"),
-            num_warps=8,
-            num_stages=select_stages,
-            constexprs={"BLOCK_T": select_tokens, "BLOCK_N": 64, "BLOCK_B": _MAX_TAKEN, "GROUP_ROWS": _GROUP_ROWS},
+            grid=("cdiv(T, BLOCK_T)", "num_kv_heads", "B"),
+            tiles=same_tile(
+                Tile(
+                    constexprs={
+                        "BLOCK_T": select_tokens,
+                        "BLOCK_N": 64,
+                        "BLOCK_B": _MAX_TAKEN,
+                        "GROUP_ROWS": _GROUP_ROWS,
+                    },
+                    num_warps=8,
+                    num_stages=select_stages,
+                )
+            ),
         ),
         Launch(
             kernel=infllmv2_attend_kernel,
             grid=("T", "num_kv_heads", "B"),
-            num_warps=4,
-            num_stages=3,
-            constexprs={"BLOCK_N": 32, "GROUP_ROWS": _GROUP_ROWS},
+            tiles=same_tile(Tile(constexprs={"BLOCK_N": 32, "GROUP_ROWS": _GROUP_ROWS}, num_warps=4, num_stages=3)),
         ),
     )
 

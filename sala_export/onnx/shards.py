@@ -1,0 +1,140 @@
+"""Cutting an exported graph into graphs of consecutive layers, for machines that cannot build it in one piece.
+
+A shard lies beside the graph that it is cut from and points into the same weight files. Between shards travels the
+residual stream alone, as `hidden_states.{layer}` [batch, tokens, hidden_size], where `layer` is the first of the shard
+that takes it.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import onnx_ir as ir
+
+from ..errors import ExportError
+from ..model.signature import PAST, PRESENT
+
+_LAYER = re.compile(r"layers\.(\d+)[./]")
+_CACHE = re.compile(rf"(?:{PAST}|{PRESENT})\.(\d+)\.")
+_STEP_INPUTS = ("past_length", "context_length", "rope_cos_sin")
+"""Inputs that any shard may take."""
+
+
+def boundary_name(layer: int) -> str:
+    """Name of the residual stream that enters `layer`."""
+    return f"hidden_states.{layer}"
+
+
+def write_shard(graph: Path, first_layer: int, num_layers: int, shard: Path) -> None:
+    """Cut the layers `first_layer` .. `first_layer + num_layers - 1` out of the file `graph` and write them to `shard`.
+
+    The first shard begins with the embedding, the last ends with the logits. Nodes keep their names, weights their
+    place in files beside the graph, which are not read; `shard` must lie in the same folder. Small computations that
+    need neither tokens nor caches, such as a type conversion of a weight or the size of an input, are in each shard
+    that uses them.
+
+    Raises: ExportError if the graph cannot be cut there, because more than one value passes from layer to layer.
+    """
+    model = ir.load(graph)
+    layers = 1 + max(layer for layer in map(_layer, model.graph) if layer is not None)
+    stop = first_layer + num_layers
+    if not 0 <= first_layer < stop <= layers:
+        raise ExportError(f"{graph}: cannot cut out layers {first_layer}..{stop - 1} of {layers}")
+    entry = _boundary(model.graph, first_layer) if first_layer > 0 else None
+    leave = _boundary(model.graph, stop) if stop < layers else None
+    if entry is not None:
+        ir.convenience.replace_all_uses_with(entry, _new_input(model.graph, entry, boundary_name(first_layer)))
+    _keep_outputs(model.graph, leave, range(first_layer, stop))
+    _remove_unused(model.graph)
+    _check(graph, model.graph, range(first_layer, stop), layers)
+    ir.save(model, shard)
+
+
+def _layer(node: ir.Node) -> int | None:
+    match = _LAYER.match(node.name or "")
+    return int(match[1]) if match else None
+
+
+def _boundary(graph: ir.Graph, layer: int) -> ir.Value:
+    """The one value that the layers before `layer` hand to the nodes after them."""
+    crossing = [
+        value
+        for node in graph
+        if _layer(node) == layer - 1
+        for value in node.outputs
+        if any(_layer(user) != layer - 1 for user in value.consumers())
+    ]
+    if len(crossing) != 1:
+        names = ", ".join(str(value.name) for value in crossing) or "nothing"
+        raise ExportError(f"layer {layer - 1} hands {names} to the nodes after it, expected the residual stream alone")
+    (stream,) = crossing
+    if stream.shape is None or len(stream.shape) != 3 or not isinstance(stream.shape[2], int) or stream.dtype is None:
+        raise ExportError(
+            f"{stream.name}, which enters layer {layer}, is {stream.dtype} {stream.shape}, expected [B,T,H]"
+        )
+    return stream
+
+
+def _new_input(graph: ir.Graph, stream: ir.Value, name: str) -> ir.Value:
+    assert stream.shape is not None
+    value = ir.Value(name=name, type=stream.type, shape=ir.Shape(["batch", "tokens", stream.shape[2]]))
+    graph.inputs.append(value)
+    return value
+
+
+def _keep_outputs(graph: ir.Graph, leave: ir.Value | None, layers: range) -> None:
+    """Leave the caches of these layers, and the stream, or the logits of the last shard, as the only outputs."""
+    outputs = [value for value in graph.outputs if _cache_layer(value) in layers]
+    if leave is None:
+        outputs = [value for value in graph.outputs if _cache_layer(value) is None or value in outputs]
+    else:
+        assert leave.shape is not None
+        leave.name = boundary_name(layers.stop)
+        leave.shape = ir.Shape(["batch", "tokens", leave.shape[2]])
+        outputs.insert(0, leave)
+    graph.outputs.clear()
+    graph.outputs.extend(outputs)
+
+
+def _cache_layer(value: ir.Value) -> int | None:
+    match = _CACHE.match(value.name or "")
+    return int(match[1]) if match else None
+
+
+def _remove_unused(graph: ir.Graph) -> None:
+    for node in reversed(list(graph)):
+        if not any(output.uses() or output.is_graph_output() for output in node.outputs):
+            graph.remove(node, safe=True)
+    for value in [value for value in graph.initializers.values() if not value.uses()]:
+        assert value.name is not None
+        del graph.initializers[value.name]
+    used = [value for value in graph.inputs if value.uses()]
+    # The stream is in the place of the token ids.
+    used.sort(key=lambda value: (value.name or "").rpartition(".")[0] != boundary_name(0).rpartition(".")[0])
+    graph.inputs.clear()
+    graph.inputs.extend(used)
+
+
+def _check(path: Path, graph: ir.Graph, shard: range, layers: int) -> None:
+    """Prove that nothing but the residual stream crosses the ends of the shard.
+
+    Whatever else the shard depends on would be among its inputs, or among its nodes under the name of another layer.
+    """
+    # Equal constants of all layers are one node, named after the first.
+    foreign = [str(node.name) for node in graph if node.inputs and _layer(node) not in (None, *shard)]
+    if foreign:
+        raise ExportError(f"{path}: layers {shard[0]}..{shard[-1]} need {', '.join(foreign[:3])} of another layer")
+    caches = [value for value in graph.inputs if _cache_layer(value) is not None]
+    if {_cache_layer(value) for value in caches} - set(shard):
+        raise ExportError(f"{path}: layers {shard[0]}..{shard[-1]} read the caches of other layers")
+    found = {str(value.name) for value in graph.inputs} - {str(value.name) for value in caches} - set(_STEP_INPUTS)
+    expected = {"input_ids" if shard[0] == 0 else boundary_name(shard[0])}
+    if found != expected:
+        raise ExportError(
+            f"{path}: layers {shard[0]}..{shard[-1]} read {', '.join(sorted(found)) or 'nothing'}, expected "
+            f"{', '.join(expected)} and no more: the graph cannot be cut there"
+        )
+    ends = [str(value.name) for value in graph.outputs if _cache_layer(value) is None]
+    if ends != ["logits" if shard.stop == layers else boundary_name(shard.stop)]:
+        raise ExportError(f"{path}: layers {shard[0]}..{shard[-1]} give {', '.join(ends) or 'nothing'}")

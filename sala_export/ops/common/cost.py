@@ -1,0 +1,47 @@
+"""What a launch moves and computes, as numbers that no GPU is needed for.
+
+`ops/<op>/cost.py` states them for each launch of an operator, beside the least that any implementation moves and
+computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KernelCost:
+    """Traffic and work of one launch, or of several together."""
+
+    kernel: str
+    """Name of the kernel, or of the operator for a sum or a floor."""
+    bytes_read: int
+    """From device memory: each distinct byte once per pass over it."""
+    bytes_written: int
+    """To device memory."""
+    operations: int
+    """Of tensor-core products, 2 for each multiply-add; what a tile computes beyond the problem counts too."""
+
+    def __post_init__(self) -> None:
+        if min(self.bytes_read, self.bytes_written, self.operations) < 0:
+            raise ValueError(f"{self.kernel}: negative cost")
+
+    @property
+    def bytes_moved(self) -> int:
+        return self.bytes_read + self.bytes_written
+
+    def seconds(self, bytes_per_second: float, operations_per_second: float) -> float:
+        """The least time at a GPU's bandwidth and peak, traffic and work overlapping."""
+        return max(self.bytes_moved / bytes_per_second, self.operations / operations_per_second)
+
+
+def total(name: str, costs: Iterable[KernelCost]) -> KernelCost:
+    """The sum of launches that follow each other."""
+    costs = tuple(costs)
+    return KernelCost(
+        kernel=name,
+        bytes_read=sum(cost.bytes_read for cost in costs),
+        bytes_written=sum(cost.bytes_written for cost in costs),
+        operations=sum(cost.operations for cost in costs),
+    )
