@@ -60,6 +60,15 @@ class TensorSpec:
         return count
 
 
+STREAM = "hidden_states."
+"""Prefix of the residual stream between the shards of an engine."""
+
+
+def stream_name(layer: int) -> str:
+    """Name of the residual stream [batch, tokens, hidden_size] that enters `layer` from the shard before."""
+    return f"{STREAM}{layer}"
+
+
 _SIZE = re.compile(r"^\s*(\d+)\s*([KMkm]?)\s*$")
 _MEMORY = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([MGmg])(?:i?[Bb])?\s*$")
 

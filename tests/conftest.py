@@ -9,6 +9,8 @@ import torch
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require", choices=["gpu"], action="append", default=[], help="Fail where this is missing.")
 
+    parser.addoption("--kills", type=int, default=4, help="How often tests/e2e/test_kill.py kills a build.")
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():

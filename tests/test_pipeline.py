@@ -9,6 +9,7 @@ import pytest
 from support.checkpoints import copy_checkpoint, tiny_checkpoint
 
 from sala_export import pipeline
+from sala_export.engine import shard_builds
 from sala_export.engine.recipe import load_recipe
 from sala_export.engine.request import EngineRequest
 from sala_export.errors import BuildError, RequestError
@@ -28,7 +29,7 @@ def test_failed_build_keeps_its_log_under_a_free_name(tmp_path: Path, monkeypatc
         log_path.write_text("what TensorRT said", encoding="utf-8")
         raise BuildError(f"TensorRT gave up (log: {log_path})")
 
-    monkeypatch.setattr(pipeline, "build_engine", fail)
+    monkeypatch.setattr(shard_builds, "build_engine", fail)
     mine = tmp_path / "out.sala.log"
     mine.write_text("mine", encoding="utf-8")
     kept = tmp_path / "out.sala.log.1"
@@ -46,7 +47,9 @@ def test_what_cannot_fit_is_refused_before_tracing(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(pipeline, "_export", traced)
     monkeypatch.setattr("sala_export.engine.host.available_host_bytes", lambda: 1 << 20)
-    with pytest.raises(RequestError, match=r"building the engine needs about .* of memory, 1\.00 MiB are available"):
+    with pytest.raises(
+        RequestError, match=r"building layer \d alone, .* may be used: free some memory, raise --host-memory"
+    ):
         build_bundle(request(tmp_path / "out.sala"))
     assert list(tmp_path.iterdir()) == []
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sala_export.errors import RequestError
-from sala_export.staging import MARKER, staged_directory
+from sala_export.errors import BuildError, DiskFullError, RequestError
+from sala_export.staging import MARKER, resumable_directory, staged_directory
 
 
 def write(path: Path, text: str, *, force: bool = False) -> None:
@@ -79,3 +79,85 @@ def test_directory_of_a_live_writer_is_not_taken_for_abandoned(tmp_path: Path) -
 def test_long_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="choose a name of at most 200 bytes"):
         write(tmp_path / ("x" * 201), "text")
+
+
+def begin(path: Path, key: str, error: BaseException | None, *, keep: bool = True, force: bool = False) -> bool:
+    """Do half of some work, and end with the error, or do all of it; returns whether an earlier half was there."""
+    with resumable_directory(path, marker=MARKER, force=force, key=key) as staging:
+        assert staging.resumed == (staging.path / "half").exists()
+        if keep:
+            (staging.path / "half").touch()
+            staging.keep()
+        if error is not None:
+            raise error
+    return staging.resumed
+
+
+@pytest.mark.parametrize(
+    "error", [BuildError("failed"), RequestError("no memory"), KeyboardInterrupt(), SystemExit(143)]
+)
+def test_kept_work_is_taken_up_by_the_same_work(tmp_path: Path, error: BaseException) -> None:
+    with pytest.raises(type(error)):
+        begin(tmp_path / "out", "a", error)
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".out.")
+    assert begin(tmp_path / "out", "a", None)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [MARKER, "half"]
+
+
+def test_kept_work_is_removed_by_other_work_for_the_same_place(tmp_path: Path) -> None:
+    with pytest.raises(BuildError):
+        begin(tmp_path / "out", "a", BuildError("failed"))
+    assert not begin(tmp_path / "out", "b", None)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("error", [DiskFullError("full"), OSError(28, "No space left on device")])
+def test_full_disk_leaves_nothing(tmp_path: Path, error: Exception, keep: bool) -> None:
+    with pytest.raises(type(error)):
+        begin(tmp_path / "out", "a", error, keep=keep)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_work_that_asked_for_nothing_is_not_kept(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        begin(tmp_path / "out", "a", KeyboardInterrupt(), keep=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_empty_key_goes_on_with_nothing(tmp_path: Path) -> None:
+    with pytest.raises(BuildError):
+        begin(tmp_path / "out", "", BuildError("failed"))
+    assert not begin(tmp_path / "out", "", None)
+
+
+def test_work_in_progress_is_not_taken_up(tmp_path: Path) -> None:
+    with resumable_directory(tmp_path / "out", marker=MARKER, force=False, key="a") as first:
+        first.keep()
+        with (
+            pytest.raises(BuildError),
+            resumable_directory(tmp_path / "out", marker=MARKER, force=False, key="a") as second,
+        ):
+            assert second.path != first.path
+            assert not second.resumed
+            raise BuildError("enough")
+        assert first.path.is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_only_one_of_several_halves_is_taken_up(tmp_path: Path) -> None:
+    for _ in range(2):
+        with (
+            pytest.raises(BuildError),
+            resumable_directory(tmp_path / "out", marker=MARKER, force=False, key="a") as outer,
+            resumable_directory(tmp_path / "out", marker=MARKER, force=False, key="a") as inner,
+        ):
+            outer.keep()
+            inner.keep()
+            raise BuildError("failed")
+        assert len(list(tmp_path.iterdir())) == 2
+    with resumable_directory(tmp_path / "out", marker=MARKER, force=False, key="a") as staging:
+        assert staging.resumed
+        assert [path.name for path in tmp_path.iterdir()] == [staging.path.name]

@@ -12,7 +12,7 @@ namespace sala {
 
 namespace {
 
-constexpr int64_t kSchemaVersion = 1;
+constexpr int64_t kSchemaVersion = 2;
 constexpr int64_t kManifestLimitBytes = int64_t{64} << 20;
 
 DType dtype_of(const Field& field) {
@@ -122,13 +122,54 @@ void read_graph(const Field& graph, Manifest& manifest) {
                   weights_of(cpu["weights"])};
 }
 
-EngineEntry engine_of(const Field& engine) {
-  engine.allow_only({"plan", "report", "log", "gpu", "gpu_name", "compute_capability", "tensorrt_flavour",
-                     "tensorrt_version", "plugin_library_serialized", "plugin_library_sha256", "profiles",
-                     "device_memory_bytes"});
-  for (const char* name : {"report", "log"}) path_of(engine[name]);
+ShardEntry shard_of(const Field& shard) {
+  shard.allow_only({"plan", "report", "log", "first_layer", "num_layers", "inputs", "outputs",
+                    "plugin_library_serialized"});
+  for (const char* name : {"report", "log"}) path_of(shard[name]);
+  return {path_of(shard["plan"]),
+          shard["first_layer"].integer(0),
+          shard["num_layers"].integer(1),
+          tensors_of(shard["inputs"]),
+          tensors_of(shard["outputs"]),
+          shard["plugin_library_serialized"].flag()};
+}
+
+/// The name under which the residual stream enters a layer from another shard.
+std::string stream_name(int64_t layer) { return "hidden_states." + std::to_string(layer); }
+
+bool has(const std::vector<TensorSpec>& tensors, const std::string& name, const TensorSpec** found) {
+  const auto at = std::find_if(tensors.begin(), tensors.end(), [&](const auto& spec) { return spec.name == name; });
+  *found = at == tensors.end() ? nullptr : &*at;
+  return at != tensors.end();
+}
+
+/// Shards hold each layer once, and what one gives is what the next takes.
+std::vector<ShardEntry> shards_of(const Field& field, int64_t layers) {
+  std::vector<ShardEntry> result;
+  int64_t next = 0;
+  for (const Field& element : field.elements()) {
+    ShardEntry shard = shard_of(element);
+    element["first_layer"].expect(shard.first_layer == next, "does not follow the shard before");
+    element["num_layers"].expect(shard.num_layers <= layers - std::min(next, layers), "exceeds the model's layers");
+    next = shard.first_layer + std::min(shard.num_layers, layers);
+    const TensorSpec* given = nullptr;
+    const TensorSpec* taken = nullptr;
+    if (!result.empty()) {
+      const std::string name = stream_name(shard.first_layer);
+      const bool passes = has(result.back().outputs, name, &given) && has(shard.inputs, name, &taken);
+      element["inputs"].expect(passes && given->dtype == taken->dtype && given->shape == taken->shape,
+                               "does not take the hidden_states that the shard before gives");
+    }
+    result.push_back(std::move(shard));
+  }
+  field.expect(next == layers, "does not hold every layer of the model");
+  return result;
+}
+
+EngineEntry engine_of(const Field& engine, int64_t layers) {
+  engine.allow_only({"shards", "gpu", "gpu_name", "compute_capability", "tensorrt_flavour", "tensorrt_version",
+                     "plugin_library_sha256", "profiles", "device_memory_bytes"});
   for (const char* name : {"gpu", "plugin_library_sha256"}) engine[name].string();
-  engine["plugin_library_serialized"].flag();
   for (const auto& [profile, symbols] : engine["profiles"].members()) {
     for (const auto& [symbol, range] : symbols.members()) {
       range.allow_only({"min", "opt", "max"});
@@ -136,7 +177,7 @@ EngineEntry engine_of(const Field& engine) {
     }
   }
   for (const auto& [part, bytes] : engine["device_memory_bytes"].members()) bytes.integer(0);
-  return {path_of(engine["plan"]), engine["gpu_name"].string(), engine["compute_capability"].string(),
+  return {shards_of(engine["shards"], layers), engine["gpu_name"].string(), engine["compute_capability"].string(),
           engine["tensorrt_flavour"].string(), engine["tensorrt_version"].string()};
 }
 
@@ -187,9 +228,9 @@ Expected<Manifest> parse_manifest(std::string_view text, const std::string& wher
   root["created_by"].string();
   manifest.config = config_of(root["model"]);
   manifest.precision = root["precision"].string();
-  root["precision"].expect(manifest.precision == "fp32" || manifest.precision == "bf16", "is not a precision");
+  root["precision"].expect(manifest.precision == "bf16" || manifest.precision == "fp16", "is not a precision");
   read_graph(root["graph"], manifest);
-  manifest.engine = engine_of(root["engine"]);
+  manifest.engine = engine_of(root["engine"], root["model"]["config"]["num_hidden_layers"].integer(1));
   for (const Field& file : root["text"].elements()) path_of(file);
   manifest.files = files_of(root["files"]);
   if (!problem.empty()) {

@@ -1,4 +1,4 @@
-// `bundle.json`, schema 1. The format is described beside its writer, sala_export/bundle/manifest.py.
+// `bundle.json`, schema 2. The format is described beside its writer, sala_export/bundle/manifest.py.
 
 #pragma once
 
@@ -43,8 +43,18 @@ struct CpuGraph {
   std::vector<WeightInput> weights;
 };
 
-struct EngineEntry {
+/// One plan: consecutive layers. `hidden_states.{layer}` leaves it for the shard that begins with that layer.
+struct ShardEntry {
   std::string plan;
+  int64_t first_layer = 0;
+  int64_t num_layers = 0;
+  std::vector<TensorSpec> inputs;
+  std::vector<TensorSpec> outputs;
+  bool plugin_library_serialized = false;
+};
+
+struct EngineEntry {
+  std::vector<ShardEntry> shards;  // in order of layers, at least one
   std::string gpu_name;
   std::string compute_capability;
   std::string tensorrt_flavour;

@@ -22,7 +22,7 @@ Expected<Model> Model::load(const std::filesystem::path& bundle, const LoadOptio
   if (!manifest->weights_included) {
     const EngineEntry& engine = manifest->engine;
     return error(ErrorCode::kWeightsMissing, bundle.string(),
-                 " was built with --no-weights, so only its engine can run: ", engine.plan, " needs ", engine.gpu_name,
+                 " was built with --no-weights, so only its engine can run: it needs ", engine.gpu_name,
                  " (compute capability ", engine.compute_capability, ") and ",
                  engine.tensorrt_flavour == "rtx" ? "TensorRT for RTX " : "TensorRT ", engine.tensorrt_version,
                  "; for the CPU, build the bundle with weights");

@@ -17,20 +17,28 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::json;
 
+Json shard(int first_layer, int num_layers, const Json& input, const Json& output) {
+  return {{"plan", "engine/shard.plan"}, {"report", "engine/shard.json"}, {"log", "engine/shard.log"},
+          {"first_layer", first_layer},  {"num_layers", num_layers},      {"inputs", {input}},
+          {"outputs", {output}},         {"plugin_library_serialized", first_layer == 0}};
+}
+
 Json valid() {
+  const Json stream = {{"name", "hidden_states.2"}, {"dtype", "bfloat16"}, {"shape", {"batch", "tokens", 4}}};
   const Json tensor = {{"name", "x"}, {"dtype", "float32"}, {"shape", {"batch", 4}}};
   const Json weight = {
       {"spec", {{"name", "w"}, {"dtype", "float32"}, {"shape", {2, 4}}}},
       {"parts", {{{"file", "graph/m.safetensors"}, {"offset", 3}, {"bytes", 16}, {"dtype", "bfloat16"}}}}};
   const Json range = {{"min", 1}, {"opt", 2}, {"max", 3}};
   return {
-      {"schema_version", 1},
+      {"schema_version", 2},
       {"created_by", "sala-export 0"},
       {"model",
        {{"source", "m"},
         {"config",
          {{"vocab_size", 10},
           {"head_dim", 4},
+          {"num_hidden_layers", 3},
           {"max_position_embeddings", 64},
           {"eos_token_id", {2, 9}},
           {"sparse_config", {{"kernel_size", 32}, {"kernel_stride", 16}}},
@@ -47,15 +55,12 @@ Json valid() {
         {"weights", {{{"path", "graph/m.safetensors"}, {"bytes", 19}, {"sha256", "aa"}}}},
         {"cpu", {{"file", "graph/cpu.onnx"}, {"inputs", {tensor}}, {"outputs", {tensor}}, {"weights", {weight}}}}}},
       {"engine",
-       {{"plan", "engine/engine.plan"},
-        {"report", "engine/report.json"},
-        {"log", "engine/engine.log"},
+       {{"shards", {shard(0, 2, tensor, stream), shard(2, 1, stream, tensor)}},
         {"gpu", "rtx5090"},
         {"gpu_name", "GPU"},
         {"compute_capability", "12.0"},
         {"tensorrt_flavour", "rtx"},
         {"tensorrt_version", "1.7"},
-        {"plugin_library_serialized", true},
         {"plugin_library_sha256", "bb"},
         {"profiles", {{"prefill", {{"tokens", range}}}}},
         {"device_memory_bytes", {{"weights", 5}}}}},
@@ -80,6 +85,10 @@ TEST(Manifest, ReadsWhatTheRuntimeNeeds) {
   EXPECT_EQ(manifest->cpu.inputs[0].shape, (std::vector<Extent>{{0, "batch"}, {4, ""}}));
   EXPECT_EQ(manifest->cpu.weights[0].parts[0].offset, 3);
   EXPECT_EQ(manifest->engine.gpu_name, "GPU");
+  ASSERT_EQ(manifest->engine.shards.size(), 2u);
+  EXPECT_EQ(manifest->engine.shards[1].first_layer, 2);
+  EXPECT_EQ(manifest->engine.shards[1].inputs[0].name, "hidden_states.2");
+  EXPECT_FALSE(manifest->engine.shards[1].plugin_library_serialized);
 }
 
 TEST(Manifest, RefusesEveryMissingField) {
@@ -105,6 +114,19 @@ TEST(Manifest, RefusesValuesThatCannotBe) {
       {"/schema_version", "1"},
       {"/created_by", 1},
       {"/precision", "fp8"},
+      {"/precision", "fp32"},
+      {"/model/config/num_hidden_layers", 4},
+      {"/model/config/num_hidden_layers", 2},
+      {"/engine/shards", Json::array()},
+      {"/engine/shards/0/unknown", 1},
+      {"/engine/shards/0/num_layers", 0},
+      {"/engine/shards/0/first_layer", 1},
+      {"/engine/shards/1/first_layer", 1},
+      {"/engine/shards/1/num_layers", INT64_MAX},
+      {"/engine/shards/0/plan", "../engine.plan"},
+      {"/engine/shards/0/outputs/0/name", "hidden_states.1"},
+      {"/engine/shards/1/inputs/0/dtype", "float16"},
+      {"/engine/shards/1/inputs/0/shape/2", 5},
       {"/unknown", 1},
       {"/model/unknown", 1},
       {"/engine/unknown", 1},
@@ -157,7 +179,7 @@ TEST(Manifest, NamesTheWrongField) {
 }
 
 TEST(Manifest, TellsANewerSchemaFromAnOlderOne) {
-  for (const auto& [version, advice] : {std::pair(2, "update"), std::pair(0, "build it again")}) {
+  for (const auto& [version, advice] : {std::pair(3, "update"), std::pair(0, "build it again")}) {
     Json other = valid();
     other["schema_version"] = version;
     other["whatever"] = "is new";
@@ -169,7 +191,7 @@ TEST(Manifest, TellsANewerSchemaFromAnOlderOne) {
 }
 
 TEST(Manifest, RefusesTextThatIsNoJsonObject) {
-  for (const char* text : {"", "{", "[]", "null", "{\"schema_version\": 1,}", "\xff\xfe"}) {
+  for (const char* text : {"", "{", "[]", "null", "{\"schema_version\": 2,}", "\xff\xfe"}) {
     EXPECT_EQ(parse_manifest(text, "b").error().code, ErrorCode::kBundleDamaged) << text;
   }
   const std::string deep(100'000, '[');

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ..checkpoint.config import SalaConfig
 from ..errors import BundleError
-from ..specs import DType, Precision, TensorSpec
+from ..specs import DType, Precision, TensorSpec, stream_name
 
 SCHEMA_VERSION = 2
 MANIFEST_FILE = "bundle.json"
@@ -203,6 +204,14 @@ class Manifest:
                 f"{MANIFEST_FILE}: engine.shards hold the layers {cut or 'none'}, expected each of "
                 f"{self.model.config.num_hidden_layers} once and in order (build the bundle again)"
             )
+        for before, after in itertools.pairwise(self.engine.shards):
+            name = stream_name(after.first_layer)
+            given = [spec for spec in before.outputs if spec.name == name]
+            if not given or given != [spec for spec in after.inputs if spec.name == name]:
+                raise BundleError(
+                    f"{MANIFEST_FILE}: engine.shards: {after.plan} does not take the {name} that {before.plan} gives "
+                    "(build the bundle again)"
+                )
 
     def needed_files(self) -> list[str]:
         """Every file that another field of the manifest names."""

@@ -143,11 +143,11 @@ def _print_tables(d: dict[str, Any]) -> None:
     for name, ranges in d["profiles"].items():
         sizes = ", ".join(f"{dim} {_span(r['min'], r['max'])}" for dim, r in ranges.items())
         facts.add_row(f"profile {name}", sizes)
-    counts: dict[str, list[str]] = {}
+    kinds: dict[str, list[int]] = {}
     for operator in d["operators"]:
-        counts.setdefault(operator["type"], []).append(str(operator["layer"]))
-    for kind, layers in counts.items():
-        facts.add_row(kind, f"layers {', '.join(layers)}")
+        kinds.setdefault(operator["type"], []).append(operator["layer"])
+    for kind, layers in kinds.items():
+        facts.add_row(kind, f"layers {_runs(layers)}")
     facts.add_row("plugin library", f"inside {', '.join(d['plugin_library']['serialized_in'])}")
     facts.add_row(
         "plan",
@@ -179,27 +179,38 @@ def _print_tables(d: dict[str, Any]) -> None:
 
     products = Table("profile", "matrix products", "computed as", "in", "weights", "out", "layers", box=None)
     for (profile, roles, *types), layers in _by_role(d["gemms"]).items():
-        products.add_row(profile, roles, *types, ", ".join(layers))
+        products.add_row(profile, roles, *types, _runs(layers))
     console.print(products)
 
 
-def _by_role(gemms: list[dict[str, Any]]) -> dict[tuple[str, ...], list[str]]:
+def _by_role(gemms: list[dict[str, Any]]) -> dict[tuple[str, ...], list[int]]:
     """Layers whose products are fused alike: (profile, roles, type, in, weights, out) -> layer numbers."""
-    grouped: dict[tuple[str, ...], list[str]] = {}
+    grouped: dict[tuple[str, ...], list[int]] = {}
     for gemm in gemms:
         modules = [name.rpartition("/")[0] for name in gemm["products"]]
-        numbers = {match[1] for match in (_LAYER.match(module) for module in modules) if match}
+        numbers = {int(match[1]) for match in (_LAYER.match(module) for module in modules) if match}
         key = (
             gemm["profile"],
             " + ".join(_LAYER.sub("", module) for module in modules),
             gemm["type"],
             *(", ".join(dict.fromkeys(gemm[side])) for side in ("inputs", "weights", "outputs")),
         )
-        grouped.setdefault(key, []).extend(sorted(numbers, key=int))
+        grouped.setdefault(key, []).extend(sorted(numbers))
     return grouped
 
 
 _LAYER = re.compile(r"layers\.(\d+)\.")
+
+
+def _runs(numbers: list[int]) -> str:
+    """`0..2, 5` for 0, 1, 2, 5."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}..{last}" for first, last in runs)
 
 
 def _span(least: int, most: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -11,6 +12,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 from .. import errors
 from ..errors import BuildError, RequestError, SalaError
@@ -19,15 +21,13 @@ from .build_log import PROCESS_OUTPUT, parse_build_log, records
 from .flavour import select_flavour
 from .graph import GRAPH_FILE, EngineGraph, read_graph
 from .host import check_disk, check_memory
-from .job import BuildJob, BuildResult, read_progress_line
+from .job import BuildJob, BuildResult, read_line
 from .memory import check_fits, predict_memory
 from .profiles import Profile, make_profiles
 from .report import EngineReport
 from .request import EngineRequest
 
 _LOG = logging.getLogger(__name__)
-
-_OUTPUT_FILE = "output.txt"
 
 
 def build_engine(
@@ -143,32 +143,29 @@ def _report(
 
 def _run_worker(job: BuildJob, on_progress: Progress) -> BuildResult:
     """Run a job in a child process. Raises: what the worker raised, or BuildError if it died."""
-    with tempfile.TemporaryDirectory(prefix="sala-engine-") as folder:
-        scratch = Path(folder)
-        job.write(scratch / "job.json")
-        result = scratch / "result.json"
-        job.log.write_bytes(b"")
-        status = _spawn(scratch, on_progress)
-        _append_output(job.log, scratch / _OUTPUT_FILE)
-        if status != 0 or not result.is_file():
-            raise BuildError(f"the build process {_how_it_ended(status)}; last of {job.log}: {_last_lines(job.log)}")
-        answer = BuildResult.read(result)
-    if answer.error_type:
-        error: type[SalaError] = getattr(errors, answer.error_type)
-        raise error(f"{answer.error} (log: {job.log})" if error is BuildError else answer.error)
-    return answer
+    job.log.write_bytes(b"")
+    # A file without a name: nothing of it is left, however this ends.
+    with tempfile.TemporaryFile() as output:
+        status, result = _spawn(job, output, on_progress)
+        _append_output(job.log, output)
+    if status != 0 or result is None:
+        raise BuildError(f"the build process {_how_it_ended(status)}; last of {job.log}: {_last_lines(job.log)}")
+    if result.error_type:
+        error: type[SalaError] = getattr(errors, result.error_type)
+        raise error(f"{result.error} (log: {job.log})" if error is BuildError else result.error)
+    return result
 
 
-def _spawn(scratch: Path, on_progress: Progress) -> int:
-    """Run the worker to its end, passing on its progress; returns its exit status."""
+def _spawn(job: BuildJob, output: IO[bytes], on_progress: Progress) -> tuple[int, BuildResult | None]:
+    """Run the worker to its end, passing on its progress; returns its exit status, and its result if it gave one."""
     reading, writing = os.pipe()
-    arguments = [str(scratch / "job.json"), str(scratch / "result.json"), str(writing), str(os.getpid())]
-    with os.fdopen(reading, encoding="utf-8") as pipe, (scratch / _OUTPUT_FILE).open("wb") as output:
+    result = None
+    with os.fdopen(reading, encoding="utf-8") as pipe:
         # A session of its own: Ctrl-C reaches this process alone, which then ends the worker in `finally`.
         worker = subprocess.Popen(
             # -P: modules come from the installation, not from whatever lies in the current directory.
-            [sys.executable, "-P", "-m", f"{__package__}.worker", *arguments],
-            stdin=subprocess.DEVNULL,
+            [sys.executable, "-P", "-m", f"{__package__}.worker", str(writing), str(os.getpid())],
+            stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
             pass_fds=(writing,),
@@ -176,9 +173,16 @@ def _spawn(scratch: Path, on_progress: Progress) -> int:
         )
         try:
             os.close(writing)
+            assert worker.stdin is not None
+            with contextlib.suppress(BrokenPipeError), worker.stdin as stdin:  # its exit status will tell
+                stdin.write(job.to_json())
             for line in pipe:
-                on_progress(*read_progress_line(line))
-            return worker.wait()
+                told = read_line(line)
+                if isinstance(told, BuildResult):
+                    result = told
+                else:
+                    on_progress(*told)
+            return worker.wait(), result
         finally:
             worker.kill()
             worker.wait()
@@ -192,9 +196,10 @@ def _how_it_ended(status: int) -> str:
     return f"was ended by {name}{hint}"
 
 
-def _append_output(log: Path, output: Path) -> None:
+def _append_output(log: Path, output: IO[bytes]) -> None:
     """Keep what the process itself wrote, such as the last words of a native library, with the log."""
-    lines = output.read_text(encoding="utf-8", errors="replace").splitlines()
+    output.seek(0)
+    lines = output.read().decode("utf-8", errors="replace").splitlines()
     with log.open("a", encoding="utf-8") as file:
         file.writelines(f"[{PROCESS_OUTPUT}] {line}\n" for line in lines)
 

@@ -14,12 +14,9 @@ from google.protobuf.message import DecodeError
 from ..errors import CheckpointError, RequestError, ShapeError
 from ..ops.infllmv2_attention.schema import CONTRACT as INFLLMV2_ATTENTION
 from ..ops.registry import CONTRACTS
-from ..specs import DType, TensorSpec
+from ..specs import STREAM, DType, TensorSpec
 
 GRAPH_FILE = "model.onnx"
-HIDDEN_STATES = "hidden_states"
-"""Prefix of the residual stream between shards: `hidden_states.{layer}` [batch, tokens, hidden_size]."""
-
 OPERATOR_DOMAIN = "sala"
 SYMBOLIC_DIMENSIONS = ("batch", "tokens", "capacity", "capacity_k1", "capacity_k2")
 
@@ -218,7 +215,7 @@ def _layer_weights_bytes(path: Path, graph: onnx.GraphProto, weights: Mapping[st
         raise ShapeError(f"{path}: no weight is named after a layer, as in layers.0.mlp.down_proj.weight")
     for node in graph.node:
         for name in node.input:
-            if name in others and node.op_type != "Cast":
+            if name in others and node.output[0] not in weights:
                 layers[min(layers) if node.op_type == "Gather" else max(layers)].add(others[name])
     return tuple(sum(weight.bytes for weight in layers[layer]) for layer in sorted(layers))
 
@@ -228,15 +225,13 @@ def _hidden(
 ) -> tuple[int, DType]:
     """Size and type of the residual stream, from where it enters the graph: a shard's input, or the embedding."""
     for spec in inputs:
-        if spec.name.startswith(f"{HIDDEN_STATES}.") and isinstance(spec.shape[-1], int):
+        if spec.name.startswith(STREAM) and isinstance(spec.shape[-1], int):
             return spec.shape[-1], spec.dtype
     for node in graph.node:
         if node.op_type == "Gather" and node.input[0] in weights and len(weights[node.input[0]].shape) == 2:
             embedding = weights[node.input[0]]
             return embedding.shape[1], embedding.dtype
-    raise ShapeError(
-        f"{path}: no Gather from an embedding weight [vocabulary, hidden], and no input '{HIDDEN_STATES}.LAYER'"
-    )
+    raise ShapeError(f"{path}: no Gather from an embedding weight [vocabulary, hidden], and no input '{STREAM}LAYER'")
 
 
 def _vocabulary(path: Path, outputs: tuple[TensorSpec, ...]) -> int | None:
@@ -244,9 +239,9 @@ def _vocabulary(path: Path, outputs: tuple[TensorSpec, ...]) -> int | None:
     for spec in outputs:
         if spec.name == "logits" and isinstance(spec.shape[-1], int):
             return spec.shape[-1]
-        if spec.name.startswith(f"{HIDDEN_STATES}."):
+        if spec.name.startswith(STREAM):
             return None
-    raise ShapeError(f"{path}: expected an output 'logits' [batch, vocabulary], or '{HIDDEN_STATES}.LAYER' of a shard")
+    raise ShapeError(f"{path}: expected an output 'logits' [batch, vocabulary], or '{STREAM}LAYER' of a shard")
 
 
 def _widest_projection(graph: onnx.GraphProto, weights: Mapping[str, _Weight], head: tuple[int | None, int]) -> int:

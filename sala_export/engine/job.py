@@ -1,4 +1,4 @@
-"""What the parent tells the worker process, and what it answers: two JSON files and lines of progress on a pipe."""
+"""What the parent tells the worker process, one JSON document on stdin, and what it answers: JSON lines on a pipe."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class BuildJob:
     serialize_library: bool
     """Put the plugin library into the plan."""
 
-    def write(self, path: Path) -> None:
-        path.write_bytes(_JOB.dump_json(self))
+    def to_json(self) -> bytes:
+        return _JOB.dump_json(self)
 
     @classmethod
-    def read(cls, path: Path) -> BuildJob:
-        return _JOB.validate_json(path.read_bytes())
+    def from_json(cls, text: bytes) -> BuildJob:
+        return _JOB.validate_json(text)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,24 +48,24 @@ class BuildResult:
     """Class of `sala_export.errors`; empty after success."""
     error: str = ""
 
-    def write(self, path: Path) -> None:
-        path.write_bytes(_RESULT.dump_json(self))
-
-    @classmethod
-    def read(cls, path: Path) -> BuildResult:
-        return _RESULT.validate_json(path.read_bytes())
-
 
 _JOB = TypeAdapter(BuildJob)
 _RESULT = TypeAdapter(BuildResult)
 
 
 def progress_line(phase: str, done: int, total: int) -> str:
-    """One line of the progress pipe."""
+    """A line of the pipe that says how far the build is."""
     return json.dumps([phase, done, total]) + "\n"
 
 
-def read_progress_line(line: str) -> tuple[str, int, int]:
-    """Phase, steps done, steps in all."""
+def result_line(result: BuildResult) -> str:
+    """The last line of the pipe."""
+    return _RESULT.dump_json(result).decode() + "\n"
+
+
+def read_line(line: str) -> tuple[str, int, int] | BuildResult:
+    """Phase, steps done and steps in all; or the result."""
+    if line.startswith("{"):
+        return _RESULT.validate_json(line)
     phase, done, total = json.loads(line)
     return str(phase), int(done), int(total)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,7 +169,9 @@ def clear_unfinished(folder: Path) -> None:
     """Remove from a kept folder whatever is not of a finished shard."""
     finished = finished_shards(folder)
     for path in folder.iterdir():
-        if path.stem not in finished and path.name != _RANGES_FILE:
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.stem not in finished and path.name != _RANGES_FILE:
             path.unlink()
 
 

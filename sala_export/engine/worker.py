@@ -1,4 +1,4 @@
-"""The process that a build runs in: `python -m sala_export.engine.worker JOB RESULT PROGRESS_FD PARENT`.
+"""The process that a build runs in: `python -m sala_export.engine.worker PIPE_FD PARENT_PID`.
 
 A build may abort inside a native library, takes several times the size of the weights and gives little of it back; in a
 process of its own none of that reaches the caller.
@@ -15,50 +15,51 @@ import sys
 from pathlib import Path
 
 from ..errors import DiskFullError, SalaError
+from ..progress import Progress
 from .builder import build_plan
 from .flavour import select_flavour
-from .job import BuildJob, BuildResult, progress_line
+from .job import BuildJob, BuildResult, progress_line, result_line
 
 _PR_SET_PDEATHSIG = 1
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(arguments: list[str]) -> int:
-    """Run one job. Returns the exit status: 0 when the result file says how the build ended."""
-    job_path, result_path, descriptor, parent = arguments
+    """Run the job on stdin. Returns the exit status: 0 when the last line of the pipe says how the build ended."""
+    descriptor, parent = arguments
     die_with_parent(int(parent))
-    job = BuildJob.read(Path(job_path))
+    job = BuildJob.from_json(sys.stdin.buffer.read())
+    with os.fdopen(int(descriptor), "w", encoding="utf-8", buffering=1) as pipe:
+
+        def progress(phase: str, done: int, total: int, unit: str = "steps") -> None:
+            pipe.write(progress_line(phase, done, total))
+
+        pipe.write(result_line(_run(job, progress)))
+    return 0
+
+
+def _run(job: BuildJob, progress: Progress) -> BuildResult:
     flavour = select_flavour(job.flavour)
     try:
         # A log that loses its last lines in a crash is of no use: written line by line.
-        with (
-            job.log.open("a", encoding="utf-8", errors="replace", buffering=1) as log,
-            os.fdopen(int(descriptor), "w", encoding="utf-8", buffering=1) as pipe,
-        ):
-
-            def progress(phase: str, done: int, total: int, unit: str = "steps") -> None:
-                pipe.write(progress_line(phase, done, total))
-
+        with job.log.open("a", encoding="utf-8", errors="replace", buffering=1) as log:
             trt = flavour.load()
             plan_bytes, target = build_plan(flavour, trt, job, log, progress)
     except SalaError as error:
-        result = BuildResult(error_type=type(error).__name__, error=str(error))
+        return BuildResult(error_type=type(error).__name__, error=str(error))
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
         message = f"the engine cannot be written to {job.plan.parent}: {error.strerror}"
-        result = BuildResult(
+        return BuildResult(
             error_type=DiskFullError.__name__, error=f"{message}: free some space or choose another --output"
         )
-    else:
-        result = BuildResult(
-            tensorrt_version=trt.__version__,
-            compute_capability=str(target),
-            plan_bytes=plan_bytes,
-            peak_host_bytes=peak_resident_bytes(),
-        )
-    result.write(Path(result_path))
-    return 0
+    return BuildResult(
+        tensorrt_version=trt.__version__,
+        compute_capability=str(target),
+        plan_bytes=plan_bytes,
+        peak_host_bytes=peak_resident_bytes(),
+    )
 
 
 def die_with_parent(parent: int) -> None:

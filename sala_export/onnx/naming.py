@@ -12,6 +12,8 @@ from collections import Counter
 import onnx_ir as ir
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
+_NO_MODULE = "_empty_nn_module_stack"
+"""How torch.export begins the scope of what it adds itself, the sizes of inputs."""
 
 
 def name_nodes(graph: ir.Graph) -> None:
@@ -42,5 +44,5 @@ def _module(node: ir.Node) -> str:
         return node.name.rpartition("/")[0] if node.name and "/" in node.name else "graph"
     # The last scope is the traced call, the ones before it are modules from the outermost in.
     modules = [scope for scope in ast.literal_eval(scopes)[:-1] if scope]
-    path = modules[-1] if modules else ""
+    path = modules[-1] if modules and not modules[-1].startswith(_NO_MODULE) else ""
     return path.removeprefix("sala").removeprefix(".").removeprefix("model").removeprefix(".") or "graph"

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from ..errors import ExportError
 from ..model.signature import PAST, PRESENT
+from ..specs import STREAM, stream_name
 
 _LAYER = re.compile(r"layers\.(\d+)[./]")
 _CACHE = re.compile(rf"(?:{PAST}|{PRESENT})\.(\d+)\.")
@@ -21,18 +22,12 @@ _STEP_INPUTS = ("past_length", "context_length", "rope_cos_sin")
 """Inputs that any shard may take."""
 
 
-def boundary_name(layer: int) -> str:
-    """Name of the residual stream that enters `layer`."""
-    return f"hidden_states.{layer}"
-
-
 def write_shard(graph: Path, first_layer: int, num_layers: int, shard: Path) -> None:
     """Cut the layers `first_layer` .. `first_layer + num_layers - 1` out of the file `graph` and write them to `shard`.
 
     The first shard begins with the embedding, the last ends with the logits. Nodes keep their names, weights their
-    place in files beside the graph, which are not read; `shard` must lie in the same folder. Small computations that
-    need neither tokens nor caches, such as a type conversion of a weight or the size of an input, are in each shard
-    that uses them.
+    place in files beside the graph, which are not read; `shard` must lie in the same folder. Constants and the sizes of
+    inputs are in each shard that uses them.
 
     Raises: ExportError if the graph cannot be cut there, because more than one value passes from layer to layer.
     """
@@ -44,8 +39,9 @@ def write_shard(graph: Path, first_layer: int, num_layers: int, shard: Path) -> 
     entry = _boundary(model.graph, first_layer) if first_layer > 0 else None
     leave = _boundary(model.graph, stop) if stop < layers else None
     if entry is not None:
-        ir.convenience.replace_all_uses_with(entry, _new_input(model.graph, entry, boundary_name(first_layer)))
+        ir.convenience.replace_all_uses_with(entry, _new_input(model.graph, entry, stream_name(first_layer)))
     _keep_outputs(model.graph, leave, range(first_layer, stop))
+    _take_sizes_from(model.graph, model.graph.inputs[-1 if entry is not None else 0])
     _remove_unused(model.graph)
     _check(graph, model.graph, range(first_layer, stop), layers)
     ir.save(model, shard)
@@ -56,12 +52,17 @@ def _layer(node: ir.Node) -> int | None:
     return int(match[1]) if match else None
 
 
+def _is_constant(node: ir.Node) -> bool:
+    """Equal constants of all layers are one node, named after the first: each shard has its own."""
+    return not node.inputs
+
+
 def _boundary(graph: ir.Graph, layer: int) -> ir.Value:
     """The one value that the layers before `layer` hand to the nodes after them."""
     crossing = [
         value
         for node in graph
-        if _layer(node) == layer - 1
+        if _layer(node) == layer - 1 and not _is_constant(node)
         for value in node.outputs
         if any(_layer(user) != layer - 1 for user in value.consumers())
     ]
@@ -83,6 +84,23 @@ def _new_input(graph: ir.Graph, stream: ir.Value, name: str) -> ir.Value:
     return value
 
 
+def _take_sizes_from(graph: ir.Graph, rows: ir.Value) -> None:
+    """Read the number of sequences and of tokens off `rows` [batch, tokens, ...], whatever input they were read off."""
+    assert rows.shape is not None
+    axes = {str(extent): axis for axis, extent in enumerate(rows.shape) if isinstance(extent, ir.SymbolicDim)}
+    axes = {name: axis for name, axis in axes.items() if name in ("batch", "tokens")}
+    for node in graph:
+        source = node.inputs[0] if node.op_type == "Shape" else None
+        if source is None or not source.is_graph_input() or source.shape is None:
+            continue
+        start, end = node.attributes["start"].as_int(), node.attributes["end"].as_int()
+        sizes = [str(extent) for extent in source.shape[start:end]]
+        if len(sizes) == 1 and sizes[0] in axes:
+            node.replace_input_with(0, rows)
+            node.attributes["start"] = ir.AttrInt64("start", axes[sizes[0]])
+            node.attributes["end"] = ir.AttrInt64("end", axes[sizes[0]] + 1)
+
+
 def _keep_outputs(graph: ir.Graph, leave: ir.Value | None, layers: range) -> None:
     """Leave the caches of these layers, and the stream, or the logits of the last shard, as the only outputs."""
     outputs = [value for value in graph.outputs if _cache_layer(value) in layers]
@@ -90,7 +108,7 @@ def _keep_outputs(graph: ir.Graph, leave: ir.Value | None, layers: range) -> Non
         outputs = [value for value in graph.outputs if _cache_layer(value) is None or value in outputs]
     else:
         assert leave.shape is not None
-        leave.name = boundary_name(layers.stop)
+        leave.name = stream_name(layers.stop)
         leave.shape = ir.Shape(["batch", "tokens", leave.shape[2]])
         outputs.insert(0, leave)
     graph.outputs.clear()
@@ -111,7 +129,7 @@ def _remove_unused(graph: ir.Graph) -> None:
         del graph.initializers[value.name]
     used = [value for value in graph.inputs if value.uses()]
     # The stream is in the place of the token ids.
-    used.sort(key=lambda value: (value.name or "").rpartition(".")[0] != boundary_name(0).rpartition(".")[0])
+    used.sort(key=lambda value: not (value.name or "").startswith(STREAM))
     graph.inputs.clear()
     graph.inputs.extend(used)
 
@@ -121,20 +139,19 @@ def _check(path: Path, graph: ir.Graph, shard: range, layers: int) -> None:
 
     Whatever else the shard depends on would be among its inputs, or among its nodes under the name of another layer.
     """
-    # Equal constants of all layers are one node, named after the first.
-    foreign = [str(node.name) for node in graph if node.inputs and _layer(node) not in (None, *shard)]
+    foreign = [str(node.name) for node in graph if not _is_constant(node) and _layer(node) not in (None, *shard)]
     if foreign:
         raise ExportError(f"{path}: layers {shard[0]}..{shard[-1]} need {', '.join(foreign[:3])} of another layer")
     caches = [value for value in graph.inputs if _cache_layer(value) is not None]
     if {_cache_layer(value) for value in caches} - set(shard):
         raise ExportError(f"{path}: layers {shard[0]}..{shard[-1]} read the caches of other layers")
     found = {str(value.name) for value in graph.inputs} - {str(value.name) for value in caches} - set(_STEP_INPUTS)
-    expected = {"input_ids" if shard[0] == 0 else boundary_name(shard[0])}
+    expected = {"input_ids" if shard[0] == 0 else stream_name(shard[0])}
     if found != expected:
         raise ExportError(
             f"{path}: layers {shard[0]}..{shard[-1]} read {', '.join(sorted(found)) or 'nothing'}, expected "
             f"{', '.join(expected)} and no more: the graph cannot be cut there"
         )
     ends = [str(value.name) for value in graph.outputs if _cache_layer(value) is None]
-    if ends != ["logits" if shard.stop == layers else boundary_name(shard.stop)]:
+    if ends != ["logits" if shard.stop == layers else stream_name(shard.stop)]:
         raise ExportError(f"{path}: layers {shard[0]}..{shard[-1]} give {', '.join(ends) or 'nothing'}")

@@ -58,7 +58,7 @@ def test_bundles_of_one_model_share_the_fingerprint_whatever_the_gpu() -> None:
 
 def test_no_file_names_a_path_of_the_building_machine() -> None:
     bundle = Bundle.open(tiny_bundle("rtx5090"))
-    for path in ("bundle.json", "engine/report.json", "graph/model.onnx", "graph/cpu.onnx"):
+    for path in ("bundle.json", "engine/shard-00.json", "graph/model.onnx", "graph/cpu.onnx"):
         content = (bundle.directory / path).read_bytes()
         for local in (bundle.directory.parent, tiny_checkpoint().parent, Path(torch.__file__).parent):
             assert str(local).encode() not in content, path
@@ -76,26 +76,39 @@ def edit(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]
     return lambda bundle: edit_json(bundle / MANIFEST_FILE, change)
 
 
+def cut_in_two(shard: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{**shard, "num_layers": 2}, {**shard, "first_layer": 2, "num_layers": 3}]
+
+
 DAMAGE = {
     "no manifest": (remove(MANIFEST_FILE), r"has no bundle\.json: it is not a bundle"),
     "manifest is not JSON": (truncate(MANIFEST_FILE), None),
     "newer schema": (
-        edit(lambda m: m.update(schema_version=2)),
-        r"bundle\.json has schema_version 2, this release reads 1: update sala-export",
+        edit(lambda m: m.update(schema_version=3)),
+        r"bundle\.json has schema_version 3, this release reads 2: update sala-export",
     ),
-    "no schema": (edit(lambda m: m.pop("schema_version")), r"has schema_version None, this release reads 1: build"),
+    "no schema": (edit(lambda m: m.pop("schema_version")), r"has schema_version None, this release reads 2: build"),
     "unknown field": (edit(lambda m: m.update(extra=1)), r"bundle\.json: extra: "),
-    "missing field": (edit(lambda m: m["engine"].pop("plan")), r"bundle\.json: engine\.plan: "),
+    "missing field": (edit(lambda m: m["engine"]["shards"][0].pop("plan")), r"bundle\.json: engine\.shards\.0\.plan: "),
     "wrong type": (edit(lambda m: m["files"][0].update(bytes="many")), r"bundle\.json: files\.0\.bytes: "),
     "path out of the bundle": (
         edit(lambda m: m["files"][0].update(path="../secret")),
         r"names the file '\.\./secret', which lies outside the bundle",
     ),
+    "layer left out": (
+        edit(lambda m: m["engine"]["shards"][0].update(num_layers=4)),
+        r"engine\.shards hold the layers 4 from 0, expected each of 5 once and in order",
+    ),
+    "no shard": (edit(lambda m: m["engine"].update(shards=[])), r"engine\.shards hold the layers none, expected"),
+    "shard that takes nothing from the one before": (
+        edit(lambda m: m["engine"].update(shards=cut_in_two(m["engine"]["shards"][0]))),
+        r"engine/shard-00\.plan does not take the hidden_states\.2 that engine/shard-00\.plan gives",
+    ),
     "file outside the list": (
-        edit(lambda m: m["engine"].update(report="../../etc/hostname")),
+        edit(lambda m: m["engine"]["shards"][0].update(report="../../etc/hostname")),
         r"needs '\.\./\.\./etc/hostname', which is not among its files",
     ),
-    "file missing": (remove("engine/engine.plan"), r"engine\.plan is missing: copy the bundle again"),
+    "file missing": (remove("engine/shard-00.plan"), r"shard-00\.plan is missing: copy the bundle again"),
     "file truncated": (truncate("graph/model.onnx"), r"model\.onnx has \d+ bytes, bundle\.json says \d+"),
 }
 
@@ -116,12 +129,12 @@ def test_damaged_bundle_is_refused_with_its_own_error(tmp_path: Path, damage: st
 
 def test_changed_byte_is_found_by_its_hash(tmp_path: Path) -> None:
     bundle = copy_bundle(tiny_bundle("rtx5090"), tmp_path / "copy.sala")
-    plan = bundle / "engine" / "engine.plan"
+    plan = bundle / "engine" / "shard-00.plan"
     content = bytearray(plan.read_bytes())
     content[len(content) // 2] ^= 1
     plan.write_bytes(content)
     opened = Bundle.open(bundle)
-    with pytest.raises(BundleError, match=r"engine\.plan has another SHA-256 than bundle\.json says"):
+    with pytest.raises(BundleError, match=r"shard-00\.plan has another SHA-256 than bundle\.json says"):
         opened.verify_hashes()
 
 
@@ -132,5 +145,5 @@ def test_no_bundle_at_all_is_refused(tmp_path: Path) -> None:
 
 def test_manifest_is_plain_json() -> None:
     fields = json.loads((tiny_bundle("rtx5090") / MANIFEST_FILE).read_text(encoding="utf-8"))
-    assert fields["schema_version"] == 1
+    assert fields["schema_version"] == 2
     assert fields["engine"]["compute_capability"] == "12.0"

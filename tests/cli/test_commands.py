@@ -36,7 +36,7 @@ def test_inspect_json_tells_what_tensorrt_reported(capsys: Capture, gpu: str, ca
     assert list(told["profiles"]) == ["prefill", "decode"]
     assert told["profiles"]["prefill"]["tokens"] == {"min": 1, "opt": 1024, "max": 1024}
     assert told["profiles"]["decode"]["tokens"] == {"min": 1, "opt": 1, "max": 1}
-    assert told["plugin_library"]["serialized"] is True
+    assert told["plugin_library"]["serialized_in"] == ["engine/shard-00.plan"]
 
     kinds = ["InfLLMv2Attention", "LightningAttention", "LightningAttention", "InfLLMv2Attention", "InfLLMv2Attention"]
     assert [(o["layer"], o["type"]) for o in told["operators"]] == list(enumerate(kinds))
@@ -59,7 +59,12 @@ def test_inspect_json_tells_what_tensorrt_reported(capsys: Capture, gpu: str, ca
 def test_inspect_prints_tables_for_people(capsys: Capture) -> None:
     assert run(["inspect", str(tiny_bundle("rtx5090"))]) == 0
     text = capsys.readouterr().out
-    for expected in ("compute capability 12.0", "inside the plan", "LightningAttention", "bytes per weight"):
+    for expected in (
+        "compute capability 12.0",
+        "inside engine/shard-00.plan",
+        "LightningAttention",
+        "bytes per weight",
+    ):
         assert expected in text
 
 

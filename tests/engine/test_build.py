@@ -12,7 +12,7 @@ import pytest
 from support.engines import MAX_CONTEXT, PREFILL_CHUNK, BuiltEngine
 from support.graphs import MiniGraph
 
-from sala_export.engine import build, host
+from sala_export.engine import build
 from sala_export.engine.build import build_engine
 from sala_export.engine.graph import read_graph
 from sala_export.engine.job import BuildJob
@@ -20,6 +20,7 @@ from sala_export.engine.memory import DeviceMemory, predict_memory
 from sala_export.engine.recipe import load_recipe
 from sala_export.engine.report import EngineReport
 from sala_export.engine.request import EngineRequest
+from sala_export.engine.sharding import host_bytes_needed
 from sala_export.errors import BuildError, BundleError, RequestError
 from sala_export.native_libraries import plugin_library
 
@@ -90,7 +91,7 @@ def test_estimate_of_activations_is_an_upper_one(engine: BuiltEngine) -> None:
 
 
 def test_host_memory_of_a_build_stays_below_what_is_asked_for(engine: BuiltEngine) -> None:
-    assert 0 < engine.report.peak_host_bytes < host.required_host_bytes(engine.report.graph_weights_bytes)
+    assert 0 < engine.report.peak_host_bytes < host_bytes_needed(engine.report.graph_weights_bytes)
 
 
 def test_progress_comes_by_phases_that_end(engine: BuiltEngine) -> None:
@@ -257,13 +258,8 @@ def test_failure_in_the_callers_callback_ends_the_build(tmp_path: Path, monkeypa
 
 def test_error_that_nobody_foresaw_ends_with_its_last_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     PLAIN.write(tmp_path)
-    write = BuildJob.write
-
-    def write_damaged(job: BuildJob, path: Path) -> None:
-        write(job, path)
-        path.write_text(path.read_text().replace('"profiles"', '"profile"'))
-
-    monkeypatch.setattr(BuildJob, "write", write_damaged)
+    to_json = BuildJob.to_json
+    monkeypatch.setattr(BuildJob, "to_json", lambda job: to_json(job).replace(b'"profiles"', b'"profile"'))
     with pytest.raises(BuildError, match=r"the build process ended with status 1; last of .*engine\.log: .*pydantic"):
         build_engine(SMALL, tmp_path, tmp_path / "engine.plan", log_path=tmp_path / "engine.log", plugin_library=None)
     assert "Traceback" in (tmp_path / "engine.log").read_text(encoding="utf-8")

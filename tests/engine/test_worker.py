@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sala_export.engine.job import BuildJob, BuildResult, progress_line, read_progress_line
+from sala_export.engine.job import BuildJob, BuildResult, progress_line, read_line, result_line
 from sala_export.engine.profiles import Profile, ProfileName, ShapeRange
 from sala_export.engine.request import FlavourName
 
@@ -79,7 +79,7 @@ def test_peak_memory_is_that_of_the_process_itself() -> None:
     assert 60 << 20 < after - before < 80 << 20
 
 
-def test_job_and_result_survive_their_files(tmp_path: Path) -> None:
+def test_job_and_result_survive_their_way(tmp_path: Path) -> None:
     shape = ShapeRange(name="input_ids", min=(1, 1), opt=(1, 8), max=(2, 8))
     job = BuildJob(
         flavour=FlavourName.RTX,
@@ -89,16 +89,15 @@ def test_job_and_result_survive_their_files(tmp_path: Path) -> None:
         log=tmp_path / "engine.log",
         profiles=(Profile(name=ProfileName.PREFILL, inputs=(shape,)),),
         plugin_library=None,
+        serialize_library=True,
     )
     result = BuildResult(error_type="BuildError", error="TensorRT refuses: “no”")
-    job.write(tmp_path / "job.json")
-    result.write(tmp_path / "result.json")
-    assert BuildJob.read(tmp_path / "job.json") == job
-    assert BuildResult.read(tmp_path / "result.json") == result
+    assert BuildJob.from_json(job.to_json()) == job
+    assert read_line(result_line(result)) == result
 
 
 @pytest.mark.parametrize("phase", ["Parsing graph", 'odd "name"\nwith newline'])
 def test_progress_line_is_one_line_and_reads_back(phase: str) -> None:
     line = progress_line(phase, 3, 30)
     assert line.count("\n") == 1
-    assert read_progress_line(line) == (phase, 3, 30)
+    assert read_line(line) == (phase, 3, 30)

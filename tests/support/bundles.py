@@ -25,6 +25,15 @@ def tiny_bundle(gpu: str) -> Path:
     return path
 
 
+@functools.cache
+def tiny_shards() -> Path:
+    """The tiny checkpoint built for rtx5090 in three shards; shared between tests, so never written to."""
+    path = Path(_FOLDER.name) / "tiny-shards.sala"
+    engine = EngineRequest.from_options(load_recipe("rtx5090"), max_context=16384, prefill_chunk=1024)
+    build_bundle(BuildRequest(model=ModelRequest(model=str(tiny_checkpoint())), engine=engine, output=path, shards=3))
+    return path
+
+
 def copy_bundle(source: Path, target: Path) -> Path:
     """A copy whose files may be changed, as if it had come from another machine."""
     return Path(shutil.copytree(source, target, copy_function=shutil.copyfile))

@@ -5,14 +5,24 @@ from __future__ import annotations
 import functools
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from support.checkpoints import tiny_checkpoint
 
 from sala_export.bundle.files import hash_files
-from sala_export.bundle.manifest import GRAPH_FOLDER, MANIFEST_FILE, SCHEMA_VERSION, EngineEntry, Manifest
+from sala_export.bundle.manifest import (
+    ENGINE_FOLDER,
+    GRAPH_FOLDER,
+    MANIFEST_FILE,
+    SCHEMA_VERSION,
+    EngineEntry,
+    Manifest,
+    ShardEntry,
+)
 from sala_export.bundle_entries import describe_graph, describe_model
 from sala_export.checkpoint.reader import Checkpoint
+from sala_export.engine.shard_builds import shard_files
 from sala_export.onnx.cpu_form import export_cpu_graph
 from sala_export.onnx.export import GRAPH_FILE
 from sala_export.progress import silent
@@ -21,19 +31,30 @@ from sala_export.specs import Precision
 _FOLDER = tempfile.TemporaryDirectory(prefix="sala-test-cpu-bundles-")
 
 _ENGINE = EngineEntry(
-    plan="engine/engine.plan",
-    report="engine/report.json",
-    log="engine/engine.log",
+    shards=(),
     gpu="none",
     gpu_name="Imaginary GPU 7",
     compute_capability="7.7",
     tensorrt_flavour="rtx",
     tensorrt_version="1.2.3",
-    plugin_library_serialized=False,
     plugin_library_sha256="",
     profiles={},
     device_memory_bytes={},
 )
+
+
+def _shard(layers: int) -> ShardEntry:
+    files = shard_files(Path(ENGINE_FOLDER), 0)
+    return ShardEntry(
+        plan=str(files.plan),
+        report=str(files.report),
+        log=str(files.log),
+        first_layer=0,
+        num_layers=layers,
+        inputs=(),
+        outputs=(),
+        plugin_library_serialized=False,
+    )
 
 
 def write_cpu_bundle(source: Path, directory: Path) -> Path:
@@ -44,7 +65,8 @@ def write_cpu_bundle(source: Path, directory: Path) -> Path:
     cpu = export_cpu_graph(checkpoint, graph)
     for name, file in checkpoint.shard_files().items():
         shutil.copyfile(file, graph / name)
-    for name in (_ENGINE.plan, _ENGINE.report, _ENGINE.log, f"{GRAPH_FOLDER}/{GRAPH_FILE}"):
+    shard = _shard(checkpoint.config.num_hidden_layers)
+    for name in (shard.plan, shard.report, shard.log, f"{GRAPH_FOLDER}/{GRAPH_FILE}"):
         (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_text("not used by the CPU", encoding="utf-8")
     files = hash_files(directory, [path for path in directory.rglob("*") if path.is_file()], silent, "hash")
@@ -55,7 +77,7 @@ def write_cpu_bundle(source: Path, directory: Path) -> Path:
         model=describe_model(source.name, checkpoint.config, weights),
         precision=Precision.BF16,
         graph=describe_graph(checkpoint, Precision.BF16, cpu, weights, included=True),
-        engine=_ENGINE,
+        engine=replace(_ENGINE, shards=(shard,)),
         text=(),
         files=files,
     )

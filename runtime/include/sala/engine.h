@@ -106,7 +106,7 @@ class Engine {
 
   /// `onnxruntime`, `tensorrt`, ...
   virtual std::string_view name() const = 0;
-  /// Type of activations and caches, as in bundle.json: `fp32` or `bf16`. States pass between engines of one precision.
+  /// Type of activations and caches, as in bundle.json: `fp32`, `bf16` or `fp16`. States pass between engines of one precision.
   virtual std::string_view precision() const = 0;
   virtual std::span<const TensorSpec> inputs() const = 0;
   virtual std::span<const TensorSpec> outputs() const = 0;

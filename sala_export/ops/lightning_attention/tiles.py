@@ -1,7 +1,7 @@
 """Tile sizes of the LightningAttention kernels, by architecture.
 
-Chosen by static gates, not yet timed on a GPU: registers without spills and shared memory as the compiler reports them
-for bfloat16 and float16 at head_dim 64 and 128, and the account of README.md.
+Chosen by static gates, not yet timed on a GPU: no spilled register, shared memory within the architecture's limit for
+bfloat16 and float16 at head_dim 64 and 128, blocks per multiprocessor, and the account of bytes in README.md.
 """
 
 from __future__ import annotations
@@ -10,20 +10,37 @@ from collections.abc import Mapping
 
 from ..common.launch import Tile, same_tile
 
-WANTED_PROGRAMS = 128
-"""Programs that a prefill is cut into, if it is long enough: 4 segments of SALA's 32 heads."""
-LEAST_SEGMENT = 512
-"""Tokens that are worth a segment of their own: what a segment hands on moves as many bytes as some 120 tokens of
-its head's q, k, v and o."""
-DECODE_VALUE_TILES = 4
-"""Programs per head in decode; 32 channels of 128 are one 128-byte line of the state."""
+_DECODE_VALUE_TILES = 4
+"""Programs per head in decode: 32 channels of 128 are one 128-byte line of the state."""
+CONSTANTS: Mapping[str, int] = {
+    # Tokens of one turn of the prefill loops. 64 spill at head_dim 128, with any number of warps.
+    "BLOCK_T": 32,
+    # Programs that a prefill is cut into if it is long enough: 4 segments of SALA's 32 heads, 128 of the 170
+    # multiprocessors of an RTX 5090. With a fifth segment the account of bytes exceeds 1.15 of the floor at 8K tokens.
+    "WANTED_PROGRAMS": 128,
+    # BLOCK_T (MOST_SEGMENTS - 1) < LEAST_SEGMENT: rounded up to whole tiles, segments leave none of them empty.
+    "MOST_SEGMENTS": 16,
+    # Tokens of the shortest segment, before that rounding. What it hands on, written and read, is as many bytes as 128 tokens of q, k, v, o.
+    "LEAST_SEGMENT": 512,
+    "DECODE_VALUE_TILES": _DECODE_VALUE_TILES,
+}
+SEGMENTS = "min(min(cdiv(WANTED_PROGRAMS, B * num_heads), MOST_SEGMENTS), cdiv(T, LEAST_SEGMENT))"
+"""Segments of a prefill (`expr.py`)."""
+REACH = 22.2
+"""A token is left out of what its segment hands on if it has decayed by e^-22.2 = 2^-32 there, a 256th of the rounding
+of a sum in fp32."""
 
-CARRY: Mapping[int, Tile] = same_tile(Tile(constexprs={"BLOCK_T": 32, "BLOCK_V": 32}, num_warps=4, num_stages=2))
-PREFILL: Mapping[int, Tile] = same_tile(Tile(constexprs={"BLOCK_T": 32}, num_warps=8, num_stages=2))
-DECODE: Mapping[int, Tile] = same_tile(Tile(constexprs={"VALUE_TILES": DECODE_VALUE_TILES}, num_warps=4, num_stages=1))
+CARRY: Mapping[int, Tile] = same_tile(Tile(constexprs={"BLOCK_V": 64}, num_warps=4, num_stages=2))
+PREFILL: Mapping[int, Tile] = {
+    86: Tile(num_warps=8, num_stages=2),
+    89: Tile(num_warps=8, num_stages=2),
+    90: Tile(num_warps=8, num_stages=3),
+    120: Tile(num_warps=8, num_stages=2),
+}
+DECODE: Mapping[int, Tile] = same_tile(Tile(constexprs={"VALUE_TILES": _DECODE_VALUE_TILES}, num_warps=4, num_stages=1))
 PREFILL_OUTPUT: Mapping[int, Tile] = same_tile(
     Tile(constexprs={"VALUE_TILES": 1, "BLOCK_C": 1024, "BLOCK_S": 128}, num_warps=4, num_stages=1)
 )
 DECODE_OUTPUT: Mapping[int, Tile] = same_tile(
-    Tile(constexprs={"VALUE_TILES": DECODE_VALUE_TILES, "BLOCK_C": 1024, "BLOCK_S": 128}, num_warps=4, num_stages=1)
+    Tile(constexprs={"VALUE_TILES": _DECODE_VALUE_TILES, "BLOCK_C": 1024, "BLOCK_S": 128}, num_warps=4, num_stages=1)
 )
