@@ -1,16 +1,20 @@
-"""Whether the shipped kernels can serve a model on a GPU, asked before an engine is built."""
+"""Whether the shipped kernels can serve a model on a GPU, and what scratch they need; asked before a build."""
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 from .checkpoint.config import Mixer, SalaConfig
 from .errors import UnsupportedError
 from .model.attributes import operator_attributes
+from .model.signature import cache_sizes
+from .ops.common.contract import ACTIVATION
+from .ops.common.expr import evaluate
 from .ops.common.launch import unsupported_reason
 from .ops.common.targets import AOT_ARCHITECTURES, serving_architecture
 from .ops.registry import INFLLMV2_ATTENTION, LIGHTNING_ATTENTION
-from .specs import Precision
+from .specs import DType, Precision
 
 _CONTRACTS = {Mixer.LIGHTNING: LIGHTNING_ATTENTION, Mixer.SPARSE: INFLLMV2_ATTENTION}
 
@@ -49,3 +53,29 @@ def require_kernels(config: SalaConfig, precision: Precision, compute_capability
             raise UnsupportedError(
                 f"{contract.onnx_type}: {reason}; `sala-export export` still writes the ONNX graph of such a model"
             )
+
+
+def operator_workspaces(
+    config: SalaConfig, precision: Precision, *, batch: int, tokens: int, capacity: int
+) -> dict[str, int]:
+    """Scratch bytes of one call of each operator of a model, by ONNX type.
+
+    Args: `batch` sequences with caches for `capacity` tokens, and a chunk of `tokens`.
+    """
+    from .ops.kernel_sets import KERNEL_SETS
+
+    sizes = cache_sizes(config, capacity, batch)
+    dims = {"B": batch, "T": tokens, "C": capacity, "C1": sizes["capacity_k1"], "C2": sizes["capacity_k2"]}
+    found = {}
+    for mixer, contract in _CONTRACTS.items():
+        if mixer not in config.mixer_types:
+            continue
+        kernels = KERNEL_SETS[contract.name]
+        attributes = {k: v for k, v in operator_attributes(config, mixer).items() if isinstance(v, int)}
+        names = {**dims, **attributes, **kernels.constants}
+        found[contract.onnx_type] = sum(
+            math.prod(evaluate(extent, names) for extent in workspace.shape)
+            * (precision.dtype if workspace.dtype == ACTIVATION else DType(workspace.dtype)).bytes
+            for workspace in kernels.workspaces
+        )
+    return found

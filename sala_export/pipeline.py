@@ -25,13 +25,13 @@ from .bundle.manifest import (
 )
 from .bundle.reader import Bundle
 from .bundle_entries import describe_engine, describe_graph, describe_model
-from .checkpoint.config import DEFAULT_MODEL
+from .checkpoint.config import DEFAULT_MODEL, SalaConfig
 from .checkpoint.hub import resolve_model
-from .checkpoint.reader import TOKENIZER_FILE, Checkpoint
+from .checkpoint.reader import CONFIG_FILE, TOKENIZER_FILE, Checkpoint
 from .engine.flavour import installed_version, select_flavour
 from .engine.graph import GRAPH_FILE, EngineGraph
 from .engine.host import check_disk, check_memory, host_budget
-from .engine.memory import check_fits, predict_memory
+from .engine.memory import check_fits
 from .engine.report import EngineReport
 from .engine.request import EngineRequest
 from .engine.shard_builds import ShardBuilds, clear_unfinished, finished_shards, kept_shards, records, shard_files
@@ -39,7 +39,7 @@ from .engine.sharding import ShardRange, choose_shards, equal_shards
 from .errors import BuildError, RequestError
 from .kernel_support import require_kernels
 from .native_libraries import plugin_library
-from .planned_graph import planned_graph
+from .planned_graph import planned_graph, planned_memory
 from .progress import Progress, silent
 from .specs import Precision
 from .staging import MARKER, Staging, require_free_path, resumable_directory, staged_directory
@@ -71,6 +71,8 @@ class ModelRequest:
 
         Raises: CheckpointError, ConfigError, UnsupportedError or RequestError.
         """
+        # Judged before gigabytes are fetched.
+        SalaConfig.from_file(resolve_model(self.model, self.revision, config_only=True) / CONFIG_FILE)
         directory = resolve_model(self.model, self.revision)
         origin = self.name
         if not Path(self.model).expanduser().is_dir():
@@ -153,7 +155,7 @@ def build_bundle(request: BuildRequest, on_progress: Progress = silent) -> Bundl
     require_kernels(checkpoint.config, request.engine.precision, request.engine.recipe.compute_capability)
     plan = planned_graph(checkpoint.config, request.engine.precision)
     shards = _choose_shards(request, plan)
-    check_fits(plan, request.engine, predict_memory(plan, request.engine, len(shards)))
+    check_fits(plan, request.engine, planned_memory(checkpoint.config, request.engine, len(shards)))
     if TOKENIZER_FILE not in checkpoint.accessory_files():
         logger.warning("%s has no %s: the bundle will take token ids, not text", source.origin, TOKENIZER_FILE)
     key = _resume_key(request, checkpoint, library)
@@ -172,7 +174,7 @@ def build_bundle(request: BuildRequest, on_progress: Progress = silent) -> Bundl
         engine = describe_engine(
             tuple(zip(shards, reports, strict=True)),
             library=_entry(library),
-            predicted=predict_memory(plan, request.engine, len(shards)),
+            predicted=planned_memory(checkpoint.config, request.engine, len(shards)),
         )
         manifest = _manifest(request, source, cpu, engine, staging.path, on_progress)
         for record in records(engine_folder):

@@ -1,4 +1,4 @@
-"""The graph that an export will give, as far as the engine stage's accounts of memory need it, from config.json alone.
+"""The graph that an export will give and the memory that its engine will take, from config.json alone.
 
 So a build that cannot fit is refused before minutes of tracing; `tests/test_planned_graph.py` holds it equal to what
 `read_graph` finds in the exported file.
@@ -11,6 +11,9 @@ from pathlib import Path
 from .checkpoint.config import Mixer, SalaConfig
 from .checkpoint.keymap import EMBEDDING, weights
 from .engine.graph import GRAPH_FILE, EngineGraph, OperatorNode
+from .engine.memory import DeviceMemory, predict_memory
+from .engine.request import EngineRequest
+from .kernel_support import operator_workspaces
 from .model.attributes import operator_attributes
 from .model.signature import signature
 from .ops.registry import INFLLMV2_ATTENTION, LIGHTNING_ATTENTION
@@ -63,3 +66,15 @@ def _layer_weights_bytes(config: SalaConfig, precision: Precision) -> tuple[int,
         if weight.name == EMBEDDING and config.tie_word_embeddings and layers > 1:
             elements[-1] += weight.elements
     return tuple(count * precision.dtype.bytes for count in elements)
+
+
+def planned_memory(config: SalaConfig, request: EngineRequest, shards: int = 1) -> DeviceMemory:
+    """What the engine of this model will take on its GPU, the scratch of the shipped kernels included."""
+    workspaces = operator_workspaces(
+        config,
+        request.precision,
+        batch=request.max_batch,
+        tokens=request.prefill_chunk,
+        capacity=request.max_context,
+    )
+    return predict_memory(planned_graph(config, request.precision), request, shards, workspaces)

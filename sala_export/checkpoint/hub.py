@@ -27,10 +27,13 @@ _PATTERNS = (CONFIG_FILE, INDEX_FILE, "*.safetensors", *ACCESSORY_FILES)
 _log = logging.getLogger(__name__)
 
 
-def resolve_model(model: str, revision: str | None = None, cache_dir: Path | None = None) -> Path:
+def resolve_model(
+    model: str, revision: str | None = None, cache_dir: Path | None = None, *, config_only: bool = False
+) -> Path:
     """The directory of a model, downloaded into the Hugging Face cache if `model` is a hub id.
 
     Args: `revision` is a branch, tag or commit of a hub repository. `cache_dir` replaces the Hugging Face cache.
+        `config_only`: the directory need hold nothing but the configuration.
     A complete copy in the cache serves when the hub cannot be reached. Downloads show the hub library's progress bars.
     Raises: RequestError if a directory is given together with a revision; CheckpointError, one line, if `model` is
     neither a directory nor a hub id, or cannot be downloaded.
@@ -46,7 +49,7 @@ def resolve_model(model: str, revision: str | None = None, cache_dir: Path | Non
         raise CheckpointError(
             f"{model} does not exist: give a checkpoint directory or a hub id such as {DEFAULT_MODEL}"
         )
-    return _download(model, revision, cache_dir)
+    return _download(model, revision, cache_dir, (CONFIG_FILE,) if config_only else _PATTERNS)
 
 
 def _looks_like_path(model: str) -> bool:
@@ -54,13 +57,13 @@ def _looks_like_path(model: str) -> bool:
     return model.startswith((".", "~", os.sep)) or model.endswith(os.sep) or model.count("/") != 1
 
 
-def _download(model: str, revision: str | None, cache_dir: Path | None) -> Path:
+def _download(model: str, revision: str | None, cache_dir: Path | None, patterns: tuple[str, ...]) -> Path:
     _log.info("looking up %s on the Hugging Face hub", model)
     where = model if revision is None else f"{model} at revision {revision}"
     try:
         return Path(
             snapshot_download(
-                model, revision=revision, allow_patterns=list(_PATTERNS), ignore_patterns=["*/*"], cache_dir=cache_dir
+                model, revision=revision, allow_patterns=list(patterns), ignore_patterns=["*/*"], cache_dir=cache_dir
             )
         )
     except HFValidationError:

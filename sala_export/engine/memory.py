@@ -65,7 +65,7 @@ def predict_memory(
         shards: Engines that the layers are cut into. They run one after the other, so they share one buffer of
             activations, and pass the residual stream through two buffers [batch, tokens, hidden], which count as io.
         workspaces: Scratch bytes of one call of each operator at the largest sizes, by ONNX type
-            (`sala_export/planner/workspaces.py`); an operator without an entry is taken to need none.
+            (`kernel_support.operator_workspaces`); an operator without an entry is taken to need none.
     Raises: ShapeError for a cache that the account does not know.
     """
     sizes = largest_sizes(graph, request, request.prefill_chunk)

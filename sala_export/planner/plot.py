@@ -1,0 +1,83 @@
+"""A plan as a picture: time to the first token and device memory over the length of the prompt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UnsupportedError
+from ..specs import format_tokens
+
+if TYPE_CHECKING:
+    from .plan import Plan
+
+_SALA, _DENSE, _LIMIT = "#0b6e4f", "#c1440e", "#444444"
+
+
+def draw(plan: Plan, path: Path) -> None:
+    """Write the picture in the format that the name asks for.
+
+    Raises: UnsupportedError if matplotlib is not installed; OSError if the file cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UnsupportedError("--plot needs matplotlib: pip install 'sala-export[plot]'") from None
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    time, memory = figure.subplots(1, 2)
+    _draw_time(time, plan)
+    _draw_memory(memory, plan)
+    recipe = plan.request.recipe
+    figure.suptitle(f"MiniCPM-SALA in {plan.request.precision} on the {recipe.gpu}, predicted")
+    figure.savefig(path, dpi=150)
+
+
+def _draw_time(axes: Any, plan: Plan) -> None:
+    rows = [row for row in plan.rows if row.fits]
+    contexts = [row.context for row in rows]
+    axes.plot(contexts, [r.prefill.predicted for r in rows], "o-", color=_SALA, label="SALA, predicted")
+    axes.plot(contexts, [r.prefill.floor for r in rows], ":", color=_SALA, label="SALA, floor of the GPU")
+    told = [row for row in rows if row.published_prefill is not None]
+    if told:
+        published = [r.published_prefill for r in told]
+        axes.plot([r.context for r in told], published, "x", color=_SALA, label="SALA, published", markersize=8)
+    if plan.baseline is not None:
+        name = plan.baseline.name
+        fitting = [row for row in plan.baseline_rows if row.fits]
+        seconds = [r.prefill.predicted for r in fitting]
+        axes.plot([r.context for r in fitting], seconds, "s-", color=_DENSE, label=f"{name}, predicted")
+        told_dense = [row for row in fitting if row.published_prefill is not None]
+        if told_dense:
+            published = [r.published_prefill for r in told_dense]
+            axes.plot([r.context for r in told_dense], published, "+", color=_DENSE, label=f"{name}, published")
+        beyond = [row.context for row in plan.baseline_rows if not row.fits]
+        if beyond:
+            axes.axvspan(min(beyond) / 2**0.5, max(beyond) * 2**0.25, color=_DENSE, alpha=0.08, linewidth=0)
+            at = axes.get_xaxis_transform()
+            axes.text(min(beyond) / 2**0.4, 0.03, f"{name}: out of memory", color=_DENSE, transform=at)
+    axes.set_yscale("log")
+    axes.set_ylabel("seconds to the first token")
+    _finish(axes, [row.context for row in plan.rows])
+
+
+def _draw_memory(axes: Any, plan: Plan) -> None:
+    gib = 2.0**30
+    contexts = [row.context for row in plan.rows]
+    axes.plot(contexts, [row.memory.total_bytes / gib for row in plan.rows], "o-", color=_SALA, label="SALA")
+    if plan.baseline is not None:
+        dense = [row.memory_bytes / gib for row in plan.baseline_rows]
+        axes.plot([r.context for r in plan.baseline_rows], dense, "s-", color=_DENSE, label=plan.baseline.name)
+    limit = plan.request.recipe.memory_bytes / gib
+    axes.axhline(limit, color=_LIMIT, linestyle="--", label="memory of the GPU")
+    axes.set_ylim(0, max(2.2 * limit, 1.1 * max(row.memory.total_bytes / gib for row in plan.rows)))
+    axes.set_ylabel("device memory, GiB")
+    _finish(axes, contexts)
+
+
+def _finish(axes: Any, contexts: list[int]) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(contexts, [format_tokens(context) for context in contexts])
+    axes.minorticks_off()
+    axes.set_xlabel("tokens of the prompt")
+    axes.grid(True, alpha=0.3)
+    axes.legend(fontsize=8, loc="upper left")

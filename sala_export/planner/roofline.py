@@ -1,0 +1,93 @@
+"""Time from work: the floor that no kernel beats, and a prediction with what kernels are known or taken to reach."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..engine.recipe import Recipe
+from .work import Kind, Phase
+
+WEIGHT_BITS: Mapping[str, float] = {"bf16": 16.0, "fp16": 16.0, "int4": 4.125}
+"""Per weight of a projection; int4 with a 16-bit scale for each group of 128."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Efficiency:
+    """Share of the peak that kernels of a kind reach, of the tensor cores and of the memory."""
+
+    operations: float
+    bytes: float
+    source: str
+
+
+PREFILL: Mapping[Kind, Efficiency] = {
+    Kind.GEMM: Efficiency(
+        operations=0.9,
+        bytes=0.9,
+        source="the published Qwen3-8B figures on the RTX PRO 6000D at 64K to 256K take 1.10 to 1.12 x its floor",
+    ),
+    Kind.DENSE_ATTENTION: Efficiency(operations=0.9, bytes=0.9, source="the same figures, half attention at 128K"),
+    Kind.SELECTION: Efficiency(
+        operations=0.45,
+        bytes=0.8,
+        source="assumed; the published CUDA kernel reaches 0.31 on an A100 and 0.56 on an RTX 4090, at 128K",
+    ),
+    Kind.SPARSE_ATTENTION: Efficiency(
+        operations=0.35,
+        bytes=0.8,
+        source="assumed; the published CUDA kernel reaches 0.34 on an RTX 4090, 1.2 us per token for 64 blocks",
+    ),
+    Kind.LIGHTNING: Efficiency(
+        operations=0.5,
+        bytes=0.4,
+        source="assumed: four fifths of the bandwidth, and the output norm, which spans all heads, doubles the bytes",
+    ),
+    Kind.ELEMENTWISE: Efficiency(
+        operations=1.0, bytes=0.8, source="assumed: streaming kernels at 80 % of the bandwidth"
+    ),
+}
+
+DECODE_BYTES = 0.85
+"""Share of the bandwidth that products with one row reach; assumed."""
+DECODE_LAUNCH_SECONDS = 2e-6
+"""Between kernels of a CUDA graph; assumed."""
+DECODE_KERNELS_PER_LAYER = 9
+"""Two norms, four products, the operator's two, one activation; assumed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """Seconds; `floor` is the roofline of the GPU's peak rates, `predicted` adds what kernels lose."""
+
+    floor: float
+    predicted: float
+
+
+def time_of_prefill(phases: Sequence[Phase], recipe: Recipe, precision: str) -> Estimate:
+    """Phases run one after the other; each takes the longer of its operations and its bytes.
+
+    Weight-only int4 computes in 16 bits, as attention always does.
+    """
+    floor = predicted = 0.0
+    for phase in phases:
+        efficiency = PREFILL[phase.kind]
+        operations = phase.operations / (_peak(recipe, precision) * 1e12)
+        moved = phase.bytes / (recipe.memory_gigabytes_per_second * 1e9)
+        if phase.kind is not Kind.ELEMENTWISE:  # perfect fusion leaves none of it
+            floor += max(operations, moved)
+        predicted += max(operations / efficiency.operations, moved / efficiency.bytes)
+    return Estimate(floor=floor, predicted=predicted)
+
+
+def time_of_decode(phases: Sequence[Phase], layers: int, recipe: Recipe) -> Estimate:
+    """One token at batch 1, which is bound by what it reads."""
+    floor = sum(phase.bytes for phase in phases) / (recipe.memory_gigabytes_per_second * 1e9)
+    launches = layers * DECODE_KERNELS_PER_LAYER * DECODE_LAUNCH_SECONDS
+    return Estimate(floor=floor, predicted=floor / DECODE_BYTES + launches)
+
+
+def _peak(recipe: Recipe, precision: str) -> float:
+    """Tera-operations per second of the products of this precision."""
+    rates = recipe.peak_tera_operations_per_second
+    return rates["bf16"] if WEIGHT_BITS[precision] < 16 else rates[precision]

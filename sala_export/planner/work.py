@@ -1,0 +1,219 @@
+"""What a model computes and moves, from its configuration alone.
+
+A phase is one kind of kernel over a whole prompt, or over one token of decoding. Operations count two per multiply-add.
+B batch is 1 throughout; T tokens of the prompt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from ..checkpoint.config import Mixer, SalaConfig
+from ..checkpoint.keymap import weights
+
+
+class Kind(StrEnum):
+    """What bounds a phase, and how well kernels of its kind do."""
+
+    GEMM = "matrix products"
+    DENSE_ATTENTION = "dense attention"
+    SELECTION = "InfLLM-v2 selection"
+    SPARSE_ATTENTION = "InfLLM-v2 attention"
+    LIGHTNING = "Lightning"
+    ELEMENTWISE = "norms, gates and sums"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Phase:
+    """Operations of the tensor cores and bytes of device memory."""
+
+    kind: Kind
+    operations: float
+    bytes: float
+
+
+class Model(Protocol):
+    """A model whose time and memory can be told."""
+
+    @property
+    def name(self) -> str: ...
+
+    def weights_bytes(self, weight_bits: float) -> float:
+        """All weights: those of the projections in `weight_bits` each, embedding and lm_head in 16."""
+
+    def cache_bytes(self, tokens: int) -> float:
+        """What a context of so many tokens keeps, 16 bits per element."""
+
+    def prefill(self, tokens: int, chunk: int, weight_bits: float) -> Sequence[Phase]:
+        """A prompt in chunks, at batch 1."""
+
+    def decode(self, context: int, weight_bits: float) -> Sequence[Phase]:
+        """One token behind `context` others, at batch 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sala:
+    """MiniCPM-SALA of any size; `sala.md` sections 2 and 3 for what each mixer computes."""
+
+    config: SalaConfig
+
+    @property
+    def name(self) -> str:
+        return "SALA"
+
+    @property
+    def _projections(self) -> int:
+        """Weights that every token is multiplied with: matrices, but neither the embedding nor lm_head."""
+        return sum(w.elements for w in weights(self.config) if w.layer is not None and len(w.shape) == 2)
+
+    @property
+    def _head(self) -> int:
+        return self.config.vocab_size * self.config.hidden_size
+
+    def weights_bytes(self, weight_bits: float) -> float:
+        others = sum(weight.elements for weight in weights(self.config)) - self._projections
+        return self._projections * weight_bits / 8 + 2 * others
+
+    def cache_bytes(self, tokens: int) -> float:
+        sparse = self.config.sparse_config
+        row = 2 * self.config.num_key_value_heads * self.config.head_dim
+        rows = 2 * tokens + sparse.k1_count(tokens) + sparse.k2_count(tokens)
+        return self._sparse_layers * row * rows + self._state_bytes
+
+    def prefill(self, tokens: int, chunk: int, weight_bits: float) -> Sequence[Phase]:
+        config, sparse, heads, dim = self.config, self.config.sparse_config, self._heads, self.config.head_dim
+        is_sparse = sparse.dense_len < 0 or tokens >= sparse.dense_len
+        keys = _sum_of_keys(tokens, sparse.taken_blocks * sparse.block_size if is_sparse else tokens)
+        scores = 0
+        if is_sparse:
+            scores += _sum_of_windows(tokens, sparse.kernel_size, sparse.kernel_stride)
+            scores += _sum_of_windows(tokens, 4 * sparse.kernel_size, 4 * sparse.kernel_stride)
+        calls = math.ceil(tokens / chunk)
+        rows = self._lightning_layers * heads * tokens
+        return (
+            Phase(
+                kind=Kind.GEMM,
+                operations=2.0 * self._projections * tokens + 2.0 * self._head * calls,
+                bytes=calls * (self._projections * weight_bits / 8 + 2 * self._head),
+            ),
+            Phase(kind=Kind.SELECTION, operations=2.0 * heads * dim * scores * self._sparse_layers, bytes=0.0),
+            Phase(kind=Kind.SPARSE_ATTENTION, operations=4.0 * heads * dim * keys * self._sparse_layers, bytes=0.0),
+            # The chunk form over tiles of 64 tokens: the state in and out, and two products within the tile.
+            Phase(kind=Kind.LIGHTNING, operations=rows * 4.0 * (dim + 64) * dim, bytes=rows * 8.0 * dim),
+            Phase(kind=Kind.ELEMENTWISE, operations=0.0, bytes=float(tokens * self._elementwise_bytes(config))),
+        )
+
+    def decode(self, context: int, weight_bits: float) -> Sequence[Phase]:
+        sparse = self.config.sparse_config
+        row = 2 * self.config.num_key_value_heads * self.config.head_dim * self._sparse_layers
+        is_sparse = sparse.dense_len < 0 or context >= sparse.dense_len
+        taken = min(context, sparse.taken_blocks * sparse.block_size) if is_sparse else context
+        compressed = sparse.k1_count(context) + sparse.k2_count(context) if is_sparse else 0
+        return (
+            _decode_products(self._projections, self._head, weight_bits),
+            Phase(kind=Kind.SELECTION, operations=0.0, bytes=float(row * compressed)),
+            Phase(kind=Kind.SPARSE_ATTENTION, operations=0.0, bytes=float(2 * row * taken)),
+            Phase(kind=Kind.LIGHTNING, operations=0.0, bytes=2.0 * self._state_bytes),
+        )
+
+    def _elementwise_bytes(self, config: SalaConfig) -> int:
+        """Per token, between matrix products and operators, 16 bits per element.
+
+        In each layer: two norms read and write a row, two sums read two rows and write one, `silu(gate) * up` reads
+        both and writes their product; a sparse operator reads its packed projection and writes its rows.
+        """
+        width, kv_width = self._heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        layer = 10 * config.hidden_size + 3 * config.intermediate_size
+        sparse = 3 * width + 2 * kv_width
+        return 2 * (layer * config.num_hidden_layers + sparse * self._sparse_layers)
+
+    @property
+    def _heads(self) -> int:
+        return self.config.num_attention_heads
+
+    @property
+    def _sparse_layers(self) -> int:
+        return len(self.config.layers_of(Mixer.SPARSE))
+
+    @property
+    def _lightning_layers(self) -> int:
+        return len(self.config.layers_of(Mixer.LIGHTNING))
+
+    @property
+    def _state_bytes(self) -> float:
+        return 4.0 * self._lightning_layers * self._heads * self.config.head_dim**2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dense:
+    """A Transformer with full causal attention in every layer and a gated MLP."""
+
+    name: str
+    layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+
+    @property
+    def _projections(self) -> int:
+        width, kv_width = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        return self.layers * self.hidden_size * (2 * width + 2 * kv_width + 3 * self.intermediate_size)
+
+    @property
+    def _head(self) -> int:
+        return self.vocab_size * self.hidden_size
+
+    def weights_bytes(self, weight_bits: float) -> float:
+        return self._projections * weight_bits / 8 + 2 * 2 * self._head
+
+    def cache_bytes(self, tokens: int) -> float:
+        return 2.0 * 2 * tokens * self.layers * self.num_key_value_heads * self.head_dim
+
+    def prefill(self, tokens: int, chunk: int, weight_bits: float) -> Sequence[Phase]:
+        calls = math.ceil(tokens / chunk)
+        keys = _sum_of_keys(tokens, tokens) * self.layers
+        rows = self.layers * (10 * self.hidden_size + 3 * self.intermediate_size)
+        return (
+            Phase(
+                kind=Kind.GEMM,
+                operations=2.0 * self._projections * tokens + 2.0 * self._head * calls,
+                bytes=calls * (self._projections * weight_bits / 8 + 2 * self._head),
+            ),
+            Phase(
+                kind=Kind.DENSE_ATTENTION, operations=4.0 * self.num_attention_heads * self.head_dim * keys, bytes=0.0
+            ),
+            Phase(kind=Kind.ELEMENTWISE, operations=0.0, bytes=2.0 * tokens * rows),
+        )
+
+    def decode(self, context: int, weight_bits: float) -> Sequence[Phase]:
+        return (
+            _decode_products(self._projections, self._head, weight_bits),
+            Phase(kind=Kind.DENSE_ATTENTION, operations=0.0, bytes=self.cache_bytes(context)),
+        )
+
+
+def _decode_products(projections: int, head: int, weight_bits: float) -> Phase:
+    return Phase(
+        kind=Kind.GEMM, operations=2.0 * (projections + head), bytes=projections * weight_bits / 8 + 2.0 * head
+    )
+
+
+def _sum_of_keys(tokens: int, most: int) -> int:
+    """Sum of `min(t + 1, most)` over the rows t of a prompt."""
+    full = max(0, tokens - most)
+    first = tokens - full
+    return first * (first + 1) // 2 + full * most
+
+
+def _sum_of_windows(tokens: int, size: int, stride: int) -> int:
+    """Sum over the rows t of a prompt of the windows of `size` keys, every `stride`, that end at or before t."""
+    rows = max(0, tokens - size + 1)
+    whole, rest = divmod(rows, stride)
+    return stride * whole * (whole + 1) // 2 + rest * (whole + 1)

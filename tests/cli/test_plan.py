@@ -1,0 +1,81 @@
+"""`sala-export plan` as a user sees it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from support.checkpoints import tiny_checkpoint
+
+from sala_export.cli.app import run
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_tables_name_every_part(capsys: Capture) -> None:
+    assert run(["plan", "--gpu", "rtx5090", "--compare", "qwen3-8b"]) == 0
+    text = capsys.readouterr().out
+    for expected in (
+        "a context of 1M fits the NVIDIA GeForce RTX 5090; the largest that fits is",
+        "key value",
+        "out of memory",
+        "22.3 s",
+        "published, bf16",
+        "a6000d",
+        "building on this machine",
+        "times are predicted",
+    ):
+        assert expected in text
+    assert text.count("rtx5090 ") >= 5
+
+
+def test_json_holds_what_the_tables_show(capsys: Capture) -> None:
+    assert run(["plan", "--gpu", "a6000", "--max-context", "256K", "--compare", "Qwen3-8B", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["fits"] is True
+    parts = dict(told["device_memory_bytes"])
+    assert parts.pop("total") == sum(parts.values())
+    assert [row["context"] for row in told["contexts"]] == [1 << 16, 1 << 17, 1 << 18, 1 << 19, 1 << 20]
+    assert all(row["ttft_seconds"]["published"] is None for row in told["contexts"]), "none for this GPU"
+    assert [row["fits"] for row in told["baseline"]["contexts"]] == [True, True, False, False, False]
+    assert len(told["published"]) == 10
+    assert all(row["predicted_to_published"] > 0 for row in told["published"])
+
+
+def test_model_of_a_directory_is_planned_from_its_config(capsys: Capture) -> None:
+    arguments = ["plan", "--gpu", "rtx5090", "--model", str(tiny_checkpoint()), "--max-context", "16K"]
+    assert run([*arguments, "--prefill-chunk", "1K", "--precision", "fp16", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["precision"] == "fp16"
+    assert told["published"] == []
+    assert told["device_memory_bytes"]["weights"] < 1 << 25
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--gpu", "rtx9999"], ["rtx9999", "rtx5090"]),
+        (["--gpu", "rtx5090", "--compare", "llama"], ["--compare llama", "qwen3-8b"]),
+        (["--gpu", "rtx5090", "--plot", "plan.txt"], ["--plot plan.txt", ".png, .svg, .pdf"]),
+        (["--gpu", "rtx5090", "--precision", "fp8"], ["fp8"]),
+        (["--gpu", "rtx5090", "--model", "/nowhere/model"], ["/nowhere/model does not exist"]),
+        (["--gpu", "rtx5090", "--layers", "33"], ["33"]),
+    ],
+)
+def test_bad_input_is_one_line(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["plan", *options]) == 2
+    captured = capsys.readouterr()
+    (line,) = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    for word in words:
+        assert word in line
+    assert captured.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_directory_without_config_is_refused(capsys: Capture, tmp_path: Path) -> None:
+    assert run(["plan", "--gpu", "rtx5090", "--model", str(tmp_path)]) == 2
+    assert "config.json" in capsys.readouterr().err

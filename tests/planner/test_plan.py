@@ -1,0 +1,124 @@
+"""What is planned against what is built, and against what is published."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from support.bundles import tiny_bundle, tiny_shards
+from support.checkpoints import tiny_checkpoint
+
+from sala_export.bundle.reader import Bundle
+from sala_export.checkpoint.presets import PRESETS
+from sala_export.checkpoint.reader import Checkpoint
+from sala_export.engine.memory import PARTIAL_SUM_BYTES
+from sala_export.engine.recipe import load_recipe
+from sala_export.engine.request import EngineRequest
+from sala_export.errors import RequestError, UnsupportedError
+from sala_export.planned_graph import planned_memory
+from sala_export.planner.plan import baseline_row, fit_sentence, make_plan, published_checks
+from sala_export.planner.plot import draw
+from sala_export.planner.published import CONTEXTS, QWEN3_8B, TTFT_SECONDS
+
+NINE = PRESETS["9b"].config
+
+
+def request(gpu: str, **options: int) -> EngineRequest:
+    return EngineRequest.from_options(load_recipe(gpu), **options)
+
+
+@pytest.mark.parametrize("bundle", [lambda: tiny_bundle("rtx5090"), lambda: tiny_bundle("a6000"), tiny_shards])
+def test_planned_memory_is_that_of_the_built_engine(bundle: object) -> None:
+    manifest = Bundle.open(bundle()).manifest  # type: ignore[operator]
+    config = Checkpoint.open(tiny_checkpoint()).config
+    asked = request(manifest.engine.gpu, max_context=16384, prefill_chunk=1024)
+    planned = planned_memory(config, asked, len(manifest.engine.shards))
+    built = manifest.engine.device_memory_bytes
+    assert planned.total_bytes == pytest.approx(sum(built.values()), rel=0.03)
+    # Most of that is the recipe's reserve, for so small a model. The estimate of activations allows for the partial
+    # sums of a matrix product, which TensorRT does not always need.
+    assert 0 <= planned.activation_bytes - built["activation"] <= PARTIAL_SUM_BYTES
+    assert planned.weights_bytes == pytest.approx(built["weights"], rel=0.001)
+    exact = ("key_value", "compressed_key", "state", "io", "reserve")
+    assert [planned.parts()[part] for part in exact] == [built[part] for part in exact]
+
+
+def test_published_pattern_of_memory_is_reproduced() -> None:
+    """Where the dense model runs out, and that SALA never does from 64K to 1M."""
+    for row in TTFT_SECONDS:
+        recipe = load_recipe(row.recipe)
+        dense = [baseline_row(QWEN3_8B, recipe, context, row.weights).fits for context in CONTEXTS]
+        assert dense == [seconds is not None for seconds in row.qwen3_8b], (row.recipe, row.weights)
+    for gpu in ("rtx5090", "a6000d"):
+        rows = make_plan(NINE, request(gpu), None, is_published=True).rows
+        assert [row.context for row in rows] == list(CONTEXTS)
+        assert all(row.fits for row in rows)
+
+
+def test_time_of_the_dense_model_is_near_the_published_one() -> None:
+    """The efficiency of its kernels comes from these figures of one GPU; the other is the check."""
+    for row in TTFT_SECONDS:
+        for context, seconds in zip(CONTEXTS, row.qwen3_8b, strict=True):
+            if seconds is not None and row.weights == "bf16":
+                predicted = baseline_row(QWEN3_8B, load_recipe(row.recipe), context).prefill.predicted
+                assert predicted == pytest.approx(seconds, rel=0.15), (row.recipe, context)
+
+
+def test_all_ten_published_figures_of_sala_are_checked() -> None:
+    checks = published_checks(NINE)
+    assert [(check.gpu, check.context) for check in checks] == [
+        (gpu, context) for gpu in ("rtx5090", "a6000d") for context in CONTEXTS
+    ]
+    for check in checks:
+        assert check.estimate.floor < check.published, "nothing is published that beats the floor"
+        assert check.ratio == check.estimate.predicted / check.published
+
+
+def test_context_that_does_not_fit_is_told_with_the_largest_that_does() -> None:
+    plan = make_plan(NINE, request("rtx4090", max_context=1 << 20), None, is_published=True)
+    assert not plan.fits
+    assert plan.largest_context is not None
+    largest = make_plan(NINE, request("rtx4090", max_context=plan.largest_context), None, is_published=True)
+    assert largest.fits
+    assert largest.largest_context == plan.largest_context
+    beyond = make_plan(NINE, request("rtx4090", max_context=plan.largest_context + 1024), None, is_published=True)
+    assert not beyond.fits
+    assert "does not fit the NVIDIA GeForce RTX 4090; the largest that fits is" in fit_sentence(plan)
+
+
+def test_gpu_that_holds_no_context_is_told_so() -> None:
+    from dataclasses import replace
+
+    small = replace(load_recipe("rtx4090"), memory_bytes=12 << 30)
+    plan = make_plan(NINE, EngineRequest.from_options(small), None, is_published=False)
+    assert plan.largest_context is None
+    assert "nor does any other: the weights leave no room" in fit_sentence(plan)
+    assert plan.checks == ()
+    assert all(row.published_prefill is None for row in plan.rows)
+
+
+def test_machine_too_small_to_build_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sala_export.engine.host.available_host_bytes", lambda: 1 << 30)
+    assert make_plan(NINE, request("rtx5090"), None, is_published=True).build.shards == ()
+
+
+def test_unknown_baseline_is_refused() -> None:
+    with pytest.raises(RequestError, match=r"--compare llama: unknown model, known are qwen3-8b"):
+        make_plan(NINE, request("rtx5090"), "llama", is_published=True)
+
+
+@pytest.mark.parametrize("compare", [None, "qwen3-8b"])
+@pytest.mark.parametrize("gpu", ["rtx5090", "rtx4090", "a6000"])
+def test_picture_is_written(tmp_path: Path, gpu: str, compare: str | None) -> None:
+    path = tmp_path / "plan.svg"
+    draw(make_plan(NINE, request(gpu), compare, is_published=True), path)
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("<?xml")
+    assert len(text) > 10_000
+
+
+def test_picture_without_matplotlib_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UnsupportedError, match=r"--plot needs matplotlib: pip install 'sala-export\[plot\]'"):
+        draw(make_plan(NINE, request("rtx5090"), None, is_published=True), tmp_path / "plan.png")

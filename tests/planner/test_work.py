@@ -1,0 +1,102 @@
+"""Work and floors against numbers that were computed elsewhere: the project's table of floors, and plain sums."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from sala_export.checkpoint.presets import PRESETS
+from sala_export.engine.recipe import Recipe, load_recipe
+from sala_export.planner.published import CONTEXTS, QWEN3_8B
+from sala_export.planner.roofline import time_of_decode, time_of_prefill
+from sala_export.planner.work import Kind, Sala
+
+NINE = Sala(PRESETS["9b"].config)
+MILLION = 1 << 20
+
+
+def h100() -> Recipe:
+    return replace(
+        load_recipe("a6000"),
+        name="h100",
+        memory_gigabytes_per_second=3350,
+        peak_tera_operations_per_second={"bf16": 989.0, "fp16": 989.0},
+    )
+
+
+def test_a_million_tokens_are_22_peta_operations_with_the_known_shares() -> None:
+    phases = {phase.kind: phase.operations for phase in NINE.prefill(MILLION, 8192, 16)}
+    total = sum(phases.values())
+    assert total == pytest.approx(22.35e15, rel=0.003)
+    for kind, share in (
+        (Kind.GEMM, 0.83),
+        (Kind.SELECTION, 0.126),
+        (Kind.SPARSE_ATTENTION, 0.038),
+        (Kind.LIGHTNING, 0.0035),
+    ):
+        assert phases[kind] / total == pytest.approx(share, rel=0.02), kind
+
+
+def test_a_token_is_17_75_giga_operations_of_products() -> None:
+    (gemm,) = [phase for phase in NINE.prefill(MILLION, MILLION, 16) if phase.kind is Kind.GEMM]
+    assert gemm.operations / MILLION == pytest.approx(17.75e9, rel=0.001)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "floors"),
+    [
+        (load_recipe("rtx5090"), (5.9, 11.9, 24.1, 50.0, 106.7)),
+        (load_recipe("a6000"), (7.9, 16.0, 32.7, 67.6, 144.4)),
+        (h100(), (1.2, 2.5, 5.1, 10.6, 22.6)),
+    ],
+    ids=lambda value: value.name if isinstance(value, Recipe) else "",
+)
+def test_floors_are_the_known_ones(recipe: Recipe, floors: tuple[float, ...]) -> None:
+    for context, known in zip(CONTEXTS, floors, strict=True):
+        floor = time_of_prefill(NINE.prefill(context, 8192, 16), recipe, "bf16").floor
+        assert floor == pytest.approx(known, rel=0.01, abs=0.06), context
+
+
+@pytest.mark.parametrize(
+    ("gpu", "bits", "short_ms", "long_ms"),
+    [("rtx5090", 16, 10.2, 10.5), ("a6000", 16, 23.9, 24.5), ("rtx5090", 4.125, 3.0, 3.2), ("a6000", 4.125, 6.9, 7.5)],
+)
+def test_decode_floors_are_the_known_ones(gpu: str, bits: float, short_ms: float, long_ms: float) -> None:
+    recipe = load_recipe(gpu)
+    for context, known in ((1024, short_ms), (MILLION, long_ms)):
+        floor = time_of_decode(NINE.decode(context, bits), 32, recipe).floor
+        assert 1e3 * floor == pytest.approx(known, rel=0.02), context
+
+
+@pytest.mark.parametrize("tokens", [1, 63, 64, 127, 128, 6143, 6144, 8191, 8192, 8193, 20000])
+def test_attention_work_is_the_sum_over_rows(tokens: int) -> None:
+    sparse = tokens >= 8192
+    keys = sum(min(t + 1, 6144) if sparse else t + 1 for t in range(tokens))
+    windows = sum(max(0, (t - 31) // 16 + 1) + max(0, (t - 127) // 64 + 1) for t in range(tokens)) if sparse else 0
+    work = {phase.kind: phase.operations for phase in NINE.prefill(tokens, 8192, 16)}
+    assert work[Kind.SPARSE_ATTENTION] == 4 * 32 * 128 * keys * 8
+    assert work[Kind.SELECTION] == 2 * 32 * 128 * windows * 8
+
+
+def test_dense_attention_work_is_the_sum_over_rows() -> None:
+    work = {phase.kind: phase.operations for phase in QWEN3_8B.prefill(1000, 8192, 16)}
+    assert work[Kind.DENSE_ATTENTION] == 4 * 32 * 128 * 36 * sum(range(1, 1001))
+
+
+def test_caches_are_the_known_ones() -> None:
+    state = 24 * 32 * 128 * 128 * 4
+    assert NINE.cache_bytes(MILLION) - state == pytest.approx(8 * 2**30 + 320 * 2**20, rel=1e-4)
+    assert QWEN3_8B.cache_bytes(1) == 147_456
+    assert QWEN3_8B.weights_bytes(16) == pytest.approx(2 * 8.19e9, rel=0.002)
+    assert NINE.weights_bytes(16) == 18_954_407_936
+
+
+def test_prediction_is_never_below_the_floor() -> None:
+    for gpu in ("rtx5090", "a6000", "rtx4090", "a6000d"):
+        recipe = load_recipe(gpu)
+        for context in CONTEXTS:
+            prefill = time_of_prefill(NINE.prefill(context, 8192, 16), recipe, "bf16")
+            decode = time_of_decode(NINE.decode(context, 16), 32, recipe)
+            assert prefill.floor < prefill.predicted < 2 * prefill.floor
+            assert decode.floor < decode.predicted < 2 * decode.floor
