@@ -203,14 +203,16 @@ _LAYER = re.compile(r"layers\.(\d+)\.")
 
 
 def _runs(numbers: list[int]) -> str:
-    """`0..2, 5` for 0, 1, 2, 5."""
+    """`0..2, 5, 6` for 0, 1, 2, 5, 6."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][1] + 1:
             runs[-1][1] = number
         else:
             runs.append([number, number])
-    return ", ".join(str(first) if first == last else f"{first}..{last}" for first, last in runs)
+    return ", ".join(
+        f"{first}..{last}" if last - first > 1 else ", ".join(map(str, range(first, last + 1))) for first, last in runs
+    )
 
 
 def _span(least: int, most: int) -> str:

@@ -11,13 +11,12 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from support.checkpoints import copy_checkpoint, tiny_checkpoint
+from support.checkpoints import tiny_checkpoint
 from support.closeness import assert_close
 from support.golden import CASES, GOLDEN_CHECKPOINT, golden
 from support.graph_runner import GraphRunner
 
 from sala_export.checkpoint.reader import Checkpoint
-from sala_export.errors import RequestError
 from sala_export.model.signature import Signature
 from sala_export.onnx.export import GRAPH_FILE, export_graph
 from sala_export.ops.registry import CONTRACTS
@@ -186,29 +185,6 @@ def test_weights_are_copied_where_links_fail(tmp_path: Path, monkeypatch: pytest
     for name, source in checkpoint.shard_files().items():
         assert (tmp_path / name).stat().st_ino != source.stat().st_ino
         assert (tmp_path / name).read_bytes() == source.read_bytes()
-
-
-def test_copy_that_does_not_fit_the_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import shutil
-
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 100, 0))
-    with pytest.raises(RequestError, match="not enough disk to copy the weights"):
-        export_graph(Checkpoint.open(tiny_checkpoint()), tmp_path, Precision.BF16, copy_weights=True)
-
-
-def test_symlinked_shards_of_a_hub_snapshot_are_linked_to_their_blobs(tmp_path: Path) -> None:
-    snapshot, blobs = tmp_path / "snapshot", tmp_path / "blobs"
-    copy_checkpoint(tiny_checkpoint(), blobs)
-    snapshot.mkdir()
-    for file in blobs.iterdir():
-        (snapshot / file.name).symlink_to(Path("..") / "blobs" / file.name)
-    graph = tmp_path / "graph"
-    graph.mkdir()
-    checkpoint = Checkpoint.open(snapshot)
-    export_graph(checkpoint, graph, Precision.BF16)
-    for name in checkpoint.shard_files():
-        assert not (graph / name).is_symlink()
-        assert (graph / name).stat().st_ino == (blobs / name).stat().st_ino
 
 
 def test_truncated_model_keeps_its_shards_and_scale(tmp_path: Path) -> None:

@@ -380,7 +380,7 @@ KERNELS = KernelSet(
     decode=_sequence(append_tokens=1, select_tokens=1, select_stages=3),
     variant_attributes=("head_dim",),
     aot_variants=({"head_dim": 64}, {"head_dim": 128}),
-    aot_dtypes=("bfloat16",),
+    aot_dtypes=("bfloat16", "float16"),
     rules=(
         Rule(
             left="fdiv(num_heads, num_kv_heads)",
