@@ -52,13 +52,15 @@ def relative_error(actual: Tensor, exact: Tensor) -> float:
     return float((actual.double() - exact).abs().max() / exact.abs().max())
 
 
-def check_against_reference(inputs: list[Tensor], attrs: dict[str, int | float], device: str = "interpreter") -> None:
+def check_against_reference(
+    inputs: list[Tensor], attrs: dict[str, int | float], device: str = "interpreter", allowance: float = 0.0
+) -> None:
     exact = lightning_attention(*(x.double() for x in inputs), **attrs)
     same_type = lightning_attention(*inputs, **attrs)
     result = run_kernels_on(device, "lightning_attention", inputs, attrs)
     for name, exact_value, peer in zip(("y", "state_out"), exact, same_type, strict=True):
         assert result[name].dtype == peer.dtype
-        limit = 2 * relative_error(peer, exact_value) + FLOOR
+        limit = 2 * relative_error(peer, exact_value) + FLOOR + allowance
         assert relative_error(result[name], exact_value) <= limit, name
 
 
@@ -138,7 +140,8 @@ def test_float16_output_beyond_its_range_before_the_norm_stays_finite(tokens: in
     inputs[0][..., 2 * heads * 64 : 3 * heads * 64] = 30000.0
     inputs[4] = inputs[4][:, :1].expand_as(inputs[4]).contiguous()
     inputs[5] = 1e5 * inputs[5].abs()
-    check_against_reference(in_type(inputs, torch.float16), attributes(64, heads))
+    # Equal operands are rounded alike, so their errors add up where others average out: half a unit more.
+    check_against_reference(in_type(inputs, torch.float16), attributes(64, heads), allowance=2.0**-11)
 
 
 def test_bfloat16_queries_and_state_beyond_float16_match_reference() -> None:

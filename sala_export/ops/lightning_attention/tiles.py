@@ -20,7 +20,8 @@ CONSTANTS: Mapping[str, int] = {
     "WANTED_PROGRAMS": 128,
     # BLOCK_T (MOST_SEGMENTS - 1) < LEAST_SEGMENT: rounded up to whole tiles, segments leave none of them empty.
     "MOST_SEGMENTS": 16,
-    # Tokens of the shortest segment, before that rounding. What it hands on, written and read, is as many bytes as 128 tokens of q, k, v, o.
+    # Tokens of the shortest segment, before that rounding. What it hands on, written and read, is as many bytes as 128
+    # tokens of q, k, v, o.
     "LEAST_SEGMENT": 512,
     "DECODE_VALUE_TILES": _DECODE_VALUE_TILES,
 }
