@@ -230,7 +230,8 @@ Expected<Manifest> parse_manifest(std::string_view text, const std::string& wher
   manifest.precision = root["precision"].string();
   root["precision"].expect(manifest.precision == "bf16" || manifest.precision == "fp16", "is not a precision");
   read_graph(root["graph"], manifest);
-  manifest.engine = engine_of(root["engine"], root["model"]["config"]["num_hidden_layers"].integer(1));
+  const auto layers = root["model"]["config"]["mixer_types"].elements();
+  manifest.engine = engine_of(root["engine"], static_cast<int64_t>(layers.size()));
   for (const Field& file : root["text"].elements()) path_of(file);
   manifest.files = files_of(root["files"]);
   if (!problem.empty()) {
