@@ -18,6 +18,7 @@ from .cmd_build import build
 from .cmd_export import export
 from .cmd_generate import generate
 from .cmd_inspect import inspect
+from .cmd_kernels import kernels
 from .cmd_plan import plan
 from .cmd_random_checkpoint import random_checkpoint
 from .output import show_log, stderr_console
@@ -33,7 +34,7 @@ def cli(context: click.Context, verbose: int) -> None:
     show_log(context.obj, verbose)
 
 
-for command in (plan, build, generate, inspect, export, random_checkpoint):
+for command in (plan, build, generate, inspect, export, kernels, random_checkpoint):
     cli.add_command(command)
 
 

@@ -1,0 +1,104 @@
+"""`sala-export kernels`"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from ..errors import UnsupportedError
+from .output import print_json
+
+if TYPE_CHECKING:
+    from ..kernel_report.report import KernelReport
+
+
+@click.command()
+@click.option("--gpu", help="Only the kernels that this GPU would run, e.g. rtx5090.  [default: all]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def kernels(gpu: str | None, as_json: bool) -> None:
+    """Say what the shipped GPU kernels need: registers, shared memory, occupancy, tensor-core instructions.
+
+    Read from the cubins inside the installed plugin library; no GPU is needed.
+    """
+    from ..kernel_report.report import report_kernels
+    from ..kernel_report.shipped import shipped_kernels
+    from ..native_libraries import plugin_library
+
+    shipped = shipped_kernels(plugin_library())
+    if gpu is not None:
+        sm = _architecture(gpu)
+        shipped = tuple(kernel for kernel in shipped if kernel.sm == sm)
+    reports = report_kernels(shipped)
+    if as_json:
+        print_json([describe(report) for report in reports])
+    else:
+        _print_table(reports)
+
+
+def _architecture(gpu: str) -> int:
+    from ..engine.recipe import load_recipe
+    from ..ops.common.targets import AOT_ARCHITECTURES, serving_architecture
+
+    capability = load_recipe(gpu).compute_capability
+    sm = serving_architecture(capability.major, capability.minor)
+    if sm is None:
+        served = ", ".join(f"SM{known}" for known in AOT_ARCHITECTURES)
+        raise UnsupportedError(f"--gpu {gpu}: no kernels for {capability.sm}, they exist for {served}")
+    return sm
+
+
+def describe(report: KernelReport) -> dict[str, Any]:
+    """All that is known of one cubin, as plain JSON values."""
+    shipped, facts, least = report.shipped, report.facts, report.least_tensor_core_instructions
+    return {
+        "operator": shipped.operator,
+        "kernel": shipped.kernel,
+        "sm": shipped.sm,
+        "sequences": list(shipped.sequences),
+        "activations": list(shipped.activations),
+        "variants": [dict(variant) for variant in shipped.variants],
+        "constants": dict(shipped.constants),
+        "num_stages": shipped.num_stages,
+        "threads": shipped.threads,
+        "registers": facts.registers,
+        "spill_instructions": facts.spill_instructions,
+        "stack_bytes": facts.stack_bytes,
+        "shared_bytes": report.shared_bytes,
+        "blocks_per_multiprocessor": report.blocks,
+        "occupancy": report.occupancy,
+        "main_loop_tensor_core_instructions": facts.tensor_core_instructions,
+        "least_main_loop_tensor_core_instructions": None if least is None else float(least),
+        "uses_warp_groups": facts.uses_warp_groups,
+    }
+
+
+def _print_table(reports: tuple[KernelReport, ...]) -> None:
+    # Tables keep their columns when they go to a file or a pipe.
+    console = Console(highlight=False, width=None if Console().is_terminal else 200)
+    table = Table(
+        *("kernel", "SM", "type", "for", "threads", "registers", "spills", "stack", "shared", "blocks", "occupancy"),
+        *("MMA in the loop", "at least"),
+        box=None,
+    )
+    for report in reports:
+        shipped, facts, least = report.shipped, report.facts, report.least_tensor_core_instructions
+        variants = ["; ".join(f"{name} {value}" for name, value in variant.items()) for variant in shipped.variants]
+        table.add_row(
+            shipped.kernel,
+            str(shipped.sm),
+            ", ".join(shipped.activations),
+            ", ".join(variants),
+            str(shipped.threads),
+            str(facts.registers),
+            str(facts.spill_instructions),
+            f"{facts.stack_bytes} B",
+            f"{report.shared_bytes:,} B",
+            str(report.blocks),
+            f"{100 * report.occupancy:.0f} %",
+            str(facts.tensor_core_instructions or "-") + (" (warp groups)" if facts.uses_warp_groups else ""),
+            "-" if least is None else f"{float(least):g}",
+        )
+    console.print(table)

@@ -1,0 +1,79 @@
+"""Every shipped kernel with what it needs of a GPU, known without one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fractions import Fraction
+
+from .cubin import CubinFacts, read_cubin
+from .occupancy import MULTIPROCESSORS, SHARED_RESERVED_PER_BLOCK, blocks_per_multiprocessor
+from .shipped import MainLoopProduct, ShippedKernel
+
+_MMA_M, _MMA_N, _MMA_K = 16, 8, 16
+"""`HMMA.16816`: rows, columns and depth of one instruction of 16-bit operands."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KernelReport:
+    """One cubin."""
+
+    shipped: ShippedKernel
+    facts: CubinFacts
+    blocks: int
+    """Per multiprocessor, at once."""
+
+    @property
+    def shared_bytes(self) -> int:
+        """Of a block, static and dynamic."""
+        return _shared_bytes(self.shipped, self.facts)
+
+    @property
+    def warps(self) -> int:
+        """Per multiprocessor, at once."""
+        return self.blocks * self.shipped.threads // 32
+
+    @property
+    def occupancy(self) -> float:
+        """Of the warps that a multiprocessor can hold."""
+        return self.warps / MULTIPROCESSORS[self.shipped.sm].warps
+
+    @property
+    def least_tensor_core_instructions(self) -> Fraction | None:
+        """Per warp and turn of the main loop if its products are shared out evenly; None where nothing is stated.
+
+        More are there where a product has fewer tiles than the block has warps, so that some compute the same.
+        """
+        if not self.shipped.main_loop or self.facts.uses_warp_groups:
+            return None
+        return sum(map(_instructions, self.shipped.main_loop), Fraction()) / (self.shipped.threads // 32)
+
+
+def _shared_bytes(kernel: ShippedKernel, facts: CubinFacts) -> int:
+    # From 9.0 on the tool adds what the system reserves in each block that has shared memory; limits are without it.
+    reserved = SHARED_RESERVED_PER_BLOCK if kernel.sm >= 90 and kernel.dynamic_shared_bytes else 0
+    return facts.static_shared_bytes - reserved + kernel.dynamic_shared_bytes
+
+
+def _instructions(product: MainLoopProduct) -> Fraction:
+    if product.operand != "X":
+        return Fraction()
+    return Fraction(-(-product.m // _MMA_M) * -(-product.n // _MMA_N) * -(-product.k // _MMA_K))
+
+
+def report_kernels(kernels: Sequence[ShippedKernel]) -> tuple[KernelReport, ...]:
+    """Read every cubin. Raises: BuildError as `read_cubin`."""
+    with ThreadPoolExecutor() as pool:  # the work is in processes of its own
+        facts = tuple(pool.map(lambda kernel: read_cubin(kernel.cubin), kernels))
+    return tuple(_report(kernel, fact) for kernel, fact in zip(kernels, facts, strict=True))
+
+
+def _report(kernel: ShippedKernel, facts: CubinFacts) -> KernelReport:
+    blocks = blocks_per_multiprocessor(
+        kernel.sm,
+        threads=kernel.threads,
+        registers=facts.registers,
+        shared_bytes=_shared_bytes(kernel, facts),
+    )
+    return KernelReport(shipped=kernel, facts=facts, blocks=blocks)

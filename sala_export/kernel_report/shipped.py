@@ -1,0 +1,76 @@
+"""The cubins of the installed plugin library, which are what engines run, with what the library says of them."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import BuildError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MainLoopProduct:
+    """One product [m, k] times [k, n] of a kernel's innermost loop; `ops/common/launch.py: Product` in numbers."""
+
+    m: int
+    n: int
+    k: int
+    operand: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShippedKernel:
+    """One cubin and everything that it serves."""
+
+    operator: str
+    kernel: str
+    sm: int
+    sequences: tuple[str, ...]
+    """`prefill`, `decode`, or both."""
+    activations: tuple[str, ...]
+    variants: tuple[Mapping[str, int], ...]
+    constants: Mapping[str, int]
+    num_stages: int
+    threads: int
+    dynamic_shared_bytes: int
+    main_loop: tuple[MainLoopProduct, ...]
+    cubin: bytes
+
+
+def shipped_kernels(library: Path) -> tuple[ShippedKernel, ...]:
+    """Every cubin inside the plugin library.
+
+    Raises: BuildError if the library was built by another release, which did not say what it holds.
+    """
+    loaded = ctypes.CDLL(str(library))
+    try:
+        index, image = loaded.salaKernelIndex, loaded.salaKernelImage
+    except AttributeError:
+        raise BuildError(f"{library} does not list its kernels: install the package again") from None
+    index.restype = ctypes.c_char_p
+    image.restype = ctypes.c_void_p
+    image.argtypes = (ctypes.c_size_t, ctypes.POINTER(ctypes.c_size_t))
+    found = []
+    for number, entry in enumerate(json.loads(index())["images"]):
+        size = ctypes.c_size_t()
+        address = image(number, ctypes.byref(size))
+        found.append(
+            ShippedKernel(
+                operator=entry["operator"],
+                kernel=entry["kernel"],
+                sm=entry["sm"],
+                sequences=tuple(entry["sequences"]),
+                activations=tuple(entry["activations"]),
+                variants=tuple(entry["variants"]),
+                constants=entry["constants"],
+                num_stages=entry["num_stages"],
+                threads=entry["threads"],
+                dynamic_shared_bytes=entry["dynamic_shared_bytes"],
+                main_loop=tuple(MainLoopProduct(**product) for product in entry["main_loop"]),
+                cubin=ctypes.string_at(address, size.value),
+            )
+        )
+    return tuple(found)

@@ -1,0 +1,182 @@
+"""Gates on the shipped cubins, which need no GPU; and the report itself, against figures known elsewhere."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+
+import pytest
+
+from sala_export.cli.app import run
+from sala_export.errors import BuildError
+from sala_export.kernel_report.cubin import CubinFacts, _instructions, _loops, read_cubin
+from sala_export.kernel_report.occupancy import MULTIPROCESSORS, blocks_per_multiprocessor
+from sala_export.kernel_report.report import KernelReport, report_kernels
+from sala_export.kernel_report.shipped import MainLoopProduct, ShippedKernel, shipped_kernels
+from sala_export.native_libraries import onnxruntime_operators, plugin_library
+from sala_export.ops.common.targets import AOT_ARCHITECTURES
+from sala_export.ops.kernel_sets import KERNEL_SETS
+
+SHIPPED = shipped_kernels(plugin_library())
+MOST_REPEATED = Fraction(5, 4)
+"""Of tensor-core instructions: products of a tile smaller than a block's warps are computed by several of them."""
+
+
+@pytest.fixture(scope="module")
+def reports() -> tuple[KernelReport, ...]:
+    return report_kernels(SHIPPED)
+
+
+def test_every_launch_is_shipped_for_every_type_variant_and_architecture() -> None:
+    wanted = {
+        (launch.name, sequence, sm, activation, tuple(variant.items()))
+        for kernel_set in KERNEL_SETS.values()
+        for sequence, launches in (("prefill", kernel_set.prefill), ("decode", kernel_set.decode))
+        for launch in launches
+        for sm in AOT_ARCHITECTURES
+        for activation in kernel_set.aot_dtypes
+        for variant in kernel_set.aot_variants
+    }
+    found = {
+        (kernel.kernel, sequence, kernel.sm, activation, tuple(variant.items()))
+        for kernel in SHIPPED
+        for sequence in kernel.sequences
+        for activation in kernel.activations
+        for variant in kernel.variants
+    }
+    assert wanted <= found
+
+
+def test_no_kernel_spills_or_has_a_stack(reports: tuple[KernelReport, ...]) -> None:
+    """A kernel without calls and local arrays has a stack frame only for spilled registers."""
+    spilling = [
+        (report.shipped.kernel, report.shipped.sm, report.shipped.constants)
+        for report in reports
+        if report.facts.spill_instructions or report.facts.stack_bytes
+    ]
+    assert spilling == []
+
+
+def test_every_block_fits_its_multiprocessor(reports: tuple[KernelReport, ...]) -> None:
+    for report in reports:
+        limit = AOT_ARCHITECTURES[report.shipped.sm].shared_limit_bytes
+        assert report.shared_bytes <= limit, report.shipped
+        assert report.blocks >= 1, report.shipped
+        assert 0 < report.occupancy <= 1
+
+
+def test_main_loops_have_the_tensor_core_instructions_that_their_products_need(
+    reports: tuple[KernelReport, ...],
+) -> None:
+    checked = 0
+    for report in reports:
+        least = report.least_tensor_core_instructions
+        if least:
+            checked += 1
+            found = report.facts.tensor_core_instructions
+            assert least <= found <= MOST_REPEATED * least, (report.shipped.kernel, report.shipped.sm, found, least)
+    assert checked > 20
+
+
+@pytest.mark.parametrize(
+    ("sm", "threads", "registers", "shared_bytes", "blocks"),
+    [
+        # By NVIDIA's occupancy calculator.
+        (86, 128, 32, 0, 12),
+        (86, 32, 16, 0, 16),
+        (86, 256, 255, 0, 1),
+        (86, 128, 128, 0, 4),
+        (86, 128, 32, 49152, 2),
+        (120, 128, 32, 101376, 1),
+        (90, 1024, 32, 0, 2),
+        (90, 128, 24, 10240, 16),
+    ],
+)
+def test_occupancy_is_the_known_one(sm: int, threads: int, registers: int, shared_bytes: int, blocks: int) -> None:
+    found = blocks_per_multiprocessor(sm, threads=threads, registers=registers, shared_bytes=shared_bytes)
+    assert found == blocks
+
+
+def test_every_architecture_has_its_limits() -> None:
+    assert MULTIPROCESSORS.keys() == AOT_ARCHITECTURES.keys()
+    for sm, architecture in AOT_ARCHITECTURES.items():
+        assert architecture.shared_limit_bytes == MULTIPROCESSORS[sm].shared_bytes - 1024
+
+
+def test_least_count_follows_from_the_sizes() -> None:
+    kernel = ShippedKernel(
+        operator="o",
+        kernel="k",
+        sm=86,
+        sequences=("prefill",),
+        activations=("bfloat16",),
+        variants=({},),
+        constants={},
+        num_stages=1,
+        threads=128,
+        dynamic_shared_bytes=0,
+        main_loop=(
+            MainLoopProduct(m=32, n=64, k=32, operand="X"),
+            MainLoopProduct(m=17, n=8, k=16, operand="X"),
+            MainLoopProduct(m=64, n=64, k=64, operand="float32"),
+        ),
+        cubin=b"",
+    )
+    facts = CubinFacts(
+        registers=1,
+        stack_bytes=0,
+        static_shared_bytes=0,
+        spill_instructions=0,
+        tensor_core_instructions=0,
+        uses_warp_groups=False,
+    )
+    report = KernelReport(shipped=kernel, facts=facts, blocks=1)
+    assert report.least_tensor_core_instructions == Fraction(2 * 8 * 2 + 2 * 1 * 1, 4)
+
+
+ASSEMBLY = """
+.text.kernel:
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+.L_x_1:
+        /*0010*/                   HMMA.16816.F32.BF16 R4, R8, R12, R4 ;
+.L_x_0:
+        /*0020*/                   HMMA.16816.F32.BF16 R4, R8, R12, R4 ;
+        /*0030*/                   HMMA.16816.F32.BF16 R4, R8, R12, R4 ;
+        /*0040*/              @!P0 BRA `(.L_x_0) ;
+        /*0050*/              @P1  BRA `(.L_x_1) ;
+        /*0060*/                   BRA `(.L_x_2) ;
+.L_x_2:
+        /*0070*/                   EXIT ;
+"""
+
+
+def test_loops_are_found_by_their_branches_back() -> None:
+    assert len(_instructions(ASSEMBLY)) == 8
+    assert _loops(ASSEMBLY) == [(2, 4), (1, 5)]
+
+
+def test_bytes_that_are_no_cubin_are_refused() -> None:
+    with pytest.raises(BuildError, match=r"cuobjdump|nvdisasm"):
+        read_cubin(b"no cubin")
+
+
+def test_library_without_a_list_is_refused() -> None:
+    with pytest.raises(BuildError, match=r"does not list its kernels: install the package again"):
+        shipped_kernels(onnxruntime_operators())
+
+
+def test_command_tells_the_kernels_of_one_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["kernels", "--gpu", "a6000", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {kernel["sm"] for kernel in told} == {86}
+    assert {kernel["operator"] for kernel in told} == set(KERNEL_SETS)
+    assert all(kernel["registers"] > 0 and kernel["spill_instructions"] == 0 for kernel in told)
+    assert run(["kernels", "--gpu", "a6000"]) == 0
+    text = capsys.readouterr().out
+    for expected in ("lightning_prefill_kernel", "registers", "occupancy"):
+        assert expected in text
+
+
+def test_unknown_gpu_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["kernels", "--gpu", "rtx9999"]) == 2
+    assert "rtx9999: unknown GPU" in capsys.readouterr().err
