@@ -8,17 +8,14 @@ import click
 from rich.console import Console
 
 from ..engine.request import FlavourName
-from .options import MemorySize, Tokens, model_options, output_option, write_options
+from .options import MemorySize, engine_options, model_options, output_option, write_options
 from .output import progress_display
 
 
 @click.command()
 @click.option("--gpu", required=True, help="GPU to build for, e.g. rtx5090, or the path of a recipe (.toml).")
 @model_options
-@click.option("--precision", help="Type of weights and activations.  [default: bf16]")
-@click.option("--max-context", type=Tokens(), help="Tokens that the caches may hold, e.g. 1M.  [default: the recipe's]")
-@click.option("--prefill-chunk", type=Tokens(), help="Tokens of one call of the engine.  [default: the recipe's]")
-@click.option("--max-batch", type=int, default=1, show_default=True, help="Sequences of one call of the engine.")
+@engine_options
 @click.option(
     "--flavour",
     type=click.Choice([name.value for name in FlavourName]),

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ..errors import RequestError
 from ..specs import format_bytes, format_tokens
-from .options import Tokens
+from .options import engine_options
 from .output import print_json
 
 if TYPE_CHECKING:
@@ -31,10 +31,7 @@ _PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 )
 @click.option("--revision", help="Branch, tag or commit of a hub model.")
 @click.option("--layers", type=click.IntRange(min=1), help="Take the first N layers only.")
-@click.option("--precision", help="Type of weights and activations.  [default: bf16]")
-@click.option("--max-context", type=Tokens(), help="Tokens that the caches may hold, e.g. 1M.  [default: the recipe's]")
-@click.option("--prefill-chunk", type=Tokens(), help="Tokens of one call of the engine.  [default: the recipe's]")
-@click.option("--max-batch", type=int, default=1, show_default=True, help="Sequences of one call of the engine.")
+@engine_options
 @click.option("--compare", help="Show a dense model beside it: qwen3-8b.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw it over the context: a .png, .svg or .pdf.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")

@@ -59,6 +59,21 @@ def model_options(command: Command) -> Command:
     return command
 
 
+def engine_options(command: Command) -> Command:
+    """`--precision`, `--max-context`, `--prefill-chunk` and `--max-batch`."""
+    recipes = "[default: the recipe's]"
+    for option in (
+        click.option(
+            "--max-batch", type=int, default=1, show_default=True, help="Sequences of one call of the engine."
+        ),
+        click.option("--prefill-chunk", type=Tokens(), help=f"Tokens of one call of the engine.  {recipes}"),
+        click.option("--max-context", type=Tokens(), help=f"Tokens that the caches may hold, e.g. 1M.  {recipes}"),
+        click.option("--precision", help="Type of weights and activations.  [default: bf16]"),
+    ):
+        command = option(command)
+    return command
+
+
 def write_options(command: Command) -> Command:
     """`--copy` and `--force`."""
     for option in (
