@@ -81,7 +81,7 @@ CASES = {
     "two_tiles_of_blocks": Case(
         tokens=9,
         past=(2300, 2100),
-        sizes=replace(SMALL, num_kv_heads=1, block_size=16, topk=100, init_blocks=3),
+        sizes=replace(SMALL, num_kv_heads=1, block_size=16, topk=60, init_blocks=3),
         dtype=torch.bfloat16,
     ),
     "own_block_only": Case(tokens=20, past=(300, 0), sizes=replace(SMALL, topk=1, window_size=0, init_blocks=0)),
@@ -98,8 +98,8 @@ class Outcome:
     cache: Cache
     exact: Cache
     """The caches after the reference, in float64."""
-    taken: Tensor
-    """The workspace [B, G, T, taken blocks]."""
+    chosen: Tensor
+    """The workspace [B, G, T, chosen blocks]."""
 
 
 def run_kernels(case: Case, sequences: Tensor | None = None, device: str = "interpreter") -> Outcome:
@@ -124,7 +124,7 @@ def run_kernels(case: Case, sequences: Tensor | None = None, device: str = "inte
     after = [result[f"{name}_cache_out"] for name in ("k", "v", "k1", "k2")]
     named = [dict(zip(("k", "v", "k1", "k2"), caches, strict=True)) for caches in (after, exact)]
     return Outcome(
-        case=case, qkvg=qkvg, y=result["y"], cache=Cache(**named[0]), exact=Cache(**named[1]), taken=result["taken"]
+        case=case, qkvg=qkvg, y=result["y"], cache=Cache(**named[0]), exact=Cache(**named[1]), chosen=result["chosen"]
     )
 
 
@@ -158,16 +158,29 @@ def assert_within(actual: Tensor, exact: Tensor, rounding: float) -> None:
 
 
 def taken_mask(outcome: Outcome, row: int) -> Tensor:
-    """bool [G, T, blocks] from the workspace: best first, no block twice, then -1."""
-    taken = outcome.taken[row].long()
-    assert taken.shape[-1] == outcome.case.sizes.taken_blocks
-    assert (taken >= -1).all()
-    assert ((taken[..., 1:] == -1) | (taken[..., :-1] >= 0)).all(), "-1 before a block"
-    blocks = -(-outcome.case.ends[row] // outcome.case.sizes.block_size)
-    counts = torch.zeros(*taken.shape[:-1], blocks + 1, dtype=torch.int64)
-    counts.scatter_add_(-1, taken + 1, torch.ones_like(taken))
-    assert counts[..., 1:].max() == 1
-    return counts[..., 1:] == 1
+    """bool [G, T, blocks]: forced ones and those of the workspace, where none is forced, twice, or after -1."""
+    case, sizes = outcome.case, outcome.case.sizes
+    chosen = outcome.chosen[row].long()
+    limit = sizes.topk - 1 - sizes.init_blocks
+    assert chosen.shape[-1] == max(limit, 1)
+    blocks = -(-case.ends[row] // sizes.block_size)
+    block = torch.arange(blocks)
+    own = torch.arange(case.past[row], case.ends[row])[:, None] // sizes.block_size
+    forced = ((block < sizes.init_blocks) | (block >= own - sizes.window_size // sizes.block_size)) & (block <= own)
+    forced = forced.expand(sizes.num_kv_heads, -1, -1)
+    if limit == 0:
+        return forced
+    assert (chosen >= -1).all()
+    assert ((chosen[..., 1:] == -1) | (chosen[..., :-1] >= 0)).all(), "-1 before a block"
+    counts = torch.zeros(*chosen.shape[:-1], blocks + 1, dtype=torch.int64)
+    counts.scatter_add_(-1, chosen + 1, torch.ones_like(chosen))
+    assert (counts[..., 1:] + forced).max() == 1
+    return (counts[..., 1:] == 1) | forced
+
+
+def blocks_of(outcome: Outcome) -> list[list[list[int]]]:
+    """Taken blocks of the first batch row, by key head and token."""
+    return [[token.nonzero().flatten().tolist() for token in head] for head in taken_mask(outcome, 0)]
 
 
 def assert_selection(outcome: Outcome, row: int) -> int:
@@ -199,7 +212,7 @@ def assert_output(outcome: Outcome, row: int) -> None:
     if case.contexts[row] >= sizes.dense_len:
         allowed = allowed & taken_mask(outcome, row).repeat_interleave(sizes.block_size, dim=-1)[..., :end]
     else:
-        assert (outcome.taken[row] == UNWRITTEN).all()
+        assert (outcome.chosen[row] == UNWRITTEN).all()
     q, gate = heads_of(outcome, row)
     k, v = (cache[row, :, None, :end].double() for cache in (outcome.cache.k, outcome.cache.v))
     logits = (sizes.scale * q @ k.transpose(-1, -2)).masked_fill(~allowed[:, None], -math.inf)
@@ -232,7 +245,7 @@ def test_equal_keys_take_the_lowest_blocks() -> None:
     keys = slice(sizes.num_heads * sizes.head_dim, (sizes.num_heads + sizes.num_kv_heads) * sizes.head_dim)
     sequence[:, keys] = sequence[0, keys]
     outcome = run_kernels(Case(tokens=3, past=(897,), sizes=sizes), sequence[None])
-    assert outcome.taken[0].sort(dim=-1).values.tolist() == [[[0, 1, 2, 13, 14]] * 3] * 2
+    assert blocks_of(outcome) == [[[0, 1, 2, 13, 14]] * 3] * 2
 
 
 def test_scores_beyond_the_largest_float_tie_and_take_the_lower_block() -> None:
@@ -243,9 +256,9 @@ def test_scores_beyond_the_largest_float_tie_and_take_the_lower_block() -> None:
     for start, value in ((208, 30.0), (400, 40.0)):
         sequence[start : start + 32, 16 * 32 : 17 * 32] = value
     outcome = run_kernels(Case(tokens=1, past=(699,), sizes=sizes), sequence[None])
-    assert sorted(outcome.taken[0, 0, 0].tolist()) == [0, 9, 10]
+    assert blocks_of(outcome) == [[[0, 9, 10]]]
     wider = run_kernels(Case(tokens=1, past=(699,), sizes=replace(sizes, topk=3)), sequence[None])
-    assert sorted(wider.taken[0, 0, 0].tolist()) == [0, 3, 9, 10]
+    assert blocks_of(wider) == [[[0, 3, 9, 10]]]
 
 
 def test_groups_wider_than_a_tile_are_refused() -> None:

@@ -100,7 +100,7 @@ def test_kernels_are_loaded_before_enqueue_and_once(driver: PluginDriver, call: 
     # A CUDA graph capture, which only sees enqueue, must not load anything.
     _, prepared, first, second, destroyed = driver.run(call, "shape_change", "enqueue", "enqueue", "destroy")
     loaded = [event["kernel"] for event in events_of(prepared, "load")]
-    assert loaded == [launch["kernel"] for launch in call.expected_launches()]
+    assert loaded == [launch.name for launch in call.sequence]
     # A driver that loads lazily may leave even a loaded module's functions to the first launch.
     assert [event["kernel"] for event in events_of(prepared, "load_function")] == loaded
     assert not events_of(prepared, "get_attribute")
@@ -115,7 +115,7 @@ def test_drivers_without_function_loading_are_asked_for_an_attribute(
 ) -> None:
     _, prepared, enqueued = cuda_12_0_driver.run(call, "shape_change", "enqueue")
     asked = [event["kernel"] for event in events_of(prepared, "get_attribute")]
-    assert asked == [launch["kernel"] for launch in call.expected_launches()]
+    assert asked == [launch.name for launch in call.sequence]
     assert {event["event"] for event in enqueued["events"]} == {"launch"}
 
 

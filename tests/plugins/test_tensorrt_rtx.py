@@ -72,11 +72,16 @@ def test_unsupported_attribute_fails_the_build_with_its_name(
     assert f"{call.contract.onnx_type}: no kernels for head_dim = 96" in capfd.readouterr().err
 
 
-def test_library_exports_two_symbols() -> None:
+def test_library_exports_what_tensorrt_and_the_kernel_report_ask_for() -> None:
     listing = subprocess.run(
         ["nm", "--dynamic", "--defined-only", plugin_library()], capture_output=True, text=True, check=True
     ).stdout
-    assert sorted(line.split()[-1] for line in listing.splitlines()) == ["getCreators", "setLoggerFinder"]
+    assert sorted(line.split()[-1] for line in listing.splitlines()) == [
+        "getCreators",
+        "salaKernelImage",
+        "salaKernelIndex",
+        "setLoggerFinder",
+    ]
 
 
 def _dynamic_entries(library: Path, kind: str) -> set[str]:

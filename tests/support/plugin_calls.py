@@ -14,7 +14,7 @@ import numpy as np
 from sala_export.native_libraries import plugin_library
 from sala_export.ops.common.contract import ACTIVATION, Contract, Tensor
 from sala_export.ops.common.expr import evaluate
-from sala_export.ops.common.launch import KernelSet, Workspace
+from sala_export.ops.common.launch import KernelSet, Launch, Workspace
 from sala_export.ops.infllmv2_attention.schema import CONTRACT as INFLLMV2_ATTENTION
 from sala_export.ops.kernel_sets import KERNEL_SETS
 from sala_export.ops.lightning_attention.schema import CONTRACT as LIGHTNING_ATTENTION
@@ -49,6 +49,11 @@ class PluginCall:
     @property
     def kernel_set(self) -> KernelSet:
         return KERNEL_SETS[self.contract.name]
+
+    @property
+    def sequence(self) -> tuple[Launch, ...]:
+        """The launches that serve the call, those with nothing to do for its sizes included."""
+        return self.kernel_set.decode if self.dims["T"] == 1 else self.kernel_set.prefill
 
     @property
     def names(self) -> dict[str, int]:
@@ -108,13 +113,16 @@ class PluginCall:
         yield f"workspace {(len(self.contract.inputs) + len(self.contract.outputs) + 1) * _BUFFER_BYTES}"
 
     def expected_launches(self, sm: int = 86) -> list[dict[str, Any]]:
-        """Kernel, grid, threads and arguments of every launch, read from the operator's `KernelSet`."""
+        """Kernel, grid, threads and arguments of every launch, read from the operator's `KernelSet`.
+
+        A launch whose grid is empty for these sizes is none.
+        """
         addresses = self.addresses
         for output in self.contract.outputs:
             if output.updates:
                 addresses[output.updates] = addresses[output.name]
         expected = []
-        for launch in self.kernel_set.decode if self.dims["T"] == 1 else self.kernel_set.prefill:
+        for launch in self.sequence:
             arguments = []
             for parameter in launch.kernel.params:
                 if parameter.is_constexpr:
@@ -127,10 +135,13 @@ class PluginCall:
                 else:
                     arguments.append([4, value % 2**32])
             sizes = {**self.kernel_set.compile_time(launch, sm, self.names), **self.names}
+            grid = [evaluate(extent, sizes) for extent in launch.grid]
+            if 0 in grid:
+                continue
             expected.append(
                 {
                     "kernel": launch.name,
-                    "grid": [evaluate(extent, sizes) for extent in launch.grid],
+                    "grid": grid,
                     "block": [32 * launch.tiles[sm].num_warps, 1, 1],
                     "arguments": arguments,
                 }

@@ -1,7 +1,9 @@
-"""Defects of Triton's interpreter with bfloat16, worked around while kernels run in it.
+"""Where Triton's interpreter computes otherwise than a GPU, put right while kernels run in it.
 
-The interpreter keeps bfloat16 as uint16. Drop this file when the oldest supported Triton multiplies and rounds such
-values right (3.6 to 3.9 do not).
+It keeps bfloat16 as uint16: `tl.dot` multiplies the integers that hold the bits, and casts from float32 truncate (drop
+that part when the oldest supported Triton does both right; 3.6 to 3.9 do not). And its products come from a BLAS, whose
+sums differ between columns that hold equal numbers, where a tensor core adds every element in one order: equal keys
+must have equal scores, for ties decide.
 """
 
 from __future__ import annotations
@@ -16,15 +18,14 @@ from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 
 @contextmanager
-def true_bfloat16() -> Iterator[None]:
-    """Give kernels interpreted inside it the bfloat16 arithmetic that a GPU has.
-
-    Without it `tl.dot` multiplies the integers that hold the bits, and casts from float32 truncate.
-    """
+def gpu_arithmetic() -> Iterator[None]:
+    """Give kernels interpreted inside it the products and the bfloat16 roundings that a GPU has."""
     dot, cast = InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl
 
-    def create_dot(self: InterpreterBuilder, a: Any, b: Any, *rest: Any) -> Any:
-        return dot(self, _widened(a), _widened(b), *rest)
+    def create_dot(self: InterpreterBuilder, a: Any, b: Any, d: Any, *_: Any) -> Any:
+        # In float64 the order of a sum no longer shows after the rounding to float32.
+        product = np.matmul(_widened(a), _widened(b)).astype(d.data.dtype)
+        return TensorHandle(product + d.data, d.dtype.scalar)
 
     def cast_impl(self: InterpreterBuilder, src: Any, dst_type: Any) -> Any:
         if (src.dtype.scalar, dst_type.scalar) == (tl.float32, tl.bfloat16):
@@ -39,10 +40,11 @@ def true_bfloat16() -> Iterator[None]:
 
 
 def _widened(operand: Any) -> Any:
-    """A bfloat16 operand in float32, which holds its value exactly; others as they are."""
-    if operand.dtype.scalar != tl.bfloat16:
-        return operand
-    return TensorHandle((operand.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+    """The values of an operand in float64, which holds them exactly."""
+    values = operand.data
+    if operand.dtype.scalar == tl.bfloat16:
+        values = (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float64)
 
 
 def _rounded(values: Any) -> Any:

@@ -18,7 +18,7 @@ from .expr import evaluate
 from .launch import KernelSet, Launch, broken_rule
 from .targets import AOT_ARCHITECTURES, serving_architecture
 from .torch_contract import bind_call
-from .triton_interpreter import true_bfloat16
+from .triton_interpreter import gpu_arithmetic
 
 Allocate = Callable[..., Tensor]
 """Called as `torch.empty(shape, dtype=, device=)` for outputs and workspaces."""
@@ -65,7 +65,7 @@ def run_kernels(
     for workspace in kernel_set.workspaces:
         buffers[workspace.name] = new(workspace.dtype, workspace.shape)
     sequence = kernel_set.decode if names["T"] == 1 else kernel_set.prefill
-    with nullcontext() if inputs[0].is_cuda else true_bfloat16():
+    with nullcontext() if inputs[0].is_cuda else gpu_arithmetic():
         for launch in sequence:
             _launch(launch, kernel_set, sm, buffers, {**attributes, **names})
     returned = {output.name for output in contract.outputs} | {workspace.name for workspace in kernel_set.workspaces}

@@ -1,8 +1,9 @@
 """Running selection of the best blocks inside a Triton kernel, exact in the presence of ties.
 
 A candidate is one int64 key: the bits of its score, which is not negative, above the bitwise complement of its index.
-Such keys compare like (score, then lower index first), all differ, and -1 is below every one of them. R rows, N a power
-of two.
+Such keys compare like (score, then lower index first), all differ, and are 0 or more. A list [R, N] holds the best of R
+independent rows in no order: the first `limit` slots are in use, the others hold keys that nothing exceeds. Slots not
+filled yet hold different negative keys, the lowest first, so that filled slots come first.
 """
 
 from __future__ import annotations
@@ -10,48 +11,60 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+NO_KEY = tl.constexpr(-(2**62))
+"""Below every key of a list."""
+_UNUSED = tl.constexpr(2**63 - 1)
+
 
 @triton.jit
 def block_keys(score: tl.tensor, block: tl.tensor) -> tl.tensor:
-    """Keys [R, N] of scores [R, N] >= 0 (+inf included), fp32, and block indices [N] >= 0, int32."""
+    """Keys of fp32 scores >= 0 (+inf included) and int32 block indices >= 0, of any shapes that broadcast."""
     bits = score.to(tl.int32, bitcast=True).to(tl.int64)
-    return (bits << 32) | (0x7FFFFFFF - block).to(tl.int64)[None, :]
+    return (bits << 32) | (0x7FFFFFFF - block).to(tl.int64)
 
 
 @triton.jit
 def key_blocks(keys: tl.tensor) -> tl.tensor:
-    """Block indices of `keys`; -1 for the key -1."""
-    return tl.where(keys < 0, -1, 0x7FFFFFFF - (keys & 0x7FFFFFFF)).to(tl.int32)
+    """Block indices of `keys`; -1 for those of slots that hold none."""
+    is_block = (keys >= 0) & (keys < _UNUSED)
+    return tl.where(is_block, 0x7FFFFFFF - (keys & 0x7FFFFFFF), -1).to(tl.int32)
 
 
 @triton.jit
-def merge_best(best: tl.tensor, candidates: tl.tensor) -> tl.tensor:
-    """The N largest of `best` [R, N], in falling order, and `candidates` [R, N], in any order; in falling order.
+def key_scores(keys: tl.tensor) -> tl.tensor:
+    """Scores of keys that are 0 or more."""
+    return (keys >> 32).to(tl.int32).to(tl.float32, bitcast=True)
 
-    Bitonic: of a falling and a rising run, the larger of each facing pair are the N largest, and form a sequence that
-    log2 N rounds of exchanges sort. The rounds are loops, not unrolled code: unrolled (as in `tl.sort`), assembling the
-    kernel takes half a minute, and running it in Triton's interpreter a second per call.
+
+@triton.jit
+def empty_list(limit: tl.tensor, ROWS: tl.constexpr, SLOTS: tl.constexpr) -> tl.tensor:
+    """A list [ROWS, SLOTS] of no blocks."""
+    slot = tl.arange(0, SLOTS)
+    keys = tl.where(slot < limit, (slot - SLOTS).to(tl.int64), _UNUSED)
+    return tl.broadcast_to(keys[None, :], (ROWS, SLOTS))
+
+
+@triton.jit
+def insert(best: tl.tensor, candidates: tl.tensor) -> tl.tensor:
+    """The list `best` [R, N] with those keys of `candidates` [R, M] that belong in it; NO_KEY never does.
+
+    One turn puts the highest remaining candidate of every row in the place of the row's lowest key. A row of n
+    candidates in random order makes about limit (1 + ln(n / limit)) turns over all its tiles: most tiles need few.
     """
-    length: tl.constexpr = candidates.shape[1]
-    run = 2
-    while run <= length:
-        distance = run // 2
-        while distance > 0:
-            candidates = _exchange(candidates, distance, run)
-            distance //= 2
-        run *= 2
-    best = tl.maximum(best, candidates)
-    distance = length // 2
-    while distance > 0:
-        best = -_exchange(-best, distance, length)
-        distance //= 2
+    lowest = tl.min(best, axis=1)
+    while tl.max((candidates > lowest[:, None]).to(tl.int32)) > 0:
+        highest = tl.max(candidates, axis=1)
+        best = tl.where((best == lowest[:, None]) & (highest > lowest)[:, None], highest[:, None], best)
+        candidates = tl.where(candidates == highest[:, None], NO_KEY, candidates)
+        lowest = tl.min(best, axis=1)
     return best
 
 
 @triton.jit
-def _exchange(keys: tl.tensor, distance: tl.tensor, run: tl.tensor) -> tl.tensor:
-    """Order all pairs of keys [R, N] that are `distance` apart; runs of `run` keys rise and fall in turn."""
-    place = tl.arange(0, keys.shape[1])[None, :]
-    other = tl.gather(keys, tl.broadcast_to(place ^ distance, keys.shape), axis=1)
-    wants_larger = ((place & run) != 0) != ((place & distance) != 0)
-    return tl.where(wants_larger, tl.maximum(keys, other), tl.minimum(keys, other))
+def limit_th_key(keys: tl.tensor, limit: tl.tensor) -> tl.tensor:
+    """The `limit`-th largest of `keys` [N], which differ where they are 0 or more; 0 if fewer are. By its bits."""
+    threshold = tl.full((), 0, tl.int64)
+    for i in range(63):
+        trial = threshold | (tl.full((), 1, tl.int64) << (62 - i))
+        threshold = tl.where(tl.sum((keys >= trial).to(tl.int32)) >= limit, trial, threshold)
+    return threshold

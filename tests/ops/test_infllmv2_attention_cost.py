@@ -1,0 +1,97 @@
+"""The account of the InfLLMv2Attention kernels against the project's floors and sums over tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from sala_export.ops.infllmv2_attention import tiles
+from sala_export.ops.infllmv2_attention.cost import costs, floor, reread_bytes
+
+PUBLISHED: Mapping[str, int | float] = {
+    "num_heads": 32,
+    "num_kv_heads": 2,
+    "head_dim": 128,
+    "scale": 128**-0.5,
+    "kernel_size": 32,
+    "kernel_stride": 16,
+    "block_size": 64,
+    "topk": 64,
+    "window_size": 2048,
+    "init_blocks": 1,
+    "dense_len": 8192,
+}
+CHUNK = 8192
+
+
+def by_name(**sizes: int) -> dict[str, object]:
+    return {cost.kernel: cost for cost in costs(PUBLISHED, **sizes)}
+
+
+def prompt(tokens: int) -> list[dict[str, object]]:
+    return [by_name(batch=1, tokens=CHUNK, past_length=start) for start in range(0, tokens, CHUNK)]
+
+
+def test_selection_of_128k_tokens_has_the_known_floor() -> None:
+    """26 ms on an RTX 5090, 36 on an RTX A6000: 5.5 TFLOP at 209.5 and 154.8 TFLOP/s."""
+    least = sum(
+        2 * 32 * 128 * max(0, (t - 31) // 16 + 1) + 2 * 32 * 128 * max(0, (t - 127) // 64 + 1) for t in range(1 << 17)
+    )
+    assert least / 209.5e12 == pytest.approx(26e-3, rel=0.02)
+    computed = sum(chunk["infllmv2_select_kernel"].operations for chunk in prompt(1 << 17))
+    assert computed == pytest.approx(least, rel=0.03), "tiles of tokens see keys that only their last token sees"
+
+
+def test_selection_moves_nothing_that_grows_with_the_square_of_the_context() -> None:
+    """Per chunk: queries, the compressed keys once, and the chosen blocks; no scores."""
+    first, second = (
+        by_name(batch=1, tokens=CHUNK, past_length=past)["infllmv2_select_kernel"] for past in (1 << 17, 1 << 20)
+    )
+    assert second.bytes_written == first.bytes_written == CHUNK * 2 * 62 * 4
+    queries, key = CHUNK * 32 * 128 * 2, 2 * 128 * 2
+    compressed = second.bytes_read - queries
+    assert compressed == pytest.approx(((1 << 20) + CHUNK) * (1 / 16 + 1 / 64) * key, rel=0.001)
+
+
+def test_compressed_keys_are_asked_for_once_per_tile_of_tokens() -> None:
+    whole = reread_bytes(PUBLISHED, batch=1, tokens=CHUNK, past_length=1 << 20)
+    per_token = CHUNK * ((1 << 20) + CHUNK / 2) * (1 / 16 + 1 / 64) * 512
+    assert whole == pytest.approx(per_token / tiles.SELECT[120].constexprs["BLOCK_T"], rel=0.01)
+
+
+def test_local_part_has_tiles_of_128_rows() -> None:
+    for sm, tile in tiles.ATTEND.items():
+        assert tile.constexprs["BLOCK_T"] * tiles.CONSTANTS["GROUP_ROWS"] == 128, sm
+    for sm, tile in tiles.SELECT.items():
+        assert tile.constexprs["BLOCK_T"] * tiles.CONSTANTS["GROUP_ROWS"] == 128, sm
+
+
+def test_attention_far_into_the_context_is_that_of_96_blocks() -> None:
+    """0.48 us per token and layer on an RTX 5090: 4 x 32 x 128 x 6144 operations."""
+    names = by_name(batch=1, tokens=CHUNK, past_length=1 << 20)
+    computed = names["infllmv2_attend_kernel"].operations + names["infllmv2_gather_kernel"].operations
+    least = CHUNK * 4 * 32 * 128 * 96 * 64
+    assert least / CHUNK / 209.5e12 == pytest.approx(0.48e-6, rel=0.02)
+    # The own block is half seen on average.
+    assert 0.99 < computed / least < 1.03
+    # 33 local blocks and the initial one with full tiles, 62 gathered.
+    assert names["infllmv2_gather_kernel"].operations == CHUNK * 4 * 32 * 128 * 62 * 64
+
+
+def test_decode_reads_compressed_keys_and_taken_blocks_once() -> None:
+    context = 1 << 20
+    found = costs(PUBLISHED, batch=1, tokens=1, past_length=context - 1)
+    least = floor(PUBLISHED, batch=1, tokens=1, past_length=context - 1)
+    assert sum(cost.bytes_read for cost in found) < 1.2 * least.bytes_read
+    assert least.bytes_read == pytest.approx((context / 16 + context / 64 + 2 * 6112) * 512, rel=0.01)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 0), (1, 100, 0), (2, 8191, 0), (1, 8192, 0), (1, 1, 5000), (3, 64, 20000)])
+def test_kernels_are_never_below_the_floor(sizes: tuple[int, int, int]) -> None:
+    batch, tokens, past = sizes
+    found = costs(PUBLISHED, batch=batch, tokens=tokens, past_length=past)
+    least = floor(PUBLISHED, batch=batch, tokens=tokens, past_length=past)
+    assert all(min(cost.bytes_read, cost.bytes_written, cost.operations) >= 0 for cost in found)
+    assert sum(cost.operations for cost in found) >= least.operations
+    assert sum(cost.bytes_written for cost in found) >= least.bytes_written
