@@ -9,4 +9,5 @@ ruff check .
 ruff format --check .
 mypy
 lint-imports
-python -m pytest "$@"
+# A file's tests stay in one process, which builds what they share once.
+python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "$@"

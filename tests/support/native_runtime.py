@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from filelock import FileLock
+
 REPOSITORY = Path(__file__).parents[2]
 # Kept between test runs, unlike a temporary directory: the first build takes a minute or two, the next seconds.
 _BUILD = REPOSITORY / "build" / "runtime-sanitized"
@@ -15,7 +17,14 @@ _BUILD = REPOSITORY / "build" / "runtime-sanitized"
 
 @functools.cache
 def sanitized_build() -> Path:
-    """The build directory, brought up to date once per test run."""
+    """The build directory, brought up to date once by each process of a test run, one after the other."""
+    _BUILD.mkdir(parents=True, exist_ok=True)
+    with FileLock(_BUILD / ".lock"):
+        _build()
+    return _BUILD
+
+
+def _build() -> None:
     for command in (
         [
             "cmake",
@@ -31,4 +40,3 @@ def sanitized_build() -> Path:
     ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
-    return _BUILD
