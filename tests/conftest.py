@@ -1,6 +1,8 @@
-"""GPU tests: run where there is a GPU, said loudly where they did not."""
+"""Options of the tests; GPU tests: run where there is a GPU, said loudly where they did not."""
 
 from __future__ import annotations
+
+import os
 
 import pytest
 import torch
@@ -8,8 +10,14 @@ import torch
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require", choices=["gpu"], action="append", default=[], help="Fail where this is missing.")
-
     parser.addoption("--kills", type=int, default=4, help="How often tests/e2e/test_kill.py kills a build.")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Test processes side by side share the cores: torch's threads wait for each other by spinning."""
+    processes = getattr(config, "workerinput", {}).get("workercount", 1)
+    if processes > 1:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
