@@ -1,11 +1,16 @@
-"""Refusals of what the shipped kernels cannot serve."""
+"""What the shipped kernels cannot serve is refused; what Python launches is the code that ships."""
 
 from __future__ import annotations
 
 import pytest
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
+from plugins.aot.kernels import compile_job
 from sala_export.ops.common.launch import unsupported_reason
 from sala_export.ops.kernel_sets import KERNEL_SETS
+from sala_export.ops.registry import CONTRACTS
 
 SPARSE: dict[str, int | float] = {
     "num_heads": 32,
@@ -49,3 +54,30 @@ def test_head_dim_without_lightning_kernels_is_named() -> None:
     reason = unsupported_reason(KERNEL_SETS["lightning_attention"], attributes, "bfloat16")
     assert reason is not None
     assert "head_dim = 32" in reason
+
+
+def test_code_depends_on_no_number_that_python_passes() -> None:
+    """As in the shipped cubins: else kernels that are tested and timed on a GPU are other ones."""
+    for kernel_set in KERNEL_SETS.values():
+        for launch in kernel_set.launches:
+            numbers = [p for p in launch.kernel.params if not p.is_constexpr and not p.name.endswith("_ptr")]
+            assert numbers
+            assert [p.name for p in numbers if not p.do_not_specialize] == [], launch.name
+
+
+def test_lowering_for_an_architecture_without_warp_groups_gives_an_h100_its_instructions() -> None:
+    """What `bind_kernels` asks for with `sm=86` on an H100."""
+    kernel_set = KERNEL_SETS["infllmv2_attention"]
+    launch = next(launch for launch in kernel_set.launches if launch.name == "infllmv2_attend_kernel")
+    contract = next(contract for contract in CONTRACTS if contract.name == "infllmv2_attention")
+    job = compile_job(contract, kernel_set, launch, activation="bfloat16", variant={"head_dim": 128}, sm=86)
+    source = ASTSource(launch.kernel, dict(job.signature), dict(job.constexprs))
+    options = {"num_warps": job.num_warps, "num_stages": job.num_stages, "enable_fp_fusion": True}
+    compiled, own = (
+        triton.compile(source, target=GPUTarget("cuda", 90, 32), options={**options, **more})
+        for more in ({"arch": "sm86"}, {})
+    )
+    assert "mma.sync" in compiled.asm["ptx"]
+    assert "wgmma" not in compiled.asm["ptx"]
+    assert "wgmma" in own.asm["ptx"]
+    assert ".target sm_90a" in compiled.asm["ptx"]

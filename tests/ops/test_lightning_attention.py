@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
 from support import oracles
 from support.closeness import assert_close
+from support.fla_oracle import fla_naive_recurrent_simple_gla
 from torch import Tensor
 
 from sala_export.ops.lightning_attention.reference import decay_slopes
@@ -147,23 +145,6 @@ def test_slopes_are_those_of_the_published_model() -> None:
     expected = torch.tensor([2 ** (-0.25 * (h + 1)) for h in range(32)])
     assert_close(decay_slopes(32), expected, 1e-7)
     assert decay_slopes(32)[-1] == 1 / 256
-
-
-def fla_naive_recurrent_simple_gla() -> Callable[..., tuple[Tensor, Tensor]]:
-    """The recurrence of flash-linear-attention, from the one file that holds it.
-
-    Importing its package would load GPU kernels and look for a driver; the file needs torch and einops only.
-    """
-    files = importlib.metadata.files("fla-core")
-    assert files is not None
-    (path,) = (file.locate() for file in files if file.as_posix() == "fla/ops/simple_gla/naive.py")
-    spec = importlib.util.spec_from_file_location("fla_naive", str(path))
-    assert spec is not None
-    assert spec.loader is not None
-    module: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    function: Callable[..., tuple[Tensor, Tensor]] = module.naive_recurrent_simple_gla
-    return function
 
 
 def unit_rms(x: Tensor) -> Tensor:

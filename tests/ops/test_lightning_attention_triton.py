@@ -5,63 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from support.closeness import assert_close
-from support.triton_interpreter import DEVICES, run_interpreted, run_kernels_on
+from support.lightning_checks import HEADS, attributes, check_against_reference, in_type, random_inputs
+from support.triton_interpreter import DEVICES, run_interpreted
 from torch import Tensor
 
 from sala_export.errors import ShapeError
-from sala_export.model.rope import inverse_frequencies, rope_cos_sin
-from sala_export.ops.lightning_attention.reference import lightning_attention
-
-BATCH = 2
-HEADS = 4
-FLOOR = 1e-6
-"""Error allowed beyond twice that of the reference in the same type: sums in another order.
-
-Twice, because beside the reference's roundings to the 16-bit type the kernels round the operands of two products to it
-(README.md of the operator): as many independent roundings of the same size again, and a small one of the stored output.
-"""
-
-
-def attributes(head_dim: int, heads: int = HEADS, eps: float = 1e-6) -> dict[str, int | float]:
-    return {"num_heads": heads, "head_dim": head_dim, "eps": eps, "scale": head_dim**-0.5}
-
-
-def random_inputs(tokens: int, head_dim: int, *, batch: int = BATCH, heads: int = HEADS, seed: int = 0) -> list[Tensor]:
-    """fp32 inputs whose rows are at different positions, one near 70,000, with the state of a long past."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    channels = heads * head_dim
-    positions = torch.tensor([[70000], [5]])[:batch] + torch.arange(tokens)
-    return [
-        normal(batch, tokens, 4 * channels),
-        *(1 + 0.3 * normal(width) for width in (head_dim, head_dim, channels)),
-        rope_cos_sin(positions, inverse_frequencies(10000.0, head_dim)),
-        3 * normal(batch, heads, head_dim, head_dim),
-    ]
-
-
-def in_type(inputs: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """The four activations in `dtype`."""
-    return [x.to(dtype) for x in inputs[:4]] + inputs[4:]
-
-
-def relative_error(actual: Tensor, exact: Tensor) -> float:
-    return float((actual.double() - exact).abs().max() / exact.abs().max())
-
-
-def check_against_reference(
-    inputs: list[Tensor], attrs: dict[str, int | float], device: str = "interpreter", allowance: float = 0.0
-) -> None:
-    exact = lightning_attention(*(x.double() for x in inputs), **attrs)
-    same_type = lightning_attention(*inputs, **attrs)
-    result = run_kernels_on(device, "lightning_attention", inputs, attrs)
-    for name, exact_value, peer in zip(("y", "state_out"), exact, same_type, strict=True):
-        assert result[name].dtype == peer.dtype
-        limit = 2 * relative_error(peer, exact_value) + FLOOR + allowance
-        assert relative_error(result[name], exact_value) <= limit, name
 
 
 @pytest.mark.parametrize("device", DEVICES)

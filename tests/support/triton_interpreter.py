@@ -11,12 +11,15 @@ import multiprocessing
 import os
 import pickle
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from typing import TypeVar
 
 import pytest
 import torch
 from torch import Tensor
+
+Returned = TypeVar("Returned")
 
 UNWRITTEN = -(2**31)
 """Content of int32 buffers before a kernel writes to them; floating ones hold NaN."""
@@ -39,12 +42,22 @@ DEVICES = ["interpreter", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 def run_kernels_on(
-    device: str, operator: str, inputs: Sequence[Tensor], attributes: Mapping[str, int | float]
+    device: str,
+    operator: str,
+    inputs: Sequence[Tensor],
+    attributes: Mapping[str, int | float],
+    sm: int | None = None,
 ) -> dict[str, Tensor]:
-    """`run_interpreted`, or the same on the GPU; everything returned is on the CPU."""
+    """`run_interpreted`, or the same on the GPU with the tiles of `sm`; everything returned is on the CPU."""
     if device == "interpreter":
         return run_interpreted(operator, inputs, attributes)
-    return {name: x.cpu() for name, x in _run_operator(operator, [x.cuda() for x in inputs], attributes).items()}
+    on_gpu = [x.cuda() for x in inputs]
+    return {name: x.cpu() for name, x in _run_operator(operator, on_gpu, attributes, sm).items()}
+
+
+def call_interpreting(function: Callable[..., Returned], *arguments: object) -> Returned:
+    """Call a function of some module where Triton interprets; arguments and result are pickled."""
+    return _worker().submit(function, *arguments).result()
 
 
 @functools.cache
@@ -63,13 +76,15 @@ def _run(call: bytes) -> bytes:
     return pickle.dumps(_run_operator(*pickle.loads(call)))
 
 
-def _run_operator(operator: str, inputs: Sequence[Tensor], attributes: Mapping[str, int | float]) -> dict[str, Tensor]:
+def _run_operator(
+    operator: str, inputs: Sequence[Tensor], attributes: Mapping[str, int | float], sm: int | None = None
+) -> dict[str, Tensor]:
     from sala_export.ops.common.triton_run import run_kernels
     from sala_export.ops.kernel_sets import KERNEL_SETS
     from sala_export.ops.registry import CONTRACTS
 
     contract = next(c for c in CONTRACTS if c.name == operator)
-    return run_kernels(contract, KERNEL_SETS[operator], inputs, attributes, allocate=_poisoned)
+    return run_kernels(contract, KERNEL_SETS[operator], inputs, attributes, allocate=_poisoned, sm=sm)
 
 
 def _poisoned(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..common.any_size import any_size_kernel
 from .positions import clamped_past, complete_windows
 
 
@@ -46,7 +47,7 @@ def _compress(
         tl.store(compressed_ptr + to_row, mean.to(compressed_ptr.dtype.element_ty))
 
 
-@triton.jit
+@any_size_kernel
 def infllmv2_append_kernel(
     qkvg_ptr: tl.tensor,
     past_length_ptr: tl.tensor,

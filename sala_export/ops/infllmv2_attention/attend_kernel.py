@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..common.any_size import any_size_kernel
 from .positions import chosen_blocks, clamped_past, load_queries, log2_scale
 
 
@@ -40,7 +41,7 @@ def attend_tile(
     return larger, total, o
 
 
-@triton.jit
+@any_size_kernel
 def infllmv2_attend_kernel(
     qkvg_ptr: tl.tensor,
     past_length_ptr: tl.tensor,
@@ -124,7 +125,7 @@ def infllmv2_attend_kernel(
     tl.store(log_sum_ptr + to_log_sum, largest + tl.log2(total), mask=m_row & goes_on)
 
 
-@triton.jit
+@any_size_kernel
 def infllmv2_gather_kernel(
     qkvg_ptr: tl.tensor,
     past_length_ptr: tl.tensor,

@@ -6,14 +6,14 @@ and key head has ATTEND_SPLITS programs whatever the context, which share out th
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
+from ..common.any_size import any_size_kernel
 from .attend_kernel import attend_tile
 from .positions import chosen_blocks, clamped_past, load_queries, log2_scale, split_bounds
 
 
-@triton.jit
+@any_size_kernel
 def infllmv2_decode_attend_kernel(
     qkvg_ptr: tl.tensor,
     past_length_ptr: tl.tensor,
@@ -90,7 +90,7 @@ def infllmv2_decode_attend_kernel(
     tl.store(split_log_sum_ptr + to_row, largest + tl.log2(total))
 
 
-@triton.jit
+@any_size_kernel
 def infllmv2_decode_merge_kernel(
     qkvg_ptr: tl.tensor,
     split_output_ptr: tl.tensor,

@@ -7,15 +7,15 @@ best of all. Dense rows, and rows that may choose every candidate, leave the fir
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
+from ..common.any_size import any_size_kernel
 from .positions import chosen_blocks, clamped_past, complete_windows, load_queries, split_bounds
 from .select_kernel import best_candidates, log2_sum_exp
 from .top_blocks import block_keys, key_blocks, key_scores, limit_th_key
 
 
-@triton.jit
+@any_size_kernel
 def infllmv2_decode_normalise_kernel(
     qkvg_ptr: tl.tensor,
     past_length_ptr: tl.tensor,
@@ -62,7 +62,7 @@ def infllmv2_decode_normalise_kernel(
     tl.store(split_log_z_ptr + to_row, log_z)
 
 
-@triton.jit
+@any_size_kernel
 def infllmv2_decode_score_kernel(
     qkvg_ptr: tl.tensor,
     past_length_ptr: tl.tensor,
@@ -140,7 +140,7 @@ def infllmv2_decode_score_kernel(
     tl.store(split_blocks_ptr + to_slot, key_blocks(best))
 
 
-@triton.jit
+@any_size_kernel
 def infllmv2_decode_choose_kernel(
     past_length_ptr: tl.tensor,
     context_length_ptr: tl.tensor,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..common.any_size import any_size_kernel
 from .positions import chosen_blocks, clamped_past, complete_windows, load_queries, log2_scale
 from .top_blocks import NO_KEY, block_keys, empty_list, insert, key_blocks
 
@@ -104,7 +105,7 @@ def best_candidates(
     return best
 
 
-@triton.jit
+@any_size_kernel
 def infllmv2_select_kernel(
     qkvg_ptr: tl.tensor,
     past_length_ptr: tl.tensor,

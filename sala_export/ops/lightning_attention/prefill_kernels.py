@@ -9,16 +9,16 @@ tiles that are on their way: 61 KiB at D = 128 with two stages, 117 KiB with thr
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
+from ..common.any_size import any_size_kernel
 from . import tiles
 from .kernel_math import decay_slope, norm_and_rotate, packed, query_times_state, query_unit, segment_length
 
 _REACH = tl.constexpr(tiles.REACH)
 
 
-@triton.jit
+@any_size_kernel
 def lightning_carry_kernel(
     qkvz_ptr: tl.tensor,
     k_norm_ptr: tl.tensor,
@@ -81,7 +81,7 @@ def lightning_carry_kernel(
         tl.store(carry_ptr + second, state_2)
 
 
-@triton.jit
+@any_size_kernel
 def lightning_prefill_kernel(
     qkvz_ptr: tl.tensor,
     q_norm_ptr: tl.tensor,

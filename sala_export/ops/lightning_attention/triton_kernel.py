@@ -8,16 +8,16 @@ outputs pass through the workspace `o`, packed (`kernel_math.packed`), and their
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
+from ..common.any_size import any_size_kernel
 from ..common.launch import KernelSet, Launch, Product, Workspace
 from . import tiles
 from .kernel_math import decay_slope, norm_and_rotate, packed, unpacked
 from .prefill_kernels import lightning_carry_kernel, lightning_prefill_kernel
 
 
-@triton.jit
+@any_size_kernel
 def lightning_decode_kernel(
     qkvz_ptr: tl.tensor,
     q_norm_ptr: tl.tensor,
@@ -65,7 +65,7 @@ def lightning_decode_kernel(
     tl.store(o_ptr + batch * channels + head * head_dim + o_v, packed(o, squares, qkvz_ptr.dtype.element_ty))
 
 
-@triton.jit
+@any_size_kernel
 def lightning_output_kernel(
     qkvz_ptr: tl.tensor,
     o_norm_ptr: tl.tensor,

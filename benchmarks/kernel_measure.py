@@ -1,0 +1,148 @@
+"""One call of `benchmarks/kernels.py`: launches, operator and peer, timed and set beside the least that they take."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.kernel_cases import Case, make_inputs
+from benchmarks.kernel_peers import make_peer, peer_bytes, peer_name
+from benchmarks.kernel_timing import Step, Timer, Times, alternate
+from sala_export.engine.recipe import Recipe
+from sala_export.ops.common.cost import KernelCost
+from sala_export.ops.common.triton_run import bind_kernels
+from sala_export.specs import DType, format_bytes
+
+OPERATOR = "operator"
+"""Name of the row of all launches together, as a stream runs them."""
+OPERATOR_GRAPH = "operator in a CUDA graph"
+MARGIN_BYTES = 2 << 30
+"""Device memory that is left to torch, Triton and what runs beside."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One line of the results."""
+
+    case: str
+    dtype: str
+    what: str
+    """`OPERATOR`, `OPERATOR_GRAPH`, the name of a kernel, or that of the peer."""
+    seconds: float
+    """Median."""
+    spread: float
+    rounds: int
+    floor_seconds: float | None
+    """The least of any implementation at this GPU's rates; for an operator and its peer."""
+    roofline_seconds: float | None
+    """The least for what our launches move and compute."""
+
+    @property
+    def of_floor(self) -> float | None:
+        """1 is as fast as the GPU allows."""
+        return self.floor_seconds / self.seconds if self.floor_seconds else None
+
+    @property
+    def of_roofline(self) -> float | None:
+        return self.roofline_seconds / self.seconds if self.roofline_seconds else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """How to measure."""
+
+    rates: Recipe
+    rounds: int
+    budget_seconds: float
+    """For each comparison; long calls have fewer rounds."""
+    sm: int | None = None
+    """Architecture whose tiles and instructions are taken; None: of the GPU present."""
+
+
+def least_seconds(cost: KernelCost, rates: Recipe, dtype: DType) -> float:
+    """Time of what a launch moves and computes at a GPU's peak rates, both at once."""
+    precision = {DType.BFLOAT16: "bf16", DType.FLOAT16: "fp16"}[dtype]
+    operations = rates.peak_tera_operations_per_second[precision] * 1e12
+    return cost.seconds(rates.memory_gigabytes_per_second * 1e9, operations)
+
+
+def account(case: Case, dtype: DType) -> tuple[Sequence[KernelCost], KernelCost]:
+    """What each launch of one call moves and computes, and the least of any implementation."""
+    module = importlib.import_module(f"sala_export.ops.{case.operator}.cost")
+    sizes = {"batch": case.batch, "tokens": case.tokens, "past_length": case.past_length}
+    sizes["activation_bytes"] = dtype.bytes
+    return module.costs(case.attributes, **sizes), module.floor(case.attributes, **sizes)
+
+
+def missing_memory(case: Case, dtype: DType, free_bytes: int) -> str | None:
+    """Why a case does not fit the memory that is free, with sizes; None if it does."""
+    needed = case.bytes(dtype) + peer_bytes(case, dtype) + MARGIN_BYTES
+    if needed <= free_bytes:
+        return None
+    return f"needs {format_bytes(needed)} of device memory, {format_bytes(free_bytes)} are free"
+
+
+def measure(case: Case, dtype: DType, device: torch.device, timer: Timer, settings: Settings) -> list[Row]:
+    """Rows of one case: the operator beside its peer in turns, the operator in a CUDA graph, and each launch."""
+    inputs = make_inputs(case, getattr(torch, dtype.value), device)
+    call = bind_kernels(case.contract, case.kernel_set, inputs, case.attributes, sm=settings.sm)
+    peer = make_peer(case, inputs)
+    sides: dict[str, Sequence[Step]] = {
+        OPERATOR: [_repeated(call.run, case.calls)],
+        peer_name(case): [_repeated(peer, case.calls)],
+    }
+    for steps in sides.values():  # compiles, and lets fla choose its tiles
+        steps[0]()
+    sides[OPERATOR_GRAPH] = [_repeated(timer.captured(call.run), case.calls)]
+    if case.calls == 1:
+        sides["launches"] = [launch.run for launch in call.launches]
+    times = alternate(timer, sides, rounds=settings.rounds, budget_seconds=settings.budget_seconds)
+    names = [launch.launch.name for launch in call.launches]
+    return rows(case, dtype, times, names, settings.rates)
+
+
+def rows(
+    case: Case, dtype: DType, times: Mapping[str, Sequence[Times]], launches: Sequence[str], rates: Recipe
+) -> list[Row]:
+    """Times beside the floor and the roofline; `times["launches"]` has one entry for each of `launches`."""
+    costs, floor = account(case, dtype)
+    by_kernel = {cost.kernel: least_seconds(cost, rates, dtype) for cost in costs}
+    if list(by_kernel) != list(launches):
+        raise ValueError(f"{case.name}: cost.py accounts for {list(by_kernel)}, launched are {list(launches)}")
+
+    def row(what: str, found: Times, floor_seconds: float | None, roofline_seconds: float | None) -> Row:
+        return Row(
+            case=case.name,
+            dtype=dtype.value,
+            what=what,
+            seconds=found.median,
+            spread=found.spread,
+            rounds=len(found.seconds),
+            floor_seconds=floor_seconds,
+            roofline_seconds=roofline_seconds,
+        )
+
+    floor_seconds = case.calls * least_seconds(floor, rates, dtype)
+    roofline = case.calls * sum(by_kernel.values())
+    peer = peer_name(case)
+    # A dense peer computes something else, so that the floor of ours says nothing of it.
+    floors = {OPERATOR: floor_seconds, OPERATOR_GRAPH: floor_seconds}
+    found = [
+        row(what, times[what][0], floors.get(what), roofline if what in floors else None)
+        for what in (OPERATOR, OPERATOR_GRAPH, peer)
+    ]
+    of_launches = times.get("launches", ())
+    return found + [
+        row(name, one, None, by_kernel[name]) for name, one in zip(launches, of_launches, strict=False) if of_launches
+    ]
+
+
+def _repeated(step: Step, count: int) -> Step:
+    def run() -> None:
+        for _ in range(count):
+            step()
+
+    return run if count > 1 else step

@@ -1,0 +1,183 @@
+"""Calls of the InfLLMv2Attention kernels, judged by the reference in float64;
+for tests and `benchmarks/kernels.py`.
+
+B batch, T tokens of the chunk, N tokens in the cache after it, G key heads, R query heads per key head, D head dim.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from sala_export.ops.infllmv2_attention import reference
+
+from .oracles import SparseSizes
+from .sparse_calls import Cache, feed, int32, projections, windows
+from .triton_interpreter import UNWRITTEN, run_kernels_on
+
+MARGIN = 1e-4
+"""Relative margin at the cut above which fp32 must choose as exact arithmetic does."""
+FLOOR = 1e-5
+"""Error allowed beyond the roundings to X, of the largest value: fp32 sums in another order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One call: `tokens` new ones after `past` tokens of each batch row; `context` defaults to their sum."""
+
+    tokens: int
+    past: tuple[int, ...]
+    sizes: SparseSizes
+    context: tuple[int, ...] = ()
+    dtype: torch.dtype = torch.float32
+    seed: int = 0
+    ends: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ends", tuple(past + self.tokens for past in self.past))
+
+    @property
+    def contexts(self) -> tuple[int, ...]:
+        return self.context or self.ends
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A call and what the kernels made of it; caches are those after the call."""
+
+    case: Case
+    qkvg: Tensor
+    y: Tensor
+    cache: Cache
+    exact: Cache
+    """The caches after the reference, in float64."""
+    chosen: Tensor
+    """The workspace [B, G, T, chosen blocks]."""
+
+
+def run_kernels(
+    case: Case, sequences: Tensor | None = None, device: str = "interpreter", sm: int | None = None
+) -> Outcome:
+    """Fill the caches with the reference, then run the chunk with the kernels; `sequences` [B, N, width]."""
+    sizes = case.sizes
+    if sequences is None:
+        sequences = torch.stack(
+            [projections(max(case.ends), sizes, case.seed + b, case.dtype) for b in range(len(case.past))]
+        )
+    capacity = max(case.ends) + 7
+    rows = []
+    # Dense, and with one query head per key head, whatever the case says: only the caches are of interest.
+    caches_only = replace(sizes, num_heads=sizes.num_kv_heads, dense_len=capacity)
+    first_key = (sizes.num_heads - sizes.num_kv_heads) * sizes.head_dim
+    width = 4 * sizes.num_kv_heads * sizes.head_dim
+    for sequence, past in zip(sequences, case.past, strict=True):
+        narrow = sequence[:, first_key : first_key + width]
+        empty = Cache.empty(1, capacity, sizes, case.dtype)
+        rows.append(feed(narrow, [past], caches_only, capacity)[1] if past else empty)
+    before = [torch.cat(parts) for parts in zip(*(row.tensors() for row in rows), strict=True)]
+    qkvg = torch.stack([s[past:end] for s, past, end in zip(sequences, case.past, case.ends, strict=True)])
+    lengths = int32(case.past), int32(case.contexts)
+    exact = [cache.double() for cache in before]
+    reference.infllmv2_attention(qkvg.double(), *lengths, *exact, **asdict(sizes))
+    result = run_kernels_on(device, "infllmv2_attention", [qkvg, *lengths, *before], asdict(sizes), sm)
+    after = [result[f"{name}_cache_out"] for name in ("k", "v", "k1", "k2")]
+    named = [dict(zip(("k", "v", "k1", "k2"), caches, strict=True)) for caches in (after, exact)]
+    return Outcome(
+        case=case, qkvg=qkvg, y=result["y"], cache=Cache(**named[0]), exact=Cache(**named[1]), chosen=result["chosen"]
+    )
+
+
+def heads_of(outcome: Outcome, row: int) -> tuple[Tensor, Tensor]:
+    """Queries and gates of a batch row in float64, [G, R, T, D]."""
+    sizes = outcome.case.sizes
+    x = outcome.qkvg[row].double()
+    group = sizes.num_heads // sizes.num_kv_heads
+    ends = x[:, : sizes.num_heads * sizes.head_dim], x[:, -sizes.num_heads * sizes.head_dim :]
+    q, gate = (part.view(len(x), sizes.num_kv_heads, group, sizes.head_dim).permute(1, 2, 0, 3) for part in ends)
+    return q, gate
+
+
+def assert_caches(outcome: Outcome, row: int) -> None:
+    """Appended rows are copies, complete windows are means rounded once, and nothing else was written."""
+    sizes, end = outcome.case.sizes, outcome.case.ends[row]
+    cache, exact = outcome.cache, outcome.exact
+    for ours, theirs in ((cache.k, exact.k), (cache.v, exact.v)):
+        assert torch.equal(ours[row, :, :end].double(), theirs[row, :, :end])
+        assert ours[row, :, end:].isnan().all()
+    for ours, theirs, factor in ((cache.k1, exact.k1, 1), (cache.k2, exact.k2, 4)):
+        count = windows(end, factor * sizes.kernel_size, factor * sizes.kernel_stride)
+        assert_within(ours[row, :, :count], theirs[row, :, :count], torch.finfo(ours.dtype).eps / 2)
+        assert ours[row, :, count:].isnan().all()
+
+
+def assert_within(actual: Tensor, exact: Tensor, rounding: float) -> None:
+    if exact.numel():
+        limit = (rounding + FLOOR) * float(exact.abs().max())
+        assert float((actual.double() - exact).abs().max()) <= limit
+
+
+def taken_mask(outcome: Outcome, row: int) -> Tensor:
+    """bool [G, T, blocks]: forced ones and those of the workspace, where none is forced, twice, or after -1."""
+    case, sizes = outcome.case, outcome.case.sizes
+    chosen = outcome.chosen[row].long()
+    limit = sizes.topk - 1 - sizes.init_blocks
+    assert chosen.shape[-1] == max(limit, 1)
+    blocks = -(-case.ends[row] // sizes.block_size)
+    block = torch.arange(blocks)
+    own = torch.arange(case.past[row], case.ends[row])[:, None] // sizes.block_size
+    forced = ((block < sizes.init_blocks) | (block >= own - sizes.window_size // sizes.block_size)) & (block <= own)
+    forced = forced.expand(sizes.num_kv_heads, -1, -1)
+    if limit == 0:
+        return forced
+    assert (chosen >= -1).all()
+    assert ((chosen[..., 1:] == -1) | (chosen[..., :-1] >= 0)).all(), "-1 before a block"
+    counts = torch.zeros(*chosen.shape[:-1], blocks + 1, dtype=torch.int64)
+    counts.scatter_add_(-1, chosen + 1, torch.ones_like(chosen))
+    assert (counts[..., 1:] + forced).max() == 1
+    return (counts[..., 1:] == 1) | forced
+
+
+def blocks_of(outcome: Outcome) -> list[list[list[int]]]:
+    """Taken blocks of the first batch row, by key head and token."""
+    return [[token.nonzero().flatten().tolist() for token in head] for head in taken_mask(outcome, 0)]
+
+
+def assert_selection(outcome: Outcome, row: int) -> int:
+    """The blocks are the reference's wherever rounding cannot change them; returns how many rows had a tie at the cut.
+
+    The reference gets the kernels' own k1 and k2, so that only the selection is compared.
+    """
+    case, sizes = outcome.case, outcome.case.sizes
+    names = ("scale", "kernel_size", "kernel_stride", "block_size", "topk", "window_size", "init_blocks")
+    positions = torch.arange(case.past[row], case.ends[row])
+    q, _ = heads_of(outcome, row)
+    k1, k2 = outcome.cache.k1[row].double(), outcome.cache.k2[row].double()
+    selection = reference.select_blocks(q, k1, k2, positions, **{name: asdict(sizes)[name] for name in names})
+    ours = taken_mask(outcome, row)
+    last_taken = selection.score.masked_fill(~selection.taken, math.inf).amin(-1)
+    first_refused = selection.score.masked_fill(selection.taken, -math.inf).amax(-1)
+    is_tie = last_taken == first_refused
+    is_sure = is_tie | ((last_taken - first_refused) > MARGIN * last_taken) | (last_taken == math.inf)
+    assert is_sure.double().mean() >= 0.95, "these inputs do not test the selection"
+    assert torch.equal(ours[is_sure], selection.taken[is_sure])
+    return int(is_tie.sum())
+
+
+def assert_output(outcome: Outcome, row: int) -> None:
+    """y is the gated attention over the blocks that the kernels took, to one rounding of the weights and one of y."""
+    case, sizes, end = outcome.case, outcome.case.sizes, outcome.case.ends[row]
+    positions = torch.arange(case.past[row], end)
+    allowed = (torch.arange(end) <= positions[:, None])[None]
+    if case.contexts[row] >= sizes.dense_len:
+        allowed = allowed & taken_mask(outcome, row).repeat_interleave(sizes.block_size, dim=-1)[..., :end]
+    else:
+        assert (outcome.chosen[row] == UNWRITTEN).all()
+    q, gate = heads_of(outcome, row)
+    k, v = (cache[row, :, None, :end].double() for cache in (outcome.cache.k, outcome.cache.v))
+    logits = (sizes.scale * q @ k.transpose(-1, -2)).masked_fill(~allowed[:, None], -math.inf)
+    o = (logits.softmax(-1) @ v) * gate.sigmoid()
+    exact = o.permute(2, 0, 1, 3).reshape(case.tokens, -1)
+    assert_within(outcome.y[row], exact, 2 * torch.finfo(outcome.y.dtype).eps)
