@@ -52,7 +52,7 @@ def _architecture(gpu: str) -> int:
 
 def describe(report: KernelReport) -> dict[str, Any]:
     """All that is known of one cubin, as plain JSON values."""
-    shipped, facts, least = report.shipped, report.facts, report.least_tensor_core_instructions
+    shipped, facts = report.shipped, report.facts
     return {
         "operator": shipped.operator,
         "kernel": shipped.kernel,
@@ -70,7 +70,7 @@ def describe(report: KernelReport) -> dict[str, Any]:
         "blocks_per_multiprocessor": report.blocks,
         "occupancy": report.occupancy,
         "main_loop_tensor_core_instructions": facts.tensor_core_instructions,
-        "least_main_loop_tensor_core_instructions": None if least is None else float(least),
+        "expected_main_loop_tensor_core_instructions": report.expected_tensor_core_instructions,
         "uses_warp_groups": facts.uses_warp_groups,
     }
 
@@ -80,11 +80,11 @@ def _print_table(reports: tuple[KernelReport, ...]) -> None:
     console = Console(highlight=False, width=None if Console().is_terminal else 200)
     table = Table(
         *("kernel", "SM", "type", "for", "threads", "registers", "spills", "stack", "shared", "blocks", "occupancy"),
-        *("MMA in the loop", "at least"),
+        *("MMA in the loop", "expected"),
         box=None,
     )
     for report in reports:
-        shipped, facts, least = report.shipped, report.facts, report.least_tensor_core_instructions
+        shipped, facts = report.shipped, report.facts
         variants = ["; ".join(f"{name} {value}" for name, value in variant.items()) for variant in shipped.variants]
         table.add_row(
             shipped.kernel,
@@ -99,6 +99,6 @@ def _print_table(reports: tuple[KernelReport, ...]) -> None:
             str(report.blocks),
             f"{100 * report.occupancy:.0f} %",
             str(facts.tensor_core_instructions or "-") + (" (warp groups)" if facts.uses_warp_groups else ""),
-            "-" if least is None else f"{float(least):g}",
+            str(report.expected_tensor_core_instructions or "-"),
         )
     console.print(table)

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from fractions import Fraction
 
 from .cubin import CubinFacts, read_cubin
 from .occupancy import MULTIPROCESSORS, SHARED_RESERVED_PER_BLOCK, blocks_per_multiprocessor
-from .shipped import MainLoopProduct, ShippedKernel
-
-_MMA_M, _MMA_N, _MMA_K = 16, 8, 16
-"""`HMMA.16816`: rows, columns and depth of one instruction of 16-bit operands."""
+from .shipped import ShippedKernel
+from .tensor_cores import instructions_per_warp
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,26 +37,16 @@ class KernelReport:
         return self.warps / MULTIPROCESSORS[self.shipped.sm].warps
 
     @property
-    def least_tensor_core_instructions(self) -> Fraction | None:
-        """Per warp and turn of the main loop if its products are shared out evenly; None where nothing is stated.
-
-        More are there where a product has fewer tiles than the block has warps, so that some compute the same.
-        """
-        if not self.shipped.main_loop or self.facts.uses_warp_groups:
-            return None
-        return sum(map(_instructions, self.shipped.main_loop), Fraction()) / (self.shipped.threads // 32)
+    def expected_tensor_core_instructions(self) -> int:
+        """Per warp and turn of the main loop, in closed form; 0 for a kernel without tensor-core products."""
+        warps = self.shipped.threads // 32
+        return instructions_per_warp(self.shipped.main_loop, warps=warps, sm=self.shipped.sm)
 
 
 def _shared_bytes(kernel: ShippedKernel, facts: CubinFacts) -> int:
     # From 9.0 on the tool adds what the system reserves in each block that has shared memory; limits are without it.
     reserved = SHARED_RESERVED_PER_BLOCK if kernel.sm >= 90 and kernel.dynamic_shared_bytes else 0
     return facts.static_shared_bytes - reserved + kernel.dynamic_shared_bytes
-
-
-def _instructions(product: MainLoopProduct) -> Fraction:
-    if product.operand != "X":
-        return Fraction()
-    return Fraction(-(-product.m // _MMA_M) * -(-product.n // _MMA_N) * -(-product.k // _MMA_K))
 
 
 def report_kernels(kernels: Sequence[ShippedKernel]) -> tuple[KernelReport, ...]:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-from fractions import Fraction
 
 import pytest
 
 from sala_export.cli.app import run
 from sala_export.errors import BuildError
-from sala_export.kernel_report.cubin import CubinFacts, _instructions, _loops, read_cubin
+from sala_export.kernel_report.cubin import _instructions, _loops, read_cubin
 from sala_export.kernel_report.occupancy import MULTIPROCESSORS, blocks_per_multiprocessor
 from sala_export.kernel_report.report import KernelReport, report_kernels
-from sala_export.kernel_report.shipped import MainLoopProduct, ShippedKernel, shipped_kernels
+from sala_export.kernel_report.shipped import MainLoopProduct, shipped_kernels
+from sala_export.kernel_report.tensor_cores import instructions_per_warp
 from sala_export.native_libraries import onnxruntime_operators, plugin_library
 from sala_export.ops.common.targets import AOT_ARCHITECTURES
 from sala_export.ops.kernel_sets import KERNEL_SETS
 
 SHIPPED = shipped_kernels(plugin_library())
-MOST_REPEATED = Fraction(5, 4)
-"""Of tensor-core instructions: products of a tile smaller than a block's warps are computed by several of them."""
 
 
 @pytest.fixture(scope="module")
@@ -65,17 +63,26 @@ def test_every_block_fits_its_multiprocessor(reports: tuple[KernelReport, ...]) 
         assert 0 < report.occupancy <= 1
 
 
-def test_main_loops_have_the_tensor_core_instructions_that_their_products_need(
+def test_main_loops_have_exactly_the_tensor_core_instructions_of_their_products(
     reports: tuple[KernelReport, ...],
 ) -> None:
-    checked = 0
-    for report in reports:
-        least = report.least_tensor_core_instructions
-        if least:
-            checked += 1
-            found = report.facts.tensor_core_instructions
-            assert least <= found <= MOST_REPEATED * least, (report.shipped.kernel, report.shipped.sm, found, least)
-    assert checked > 20
+    wrong = [
+        (report.shipped.kernel, report.shipped.sm, report.shipped.constants, found, expected)
+        for report in reports
+        if (found := report.facts.tensor_core_instructions) != (expected := report.expected_tensor_core_instructions)
+    ]
+    assert wrong == []
+    with_products = {report.shipped.kernel for report in reports if report.expected_tensor_core_instructions}
+    assert with_products == {
+        "infllmv2_attend_kernel",
+        "infllmv2_decode_attend_kernel",
+        "infllmv2_decode_normalise_kernel",
+        "infllmv2_decode_score_kernel",
+        "infllmv2_gather_kernel",
+        "infllmv2_select_kernel",
+        "lightning_carry_kernel",
+        "lightning_prefill_kernel",
+    }
 
 
 @pytest.mark.parametrize(
@@ -103,35 +110,27 @@ def test_every_architecture_has_its_limits() -> None:
         assert architecture.shared_limit_bytes == MULTIPROCESSORS[sm].shared_bytes - 1024
 
 
-def test_least_count_follows_from_the_sizes() -> None:
-    kernel = ShippedKernel(
-        operator="o",
-        kernel="k",
-        sm=86,
-        sequences=("prefill",),
-        activations=("bfloat16",),
-        variants=({},),
-        constants={},
-        num_stages=1,
-        threads=128,
-        dynamic_shared_bytes=0,
-        main_loop=(
-            MainLoopProduct(m=32, n=64, k=32, operand="X"),
-            MainLoopProduct(m=17, n=8, k=16, operand="X"),
-            MainLoopProduct(m=64, n=64, k=64, operand="float32"),
-        ),
-        cubin=b"",
-    )
-    facts = CubinFacts(
-        registers=1,
-        stack_bytes=0,
-        static_shared_bytes=0,
-        spill_instructions=0,
-        tensor_core_instructions=0,
-        uses_warp_groups=False,
-    )
-    report = KernelReport(shipped=kernel, facts=facts, blocks=1)
-    assert report.least_tensor_core_instructions == Fraction(2 * 8 * 2 + 2 * 1 * 1, 4)
+@pytest.mark.parametrize(
+    ("products", "warps", "sm", "count"),
+    [
+        # Counted by hand: tiles of 16 x 8, 16 deep.
+        ([(16, 8, 16)], 1, 86, 1),
+        ([(32, 64, 32)], 4, 86, 2 * 2 * 2),
+        ([(128, 64, 128), (128, 128, 64)], 8, 120, 8 * 8 + 16 * 4),
+        # 32 columns are 4 tiles for 8 warps on columns: each tile is computed twice.
+        ([(32, 128, 64), (32, 32, 64)], 8, 86, 2 * 2 * 4 + 2 * 1 * 4),
+        ([(17, 8, 16)], 1, 86, 2),
+        # Two groups of 64 rows; one of 64 rows whose 128 columns two groups share; too few rows for a group.
+        ([(128, 64, 128)], 8, 90, 8),
+        ([(64, 128, 32)], 8, 90, 2),
+        ([(32, 128, 64)], 8, 90, 2 * 2 * 4),
+        ([], 4, 86, 0),
+    ],
+)
+def test_count_follows_from_the_sizes(products: list[tuple[int, int, int]], warps: int, sm: int, count: int) -> None:
+    main_loop = [MainLoopProduct(m=m, n=n, k=k, operand="X") for m, n, k in products]
+    without_tensor_cores = MainLoopProduct(m=64, n=64, k=64, operand="float32")
+    assert instructions_per_warp([without_tensor_cores, *main_loop], warps=warps, sm=sm) == count
 
 
 ASSEMBLY = """

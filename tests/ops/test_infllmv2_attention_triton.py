@@ -38,10 +38,15 @@ SMALL = replace(BASE, num_heads=6, kernel_size=16, kernel_stride=8, block_size=3
 
 CASES = {
     # Position 1151 ends a block, a k1 and a k2 window.
-    "decode_sparse": Case(tokens=1, past=(1151, 700), sizes=BASE),
+    "decode_sparse": Case(tokens=1, past=(1151, 700), sizes=replace(BASE, head_dim=128)),
     "decode_dense": Case(tokens=1, past=(0, 300), dtype=torch.bfloat16, sizes=replace(BASE, head_dim=64, num_heads=16)),
     "decode_mixed": Case(tokens=1, past=(1024, 300), dtype=torch.float16, sizes=replace(BASE, head_dim=128)),
-    "sparse_beside_dense": Case(tokens=100, past=(1000, 37), sizes=replace(BASE, num_heads=16, num_kv_heads=1)),
+    "sparse_beside_dense": Case(
+        tokens=100,
+        past=(1000, 37),
+        sizes=replace(BASE, head_dim=128, num_heads=16, num_kv_heads=1),
+        dtype=torch.float16,
+    ),
     "sparse_by_later_tokens": Case(
         tokens=257, past=(0, 300), context=(257, 558), sizes=replace(BASE, num_heads=4, num_kv_heads=1)
     ),
@@ -51,7 +56,7 @@ CASES = {
     "ragged_tile": Case(tokens=15, past=(1009, 1393), dtype=torch.bfloat16, sizes=replace(BASE, head_dim=64)),
     "small_blocks_and_groups": Case(tokens=33, past=(500, 3), sizes=SMALL),
     "blocks_of_several_tiles": Case(
-        tokens=15, past=(1100, 77), sizes=replace(SMALL, block_size=128, window_size=128, topk=2)
+        tokens=15, past=(1100, 77), sizes=replace(SMALL, head_dim=64, block_size=128, window_size=128, topk=2)
     ),
     "two_tiles_of_blocks": Case(
         tokens=9,
@@ -60,6 +65,9 @@ CASES = {
         dtype=torch.bfloat16,
     ),
     "own_block_only": Case(tokens=20, past=(300, 0), sizes=replace(SMALL, topk=1, window_size=0, init_blocks=0)),
+    # Three initial blocks and the window of two before the own one: apart, touching and overlapping.
+    "initial_meets_window": Case(tokens=100, past=(90, 0), sizes=replace(SMALL, init_blocks=3)),
+    "decode_initial_meets_window": Case(tokens=1, past=(130, 10), sizes=replace(SMALL, init_blocks=3)),
 }
 
 
@@ -81,26 +89,48 @@ def test_ties_between_neighbours_that_share_a_compressed_key_go_to_the_lower_blo
     assert assert_selection(outcome, 0) >= 4
 
 
-def test_equal_keys_take_the_lowest_blocks() -> None:
+@pytest.mark.parametrize("tokens", [3, 1])
+def test_equal_keys_take_the_lowest_blocks(tokens: int) -> None:
     sizes = replace(BASE, topk=4, window_size=64)
     sequence = projections(900, sizes, seed=3)
     keys = slice(sizes.num_heads * sizes.head_dim, (sizes.num_heads + sizes.num_kv_heads) * sizes.head_dim)
     sequence[:, keys] = sequence[0, keys]
-    outcome = run_kernels(Case(tokens=3, past=(897,), sizes=sizes), sequence[None])
-    assert blocks_of(outcome) == [[[0, 1, 2, 13, 14]] * 3] * 2
+    outcome = run_kernels(Case(tokens=tokens, past=(900 - tokens,), sizes=sizes), sequence[None])
+    assert blocks_of(outcome) == [[[0, 1, 2, 13, 14]] * tokens] * 2
 
 
-def test_scores_beyond_the_largest_float_tie_and_take_the_lower_block() -> None:
+@pytest.mark.parametrize("tokens", [2, 1])
+def test_scores_beyond_the_largest_float_tie_and_take_the_lower_block(tokens: int) -> None:
     # 32 equal keys fill a k1 window and a quarter of a k2 window: exp(a - m) overflows for two blocks, 3 and 6.
     sizes = replace(BASE, num_heads=16, num_kv_heads=1, topk=2, window_size=64, dense_len=-1)
     sequence = torch.zeros(700, 2 * 17 * 32)
     sequence[:, : 16 * 32] = 1.0
     for start, value in ((208, 30.0), (400, 40.0)):
         sequence[start : start + 32, 16 * 32 : 17 * 32] = value
-    outcome = run_kernels(Case(tokens=1, past=(699,), sizes=sizes), sequence[None])
-    assert blocks_of(outcome) == [[[0, 9, 10]]]
-    wider = run_kernels(Case(tokens=1, past=(699,), sizes=replace(sizes, topk=3)), sequence[None])
-    assert blocks_of(wider) == [[[0, 3, 9, 10]]]
+    case = Case(tokens=tokens, past=(700 - tokens,), sizes=sizes)
+    assert blocks_of(run_kernels(case, sequence[None])) == [[[0, 9, 10]] * tokens]
+    wider = run_kernels(replace(case, sizes=replace(sizes, topk=3)), sequence[None])
+    assert blocks_of(wider) == [[[0, 3, 9, 10]] * tokens]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("tokens", [15, 1])
+@pytest.mark.parametrize("dense_len", [-1, 4096], ids=["sparse", "dense"])
+def test_float16_products_and_sums_beyond_its_range_match_reference(tokens: int, dense_len: int, device: str) -> None:
+    """q k and the sums of 128 keys exceed 65504; the logits do not, for the scale is small."""
+    sizes = replace(BASE, num_heads=16, num_kv_heads=1, scale=BASE.scale / 1e4, topk=3, window_size=64)
+    sequence = projections(900, sizes, seed=5)
+    q, k = sequence[:, : 16 * 32], sequence[:, 16 * 32 : 17 * 32]
+    q *= 10
+    k *= 1000
+    assert (q[:, :32] * k).sum(-1).abs().max() > 65504
+    assert k.unfold(0, 128, 64).sum(-1).abs().max() > 65504
+    case = Case(tokens=tokens, past=(900 - tokens,), sizes=replace(sizes, dense_len=dense_len), dtype=torch.float16)
+    outcome = run_kernels(case, sequence[None].half(), device=device)
+    assert_caches(outcome, 0)
+    assert_output(outcome, 0)
+    if dense_len < 0:
+        assert_selection(outcome, 0)
 
 
 def test_groups_wider_than_a_tile_are_refused() -> None:

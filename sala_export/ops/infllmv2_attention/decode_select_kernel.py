@@ -12,7 +12,7 @@ import triton.language as tl
 from ..common.any_size import any_size_kernel
 from .positions import chosen_blocks, clamped_past, complete_windows, load_queries, split_bounds
 from .select_kernel import best_candidates, log2_sum_exp
-from .top_blocks import block_keys, key_blocks, key_scores, limit_th_key
+from .top_blocks import is_among_best, key_blocks, key_scores
 
 
 @any_size_kernel
@@ -172,8 +172,7 @@ def infllmv2_decode_choose_kernel(
         o_all = tl.arange(0, SELECT_SPLITS * SLOTS)
         block = tl.load(split_blocks_ptr + head * SELECT_SPLITS * SLOTS + o_all)
         score = tl.load(split_scores_ptr + head * SELECT_SPLITS * SLOTS + o_all)
-        keys = tl.where(block >= 0, block_keys(score, block), -1)
-        is_chosen = (keys >= 0) & (keys >= limit_th_key(keys, limit))
+        is_chosen = is_among_best(score, block, limit)
         place = tl.cumsum(is_chosen.to(tl.int32), 0) - 1
         tl.store(chosen_ptr + place, block, mask=is_chosen & (place < limit))
     else:

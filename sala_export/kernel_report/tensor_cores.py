@@ -1,0 +1,43 @@
+"""Tensor-core instructions of a main loop in closed form: what a compiler must emit for the products that are stated.
+
+Triton gives all warps of a block to one axis of a loop's products: to rows if the first has as many rows as columns, to
+columns if it has fewer. A product with fewer tiles along that axis than there are warps is computed by several of them
+alike. On SM90, products of 64 rows or more go to groups of four warps: to rows as far as they reach, then to columns.
+
+Seen with Triton 3.9.0; `tests/kernel_report/` compares every shipped cubin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .shipped import MainLoopProduct
+
+_MMA_M, _MMA_N, _MMA_K = 16, 8, 16
+"""`HMMA.16816`: rows, columns and depth of one instruction of 16-bit operands."""
+_GROUP_M, _GROUP_N = 64, 256
+"""`HGMMA`: rows, and most columns, of one instruction of a warp group; its depth is that of `HMMA`."""
+_GROUP_WARPS = 4
+
+
+def instructions_per_warp(main_loop: Sequence[MainLoopProduct], *, warps: int, sm: int) -> int:
+    """`HMMA` and `HGMMA` that each warp issues in one turn of a loop; 0 without products of 16-bit operands."""
+    products = [product for product in main_loop if product.operand == "X"]
+    if not products:
+        return 0
+    first = products[0]
+    rows, columns = (warps, 1) if first.m >= first.n else (1, warps)
+    count = 0
+    for product in products:
+        depth = _tiles(product.k, _MMA_K)
+        if sm == 90 and product.m >= _GROUP_M and warps >= _GROUP_WARPS:
+            groups = warps // _GROUP_WARPS
+            on_rows = min(groups, product.m // _GROUP_M)
+            count += _tiles(product.m, _GROUP_M * on_rows) * _tiles(product.n * on_rows, _GROUP_N * groups) * depth
+        else:
+            count += _tiles(product.m, _MMA_M * rows) * _tiles(product.n, _MMA_N * columns) * depth
+    return count
+
+
+def _tiles(extent: int, tile: int) -> int:
+    return -(-extent // tile)
