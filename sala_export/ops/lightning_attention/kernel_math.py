@@ -54,7 +54,7 @@ def norm_and_rotate(
     x_row_ptr = x_ptr + o_row[:, None].to(tl.int64) * row_stride + o_d[None, :]
     first = tl.load(x_row_ptr, mask=m_row[:, None], other=0.0).to(tl.float32)
     second = tl.load(x_row_ptr + head_dim // 2, mask=m_row[:, None], other=0.0).to(tl.float32)
-    mean_square = (tl.sum(first * first, axis=1) + tl.sum(second * second, axis=1)) / head_dim
+    mean_square = tl.sum(first * first + second * second, axis=1) / head_dim
     # With eps = 0 a row of zeros would turn into NaN, and masked rows must stay zero.
     inverse = tl.rsqrt(tl.where(m_row, mean_square + eps, 1.0))[:, None]
     first = first * inverse * tl.load(norm_ptr + o_d).to(tl.float32)[None, :]
