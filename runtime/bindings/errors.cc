@@ -31,6 +31,8 @@ const char* exception_name(ErrorCode code) {
       return "StateError";
     case ErrorCode::kLibraryMissing:
     case ErrorCode::kLibraryUnusable:
+    case ErrorCode::kDeviceMissing:
+    case ErrorCode::kDeviceUnsuitable:
       return "UnsupportedError";
     case ErrorCode::kOutOfMemory:
     case ErrorCode::kEngineFailed:

@@ -106,8 +106,8 @@ ModelConfig config_of(const Field& model) {
 void read_graph(const Field& graph, Manifest& manifest) {
   graph.allow_only({"file", "inputs", "outputs", "operators", "weights_included", "weights", "cpu"});
   path_of(graph["file"]);
-  tensors_of(graph["inputs"]);
-  tensors_of(graph["outputs"]);
+  manifest.inputs = tensors_of(graph["inputs"]);
+  manifest.outputs = tensors_of(graph["outputs"]);
   for (const Field& node : graph["operators"].elements()) {
     node.allow_only({"layer", "type", "node"});
     node["layer"].integer(0);
@@ -166,19 +166,27 @@ std::vector<ShardEntry> shards_of(const Field& field, int64_t layers) {
   return result;
 }
 
+std::map<std::string, ProfileRanges, std::less<>> profiles_of(const Field& field) {
+  std::map<std::string, ProfileRanges, std::less<>> result;
+  for (const auto& [profile, symbols] : field.members()) {
+    ProfileRanges& ranges = result[profile];
+    for (const auto& [symbol, range] : symbols.members()) {
+      range.allow_only({"min", "opt", "max"});
+      range["opt"].integer(0);
+      ranges[symbol] = {range["min"].integer(0), range["max"].integer(0)};
+    }
+  }
+  return result;
+}
+
 EngineEntry engine_of(const Field& engine, int64_t layers) {
   engine.allow_only({"shards", "gpu", "gpu_name", "compute_capability", "tensorrt_flavour", "tensorrt_version",
                      "plugin_library_sha256", "profiles", "device_memory_bytes"});
-  for (const char* name : {"gpu", "plugin_library_sha256"}) engine[name].string();
-  for (const auto& [profile, symbols] : engine["profiles"].members()) {
-    for (const auto& [symbol, range] : symbols.members()) {
-      range.allow_only({"min", "opt", "max"});
-      for (const char* name : {"min", "opt", "max"}) range[name].integer(0);
-    }
-  }
+  engine["gpu"].string();
   for (const auto& [part, bytes] : engine["device_memory_bytes"].members()) bytes.integer(0);
   return {shards_of(engine["shards"], layers), engine["gpu_name"].string(), engine["compute_capability"].string(),
-          engine["tensorrt_flavour"].string(), engine["tensorrt_version"].string()};
+          engine["tensorrt_flavour"].string(), engine["tensorrt_version"].string(),
+          engine["plugin_library_sha256"].string(), profiles_of(engine["profiles"])};
 }
 
 /// Files that a graph needs must be listed, and parts lie inside them.

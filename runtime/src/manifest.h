@@ -53,18 +53,30 @@ struct ShardEntry {
   bool plugin_library_serialized = false;
 };
 
+/// What an optimisation profile allows a symbolic dimension.
+struct Range {
+  int64_t min = 0;
+  int64_t max = 0;
+};
+
+using ProfileRanges = std::map<std::string, Range, std::less<>>;  // by symbol
+
 struct EngineEntry {
   std::vector<ShardEntry> shards;  // in order of layers, at least one
   std::string gpu_name;
   std::string compute_capability;
   std::string tensorrt_flavour;
   std::string tensorrt_version;
+  std::string plugin_library_sha256;
+  std::map<std::string, ProfileRanges, std::less<>> profiles;  // by name
 };
 
 struct Manifest {
   ModelConfig config;
   std::string precision;
   bool weights_included = false;
+  std::vector<TensorSpec> inputs;  // of the whole step, which the engine's shards have together
+  std::vector<TensorSpec> outputs;
   CpuGraph cpu;
   EngineEntry engine;
   std::vector<FileEntry> files;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 
 #include "sala/engine.h"
 #include "sala/model.h"
@@ -14,6 +15,7 @@ struct ModelData {
   ModelConfig config;
   std::shared_ptr<const Engine> engine;
   StepInterface step;
+  std::string runtime_reason;  // Model::runtime_reason
 };
 
 }  // namespace sala

@@ -17,6 +17,20 @@ Expected<int64_t> chosen(std::optional<int64_t> wanted, int64_t otherwise, int64
   return value;
 }
 
+/// Bytes of all caches for a context; -1 if they exceed the address space.
+int64_t cache_bytes(const ModelData& model, int64_t max_context) {
+  const SymbolSizes sizes = cache_sizes(model.config, std::max(max_context, model.engine->limits().least_capacity));
+  int64_t total = 0;
+  for (const CacheSpec& spec : model.step.caches) {
+    const int64_t elements = elements_of(spec.past.bound(sizes));
+    if (elements < 0 || elements > (INT64_MAX - total) / bytes_of(spec.past.dtype)) return -1;
+    total += elements * bytes_of(spec.past.dtype);
+  }
+  return total;
+}
+
+std::string mebibytes(int64_t bytes) { return std::to_string((bytes >> 20) + (bytes % (1 << 20) != 0)) + " MiB"; }
+
 }  // namespace
 
 Expected<std::unique_ptr<SessionCore>> SessionCore::create(std::shared_ptr<const ModelData> model,
@@ -34,8 +48,32 @@ Expected<std::unique_ptr<SessionCore>> SessionCore::create(std::shared_ptr<const
   return core;
 }
 
+Status SessionCore::check_room() const {
+  const auto free = model_->engine->free_cache_bytes();
+  if (!free) return free.error();
+  if (!*free) return success();
+  const int64_t needed = cache_bytes(*model_, max_context_);
+  if (needed >= 0 && needed <= **free) return success();
+  int64_t fits = 0;
+  for (int64_t low = 1, high = max_context_ - 1; low <= high;) {
+    const int64_t middle = low + (high - low) / 2;
+    const int64_t bytes = cache_bytes(*model_, middle);
+    const bool enough = bytes >= 0 && bytes <= **free;
+    if (enough) fits = middle;
+    (enough ? low : high) = enough ? middle + 1 : middle - 1;
+  }
+  const std::string advice = fits > 0 ? "choose max_context " + std::to_string(fits) + " or less"
+                                      : "no context fits; end other programs on the GPU, or build the bundle with a "
+                                        "smaller --prefill-chunk";
+  return error(ErrorCode::kOutOfMemory, "the caches of a session of ", max_context_, " tokens take ",
+               mebibytes(needed), ", ", mebibytes(**free), " are free beside the engine, ", mebibytes(needed - **free),
+               " too few: ", advice);
+}
+
 Status SessionCore::allocate() {
-  const SymbolSizes sizes = cache_sizes(model_->config, max_context_);
+  SALA_RETURN_IF_ERROR(check_room());
+  const SymbolSizes sizes =
+      cache_sizes(model_->config, std::max(max_context_, model_->engine->limits().least_capacity));
   std::vector<CacheBinding> bindings;
   for (const CacheSpec& spec : model_->step.caches) {
     const Shape shape = spec.past.bound(sizes);

@@ -63,6 +63,8 @@ class SessionCore {
   SessionCore(std::shared_ptr<const ModelData> model, int64_t max_context, int64_t chunk_tokens)
       : model_(std::move(model)), max_context_(max_context), chunk_tokens_(chunk_tokens) {}
   Status allocate();
+  /// kOutOfMemory with the largest max_context that would do, where the engine knows its room beforehand.
+  Status check_room() const;
 
   std::shared_ptr<const ModelData> model_;
   int64_t max_context_;

@@ -42,6 +42,10 @@ std::string_view name_of(ErrorCode code) {
       return "LibraryUnusable";
     case ErrorCode::kOutOfMemory:
       return "OutOfMemory";
+    case ErrorCode::kDeviceMissing:
+      return "DeviceMissing";
+    case ErrorCode::kDeviceUnsuitable:
+      return "DeviceUnsuitable";
     case ErrorCode::kEngineFailed:
       return "EngineFailed";
     case ErrorCode::kSessionPoisoned:

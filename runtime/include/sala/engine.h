@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -77,6 +78,7 @@ struct EngineLimits {
   int64_t max_context = 0;           // tokens that caches can hold at most
   int64_t max_chunk_tokens = 0;      // tokens of one step of the prefill profile
   int64_t default_chunk_tokens = 0;  // what to take where the caller does not choose
+  int64_t least_capacity = 1;        // tokens that caches must have room for, however short the context
 };
 
 /// Runs steps on the caches of one session. For one thread at a time.
@@ -113,6 +115,9 @@ class Engine {
   virtual EngineLimits limits() const = 0;
   /// Where the caches must be allocated; lives at least as long as the engine.
   virtual Memory& memory() const = 0;
+
+  /// Bytes of `memory()` that a new session's caches may take; nothing if that only shows when they are allocated.
+  virtual Expected<std::optional<int64_t>> free_cache_bytes() const { return std::optional<int64_t>(); }
 
   /// The buffers of `caches` must outlive the execution, and the engine must too.
   virtual Expected<std::unique_ptr<Execution>> create_execution(std::span<const CacheBinding> caches) const = 0;

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -29,10 +30,30 @@ struct ModelConfig {
   int64_t kernel_stride = 0;    // tokens between neighbouring k1
 };
 
-enum class Runtime { kAuto, kOnnxRuntime };
+enum class Runtime { kAuto, kOnnxRuntime, kTensorRt };
 
-/// `auto`, `onnxruntime`; kInvalidArgument for another name.
+/// `auto`, `onnxruntime`, `tensorrt`; kInvalidArgument for another name.
 Expected<Runtime> runtime_from_name(std::string_view name);
+
+/// Device memory of the caller's. Called with the engine's GPU current, from any thread that uses the model.
+struct DeviceAllocator {
+  std::function<void*(int64_t bytes)> allocate;  // at a multiple of 256, on the engine's GPU; null if there is no room
+  std::function<void(void* data, int64_t bytes)> release;
+};
+
+struct TensorRtOptions {
+  /// libtensorrt_rtx or libnvinfer; empty: looked for as `onnxruntime_library` is, in the Python package's folder too.
+  std::filesystem::path library;
+  /// Where TensorRT for RTX keeps what it compiled for this GPU; empty: beside the bundle, with `.runtime-cache` added
+  /// to its name. Written anew when something was added. It holds code: as trustworthy as whoever can write it.
+  std::filesystem::path runtime_cache;
+  /// Capture a decode step as a CUDA graph and replay it; false: enqueue every step.
+  bool decode_graph = true;
+  /// A CUstream of the engine's GPU that all sessions use, one after the other; null: each session has its own.
+  void* stream = nullptr;
+  /// For everything on the GPU, weights included; by default the driver's.
+  std::optional<DeviceAllocator> allocator;
+};
 
 struct LoadOptions {
   Runtime runtime = Runtime::kAuto;
@@ -41,6 +62,7 @@ struct LoadOptions {
   std::filesystem::path onnxruntime_library;
   /// libsala_ort.so, the operators; empty: looked for likewise, but not where the system looks.
   std::filesystem::path operators_library;
+  TensorRtOptions tensorrt;
   /// Threads that compute; 0: as many as the machine has cores.
   int32_t threads = 0;
   /// Hash every file of the bundle, not only the graph.
@@ -51,7 +73,8 @@ struct ModelData;
 
 class Model {
  public:
-  /// Opens a bundle directory and loads its weights.
+  /// Opens a bundle directory and loads its engine or, on the CPU, its weights. `auto` takes TensorRT if the bundle's
+  /// GPU and its library are here, else ONNX Runtime; what is wrong with an engine that could run here is an error.
   static Expected<Model> load(const std::filesystem::path& bundle, const LoadOptions& options = {});
 
   /// A model on an engine of the caller's. kInvalidArgument if the engine's tensors are not those of a SALA step.
@@ -59,6 +82,8 @@ class Model {
 
   const ModelConfig& config() const;
   const Engine& engine() const;
+  /// Why `auto` did not take TensorRT; empty if it did, or was not asked.
+  const std::string& runtime_reason() const;
   /// Tokens of a session that does not choose: what the model was made for, as far as the engine goes.
   int64_t default_max_context() const;
 
@@ -70,6 +95,7 @@ class Model {
   Expected<Session> restore(const std::filesystem::path& state_file, const SessionOptions& options = {}) const;
 
  private:
+  static Expected<Model> create(ModelConfig config, std::shared_ptr<const Engine> engine, std::string runtime_reason);
   explicit Model(std::shared_ptr<const ModelData> data) : data_(std::move(data)) {}
   std::shared_ptr<const ModelData> data_;
 };

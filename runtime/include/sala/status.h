@@ -36,6 +36,8 @@ enum class ErrorCode : int32_t {
   kLibraryMissing = 400,
   kLibraryUnusable = 401,
   kOutOfMemory = 402,
+  kDeviceMissing = 403,
+  kDeviceUnsuitable = 404,
   // 5xx: running.
   kEngineFailed = 500,
   kSessionPoisoned = 501,

@@ -4,6 +4,7 @@
 
 #include "engines/onnxruntime/execution.h"
 #include "file.h"
+#include "library_search.h"
 #include "sha256.h"
 
 namespace sala {
@@ -21,7 +22,8 @@ constexpr int64_t kMaxChunkTokens = 65536;
 constexpr int64_t kMaxContext = INT32_MAX - kMaxChunkTokens;
 
 Expected<std::filesystem::path> operators_library(const LoadOptions& options) {
-  const auto path = options.operators_library.empty() ? find_library(kOperatorsLibrary) : options.operators_library;
+  const auto path = options.operators_library.empty() ? find_library(kOperatorsLibrary, "sala_export/lib")
+                                                      : options.operators_library;
   if (path.empty()) {
     return error(ErrorCode::kLibraryMissing, kOperatorsLibrary,
                  " was not found: install sala-export again, or give the path of the library");

@@ -15,7 +15,7 @@ namespace sala {
 /// The functions of a loaded libonnxruntime. The library stays loaded until the process ends: it keeps threads.
 class OnnxRuntimeLibrary {
  public:
-  /// `path` empty: looked for as `find_library` does, and where the system looks.
+  /// `path` empty: looked for as `find_library` (library_search.h) does, and where the system looks.
   static Expected<OnnxRuntimeLibrary> load(const std::filesystem::path& path);
 
   const OrtApi& api() const { return *api_; }
@@ -28,10 +28,6 @@ class OnnxRuntimeLibrary {
 
   const OrtApi* api_;
 };
-
-/// A file whose name begins with `name`: beside this code, in ../lib from there, or in a Python installation of the
-/// same prefix, where this project's package has `lib` and that of ONNX Runtime has `capi`. Empty if there is none.
-std::filesystem::path find_library(const std::string& name);
 
 /// Owns an object of the C interface.
 template <class T>

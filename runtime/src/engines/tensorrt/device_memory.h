@@ -1,0 +1,58 @@
+// Memory on the GPU, and pinned memory of the host.
+
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <utility>
+
+#include "engines/tensorrt/device.h"
+#include "sala/engine.h"
+#include "sala/model.h"
+
+namespace sala::tensorrt {
+
+/// From the driver, or from the caller's allocator.
+class DeviceMemory final : public Memory {
+ public:
+  DeviceMemory(std::shared_ptr<const Device> device, std::optional<DeviceAllocator> allocator)
+      : device_(std::move(device)), allocator_(std::move(allocator)) {}
+
+  Expected<Buffer> allocate(int64_t bytes) override;
+  Status clear(Buffer& buffer) override;
+  Status read(void* host, const void* from, int64_t bytes) override;
+  Status write(void* to, const void* host, int64_t bytes) override;
+
+  bool is_of_caller() const { return allocator_.has_value(); }
+
+  /// Memory as it comes, not zeroed; null if there is no room.
+  void* take(int64_t bytes) noexcept;
+  void give_back(void* data, int64_t bytes) noexcept { release(data, bytes); }
+
+  Status set_zero(void* data, int64_t bytes);
+  Status synchronize(void* stream);
+
+ private:
+  void release(void* data, int64_t bytes) noexcept override;
+
+  std::shared_ptr<const Device> device_;
+  std::optional<DeviceAllocator> allocator_;
+};
+
+/// Pages of the host that the GPU reads and writes while the host goes on.
+class PinnedMemory final : public Memory {
+ public:
+  explicit PinnedMemory(std::shared_ptr<const Device> device) : device_(std::move(device)) {}
+
+  Expected<Buffer> allocate(int64_t bytes) override;
+  Status clear(Buffer& buffer) override;
+  Status read(void* host, const void* from, int64_t bytes) override;
+  Status write(void* to, const void* host, int64_t bytes) override;
+
+ private:
+  void release(void* data, int64_t bytes) noexcept override;
+
+  std::shared_ptr<const Device> device_;
+};
+
+}  // namespace sala::tensorrt

@@ -1,0 +1,62 @@
+// The tensors of a step that are not caches: token inputs and logits, on the host (pinned) and on the GPU, what shards
+// hand over, and the activations. Their addresses never change, so that a captured decode step stays valid.
+
+#pragma once
+
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "engines/tensorrt/device_memory.h"
+#include "manifest.h"
+#include "sala/engine.h"
+
+namespace sala::tensorrt {
+
+/// Sizes of a step's buffers.
+struct StepBufferSizes {
+  struct Part {
+    std::string name;
+    int64_t bytes = 0;  // at the most tokens of a step
+  };
+
+  std::vector<Part> inputs;  // token inputs
+  Part logits;
+  std::vector<Part> streams;  // hidden_states, in the order of the shards that give them
+  int64_t activation_bytes = 0;
+
+  /// Device memory that all of it takes.
+  int64_t device_bytes() const;
+};
+
+class StepBuffers {
+ public:
+  static Expected<std::unique_ptr<StepBuffers>> create(DeviceMemory& device, PinnedMemory& pinned,
+                                                       const StepBufferSizes& sizes);
+
+  /// Address on the GPU; null for a name that is none of these.
+  void* device(std::string_view name) const;
+  /// The same tensor's address on the host; null unless it is a token input or the logits.
+  void* host(std::string_view name) const;
+  /// Bytes that a tensor may have at most.
+  int64_t capacity(std::string_view name) const;
+
+  const Buffer& activations() const { return activations_; }
+
+ private:
+  struct Place {
+    void* device;
+    void* host;
+    int64_t bytes;
+  };
+
+  std::map<std::string, Place, std::less<>> places_;
+  Buffer device_io_;
+  Buffer host_io_;
+  // Two take turns: a shard reads what the one before wrote, and nothing older is needed.
+  Buffer streams_[2];
+  Buffer activations_;
+};
+
+}  // namespace sala::tensorrt
