@@ -159,11 +159,17 @@ class PyPrefiller {
 
 Model load(const std::filesystem::path& bundle, const std::string& runtime,
            const std::optional<std::filesystem::path>& onnxruntime_library,
-           const std::optional<std::filesystem::path>& operators_library, int32_t threads, bool verify_hashes) {
+           const std::optional<std::filesystem::path>& operators_library,
+           const std::optional<std::filesystem::path>& tensorrt_library,
+           const std::optional<std::filesystem::path>& runtime_cache, bool decode_graph, int32_t threads,
+           bool verify_hashes) {
   LoadOptions options;
   options.runtime = unwrap(runtime_from_name(runtime));
   options.onnxruntime_library = onnxruntime_library.value_or("");
   options.operators_library = operators_library.value_or("");
+  options.tensorrt.library = tensorrt_library.value_or("");
+  options.tensorrt.runtime_cache = runtime_cache.value_or("");
+  options.tensorrt.decode_graph = decode_graph;
   options.threads = threads;
   options.verify_hashes = verify_hashes;
   auto model = [&] {
@@ -239,8 +245,10 @@ int32_t sample_token(const LogitArray& logits, const TokenArray& context, double
 NB_MODULE(_native, module) {
   nb::class_<Model>(module, "Model")
       .def_static("load", &load, "bundle"_a, nb::kw_only(), "runtime"_a, "onnxruntime_library"_a.none(),
-                  "operators_library"_a.none(), "threads"_a, "verify_hashes"_a)
+                  "operators_library"_a.none(), "tensorrt_library"_a.none(), "runtime_cache"_a.none(),
+                  "decode_graph"_a, "threads"_a, "verify_hashes"_a)
       .def_prop_ro("runtime", [](const Model& model) { return std::string(model.engine().name()); })
+      .def_prop_ro("runtime_reason", &Model::runtime_reason)
       .def_prop_ro("precision", [](const Model& model) { return std::string(model.engine().precision()); })
       .def_prop_ro("fingerprint", [](const Model& model) { return model.config().fingerprint; })
       .def_prop_ro("vocab_size", [](const Model& model) { return model.config().vocab_size; })

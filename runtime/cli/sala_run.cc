@@ -35,10 +35,14 @@ Runs a bundle on token ids and prints the ids that it generates.
   --top-p P                 draw from the most likely tokens of total probability P (default 1)
   --repetition-penalty R    more than 1 makes tokens of the context less likely (default 1)
   --seed N                  seed of the draws (default 0)
-  --threads N               threads that compute; 0: all cores (default 0)
+  --runtime NAME            tensorrt: the engine, on its GPU; onnxruntime: the CPU; auto: the first that can (default auto)
+  --no-decode-graph         tensorrt: enqueue every decode step instead of replaying a captured one
+  --runtime-cache FILE      tensorrt: what was compiled for this GPU (default: beside the bundle)
+  --threads N               onnxruntime: threads that compute; 0: all cores (default 0)
   --verify-hashes           compare every file of the bundle with its hash first
   --onnxruntime PATH        libonnxruntime.so
   --operators PATH          libsala_ort.so
+  --tensorrt PATH           libtensorrt_rtx.so.1 or libnvinfer.so
   --json                    print one JSON object
   --help                    print this
 
@@ -53,6 +57,7 @@ struct Arguments {
   sala::LoadOptions load;
   sala::SessionOptions session;
   sala::GenerateOptions generate;
+  bool no_decode_graph = false;
   bool json = false;
   bool help = false;
 };
@@ -74,6 +79,14 @@ std::function<bool(std::string_view)> number(T& target) {
 template <class T>
 std::function<bool(std::string_view)> optional_number(std::optional<T>& target) {
   return [&target](std::string_view text) { return number(target.emplace())(text); };
+}
+
+std::function<bool(std::string_view)> runtime(sala::Runtime& target) {
+  return [&target](std::string_view name) {
+    const auto found = sala::runtime_from_name(name);
+    if (found) target = *found;
+    return static_cast<bool>(found);
+  };
 }
 
 template <class T>
@@ -102,9 +115,15 @@ sala::Expected<Arguments> parse(int count, char** values) {
       {"--threads", number(arguments.load.threads)},
       {"--onnxruntime", path(arguments.load.onnxruntime_library)},
       {"--operators", path(arguments.load.operators_library)},
+      {"--tensorrt", path(arguments.load.tensorrt.library)},
+      {"--runtime-cache", path(arguments.load.tensorrt.runtime_cache)},
+      {"--runtime", runtime(arguments.load.runtime)},
   };
   const std::map<std::string_view, bool*> flags = {
-      {"--verify-hashes", &arguments.load.verify_hashes}, {"--json", &arguments.json}, {"--help", &arguments.help}};
+      {"--verify-hashes", &arguments.load.verify_hashes},
+      {"--no-decode-graph", &arguments.no_decode_graph},
+      {"--json", &arguments.json},
+      {"--help", &arguments.help}};
   for (int i = 1; i < count; ++i) {
     const std::string name = values[i];
     if (const auto flag = flags.find(name); flag != flags.end()) {
@@ -121,6 +140,7 @@ sala::Expected<Arguments> parse(int count, char** values) {
       return wrong("one bundle is enough, '" + name + "' is too much");
     }
   }
+  arguments.load.tensorrt.decode_graph = !arguments.no_decode_graph;
   if (!arguments.help && arguments.bundle.empty()) return wrong("the bundle is missing");
   if (!arguments.help && !arguments.tokens && !arguments.load_state) return wrong("--tokens is missing");
   return arguments;
@@ -186,6 +206,9 @@ sala::Status generate(sala::Session& session, const Arguments& arguments) {
 sala::Status run(const Arguments& arguments) {
   const auto model = sala::Model::load(arguments.bundle, arguments.load);
   if (!model) return model.error();
+  if (const std::string& reason = model->runtime_reason(); !reason.empty()) {
+    std::fprintf(stderr, "sala-run: not on tensorrt: %s\n", reason.c_str());
+  }
   auto session = arguments.load_state ? model->restore(*arguments.load_state, arguments.session)
                                       : model->create_session(arguments.session);
   if (!session) return session.error();

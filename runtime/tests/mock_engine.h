@@ -1,9 +1,7 @@
-// An engine whose logits are whole numbers that depend on everything a session must keep right: every token, its
-// position, its RoPE row, every cache row, the context length. Any mistake in the bookkeeping changes them.
+// An engine that computes the mock step.
 
 #pragma once
 
-#include <cmath>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -11,18 +9,11 @@
 #include <string>
 #include <vector>
 
+#include "mock_step.h"
 #include "sala/engine.h"
 #include "sala/model.h"
 
 namespace sala::test {
-
-constexpr int64_t kVocabSize = 50;
-constexpr int64_t kHeads = 2;
-constexpr int64_t kWidth = 3;
-constexpr int64_t kKernelSize = 4;
-constexpr int64_t kKernelStride = 2;
-constexpr int64_t kDenseLength = 40;  // contexts from here on are sparse
-constexpr int64_t kModulus = 8191;    // products of two residues are exact in fp32 pairs of int64
 
 /// Host memory that counts, and fails where it is told to.
 class MockMemory final : public Memory {
@@ -89,64 +80,17 @@ class MockExecution final : public Execution {
     if (log_->fail_at == log_->steps.size() - 1) return error(ErrorCode::kEngineFailed, "the mock fails as told");
 
     float* state = static_cast<float*>(caches_[0].data);
-    const int64_t mode = context >= kDenseLength ? 7 : 3;
+    const MockCaches caches{rows(1), rows(2), rows(3), rows(4)};
     for (int64_t t = 0; t < tokens; ++t) {
-      const int64_t angle = std::llround(1000 * rope[2 * t + 1]);  // sine, so that positions are told apart
-      for (int64_t h = 0; h < kHeads; ++h) {
-        const int64_t value =
-            (static_cast<int64_t>(state[h]) * 31 + ids[t] * mode + angle + h + 2 * kModulus) % kModulus;
-        state[h] = static_cast<float>(value);
-      }
-      append(1, past + t, ids[t] + 1);
-      append(2, past + t, 2 * ids[t] + 1);
-      compress(3, past + t + 1, kKernelSize, kKernelStride);
-      compress(4, past + t + 1, 4 * kKernelSize, 4 * kKernelStride);
+      mock_state(state, ids[t], rope[2 * t + 1], context);
+      mock_caches(caches, past + t, ids[t]);
     }
-    float* out = static_cast<float*>(logits.data);
-    const int64_t hash = digest(past + tokens);
-    for (int64_t v = 0; v < kVocabSize; ++v) out[v] = static_cast<float>((hash * (v + 1) + v * v) % kModulus);
+    mock_logits(state, caches, past + tokens, static_cast<float*>(logits.data));
     return success();
   }
 
  private:
-  float* row(size_t cache, int64_t head, int64_t index) const {
-    return static_cast<float*>(caches_[cache].data) + (head * caches_[cache].shape[2] + index) * kWidth;
-  }
-
-  void append(size_t cache, int64_t position, int64_t value) {
-    for (int64_t h = 0; h < kHeads; ++h) {
-      for (int64_t c = 0; c < kWidth; ++c) row(cache, h, position)[c] = static_cast<float>(value + h + c);
-    }
-  }
-
-  void compress(size_t cache, int64_t end, int64_t size, int64_t stride) {
-    if (end < size || (end - size) % stride != 0) return;
-    for (int64_t h = 0; h < kHeads; ++h) {
-      for (int64_t c = 0; c < kWidth; ++c) {
-        float sum = 0;
-        for (int64_t i = end - size; i < end; ++i) sum += row(1, h, i)[c];
-        row(cache, h, (end - size) / stride)[c] = sum;
-      }
-    }
-  }
-
-  int64_t digest(int64_t tokens) const {
-    int64_t hash = 1;
-    const auto mix = [&hash](float value) { hash = (hash * 131 + static_cast<int64_t>(value)) % kModulus; };
-    const auto windows = [tokens](int64_t size, int64_t stride) {
-      return tokens < size ? 0 : (tokens - size) / stride + 1;
-    };
-    const float* state = static_cast<const float*>(caches_[0].data);
-    for (int64_t h = 0; h < kHeads; ++h) mix(state[h]);
-    const int64_t rows[] = {0, tokens, tokens, windows(kKernelSize, kKernelStride),
-                            windows(4 * kKernelSize, 4 * kKernelStride)};
-    for (size_t cache = 1; cache < 5; ++cache) {
-      for (int64_t h = 0; h < kHeads; ++h) {
-        for (int64_t i = 0; i < rows[cache]; ++i) mix(row(cache, h, i)[i % kWidth]);
-      }
-    }
-    return hash;
-  }
+  MockRows rows(size_t cache) const { return {static_cast<float*>(caches_[cache].data), caches_[cache].shape[2]}; }
 
   std::vector<CacheBinding> caches_;
   std::shared_ptr<MockLog> log_;

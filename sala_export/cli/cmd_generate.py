@@ -78,10 +78,10 @@ class _Sampling(TypedDict):
 )
 @click.option(
     "--runtime",
-    type=click.Choice(["auto", "onnxruntime"]),
+    type=click.Choice(["auto", "tensorrt", "onnxruntime"]),
     default="auto",
     show_default=True,
-    help="onnxruntime needs no GPU.",
+    help="tensorrt needs the GPU of the bundle, onnxruntime none.",
 )
 @click.pass_obj
 def generate(

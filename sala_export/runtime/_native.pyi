@@ -14,11 +14,16 @@ class Model:
         runtime: str,
         onnxruntime_library: PathLike[str] | None,
         operators_library: PathLike[str] | None,
+        tensorrt_library: PathLike[str] | None,
+        runtime_cache: PathLike[str] | None,
+        decode_graph: bool,
         threads: int,
         verify_hashes: bool,
     ) -> Model: ...
     @property
     def runtime(self) -> str: ...
+    @property
+    def runtime_reason(self) -> str: ...
     @property
     def precision(self) -> str: ...
     @property

@@ -23,8 +23,13 @@ class Model:
 
     @property
     def runtime(self) -> str:
-        """Name of the engine that runs it, e.g. `onnxruntime`."""
+        """Name of the engine that runs it: `tensorrt` or `onnxruntime`."""
         return self._native.runtime
+
+    @property
+    def runtime_reason(self) -> str:
+        """Why `auto` did not take TensorRT; empty if it did, or was not asked."""
+        return self._native.runtime_reason
 
     @property
     def precision(self) -> str:
@@ -72,17 +77,26 @@ def load(
     tokenizer: Tokenizer | None = None,
     onnxruntime_library: Path | None = None,
     operators_library: Path | None = None,
+    tensorrt_library: Path | None = None,
+    runtime_cache: Path | None = None,
+    decode_graph: bool = True,
 ) -> Model:
     """Load a bundle directory.
 
     Args:
-        runtime: `auto` or `onnxruntime`, which runs on the CPU, whatever GPU the bundle was built for.
+        runtime: `tensorrt` runs the engine on the GPU that it was built for; `onnxruntime` runs on the CPU, whatever
+            GPU that was; `auto` takes TensorRT if its GPU and library are here, and `Model.runtime_reason` says why not.
         threads: threads that compute; 0 takes all cores.
         verify_hashes: compare every file with its hash, not only the graph.
         tokenizer: to use instead of the bundle's own.
-        onnxruntime_library, operators_library: libonnxruntime and libsala_ort to use instead of those installed.
-    Raises: BundleError if the bundle is missing, damaged, of a newer schema or without weights; UnsupportedError if
-        ONNX Runtime is missing or too old; SessionError for a wrong option; RunError if there is no memory.
+        onnxruntime_library, operators_library, tensorrt_library: libonnxruntime, libsala_ort and libtensorrt_rtx (or
+            libnvinfer) to use instead of those installed.
+        runtime_cache: file where TensorRT for RTX keeps what it compiled for this GPU; by default beside the bundle,
+            where that folder can be written. It holds code: keep it as safe as the bundle.
+        decode_graph: replay a captured decode step; False enqueues every step.
+    Raises: BundleError if the bundle is missing, damaged, of a newer schema or without weights; UnsupportedError if the
+        runtime's library, driver or GPU is missing or another than needed; SessionError for a wrong option; RunError if
+        there is no memory.
     """
     # Here, not above: the command line must start without these libraries.
     from . import _native
@@ -93,6 +107,9 @@ def load(
         runtime=runtime,
         onnxruntime_library=onnxruntime_library or _wheel_library(),
         operators_library=operators_library,
+        tensorrt_library=tensorrt_library,
+        runtime_cache=runtime_cache,
+        decode_graph=decode_graph,
         threads=threads,
         verify_hashes=verify_hashes,
     )

@@ -33,7 +33,8 @@ std::filesystem::path runtime_cache_file(const std::filesystem::path& bundle, co
   std::filesystem::path whole = std::filesystem::weakly_canonical(bundle, failed);
   if (failed) return {};
   if (!whole.has_filename()) whole = whole.parent_path();  // "out.sala/"
-  return access(whole.parent_path().c_str(), W_OK) == 0 ? whole.string() + ".runtime-cache" : std::filesystem::path();
+  if (access(whole.parent_path().c_str(), W_OK) != 0) return {};
+  return whole.string() + ".runtime-cache";
 }
 
 int64_t most_bytes(const TensorSpec& spec, const ProfileRanges& ranges) {
@@ -49,7 +50,6 @@ bool contains(const std::string& text, std::string_view part) { return text.find
 
 Expected<std::unique_ptr<const Plans>> Plans::load(const std::filesystem::path& bundle, const Manifest& manifest,
                                                    const TensorRtOptions& options) {
-  SALA_RETURN_IF_ERROR(check_profiles(bundle, manifest));
   std::unique_ptr<Plans> plans(new Plans());
   plans->options_ = options;
   auto device = Device::find(manifest);
@@ -57,6 +57,8 @@ Expected<std::unique_ptr<const Plans>> Plans::load(const std::filesystem::path& 
   plans->device_ = *std::move(device);
   const auto library = Library::load(manifest.engine, options.library);
   if (!library) return library.error();
+  // From here on this machine can run the engine: what is wrong now is not hidden by another runtime.
+  SALA_RETURN_IF_ERROR(check_profiles(bundle, manifest));
   plans->title_ = title(manifest.engine);
   plans->interface_ = &library->interface();
   plans->memory_ = std::make_unique<DeviceMemory>(plans->device_, options.allocator);

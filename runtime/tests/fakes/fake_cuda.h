@@ -1,0 +1,48 @@
+// A CUDA driver on host memory: device addresses are the host's, and what is put on a stream runs when somebody waits
+// for it, so that a missing wait shows. What each call needs is checked as the driver does: a current context, sizes
+// within an allocation, no allocation while a stream captures.
+
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace sala::test {
+
+struct FakeCuda {
+  int version = 13000;
+  std::vector<std::pair<int, int>> devices = {{12, 0}};  // compute capabilities
+  CUresult init = CUDA_SUCCESS;
+  CUresult begin_capture = CUDA_SUCCESS;
+  CUresult instantiate = CUDA_SUCCESS;
+  CUresult synchronize = CUDA_SUCCESS;
+  int64_t total_bytes = int64_t{256} << 20;
+  int64_t largest_block = INT64_MAX;
+
+  // What happened.
+  std::map<uintptr_t, size_t> device_blocks;
+  std::map<uintptr_t, size_t> pinned_blocks;
+  int contexts = 0;  // retained
+  int streams = 0;
+  int graphs = 0;  // captured and executable ones
+  int graph_launches = 0;
+
+  int64_t used_bytes() const {
+    int64_t bytes = 0;
+    for (const auto& [at, size] : device_blocks) bytes += static_cast<int64_t>(size);
+    return bytes;
+  }
+};
+
+}  // namespace sala::test
+
+extern "C" {
+sala::test::FakeCuda* fake_cuda();
+/// Puts work on a stream, or into the graph that it captures; true if it captures.
+bool fake_cuda_submit(CUstream stream, const std::function<void()>* work);
+}

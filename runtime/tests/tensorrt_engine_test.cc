@@ -1,0 +1,273 @@
+// How a session is set up on TensorRT: contexts, memory, the captured step, the runtime cache.
+
+#include <algorithm>
+#include <fstream>
+
+#include "tensorrt_support.h"
+
+namespace sala::test {
+namespace {
+
+class TensorRtEngine : public TensorRt {
+ protected:
+  static std::string content(const std::filesystem::path& path) {
+    std::ifstream file(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(file), {}};
+  }
+
+  static int64_t count(const std::vector<std::string>& events, const std::string& event) {
+    return std::count(events.begin(), events.end(), event);
+  }
+};
+
+TEST_F(TensorRtEngine, EveryShardHasAContextForEachProfileOnOneActivationBuffer) {
+  FakeBundle bundle(2);
+  const auto model = load(bundle);
+  ASSERT_TRUE(model) << model.error().message;
+  take_events();
+  const auto session = model->create_session({.max_context = 64, .chunk_tokens = {}});
+  ASSERT_TRUE(session) << session.error().message;
+  const auto events = take_events();
+  EXPECT_EQ(count(events, "profile 0"), 2);
+  EXPECT_EQ(count(events, "profile 1"), 2);
+  EXPECT_EQ(count(events, "device memory 8192"), 4) << "the largest of all shards and profiles, once";
+  EXPECT_EQ(std::count_if(cuda().device_blocks.begin(), cuda().device_blocks.end(),
+                          [](const auto& block) { return block.second == 8192; }),
+            1);
+}
+
+TEST_F(TensorRtEngine, DecodeIsCompiledForItsShapesBeforeItIsCaptured) {
+  FakeBundle bundle(2);
+  const auto model = load(bundle);
+  take_events();
+  ASSERT_TRUE(model->create_session());
+  const auto events = take_events();
+  EXPECT_EQ(count(events, "context specialization 1 cached 1"), 2);
+  EXPECT_EQ(count(events, "context specialization 0 cached 1"), 2);
+  EXPECT_EQ(count(events, "is stream capturable"), 2);
+  const std::vector<std::string> steps = {"enqueue 0 profile 1 tokens 1", "enqueue 1 profile 1 tokens 1",
+                                          "enqueue 0 profile 1 tokens 1 captured", "enqueue 1 profile 1 tokens 1 captured"};
+  std::vector<std::string> enqueued;
+  std::copy_if(events.begin(), events.end(), std::back_inserter(enqueued),
+               [](const std::string& event) { return event.starts_with("enqueue"); });
+  EXPECT_EQ(enqueued, steps);
+}
+
+TEST_F(TensorRtEngine, TensorRtProperHasNoRuntimeCache) {
+  for (const auto& [version, text] : {std::pair(std::array{10, 14, 1, 48}, "10.14.1.48"),
+                                      std::pair(std::array{11, 4, 0, 106}, "11.4.0.106")}) {
+    tensorrt_fake() = FakeTensorRt();
+    tensorrt_fake().flavour = "tensorrt";
+    std::copy(version.begin(), version.end(), tensorrt_fake().version);
+    FakeBundle bundle(2);
+    bundle.manifest["engine"]["tensorrt_flavour"] = "tensorrt";
+    bundle.manifest["engine"]["tensorrt_version"] = text;
+    const auto model = load(bundle);
+    ASSERT_TRUE(model) << model.error().message;
+    auto session = model->create_session({.max_context = 64, .chunk_tokens = {}});
+    ASSERT_TRUE(session) << session.error().message;
+    EXPECT_EQ(count(take_events(), "context"), 4);
+    const auto logits = session->prefill(prompt(40));
+    ASSERT_TRUE(logits) << logits.error().message;
+    const Mock mock;
+    EXPECT_EQ(values(*logits), values(*mock.session().prefill(prompt(40))));
+    EXPECT_FALSE(std::filesystem::exists(bundle.runtime_cache()));
+  }
+}
+
+TEST_F(TensorRtEngine, RuntimeCacheLiesBesideTheBundleAndIsReadAgain) {
+  FakeBundle bundle;
+  {
+    const auto model = load(bundle);
+    ASSERT_TRUE(model->create_session());
+    EXPECT_EQ(content(bundle.runtime_cache()), "compiled 2");
+    take_events();
+    ASSERT_TRUE(model->create_session());
+    EXPECT_EQ(content(bundle.runtime_cache()), "compiled 4") << "what was added is written";
+    EXPECT_EQ(count(take_events(), "cache read"), 0);
+  }
+  const auto model = load(bundle);
+  ASSERT_TRUE(model->create_session());
+  EXPECT_EQ(count(take_events(), "cache read"), 1);
+  EXPECT_EQ(content(bundle.runtime_cache()), "compiled 6");
+  for (const auto& entry : std::filesystem::directory_iterator(bundle.runtime_cache().parent_path())) {
+    EXPECT_NE(entry.path().extension(), ".part");
+  }
+}
+
+TEST_F(TensorRtEngine, RuntimeCacheOfAnotherTensorRtIsWrittenAnew) {
+  FakeBundle bundle;
+  bundle.write();
+  std::ofstream(bundle.runtime_cache()) << "somebody else's";
+  const auto model = load(bundle);
+  ASSERT_TRUE(model->create_session());
+  EXPECT_EQ(content(bundle.runtime_cache()), "compiled 2");
+}
+
+TEST_F(TensorRtEngine, RuntimeCacheMayBeGivenAndMustThenBeWritable) {
+  FakeBundle bundle;
+  LoadOptions options = TensorRtEngine::options();
+  options.tensorrt.runtime_cache = bundle.runtime_cache().parent_path() / "given";
+  {
+    const auto model = Model::load(bundle.write(), options);
+    ASSERT_TRUE(model->create_session());
+  }
+  EXPECT_EQ(content(options.tensorrt.runtime_cache), "compiled 2");
+  EXPECT_FALSE(std::filesystem::exists(bundle.runtime_cache()));
+  options.tensorrt.runtime_cache = "no/such/folder/cache";
+  const auto model = Model::load(bundle.write(), options);
+  const auto session = model->create_session();
+  ASSERT_FALSE(session);
+  expect_error(session.error(), ErrorCode::kEngineFailed, {"no/such/folder/cache"});
+}
+
+TEST_F(TensorRtEngine, CachesThatDoNotFitNameTheContextThatDoes) {
+  FakeBundle bundle;
+  cuda().total_bytes = (int64_t{64} << 20) + 60000;
+  const auto model = load(bundle);
+  ASSERT_TRUE(model) << model.error().message;
+  const auto refused = model->create_session({.max_context = 4000, .chunk_tokens = {}});
+  ASSERT_FALSE(refused);
+  expect_error(refused.error(), ErrorCode::kOutOfMemory,
+               {"a session of 4000 tokens", "are free beside the engine", "too few", "choose max_context "});
+  const std::string& message = refused.error().message;
+  const int64_t fits = std::stoll(message.substr(message.find("choose max_context ") + 19));
+  EXPECT_GT(fits, 100);
+  EXPECT_TRUE(model->create_session({.max_context = fits, .chunk_tokens = {}}));
+  EXPECT_FALSE(model->create_session({.max_context = fits + 16, .chunk_tokens = {}}));
+}
+
+TEST_F(TensorRtEngine, MemoryThatHoldsNoContextSaysSo) {
+  FakeBundle bundle;
+  cuda().total_bytes = int64_t{1} << 20;
+  const auto model = load(bundle);
+  ASSERT_TRUE(model) << model.error().message;
+  const auto refused = model->create_session({.max_context = 100, .chunk_tokens = {}});
+  ASSERT_FALSE(refused);
+  expect_error(refused.error(), ErrorCode::kOutOfMemory, {"no context fits", "--prefill-chunk"});
+}
+
+TEST_F(TensorRtEngine, BlockThatTheDriverCannotGiveIsCounted) {
+  FakeBundle bundle;
+  cuda().largest_block = 5000;  // of much memory in small pieces
+  cuda().total_bytes = int64_t{1} << 30;
+  const auto model = load(bundle);
+  const auto refused = model->create_session({.max_context = 1000, .chunk_tokens = {}});
+  ASSERT_FALSE(refused);
+  expect_error(refused.error(), ErrorCode::kOutOfMemory, {"no room for 24000 bytes", "are free", "smaller max_context"});
+}
+
+TEST_F(TensorRtEngine, ContextThatFindsNoMemoryIsReported) {
+  FakeBundle bundle;
+  tensorrt_fake().context_error = "Cuda Runtime (cudaError 2: out of memory)";
+  const auto model = load(bundle);
+  const auto refused = model->create_session();
+  ASSERT_FALSE(refused);
+  expect_error(refused.error(), ErrorCode::kOutOfMemory,
+               {"could not make a context of engine/shard-00.plan", "bytes of device memory are free", "max_context"});
+}
+
+TEST_F(TensorRtEngine, StepThatCannotBeCapturedIsAnErrorThatNamesTheWayOut) {
+  FakeBundle bundle(2);
+  const auto model = load(bundle);
+  const auto refused = [&](const std::string& word) {
+    const auto session = model->create_session();
+    ASSERT_FALSE(session);
+    expect_error(session.error(), ErrorCode::kEngineFailed, {word, "decode_graph = false", "--no-decode-graph"});
+  };
+  tensorrt_fake().capturable = false;
+  refused("cannot capture engine/shard-00.plan");
+  tensorrt_fake().capturable = true;
+  cuda().begin_capture = CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+  refused("begin a capture");
+  cuda().begin_capture = CUDA_SUCCESS;
+  cuda().instantiate = CUDA_ERROR_OUT_OF_MEMORY;
+  refused("make a graph");
+  cuda().instantiate = CUDA_SUCCESS;
+  tensorrt_fake().fail_enqueue_after = 3;  // the second shard, when it is captured
+  refused("run engine/shard-01.plan");
+  tensorrt_fake().fail_enqueue_after = -1;
+  EXPECT_TRUE(model->create_session()) << "nothing stays behind";
+}
+
+TEST_F(TensorRtEngine, FirstStepThatFailsIsReportedWhenTheSessionIsMade) {
+  FakeBundle bundle;
+  const auto model = load(bundle);
+  tensorrt_fake().fail_enqueue_after = 0;
+  const auto refused = model->create_session();
+  ASSERT_FALSE(refused);
+  expect_error(refused.error(), ErrorCode::kEngineFailed, {"could not run engine/shard-00.plan", "illegal memory access"});
+}
+
+TEST_F(TensorRtEngine, CallersAllocatorGivesAllDeviceMemory) {
+  FakeBundle bundle(2);
+  LoadOptions options = TensorRtEngine::options();
+  std::map<void*, int64_t> taken;
+  options.tensorrt.allocator = DeviceAllocator{
+      [&](int64_t bytes) -> void* {
+        if (bytes > 90'000) return nullptr;
+        CUdeviceptr data = 0;
+        cuda().largest_block = INT64_MAX;
+        static const auto allocate =
+            reinterpret_cast<CUresult (*)(CUdeviceptr*, size_t)>(dlsym(dlopen(FAKE_CUDA, RTLD_NOW), "cuMemAlloc_v2"));
+        EXPECT_EQ(allocate(&data, static_cast<size_t>(bytes)), CUDA_SUCCESS) << "its GPU is current";
+        cuda().largest_block = 0;  // nobody else may
+        taken[reinterpret_cast<void*>(data)] = bytes;
+        return reinterpret_cast<void*>(data);
+      },
+      [&](void* data, int64_t bytes) {
+        static const auto free =
+            reinterpret_cast<CUresult (*)(CUdeviceptr)>(dlsym(dlopen(FAKE_CUDA, RTLD_NOW), "cuMemFree_v2"));
+        EXPECT_EQ(taken[data], bytes);
+        taken.erase(data);
+        EXPECT_EQ(free(reinterpret_cast<CUdeviceptr>(data)), CUDA_SUCCESS);
+      }};
+  cuda().largest_block = 0;
+  {
+    const auto model = Model::load(bundle.write(), options);
+    ASSERT_TRUE(model) << model.error().message;
+    ASSERT_NE(tensorrt_fake().allocator, nullptr) << "weights too";
+    auto session = model->create_session({.max_context = 200, .chunk_tokens = {}});
+    ASSERT_TRUE(session) << session.error().message;
+    const Mock mock;
+    EXPECT_EQ(values(*session->prefill(prompt(99))), values(*mock.session().prefill(prompt(99))));
+    EXPECT_GT(taken.size(), 5u);
+    const auto refused = model->create_session({.max_context = kCapacity, .chunk_tokens = {}});
+    ASSERT_FALSE(refused);
+    expect_error(refused.error(), ErrorCode::kOutOfMemory, {"no room for"});
+
+    // As TensorRT asks for the memory of weights: IGpuAllocator.
+    void* allocator = tensorrt_fake().allocator;
+    void** functions = *static_cast<void***>(allocator);
+    const auto allocate = reinterpret_cast<void* (*)(void*, uint64_t, uint64_t, uint32_t)>(functions[4]);
+    const auto deallocate_async = reinterpret_cast<bool (*)(void*, void*, void*)>(functions[8]);
+    void* weights = allocate(allocator, 1000, 256, 0);
+    EXPECT_EQ(taken[weights], 1000);
+    EXPECT_TRUE(deallocate_async(allocator, weights, nullptr));
+    EXPECT_FALSE(taken.contains(weights));
+    EXPECT_EQ(allocate(allocator, 200'000, 256, 0), nullptr);
+  }
+  EXPECT_TRUE(taken.empty());
+}
+
+TEST_F(TensorRtEngine, CallersStreamIsUsedAndLeftOpen) {
+  FakeBundle bundle(2);
+  static void* driver = dlopen(FAKE_CUDA, RTLD_NOW);
+  CUstream stream = nullptr;
+  reinterpret_cast<CUresult (*)(CUstream*, unsigned)>(dlsym(driver, "cuStreamCreate"))(&stream, CU_STREAM_NON_BLOCKING);
+  LoadOptions options = TensorRtEngine::options();
+  options.tensorrt.stream = stream;
+  {
+    const auto model = Model::load(bundle.write(), options);
+    auto session = model->create_session({.max_context = 64, .chunk_tokens = {}});
+    ASSERT_TRUE(session) << session.error().message;
+    EXPECT_EQ(cuda().streams, 1) << "no other";
+    const Mock mock;
+    EXPECT_EQ(values(*session->prefill(prompt(30))), values(*mock.session().prefill(prompt(30))));
+  }
+  EXPECT_EQ(cuda().streams, 1);
+  reinterpret_cast<CUresult (*)(CUstream)>(dlsym(driver, "cuStreamDestroy_v2"))(stream);
+}
+
+}  // namespace
+}  // namespace sala::test

@@ -1,0 +1,170 @@
+// What sessions compute on TensorRT: the same as on any other engine, however the prompt is cut.
+
+#include <filesystem>
+
+#include "tensorrt_support.h"
+
+namespace sala::test {
+namespace {
+
+/// By the number of shards.
+class TensorRtSession : public TensorRt, public testing::WithParamInterface<int> {
+ protected:
+  void SetUp() override {
+    TensorRt::SetUp();
+    bundle_.emplace(GetParam());
+    auto model = load(*bundle_);
+    ASSERT_TRUE(model) << model.error().message;
+    model_.emplace(*std::move(model));
+  }
+
+  void TearDown() override {
+    model_.reset();
+    TensorRt::TearDown();
+  }
+
+  Session session(int64_t max_context = 1200, int64_t chunk_tokens = kChunk) const {
+    auto session = model_->create_session({max_context, chunk_tokens});
+    EXPECT_TRUE(session) << session.error().message;
+    return *std::move(session);
+  }
+
+  std::optional<FakeBundle> bundle_;
+  std::optional<Model> model_;
+};
+
+INSTANTIATE_TEST_SUITE_P(Shards, TensorRtSession, testing::Values(1, 2));
+
+TEST_P(TensorRtSession, GivesTheLogitsOfTheMockForEveryChunkSize) {
+  const auto ids = prompt(333);
+  const Mock mock;
+  const std::vector<float> wanted = values(*mock.session(400, 333).prefill(ids));
+  for (const int64_t chunk : {1, 2, 7, 15, 16}) {
+    Session session = TensorRtSession::session(400, chunk);
+    const auto logits = session.prefill(ids);
+    ASSERT_TRUE(logits) << logits.error().message;
+    EXPECT_EQ(values(*logits), wanted) << chunk;
+  }
+}
+
+TEST_P(TensorRtSession, ReplaysOneGraphAtEveryPosition) {
+  const auto ids = prompt(150);
+  const Mock mock;
+  Session reference = mock.session(200);
+  Session session = TensorRtSession::session(200);
+  ASSERT_TRUE(reference.prefill(std::span(ids).first(5)));
+  ASSERT_TRUE(session.prefill(std::span(ids).first(5)));
+  take_events();
+  const int graphs = cuda().graphs;
+  for (size_t i = 5; i < ids.size(); ++i) {
+    EXPECT_EQ(values(*session.decode(ids[i])), values(*reference.decode(ids[i]))) << i;
+  }
+  EXPECT_EQ(cuda().graph_launches, 145);
+  EXPECT_EQ(cuda().graphs, graphs);
+  EXPECT_TRUE(take_events().empty()) << "TensorRT was not called again";
+}
+
+TEST_P(TensorRtSession, RunsEveryStepThroughTensorRtWithoutAGraph) {
+  LoadOptions options = TensorRt::options();
+  options.tensorrt.decode_graph = false;
+  FakeBundle bundle(GetParam());
+  const auto model = Model::load(bundle.write(), options);
+  auto session = model->create_session({.max_context = 100, .chunk_tokens = {}});
+  ASSERT_TRUE(session) << session.error().message;
+  take_events();
+  const Mock mock;
+  Session reference = mock.session(100);
+  for (const int32_t id : prompt(20)) EXPECT_EQ(values(*session->decode(id)), values(*reference.decode(id)));
+  EXPECT_EQ(cuda().graph_launches, 0);
+  EXPECT_EQ(take_events().size(), static_cast<size_t>(20 * GetParam()));
+}
+
+TEST_P(TensorRtSession, AlternatesBetweenPromptsAndGeneration) {
+  const Mock mock;
+  Session reference = mock.session(500, 16);
+  Session session = TensorRtSession::session(500, 16);
+  for (const int64_t tokens : {1, 37, 2, 1, 1, 16, 17, 40}) {
+    EXPECT_EQ(values(*session.prefill(prompt(tokens))), values(*reference.prefill(prompt(tokens)))) << tokens;
+    EXPECT_EQ(*session.sample({}), *reference.sample({}));
+  }
+}
+
+TEST_P(TensorRtSession, StatesPassToAndFromAnotherEngineOfItsPrecision) {
+  const auto ids = prompt(300);
+  const auto path = std::filesystem::path(testing::TempDir()) / "between_engines.state";
+  const Mock mock(mock_config(), "bf16");
+  const std::vector<float> wanted = values(*mock.session(300, 300).prefill(ids));
+  for (const size_t cut : {1u, 17u, 150u}) {
+    Session session = TensorRtSession::session(301, 7);
+    ASSERT_TRUE(session.prefill(std::span(ids).first(cut), {.context_length = 300, .on_progress = {}}));
+    ASSERT_TRUE(session.save(path));
+    auto elsewhere = mock.model.restore(path, {.max_context = 512, .chunk_tokens = 64});
+    ASSERT_TRUE(elsewhere) << elsewhere.error().message;
+    EXPECT_EQ(values(*elsewhere->prefill(std::span(ids).subspan(cut))), wanted) << cut;
+    elsewhere = mock.model.create_session({.max_context = 512, .chunk_tokens = 64});
+    ASSERT_TRUE(elsewhere->prefill(std::span(ids).first(cut), {.context_length = 300, .on_progress = {}}));
+    ASSERT_TRUE(elsewhere->save(path));
+    auto back = model_->restore(path, {.max_context = 300, .chunk_tokens = 16});
+    ASSERT_TRUE(back) << back.error().message;
+    EXPECT_EQ(values(*back->prefill(std::span(ids).subspan(cut))), wanted) << cut;
+  }
+  const Mock other(mock_config(), "fp32");
+  EXPECT_EQ(other.model.restore(path).error().code, ErrorCode::kStatePrecision);
+}
+
+TEST_P(TensorRtSession, ServesContextsShorterThanTheSmallestCache) {
+  const Mock mock;
+  for (const int64_t max_context : {int64_t{1}, int64_t{3}, kLeastCapacity}) {
+    Session session = TensorRtSession::session(max_context);
+    EXPECT_EQ(session.max_context(), max_context);
+    const auto ids = prompt(max_context);
+    EXPECT_EQ(values(*session.prefill(ids)), values(*mock.session().prefill(ids))) << max_context;
+    EXPECT_EQ(session.decode(3).error().code, ErrorCode::kContextExceeded);
+  }
+}
+
+TEST_P(TensorRtSession, SessionsDoNotTouchEachOther) {
+  const Mock mock;
+  const auto ids = prompt(90);
+  const std::vector<float> wanted = values(*mock.session().prefill(ids));
+  Session first = session(), second = session();
+  ASSERT_TRUE(first.prefill(std::span(ids).first(50), {.context_length = 90, .on_progress = {}}));
+  ASSERT_TRUE(second.prefill(prompt(33)));
+  EXPECT_EQ(values(*first.prefill(std::span(ids).subspan(50))), wanted);
+}
+
+TEST_P(TensorRtSession, IsPoisonedByAFailedStepUntilReset) {
+  const Mock mock;
+  const auto ids = prompt(60);
+  Session session = TensorRtSession::session();
+  ASSERT_TRUE(session.prefill(std::span(ids).first(20)));
+  tensorrt_fake().fail_enqueue_after = GetParam();  // the second chunk's first shard
+  const auto failed = session.prefill(std::span(ids).subspan(20));
+  ASSERT_FALSE(failed);
+  expect_error(failed.error(), ErrorCode::kEngineFailed, {"could not run engine/shard-00.plan", "illegal memory access"});
+  EXPECT_EQ(session.decode(5).error().code, ErrorCode::kSessionPoisoned);
+  tensorrt_fake().fail_enqueue_after = -1;
+  ASSERT_TRUE(session.reset());
+  EXPECT_EQ(values(*session.prefill(ids)), values(*mock.session().prefill(ids)));
+}
+
+TEST_P(TensorRtSession, DriverThatFailsInAStepPoisonsTheSession) {
+  Session session = TensorRtSession::session();
+  ASSERT_TRUE(session.prefill(prompt(20)));
+  cuda().synchronize = CUDA_ERROR_ILLEGAL_ADDRESS;
+  const auto failed = session.decode(4);
+  ASSERT_FALSE(failed);
+  expect_error(failed.error(), ErrorCode::kEngineFailed, {"CUDA could not finish a step", "CUDA error 700"});
+  cuda().synchronize = CUDA_SUCCESS;
+  EXPECT_EQ(session.decode(5).error().code, ErrorCode::kSessionPoisoned);
+}
+
+TEST_P(TensorRtSession, OutlivesItsModel) {
+  Session session = TensorRtSession::session();
+  model_.reset();
+  const Mock mock;
+  EXPECT_EQ(values(*session.prefill(prompt(50))), values(*mock.session().prefill(prompt(50))));
+}
+
+}  // namespace
+}  // namespace sala::test
