@@ -78,6 +78,7 @@ def test_ids_come_from_standard_input(prompt: Path) -> None:
         pytest.param(["b", "--tokens", "-", "--maxtokens", "3"], "unknown option --maxtokens", id="unknown option"),
         pytest.param(["b", "--tokens", "-", "--seed", "x"], "--seed: 'x'", id="no number"),
         pytest.param(["b", "--tokens", "-", "--top-k", "3.5"], "--top-k: '3.5'", id="no whole number"),
+        pytest.param(["b", "--tokens", "-", "--runtime", "cuda"], "--runtime: 'cuda'", id="no runtime"),
         pytest.param(["missing.sala", "--tokens", "-"], "BundleMissing: missing.sala", id="no such bundle"),
     ],
 )
@@ -118,5 +119,5 @@ def test_help_names_every_option() -> None:
     assert options == {
         *("--chunk-tokens", "--help", "--json", "--load-state", "--max-context", "--max-new-tokens", "--onnxruntime"),
         *("--operators", "--repetition-penalty", "--save-state", "--seed", "--temperature", "--threads", "--tokens"),
-        *("--top-k", "--top-p", "--verify-hashes"),
+        *("--no-decode-graph", "--runtime", "--runtime-cache", "--tensorrt", "--top-k", "--top-p", "--verify-hashes"),
     }

@@ -54,7 +54,7 @@ Table unexpected_table(std::integer_sequence<int, Positions...>) {
 /// An object as TensorRT's are: two pointers, to a table that destroys it and to an implementation.
 template <class T>
 struct Object {
-  void** destroy_table = &destroyers[0];
+  void** destroy_table = &destroyers[2];
   void* implementation = &functions;
   void** functions = T::table().data();
 
@@ -65,7 +65,8 @@ struct Object {
     return *reinterpret_cast<T*>(static_cast<char*>(implementation) - offsetof(Object, functions));
   }
   static void destroy(void* object) { delete static_cast<T*>(object); }
-  static inline void* destroyers[2] = {nullptr, reinterpret_cast<void*>(&destroy)};
+  // Before a table stand its object's offset and type, which is none here.
+  static inline void* destroyers[4] = {nullptr, nullptr, nullptr, reinterpret_cast<void*>(&destroy)};
 
   static Table& table() {
     static Table functions = unexpected_table<T>(std::make_integer_sequence<int, kPositions>());
@@ -309,6 +310,7 @@ void place_runtime_functions() {
       });
   HostMemory::set(2, +[](void* implementation) -> void* { return HostMemory::of(implementation).bytes.data(); });
   HostMemory::set(3, +[](void* implementation) { return HostMemory::of(implementation).bytes.size(); });
+  HostMemory::set(4, +[](void*) -> int32_t { return 5; });  // DataType::kUINT8, which the bindings ask for
 }
 
 void place_engine_functions() {
@@ -424,6 +426,33 @@ void* createInferRuntime_INTERNAL(void* given, int32_t) {
   return new Runtime();
 }
 
+// For tests in Python.
+void fake_tensorrt_be(const char* flavour, int major, int minor, int patch, int build) {
+  fake.flavour = flavour;
+  fake.version[0] = major;
+  fake.version[1] = minor;
+  fake.version[2] = patch;
+  fake.version[3] = build;
+}
+
+const char* fake_tensorrt_events() {
+  static std::string text;
+  text.clear();
+  for (const std::string& event : fake.events) text += event + "\n";
+  return text.c_str();
+}
+
+/// Calls the given IGpuAllocator as TensorRT does, at the positions that allocator.h has.
+void fake_tensorrt_use_allocator() {
+  void** functions = *static_cast<void***>(fake.allocator);
+  const auto allocate = reinterpret_cast<void* (*)(void*, uint64_t, uint64_t, uint32_t)>(functions[4]);
+  const auto deallocate = reinterpret_cast<bool (*)(void*, void*)>(functions[6]);
+  const auto allocate_async = reinterpret_cast<void* (*)(void*, uint64_t, uint64_t, uint32_t, void*)>(functions[7]);
+  const auto deallocate_async = reinterpret_cast<bool (*)(void*, void*, void*)>(functions[8]);
+  deallocate(fake.allocator, allocate(fake.allocator, 1000, 256, 0));
+  deallocate_async(fake.allocator, allocate_async(fake.allocator, 2000, 256, 0, nullptr), nullptr);
+}
+
 // NVIDIA's Python bindings ask for these when they are loaded.
 void* createInferBuilder_INTERNAL(void*, int32_t) { return nullptr; }
 void* createInferRefitter_INTERNAL(void*, void*, int32_t) { return nullptr; }
@@ -431,6 +460,7 @@ void* createNvOnnxParser_INTERNAL(void*, void*, int32_t) { return nullptr; }
 void* createNvOnnxParserRefitter_INTERNAL(void*, void*, int32_t) { return nullptr; }
 int32_t getNvOnnxParserVersion() { return 0; }
 void* getPluginRegistry() { return nullptr; }
+void* getBuilderPluginRegistry(int32_t) { return nullptr; }
 bool initLibNvInferPlugins(void*, const char*) { return true; }
 
 }  // extern "C"

@@ -139,7 +139,8 @@ void Plans::measure(const Manifest& manifest) {
 
 Error Plans::failure(const std::string& what) const {
   const std::string reason = log_->take_errors();
-  if (contains(reason, "driver version is insufficient") || contains(reason, "cudaError 35")) {
+  if (contains(reason, "driver version is insufficient") ||
+      contains(reason, "not supported in the installed CUDA driver")) {
     return error(ErrorCode::kDeviceUnsuitable, "the NVIDIA driver is too old for ", title_, " (", reason,
                  "): install driver 580 or later, which supports CUDA 13, or choose runtime onnxruntime for the CPU");
   }
