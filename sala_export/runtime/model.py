@@ -85,7 +85,8 @@ def load(
 
     Args:
         runtime: `tensorrt` runs the engine on the GPU that it was built for; `onnxruntime` runs on the CPU, whatever
-            GPU that was; `auto` takes TensorRT if its GPU and library are here, and `Model.runtime_reason` says why not.
+            GPU that was; `auto` takes TensorRT if its GPU and library are here, and `Model.runtime_reason` tells why
+            not.
         threads: threads that compute; 0 takes all cores.
         verify_hashes: compare every file with its hash, not only the graph.
         tokenizer: to use instead of the bundle's own.

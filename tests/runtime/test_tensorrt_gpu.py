@@ -19,7 +19,7 @@ RECIPES = ("rtx5090", "a6000", "rtx4090")
 TOLERANCE = 5e-2
 """Of the largest logit: bf16 activations through five layers against fp32, each rounding at most 2^-9 of its value."""
 SAME_ENGINE = 2e-2
-"""Of the largest logit, for the same tokens in other chunks: other row counts sum in another order and round to bf16."""
+"""Of the largest logit, for the same tokens in other chunks: other row counts sum in another order, rounded to bf16."""
 
 
 def recipe_of_this_gpu(config: pytest.Config) -> Recipe:
