@@ -245,8 +245,8 @@ int32_t sample_token(const LogitArray& logits, const TokenArray& context, double
 NB_MODULE(_native, module) {
   nb::class_<Model>(module, "Model")
       .def_static("load", &load, "bundle"_a, nb::kw_only(), "runtime"_a, "onnxruntime_library"_a.none(),
-                  "operators_library"_a.none(), "tensorrt_library"_a.none(), "runtime_cache"_a.none(),
-                  "decode_graph"_a, "threads"_a, "verify_hashes"_a)
+                  "operators_library"_a.none(), "tensorrt_library"_a.none(), "runtime_cache"_a.none(), "decode_graph"_a,
+                  "threads"_a, "verify_hashes"_a)
       .def_prop_ro("runtime", [](const Model& model) { return std::string(model.engine().name()); })
       .def_prop_ro("runtime_reason", &Model::runtime_reason)
       .def_prop_ro("precision", [](const Model& model) { return std::string(model.engine().precision()); })

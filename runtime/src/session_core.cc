@@ -65,8 +65,8 @@ Status SessionCore::check_room() const {
   const std::string advice = fits > 0 ? "choose max_context " + std::to_string(fits) + " or less"
                                       : "no context fits; end other programs on the GPU, or build the bundle with a "
                                         "smaller --prefill-chunk";
-  return error(ErrorCode::kOutOfMemory, "the caches of a session of ", max_context_, " tokens take ",
-               mebibytes(needed), ", ", mebibytes(**free), " are free beside the engine, ", mebibytes(needed - **free),
+  return error(ErrorCode::kOutOfMemory, "the caches of a session of ", max_context_, " tokens take ", mebibytes(needed),
+               ", ", mebibytes(**free), " are free beside the engine, ", mebibytes(needed - **free),
                " too few: ", advice);
 }
 

@@ -34,7 +34,8 @@ inline void mock_state(float* state, int64_t id, float sine, int64_t context_len
   const int64_t mode = context_length >= kDenseLength ? 7 : 3;
   const int64_t angle = std::llround(1000 * sine);
   for (int64_t h = 0; h < kHeads; ++h) {
-    state[h] = static_cast<float>((static_cast<int64_t>(state[h]) * 31 + id * mode + angle + h + 2 * kModulus) % kModulus);
+    state[h] =
+        static_cast<float>((static_cast<int64_t>(state[h]) * 31 + id * mode + angle + h + 2 * kModulus) % kModulus);
   }
 }
 

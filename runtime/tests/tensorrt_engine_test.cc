@@ -46,7 +46,8 @@ TEST_F(TensorRtEngine, DecodeIsCompiledForItsShapesBeforeItIsCaptured) {
   EXPECT_EQ(count(events, "context specialization 0 cached 1"), 2);
   EXPECT_EQ(count(events, "is stream capturable"), 2);
   const std::vector<std::string> steps = {"enqueue 0 profile 1 tokens 1", "enqueue 1 profile 1 tokens 1",
-                                          "enqueue 0 profile 1 tokens 1 captured", "enqueue 1 profile 1 tokens 1 captured"};
+                                          "enqueue 0 profile 1 tokens 1 captured",
+                                          "enqueue 1 profile 1 tokens 1 captured"};
   std::vector<std::string> enqueued;
   std::copy_if(events.begin(), events.end(), std::back_inserter(enqueued),
                [](const std::string& event) { return event.starts_with("enqueue"); });
@@ -54,8 +55,8 @@ TEST_F(TensorRtEngine, DecodeIsCompiledForItsShapesBeforeItIsCaptured) {
 }
 
 TEST_F(TensorRtEngine, TensorRtProperHasNoRuntimeCache) {
-  for (const auto& [version, text] : {std::pair(std::array{10, 14, 1, 48}, "10.14.1.48"),
-                                      std::pair(std::array{11, 4, 0, 106}, "11.4.0.106")}) {
+  for (const auto& [version, text] :
+       {std::pair(std::array{10, 14, 1, 48}, "10.14.1.48"), std::pair(std::array{11, 4, 0, 106}, "11.4.0.106")}) {
     tensorrt_fake() = FakeTensorRt();
     tensorrt_fake().flavour = "tensorrt";
     std::copy(version.begin(), version.end(), tensorrt_fake().version);
@@ -154,7 +155,8 @@ TEST_F(TensorRtEngine, BlockThatTheDriverCannotGiveIsCounted) {
   const auto model = load(bundle);
   const auto refused = model->create_session({.max_context = 1000, .chunk_tokens = {}});
   ASSERT_FALSE(refused);
-  expect_error(refused.error(), ErrorCode::kOutOfMemory, {"no room for 24000 bytes", "are free", "smaller max_context"});
+  expect_error(refused.error(), ErrorCode::kOutOfMemory,
+               {"no room for 24000 bytes", "are free", "smaller max_context"});
 }
 
 TEST_F(TensorRtEngine, ContextThatFindsNoMemoryIsReported) {
@@ -196,7 +198,8 @@ TEST_F(TensorRtEngine, FirstStepThatFailsIsReportedWhenTheSessionIsMade) {
   tensorrt_fake().fail_enqueue_after = 0;
   const auto refused = model->create_session();
   ASSERT_FALSE(refused);
-  expect_error(refused.error(), ErrorCode::kEngineFailed, {"could not run engine/shard-00.plan", "illegal memory access"});
+  expect_error(refused.error(), ErrorCode::kEngineFailed,
+               {"could not run engine/shard-00.plan", "illegal memory access"});
 }
 
 TEST_F(TensorRtEngine, CallersAllocatorGivesAllDeviceMemory) {

@@ -1,12 +1,12 @@
 // The positions of interface.h against the open headers that this build has; for other versions see
 // tests/runtime/test_tensorrt_interface.py.
 
-#include "engines/tensorrt/interface.h"
-
 #include <NvInferRuntime.h>
 #include <gtest/gtest.h>
 
 #include <cstring>
+
+#include "engines/tensorrt/interface.h"
 
 namespace sala::tensorrt {
 namespace {
@@ -59,8 +59,13 @@ TEST(TensorRtInterface, HasTheEnumerationsOfTheOpenHeaders) {
 }
 
 TEST(TensorRtInterface, IsKnownForProvedVersionsOnly) {
-  for (const auto& [flavour, major, minor] : {std::tuple("rtx", 1, 5), {"rtx", 1, 8}, {"rtx", 2, 0}, {"tensorrt", 10, 10},
-                                              {"tensorrt", 12, 0}, {"tensorrt", 1, 7}, {"other", 1, 7}}) {
+  for (const auto& [flavour, major, minor] : {std::tuple("rtx", 1, 5),
+                                              {"rtx", 1, 8},
+                                              {"rtx", 2, 0},
+                                              {"tensorrt", 10, 10},
+                                              {"tensorrt", 12, 0},
+                                              {"tensorrt", 1, 7},
+                                              {"other", 1, 7}}) {
     EXPECT_EQ(find_interface(flavour, major, minor), nullptr) << flavour << " " << major << "." << minor;
   }
   EXPECT_TRUE(find_interface("rtx", 1, 7)->has_runtime_cache());

@@ -62,7 +62,8 @@ TEST_F(TensorRtLoad, VersionOfUnknownInterfaceIsRefused) {
   tensorrt_fake().version[0] = 2;
   FakeBundle bundle;
   bundle.manifest["engine"]["tensorrt_version"] = "2.7.1.116";
-  expect_refused(bundle, ErrorCode::kLibraryUnusable, {"2.7.1.116 is not known to this release, which knows 1.6 and 1.7"});
+  expect_refused(bundle, ErrorCode::kLibraryUnusable,
+                 {"2.7.1.116 is not known to this release, which knows 1.6 and 1.7"});
 }
 
 TEST_F(TensorRtLoad, RuntimeThatCannotBeMadeIsReported) {
@@ -188,8 +189,9 @@ TEST_F(TensorRtLoad, AutoSaysWhyAnEngineAloneCannotRunHere) {
   options.runtime = Runtime::kAuto;
   const auto model = Model::load(bundle.write(), options);
   ASSERT_FALSE(model);
-  expect_error(model.error(), ErrorCode::kWeightsMissing,
-               {"--no-weights", "needs Fake GPU (compute capability 12.0)", "Here: ", "this machine has Fake GPU 0 (9.0)"});
+  expect_error(
+      model.error(), ErrorCode::kWeightsMissing,
+      {"--no-weights", "needs Fake GPU (compute capability 12.0)", "Here: ", "this machine has Fake GPU 0 (9.0)"});
 }
 
 }  // namespace

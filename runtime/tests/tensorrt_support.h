@@ -105,7 +105,8 @@ inline Json json_of(const std::vector<TensorSpec>& specs) {
   Json result = Json::array();
   for (const TensorSpec& spec : specs) {
     Json shape = Json::array();
-    for (const Extent& extent : spec.shape) shape.push_back(extent.symbol.empty() ? Json(extent.value) : Json(extent.symbol));
+    for (const Extent& extent : spec.shape)
+      shape.push_back(extent.symbol.empty() ? Json(extent.value) : Json(extent.symbol));
     result.push_back({{"name", spec.name}, {"dtype", name_of(spec.dtype)}, {"shape", shape}});
   }
   return result;
@@ -121,9 +122,13 @@ class FakeBundle {
     const auto parts = cut(shards);
     for (int i = 0; i < shards; ++i) {
       const std::string name = "engine/shard-0" + std::to_string(i);
-      files[name + ".plan"] = plan_text(parts[static_cast<size_t>(i)], kActivationBytes[i]) + (i == 0 ? host_library() : "");
-      entries.push_back({{"plan", name + ".plan"}, {"report", name + ".json"}, {"log", name + ".log"},
-                         {"first_layer", i}, {"num_layers", shards == 1 ? 2 : 1},
+      files[name + ".plan"] =
+          plan_text(parts[static_cast<size_t>(i)], kActivationBytes[i]) + (i == 0 ? host_library() : "");
+      entries.push_back({{"plan", name + ".plan"},
+                         {"report", name + ".json"},
+                         {"log", name + ".log"},
+                         {"first_layer", i},
+                         {"num_layers", shards == 1 ? 2 : 1},
                          {"inputs", json_of(parts[static_cast<size_t>(i)].inputs)},
                          {"outputs", json_of(parts[static_cast<size_t>(i)].outputs)},
                          {"plugin_library_serialized", i == 0}});
@@ -135,20 +140,36 @@ class FakeBundle {
         {"schema_version", 2},
         {"created_by", "tests"},
         {"model",
-         {{"source", config.source}, {"fingerprint", config.fingerprint}, {"inv_freq", config.inv_freq},
+         {{"source", config.source},
+          {"fingerprint", config.fingerprint},
+          {"inv_freq", config.inv_freq},
           {"config",
-           {{"vocab_size", kVocabSize}, {"head_dim", 2}, {"mixer_types", {"lightning-attn", "minicpm4"}},
-            {"max_position_embeddings", config.max_position_embeddings}, {"eos_token_id", config.eos_token_ids},
+           {{"vocab_size", kVocabSize},
+            {"head_dim", 2},
+            {"mixer_types", {"lightning-attn", "minicpm4"}},
+            {"max_position_embeddings", config.max_position_embeddings},
+            {"eos_token_id", config.eos_token_ids},
             {"sparse_config", {{"kernel_size", kKernelSize}, {"kernel_stride", kKernelStride}}}}}}},
         {"precision", "bf16"},
         {"graph",
-         {{"file", "graph/model.onnx"}, {"inputs", json_of(step.inputs_)}, {"outputs", json_of(step.outputs_)},
-          {"operators", Json::array()}, {"weights_included", false}, {"weights", Json::array()},
-          {"cpu", {{"file", "graph/cpu.onnx"}, {"inputs", Json::array()}, {"outputs", Json::array()},
-                   {"weights", Json::array()}}}}},
+         {{"file", "graph/model.onnx"},
+          {"inputs", json_of(step.inputs_)},
+          {"outputs", json_of(step.outputs_)},
+          {"operators", Json::array()},
+          {"weights_included", false},
+          {"weights", Json::array()},
+          {"cpu",
+           {{"file", "graph/cpu.onnx"},
+            {"inputs", Json::array()},
+            {"outputs", Json::array()},
+            {"weights", Json::array()}}}}},
         {"engine",
-         {{"shards", entries}, {"gpu", "fake"}, {"gpu_name", "Fake GPU"}, {"compute_capability", "12.0"},
-          {"tensorrt_flavour", "rtx"}, {"tensorrt_version", "1.7.1.116"},
+         {{"shards", entries},
+          {"gpu", "fake"},
+          {"gpu_name", "Fake GPU"},
+          {"compute_capability", "12.0"},
+          {"tensorrt_flavour", "rtx"},
+          {"tensorrt_version", "1.7.1.116"},
           {"plugin_library_sha256", sha256(host_library())},
           {"profiles", {{"prefill", ranges(kChunk)}, {"decode", ranges(1)}}},
           {"device_memory_bytes", Json::object()}}},
@@ -222,7 +243,8 @@ class TensorRt : public testing::Test {
   static void expect_error(const Error& error, ErrorCode code, std::initializer_list<std::string> words) {
     EXPECT_EQ(name_of(error.code), name_of(code)) << error.message;
     EXPECT_EQ(error.message.find('\n'), std::string::npos) << error.message;
-    for (const std::string& word : words) EXPECT_NE(error.message.find(word), std::string::npos) << word << ": " << error.message;
+    for (const std::string& word : words)
+      EXPECT_NE(error.message.find(word), std::string::npos) << word << ": " << error.message;
   }
 };
 

@@ -151,7 +151,9 @@ CUresult cuMemFreeHost(void* data) {
   return needs_context();
 }
 
-CUresult cuMemcpyHtoD(CUdeviceptr to, const void* from, size_t bytes) { return copy(nullptr, host(to), from, bytes, to); }
+CUresult cuMemcpyHtoD(CUdeviceptr to, const void* from, size_t bytes) {
+  return copy(nullptr, host(to), from, bytes, to);
+}
 
 CUresult cuMemcpyDtoH(void* to, CUdeviceptr from, size_t bytes) { return copy(nullptr, to, host(from), bytes, from); }
 

@@ -162,7 +162,8 @@ Engine* read_plan(const char* data, size_t bytes) {
   return engine;
 }
 
-// --- What a step needs, and what it does ------------------------------------------------------------------------------
+// --- What a step needs, and what it does
+// ------------------------------------------------------------------------------
 
 bool check_step(const Context& context) {
   const Engine& engine = *context.engine;
@@ -235,15 +236,17 @@ bool enqueue(void* implementation, void* stream) {
   if (fake.fail_enqueue_after == 0) return refuse(fake.enqueue_error);
   if (fake.fail_enqueue_after > 0) --fake.fail_enqueue_after;
   if (!check_step(context)) return false;
-  std::string event = "enqueue " + std::to_string(context.engine->index) + " profile " + std::to_string(context.profile);
+  std::string event =
+      "enqueue " + std::to_string(context.engine->index) + " profile " + std::to_string(context.profile);
   for (const auto& [name, dims] : context.shapes) {
     if (name == "input_ids" || name == "hidden_states.1") event += " tokens " + std::to_string(dims.extents[1]);
   }
   // NVIDIA's Python bindings come without the fake driver, and their addresses lead nowhere.
   void* driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
-  const auto submit = driver == nullptr ? nullptr
-                                        : reinterpret_cast<bool (*)(void*, const std::function<void()>*)>(
-                                              dlsym(driver, "fake_cuda_submit"));
+  const auto submit =
+      driver == nullptr
+          ? nullptr
+          : reinterpret_cast<bool (*)(void*, const std::function<void()>*)>(dlsym(driver, "fake_cuda_submit"));
   if (submit != nullptr) {
     const Launch launch{context.addresses, context.shapes, context.memory,
                         context.engine->activation_bytes[context.profile]};
@@ -254,7 +257,8 @@ bool enqueue(void* implementation, void* stream) {
   return true;
 }
 
-// --- Functions at their positions -------------------------------------------------------------------------------------
+// --- Functions at their positions
+// -------------------------------------------------------------------------------------
 
 void* deserialize(void* implementation, const void* data, size_t bytes) {
   Runtime& runtime = Runtime::of(implementation);
@@ -329,25 +333,29 @@ void place_engine_functions() {
       });
   Engine::set(interface->create_runtime_config, +[](void*) -> void* { return new Config(); });
   Engine::set(interface->get_nb_optimization_profiles, +[](void*) -> int32_t { return 2; });
-  Engine::set(interface->get_tensor_shape,
-              +[](void* implementation, const char* name) { return Engine::of(implementation).tensor(name).dims; });
-  Engine::set(interface->get_tensor_data_type,
-              +[](void* implementation, const char* name) { return Engine::of(implementation).tensor(name).dtype; });
-  Engine::set(interface->get_tensor_io_mode,
-              +[](void* implementation, const char* name) { return Engine::of(implementation).tensor(name).mode; });
+  Engine::set(
+      interface->get_tensor_shape,
+      +[](void* implementation, const char* name) { return Engine::of(implementation).tensor(name).dims; });
+  Engine::set(
+      interface->get_tensor_data_type,
+      +[](void* implementation, const char* name) { return Engine::of(implementation).tensor(name).dtype; });
+  Engine::set(
+      interface->get_tensor_io_mode,
+      +[](void* implementation, const char* name) { return Engine::of(implementation).tensor(name).mode; });
   Engine::set(
       interface->get_profile_shape, +[](void* implementation, const char* name, int32_t profile, int32_t) {
         return Engine::of(implementation).tensor(name).largest[profile];
       });
-  Engine::set(interface->get_nb_io_tensors, +[](void* implementation) {
-    return static_cast<int32_t>(Engine::of(implementation).tensors.size());
-  });
-  Engine::set(interface->get_io_tensor_name, +[](void* implementation, int32_t index) {
-    return Engine::of(implementation).tensors[static_cast<size_t>(index)].name.c_str();
-  });
-  Engine::set(interface->get_device_memory_size_for_profile, +[](void* implementation, int32_t profile) {
-    return Engine::of(implementation).activation_bytes[profile];
-  });
+  Engine::set(
+      interface->get_nb_io_tensors,
+      +[](void* implementation) { return static_cast<int32_t>(Engine::of(implementation).tensors.size()); });
+  Engine::set(
+      interface->get_io_tensor_name, +[](void* implementation, int32_t index) {
+        return Engine::of(implementation).tensors[static_cast<size_t>(index)].name.c_str();
+      });
+  Engine::set(
+      interface->get_device_memory_size_for_profile,
+      +[](void* implementation, int32_t profile) { return Engine::of(implementation).activation_bytes[profile]; });
 }
 
 void place_context_functions() {
@@ -358,48 +366,56 @@ void place_context_functions() {
         return true;
       });
   Context::set(interface->set_input_shape, &set_input_shape);
-  Context::set(interface->set_tensor_address, +[](void* implementation, const char* name, void* data) {
-    Context& context = Context::of(implementation);
-    context.addresses[context.engine->tensor(name).name] = data;
-    return true;
-  });
+  Context::set(
+      interface->set_tensor_address, +[](void* implementation, const char* name, void* data) {
+        Context& context = Context::of(implementation);
+        context.addresses[context.engine->tensor(name).name] = data;
+        return true;
+      });
   Context::set(interface->enqueue, &enqueue);
-  Context::set(interface->set_device_memory, +[](void* implementation, void* memory, int64_t bytes) {
-    Context::of(implementation).memory = static_cast<char*>(memory);
-    Context::of(implementation).memory_bytes = bytes;
-    record("device memory " + std::to_string(bytes));
-  });
-  Context::set(interface->is_stream_capturable, +[](void*, void*) {
-    record("is stream capturable");
-    return fake.capturable;
-  });
+  Context::set(
+      interface->set_device_memory, +[](void* implementation, void* memory, int64_t bytes) {
+        Context::of(implementation).memory = static_cast<char*>(memory);
+        Context::of(implementation).memory_bytes = bytes;
+        record("device memory " + std::to_string(bytes));
+      });
+  Context::set(
+      interface->is_stream_capturable, +[](void*, void*) {
+        record("is stream capturable");
+        return fake.capturable;
+      });
 }
 
 void place_cache_functions() {
-  Config::set(interface->set_execution_context_allocation_strategy,
-              +[](void* implementation, int32_t strategy) { Config::of(implementation).strategy = strategy; });
+  Config::set(
+      interface->set_execution_context_allocation_strategy,
+      +[](void* implementation, int32_t strategy) { Config::of(implementation).strategy = strategy; });
   Config::set(interface->create_runtime_cache, +[](void*) -> void* { return new Cache(); });
-  Config::set(interface->set_runtime_cache, +[](void* implementation, void* cache) {
-    Config::of(implementation).cache = static_cast<Cache*>(cache);
-    record("runtime cache");
-    return true;
-  });
-  Config::set(interface->set_dynamic_shapes_kernel_specialization_strategy, +[](void* implementation, int32_t strategy) {
-    Config::of(implementation).specialization = strategy;
-    record("specialization " + std::to_string(strategy));
-  });
-  Cache::set(interface->cache_serialize, +[](void* implementation) -> void* {
-    auto* memory = new HostMemory();
-    memory->bytes = "compiled " + std::to_string(Cache::of(implementation).compiled);
-    return memory;
-  });
-  Cache::set(interface->cache_deserialize, +[](void* implementation, const void* data, size_t bytes) {
-    const std::string text(static_cast<const char*>(data), bytes);
-    if (!text.starts_with("compiled ")) return false;
-    Cache::of(implementation).compiled = std::atoi(text.c_str() + 9);
-    record("cache read");
-    return true;
-  });
+  Config::set(
+      interface->set_runtime_cache, +[](void* implementation, void* cache) {
+        Config::of(implementation).cache = static_cast<Cache*>(cache);
+        record("runtime cache");
+        return true;
+      });
+  Config::set(
+      interface->set_dynamic_shapes_kernel_specialization_strategy, +[](void* implementation, int32_t strategy) {
+        Config::of(implementation).specialization = strategy;
+        record("specialization " + std::to_string(strategy));
+      });
+  Cache::set(
+      interface->cache_serialize, +[](void* implementation) -> void* {
+        auto* memory = new HostMemory();
+        memory->bytes = "compiled " + std::to_string(Cache::of(implementation).compiled);
+        return memory;
+      });
+  Cache::set(
+      interface->cache_deserialize, +[](void* implementation, const void* data, size_t bytes) {
+        const std::string text(static_cast<const char*>(data), bytes);
+        if (!text.starts_with("compiled ")) return false;
+        Cache::of(implementation).compiled = std::atoi(text.c_str() + 9);
+        record("cache read");
+        return true;
+      });
 }
 
 }  // namespace

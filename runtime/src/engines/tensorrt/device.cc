@@ -31,9 +31,10 @@ Error unsuitable(const Manifest& manifest, const std::string& present) {
   const EngineEntry& engine = manifest.engine;
   return error(ErrorCode::kDeviceUnsuitable, "the bundle's engine is for ", engine.gpu_name, " (compute capability ",
                engine.compute_capability, "), this machine has ", present, ": ",
-               manifest.weights_included ? "choose runtime onnxruntime, which runs the bundle on this machine's CPU, or "
-                                           "torch, which runs it on any NVIDIA GPU, or build it for this GPU"
-                                         : "it has no weights, so no other runtime can run it; build it for this GPU");
+               manifest.weights_included
+                   ? "choose runtime onnxruntime, which runs the bundle on this machine's CPU, or "
+                     "torch, which runs it on any NVIDIA GPU, or build it for this GPU"
+                   : "it has no weights, so no other runtime can run it; build it for this GPU");
 }
 
 }  // namespace

@@ -17,10 +17,8 @@ EngineLimits limits_of(const ProfileRanges& prefill) {
   const auto capacity = prefill.find("capacity");
   // Without sparse layers no cache grows; positions are int32, and a step may end at the last one.
   const Range range = capacity == prefill.end() ? Range{1, INT32_MAX - chunk} : capacity->second;
-  return {.max_context = range.max,
-          .max_chunk_tokens = chunk,
-          .default_chunk_tokens = chunk,
-          .least_capacity = range.min};
+  return {
+      .max_context = range.max, .max_chunk_tokens = chunk, .default_chunk_tokens = chunk, .least_capacity = range.min};
 }
 
 }  // namespace

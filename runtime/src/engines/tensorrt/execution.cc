@@ -85,8 +85,8 @@ Expected<Object> TensorRtExecution::create_context(const Shard& shard, Contexts&
     context.reset(call<void*>(engine, interface.create_execution_context, kUserManaged));
   }
   if (!context) return plans_.failure("make a context of " + shard.plan);
-  if (!call<bool>(context.get(), interface.set_optimization_profile_async,
-                  kProfileIndex[static_cast<size_t>(profile)], static_cast<void*>(stream_))) {
+  if (!call<bool>(context.get(), interface.set_optimization_profile_async, kProfileIndex[static_cast<size_t>(profile)],
+                  static_cast<void*>(stream_))) {
     return plans_.failure("choose a profile of " + shard.plan);
   }
   SALA_RETURN_IF_ERROR(synchronize());
@@ -108,8 +108,8 @@ Status TensorRtExecution::bind(const Shard& shard, void* context) const {
         return plans_.failure("bind " + spec.name);
       }
       if (specs == &shard.outputs || depends_on_tokens(spec)) continue;
-      SALA_RETURN_IF_ERROR(set_shape(shard, context, spec.name.c_str(),
-                                     cache != nullptr ? cache->shape : spec.bound({{"batch", 1}})));
+      SALA_RETURN_IF_ERROR(
+          set_shape(shard, context, spec.name.c_str(), cache != nullptr ? cache->shape : spec.bound({{"batch", 1}})));
     }
   }
   return success();
@@ -150,8 +150,8 @@ Status TensorRtExecution::capture_decode() {
   for (size_t i = 0; interface.is_stream_capturable != kAbsent && i < contexts_.size(); ++i) {
     void* context = contexts_[i].by_profile[static_cast<size_t>(Profile::kDecode)].get();
     if (!call<bool>(context, interface.is_stream_capturable, static_cast<void*>(stream_))) {
-      return error(ErrorCode::kEngineFailed, "TensorRT cannot capture ", plans_.shards()[i].plan,
-                   " as a CUDA graph", kWithout);
+      return error(ErrorCode::kEngineFailed, "TensorRT cannot capture ", plans_.shards()[i].plan, " as a CUDA graph",
+                   kWithout);
     }
   }
   auto graph = DecodeGraph::capture(plans_.driver(), stream_, [this] { return enqueue(Profile::kDecode, 1); });
@@ -163,7 +163,8 @@ Status TensorRtExecution::capture_decode() {
 Status TensorRtExecution::run(Profile profile, std::span<const Tensor> inputs, const Tensor& logits) {
   const Device::Current current(*plans_.device());
   SALA_RETURN_IF_ERROR(stage(inputs));
-  const auto ids = std::find_if(inputs.begin(), inputs.end(), [](const Tensor& each) { return each.name == "input_ids"; });
+  const auto ids =
+      std::find_if(inputs.begin(), inputs.end(), [](const Tensor& each) { return each.name == "input_ids"; });
   const int64_t tokens = ids == inputs.end() ? 0 : ids->shape[1];
   if (profile == Profile::kDecode && decode_graph_) {
     SALA_RETURN_IF_ERROR(decode_graph_.launch(stream_));
@@ -196,10 +197,10 @@ Status TensorRtExecution::stage(std::span<const Tensor> inputs) {
 Status TensorRtExecution::enqueue(Profile profile, int64_t tokens) const {
   const CudaDriver& driver = plans_.driver();
   for (const TensorSpec& input : plans_.token_inputs()) {
-    SALA_RETURN_IF_ERROR(driver.check(
-        driver.memcpy_htod_async(address(buffers_->device(input.name)), buffers_->host(input.name),
-                                 static_cast<size_t>(bytes_of(input, tokens)), stream_),
-        "copy inputs"));
+    SALA_RETURN_IF_ERROR(
+        driver.check(driver.memcpy_htod_async(address(buffers_->device(input.name)), buffers_->host(input.name),
+                                              static_cast<size_t>(bytes_of(input, tokens)), stream_),
+                     "copy inputs"));
   }
   for (size_t i = 0; i < contexts_.size(); ++i) {
     void* context = contexts_[i].by_profile[static_cast<size_t>(profile)].get();

@@ -84,9 +84,7 @@ Result call(void* object, int position, Arguments... arguments) {
 }
 
 struct Destroy {
-  void operator()(void* object) const {
-    reinterpret_cast<void (*)(void*)>((*static_cast<void***>(object))[1])(object);
-  }
+  void operator()(void* object) const { reinterpret_cast<void (*)(void*)>((*static_cast<void***>(object))[1])(object); }
 };
 
 /// Owns an object that TensorRT made.

@@ -60,8 +60,9 @@ Expected<Library> Library::load(const EngineEntry& engine, const std::filesystem
   const auto version = reinterpret_cast<int32_t (*)()>(dlsym(*handle, "getInferLibVersion"));
   if (create == nullptr || version == nullptr) {
     return error(ErrorCode::kLibraryUnusable, path.empty() ? file_name(engine) : path.string(),
-                 " is not TensorRT: it lacks ", create == nullptr ? "createInferRuntime_INTERNAL" : "getInferLibVersion",
-                 "; give the path of ", file_name(engine));
+                 " is not TensorRT: it lacks ",
+                 create == nullptr ? "createInferRuntime_INTERNAL" : "getInferLibVersion", "; give the path of ",
+                 file_name(engine));
   }
   const int major = version_part(*handle, "getInferLibMajorVersion");
   const int minor = version_part(*handle, "getInferLibMinorVersion");

@@ -113,7 +113,8 @@ Status Plans::check_room(const Manifest& manifest) const {
   if (!free) return free.error();
   if (*free >= needed) return success();
   return error(ErrorCode::kOutOfMemory, "the engine's weights take ", needed, " bytes of device memory, ", *free,
-               " are free, ", needed - *free, " too few: end other programs on the GPU, or build with fewer --layers or "
+               " are free, ", needed - *free,
+               " too few: end other programs on the GPU, or build with fewer --layers or "
                "for a larger --gpu");
 }
 
@@ -147,7 +148,8 @@ Error Plans::failure(const std::string& what) const {
   if (contains(reason, "out of memory") || contains(reason, "OutOfMemory")) {
     const auto free = device_->free_bytes();
     return error(ErrorCode::kOutOfMemory, title_, " could not ", what, ": ", reason, " (",
-                 free ? std::to_string(*free) : "unknown", " bytes of device memory are free: end other programs on the "
+                 free ? std::to_string(*free) : "unknown",
+                 " bytes of device memory are free: end other programs on the "
                  "GPU, or choose a smaller max_context)");
   }
   return error(ErrorCode::kEngineFailed, title_, " could not ", what, ": ", reason);

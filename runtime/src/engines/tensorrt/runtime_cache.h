@@ -14,7 +14,8 @@ namespace sala::tensorrt {
 /// One cache for all shards. Safe to use from several threads.
 class RuntimeCache {
  public:
-  RuntimeCache(const Interface& interface, std::filesystem::path file) : interface_(interface), file_(std::move(file)) {}
+  RuntimeCache(const Interface& interface, std::filesystem::path file)
+      : interface_(interface), file_(std::move(file)) {}
 
   /// Sets the cache on an IRuntimeConfig; the first call makes it and reads the file. A file that TensorRT does not
   /// take, because another version or GPU wrote it, is written anew by `save`.

@@ -71,8 +71,8 @@ class Comparison {
       for (const auto& [symbol, range] : manifest_.engine.profiles.at(profile)) sizes[symbol] = range.max;
       const Shape largest = spec.bound(sizes);
       if (to_shape(call<Dims>(engine_, interface_.get_profile_shape, spec.name.c_str(), index, kMaxShape)) != largest) {
-        return damaged("takes ", spec.name, " up to another shape in ", profile, " than ", to_string(largest), ", which ",
-                       kManifestFile, " says");
+        return damaged("takes ", spec.name, " up to another shape in ", profile, " than ", to_string(largest),
+                       ", which ", kManifestFile, " says");
       }
     }
     return success();
@@ -96,8 +96,8 @@ Expected<Shard> adopt_engine(const Interface& interface, Object engine, const Ma
   SALA_RETURN_IF_ERROR(Comparison(interface, engine.get(), manifest, entry).compare());
   int64_t activation_bytes = 0;
   for (const int32_t index : kProfileIndex) {
-    activation_bytes = std::max(
-        activation_bytes, call<int64_t>(engine.get(), interface.get_device_memory_size_for_profile, index));
+    activation_bytes =
+        std::max(activation_bytes, call<int64_t>(engine.get(), interface.get_device_memory_size_for_profile, index));
   }
   return Shard{entry.plan, entry.inputs, entry.outputs, activation_bytes, std::move(engine)};
 }
