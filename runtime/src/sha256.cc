@@ -1,5 +1,8 @@
 #include "sha256.h"
 
+#include <cpuid.h>
+#include <immintrin.h>
+
 #include <algorithm>
 #include <bit>
 #include <cstring>
@@ -24,9 +27,49 @@ uint32_t big_endian(const unsigned char* bytes) {
          static_cast<uint32_t>(bytes[2]) << 8 | bytes[3];
 }
 
+__m128i* vectors(uint32_t* words) { return reinterpret_cast<__m128i*>(words); }
+
+/// One block with the SHA extensions, which keep the state as words A B E F and C D G H and take four rounds a time.
+[[gnu::target("sha,sse4.1")]] void compress_x86(uint32_t* state, const unsigned char* block) {
+  const __m128i byte_order = _mm_set_epi64x(0x0c0d0e0f08090a0b, 0x0405060700010203);
+  const __m128i badc = _mm_shuffle_epi32(_mm_loadu_si128(vectors(state)), 0xb1);
+  const __m128i hgfe = _mm_shuffle_epi32(_mm_loadu_si128(vectors(state + 4)), 0x1b);
+  const __m128i old_abef = _mm_alignr_epi8(badc, hgfe, 8);
+  const __m128i old_cdgh = _mm_blend_epi16(hgfe, badc, 0xf0);
+  __m128i abef = old_abef;
+  __m128i cdgh = old_cdgh;
+  __m128i w[4];  // the last sixteen words of the schedule
+  for (size_t i = 0; i < 4; ++i) {
+    w[i] = _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(block) + i), byte_order);
+  }
+  for (size_t i = 0; i < 16; ++i) {
+    const auto* constants = reinterpret_cast<const __m128i*>(kRoundConstants.data());
+    const __m128i sum = _mm_add_epi32(w[i % 4], _mm_loadu_si128(constants + i));
+    cdgh = _mm_sha256rnds2_epu32(cdgh, abef, sum);
+    abef = _mm_sha256rnds2_epu32(abef, cdgh, _mm_shuffle_epi32(sum, 0x0e));
+    const __m128i last = w[(i + 3) % 4];
+    const __m128i middle = _mm_alignr_epi8(last, w[(i + 2) % 4], 4);
+    w[i % 4] = _mm_sha256msg2_epu32(_mm_add_epi32(_mm_sha256msg1_epu32(w[i % 4], w[(i + 1) % 4]), middle), last);
+  }
+  const __m128i feba = _mm_shuffle_epi32(_mm_add_epi32(abef, old_abef), 0x1b);
+  const __m128i dchg = _mm_shuffle_epi32(_mm_add_epi32(cdgh, old_cdgh), 0xb1);
+  _mm_storeu_si128(vectors(state), _mm_blend_epi16(feba, dchg, 0xf0));
+  _mm_storeu_si128(vectors(state + 4), _mm_alignr_epi8(dchg, feba, 8));
+}
+
 }  // namespace
 
+Sha256Code best_sha256_code() {
+  static const bool has_instructions = [] {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    const bool has_sha = __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (b & bit_SHA) != 0;
+    return has_sha && __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_SSE4_1) != 0;
+  }();
+  return has_instructions ? Sha256Code::kX86 : Sha256Code::kPortable;
+}
+
 void Sha256::compress(const unsigned char* block) {
+  if (code_ == Sha256Code::kX86) return compress_x86(state_.data(), block);
   std::array<uint32_t, 64> w;
   for (size_t t = 0; t < 16; ++t) w[t] = big_endian(block + 4 * t);
   for (size_t t = 16; t < 64; ++t) {
@@ -56,6 +99,11 @@ void Sha256::compress(const unsigned char* block) {
 void Sha256::update(std::string_view bytes) {
   bytes_ += bytes.size();
   while (!bytes.empty()) {
+    if (filled_ == 0 && bytes.size() >= block_.size()) {
+      compress(reinterpret_cast<const unsigned char*>(bytes.data()));
+      bytes.remove_prefix(block_.size());
+      continue;
+    }
     const size_t taken = std::min(bytes.size(), block_.size() - filled_);
     std::memcpy(block_.data() + filled_, bytes.data(), taken);
     bytes.remove_prefix(taken);

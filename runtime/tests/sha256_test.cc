@@ -25,5 +25,17 @@ TEST(Sha256, DoesNotDependOnHowTheBytesArrive) {
   }
 }
 
+TEST(Sha256, IsTheSameWithAndWithoutTheProcessorsInstructions) {
+  if (best_sha256_code() == Sha256Code::kPortable) GTEST_SKIP() << "this processor has none";
+  std::string bytes;
+  for (size_t length = 0; length < 300; ++length) {
+    Sha256 portable(Sha256Code::kPortable), fast(Sha256Code::kX86);
+    portable.update(bytes);
+    fast.update(bytes);
+    EXPECT_EQ(portable.finish(), fast.finish()) << length;
+    bytes += static_cast<char>(length * 37 + length / 5);
+  }
+}
+
 }  // namespace
 }  // namespace sala::test
