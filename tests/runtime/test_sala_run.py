@@ -24,7 +24,16 @@ def sala_run(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess
 
 
 def libraries() -> list[object]:
-    return ["--onnxruntime", _wheel_library(), "--operators", onnxruntime_operators(), "--threads", 2]
+    return [
+        "--runtime",
+        "onnxruntime",
+        "--onnxruntime",
+        _wheel_library(),
+        "--operators",
+        onnxruntime_operators(),
+        "--threads",
+        2,
+    ]
 
 
 @pytest.fixture

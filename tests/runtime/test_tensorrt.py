@@ -20,6 +20,8 @@ from support.runtime_bundles import tiny_cpu_bundle
 import sala_export
 from sala_export.cli.app import run
 from sala_export.errors import BundleError, UnsupportedError
+from sala_export.native_libraries import onnxruntime_operators
+from sala_export.runtime.model import _wheel_library
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a driver: see test_tensorrt_gpu.py")
 
@@ -68,13 +70,18 @@ def test_bundle_without_weights_says_what_its_engine_lacks_here(tmp_path: Path) 
 
 
 @no_gpu
-def test_commands_take_the_runtime(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_take_the_runtime(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["generate", str(tiny_bundle("rtx5090")), "--prompt", "a", "--runtime", "tensorrt"]) == 2
     assert "there is no NVIDIA driver" in capsys.readouterr().err
     command = [sanitized_build() / "sala-run", tiny_cpu_bundle(), "--tokens", "-", "--runtime", "tensorrt"]
     done = subprocess.run(command, input="1 2 3", capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "DeviceMissing: there is no NVIDIA driver" in done.stderr
+    libraries = ["--onnxruntime", _wheel_library(), "--operators", onnxruntime_operators()]
+    automatic = [*command[:-2], "--max-new-tokens", "1", *libraries]
+    done = subprocess.run(automatic, input="1 2 3", capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert done.stderr.startswith("sala-run: not on tensorrt: there is no NVIDIA driver")
 
 
 @pytest.mark.parametrize("bundle", [pytest.param(tiny_bundle, id="one plan"), pytest.param(tiny_shards, id="shards")])

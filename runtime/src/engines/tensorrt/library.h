@@ -15,9 +15,9 @@ namespace sala::tensorrt {
 /// The functions of a loaded library. It stays loaded until the process ends: it keeps threads.
 class Library {
  public:
-  /// The library of the bundle's flavour and version. `path` empty: looked for as `find_library` does, in
-  /// the Python package's folder too, and where the system looks. kLibraryMissing if there is none, kLibraryUnusable if
-  /// it has another version or one whose interface this release does not know.
+  /// The library of the bundle's flavour and version. `path` empty: looked for as `find_library` does, in the folder of
+  /// its Python package, and where the system looks. kLibraryMissing if there is none, kLibraryUnusable if it has another
+  /// version or one whose interface this release does not know.
   static Expected<Library> load(const EngineEntry& engine, const std::filesystem::path& path);
 
   const Interface& interface() const { return *interface_; }
