@@ -103,8 +103,10 @@ def test_real_plan_with_another_plugin_library_never_reaches_tensorrt(tmp_path: 
     assert "is not the plugin library of bundle.json: do not trust this bundle" in load_on_fake_gpu(bundle)
 
 
-def test_engine_for_another_gpu_names_the_runtimes_that_can() -> None:
-    told = load_on_fake_gpu(tiny_bundle("a6000"))
+def test_engine_for_another_gpu_names_the_runtimes_that_can(tmp_path: Path) -> None:
+    bundle = copy_bundle(tiny_bundle("rtx5090"), tmp_path / "copy.sala")
+    edit_json(bundle / "bundle.json", lambda fields: fields["engine"].update(compute_capability="8.6"))
+    told = load_on_fake_gpu(bundle)
     assert told.startswith("UnsupportedError DeviceUnsuitable the bundle's engine is for ")
     assert "(compute capability 8.6), this machine has Fake GPU 0 (12.0)" in told
     assert "choose runtime onnxruntime, which runs the bundle on this machine's CPU, or torch" in told
