@@ -1,6 +1,6 @@
-"""Recall of passkeys in long prompts on the CPU: needles found by depth, prefill rate and peak memory by length.
+"""Recall of passkeys in long prompts: needles found by depth, prefill rate and peak host memory by length.
 
-    python -m benchmarks.passkey [--lengths 8K,64K,256K,1M] [--heads 4] [--json out.json]
+    python -m benchmarks.passkey [--lengths 8K,64K,256K,1M] [--heads 4] [--runtime torch] [--json out.json]
 
 The model is the constructed checkpoint of tests/support/passkey.py: it has to select the right blocks, and nothing is
 trained. The prompt is streamed; each length runs in a process of its own, so that its peak memory is its own.
@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
-import platform
 import resource
 import sys
 import tempfile
@@ -24,6 +22,7 @@ from pathlib import Path
 import onnxruntime
 
 import sala_export
+from sala_export.benchmark.machine import as_json, describe_machine
 from sala_export.specs import format_bytes, format_tokens, parse_tokens
 
 # tests/ is no package.
@@ -59,11 +58,12 @@ class Recall:
         return self.length / self.prefill_seconds
 
 
-def measure(bundle: Path, length: int, threads: int) -> Recall:
+def measure(bundle: Path, length: int, threads: int, runtime: str, device: str | None) -> Recall:
     """Stream a prompt of `length` tokens with a needle at every depth, and ask for each."""
     tokens, needles = passkey_prompt(length, needle_positions(length))
     context = length + 2 * len(needles)
-    session = sala_export.load(bundle, threads=threads).session(max_context=context)
+    model = sala_export.load(bundle, threads=threads, runtime=runtime, device=device)
+    session = model.session(max_context=context)
     start = time.monotonic()
     session.prefill(in_pieces(tokens, (PIECE_TOKENS,)))
     read = time.monotonic()
@@ -96,6 +96,8 @@ def main() -> int:
     parser.add_argument("--heads", type=int, default=4, help="query heads of the model (default: 4)")
     parser.add_argument("--topk", type=int, default=8, help="blocks taken; 2 leaves no selected ones (default: 8)")
     parser.add_argument("--threads", type=int, default=2, help="(default: 2)")
+    parser.add_argument("--runtime", default="auto", help="auto, onnxruntime, tensorrt or torch (default: auto)")
+    parser.add_argument("--device", help="of the torch runtime: cuda or cpu (default: a GPU if there is one)")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -105,11 +107,12 @@ def main() -> int:
         rows = []
         for length in map(parse_tokens, options.lengths.split(",")):
             with multiprocessing.get_context("spawn").Pool(1) as process:
-                rows.append(process.apply(measure, (bundle, length, options.threads)))
+                arguments = (bundle, length, options.threads, options.runtime, options.device)
+                rows.append(process.apply(measure, arguments))
     sys.stdout.write(table(rows) + "\n")
     if options.json:
-        machine = {"processor": platform.processor(), "cores": os.cpu_count(), "onnxruntime": onnxruntime.__version__}
-        settings = {"heads": options.heads, "topk": options.topk, "threads": options.threads}
+        machine = {**as_json(describe_machine()), "onnxruntime": onnxruntime.__version__}
+        settings = {name: getattr(options, name) for name in ("runtime", "device", "heads", "topk", "threads")}
         report = {"machine": machine, **settings, "depths": DEPTHS, "rows": [asdict(row) for row in rows]}
         options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return 0 if all(all(row.found) for row in rows) else 1

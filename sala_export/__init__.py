@@ -9,11 +9,11 @@ __version__ = "0.1.0"
 __all__ = ["SalaForCausalLM", "__version__", "load"]
 
 if TYPE_CHECKING:
+    from .loading import load
     from .model.sala import SalaForCausalLM
-    from .runtime.model import load
 
 
-_LAZY = {"SalaForCausalLM": ".model.sala", "load": ".runtime.model"}
+_LAZY = {"SalaForCausalLM": ".model.sala", "load": ".loading"}
 """Public names by module, loaded on first use: the command line and the kernel compiler must not wait for torch."""
 
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from typing import Protocol
 
 from .checkpoint.config import Mixer, SalaConfig
 from .errors import UnsupportedError
 from .model.attributes import operator_attributes
 from .model.signature import cache_sizes
-from .ops.common.contract import ACTIVATION
-from .ops.common.expr import evaluate
 from .ops.common.launch import unsupported_reason
 from .ops.common.targets import AOT_ARCHITECTURES, serving_architecture
 from .ops.registry import INFLLMV2_ATTENTION, LIGHTNING_ATTENTION
-from .specs import DType, Precision
+from .specs import Precision
 
 _CONTRACTS = {Mixer.LIGHTNING: LIGHTNING_ATTENTION, Mixer.SPARSE: INFLLMV2_ATTENTION}
 
@@ -72,10 +69,6 @@ def operator_workspaces(
             continue
         kernels = KERNEL_SETS[contract.name]
         attributes = {k: v for k, v in operator_attributes(config, mixer).items() if isinstance(v, int)}
-        names = {**dims, **attributes, **kernels.constants}
-        found[contract.onnx_type] = sum(
-            math.prod(evaluate(extent, names) for extent in workspace.shape)
-            * (precision.dtype if workspace.dtype == ACTIVATION else DType(workspace.dtype)).bytes
-            for workspace in kernels.workspaces
-        )
+        specs = kernels.workspace_specs({**dims, **attributes}, precision.dtype)
+        found[contract.onnx_type] = sum(spec.size_bytes({}) for spec in specs)
     return found

@@ -40,6 +40,10 @@ class Precision(StrEnum):
         }[self]
 
 
+RUNTIMES = ("auto", "tensorrt", "onnxruntime", "torch")
+"""What runs a model, by the names that users give."""
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """Name, type and shape of a graph input or output; a string in the shape is a symbolic dimension."""

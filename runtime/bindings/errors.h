@@ -1,13 +1,22 @@
-// Statuses as the exceptions of sala_export.errors.
+// Statuses as the exceptions of sala_export.errors, and exceptions of an engine in Python as statuses.
 
 #pragma once
+
+#include <nanobind/nanobind.h>
 
 #include "sala/status.h"
 
 namespace sala::python {
 
 /// Throws nanobind::python_error. The GIL must be held.
+///
+/// An error that began as an exception on this thread has that as its cause; an exception that is no error of this
+/// package but an interruption, and one that is an error of this package already, is thrown itself.
 [[noreturn]] void raise(const Error& error);
+
+/// What Python raised, as a status that may travel through the core: MemoryError is kOutOfMemory, SessionError
+/// kInvalidArgument, everything else kEngineFailed. The GIL must be held.
+Error from_python(const nanobind::python_error& raised);
 
 /// The value, or the exception for its absence.
 template <class T>

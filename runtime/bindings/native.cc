@@ -17,6 +17,7 @@
 #include <utility>
 
 #include "errors.h"
+#include "python_engine.h"
 #include "sala/model.h"
 #include "sala/prefiller.h"
 #include "sala/sampler.h"
@@ -247,6 +248,8 @@ NB_MODULE(_native, module) {
       .def_static("load", &load, "bundle"_a, nb::kw_only(), "runtime"_a, "onnxruntime_library"_a.none(),
                   "operators_library"_a.none(), "tensorrt_library"_a.none(), "runtime_cache"_a.none(), "decode_graph"_a,
                   "threads"_a, "verify_hashes"_a)
+      .def_static("create", &create_model, "engine"_a, nb::kw_only(), "source"_a, "fingerprint"_a, "vocab_size"_a,
+                  "max_position_embeddings"_a, "eos_token_ids"_a, "inv_freq"_a, "kernel_size"_a, "kernel_stride"_a)
       .def_prop_ro("runtime", [](const Model& model) { return std::string(model.engine().name()); })
       .def_prop_ro("runtime_reason", &Model::runtime_reason)
       .def_prop_ro("precision", [](const Model& model) { return std::string(model.engine().precision()); })
@@ -254,6 +257,8 @@ NB_MODULE(_native, module) {
       .def_prop_ro("vocab_size", [](const Model& model) { return model.config().vocab_size; })
       .def_prop_ro("eos_token_ids", [](const Model& model) { return model.config().eos_token_ids; })
       .def_prop_ro("default_max_context", &Model::default_max_context)
+      .def_prop_ro("default_chunk_tokens",
+                   [](const Model& model) { return model.engine().limits().default_chunk_tokens; })
       .def(
           "create_session",
           [](const Model& model, std::optional<int64_t> max_context, std::optional<int64_t> chunk_tokens) {
@@ -265,6 +270,7 @@ NB_MODULE(_native, module) {
   nb::class_<PySession>(module, "Session")
       .def_prop_ro("position", [](const PySession& session) { return session.session.position(); })
       .def_prop_ro("max_context", [](const PySession& session) { return session.session.max_context(); })
+      .def_prop_ro("chunk_tokens", [](const PySession& session) { return session.session.chunk_tokens(); })
       .def_prop_ro("tokens", &tokens)
       .def_prop_ro("logits", &logits)
       .def("generate", &generate, nb::kw_only(), "max_new_tokens"_a, "temperature"_a, "top_k"_a, "top_p"_a,

@@ -72,6 +72,7 @@ Status SessionCore::check_room() const {
 
 Status SessionCore::allocate() {
   SALA_RETURN_IF_ERROR(check_room());
+  SALA_RETURN_IF_ERROR(model_->engine->prepare(max_context_, chunk_tokens_));
   const SymbolSizes sizes =
       cache_sizes(model_->config, std::max(max_context_, model_->engine->limits().least_capacity));
   std::vector<CacheBinding> bindings;

@@ -78,6 +78,20 @@ class Checkpoint:
         locations = {weight.name: _checked(*stored[weight.name], weight) for weight in wanted}
         return cls(directory=directory, config=config, dtype=_common_dtype(locations), locations=locations)
 
+    @classmethod
+    def of_files(cls, directory: Path, config: SalaConfig, files: Iterable[Path]) -> Checkpoint:
+        """The weights of `config` in safetensors files that a manifest lists, as in a bundle.
+
+        Raises: CheckpointError naming the directory or file and the tensor.
+        """
+        wanted = weights(config)
+        stored = {name: (file, tensor) for file in files for name, tensor in read_header(file).items()}
+        lacking = [weight.name for weight in wanted if weight.name not in stored]
+        if lacking:
+            raise CheckpointError(f"{directory} has no {_listed(lacking)} among its weights, in a type to compute with")
+        locations = {weight.name: _checked(*stored[weight.name], weight) for weight in wanted}
+        return cls(directory=directory, config=config, dtype=_common_dtype(locations), locations=locations)
+
     def truncated(self, layers: int) -> Checkpoint:
         """The first `layers` layers, with the residual scale of the whole model.
 

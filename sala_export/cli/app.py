@@ -14,6 +14,7 @@ import click
 
 from .. import __version__
 from ..errors import SalaError
+from .cmd_bench import bench
 from .cmd_build import build
 from .cmd_export import export
 from .cmd_generate import generate
@@ -34,7 +35,7 @@ def cli(context: click.Context, verbose: int) -> None:
     show_log(context.obj, verbose)
 
 
-for command in (plan, build, generate, inspect, export, kernels, random_checkpoint):
+for command in (plan, build, generate, bench, inspect, export, kernels, random_checkpoint):
     cli.add_command(command)
 
 

@@ -15,6 +15,7 @@ import click
 from rich.console import Console
 
 from ..errors import RequestError, SessionError, UnsupportedError
+from ..specs import RUNTIMES
 from .generate_display import PrefillDisplay
 from .options import Tokens
 
@@ -78,10 +79,10 @@ class _Sampling(TypedDict):
 )
 @click.option(
     "--runtime",
-    type=click.Choice(["auto", "tensorrt", "onnxruntime"]),
+    type=click.Choice(RUNTIMES),
     default="auto",
     show_default=True,
-    help="tensorrt needs the GPU of the bundle, onnxruntime none.",
+    help="tensorrt needs the GPU of the bundle, onnxruntime none; torch runs on any, from checkpoints too.",
 )
 @click.pass_obj
 def generate(
@@ -170,18 +171,18 @@ def _source(prompt: str | None, prompt_file: str | None, stack: ExitStack) -> _S
 
 def _load(bundle: Path, runtime: str) -> tuple[Model, Tokenizer, int]:
     """The model, its tokenizer, and the tokens from which on attention is sparse."""
-    from ..bundle.reader import Bundle
-    from ..runtime.model import load
-    from ..runtime.text import Tokenizer
+    from ..loading import TORCH, load
+    from ..model_source import ModelSource
 
-    tokenizer = Tokenizer.from_bundle(bundle)
+    source = ModelSource.open(bundle) if runtime == TORCH else ModelSource.of_bundle(bundle)
+    tokenizer = source.tokenizer()
     if tokenizer is None:
         raise UnsupportedError(
             f"{bundle} has no tokenizer, so it cannot read text: use sala_export.load and token ids, or build it again "
             "from a checkpoint with tokenizer.json"
         )
     model = load(bundle, runtime=runtime, tokenizer=tokenizer)
-    return model, tokenizer, Bundle.open(bundle).manifest.model.config.sparse_config.dense_len
+    return model, tokenizer, source.config.sparse_config.dense_len
 
 
 def _prompt_ids(

@@ -57,6 +57,7 @@ def plan(
     from ..engine.recipe import load_recipe
     from ..engine.request import EngineRequest
     from ..planner.plan import make_plan
+    from ..planner.published import is_published_model
 
     if plot is not None and plot.suffix not in _PLOT_SUFFIXES:
         raise RequestError(f"--plot {plot}: expected a name that ends in {', '.join(_PLOT_SUFFIXES)}")
@@ -71,7 +72,7 @@ def plan(
     config = published if model is None else _read_config(model, revision)
     if layers is not None:
         config = config.truncated(layers)
-    found = make_plan(config, request, compare, is_published=_same_work(config, published))
+    found = make_plan(config, request, compare, is_published=is_published_model(config))
     if plot is not None:
         from ..planner.plot import draw
 
@@ -88,12 +89,6 @@ def _read_config(model: str, revision: str | None) -> Any:
     from ..checkpoint.reader import CONFIG_FILE
 
     return SalaConfig.from_file(resolve_model(model, revision, config_only=True) / CONFIG_FILE)
-
-
-def _same_work(config: Any, published: Any) -> bool:
-    """Whether published figures apply: every size that decides time and memory is the published one."""
-    names = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
-    return all(getattr(config, name) == getattr(published, name) for name in (*names, "mixer_types", "sparse_config"))
 
 
 def describe(found: Plan, model: str | None) -> dict[str, Any]:

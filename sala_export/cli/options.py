@@ -29,6 +29,20 @@ class Tokens(click.ParamType[int]):
             self.fail(str(error), param, ctx)
 
 
+class TokenList(click.ParamType[tuple[int, ...]]):
+    """Token counts such as 64K,128K,1M."""
+
+    name = "tokens,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(parse_tokens(part) for part in value.split(","))
+        except RequestError as error:
+            self.fail(str(error), param, ctx)
+
+
 class MemorySize(click.ParamType[int]):
     """Bytes of memory such as 12G or 800M, binary."""
 

@@ -9,7 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..checkpoint.config import SalaConfig
+from ..checkpoint.presets import PRESETS
 from .work import Dense
+
+_PRESET = "9b"
 
 CONTEXTS = tuple(64 * 1024 << i for i in range(5))
 """64K to 1M tokens."""
@@ -65,6 +69,13 @@ TTFT_SECONDS = (
         qwen3_8b=(16.4, 52.1, 182.3, None, None),
     ),
 )
+
+
+def is_published_model(config: SalaConfig) -> bool:
+    """Whether published figures apply: every size that decides time and memory is the published one."""
+    published = PRESETS[_PRESET].config
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+    return all(getattr(config, name) == getattr(published, name) for name in (*names, "mixer_types", "sparse_config"))
 
 
 def published_seconds(recipe: str, weights: str) -> Published | None:

@@ -6,6 +6,8 @@ from os import PathLike
 import numpy as np
 from numpy.typing import NDArray
 
+from .python_engine import PythonEngine
+
 class Model:
     @staticmethod
     def load(
@@ -19,6 +21,19 @@ class Model:
         decode_graph: bool,
         threads: int,
         verify_hashes: bool,
+    ) -> Model: ...
+    @staticmethod
+    def create(
+        engine: PythonEngine,
+        *,
+        source: str,
+        fingerprint: str,
+        vocab_size: int,
+        max_position_embeddings: int,
+        eos_token_ids: list[int],
+        inv_freq: list[float],
+        kernel_size: int,
+        kernel_stride: int,
     ) -> Model: ...
     @property
     def runtime(self) -> str: ...
@@ -34,6 +49,8 @@ class Model:
     def eos_token_ids(self) -> list[int]: ...
     @property
     def default_max_context(self) -> int: ...
+    @property
+    def default_chunk_tokens(self) -> int: ...
     def create_session(self, *, max_context: int | None, chunk_tokens: int | None) -> Session: ...
     def restore(self, path: PathLike[str], *, max_context: int | None, chunk_tokens: int | None) -> Session: ...
 
@@ -42,6 +59,8 @@ class Session:
     def position(self) -> int: ...
     @property
     def max_context(self) -> int: ...
+    @property
+    def chunk_tokens(self) -> int: ...
     @property
     def tokens(self) -> NDArray[np.int32]: ...
     @property

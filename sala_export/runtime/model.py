@@ -37,6 +37,20 @@ class Model:
         return self._native.precision
 
     @property
+    def on_gpu(self) -> bool:
+        """Whether weights and caches are in the memory of a GPU."""
+        return self.runtime != "onnxruntime"
+
+    def foretold_device_bytes(self, max_context: int, chunk_tokens: int) -> int | None:
+        """Bytes on the GPU while a session of these sizes runs; None if the engine does not know before."""
+        return None
+
+    @property
+    def default_chunk_tokens(self) -> int:
+        """Tokens of a prefill step of a session that does not choose."""
+        return self._native.default_chunk_tokens
+
+    @property
     def vocab_size(self) -> int:
         return self._native.vocab_size
 

@@ -87,6 +87,11 @@ class Session:
         return self._native.max_context
 
     @property
+    def chunk_tokens(self) -> int:
+        """Tokens of one prefill step."""
+        return self._native.chunk_tokens
+
+    @property
     def tokens(self) -> NDArray[np.int32]:
         """A copy of the context's ids, int32 [position]."""
         return self._native.tokens

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
-from support.checkpoints import edit_json
+from support.checkpoints import edit_json, tiny_checkpoint
 from support.runtime_bundles import tiny_cpu_bundle
 from support.text_bundles import tiny_text_bundle
 
@@ -75,6 +76,17 @@ def test_prompt_gives_the_same_answer_as_text_file_and_pipe(
     assert generate(capsys, "--prompt-file", str(tmp_path / "prompt.txt"), *FEW) == expected
     pipe(monkeypatch, prompt.encode())
     assert generate(capsys, "--prompt-file", "-", *FEW) == expected
+
+
+def test_torch_runtime_gives_the_same_answer_from_bundle_and_checkpoint(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, model: Model, tokenizer: Tokenizer
+) -> None:
+    # In fp32, as on the other runtime, which is what the CPU takes.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    expected = answer(model, tokenizer.encode(SHORT))
+    for source in (tiny_text_bundle(), tiny_checkpoint()):
+        assert run(["generate", str(source), "--prompt", SHORT, *FEW, "--runtime", "torch"]) == 0
+        assert capsys.readouterr().out == expected
 
 
 def test_sampling_options_reach_the_sampler(capsys: Capture, model: Model, tokenizer: Tokenizer) -> None:

@@ -74,7 +74,7 @@ def test_model_tells_what_it_is(model: Model) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        pytest.param({"runtime": "cuda"}, SessionError, "choose auto, tensorrt or onnxruntime", id="unknown runtime"),
+        pytest.param({"runtime": "cuda"}, SessionError, "tensorrt, onnxruntime or torch", id="unknown runtime"),
         pytest.param({"threads": -1}, SessionError, "threads is -1", id="negative threads"),
         pytest.param({"onnxruntime_library": Path("none.so")}, UnsupportedError, "none.so", id="no ONNX Runtime"),
         pytest.param({"operators_library": Path("none.so")}, UnsupportedError, "none.so", id="no operators"),

@@ -119,6 +119,10 @@ class Engine {
   /// Bytes of `memory()` that a new session's caches may take; nothing if that only shows when they are allocated.
   virtual Expected<std::optional<int64_t>> free_cache_bytes() const { return std::optional<int64_t>(); }
 
+  /// Makes room for the steps of a session, before its caches are allocated. kOutOfMemory, saying by how much, if steps
+  /// and caches do not fit. By default there is room as far as allocations tell.
+  virtual Status prepare(int64_t /*max_context*/, int64_t /*chunk_tokens*/) const { return success(); }
+
   /// The buffers of `caches` must outlive the execution, and the engine must too.
   virtual Expected<std::unique_ptr<Execution>> create_execution(std::span<const CacheBinding> caches) const = 0;
 };

@@ -21,7 +21,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .contract import Rule
+from ...specs import DType, TensorSpec
+from .contract import ACTIVATION, Rule
 from .expr import evaluate, identifiers
 from .targets import AOT_ARCHITECTURES
 
@@ -152,6 +153,18 @@ class KernelSet:
     def launches(self) -> tuple[Launch, ...]:
         """Of both sequences."""
         return (*self.prefill, *self.decode)
+
+    def workspace_specs(self, sizes: Mapping[str, int], activation: DType) -> tuple[TensorSpec, ...]:
+        """The workspaces of a call, for its dimensions and integer attributes by name."""
+        names = {**self.constants, **sizes}
+        return tuple(
+            TensorSpec(
+                workspace.name,
+                activation if workspace.dtype == ACTIVATION else DType(workspace.dtype),
+                tuple(evaluate(extent, names) for extent in workspace.shape),
+            )
+            for workspace in self.workspaces
+        )
 
     def compile_time(self, launch: Launch, sm: int, variant: Mapping[str, int]) -> dict[str, int]:
         """Every number that is fixed when `launch` is compiled for an architecture and a variant, by name."""

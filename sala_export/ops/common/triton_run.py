@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -85,13 +86,15 @@ def bind_kernels(
     attributes: Mapping[str, int | float],
     *,
     allocate: Allocate = torch.empty,
+    given: Mapping[str, Tensor] = MappingProxyType({}),
     sm: int | None = None,
 ) -> BoundCall:
     """Check a call, allocate its outputs and workspaces, and bind every launch to them; nothing runs yet.
 
-    Args: contiguous `inputs` of one device, in the order of the contract; all attributes by name; `sm`, the
-        architecture whose tiles and instructions are taken: by default that which serves the GPU, on the CPU
-        `INTERPRETED_SM`. With 86 an H100 multiplies as the GPUs without warp groups do.
+    Args: contiguous `inputs` of one device, in the order of the contract; all attributes by name; `given`, outputs and
+        workspaces that are there already, by name, of their shapes and types; `sm`, the architecture whose tiles and
+        instructions are taken: by default that which serves the GPU, on the CPU `INTERPRETED_SM`. With 86 an H100
+        multiplies as the GPUs without warp groups do.
     Raises: ShapeError as `Contract.bind`, or if an input is not contiguous; UnsupportedError if the kernels cannot
         serve the attributes or the GPU.
     """
@@ -107,15 +110,19 @@ def bind_kernels(
 
     sizes = {**kernel_set.constants, **names}
 
-    def new(dtype: str, shape: Sequence[str]) -> Tensor:
+    def new(name: str, dtype: str, shape: Sequence[str]) -> Tensor:
+        if name in given:
+            return given[name]
         torch_dtype = activation if dtype == ACTIVATION else getattr(torch, dtype)
         return allocate([evaluate(extent, sizes) for extent in shape], dtype=torch_dtype, device=inputs[0].device)
 
     buffers = {tensor.name: x for tensor, x in zip(contract.inputs, inputs, strict=True)}
     for output in contract.outputs:
-        buffers[output.name] = buffers[output.updates] if output.updates else new(output.dtype, output.shape)
+        buffers[output.name] = (
+            buffers[output.updates] if output.updates else new(output.name, output.dtype, output.shape)
+        )
     for workspace in kernel_set.workspaces:
-        buffers[workspace.name] = new(workspace.dtype, workspace.shape)
+        buffers[workspace.name] = new(workspace.name, workspace.dtype, workspace.shape)
     sequence = kernel_set.decode if names["T"] == 1 else kernel_set.prefill
     values = {**attributes, **names}
     # Triton then lowers for that architecture, to code that the GPU present can load.

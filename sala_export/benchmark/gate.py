@@ -1,0 +1,64 @@
+"""The gate of a benchmark: what is measured must compute the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..errors import RunError
+from ..model.sala import SalaForCausalLM
+from ..model_source import ModelSource
+from ..runtime.model import Model
+from ..specs import Precision
+from ..torch_runtime.load import TorchModel
+from ..torch_runtime.weights import load_packed
+
+_CALLS = (31, 12, 1, 1, 1)
+"""Tokens of each call: chunks of two lengths, and decode steps, the last of which replays what was captured."""
+BOUNDS = {Precision.FP32: 1e-4, Precision.BF16: 32 * 2.0**-9, Precision.FP16: 32 * 2.0**-11}
+"""Of the largest logit. 16 bits: 32 half-units in the last place, as ten roundings in each of many layers leave."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Agreement:
+    """Largest error of a runtime's logits, of the largest logit."""
+
+    error: float
+    bound: float
+
+
+def require_agreement(model: Model, source: ModelSource, seed: int = 0) -> Agreement:
+    """Compare a short prompt, chunk by chunk and token by token, with the reference model in the same precision.
+
+    The reference of the torch runtime has the same weights in the same memory; for other runtimes it is loaded on the
+    CPU beside them, in the precision of the runtime.
+    Raises: RunError if they disagree: then there is nothing to measure.
+    """
+    precision = Precision(model.precision)
+    reference = _reference(model, source, precision)
+    ids = np.random.default_rng(seed).integers(0, model.vocab_size, sum(_CALLS), dtype=np.int32)
+    with torch.inference_mode():
+        device = reference.lm_head.weight.device
+        expected = reference(torch.from_numpy(ids)[None].to(device, torch.int64))[0].cpu().numpy()
+    session = model.session(max_context=len(ids), chunk_tokens=max(_CALLS))
+    errors, done = [], 0
+    for count in _CALLS:
+        logits = session.prefill(ids[done : done + count], context_length=len(ids))
+        done += count
+        errors.append(float(np.abs(logits - expected[done - 1]).max()))
+    error, bound = max(errors) / float(np.abs(expected).max()), BOUNDS[precision]
+    # Not the other way round: an error that is no number is none within bounds.
+    if not error <= bound:
+        raise RunError(
+            f"the {model.runtime} runtime disagrees with the reference model by {error:.2g} of the largest logit, "
+            f"bound {bound:.2g} in {precision}: nothing was measured; run the tests of this GPU (pytest -m gpu)"
+        )
+    return Agreement(error=error, bound=bound)
+
+
+def _reference(model: Model, source: ModelSource, precision: Precision) -> SalaForCausalLM:
+    if isinstance(model, TorchModel):
+        return model.reference.model
+    return load_packed(source.checkpoint(), precision, torch.device("cpu")).model

@@ -1,0 +1,114 @@
+"""The machine of a measurement: processor, GPU with driver and clocks, the state of the sources."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sala_export
+
+_GPU_FIELDS = {
+    "name": "name",
+    "uuid": "uuid",
+    "driver": "driver_version",
+    "sm_clock_mhz": "clocks.sm",
+    "memory_clock_mhz": "clocks.mem",
+    "most_sm_clock_mhz": "clocks.max.sm",
+    "power_limit_watts": "power.limit",
+    "memory_mib": "memory.total",
+    "used_mib": "memory.used",
+}
+"""Of nvidia-smi, by our name."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Machine:
+    """Everything that a number needs beside it to be believed."""
+
+    processor: str
+    cores: int | None
+    system: str
+    python: str
+    sala_export: str
+    commit: str | None
+    """Of the checkout; `-dirty` with changes. None outside of one."""
+    gpus: tuple[Mapping[str, str], ...]
+    """As nvidia-smi tells now, all fields of `_GPU_FIELDS` as text; empty without a driver."""
+
+
+def describe_machine() -> Machine:
+    """This machine, with its GPUs' clocks as they are now: ask after a measurement."""
+    return Machine(
+        processor=_processor(),
+        cores=os.cpu_count(),
+        system=platform.platform(),
+        python=platform.python_version(),
+        sala_export=sala_export.__version__,
+        commit=_commit(),
+        gpus=gpus(),
+    )
+
+
+def gpus() -> tuple[Mapping[str, str], ...]:
+    """What nvidia-smi says of every GPU, in its order; empty where there is none."""
+    found = _output(["nvidia-smi", f"--query-gpu={','.join(_GPU_FIELDS.values())}", "--format=csv,noheader,nounits"])
+    rows = [line.split(", ") for line in (found or "").splitlines()]
+    return tuple(dict(zip(_GPU_FIELDS, row, strict=True)) for row in rows if len(row) == len(_GPU_FIELDS))
+
+
+class GpuMemory:
+    """Device memory that this process has taken since, on all GPUs; other programs must be quiet meanwhile."""
+
+    def __init__(self) -> None:
+        self._before = _used_bytes()
+
+    def taken_bytes(self) -> int | None:
+        """Weights, caches and the CUDA context; None without a GPU.
+
+        Engines keep what they took while a session lives, so this is a peak if it is asked before the session ends.
+        """
+        now = _used_bytes()
+        return None if self._before is None or now is None else now - self._before
+
+
+def peak_host_bytes() -> int:
+    """Most resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def as_json(machine: Machine) -> dict[str, Any]:
+    """Plain JSON values."""
+    told = {name: getattr(machine, name) for name in machine.__slots__}
+    return {**told, "gpus": [dict(gpu) for gpu in machine.gpus]}
+
+
+def _used_bytes() -> int | None:
+    used = [gpu["used_mib"] for gpu in gpus()]
+    return sum(int(mib) for mib in used) * 2**20 if used and all(mib.isdecimal() for mib in used) else None
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _commit() -> str | None:
+    folder = str(Path(__file__).parent)
+    return _output(["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=12", "--exclude", "*"])
+
+
+def _output(command: list[str]) -> str | None:
+    """What a program prints; None if it is not there or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None

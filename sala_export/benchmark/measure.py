@@ -1,0 +1,161 @@
+"""Time to the first token, decode rate and peak memory of one model on one runtime."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..engine.host import available_host_bytes
+from ..errors import RequestError, RunError
+from ..model.signature import cache_sizes, signature
+from ..model_source import ModelSource
+from ..runtime.model import Model
+from ..runtime.session import Session
+from ..specs import Precision, format_bytes, format_tokens
+from .machine import GpuMemory, peak_host_bytes
+
+Progress = Callable[[str], None]
+"""Called with one line before every run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchmarkRequest:
+    """What to measure. Raises: RequestError for counts below one."""
+
+    contexts: tuple[int, ...]
+    """Tokens of the prompts; run in ascending order, so that a peak of memory belongs to the latest."""
+    new_tokens: int
+    repeats: int = 3
+    chunk_tokens: int | None = None
+    """None: the engine's choice."""
+    seed: int = 0
+    """Of the prompts, which are random tokens: time depends on their number alone, but for the blocks selected."""
+
+    def __post_init__(self) -> None:
+        if not self.contexts or min(self.contexts) < 1:
+            raise RequestError("--context: give at least one length of at least one token")
+        for name in ("new_tokens", "repeats"):
+            if getattr(self, name) < 1:
+                raise RequestError(f"--{name.replace('_', '-')} is {getattr(self, name)}, expected at least 1")
+        object.__setattr__(self, "contexts", tuple(sorted(set(self.contexts))))
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """Seconds of repeated runs."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """Largest less smallest, of the median."""
+        return (max(self.seconds) - min(self.seconds)) / self.median
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measurement:
+    """One length of prompt, at batch 1."""
+
+    context: int
+    first_token: Runs
+    """From the call with the whole prompt to its first answer token."""
+    token: Runs | None
+    """Of every further token, mean of a run; None where only one was asked for."""
+    device_bytes: int | None
+    """On the GPU, as its driver tells; None on the CPU."""
+    foretold_device_bytes: int | None
+    """The runtime's own account before the session, without the CUDA context; None if it has none."""
+    host_bytes: int
+    """Peak of this process so far, resident."""
+
+
+def measure(
+    model: Model, source: ModelSource, request: BenchmarkRequest, memory: GpuMemory, progress: Progress
+) -> Iterator[Measurement]:
+    """Measure every context, after proof that all of them fit.
+
+    Args: `model`, loaded from `source`; `memory`, made before it was.
+    Raises: RequestError for a context that does not fit, RunError if a step fails.
+    """
+    require_room(model, source, request)
+    for context in request.contexts:
+        yield _measure_context(model, context, request, memory, progress)
+
+
+def require_room(model: Model, source: ModelSource, request: BenchmarkRequest) -> None:
+    """Refuse the largest context if it does not fit, before minutes are spent on the others.
+
+    Raises: RequestError saying what it needs and what there is.
+    """
+    largest = request.contexts[-1]
+    capacity = largest + request.new_tokens
+    if not model.on_gpu:
+        # Pages of the host are given when written: nothing would fail before the machine does.
+        sizes = cache_sizes(source.config, capacity)
+        entries = signature(source.config, Precision(model.precision).dtype).caches
+        needed, free = sum(entry.past.size_bytes(sizes) for entry in entries), available_host_bytes()
+        if needed > free:
+            raise RequestError(
+                f"--context {format_tokens(largest)} needs {format_bytes(needed)} of memory for its caches, "
+                f"{format_bytes(free)} are free: choose a smaller --context"
+            )
+    try:
+        model.session(max_context=capacity, chunk_tokens=request.chunk_tokens)
+    except RunError as error:
+        raise RequestError(f"--context {format_tokens(largest)}: {error}") from error
+
+
+def _measure_context(
+    model: Model, context: int, request: BenchmarkRequest, memory: GpuMemory, progress: Progress
+) -> Measurement:
+    session = model.session(max_context=context + request.new_tokens, chunk_tokens=request.chunk_tokens)
+    prompt = np.random.default_rng(request.seed).integers(0, model.vocab_size, context, dtype=np.int32)
+    progress(f"{format_tokens(context)}: warming up")
+    _warm_up(session, prompt)
+    first, others = [], []
+    for index in range(request.repeats):
+        progress(f"{format_tokens(context)}: run {index + 1} of {request.repeats}")
+        session.reset()
+        seconds, each = _run(session, prompt, request.new_tokens)
+        first.append(seconds)
+        others.append(each)
+    return Measurement(
+        context=context,
+        first_token=Runs(tuple(first)),
+        token=Runs(tuple(others)) if request.new_tokens > 1 else None,
+        device_bytes=memory.taken_bytes() if model.on_gpu else None,
+        foretold_device_bytes=model.foretold_device_bytes(session.max_context, session.chunk_tokens),
+        host_bytes=peak_host_bytes(),
+    )
+
+
+def _warm_up(session: Session, prompt: NDArray[np.int32]) -> None:
+    """Run each shape of step once: a whole chunk, what is left for the last, three single tokens.
+
+    Kernels are compiled then, and a decode step is captured.
+    """
+    chunk = session.chunk_tokens
+    session.prefill(prompt[: min(len(prompt), chunk + len(prompt) % chunk)], context_length=len(prompt))
+    for token in prompt[: min(3, session.max_context - session.position)]:
+        session.prefill([int(token)], context_length=session.max_context)
+
+
+def _run(session: Session, prompt: NDArray[np.int32], new_tokens: int) -> tuple[float, float]:
+    """Seconds to the first token, and of each further one."""
+    start = time.perf_counter()
+    session.prefill(prompt)
+    tokens = session.generate_tokens(max_new_tokens=new_tokens, stop_tokens=[])
+    next(tokens)
+    first = time.perf_counter()
+    for _ in tokens:
+        pass
+    return first - start, (time.perf_counter() - first) / max(1, new_tokens - 1)

@@ -1,0 +1,76 @@
+"""`sala_export.load`: a model from what a user calls it, on the runtime that the user chooses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import RequestError, SessionError
+from .runtime.model import Model
+from .runtime.model import load as load_bundle
+from .specs import RUNTIMES
+
+if TYPE_CHECKING:
+    from .runtime.prompt import Tokenizer
+
+TORCH = "torch"
+"""The runtime that is never taken unless asked for: `auto` does not import it."""
+
+
+def load(
+    model: str | Path,
+    *,
+    runtime: str = "auto",
+    device: str | None = None,
+    precision: str | None = None,
+    threads: int = 0,
+    verify_hashes: bool = False,
+    tokenizer: Tokenizer | None = None,
+    **engine_options: Any,
+) -> Model:
+    """Load a model to run it.
+
+    Args:
+        model: a bundle directory; for the torch runtime also a checkpoint directory or a hub id.
+        runtime: `auto`, `tensorrt` or `onnxruntime` as `sala_export.runtime.model.load` has them, or `torch`, which
+            runs on any NVIDIA GPU that the kernels support, and on the CPU for verification. docs/runtimes.md says
+            which for what.
+        device, precision: for torch: `cuda`, `cuda:1` or `cpu`, by default a GPU if there is one; `fp32`, `bf16` or
+            `fp16`, by default the model's own on a GPU and fp32 on the CPU.
+        threads: threads that compute on the CPU; 0 takes all cores.
+        verify_hashes: compare every file of a bundle with its hash, not only the graph.
+        tokenizer: to use instead of the model's own.
+        engine_options: what `sala_export.runtime.model.load` takes besides these, of libraries to use for example; not
+            for torch.
+    Raises: BundleError or CheckpointError if the model is missing, damaged, of a newer schema or without weights;
+        UnsupportedError if a library or GPU is missing or cannot serve the model; RequestError or SessionError for a
+        wrong option; RunError if there is no memory.
+    """
+    if runtime not in RUNTIMES:
+        raise SessionError(f"runtime '{runtime}' is unknown: choose {', '.join(RUNTIMES[:-1])} or {RUNTIMES[-1]}")
+    if runtime == TORCH:
+        from .torch_runtime.load import load_torch
+
+        if engine_options:
+            raise RequestError(f"{', '.join(engine_options)}: not for the torch runtime, leave it out")
+        return load_torch(
+            model,
+            device=device,
+            precision=precision,
+            threads=threads,
+            verify_hashes=verify_hashes,
+            tokenizer=tokenizer,
+        )
+    for option, value in (("device", device), ("precision", precision)):
+        if value is not None:
+            raise RequestError(
+                f"{option} {value} is for the torch runtime; a bundle fixes it for runtime {runtime} (leave it out)"
+            )
+    return load_bundle(
+        model,
+        runtime=runtime,
+        threads=threads,
+        verify_hashes=verify_hashes,
+        tokenizer=tokenizer,
+        **engine_options,
+    )

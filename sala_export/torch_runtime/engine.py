@@ -1,0 +1,263 @@
+"""The engine behind the C++ session: one model on one device, and an execution for every session."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..model.layers import Cache
+from ..model.signature import signature
+from ..runtime.python_engine import Address
+from ..specs import TensorSpec, format_bytes, format_tokens
+from .device_memory import DeviceMemory, free_bytes, new_bytes
+from .layout import Arena, Layout, cache_bytes, step_layout
+from .operators import Operators
+from .step import Step
+from .weights import PackedModel
+
+MAX_CHUNK_TOKENS = 65536
+MAX_CONTEXT = 2**31 - 1 - MAX_CHUNK_TOKENS
+"""Positions are int32, and a step may end at the last one."""
+LIBRARY_BYTES = 128 << 20
+"""Left free on a GPU: workspaces of cuBLAS for two streams, 32 MiB each on the largest GPUs, and compiled kernels."""
+_CONTEXT_STEP = 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SessionMemory:
+    """Bytes on the device while one session runs, every one known before it is allocated."""
+
+    weights_bytes: int
+    cache_bytes: int
+    step_bytes: int
+    """The arena of a chunk; sessions of one model share it."""
+    decode_bytes: int
+    """The arena of one token, which a CUDA graph holds fast."""
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weights_bytes + self.cache_bytes + self.step_bytes + self.decode_bytes
+
+
+class TorchEngine:
+    """`runtime.python_engine.PythonEngine` in PyTorch.
+
+    Sessions take turns: a step has the arenas, and on a GPU the current stream of its thread, for itself.
+    """
+
+    name = "torch"
+    max_context = MAX_CONTEXT
+    max_chunk_tokens = MAX_CHUNK_TOKENS
+
+    def __init__(
+        self, packed: PackedModel, operators: Operators, *, weights_bytes: int, default_chunk_tokens: int
+    ) -> None:
+        self.packed = packed
+        self.operators = operators
+        self.precision = str(packed.precision)
+        step = signature(packed.config, packed.precision.dtype)
+        self.inputs: Sequence[TensorSpec] = step.inputs
+        self.outputs: Sequence[TensorSpec] = step.outputs
+        self.default_chunk_tokens = default_chunk_tokens
+        self.lock = threading.RLock()
+        self._weights_bytes = weights_bytes
+        self._memory = DeviceMemory(packed.device)
+        self.allocate, self.release, self.clear = self._memory.allocate, self._memory.release, self._memory.clear
+        self.read, self.write = self._memory.read, self._memory.write
+        self.decode_layout = self.layout(1)
+        self.decode_arena = self._new_arena(self.decode_layout)
+        self._arena = self._new_arena(None)
+        self._executions: weakref.WeakSet[TorchExecution] = weakref.WeakSet()
+
+    @property
+    def device(self) -> torch.device:
+        return self.packed.device
+
+    def layout(self, tokens: int) -> Layout:
+        """Of a step of so many tokens."""
+        return step_layout(self.packed.config, self.packed.precision, tokens, self.operators.workspaces)
+
+    def memory(self, max_context: int, chunk_tokens: int) -> SessionMemory:
+        """What a session of these sizes takes, the weights included."""
+        return SessionMemory(
+            weights_bytes=self._weights_bytes,
+            cache_bytes=cache_bytes(self.packed.config, self.packed.precision, max_context),
+            step_bytes=self.layout(chunk_tokens).total_bytes,
+            decode_bytes=self.decode_layout.total_bytes,
+        )
+
+    def prepare(self, max_context: int, chunk_tokens: int) -> None:
+        """Hold an arena for chunks of that size. Raises: MemoryError if it and the caches do not fit a GPU."""
+        with self.lock:
+            layout = self.layout(chunk_tokens)
+            if self.device.type == "cuda":
+                # Caches of sessions that are gone have other sizes: torch would keep both.
+                torch.cuda.empty_cache()
+                self._require_room(max_context, chunk_tokens)
+            self.arena(layout)
+
+    def arena(self, layout: Layout) -> Arena:
+        """The arena of chunks, large enough for `layout`: another one than before if it had to grow."""
+        if not self._arena.holds(layout):
+            # The old one goes first: both together may not fit.
+            self._arena = self._new_arena(None)
+            for execution in self._executions:
+                execution.forget_chunks()
+            self._arena = self._new_arena(layout)
+        return self._arena
+
+    def create_execution(self, caches: Mapping[str, tuple[Address, Sequence[int]]]) -> TorchExecution:
+        """For a session whose caches have these addresses and shapes."""
+        config = self.packed.config
+        layers: list[list[Tensor]] = [[] for _ in config.mixer_types]
+        for entry in signature(config, self.packed.precision.dtype).caches:
+            address, shape = caches[entry.past.name]
+            dtype: torch.dtype = getattr(torch, entry.past.dtype)
+            size = int(np.prod(shape)) * dtype.itemsize
+            layers[entry.layer].append(self._memory.bytes_at(address, size).view(dtype).view(*shape))
+        execution = TorchExecution(self, [tuple(cache) for cache in layers])
+        self._executions.add(execution)
+        return execution
+
+    def _new_arena(self, layout: Layout | None) -> Arena:
+        """For steps up to a layout, or for none."""
+        host_bytes = layout.input_bytes if layout else 0
+        return Arena(
+            device=new_bytes(self.device, layout.total_bytes if layout else 0),
+            host=torch.empty(host_bytes, dtype=torch.uint8, pin_memory=self.device.type == "cuda"),
+        )
+
+    def _require_room(self, max_context: int, chunk_tokens: int) -> None:
+        # An arena that is there already counts as free: it is kept, or goes before a larger one comes.
+        free = free_bytes(self.device) + len(self._arena.device) - LIBRARY_BYTES
+        needed = self._session_bytes(max_context, chunk_tokens)
+        if needed > free:
+            raise MemoryError(
+                f"a session of max_context {format_tokens(max_context)} and chunk_tokens {chunk_tokens} needs "
+                f"{format_bytes(needed)} on the {torch.cuda.get_device_name(self.device)}, "
+                f"{format_bytes(needed - free)} more than is free: {self._advice(free, max_context, chunk_tokens)}"
+            )
+
+    def _session_bytes(self, max_context: int, chunk_tokens: int) -> int:
+        """Caches and arena."""
+        arena = max(self.layout(chunk_tokens).total_bytes, len(self._arena.device))
+        return cache_bytes(self.packed.config, self.packed.precision, max_context) + arena
+
+    def _advice(self, free: int, max_context: int, chunk_tokens: int) -> str:
+        """What to ask for instead: the largest context, or the largest power of two of a chunk, that fits."""
+        chunks = [size for shift in range(16, -1, -1) if (size := 1 << shift) < chunk_tokens]
+        chunk = next((size for size in chunks if self._session_bytes(max_context, size) <= free), None)
+        low, high = 0, (max_context - 1) // _CONTEXT_STEP
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self._session_bytes(middle * _CONTEXT_STEP, chunk_tokens) <= free:
+                low = middle
+            else:
+                high = middle - 1
+        fitting = [f"max_context {format_tokens(low * _CONTEXT_STEP)}"] if low else []
+        fitting += [f"chunk_tokens {chunk}"] if chunk else []
+        if not fitting:
+            return "choose both smaller, or end what else runs there"
+        return f"{' or '.join(fitting)} would fit"
+
+
+class TorchExecution:
+    """Steps on the caches of one session. On a GPU the second and later decode steps replay a CUDA graph."""
+
+    def __init__(self, engine: TorchEngine, caches: Sequence[Cache]) -> None:
+        self._engine = engine
+        self._caches = caches
+        self._decode = self._step(engine.decode_layout, engine.decode_arena)
+        self._prefill: Step | None = None
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self.replays = 0
+        """Steps that the graph ran."""
+
+    @property
+    def decode_step(self) -> Step:
+        """Serves every step of one token, at every position."""
+        return self._decode
+
+    def forget_chunks(self) -> None:
+        """Let go of the arena of chunks, which is to be replaced."""
+        self._prefill = None
+
+    def run(self, inputs: Mapping[str, NDArray[Any]], logits: NDArray[np.float32]) -> None:
+        """As `runtime.python_engine.PythonExecution.run`."""
+        engine = self._engine
+        with engine.lock, torch.inference_mode(), _device(engine.device), _sums_in_fp32():
+            try:
+                step = self._step_of(inputs["input_ids"].shape[1])
+                step.bring(inputs)
+                self._run(step)
+                # Waits for the device.
+                torch.from_numpy(logits).copy_(step.logits)
+            except torch.OutOfMemoryError as error:
+                raise MemoryError(
+                    f"the GPU has no room left for a step ({error}): choose a smaller max_context or chunk_tokens, or "
+                    "end what else runs there"
+                ) from error
+
+    def _run(self, step: Step) -> None:
+        if step is not self._decode or self._engine.device.type != "cuda":
+            step.run()
+        elif self._graph is not None:
+            self._graph.replay()
+            self.replays += 1
+        else:
+            # The first step compiles kernels and sets up cuBLAS, which a capture must not.
+            step.run()
+            self._graph = _captured(step)
+
+    def _step_of(self, tokens: int) -> Step:
+        """The step of so many tokens; that of the last chunk length is kept."""
+        if tokens == 1:
+            return self._decode
+        engine = self._engine
+        if self._prefill is None or self._prefill.tokens != tokens:
+            layout = engine.layout(tokens)
+            self._prefill = self._step(layout, engine.arena(layout))
+        return self._prefill
+
+    def _step(self, layout: Layout, arena: Arena) -> Step:
+        return Step(self._engine.packed, self._engine.operators, layout, arena, self._caches)
+
+
+def _captured(step: Step) -> torch.cuda.CUDAGraph:
+    """A graph of the step; nothing runs."""
+    graph = torch.cuda.CUDAGraph()
+    # Other threads may go on with what a capture forbids, loading kernels for example.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        step.run()
+    return graph
+
+
+@contextmanager
+def _device(device: torch.device) -> Iterator[None]:
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.device(device):
+        yield
+
+
+@contextmanager
+def _sums_in_fp32() -> Iterator[None]:
+    """Matrix products of 16 bits add up in fp32, parts of split sums too; the setting is the process's, so it is put
+    back."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_fp16_reduced_precision_reduction, matmul.allow_bf16_reduced_precision_reduction
+    matmul.allow_fp16_reduced_precision_reduction = matmul.allow_bf16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        matmul.allow_fp16_reduced_precision_reduction, matmul.allow_bf16_reduced_precision_reduction = before

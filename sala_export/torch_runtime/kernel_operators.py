@@ -1,0 +1,80 @@
+"""The operators as this project's Triton kernels: on a GPU, or interpreted on the CPU where Triton was told to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from ..checkpoint.config import Mixer, SalaConfig
+from ..model.attributes import operator_attributes
+from ..model.half_precision import stream_scale
+from ..model.layers import Cache, DecoderLayer, LightningMixer, RMSNorm
+from ..ops.common.contract import Contract
+from ..ops.common.triton_interpreter import gpu_arithmetic
+from ..ops.common.triton_run import bind_kernels, served_architecture
+from ..ops.kernel_sets import KERNEL_SETS
+from ..ops.registry import INFLLMV2_ATTENTION, LIGHTNING_ATTENTION
+from ..specs import Precision, TensorSpec
+
+_CONTRACTS: Mapping[Mixer, Contract] = {Mixer.LIGHTNING: LIGHTNING_ATTENTION, Mixer.SPARSE: INFLLMV2_ATTENTION}
+_BLOCK_I = 2048
+_WARPS = 8
+
+
+class KernelOperators:
+    """Launches on the current stream, allocates nothing, waits for nothing and reads no position on the host."""
+
+    def __init__(self, config: SalaConfig, precision: Precision, device: torch.device) -> None:
+        """Raises: UnsupportedError if the kernels do not serve this GPU."""
+        self._config = config
+        self._precision = precision
+        self._interpreted = device.type == "cpu"
+        served_architecture(device)
+
+    def workspaces(self, mixer: Mixer, tokens: int) -> tuple[TensorSpec, ...]:
+        attributes = operator_attributes(self._config, mixer)
+        sizes = {name: value for name, value in attributes.items() if isinstance(value, int)} | {"B": 1, "T": tokens}
+        return KERNEL_SETS[_CONTRACTS[mixer].name].workspace_specs(sizes, self._precision.dtype)
+
+    def bound_mixer(self, layer: DecoderLayer, cache: Cache, buffers: Mapping[str, Tensor]) -> Callable[[], None]:
+        module = layer.self_attn
+        mixer = Mixer.LIGHTNING if isinstance(module, LightningMixer) else Mixer.SPARSE
+        contract = _CONTRACTS[mixer]
+        updated = [output.updates for output in contract.outputs if output.updates is not None]
+        named = {**buffers, **dict(zip(updated, cache, strict=True))}
+        if isinstance(module, LightningMixer):
+            named |= {name: getattr(module, name).weight for name in ("q_norm", "k_norm", "o_norm")}
+        inputs = [named[tensor.name] for tensor in contract.inputs]
+        return bind_kernels(contract, KERNEL_SETS[contract.name], inputs, module.attributes, given=buffers).run
+
+    def norm(self, norm: RMSNorm, hidden: Tensor, out: Tensor) -> None:
+        self._add_norm(norm, hidden, out, 0.0, adds=False)
+
+    def add_norm(self, norm: RMSNorm, hidden: Tensor, delta: Tensor, scale: float) -> None:
+        self._add_norm(norm, hidden, delta, scale, adds=True)
+
+    def _add_norm(self, norm: RMSNorm, hidden: Tensor, delta: Tensor, scale: float, *, adds: bool) -> None:
+        from .elementwise_kernels import add_norm_kernel
+
+        rows, width = hidden.shape
+        eps = norm.eps * stream_scale(hidden.dtype) ** 2
+        constants: dict[str, Any] = {"ADDS": adds, "BLOCK_H": triton.next_power_of_2(width), "num_warps": _WARPS}
+        with self._arithmetic():
+            add_norm_kernel[(rows,)](hidden, delta, norm.weight, width, scale, eps, **constants)
+
+    def gated_product(self, gate_up: Tensor) -> Tensor:
+        from .elementwise_kernels import gated_product_kernel
+
+        rows, width = gate_up.shape[0], gate_up.shape[1] // 2
+        grid = (rows, triton.cdiv(width, _BLOCK_I))
+        with self._arithmetic():
+            gated_product_kernel[grid](gate_up, width, stream_scale(gate_up.dtype), BLOCK_I=_BLOCK_I, num_warps=_WARPS)
+        return gate_up[:, :width]
+
+    def _arithmetic(self) -> AbstractContextManager[None]:
+        return gpu_arithmetic() if self._interpreted else nullcontext()

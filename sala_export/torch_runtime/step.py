@@ -1,0 +1,90 @@
+"""One step of the model in memory that does not move: what a CUDA graph can hold.
+
+It computes what `SalaForCausalLM.step` does, on the buffers of `layout.py`, with caches updated in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..model.half_precision import stream_scale
+from ..model.layers import Cache
+from .layout import PACKED, TOKEN_INPUTS, Arena, Layout
+from .operators import Operators
+from .weights import PackedModel
+
+
+class Step:
+    """A step of so many tokens on one session's caches.
+
+    Reads the token inputs, writes `logits` fp32 [1, V] and the caches. Nothing that it launches depends on a position.
+    """
+
+    def __init__(
+        self, packed: PackedModel, operators: Operators, layout: Layout, arena: Arena, caches: Sequence[Cache]
+    ) -> None:
+        """Raises: ShapeError or UnsupportedError if the operators cannot serve these caches."""
+        self._packed = packed
+        self._operators = operators
+        buffers = layout.views(arena.device)
+        self._device_inputs = arena.device[: layout.input_bytes]
+        self._host_inputs = arena.host[: layout.input_bytes]
+        self._host_views = layout.views(arena.host, TOKEN_INPUTS)
+        self.logits = buffers["logits"]
+        self._ids = buffers["input_ids"][0]
+        self._hidden, self._normed, self._head = buffers["hidden"], buffers["normed"], buffers["head"]
+        self._gate_up = buffers["mlp/gate_up"]
+        self._mixers = []
+        self._rows: list[tuple[Tensor, Tensor]] = []
+        """By layer, the packed projection [T, N] and the operator's rows [T, W]."""
+        config = packed.config
+        for mixer, layer, cache in zip(config.mixer_types, packed.layers, caches, strict=True):
+            prefix = f"{mixer}/"
+            own = {name.removeprefix(prefix): x for name, x in buffers.items() if name.startswith(prefix)}
+            own |= {name: buffers[name] for name in TOKEN_INPUTS}
+            self._mixers.append(operators.bound_mixer(layer, cache, own))
+            self._rows.append((own[PACKED[mixer]][0], own["y"][0]))
+
+    @property
+    def tokens(self) -> int:
+        return len(self._ids)
+
+    def bring(self, inputs: Mapping[str, NDArray[Any]]) -> None:
+        """Copy the token inputs to the device, all at once."""
+        for name, view in self._host_views.items():
+            view.copy_(torch.from_numpy(inputs[name]))
+        self._device_inputs.copy_(self._host_inputs, non_blocking=True)
+
+    def run(self) -> None:
+        """Launch the step on the current stream."""
+        model, layers, config = self._packed.model, self._packed.layers, self._packed.config
+        stack = model.model
+        unit = stream_scale(self._packed.dtype)
+        hidden, normed = self._hidden, self._normed
+        torch.index_select(stack.embed_tokens.weight, 0, self._ids, out=hidden)
+        hidden *= config.scale_emb * unit
+        self._operators.norm(layers[0].input_layernorm, hidden, normed)
+        last = len(layers) - 1
+        for index, layer in enumerate(layers):
+            packed, y = self._rows[index]
+            torch.mm(normed, self._packed.mixer_in[index].t(), out=packed)
+            self._mixers[index]()
+            torch.mm(y, layer.self_attn.o_proj.weight.t(), out=normed)
+            self._operators.add_norm(layer.post_attention_layernorm, hidden, normed, layer.residual_scale * unit)
+            torch.mm(normed, self._packed.mlp_in[index].t(), out=self._gate_up)
+            product = self._operators.gated_product(self._gate_up)
+            torch.mm(product, layer.mlp.down_proj.weight.t(), out=normed)
+            if index < last:
+                following = layers[index + 1].input_layernorm
+                self._operators.add_norm(following, hidden, normed, layer.residual_scale)
+        # Of the last layer only the last token goes on.
+        hidden, normed = hidden[-1:], normed[-1:]
+        self._operators.add_norm(stack.norm, hidden, normed, layers[last].residual_scale)
+        normed /= config.logit_divisor
+        torch.mm(normed, model.lm_head.weight.t(), out=self._head)
+        self.logits.copy_(self._head)

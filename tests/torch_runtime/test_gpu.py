@@ -1,0 +1,210 @@
+"""The torch runtime on a GPU: compiled kernels, the captured decode step, memory as it was foretold."""
+
+from __future__ import annotations
+
+import threading
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.closeness import assert_close
+from support.golden import GOLDEN_CHECKPOINT, golden
+from support.passkey import in_pieces, needle_positions, passkey_config, passkey_prompt, write_passkey_checkpoint
+from support.small_models import write_small_checkpoint
+from support.torch_sessions import greedy, logits_of_calls, remember_executions, torch_model
+
+from sala_export.benchmark.gate import require_agreement
+from sala_export.checkpoint.random_checkpoint import write_random_checkpoint
+from sala_export.engine.recipe import load_recipe
+from sala_export.engine.request import EngineRequest
+from sala_export.errors import RunError
+from sala_export.model_source import ModelSource
+from sala_export.planned_graph import planned_memory
+from sala_export.runtime.session import Session
+from sala_export.specs import Precision
+from sala_export.torch_runtime.engine import TorchExecution
+from sala_export.torch_runtime.load import TorchModel, load_torch
+
+pytestmark = pytest.mark.gpu
+
+DEVICE = "cuda"
+MIXERS = ("lightning-attn", "minicpm4", "minicpm4", "lightning-attn")
+SPARSE = {
+    "kernel_size": 32,
+    "kernel_stride": 16,
+    "block_size": 64,
+    "topk": 4,
+    "window_size": 128,
+    "init_blocks": 1,
+    "dense_len": 512,
+}
+LENGTH = 1500
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_checkpoint(
+        tmp_path_factory.mktemp("gpu") / "checkpoint", MIXERS, sparse_config=SPARSE, head_dim=64
+    )
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: Path) -> TorchModel:
+    return load_torch(checkpoint, device=DEVICE, precision="bf16")
+
+
+def random_ids(count: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(0, 97, count).tolist()
+
+
+def as_tensor(logits: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(logits)
+
+
+@pytest.fixture
+def executions(monkeypatch: pytest.MonkeyPatch) -> list[TorchExecution]:
+    """Those that a test's sessions make, in order."""
+    return remember_executions(monkeypatch)
+
+
+def test_kernels_in_fp32_give_the_reference_logits(checkpoint: Path) -> None:
+    small = [random_ids(1000), random_ids(333), *([token] for token in random_ids(6))]
+    expected = logits_of_calls(checkpoint, small, kernels=False, context_length=LENGTH)
+    actual = logits_of_calls(checkpoint, small, kernels=True, context_length=LENGTH, device=DEVICE)
+    for ours, theirs in zip(actual, expected, strict=True):
+        # A selection that rounding decides would be another order of error.
+        assert_close(as_tensor(ours), as_tensor(theirs), 1e-4)
+
+
+@pytest.mark.parametrize("precision", [Precision.BF16, Precision.FP16])
+def test_sixteen_bits_agree_with_the_reference_on_the_same_weights(checkpoint: Path, precision: Precision) -> None:
+    model = load_torch(checkpoint, device=DEVICE, precision=precision)
+    agreement = require_agreement(model, ModelSource.open(checkpoint))
+    assert agreement.error < agreement.bound
+
+
+def test_published_logits_come_out_of_the_gpu() -> None:
+    vectors = golden("golden")
+    model = torch_model(GOLDEN_CHECKPOINT, kernels=True, device=DEVICE)
+    session = model.session(max_context=2048, chunk_tokens=333)
+    assert_close(as_tensor(session.prefill(vectors["input_ids"].numpy())), vectors["prefill_logits"][-1], 1e-4)
+    for token, expected in zip(vectors["decode_ids"].tolist(), vectors["decode_logits"], strict=True):
+        assert_close(as_tensor(session.prefill([token])), expected, 1e-4)
+
+
+def test_one_graph_replays_at_every_position_and_through_dense_len(
+    checkpoint: Path, executions: list[TorchExecution]
+) -> None:
+    ids = random_ids(1500)
+    theirs = torch_model(checkpoint, kernels=False).session(max_context=LENGTH)
+    ours = torch_model(checkpoint, kernels=True, device=DEVICE).session(max_context=LENGTH)
+    steps = 0
+    # The context turns sparse at 512 tokens; positions far apart, and back to the beginning.
+    for start, end in ((490, 530), (1100, 1110), (0, 8)):
+        if start < ours.position:
+            ours.reset()
+            theirs.reset()
+        for session in (ours, theirs) if start else ():
+            session.prefill(ids[session.position : start])
+        for token in ids[start:end]:
+            assert_close(as_tensor(ours.prefill([token])), as_tensor(theirs.prefill([token])), 1e-4)
+            steps += 1
+    assert executions[1].replays == steps - 1, "all but the first, which compiles"
+
+
+@pytest.mark.parametrize("cuts", [(1, 8, 900, 1499), tuple(range(1480, LENGTH))], ids=["uneven", "token by token"])
+def test_chunks_do_not_change_logits(checkpoint: Path, cuts: tuple[int, ...]) -> None:
+    ids = random_ids(LENGTH, seed=1)
+    model = torch_model(checkpoint, kernels=True, device=DEVICE)
+    expected = model.session(max_context=LENGTH, chunk_tokens=LENGTH).prefill(ids)
+    session = model.session(max_context=LENGTH, chunk_tokens=LENGTH)
+    for start, end in pairwise((0, *cuts, LENGTH)):
+        logits = session.prefill(ids[start:end], context_length=LENGTH)
+    assert_close(as_tensor(logits), as_tensor(expected))
+
+
+def test_state_of_the_gpu_goes_on_with_the_reference_on_the_cpu(
+    checkpoint: Path, model: TorchModel, tmp_path: Path
+) -> None:
+    elsewhere = load_torch(checkpoint, device="cpu", precision="bf16")
+    ids = random_ids(300, seed=2)
+    session = model.session(max_context=400)
+    session.prefill(ids[:290])
+    session.save(tmp_path / "a.state")
+    restored = elsewhere.restore(tmp_path / "a.state", max_context=400)
+    assert_close(as_tensor(restored.prefill(ids[290:])), as_tensor(session.prefill(ids[290:])), 16 * 2.0**-8)
+    restored.save(tmp_path / "b.state")
+    back = model.restore(tmp_path / "b.state", max_context=400)
+    assert greedy(back, 5) == greedy(model.restore(tmp_path / "b.state", max_context=400), 5)
+
+
+def test_restored_session_goes_on_with_the_same_tokens(model: TorchModel, tmp_path: Path) -> None:
+    session = model.session(max_context=LENGTH)
+    session.prefill(random_ids(700, seed=3))
+    before = greedy(session, 5)
+    session.save(tmp_path / "a.state")
+    assert greedy(model.restore(tmp_path / "a.state", max_context=LENGTH), 8) == greedy(session, 8)
+    assert len(before) == 5
+
+
+def test_sessions_in_threads_of_their_own_give_what_they_give_alone(model: TorchModel) -> None:
+    def tokens(seed: int, found: dict[int, list[int]]) -> None:
+        session = model.session(max_context=LENGTH, chunk_tokens=100 + seed)
+        session.prefill(random_ids(600, seed))
+        found[seed] = greedy(session, 20)
+
+    alone: dict[int, list[int]] = {}
+    for seed in range(3):
+        tokens(seed, alone)
+    together: dict[int, list[int]] = {}
+    threads = [threading.Thread(target=tokens, args=(seed, together)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == alone
+
+
+def ask(session: Session, question: np.ndarray, context: int) -> int:
+    return int(session.prefill(question, context_length=context).argmax())
+
+
+@pytest.mark.parametrize("length", [8192, 131072])
+def test_needles_at_all_depths_are_found(tmp_path: Path, length: int) -> None:
+    model = load_torch(write_passkey_checkpoint(tmp_path / "passkey", passkey_config()), device=DEVICE)
+    assert model.precision == "bf16"
+    tokens, needles = passkey_prompt(length, needle_positions(length))
+    context = length + 2 * len(needles)
+    session = model.session(max_context=context)
+    session.prefill(in_pieces(tokens, (1, 777, 50000, 64)))
+    assert [ask(session, needle.question(), context) for needle in needles] == [needle.value for needle in needles]
+
+
+def test_memory_is_what_was_foretold(tmp_path: Path) -> None:
+    write_random_checkpoint(tmp_path / "big", "9b", layers=2)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    model = load_torch(tmp_path / "big", device=DEVICE)
+    context, chunk = 1 << 20, 1024
+    session = model.session(max_context=context, chunk_tokens=chunk)
+    session.prefill(random_ids(5 * chunk))
+    greedy(session, 4)
+    taken = torch.cuda.max_memory_allocated() - before
+    assert taken == pytest.approx(model.memory(context, chunk).total_bytes, rel=0.03)
+    request = EngineRequest.from_options(
+        load_recipe("rtx5090"), precision="bf16", max_context=context, prefill_chunk=chunk, max_batch=1
+    )
+    planned = planned_memory(ModelSource.open(tmp_path / "big").config, request)
+    assert taken == pytest.approx(planned.total_bytes - planned.reserve_bytes, rel=0.03)
+
+
+def test_session_too_large_says_by_how_much_and_leaves_the_others_alone(model: TorchModel) -> None:
+    session = model.session(max_context=LENGTH)
+    expected = session.prefill(random_ids(100))
+    with pytest.raises(RunError, match=r"more than is free: max_context \w+ or chunk_tokens|would fit"):
+        model.session(max_context=1 << 30)
+    session.reset()
+    np.testing.assert_array_equal(session.prefill(random_ids(100)), expected)
