@@ -94,7 +94,7 @@ class MockExecution final : public Execution {
       const int64_t angle = std::llround(1000 * rope[2 * t + 1]);  // sine, so that positions are told apart
       for (int64_t h = 0; h < kHeads; ++h) {
         const int64_t value =
-            (static_cast<int64_t>(state[h]) * 31 + ids[t] * mode + angle + h + 2 * kModulus) % kModulus;
+            (whole(state[h]) * 31 + ids[t] * mode + angle + h + 2 * kModulus) % kModulus;
         state[h] = static_cast<float>(value);
       }
       append(1, past + t, ids[t] + 1);
@@ -109,6 +109,9 @@ class MockExecution final : public Execution {
   }
 
  private:
+  /// The values of a cache are whole numbers, but those of a state file are anything.
+  static int64_t whole(float value) { return std::abs(value) < 0x1p40f ? static_cast<int64_t>(value) % kModulus : 0; }
+
   float* row(size_t cache, int64_t head, int64_t index) const {
     return static_cast<float*>(caches_[cache].data) + (head * caches_[cache].shape[2] + index) * kWidth;
   }
@@ -132,7 +135,7 @@ class MockExecution final : public Execution {
 
   int64_t digest(int64_t tokens) const {
     int64_t hash = 1;
-    const auto mix = [&hash](float value) { hash = (hash * 131 + static_cast<int64_t>(value)) % kModulus; };
+    const auto mix = [&hash](float value) { hash = (hash * 131 + whole(value)) % kModulus; };
     const auto windows = [tokens](int64_t size, int64_t stride) {
       return tokens < size ? 0 : (tokens - size) / stride + 1;
     };
