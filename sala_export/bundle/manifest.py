@@ -282,7 +282,7 @@ class Manifest:
         """
         try:
             version = json.loads(text).get("schema_version")
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             raise BundleError(f"{where} is not a JSON object: the bundle is damaged, build it again") from None
         if version != SCHEMA_VERSION:
             hint = "update sala-export" if isinstance(version, int) and version > SCHEMA_VERSION else "build it again"
