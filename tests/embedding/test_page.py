@@ -43,6 +43,15 @@ def test_sala_run_of_the_release_generates_what_python_does(model: Model) -> Non
     assert ids_in(page_outputs()[1]) == [expected]
 
 
+def test_program_found_through_path_finds_its_libraries(tmp_path: Path) -> None:
+    """As in an image: neither the working directory nor the name of the program leads to the libraries."""
+    environment = {"PATH": f"{installed() / 'bin'}:/usr/bin:/bin"}
+    command = ["sh", "-c", f"echo 5 17 42 99 | sala-run {tiny_cpu_bundle()} --tokens - --max-new-tokens 4"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert ids_in(done.stdout) == ids_in(page_outputs()[1])
+
+
 def test_examples_generate_what_python_does(model: Model) -> None:
     once, twice = tokens_of(model, [5, 17, 42, 99], [7, 8, 9])
     assert ids_in(page_outputs()[2]) == [once, twice, once]

@@ -1,0 +1,91 @@
+"""The C++ program beside the Python one on one bundle: start-up, peak memory, prefill and decode rates.
+
+    python -m benchmarks.embedding BUNDLE SALA_RUN [--tokens 2000] [--new-tokens 64] [--repeats 5] [--threads 2]
+
+Every run is a process of its own, whose time and peak resident memory the parent sees. Rates come from differences
+between runs of other lengths, so that neither start-up nor loading counts; medians of `--repeats` runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from sala_export.native_libraries import onnxruntime_operators
+from sala_export.runtime.model import _wheel_library
+
+PYTHON = """
+import sys, numpy, sala_export
+bundle, tokens, new_tokens, threads = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+session = sala_export.load(bundle, threads=threads).session()
+session.prefill(numpy.loadtxt(tokens, dtype=numpy.int32, ndmin=1))
+print(*session.generate_tokens(max_new_tokens=new_tokens, stop_tokens=[]))
+"""
+
+
+def command(language: str, options: argparse.Namespace, tokens: Path, new_tokens: int) -> list[str]:
+    """A program that reads `tokens`, generates and ends."""
+    if language == "Python":
+        return [sys.executable, "-c", PYTHON, options.bundle, str(tokens), str(new_tokens), str(options.threads)]
+    libraries = ["--onnxruntime", str(_wheel_library()), "--operators", str(onnxruntime_operators())]
+    sizes = ["--max-new-tokens", str(new_tokens), "--threads", str(options.threads)]
+    return [options.sala_run, options.bundle, "--tokens", str(tokens), *sizes, *libraries]
+
+
+def measure(program: list[str]) -> tuple[float, float]:
+    """Seconds and peak resident MiB of a process."""
+    began = time.perf_counter()
+    process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if os.waitstatus_to_exitcode(status) != 0:
+        raise SystemExit(f"error: this failed: {' '.join(program)}")
+    return time.perf_counter() - began, usage.ru_maxrss / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle")
+    parser.add_argument("sala_run")
+    for name, default in (("tokens", 2000), ("new-tokens", 64), ("repeats", 5), ("threads", 2)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        files = {}
+        for count in (1, options.tokens):
+            files[count] = Path(folder) / f"{count}.txt"
+            np.savetxt(files[count], np.random.default_rng(0).integers(3, 512, count), fmt="%d")
+        # One token in, one out; the prompt in, one out; the prompt in, many out.
+        runs = {"start": (1, 1), "prefill": (options.tokens, 1), "decode": (options.tokens, 1 + options.new_tokens)}
+        # In turns, so that whatever else the machine does meets both.
+        seen: dict[tuple[str, str], list[tuple[float, float]]] = {}
+        for _ in range(options.repeats):
+            for language in ("C++", "Python"):
+                for run, (prompt, new_tokens) in runs.items():
+                    seen.setdefault((language, run), []).append(
+                        measure(command(language, options, files[prompt], new_tokens))
+                    )
+    result = {"bundle": Path(options.bundle).name, "processor": platform.processor(), "load_1min": os.getloadavg()[0]}
+    for language in ("C++", "Python"):
+        seconds = {run: statistics.median(s for s, _ in seen[language, run]) for run in runs}
+        result[language] = {
+            "start_s": round(seconds["start"], 3),
+            "start_mib": round(statistics.median(m for _, m in seen[language, "start"])),
+            "peak_mib": round(statistics.median(m for _, m in seen[language, "decode"])),
+            "prefill_tokens_per_s": round((options.tokens - 1) / (seconds["prefill"] - seconds["start"])),
+            "decode_tokens_per_s": round(options.new_tokens / (seconds["decode"] - seconds["prefill"]), 1),
+        }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
