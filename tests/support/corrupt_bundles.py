@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -279,10 +278,7 @@ def _replace_by_folder(path: Path) -> None:
 
 
 def link_bundle(source: Path, target: Path) -> Path:
-    """A copy of a bundle whose manifest may be changed; other files are links, replaced when written to.
-
-    Every file that a corruption writes is copied: only weights stay hard links.
-    """
+    """A copy of a bundle that may be changed, but for its weights, which are hard links."""
     for path in source.rglob("*"):
         copy = target / path.relative_to(source)
         if path.is_dir():
@@ -294,9 +290,3 @@ def link_bundle(source: Path, target: Path) -> Path:
         else:
             copy.write_bytes(path.read_bytes())
     return target
-
-
-def manifest_of(bundle: Path) -> Fields:
-    """The fields of its bundle.json."""
-    fields: Fields = json.loads((bundle / MANIFEST_FILE).read_text(encoding="utf-8"))
-    return fields
