@@ -1,6 +1,6 @@
-/* Reads the token ids of a prompt from standard input, keeps the state of the session in a file, and prints the ids that
- * follow: C, linked with libsala. A second run on the same STATE goes on from where the first one stopped.
- * Usage: generate BUNDLE STATE [LIBONNXRUNTIME LIBSALA_ORT] */
+/* Reads the token ids of a prompt from standard input, keeps the state of the session in a file, and prints the ids
+ * that follow: C, linked with libsala. A second run on the same STATE goes on from where the first one stopped. Usage:
+ * generate BUNDLE STATE [LIBONNXRUNTIME LIBSALA_ORT] */
 
 #include <sala.h>
 #include <stdio.h>

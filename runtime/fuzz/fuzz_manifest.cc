@@ -11,8 +11,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const auto manifest = sala::parse_manifest(text, "bundle.json");
   if (!manifest) {
     const sala::Error& error = manifest.error();
-    const bool expected =
-        error.code == sala::ErrorCode::kBundleDamaged || error.code == sala::ErrorCode::kBundleSchema;
+    const bool expected = error.code == sala::ErrorCode::kBundleDamaged || error.code == sala::ErrorCode::kBundleSchema;
     if (!expected || error.message.empty()) std::abort();
     return 0;
   }

@@ -1,5 +1,5 @@
-// Any file as a state, on the mock engine: restored into a session that works, or refused with 3xx, or because it does not
-// fit. A state that is taken is saved and restored again with the same logits.
+// Any file as a state, on the mock engine: restored into a session that works, or refused with 3xx, or because it does
+// not fit. A state that is taken is saved and restored again with the same logits.
 
 #include <sys/mman.h>
 #include <unistd.h>

@@ -1,5 +1,5 @@
-// Any text as token ids of sala-run, and any ids as prompts, fed in pieces: a session takes them or refuses them with 1xx
-// and is as it was, and after all of that still computes what a new one does.
+// Any text as token ids of sala-run, and any ids as prompts, fed in pieces: a session takes them or refuses them with
+// 1xx and is as it was, and after all of that still computes what a new one does.
 
 #include <cstdint>
 #include <cstdlib>

@@ -2,7 +2,8 @@
  *
  * Errors. A function that can fail returns NULL for success, or an error that the caller owns, reads and destroys. Its
  * outputs are then as they were. No C++ exception leaves this library, and nothing is printed. A NULL handle, path or
- * output is refused with SALA_ERROR_INVALID_ARGUMENT; functions without an error take a NULL handle and return 0 or NULL.
+ * output is refused with SALA_ERROR_INVALID_ARGUMENT; functions without an error take a NULL handle and return 0 or
+ * NULL.
  *
  * After an error. 1xx, what the caller gave: the object that refused it is as it was. SALA_ERROR_STOPPED: the session
  * holds the chunks that had run. SALA_ERROR_ENGINE_FAILED poisons it: only sala_session_reset and
@@ -19,9 +20,9 @@
  * side. A handle must not be destroyed while a call on it runs.
  *
  * Options. The first member of an option struct is its size: begin with the SALA_..._INIT of the struct and set what
- * differs. NULL instead of options takes the defaults. Later versions append members whose default is zero. So a program
- * and a library of different minor ABI versions work together; a member that the library does not know and that is not
- * zero is refused.
+ * differs. NULL instead of options takes the defaults. Later versions append members whose default is zero. So a
+ * program and a library of different minor ABI versions work together; a member that the library does not know and that
+ * is not zero is refused.
  *
  * Versions. SALA_ABI_MAJOR is the SONAME's number and changes when a program must be compiled again; SALA_ABI_MINOR
  * when something was added. */

@@ -91,8 +91,7 @@ void check_config(const Field& config, const Field& sparse) {
     const std::string name = mixer.string();
     mixer.expect(name == "minicpm4" || name == "lightning-attn", "is not a mixer");
   }
-  sparse.allow_only(
-      {"kernel_size", "kernel_stride", "block_size", "topk", "window_size", "init_blocks", "dense_len"});
+  sparse.allow_only({"kernel_size", "kernel_stride", "block_size", "topk", "window_size", "init_blocks", "dense_len"});
   const int64_t kernel_stride = std::max<int64_t>(1, sparse["kernel_stride"].integer(1));
   const int64_t block_size = std::max<int64_t>(1, sparse["block_size"].integer(1));
   sparse["kernel_size"].expect(sparse["kernel_size"].integer(1) > kernel_stride, "is not larger than kernel_stride");
@@ -217,8 +216,9 @@ EngineEntry engine_of(const Field& engine, int64_t layers, std::vector<std::stri
   for (const auto& [part, bytes] : engine["device_memory_bytes"].members()) bytes.integer(0);
   const std::string flavour = engine["tensorrt_flavour"].string();
   engine["tensorrt_flavour"].expect(flavour == "rtx" || flavour == "tensorrt", "is neither rtx nor tensorrt");
-  return {shards_of(engine["shards"], layers, needed_files), engine["gpu_name"].string(), engine["compute_capability"].string(),
-          engine["tensorrt_flavour"].string(), engine["tensorrt_version"].string()};
+  return {shards_of(engine["shards"], layers, needed_files), engine["gpu_name"].string(),
+          engine["compute_capability"].string(), engine["tensorrt_flavour"].string(),
+          engine["tensorrt_version"].string()};
 }
 
 /// Files that a graph needs must be listed, and parts lie inside them.

@@ -32,7 +32,8 @@ sala_error* guarded(Body&& body) noexcept {
   } catch (const std::exception& thrown) {
     return give(SALA_ERROR_INTERNAL, "Internal", thrown.what());
   } catch (...) {  // a progress callback written in C++ can throw anything
-    return give(SALA_ERROR_INTERNAL, "Internal", "an exception of an unknown type was thrown: catch it in the callback");
+    return give(SALA_ERROR_INTERNAL, "Internal",
+                "an exception of an unknown type was thrown: catch it in the callback");
   }
 }
 

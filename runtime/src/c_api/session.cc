@@ -31,7 +31,8 @@ Expected<PrefillOptions> prefill_options_of(const sala_prefill_options* options)
   PrefillOptions result;
   result.context_length = unless_zero(given->context_length);
   if (given->on_progress != nullptr) {
-    result.on_progress = [callback = given->on_progress, user_data = given->user_data](const PrefillProgress& progress) {
+    result.on_progress = [callback = given->on_progress,
+                          user_data = given->user_data](const PrefillProgress& progress) {
       const sala_prefill_progress told{sizeof told, progress.tokens_done, progress.tokens_total.value_or(-1),
                                        progress.seconds};
       return callback(&told, user_data) != 0;
@@ -91,7 +92,8 @@ const int32_t* sala_session_tokens(const sala_session* session, size_t* count) {
 }
 
 const float* sala_session_logits(const sala_session* session, size_t* count) {
-  const std::span<const float> logits = session != nullptr ? session->shared->session.logits() : std::span<const float>();
+  const std::span<const float> logits =
+      session != nullptr ? session->shared->session.logits() : std::span<const float>();
   if (count != nullptr) *count = logits.size();
   return logits.data();
 }

@@ -62,9 +62,8 @@ sala_error* sala_prefiller_feed(sala_prefiller* prefiller, const int32_t* token_
 sala_error* sala_prefiller_finish(sala_prefiller* prefiller) {
   return sala::c::guarded([&]() -> sala::Status {
     SALA_RETURN_IF_ERROR(sala::c::require({{"prefiller", prefiller}}));
-    return sala::c::exclusively(*prefiller->shared, [&](sala::Session&) {
-      return sala::c::without_value(prefiller->prefiller.finish());
-    });
+    return sala::c::exclusively(*prefiller->shared,
+                                [&](sala::Session&) { return sala::c::without_value(prefiller->prefiller.finish()); });
   });
 }
 
