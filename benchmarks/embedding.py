@@ -29,7 +29,7 @@ import sys, numpy, sala_export
 bundle, tokens, new_tokens, threads = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 session = sala_export.load(bundle, threads=threads).session()
 session.prefill(numpy.loadtxt(tokens, dtype=numpy.int32, ndmin=1))
-print(*session.generate_tokens(max_new_tokens=new_tokens, stop_tokens=[]))
+print(*session.generate_tokens(max_new_tokens=new_tokens))
 """
 
 
@@ -49,12 +49,16 @@ class Run:
     seconds: float
     processor_s: float
     peak_mib: float
+    tokens: int
+    """Printed; a stop token may end the text before it has the length that was asked for."""
 
 
 def measure(program: list[str]) -> Run:
     """Run a program to its end."""
     began = time.perf_counter()
-    process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout is not None
+    tokens = len(process.stdout.read().split())
     _, status, usage = os.wait4(process.pid, 0)
     if os.waitstatus_to_exitcode(status) != 0:
         raise SystemExit(f"error: this failed: {' '.join(program)}")
@@ -62,14 +66,17 @@ def measure(program: list[str]) -> Run:
         seconds=time.perf_counter() - began,
         processor_s=usage.ru_utime + usage.ru_stime,
         peak_mib=usage.ru_maxrss / 1024,
+        tokens=tokens,
     )
 
 
-def summary(runs: dict[str, list[Run]], prompt_tokens: int, new_tokens: int) -> dict[str, float]:
+def summary(runs: dict[str, list[Run]], prompt_tokens: int) -> dict[str, float]:
     """Start-up, memory and rates from the runs `start`, `prefill` and `decode`."""
     wall = {name: min(run.seconds for run in each) for name, each in runs.items()}
     busy = {name: min(run.processor_s for run in each) for name, each in runs.items()}
+    new_tokens = runs["decode"][0].tokens - runs["prefill"][0].tokens
     return {
+        "new_tokens": new_tokens,
         "start_s": round(wall["start"], 3),
         "start_processor_s": round(busy["start"], 3),
         "start_mib": round(min(run.peak_mib for run in runs["start"])),
@@ -102,7 +109,7 @@ def main() -> None:
                 for run, (prompt, new_tokens) in runs.items():
                     each[run].append(measure(command(language, options, files[prompt], new_tokens)))
     result: dict[str, object] = {"bundle": Path(options.bundle).name, "load_1min": round(os.getloadavg()[0], 1)}
-    result |= {language: summary(each, options.tokens, options.new_tokens) for language, each in seen.items()}
+    result |= {language: summary(each, options.tokens) for language, each in seen.items()}
     print(json.dumps(result, indent=2))
 
 
