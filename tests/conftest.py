@@ -12,7 +12,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require", choices=["gpu"], action="append", default=[], help="Fail where this is missing.")
     parser.addoption("--kills", type=int, default=4, help="How often tests/e2e/test_kill.py kills a build.")
     parser.addoption(
-        "--fuzz-seconds", type=int, default=3, help="How long each target of tests/runtime/test_fuzz.py runs."
+        "--fuzz-seconds", type=int, default=2, help="How long each target of tests/runtime/test_fuzz.py runs."
     )
 
 
