@@ -1,8 +1,11 @@
-# debian_package(NAME PACKAGE DIRECTORY DIR ADVICE TEXT): unpacks a package of Debian 13 into DIR/root, once.
+# debian_package(NAME PACKAGE DIRECTORY DIR ADVICE TEXT): unpacks a package of Debian 13 into DIR/root, once. For
+# build-time files that no Python package carries.
 #
-# For build-time files that no Python package carries. It works on any machine that gets Debian or a derivative's Debian
-# source through apt: without root, without installing anything, and without package lists fetched before. apt checks
-# Debian's signature.
+# debian_tools(NAMES PACKAGES DIRECTORY DIR ADVICE TEXT): likewise programs, of the release that this machine runs, with
+# all that they need and the machine lacks. Their libraries are in DIR/root/usr/lib/<machine>.
+#
+# Both work on any machine that gets Debian or a derivative's Debian source through apt: without root, without installing
+# anything, and without package lists fetched before. apt checks Debian's signature.
 include_guard(GLOBAL)
 
 set(debian_package_suite trixie)
@@ -31,32 +34,60 @@ function(debian_package_mirror out)
   set(${out} "${uri}" PARENT_SCOPE)
 endfunction()
 
+# Empty directories below `scratch` for apt, which `out` then calls.
+function(debian_package_apt out name scratch advice)
+  debian_package_mirror(uri)
+  if(uri STREQUAL "")
+    message(FATAL_ERROR "${name} is not on this system, and it has no Debian source to take it from.\n${advice}")
+  endif()
+  message(STATUS "Fetching Debian's ${name}")
+  file(REMOVE_RECURSE ${scratch})
+  file(MAKE_DIRECTORY ${scratch}/lists/partial ${scratch}/cache/archives/partial ${scratch}/download)
+  set(${out} ${DEBIAN_APT_GET} -q -o Dir::State::Lists=${scratch}/lists -o Dir::Cache=${scratch}/cache
+    -o Acquire::Languages=none -o APT::Sandbox::User= PARENT_SCOPE)
+  set(uri "${uri}" PARENT_SCOPE)
+endfunction()
+
+# Unpacks every package below `packages`, and gives the result its final name.
+function(debian_package_unpack packages scratch directory advice)
+  file(GLOB archives ${packages}/*.deb)
+  foreach(archive IN LISTS archives)
+    debian_package_run("${advice}" ${DEBIAN_DPKG_DEB} -x ${archive} ${scratch}/root)
+  endforeach()
+  file(RENAME ${scratch}/root ${directory}/root)
+  file(REMOVE_RECURSE ${scratch})
+endfunction()
+
 function(debian_package)
   cmake_parse_arguments(PARSE_ARGV 0 arg "" "NAME;DIRECTORY;ADVICE" "")
   if(EXISTS ${arg_DIRECTORY}/root)
     return()
   endif()
-  debian_package_mirror(uri)
-  if(uri STREQUAL "")
-    message(FATAL_ERROR "${arg_NAME} is not on this system, and it has no Debian source to take it from.\n${arg_ADVICE}")
-  endif()
-  message(STATUS "Fetching Debian's ${arg_NAME}")
   set(scratch ${arg_DIRECTORY}/scratch)
-  file(REMOVE_RECURSE ${scratch})
-  file(MAKE_DIRECTORY ${scratch}/lists/partial ${scratch}/cache/archives/partial ${scratch}/download)
+  debian_package_apt(apt_get ${arg_NAME} ${scratch} "${arg_ADVICE}")
   set(source "Types: deb\nURIs: ${uri}\nSuites: ${debian_package_suite}\nComponents: main\n")
   set(keyring /usr/share/keyrings/debian-archive-keyring.gpg)
   if(EXISTS ${keyring})
     string(APPEND source "Signed-By: ${keyring}\n")
   endif()
   file(WRITE ${scratch}/debian.sources "${source}")
-  set(apt_get ${DEBIAN_APT_GET} -q
-    -o Dir::Etc::SourceList=${scratch}/debian.sources -o Dir::Etc::SourceParts=- -o Dir::State::Lists=${scratch}/lists
-    -o Dir::Cache=${scratch}/cache -o Acquire::Languages=none -o APT::Sandbox::User=)
+  list(APPEND apt_get -o Dir::Etc::SourceList=${scratch}/debian.sources -o Dir::Etc::SourceParts=-)
   debian_package_run("${arg_ADVICE}" ${apt_get} -o APT::Update::Error-Mode=any update)
   debian_package_run("${arg_ADVICE}" ${CMAKE_COMMAND} -E chdir ${scratch}/download ${apt_get} download ${arg_NAME})
-  file(GLOB package ${scratch}/download/*.deb)
-  debian_package_run("${arg_ADVICE}" ${DEBIAN_DPKG_DEB} -x ${package} ${scratch}/root)
-  file(RENAME ${scratch}/root ${arg_DIRECTORY}/root)
-  file(REMOVE_RECURSE ${scratch})
+  debian_package_unpack(${scratch}/download ${scratch} ${arg_DIRECTORY} "${arg_ADVICE}")
+endfunction()
+
+function(debian_tools)
+  cmake_parse_arguments(PARSE_ARGV 0 arg "" "DIRECTORY;ADVICE" "NAMES")
+  if(EXISTS ${arg_DIRECTORY}/root)
+    return()
+  endif()
+  set(scratch ${arg_DIRECTORY}/scratch)
+  list(GET arg_NAMES 0 name)
+  debian_package_apt(apt_get ${name} ${scratch} "${arg_ADVICE}")
+  debian_package_run("${arg_ADVICE}" ${apt_get} -o APT::Update::Error-Mode=any update)
+  # Downloading changes nothing of the system, so the lock that only root can take is not needed.
+  debian_package_run("${arg_ADVICE}" ${apt_get} install --yes --download-only --no-install-recommends
+    -o Debug::NoLocking=1 ${arg_NAMES})
+  debian_package_unpack(${scratch}/cache/archives ${scratch} ${arg_DIRECTORY} "${arg_ADVICE}")
 endfunction()

@@ -11,6 +11,9 @@ import torch
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require", choices=["gpu"], action="append", default=[], help="Fail where this is missing.")
     parser.addoption("--kills", type=int, default=4, help="How often tests/e2e/test_kill.py kills a build.")
+    parser.addoption(
+        "--fuzz-seconds", type=int, default=2, help="How long each target of tests/runtime/test_fuzz.py runs."
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -15,6 +15,7 @@
 
 #include "sala/model.h"
 #include "sala/prefiller.h"
+#include "token_ids.h"
 
 namespace {
 
@@ -156,15 +157,7 @@ sala::Expected<std::vector<int32_t>> read_tokens(const std::string& path) {
   const bool failed = std::ferror(file) != 0;
   if (file != stdin) std::fclose(file);
   if (failed) return wrong(path + " cannot be read");
-  std::vector<int32_t> tokens;
-  constexpr std::string_view kSpace = " \t\r\n\f\v";
-  for (size_t begin = text.find_first_not_of(kSpace); begin != std::string::npos;) {
-    const size_t end = std::min(text.find_first_of(kSpace, begin), text.size());
-    const std::string_view word(text.data() + begin, end - begin);
-    if (!number(tokens.emplace_back())(word)) return wrong(path + ": '" + std::string(word) + "' is not a token id");
-    begin = text.find_first_not_of(kSpace, end);
-  }
-  return tokens;
+  return sala::parse_token_ids(text, path);
 }
 
 std::string_view name_of(sala::FinishReason reason) {

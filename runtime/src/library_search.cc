@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 
 #include <algorithm>
+#include <string_view>
 #include <vector>
 
 namespace sala {
@@ -13,9 +14,12 @@ std::filesystem::path code_directory() {
   static const char anchor = 0;
   Dl_info info;
   if (dladdr(&anchor, &info) == 0 || info.dli_fname == nullptr) return {};
+  // A program that was found through PATH goes by its bare name.
+  const bool bare = std::string_view(info.dli_fname).find('/') == std::string_view::npos;
+  const std::filesystem::path path = bare ? "/proc/self/exe" : info.dli_fname;
   std::error_code ignored;  // a path that cannot be made canonical is used as it is
-  const std::filesystem::path canonical = std::filesystem::weakly_canonical(info.dli_fname, ignored);
-  return (canonical.empty() ? std::filesystem::path(info.dli_fname) : canonical).parent_path();
+  const std::filesystem::path canonical = std::filesystem::weakly_canonical(path, ignored);
+  return (canonical.empty() ? path : canonical).parent_path();
 }
 
 /// The entries of a directory in order of their names; none if it cannot be read.

@@ -72,10 +72,41 @@ std::vector<WeightInput> weights_of(const Field& field) {
   return result;
 }
 
+/// Every field of SalaConfig, also those that only the graph needs (sala_export/checkpoint/config.py).
+void check_config(const Field& config, const Field& sparse) {
+  config.allow_only({"vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads",
+                     "head_dim", "mixer_types", "sparse_config", "rms_norm_eps", "rope_theta", "scale_emb",
+                     "scale_depth", "dim_model_base", "max_position_embeddings", "tie_word_embeddings", "bos_token_id",
+                     "eos_token_id", "pad_token_id", "residual_depth"});
+  for (const char* name : {"hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads",
+                           "dim_model_base", "residual_depth"}) {
+    config[name].integer(1);
+  }
+  for (const char* name : {"rms_norm_eps", "rope_theta", "scale_emb", "scale_depth"}) config[name].number();
+  config["tie_word_embeddings"].flag();
+  for (const char* name : {"bos_token_id", "pad_token_id"}) {
+    if (!config[name].is_null()) config[name].integer(0);
+  }
+  for (const Field& mixer : config["mixer_types"].elements()) {
+    const std::string name = mixer.string();
+    mixer.expect(name == "minicpm4" || name == "lightning-attn", "is not a mixer");
+  }
+  sparse.allow_only({"kernel_size", "kernel_stride", "block_size", "topk", "window_size", "init_blocks", "dense_len"});
+  const int64_t kernel_stride = std::max<int64_t>(1, sparse["kernel_stride"].integer(1));
+  const int64_t block_size = std::max<int64_t>(1, sparse["block_size"].integer(1));
+  sparse["kernel_size"].expect(sparse["kernel_size"].integer(1) > kernel_stride, "is not larger than kernel_stride");
+  sparse["block_size"].expect(block_size % kernel_stride == 0, "is not a multiple of kernel_stride");
+  sparse["window_size"].expect(sparse["window_size"].integer(0) % block_size == 0, "is not a multiple of block_size");
+  sparse["topk"].expect(sparse["topk"].integer(1) > sparse["init_blocks"].integer(0),
+                        "leaves no room for init_blocks and the query's own block");
+  sparse["dense_len"].integer(-1);
+}
+
 ModelConfig config_of(const Field& model) {
   model.allow_only({"source", "config", "inv_freq", "fingerprint"});
   const Field config = model["config"];
   const Field sparse = config["sparse_config"];
+  check_config(config, sparse);
   ModelConfig result;
   result.source = model["source"].string();
   result.fingerprint = model["fingerprint"].string();
@@ -105,7 +136,7 @@ ModelConfig config_of(const Field& model) {
 
 void read_graph(const Field& graph, Manifest& manifest) {
   graph.allow_only({"file", "inputs", "outputs", "operators", "weights_included", "weights", "cpu"});
-  path_of(graph["file"]);
+  manifest.needed_files.push_back(path_of(graph["file"]));
   manifest.inputs = tensors_of(graph["inputs"]);
   manifest.outputs = tensors_of(graph["outputs"]);
   for (const Field& node : graph["operators"].elements()) {
@@ -115,17 +146,20 @@ void read_graph(const Field& graph, Manifest& manifest) {
     node["node"].string();
   }
   manifest.weights_included = graph["weights_included"].flag();
-  files_of(graph["weights"]);
+  for (const FileEntry& weights : files_of(graph["weights"])) {
+    if (manifest.weights_included) manifest.needed_files.push_back(weights.path);
+  }
   const Field cpu = graph["cpu"];
   cpu.allow_only({"file", "inputs", "outputs", "weights"});
   manifest.cpu = {path_of(cpu["file"]), tensors_of(cpu["inputs"]), tensors_of(cpu["outputs"]),
                   weights_of(cpu["weights"])};
+  manifest.needed_files.push_back(manifest.cpu.file);
 }
 
-ShardEntry shard_of(const Field& shard) {
+ShardEntry shard_of(const Field& shard, std::vector<std::string>& needed_files) {
   shard.allow_only({"plan", "report", "log", "first_layer", "num_layers", "inputs", "outputs",
                     "plugin_library_serialized"});
-  for (const char* name : {"report", "log"}) path_of(shard[name]);
+  for (const char* name : {"plan", "report", "log"}) needed_files.push_back(path_of(shard[name]));
   return {path_of(shard["plan"]),
           shard["first_layer"].integer(0),
           shard["num_layers"].integer(1),
@@ -144,11 +178,11 @@ bool has(const std::vector<TensorSpec>& tensors, const std::string& name, const 
 }
 
 /// Shards hold each layer once, and what one gives is what the next takes.
-std::vector<ShardEntry> shards_of(const Field& field, int64_t layers) {
+std::vector<ShardEntry> shards_of(const Field& field, int64_t layers, std::vector<std::string>& needed_files) {
   std::vector<ShardEntry> result;
   int64_t next = 0;
   for (const Field& element : field.elements()) {
-    ShardEntry shard = shard_of(element);
+    ShardEntry shard = shard_of(element, needed_files);
     element["first_layer"].expect(shard.first_layer == next, "does not follow the shard before");
     element["num_layers"].expect(shard.num_layers <= layers - std::min(next, layers), "exceeds the model's layers");
     next = shard.first_layer + std::min(shard.num_layers, layers);
@@ -159,6 +193,8 @@ std::vector<ShardEntry> shards_of(const Field& field, int64_t layers) {
       const bool passes = has(result.back().outputs, name, &given) && has(shard.inputs, name, &taken);
       element["inputs"].expect(passes && given->dtype == taken->dtype && given->shape == taken->shape,
                                "does not take the hidden_states that the shard before gives");
+      element["plugin_library_serialized"].expect(!shard.plugin_library_serialized,
+                                                  "only the first shard may carry the plugin library");
     }
     result.push_back(std::move(shard));
   }
@@ -172,21 +208,30 @@ std::map<std::string, ProfileRanges, std::less<>> profiles_of(const Field& field
     ProfileRanges& ranges = result[profile];
     for (const auto& [symbol, range] : symbols.members()) {
       range.allow_only({"min", "opt", "max"});
-      range["opt"].integer(0);
-      ranges[symbol] = {range["min"].integer(0), range["max"].integer(0)};
+      const int64_t min = range["min"].integer(0);
+      const int64_t opt = range["opt"].integer(0);
+      const int64_t max = range["max"].integer(0);
+      range.expect(min <= opt && opt <= max, "min, opt and max do not ascend");
+      ranges[symbol] = {min, max};
     }
   }
   return result;
 }
 
-EngineEntry engine_of(const Field& engine, int64_t layers) {
+EngineEntry engine_of(const Field& engine, int64_t layers, std::vector<std::string>& needed_files) {
   engine.allow_only({"shards", "gpu", "gpu_name", "compute_capability", "tensorrt_flavour", "tensorrt_version",
                      "plugin_library_sha256", "profiles", "device_memory_bytes"});
   engine["gpu"].string();
   for (const auto& [part, bytes] : engine["device_memory_bytes"].members()) bytes.integer(0);
-  return {shards_of(engine["shards"], layers), engine["gpu_name"].string(), engine["compute_capability"].string(),
-          engine["tensorrt_flavour"].string(), engine["tensorrt_version"].string(),
-          engine["plugin_library_sha256"].string(), profiles_of(engine["profiles"])};
+  const std::string flavour = engine["tensorrt_flavour"].string();
+  engine["tensorrt_flavour"].expect(flavour == "rtx" || flavour == "tensorrt", "is neither rtx nor tensorrt");
+  return {shards_of(engine["shards"], layers, needed_files),
+          engine["gpu_name"].string(),
+          engine["compute_capability"].string(),
+          flavour,
+          engine["tensorrt_version"].string(),
+          engine["plugin_library_sha256"].string(),
+          profiles_of(engine["profiles"])};
 }
 
 /// Files that a graph needs must be listed, and parts lie inside them.
@@ -194,8 +239,8 @@ Status check_references(const Manifest& manifest, const std::string& where) {
   const auto damaged = [&](const auto&... parts) {
     return error(ErrorCode::kBundleDamaged, where, ": ", parts..., " (build the bundle again)");
   };
-  if (manifest.file(manifest.cpu.file) == nullptr) {
-    return damaged("graph.cpu.file is ", manifest.cpu.file, ", which is not among files");
+  for (const std::string& name : manifest.needed_files) {
+    if (manifest.file(name) == nullptr) return damaged("it needs ", name, ", which is not among files");
   }
   if (!manifest.weights_included) return success();
   for (const WeightInput& weight : manifest.cpu.weights) {
@@ -239,8 +284,8 @@ Expected<Manifest> parse_manifest(std::string_view text, const std::string& wher
   root["precision"].expect(manifest.precision == "bf16" || manifest.precision == "fp16", "is not a precision");
   read_graph(root["graph"], manifest);
   const auto layers = root["model"]["config"]["mixer_types"].elements();
-  manifest.engine = engine_of(root["engine"], static_cast<int64_t>(layers.size()));
-  for (const Field& file : root["text"].elements()) path_of(file);
+  manifest.engine = engine_of(root["engine"], static_cast<int64_t>(layers.size()), manifest.needed_files);
+  for (const Field& file : root["text"].elements()) manifest.needed_files.push_back(path_of(file));
   manifest.files = files_of(root["files"]);
   if (!problem.empty()) {
     return error(ErrorCode::kBundleDamaged, where, ": ", problem, " (build the bundle again)");

@@ -80,6 +80,7 @@ struct Manifest {
   CpuGraph cpu;
   EngineEntry engine;
   std::vector<FileEntry> files;
+  std::vector<std::string> needed_files;  // that other fields name, each among `files`
 
   /// The entry of a file; null if the bundle has no such file.
   const FileEntry* file(const std::string& path) const;

@@ -23,6 +23,8 @@ Json shard(int first_layer, int num_layers, const Json& input, const Json& outpu
           {"outputs", {output}},         {"plugin_library_serialized", first_layer == 0}};
 }
 
+Json empty(const char* path) { return {{"path", path}, {"bytes", 0}, {"sha256", sha256(std::string())}}; }
+
 Json valid() {
   const Json stream = {{"name", "hidden_states.2"}, {"dtype", "bfloat16"}, {"shape", {"batch", "tokens", 4}}};
   const Json tensor = {{"name", "x"}, {"dtype", "float32"}, {"shape", {"batch", 4}}};
@@ -37,12 +39,31 @@ Json valid() {
        {{"source", "m"},
         {"config",
          {{"vocab_size", 10},
+          {"hidden_size", 8},
+          {"intermediate_size", 8},
+          {"num_attention_heads", 2},
+          {"num_key_value_heads", 1},
           {"head_dim", 4},
           {"mixer_types", {"minicpm4", "lightning-attn", "minicpm4"}},
           {"max_position_embeddings", 64},
           {"eos_token_id", {2, 9}},
-          {"sparse_config", {{"kernel_size", 32}, {"kernel_stride", 16}}},
-          {"rope_theta", 1e4}}},
+          {"sparse_config",
+           {{"kernel_size", 32},
+            {"kernel_stride", 16},
+            {"block_size", 64},
+            {"topk", 4},
+            {"window_size", 128},
+            {"init_blocks", 1},
+            {"dense_len", 512}}},
+          {"rms_norm_eps", 1e-6},
+          {"rope_theta", 1e4},
+          {"scale_emb", 12},
+          {"scale_depth", 1.4},
+          {"dim_model_base", 4},
+          {"tie_word_embeddings", false},
+          {"bos_token_id", 1},
+          {"pad_token_id", nullptr},
+          {"residual_depth", 3}}},
         {"inv_freq", {1.0, 0.009999999776482582}},
         {"fingerprint", "f00d"}}},
       {"precision", "bf16"},
@@ -67,7 +88,12 @@ Json valid() {
       {"text", {"text/tokenizer.json"}},
       {"files",
        {{{"path", "graph/cpu.onnx"}, {"bytes", 3}, {"sha256", sha256("abc")}},
-        {{"path", "graph/m.safetensors"}, {"bytes", 19}, {"sha256", sha256(std::string(19, 'x'))}}}},
+        {{"path", "graph/m.safetensors"}, {"bytes", 19}, {"sha256", sha256(std::string(19, 'x'))}},
+        empty("engine/shard.plan"),
+        empty("engine/shard.json"),
+        empty("engine/shard.log"),
+        empty("graph/model.onnx"),
+        empty("text/tokenizer.json")}},
   };
 }
 
@@ -158,6 +184,23 @@ TEST(Manifest, RefusesValuesThatCannotBe) {
       {"/graph/cpu/weights/0/parts/0/bytes", UINT64_MAX},
       {"/graph/cpu/weights/0/parts/0/file", "graph/n.safetensors"},
       {"/engine/profiles/prefill/tokens/max", "many"},
+      {"/engine/profiles/prefill/tokens/max", 1},
+      {"/engine/tensorrt_flavour", "trt"},
+      {"/engine/shards/0/log", "engine/other.log"},
+      {"/engine/shards/1/plugin_library_serialized", true},
+      {"/graph/file", "graph/other.onnx"},
+      {"/graph/weights/0/path", "graph/other.safetensors"},
+      {"/text/0", "text/other.json"},
+      {"/model/config/unknown", 1},
+      {"/model/config/hidden_size", 0},
+      {"/model/config/pad_token_id", "0"},
+      {"/model/config/mixer_types/0", "mamba"},
+      {"/model/config/sparse_config/kernel_stride", 0},
+      {"/model/config/sparse_config/kernel_size", 16},
+      {"/model/config/sparse_config/block_size", 40},
+      {"/model/config/sparse_config/window_size", 100},
+      {"/model/config/sparse_config/topk", 1},
+      {"/model/config/sparse_config/dense_len", -2},
       {"/files/0/path", "../cpu.onnx"},
       {"/files/0/path", "graph/../../cpu.onnx"},
       {"/files/0/path", "/etc/passwd"},
@@ -205,7 +248,11 @@ class Bundle : public testing::Test {
     directory_ = fs::path(testing::TempDir()) / testing::UnitTest::GetInstance()->current_test_info()->name();
     fs::remove_all(directory_);
     fs::create_directories(directory_ / "graph");
-    write("bundle.json", valid().dump());
+    fs::create_directories(directory_ / "engine");
+    fs::create_directories(directory_ / "text");
+    const Json manifest = valid();
+    write("bundle.json", manifest.dump());
+    for (const Json& file : manifest["files"]) write(file["path"].get<std::string>().c_str(), "");
     write("graph/cpu.onnx", "abc");
     write("graph/m.safetensors", std::string(19, 'x'));
   }

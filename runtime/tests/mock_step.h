@@ -17,6 +17,11 @@ constexpr int64_t kKernelStride = 2;
 constexpr int64_t kDenseLength = 40;  // contexts from here on are sparse
 constexpr int64_t kModulus = 8191;    // products of two residues are exact in fp32 pairs of int64
 
+/// The values of a cache are whole numbers, but those of a state file are anything.
+inline int64_t mock_whole(float value) {
+  return std::abs(value) < 0x1p40f ? static_cast<int64_t>(value) % kModulus : 0;
+}
+
 /// A cache [kHeads, rows, kWidth].
 struct MockRows {
   float* data;
@@ -34,8 +39,7 @@ inline void mock_state(float* state, int64_t id, float sine, int64_t context_len
   const int64_t mode = context_length >= kDenseLength ? 7 : 3;
   const int64_t angle = std::llround(1000 * sine);
   for (int64_t h = 0; h < kHeads; ++h) {
-    state[h] =
-        static_cast<float>((static_cast<int64_t>(state[h]) * 31 + id * mode + angle + h + 2 * kModulus) % kModulus);
+    state[h] = static_cast<float>((mock_whole(state[h]) * 31 + id * mode + angle + h + 2 * kModulus) % kModulus);
   }
 }
 
@@ -67,7 +71,7 @@ inline void mock_caches(const MockCaches& caches, int64_t position, int64_t id) 
 /// logits [kVocabSize] of a context of `tokens`.
 inline void mock_logits(const float* state, const MockCaches& caches, int64_t tokens, float* logits) {
   int64_t hash = 1;
-  const auto mix = [&hash](float value) { hash = (hash * 131 + static_cast<int64_t>(value)) % kModulus; };
+  const auto mix = [&hash](float value) { hash = (hash * 131 + mock_whole(value)) % kModulus; };
   const auto windows = [tokens](int64_t size, int64_t stride) {
     return tokens < size ? 0 : (tokens - size) / stride + 1;
   };

@@ -124,6 +124,7 @@ class FakeBundle {
       const std::string name = "engine/shard-0" + std::to_string(i);
       files[name + ".plan"] =
           plan_text(parts[static_cast<size_t>(i)], kActivationBytes[i]) + (i == 0 ? host_library() : "");
+      for (const char* kind : {".json", ".log"}) files[name + kind] = "not used";
       entries.push_back({{"plan", name + ".plan"},
                          {"report", name + ".json"},
                          {"log", name + ".log"},
@@ -133,7 +134,7 @@ class FakeBundle {
                          {"outputs", json_of(parts[static_cast<size_t>(i)].outputs)},
                          {"plugin_library_serialized", i == 0}});
     }
-    files["graph/cpu.onnx"] = "not used";
+    for (const char* name : {"graph/model.onnx", "graph/cpu.onnx"}) files[name] = "not used";
     const MockEngine step;
     const ModelConfig config = mock_config();
     manifest = {
@@ -145,11 +146,31 @@ class FakeBundle {
           {"inv_freq", config.inv_freq},
           {"config",
            {{"vocab_size", kVocabSize},
+            {"hidden_size", 4},
+            {"intermediate_size", 4},
+            {"num_attention_heads", kHeads},
+            {"num_key_value_heads", kHeads},
             {"head_dim", 2},
             {"mixer_types", {"lightning-attn", "minicpm4"}},
             {"max_position_embeddings", config.max_position_embeddings},
             {"eos_token_id", config.eos_token_ids},
-            {"sparse_config", {{"kernel_size", kKernelSize}, {"kernel_stride", kKernelStride}}}}}}},
+            {"sparse_config",
+             {{"kernel_size", kKernelSize},
+              {"kernel_stride", kKernelStride},
+              {"block_size", 2 * kKernelStride},
+              {"topk", 2},
+              {"window_size", 0},
+              {"init_blocks", 1},
+              {"dense_len", kDenseLength}}},
+            {"rms_norm_eps", 1e-6},
+            {"rope_theta", 1e4},
+            {"scale_emb", 1},
+            {"scale_depth", 1},
+            {"dim_model_base", 4},
+            {"tie_word_embeddings", false},
+            {"bos_token_id", 1},
+            {"pad_token_id", nullptr},
+            {"residual_depth", 2}}}}},
         {"precision", "bf16"},
         {"graph",
          {{"file", "graph/model.onnx"},

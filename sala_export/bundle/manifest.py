@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ..checkpoint.config import SalaConfig
-from ..errors import BundleError
+from ..errors import BundleError, ConfigError
 from ..specs import DType, Precision, TensorSpec, stream_name
 
 SCHEMA_VERSION = 2
@@ -20,6 +20,8 @@ MANIFEST_FILE = "bundle.json"
 GRAPH_FOLDER = "graph"
 ENGINE_FOLDER = "engine"
 TEXT_FOLDER = "text"
+FLAVOURS = ("rtx", "tensorrt")
+"""TensorRT for RTX, TensorRT."""
 
 _CLOSED = ConfigDict(extra="forbid")
 
@@ -79,6 +81,13 @@ class WeightPart:
     bytes: int
     dtype: DType
 
+    def __post_init__(self) -> None:
+        if self.offset < 0 or self.bytes < 0:
+            raise BundleError(
+                f"{MANIFEST_FILE}: a part of a weight has offset {self.offset} and {self.bytes} bytes, expected no "
+                "negative number (build the bundle again)"
+            )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightInput:
@@ -132,6 +141,13 @@ class Range:
     opt: int
     max: int
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.min <= self.opt <= self.max:
+            raise BundleError(
+                f"{MANIFEST_FILE}: engine.profiles: min {self.min}, opt {self.opt}, max {self.max} do not ascend "
+                "(build the bundle again)"
+            )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardEntry:
@@ -176,6 +192,13 @@ class EngineEntry:
     device_memory_bytes: Mapping[str, int]
     """By part, at the largest capacity and chunk: weights are the sum of the shards', activations the largest."""
 
+    def __post_init__(self) -> None:
+        if self.tensorrt_flavour not in FLAVOURS:
+            raise BundleError(
+                f"{MANIFEST_FILE}: engine.tensorrt_flavour is {self.tensorrt_flavour!r}, expected one of "
+                f"{', '.join(FLAVOURS)} (build the bundle again)"
+            )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
@@ -212,6 +235,30 @@ class Manifest:
                     f"{MANIFEST_FILE}: engine.shards: {after.plan} does not take the {name} that {before.plan} gives "
                     "(build the bundle again)"
                 )
+        if any(shard.plugin_library_serialized for shard in self.engine.shards[1:]):
+            raise BundleError(
+                f"{MANIFEST_FILE}: engine.shards: only the first shard may carry the plugin library (build the bundle "
+                "again)"
+            )
+        if 2 * len(self.model.inv_freq) != self.model.config.head_dim:
+            raise BundleError(
+                f"{MANIFEST_FILE}: model.inv_freq has {len(self.model.inv_freq)} numbers, expected head_dim / 2 "
+                "(build the bundle again)"
+            )
+        self._check_parts()
+
+    def _check_parts(self) -> None:
+        """The parts of the CPU graph's weights lie inside their files."""
+        if not self.graph.weights_included:
+            return
+        sizes = {entry.path: entry.bytes for entry in self.files}
+        for weight in self.graph.cpu.weights:
+            for part in weight.parts:
+                if part.file in sizes and part.offset + part.bytes > sizes[part.file]:
+                    raise BundleError(
+                        f"{MANIFEST_FILE}: weight {weight.spec.name} ends behind the end of {part.file} (build the "
+                        "bundle again)"
+                    )
 
     def needed_files(self) -> list[str]:
         """Every file that another field of the manifest names."""
@@ -235,13 +282,15 @@ class Manifest:
         """
         try:
             version = json.loads(text).get("schema_version")
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             raise BundleError(f"{where} is not a JSON object: the bundle is damaged, build it again") from None
         if version != SCHEMA_VERSION:
             hint = "update sala-export" if isinstance(version, int) and version > SCHEMA_VERSION else "build it again"
             raise BundleError(f"{where} has schema_version {version!r}, this release reads {SCHEMA_VERSION}: {hint}")
         try:
             return _ADAPTER.validate_json(text)
+        except ConfigError as error:
+            raise BundleError(f"{where}: model.config: {error} (build the bundle again)") from None
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"])

@@ -18,6 +18,10 @@ DEFAULT_MODEL = "openbmb/MiniCPM-SALA"
 """Hub id of the published model."""
 
 
+_CLOSED: dict[str, str] = {"extra": "forbid"}
+"""For pydantic, which reads bundle.json: unknown fields are refused."""
+
+
 class Mixer(StrEnum):
     """Token mixer of a layer; the values are those of `mixer_types` in config.json."""
 
@@ -28,6 +32,8 @@ class Mixer(StrEnum):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SparseConfig:
     """InfLLM-v2 sizes, in tokens unless said otherwise."""
+
+    __pydantic_config__ = _CLOSED
 
     kernel_size: int = 32
     kernel_stride: int = 16
@@ -86,6 +92,8 @@ class SalaConfig:
     Raises (from every constructor): ConfigError for a missing or contradictory field, UnsupportedError for a value that
     is valid elsewhere but not served here; both name the field.
     """
+
+    __pydantic_config__ = _CLOSED
 
     vocab_size: int
     hidden_size: int

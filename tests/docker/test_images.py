@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -77,13 +78,17 @@ def test_hadolint_finds_nothing() -> None:
     assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
 
 
-def test_all_stages_start_from_one_tagged_image() -> None:
-    bases = {arguments_of(stage, "FROM")[0].partition(" AS ")[0] for stage in stages()}
-    assert len(bases) == 1
-    assert re.fullmatch(r"python:3\.\d+-slim-[a-z]+", bases.pop())
+def test_stages_start_from_one_tagged_release_with_or_without_python() -> None:
+    bases = {stage: arguments_of(stage, "FROM")[0].partition(" AS ")[0] for stage in stages()}
+    plain = {base for stage, base in bases.items() if stage.startswith("edge")}
+    python = set(bases.values()) - plain
+    assert len(plain) == len(python) == 1
+    release = re.fullmatch(r"debian:([a-z]+)-slim", plain.pop())
+    assert release is not None
+    assert re.fullmatch(rf"python:3\.\d+-slim-{release[1]}", python.pop())
 
 
-@IMAGES
+@pytest.mark.parametrize("image", ["builder", "runtime", "edge"])
 def test_image_runs_as_an_ordinary_user_and_checks_itself(image: str) -> None:
     names = [name for name, _ in stages()[image]]
     (user,) = arguments_of(image, "USER")
@@ -105,6 +110,14 @@ def test_mounted_files_are_in_the_build_context(image: str) -> None:
     for source in sources:
         assert (ROOT / source).is_file()
         assert in_context(source)
+
+
+def test_edge_is_built_by_a_preset_that_needs_no_python() -> None:
+    presets = json.loads((ROOT / "runtime" / "CMakePresets.json").read_text(encoding="utf-8"))["configurePresets"]
+    (release,) = [preset for preset in presets if preset["name"] == "release"]
+    assert release["cacheVariables"]["CMAKE_DISABLE_FIND_PACKAGE_Python3"] is True
+    assert "cmake -S runtime --preset release" in " ".join(arguments_of("edge-build", "RUN"))
+    assert arguments_of("edge", "ENTRYPOINT") == ['["sala-run"]']
 
 
 def test_build_context_holds_what_the_package_is_built_from() -> None:

@@ -33,7 +33,7 @@ def change_byte(path: Path) -> None:
 def drop_weights(bundle: Path) -> None:
     def change(fields: dict[str, object]) -> None:
         fields["graph"]["weights_included"] = False  # type: ignore[index]
-        fields["files"] = [entry for entry in fields["files"] if entry["path"].endswith(".onnx")]  # type: ignore[attr-defined]
+        fields["files"] = [entry for entry in fields["files"] if not entry["path"].endswith(".safetensors")]  # type: ignore[attr-defined]
 
     for path in bundle.glob("graph/*.safetensors"):
         path.unlink()

@@ -9,10 +9,6 @@ namespace {
 // What the plugins and graph capture need; what TensorRT needs it says itself, when it loads a plan.
 constexpr int kLeastCudaVersion = 12000;
 
-// cuda.h renames functions to versioned symbols; the second macro sees the new name.
-#define SALA_SYMBOL_TEXT(name) #name
-#define SALA_SYMBOL(name) SALA_SYMBOL_TEXT(name)
-
 template <class Function>
 bool resolve(void* library, const char* symbol, Function& function, const char*& missing) {
   function = reinterpret_cast<Function>(dlsym(library, symbol));
@@ -33,7 +29,7 @@ Expected<CudaDriver> CudaDriver::load(const char* path) {
   }
   CudaDriver driver{};
   const char* missing = nullptr;
-#define SALA_CUDA_RESOLVE(member, function) resolve(library, SALA_SYMBOL(function), driver.member, missing) &&
+#define SALA_CUDA_RESOLVE(member, function, symbol, ...) resolve(library, symbol, driver.member, missing) &&
   const bool complete = SALA_CUDA_FUNCTIONS(SALA_CUDA_RESOLVE) true;
 #undef SALA_CUDA_RESOLVE
   if (!complete) return error(ErrorCode::kDeviceUnsuitable, "the NVIDIA driver lacks ", missing, kUpdate);
@@ -43,7 +39,7 @@ Expected<CudaDriver> CudaDriver::load(const char* path) {
     return error(ErrorCode::kDeviceUnsuitable, "the NVIDIA driver supports CUDA ", version / 1000, ".",
                  version % 1000 / 10, ", at least 12.0 is needed", kUpdate);
   }
-  if (const CUresult result = driver.init(0); result != CUDA_SUCCESS) {
+  if (const CUresult result = driver.init(0); result != kCudaSuccess) {
     const Status failed = driver.check(result, "start the NVIDIA driver");
     return error(ErrorCode::kDeviceMissing, failed.error().message,
                  ": check the GPU with nvidia-smi, or choose runtime onnxruntime for the CPU");
@@ -52,10 +48,10 @@ Expected<CudaDriver> CudaDriver::load(const char* path) {
 }
 
 Status CudaDriver::check(CUresult result, std::string_view what) const {
-  if (result == CUDA_SUCCESS) return success();
+  if (result == kCudaSuccess) return success();
   const char* text = nullptr;
-  if (get_error_string(result, &text) != CUDA_SUCCESS || text == nullptr) text = "unknown error";
-  const ErrorCode code = result == CUDA_ERROR_OUT_OF_MEMORY ? ErrorCode::kOutOfMemory : ErrorCode::kEngineFailed;
+  if (get_error_string(result, &text) != kCudaSuccess || text == nullptr) text = "unknown error";
+  const ErrorCode code = result == kCudaErrorOutOfMemory ? ErrorCode::kOutOfMemory : ErrorCode::kEngineFailed;
   return error(code, "CUDA could not ", what, ": ", text, " (CUDA error ", static_cast<int>(result), ")");
 }
 

@@ -1,57 +1,75 @@
 // The CUDA driver, found at run time: a program that uses this library also starts where there is none.
+//
+// The part of its binary interface that the engine uses is written down here, so that neither a CUDA toolkit nor Python
+// is needed to compile the runtime; a test compares it with cuda.h (runtime/tests/cuda_driver_test.cc).
 
 #pragma once
 
-#include <cuda.h>
-
+#include <cstddef>
 #include <string_view>
 
 #include "sala/status.h"
 
 namespace sala::tensorrt {
 
-/// Members and the functions that they are.
-#define SALA_CUDA_FUNCTIONS(X)                             \
-  X(init, cuInit)                                          \
-  X(driver_get_version, cuDriverGetVersion)                \
-  X(device_get_count, cuDeviceGetCount)                    \
-  X(device_get, cuDeviceGet)                               \
-  X(device_get_name, cuDeviceGetName)                      \
-  X(device_get_attribute, cuDeviceGetAttribute)            \
-  X(device_primary_ctx_retain, cuDevicePrimaryCtxRetain)   \
-  X(device_primary_ctx_release, cuDevicePrimaryCtxRelease) \
-  X(ctx_push_current, cuCtxPushCurrent)                    \
-  X(ctx_pop_current, cuCtxPopCurrent)                      \
-  X(mem_get_info, cuMemGetInfo)                            \
-  X(mem_alloc, cuMemAlloc)                                 \
-  X(mem_free, cuMemFree)                                   \
-  X(mem_host_alloc, cuMemHostAlloc)                        \
-  X(mem_free_host, cuMemFreeHost)                          \
-  X(memcpy_htod, cuMemcpyHtoD)                             \
-  X(memcpy_dtoh, cuMemcpyDtoH)                             \
-  X(memcpy_htod_async, cuMemcpyHtoDAsync)                  \
-  X(memcpy_dtoh_async, cuMemcpyDtoHAsync)                  \
-  X(memset_d8_async, cuMemsetD8Async)                      \
-  X(stream_create, cuStreamCreate)                         \
-  X(stream_destroy, cuStreamDestroy)                       \
-  X(stream_synchronize, cuStreamSynchronize)               \
-  X(stream_begin_capture, cuStreamBeginCapture)            \
-  X(stream_end_capture, cuStreamEndCapture)                \
-  X(graph_instantiate, cuGraphInstantiateWithFlags)        \
-  X(graph_launch, cuGraphLaunch)                           \
-  X(graph_exec_destroy, cuGraphExecDestroy)                \
-  X(graph_destroy, cuGraphDestroy)                         \
-  X(get_error_string, cuGetErrorString)
+using CUresult = int;
+using CUdevice = int;
+using CUdeviceptr = unsigned long long;
+using CUcontext = struct CUctx_st*;
+using CUstream = struct CUstream_st*;
+using CUgraph = struct CUgraph_st*;
+using CUgraphExec = struct CUgraphExec_st*;
+
+constexpr CUresult kCudaSuccess = 0;
+constexpr CUresult kCudaErrorOutOfMemory = 2;
+constexpr int kDeviceAttributeComputeCapabilityMajor = 75;
+constexpr int kDeviceAttributeComputeCapabilityMinor = 76;
+constexpr unsigned kStreamNonBlocking = 1;
+constexpr int kStreamCaptureModeThreadLocal = 1;
+
+/// Members, the functions of cuda.h that they are, the symbols by which these are found, and their parameters.
+#define SALA_CUDA_FUNCTIONS(X)                                                                                       \
+  X(init, cuInit, "cuInit", unsigned)                                                                                \
+  X(driver_get_version, cuDriverGetVersion, "cuDriverGetVersion", int*)                                              \
+  X(device_get_count, cuDeviceGetCount, "cuDeviceGetCount", int*)                                                    \
+  X(device_get, cuDeviceGet, "cuDeviceGet", CUdevice*, int)                                                          \
+  X(device_get_name, cuDeviceGetName, "cuDeviceGetName", char*, int, CUdevice)                                       \
+  X(device_get_attribute, cuDeviceGetAttribute, "cuDeviceGetAttribute", int*, int, CUdevice)                         \
+  X(device_primary_ctx_retain, cuDevicePrimaryCtxRetain, "cuDevicePrimaryCtxRetain", CUcontext*, CUdevice)           \
+  X(device_primary_ctx_release, cuDevicePrimaryCtxRelease, "cuDevicePrimaryCtxRelease_v2", CUdevice)                 \
+  X(ctx_push_current, cuCtxPushCurrent, "cuCtxPushCurrent_v2", CUcontext)                                            \
+  X(ctx_pop_current, cuCtxPopCurrent, "cuCtxPopCurrent_v2", CUcontext*)                                              \
+  X(mem_get_info, cuMemGetInfo, "cuMemGetInfo_v2", size_t*, size_t*)                                                 \
+  X(mem_alloc, cuMemAlloc, "cuMemAlloc_v2", CUdeviceptr*, size_t)                                                    \
+  X(mem_free, cuMemFree, "cuMemFree_v2", CUdeviceptr)                                                                \
+  X(mem_host_alloc, cuMemHostAlloc, "cuMemHostAlloc", void**, size_t, unsigned)                                      \
+  X(mem_free_host, cuMemFreeHost, "cuMemFreeHost", void*)                                                            \
+  X(memcpy_htod, cuMemcpyHtoD, "cuMemcpyHtoD_v2", CUdeviceptr, const void*, size_t)                                  \
+  X(memcpy_dtoh, cuMemcpyDtoH, "cuMemcpyDtoH_v2", void*, CUdeviceptr, size_t)                                        \
+  X(memcpy_htod_async, cuMemcpyHtoDAsync, "cuMemcpyHtoDAsync_v2", CUdeviceptr, const void*, size_t, CUstream)        \
+  X(memcpy_dtoh_async, cuMemcpyDtoHAsync, "cuMemcpyDtoHAsync_v2", void*, CUdeviceptr, size_t, CUstream)              \
+  X(memset_d8_async, cuMemsetD8Async, "cuMemsetD8Async", CUdeviceptr, unsigned char, size_t, CUstream)               \
+  X(stream_create, cuStreamCreate, "cuStreamCreate", CUstream*, unsigned)                                            \
+  X(stream_destroy, cuStreamDestroy, "cuStreamDestroy_v2", CUstream)                                                 \
+  X(stream_synchronize, cuStreamSynchronize, "cuStreamSynchronize", CUstream)                                        \
+  X(stream_begin_capture, cuStreamBeginCapture, "cuStreamBeginCapture_v2", CUstream, int)                            \
+  X(stream_end_capture, cuStreamEndCapture, "cuStreamEndCapture", CUstream, CUgraph*)                                \
+  X(graph_instantiate, cuGraphInstantiateWithFlags, "cuGraphInstantiateWithFlags", CUgraphExec*, CUgraph,            \
+    unsigned long long)                                                                                              \
+  X(graph_launch, cuGraphLaunch, "cuGraphLaunch", CUgraphExec, CUstream)                                             \
+  X(graph_exec_destroy, cuGraphExecDestroy, "cuGraphExecDestroy", CUgraphExec)                                       \
+  X(graph_destroy, cuGraphDestroy, "cuGraphDestroy", CUgraph)                                                        \
+  X(get_error_string, cuGetErrorString, "cuGetErrorString", CUresult, const char**)
 
 struct CudaDriver {
-#define SALA_CUDA_MEMBER(member, function) decltype(&::function) member;
+#define SALA_CUDA_MEMBER(member, function, symbol, ...) CUresult (*member)(__VA_ARGS__);
   SALA_CUDA_FUNCTIONS(SALA_CUDA_MEMBER)
 #undef SALA_CUDA_MEMBER
 
   /// Loads and initialises it. kDeviceMissing if there is no driver or no GPU, kDeviceUnsuitable if it is too old.
   static Expected<CudaDriver> load(const char* library = "libcuda.so.1");
 
-  /// kOutOfMemory or kEngineFailed unless `result` is CUDA_SUCCESS; `what` was attempted.
+  /// kOutOfMemory or kEngineFailed unless `result` is success; `what` was attempted.
   Status check(CUresult result, std::string_view what) const;
 };
 

@@ -6,7 +6,7 @@ Expected<DecodeGraph> DecodeGraph::capture(const CudaDriver& driver, CUstream st
                                            const std::function<Status()>& record) {
   // Only this thread's calls that would break the capture are refused meanwhile.
   SALA_RETURN_IF_ERROR(
-      driver.check(driver.stream_begin_capture(stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL), "begin a capture"));
+      driver.check(driver.stream_begin_capture(stream, kStreamCaptureModeThreadLocal), "begin a capture"));
   const Status recorded = record();
   CUgraph captured = nullptr;
   // Also after a failure, or the stream stays in capture.

@@ -17,8 +17,8 @@ Expected<Found> examine(const CudaDriver& driver, int ordinal) {
   int minor = 0;
   SALA_RETURN_IF_ERROR(driver.check(driver.device_get(&found.device, ordinal), "find a GPU"));
   SALA_RETURN_IF_ERROR(driver.check(driver.device_get_name(name, sizeof name, found.device), "name a GPU"));
-  for (const auto& [value, attribute] : {std::pair(&major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR),
-                                         std::pair(&minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)}) {
+  for (const auto& [value, attribute] : {std::pair(&major, kDeviceAttributeComputeCapabilityMajor),
+                                         std::pair(&minor, kDeviceAttributeComputeCapabilityMinor)}) {
     SALA_RETURN_IF_ERROR(
         driver.check(driver.device_get_attribute(value, attribute, found.device), "ask for a compute capability"));
   }

@@ -21,7 +21,7 @@ void* DeviceMemory::take(int64_t bytes) noexcept {
   if (allocator_) return allocator_->allocate(std::max<int64_t>(bytes, 1));
   CUdeviceptr data = 0;
   const CUresult result = device_->driver().mem_alloc(&data, positive(bytes));
-  return result == CUDA_SUCCESS ? reinterpret_cast<void*>(data) : nullptr;
+  return result == kCudaSuccess ? reinterpret_cast<void*>(data) : nullptr;
 }
 
 Expected<Buffer> DeviceMemory::allocate(int64_t bytes) {

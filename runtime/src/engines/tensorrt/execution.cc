@@ -49,7 +49,7 @@ TensorRtExecution::~TensorRtExecution() {
 Status TensorRtExecution::open_stream() {
   stream_ = static_cast<CUstream>(plans_.options().stream);
   if (stream_ != nullptr) return success();
-  return plans_.driver().check(plans_.driver().stream_create(&stream_, CU_STREAM_NON_BLOCKING), "open a stream");
+  return plans_.driver().check(plans_.driver().stream_create(&stream_, kStreamNonBlocking), "open a stream");
 }
 
 Status TensorRtExecution::create_contexts() {

@@ -1,0 +1,70 @@
+// What the handles of the C interface hold.
+
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <utility>
+
+#include "c_api/boundary.h"
+#include "sala/model.h"
+#include "sala/prefiller.h"
+#include "sala/session.h"
+
+namespace sala::c {
+
+/// A session, and whether a call is in it. Kept alive by every handle that refers to it.
+struct SharedSession {
+  explicit SharedSession(Session created) : session(std::move(created)) {}
+
+  Session session;
+  std::atomic<bool> busy = false;
+};
+
+/// Does `work`, which returns a Status, unless another call is in the session.
+template <class Work>
+Status exclusively(SharedSession& shared, Work&& work) {
+  if (shared.busy.exchange(true)) {
+    return error(ErrorCode::kInvalidArgument,
+                 "the session is already at work, here or in another thread: use one session a thread");
+  }
+  struct Release {
+    std::atomic<bool>& busy;
+    ~Release() { busy = false; }
+  } release{shared.busy};
+  return work(shared.session);
+}
+
+/// The status of an Expected whose value is not needed.
+template <class T>
+Status without_value(const Expected<T>& outcome) {
+  return outcome ? success() : Status(outcome.error());
+}
+
+Expected<PrefillOptions> prefill_options_of(const sala_prefill_options* options);
+Expected<SamplingOptions> sampling_options_of(const sala_sampling_options* options);
+
+}  // namespace sala::c
+
+struct sala_model {
+  explicit sala_model(sala::Model loaded)
+      : model(std::move(loaded)), engine_name(model.engine().name()), precision(model.engine().precision()) {}
+
+  sala::Model model;
+  std::string engine_name;  // copies, since the engine's need not end with a zero
+  std::string precision;
+};
+
+struct sala_session {
+  std::shared_ptr<sala::c::SharedSession> shared;
+};
+
+struct sala_prefiller {
+  std::shared_ptr<sala::c::SharedSession> shared;
+  sala::Prefiller prefiller;
+};
+
+struct sala_generation {
+  std::shared_ptr<sala::c::SharedSession> shared;
+  sala::Generation generation;
+};

@@ -1,0 +1,150 @@
+#include "c_api/handles.h"
+
+namespace sala::c {
+
+namespace {
+
+constexpr size_t kFirstSessionOptions = offsetof(sala_session_options, chunk_tokens) + sizeof(int64_t);
+constexpr size_t kFirstPrefillOptions = offsetof(sala_prefill_options, user_data) + sizeof(void*);
+constexpr size_t kFirstSamplingOptions = offsetof(sala_sampling_options, seed) + sizeof(uint64_t);
+
+std::optional<int64_t> unless_zero(int64_t value) { return value != 0 ? std::optional(value) : std::nullopt; }
+
+Expected<SessionOptions> session_options_of(const sala_session_options* options) {
+  const auto given = options_of(options, kFirstSessionOptions, sala_session_options SALA_SESSION_OPTIONS_INIT);
+  if (!given) return given.error();
+  return SessionOptions{unless_zero(given->max_context), unless_zero(given->chunk_tokens)};
+}
+
+/// Ends `make` of a session.
+Status give_session(Expected<Session> made, sala_session** session) {
+  if (!made) return made.error();
+  *session = new sala_session{std::make_shared<SharedSession>(*std::move(made))};
+  return success();
+}
+
+}  // namespace
+
+Expected<PrefillOptions> prefill_options_of(const sala_prefill_options* options) {
+  const auto given = options_of(options, kFirstPrefillOptions, sala_prefill_options SALA_PREFILL_OPTIONS_INIT);
+  if (!given) return given.error();
+  PrefillOptions result;
+  result.context_length = unless_zero(given->context_length);
+  if (given->on_progress != nullptr) {
+    result.on_progress = [callback = given->on_progress,
+                          user_data = given->user_data](const PrefillProgress& progress) {
+      const sala_prefill_progress told{sizeof told, progress.tokens_done, progress.tokens_total.value_or(-1),
+                                       progress.seconds};
+      return callback(&told, user_data) != 0;
+    };
+  }
+  return result;
+}
+
+Expected<SamplingOptions> sampling_options_of(const sala_sampling_options* options) {
+  const auto given = options_of(options, kFirstSamplingOptions, sala_sampling_options SALA_SAMPLING_OPTIONS_INIT);
+  if (!given) return given.error();
+  return SamplingOptions{given->temperature, given->top_k, given->top_p, given->repetition_penalty, given->seed};
+}
+
+}  // namespace sala::c
+
+extern "C" {
+
+sala_error* sala_session_create(const sala_model* model, const sala_session_options* options, sala_session** session) {
+  return sala::c::guarded([&]() -> sala::Status {
+    SALA_RETURN_IF_ERROR(sala::c::require({{"model", model}, {"session", session}}));
+    const auto session_options = sala::c::session_options_of(options);
+    if (!session_options) return session_options.error();
+    return sala::c::give_session(model->model.create_session(*session_options), session);
+  });
+}
+
+sala_error* sala_session_restore(const sala_model* model, const char* state_file, const sala_session_options* options,
+                                 sala_session** session) {
+  return sala::c::guarded([&]() -> sala::Status {
+    SALA_RETURN_IF_ERROR(sala::c::require({{"model", model}, {"state_file", state_file}, {"session", session}}));
+    const auto session_options = sala::c::session_options_of(options);
+    if (!session_options) return session_options.error();
+    return sala::c::give_session(model->model.restore(state_file, *session_options), session);
+  });
+}
+
+void sala_session_destroy(sala_session* session) { delete session; }
+
+int64_t sala_session_position(const sala_session* session) {
+  return session != nullptr ? session->shared->session.position() : 0;
+}
+
+int64_t sala_session_max_context(const sala_session* session) {
+  return session != nullptr ? session->shared->session.max_context() : 0;
+}
+
+int64_t sala_session_chunk_tokens(const sala_session* session) {
+  return session != nullptr ? session->shared->session.chunk_tokens() : 0;
+}
+
+const int32_t* sala_session_tokens(const sala_session* session, size_t* count) {
+  const std::span<const int32_t> tokens =
+      session != nullptr ? session->shared->session.tokens() : std::span<const int32_t>();
+  if (count != nullptr) *count = tokens.size();
+  return tokens.data();
+}
+
+const float* sala_session_logits(const sala_session* session, size_t* count) {
+  const std::span<const float> logits =
+      session != nullptr ? session->shared->session.logits() : std::span<const float>();
+  if (count != nullptr) *count = logits.size();
+  return logits.data();
+}
+
+sala_error* sala_session_prefill(sala_session* session, const int32_t* token_ids, size_t count,
+                                 const sala_prefill_options* options) {
+  return sala::c::guarded([&]() -> sala::Status {
+    SALA_RETURN_IF_ERROR(sala::c::require({{"session", session}}));
+    if (count > 0) SALA_RETURN_IF_ERROR(sala::c::require({{"token_ids", token_ids}}));
+    const auto prefill_options = sala::c::prefill_options_of(options);
+    if (!prefill_options) return prefill_options.error();
+    return sala::c::exclusively(*session->shared, [&](sala::Session& each) {
+      return sala::c::without_value(each.prefill({token_ids, count}, *prefill_options));
+    });
+  });
+}
+
+sala_error* sala_session_decode(sala_session* session, int32_t token_id) {
+  return sala_session_prefill(session, &token_id, 1, nullptr);
+}
+
+sala_error* sala_session_sample(sala_session* session, const sala_sampling_options* options, int32_t* token_id) {
+  return sala::c::guarded([&]() -> sala::Status {
+    SALA_RETURN_IF_ERROR(sala::c::require({{"session", session}, {"token_id", token_id}}));
+    const auto sampling = sala::c::sampling_options_of(options);
+    if (!sampling) return sampling.error();
+    return sala::c::exclusively(*session->shared, [&](sala::Session& each) -> sala::Status {
+      const auto drawn = each.sample(*sampling);
+      if (!drawn) return drawn.error();
+      *token_id = *drawn;
+      return sala::success();
+    });
+  });
+}
+
+sala_error* sala_session_save(const sala_session* session, const char* state_file) {
+  return sala::c::guarded([&]() -> sala::Status {
+    SALA_RETURN_IF_ERROR(sala::c::require({{"session", session}, {"state_file", state_file}}));
+    return sala::c::exclusively(*session->shared, [&](const sala::Session& each) { return each.save(state_file); });
+  });
+}
+
+sala_error* sala_session_reset(sala_session* session) {
+  return sala::c::guarded([&]() -> sala::Status {
+    SALA_RETURN_IF_ERROR(sala::c::require({{"session", session}}));
+    return sala::c::exclusively(*session->shared, [](sala::Session& each) { return each.reset(); });
+  });
+}
+
+void sala_session_stop(sala_session* session) {
+  if (session != nullptr) session->shared->session.stop();
+}
+
+}  // extern "C"

@@ -1,0 +1,98 @@
+// The C interface on the TensorRT engine: its options reach the engine, and what cannot run is said.
+
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "sala.h"
+#include "tensorrt_support.h"
+
+namespace sala::test {
+namespace {
+
+/// A function of the fake driver, which is opened, not linked.
+template <class Function>
+Function* driver(const char* symbol) {
+  return reinterpret_cast<Function*>(dlsym(dlopen(FAKE_CUDA, RTLD_NOW), symbol));
+}
+
+struct Blocks {
+  int live = 0;
+  int given = 0;
+};
+
+void* allocate(int64_t bytes, void* user_data) {
+  auto& blocks = *static_cast<Blocks*>(user_data);
+  ++blocks.live;
+  ++blocks.given;
+  CUdeviceptr data = 0;
+  const CUresult result = driver<CUresult(CUdeviceptr*, size_t)>("cuMemAlloc_v2")(&data, static_cast<size_t>(bytes));
+  return result == CUDA_SUCCESS ? reinterpret_cast<void*>(data) : nullptr;
+}
+
+void release(void* data, int64_t, void* user_data) {
+  --static_cast<Blocks*>(user_data)->live;
+  driver<CUresult(CUdeviceptr)>("cuMemFree_v2")(reinterpret_cast<CUdeviceptr>(data));
+}
+
+class TensorRtC : public TensorRt {
+ protected:
+  void SetUp() override {
+    TensorRt::SetUp();
+    options_.tensorrt_library = FAKE_TENSORRT;
+  }
+
+  sala_error* load(FakeBundle& bundle) { return sala_model_load(bundle.write().c_str(), &options_, &model_); }
+
+  sala_load_options options_ = SALA_LOAD_OPTIONS_INIT;
+  sala_model* model_ = nullptr;
+};
+
+TEST_F(TensorRtC, TakesTheEngineWithTheCallersMemoryAndNoGraph) {
+  FakeBundle bundle;
+  Blocks blocks;
+  options_.device_allocate = allocate;
+  options_.device_release = release;
+  options_.device_user_data = &blocks;
+  options_.no_decode_graph = 1;
+  ASSERT_EQ(load(bundle), nullptr);
+  EXPECT_STREQ(sala_model_engine_name(model_), "tensorrt");
+  EXPECT_STREQ(sala_model_runtime_reason(model_), "");
+  sala_session* session = nullptr;
+  ASSERT_EQ(sala_session_create(model_, nullptr, &session), nullptr);
+  const std::vector<int32_t> ids = {3, 1, 4, 1, 5};
+  ASSERT_EQ(sala_session_prefill(session, ids.data(), ids.size(), nullptr), nullptr);
+  ASSERT_EQ(sala_session_decode(session, 9), nullptr);
+  size_t count = 0;
+  EXPECT_NE(sala_session_logits(session, &count), nullptr);
+  EXPECT_EQ(count, static_cast<size_t>(kVocabSize));
+  EXPECT_GT(blocks.given, 0);
+  EXPECT_EQ(cuda().graph_launches, 0);
+  sala_session_destroy(session);
+  sala_model_destroy(model_);
+  EXPECT_EQ(blocks.live, 0);
+}
+
+TEST_F(TensorRtC, SaysThatTheGpuIsAnother) {
+  FakeBundle bundle;
+  cuda().devices = {{8, 6}};
+  options_.runtime = "tensorrt";
+  sala_error* refused = load(bundle);
+  ASSERT_NE(refused, nullptr);
+  EXPECT_EQ(sala_error_code(refused), SALA_ERROR_DEVICE_UNSUITABLE);
+  EXPECT_STREQ(sala_error_name(refused), "DeviceUnsuitable");
+  sala_error_destroy(refused);
+}
+
+TEST_F(TensorRtC, HalfAnAllocatorIsRefused) {
+  FakeBundle bundle;
+  options_.device_allocate = allocate;
+  sala_error* refused = load(bundle);
+  EXPECT_EQ(sala_error_code(refused), SALA_ERROR_INVALID_ARGUMENT);
+  sala_error_destroy(refused);
+}
+
+}  // namespace
+}  // namespace sala::test
