@@ -233,8 +233,6 @@ def _refuse_unsupported(fields: JsonFields) -> None:
         value = fields.value(name, served)
         if value != served:
             raise UnsupportedError(f"{name} is {value!r}: only {served!r} is served")
-    if "quantization_config" in fields:
-        raise UnsupportedError("quantization_config is present: only unquantized checkpoints are served")
 
 
 def _heads(fields: JsonFields) -> tuple[int, int, int]:
