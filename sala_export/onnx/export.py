@@ -7,10 +7,11 @@ from pathlib import Path
 import onnx_ir as ir
 
 from ..checkpoint.reader import Checkpoint
-from ..errors import ExportError
+from ..errors import ExportError, RequestError
 from ..model.signature import Signature, signature
 from ..specs import Precision
 from .naming import drop_metadata, name_nodes
+from .quantized_form import quantize_projections
 from .trace import IR_TYPES, checkpoint_name, stamp, trace
 from .weights import place_weights
 
@@ -24,20 +25,39 @@ def export_graph(
 
     No weight is read: the graph's initializers point into the checkpoint's files, which are hard-linked into
     `directory`, or copied across file systems or if `copy_weights`. Where the checkpoint's type is not that of
-    `precision`, the graph casts each weight.
+    `precision`, the graph casts each weight. Quantised weights may have to be written once more beside the graph, see
+    `quantized_runs.py`.
 
     Returns: names, types and shapes of the graph's inputs and outputs.
-    Raises: ExportError if tracing fails; RequestError if weights must be copied and do not fit the disk.
+    Raises: ExportError if tracing fails; RequestError if `precision` is not that of a quantised checkpoint, or weights
+    do not fit the disk.
     """
+    require_precision_of(checkpoint, precision)
     step = signature(checkpoint.config, precision.dtype)
-    placed = place_weights((where.file for where in checkpoint.locations.values()), directory, copy=copy_weights)
+    placed = place_weights((where.file for where in checkpoint.tensors()), directory, copy=copy_weights)
     model = trace(checkpoint.config, precision, step)
+    if checkpoint.quantized:
+        quantize_projections(model, checkpoint, directory, placed)
     _attach_weights(model, checkpoint, placed, directory, precision)
     name_nodes(model.graph)
     drop_metadata(model)
     stamp(model)
     ir.save(model, directory / GRAPH_FILE)
     return step
+
+
+def require_precision_of(checkpoint: Checkpoint, precision: Precision) -> None:
+    """Refuse to quantise, or to take back, what a checkpoint holds. Raises: RequestError saying what to do."""
+    if checkpoint.precision is None and precision.is_quantized:
+        raise RequestError(
+            f"--precision {precision}: {checkpoint.directory} is not quantised; run sala-export quantize --precision "
+            f"{precision} and take the checkpoint that it writes"
+        )
+    if checkpoint.precision not in (None, precision):
+        raise RequestError(
+            f"--precision {precision}: {checkpoint.directory} is quantised to {checkpoint.precision}; use --precision "
+            f"{checkpoint.precision}, or the original checkpoint"
+        )
 
 
 def _attach_weights(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -18,13 +18,15 @@ class Projection:
     weights: tuple[ir.Value, ...]
     """Initializers whose rows it takes, one after the other."""
 
-    def replace(self, result: ir.Value, graph: ir.Graph) -> None:
-        """Let `result`, which is computed before the product, take the product's place; its weights go."""
+    def replace(self, result: ir.Value, graph: ir.Graph, kept: Collection[ir.Value] = ()) -> None:
+        """Let `result`, which is computed before the product, take the product's place; weights go unless `kept`."""
         output = self.product.outputs[0]
         result.name, result.type, result.shape = output.name, output.type, output.shape
         ir.convenience.replace_all_uses_with(output, result)
         graph.remove(self.product, safe=True)
         for weight in self.weights:
+            if weight in kept:
+                continue
             assert weight.name is not None
             graph.initializers.pop(weight.name, None)
 
