@@ -153,9 +153,10 @@ def build_bundle(request: BuildRequest, on_progress: Progress = silent) -> Bundl
     source.require_outside(request.output)
     checkpoint = source.checkpoint
     require_kernels(checkpoint.config, request.engine.precision, request.engine.recipe.compute_capability)
-    plan = planned_graph(checkpoint.config, request.engine.precision)
+    plan = planned_graph(checkpoint.config, request.engine.precision, checkpoint.quantization)
     shards = _choose_shards(request, plan)
-    check_fits(plan, request.engine, planned_memory(checkpoint.config, request.engine, len(shards)))
+    predicted = planned_memory(checkpoint.config, request.engine, len(shards), checkpoint.quantization)
+    check_fits(plan, request.engine, predicted)
     if TOKENIZER_FILE not in checkpoint.accessory_files():
         logger.warning("%s has no %s: the bundle will take token ids, not text", source.origin, TOKENIZER_FILE)
     key = _resume_key(request, checkpoint, library)
@@ -174,7 +175,7 @@ def build_bundle(request: BuildRequest, on_progress: Progress = silent) -> Bundl
         engine = describe_engine(
             tuple(zip(shards, reports, strict=True)),
             library=_entry(library),
-            predicted=planned_memory(checkpoint.config, request.engine, len(shards)),
+            predicted=planned_memory(checkpoint.config, request.engine, len(shards), checkpoint.quantization),
         )
         manifest = _manifest(request, source, cpu, engine, staging.path, on_progress)
         for record in records(engine_folder):

@@ -15,9 +15,13 @@ from sala_export.planned_graph import planned_graph
 from sala_export.specs import Precision
 
 
-@pytest.mark.parametrize(("precision", "layers"), [(Precision.BF16, None), (Precision.FP32, 2)])
+@pytest.mark.parametrize(
+    ("precision", "layers"),
+    [(Precision.BF16, None), (Precision.FP32, 2), (Precision.FP8, 2), (Precision.INT4, 2), (Precision.NVFP4, 2)],
+)
 def test_planned_graph_is_the_exported_one(tmp_path: Path, precision: Precision, layers: int | None) -> None:
-    checkpoint = Checkpoint.open(tiny_checkpoint(), layers=layers)
+    stored = precision if precision.is_quantized else Precision.BF16
+    checkpoint = Checkpoint.open(tiny_checkpoint(precision=stored), layers=layers)
     export_graph(checkpoint, tmp_path, precision)
     found, planned = read_graph(tmp_path), planned_graph(checkpoint.config, precision)
     for exported, foretold in zip(found.operators, planned.operators, strict=True):

@@ -105,6 +105,17 @@ class Quantization:
             for entry in self.ignore
         )
 
+    def stored_bytes(self, outputs: int, inputs: int) -> int:
+        """Of a quantised weight [outputs, inputs] and the scales of its groups."""
+        elements = outputs * inputs
+        match self.precision:
+            case Precision.INT4:
+                return elements // 2 + 2 * elements // 128
+            case Precision.NVFP4:
+                return elements // 2 + elements // 16
+            case _:
+                return elements
+
     def to_dict(self, *, weight_strategy: str | None = None) -> dict[str, Any]:
         """The object `quantization_config` of config.json; `weight_strategy` `channel` for a scale per channel."""
         strategy = {} if weight_strategy is None else {"strategy": weight_strategy}

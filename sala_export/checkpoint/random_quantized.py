@@ -71,6 +71,7 @@ class RandomQuantizedWeights:
             _E4M3_LARGEST * _LARGEST[Precision.NVFP4] / (_WEIGHT_LIMIT * std),
         )
         scales = _bfloat16_scales(scale) if is_int4 else _e4m3_scales(scale * divisor)
+        groups = Weight(name=_sibling(weight, "weight_scale"), shape=(outputs, inputs // group))
         packed = NewTensor(
             name=_sibling(weight, "weight_packed"),
             dtype="I32" if is_int4 else "U8",
@@ -78,10 +79,10 @@ class RandomQuantizedWeights:
             blocks=lambda: (_nibbles(table[draws]) for draws in self.random.draws(weight)),
         )
         group_scales = NewTensor(
-            name=_sibling(weight, "weight_scale"),
+            name=groups.name,
             dtype="BF16" if is_int4 else "F8_E4M3",
-            shape=(outputs, inputs // group),
-            blocks=lambda: [scales[np.arange(outputs * (inputs // group)) * 7919 % _BLOCK_SCALES]],
+            shape=groups.shape,
+            blocks=lambda: (scales[draws % _BLOCK_SCALES] for draws in self.random.draws(groups)),
         )
         if is_int4:
             shape = np.array(weight.shape, np.int64)

@@ -50,7 +50,11 @@ class EngineReport:
     """The account with TensorRT's own numbers for weights and activations."""
     parameters: int
     """Weight elements of the graph."""
+    quantized_parameters: int
+    """Those of them that are quantised."""
     graph_weights_bytes: int
+    graph_quantized_weights_bytes: int
+    """Of the quantised weights and their scales."""
     plan_bytes: int
     build_seconds: float
     """Wall time of the whole build, parsing and writing included."""
@@ -61,6 +65,22 @@ class EngineReport:
     def plan_bytes_per_weight(self) -> float:
         """Near the size of a weight if each is stored once."""
         return self.plan_bytes / self.parameters
+
+    @property
+    def plan_bytes_per_quantized_weight(self) -> float | None:
+        """What the plan holds beside the 16-bit weights, by quantised weight; None if none is."""
+        if not self.quantized_parameters:
+            return None
+        others = self.graph_weights_bytes - self.graph_quantized_weights_bytes
+        return (self.plan_bytes - others) / self.quantized_parameters
+
+    @property
+    def constant_bytes_per_quantized_weight(self) -> float | None:
+        """The same of the engine's constants, each of their layouts counted: without kernels and plugin library."""
+        if not self.quantized_parameters:
+            return None
+        others = self.graph_weights_bytes - self.graph_quantized_weights_bytes
+        return (self.memory.weights_bytes - others) / self.quantized_parameters
 
     def operator_layers(self, profile: int) -> dict[str, tuple[str, ...]]:
         """Nodes of this project's operators that plugins compute in a profile: names by operator, in graph order."""
