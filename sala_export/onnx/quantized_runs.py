@@ -11,13 +11,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint.quantized_weights import QuantizedWeight
+from ..checkpoint.reader import Checkpoint
 from ..checkpoint.safetensors_header import read_header
 from ..checkpoint.safetensors_writer import NewTensor, write_safetensors
 from ..checkpoint.tensor_location import TensorLocation
@@ -47,9 +48,13 @@ class Run:
     weights: tuple[QuantizedWeight, ...]
 
     @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(weight.name for weight in self.weights)
+
+    @property
     def name(self) -> str:
         """Of a weight, or of several together, as `packed_name` makes it."""
-        return packed_name(tuple(weight.name for weight in self.weights))
+        return packed_name(self.names)
 
     @property
     def precision(self) -> Precision:
@@ -96,6 +101,19 @@ class Run:
     @property
     def scale_name(self) -> str:
         return f"{self.name}_scale"
+
+
+Piece = Run | tuple[str, ...]
+"""Neighbours of a pack: quantised weights, or names of others."""
+
+
+def cut_runs(checkpoint: Checkpoint, names: Sequence[str]) -> list[Piece]:
+    """The weights of a projection, in their order, cut where quantised ones begin or end."""
+    pieces: list[Piece] = []
+    for is_quantized, group in groupby(names, key=lambda name: name in checkpoint.quantized):
+        run = tuple(group)
+        pieces.append(Run(weights=tuple(checkpoint.quantized[name] for name in run)) if is_quantized else run)
+    return pieces
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
