@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, RequestError
 from ..specs import DType, Precision
 from .config import SalaConfig
-from .keymap import weights
+from .keymap import Weight, weights
 from .quantization import Quantization, read_quantization
 from .quantized_weights import QuantizedWeight, quantized_weights, tensor_names
 from .safetensors_header import StoredTensor, read_header
@@ -79,12 +79,7 @@ class Checkpoint:
                 names.append(weight.name)
                 plain.append(weight)
         found = _find(directory, names)
-        locations = {
-            weight.name: locate(
-                found[weight.name][0], weight.name, found[weight.name][1], _WEIGHT_DTYPES, [weight.shape], _CONVERT
-            )
-            for weight in plain
-        }
+        locations = {weight.name: _plain(*found[weight.name], weight) for weight in plain}
         return cls(
             directory=directory,
             config=config,
@@ -110,8 +105,21 @@ class Checkpoint:
         lacking = [weight.name for weight in wanted if weight.name not in stored]
         if lacking:
             raise CheckpointError(f"{directory} has no {_listed(lacking)} among its weights, in a type to compute with")
-        locations = {weight.name: _checked(*stored[weight.name], weight) for weight in wanted}
+        locations = {weight.name: _plain(*stored[weight.name], weight) for weight in wanted}
         return cls(directory=directory, config=config, dtype=_common_dtype(locations), locations=locations)
+
+    def require_precision(self, precision: Precision) -> None:
+        """Refuse to quantise, or to take back, what the checkpoint holds. Raises: RequestError saying what to do."""
+        if self.precision is None and precision.is_quantized:
+            raise RequestError(
+                f"--precision {precision}: {self.directory} is not quantised; run sala-export quantize --precision "
+                f"{precision} and take the checkpoint that it writes"
+            )
+        if self.precision not in (None, precision):
+            raise RequestError(
+                f"--precision {precision}: {self.directory} is quantised to {self.precision}; use --precision "
+                f"{self.precision}, or the original checkpoint"
+            )
 
     def truncated(self, layers: int) -> Checkpoint:
         """The first `layers` layers, with the residual scale of the whole model.
@@ -198,6 +206,11 @@ def _read_index(directory: Path, names: Iterable[str]) -> dict[str, Path]:
         if not isinstance(shard, str) or shard != Path(shard).name or not shard.endswith(".safetensors"):
             raise CheckpointError(f"{path} places {name} in {shard!r}, expected a .safetensors file beside it")
     return {name: directory / weight_map[name] for name in names}
+
+
+def _plain(file: Path, stored: StoredTensor, weight: Weight) -> TensorLocation:
+    """A weight that is not quantised."""
+    return locate(file, weight.name, stored, _WEIGHT_DTYPES, [weight.shape], _CONVERT)
 
 
 def _common_dtype(locations: Mapping[str, TensorLocation]) -> DType:

@@ -77,6 +77,8 @@ def describe(bundle: Bundle, reports: Sequence[EngineReport]) -> dict[str, Any]:
         "plan": {
             "bytes": plan_bytes,
             "bytes_per_weight": plan_bytes / parameters,
+            "quantized_weights": sum(report.quantized_parameters for report in reports),
+            **_bytes_per_quantized_weight(reports),
             "build_seconds": sum(report.build_seconds for report in reports),
             "peak_host_bytes": max(report.peak_host_bytes for report in reports),
         },
@@ -98,6 +100,17 @@ def describe(bundle: Bundle, reports: Sequence[EngineReport]) -> dict[str, Any]:
         },
         "text": list(manifest.text),
         "files": [{"path": f.path, "bytes": f.bytes, "sha256": f.sha256} for f in manifest.files],
+    }
+
+
+def _bytes_per_quantized_weight(reports: Sequence[EngineReport]) -> dict[str, float | None]:
+    """Of the plans, kernels included, and of their constants alone; None if no weight is quantised."""
+    count = sum(report.quantized_parameters for report in reports)
+    others = sum(report.graph_weights_bytes - report.graph_quantized_weights_bytes for report in reports)
+    plans, constants = sum(r.plan_bytes for r in reports), sum(r.memory.weights_bytes for r in reports)
+    return {
+        "plan_bytes_per_quantized_weight": (plans - others) / count if count else None,
+        "constant_bytes_per_quantized_weight": (constants - others) / count if count else None,
     }
 
 
@@ -154,6 +167,12 @@ def _print_tables(d: dict[str, Any]) -> None:
         f"{format_bytes(d['plan']['bytes'])} in {len(d['shards'])} {'shards' if len(d['shards']) > 1 else 'piece'}, "
         f"{d['plan']['bytes_per_weight']:.2f} bytes per weight",
     )
+    if d["plan"]["quantized_weights"]:
+        facts.add_row(
+            "quantised",
+            f"{d['plan']['quantized_weights']:,} weights in {d['precision']}, "
+            f"{d['plan']['constant_bytes_per_quantized_weight']:.3f} bytes each, scales included",
+        )
     facts.add_row("weights", "included" if d["weights"]["included"] else "left out: only the engine can run")
     facts.add_row("text", "yes" if d["text"] else "token ids only")
     console.print(facts)

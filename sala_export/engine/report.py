@@ -66,22 +66,6 @@ class EngineReport:
         """Near the size of a weight if each is stored once."""
         return self.plan_bytes / self.parameters
 
-    @property
-    def plan_bytes_per_quantized_weight(self) -> float | None:
-        """What the plan holds beside the 16-bit weights, by quantised weight; None if none is."""
-        if not self.quantized_parameters:
-            return None
-        others = self.graph_weights_bytes - self.graph_quantized_weights_bytes
-        return (self.plan_bytes - others) / self.quantized_parameters
-
-    @property
-    def constant_bytes_per_quantized_weight(self) -> float | None:
-        """The same of the engine's constants, each of their layouts counted: without kernels and plugin library."""
-        if not self.quantized_parameters:
-            return None
-        others = self.graph_weights_bytes - self.graph_quantized_weights_bytes
-        return (self.memory.weights_bytes - others) / self.quantized_parameters
-
     def operator_layers(self, profile: int) -> dict[str, tuple[str, ...]]:
         """Nodes of this project's operators that plugins compute in a profile: names by operator, in graph order."""
         fused = {node for layer in self.layers_of(profile, PLUGIN_LAYER) for node in layer.onnx_nodes}

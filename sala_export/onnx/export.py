@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from ..checkpoint.reader import Checkpoint
-from ..errors import ExportError, RequestError
+from ..errors import ExportError
 from ..model.signature import Signature, signature
 from ..specs import Precision
 from .naming import drop_metadata, name_nodes
@@ -32,7 +32,7 @@ def export_graph(
     Raises: ExportError if tracing fails; RequestError if `precision` is not that of a quantised checkpoint, or weights
     do not fit the disk.
     """
-    require_precision_of(checkpoint, precision)
+    checkpoint.require_precision(precision)
     step = signature(checkpoint.config, precision.dtype)
     placed = place_weights((where.file for where in checkpoint.tensors()), directory, copy=copy_weights)
     model = trace(checkpoint.config, precision, step)
@@ -44,20 +44,6 @@ def export_graph(
     stamp(model)
     ir.save(model, directory / GRAPH_FILE)
     return step
-
-
-def require_precision_of(checkpoint: Checkpoint, precision: Precision) -> None:
-    """Refuse to quantise, or to take back, what a checkpoint holds. Raises: RequestError saying what to do."""
-    if checkpoint.precision is None and precision.is_quantized:
-        raise RequestError(
-            f"--precision {precision}: {checkpoint.directory} is not quantised; run sala-export quantize --precision "
-            f"{precision} and take the checkpoint that it writes"
-        )
-    if checkpoint.precision not in (None, precision):
-        raise RequestError(
-            f"--precision {precision}: {checkpoint.directory} is quantised to {checkpoint.precision}; use --precision "
-            f"{checkpoint.precision}, or the original checkpoint"
-        )
 
 
 def _attach_weights(

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checkpoint.keymap import packs, weights
 from ..checkpoint.quantized_weights import QuantizedWeight
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.safetensors_header import read_header
@@ -133,6 +134,15 @@ class PlacedRun:
     data: Span
     scale: Span | None
     """None where scales are few and part of the graph."""
+
+
+def checkpoint_runs(checkpoint: Checkpoint) -> list[Run]:
+    """Every run of a checkpoint's graph."""
+    all_weights = weights(checkpoint.config)
+    packed = [tuple(weight.name for weight in pack) for pack in packs(all_weights)]
+    alone = {weight.name for weight in all_weights}.difference(*packed)
+    together = [*packed, *((name,) for name in sorted(alone))]
+    return [piece for names in together for piece in cut_runs(checkpoint, names) if isinstance(piece, Run)]
 
 
 def rewritten_bytes(runs: Iterable[Run]) -> int:
