@@ -64,11 +64,11 @@ def export_cpu_graph(checkpoint: Checkpoint, directory: Path) -> CpuGraph:
     name_nodes(model.graph)
     drop_metadata(model)
     model.opset_imports[_CONTRIB] = 1
+    if checkpoint.quantized:
+        model.opset_imports[""] = QUANTIZED_OPSET
     stamp(model)
     ir.save(model, directory / CPU_GRAPH_FILE)
     by_name = {weight.spec.name: weight for weight in weights}
-    if checkpoint.quantized:
-        model.opset_imports[""] = QUANTIZED_OPSET
     unread = {*checkpoint.locations, *checkpoint.quantized} - {name for weight in weights for name in weight.tensors}
     if unread:
         raise ExportError(f"the CPU graph does not use {', '.join(sorted(unread))}")
