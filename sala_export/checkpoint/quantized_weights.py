@@ -66,6 +66,12 @@ def quantized_weights(
     for weight in covered:
         if weight.role not in (*QUANTIZABLE_ROLES, *GATE_ROLES):
             raise UnsupportedError(f"{weight.name} is quantised: only projections of layers may be, list it in ignore")
+        group = quantization.scheme.group or 1
+        if weight.shape[1] % group:
+            raise UnsupportedError(
+                f"{weight.name} has {weight.shape[1]} inputs, no multiple of the groups of {group} in "
+                f"{quantization.precision}: quantise to fp8 or int8"
+            )
     quantized = {weight.name: _quantized_weight(weight, quantization.scheme, found) for weight in covered}
     _check_packs(all_weights, quantized)
     return quantized
@@ -82,11 +88,6 @@ _SCALARS = ((1,), ())
 
 def _quantized_weight(weight: Weight, scheme: Scheme, found: Found) -> QuantizedWeight:
     outputs, inputs = weight.shape
-    if scheme.group is not None and inputs % scheme.group:
-        raise CheckpointError(
-            f"{weight.name} has {inputs} inputs, no multiple of the group of {scheme.group} in {scheme.precision}: "
-            "quantise to fp8 or int8"
-        )
 
     def tensor(role: str, dtypes: Mapping[str, DType], *shapes: tuple[int, ...]) -> TensorLocation:
         name = weight.name.removesuffix("weight") + role

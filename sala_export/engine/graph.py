@@ -60,12 +60,8 @@ class EngineGraph:
     operators: tuple[OperatorNode, ...]
     parameters: int
     """Weight elements, each counted once however many names it has."""
-    quantized_parameters: int
-    """Those of them that are quantised."""
     weights_bytes: int
-    """Of all weights and of the scales of quantised ones."""
-    quantized_weights_bytes: int
-    """Of the quantised weights and their scales."""
+    """Of all weights, the scales of quantised ones included."""
     layer_weights_bytes: tuple[int, ...]
     """In order of layers: the embedding counts with the first, final norm and lm_head with the last. A weight that the
     embedding and lm_head share counts with both, since shards hold it each."""
@@ -73,6 +69,10 @@ class EngineGraph:
     widest_projection: int
     """Output features of the widest projection of every token, weights that the graph concatenates taken together."""
     activation_dtype: DType
+    quantized_parameters: int = 0
+    """Weight elements that are quantised."""
+    quantized_weights_bytes: int = 0
+    """Of these and their scales."""
 
     def sparse_sizes(self) -> SparseSizes | None:
         """Sizes of the block-sparse operator, which all its nodes share; None if the graph has none.
