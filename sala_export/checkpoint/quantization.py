@@ -5,7 +5,6 @@ The tensors themselves are checked in `quantized_weights.py`; docs/quantisation.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 
 from ..errors import ConfigError, UnsupportedError
 from ..specs import Precision
+from .config import read_config_fields
 
 QUANTIZATION_FIELD = "quantization_config"
 QUANT_METHOD = "compressed-tensors"
@@ -136,11 +136,11 @@ class Quantization:
 
 
 def read_quantization(config_file: Path) -> Quantization | None:
-    """What a config.json, already found to be one, says of quantisation; None if it says nothing.
+    """What a config.json says of quantisation; None if it says nothing.
 
     Raises: ConfigError for malformed fields, UnsupportedError for another method or scheme; both name file and field.
     """
-    fields = json.loads(config_file.read_text(encoding="utf-8")).get(QUANTIZATION_FIELD)
+    fields = read_config_fields(config_file).get(QUANTIZATION_FIELD)
     if fields is None:
         return None
     try:
