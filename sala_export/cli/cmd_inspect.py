@@ -124,17 +124,20 @@ def _operator_layers(reports: Sequence[EngineReport], profile: int) -> dict[str,
 
 
 def _gemms(report: EngineReport) -> list[dict[str, Any]]:
-    """The fused layers that contain a matrix product, with the types that enter and leave."""
+    """The fused layers that compute a matrix product, with the types that enter and leave."""
     found = []
-    for layer in report.layers:
-        products = [node for node in layer.onnx_nodes if node.rpartition("/")[2].startswith(("MatMul", "Gemm"))]
-        if products:
+    for index, profile in enumerate(report.profiles):
+        products: dict[str, list[str]] = {}
+        computed = report.product_layers(index)
+        for product, layer in computed.items():
+            products.setdefault(layer.name, []).append(product)
+        for layer in (layer for layer in report.layers if layer.profile == index and layer.name in products):
             found.append(
                 {
-                    "profile": report.profiles[layer.profile].name.value,
+                    "profile": profile.name.value,
                     "name": layer.name,
                     "type": layer.type,
-                    "products": products,
+                    "products": products[layer.name],
                     "fused_nodes": len(layer.onnx_nodes),
                     "inputs": [tensor.dtype for tensor in layer.inputs],
                     "weights": [tensor.dtype for tensor in layer.constants],

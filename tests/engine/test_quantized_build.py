@@ -59,9 +59,12 @@ def test_products_run_in_the_quantised_type(gpu: str, precision: Precision) -> N
     assert report.precision is precision
     of_input, of_weight = TYPES[precision]
     for profile in (0, 1):
-        layers = {node: layer for layer in report.layers if layer.profile == profile for node in layer.onnx_nodes}
+        layers = report.product_layers(profile)
+        assert {layer.type for layer in layers.values()} <= {"gemm", "runtime_fusion", "kgen"}
         for name in (f"layers.{layer}.{role}/MatMul" for layer in (0, 1) for role in ROLES):
             product = layers[name]
+            # Products of int4 weights with one row may be generated code, in so small a model.
+            assert product.type != "kgen" or (precision is Precision.INT4 and profile == 1), name
             assert of_input in {tensor.dtype for tensor in product.inputs}, (profile, name)
             assert of_weight in {tensor.dtype for tensor in product.constants}, (profile, name)
             assert {tensor.dtype for tensor in product.outputs} == {"BFloat16"}, (profile, name)
