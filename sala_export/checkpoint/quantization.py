@@ -108,13 +108,10 @@ class Quantization:
     def stored_bytes(self, outputs: int, inputs: int) -> int:
         """Of a quantised weight [outputs, inputs] and the scales of its groups."""
         elements = outputs * inputs
-        match self.precision:
-            case Precision.INT4:
-                return elements // 2 + 2 * elements // 128
-            case Precision.NVFP4:
-                return elements // 2 + elements // 16
-            case _:
-                return elements
+        if self.scheme.group is None:
+            return elements
+        scale_bytes = 2 if self.precision is Precision.INT4 else 1
+        return elements // 2 + scale_bytes * elements // self.scheme.group
 
     def to_dict(self, *, weight_strategy: str | None = None) -> dict[str, Any]:
         """The object `quantization_config` of config.json; `weight_strategy` `channel` for a scale per channel."""

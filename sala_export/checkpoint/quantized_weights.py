@@ -87,7 +87,7 @@ _SCALARS = ((1,), ())
 
 
 def _quantized_weight(weight: Weight, scheme: Scheme, found: Found) -> QuantizedWeight:
-    outputs, inputs = weight.shape
+    (outputs, inputs), group = weight.shape, scheme.group or 1
 
     def tensor(role: str, dtypes: Mapping[str, DType], *shapes: tuple[int, ...]) -> TensorLocation:
         name = weight.name.removesuffix("weight") + role
@@ -101,11 +101,11 @@ def _quantized_weight(weight: Weight, scheme: Scheme, found: Found) -> Quantized
     match scheme.precision:
         case Precision.INT4:
             data = tensor("weight_packed", {"I32": DType.INT32}, (outputs, inputs // _INT4_PER_WORD))
-            scale = tensor("weight_scale", {"BF16": DType.BFLOAT16}, (outputs, inputs // 128))
+            scale = tensor("weight_scale", {"BF16": DType.BFLOAT16}, (outputs, inputs // group))
             _check_shape(tensor("weight_shape", {"I64": DType.INT64}, (2,)), weight)
         case Precision.NVFP4:
             data = tensor("weight_packed", {"U8": DType.UINT8}, (outputs, inputs // 2))
-            scale = tensor("weight_scale", {"F8_E4M3": DType.FLOAT8_E4M3FN}, (outputs, inputs // 16))
+            scale = tensor("weight_scale", {"F8_E4M3": DType.FLOAT8_E4M3FN}, (outputs, inputs // group))
             global_scale = _reciprocal(scalar("weight_global_scale"))
             input_scale = _reciprocal(scalar("input_global_scale"))
         case _:

@@ -45,7 +45,6 @@ def describe(bundle: Bundle, reports: Sequence[EngineReport]) -> dict[str, Any]:
     """All that is shown, as plain JSON values. What TensorRT reported while building comes from `reports`, by shard."""
     manifest, engine = bundle.manifest, bundle.manifest.engine
     names = [profile.name.value for profile in reports[0].profiles]
-    plan_bytes, parameters = sum(r.plan_bytes for r in reports), sum(r.parameters for r in reports)
     return {
         "bundle": str(bundle.directory),
         "created_by": manifest.created_by,
@@ -53,7 +52,7 @@ def describe(bundle: Bundle, reports: Sequence[EngineReport]) -> dict[str, Any]:
             "source": manifest.model.source,
             "fingerprint": manifest.model.fingerprint,
             "layers": manifest.model.config.num_hidden_layers,
-            "parameters": parameters,
+            "parameters": sum(report.parameters for report in reports),
         },
         "precision": manifest.precision.value,
         "gpu": {"recipe": engine.gpu, "name": engine.gpu_name, "compute_capability": engine.compute_capability},
@@ -74,14 +73,7 @@ def describe(bundle: Bundle, reports: Sequence[EngineReport]) -> dict[str, Any]:
         "activation_bytes": {
             name: max(report.activation_bytes[index] for report in reports) for index, name in enumerate(names)
         },
-        "plan": {
-            "bytes": plan_bytes,
-            "bytes_per_weight": plan_bytes / parameters,
-            "quantized_weights": sum(report.quantized_parameters for report in reports),
-            **_bytes_per_quantized_weight(reports),
-            "build_seconds": sum(report.build_seconds for report in reports),
-            "peak_host_bytes": max(report.peak_host_bytes for report in reports),
-        },
+        "plan": _plan_fields(reports),
         "shards": [
             {
                 "plan": shard.plan,
@@ -103,14 +95,23 @@ def describe(bundle: Bundle, reports: Sequence[EngineReport]) -> dict[str, Any]:
     }
 
 
-def _bytes_per_quantized_weight(reports: Sequence[EngineReport]) -> dict[str, float | None]:
-    """Of the plans, kernels included, and of their constants alone; None if no weight is quantised."""
-    count = sum(report.quantized_parameters for report in reports)
+def _plan_fields(reports: Sequence[EngineReport]) -> dict[str, Any]:
+    """Sizes of all plans together, and what building them took.
+
+    Bytes per quantised weight are those of the plans, kernels included, and of their constants alone.
+    """
+    plan_bytes, parameters = sum(r.plan_bytes for r in reports), sum(r.parameters for r in reports)
+    quantized = sum(report.quantized_parameters for report in reports)
     others = sum(report.graph_weights_bytes - report.graph_quantized_weights_bytes for report in reports)
-    plans, constants = sum(r.plan_bytes for r in reports), sum(r.memory.weights_bytes for r in reports)
+    constants = sum(report.memory.weights_bytes for report in reports)
     return {
-        "plan_bytes_per_quantized_weight": (plans - others) / count if count else None,
-        "constant_bytes_per_quantized_weight": (constants - others) / count if count else None,
+        "bytes": plan_bytes,
+        "bytes_per_weight": plan_bytes / parameters,
+        "quantized_weights": quantized,
+        "plan_bytes_per_quantized_weight": (plan_bytes - others) / quantized if quantized else None,
+        "constant_bytes_per_quantized_weight": (constants - others) / quantized if quantized else None,
+        "build_seconds": sum(report.build_seconds for report in reports),
+        "peak_host_bytes": max(report.peak_host_bytes for report in reports),
     }
 
 

@@ -16,7 +16,7 @@ from .options import engine_options
 from .output import print_json
 
 if TYPE_CHECKING:
-    from ..planner.plan import Plan
+    from ..planner.plan import BuildAccount, Plan
     from ..planner.roofline import Estimate
 
 PUBLISHED_PRESET = "9b"
@@ -104,6 +104,18 @@ def _config_file(model: str, revision: str | None) -> Path:
     return resolve_model(model, revision, config_only=True) / CONFIG_FILE
 
 
+def _build_fields(build: BuildAccount) -> dict[str, Any]:
+    return {
+        "shards": [{"first_layer": s.first_layer, "num_layers": s.num_layers} for s in build.shards],
+        "host_bytes": build.host_bytes,
+        "available_host_bytes": build.available_bytes,
+        "plan_bytes": build.plan_bytes,
+        "packed_bytes": build.packed_bytes,
+        "copied_bytes_unless_linked": build.copied_bytes,
+        "seconds_predicted": build.seconds,
+    }
+
+
 def describe(found: Plan, model: str | None) -> dict[str, Any]:
     """All that is shown, as plain JSON values; seconds and bytes."""
     request, recipe = found.request, found.request.recipe
@@ -147,15 +159,7 @@ def describe(found: Plan, model: str | None) -> dict[str, Any]:
                 for row in found.baseline_rows
             ],
         },
-        "build": {
-            "shards": [{"first_layer": s.first_layer, "num_layers": s.num_layers} for s in found.build.shards],
-            "host_bytes": found.build.host_bytes,
-            "available_host_bytes": found.build.available_bytes,
-            "plan_bytes": found.build.plan_bytes,
-            "packed_bytes": found.build.packed_bytes,
-            "copied_bytes_unless_linked": found.build.copied_bytes,
-            "seconds_predicted": found.build.seconds,
-        },
+        "build": _build_fields(found.build),
         "published": [
             {
                 "gpu": check.gpu,

@@ -17,7 +17,7 @@ from .trace import checkpoint_name
 
 
 class ProductBuilder:
-    """Adds nodes before the product of a projection, named after what they compute: `layers.3.self_attn.qkv_proj/Q..`.
+    """Adds nodes before the product of a projection, with names of what they compute, as `naming.py` has them.
 
     A projection whose weights are quantised in part becomes a product for each run of weights alike.
     """
