@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.checkpoints import tiny_checkpoint
+from support.quantized_checkpoints import write_quantized_checkpoint
 from support.quantized_graphs import quantized_graph
 
 from sala_export.checkpoint.reader import Checkpoint
@@ -16,6 +17,7 @@ from sala_export.engine.recipe import load_recipe
 from sala_export.engine.report import EngineReport
 from sala_export.engine.request import EngineRequest
 from sala_export.native_libraries import plugin_library
+from sala_export.onnx.export import export_graph
 from sala_export.planned_graph import planned_memory
 from sala_export.specs import Precision
 
@@ -93,3 +95,23 @@ def test_estimate_of_activations_is_an_upper_one(gpu: str, precision: Precision)
     predicted = planned_memory(Checkpoint.open(tiny_checkpoint(2, precision)).config, request)
     assert report.memory.activation_bytes <= predicted.activation_bytes
     assert report.memory.io_bytes == predicted.io_bytes
+
+
+def test_scales_per_channel_leave_the_product_in_fp32_and_cost_no_weight_bytes(tmp_path: Path) -> None:
+    source = write_quantized_checkpoint(tmp_path / "source", Precision.INT8, layers=1, per_channel=True)
+    export_graph(Checkpoint.open(source), tmp_path, Precision.INT8)
+    report = build_engine(
+        EngineRequest.from_options(load_recipe("a6000"), precision="int8", max_context=4096, prefill_chunk=256),
+        tmp_path,
+        tmp_path / "engine.plan",
+        log_path=tmp_path / "engine.log",
+        plugin_library=plugin_library(),
+    )
+    for profile in (0, 1):
+        for role in ROLES:
+            product = report.product_layers(profile)[f"layers.0.{role}/MatMul"]
+            assert product.type == "gemm"
+            assert product.inputs[0].dtype == product.constants[0].dtype == "Int8"
+            assert product.outputs[0].dtype == "Float"
+    others = report.graph_weights_bytes - report.graph_quantized_weights_bytes
+    assert 1 <= (report.memory.weights_bytes - others) / report.quantized_parameters < 1.02
