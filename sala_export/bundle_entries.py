@@ -10,6 +10,7 @@ from .bundle.manifest import (
     ENGINE_FOLDER,
     GRAPH_FOLDER,
     CpuGraphEntry,
+    Dequantization,
     EngineEntry,
     FileEntry,
     GraphEntry,
@@ -23,6 +24,7 @@ from .bundle.manifest import (
 )
 from .checkpoint.config import SalaConfig
 from .checkpoint.reader import Checkpoint
+from .checkpoint.tensor_location import TensorLocation
 from .engine.memory import DeviceMemory
 from .engine.profiles import Profile
 from .engine.report import EngineReport
@@ -79,7 +81,22 @@ def describe_graph(
 
 
 def _weight_part(checkpoint: Checkpoint, name: str) -> WeightPart:
-    where = checkpoint.locations[name]
+    weight = checkpoint.quantized.get(name)
+    if weight is None:
+        return _stored_part(checkpoint.locations[name])
+    return replace(
+        _stored_part(weight.data),
+        dequantization=Dequantization(
+            precision=weight.precision,
+            columns=weight.shape[1],
+            scale=_stored_part(weight.scale),
+            scale_shape=weight.scale_shape,
+            global_scale=weight.global_scale,
+        ),
+    )
+
+
+def _stored_part(where: TensorLocation) -> WeightPart:
     return WeightPart(
         file=f"{GRAPH_FOLDER}/{where.file.name}", offset=where.offset, bytes=where.length, dtype=where.dtype
     )

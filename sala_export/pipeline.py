@@ -27,6 +27,7 @@ from .bundle.reader import Bundle
 from .bundle_entries import describe_engine, describe_graph, describe_model
 from .checkpoint.config import DEFAULT_MODEL, SalaConfig
 from .checkpoint.hub import resolve_model
+from .checkpoint.quantization import read_quantization
 from .checkpoint.reader import CONFIG_FILE, TOKENIZER_FILE, Checkpoint
 from .engine.flavour import installed_version, select_flavour
 from .engine.graph import GRAPH_FILE, EngineGraph
@@ -66,13 +67,24 @@ class ModelRequest:
         path = Path(self.model).expanduser()
         return path.resolve().name if path.is_dir() else path.name
 
+    def stored_precision(self) -> Precision | None:
+        """In which the model is quantised, from its config.json alone; None if it is not.
+
+        Raises: ConfigError, UnsupportedError or CheckpointError.
+        """
+        quantization = read_quantization(self._config_file())
+        return quantization.precision if quantization else None
+
+    def _config_file(self) -> Path:
+        return resolve_model(self.model, self.revision, config_only=True) / CONFIG_FILE
+
     def open(self) -> ModelSource:
         """Find, download if need be, and check the checkpoint.
 
         Raises: CheckpointError, ConfigError, UnsupportedError or RequestError.
         """
         # Judged before gigabytes are fetched.
-        SalaConfig.from_file(resolve_model(self.model, self.revision, config_only=True) / CONFIG_FILE)
+        SalaConfig.from_file(self._config_file())
         directory = resolve_model(self.model, self.revision)
         origin = self.name
         if not Path(self.model).expanduser().is_dir():
@@ -152,10 +164,12 @@ def build_bundle(request: BuildRequest, on_progress: Progress = silent) -> Bundl
     source = request.model.open()
     source.require_outside(request.output)
     checkpoint = source.checkpoint
+    checkpoint.require_precision(request.engine.precision)
     require_kernels(checkpoint.config, request.engine.precision, request.engine.recipe.compute_capability)
-    plan = planned_graph(checkpoint.config, request.engine.precision)
+    plan = planned_graph(checkpoint.config, request.engine.precision, checkpoint.quantization)
     shards = _choose_shards(request, plan)
-    check_fits(plan, request.engine, planned_memory(checkpoint.config, request.engine, len(shards)))
+    predicted = planned_memory(checkpoint.config, request.engine, len(shards), checkpoint.quantization)
+    check_fits(plan, request.engine, predicted)
     if TOKENIZER_FILE not in checkpoint.accessory_files():
         logger.warning("%s has no %s: the bundle will take token ids, not text", source.origin, TOKENIZER_FILE)
     key = _resume_key(request, checkpoint, library)
@@ -163,9 +177,11 @@ def build_bundle(request: BuildRequest, on_progress: Progress = silent) -> Bundl
         engine_folder = _prepare(staging)
         shards = kept_shards(engine_folder) or shards
         graph, text = staging.path / GRAPH_FOLDER, staging.path / TEXT_FOLDER
+        from .onnx.quantized_runs import checkpoint_runs, rewritten_bytes
         from .onnx.weights import copied_bytes
 
         copied = copied_bytes(checkpoint.shard_files().values(), graph, copy=request.copy_weights)
+        copied += rewritten_bytes(checkpoint_runs(checkpoint))
         check_disk(plan.weights_bytes - _bytes_in(engine_folder) + copied, len(shards), staging.path)
         cpu = _export(checkpoint, graph, request, on_progress)
         reports = _build(request, staging, shards, library, on_progress)
@@ -174,7 +190,7 @@ def build_bundle(request: BuildRequest, on_progress: Progress = silent) -> Bundl
         engine = describe_engine(
             tuple(zip(shards, reports, strict=True)),
             library=_entry(library),
-            predicted=planned_memory(checkpoint.config, request.engine, len(shards)),
+            predicted=planned_memory(checkpoint.config, request.engine, len(shards), checkpoint.quantization),
         )
         manifest = _manifest(request, source, cpu, engine, staging.path, on_progress)
         for record in records(engine_folder):
@@ -299,11 +315,13 @@ def _manifest(
     on_progress: Progress,
 ) -> Manifest:
     """Hash what was staged, drop the weights if they are not wanted, and describe the rest."""
+    from .onnx.quantized_runs import PACKED_FILE
+
     passing = records(staging / ENGINE_FOLDER)
     staged = [path for path in staging.glob("*/**/*") if path.is_file() and path not in passing]
     files = hash_files(staging, staged, on_progress, "hash")
     checkpoint = source.checkpoint
-    shards = {f"{GRAPH_FOLDER}/{name}" for name in checkpoint.shard_files()}
+    shards = {f"{GRAPH_FOLDER}/{name}" for name in (*checkpoint.shard_files(), PACKED_FILE)}
     weights = tuple(entry for entry in files if entry.path in shards)
     if not request.include_weights:
         for entry in weights:

@@ -17,11 +17,26 @@ class DType(StrEnum):
     BFLOAT16 = "bfloat16"
     INT32 = "int32"
     INT64 = "int64"
+    FLOAT8_E4M3FN = "float8_e4m3fn"
+    INT8 = "int8"
+    UINT8 = "uint8"
 
     @property
     def bytes(self) -> int:
         """Size of one element."""
-        return {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, "int64": 8}[self.value]
+        return _ELEMENT_BYTES[self]
+
+
+_ELEMENT_BYTES = {
+    DType.FLOAT32: 4,
+    DType.FLOAT16: 2,
+    DType.BFLOAT16: 2,
+    DType.INT32: 4,
+    DType.INT64: 8,
+    DType.FLOAT8_E4M3FN: 1,
+    DType.INT8: 1,
+    DType.UINT8: 1,
+}
 
 
 class Precision(StrEnum):
@@ -30,14 +45,24 @@ class Precision(StrEnum):
     FP32 = "fp32"
     BF16 = "bf16"
     FP16 = "fp16"
+    FP8 = "fp8"
+    """Quantised, as the three below: docs/quantisation.md."""
+    INT8 = "int8"
+    INT4 = "int4"
+    NVFP4 = "nvfp4"
 
     @property
     def dtype(self) -> DType:
-        return {
-            Precision.FP32: DType.FLOAT32,
-            Precision.BF16: DType.BFLOAT16,
-            Precision.FP16: DType.FLOAT16,
-        }[self]
+        """Type of the activations; of the weights too, unless they are quantised."""
+        return {Precision.FP32: DType.FLOAT32, Precision.FP16: DType.FLOAT16}.get(self, DType.BFLOAT16)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the projections multiply quantised weights."""
+        return self in QUANTIZED_PRECISIONS
+
+
+QUANTIZED_PRECISIONS = (Precision.FP8, Precision.INT8, Precision.INT4, Precision.NVFP4)
 
 
 RUNTIMES = ("auto", "tensorrt", "onnxruntime", "torch")

@@ -1,6 +1,7 @@
 #include "manifest.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <utility>
 
@@ -12,7 +13,7 @@ namespace sala {
 
 namespace {
 
-constexpr int64_t kSchemaVersion = 2;
+constexpr int64_t kSchemaVersion = 3;
 constexpr int64_t kManifestLimitBytes = int64_t{64} << 20;
 
 DType dtype_of(const Field& field) {
@@ -57,16 +58,58 @@ std::vector<FileEntry> files_of(const Field& field) {
   return result;
 }
 
+Dequantization dequantization_of(const Field& field) {
+  field.allow_only({"precision", "columns", "scale", "scale_shape", "global_scale"});
+  Dequantization result;
+  const std::string precision = field["precision"].string();
+  const std::array names{"fp8", "int8", "int4", "nvfp4"};
+  const auto found = std::find(names.begin(), names.end(), precision);
+  field["precision"].expect(found != names.end(), "is not a quantised precision");
+  result.codes = static_cast<Codes>(std::min<size_t>(static_cast<size_t>(found - names.begin()), names.size() - 1));
+  // Sizes of a dimension: their products stay below the range of int64.
+  const auto extent = [](const Field& size) {
+    const int64_t value = size.integer(1);
+    size.expect(value <= INT32_MAX, "is no size of a weight");
+    return std::clamp<int64_t>(value, 1, INT32_MAX);
+  };
+  result.columns = extent(field["columns"]);
+  const Field scale = field["scale"];
+  scale.allow_only({"file", "offset", "bytes", "dtype", "dequantization"});
+  scale["dtype"].string();
+  scale["dequantization"].expect(scale["dequantization"].is_null(), "scales are plain numbers");
+  result.scale_file = path_of(scale["file"]);
+  result.scale_offset = scale["offset"].integer(0);
+  result.scale_bytes = scale["bytes"].integer(0);
+  const auto blocks = field["scale_shape"].elements();
+  field["scale_shape"].expect(blocks.size() == 2, "expected two numbers");
+  if (blocks.size() == 2) {
+    result.block_rows = extent(blocks[0]);
+    result.block_columns = extent(blocks[1]);
+  }
+  result.global_scale = static_cast<float>(field["global_scale"].number());
+  field["global_scale"].expect(std::isfinite(result.global_scale) && result.global_scale > 0.0f, "is no scale");
+  return result;
+}
+
+WeightPart part_of(const Field& part) {
+  part.allow_only({"file", "offset", "bytes", "dtype", "dequantization"});
+  WeightPart result{path_of(part["file"]), part["offset"].integer(0), part["bytes"].integer(0), DType::kFloat32, {}};
+  const Field how = part["dequantization"];
+  if (how.is_null()) {
+    result.dtype = dtype_of(part["dtype"]);
+  } else {
+    part["dtype"].string();
+    result.dequantization = dequantization_of(how);
+  }
+  return result;
+}
+
 std::vector<WeightInput> weights_of(const Field& field) {
   std::vector<WeightInput> result;
   for (const Field& weight : field.elements()) {
     weight.allow_only({"spec", "parts"});
     WeightInput input{tensor_of(weight["spec"]), {}};
-    for (const Field& part : weight["parts"].elements()) {
-      part.allow_only({"file", "offset", "bytes", "dtype"});
-      input.parts.push_back(
-          {path_of(part["file"]), part["offset"].integer(0), part["bytes"].integer(0), dtype_of(part["dtype"])});
-    }
+    for (const Field& part : weight["parts"].elements()) input.parts.push_back(part_of(part));
     result.push_back(std::move(input));
   }
   return result;
@@ -243,14 +286,20 @@ Status check_references(const Manifest& manifest, const std::string& where) {
     if (manifest.file(name) == nullptr) return damaged("it needs ", name, ", which is not among files");
   }
   if (!manifest.weights_included) return success();
+  const auto check = [&](const WeightInput& weight, const std::string& path, int64_t offset, int64_t bytes) -> Status {
+    const FileEntry* file = manifest.file(path);
+    if (file == nullptr) return damaged("weight ", weight.spec.name, " is in ", path, ", which is not among files");
+    if (bytes > file->bytes || offset > file->bytes - bytes) {
+      return damaged("weight ", weight.spec.name, " ends behind the end of ", path);
+    }
+    return success();
+  };
   for (const WeightInput& weight : manifest.cpu.weights) {
     for (const WeightPart& part : weight.parts) {
-      const FileEntry* file = manifest.file(part.file);
-      if (file == nullptr)
-        return damaged("weight ", weight.spec.name, " is in ", part.file, ", which is not among files");
-      if (part.bytes > file->bytes || part.offset > file->bytes - part.bytes) {
-        return damaged("weight ", weight.spec.name, " ends behind the end of ", part.file);
-      }
+      SALA_RETURN_IF_ERROR(check(weight, part.file, part.offset, part.bytes));
+      if (!part.dequantization) continue;
+      const Dequantization& how = *part.dequantization;
+      SALA_RETURN_IF_ERROR(check(weight, how.scale_file, how.scale_offset, how.scale_bytes));
     }
   }
   return success();
@@ -281,7 +330,9 @@ Expected<Manifest> parse_manifest(std::string_view text, const std::string& wher
   root["created_by"].string();
   manifest.config = config_of(root["model"]);
   manifest.precision = root["precision"].string();
-  root["precision"].expect(manifest.precision == "bf16" || manifest.precision == "fp16", "is not a precision");
+  const std::array precisions{"bf16", "fp16", "fp8", "int8", "int4", "nvfp4"};
+  root["precision"].expect(std::find(precisions.begin(), precisions.end(), manifest.precision) != precisions.end(),
+                           "is not a precision");
   read_graph(root["graph"], manifest);
   const auto layers = root["model"]["config"]["mixer_types"].elements();
   manifest.engine = engine_of(root["engine"], static_cast<int64_t>(layers.size()), manifest.needed_files);

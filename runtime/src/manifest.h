@@ -1,10 +1,11 @@
-// `bundle.json`, schema 2. The format is described beside its writer, sala_export/bundle/manifest.py.
+// `bundle.json`, schema 3. The format is described beside its writer, sala_export/bundle/manifest.py.
 
 #pragma once
 
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -22,12 +23,29 @@ struct FileEntry {
   std::string sha256;
 };
 
+/// What the codes of a quantised weight are, by its precision: e4m3, signed bytes, nibbles that hold the code plus 8,
+/// nibbles of e2m1; the first of two nibbles is the low one. Scales are fp32, fp32, bf16 and e4m3.
+enum class Codes { kFp8, kInt8, kInt4, kNvfp4 };
+
+/// How they become numbers: `code * scale * global_scale`, each block of the weight with its own scale.
+struct Dequantization {
+  Codes codes = Codes::kFp8;
+  int64_t columns = 1;  // elements of a row
+  std::string scale_file;
+  int64_t scale_offset = 0;
+  int64_t scale_bytes = 0;
+  int64_t block_rows = 1;  // blocks along the rows, and along the columns
+  int64_t block_columns = 1;
+  float global_scale = 1.0f;
+};
+
 /// Consecutive elements of a weight in a file, little endian, row major.
 struct WeightPart {
   std::string file;
   int64_t offset = 0;  // bytes, not always a multiple of the element size
   int64_t bytes = 0;
-  DType dtype = DType::kFloat32;
+  DType dtype = DType::kFloat32;  // of plain numbers
+  std::optional<Dequantization> dequantization{};
 };
 
 /// A weight that the CPU graph takes as an input: its parts, converted to the input's type, one after the other.

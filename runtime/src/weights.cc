@@ -6,6 +6,7 @@
 #include <map>
 
 #include "file.h"
+#include "quantized_weights.h"
 
 namespace sala {
 
@@ -64,6 +65,12 @@ Expected<int64_t> check_parts(const WeightInput& weight, const Shape& shape) {
   if (elements < 0 || elements > INT64_MAX / bytes_of(target)) return damaged("has no usable shape ", to_string(shape));
   int64_t stored = 0;
   for (const WeightPart& part : weight.parts) {
+    if (part.dequantization) {
+      const int64_t count = target == DType::kFloat32 ? quantized_elements(part) : -1;
+      if (count < 0) return damaged("has a quantised part whose codes and scales do not fit together");
+      stored += count;
+      continue;
+    }
     if (!convertible(part.dtype, target)) {
       return damaged("is ", name_of(target), " and cannot be made from ", name_of(part.dtype));
     }
@@ -78,6 +85,15 @@ Expected<int64_t> check_parts(const WeightInput& weight, const Shape& shape) {
 
 Expected<std::vector<Weight>> load_weights(const std::filesystem::path& bundle, const Manifest& manifest) {
   std::map<std::string, File> files;
+  const auto open = [&](const std::string& path) -> Expected<const File*> {
+    auto file = files.find(path);
+    if (file == files.end()) {
+      auto opened = File::open(bundle / path, ErrorCode::kBundleDamaged);
+      if (!opened) return opened.error();
+      file = files.emplace(path, *std::move(opened)).first;
+    }
+    return &file->second;
+  };
   std::vector<Weight> result;
   for (const WeightInput& input : manifest.cpu.weights) {
     Weight weight{input.spec, input.spec.bound({}), {}};
@@ -88,13 +104,16 @@ Expected<std::vector<Weight>> load_weights(const std::filesystem::path& bundle, 
     weight.buffer = *std::move(buffer);
     char* to = static_cast<char*>(weight.buffer.data());
     for (const WeightPart& part : input.parts) {
-      auto file = files.find(part.file);
-      if (file == files.end()) {
-        auto opened = File::open(bundle / part.file, ErrorCode::kBundleDamaged);
-        if (!opened) return opened.error();
-        file = files.emplace(part.file, *std::move(opened)).first;
+      const auto file = open(part.file);
+      if (!file) return file.error();
+      if (part.dequantization) {
+        const auto scales = open(part.dequantization->scale_file);
+        if (!scales) return scales.error();
+        SALA_RETURN_IF_ERROR(load_quantized_part(**file, **scales, part, reinterpret_cast<float*>(to)));
+        to += quantized_elements(part) * static_cast<int64_t>(sizeof(float));
+        continue;
       }
-      SALA_RETURN_IF_ERROR(load_part(file->second, part, weight.spec.dtype, to));
+      SALA_RETURN_IF_ERROR(load_part(**file, part, weight.spec.dtype, to));
       to += part.bytes / bytes_of(part.dtype) * bytes_of(weight.spec.dtype);
     }
     result.push_back(std::move(weight));

@@ -30,10 +30,26 @@ Json valid() {
   const Json tensor = {{"name", "x"}, {"dtype", "float32"}, {"shape", {"batch", 4}}};
   const Json weight = {
       {"spec", {{"name", "w"}, {"dtype", "float32"}, {"shape", {2, 4}}}},
-      {"parts", {{{"file", "graph/m.safetensors"}, {"offset", 3}, {"bytes", 16}, {"dtype", "bfloat16"}}}}};
+      {"parts",
+       {{{"file", "graph/m.safetensors"}, {"offset", 3}, {"bytes", 16}, {"dtype", "bfloat16"}, {"dequantization", {}}},
+        {{"file", "graph/m.safetensors"},
+         {"offset", 0},
+         {"bytes", 8},
+         {"dtype", "uint8"},
+         {"dequantization",
+          {{"precision", "nvfp4"},
+           {"columns", 4},
+           {"scale",
+            {{"file", "graph/m.safetensors"},
+             {"offset", 8},
+             {"bytes", 4},
+             {"dtype", "float8_e4m3fn"},
+             {"dequantization", {}}}},
+           {"scale_shape", {4, 1}},
+           {"global_scale", 0.5}}}}}}};
   const Json range = {{"min", 1}, {"opt", 2}, {"max", 3}};
   return {
-      {"schema_version", 2},
+      {"schema_version", 3},
       {"created_by", "sala-export 0"},
       {"model",
        {{"source", "m"},
@@ -110,6 +126,13 @@ TEST(Manifest, ReadsWhatTheRuntimeNeeds) {
   EXPECT_EQ(manifest->config.kernel_stride, 16);
   EXPECT_EQ(manifest->cpu.inputs[0].shape, (std::vector<Extent>{{0, "batch"}, {4, ""}}));
   EXPECT_EQ(manifest->cpu.weights[0].parts[0].offset, 3);
+  EXPECT_FALSE(manifest->cpu.weights[0].parts[0].dequantization);
+  const Dequantization how = manifest->cpu.weights[0].parts[1].dequantization.value();
+  EXPECT_EQ(how.codes, Codes::kNvfp4);
+  EXPECT_EQ(how.columns, 4);
+  EXPECT_EQ(how.block_rows, 4);
+  EXPECT_EQ(how.scale_offset, 8);
+  EXPECT_EQ(how.global_scale, 0.5f);
   EXPECT_EQ(manifest->engine.gpu_name, "GPU");
   ASSERT_EQ(manifest->engine.shards.size(), 2u);
   EXPECT_EQ(manifest->engine.shards[1].first_layer, 2);
@@ -139,7 +162,7 @@ TEST(Manifest, RefusesValuesThatCannotBe) {
   const std::pair<const char*, Json> changes[] = {
       {"/schema_version", "1"},
       {"/created_by", 1},
-      {"/precision", "fp8"},
+      {"/precision", "fp4"},
       {"/precision", "fp32"},
       {"/model/config/mixer_types/3", "minicpm4"},
       {"/model/config/mixer_types", Json::array()},
@@ -183,6 +206,18 @@ TEST(Manifest, RefusesValuesThatCannotBe) {
       {"/graph/cpu/weights/0/parts/0/bytes", INT64_MAX},
       {"/graph/cpu/weights/0/parts/0/bytes", UINT64_MAX},
       {"/graph/cpu/weights/0/parts/0/file", "graph/n.safetensors"},
+      {"/graph/cpu/weights/0/parts/0/dtype", "uint8"},
+      {"/graph/cpu/weights/0/parts/1/dequantization/precision", "bf16"},
+      {"/graph/cpu/weights/0/parts/1/dequantization/columns", 0},
+      {"/graph/cpu/weights/0/parts/1/dequantization/columns", int64_t{1} << 40},
+      {"/graph/cpu/weights/0/parts/1/dequantization/scale/file", "../m.safetensors"},
+      {"/graph/cpu/weights/0/parts/1/dequantization/scale/file", "graph/n.safetensors"},
+      {"/graph/cpu/weights/0/parts/1/dequantization/scale/bytes", 12},
+      {"/graph/cpu/weights/0/parts/1/dequantization/scale/dequantization", Json::object()},
+      {"/graph/cpu/weights/0/parts/1/dequantization/scale_shape", {4}},
+      {"/graph/cpu/weights/0/parts/1/dequantization/scale_shape/1", 0},
+      {"/graph/cpu/weights/0/parts/1/dequantization/global_scale", 0.0},
+      {"/graph/cpu/weights/0/parts/1/dequantization/global_scale", 1e300},
       {"/engine/profiles/prefill/tokens/max", "many"},
       {"/engine/profiles/prefill/tokens/max", 1},
       {"/engine/tensorrt_flavour", "trt"},
@@ -223,7 +258,7 @@ TEST(Manifest, NamesTheWrongField) {
 }
 
 TEST(Manifest, TellsANewerSchemaFromAnOlderOne) {
-  for (const auto& [version, advice] : {std::pair(3, "update"), std::pair(0, "build it again")}) {
+  for (const auto& [version, advice] : {std::pair(4, "update"), std::pair(0, "build it again")}) {
     Json other = valid();
     other["schema_version"] = version;
     other["whatever"] = "is new";

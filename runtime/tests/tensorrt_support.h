@@ -138,7 +138,7 @@ class FakeBundle {
     const MockEngine step;
     const ModelConfig config = mock_config();
     manifest = {
-        {"schema_version", 2},
+        {"schema_version", 3},
         {"created_by", "tests"},
         {"model",
          {{"source", config.source},

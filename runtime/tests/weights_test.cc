@@ -83,5 +83,93 @@ TEST_F(Weights, RefusePartsThatDoNotFillTheShape) {
   EXPECT_EQ(code({{"a", 0, 6, DType::kBFloat16}}), ErrorCode{});
 }
 
+/// A part in `file`, whose scales are in the file "scales".
+WeightPart quantized(Codes codes, int64_t bytes, Dequantization how) {
+  how.codes = codes;
+  how.scale_file = "scales";
+  return {"codes", 0, bytes, DType::kFloat32, how};
+}
+
+Dequantization blocks(int64_t columns, int64_t block_rows, int64_t block_columns, int64_t scale_bytes,
+                      float global_scale = 1.0f) {
+  return {Codes::kFp8, columns, "", 0, scale_bytes, block_rows, block_columns, global_scale};
+}
+
+TEST_F(Weights, OfFp8AreE4m3WithOneScale) {
+  write("codes", bytes({0x38, 0xc0, 0x01, 0x7e, 0x08, 0x80}));  // 1, -2, 2^-9, 448, 2^-6, -0
+  write("scales", bytes({0x00, 0x00, 0x00, 0x3f}));             // 0.5
+  const auto weights =
+      load({"w", DType::kFloat32, {{2, {}}, {3, {}}}}, {quantized(Codes::kFp8, 6, blocks(3, 1, 1, 4))});
+  ASSERT_TRUE(weights) << weights.error().message;
+  EXPECT_EQ(floats(weights->front()), (std::vector<float>{0.5f, -1.0f, 0x1p-10f, 224.0f, 0x1p-7f, 0.0f}));
+}
+
+TEST_F(Weights, OfInt8MayHaveAScalePerRowAndFollowPlainRows) {
+  write("plain", bytes({0x80, 0x3f, 0x20, 0xc0}));                           // bf16 1.0, -2.5
+  write("codes", bytes({1, 0x80, 0x7f, 0xff}));                              // 1, -128, 127, -1
+  write("scales", bytes({0x00, 0x00, 0x00, 0x3f, 0x00, 0x00, 0x00, 0x40}));  // 0.5, 2
+  const auto weights =
+      load({"w", DType::kFloat32, {{3, {}}, {2, {}}}},
+           {{"plain", 0, 4, DType::kBFloat16}, quantized(Codes::kInt8, 4, blocks(2, 2, 1, 8))});
+  ASSERT_TRUE(weights) << weights.error().message;
+  EXPECT_EQ(floats(weights->front()), (std::vector<float>{1.0f, -2.5f, 0.5f, -64.0f, 254.0f, -2.0f}));
+}
+
+TEST_F(Weights, OfInt4AreNibblesLowestFirstWithAScalePerGroup) {
+  write("codes", bytes({0x10, 0x98, 0xf7, 0x8f}));   // -8, -7, 0, 1; -1, 7, 7, 0
+  write("scales", bytes({0x80, 0x3f, 0x00, 0x40, 0x00, 0x3f, 0x80, 0x40}));  // bf16 1, 2, 0.5, 4
+  const auto weights =
+      load({"w", DType::kFloat32, {{2, {}}, {4, {}}}}, {quantized(Codes::kInt4, 4, blocks(4, 2, 2, 8))});
+  ASSERT_TRUE(weights) << weights.error().message;
+  EXPECT_EQ(floats(weights->front()), (std::vector<float>{-8.0f, -7.0f, 0.0f, 2.0f, -0.5f, 3.5f, 28.0f, 0.0f}));
+}
+
+TEST_F(Weights, OfNvfp4HaveAScalePerGroupAndOneOverThem) {
+  write("codes", bytes({0x10, 0x32, 0x54, 0x76, 0x98, 0xba, 0xdc, 0xfe}));
+  write("scales", bytes({0x38, 0x40}));  // e4m3 1, 2
+  const auto weights =
+      load({"w", DType::kFloat32, {{1, {}}, {16, {}}}}, {quantized(Codes::kNvfp4, 8, blocks(16, 1, 2, 2, 0.5f))});
+  ASSERT_TRUE(weights) << weights.error().message;
+  EXPECT_EQ(floats(weights->front()),
+            (std::vector<float>{0.0f, 0.25f, 0.5f, 0.75f, 1.0f, 1.5f, 2.0f, 3.0f, 0.0f, -0.5f, -1.0f, -1.5f, -2.0f,
+                                -3.0f, -4.0f, -6.0f}));
+}
+
+TEST_F(Weights, AreDequantizedAcrossStagingBorders) {
+  constexpr int64_t kColumns = 1000, kRows = (int64_t{4} << 20) / kColumns + 3;
+  std::string codes, scales;
+  for (int64_t row = 0; row < kRows; ++row) {
+    codes += std::string(kColumns, static_cast<char>(row % 100));
+    scales += bytes({0x00, 0x00, 0x00, row % 2 == 0 ? 0x3f : 0x40});  // 0.5, 2
+  }
+  write("codes", codes);
+  write("scales", scales);
+  const auto weights = load({"w", DType::kFloat32, {{kRows, {}}, {kColumns, {}}}},
+                            {quantized(Codes::kInt8, kRows * kColumns, blocks(kColumns, kRows, 1, 4 * kRows))});
+  ASSERT_TRUE(weights) << weights.error().message;
+  const auto values = floats(weights->front());
+  for (int64_t row = 0; row < kRows; ++row) {
+    EXPECT_EQ(values[static_cast<size_t>(row * kColumns + row % kColumns)],
+              static_cast<float>(row % 100) * (row % 2 == 0 ? 0.5f : 2.0f));
+  }
+}
+
+TEST_F(Weights, RefuseCodesAndScalesThatDoNotFitTogether) {
+  write("codes", std::string(8, '\0'));
+  write("scales", std::string(8, '\0'));
+  const auto code = [&](int64_t bytes, Dequantization how, Codes codes = Codes::kFp8, DType dtype = DType::kFloat32) {
+    const auto weights = load({"w", dtype, {{2, {}}, {4, {}}}}, {quantized(codes, bytes, std::move(how))});
+    return weights ? ErrorCode{} : weights.error().code;
+  };
+  EXPECT_EQ(code(8, blocks(4, 2, 1, 8)), ErrorCode{});
+  EXPECT_EQ(code(8, blocks(4, 2, 1, 8), Codes::kFp8, DType::kBFloat16), ErrorCode::kBundleDamaged);
+  EXPECT_EQ(code(7, blocks(4, 1, 1, 4)), ErrorCode::kBundleDamaged) << "no whole row";
+  EXPECT_EQ(code(8, blocks(4, 2, 1, 4)), ErrorCode::kBundleDamaged) << "too few scales";
+  EXPECT_EQ(code(8, blocks(4, 1, 3, 12)), ErrorCode::kBundleDamaged) << "blocks do not divide a row";
+  EXPECT_EQ(code(4, blocks(3, 1, 1, 2), Codes::kInt4), ErrorCode::kBundleDamaged) << "half a byte to a row";
+  EXPECT_EQ(code(8, blocks(4, 1, 1, 1), Codes::kNvfp4), ErrorCode::kBundleDamaged) << "twice the elements";
+  EXPECT_EQ(code(16, blocks(8, 1, 1, 4)), ErrorCode::kBundleDamaged) << "the file ends before";
+}
+
 }  // namespace
 }  // namespace sala::test

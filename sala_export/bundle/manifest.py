@@ -15,7 +15,7 @@ from ..checkpoint.config import SalaConfig
 from ..errors import BundleError, ConfigError
 from ..specs import DType, Precision, TensorSpec, stream_name
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST_FILE = "bundle.json"
 GRAPH_FOLDER = "graph"
 ENGINE_FOLDER = "engine"
@@ -70,6 +70,27 @@ class OperatorEntry:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Dequantization:
+    """How the codes of a weight part become numbers: `code * scale * global_scale`, each block with its own scale.
+
+    Codes by precision: fp8 is e4m3, int8 a signed byte, int4 a nibble that holds the code plus 8, nvfp4 a nibble of
+    e2m1; the first of two nibbles is the low one.
+    """
+
+    __pydantic_config__ = _CLOSED
+
+    precision: Precision
+    columns: int
+    """Elements of a row."""
+    scale: WeightPart
+    """Scales of the blocks, row by row."""
+    scale_shape: tuple[int, int]
+    """Blocks along the rows and along the columns; they divide both evenly."""
+    global_scale: float
+    """Exactly an fp32 number."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class WeightPart:
     """Consecutive elements of a weight, as they lie in a safetensors file: little endian, row major."""
 
@@ -80,6 +101,8 @@ class WeightPart:
     """Bytes; not always a multiple of the element size."""
     bytes: int
     dtype: DType
+    """As it is stored: several elements of a four-bit weight share one number of this type."""
+    dequantization: Dequantization | None = None
 
     def __post_init__(self) -> None:
         if self.offset < 0 or self.bytes < 0:
@@ -127,7 +150,8 @@ class GraphEntry:
     weights_included: bool
     """False after `--no-weights`: the graph is there for reading, only the engine can run."""
     weights: tuple[FileEntry, ...]
-    """The safetensors files that the graph's initializers point into, whether included or not."""
+    """The safetensors files that the graphs' weights lie in, whether included or not: the checkpoint's, and what an
+    export of a quantised checkpoint had to write once more."""
     cpu: CpuGraphEntry
 
 
@@ -267,7 +291,9 @@ class Manifest:
         named += [graph.file, graph.cpu.file, *self.text]
         if graph.weights_included:
             named += [entry.path for entry in graph.weights]
-            named += [part.file for weight in graph.cpu.weights for part in weight.parts]
+            parts = [part for weight in graph.cpu.weights for part in weight.parts]
+            named += [part.file for part in parts]
+            named += [part.dequantization.scale.file for part in parts if part.dequantization]
         return named
 
     def to_json(self) -> str:

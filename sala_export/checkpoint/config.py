@@ -153,16 +153,7 @@ class SalaConfig:
     @classmethod
     def from_file(cls, path: Path) -> SalaConfig:
         """Read a config.json."""
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(
-                f"{path} does not exist: --model takes a directory in Hugging Face layout or a hub id"
-            ) from None
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ConfigError(f"{path} cannot be read as JSON: {error}") from None
-        if not isinstance(fields, dict):
-            raise ConfigError(f"{path} holds {type(fields).__name__}, expected a JSON object")
+        fields = read_config_fields(path)
         try:
             return cls.from_dict(fields)
         except (ConfigError, UnsupportedError) as error:
@@ -217,6 +208,21 @@ class SalaConfig:
         }
 
 
+def read_config_fields(path: Path) -> dict[str, Any]:
+    """The object that a config.json holds. Raises: ConfigError if there is none."""
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path} does not exist: --model takes a directory in Hugging Face layout or a hub id"
+        ) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{path} holds {type(fields).__name__}, expected a JSON object")
+    return fields
+
+
 _SERVED_VALUES: Mapping[str, bool | str] = {
     "attention_bias": False,
     "hidden_act": "silu",
@@ -241,8 +247,6 @@ def _refuse_unsupported(fields: JsonFields) -> None:
         value = fields.value(name, served)
         if value != served:
             raise UnsupportedError(f"{name} is {value!r}: only {served!r} is served")
-    if "quantization_config" in fields:
-        raise UnsupportedError("quantization_config is present: only unquantized checkpoints are served")
 
 
 def _heads(fields: JsonFields) -> tuple[int, int, int]:

@@ -7,6 +7,7 @@ Linear weights are [out, in]; there are no biases.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .config import Mixer, SalaConfig
@@ -62,6 +63,21 @@ def layer_weights(config: SalaConfig, layer: int) -> tuple[Weight, ...]:
     return tuple(
         Weight(name=f"model.layers.{layer}.{module}.weight", shape=shape, layer=layer)
         for module, shape in shapes.items()
+    )
+
+
+PACKED_ROLES = (("q_proj", "k_proj", "v_proj", "z_proj", "o_gate"), ("gate_proj", "up_proj"))
+"""Projections of one input, which the graph packs into one product in this order."""
+
+
+def packs(all_weights: Iterable[Weight]) -> tuple[tuple[Weight, ...], ...]:
+    """The packed projections of every layer, in the order of their packs."""
+    by_layer: dict[int, dict[str, Weight]] = {}
+    for weight in all_weights:
+        if weight.layer is not None:
+            by_layer.setdefault(weight.layer, {})[weight.role] = weight
+    return tuple(
+        tuple(layer[role] for role in roles if role in layer) for layer in by_layer.values() for roles in PACKED_ROLES
     )
 
 

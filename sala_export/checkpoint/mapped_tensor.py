@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from .reader import TensorLocation
+    from .tensor_location import TensorLocation
 
 
 def map_tensor(location: TensorLocation) -> torch.Tensor:

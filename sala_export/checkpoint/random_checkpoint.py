@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ..errors import RequestError
 from ..progress import Progress, silent
-from ..specs import format_bytes
+from ..specs import QUANTIZED_PRECISIONS, Precision, format_bytes
 from ..staging import MARKER, require_free_path, staged_directory
 from .config import SalaConfig
-from .keymap import Weight, weights
+from .keymap import Weight, packs, weights
 from .presets import preset
+from .quantization import QUANTIZATION_FIELD, Quantization
+from .random_quantized import RandomQuantizedWeights
 from .random_weights import RandomWeights
 from .reader import CONFIG_FILE, INDEX_FILE, TOKENIZER_FILE
-from .safetensors_header import LENGTH_BYTES
+from .safetensors_writer import NewTensor, write_safetensors
 from .synthetic_tokenizer import build_tokenizer, tokenizer_config
 
-_ELEMENT_BYTES = 2
-_ALIGNMENT_BYTES = 8
+WRITTEN_PRECISIONS = (Precision.BF16, *QUANTIZED_PRECISIONS)
 _ACCESSORY_BYTES = 16 * 2**20
 """Room for everything but the weights; the largest tokenizer.json takes 4 MiB."""
 
@@ -32,6 +33,7 @@ def write_random_checkpoint(
     *,
     layers: int | None = None,
     seed: int = 0,
+    precision: Precision = Precision.BF16,
     force: bool = False,
     progress: Progress = silent,
 ) -> None:
@@ -40,22 +42,26 @@ def write_random_checkpoint(
     Logits over random tokens have a standard deviation of about 3, and a few channels of the residual stream carry
     outliers (`random_weights`). A seed gives the same bytes everywhere, and the same tensors whatever `layers` is.
     With `layers` the first that many mixers of the preset are taken, and the residual scale is that of the model
-    written: scale_depth / sqrt(layers).
+    written: scale_depth / sqrt(layers). A quantised `precision` draws quantised weights of the same distributions.
 
     Appears whole or not at all; needs a few tens of megabytes of memory.
-    Raises: RequestError if the preset is unknown or shorter, `path` is taken (unless `force`) or the disk too small.
+    Raises: RequestError if the preset is unknown or shorter, `precision` is not written, `path` is taken (unless
+    `force`) or the disk too small.
     """
+    if precision is not Precision.BF16 and not precision.is_quantized:
+        raise RequestError(f"--precision {precision}: expected one of {', '.join(WRITTEN_PRECISIONS)}")
     chosen = preset(preset_name, layers)
     require_free_path(path, marker=MARKER, force=force)
-    shards = _cut(weights(chosen.config), chosen.max_shard_bytes)
-    total = sum(_size(weight) for shard in shards for weight in shard)
+    quantization = Quantization.default(precision) if precision.is_quantized else None
+    random = RandomWeights(chosen.config, seed)
+    shards = _cut(_tensors(chosen.config, random, quantization), chosen.max_shard_bytes)
+    total = sum(tensor.bytes for shard in shards for tensor in shard)
     free = shutil.disk_usage(path.absolute().parent).free
     if total + _ACCESSORY_BYTES > free:
         raise RequestError(
             f"{path}: not enough disk for the weights: {format_bytes(total)} needed, {format_bytes(free)} free; "
             "choose another disk or fewer --layers"
         )
-    random = RandomWeights(chosen.config, seed)
     done = 0
 
     def advance(count: int) -> None:
@@ -64,51 +70,55 @@ def write_random_checkpoint(
         progress("random weights", done, total, "bytes")
 
     with staged_directory(path, marker=MARKER, force=force) as directory:
-        _write_accessories(directory, chosen.config)
+        _write_accessories(directory, chosen.config, quantization)
         weight_map: dict[str, str] = {}
         for number, shard in enumerate(shards, start=1):
             name = f"model-{number:05}-of-{len(shards):05}.safetensors"
-            _write_shard(directory / name, shard, random, advance)
-            weight_map |= dict.fromkeys((weight.name for weight in shard), name)
+            write_safetensors(directory / name, shard, advance)
+            weight_map |= dict.fromkeys((tensor.name for tensor in shard), name)
         _write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _cut(all_weights: Iterable[Weight], max_shard_bytes: int) -> list[list[Weight]]:
-    """Consecutive weights into shards as full as the limit allows; a larger weight gets one of its own."""
-    shards: list[list[Weight]] = []
-    room = 0
+def _tensors(config: SalaConfig, random: RandomWeights, quantization: Quantization | None) -> list[list[NewTensor]]:
+    """Everything to write in the order of computation, as lists that must not be parted."""
+    all_weights = weights(config)
+    if quantization is None:
+        return [[_plain(weight, random)] for weight in all_weights]
+    quantized = RandomQuantizedWeights(random, quantization)
+    pack_of = {weight.name: pack for pack in packs(all_weights) for weight in pack}
+    found, done = list[list[NewTensor]](), set[str]()
     for weight in all_weights:
-        if not shards or _size(weight) > room:
+        if not quantization.covers(weight.name):
+            found.append([_plain(weight, random)])
+        elif weight.name not in done:
+            pack = tuple(w for w in pack_of.get(weight.name, (weight,)) if quantization.covers(w.name))
+            found.append(quantized.pack_tensors(pack))
+            done |= {w.name for w in pack}
+    return found
+
+
+def _plain(weight: Weight, random: RandomWeights) -> NewTensor:
+    return NewTensor(name=weight.name, dtype="BF16", shape=weight.shape, blocks=lambda: random.blocks(weight))
+
+
+def _cut(together: Iterable[list[NewTensor]], max_shard_bytes: int) -> list[list[NewTensor]]:
+    """Consecutive tensors into shards as full as the limit allows; what is larger gets one of its own."""
+    shards: list[list[NewTensor]] = []
+    room = 0
+    for tensors in together:
+        size = sum(tensor.bytes for tensor in tensors)
+        if not shards or size > room:
             shards.append([])
             room = max_shard_bytes
-        shards[-1].append(weight)
-        room -= _size(weight)
+        shards[-1] += tensors
+        room -= size
     return shards
 
 
-def _size(weight: Weight) -> int:
-    return weight.elements * _ELEMENT_BYTES
-
-
-def _write_shard(path: Path, shard: list[Weight], random: RandomWeights, advance: Callable[[int], None]) -> None:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for weight in shard:
-        begin, end = end, end + _size(weight)
-        header[weight.name] = {"dtype": "BF16", "shape": weight.shape, "data_offsets": (begin, end)}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    # The format pads its header with spaces so that data start at a multiple of 8.
-    text += b" " * (-len(text) % _ALIGNMENT_BYTES)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)
-        for weight in shard:
-            for block in random.blocks(weight):
-                file.write(block.data)
-                advance(block.nbytes)
-
-
-def _write_accessories(directory: Path, config: SalaConfig) -> None:
+def _write_accessories(directory: Path, config: SalaConfig, quantization: Quantization | None) -> None:
     served = config.to_dict()
+    if quantization is not None:
+        served[QUANTIZATION_FIELD] = quantization.to_dict()
     _write_json(
         directory / CONFIG_FILE,
         {

@@ -43,7 +43,7 @@ _SWIGLU_SQUARE = 0.356
 _BLOCK_ELEMENTS = 1 << 22
 
 Bits = NDArray[np.uint16]
-"""bfloat16 numbers as their bits, little endian."""
+"""16 bits each, little endian: bfloat16 numbers, or random bits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,19 +74,23 @@ class RandomWeights:
     def blocks(self, weight: Weight) -> Iterator[Bits]:
         """The elements of `weight` in memory order, in blocks of a few megabytes."""
         distribution = self.distribution(weight)
-        columns = weight.shape[-1]
-        rows = math.prod(weight.shape[:-1])
-        source = np.random.SFC64(_entropy(self.seed, weight.name))
         table = _table(distribution.mean, distribution.std)
-        rows_per_block = max(1, _BLOCK_ELEMENTS // columns)
-        for first in range(0, rows, rows_per_block):
-            count = min(rows_per_block, rows - first)
-            words = source.random_raw(-(-count * columns // 4))
-            draws = words.astype("<u8", copy=False).view("<u2")[: count * columns].reshape(count, columns)
+        for draws in self.draws(weight):
             block = table[draws]
             for column, mean in distribution.outliers.items():
                 block[:, column] = _table(mean, abs(mean) * _JITTER)[draws[:, column]]
             yield block
+
+    def draws(self, weight: Weight) -> Iterator[Bits]:
+        """The 16 random bits behind each element of `weight` [rows, columns], in blocks of whole rows."""
+        columns = weight.shape[-1]
+        rows = math.prod(weight.shape[:-1])
+        source = np.random.SFC64(_entropy(self.seed, weight.name))
+        rows_per_block = max(1, _BLOCK_ELEMENTS // columns)
+        for first in range(0, rows, rows_per_block):
+            count = min(rows_per_block, rows - first)
+            words = source.random_raw(-(-count * columns // 4))
+            yield words.astype("<u8", copy=False).view("<u2")[: count * columns].reshape(count, columns)
 
     def _choose_outlier_channels(self) -> tuple[int, ...]:
         """One channel of the residual stream in 1024, at least two."""
@@ -135,7 +139,7 @@ def _entropy(seed: int, name: str) -> int:
 
 
 @cache
-def _quantiles() -> NDArray[np.float64]:
+def normal_quantiles() -> NDArray[np.float64]:
     """The standard normal at the middle of each of 65536 equally likely intervals."""
     normal = NormalDist()
     return np.array([normal.inv_cdf((i + 0.5) / 65536) for i in range(65536)])
@@ -144,6 +148,6 @@ def _quantiles() -> NDArray[np.float64]:
 @cache
 def _table(mean: float, std: float) -> Bits:
     """bfloat16 by 16 random bits: sampling is then one look-up per element, at the speed of memory."""
-    bits = (mean + std * _quantiles()).astype(np.float32).view(np.uint32)
+    bits = (mean + std * normal_quantiles()).astype(np.float32).view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return rounded.astype("<u2")

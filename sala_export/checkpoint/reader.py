@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import CheckpointError
-from ..specs import DType
+from ..errors import CheckpointError, RequestError
+from ..specs import DType, Precision
 from .config import SalaConfig
 from .keymap import Weight, weights
+from .quantization import Quantization, read_quantization
+from .quantized_weights import QuantizedWeight, quantized_weights, tensor_names
 from .safetensors_header import StoredTensor, read_header
+from .tensor_location import TensorLocation, locate
 
 if TYPE_CHECKING:
     import torch
@@ -31,33 +34,26 @@ ACCESSORY_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "chat_template.jinja
 """What a text runtime needs beside the weights; all are optional."""
 
 _WEIGHT_DTYPES = {"BF16": DType.BFLOAT16, "F16": DType.FLOAT16, "F32": DType.FLOAT32}
+_CONVERT = "convert the checkpoint to bfloat16"
 _NAMED_IN_ERRORS = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TensorLocation:
-    """The bytes of a tensor: little endian, row major, contiguous."""
-
-    file: Path
-    """The shard in the checkpoint directory. In a hub snapshot it is a symlink: resolve it before hard linking."""
-    offset: int
-    """Bytes from the start of the file; not always a multiple of the element size."""
-    length: int
-    """Bytes."""
-    dtype: DType
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """A checked checkpoint: every weight that `config` calls for exists, whole, in the right shape and in one type."""
+    """A checked checkpoint: every weight that `config` calls for exists, whole, in the right shape and in one type.
+
+    Weights that `quantization` covers are in `quantized`, all others in `locations`.
+    """
 
     directory: Path
     config: SalaConfig
     dtype: DType
-    """Type of all weights: float32, float16 or bfloat16."""
+    """Type of all weights that are not quantised: float32, float16 or bfloat16."""
     locations: Mapping[str, TensorLocation]
     """By name, in the order of `keymap.weights`; other tensors of the files are left out."""
+    quantization: Quantization | None = None
+    quantized: Mapping[str, QuantizedWeight] = field(default_factory=dict)
+    """By name of the weight, `...q_proj.weight`, in the order of `keymap.weights`."""
 
     @classmethod
     def open(cls, directory: Path, layers: int | None = None) -> Checkpoint:
@@ -73,10 +69,30 @@ class Checkpoint:
         config = SalaConfig.from_file(directory / CONFIG_FILE)
         if layers is not None:
             config = config.truncated(layers)
-        wanted = weights(config)
-        stored = _find(directory, wanted)
-        locations = {weight.name: _checked(*stored[weight.name], weight) for weight in wanted}
-        return cls(directory=directory, config=config, dtype=_common_dtype(locations), locations=locations)
+        quantization = read_quantization(directory / CONFIG_FILE)
+        names: list[str] = []
+        plain = []
+        for weight in weights(config):
+            if quantization is not None and quantization.covers(weight.name):
+                names += tensor_names(weight, quantization)
+            else:
+                names.append(weight.name)
+                plain.append(weight)
+        found = _find(directory, names)
+        locations = {weight.name: _plain(*found[weight.name], weight) for weight in plain}
+        return cls(
+            directory=directory,
+            config=config,
+            dtype=_common_dtype(locations),
+            locations=locations,
+            quantization=quantization,
+            quantized=quantized_weights(weights(config), quantization, found) if quantization else {},
+        )
+
+    @property
+    def precision(self) -> Precision | None:
+        """In which the projections are quantised; None if they are not."""
+        return self.quantization.precision if self.quantization else None
 
     @classmethod
     def of_files(cls, directory: Path, config: SalaConfig, files: Iterable[Path]) -> Checkpoint:
@@ -89,8 +105,21 @@ class Checkpoint:
         lacking = [weight.name for weight in wanted if weight.name not in stored]
         if lacking:
             raise CheckpointError(f"{directory} has no {_listed(lacking)} among its weights, in a type to compute with")
-        locations = {weight.name: _checked(*stored[weight.name], weight) for weight in wanted}
+        locations = {weight.name: _plain(*stored[weight.name], weight) for weight in wanted}
         return cls(directory=directory, config=config, dtype=_common_dtype(locations), locations=locations)
+
+    def require_precision(self, precision: Precision) -> None:
+        """Refuse to quantise, or to take back, what the checkpoint holds. Raises: RequestError saying what to do."""
+        if self.precision is None and precision.is_quantized:
+            raise RequestError(
+                f"--precision {precision}: {self.directory} is not quantised; run sala-export quantize --precision "
+                f"{precision} and take the checkpoint that it writes"
+            )
+        if self.precision not in (None, precision):
+            raise RequestError(
+                f"--precision {precision}: {self.directory} is quantised to {self.precision}; use --precision "
+                f"{self.precision}, or the original checkpoint"
+            )
 
     def truncated(self, layers: int) -> Checkpoint:
         """The first `layers` layers, with the residual scale of the whole model.
@@ -98,22 +127,32 @@ class Checkpoint:
         Raises: RequestError if the model does not have that many.
         """
         config = self.config.truncated(layers)
-        locations = {weight.name: self.locations[weight.name] for weight in weights(config)}
-        return replace(self, config=config, locations=locations)
+        names = [weight.name for weight in weights(config)]
+        return replace(
+            self,
+            config=config,
+            locations={name: self.locations[name] for name in names if name in self.locations},
+            quantized={name: self.quantized[name] for name in names if name in self.quantized},
+        )
 
     def tensor_names(self) -> tuple[str, ...]:
-        """Names of all weights in the order of computation."""
+        """Names of all weights that are not quantised, in the order of computation."""
         return tuple(self.locations)
 
+    def tensors(self) -> tuple[TensorLocation, ...]:
+        """Every stored tensor that an engine reads; scalars beside quantised weights are not among them."""
+        return (*self.locations.values(), *(part for weight in self.quantized.values() for part in weight.tensors))
+
     def tensor(self, name: str) -> torch.Tensor:
-        """A weight as a CPU tensor over the mapped file: pages are read when touched and writes stay private."""
+        """A weight that is not quantised, as a CPU tensor over the mapped file: pages are read when touched and writes
+        stay private."""
         from .mapped_tensor import map_tensor
 
         return map_tensor(self.locations[name])
 
     def shard_files(self) -> dict[str, Path]:
         """The files that hold the weights: name in the checkpoint -> real path, symlinks resolved."""
-        return {location.file.name: location.file.resolve() for location in self.locations.values()}
+        return {location.file.name: location.file.resolve() for location in self.tensors()}
 
     def accessory_files(self) -> dict[str, Path]:
         """Those of `ACCESSORY_FILES` that exist: name -> real path, symlinks resolved."""
@@ -121,13 +160,12 @@ class Checkpoint:
         return {name: path.resolve() for name, path in found.items() if path.is_file()}
 
     def weight_bytes(self) -> int:
-        """Size of all weights together."""
-        return sum(location.length for location in self.locations.values())
+        """Size of all weights together, scales of blocks and channels included."""
+        return sum(location.length for location in self.tensors())
 
 
-def _find(directory: Path, wanted: Iterable[Weight]) -> dict[str, tuple[Path, StoredTensor]]:
-    """Shard and header entry of every wanted weight."""
-    names = [weight.name for weight in wanted]
+def _find(directory: Path, names: Sequence[str]) -> dict[str, tuple[Path, StoredTensor]]:
+    """Shard and header entry of every wanted tensor."""
     single = directory / WEIGHTS_FILE
     shard_of = dict.fromkeys(names, single) if single.is_file() else _read_index(directory, names)
     shards = tuple(dict.fromkeys(shard_of.values()))
@@ -170,23 +208,9 @@ def _read_index(directory: Path, names: Iterable[str]) -> dict[str, Path]:
     return {name: directory / weight_map[name] for name in names}
 
 
-def _checked(file: Path, stored: StoredTensor, weight: Weight) -> TensorLocation:
-    dtype = _WEIGHT_DTYPES.get(stored.dtype)
-    if dtype is None:
-        raise CheckpointError(
-            f"{file}: {weight.name} has type {stored.dtype}, expected one of {', '.join(_WEIGHT_DTYPES)}: "
-            "convert the checkpoint to bfloat16"
-        )
-    if stored.shape != weight.shape:
-        raise CheckpointError(
-            f"{file}: {weight.name} has shape {list(stored.shape)}, but {CONFIG_FILE} calls for {list(weight.shape)}"
-        )
-    if stored.length != dtype.bytes * weight.elements:
-        raise CheckpointError(
-            f"{file}: {weight.name} takes {stored.length} bytes, but its shape and type need "
-            f"{dtype.bytes * weight.elements}: download the file again"
-        )
-    return TensorLocation(file=file, offset=stored.offset, length=stored.length, dtype=dtype, shape=stored.shape)
+def _plain(file: Path, stored: StoredTensor, weight: Weight) -> TensorLocation:
+    """A weight that is not quantised."""
+    return locate(file, weight.name, stored, _WEIGHT_DTYPES, [weight.shape], _CONVERT)
 
 
 def _common_dtype(locations: Mapping[str, TensorLocation]) -> DType:

@@ -58,15 +58,16 @@ def build(
     from ..engine.request import EngineRequest
     from ..pipeline import BuildRequest, ModelRequest, build_bundle
 
+    source = ModelRequest(model=model, revision=revision, layers=layers)
+    recipe = load_recipe(gpu)
     engine = EngineRequest.from_options(
-        load_recipe(gpu),
-        precision=precision,
+        recipe,
+        precision=precision or source.stored_precision(),
         max_context=max_context,
         prefill_chunk=prefill_chunk,
         max_batch=max_batch,
         flavour=FlavourName(flavour),
     )
-    source = ModelRequest(model=model, revision=revision, layers=layers)
     request = BuildRequest(
         model=source,
         engine=engine,

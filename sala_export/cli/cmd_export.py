@@ -17,9 +17,8 @@ from .output import progress_display
 @click.option(
     "--precision",
     type=click.Choice([p.value for p in Precision]),
-    default=Precision.BF16.value,
-    show_default=True,
-    help="Type of the activations; weights keep their stored bytes.",
+    help="Type of the activations, or that of a quantised checkpoint; weights keep their bytes.  [default: the "
+    "checkpoint's if it is quantised, else bf16]",
 )
 @output_option(required=True, text="Directory to write.")
 @write_options
@@ -29,7 +28,7 @@ def export(
     model: str,
     revision: str | None,
     layers: int | None,
-    precision: str,
+    precision: str | None,
     output: Path,
     copy: bool,
     force: bool,
@@ -38,6 +37,7 @@ def export(
     from ..pipeline import ModelRequest, export_onnx
 
     request = ModelRequest(model=model, revision=revision, layers=layers)
+    chosen = Precision(precision) if precision else request.stored_precision() or Precision.BF16
     with progress_display(console) as on_progress:
-        export_onnx(request, output, Precision(precision), copy_weights=copy, force=force, on_progress=on_progress)
+        export_onnx(request, output, chosen, copy_weights=copy, force=force, on_progress=on_progress)
     click.echo(str(output))

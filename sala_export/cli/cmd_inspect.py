@@ -45,7 +45,6 @@ def describe(bundle: Bundle, reports: Sequence[EngineReport]) -> dict[str, Any]:
     """All that is shown, as plain JSON values. What TensorRT reported while building comes from `reports`, by shard."""
     manifest, engine = bundle.manifest, bundle.manifest.engine
     names = [profile.name.value for profile in reports[0].profiles]
-    plan_bytes, parameters = sum(r.plan_bytes for r in reports), sum(r.parameters for r in reports)
     return {
         "bundle": str(bundle.directory),
         "created_by": manifest.created_by,
@@ -53,7 +52,7 @@ def describe(bundle: Bundle, reports: Sequence[EngineReport]) -> dict[str, Any]:
             "source": manifest.model.source,
             "fingerprint": manifest.model.fingerprint,
             "layers": manifest.model.config.num_hidden_layers,
-            "parameters": parameters,
+            "parameters": sum(report.parameters for report in reports),
         },
         "precision": manifest.precision.value,
         "gpu": {"recipe": engine.gpu, "name": engine.gpu_name, "compute_capability": engine.compute_capability},
@@ -74,12 +73,7 @@ def describe(bundle: Bundle, reports: Sequence[EngineReport]) -> dict[str, Any]:
         "activation_bytes": {
             name: max(report.activation_bytes[index] for report in reports) for index, name in enumerate(names)
         },
-        "plan": {
-            "bytes": plan_bytes,
-            "bytes_per_weight": plan_bytes / parameters,
-            "build_seconds": sum(report.build_seconds for report in reports),
-            "peak_host_bytes": max(report.peak_host_bytes for report in reports),
-        },
+        "plan": _plan_fields(reports),
         "shards": [
             {
                 "plan": shard.plan,
@@ -101,6 +95,26 @@ def describe(bundle: Bundle, reports: Sequence[EngineReport]) -> dict[str, Any]:
     }
 
 
+def _plan_fields(reports: Sequence[EngineReport]) -> dict[str, Any]:
+    """Sizes of all plans together, and what building them took.
+
+    Bytes per quantised weight are those of the plans, kernels included, and of their constants alone.
+    """
+    plan_bytes, parameters = sum(r.plan_bytes for r in reports), sum(r.parameters for r in reports)
+    quantized = sum(report.quantized_parameters for report in reports)
+    others = sum(report.graph_weights_bytes - report.graph_quantized_weights_bytes for report in reports)
+    constants = sum(report.memory.weights_bytes for report in reports)
+    return {
+        "bytes": plan_bytes,
+        "bytes_per_weight": plan_bytes / parameters,
+        "quantized_weights": quantized,
+        "plan_bytes_per_quantized_weight": (plan_bytes - others) / quantized if quantized else None,
+        "constant_bytes_per_quantized_weight": (constants - others) / quantized if quantized else None,
+        "build_seconds": sum(report.build_seconds for report in reports),
+        "peak_host_bytes": max(report.peak_host_bytes for report in reports),
+    }
+
+
 def _operator_layers(reports: Sequence[EngineReport], profile: int) -> dict[str, list[str]]:
     """Nodes that plugins compute in a profile, by operator, over all shards."""
     nodes: dict[str, list[str]] = {}
@@ -111,17 +125,20 @@ def _operator_layers(reports: Sequence[EngineReport], profile: int) -> dict[str,
 
 
 def _gemms(report: EngineReport) -> list[dict[str, Any]]:
-    """The fused layers that contain a matrix product, with the types that enter and leave."""
+    """The fused layers that compute a matrix product, with the types that enter and leave."""
     found = []
-    for layer in report.layers:
-        products = [node for node in layer.onnx_nodes if node.rpartition("/")[2].startswith(("MatMul", "Gemm"))]
-        if products:
+    for index, profile in enumerate(report.profiles):
+        products: dict[str, list[str]] = {}
+        computed = report.product_layers(index)
+        for product, layer in computed.items():
+            products.setdefault(layer.name, []).append(product)
+        for layer in (layer for layer in report.layers if layer.profile == index and layer.name in products):
             found.append(
                 {
-                    "profile": report.profiles[layer.profile].name.value,
+                    "profile": profile.name.value,
                     "name": layer.name,
                     "type": layer.type,
-                    "products": products,
+                    "products": products[layer.name],
                     "fused_nodes": len(layer.onnx_nodes),
                     "inputs": [tensor.dtype for tensor in layer.inputs],
                     "weights": [tensor.dtype for tensor in layer.constants],
@@ -154,6 +171,12 @@ def _print_tables(d: dict[str, Any]) -> None:
         f"{format_bytes(d['plan']['bytes'])} in {len(d['shards'])} {'shards' if len(d['shards']) > 1 else 'piece'}, "
         f"{d['plan']['bytes_per_weight']:.2f} bytes per weight",
     )
+    if d["plan"]["quantized_weights"]:
+        facts.add_row(
+            "quantised",
+            f"{d['plan']['quantized_weights']:,} weights in {d['precision']}, "
+            f"{d['plan']['constant_bytes_per_quantized_weight']:.3f} bytes each, scales included",
+        )
     facts.add_row("weights", "included" if d["weights"]["included"] else "left out: only the engine can run")
     facts.add_row("text", "yes" if d["text"] else "token ids only")
     console.print(facts)

@@ -16,7 +16,7 @@ from .options import engine_options
 from .output import print_json
 
 if TYPE_CHECKING:
-    from ..planner.plan import Plan
+    from ..planner.plan import BuildAccount, Plan
     from ..planner.roofline import Estimate
 
 PUBLISHED_PRESET = "9b"
@@ -61,9 +61,10 @@ def plan(
 
     if plot is not None and plot.suffix not in _PLOT_SUFFIXES:
         raise RequestError(f"--plot {plot}: expected a name that ends in {', '.join(_PLOT_SUFFIXES)}")
+    recipe = load_recipe(gpu)
     request = EngineRequest.from_options(
-        load_recipe(gpu),
-        precision=precision,
+        recipe,
+        precision=precision or (_stored_precision(model, revision) if model is not None else None),
         max_context=max_context,
         prefill_chunk=prefill_chunk,
         max_batch=max_batch,
@@ -85,10 +86,34 @@ def plan(
 
 def _read_config(model: str, revision: str | None) -> Any:
     from ..checkpoint.config import SalaConfig
+
+    return SalaConfig.from_file(_config_file(model, revision))
+
+
+def _stored_precision(model: str, revision: str | None) -> str | None:
+    from ..checkpoint.quantization import read_quantization
+
+    quantization = read_quantization(_config_file(model, revision))
+    return quantization.precision if quantization else None
+
+
+def _config_file(model: str, revision: str | None) -> Path:
     from ..checkpoint.hub import resolve_model
     from ..checkpoint.reader import CONFIG_FILE
 
-    return SalaConfig.from_file(resolve_model(model, revision, config_only=True) / CONFIG_FILE)
+    return resolve_model(model, revision, config_only=True) / CONFIG_FILE
+
+
+def _build_fields(build: BuildAccount) -> dict[str, Any]:
+    return {
+        "shards": [{"first_layer": s.first_layer, "num_layers": s.num_layers} for s in build.shards],
+        "host_bytes": build.host_bytes,
+        "available_host_bytes": build.available_bytes,
+        "plan_bytes": build.plan_bytes,
+        "packed_bytes": build.packed_bytes,
+        "copied_bytes_unless_linked": build.copied_bytes,
+        "seconds_predicted": build.seconds,
+    }
 
 
 def describe(found: Plan, model: str | None) -> dict[str, Any]:
@@ -134,14 +159,7 @@ def describe(found: Plan, model: str | None) -> dict[str, Any]:
                 for row in found.baseline_rows
             ],
         },
-        "build": {
-            "shards": [{"first_layer": s.first_layer, "num_layers": s.num_layers} for s in found.build.shards],
-            "host_bytes": found.build.host_bytes,
-            "available_host_bytes": found.build.available_bytes,
-            "plan_bytes": found.build.plan_bytes,
-            "copied_bytes_unless_linked": found.build.copied_bytes,
-            "seconds_predicted": found.build.seconds,
-        },
+        "build": _build_fields(found.build),
         "published": [
             {
                 "gpu": check.gpu,
@@ -226,8 +244,9 @@ def _build_table(found: Plan) -> Table:
     else:
         needed, free = format_bytes(build.host_bytes), format_bytes(build.available_bytes)
         table.add_row("memory", f"one layer alone needs {needed}, too much of {free} free")
-    both = format_bytes(build.plan_bytes + build.copied_bytes)
-    table.add_row("disk", f"{format_bytes(build.plan_bytes)} beside linked weights, {both} if they are copied")
+    written = build.plan_bytes + build.packed_bytes
+    both = format_bytes(written + build.copied_bytes)
+    table.add_row("disk", f"{format_bytes(written)} beside linked weights, {both} if they are copied")
     table.add_row("time, predicted", f"{build.seconds / 60:.1f} minutes on two cores")
     return table
 

@@ -8,6 +8,7 @@ import click
 from rich.console import Console
 
 from ..checkpoint.presets import PRESETS
+from ..specs import QUANTIZED_PRECISIONS, Precision
 from .output import progress_display
 
 
@@ -15,15 +16,30 @@ from .output import progress_display
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--preset", type=click.Choice(sorted(PRESETS)), required=True, help="Dimensions of the model.")
 @click.option("--layers", type=click.IntRange(min=1), help="Take the first N layers of the preset.")
+@click.option(
+    "--precision",
+    type=click.Choice([p.value for p in (Precision.BF16, *QUANTIZED_PRECISIONS)]),
+    default=Precision.BF16.value,
+    show_default=True,
+    help="Type of the weights; the quantised ones as sala-export quantize stores them.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same bytes.")
 @click.option("--force", is_flag=True, help="Replace the directory if it exists.")
 @click.pass_obj
 def random_checkpoint(
-    console: Console, directory: Path, preset: str, layers: int | None, seed: int, force: bool
+    console: Console, directory: Path, preset: str, layers: int | None, precision: str, seed: int, force: bool
 ) -> None:
     """Write a checkpoint with random weights in Hugging Face layout, for trying things out."""
     from ..checkpoint.random_checkpoint import write_random_checkpoint
 
     with progress_display(console) as on_progress:
-        write_random_checkpoint(directory, preset, layers=layers, seed=seed, force=force, progress=on_progress)
+        write_random_checkpoint(
+            directory,
+            preset,
+            layers=layers,
+            seed=seed,
+            precision=Precision(precision),
+            force=force,
+            progress=on_progress,
+        )
     click.echo(str(directory))

@@ -82,7 +82,10 @@ def engine_options(command: Command) -> Command:
         ),
         click.option("--prefill-chunk", type=Tokens(), help=f"Tokens of one call of the engine.  {recipes}"),
         click.option("--max-context", type=Tokens(), help=f"Tokens that the caches may hold, e.g. 1M.  {recipes}"),
-        click.option("--precision", help="Type of weights and activations.  [default: bf16]"),
+        click.option(
+            "--precision",
+            help="bf16, fp16, fp8, int8, int4 or nvfp4.  [default: that of a quantised checkpoint, else bf16]",
+        ),
     ):
         command = option(command)
     return command

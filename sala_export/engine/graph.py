@@ -32,6 +32,13 @@ _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 _FLOATING = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
+_QUANTIZED_BITS: dict[int, int] = {
+    onnx.TensorProto.FLOAT8E4M3FN: 8,
+    onnx.TensorProto.INT8: 8,
+    onnx.TensorProto.INT4: 4,
+    onnx.TensorProto.FLOAT4E2M1: 4,
+}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OperatorNode:
@@ -54,6 +61,7 @@ class EngineGraph:
     parameters: int
     """Weight elements, each counted once however many names it has."""
     weights_bytes: int
+    """Of all weights, the scales of quantised ones included."""
     layer_weights_bytes: tuple[int, ...]
     """In order of layers: the embedding counts with the first, final norm and lm_head with the last. A weight that the
     embedding and lm_head share counts with both, since shards hold it each."""
@@ -61,6 +69,10 @@ class EngineGraph:
     widest_projection: int
     """Output features of the widest projection of every token, weights that the graph concatenates taken together."""
     activation_dtype: DType
+    quantized_parameters: int = 0
+    """Weight elements that are quantised."""
+    quantized_weights_bytes: int = 0
+    """Of these and their scales."""
 
     def sparse_sizes(self) -> SparseSizes | None:
         """Sizes of the block-sparse operator, which all its nodes share; None if the graph has none.
@@ -110,14 +122,18 @@ def read_graph(model_dir: Path, file: str = GRAPH_FILE) -> EngineGraph:
     inputs = tuple(_spec(path, value) for value in graph.input)
     outputs = tuple(_spec(path, value) for value in graph.output)
     weights = _weights(path, graph)
+    distinct = set(weights.values())
+    quantized = [weight for weight in distinct if weight.is_quantized]
     hidden_size, activation_dtype = _hidden(path, graph, inputs, weights)
     return EngineGraph(
         path=path,
         inputs=inputs,
         outputs=outputs,
         operators=tuple(_operator(path, node) for node in graph.node if node.domain == OPERATOR_DOMAIN),
-        parameters=sum(weight.count for weight in set(weights.values())),
-        weights_bytes=sum(weight.bytes for weight in set(weights.values())),
+        parameters=sum(weight.count for weight in distinct if not weight.is_scale),
+        quantized_parameters=sum(weight.count for weight in quantized if not weight.is_scale),
+        weights_bytes=sum(weight.bytes for weight in distinct),
+        quantized_weights_bytes=sum(weight.bytes for weight in quantized),
         layer_weights_bytes=_layer_weights_bytes(path, graph, weights),
         hidden_size=hidden_size,
         widest_projection=_widest_projection(graph, weights, (_vocabulary(path, outputs), hidden_size)),
@@ -153,12 +169,20 @@ def _operator(path: Path, node: onnx.NodeProto) -> OperatorNode:
 
 @dataclass(frozen=True, slots=True)
 class _Weight:
-    """A floating initializer; equal ones are the same bytes of the same file, in the same type."""
+    """An initializer of the model's; equal ones are the same bytes of the same file, in the same type."""
 
     source: str
     shape: tuple[int, ...]
-    dtype: DType
-    """As the graph computes with it, after a Cast."""
+    bits: int
+    """Of an element, as the graph computes with it: after a Cast, before a DequantizeLinear."""
+    dtype: DType | None
+    """None of quantised numbers."""
+    is_scale: bool
+    """It scales a quantised weight."""
+
+    @property
+    def is_quantized(self) -> bool:
+        return self.dtype is None or self.is_scale
 
     @property
     def count(self) -> int:
@@ -166,31 +190,45 @@ class _Weight:
 
     @property
     def bytes(self) -> int:
-        return self.count * self.dtype.bytes
+        return self.count * self.bits // 8
 
 
 def _weights(path: Path, graph: onnx.GraphProto) -> dict[str, _Weight]:
-    """The floating initializers by name, also under the name of their Cast if the graph casts them."""
+    """Weights and their scales by name, also under the name of their Cast if the graph casts them."""
     casts = {node.input[0]: node for node in graph.node if node.op_type == "Cast"}
+    scales = _scales(graph)
     weights = {}
     for tensor in graph.initializer:
         # Integer initializers are axes and shapes, scalars are constants of the arithmetic.
-        if tensor.data_type not in _FLOATING or not tensor.dims:
+        if tensor.data_type not in (*_FLOATING, *_QUANTIZED_BITS) or not tensor.dims:
             continue
-        stored = _DTYPES[tensor.data_type]
+        stored = _DTYPES.get(tensor.data_type)
+        bits = stored.bytes * 8 if stored else _QUANTIZED_BITS[tensor.data_type]
         where = {entry.key: entry.value for entry in tensor.external_data}
         source = f"initializer {tensor.name}"
         if where:
             source = f"{where['location']} {where.get('offset', '0')}"
-            end = int(where.get("offset", "0")) + math.prod(tensor.dims) * stored.bytes
+            end = int(where.get("offset", "0")) + math.prod(tensor.dims) * bits // 8
             _require_bytes(path, tensor.name, where["location"], end)
         cast = casts.get(tensor.name)
         dtype = _DTYPES[onnx.helper.get_node_attr_value(cast, "to")] if cast else stored
-        weight = _Weight(source, tuple(tensor.dims), dtype)
+        weight = _Weight(
+            source, tuple(tensor.dims), dtype.bytes * 8 if dtype else bits, dtype, is_scale=tensor.name in scales
+        )
         weights[tensor.name] = weight
         if cast:
             weights[cast.output[0]] = weight
     return weights
+
+
+def _scales(graph: onnx.GraphProto) -> set[str]:
+    """Names that scale quantised weights; a scale may be dequantised itself."""
+    dequantized = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
+    found = set()
+    for node in dequantized.values():
+        scale = dequantized.get(node.input[1])
+        found |= {node.input[1]} if scale is None else {scale.input[0], scale.input[1]}
+    return found
 
 
 def _require_bytes(path: Path, tensor: str, location: str, end: int) -> None:
@@ -230,7 +268,8 @@ def _hidden(
     for node in graph.node:
         if node.op_type == "Gather" and node.input[0] in weights and len(weights[node.input[0]].shape) == 2:
             embedding = weights[node.input[0]]
-            return embedding.shape[1], embedding.dtype
+            if embedding.dtype is not None:
+                return embedding.shape[1], embedding.dtype
     raise ShapeError(f"{path}: no Gather from an embedding weight [vocabulary, hidden], and no input '{STREAM}LAYER'")
 
 
@@ -253,7 +292,7 @@ def _widest_projection(graph: onnx.GraphProto, weights: Mapping[str, _Weight], h
     rows = {
         name: weight.shape[0]
         for name, weight in weights.items()
-        if len(weight.shape) == 2 and weight.shape != head and name not in looked_up
+        if len(weight.shape) == 2 and not weight.is_scale and weight.shape != head and name not in looked_up
     }
     concatenated = [node.input for node in graph.node if node.op_type == "Concat"]
     packed = [sum(rows[name] for name in names) for names in concatenated if all(name in rows for name in names)]

@@ -18,6 +18,9 @@ from .request import FlavourName
 PLUGIN_LAYER = "custom_layer"
 """TensorRT's type of a layer that a plugin computes."""
 
+PRODUCT_LAYERS = ("gemm", "runtime_fusion")
+"""TensorRT's types of layers that are matrix products, alone or with what follows."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineReport:
@@ -50,7 +53,11 @@ class EngineReport:
     """The account with TensorRT's own numbers for weights and activations."""
     parameters: int
     """Weight elements of the graph."""
+    quantized_parameters: int
+    """Those of them that are quantised."""
     graph_weights_bytes: int
+    graph_quantized_weights_bytes: int
+    """Of the quantised weights and their scales."""
     plan_bytes: int
     build_seconds: float
     """Wall time of the whole build, parsing and writing included."""
@@ -70,6 +77,19 @@ class EngineReport:
             if operator.name in fused:
                 names[operator.op_type] = (*names.get(operator.op_type, ()), operator.name)
         return names
+
+    def product_layers(self, profile: int) -> dict[str, FusedLayer]:
+        """The layer that computes each matrix product of a profile, by the name of its node in the graph.
+
+        Kernels before and behind a quantised product, for its scales, are told under the product's name too: they are
+        it only where no layer of a product's own type is, as in small models.
+        """
+        layers = [layer for layer in self.layers if layer.profile == profile]
+        found: dict[str, FusedLayer] = {}
+        for layer in sorted(layers, key=lambda layer: layer.type in PRODUCT_LAYERS):
+            products = [node for node in layer.onnx_nodes if node.rpartition("/")[2].startswith(("MatMul", "Gemm"))]
+            found |= dict.fromkeys(products, layer)
+        return found
 
     def layers_of(self, profile: int, type_: str) -> tuple[FusedLayer, ...]:
         """Fused layers of a profile that have this type."""

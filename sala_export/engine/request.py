@@ -6,14 +6,22 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from ..errors import RequestError, UnsupportedError
-from ..specs import Precision, format_tokens
+from ..specs import QUANTIZED_PRECISIONS, Precision, format_tokens
 from .recipe import Recipe
 
 MAX_BATCH = 256
 """Kernels put batch times heads into a grid dimension of at most 65535."""
 
-BUILT_PRECISIONS = (Precision.BF16, Precision.FP16)
+BUILT_PRECISIONS = (Precision.BF16, Precision.FP16, *QUANTIZED_PRECISIONS)
 """Precisions that this release builds engines of."""
+
+_NEAREST = {
+    Precision.FP8: (Precision.INT8, Precision.INT4),
+    Precision.INT8: (Precision.FP8, Precision.INT4),
+    Precision.INT4: (Precision.NVFP4, Precision.INT8, Precision.FP8),
+    Precision.NVFP4: (Precision.FP8, Precision.INT8, Precision.INT4),
+}
+"""What comes nearest to a quantised precision in speed, best first; after these the 16-bit types."""
 
 
 class FlavourName(StrEnum):
@@ -90,19 +98,21 @@ class EngineRequest:
 def require_precision(name: str, recipe: Recipe) -> Precision:
     """The precision of this name, if the GPU runs it and this release builds it.
 
-    Raises: UnsupportedError saying which of the two fails, and what there is.
+    Raises: UnsupportedError saying which of the two fails, and the best that there is instead.
     """
     precision = name.lower()
-    built = [each for each in BUILT_PRECISIONS if each in recipe.precisions]
+    known = next((each for each in Precision if each == precision), None)
+    built = [
+        each for each in (*(_NEAREST.get(known, ()) if known else ()), *BUILT_PRECISIONS) if each in recipe.precisions
+    ]
     use = f"use --precision {built[0]}" if built else "choose another --gpu"
     if precision not in recipe.precisions:
         raise UnsupportedError(
             f"--precision {precision}: {recipe.gpu} ({recipe.compute_capability.sm}) has no {precision.upper()}, it "
             f"runs {', '.join(recipe.precisions)}; {use}"
         )
-    for each in built:
-        if each == precision:
-            return each
+    if known in BUILT_PRECISIONS:
+        return known
     raise UnsupportedError(
         f"--precision {precision}: {recipe.gpu} runs it, but this release builds engines in "
         f"{', '.join(BUILT_PRECISIONS)} only; {use}"

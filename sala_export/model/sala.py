@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..checkpoint.config import SalaConfig
 from ..checkpoint.reader import Checkpoint
+from ..errors import UnsupportedError
 from ..specs import DType
 from .half_precision import stream_scale
 from .layers import Cache, DecoderLayer, Linear, RMSNorm, StepInputs
@@ -66,6 +67,8 @@ class SalaForCausalLM(nn.Module):
         Raises: ConfigError, UnsupportedError or CheckpointError naming the file and the field or tensor.
         """
         checkpoint = Checkpoint.open(Path(path))
+        if checkpoint.precision is not None:
+            raise UnsupportedError(f"{path} is quantised to {checkpoint.precision}: load the original checkpoint")
         with torch.device("meta"):
             model = cls(checkpoint.config)
         weights = {name: checkpoint.tensor(name).to(device=device, dtype=dtype) for name in checkpoint.locations}

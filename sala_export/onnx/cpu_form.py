@@ -4,6 +4,9 @@ ONNX Runtime on x86 has no bf16 product, and left to itself it folds Cast, Conca
 peaked at seven times the stored bytes. So the CPU graph states the packed fp32 weight of each projection as an input,
 [out, in] as stored; a runtime fills it once by converting the stored parts one after the other. The embedding keeps its
 stored type, since only the rows of a chunk are converted.
+
+A quantised checkpoint gives the products the numbers that an engine gives them: weights dequantised to fp32 when they
+are loaded, inputs rounded to the quantised type in the graph.
 """
 
 from __future__ import annotations
@@ -20,7 +23,12 @@ from ..checkpoint.reader import Checkpoint
 from ..errors import ExportError
 from ..model.signature import Signature, signature
 from ..specs import DType, Precision, TensorSpec
+from .fake_quantization import fake_quantized
 from .naming import drop_metadata, name_nodes
+from .product_builder import ProductBuilder
+from .projections import packed_name, projections, static_shape
+from .quantized_form import QUANTIZED_OPSET
+from .quantized_runs import Run
 from .trace import IR_TYPES, checkpoint_name, stamp, trace
 
 CPU_GRAPH_FILE = "cpu.onnx"
@@ -51,52 +59,43 @@ def export_cpu_graph(checkpoint: Checkpoint, directory: Path) -> CpuGraph:
     """
     step = signature(checkpoint.config, DType.FLOAT32)
     model = trace(checkpoint.config, Precision.FP32, step)
-    weights = _packed_projections(model.graph) + _single_weights(model.graph, checkpoint)
+    weights = _packed_projections(model.graph, checkpoint) + _single_weights(model.graph, checkpoint)
     optimizer.remove_unused_nodes(model)
     name_nodes(model.graph)
     drop_metadata(model)
     model.opset_imports[_CONTRIB] = 1
+    if checkpoint.quantized:
+        model.opset_imports[""] = QUANTIZED_OPSET
     stamp(model)
     ir.save(model, directory / CPU_GRAPH_FILE)
     by_name = {weight.spec.name: weight for weight in weights}
-    unread = set(checkpoint.locations) - {name for weight in weights for name in weight.tensors}
+    unread = {*checkpoint.locations, *checkpoint.quantized} - {name for weight in weights for name in weight.tensors}
     if unread:
         raise ExportError(f"the CPU graph does not use {', '.join(sorted(unread))}")
     order = [value.name for value in model.graph.inputs if value.name in by_name]
     return CpuGraph(step=step, weights=tuple(by_name[name] for name in order if name is not None))
 
 
-def _packed_projections(graph: ir.Graph) -> list[CpuWeight]:
-    """Turn every `x @ Transpose(Concat(w...))` into one FusedMatMul of x and a packed weight input."""
+def _packed_projections(graph: ir.Graph, checkpoint: Checkpoint) -> list[CpuWeight]:
+    """Turn every `x @ Transpose(Concat(w...))` into one FusedMatMul of x and a packed weight input.
+
+    Quantised weights come dequantised and their x goes through the rounding that the engine gives it; what a pack
+    holds in 16 bits is then a product of its own.
+    """
     weights = []
-    for node in list(graph):
-        transpose = node.inputs[1].producer() if node.op_type == "MatMul" and node.inputs[1] is not None else None
-        if transpose is None or transpose.op_type != "Transpose":
-            continue
-        source = transpose.inputs[0]
-        assert source is not None
-        concat = source.producer()
-        parts = [source] if concat is None else [value for value in concat.inputs if value is not None]
-        tensors = tuple(checkpoint_name(part) for part in parts)
-        shapes = [_static_shape(part) for part in parts]
-        packed = TensorSpec(
-            tensors[0] if concat is None else _packed_name(tensors),
-            DType.FLOAT32,
-            (sum(shape[0] for shape in shapes), shapes[0][1]),
-        )
-        product = ir.node(
-            "FusedMatMul", [node.inputs[0], _add_input(graph, packed)], {"transB": 1}, domain=_CONTRIB, num_outputs=1
-        )
-        product.metadata_props.update(node.metadata_props)
-        product.outputs[0].name, product.outputs[0].type = node.outputs[0].name, node.outputs[0].type
-        product.outputs[0].shape = node.outputs[0].shape
-        graph.insert_before(node, product)
-        ir.convenience.replace_all_uses_with(node.outputs[0], product.outputs[0])
-        graph.remove(node, safe=True)
-        for part in parts:
-            assert part.name is not None
-            graph.initializers.pop(part.name, None)
-        weights.append(CpuWeight(spec=packed, tensors=tensors))
+    for projection in list(projections(graph)):
+        builder = ProductBuilder(graph, projection, checkpoint)
+        shapes = {checkpoint_name(weight): static_shape(weight) for weight in projection.weights}
+        products = []
+        for piece in builder.pieces:
+            builder.enter(piece)
+            names = piece.names if isinstance(piece, Run) else piece
+            x = fake_quantized(builder, piece) if isinstance(piece, Run) else projection.x
+            shape = (sum(shapes[name][0] for name in names), shapes[names[0]][1])
+            packed = TensorSpec(packed_name(names), DType.FLOAT32, shape)
+            products.append(builder.node("FusedMatMul", [x, _add_input(graph, packed)], {"transB": 1}, _CONTRIB))
+            weights.append(CpuWeight(spec=packed, tensors=names))
+        projection.replace(builder.join(products), graph)
     return weights
 
 
@@ -135,20 +134,9 @@ def _cast_gathered(graph: ir.Graph, gathers: Iterable[ir.Node], stored: ir.DataT
         graph.insert_after(gather, cast)
 
 
-def _packed_name(tensors: tuple[str, ...]) -> str:
-    """`...self_attn.q_proj.weight` and its siblings become `...self_attn.q_proj+k_proj+v_proj+o_gate.weight`."""
-    module = tensors[0].split(".")[:-2]
-    return ".".join([*module, "+".join(name.split(".")[-2] for name in tensors), "weight"])
-
-
 def _add_input(graph: ir.Graph, spec: TensorSpec) -> ir.Value:
     value = ir.Value(
         name=spec.name, type=ir.TensorType(IR_TYPES[spec.dtype]), shape=ir.Shape([int(n) for n in spec.shape])
     )
     graph.inputs.append(value)
     return value
-
-
-def _static_shape(value: ir.Value) -> tuple[int, ...]:
-    assert value.shape is not None
-    return tuple(value.shape.numpy())

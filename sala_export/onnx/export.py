@@ -11,6 +11,7 @@ from ..errors import ExportError
 from ..model.signature import Signature, signature
 from ..specs import Precision
 from .naming import drop_metadata, name_nodes
+from .quantized_form import quantize_projections
 from .trace import IR_TYPES, checkpoint_name, stamp, trace
 from .weights import place_weights
 
@@ -24,14 +25,19 @@ def export_graph(
 
     No weight is read: the graph's initializers point into the checkpoint's files, which are hard-linked into
     `directory`, or copied across file systems or if `copy_weights`. Where the checkpoint's type is not that of
-    `precision`, the graph casts each weight.
+    `precision`, the graph casts each weight. Quantised weights may have to be written once more beside the graph, see
+    `quantized_runs.py`.
 
     Returns: names, types and shapes of the graph's inputs and outputs.
-    Raises: ExportError if tracing fails; RequestError if weights must be copied and do not fit the disk.
+    Raises: ExportError if tracing fails; RequestError if `precision` is not that of a quantised checkpoint, or weights
+    do not fit the disk.
     """
+    checkpoint.require_precision(precision)
     step = signature(checkpoint.config, precision.dtype)
-    placed = place_weights((where.file for where in checkpoint.locations.values()), directory, copy=copy_weights)
+    placed = place_weights((where.file for where in checkpoint.tensors()), directory, copy=copy_weights)
     model = trace(checkpoint.config, precision, step)
+    if checkpoint.quantized:
+        quantize_projections(model, checkpoint, directory, placed)
     _attach_weights(model, checkpoint, placed, directory, precision)
     name_nodes(model.graph)
     drop_metadata(model)

@@ -20,7 +20,7 @@ def name_nodes(graph: ir.Graph) -> None:
     """Rename every node after the module that it was traced from; unique within the graph."""
     seen: Counter[str] = Counter()
     for node in graph:
-        base = f"{_module(node)}/{node.op_type}"
+        base = f"{module_of(node)}/{node.op_type}"
         seen[base] += 1
         node.name = base if seen[base] == 1 else f"{base}_{seen[base]}"
 
@@ -37,7 +37,7 @@ def drop_metadata(model: ir.Model) -> None:
             output.metadata_props.clear()
 
 
-def _module(node: ir.Node) -> str:
+def module_of(node: ir.Node) -> str:
     """Innermost module path of a node, without the wrappers `sala` and `model`; `graph` for nodes of no module."""
     scopes = node.metadata_props.get(_SCOPES)
     if scopes is None:

@@ -13,7 +13,7 @@ from ..engine.request import EngineRequest
 from ..engine.sharding import ShardRange, choose_shards, host_bytes_needed
 from ..errors import RequestError
 from ..planned_graph import planned_graph, planned_memory
-from ..specs import format_tokens
+from ..specs import Precision, format_tokens
 from .published import BASELINES, CONTEXTS, GENERATED_TOKENS, TTFT_SECONDS, published_seconds
 from .roofline import WEIGHT_BITS, Estimate, time_of_decode, time_of_prefill
 from .work import Dense, Sala
@@ -62,8 +62,10 @@ class BuildAccount:
     """Resident peak."""
     available_bytes: int
     plan_bytes: int
+    packed_bytes: int
+    """Quantised weights that are written once more beside the graph, on top of the plans: int4."""
     copied_bytes: int
-    """On top of the plans if the weights cannot be hard-linked."""
+    """On top of both if the weights cannot be hard-linked."""
     seconds: float
     """Predicted, on two cores and with weights linked."""
 
@@ -139,7 +141,7 @@ def _row(config: SalaConfig, request: EngineRequest, shards: int, is_published: 
     model, recipe, context = Sala(config), request.recipe, request.max_context
     bits = WEIGHT_BITS[request.precision]
     memory = planned_memory(config, request, max(1, shards))
-    published = published_seconds(recipe.name, "bf16") if is_published and context in CONTEXTS else None
+    published = published_seconds(recipe.name, request.precision) if is_published and context in CONTEXTS else None
     return ContextRow(
         context=context,
         memory=memory,
@@ -199,6 +201,7 @@ def account_of_build(config: SalaConfig, request: EngineRequest) -> BuildAccount
         host_bytes=host_bytes_needed(largest),
         available_bytes=available_host_bytes(),
         plan_bytes=graph.weights_bytes,
+        packed_bytes=graph.quantized_parameters // 2 if request.precision is Precision.INT4 else 0,
         copied_bytes=graph.weights_bytes,
         seconds=_BUILD_FIXED_SECONDS
         + _BUILD_SECONDS_PER_LAYER * config.num_hidden_layers

@@ -6,10 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..engine.recipe import Recipe
+from ..errors import UnsupportedError
 from .work import Kind, Phase
 
-WEIGHT_BITS: Mapping[str, float] = {"bf16": 16.0, "fp16": 16.0, "int4": 4.125}
-"""Per weight of a projection; int4 with a 16-bit scale for each group of 128."""
+WEIGHT_BITS: Mapping[str, float] = {
+    "bf16": 16.0,
+    "fp16": 16.0,
+    "fp8": 8.0,
+    "int8": 8.0,
+    "int4": 4.125,
+    "nvfp4": 4.5,
+}
+"""Per weight of a quantised projection; int4 with a 16-bit scale for each group of 128, nvfp4 with one of 8 bits for
+each 16."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,12 +76,13 @@ class Estimate:
 def time_of_prefill(phases: Sequence[Phase], recipe: Recipe, precision: str) -> Estimate:
     """Phases run one after the other; each takes the longer of its operations and its bytes.
 
-    Weight-only int4 computes in 16 bits, as attention always does.
+    Products of quantised weights run at the GPU's rate for their type, all else at that for 16 bits: attention, the
+    gates, lm_head, and int4, which quantises weights alone.
     """
     floor = predicted = 0.0
     for phase in phases:
         efficiency = PREFILL[phase.kind]
-        operations = phase.operations / (_peak(recipe, precision) * 1e12)
+        operations = phase.operations / (_peak(recipe, precision, quantized=phase.quantized) * 1e12)
         moved = phase.bytes / (recipe.memory_gigabytes_per_second * 1e9)
         if phase.kind is not Kind.ELEMENTWISE:  # perfect fusion leaves none of it
             floor += max(operations, moved)
@@ -87,7 +97,15 @@ def time_of_decode(phases: Sequence[Phase], layers: int, recipe: Recipe) -> Esti
     return Estimate(floor=floor, predicted=floor / DECODE_BYTES + launches)
 
 
-def _peak(recipe: Recipe, precision: str) -> float:
-    """Tera-operations per second of the products of this precision."""
+def _peak(recipe: Recipe, precision: str, *, quantized: bool) -> float:
+    """Tera-operations per second of the products of this precision, of quantised weights or others.
+
+    Raises: UnsupportedError for a recipe that does not state the rate.
+    """
+    type_ = precision if WEIGHT_BITS[precision] == 16 or (quantized and precision != "int4") else "bf16"
     rates = recipe.peak_tera_operations_per_second
-    return rates["bf16"] if WEIGHT_BITS[precision] < 16 else rates[precision]
+    if type_ not in rates:
+        raise UnsupportedError(
+            f"the recipe of {recipe.gpu} has no peak_tera_operations_per_second.{type_}: add it to plan for {precision}"
+        )
+    return rates[type_]

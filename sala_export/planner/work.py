@@ -14,6 +14,7 @@ from typing import Protocol
 
 from ..checkpoint.config import Mixer, SalaConfig
 from ..checkpoint.keymap import weights
+from ..checkpoint.quantization import GATE_ROLES, QUANTIZABLE_ROLES
 
 
 class Kind(StrEnum):
@@ -34,6 +35,8 @@ class Phase:
     kind: Kind
     operations: float
     bytes: float
+    quantized: bool = False
+    """Products of quantised weights, at the rate of their precision; all else is computed in 16 bits."""
 
 
 class Model(Protocol):
@@ -43,7 +46,7 @@ class Model(Protocol):
     def name(self) -> str: ...
 
     def weights_bytes(self, weight_bits: float) -> float:
-        """All weights: those of the projections in `weight_bits` each, embedding and lm_head in 16."""
+        """All weights: those of the projections that are quantised in `weight_bits` each, all others in 16."""
 
     def cache_bytes(self, tokens: int) -> float:
         """What a context of so many tokens keeps, 16 bits per element."""
@@ -67,8 +70,13 @@ class Sala:
 
     @property
     def _projections(self) -> int:
-        """Weights that every token is multiplied with: matrices, but neither the embedding nor lm_head."""
-        return sum(w.elements for w in weights(self.config) if w.layer is not None and len(w.shape) == 2)
+        """Weights that every token is multiplied with and that may be quantised."""
+        return sum(weight.elements for weight in weights(self.config) if weight.role in QUANTIZABLE_ROLES)
+
+    @property
+    def _gates(self) -> int:
+        """Weights that every token is multiplied with in 16 bits."""
+        return sum(weight.elements for weight in weights(self.config) if weight.role in GATE_ROLES)
 
     @property
     def _head(self) -> int:
@@ -97,14 +105,24 @@ class Sala:
         return (
             Phase(
                 kind=Kind.GEMM,
-                operations=2.0 * self._projections * tokens + 2.0 * self._head * calls,
-                bytes=calls * (self._projections * weight_bits / 8 + 2 * self._head),
+                operations=2.0 * self._projections * tokens,
+                bytes=calls * self._projections * weight_bits / 8,
+                quantized=weight_bits < 16,
+            ),
+            Phase(
+                kind=Kind.GEMM,
+                operations=2.0 * self._gates * tokens + 2.0 * self._head * calls,
+                bytes=2.0 * calls * (self._gates + self._head),
             ),
             Phase(kind=Kind.SELECTION, operations=2.0 * heads * dim * scores * self._sparse_layers, bytes=0.0),
             Phase(kind=Kind.SPARSE_ATTENTION, operations=4.0 * heads * dim * keys * self._sparse_layers, bytes=0.0),
             # The chunk form over tiles of 64 tokens: the state in and out, and two products within the tile.
             Phase(kind=Kind.LIGHTNING, operations=rows * 4.0 * (dim + 64) * dim, bytes=rows * 8.0 * dim),
-            Phase(kind=Kind.ELEMENTWISE, operations=0.0, bytes=float(tokens * self._elementwise_bytes(config))),
+            Phase(
+                kind=Kind.ELEMENTWISE,
+                operations=0.0,
+                bytes=float(tokens * self._elementwise_bytes(config, quantized=weight_bits < 16)),
+            ),
         )
 
     def decode(self, context: int, weight_bits: float) -> Sequence[Phase]:
@@ -114,22 +132,28 @@ class Sala:
         taken = min(context, sparse.taken_blocks * sparse.block_size) if is_sparse else context
         compressed = sparse.k1_count(context) + sparse.k2_count(context) if is_sparse else 0
         return (
-            _decode_products(self._projections, self._head, weight_bits),
+            _decode_products(self._projections, self._gates + self._head, weight_bits),
             Phase(kind=Kind.SELECTION, operations=0.0, bytes=float(row * compressed)),
             Phase(kind=Kind.SPARSE_ATTENTION, operations=0.0, bytes=float(2 * row * taken)),
             Phase(kind=Kind.LIGHTNING, operations=0.0, bytes=2.0 * self._state_bytes),
         )
 
-    def _elementwise_bytes(self, config: SalaConfig) -> int:
+    def _elementwise_bytes(self, config: SalaConfig, *, quantized: bool) -> int:
         """Per token, between matrix products and operators, 16 bits per element.
 
         In each layer: two norms read and write a row, two sums read two rows and write one, `silu(gate) * up` reads
-        both and writes their product; a sparse operator reads its packed projection and writes its rows.
+        both and writes their product; a sparse operator reads its packed projection and writes its rows. A quantised
+        layer reads and writes its packed projection once more to bring both of its products together, and reads the
+        operator's rows to write them in at most half the bits; norms and `silu(gate) * up` write theirs so themselves.
         """
         width, kv_width = self._heads * config.head_dim, config.num_key_value_heads * config.head_dim
         layer = 10 * config.hidden_size + 3 * config.intermediate_size
         sparse = 3 * width + 2 * kv_width
-        return 2 * (layer * config.num_hidden_layers + sparse * self._sparse_layers)
+        found = 2 * (layer * config.num_hidden_layers + sparse * self._sparse_layers)
+        if quantized:
+            packed = 4 * width * self._lightning_layers + 2 * (width + kv_width) * self._sparse_layers
+            found += 2 * 2 * packed + 3 * width * config.num_hidden_layers
+        return found
 
     @property
     def _heads(self) -> int:
@@ -199,9 +223,9 @@ class Dense:
         )
 
 
-def _decode_products(projections: int, head: int, weight_bits: float) -> Phase:
+def _decode_products(projections: int, others: int, weight_bits: float) -> Phase:
     return Phase(
-        kind=Kind.GEMM, operations=2.0 * (projections + head), bytes=projections * weight_bits / 8 + 2.0 * head
+        kind=Kind.GEMM, operations=2.0 * (projections + others), bytes=projections * weight_bits / 8 + 2.0 * others
     )
 
 

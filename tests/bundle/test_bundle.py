@@ -84,10 +84,10 @@ DAMAGE = {
     "no manifest": (remove(MANIFEST_FILE), r"has no bundle\.json: it is not a bundle"),
     "manifest is not JSON": (truncate(MANIFEST_FILE), None),
     "newer schema": (
-        edit(lambda m: m.update(schema_version=3)),
-        r"bundle\.json has schema_version 3, this release reads 2: update sala-export",
+        edit(lambda m: m.update(schema_version=4)),
+        r"bundle\.json has schema_version 4, this release reads 3: update sala-export",
     ),
-    "no schema": (edit(lambda m: m.pop("schema_version")), r"has schema_version None, this release reads 2: build"),
+    "no schema": (edit(lambda m: m.pop("schema_version")), r"has schema_version None, this release reads 3: build"),
     "unknown field": (edit(lambda m: m.update(extra=1)), r"bundle\.json: extra: "),
     "missing field": (edit(lambda m: m["engine"]["shards"][0].pop("plan")), r"bundle\.json: engine\.shards\.0\.plan: "),
     "wrong type": (edit(lambda m: m["files"][0].update(bytes="many")), r"bundle\.json: files\.0\.bytes: "),
@@ -145,5 +145,5 @@ def test_no_bundle_at_all_is_refused(tmp_path: Path) -> None:
 
 def test_manifest_is_plain_json() -> None:
     fields = json.loads((tiny_bundle("rtx5090") / MANIFEST_FILE).read_text(encoding="utf-8"))
-    assert fields["schema_version"] == 2
+    assert fields["schema_version"] == 3
     assert fields["engine"]["compute_capability"] == "12.0"

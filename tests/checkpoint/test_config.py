@@ -85,7 +85,6 @@ def test_truncation_keeps_the_residual_scale(fields: dict[str, Any]) -> None:
         ("use_output_gate", False),
         ("use_output_norm", False),
         ("qk_norm", False),
-        ("quantization_config", {"quant_method": "awq"}),
         ("rope_scaling", {"rope_type": "longrope", "factor": 2.0}),
         ("rope_scaling", {"type": "yarn"}),
         ("rope_parameters", {"rope_type": "llama3", "rope_theta": 1e4}),

@@ -124,7 +124,8 @@ def test_9b_preset_has_the_published_dimensions() -> None:
     }
     assert published.items() <= config.to_dict().items()
     assert config.layers_of(Mixer.SPARSE) == (0, 9, 16, 17, 22, 29, 30, 31)
-    sizes = [sum(random_checkpoint._size(w) for w in s) for s in random_checkpoint._cut(weights(config), 5 * 10**9)]
+    tensors = random_checkpoint._tensors(config, RandomWeights(config, 0), None)
+    sizes = [sum(tensor.bytes for tensor in shard) for shard in random_checkpoint._cut(tensors, 5 * 10**9)]
     assert len(sizes) == 4
     assert max(sizes) <= 5 * 10**9
     assert sum(sizes) == 2 * 9_477_203_968

@@ -58,7 +58,7 @@ def test_model_of_a_directory_is_planned_from_its_config(capsys: Capture) -> Non
         (["--gpu", "rtx9999"], ["rtx9999", "rtx5090"]),
         (["--gpu", "rtx5090", "--compare", "llama"], ["--compare llama", "qwen3-8b"]),
         (["--gpu", "rtx5090", "--plot", "plan.txt"], ["--plot plan.txt", ".png, .svg, .pdf"]),
-        (["--gpu", "rtx5090", "--precision", "fp8"], ["fp8"]),
+        (["--gpu", "a6000", "--precision", "fp8"], ["fp8", "use --precision int8"]),
         (["--gpu", "rtx5090", "--model", "/nowhere/model"], ["/nowhere/model does not exist"]),
         (["--gpu", "rtx5090", "--layers", "33"], ["33"]),
     ],

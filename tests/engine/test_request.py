@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
 
 from sala_export.engine.recipe import load_recipe
-from sala_export.engine.request import EngineRequest, require_precision
+from sala_export.engine.request import BUILT_PRECISIONS, EngineRequest, require_precision
 from sala_export.errors import RequestError, UnsupportedError
-from sala_export.specs import Precision
+from sala_export.specs import DType, Precision
 
 
 def test_request_takes_from_the_recipe_what_is_not_given() -> None:
@@ -36,21 +37,47 @@ def test_size_below_one_names_its_option(field: str) -> None:
         EngineRequest.from_options(load_recipe("a6000"), **sizes)  # type: ignore[arg-type]
 
 
-def test_fp8_on_a6000_says_that_the_gpu_has_none() -> None:
-    with pytest.raises(
-        UnsupportedError,
-        match=r"--precision fp8: NVIDIA RTX A6000 \(SM86\) has no FP8, it runs .*int8, int4; use --precision bf16",
-    ) as error:
-        EngineRequest.from_options(load_recipe("a6000"), precision="fp8")
+@pytest.mark.parametrize(
+    ("gpu", "precision", "best"),
+    [
+        ("a6000", "fp8", "int8"),
+        ("a6000", "nvfp4", "int8"),
+        ("rtx4090", "nvfp4", "fp8"),
+        ("rtx5090", "fp4", "bf16"),
+        ("rtx5090", "w8a8", "bf16"),
+    ],
+)
+def test_precision_that_the_gpu_lacks_is_refused_with_the_best_it_has(gpu: str, precision: str, best: str) -> None:
+    recipe = load_recipe(gpu)
+    expected = re.escape(
+        f"--precision {precision}: {recipe.gpu} ({recipe.compute_capability.sm}) has no {precision.upper()}, it runs "
+        f"{', '.join(recipe.precisions)}; use --precision {best}"
+    )
+    with pytest.raises(UnsupportedError, match=f"^{expected}$") as error:
+        EngineRequest.from_options(recipe, precision=precision)
     assert error.value.exit_code == 2
 
 
-@pytest.mark.parametrize("precision", ["fp8", "nvfp4", "fp32"])
-def test_precision_that_is_not_built_yet_says_so(precision: str) -> None:
-    with pytest.raises(
-        UnsupportedError, match=rf"--precision {precision}: .* this release builds engines in bf16, fp16 only"
-    ):
-        EngineRequest.from_options(load_recipe("rtx5090"), precision=precision)
+@pytest.mark.parametrize(
+    ("gpu", "precisions"),
+    [
+        ("rtx5090", "bf16 fp16 fp8 int8 int4 nvfp4"),
+        ("a6000d", "bf16 fp16 fp8 int8 int4 nvfp4"),
+        ("rtx4090", "bf16 fp16 fp8 int8 int4"),
+        ("a6000", "bf16 fp16 int8 int4"),
+    ],
+)
+def test_recipes_say_what_is_built_for_each_gpu(gpu: str, precisions: str) -> None:
+    recipe = load_recipe(gpu)
+    assert [each for each in BUILT_PRECISIONS if each in recipe.precisions] == precisions.split()
+    for precision in precisions.split():
+        request = EngineRequest.from_options(recipe, precision=precision)
+        assert request.precision.dtype is (DType.FLOAT16 if precision == "fp16" else DType.BFLOAT16)
+
+
+def test_precision_that_is_not_built_says_so() -> None:
+    with pytest.raises(UnsupportedError, match=r"--precision fp32: .* builds engines in bf16, fp16, .* only"):
+        EngineRequest.from_options(load_recipe("rtx5090"), precision="fp32")
 
 
 def test_precision_is_checked_however_the_request_is_made() -> None:
@@ -59,6 +86,6 @@ def test_precision_is_checked_however_the_request_is_made() -> None:
 
 
 def test_recipe_without_a_built_precision_offers_another_gpu() -> None:
-    recipe = replace(load_recipe("a6000"), precisions=("int8",))
-    with pytest.raises(UnsupportedError, match=r"has no BF16, it runs int8; choose another --gpu"):
+    recipe = replace(load_recipe("a6000"), precisions=("fp32",))
+    with pytest.raises(UnsupportedError, match=r"has no BF16, it runs fp32; choose another --gpu"):
         require_precision("bf16", recipe)

@@ -56,6 +56,34 @@ def test_published_pattern_of_memory_is_reproduced() -> None:
         assert all(row.fits for row in rows)
 
 
+def test_int4_stands_beside_its_published_figures_and_other_quantised_types_beside_none() -> None:
+    (published,) = [row.sala for row in TTFT_SECONDS if (row.recipe, row.weights) == ("rtx5090", "int4")]
+    int4 = EngineRequest.from_options(load_recipe("rtx5090"), precision="int4")
+    assert tuple(row.published_prefill for row in make_plan(NINE, int4, None, is_published=True).rows) == published
+    fp8 = EngineRequest.from_options(load_recipe("rtx5090"), precision="fp8")
+    assert {row.published_prefill for row in make_plan(NINE, fp8, None, is_published=True).rows} == {None}
+
+
+def test_plan_of_9b_in_every_precision_of_the_rtx5090() -> None:
+    plans = {
+        precision: make_plan(
+            NINE, EngineRequest.from_options(load_recipe("rtx5090"), precision=precision), None, is_published=False
+        )
+        for precision in ("bf16", "fp8", "int8", "int4", "nvfp4")
+    }
+    weights = {precision: plan.memory.weights_bytes / 1e9 for precision, plan in plans.items()}
+    # 8.338e9 weights of projections, 1.139e9 others in 16 bits.
+    assert weights == pytest.approx(
+        {"bf16": 18.954, "fp8": 10.616, "int8": 10.616, "int4": 6.577, "nvfp4": 6.968}, rel=1e-4
+    )
+    seconds = [plans[p].rows[-1].prefill.predicted for p in ("int4", "bf16", "fp8", "int8", "nvfp4")]
+    assert seconds == sorted(seconds, reverse=True), "weights in int4 alone do not make a prompt faster"
+    steps = [plans[p].rows[-1].decode.predicted for p in ("bf16", "fp8", "nvfp4", "int4")]
+    assert steps == sorted(steps, reverse=True)
+    packed = {precision: plan.build.packed_bytes for precision, plan in plans.items()}
+    assert packed == {"bf16": 0, "fp8": 0, "int8": 0, "int4": pytest.approx(8.338e9 / 2, rel=1e-3), "nvfp4": 0}
+
+
 def test_time_of_the_dense_model_is_near_the_published_one() -> None:
     """The efficiency of its kernels comes from these figures of one GPU; the other is the check."""
     for row in TTFT_SECONDS:

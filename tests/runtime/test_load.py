@@ -46,8 +46,8 @@ def drop_weights(bundle: Path) -> None:
         pytest.param(lambda path: change_byte(path / "graph" / "cpu.onnx"), "another SHA-256", id="changed graph"),
         pytest.param(lambda path: (path / "graph" / "cpu.onnx").unlink(), "cannot be opened", id="missing graph"),
         pytest.param(
-            lambda path: (path / "bundle.json").write_text(json.dumps({"schema_version": 3})),
-            "schema_version 3, this release reads 2: update",
+            lambda path: (path / "bundle.json").write_text(json.dumps({"schema_version": 4})),
+            "schema_version 4, this release reads 3: update",
             id="newer schema",
         ),
         pytest.param(drop_weights, r"needs Imaginary GPU 7 \(compute capability 7.7\)", id="no weights"),

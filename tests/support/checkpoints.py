@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
 import tempfile
@@ -11,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from sala_export.checkpoint.random_checkpoint import write_random_checkpoint
+from sala_export.specs import Precision
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="sala-test-checkpoints-")
 
 
-@functools.cache
-def tiny_checkpoint(layers: int | None = None) -> Path:
+def tiny_checkpoint(layers: int | None = None, precision: Precision = Precision.BF16) -> Path:
     """The `tiny` preset with seed 0, written once per session; shared between tests, so never written to."""
-    path = Path(_FOLDER.name) / f"tiny-{layers or 'all'}"
-    write_random_checkpoint(path, "tiny", layers=layers)
+    path = Path(_FOLDER.name) / f"tiny-{layers or 'all'}-{precision}"
+    if not path.exists():
+        write_random_checkpoint(path, "tiny", layers=layers, precision=precision)
     return path
 
 

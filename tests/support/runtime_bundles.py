@@ -60,6 +60,7 @@ def _shard(layers: int) -> ShardEntry:
 def write_cpu_bundle(source: Path, directory: Path) -> Path:
     """Write the parts of a bundle that the CPU needs for the checkpoint `source`; returns `directory`."""
     checkpoint = Checkpoint.open(source)
+    precision = checkpoint.precision or Precision.BF16
     graph = directory / "graph"
     graph.mkdir(parents=True)
     cpu = export_cpu_graph(checkpoint, graph)
@@ -75,8 +76,8 @@ def write_cpu_bundle(source: Path, directory: Path) -> Path:
         schema_version=SCHEMA_VERSION,
         created_by="tests",
         model=describe_model(source.name, checkpoint.config, weights),
-        precision=Precision.BF16,
-        graph=describe_graph(checkpoint, Precision.BF16, cpu, weights, included=True),
+        precision=precision,
+        graph=describe_graph(checkpoint, precision, cpu, weights, included=True),
         engine=replace(_ENGINE, shards=(shard,)),
         text=(),
         files=files,

@@ -1,0 +1,202 @@
+"""Which projections a checkpoint holds quantised, and how: `quantization_config` in the form of compressed-tensors.
+
+The tensors themselves are checked in `quantized_weights.py`; docs/quantisation.md describes the format.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError, UnsupportedError
+from ..specs import Precision
+from .config import read_config_fields
+
+QUANTIZATION_FIELD = "quantization_config"
+QUANT_METHOD = "compressed-tensors"
+
+QUANTIZABLE_ROLES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Projections that may be quantised by themselves."""
+GATE_ROLES = ("z_proj", "o_gate")
+"""Gates of the mixers: kept in bf16 unless their q, k and v are quantised in the same way."""
+DEFAULT_IGNORE = ("re:.*z_proj", "re:.*o_gate", "lm_head")
+
+_PATTERN = "re:"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scheme:
+    """One way to quantise a projection."""
+
+    precision: Precision
+    format: str
+    """Word of compressed-tensors for how the tensors are stored."""
+    group: int | None
+    """Weights along the input that share a scale; None: a scale per tensor or per output channel."""
+    weights: Mapping[str, Any]
+    """Fields of a group's `weights` that decide; `strategy` may also be `channel` where `group` is None."""
+    input_activations: Mapping[str, Any] | None
+
+
+_INTEGER, _FLOAT = {"type": "int", "symmetric": True}, {"type": "float", "symmetric": True}
+_STATIC = {"strategy": "tensor", "dynamic": False}
+_BLOCKS = {"num_bits": 4, **_FLOAT, "strategy": "tensor_group", "group_size": 16}
+
+SCHEMES: Mapping[Precision, Scheme] = {
+    Precision.FP8: Scheme(
+        precision=Precision.FP8,
+        format="float-quantized",
+        group=None,
+        weights={"num_bits": 8, **_FLOAT, "strategy": "tensor"},
+        input_activations={"num_bits": 8, **_FLOAT, **_STATIC},
+    ),
+    Precision.INT8: Scheme(
+        precision=Precision.INT8,
+        format="int-quantized",
+        group=None,
+        weights={"num_bits": 8, **_INTEGER, "strategy": "tensor"},
+        input_activations={"num_bits": 8, **_INTEGER, **_STATIC},
+    ),
+    Precision.INT4: Scheme(
+        precision=Precision.INT4,
+        format="pack-quantized",
+        group=128,
+        weights={"num_bits": 4, **_INTEGER, "strategy": "group", "group_size": 128},
+        input_activations=None,
+    ),
+    Precision.NVFP4: Scheme(
+        precision=Precision.NVFP4,
+        format="nvfp4-pack-quantized",
+        group=16,
+        weights=_BLOCKS,
+        input_activations={**_BLOCKS, "dynamic": "local"},
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quantization:
+    """What `quantization_config` says."""
+
+    scheme: Scheme
+    ignore: tuple[str, ...] = DEFAULT_IGNORE
+    """Modules kept in 16 bits: full names, or `re:` and an expression that matches from the start of the name."""
+
+    @classmethod
+    def default(cls, precision: Precision) -> Quantization:
+        """What `sala-export quantize` makes unless asked otherwise."""
+        return cls(scheme=SCHEMES[precision])
+
+    @property
+    def precision(self) -> Precision:
+        return self.scheme.precision
+
+    def covers(self, weight_name: str) -> bool:
+        """Whether the projection that owns this weight is quantised; norms and the embedding never are."""
+        module = weight_name.removesuffix(".weight")
+        role = module.rpartition(".")[2]
+        if role not in (*QUANTIZABLE_ROLES, *GATE_ROLES, "lm_head"):
+            return False
+        return not any(
+            re.match(entry.removeprefix(_PATTERN), module) if entry.startswith(_PATTERN) else entry == module
+            for entry in self.ignore
+        )
+
+    def stored_bytes(self, outputs: int, inputs: int) -> int:
+        """Of a quantised weight [outputs, inputs] and the scales of its groups."""
+        elements = outputs * inputs
+        if self.scheme.group is None:
+            return elements
+        scale_bytes = 2 if self.precision is Precision.INT4 else 1
+        return elements // 2 + scale_bytes * elements // self.scheme.group
+
+    def to_dict(self, *, weight_strategy: str | None = None) -> dict[str, Any]:
+        """The object `quantization_config` of config.json; `weight_strategy` `channel` for a scale per channel."""
+        strategy = {} if weight_strategy is None else {"strategy": weight_strategy}
+        group = {
+            "targets": ["Linear"],
+            "weights": {**self.scheme.weights, **strategy, "dynamic": False},
+            "input_activations": self.scheme.input_activations,
+            "output_activations": None,
+        }
+        return {
+            "quant_method": QUANT_METHOD,
+            "format": self.scheme.format,
+            "quantization_status": "compressed",
+            "config_groups": {"group_0": group},
+            "ignore": list(self.ignore),
+            "kv_cache_scheme": None,
+        }
+
+
+def read_quantization(config_file: Path) -> Quantization | None:
+    """What a config.json says of quantisation; None if it says nothing.
+
+    Raises: ConfigError for malformed fields, UnsupportedError for another method or scheme; both name file and field.
+    """
+    fields = read_config_fields(config_file).get(QUANTIZATION_FIELD)
+    if fields is None:
+        return None
+    try:
+        return _quantization(fields)
+    except (ConfigError, UnsupportedError) as error:
+        raise type(error)(f"{config_file}: {QUANTIZATION_FIELD}{error}") from None
+
+
+def _quantization(fields: Any) -> Quantization:
+    """Errors begin with the path of the field below `quantization_config`."""
+    if not isinstance(fields, dict):
+        raise ConfigError(f" is {fields!r}, expected an object")
+    if fields.get("quant_method") != QUANT_METHOD:
+        raise UnsupportedError(
+            f".quant_method is {fields.get('quant_method')!r}: only {QUANT_METHOD} is read; take the original model "
+            "and quantise it with sala-export quantize"
+        )
+    by_format = {scheme.format: scheme for scheme in SCHEMES.values()}
+    scheme = by_format.get(fields.get("format", ""))
+    if scheme is None:
+        raise UnsupportedError(f".format is {fields.get('format')!r}: known are {', '.join(by_format)}")
+    if fields.get("kv_cache_scheme") is not None:
+        raise UnsupportedError(".kv_cache_scheme is given: caches are 16 bits, quantise without it")
+    groups = fields.get("config_groups")
+    if not isinstance(groups, dict) or len(groups) != 1:
+        raise UnsupportedError(".config_groups: expected one group, all projections quantised alike")
+    ((name, group),) = groups.items()
+    where = f".config_groups.{name}"
+    if not isinstance(group, dict) or group.get("targets") != ["Linear"]:
+        raise UnsupportedError(f"{where}.targets: expected ['Linear'], with what is not quantised in ignore")
+    _check_arguments(f"{where}.weights", group.get("weights"), scheme.weights, channels=scheme.group is None)
+    _check_arguments(f"{where}.input_activations", group.get("input_activations"), scheme.input_activations)
+    ignore = fields.get("ignore", [])
+    if not isinstance(ignore, list) or not all(isinstance(entry, str) for entry in ignore):
+        raise ConfigError(f".ignore is {ignore!r}, expected a list of module names")
+    return Quantization(scheme=scheme, ignore=_checked_patterns(ignore))
+
+
+def _check_arguments(where: str, given: Any, expected: Mapping[str, Any] | None, *, channels: bool = False) -> None:
+    if expected is None:
+        if given is not None:
+            raise UnsupportedError(f"{where} is given, but weights of this format go with activations of 16 bits")
+        return
+    if not isinstance(given, dict):
+        raise ConfigError(f"{where} is {given!r}, expected an object")
+    for field, value in expected.items():
+        accepted = [value, "channel"] if field == "strategy" and channels else [value]
+        if given.get(field) not in accepted:
+            wanted = " or ".join(map(repr, accepted))
+            raise UnsupportedError(f"{where}.{field} is {given.get(field)!r}: only {wanted} is served")
+    if given.get("actorder") not in (None, "weight", "static"):
+        raise UnsupportedError(f"{where}.actorder is {given['actorder']!r}: columns must stay in their order")
+
+
+def _checked_patterns(ignore: Sequence[str]) -> tuple[str, ...]:
+    for entry in ignore:
+        if entry.startswith(_PATTERN):
+            try:
+                re.compile(entry.removeprefix(_PATTERN))
+            except re.error as error:
+                raise ConfigError(f".ignore holds {entry!r}, which is no regular expression: {error}") from None
+    return tuple(ignore)

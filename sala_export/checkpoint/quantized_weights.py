@@ -1,0 +1,200 @@
+"""The tensors of quantised projections: which there must be, where they lie, and that their scales make sense."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import CheckpointError, UnsupportedError
+from ..specs import DType, Precision
+from .keymap import Weight, packs
+from .quantization import GATE_ROLES, QUANTIZABLE_ROLES, Quantization, Scheme
+from .safetensors_header import StoredTensor
+from .tensor_location import TensorLocation, locate
+
+_AGAIN = "quantise the original model with sala-export quantize"
+_INT4_PER_WORD = 8
+
+Found = Mapping[str, tuple[Path, StoredTensor]]
+"""File and header entry of every tensor that is wanted, by name."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuantizedWeight:
+    """A quantised weight [out, in]: `decode(data) * scale * global_scale`, each block of it with its own scale."""
+
+    name: str
+    """Of the weight that it stands for, `...q_proj.weight`."""
+    precision: Precision
+    shape: tuple[int, int]
+    data: TensorLocation
+    scale: TensorLocation
+    scale_shape: tuple[int, int]
+    """Blocks along the output and along the input; they divide `shape`."""
+    global_scale: float
+    """fp32; 1 but in nvfp4, where it is the reciprocal of the stored `weight_global_scale`."""
+    input_scale: float | None
+    """fp32, what quantised activations are multiplied with; in nvfp4 the scales of their blocks are, and it is the
+    reciprocal of the stored `input_global_scale`. None: activations are not quantised."""
+
+    @property
+    def tensors(self) -> tuple[TensorLocation, TensorLocation]:
+        return self.data, self.scale
+
+    def scales(self) -> NDArray[np.float32]:
+        """The scales [blocks along the output, blocks along the input], without `global_scale`."""
+        return _as_float32(self.scale).reshape(self.scale_shape)
+
+
+def tensor_names(weight: Weight, quantization: Quantization) -> tuple[str, ...]:
+    """The tensors that a checkpoint holds in place of a quantised weight."""
+    return tuple(weight.name.removesuffix("weight") + role for role in _ROLES[quantization.precision])
+
+
+def quantized_weights(
+    all_weights: Iterable[Weight], quantization: Quantization, found: Found
+) -> dict[str, QuantizedWeight]:
+    """Check the tensors of every weight that `quantization` covers; returns them by the name of the weight.
+
+    Raises: UnsupportedError for a module that cannot be quantised; CheckpointError naming file and tensor.
+    """
+    covered = [weight for weight in all_weights if quantization.covers(weight.name)]
+    for weight in covered:
+        if weight.role not in (*QUANTIZABLE_ROLES, *GATE_ROLES):
+            raise UnsupportedError(f"{weight.name} is quantised: only projections of layers may be, list it in ignore")
+        group = quantization.scheme.group or 1
+        if weight.shape[1] % group:
+            raise UnsupportedError(
+                f"{weight.name} has {weight.shape[1]} inputs, no multiple of the groups of {group} in "
+                f"{quantization.precision}: quantise to fp8 or int8"
+            )
+    quantized = {weight.name: _quantized_weight(weight, quantization.scheme, found) for weight in covered}
+    _check_packs(all_weights, quantized)
+    return quantized
+
+
+_ROLES: Mapping[Precision, tuple[str, ...]] = {
+    Precision.FP8: ("weight", "weight_scale", "input_scale"),
+    Precision.INT8: ("weight", "weight_scale", "input_scale"),
+    Precision.INT4: ("weight_packed", "weight_scale", "weight_shape"),
+    Precision.NVFP4: ("weight_packed", "weight_scale", "weight_global_scale", "input_global_scale"),
+}
+_SCALARS = ((1,), ())
+
+
+def _quantized_weight(weight: Weight, scheme: Scheme, found: Found) -> QuantizedWeight:
+    (outputs, inputs), group = weight.shape, scheme.group or 1
+
+    def tensor(role: str, dtypes: Mapping[str, DType], *shapes: tuple[int, ...]) -> TensorLocation:
+        name = weight.name.removesuffix("weight") + role
+        return locate(found[name][0], name, found[name][1], dtypes, shapes, _AGAIN)
+
+    def scalar(role: str) -> float:
+        where = tensor(role, {"F32": DType.FLOAT32}, *_SCALARS)
+        return _require_positive(where, weight.name.removesuffix("weight") + role, zero=False).item()
+
+    global_scale, input_scale = 1.0, None
+    match scheme.precision:
+        case Precision.INT4:
+            data = tensor("weight_packed", {"I32": DType.INT32}, (outputs, inputs // _INT4_PER_WORD))
+            scale = tensor("weight_scale", {"BF16": DType.BFLOAT16}, (outputs, inputs // group))
+            _check_shape(tensor("weight_shape", {"I64": DType.INT64}, (2,)), weight)
+        case Precision.NVFP4:
+            data = tensor("weight_packed", {"U8": DType.UINT8}, (outputs, inputs // 2))
+            scale = tensor("weight_scale", {"F8_E4M3": DType.FLOAT8_E4M3FN}, (outputs, inputs // group))
+            global_scale = _reciprocal(scalar("weight_global_scale"))
+            input_scale = _reciprocal(scalar("input_global_scale"))
+        case _:
+            stored = {"F8_E4M3": DType.FLOAT8_E4M3FN} if scheme.precision is Precision.FP8 else {"I8": DType.INT8}
+            data = tensor("weight", stored, (outputs, inputs))
+            scale = tensor("weight_scale", {"F32": DType.FLOAT32}, *_SCALARS, (outputs, 1))
+            input_scale = scalar("input_scale")
+    blocks = (1, 1) if scale.shape in _SCALARS else (scale.shape[0], scale.shape[1])
+    _require_positive(scale, weight.name.removesuffix("weight") + "weight_scale", zero=scheme.group is not None)
+    return QuantizedWeight(
+        name=weight.name,
+        precision=scheme.precision,
+        shape=(outputs, inputs),
+        data=data,
+        scale=scale,
+        scale_shape=blocks,
+        global_scale=global_scale,
+        input_scale=input_scale,
+    )
+
+
+def _reciprocal(value: float) -> float:
+    return float(np.float32(1) / np.float32(value))
+
+
+def _check_shape(where: TensorLocation, weight: Weight) -> None:
+    given = where.raw().view("<i8").tolist()
+    if given != list(weight.shape):
+        name = weight.name.removesuffix("weight") + "weight_shape"
+        raise CheckpointError(f"{where.file}: {name} says {given}, but config.json calls for {list(weight.shape)}")
+
+
+def _require_positive(where: TensorLocation, name: str, *, zero: bool) -> NDArray[np.float32]:
+    """Values of a tensor of scales. Raises: CheckpointError unless all are finite and above zero, or `zero`."""
+    values = _as_float32(where)
+    valid = np.isfinite(values) & ((values >= 0) if zero else (values > 0))
+    if not valid.all():
+        bad = values[~valid]
+        raise CheckpointError(
+            f"{where.file}: {name} holds {bad[0]:g}{f' and {bad.size - 1} more such' if bad.size > 1 else ''}, "
+            f"expected finite scales {'of zero or more' if zero else 'above zero'}: {_AGAIN}"
+        )
+    return values
+
+
+def _as_float32(where: TensorLocation) -> NDArray[np.float32]:
+    raw = where.raw()
+    match where.dtype:
+        case DType.FLOAT32:
+            return np.array(raw).view("<f4").astype(np.float32, copy=False)
+        case DType.BFLOAT16:
+            return (np.array(raw).view("<u2").astype(np.uint32) << 16).view(np.float32)
+        case _:
+            return E4M3_VALUES[raw]
+
+
+def _e4m3_values() -> NDArray[np.float32]:
+    codes = np.arange(256)
+    exponent, mantissa = codes >> 3 & 15, codes & 7
+    magnitude = np.where(exponent > 0, (8 + mantissa) * 2.0 ** (exponent - 10), mantissa * 2.0**-9)
+    magnitude[codes & 127 == 127] = np.nan
+    return np.where(codes & 128, -magnitude, magnitude).astype(np.float32)
+
+
+E4M3_VALUES = _e4m3_values()
+"""Value of every float8_e4m3fn by its byte."""
+
+E2M1_VALUES = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0], np.float32)
+"""Magnitude of every float4_e2m1 by its three lower bits."""
+
+
+def _check_packs(all_weights: Iterable[Weight], quantized: Mapping[str, QuantizedWeight]) -> None:
+    """What one product of the graph takes together must be quantised together."""
+    for pack in packs(all_weights):
+        own = [weight.name for weight in pack if weight.role not in GATE_ROLES]
+        inside = [quantized[weight.name] for weight in pack if weight.name in quantized]
+        if inside and not all(name in quantized for name in own):
+            apart = ", ".join(name for name in own if name not in quantized)
+            raise CheckpointError(
+                f"{inside[0].name} is quantised, but {apart}, of the same product, not: list all in ignore or none"
+            )
+        if not inside:
+            continue
+        for what, values in (
+            ("input_scale", [weight.input_scale for weight in inside]),
+            ("weight_global_scale", [weight.global_scale for weight in inside]),
+        ):
+            if len(set(values)) > 1:
+                raise CheckpointError(
+                    f"{inside[0].data.file}: {', '.join(weight.name for weight in inside)} are one product, but their "
+                    f"scales {what} differ: {_AGAIN}"
+                )

@@ -1,0 +1,148 @@
+"""Quantised random weights: drawn from the quantised normal distribution itself, so that no weight is ever wider.
+
+Scales need no calibration, because `random_weights` knows how its tensors and the inputs of its projections are spread.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..specs import Precision
+from .keymap import Weight
+from .quantization import Quantization
+from .quantized_weights import E2M1_VALUES, E4M3_VALUES
+from .random_weights import RandomWeights, normal_quantiles
+from .safetensors_writer import NewTensor
+
+_WEIGHT_LIMIT = 4.5
+"""In standard deviations; the outermost of the 65536 intervals of `random_weights` lies at 4.3."""
+_INPUT_LIMIT = 16.0
+"""Inputs of projections are of order 1: this covers normed rows, attention outputs and gated products."""
+_GROUP_LIMIT = 2.5
+"""Of int4 and nvfp4, in standard deviations: about the largest of a group of calibrated weights."""
+_LARGEST = {Precision.FP8: 448.0, Precision.INT8: 127.0, Precision.INT4: 7.0, Precision.NVFP4: 6.0}
+_E4M3_LARGEST = 448.0
+_BLOCK_SCALES = 64
+"""Different scales among the groups of a tensor, from 1 down to half of the largest."""
+
+Codes = NDArray[np.uint8]
+
+
+class RandomQuantizedWeights:
+    """The tensors that stand for the weights that a `Quantization` covers."""
+
+    def __init__(self, random: RandomWeights, quantization: Quantization) -> None:
+        self.random = random
+        self.quantization = quantization
+
+    def pack_tensors(self, pack: tuple[Weight, ...]) -> list[NewTensor]:
+        """All tensors of a pack, those of one kind one behind the other."""
+        # A pack shares its scales, which follow from its widest weight.
+        std = max(self.random.distribution(weight).std for weight in pack)
+        tensors = self._with_groups if self.quantization.scheme.group else self._with_one_scale
+        by_kind = zip(*(tensors(weight, std) for weight in pack), strict=True)
+        return [tensor for kind in by_kind for tensor in kind]
+
+    def _with_one_scale(self, weight: Weight, std: float) -> tuple[NewTensor, ...]:
+        precision, largest = self.quantization.precision, _LARGEST[self.quantization.precision]
+        scale = _WEIGHT_LIMIT * std / largest
+        table = _codes(precision, self.random.distribution(weight).std / scale)
+        return (
+            NewTensor(
+                name=weight.name,
+                dtype="F8_E4M3" if precision is Precision.FP8 else "I8",
+                shape=weight.shape,
+                blocks=lambda: (table[draws] for draws in self.random.draws(weight)),
+            ),
+            _scalar(weight, "weight_scale", scale),
+            _scalar(weight, "input_scale", _INPUT_LIMIT / largest),
+        )
+
+    def _with_groups(self, weight: Weight, std: float) -> tuple[NewTensor, ...]:
+        precision, largest = self.quantization.precision, _LARGEST[self.quantization.precision]
+        group, (outputs, inputs) = self.quantization.scheme.group or 1, weight.shape
+        own = self.random.distribution(weight).std
+        table = _codes(precision, largest / _GROUP_LIMIT)
+        # Means of group scales are three quarters of the largest.
+        scale = _GROUP_LIMIT * own / largest / 0.75
+        is_int4, divisor = (
+            precision is Precision.INT4,
+            _E4M3_LARGEST * _LARGEST[Precision.NVFP4] / (_WEIGHT_LIMIT * std),
+        )
+        scales = _bfloat16_scales(scale) if is_int4 else _e4m3_scales(scale * divisor)
+        groups = Weight(name=_sibling(weight, "weight_scale"), shape=(outputs, inputs // group))
+        packed = NewTensor(
+            name=_sibling(weight, "weight_packed"),
+            dtype="I32" if is_int4 else "U8",
+            shape=(outputs, inputs // (8 if is_int4 else 2)),
+            blocks=lambda: (_nibbles(table[draws]) for draws in self.random.draws(weight)),
+        )
+        group_scales = NewTensor(
+            name=groups.name,
+            dtype="BF16" if is_int4 else "F8_E4M3",
+            shape=groups.shape,
+            blocks=lambda: (scales[draws % _BLOCK_SCALES] for draws in self.random.draws(groups)),
+        )
+        if is_int4:
+            shape = np.array(weight.shape, np.int64)
+            return (
+                packed,
+                group_scales,
+                NewTensor(name=_sibling(weight, "weight_shape"), dtype="I64", shape=(2,), blocks=lambda: [shape]),
+            )
+        return (
+            packed,
+            group_scales,
+            _scalar(weight, "weight_global_scale", divisor),
+            _scalar(weight, "input_global_scale", _E4M3_LARGEST * largest / _INPUT_LIMIT),
+        )
+
+
+def _sibling(weight: Weight, role: str) -> str:
+    return weight.name.removesuffix("weight") + role
+
+
+def _scalar(weight: Weight, role: str, value: float) -> NewTensor:
+    data = np.array([value], np.float32)
+    return NewTensor(name=_sibling(weight, role), dtype="F32", shape=(1,), blocks=lambda: [data])
+
+
+def _codes(precision: Precision, std: float) -> Codes:
+    """Code by 16 random bits of a normal number of standard deviation `std`, in units of the scale."""
+    values = np.clip(normal_quantiles() * std, -_LARGEST[precision], _LARGEST[precision])
+    match precision:
+        case Precision.FP8:
+            codes = _nearest(E4M3_VALUES[:127], np.abs(values)) | (values < 0) * 128
+        case Precision.INT8:
+            codes = np.rint(values).astype(np.int8).view(np.uint8)
+        case Precision.INT4:
+            codes = np.rint(values) + 8
+        case _:
+            codes = _nearest(E2M1_VALUES, np.abs(values)) | (values < 0) * 8
+    return codes.astype(np.uint8)
+
+
+def _nearest(ascending: NDArray[np.float32], values: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Index of the nearest of `ascending`; of two equally near, the even index, as IEEE rounding has it."""
+    above = np.clip(np.searchsorted(ascending, values), 1, len(ascending) - 1)
+    low, high = values - ascending[above - 1], ascending[above] - values
+    return np.where((low < high) | ((low == high) & (above % 2 == 1)), above - 1, above)
+
+
+def _nibbles(codes: Codes) -> Codes:
+    """Two codes of four bits per byte, the first in the low bits."""
+    packed: Codes = codes[:, ::2] | codes[:, 1::2] << np.uint8(4)
+    return packed
+
+
+def _bfloat16_scales(largest: float) -> NDArray[np.uint16]:
+    return (_spread(largest).view(np.uint32) >> 16).astype("<u2")
+
+
+def _e4m3_scales(largest: float) -> Codes:
+    return _nearest(E4M3_VALUES[:127], _spread(min(largest, _E4M3_LARGEST)).astype(np.float64)).astype(np.uint8)
+
+
+def _spread(largest: float) -> NDArray[np.float32]:
+    return np.linspace(largest, largest / 2, _BLOCK_SCALES, dtype=np.float32)

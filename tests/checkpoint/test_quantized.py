@@ -1,0 +1,288 @@
+"""Quantised checkpoints: what is read, and one clear line for each rule that one breaks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.checkpoints import copy_checkpoint, edit_json, tiny_checkpoint
+from support.quantized_checkpoints import write_quantized_checkpoint
+from support.quantized_reference import stored_tensors
+from torch import Tensor
+
+from sala_export.checkpoint.keymap import packs, weights
+from sala_export.checkpoint.quantization import SCHEMES, Quantization
+from sala_export.checkpoint.quantized_weights import E4M3_VALUES
+from sala_export.checkpoint.random_checkpoint import write_random_checkpoint
+from sala_export.checkpoint.reader import Checkpoint
+from sala_export.errors import CheckpointError, ConfigError, InputError, RequestError, UnsupportedError
+from sala_export.model.sala import SalaForCausalLM
+from sala_export.specs import QUANTIZED_PRECISIONS, Precision
+
+Q = "model.layers.0.self_attn.q_proj"
+K = "model.layers.0.self_attn.k_proj"
+
+
+@pytest.mark.parametrize("precision", QUANTIZED_PRECISIONS)
+def test_every_projection_but_the_gates_is_read_quantised(precision: Precision) -> None:
+    path = tiny_checkpoint(2, precision)
+    checkpoint, stored = Checkpoint.open(path), stored_tensors(path)
+    assert checkpoint.precision is precision
+    roles = {name.split(".")[-2] for name in checkpoint.quantized}
+    assert roles == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert {name.split(".")[-2] for name in checkpoint.locations} >= {"z_proj", "o_gate", "lm_head", "embed_tokens"}
+    for name, weight in checkpoint.quantized.items():
+        module = name.removesuffix(".weight")
+        scale = stored[f"{module}.weight_scale"].to(torch.float32)
+        assert np.array_equal(weight.scales(), scale.reshape(weight.scale_shape).numpy())
+        data = stored[name if name in stored else f"{name}_packed"]
+        assert bytes(weight.data.raw()) == data.contiguous().view(torch.uint8).numpy().tobytes()
+        if precision is Precision.NVFP4:
+            assert weight.global_scale == np.float32(1) / stored[f"{module}.weight_global_scale"].numpy()[0]
+            assert weight.input_scale == np.float32(1) / stored[f"{module}.input_global_scale"].numpy()[0]
+        else:
+            assert weight.global_scale == 1
+            assert weight.input_scale == (
+                None if precision is Precision.INT4 else stored[f"{module}.input_scale"].item()
+            )
+
+
+def test_table_of_e4m3_is_torchs() -> None:
+    expected = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).to(torch.float32).numpy()
+    assert np.array_equal(E4M3_VALUES, expected, equal_nan=True)
+
+
+def test_first_layers_of_a_quantised_checkpoint() -> None:
+    path = tiny_checkpoint(2, Precision.INT4)
+    whole, first = Checkpoint.open(path), Checkpoint.open(path, layers=1)
+    assert first.quantized == {name: w for name, w in whole.quantized.items() if ".layers.0." in name}
+    assert whole.truncated(1) == first
+    assert first.weight_bytes() < whole.weight_bytes()
+
+
+@pytest.mark.parametrize("precision", QUANTIZED_PRECISIONS)
+def test_random_checkpoint_keeps_packs_together_and_its_seed(precision: Precision, tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(tiny_checkpoint(2, precision))
+    for pack in packs(weights(checkpoint.config)):
+        inside = [checkpoint.quantized[weight.name] for weight in pack if weight.name in checkpoint.quantized]
+        for a, b in pairwise(inside):
+            assert (a.data.file, a.data.offset + a.data.length) == (b.data.file, b.data.offset)
+            assert (a.scale.file, a.scale.offset + a.scale.length) == (b.scale.file, b.scale.offset)
+    write_random_checkpoint(tmp_path / "again", "tiny", layers=2, precision=precision)
+    for file in checkpoint.shard_files().values():
+        assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
+
+
+def test_random_checkpoint_is_not_written_in_fp32(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"--precision fp32: expected one of bf16, fp8, int8, int4, nvfp4"):
+        write_random_checkpoint(tmp_path / "out", "tiny", precision=Precision.FP32)
+
+
+def test_checkpoint_of_another_program_is_read(tmp_path: Path) -> None:
+    path = write_quantized_checkpoint(tmp_path / "fp8", Precision.FP8, per_channel=True)
+    weight = Checkpoint.open(path).quantized[f"{Q}.weight"]
+    assert weight.scale_shape == (weight.shape[0], 1)
+
+
+def test_gate_may_join_its_pack(tmp_path: Path) -> None:
+    path = write_quantized_checkpoint(tmp_path / "int8", Precision.INT8, ignore=("lm_head",))
+    assert "model.layers.1.self_attn.z_proj.weight" in Checkpoint.open(path).quantized
+
+
+def test_ignore_takes_names_and_expressions_from_the_start() -> None:
+    quantization = Quantization(scheme=SCHEMES[Precision.FP8], ignore=(K, r"re:model\.layers\.1\..*", "re:mlp"))
+    covered = {name: quantization.covers(f"{name}.weight") for name in (Q, K, "model.layers.1.mlp.up_proj")}
+    assert covered == {Q: True, K: False, "model.layers.1.mlp.up_proj": False}
+    assert quantization.covers("model.layers.2.mlp.up_proj.weight"), "mlp is not at the start"
+    assert not quantization.covers("model.layers.0.input_layernorm.weight")
+
+
+def test_module_takes_the_original_only() -> None:
+    with pytest.raises(UnsupportedError, match=r"is quantised to fp8: load the original checkpoint"):
+        SalaForCausalLM.from_pretrained(tiny_checkpoint(2, Precision.FP8))
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked", "message"),
+    [
+        (Precision.BF16, Precision.INT4, r"is not quantised; run sala-export quantize --precision int4"),
+        (Precision.FP8, Precision.BF16, r"is quantised to fp8; use --precision fp8, or the original"),
+        (Precision.FP8, Precision.INT8, r"is quantised to fp8; use --precision fp8, or the original"),
+    ],
+)
+def test_precision_must_be_that_of_the_checkpoint(stored: Precision, asked: Precision, message: str) -> None:
+    checkpoint = Checkpoint.open(tiny_checkpoint(2, stored))
+    with pytest.raises(RequestError, match=message):
+        checkpoint.require_precision(asked)
+
+
+def setting(*path: str, to: Any) -> Callable[[dict[str, Any]], None]:
+    """Change a field below quantization_config."""
+
+    def change(fields: dict[str, Any]) -> None:
+        inner = fields["quantization_config"]
+        for name in path[:-1]:
+            inner = inner[name]
+        inner[path[-1]] = to
+
+    return change
+
+
+_GROUP = ("config_groups", "group_0")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            lambda f: f.update(quantization_config="fp8"),
+            ConfigError,
+            "quantization_config is 'fp8', expected an object",
+        ),
+        (
+            setting("quant_method", to="gptq"),
+            UnsupportedError,
+            "quant_method is 'gptq': only compressed-tensors is read",
+        ),
+        (setting("format", to="marlin-24"), UnsupportedError, "format is 'marlin-24': known are float-quantized, int-"),
+        (setting("kv_cache_scheme", to={"num_bits": 8}), UnsupportedError, "kv_cache_scheme is given"),
+        (setting("config_groups", to={}), UnsupportedError, "config_groups: expected one group"),
+        (setting(*_GROUP, "targets", to=["re:.*mlp.*"]), UnsupportedError, r"group_0\.targets: expected \['Linear'\]"),
+        (setting(*_GROUP, "weights", to=None), ConfigError, r"group_0\.weights is None, expected an object"),
+        (
+            setting(*_GROUP, "weights", "num_bits", to=6),
+            UnsupportedError,
+            r"group_0\.weights\.num_bits is 6: only 8 is served",
+        ),
+        (
+            setting(*_GROUP, "weights", "strategy", to="block"),
+            UnsupportedError,
+            r"weights\.strategy is 'block': only 'tensor' or 'channel' is served",
+        ),
+        (setting(*_GROUP, "weights", "actorder", to="group"), UnsupportedError, r"weights\.actorder is 'group'"),
+        (
+            setting(*_GROUP, "input_activations", "dynamic", to=True),
+            UnsupportedError,
+            r"input_activations\.dynamic is True: only False is served",
+        ),
+        (setting("ignore", to="lm_head"), ConfigError, r"ignore is 'lm_head', expected a list of module names"),
+        (setting("ignore", to=["re:("]), ConfigError, r"ignore holds 're:\(', which is no regular expression"),
+        (setting("ignore", to=["re:.*z_proj", "re:.*o_gate"]), CheckpointError, r"lm_head\.weight_scale"),
+        (setting("ignore", to=["re:.*z_proj", "lm_head"]), CheckpointError, r"o_gate\.weight_scale"),
+        (
+            setting("ignore", to=["re:.*z_proj", "re:.*o_gate", "lm_head", K]),
+            CheckpointError,
+            rf"{K}.* has type F8_E4M3",
+        ),
+        (setting("format", to="int-quantized"), UnsupportedError, r"weights\.type is 'float': only 'int' is served"),
+        (lambda f: f.pop("quantization_config"), CheckpointError, r"has type F8_E4M3, expected one of BF16"),
+    ],
+)
+def test_config_that_is_not_served_is_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], error: type[InputError], message: str
+) -> None:
+    path = copy_checkpoint(tiny_checkpoint(1, Precision.FP8), tmp_path / "copy")
+    edit_json(path / "config.json", change)
+    with pytest.raises(error, match=message) as caught:
+        Checkpoint.open(path)
+    assert "\n" not in str(caught.value)
+
+
+def _set(name: str, value: Tensor) -> Callable[[dict[str, Tensor]], object]:
+    return lambda tensors: tensors.update({name: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop(f"{Q}.weight_scale"), rf"should hold {Q}\.weight_scale but does not"),
+        (lambda t: t.pop(f"{Q}.input_scale"), rf"should hold {Q}\.input_scale but does not"),
+        (_set(f"{Q}.weight", torch.zeros(2048, 256)), rf"{Q}\.weight has type F32, expected F8_E4M3: quantise"),
+        (
+            _set(f"{Q}.weight_scale", torch.ones(3)),
+            rf"{Q}\.weight_scale has shape \[3\], .* \[1\] or \[\] or \[2048, 1\]",
+        ),
+        (_set(f"{Q}.weight_scale", torch.tensor([torch.nan])), rf"{Q}\.weight_scale holds nan, expected finite"),
+        (_set(f"{Q}.weight_scale", torch.tensor([torch.inf])), rf"{Q}\.weight_scale holds inf, expected finite"),
+        (_set(f"{Q}.weight_scale", torch.zeros(1)), rf"{Q}\.weight_scale holds 0, expected finite scales above zero"),
+        (
+            _set(f"{Q}.weight_scale", torch.linspace(1, -1, 2048)[:, None]),
+            rf"{Q}\.weight_scale holds -0\.\d+ and 1023 more such",
+        ),
+        (_set(f"{Q}.input_scale", torch.tensor([-1.0])), rf"{Q}\.input_scale holds -1, expected finite scales above"),
+        (_set(f"{Q}.input_scale", torch.tensor([2.0])), rf"{Q}\.weight, {K}\.weight, .*but their scales input_scale"),
+    ],
+)
+def test_tensors_that_make_no_sense_are_refused(
+    tmp_path: Path, change: Callable[[dict[str, Tensor]], object], message: str
+) -> None:
+    path = write_quantized_checkpoint(tmp_path / "fp8", Precision.FP8, layers=1, change=change)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        Checkpoint.open(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("precision", "change", "message"),
+    [
+        (Precision.INT4, _set(f"{Q}.weight_shape", torch.tensor([256, 2048])), r"weight_shape says \[256, 2048\], but"),
+        (
+            Precision.INT4,
+            _set(f"{Q}.weight_scale", torch.full((2048, 2), -1.0, dtype=torch.bfloat16)),
+            r"weight_scale holds -1 and 4095 more such, expected finite scales of zero or more",
+        ),
+        (
+            Precision.INT4,
+            _set(f"{Q}.weight_scale", torch.ones(2048, 2)),
+            r"weight_scale has type F32, expected BF16",
+        ),
+        (
+            Precision.NVFP4,
+            _set(f"{Q}.weight_scale", torch.full((2048, 16), torch.nan).to(torch.float8_e4m3fn)),
+            r"weight_scale holds nan",
+        ),
+        (Precision.NVFP4, _set(f"{Q}.weight_global_scale", torch.zeros(1)), r"weight_global_scale holds 0"),
+        (
+            Precision.NVFP4,
+            _set(f"{Q}.weight_global_scale", torch.tensor([3.0])),
+            r"are one product, but their scales weight_global_scale differ",
+        ),
+    ],
+)
+def test_grouped_scales_that_make_no_sense_are_refused(
+    tmp_path: Path, precision: Precision, change: Callable[[dict[str, Tensor]], object], message: str
+) -> None:
+    path = copy_checkpoint(tiny_checkpoint(1, precision), tmp_path / "copy")
+    (file,) = path.glob("*.safetensors")
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file)
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoint.open(path)
+
+
+def test_part_of_a_pack_cannot_be_quantised_alone(tmp_path: Path) -> None:
+    ignore = ("re:.*z_proj", "re:.*o_gate", "lm_head", K)
+    path = write_quantized_checkpoint(tmp_path / "fp8", Precision.FP8, layers=1, ignore=ignore)
+    with pytest.raises(CheckpointError, match=rf"{Q}\.weight is quantised, but {K}\.weight, of the same product, not"):
+        Checkpoint.open(path)
+
+
+def test_lm_head_cannot_be_quantised(tmp_path: Path) -> None:
+    ignore = ("re:.*z_proj", "re:.*o_gate")
+    path = write_quantized_checkpoint(tmp_path / "fp8", Precision.FP8, layers=1, ignore=ignore)
+    with pytest.raises(UnsupportedError, match=r"lm_head\.weight is quantised: only projections of layers may be"):
+        Checkpoint.open(path)
+
+
+def test_inputs_must_fill_whole_groups(tmp_path: Path) -> None:
+    path = copy_checkpoint(tiny_checkpoint(1, Precision.INT4), tmp_path / "copy")
+    edit_json(path / "config.json", lambda fields: fields.update(intermediate_size=500))
+    with pytest.raises(UnsupportedError, match=r"down_proj\.weight has 500 inputs, no multiple of the groups of 128"):
+        Checkpoint.open(path)

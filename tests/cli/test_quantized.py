@@ -1,0 +1,71 @@
+"""Quantised checkpoints on the command line, from random weights to an answer on the CPU."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from support.checkpoints import tiny_checkpoint
+
+import sala_export
+from sala_export.bundle.reader import Bundle
+from sala_export.cli.app import run
+from sala_export.onnx.quantized_runs import PACKED_FILE
+from sala_export.specs import Precision
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_int4_from_random_weights_to_logits(tmp_path: Path, capsys: Capture) -> None:
+    model, bundle = tmp_path / "model", tmp_path / "model.sala"
+    assert run(["random-checkpoint", str(model), "--preset", "tiny", "--layers", "2", "--precision", "int4"]) == 0
+    sizes = ["--max-context", "2048", "--prefill-chunk", "128"]
+    assert run(["build", "--gpu", "a6000", "--model", str(model), *sizes, "-o", str(bundle)]) == 0
+    capsys.readouterr()
+    assert run(["inspect", str(bundle), "--json", "--verify"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["precision"] == "int4"
+    assert told["plan"]["quantized_weights"] == 3_997_696
+    assert told["plan"]["constant_bytes_per_quantized_weight"] == pytest.approx(0.5 + 2 / 128, abs=0.01)
+    of_type = {product: gemm for gemm in told["gemms"] for product in gemm["products"]}
+    assert "Int4" in of_type["layers.1.mlp.gate_up_proj/MatMul"]["weights"]
+    assert "Int4" not in of_type["layers.1.self_attn.z_proj/MatMul"]["weights"]
+    assert f"graph/{PACKED_FILE}" in [file["path"] for file in told["weights"]["files"]]
+    assert Bundle.open(bundle).manifest.precision is Precision.INT4
+    assert sala_export.load(bundle).session(max_context=64).prefill([1, 2, 3]).shape == (512,)
+    assert run(["inspect", str(bundle)]) == 0
+    assert "weights in int4, 0.51" in capsys.readouterr().out
+
+
+def test_export_takes_the_precision_of_the_checkpoint(tmp_path: Path) -> None:
+    source = tiny_checkpoint(1, Precision.INT8)
+    assert run(["export", "--model", str(source), "-o", str(tmp_path / "graph")]) == 0
+    assert (tmp_path / "graph" / "model.onnx").is_file()
+    assert not (tmp_path / "graph" / PACKED_FILE).exists()
+
+
+@pytest.mark.parametrize(
+    ("stored", "options", "words"),
+    [
+        (Precision.BF16, ["--gpu", "rtx5090", "--precision", "fp8"], "is not quantised; run sala-export quantize"),
+        (Precision.FP8, ["--gpu", "a6000"], "has no FP8, it runs fp32, bf16, fp16, int8, int4; use --precision int8"),
+        (Precision.NVFP4, ["--gpu", "rtx4090"], "has no NVFP4, .*; use --precision fp8"),
+        (Precision.FP8, ["--gpu", "rtx5090", "--precision", "bf16"], "is quantised to fp8; use --precision fp8, or"),
+    ],
+)
+def test_precision_that_cannot_be_built_is_one_line(
+    stored: Precision, options: list[str], words: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["build", "--model", str(tiny_checkpoint(2, stored)), *options]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert re.search(words, error)
+    assert not list(tmp_path.iterdir())
+
+
+def test_plan_takes_the_precision_of_the_checkpoint(capsys: Capture) -> None:
+    assert run(["plan", "--gpu", "rtx5090", "--model", str(tiny_checkpoint(2, Precision.NVFP4)), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["precision"] == "nvfp4"
