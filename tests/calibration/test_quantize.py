@@ -22,6 +22,7 @@ from sala_export.calibration.samples import SampleRequest
 from sala_export.checkpoint.quantization import SCHEMES
 from sala_export.checkpoint.reader import Checkpoint
 from sala_export.checkpoint.safetensors_header import read_header
+from sala_export.cli.app import run
 from sala_export.errors import CheckpointError, RequestError, UnsupportedError
 from sala_export.specs import Precision
 
@@ -133,6 +134,48 @@ def test_killed_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     # What was finished was not done again.
     assert {left / path.name: path.stat().st_mtime_ns for path in output.glob("model-0000[12]-*")} == shards
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_command_writes_a_checkpoint_and_says_what_it_took(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = str(tiny_checkpoint(1))
+    options = ["--precision", "fp8", "--calibration", str(samples_file()), "--samples", "1"]
+    assert run(["quantize", "--model", source, *options]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.strip() == f"{Path(source).name}-fp8"
+    assert "peak memory" in captured.err
+    assert Checkpoint.open(tmp_path / captured.out.strip()).precision is Precision.FP8
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--precision", "fp8", "--calibration", "empty.jsonl"], "empty.jsonl gives 0 tokens"),
+        (["--precision", "fp5", "--calibration", "empty.jsonl"], "'fp5' is not one of"),
+        (["--precision", "fp8"], "--calibration"),
+        (["--precision", "fp8", "--calibration", "empty.jsonl", "--algorithm", "awq"], "--algorithm awq: fp8"),
+        (["--precision", "fp8", "--calibration", "empty.jsonl", "--sequence-length", "900000"], "900000 is more than"),
+        (["--precision", "fp8", "--calibration", "empty.jsonl", "-o", "none/out"], "is not a directory: create it"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty.jsonl").write_text("", encoding="utf-8")
+    assert run(["quantize", "--model", str(tiny_checkpoint(1)), *options]) == 2
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    assert captured.out == ""
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["empty.jsonl"]
 
 
 def test_quantised_checkpoint_is_refused(tmp_path: Path) -> None:
