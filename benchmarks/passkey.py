@@ -1,9 +1,11 @@
 """Recall of passkeys in long prompts: needles found by depth, prefill rate and peak host memory by length.
 
-    python -m benchmarks.passkey [--lengths 8K,64K,256K,1M] [--heads 4] [--runtime torch] [--json out.json]
+    python -m benchmarks.passkey [--lengths 8K,64K,256K,1M] [--precision bf16] [--heads 4] [--runtime torch]
+                                 [--json out.json]
 
 The model is the constructed checkpoint of tests/support/passkey.py: it has to select the right blocks, and nothing is
-trained. The prompt is streamed; each length runs in a process of its own, so that its peak memory is its own.
+trained. A quantised precision is calibrated on short prompts, and its products round as an engine's do. The prompt is
+streamed; each length runs in a process of its own, so that its peak memory is its own.
 """
 
 from __future__ import annotations
@@ -23,7 +25,11 @@ import onnxruntime
 
 import sala_export
 from sala_export.benchmark.machine import as_json, describe_machine
-from sala_export.specs import format_bytes, format_tokens, parse_tokens
+from sala_export.calibration.layer import Recipe
+from sala_export.calibration.quantize import quantize_checkpoint
+from sala_export.calibration.samples import SampleRequest
+from sala_export.checkpoint.reader import Checkpoint
+from sala_export.specs import QUANTIZED_PRECISIONS, Precision, format_bytes, format_tokens, parse_tokens
 
 # tests/ is no package.
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -35,6 +41,7 @@ from support.passkey import (
     passkey_config,
     passkey_prompt,
     write_passkey_checkpoint,
+    write_passkey_samples,
 )
 from support.runtime_bundles import write_cpu_bundle
 
@@ -78,6 +85,14 @@ def measure(bundle: Path, length: int, threads: int, runtime: str, device: str |
     )
 
 
+def quantized(checkpoint: Path, precision: Precision) -> Path:
+    """The checkpoint in another precision, beside it."""
+    samples = SampleRequest(file=write_passkey_samples(checkpoint.with_name("samples.jsonl")))
+    output = checkpoint.with_name(f"checkpoint-{precision}")
+    quantize_checkpoint(Checkpoint.open(checkpoint), Recipe.from_options(precision), samples, output)
+    return output
+
+
 def table(rows: Sequence[Recall]) -> str:
     depths = " ".join(f"{depth:>5.0%}" for depth in DEPTHS)
     lines = [f"{'length':>8} {depths} {'prefill':>10} {'tokens/s':>10} {'question':>10} {'peak memory':>12}"]
@@ -93,6 +108,10 @@ def table(rows: Sequence[Recall]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--lengths", default="8K,64K,256K,1M", help="tokens of the prompts (default: 8K,64K,256K,1M)")
+    precisions = [Precision.BF16, *QUANTIZED_PRECISIONS]
+    parser.add_argument(
+        "--precision", type=Precision, choices=precisions, default=Precision.BF16, help="(default: bf16)"
+    )
     parser.add_argument("--heads", type=int, default=4, help="query heads of the model (default: 4)")
     parser.add_argument("--topk", type=int, default=8, help="blocks taken; 2 leaves no selected ones (default: 8)")
     parser.add_argument("--threads", type=int, default=2, help="(default: 2)")
@@ -103,6 +122,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         config = passkey_config(num_attention_heads=options.heads, topk=options.topk)
         checkpoint = write_passkey_checkpoint(Path(folder, "checkpoint"), config)
+        if options.precision is not Precision.BF16:
+            checkpoint = quantized(checkpoint, options.precision)
         bundle = write_cpu_bundle(checkpoint, Path(folder, "passkey.sala"))
         rows = []
         for length in map(parse_tokens, options.lengths.split(",")):
@@ -112,7 +133,8 @@ def main() -> int:
     sys.stdout.write(table(rows) + "\n")
     if options.json:
         machine = {**as_json(describe_machine()), "onnxruntime": onnxruntime.__version__}
-        settings = {name: getattr(options, name) for name in ("runtime", "device", "heads", "topk", "threads")}
+        names = ("precision", "runtime", "device", "heads", "topk", "threads")
+        settings = {name: getattr(options, name) for name in names}
         report = {"machine": machine, **settings, "depths": DEPTHS, "rows": [asdict(row) for row in rows]}
         options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return 0 if all(all(row.found) for row in rows) else 1

@@ -46,6 +46,9 @@ from .specs import Precision
 from .staging import MARKER, Staging, require_free_path, resumable_directory, staged_directory
 
 if TYPE_CHECKING:
+    from .calibration.layer import Recipe
+    from .calibration.quantize import QuantizeResult
+    from .calibration.samples import SampleRequest
     from .onnx.cpu_form import CpuGraph
 
 logger = logging.getLogger(__name__)
@@ -148,6 +151,27 @@ def export_onnx(
         on_progress("trace", 0, 1)
         export_graph(source.checkpoint, staging, precision, copy_weights=copy_weights)
         on_progress("trace", 1, 1)
+
+
+def quantize_model(
+    request: ModelRequest,
+    recipe: Recipe,
+    samples: SampleRequest,
+    output: Path,
+    *,
+    force: bool = False,
+    on_progress: Progress = silent,
+) -> QuantizeResult:
+    """Quantise a model as the directory `output`, whole or not at all; an interrupted run is taken up by the next.
+
+    Raises: InputError for bad input.
+    """
+    from .calibration.quantize import quantize_checkpoint
+
+    require_free_path(output, marker=MARKER, force=force)
+    source = request.open()
+    source.require_outside(output)
+    return quantize_checkpoint(source.checkpoint, recipe, samples, output, force=force, on_progress=on_progress)
 
 
 def build_bundle(request: BuildRequest, on_progress: Progress = silent) -> Bundle:

@@ -39,10 +39,11 @@ def write_random_checkpoint(
 ) -> None:
     """Write a bf16 checkpoint in Hugging Face layout: config, sharded weights with index, tokenizer, chat template.
 
-    Logits over random tokens have a standard deviation of about 3, and a few channels of the residual stream carry
-    outliers (`random_weights`). A seed gives the same bytes everywhere, and the same tensors whatever `layers` is.
-    With `layers` the first that many mixers of the preset are taken, and the residual scale is that of the model
-    written: scale_depth / sqrt(layers). A quantised `precision` draws quantised weights of the same distributions.
+    Logits over random tokens have a standard deviation of about 3, a few channels of the residual stream carry
+    outliers, and a few inputs of projections stand out by an order of magnitude (`random_weights`). A seed gives the
+    same bytes everywhere, and the same tensors whatever `layers` is. With `layers` the first that many mixers of the
+    preset are taken, and the residual scale is that of the model written: scale_depth / sqrt(layers). A quantised
+    `precision` draws quantised weights of the same distributions, without inputs that stand out.
 
     Appears whole or not at all; needs a few tens of megabytes of memory.
     Raises: RequestError if the preset is unknown or shorter, `precision` is not written, `path` is taken (unless
@@ -53,7 +54,8 @@ def write_random_checkpoint(
     chosen = preset(preset_name, layers)
     require_free_path(path, marker=MARKER, force=force)
     quantization = Quantization.default(precision) if precision.is_quantized else None
-    random = RandomWeights(chosen.config, seed)
+    # Drawn quantised weights have no small columns to read salient channels with.
+    random = RandomWeights(chosen.config, seed, salient=quantization is None)
     shards = _cut(_tensors(chosen.config, random, quantization), chosen.max_shard_bytes)
     total = sum(tensor.bytes for shard in shards for tensor in shard)
     free = shutil.disk_usage(path.absolute().parent).free

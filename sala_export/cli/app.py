@@ -21,7 +21,9 @@ from .cmd_generate import generate
 from .cmd_inspect import inspect
 from .cmd_kernels import kernels
 from .cmd_plan import plan
+from .cmd_quantize import quantize
 from .cmd_random_checkpoint import random_checkpoint
+from .cmd_verify import verify
 from .output import show_log, stderr_console
 
 
@@ -35,7 +37,7 @@ def cli(context: click.Context, verbose: int) -> None:
     show_log(context.obj, verbose)
 
 
-for command in (plan, build, generate, bench, inspect, export, kernels, random_checkpoint):
+for command in (plan, quantize, build, verify, generate, bench, inspect, export, kernels, random_checkpoint):
     cli.add_command(command)
 
 

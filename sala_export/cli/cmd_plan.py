@@ -13,14 +13,13 @@ from rich.table import Table
 from ..errors import RequestError
 from ..specs import format_bytes, format_tokens
 from .options import engine_options
-from .output import print_json
+from .output import PLOT_SUFFIXES, print_json
 
 if TYPE_CHECKING:
     from ..planner.plan import BuildAccount, Plan
     from ..planner.roofline import Estimate
 
 PUBLISHED_PRESET = "9b"
-_PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 
 @click.command()
@@ -59,8 +58,8 @@ def plan(
     from ..planner.plan import make_plan
     from ..planner.published import is_published_model
 
-    if plot is not None and plot.suffix not in _PLOT_SUFFIXES:
-        raise RequestError(f"--plot {plot}: expected a name that ends in {', '.join(_PLOT_SUFFIXES)}")
+    if plot is not None and plot.suffix not in PLOT_SUFFIXES:
+        raise RequestError(f"--plot {plot}: expected a name that ends in {', '.join(PLOT_SUFFIXES)}")
     recipe = load_recipe(gpu)
     request = EngineRequest.from_options(
         recipe,

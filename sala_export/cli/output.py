@@ -25,10 +25,15 @@ from ..progress import SHARDS_PHASE
 from ..progress import Progress as ProgressCallback
 from ..specs import format_bytes
 
+PLOT_SUFFIXES = (".png", ".svg", ".pdf")
+"""Formats of pictures, by the end of the name that is asked for."""
+
 _PHASES = {
     "write": "writing weights",
     "trace": "tracing the model",
     "hash": "hashing files",
+    "quantize": "quantising layers",
+    "verify": "comparing layers",
     SHARDS_PHASE: "building shards",
 }
 

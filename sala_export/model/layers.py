@@ -70,10 +70,10 @@ class PackedLinear(nn.Module):
     outputs are concatenated instead: the same numbers without a copy of the weights.
     """
 
-    def forward(self, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, projections: Sequence[Linear]) -> Tensor:
         if torch.compiler.is_exporting():
-            return linear(x, torch.cat(tuple(weights)))
-        return torch.cat([linear(x, weight) for weight in weights], dim=-1)
+            return linear(x, torch.cat([projection.weight for projection in projections]))
+        return torch.cat([projection(x) for projection in projections], dim=-1)
 
 
 class MLP(nn.Module):
@@ -87,7 +87,7 @@ class MLP(nn.Module):
         self.gate_up_proj = PackedLinear()
 
     def forward(self, x: Tensor) -> Tensor:
-        packed = self.gate_up_proj(x, (self.gate_proj.weight, self.up_proj.weight))
+        packed = self.gate_up_proj(x, (self.gate_proj, self.up_proj))
         # Not two slices: TensorRT would split the GEMM in two and keep its weights once more for decoding.
         gate, up = packed.unflatten(-1, (2, self.gate_proj.out_features)).unbind(-2)
         hidden: Tensor = self.down_proj(gated_product(gate, up))
@@ -112,9 +112,9 @@ class LightningMixer(nn.Module):
         self.attributes = operator_attributes(config, Mixer.LIGHTNING)
 
     def forward(self, x: Tensor, cache: Cache, step: StepInputs) -> tuple[Tensor, Cache]:
-        weights = (self.q_proj.weight, self.k_proj.weight, self.v_proj.weight, self.z_proj.weight)
+        projections = (self.q_proj, self.k_proj, self.v_proj, self.z_proj)
         y, state = lightning_attention(
-            self.qkvz_proj(x, weights),
+            self.qkvz_proj(x, projections),
             self.q_norm.weight,
             self.k_norm.weight,
             self.o_norm.weight,
@@ -141,8 +141,8 @@ class SparseMixer(nn.Module):
         self.attributes = operator_attributes(config, Mixer.SPARSE)
 
     def forward(self, x: Tensor, cache: Cache, step: StepInputs) -> tuple[Tensor, Cache]:
-        weights = (self.q_proj.weight, self.k_proj.weight, self.v_proj.weight, self.o_gate.weight)
-        inputs = (self.qkvg_proj(x, weights), step.past_length, step.context_length, *cache)
+        projections = (self.q_proj, self.k_proj, self.v_proj, self.o_gate)
+        inputs = (self.qkvg_proj(x, projections), step.past_length, step.context_length, *cache)
         if torch.compiler.is_exporting():
             y, *updated = infllmv2_attention(*inputs, *self.attributes.values())
             return self.o_proj(y), tuple(updated)

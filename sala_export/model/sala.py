@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..checkpoint.config import SalaConfig
 from ..checkpoint.reader import Checkpoint
-from ..errors import UnsupportedError
+from ..numerics.emulation import emulate
 from ..specs import DType
 from .half_precision import stream_scale
 from .layers import Cache, DecoderLayer, Linear, RMSNorm, StepInputs
@@ -62,18 +62,18 @@ class SalaForCausalLM(nn.Module):
     ) -> SalaForCausalLM:
         """Load a checkpoint directory; `dtype` defaults to the checkpoint's own.
 
-        On the CPU and in the checkpoint's dtype the weights stay memory-mapped files.
+        On the CPU and in the checkpoint's dtype the weights stay memory-mapped files. Products of a quantised
+        checkpoint are emulated: they round as an engine's do, and take longer.
 
         Raises: ConfigError, UnsupportedError or CheckpointError naming the file and the field or tensor.
         """
         checkpoint = Checkpoint.open(Path(path))
-        if checkpoint.precision is not None:
-            raise UnsupportedError(f"{path} is quantised to {checkpoint.precision}: load the original checkpoint")
         with torch.device("meta"):
             model = cls(checkpoint.config)
         weights = {name: checkpoint.tensor(name).to(device=device, dtype=dtype) for name in checkpoint.locations}
         if checkpoint.config.tie_word_embeddings:
             weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+        emulate(model, checkpoint.quantized, device)
         model.load_state_dict(weights, assign=True)
         return model.requires_grad_(False).eval()
 

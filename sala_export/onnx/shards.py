@@ -32,19 +32,45 @@ def write_shard(graph: Path, first_layer: int, num_layers: int, shard: Path) -> 
     Raises: ExportError if the graph cannot be cut there, because more than one value passes from layer to layer.
     """
     model = ir.load(graph)
-    layers = 1 + max(layer for layer in map(_layer, model.graph) if layer is not None)
+    layers = _num_layers(model.graph)
     stop = first_layer + num_layers
     if not 0 <= first_layer < stop <= layers:
         raise ExportError(f"{graph}: cannot cut out layers {first_layer}..{stop - 1} of {layers}")
-    entry = _boundary(model.graph, first_layer) if first_layer > 0 else None
     leave = _boundary(model.graph, stop) if stop < layers else None
-    if entry is not None:
-        ir.convenience.replace_all_uses_with(entry, _new_input(model.graph, entry, stream_name(first_layer)))
-    _keep_outputs(model.graph, leave, range(first_layer, stop))
-    _take_sizes_from(model.graph, model.graph.inputs[-1 if entry is not None else 0])
-    _remove_unused(model.graph)
-    _check(graph, model.graph, range(first_layer, stop), layers)
+    _cut(graph, model.graph, range(first_layer, stop), leave, frozenset())
     ir.save(model, shard)
+
+
+def write_layer(graph: Path, layer: int, path: Path, weights: frozenset[str]) -> None:
+    """Cut one layer out of the CPU form `graph`, whose inputs `weights` are weights, and write it to `path`.
+
+    It begins with the embedding or the residual stream, and ends in the stream, which after the last layer is
+    `hidden_states.{layers}`.
+
+    Raises: ExportError as `write_shard`.
+    """
+    model = ir.load(graph)
+    if not 0 <= layer < _num_layers(model.graph):
+        raise ExportError(f"{graph}: cannot cut out layer {layer} of {_num_layers(model.graph)}")
+    _cut(graph, model.graph, range(layer, layer + 1), _boundary(model.graph, layer + 1), weights)
+    ir.save(model, path)
+
+
+def _num_layers(graph: ir.Graph) -> int:
+    return 1 + max(layer for layer in map(_layer, graph) if layer is not None)
+
+
+def _cut(path: Path, graph: ir.Graph, layers: range, leave: ir.Value | None, weights: frozenset[str]) -> None:
+    """Leave of the graph what computes these layers, up to the value `leave` or, if None, the logits."""
+    entry = _boundary(graph, layers.start) if layers.start > 0 else None
+    rows = graph.inputs[0]
+    if entry is not None:
+        rows = _new_input(graph, entry, stream_name(layers.start))
+        ir.convenience.replace_all_uses_with(entry, rows)
+    _keep_outputs(graph, leave, layers)
+    _take_sizes_from(graph, rows)
+    _remove_unused(graph)
+    _check(path, graph, layers, "logits" if leave is None else stream_name(layers.stop), weights)
 
 
 def _layer(node: ir.Node) -> int | None:
@@ -134,7 +160,7 @@ def _remove_unused(graph: ir.Graph) -> None:
     graph.inputs.extend(used)
 
 
-def _check(path: Path, graph: ir.Graph, shard: range, layers: int) -> None:
+def _check(path: Path, graph: ir.Graph, shard: range, end: str, weights: frozenset[str]) -> None:
     """Prove that nothing but the residual stream crosses the ends of the shard.
 
     Whatever else the shard depends on would be among its inputs, or among its nodes under the name of another layer.
@@ -146,6 +172,7 @@ def _check(path: Path, graph: ir.Graph, shard: range, layers: int) -> None:
     if {_cache_layer(value) for value in caches} - set(shard):
         raise ExportError(f"{path}: layers {shard[0]}..{shard[-1]} read the caches of other layers")
     found = {str(value.name) for value in graph.inputs} - {str(value.name) for value in caches} - set(_STEP_INPUTS)
+    found -= weights
     expected = {"input_ids" if shard[0] == 0 else stream_name(shard[0])}
     if found != expected:
         raise ExportError(
@@ -153,5 +180,5 @@ def _check(path: Path, graph: ir.Graph, shard: range, layers: int) -> None:
             f"{', '.join(expected)} and no more: the graph cannot be cut there"
         )
     ends = [str(value.name) for value in graph.outputs if _cache_layer(value) is None]
-    if ends != ["logits" if shard.stop == layers else stream_name(shard.stop)]:
+    if ends != [end]:
         raise ExportError(f"{path}: layers {shard[0]}..{shard[-1]} give {', '.join(ends) or 'nothing'}")

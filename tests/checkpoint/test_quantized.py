@@ -22,7 +22,6 @@ from sala_export.checkpoint.quantized_weights import E4M3_VALUES
 from sala_export.checkpoint.random_checkpoint import write_random_checkpoint
 from sala_export.checkpoint.reader import Checkpoint
 from sala_export.errors import CheckpointError, ConfigError, InputError, RequestError, UnsupportedError
-from sala_export.model.sala import SalaForCausalLM
 from sala_export.specs import QUANTIZED_PRECISIONS, Precision
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -101,11 +100,6 @@ def test_ignore_takes_names_and_expressions_from_the_start() -> None:
     assert covered == {Q: True, K: False, "model.layers.1.mlp.up_proj": False}
     assert quantization.covers("model.layers.2.mlp.up_proj.weight"), "mlp is not at the start"
     assert not quantization.covers("model.layers.0.input_layernorm.weight")
-
-
-def test_module_takes_the_original_only() -> None:
-    with pytest.raises(UnsupportedError, match=r"is quantised to fp8: load the original checkpoint"):
-        SalaForCausalLM.from_pretrained(tiny_checkpoint(2, Precision.FP8))
 
 
 @pytest.mark.parametrize(

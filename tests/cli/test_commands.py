@@ -75,7 +75,9 @@ def test_export_writes_graph_and_weights(capsys: Capture, tmp_path: Path) -> Non
     assert (output / "model.onnx").is_file()
 
 
-@pytest.mark.parametrize("command", [[], ["build"], ["export"], ["inspect"], ["random-checkpoint"]])
+@pytest.mark.parametrize(
+    "command", [[], ["build"], ["export"], ["inspect"], ["quantize"], ["random-checkpoint"], ["verify"]]
+)
 def test_help_names_every_option_in_kebab_case(capsys: Capture, command: list[str]) -> None:
     assert run([*command, "--help"]) == 0
     text = capsys.readouterr().out

@@ -18,12 +18,19 @@ from support.passkey import (
     passkey_config,
     passkey_prompt,
     write_passkey_checkpoint,
+    write_passkey_samples,
 )
 from torch import Tensor
 
 from sala_export import SalaForCausalLM
+from sala_export.calibration.layer import Recipe
+from sala_export.calibration.quantize import quantize_checkpoint
+from sala_export.calibration.samples import SampleRequest
+from sala_export.checkpoint.quantization import SCHEMES
+from sala_export.checkpoint.reader import Checkpoint
 from sala_export.model.layers import StepInputs
 from sala_export.ops.infllmv2_attention import reference
+from sala_export.specs import Precision
 
 LENGTH = 3072
 """48 blocks, of which a query takes 12; the last five are its window."""
@@ -108,6 +115,23 @@ def test_broken_selection_finds_only_what_is_always_seen(
     # Blocks of equal score are taken from the front, so needles are further behind than that.
     needles, given = answers(broken(monkeypatch), LENGTH, needle_positions(LENGTH, (0.0, 0.3, 0.5, 0.7, 1.0)))
     assert given == [needles[0].value, UNKNOWN, UNKNOWN, UNKNOWN, needles[4].value]
+
+
+@functools.cache
+def quantized_passkey_model(precision: Precision) -> SalaForCausalLM:
+    folder = Path(_FOLDER.name)
+    source = write_passkey_checkpoint(folder / f"for-{precision}", passkey_config(num_attention_heads=4))
+    samples = SampleRequest(file=write_passkey_samples(folder / f"{precision}.jsonl"))
+    output = folder / f"quantized-{precision}"
+    quantize_checkpoint(Checkpoint.open(source), Recipe.from_options(precision), samples, output)
+    return SalaForCausalLM.from_pretrained(output, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("precision", SCHEMES)
+def test_quantised_model_finds_needles_at_all_depths(precision: Precision) -> None:
+    length = 1600
+    needles, given = answers(quantized_passkey_model(precision), length, needle_positions(length))
+    assert given == [needle.value for needle in needles]
 
 
 def test_key_that_was_never_mentioned_is_unknown() -> None:

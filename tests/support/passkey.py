@@ -68,7 +68,7 @@ def passkey_config(*, num_attention_heads: int = 32, topk: int = 8, dense_len: i
             "model_type": "minicpm_sala",
             "vocab_size": _VOCAB_SIZE,
             "hidden_size": _HIDDEN_SIZE,
-            "intermediate_size": 64,
+            "intermediate_size": 128,
             "num_hidden_layers": 2,
             "num_attention_heads": num_attention_heads,
             "num_key_value_heads": 2,
@@ -210,6 +210,17 @@ def passkey_prompt(length: int, positions: Sequence[int], seed: int = 0) -> tupl
 def needle_positions(length: int, depths: Sequence[float] = DEPTHS) -> list[int]:
     """Positions of keys in a prompt: at 0 the prompt begins with one, at 1 it ends with its value."""
     return [round(depth * (length - 2)) for depth in depths]
+
+
+def write_passkey_samples(path: Path, *, prompts: int = 8, length: int = 320) -> Path:
+    """Calibration lines for `quantize`: prompts with questions, in which every key and value occurs; returns `path`."""
+    lines = []
+    for seed in range(prompts):
+        tokens, needles = passkey_prompt(length, needle_positions(length), seed)
+        asked = np.concatenate([tokens, *(needle.question() for needle in needles)])
+        lines.append(json.dumps({"input_ids": asked.tolist()}))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
 
 
 def in_pieces(tokens: NDArray[np.int32], sizes: Sequence[int]) -> Iterator[NDArray[np.int32]]:

@@ -1,0 +1,315 @@
+"""A checkpoint into a quantised one, layer by layer.
+
+The hidden rows of the calibration samples travel from layer to layer, in fp32 and unquantised; of the weights one layer
+is in memory at a time. Each layer becomes a file of its own when it is done, and the rows that leave it are kept beside
+it until the next is, so that an interrupted run goes on after its last layer, to the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import resource
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..checkpoint.keymap import EMBEDDING, FINAL_NORM, LM_HEAD, layer_weights, weights
+from ..checkpoint.quantization import DEFAULT_IGNORE, GATE_ROLES, QUANTIZATION_FIELD, SCHEMES, Quantization
+from ..checkpoint.reader import CONFIG_FILE, INDEX_FILE, TOKENIZER_FILE, Checkpoint
+from ..checkpoint.safetensors_header import read_header
+from ..checkpoint.safetensors_writer import NewTensor, write_safetensors
+from ..errors import CheckpointError, DiskFullError, UnsupportedError
+from ..model.layer_run import LayerRun, embed, layer_prefix, make_layer
+from ..numerics.weights import INT4_GROUP, NVFP4_GROUP
+from ..progress import Progress, silent
+from ..specs import Precision, format_bytes
+from ..staging import MARKER, Staging, resumable_directory
+from .layer import Recipe, SiteInputs, quantize_layer
+from .samples import SampleRequest
+from .sites import layer_sites
+
+_ROWS_FILE = "hidden-rows-{:05}.safetensors"
+"""Hidden rows that enter a layer; leaves with the next."""
+_ROWS = "rows"
+_PHASE = "quantize"
+_BYTES_PER_WEIGHT = {
+    Precision.FP8: 1.0,
+    Precision.INT8: 1.0,
+    Precision.INT4: 0.5 + 2 / INT4_GROUP,
+    Precision.NVFP4: 0.5 + 1 / NVFP4_GROUP,
+}
+"""Scales of groups included."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuantizeResult:
+    """What a run took."""
+
+    directory: Path
+    seconds: float
+    peak_host_bytes: int
+    """Resident memory of this process at its peak."""
+
+
+def quantize_checkpoint(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    samples: SampleRequest,
+    output: Path,
+    *,
+    force: bool = False,
+    on_progress: Progress = silent,
+) -> QuantizeResult:
+    """Write the directory `output`, a checkpoint in compressed-tensors' format, whole or not at all.
+
+    An interrupted run is taken up by the next one with equal arguments, and gives the same bytes on the same machine.
+    Raises: RequestError, CheckpointError or UnsupportedError for bad input; DiskFullError.
+    """
+    start = time.monotonic()
+    _require_quantizable(checkpoint, recipe)
+    tokens = samples.read(checkpoint.config, checkpoint.accessory_files().get(TOKENIZER_FILE))
+    key = _resume_key(checkpoint, recipe, tokens)
+    with resumable_directory(output, marker=MARKER, force=force, key=key) as staging:
+        run = _Run(checkpoint, recipe, tokens, staging)
+        run.check_disk()
+        run.layers(on_progress)
+        run.finish()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return QuantizeResult(directory=output, seconds=time.monotonic() - start, peak_host_bytes=peak)
+
+
+def quantization(recipe: Recipe) -> Quantization:
+    """What the config.json of the result says."""
+    gates = tuple(f"re:.*{role}" for role in GATE_ROLES)
+    ignore = tuple(entry for entry in DEFAULT_IGNORE if not (recipe.include_gates and entry in gates))
+    return Quantization(scheme=SCHEMES[recipe.precision], ignore=ignore)
+
+
+class _Run:
+    """One checkpoint on its way. Shards: the embedding, each layer, and the final norm with lm_head."""
+
+    def __init__(self, checkpoint: Checkpoint, recipe: Recipe, tokens: list[Tensor], staging: Staging) -> None:
+        self._checkpoint = checkpoint
+        self._config = checkpoint.config
+        self._recipe = recipe
+        self._tokens = tokens
+        self._staging = staging
+        self._shards = self._config.num_hidden_layers + 2
+
+    def layers(self, on_progress: Progress) -> None:
+        """Write every shard that is not there yet."""
+        count, per_layer = self._config.num_hidden_layers, len(self._tokens) + 1
+        first, hidden = self._start()
+        on_progress(_PHASE, first * per_layer, count * per_layer)
+        run = LayerRun(self._config)
+        for layer in range(first, count):
+            begun = time.monotonic()
+            prefix = layer_prefix(layer)
+            wanted = [weight.name for weight in layer_weights(self._config, layer)]
+            loaded = {name.removeprefix(prefix): self._load(name) for name in wanted}
+            module = make_layer(self._config, layer, loaded)
+            sites = layer_sites(self._config, layer, include_gates=self._recipe.include_gates)
+            inputs = SiteInputs(sites, sum(len(rows) for rows in hidden))
+            with inputs.record(module):
+                for index, rows in enumerate(hidden):
+                    hidden[index] = run.run(layer, module, rows)
+                    on_progress(_PHASE, layer * per_layer + index + 1, count * per_layer)
+            by_module = {name.removesuffix(".weight"): tensor for name, tensor in loaded.items()}
+            quantized, exponents = quantize_layer(self._config, layer, by_module, inputs, self._recipe)
+            self._write_rows(layer + 1, hidden)
+            _write_whole(self._shard(layer + 1), self._ordered(layer, by_module, quantized))
+            self._rows_file(layer).unlink()
+            on_progress(_PHASE, (layer + 1) * per_layer, count * per_layer)
+            logger.info(
+                "layer %d of %d: %.1f s, exponents %s, peak memory %s",
+                layer + 1,
+                count,
+                time.monotonic() - begun,
+                exponents or "none",
+                format_bytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024),
+            )
+
+    def finish(self) -> None:
+        """The last shard, the index and everything that is not a weight."""
+        names = [name for name in (FINAL_NORM, LM_HEAD) if name in self._checkpoint.locations]
+        _write_whole(self._shard(self._shards - 1), {name: self._checkpoint.tensor(name) for name in names})
+        self._rows_file(self._config.num_hidden_layers).unlink()
+        directory = self._staging.path
+        headers = {self._shard(number).name: read_header(self._shard(number)) for number in range(self._shards)}
+        total = sum(tensor.length for header in headers.values() for tensor in header.values())
+        weight_map = {name: shard for shard, header in headers.items() for name in header}
+        _write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        fields = json.loads((self._checkpoint.directory / CONFIG_FILE).read_text(encoding="utf-8"))
+        fields[QUANTIZATION_FIELD] = quantization(self._recipe).to_dict()
+        _write_json(directory / CONFIG_FILE, fields)
+        for name, file in self._checkpoint.accessory_files().items():
+            shutil.copyfile(file, directory / name)
+
+    def check_disk(self) -> None:
+        """Raises: DiskFullError."""
+        per_weight = _BYTES_PER_WEIGHT[self._recipe.precision]
+        linear = sum(w.elements for w in weights(self._config) if w.layer is not None and len(w.shape) == 2)
+        rows = 2 * 4 * self._config.hidden_size * sum(len(ids) for ids in self._tokens)
+        whole = self._checkpoint.weight_bytes() - linear * self._checkpoint.dtype.bytes
+        needed = whole + int(linear * per_weight) + rows
+        free = shutil.disk_usage(self._staging.path).free
+        there = sum(file.stat().st_size for file in self._staging.path.iterdir())
+        if needed > free + there:
+            raise DiskFullError(
+                f"the disk of {self._staging.path.parent} has {format_bytes(free)} free, the checkpoint takes about "
+                f"{format_bytes(needed)}: free some space or choose another --output"
+            )
+
+    def _start(self) -> tuple[int, list[Tensor]]:
+        """The first layer to do and the rows that enter it."""
+        for layer in range(self._config.num_hidden_layers, -1, -1):
+            if self._rows_file(layer).is_file() and self._shard(layer).is_file():
+                logger.info("going on after %d of %d layers", layer, self._config.num_hidden_layers)
+                return layer, self._read_rows(layer)
+        embedding = self._checkpoint.tensor(EMBEDDING)
+        _write_whole(self._shard(0), {EMBEDDING: embedding})
+        hidden = [embed(self._config, embedding, ids) for ids in self._tokens]
+        self._write_rows(0, hidden)
+        self._staging.keep()
+        return 0, hidden
+
+    def _load(self, name: str) -> Tensor:
+        """A weight in fp32, as memory of this process.
+
+        Raises: CheckpointError if it holds infinities or NaN.
+        """
+        tensor = self._checkpoint.tensor(name).to(torch.float32, copy=True)
+        if not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{self._checkpoint.locations[name].file}: {name} holds values that are not finite")
+        return tensor
+
+    def _ordered(
+        self, layer: int, kept: dict[str, Tensor], quantized: dict[str, dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """The tensors of a layer's shard: of each packed product first all weights, then all scales.
+
+        So an engine's packed weight is one run of bytes in the file.
+        """
+        prefix = layer_prefix(layer)
+        stored = self._checkpoint.tensor(f"{prefix}input_layernorm.weight").dtype
+        ordered = {
+            f"{prefix}{module}.weight": tensor.to(stored) for module, tensor in kept.items() if module not in quantized
+        }
+        for site in layer_sites(self._config, layer, include_gates=self._recipe.include_gates):
+            roles = dict.fromkeys(role for module in site.projections for role in quantized[module])
+            for role in roles:
+                for module in site.projections:
+                    ordered[f"{prefix}{module}.{role}"] = quantized[module][role]
+        return ordered
+
+    def _shard(self, number: int) -> Path:
+        return self._staging.path / f"model-{number + 1:05}-of-{self._shards:05}.safetensors"
+
+    def _rows_file(self, layer: int) -> Path:
+        return self._staging.path / _ROWS_FILE.format(layer)
+
+    def _write_rows(self, layer: int, hidden: list[Tensor]) -> None:
+        rows = torch.cat(hidden)
+        if not bool(torch.isfinite(rows).all()):
+            raise CheckpointError(
+                f"{self._checkpoint.directory}: activations of layer {layer - 1} are not finite in fp32: the weights "
+                "are damaged, or of another model"
+            )
+        _write_whole(self._rows_file(layer), {_ROWS: rows})
+
+    def _read_rows(self, layer: int) -> list[Tensor]:
+        file = self._rows_file(layer)
+        stored = read_header(file)[_ROWS]
+        rows = (
+            torch.from_file(str(file), shared=False, size=stored.length + stored.offset, dtype=torch.uint8)[
+                stored.offset :
+            ]
+            .view(torch.float32)
+            .view(stored.shape)
+        )
+        return [part.clone() for part in torch.split(rows, [len(ids) for ids in self._tokens])]
+
+
+def _require_quantizable(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    """Raises: UnsupportedError if it is quantised already, or a projection cannot be cut into groups."""
+    if checkpoint.precision is not None:
+        raise UnsupportedError(
+            f"{checkpoint.directory} is quantised to {checkpoint.precision} already: give the original checkpoint"
+        )
+    config = checkpoint.config
+    group = SCHEMES[recipe.precision].group or 1
+    for layer in range(config.num_hidden_layers):
+        projections = {
+            module
+            for site in layer_sites(config, layer, include_gates=recipe.include_gates)
+            for module in site.projections
+        }
+        for weight in layer_weights(config, layer):
+            module = weight.name.removeprefix(layer_prefix(layer)).removesuffix(".weight")
+            if module in projections and weight.shape[1] % group:
+                raise UnsupportedError(
+                    f"{weight.name} has {weight.shape[1]} inputs, but {recipe.precision} shares a scale among {group}: "
+                    "choose another --precision"
+                )
+
+
+def _resume_key(checkpoint: Checkpoint, recipe: Recipe, tokens: list[Tensor]) -> str:
+    """Stands for everything that decides the bytes."""
+    decisive = {
+        "program": __version__,
+        "torch": (torch.__version__, torch.get_num_threads()),
+        "recipe": asdict(recipe),
+        "config": asdict(checkpoint.config),
+        "weights": {
+            name: (file.stat().st_size, file.stat().st_mtime_ns) for name, file in checkpoint.shard_files().items()
+        },
+        "tokens": [ids.tolist() for ids in tokens],
+    }
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _write_whole(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A file that is there, on disk, or not at all."""
+    unfinished = path.with_name(f"{path.name}.new")
+    write_safetensors(unfinished, [_new_tensor(name, tensor) for name, tensor in tensors.items()])
+    with unfinished.open("rb") as file:
+        os.fsync(file.fileno())
+    unfinished.rename(path)
+
+
+def _new_tensor(name: str, tensor: Tensor) -> NewTensor:
+    flat = tensor.contiguous().view(-1)
+    return NewTensor(
+        name=name,
+        dtype=_DTYPES[tensor.dtype],
+        shape=tuple(tensor.shape),
+        blocks=lambda: [flat.view(torch.uint8).numpy()],
+    )
+
+
+_DTYPES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.int32: "I32",
+    torch.int64: "I64",
+}
+"""As the format spells them."""
+
+
+def _write_json(path: Path, fields: dict[str, object]) -> None:
+    path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,126 @@
+"""Calibration text: JSON lines with a `text` or `input_ids`, as token ids."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+from torch import Tensor
+
+from ..checkpoint.config import SalaConfig
+from ..checkpoint.reader import TOKENIZER_FILE
+from ..errors import CheckpointError, RequestError
+
+MIN_TOKENS = 16
+"""Of all samples together; fewer say nothing about the range of activations."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleRequest:
+    """Which tokens to calibrate with."""
+
+    file: Path
+    """JSON lines, each an object with `text` or with `input_ids`."""
+    samples: int = 16
+    """Lines to take, from the first."""
+    sequence_length: int = 512
+    """Tokens to take of each, from the first; a shorter line gives a shorter sample."""
+
+    def __post_init__(self) -> None:
+        for option, value in (("--samples", self.samples), ("--sequence-length", self.sequence_length)):
+            if value < 1:
+                raise RequestError(f"{option} {value}: expected at least 1")
+
+    def read(self, config: SalaConfig, tokenizer_file: Path | None) -> list[Tensor]:
+        """The samples, each int64 [T].
+
+        Args: `tokenizer_file`, the checkpoint's tokenizer.json, needed for `text`; None if there is none.
+        Raises: RequestError naming file and line; CheckpointError if there is no tokenizer, or a damaged one.
+        """
+        if self.sequence_length > config.max_position_embeddings:
+            raise RequestError(
+                f"--sequence-length {self.sequence_length} is more than the {config.max_position_embeddings} tokens "
+                "that the model was made for"
+            )
+        tokenizer: tokenizers.Tokenizer | None = None
+        found: list[Tensor] = []
+        for where, fields in _lines(self.file):
+            if len(found) == self.samples:
+                break
+            if "input_ids" in fields:
+                ids = _checked_ids(fields["input_ids"], config.vocab_size, where)
+            else:
+                tokenizer = tokenizer or _load_tokenizer(tokenizer_file, where)
+                ids = tokenizer.encode(_text(fields, where)).ids
+                _require_in_vocabulary(ids, config.vocab_size, where)
+            if ids:
+                found.append(torch.tensor(ids[: self.sequence_length]))
+        tokens = sum(len(ids) for ids in found)
+        if tokens < MIN_TOKENS:
+            raise RequestError(
+                f"{self.file} gives {tokens} tokens: calibration needs at least {MIN_TOKENS}, better some thousands"
+            )
+        return found
+
+
+def _lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every line that is not blank, with its place for messages."""
+    try:
+        with file.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield f"{file}:{number}", _object(line, f"{file}:{number}")
+    except OSError as error:
+        raise RequestError(f"--calibration {file} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise RequestError(f"--calibration {file} is not UTF-8 text: expected JSON lines") from None
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(line)
+    except ValueError as error:
+        raise RequestError(f'{where} is not JSON ({error}): expected a line such as {{"text": "..."}}') from None
+    if not isinstance(fields, dict):
+        raise RequestError(f'{where} holds {type(fields).__name__}, expected an object such as {{"text": "..."}}')
+    return fields
+
+
+def _text(fields: dict[str, Any], where: str) -> str:
+    text = fields.get("text")
+    if not isinstance(text, str):
+        raise RequestError(f"{where} has no text: each line needs a string `text` or token ids `input_ids`")
+    return text
+
+
+def _checked_ids(ids: Any, vocab_size: int, where: str) -> list[int]:
+    if not isinstance(ids, list) or not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
+        raise RequestError(f"{where}: input_ids is not a list of integers")
+    _require_in_vocabulary(ids, vocab_size, where)
+    return ids
+
+
+def _require_in_vocabulary(ids: list[int], vocab_size: int, where: str) -> None:
+    outside = [token for token in ids if not 0 <= token < vocab_size]
+    if outside:
+        raise RequestError(f"{where}: token {outside[0]} is outside the vocabulary of {vocab_size}")
+
+
+def _load_tokenizer(file: Path | None, where: str) -> tokenizers.Tokenizer:
+    if file is None:
+        raise CheckpointError(
+            f"{where} is text, but the checkpoint has no {TOKENIZER_FILE}: copy it there, or give `input_ids`"
+        )
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    # The library raises plain Exception for whatever it finds wrong with a file.
+    except Exception as error:
+        raise CheckpointError(f"{file} is no tokenizer that this version of `tokenizers` reads: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer

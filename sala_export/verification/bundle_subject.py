@@ -1,0 +1,149 @@
+"""The CPU form of a bundle in ONNX Runtime, one layer at a time.
+
+`cpu.onnx` is cut into graphs of one layer each, and each gets its weights, converted to fp32, when its turn comes: so a
+model takes the memory of its largest layer. It is the graph that the bundle runs on a CPU, and it rounds what is
+quantised as the engine does.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto
+from torch import Tensor
+
+from ..bundle.manifest import CpuGraphEntry, WeightPart
+from ..bundle.reader import Bundle
+from ..checkpoint.keymap import EMBEDDING, FINAL_NORM, LM_HEAD
+from ..checkpoint.mapped_tensor import map_tensor
+from ..checkpoint.tensor_location import TensorLocation
+from ..errors import UnsupportedError
+from ..model.layer_run import logits
+from ..model.rope import rope_cos_sin
+from ..model.signature import cache_sizes
+from ..native_libraries import onnxruntime_operators
+from ..numerics.weights import dequantize
+from ..onnx.shards import write_layer
+from ..specs import Precision, stream_name
+from .subject import LayerRows
+
+_CODES_PER_BYTE = {Precision.FP8: 1, Precision.INT8: 1, Precision.INT4: 2, Precision.NVFP4: 2}
+
+
+class BundleSubject:
+    """A bundle's own graph on the CPU. Of activations it shows the residual stream alone."""
+
+    def __init__(self, bundle: Bundle, layers: int | None = None) -> None:
+        """Args: `layers`: the first that many.
+
+        Raises: UnsupportedError if the bundle was built without its weights; RequestError for `layers`.
+        """
+        manifest = bundle.manifest
+        if not manifest.graph.weights_included:
+            raise UnsupportedError(
+                f"{bundle.directory} was built with --no-weights, so its graph cannot run: build it with them to verify"
+            )
+        config = manifest.model.config
+        self.config = config if layers is None else config.truncated(layers)
+        self.description = f"ONNX Runtime {onnxruntime.__version__}, {manifest.precision}"
+        self._directory = bundle.directory
+        self._graph: CpuGraphEntry = manifest.graph.cpu
+        self._weights = {weight.spec.name: weight for weight in self._graph.weights}
+        self._inv_freq = torch.tensor(manifest.model.inv_freq, dtype=torch.float32)
+        self._head: Tensor | None = None
+
+    def layers(self, input_ids: Tensor) -> Iterator[LayerRows]:
+        tokens = len(input_ids)
+        feeds: dict[str, NDArray[Any]] = {
+            "input_ids": input_ids[None].numpy(),
+            "past_length": np.zeros(1, np.int32),
+            "context_length": np.full(1, tokens, np.int32),
+            "rope_cos_sin": rope_cos_sin(torch.arange(tokens)[None], self._inv_freq).numpy(),
+        }
+        sizes = cache_sizes(self.config, tokens)
+        caches = {
+            spec.name: np.zeros(spec.bound(sizes), np.float32) for spec in self._graph.inputs if spec.name not in feeds
+        }
+        with tempfile.TemporaryDirectory(prefix="sala-verify-") as folder:
+            for layer in range(self.config.num_hidden_layers):
+                stream = self._run(layer, Path(folder), feeds, caches)
+                feeds[stream_name(layer + 1)] = stream
+                feeds.pop(stream_name(layer), None)
+                rows = torch.from_numpy(stream)[0]
+                yield LayerRows(rows=rows, largest_activation=float(rows.abs().max()))
+
+    def logits(self, rows: Tensor) -> Tensor:
+        if self._head is None:
+            self._head = self._weight(EMBEDDING if self.config.tie_word_embeddings else LM_HEAD)
+        return logits(self.config, self._weight(FINAL_NORM), self._head, rows)
+
+    def _run(
+        self, layer: int, folder: Path, feeds: Mapping[str, NDArray[Any]], caches: Mapping[str, NDArray[Any]]
+    ) -> NDArray[np.float32]:
+        """The residual stream after a layer, fp32 [1, T, H]."""
+        path = folder / "layer.onnx"
+        write_layer(self._directory / self._graph.file, layer, path, frozenset(self._weights))
+        options = onnxruntime.SessionOptions()
+        options.register_custom_ops_library(str(onnxruntime_operators()))
+        # Weights are inputs: nothing is gained by planning memory for a single run.
+        options.enable_mem_pattern = False
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        given = {}
+        for value in session.get_inputs():
+            if value.name in self._weights:
+                given[value.name] = _ort_value(self._weight(value.name))
+            else:
+                array = feeds[value.name] if value.name in feeds else caches[value.name]
+                given[value.name] = onnxruntime.OrtValue.ortvalue_from_numpy(array)
+        (stream,) = session.run_with_ort_values([stream_name(layer + 1)], given)
+        found: NDArray[np.float32] = stream.numpy()
+        return found
+
+    def _weight(self, name: str) -> Tensor:
+        """A weight input in the type that the graph takes."""
+        weight = self._weights[name]
+        dtype = getattr(torch, weight.spec.dtype.value)
+        shape = [int(extent) for extent in weight.spec.shape]
+        return torch.cat([_values(part, self._directory).to(dtype).view(-1) for part in weight.parts]).view(shape)
+
+
+def _values(part: WeightPart, directory: Path) -> Tensor:
+    """What a part stands for: as it is stored, or dequantised to fp32."""
+    how = part.dequantization
+    if how is None:
+        return _stored(part, directory)
+    # All rows have the same number of stored elements, whatever number of codes each holds.
+    codes = _stored(part, directory).view(_rows(part), -1)
+    return dequantize(how.precision, codes, _stored(how.scale, directory).view(how.scale_shape), how.global_scale)
+
+
+def _rows(part: WeightPart) -> int:
+    """Of a quantised part."""
+    how = part.dequantization
+    assert how is not None
+    return part.bytes // (how.columns // _CODES_PER_BYTE[how.precision])
+
+
+def _stored(part: WeightPart, directory: Path) -> Tensor:
+    """The elements as they lie in the file, [-1]."""
+    size = part.bytes // part.dtype.bytes
+    return map_tensor(
+        TensorLocation(
+            file=directory / part.file, offset=part.offset, length=part.bytes, dtype=part.dtype, shape=(size,)
+        )
+    )
+
+
+def _ort_value(tensor: Tensor) -> onnxruntime.OrtValue:
+    if tensor.dtype is torch.bfloat16:
+        # numpy has no bfloat16.
+        bits = tensor.view(torch.uint16).numpy()
+        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, TensorProto.BFLOAT16)
+    return onnxruntime.OrtValue.ortvalue_from_numpy(tensor.numpy())

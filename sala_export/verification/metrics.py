@@ -1,0 +1,104 @@
+"""How far two models are apart on the same tokens: hidden rows of each layer, and logits.
+
+T tokens, H hidden size, V vocabulary. Sums are taken in fp64.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowErrors:
+    """The residual stream after a layer, of the model under test against the original's."""
+
+    cosine: float
+    """Mean over tokens of the cosine between the two rows."""
+    least_cosine: float
+    max_error: float
+    """Largest difference of two elements."""
+    relative_error: float
+    """Norm of the difference over the norm of the original, all rows together."""
+
+
+def row_errors(original: Tensor, tested: Tensor) -> RowErrors:
+    """Compare rows fp32 [T, H]."""
+    a, b = original.to(torch.float64), tested.to(torch.float64)
+    norms = a.norm(dim=-1) * b.norm(dim=-1)
+    cosine = (a * b).sum(-1) / norms.clamp(min=torch.finfo(torch.float64).tiny)
+    difference = b - a
+    return RowErrors(
+        cosine=float(cosine.mean()),
+        least_cosine=float(cosine.min()),
+        max_error=float(difference.abs().max()),
+        relative_error=float(difference.norm() / a.norm().clamp(min=torch.finfo(torch.float64).tiny)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogitErrors:
+    """The next-token distributions of the model under test against the original's."""
+
+    tokens: int
+    kl: float
+    """Mean over tokens of KL(original || tested), in nats."""
+    max_kl: float
+    top1: float
+    """Share of tokens with the same most likely successor."""
+    original_perplexity: float
+    """Of the tokens themselves, each predicted from those before it."""
+    tested_perplexity: float
+    logit_std: float
+    """Standard deviation of the original's logits: what the numbers above are to be judged by."""
+
+    @property
+    def perplexity_ratio(self) -> float:
+        return self.tested_perplexity / self.original_perplexity
+
+
+class LogitComparison:
+    """Gathers logits of consecutive rows, so that those of all tokens never exist at once."""
+
+    def __init__(self) -> None:
+        self._tokens = self._agreeing = self._predicted = 0
+        self._kl = self._max_kl = self._square = self._sum = 0.0
+        self._elements = 0
+        self._losses = [0.0, 0.0]
+
+    def add(self, original: Tensor, tested: Tensor, successors: Tensor) -> None:
+        """Logits fp32 [T, V] of some rows; `successors` int64 [T or T - 1]: the tokens after them, the last row of a
+        text has none."""
+        log_p, log_q = original.log_softmax(-1), tested.log_softmax(-1)
+        kl = (log_p.exp() * (log_p - log_q)).sum(-1, dtype=torch.float64)
+        self._tokens += len(kl)
+        self._kl += float(kl.sum())
+        self._max_kl = max(self._max_kl, float(kl.max()))
+        self._agreeing += int((original.argmax(-1) == tested.argmax(-1)).sum())
+        self._predicted += len(successors)
+        for index, log_probability in enumerate((log_p, log_q)):
+            chosen = log_probability[: len(successors)].gather(1, successors[:, None])
+            self._losses[index] -= float(chosen.sum(dtype=torch.float64))
+        self._square += float(original.square().sum(dtype=torch.float64))
+        self._sum += float(original.sum(dtype=torch.float64))
+        self._elements += original.numel()
+
+    def result(self) -> LogitErrors:
+        """Of all rows so far, two at least."""
+        mean = self._sum / self._elements
+        return LogitErrors(
+            tokens=self._tokens,
+            kl=self._kl / self._tokens,
+            max_kl=self._max_kl,
+            top1=self._agreeing / self._tokens,
+            original_perplexity=_perplexity(self._losses[0] / self._predicted),
+            tested_perplexity=_perplexity(self._losses[1] / self._predicted),
+            logit_std=math.sqrt(max(0.0, self._square / self._elements - mean**2)),
+        )
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf

@@ -1,0 +1,109 @@
+"""What is compared: anything that gives the hidden rows of a model layer by layer, and logits of its last ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint.config import SalaConfig
+from ..checkpoint.keymap import EMBEDDING, FINAL_NORM, LM_HEAD
+from ..checkpoint.reader import Checkpoint
+from ..model.layer_run import LayerRun, embed, load_layer, logits
+from ..model.layers import Linear
+from ..numerics.emulation import EmulatedLinear
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerRows:
+    """What one layer gave."""
+
+    rows: Tensor
+    """The residual stream after it, fp32 [T, H]."""
+    largest_activation: float | None = None
+    """Magnitude, of the stream and of all inputs and outputs of projections; None if not seen."""
+    input_range: float | None = None
+    """Largest magnitude of an input over the static range that it is quantised to; above 1 it saturates. None: no input
+    is quantised, or it was not seen."""
+    saturated: float | None = None
+    """Share of input elements that saturate."""
+
+
+class Subject(Protocol):
+    """A model under test, or the original. An engine on its GPU is one more implementation."""
+
+    config: SalaConfig
+    description: str
+    """For people: what computes, and how."""
+
+    def layers(self, input_ids: Tensor) -> Iterator[LayerRows]:
+        """Rows after each layer, from the first, of one context int64 [T]; one layer in memory at a time."""
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """fp32 [T, V] of rows [T, H] that the last layer gave."""
+
+
+class CheckpointSubject:
+    """A checkpoint in torch, in fp32; quantised products are emulated."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.config = checkpoint.config
+        precision = checkpoint.precision
+        self.description = "torch, fp32" if precision is None else f"torch, {precision} emulated"
+        self._head: Tensor | None = None
+
+    def layers(self, input_ids: Tensor) -> Iterator[LayerRows]:
+        run = LayerRun(self.config)
+        rows = embed(self.config, self.checkpoint.tensor(EMBEDDING), input_ids)
+        for layer in range(self.config.num_hidden_layers):
+            module = load_layer(self.checkpoint, layer)
+            with _watch(module) as seen:
+                rows = run.run(layer, module, rows)
+            yield LayerRows(
+                rows=rows,
+                largest_activation=max(seen.largest, float(rows.abs().max())),
+                input_range=seen.input_range,
+                saturated=seen.saturated / seen.elements if seen.elements else None,
+            )
+
+    def logits(self, rows: Tensor) -> Tensor:
+        if self._head is None:
+            name = EMBEDDING if self.config.tie_word_embeddings else LM_HEAD
+            self._head = self.checkpoint.tensor(name).to(torch.float32)
+        return logits(self.config, self.checkpoint.tensor(FINAL_NORM), self._head, rows)
+
+
+@dataclass(slots=True)
+class _Seen:
+    largest: float = 0.0
+    input_range: float | None = None
+    saturated: int = 0
+    elements: int = 0
+
+    def __call__(self, module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+        magnitude = arguments[0].abs()
+        largest = float(magnitude.max())
+        self.largest = max(self.largest, largest, float(output.abs().max()))
+        limit = module.input_limit if isinstance(module, EmulatedLinear) else None
+        if limit is not None:
+            self.input_range = max(self.input_range or 0.0, largest / limit)
+            self.saturated += int((magnitude > limit).sum())
+            self.elements += magnitude.numel()
+
+
+@contextmanager
+def _watch(layer: nn.Module) -> Iterator[_Seen]:
+    """Look at what goes in and out of the projections of a layer."""
+    seen = _Seen()
+    watched = [module for module in layer.modules() if isinstance(module, Linear | EmulatedLinear)]
+    handles = [module.register_forward_hook(seen) for module in watched]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,39 @@
+"""From what a user wants verified, a bundle or a quantised checkpoint, to the two models that are compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..bundle.manifest import MANIFEST_FILE
+from ..bundle.reader import Bundle
+from ..checkpoint.reader import CONFIG_FILE, Checkpoint
+from ..errors import RequestError
+from ..specs import Precision
+from .bundle_subject import BundleSubject
+from .subject import CheckpointSubject, Subject
+
+
+def open_target(target: Path, original: Checkpoint, layers: int | None) -> tuple[Subject, Subject, Precision]:
+    """The original, the model under test and its precision.
+
+    Args: `layers`: take the first that many of both.
+    Raises: RequestError if `target` is neither, or not quantised; BundleError, CheckpointError or ConfigError.
+    """
+    if original.precision is not None:
+        raise RequestError(
+            f"--model {original.directory} is quantised itself: give the checkpoint that it was made from"
+        )
+    if (target / CONFIG_FILE).is_file():
+        tested = Checkpoint.open(target, layers=layers)
+        if tested.precision is None:
+            raise RequestError(
+                f"{target} is not quantised: there is nothing to verify before a bundle is built from it"
+            )
+        return CheckpointSubject(original), CheckpointSubject(tested), tested.precision
+    if (target / MANIFEST_FILE).is_file() or not target.is_dir():
+        # A path that does not exist is refused as a bundle is.
+        bundle = Bundle.open(target)
+        return CheckpointSubject(original), BundleSubject(bundle, layers), bundle.manifest.precision
+    raise RequestError(
+        f"{target} has neither {MANIFEST_FILE} nor {CONFIG_FILE}: give a bundle or a quantised checkpoint"
+    )

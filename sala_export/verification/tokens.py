@@ -1,0 +1,31 @@
+"""The tokens that both models are run on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..calibration.samples import SampleRequest
+from ..checkpoint.reader import TOKENIZER_FILE, Checkpoint
+from ..errors import RequestError
+
+_LEAST = 2
+"""So that one token is predicted."""
+
+
+def verification_tokens(checkpoint: Checkpoint, tokens: int, file: Path | None) -> Tensor:
+    """int64 [T] with T = `tokens`, or as many as `file` has: its lines one after the other, or random tokens.
+
+    Raises: RequestError or CheckpointError as `SampleRequest.read`, and if there are too many or too few.
+    """
+    config = checkpoint.config
+    if not _LEAST <= tokens <= config.max_position_embeddings:
+        raise RequestError(
+            f"--tokens {tokens}: expected {_LEAST} to {config.max_position_embeddings}, what the model was made for"
+        )
+    if file is None:
+        return torch.randint(0, config.vocab_size, (tokens,), generator=torch.Generator().manual_seed(0))
+    request = SampleRequest(file=file, samples=tokens, sequence_length=tokens)
+    return torch.cat(request.read(config, checkpoint.accessory_files().get(TOKENIZER_FILE)))[:tokens]

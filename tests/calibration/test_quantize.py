@@ -1,0 +1,223 @@
+"""Quantised checkpoints as files: their layout, resumption to the same bytes, and what is refused."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.calibration import LAYERS, quantized_tiny, samples_file
+from support.checkpoints import copy_checkpoint, edit_json, tiny_checkpoint
+from support.quantized_reference import dequantized, stored_tensors
+
+from sala_export.calibration.layer import Algorithm, Recipe
+from sala_export.calibration.quantize import quantize_checkpoint
+from sala_export.calibration.samples import SampleRequest
+from sala_export.checkpoint.quantization import SCHEMES
+from sala_export.checkpoint.reader import Checkpoint
+from sala_export.checkpoint.safetensors_header import read_header
+from sala_export.cli.app import run
+from sala_export.errors import CheckpointError, RequestError, UnsupportedError
+from sala_export.specs import Precision
+
+SAMPLES = {"samples": 2, "sequence_length": 40}
+
+
+def quantize(source: Path, output: Path, precision: Precision = Precision.FP8, **options: object) -> None:
+    recipe = Recipe.from_options(precision, **options)
+    quantize_checkpoint(Checkpoint.open(source), recipe, SampleRequest(file=samples_file(), **SAMPLES), output)
+
+
+@pytest.mark.parametrize("precision", SCHEMES)
+def test_checkpoint_has_every_tensor_and_opens(precision: Precision) -> None:
+    path = quantized_tiny(precision)
+    opened = Checkpoint.open(path)
+    assert opened.precision is precision
+    assert len(opened.quantized) == 7 * LAYERS
+    assert {name.split(".")[-2] for name in opened.locations} >= {"z_proj", "o_gate", "lm_head", "embed_tokens"}
+    index = json.loads((path / "model.safetensors.index.json").read_text(encoding="utf-8"))
+    stored = {name: shard.name for shard in path.glob("*.safetensors") for name in read_header(shard)}
+    assert index["weight_map"] == stored
+    assert index["metadata"]["total_size"] == sum(
+        tensor.length for shard in path.glob("*.safetensors") for tensor in read_header(shard).values()
+    )
+    source = tiny_checkpoint(LAYERS)
+    assert (path / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
+    fields = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    assert fields.pop("quantization_config")["ignore"] == ["re:.*z_proj", "re:.*o_gate", "lm_head"]
+    assert fields == json.loads((source / "config.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("precision", [Precision.FP8, Precision.NVFP4])
+def test_packs_share_scales_and_lie_in_one_run_of_bytes(precision: Precision) -> None:
+    opened = Checkpoint.open(quantized_tiny(precision))
+    mixer = [f"model.layers.0.self_attn.{role}.weight" for role in ("q_proj", "k_proj", "v_proj")]
+    for pack in (mixer, [f"model.layers.1.mlp.{role}.weight" for role in ("gate_proj", "up_proj")]):
+        found = [opened.quantized[name] for name in pack]
+        assert len({weight.input_scale for weight in found}) == 1
+        assert len({weight.global_scale for weight in found}) == 1
+        if precision is Precision.FP8:
+            assert len({weight.scales().item() for weight in found}) == 1
+        for before, after in itertools.pairwise(found):
+            assert after.data.offset == before.data.offset + before.data.length
+
+
+@pytest.mark.parametrize(
+    ("precision", "error"),
+    # Of the weights alone: rms of rounding a normal number to the format.
+    [(Precision.FP8, 0.03), (Precision.INT8, 0.03), (Precision.INT4, 0.2), (Precision.NVFP4, 0.12)],
+)
+def test_weights_are_near_the_original_ones(precision: Precision, error: float) -> None:
+    found, source = stored_tensors(quantized_tiny(precision, "rtn")), stored_tensors(tiny_checkpoint(LAYERS))
+    for module in ("model.layers.0.self_attn.k_proj", "model.layers.1.mlp.down_proj"):
+        original = source[f"{module}.weight"].to(torch.float32)
+        wide = dequantized(found, module, SCHEMES[precision].format)
+        assert float((wide - original).norm() / original.norm()) < error
+
+
+def test_gates_are_quantised_if_asked(tmp_path: Path) -> None:
+    quantize(tiny_checkpoint(LAYERS), tmp_path / "out", include_gates=True)
+    opened = Checkpoint.open(tmp_path / "out")
+    assert "model.layers.0.self_attn.o_gate.weight" in opened.quantized
+    assert "model.layers.1.self_attn.z_proj.weight" in opened.quantized
+    assert opened.quantization is not None
+    assert opened.quantization.ignore == ("lm_head",)
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from sala_export.calibration import quantize as module
+from sala_export.calibration.layer import Recipe
+from sala_export.calibration.samples import SampleRequest
+from sala_export.checkpoint.reader import Checkpoint
+
+source, samples, output, kill_at = sys.argv[1:]
+calls = 0
+write = module._write_whole
+
+def counted(path, tensors):
+    global calls
+    calls += 1
+    if calls == int(kill_at):
+        # In the middle of the file.
+        path.with_name(f"{path.name}.new").write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(path, tensors)
+
+module._write_whole = counted
+request = SampleRequest(file=Path(samples), samples=2, sequence_length=40)
+module.quantize_checkpoint(Checkpoint.open(Path(source)), Recipe.from_options("int8"), request, Path(output))
+"""
+
+
+def test_killed_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    source, whole, output = tiny_checkpoint(LAYERS), tmp_path / "whole", tmp_path / "out"
+    quantize(source, whole, Precision.INT8)
+    # Writes: embedding, rows; then rows and shard of each layer; then the last shard. It dies in the second layer's.
+    arguments = [sys.executable, "-c", _KILLED, str(source), str(samples_file()), str(output), "6"]
+    assert subprocess.run(arguments, check=False).returncode == -signal.SIGKILL
+    assert not output.exists()
+    (left,) = [path for path in tmp_path.iterdir() if path.name.startswith(".out.")]
+    shards = {path: path.stat().st_mtime_ns for path in left.glob("model-0000[12]-*.safetensors")}
+    assert len(shards) == 2
+    quantize(source, output, Precision.INT8)
+    assert sorted(path.name for path in output.iterdir()) == sorted(path.name for path in whole.iterdir())
+    for path in whole.iterdir():
+        assert (output / path.name).read_bytes() == path.read_bytes(), path.name
+    # What was finished was not done again.
+    assert {left / path.name: path.stat().st_mtime_ns for path in output.glob("model-0000[12]-*")} == shards
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_command_writes_a_checkpoint_and_says_what_it_took(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = str(tiny_checkpoint(1))
+    options = ["--precision", "fp8", "--calibration", str(samples_file()), "--samples", "1"]
+    assert run(["quantize", "--model", source, *options]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.strip() == f"{Path(source).name}-fp8"
+    assert "peak memory" in captured.err
+    assert Checkpoint.open(tmp_path / captured.out.strip()).precision is Precision.FP8
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--precision", "fp8", "--calibration", "empty.jsonl"], "empty.jsonl gives 0 tokens"),
+        (["--precision", "fp5", "--calibration", "empty.jsonl"], "'fp5' is not one of"),
+        (["--precision", "fp8"], "--calibration"),
+        (["--precision", "fp8", "--calibration", "empty.jsonl", "--algorithm", "awq"], "--algorithm awq: fp8"),
+        (["--precision", "fp8", "--calibration", "empty.jsonl", "--sequence-length", "900000"], "900000 is more than"),
+        (["--precision", "fp8", "--calibration", "empty.jsonl", "-o", "none/out"], "is not a directory: create it"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty.jsonl").write_text("", encoding="utf-8")
+    assert run(["quantize", "--model", str(tiny_checkpoint(1)), *options]) == 2
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    assert captured.out == ""
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["empty.jsonl"]
+
+
+def test_quantised_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"is quantised to fp8 already: give the original checkpoint"):
+        quantize(quantized_tiny(Precision.FP8), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_algorithm_of_another_precision_is_refused() -> None:
+    with pytest.raises(RequestError, match=r"--algorithm gptq: fp8 is quantised by rtn; leave it out for rtn"):
+        Recipe.from_options("fp8", algorithm="gptq")
+    with pytest.raises(RequestError, match=r"--algorithm best: expected one of rtn, smoothquant, awq, gptq"):
+        Recipe.from_options("int4", algorithm="best")
+    with pytest.raises(RequestError, match=r"--precision int3: expected one of fp8, int8, int4, nvfp4"):
+        Recipe.from_options("int3")
+    assert Recipe.from_options("int4").algorithm is Algorithm.AWQ
+
+
+def test_inputs_that_make_no_whole_group_are_refused(tmp_path: Path) -> None:
+    source = copy_checkpoint(tiny_checkpoint(1), tmp_path / "odd")
+    shards = sorted(source.glob("*.safetensors"))
+    tensors = {name: tensor for shard in shards for name, tensor in load_file(shard).items()}
+    mlp = "model.layers.0.mlp."
+    tensors |= {
+        f"{mlp}{role}.weight": tensors[f"{mlp}{role}.weight"][:200].clone() for role in ("gate_proj", "up_proj")
+    }
+    tensors[f"{mlp}down_proj.weight"] = tensors[f"{mlp}down_proj.weight"][:, :200].clone()
+    for file in (*shards, source / "model.safetensors.index.json"):
+        file.unlink()
+    save_file(tensors, source / "model.safetensors")
+    edit_json(source / "config.json", lambda fields: fields.update(intermediate_size=200))
+    with pytest.raises(UnsupportedError, match=r"down_proj.weight has 200 inputs, but int4 shares a scale among 128"):
+        quantize(source, tmp_path / "out", Precision.INT4)
+    assert [path.name for path in tmp_path.iterdir()] == ["odd"]
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    source = copy_checkpoint(tiny_checkpoint(1), tmp_path / "bad")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    shard = next(path for path in source.glob("*.safetensors") if name in read_header(path))
+    tensors = load_file(shard)
+    tensors[name][3, 4] = float("nan")
+    save_file(tensors, shard)
+    with pytest.raises(CheckpointError, match=r"q_proj.weight holds values that are not finite"):
+        quantize(source, tmp_path / "out")

@@ -1,0 +1,81 @@
+"""Calibration files: what is read, and what is refused in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from support.checkpoints import tiny_checkpoint
+
+from sala_export.calibration.samples import SampleRequest
+from sala_export.checkpoint.reader import Checkpoint
+from sala_export.errors import CheckpointError, RequestError
+
+TEXT = "a text of some words that is repeated " * 8
+
+
+def read(path: Path, lines: list[str], **options: int) -> list[list[int]]:
+    file = path / "lines.jsonl"
+    file.write_text("\n".join(lines), encoding="utf-8")
+    checkpoint = Checkpoint.open(tiny_checkpoint())
+    tokenizer = checkpoint.accessory_files()["tokenizer.json"]
+    return [ids.tolist() for ids in SampleRequest(file=file, **options).read(checkpoint.config, tokenizer)]
+
+
+def test_text_is_tokenised_and_cut(tmp_path: Path) -> None:
+    found = read(tmp_path, [json.dumps({"text": TEXT}), "", json.dumps({"text": "short"})], sequence_length=40)
+    assert len(found[0]) == 40
+    assert found[0][0] == 1  # the beginning of a text
+    assert 1 < len(found[1]) < 40
+
+
+def test_token_ids_are_taken_as_they_are_and_no_more_lines_than_asked_for(tmp_path: Path) -> None:
+    lines = [json.dumps({"input_ids": [i] * 20}) for i in range(4)]
+    assert read(tmp_path, [*lines, "not JSON"], samples=3) == [[0] * 20, [1] * 20, [2] * 20]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([], "lines.jsonl gives 0 tokens"),
+        (['{"input_ids": [1, 2]}'], "gives 2 tokens: calibration needs at least 16"),
+        (['{"text": "a"}', "plain text"], r"lines.jsonl:2 is not JSON"),
+        (["[1, 2]"], r"lines.jsonl:1 holds list, expected an object"),
+        (['{"prompt": "a"}'], r"lines.jsonl:1 has no text"),
+        (['{"text": 3}'], r"lines.jsonl:1 has no text"),
+        (['{"input_ids": "a"}'], r"lines.jsonl:1: input_ids is not a list of integers"),
+        (['{"input_ids": [1, true]}'], r"lines.jsonl:1: input_ids is not a list of integers"),
+        (['{"input_ids": [1, 512]}'], r"lines.jsonl:1: token 512 is outside the vocabulary of 512"),
+    ],
+)
+def test_bad_file_is_refused_with_its_line(tmp_path: Path, lines: list[str], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        read(tmp_path, lines)
+
+
+def test_bad_sizes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"--samples 0: expected at least 1"):
+        read(tmp_path, [], samples=0)
+    with pytest.raises(RequestError, match=r"--sequence-length 1000000 is more than the 524288 tokens"):
+        read(tmp_path, [], sequence_length=1_000_000)
+
+
+def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    config = Checkpoint.open(tiny_checkpoint()).config
+    with pytest.raises(RequestError, match=r"none.jsonl cannot be read: No such file"):
+        SampleRequest(file=tmp_path / "none.jsonl").read(config, None)
+    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RequestError, match="is not UTF-8 text"):
+        SampleRequest(file=tmp_path / "binary.jsonl").read(config, None)
+
+
+def test_text_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "lines.jsonl").write_text(json.dumps({"text": TEXT}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"the checkpoint has no tokenizer.json: copy it there"):
+        SampleRequest(file=tmp_path / "lines.jsonl").read(Checkpoint.open(tiny_checkpoint()).config, None)
+    (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="is no tokenizer"):
+        SampleRequest(file=tmp_path / "lines.jsonl").read(
+            Checkpoint.open(tiny_checkpoint()).config, tmp_path / "tokenizer.json"
+        )
