@@ -1,7 +1,9 @@
 #include "sha256.h"
 
+#if defined(__x86_64__)
 #include <cpuid.h>
 #include <immintrin.h>
+#endif
 
 #include <algorithm>
 #include <bit>
@@ -26,6 +28,8 @@ uint32_t big_endian(const unsigned char* bytes) {
   return static_cast<uint32_t>(bytes[0]) << 24 | static_cast<uint32_t>(bytes[1]) << 16 |
          static_cast<uint32_t>(bytes[2]) << 8 | bytes[3];
 }
+
+#if defined(__x86_64__)
 
 __m128i* vectors(uint32_t* words) { return reinterpret_cast<__m128i*>(words); }
 
@@ -57,19 +61,29 @@ __m128i* vectors(uint32_t* words) { return reinterpret_cast<__m128i*>(words); }
   _mm_storeu_si128(vectors(state + 4), _mm_alignr_epi8(dchg, feba, 8));
 }
 
+bool has_sha_instructions() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  const bool has_sha = __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (b & bit_SHA) != 0;
+  return has_sha && __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_SSE4_1) != 0;
+}
+
+#else
+
+bool has_sha_instructions() { return false; }
+
+#endif
+
 }  // namespace
 
 Sha256Code best_sha256_code() {
-  static const bool has_instructions = [] {
-    unsigned a = 0, b = 0, c = 0, d = 0;
-    const bool has_sha = __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (b & bit_SHA) != 0;
-    return has_sha && __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_SSE4_1) != 0;
-  }();
+  static const bool has_instructions = has_sha_instructions();
   return has_instructions ? Sha256Code::kX86 : Sha256Code::kPortable;
 }
 
 void Sha256::compress(const unsigned char* block) {
+#if defined(__x86_64__)
   if (code_ == Sha256Code::kX86) return compress_x86(state_.data(), block);
+#endif
   std::array<uint32_t, 64> w;
   for (size_t t = 0; t < 16; ++t) w[t] = big_endian(block + 4 * t);
   for (size_t t = 16; t < 64; ++t) {

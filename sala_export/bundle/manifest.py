@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
@@ -88,6 +89,18 @@ class Dequantization:
     """Blocks along the rows and along the columns; they divide both evenly."""
     global_scale: float
     """Exactly an fp32 number."""
+
+    def __post_init__(self) -> None:
+        problems = {
+            f"has the precision {self.precision}, which has no codes": not self.precision.is_quantized,
+            f"has {self.columns} columns": self.columns < 1,
+            f"has the scale_shape {list(self.scale_shape)}": min(self.scale_shape) < 1,
+            "has scales that are codes themselves": self.scale.dequantization is not None,
+            f"has the global_scale {self.global_scale}": not 0 < self.global_scale < math.inf,
+        }
+        for problem, is_there in problems.items():
+            if is_there:
+                raise BundleError(f"{MANIFEST_FILE}: a quantised part of a weight {problem} (build the bundle again)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

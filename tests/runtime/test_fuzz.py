@@ -12,7 +12,7 @@ import pytest
 from filelock import FileLock
 from support.documents import ROOT
 
-from sala_export.bundle.manifest import Manifest
+from sala_export.bundle.manifest import SCHEMA_VERSION, Manifest
 from sala_export.errors import BundleError, SessionError, StateError
 from sala_export.runtime.model import Model
 
@@ -70,8 +70,8 @@ def test_targets_are_built_with_coverage_of_the_library() -> None:
 
 @each_manifest
 def test_manifest_of_the_corpus_is_read_or_refused_by_python(file: Path) -> None:
-    if file.name in {"two-shards.json", "one-shard.json", "no-weights.json"}:
-        assert Manifest.from_json(file.read_bytes(), file.name).schema_version == 2
+    if file.name in {"two-shards.json", "one-shard.json", "no-weights.json", "quantised.json"}:
+        assert Manifest.from_json(file.read_bytes(), file.name).schema_version == SCHEMA_VERSION
         return
     with pytest.raises(BundleError) as error:
         Manifest.from_json(file.read_bytes(), file.name)

@@ -9,7 +9,7 @@ from typing import Any
 
 from support.checkpoints import edit_json
 
-from sala_export.bundle.manifest import MANIFEST_FILE
+from sala_export.bundle.manifest import MANIFEST_FILE, SCHEMA_VERSION
 
 Fields = dict[str, Any]
 
@@ -47,6 +47,13 @@ def _set(path: str, value: object, says: str, reader_says: str | None, **options
         target[last] = value
 
     return _manifest(change, says, reader_says, **options)
+
+
+def _quantised(change: Fields, says: str, reader_says: str) -> Corruption:
+    """Says of the first weight that it is quantised, with a wrong field."""
+    plain = {"file": "graph/cpu.onnx", "offset": 0, "bytes": 4, "dtype": "float32", "dequantization": None}
+    fields = {"precision": "int8", "columns": 4, "scale": plain, "scale_shape": [1, 1], "global_scale": 1.0}
+    return _set("graph.cpu.weights.0.parts.0.dequantization", fields | change, says, reader_says)
 
 
 def _drop(path: str, says: str, reader_says: str) -> Corruption:
@@ -111,14 +118,14 @@ CORRUPTIONS: dict[str, Corruption] = {
     "older schema": _set(
         "schema_version",
         1,
-        "has schema_version 1, this release reads 2: build it again",
+        f"has schema_version 1, this release reads {SCHEMA_VERSION}: build it again",
         "build it again",
         error="BundleSchema",
     ),
     "newer schema, unknown fields": _manifest(
-        lambda m: (m.update(schema_version=3, new_field={}), m.pop("engine")),
-        "has schema_version 3, this release reads 2: update sala-export",
-        "this release reads 2: update sala-export",
+        lambda m: (m.update(schema_version=SCHEMA_VERSION + 1, new_field={}), m.pop("engine")),
+        f"has schema_version {SCHEMA_VERSION + 1}, this release reads {SCHEMA_VERSION}: update sala-export",
+        f"this release reads {SCHEMA_VERSION}: update sala-export",
         error="BundleSchema",
     ),
     "no schema": _drop("schema_version", "schema_version: is missing", "has schema_version None"),
@@ -241,6 +248,12 @@ CORRUPTIONS: dict[str, Corruption] = {
         "text", ["text/tokenizer.json"], "needs text/tokenizer.json, which is not", "needs 'text/tokenizer.json'"
     ),
     "graph not listed": _manifest(_unlist("graph/cpu.onnx"), "needs graph/cpu.onnx, which", "needs 'graph/cpu.onnx'"),
+    "codes of a precision without": _quantised(
+        {"precision": "bf16"}, "precision: is not a quantised precision", "the precision bf16, which has no codes"
+    ),
+    "codes in rows of nothing": _quantised({"columns": 0}, "columns: expected an integer of at least 1", "0 columns"),
+    "scale for no rows": _quantised({"scale_shape": [0, 1]}, "scale_shape[0]: expected", "the scale_shape [0, 1]"),
+    "global scale of nothing": _quantised({"global_scale": 0.0}, "global_scale: is no scale", "the global_scale 0.0"),
     "negative size": _set("files.0.bytes", -1, "files[0].bytes: expected an integer of at least 0", "says -1"),
     "file missing": Corruption(
         spoil=lambda bundle: (bundle / "graph" / "model.onnx").unlink(),
