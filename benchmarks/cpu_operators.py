@@ -7,7 +7,6 @@ alternately, so that a busy machine slows both. Results that differ from the ref
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from sala_export.ops import published
 from sala_export.ops.common.contract import Contract
 from sala_export.ops.infllmv2_attention import reference as sparse_reference
 from sala_export.ops.infllmv2_attention import schema as sparse_schema
@@ -34,20 +34,8 @@ GEMM_SIZE = 2048
 TOLERANCE = 1e-5
 """Of the largest value, against the reference in float64."""
 
-LIGHTNING: dict[str, Any] = {"num_heads": HEADS, "head_dim": DIM, "eps": 1e-6, "scale": 1 / math.sqrt(DIM)}
-SPARSE: dict[str, Any] = {
-    "num_heads": HEADS,
-    "num_kv_heads": KV_HEADS,
-    "head_dim": DIM,
-    "scale": 1 / math.sqrt(DIM),
-    "kernel_size": 32,
-    "kernel_stride": 16,
-    "block_size": 64,
-    "topk": 64,
-    "window_size": 2048,
-    "init_blocks": 1,
-    "dense_len": 8192,
-}
+LIGHTNING: dict[str, Any] = dict(published.LIGHTNING_ATTENTION)
+SPARSE: dict[str, Any] = dict(published.INFLLMV2_ATTENTION)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,6 +18,8 @@ from sala_export.ops.common.contract import ACTIVATION, Contract
 from sala_export.ops.common.expr import evaluate
 from sala_export.ops.common.launch import KernelSet
 from sala_export.ops.kernel_sets import KERNEL_SETS
+from sala_export.ops.published import INFLLMV2_ATTENTION as SPARSE_SIZES
+from sala_export.ops.published import LIGHTNING_ATTENTION as LIGHTNING_SIZES
 from sala_export.ops.registry import CONTRACTS
 from sala_export.specs import DType, format_tokens
 
@@ -28,20 +30,6 @@ DENSE_PROMPT = 8064
 """Tokens: whole tiles, and fewer than dense_len."""
 CONTEXTS = (32 << 10, 128 << 10, 1 << 20)
 
-LIGHTNING_SIZES: Mapping[str, int | float] = {"num_heads": 32, "head_dim": 128, "eps": 1e-6, "scale": 128**-0.5}
-SPARSE_SIZES: Mapping[str, int | float] = {
-    "num_heads": 32,
-    "num_kv_heads": 2,
-    "head_dim": 128,
-    "scale": 128**-0.5,
-    "kernel_size": 32,
-    "kernel_stride": 16,
-    "block_size": 64,
-    "topk": 64,
-    "window_size": 2048,
-    "init_blocks": 1,
-    "dense_len": 8192,
-}
 # topk 32 and the 32 blocks of the window: as many as in the figures that the CUDA reference publishes.
 SIXTY_FOUR_BLOCKS: Mapping[str, int | float] = {**SPARSE_SIZES, "topk": 32}
 

@@ -17,13 +17,14 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu_machine import clocks, describe_machine, find_rates
+from benchmarks.gpu_machine import describe_gpu, find_rates
 from benchmarks.kernel_cases import Case, published_cases
 from benchmarks.kernel_gate import RedGateError, require_right_kernels
 from benchmarks.kernel_measure import Row, Settings, measure, missing_memory
 from benchmarks.kernel_tables import goal_lines, results_table
 from benchmarks.kernel_timing import GpuTimer, Timer
 from benchmarks.kernel_tuning import tunable, tune, tuning_cases
+from sala_export.benchmark.machine import gpus
 from sala_export.errors import SalaError
 from sala_export.specs import DType
 
@@ -111,7 +112,7 @@ def run(options: argparse.Namespace, device: torch.device) -> int:
     dtypes = DTYPES[options.dtype]
     for dtype in dtypes:
         require_right_kernels(getattr(torch, dtype.value), sm)
-    machine = describe_machine(device)
+    machine = describe_gpu(device)
     if options.tune:
         print(tune(options.tune, tuning_cases(options.tune), dtypes[0], device, GpuTimer(device), settings))
         return 0
@@ -123,7 +124,7 @@ def run(options: argparse.Namespace, device: torch.device) -> int:
     if options.json:
         report = {
             "machine": machine,
-            "nvidia_smi_after": clocks(device),
+            "gpus_after": [dict(gpu) for gpu in gpus()],
             "rates": asdict(rates),
             "tiles_of_sm": sm,
             "rounds": options.rounds,

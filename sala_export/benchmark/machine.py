@@ -21,6 +21,7 @@ _GPU_FIELDS = {
     "memory_clock_mhz": "clocks.mem",
     "most_sm_clock_mhz": "clocks.max.sm",
     "power_limit_watts": "power.limit",
+    "temperature_celsius": "temperature.gpu",
     "memory_mib": "memory.total",
     "used_mib": "memory.used",
 }

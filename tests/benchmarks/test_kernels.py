@@ -14,7 +14,7 @@ from support.triton_interpreter import call_interpreting
 from torch import Tensor
 
 from benchmarks import kernel_account, kernel_cases, kernel_gate, kernels
-from benchmarks.gpu_machine import find_rates, rates_of, read_clocks
+from benchmarks.gpu_machine import find_rates, rates_of
 from benchmarks.kernel_cases import LIGHTNING, SPARSE, Case, make_inputs, published_cases
 from benchmarks.kernel_measure import OPERATOR, OPERATOR_GRAPH, Row, missing_memory, rows
 from benchmarks.kernel_peers import linear_operands, make_peer
@@ -314,12 +314,6 @@ def test_rates_are_found_by_the_name_of_the_gpu() -> None:
     assert find_rates("a6000", "anything").name == "a6000"
     with pytest.raises(RequestError, match=r"no rates of Tesla T4 among .*h100.*: give those of your GPU"):
         find_rates(None, "Tesla T4")
-
-
-def test_clocks_are_read_by_field() -> None:
-    found = read_clocks("580.65.06, 1980, 1980, 2619, 700.00, 31\n")
-    assert found["driver_version"] == "580.65.06"
-    assert found["clocks.mem"] == "2619"
 
 
 def test_account_in_the_document_is_that_of_the_code() -> None:

@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pytest
 
 from sala_export.ops.infllmv2_attention import tiles
 from sala_export.ops.infllmv2_attention.cost import costs, floor, reread_bytes
+from sala_export.ops.published import INFLLMV2_ATTENTION as PUBLISHED
 
-PUBLISHED: Mapping[str, int | float] = {
-    "num_heads": 32,
-    "num_kv_heads": 2,
-    "head_dim": 128,
-    "scale": 128**-0.5,
-    "kernel_size": 32,
-    "kernel_stride": 16,
-    "block_size": 64,
-    "topk": 64,
-    "window_size": 2048,
-    "init_blocks": 1,
-    "dense_len": 8192,
-}
 CHUNK = 8192
 
 

@@ -10,21 +10,8 @@ from triton.compiler import ASTSource
 from plugins.aot.kernels import compile_job
 from sala_export.ops.common.launch import unsupported_reason
 from sala_export.ops.kernel_sets import KERNEL_SETS
+from sala_export.ops.published import INFLLMV2_ATTENTION as SPARSE
 from sala_export.ops.registry import CONTRACTS
-
-SPARSE: dict[str, int | float] = {
-    "num_heads": 32,
-    "num_kv_heads": 2,
-    "head_dim": 128,
-    "scale": 128**-0.5,
-    "kernel_size": 32,
-    "kernel_stride": 16,
-    "block_size": 64,
-    "topk": 64,
-    "window_size": 2048,
-    "init_blocks": 1,
-    "dense_len": 8192,
-}
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])

@@ -10,8 +10,8 @@ from sala_export.ops.common.cost import total
 from sala_export.ops.common.expr import evaluate
 from sala_export.ops.lightning_attention.cost import costs, floor
 from sala_export.ops.lightning_attention.triton_kernel import KERNELS
+from sala_export.ops.published import LIGHTNING_ATTENTION as SALA
 
-SALA = {"num_heads": 32, "head_dim": 128, "eps": 1e-6, "scale": 128**-0.5}
 CHANNEL_BYTES = 32 * 128 * 2
 STATE_BYTES = 32 * 128 * 128 * 4
 ONE_PASS_BYTES = 32_768
