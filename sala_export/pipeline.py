@@ -7,7 +7,7 @@ import itertools
 import json
 import logging
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -172,6 +172,30 @@ def quantize_model(
     source = request.open()
     source.require_outside(output)
     return quantize_checkpoint(source.checkpoint, recipe, samples, output, force=force, on_progress=on_progress)
+
+
+def quantize_for_build(request: BuildRequest, samples: SampleRequest, on_progress: Progress = silent) -> BuildRequest:
+    """Quantise the model of `request` first, by the best algorithm of its precision; returns the build of the result.
+
+    The quantised checkpoint is written beside the bundle as MODEL-PRECISION and stays there, for other GPUs.
+
+    Raises: RequestError if the precision is none of a quantised model, or the checkpoint is there already; else as
+        `quantize_model`.
+    """
+    from .calibration.layer import Recipe
+
+    precision = request.engine.precision
+    if not precision.is_quantized:
+        raise RequestError(
+            f"--calibration: an engine in {precision} needs none; choose --precision fp8, int8, int4 or nvfp4"
+        )
+    require_free_path(request.output, marker=MANIFEST_FILE, force=request.force)
+    quantised = request.output.parent / f"{request.model.name}-{precision}"
+    if quantised.exists():
+        raise RequestError(f"{quantised} exists: build it with --model {quantised}, or remove it to quantise again")
+    recipe = Recipe.from_options(precision)
+    quantize_model(request.model, recipe, samples, quantised, on_progress=on_progress)
+    return replace(request, model=ModelRequest(model=str(quantised), layers=request.model.layers))
 
 
 def build_bundle(request: BuildRequest, on_progress: Progress = silent) -> Bundle:

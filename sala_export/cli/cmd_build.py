@@ -27,6 +27,11 @@ from .output import progress_display
 @click.option(
     "--host-memory", type=MemorySize(), help="Memory that the build may take, e.g. 12G.  [default: 2/3 of what is free]"
 )
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    help="Quantise the model first, as `quantize` does, to MODEL-PRECISION beside the bundle: JSON lines with text.",
+)
 @click.option("--no-weights", is_flag=True, help="Leave the weight files out: only the engine will run.")
 @output_option(required=False, text="Bundle to write.  [default: MODEL-GPU-PRECISION.sala]")
 @write_options
@@ -44,6 +49,7 @@ def build(
     flavour: str,
     shards: int | None,
     host_memory: int | None,
+    calibration: Path | None,
     no_weights: bool,
     output: Path | None,
     copy: bool,
@@ -56,7 +62,7 @@ def build(
     """
     from ..engine.recipe import load_recipe
     from ..engine.request import EngineRequest
-    from ..pipeline import BuildRequest, ModelRequest, build_bundle
+    from ..pipeline import BuildRequest, ModelRequest, build_bundle, quantize_for_build
 
     source = ModelRequest(model=model, revision=revision, layers=layers)
     recipe = load_recipe(gpu)
@@ -79,5 +85,9 @@ def build(
         force=force,
     )
     with progress_display(console) as on_progress:
+        if calibration is not None:
+            from ..calibration.samples import SampleRequest
+
+            request = quantize_for_build(request, SampleRequest(file=calibration), on_progress)
         bundle = build_bundle(request, on_progress)
     click.echo(str(bundle.directory))

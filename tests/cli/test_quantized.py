@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from support.calibration import samples_file
 from support.checkpoints import tiny_checkpoint
 
 import sala_export
@@ -37,6 +38,28 @@ def test_int4_from_random_weights_to_logits(tmp_path: Path, capsys: Capture) -> 
     assert sala_export.load(bundle).session(max_context=64).prefill([1, 2, 3]).shape == (512,)
     assert run(["inspect", str(bundle)]) == 0
     assert "weights in int4, 0.51" in capsys.readouterr().out
+
+
+def test_build_quantises_first_where_it_is_given_text(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = tiny_checkpoint(2)
+    command = ["build", "--gpu", "rtx5090", "--model", str(model), "--calibration", str(samples_file())]
+    sizes = ["--max-context", "2048", "--prefill-chunk", "128"]
+    assert run([*command, "--precision", "fp8", *sizes, "-o", "out.sala"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("out.sala")
+    assert Bundle.open(tmp_path / "out.sala").manifest.precision is Precision.FP8
+    quantised = f"{model.name}-fp8"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["out.sala", quantised])
+    assert run(["verify", "out.sala", "--model", str(model), "--tokens", "64"]) == 0
+    capsys.readouterr()
+    assert run([*command, "--precision", "fp8", *sizes, "-o", "again.sala"]) == 2
+    assert f"{quantised} exists: build it with --model {quantised}" in capsys.readouterr().err
+    assert run([*command, *sizes, "-o", "again.sala"]) == 2
+    assert "--calibration: an engine in bf16 needs none" in capsys.readouterr().err
+    assert run([*command, "--precision", "nvfp4", "--calibration", "missing", *sizes, "-o", "again.sala"]) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["out.sala", quantised])
 
 
 def test_export_takes_the_precision_of_the_checkpoint(tmp_path: Path) -> None:
