@@ -198,6 +198,10 @@ class FakeBundle {
     };
   }
 
+  FakeBundle(const FakeBundle&) = delete;
+  FakeBundle& operator=(const FakeBundle&) = delete;
+  ~FakeBundle() { std::filesystem::remove_all(directory_.parent_path()); }
+
   /// Writes what was not written yet; hashes of files are theirs at the first writing.
   const std::filesystem::path& write() {
     if (!manifest.contains("files")) {

@@ -93,12 +93,14 @@ def test_gates_are_quantised_if_asked(tmp_path: Path) -> None:
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
+import torch
 from sala_export.calibration import quantize as module
 from sala_export.calibration.layer import Recipe
 from sala_export.calibration.samples import SampleRequest
 from sala_export.checkpoint.reader import Checkpoint
 
-source, samples, output, kill_at = sys.argv[1:]
+source, samples, output, kill_at, threads = sys.argv[1:]
+torch.set_num_threads(int(threads))  # sums of another number of threads round differently, so they start afresh
 calls = 0
 write = module._write_whole
 
@@ -121,7 +123,16 @@ def test_killed_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     source, whole, output = tiny_checkpoint(LAYERS), tmp_path / "whole", tmp_path / "out"
     quantize(source, whole, Precision.INT8)
     # Writes: embedding, rows; then rows and shard of each layer; then the last shard. It dies in the second layer's.
-    arguments = [sys.executable, "-c", _KILLED, str(source), str(samples_file()), str(output), "6"]
+    arguments = [
+        sys.executable,
+        "-c",
+        _KILLED,
+        str(source),
+        str(samples_file()),
+        str(output),
+        "6",
+        str(torch.get_num_threads()),
+    ]
     assert subprocess.run(arguments, check=False).returncode == -signal.SIGKILL
     assert not output.exists()
     (left,) = [path for path in tmp_path.iterdir() if path.name.startswith(".out.")]
