@@ -4,7 +4,8 @@
 // differently, TensorRT for RTX 1.7 as TensorRT 11 does, and only NVIDIA's own RTX SDK describes the runtime cache. So
 // the positions are written down here, for the versions for which they were proved: against the open headers
 // (runtime/tests/tensorrt_interface_test.cc) and against NVIDIA's own Python bindings of each version, which are
-// compiled with its header (tests/runtime/test_tensorrt_interface.py). Another version is refused.
+// compiled with its header (tests/runtime/test_tensorrt_interface.py). TensorRT for RTX 1.6 alone rests on its
+// published header: its bindings were not run. Another version is refused.
 //
 // Objects of TensorRT are two pointers: to a table whose second entry destroys the object, and to an implementation
 // whose table holds the functions. Positions count from the start of the implementation's table (Itanium C++ ABI).
