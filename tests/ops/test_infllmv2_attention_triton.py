@@ -13,7 +13,7 @@ import torch
 from support.oracles import SparseSizes
 from support.sparse_calls import int32, projections, windows
 from support.sparse_outcomes import Case, assert_caches, assert_output, assert_selection, blocks_of, run_kernels
-from support.triton_interpreter import DEVICES, run_kernels_on
+from support.triton_interpreter import DEVICES, run_interpreted
 from torch import Tensor
 
 from sala_export.errors import UnsupportedError
@@ -156,9 +156,8 @@ def test_past_length_that_does_not_fit_leaves_everything_outside_alone(excess: i
     qkvg = torch.stack([projections(tokens, sizes, seed) for seed in range(2)])
     rows = [capacity, capacity, windows(capacity, 16, 8), windows(capacity, 64, 32)]
     before = [guarded(count, sizes, seed) for seed, count in enumerate(rows)]
-    result = run_kernels_on(
-        "interpreter", "infllmv2_attention", [qkvg, int32(past), int32([capacity] * 2), *before], asdict(sizes)
-    )
+    inputs = [qkvg, int32(past), int32([capacity] * 2), *before]
+    result = run_interpreted("infllmv2_attention", inputs, asdict(sizes))
     after = [result[f"{name}_cache_out"] for name in ("k", "v", "k1", "k2")]
     for cache in after:
         storage = torch.empty(0).set_(cache.untyped_storage())

@@ -10,7 +10,8 @@ from torch import Tensor
 from sala_export.model.rope import inverse_frequencies, rope_cos_sin
 from sala_export.ops.lightning_attention.reference import lightning_attention
 
-from .triton_interpreter import run_kernels_on
+from .findings import Finding, assert_passed, largest_error
+from .triton_interpreter import Run, runner
 
 BATCH = 2
 HEADS = 4
@@ -48,21 +49,21 @@ def in_type(inputs: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     return [x.to(dtype) for x in inputs[:4]] + inputs[4:]
 
 
-def relative_error(actual: Tensor, exact: Tensor) -> float:
-    return float((actual.double() - exact).abs().max() / exact.abs().max())
+def findings(inputs: list[Tensor], attrs: dict[str, int | float], run: Run, allowance: float = 0.0) -> list[Finding]:
+    """Both outputs of `run` beside the reference, which computes on the device of the inputs."""
+    exact = lightning_attention(*(x.double() for x in inputs), **attrs)
+    same_type = lightning_attention(*inputs, **attrs)
+    result = run("lightning_attention", inputs, attrs)
+    found = []
+    for name, exact_value, peer in zip(("y", "state_out"), exact, same_type, strict=True):
+        assert result[name].dtype == peer.dtype
+        limit = 2 * largest_error(name, peer, exact_value, 0.0).error + FLOOR + allowance
+        found.append(largest_error(name, result[name], exact_value, limit))
+    return found
 
 
 def check_against_reference(
-    inputs: list[Tensor],
-    attrs: dict[str, int | float],
-    device: str = "interpreter",
-    allowance: float = 0.0,
-    sm: int | None = None,
+    inputs: list[Tensor], attrs: dict[str, int | float], device: str = "interpreter", allowance: float = 0.0
 ) -> None:
-    exact = lightning_attention(*(x.double() for x in inputs), **attrs)
-    same_type = lightning_attention(*inputs, **attrs)
-    result = run_kernels_on(device, "lightning_attention", inputs, attrs, sm)
-    for name, exact_value, peer in zip(("y", "state_out"), exact, same_type, strict=True):
-        assert result[name].dtype == peer.dtype
-        limit = 2 * relative_error(peer, exact_value) + FLOOR + allowance
-        assert relative_error(result[name], exact_value) <= limit, name
+    run, place = runner(device)
+    assert_passed(findings([x.to(place) for x in inputs], attrs, run, allowance))

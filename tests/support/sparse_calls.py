@@ -25,9 +25,17 @@ class Cache:
     k2: Tensor
 
     @classmethod
-    def empty(cls, batch: int, capacity: int, sizes: SparseSizes, dtype: torch.dtype = torch.float32) -> Cache:
+    def empty(
+        cls,
+        batch: int,
+        capacity: int,
+        sizes: SparseSizes,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Cache:
         def poisoned(rows: int) -> Tensor:
-            return torch.full((batch, sizes.num_kv_heads, rows, sizes.head_dim), math.nan, dtype=dtype)
+            shape = (batch, sizes.num_kv_heads, rows, sizes.head_dim)
+            return torch.full(shape, math.nan, dtype=dtype, device=device)
 
         n1 = windows(capacity, sizes.kernel_size, sizes.kernel_stride)
         n2 = windows(capacity, 4 * sizes.kernel_size, 4 * sizes.kernel_stride)
@@ -64,7 +72,7 @@ def feed(
 
     `context_length` defaults to the length so far, as a runtime that does not know the whole prompt gives it.
     """
-    cache = Cache.empty(1, capacity, sizes, qkvg.dtype)
+    cache = Cache.empty(1, capacity, sizes, qkvg.dtype, qkvg.device)
     outputs, past = [], 0
     for chunk in chunks:
         end = past + chunk

@@ -21,6 +21,9 @@ from torch import Tensor
 
 Returned = TypeVar("Returned")
 
+Run = Callable[[str, Sequence[Tensor], Mapping[str, int | float]], dict[str, Tensor]]
+"""Called with an operator's name, inputs and attributes; gives outputs and workspaces by name, on their device."""
+
 UNWRITTEN = -(2**31)
 """Content of int32 buffers before a kernel writes to them; floating ones hold NaN."""
 
@@ -38,21 +41,12 @@ def run_interpreted(
 
 
 DEVICES = ["interpreter", pytest.param("cuda", marks=pytest.mark.gpu)]
-"""For tests that run on both: values of `run_kernels_on`'s `device`."""
+"""For tests that run on both: what `runner` takes."""
 
 
-def run_kernels_on(
-    device: str,
-    operator: str,
-    inputs: Sequence[Tensor],
-    attributes: Mapping[str, int | float],
-    sm: int | None = None,
-) -> dict[str, Tensor]:
-    """`run_interpreted`, or the same on the GPU with the tiles of `sm`; everything returned is on the CPU."""
-    if device == "interpreter":
-        return run_interpreted(operator, inputs, attributes)
-    on_gpu = [x.cuda() for x in inputs]
-    return {name: x.cpu() for name, x in _run_operator(operator, on_gpu, attributes, sm).items()}
+def runner(device: str) -> tuple[Run, str]:
+    """What runs an operator on one of `DEVICES`, and torch's name of where its inputs have to be."""
+    return (run_interpreted, "cpu") if device == "interpreter" else (run_poisoned, device)
 
 
 def call_interpreting(function: Callable[..., Returned], *arguments: object) -> Returned:
@@ -73,19 +67,21 @@ def _interpret() -> None:
 
 
 def _run(call: bytes) -> bytes:
-    return pickle.dumps(_run_operator(*pickle.loads(call)))
+    return pickle.dumps(run_poisoned(*pickle.loads(call)))
 
 
-def _run_operator(
-    operator: str, inputs: Sequence[Tensor], attributes: Mapping[str, int | float], sm: int | None = None
-) -> dict[str, Tensor]:
+def run_poisoned(operator: str, inputs: Sequence[Tensor], attributes: Mapping[str, int | float]) -> dict[str, Tensor]:
+    """Outputs and workspaces of an operator's kernels by name, poisoned before they run.
+
+    **Inputs that an output updates are overwritten.**
+    """
     from sala_export.ops.common.triton_run import run_kernels
     from sala_export.ops.kernel_sets import KERNEL_SETS
     from sala_export.ops.registry import CONTRACTS
 
     contract = next(c for c in CONTRACTS if c.name == operator)
-    return run_kernels(contract, KERNEL_SETS[operator], inputs, attributes, allocate=_poisoned, sm=sm)
+    return run_kernels(contract, KERNEL_SETS[operator], inputs, attributes, allocate=poisoned)
 
 
-def _poisoned(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+def poisoned(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.full(shape, float("nan") if dtype.is_floating_point else UNWRITTEN, dtype=dtype, device=device)
