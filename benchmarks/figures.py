@@ -1,20 +1,20 @@
 """Figures of a run on a GPU as JSON lines: each is on disk before the next one is measured.
 
-The first line of a file has the kind `run`: GPU, driver, commit, versions. Every other line names the step that
-measured it, its kind, and the fields of that kind:
+The first line of a file has the kind `run`. Every other line names the step that measured it, its kind, and the fields
+of that kind:
 
-| kind | one line for | fields |
-|---|---|---|
-| `run` | the whole file, as its first line | `machine` (`gpu_machine.describe_gpu`), `commit`, `started`, `rehearsal` |
-| `step` | a step that has ended or was dropped | `name`, `state`, `seconds`, `estimate_seconds`, `message` |
-| `gate` | a tensor of an operator beside its float64 reference | `way`, `operator`, `check`, `dtype`, `tensor`, `error`, `limit`, `passed` |
-| `kernel` | a timed launch, operator or peer | `way` and the fields of `kernel_measure.Row` |
-| `first_token` | a context of `benchmarks.ttft` | those of a context in its JSON, `precision`, `runtime`, `layers` |
-| `passkey` | a prompt of `benchmarks.passkey` | `length`, `found`, `prefill_seconds`, `question_seconds`, `runtime` |
-| `overlap` | a layer of `benchmarks.block_overlap` | `model`, `context`, `layer`, `neighbours`, `union_blocks`, `chosen_blocks` |
-| `tuning` | a candidate tile in a call | `kernel`, `candidate`, `case`, `seconds`, `spread`, `registers` |
-| `profile` | a counter of `ncu` | `kernel`, `metric`, `value`, `unit` |
-| `problem` | whatever went wrong | `where`, `message` |
+* `run`, the whole file: `machine` (`gpu_machine.describe_gpu`), `commit`, `started`, `rehearsal`
+* `step`, a step that has ended or was dropped: `name`, `state`, `seconds`, `estimate_seconds`, `message`
+* `gate`, a tensor of an operator beside its float64 reference: `way`, `operator`, `check`, `dtype`, `tensor`, `error`,
+  `limit`, `passed`
+* `kernel`, a timed launch, operator or peer: `way` and the fields of `kernel_measure.Row`
+* `first_token`, a context of `benchmarks.ttft`: those of a context in its JSON, `precision`, `runtime`, `layers`
+* `passkey`, a prompt of `benchmarks.passkey`: `length`, `found`, `prefill_seconds`, `question_seconds`, `runtime`
+* `overlap`, a layer of `benchmarks.block_overlap`: `model`, `context`, `layer`, `neighbours`, `union_blocks`,
+  `chosen_blocks`
+* `tuning`, a candidate tile in a call: `kernel`, `dtype`, `candidate`, `case`, `seconds`, `spread`, `registers`
+* `profile`, a counter of `ncu`: `kernel`, `metric`, `value`, `unit`
+* `problem`, whatever went wrong: `where`, `message`
 
 `way` says which code ran: `jit` (compiled on the machine), `jit-sm86` (likewise, as RTX cards multiply) or `shipped`
 (the cubins of the plugin library).
@@ -22,6 +22,7 @@ measured it, its kind, and the fields of that kind:
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -58,6 +59,12 @@ class FigureWriter:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
+
+
+def add_figure_options(parser: argparse.ArgumentParser) -> None:
+    """Options of every program that measures: where its figures go, and as whose."""
+    parser.add_argument("--figures", type=Path, help="append every figure to this file as it comes (JSON lines)")
+    parser.add_argument("--step", default="", help="name of the step that the figures belong to")
 
 
 def read_figures(path: Path) -> tuple[Figure, ...]:

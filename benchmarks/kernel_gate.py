@@ -1,30 +1,65 @@
-"""The gate of `benchmarks/kernels.py`: nothing is timed on a GPU where an operator is wrong."""
+"""The gate of the kernels: on a GPU, is every operator what its float64 reference says, and by how much is it off?
+
+    python -m benchmarks.kernel_gate [--way jit] [--dtype both] [--repeats 20] [--figures figures.jsonl]
+
+Each operator runs at the published sizes with modest contexts. Outputs and workspaces hold NaN before every run, and
+the runs of one call have to give the same bits. The reference computes in float64 on the same GPU, with torch's own
+operators. Exit code 2 if anything is off.
+"""
 
 from __future__ import annotations
 
+import argparse
+import math
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from benchmarks.figures import FigureWriter, add_figure_options, read_figures
+from benchmarks.gpu_machine import NO_GPU, CaseFailure, one_line, start_figures
 from benchmarks.kernel_cases import LIGHTNING_SIZES, SPARSE_SIZES
+from benchmarks.kernel_ways import Run, Way, runner
 
 # tests/ is no package.
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from support import lightning_checks, sparse_outcomes
+from support.findings import Finding
 from support.oracles import SparseSizes
 from support.sparse_outcomes import Case
+from support.triton_interpreter import poisoned
 
-LIGHTNING_TOKENS = (1, 100, 1100)
-"""Decode; one segment; several, the last ragged."""
+LIGHTNING_TOKENS = {"decode": 1, "one segment": 100, "ragged segments": 1100}
+DTYPES: Mapping[str, tuple[torch.dtype, ...]] = {
+    "bf16": (torch.bfloat16,),
+    "fp16": (torch.float16,),
+    "fp32": (torch.float32,),
+    "both": (torch.bfloat16, torch.float16),
+}
 
 
-class RedGateError(Exception):
-    """An operator that differs from its reference, in one line."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Check:
+    """One call of one operator in one type."""
+
+    operator: str
+    name: str
+    dtype: torch.dtype
+
+    @property
+    def type_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    def findings(self, run: Run, device: str) -> list[Finding]:
+        """Every output beside the reference; both compute on `device`."""
+        if self.operator == "lightning_attention":
+            return _lightning_findings(LIGHTNING_TOKENS[self.name], self.dtype, run, device)
+        return _sparse_findings(sparse_checks(self.dtype)[self.name], run, device)
 
 
 def sparse_checks(dtype: torch.dtype) -> dict[str, Case]:
@@ -39,33 +74,129 @@ def sparse_checks(dtype: torch.dtype) -> dict[str, Case]:
     }
 
 
-def require_right_kernels(dtype: torch.dtype, sm: int | None) -> None:
-    """Run every operator at a modest size against its float64 reference.
-
-    Raises: RedGateError naming the first difference.
-    """
-    for tokens in LIGHTNING_TOKENS:
-        heads, dim = int(LIGHTNING_SIZES["num_heads"]), int(LIGHTNING_SIZES["head_dim"])
-        inputs = lightning_checks.random_inputs(tokens, dim, batch=1, heads=heads)
-        with naming(f"LightningAttention, {tokens} tokens"):
-            lightning_checks.check_against_reference(
-                lightning_checks.in_type(inputs, dtype), dict(LIGHTNING_SIZES), "cuda", sm=sm
-            )
-    for name, case in sparse_checks(dtype).items():
-        with naming(f"InfLLMv2Attention, {name}"):
-            outcome = sparse_outcomes.run_kernels(case, device="cuda", sm=sm)
-            for row in range(len(case.past)):
-                sparse_outcomes.assert_caches(outcome, row)
-                sparse_outcomes.assert_output(outcome, row)
-                if case.sizes.dense_len < 0:
-                    sparse_outcomes.assert_selection(outcome, row)
+def checks(dtypes: Sequence[torch.dtype]) -> list[Check]:
+    """Of both operators."""
+    names = {"lightning_attention": list(LIGHTNING_TOKENS), "infllmv2_attention": list(sparse_checks(torch.float32))}
+    return [
+        Check(operator=operator, name=name, dtype=dtype)
+        for dtype in dtypes
+        for operator, of_operator in names.items()
+        for name in of_operator
+    ]
 
 
-@contextmanager
-def naming(what: str) -> Iterator[None]:
-    """Turns a failed assertion into a `RedGateError` that says where."""
+def _lightning_findings(tokens: int, dtype: torch.dtype, run: Run, device: str) -> list[Finding]:
+    heads, dim = int(LIGHTNING_SIZES["num_heads"]), int(LIGHTNING_SIZES["head_dim"])
+    inputs = lightning_checks.random_inputs(tokens, dim, batch=1, heads=heads)
+    on_device = [x.to(device) for x in lightning_checks.in_type(inputs, dtype)]
+    return lightning_checks.findings(on_device, dict(LIGHTNING_SIZES), run)
+
+
+def _sparse_findings(case: Case, run: Run, device: str) -> list[Finding]:
+    outcome = sparse_outcomes.run_case(case, sparse_outcomes.random_sequences(case).to(device), run)
+    found = []
+    for row in range(len(case.past)):
+        found += sparse_outcomes.cache_findings(outcome, row)
+        found += sparse_outcomes.output_findings(outcome, row)
+        if case.sizes.dense_len < 0:
+            found += sparse_outcomes.selection_findings(outcome, row)
+    return _worst_of_each(found)
+
+
+def _worst_of_each(findings: Sequence[Finding]) -> list[Finding]:
+    """One finding for each tensor: the largest error of its rows. An error that is no number is the largest."""
+    worst: dict[str, Finding] = {}
+    for finding in sorted(findings, key=lambda finding: math.inf if math.isnan(finding.error) else finding.error):
+        worst[finding.tensor] = finding
+    return list(worst.values())
+
+
+class RepeatedRun:
+    """Runs an operator several times on the same inputs, and counts the values whose bits differ from the first run."""
+
+    def __init__(self, run: Run, repeats: int) -> None:
+        self._run = run
+        self._repeats = repeats
+        self.differing = 0
+
+    def __call__(
+        self, operator: str, inputs: Sequence[Tensor], attributes: Mapping[str, int | float]
+    ) -> dict[str, Tensor]:
+        before = [x.clone() for x in inputs]
+        first = self._run(operator, inputs, attributes)
+        for _ in range(self._repeats - 1):
+            again = self._run(operator, [x.clone() for x in before], attributes)
+            self.differing += sum(int((_bits(first[name]) != _bits(again[name])).sum()) for name in first)
+        return first
+
+
+def _bits(x: Tensor) -> Tensor:
+    return x.contiguous().view(torch.uint8)
+
+
+def judge(check: Check, way: Way, device: str, repeats: int) -> list[Finding]:
+    """Run one check one way. Raises: `CaseFailure` errors if it cannot run."""
+    run = RepeatedRun(runner(way, poisoned), repeats)
+    found = check.findings(run, device)
+    if repeats > 1:
+        found.append(Finding(tensor=f"bits of {repeats} runs", error=float(run.differing), limit=0.0))
+    return found
+
+
+def run_gate(
+    ways: Sequence[Way], dtypes: Sequence[torch.dtype], device: str, repeats: int, figures: FigureWriter
+) -> Iterator[tuple[Way, Check, str | None]]:
+    """Every check every way, with what is wrong in one line, or None; each is written to `figures` as it ends."""
+    for way in ways:
+        for check in checks(dtypes):
+            yield way, check, _judged(way, check, device, repeats, figures)
+
+
+def _judged(way: Way, check: Check, device: str, repeats: int, figures: FigureWriter) -> str | None:
+    named = {"way": str(way), "operator": check.operator, "check": check.name, "dtype": check.type_name}
     try:
-        yield
-    except AssertionError as error:
-        why = " ".join(str(error).split())[:200] or "it differs from the float64 reference"
-        raise RedGateError(f"{what}: {why}; nothing is measured") from error
+        found = judge(check, way, device, repeats)
+    except CaseFailure as error:
+        message = one_line(error)
+        figures.write("gate", **named, tensor="", error=None, limit=None, passed=False, message=message)
+        return message
+    for finding in found:
+        told = {"tensor": finding.tensor, "error": finding.error, "limit": finding.limit, "passed": finding.passed}
+        figures.write("gate", **named, **told)
+    wrong = [f"{f.tensor} is off by {f.error:.3g}, allowed is {f.limit:.3g}" for f in found if not f.passed]
+    return "; ".join(wrong) or None
+
+
+def red_operators(path: Path, way: Way) -> set[tuple[str, str]] | None:
+    """Operators and types that failed the gate in a file of figures; None if it holds no gate of this way.
+
+    Raises: FiguresError.
+    """
+    found = [figure for figure in read_figures(path) if figure["kind"] == "gate" and figure["way"] == str(way)]
+    return {(figure["operator"], figure["dtype"]) for figure in found if not figure["passed"]} if found else None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0, or 2 if an operator is off or there is no GPU."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.kernel_gate", description=__doc__.split("\n")[0])
+    parser.add_argument("--way", action="append", type=Way, choices=list(Way), help="which code (default: jit)")
+    parser.add_argument("--dtype", choices=DTYPES, default="both", help="activations (default: both 16-bit types)")
+    parser.add_argument("--repeats", type=int, default=20, help="runs that have to give equal bits (default: 20)")
+    add_figure_options(parser)
+    options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    if not torch.cuda.is_available():
+        print(f"error: {NO_GPU}", file=sys.stderr)
+        return 2
+    figures = start_figures(options)
+    ways = options.way or [Way.JIT]
+    red = 0
+    for way, check, wrong in run_gate(ways, DTYPES[options.dtype], "cuda", options.repeats, figures):
+        red += wrong is not None
+        print(f"{'RED' if wrong else 'ok ':3} {way}, {check.operator}, {check.name}, {check.type_name}: {wrong or ''}")
+    if red:
+        print(f"error: {red} checks are red", file=sys.stderr)
+    return 2 if red else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

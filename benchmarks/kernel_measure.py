@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 import torch
 
+from benchmarks.gpu_machine import CaseFailure, one_line
 from benchmarks.kernel_cases import Case, make_inputs
 from benchmarks.kernel_peers import make_peer, peer_bytes, peer_name
 from benchmarks.kernel_timing import Step, Timer, Times, alternate
+from benchmarks.kernel_ways import Way, bind
 from sala_export.engine.recipe import Recipe
 from sala_export.ops.common.cost import KernelCost
-from sala_export.ops.common.triton_run import bind_kernels
 from sala_export.specs import DType, format_bytes
 
 OPERATOR = "operator"
@@ -58,8 +59,17 @@ class Settings:
     rounds: int
     budget_seconds: float
     """For each comparison; long calls have fewer rounds."""
-    sm: int | None = None
-    """Architecture whose tiles and instructions are taken; None: of the GPU present."""
+    way: Way = Way.JIT
+    with_peers: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """What came of one case."""
+
+    rows: list[Row]
+    peer_problem: str | None = None
+    """Why the peer has no row, if it should have one."""
 
 
 def least_seconds(cost: KernelCost, rates: Recipe, dtype: DType) -> float:
@@ -85,29 +95,43 @@ def missing_memory(case: Case, dtype: DType, free_bytes: int) -> str | None:
     return f"needs {format_bytes(needed)} of device memory, {format_bytes(free_bytes)} are free"
 
 
-def measure(case: Case, dtype: DType, device: torch.device, timer: Timer, settings: Settings) -> list[Row]:
-    """Rows of one case: the operator beside its peer in turns, the operator in a CUDA graph, and each launch."""
+def measure(case: Case, dtype: DType, device: torch.device, timer: Timer, settings: Settings) -> Measured:
+    """The operator beside its peer in turns, the operator in a CUDA graph, and each launch.
+
+    A peer that is not installed or fails is left out. Raises: `CaseFailure` errors if the operator fails.
+    """
     inputs = make_inputs(case, getattr(torch, dtype.value), device)
-    call = bind_kernels(case.contract, case.kernel_set, inputs, case.attributes, sm=settings.sm)
-    peer = make_peer(case, inputs)
-    sides: dict[str, Sequence[Step]] = {
-        OPERATOR: [_repeated(call.run, case.calls)],
-        peer_name(case): [_repeated(peer, case.calls)],
-    }
-    for steps in sides.values():  # compiles, and lets fla choose its tiles
-        steps[0]()
+    call = bind(settings.way, case.contract, case.kernel_set, inputs, case.attributes)
+    call.run()  # compiles
+    sides: dict[str, Sequence[Step]] = {OPERATOR: [_repeated(call.run, case.calls)]}
+    peer, problem = _peer(case, inputs) if settings.with_peers else (None, None)
+    if peer is not None:
+        sides[peer_name(case)] = [_repeated(peer, case.calls)]
     sides[OPERATOR_GRAPH] = [_repeated(timer.captured(call.run), case.calls)]
     if case.calls == 1:
         sides["launches"] = [launch.run for launch in call.launches]
     times = alternate(timer, sides, rounds=settings.rounds, budget_seconds=settings.budget_seconds)
     names = [launch.launch.name for launch in call.launches]
-    return rows(case, dtype, times, names, settings.rates)
+    return Measured(rows=rows(case, dtype, times, names, settings.rates), peer_problem=problem)
+
+
+def _peer(case: Case, inputs: Sequence[torch.Tensor]) -> tuple[Step | None, str | None]:
+    """The peer after its first call, which compiles it and lets fla choose its tiles; or why there is none."""
+    try:
+        peer = make_peer(case, inputs)
+        peer()
+    except (ImportError, *CaseFailure) as error:
+        return None, one_line(error)
+    return peer, None
 
 
 def rows(
     case: Case, dtype: DType, times: Mapping[str, Sequence[Times]], launches: Sequence[str], rates: Recipe
 ) -> list[Row]:
-    """Times beside the floor and the roofline; `times["launches"]` has one entry for each of `launches`."""
+    """Times beside the floor and the roofline; `times["launches"]` has one entry for each of `launches`.
+
+    There is a row for the peer if `times` has one.
+    """
     costs, floor = account(case, dtype)
     by_kernel = {cost.kernel: least_seconds(cost, rates, dtype) for cost in costs}
     if list(by_kernel) != list(launches):
@@ -133,6 +157,7 @@ def rows(
     found = [
         row(what, times[what][0], floors.get(what), roofline if what in floors else None)
         for what in (OPERATOR, OPERATOR_GRAPH, peer)
+        if what in times
     ]
     of_launches = times.get("launches", ())
     return found + [

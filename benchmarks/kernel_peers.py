@@ -30,7 +30,10 @@ def peer_bytes(case: Case, dtype: DType) -> int:
 
 
 def make_peer(case: Case, inputs: Sequence[Tensor]) -> Step:
-    """One call of the peer, ready to run; its operands are made here, outside of what is measured."""
+    """One call of the peer, ready to run; its operands are made here, outside of what is measured.
+
+    Raises: ImportError if the peer's package is not installed.
+    """
     return _linear_attention(case, inputs) if case.operator == LIGHTNING else _dense_attention(case, inputs)
 
 

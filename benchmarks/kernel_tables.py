@@ -54,14 +54,16 @@ class Goal:
     bound: float
     is_least: bool
     """The bound is a least value, not a largest one."""
-    value: Callable[[Sequence[Row]], float]
+    value: Callable[[Sequence[Row]], float | None]
 
     def line(self, rows: Sequence[Row]) -> str | None:
-        """What was found, in one line; None if the case was not measured."""
+        """What was found, in one line; None if the case, or its peer, was not measured."""
         of_case = [row for row in rows if row.case == self.case and row.dtype == "bfloat16"]
         if not of_case:
             return None
         found = self.value(of_case)
+        if found is None:
+            return None
         is_met = found >= self.bound if self.is_least else found <= self.bound
         side = "at least" if self.is_least else "at most"
         return f"{'met' if is_met else 'MISSED'}: {self.text}: {found:.3g} {self.unit}, {side} {self.bound:g}"
@@ -71,8 +73,9 @@ def _seconds(what: str) -> Callable[[Sequence[Row]], float]:
     return lambda rows: next(row.seconds for row in rows if row.what == what)
 
 
-def _against_peer(rows: Sequence[Row]) -> float:
-    return next(row.seconds for row in rows if is_peer(row)) / _seconds(OPERATOR)(rows)
+def _against_peer(rows: Sequence[Row]) -> float | None:
+    peers = [row.seconds for row in rows if is_peer(row)]
+    return peers[0] / _seconds(OPERATOR)(rows) if peers else None
 
 
 def _over_floor(rows: Sequence[Row]) -> float:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from benchmarks.figures import FigureWriter
+from benchmarks.gpu_machine import CaseFailure, one_line
 from benchmarks.kernel_cases import Case, make_inputs, published_cases
 from benchmarks.kernel_measure import Settings
 from benchmarks.kernel_tables import duration, markdown
@@ -153,9 +155,20 @@ def jobs_of(name: str, trial: Trial, sm: int, dtype: DType) -> CompileJob:
     return compile_job(contract, trial.kernel_set, launch, activation=dtype.value, variant={"head_dim": 128}, sm=sm)
 
 
-def tune(name: str, cases: Sequence[Case], dtype: DType, device: torch.device, timer: Timer, settings: Settings) -> str:
-    """Try all candidates in each of `cases`; the table, best first, with what was refused below."""
-    sm = settings.sm or served_architecture(device)
+def tune(
+    name: str,
+    cases: Sequence[Case],
+    dtype: DType,
+    device: torch.device,
+    timer: Timer,
+    settings: Settings,
+    figures: FigureWriter,
+) -> str:
+    """Try all candidates in each of `cases`; the table, best first, with what was refused below.
+
+    The times of a case are written to `figures` as soon as it ends.
+    """
+    sm = settings.way.sm or served_architecture(device)
     candidates, refused = trials(name, sm), []
     registers: dict[str, int] = {}
     if name in TILES:
@@ -168,9 +181,18 @@ def tune(name: str, cases: Sequence[Case], dtype: DType, device: torch.device, t
     times: dict[str, dict[str, Times]] = {}
     for case in cases:
         inputs = make_inputs(case, getattr(torch, dtype.value), device)
-        sides = {trial.text: [_step(name, trial, case, inputs, settings, timer)] for trial in candidates}
-        found = alternate(timer, sides, rounds=settings.rounds, budget_seconds=10 * settings.budget_seconds)
+        sides: dict[str, list[Step]] = {}
+        for trial in list(candidates):
+            try:
+                sides[trial.text] = [_step(name, trial, case, inputs, settings, timer)]
+            except CaseFailure as error:
+                candidates.remove(trial)
+                refused.append((trial.text, one_line(error)))
+        found = alternate(timer, sides, rounds=settings.rounds, budget_seconds=settings.budget_seconds)
         times[case.name] = {text: steps[0] for text, steps in found.items()}
+        for text, found_times in times[case.name].items():
+            told = {"seconds": found_times.median, "spread": found_times.spread, "registers": registers.get(text)}
+            figures.write("tuning", kernel=name, dtype=dtype.value, candidate=text, case=case.name, **told)
     return tuning_table(f"SM{sm}, {dtype.value}", times, registers, refused)
 
 
@@ -181,7 +203,7 @@ def tuning_table(
     refused: Sequence[tuple[str, str]],
 ) -> str:
     """Candidates by the sum over all calls of their times relative to the best there."""
-    texts = list(next(iter(times.values())))
+    texts = [text for text in next(iter(times.values())) if all(text in of_case for of_case in times.values())]
     best = {case: min(found.median for found in of_case.values()) for case, of_case in times.items()}
     score = {text: sum(times[case][text].median / best[case] for case in times) / len(times) for text in texts}
     lines = [
@@ -198,7 +220,7 @@ def tuning_table(
 
 
 def _step(name: str, trial: Trial, case: Case, inputs: list[torch.Tensor], settings: Settings, timer: Timer) -> Step:
-    call = bind_kernels(case.contract, trial.kernel_set, inputs, case.attributes, sm=settings.sm)
+    call = bind_kernels(case.contract, trial.kernel_set, inputs, case.attributes, sm=settings.way.sm)
     call.run()
     if name in CONSTANTS:
         return timer.captured(call.run)

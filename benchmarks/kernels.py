@@ -1,35 +1,41 @@
 """The GPU kernels on the GPU present, at the published sizes: each launch, each operator, its peer, and the floor.
 
-python -m benchmarks.kernels [--quick] [--only TEXT] [--dtype bf16|fp16|both] [--json out.json]
-python -m benchmarks.kernels --tune infllmv2_select_kernel
+    python -m benchmarks.kernels --figures figures.jsonl [--quick] [--only TEXT] [--dtype bf16|fp16|both]
+    python -m benchmarks.kernels --tune infllmv2_select_kernel
 
-What is measured, and how, is in docs/kernels.md.
+Every case is printed, and written to the figures, as soon as it is measured. What is measured, and how, is in
+docs/kernels.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from benchmarks.gpu_machine import describe_gpu, find_rates
-from benchmarks.kernel_cases import Case, published_cases
-from benchmarks.kernel_gate import RedGateError, require_right_kernels
+from benchmarks.figures import FiguresError, FigureWriter, add_figure_options
+from benchmarks.gpu_machine import NO_GPU, CaseFailure, describe_gpu, find_rates, one_line, start_figures
+from benchmarks.kernel_cases import Case, make_inputs, published_cases
+from benchmarks.kernel_gate import red_operators, run_gate
 from benchmarks.kernel_measure import Row, Settings, measure, missing_memory
 from benchmarks.kernel_tables import goal_lines, results_table
 from benchmarks.kernel_timing import GpuTimer, Timer
 from benchmarks.kernel_tuning import tunable, tune, tuning_cases
-from sala_export.benchmark.machine import gpus
+from benchmarks.kernel_ways import Way, bind
 from sala_export.errors import SalaError
 from sala_export.specs import DType
 
 DTYPES = {"bf16": (DType.BFLOAT16,), "fp16": (DType.FLOAT16,), "both": (DType.BFLOAT16, DType.FLOAT16)}
-SM80_PATH = 86
+CASE_SECONDS, QUICK_CASE_SECONDS, TUNING_CASE_SECONDS = 15.0, 3.0, 150.0
+"""Of measuring one call, where `--seconds` does not say otherwise."""
+
+
+class RedGateError(Exception):
+    """An operator that differs from its reference, in one line."""
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -39,19 +45,46 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--only", help="only calls whose name has this in it, e.g. 'one token'")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="activations (default: bf16)")
     parser.add_argument("--rounds", type=int, help="rounds of each side (default: 20, with --quick 5)")
+    parser.add_argument("--seconds", type=float, help="measure for about this long (default: 15 s for each call)")
     parser.add_argument("--gpu", help="recipe with the GPU's rates (default: found by the GPU's name)")
-    parser.add_argument(
+    code = parser.add_mutually_exclusive_group()
+    code.add_argument(
         "--sm80-path",
-        action="store_true",
+        dest="way",
+        action="store_const",
+        const=Way.JIT_SM86,
         help="tiles and instructions of SM86 on whatever GPU: mma.sync, as RTX cards run it",
     )
+    code.add_argument(
+        "--shipped",
+        dest="way",
+        action="store_const",
+        const=Way.SHIPPED,
+        help="the cubins of the installed plugin library in place of what Triton compiles here",
+    )
+    parser.add_argument("--no-peers", action="store_true", help="without flash-linear-attention and torch's attention")
+    parser.add_argument(
+        "--gate",
+        choices=("stop", "report"),
+        default="stop",
+        help="if a kernel is wrong: measure nothing, or say by how much and measure the others (default: stop)",
+    )
+    parser.add_argument(
+        "--gate-from", type=Path, help="take the results of benchmarks.kernel_gate from this file, if it has them"
+    )
     parser.add_argument("--tune", metavar="KERNEL", choices=tunable(), help=f"try tiles of one of {tunable()}")
-    parser.add_argument("--json", type=Path, help="also write the numbers here")
+    parser.add_argument("--once", action="store_true", help="run every call once and time nothing: for profilers")
+    add_figure_options(parser)
+    parser.set_defaults(way=Way.JIT)
     options = parser.parse_args(arguments)
     if options.rounds is None:
         options.rounds = 5 if options.quick else 20
     if options.rounds < 3:
         parser.error(f"--rounds {options.rounds}: a median with a spread needs at least 3")
+    if options.seconds is not None and options.seconds <= 0:
+        parser.error(f"--seconds {options.seconds}: give more than 0")
+    if options.tune and options.way is Way.SHIPPED:
+        parser.error("--tune compiles its candidates: leave --shipped out")
     if not chosen_cases(options):
         names = ", ".join(repr(case.name) for case in published_cases(quick=options.quick))
         parser.error(f"--only {options.only}: no call has that in its name; there are {names}")
@@ -60,26 +93,54 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def chosen_cases(options: argparse.Namespace) -> list[Case]:
     """The calls that the options ask for."""
+    if options.tune:
+        return tuning_cases(options.tune)
     wanted = (options.only or "").lower()
     return [case for case in published_cases(quick=options.quick) if wanted in case.name.lower()]
 
 
+def case_seconds(options: argparse.Namespace) -> float:
+    """What one call may take of the time that there is."""
+    if options.seconds is not None:
+        return float(options.seconds) / len(chosen_cases(options)) / len(DTYPES[options.dtype])
+    if options.tune:
+        return TUNING_CASE_SECONDS
+    return QUICK_CASE_SECONDS if options.quick else CASE_SECONDS
+
+
 def measure_all(
-    cases: Sequence[Case], dtypes: Sequence[DType], device: torch.device, timer: Timer, settings: Settings
-) -> tuple[list[Row], list[dict[str, str]]]:
-    """Rows of all cases that fit the memory, and those that do not, with the reason; told on stderr as they come."""
-    rows: list[Row] = []
-    skipped: list[dict[str, str]] = []
-    for dtype in dtypes:
-        for case in cases:
-            free = free_bytes(device)
-            if reason := missing_memory(case, dtype, free):
-                skipped.append({"case": case.name, "dtype": dtype.value, "reason": reason})
-                print(f"SKIPPED {case.name}, {dtype.value}: {reason}", file=sys.stderr, flush=True)
-                continue
-            print(f"{case.name}, {dtype.value}", file=sys.stderr, flush=True)
-            rows += measure(case, dtype, device, timer, settings)
-    return rows, skipped
+    cases: Sequence[tuple[Case, DType]],
+    device: torch.device,
+    timer: Timer,
+    settings: Settings,
+    figures: FigureWriter,
+) -> tuple[list[Row], bool]:
+    """Rows of all calls that fit the memory and run, and whether one failed. Each is told and written as it comes."""
+    found: list[Row] = []
+    has_failed = False
+    for case, dtype in cases:
+        name = f"{case.name}, {dtype.value}"
+        if reason := missing_memory(case, dtype, free_bytes(device)):
+            _problem(figures, f"SKIPPED {name}", reason)
+            continue
+        print(name, file=sys.stderr, flush=True)
+        try:
+            measured = measure(case, dtype, device, timer, settings)
+        except CaseFailure as error:
+            _problem(figures, f"FAILED {name}", one_line(error))
+            has_failed = True
+            continue
+        if measured.peer_problem is not None:
+            _problem(figures, f"NO PEER {name}", measured.peer_problem)
+        for row in measured.rows:
+            figures.write("kernel", way=str(settings.way), **asdict(row))
+        found += measured.rows
+    return found, has_failed
+
+
+def _problem(figures: FigureWriter, where: str, message: str) -> None:
+    print(f"{where}: {message}", file=sys.stderr, flush=True)
+    figures.write("problem", where=where, message=message)
 
 
 def free_bytes(device: torch.device) -> int:
@@ -90,48 +151,83 @@ def free_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0]
 
 
+def gated_cases(options: argparse.Namespace, figures: FigureWriter) -> tuple[list[tuple[Case, DType]], bool]:
+    """The calls of operators that are right on this GPU, and whether one is not.
+
+    Raises: RedGateError if one is wrong and the options say to stop; FiguresError for a file that is none.
+    """
+    wanted = [(case, dtype) for dtype in DTYPES[options.dtype] for case in chosen_cases(options)]
+    red = red_operators(options.gate_from, options.way) if options.gate_from else None
+    if red is None:
+        red = set(_run_gate(options, figures))
+    right = [(case, dtype) for case, dtype in wanted if (case.operator, dtype.value) not in red]
+    for case, dtype in wanted:
+        if (case, dtype) not in right:
+            _problem(figures, f"RED {case.name}, {dtype.value}", f"{case.operator} is wrong here, so it is not timed")
+    return right, len(right) < len(wanted)
+
+
+def _run_gate(options: argparse.Namespace, figures: FigureWriter) -> Iterator[tuple[str, str]]:
+    """Operator and type of every check that is red."""
+    dtypes = [getattr(torch, dtype.value) for dtype in DTYPES[options.dtype]]
+    for way, check, wrong in run_gate([options.way], dtypes, "cuda", 1, figures):
+        if wrong is None:
+            continue
+        line = f"{way}, {check.operator}, {check.name}, {check.type_name}: {wrong}"
+        if options.gate == "stop":
+            raise RedGateError(f"{line}; nothing is measured (--gate report measures the others)")
+        print(f"RED {line}", file=sys.stderr, flush=True)
+        yield check.operator, check.type_name
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0, or 2 with one line if there is no GPU, none with known rates, or an operator is wrong on it."""
+    """Exit code: 0, or 2 if there is no GPU, none with known rates, or an operator is wrong on it or fails."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
     if not torch.cuda.is_available():
-        print("error: no CUDA device here: the kernels can only be timed on an NVIDIA GPU", file=sys.stderr)
+        print(f"error: {NO_GPU}", file=sys.stderr)
         return 2
     device = torch.device("cuda", torch.cuda.current_device())
     try:
         return run(options, device)
-    except (SalaError, RedGateError) as error:
+    except (SalaError, RedGateError, FiguresError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
 def run(options: argparse.Namespace, device: torch.device) -> int:
     """Check, measure, print."""
-    sm = SM80_PATH if options.sm80_path else None
-    rates = find_rates(options.gpu, torch.cuda.get_device_name(device))
-    settings = Settings(rates=rates, rounds=options.rounds, budget_seconds=3.0 if options.quick else 15.0, sm=sm)
-    dtypes = DTYPES[options.dtype]
-    for dtype in dtypes:
-        require_right_kernels(getattr(torch, dtype.value), sm)
-    machine = describe_gpu(device)
+    if options.once:
+        return run_once(options, device)
+    figures = start_figures(options)
+    settings = Settings(
+        rates=find_rates(options.gpu, torch.cuda.get_device_name(device)),
+        rounds=options.rounds,
+        budget_seconds=case_seconds(options),
+        way=options.way,
+        with_peers=not options.no_peers,
+    )
+    cases, is_red = gated_cases(options, figures)
     if options.tune:
-        print(tune(options.tune, tuning_cases(options.tune), dtypes[0], device, GpuTimer(device), settings))
-        return 0
-    rows, skipped = measure_all(chosen_cases(options), dtypes, device, GpuTimer(device), settings)
-    print(f"{machine['gpu']}, commit {machine['commit']}{', path of SM86' if sm else ''}\n")
+        for dtype in DTYPES[options.dtype]:
+            of_type = [case for case, its_dtype in cases if its_dtype is dtype]
+            print(tune(options.tune, of_type, dtype, device, GpuTimer(device), settings, figures))
+        return 2 if is_red else 0
+    rows, has_failed = measure_all(cases, device, GpuTimer(device), settings, figures)
+    machine = describe_gpu(device)
+    print(f"{machine['gpu']}, commit {machine['commit']}, {options.way}\n")
     print(results_table(rows))
     print("\nGoals, which are stated for an H100:")
     print("\n".join(goal_lines(rows)))
-    if options.json:
-        report = {
-            "machine": machine,
-            "gpus_after": [dict(gpu) for gpu in gpus()],
-            "rates": asdict(rates),
-            "tiles_of_sm": sm,
-            "rounds": options.rounds,
-            "rows": [{**asdict(row), "of_floor": row.of_floor, "of_roofline": row.of_roofline} for row in rows],
-            "skipped": skipped,
-        }
-        options.json.write_text(json.dumps(report, indent=2, default=str) + "\n", encoding="utf-8")
+    return 2 if is_red or has_failed else 0
+
+
+def run_once(options: argparse.Namespace, device: torch.device) -> int:
+    """Each call a single time, on fresh inputs."""
+    for dtype in DTYPES[options.dtype]:
+        for case in chosen_cases(options):
+            inputs = make_inputs(case, getattr(torch, dtype.value), device)
+            bind(options.way, case.contract, case.kernel_set, inputs, case.attributes).run()
+            torch.cuda.synchronize(device)
     return 0
 
 

@@ -7,13 +7,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.benchmark_flow import SMALL_CASES, SPARSE_SMALL, CountingTimer, run_small_flow, settings, tune_small
+from support.benchmark_flow import (
+    SMALL_CASES,
+    SPARSE_SMALL,
+    CountingTimer,
+    measure_with_faults,
+    run_small_flow,
+    settings,
+    tune_small,
+)
 from support.closeness import assert_close
 from support.fla_oracle import fla_naive_recurrent_simple_gla
 from support.triton_interpreter import call_interpreting
 from torch import Tensor
 
-from benchmarks import kernel_account, kernel_cases, kernel_gate, kernels
+from benchmarks import kernel_account, kernel_cases, kernels
+from benchmarks.figures import FigureWriter, read_figures
 from benchmarks.gpu_machine import find_rates, rates_of
 from benchmarks.kernel_cases import LIGHTNING, SPARSE, Case, make_inputs, published_cases
 from benchmarks.kernel_measure import OPERATOR, OPERATOR_GRAPH, Row, missing_memory, rows
@@ -40,7 +49,7 @@ def test_without_a_gpu_it_ends_with_one_line(
     assert kernels.main(["--quick"]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err == "error: no CUDA device here: the kernels can only be timed on an NVIDIA GPU\n"
+    assert printed.err == "error: no CUDA device here: this can only be measured on an NVIDIA GPU\n"
 
 
 @pytest.mark.parametrize(
@@ -50,6 +59,9 @@ def test_without_a_gpu_it_ends_with_one_line(
         (["--rounds", "2"], "needs at least 3"),
         (["--tune", "no_kernel"], "invalid choice"),
         (["--dtype", "fp32"], "invalid choice"),
+        (["--seconds", "0"], "give more than 0"),
+        (["--shipped", "--sm80-path"], "not allowed with argument"),
+        (["--shipped", "--tune", "lightning_attention"], "leave --shipped out"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(
@@ -87,13 +99,31 @@ def test_calls_fit_the_memory_of_an_h100_and_of_a_4090(gibibytes: int, fit: bool
 
 
 def test_what_does_not_fit_is_left_out_loudly(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(kernels, "free_bytes", lambda device: 1 << 30)
-    found, skipped = kernels.measure_all(SMALL_CASES[:1], [DType.BFLOAT16], CPU, CountingTimer(), settings())
-    assert found == []
-    assert [entry["case"] for entry in skipped] == ["chunk"]
+    calls = [(SMALL_CASES[0], DType.BFLOAT16)]
+    figures = FigureWriter(tmp_path / "figures.jsonl", "E")
+    assert kernels.measure_all(calls, CPU, CountingTimer(), settings(), figures) == ([], False)
     assert "SKIPPED chunk, bfloat16: needs 2.00 GiB" in capsys.readouterr().err
+    (figure,) = read_figures(tmp_path / "figures.jsonl")
+    assert (figure["step"], figure["kind"], figure["where"]) == ("E", "problem", "SKIPPED chunk, bfloat16")
+
+
+def test_a_failing_call_and_a_missing_peer_leave_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "figures.jsonl"
+    found, has_failed = call_interpreting(measure_with_faults, path)
+    assert has_failed
+    assert [row.what for row in found[:2]] == [OPERATOR, OPERATOR_GRAPH]
+    assert {row.case for row in found} == {"token"}
+    assert goal_lines(found) == []
+    failed, no_peer, *measured = read_figures(path)
+    assert failed["where"] == "FAILED sparse token, float16"
+    assert failed["message"] == "RuntimeError: CUDA error: an illegal memory access was encountered"
+    assert no_peer["where"] == "NO PEER token, float16"
+    assert no_peer["message"] == "ModuleNotFoundError: No module named 'fla'"
+    assert [figure["what"] for figure in measured] == [row.what for row in found]
+    assert all(figure["seconds"] == 1.0 and figure["way"] == "jit" for figure in measured)
 
 
 def sparse_case(**changes: int) -> Case:
@@ -237,8 +267,11 @@ def test_small_calls_go_from_inputs_to_rows() -> None:
     assert {row.seconds for row in found} == {1.0}
 
 
-def test_tuned_constants_give_a_table() -> None:
-    table = call_interpreting(tune_small).splitlines()
+def test_tuned_constants_give_a_table_and_figures(tmp_path: Path) -> None:
+    path = tmp_path / "figures.jsonl"
+    table = call_interpreting(tune_small, path).splitlines()
+    told = [(figure["kernel"], figure["case"], figure["seconds"]) for figure in read_figures(path)]
+    assert told == [("lightning_attention", "chunk of 20", 1.0)] * 5
     assert table[0] == "| SM120, float16 | registers | relative time | chunk of 20 |"
     assert len(table) == 2 + 5
     assert '| `{"WANTED_PROGRAMS": 32}` |  | 1.000 | 1 s +- 0 % |' in table
@@ -290,22 +323,6 @@ def test_tuning_table_puts_the_best_over_all_calls_first() -> None:
     assert lines[2] == "| `b` | 200 | 1.500 | 2 ms +- 0 % | 2 ms +- 0 % |"
     assert lines[3].startswith("| `a` | 100 | 2.500 ")
     assert lines[4] == "refused: c: spills"
-
-
-def test_gate_names_what_differs() -> None:
-    with (
-        pytest.raises(kernel_gate.RedGateError, match=r"decode: 0\.5 is too much; nothing is measured"),
-        kernel_gate.naming("decode"),
-    ):
-        raise AssertionError("0.5 is too much")
-
-
-def test_gate_covers_a_contested_selection_and_both_sequences() -> None:
-    """From (topk + W + init) blocks on there are more candidates than may be chosen."""
-    checks = kernel_gate.sparse_checks(torch.bfloat16)
-    for name in ("prefill", "decode"):
-        assert min(checks[name].past) // 64 - 32 - 1 > 62
-    assert {case.tokens == 1 for case in checks.values()} == {True, False}
 
 
 def test_rates_are_found_by_the_name_of_the_gpu() -> None:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from unittest import mock
 
 import torch
 
 from benchmarks import kernel_measure, kernel_timing
+from benchmarks.figures import FigureWriter
 from benchmarks.gpu_machine import rates_of
 from benchmarks.kernel_cases import LIGHTNING, LIGHTNING_SIZES, SPARSE, SPARSE_SIZES, Case
 from benchmarks.kernel_measure import Row, Settings
 from benchmarks.kernel_timing import Step
+from benchmarks.kernel_ways import Way
 from benchmarks.kernels import measure_all
+from sala_export.ops.common.contract import Contract
+from sala_export.ops.common.triton_run import BoundCall
 from sala_export.specs import DType
 
 LIGHTNING_SMALL = {**LIGHTNING_SIZES, "num_heads": 1, "head_dim": 32}
@@ -63,14 +68,36 @@ def run_small_flow() -> tuple[list[Row], int]:
     timer = CountingTimer()
     no_peer = mock.patch.object(kernel_measure, "make_peer", return_value=lambda: None)
     with no_peer, mock.patch.object(kernel_timing, "WARM_UPS", 1):
-        rows, skipped = measure_all(SMALL_CASES, [DType.FLOAT16], torch.device("cpu"), timer, settings())
-    assert skipped == []
+        rows, has_failed = measure_all(small_calls(), torch.device("cpu"), timer, settings(), FigureWriter(None))
+    assert not has_failed
     return rows, timer.steps
 
 
-def tune_small() -> str:
+def measure_with_faults(path: Path) -> tuple[list[Row], bool]:
+    """Two calls, written to `path`: the first fails when it runs, the second has no peer package."""
+    bind = kernel_measure.bind
+
+    def failing(way: Way, contract: Contract, *arguments: object) -> BoundCall:
+        if contract.name == SPARSE:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return bind(way, contract, *arguments)  # type: ignore[arg-type]
+
+    calls = [(SMALL_CASES[4], DType.FLOAT16), (SMALL_CASES[2], DType.FLOAT16)]
+    no_package = mock.patch.object(
+        kernel_measure, "make_peer", side_effect=ModuleNotFoundError("No module named 'fla'")
+    )
+    with no_package, mock.patch.object(kernel_measure, "bind", failing):
+        return measure_all(calls, torch.device("cpu"), CountingTimer(), settings(), FigureWriter(path, "E"))
+
+
+def small_calls() -> list[tuple[Case, DType]]:
+    return [(case, DType.FLOAT16) for case in SMALL_CASES]
+
+
+def tune_small(path: Path) -> str:
     """The table of a tuned constant, over calls that take a moment in the interpreter."""
     from benchmarks.kernel_tuning import tune
 
     cases = [replace(SMALL_CASES[0], name="chunk of 20")]
-    return tune("lightning_attention", cases, DType.FLOAT16, torch.device("cpu"), CountingTimer(), settings())
+    figures = FigureWriter(path)
+    return tune("lightning_attention", cases, DType.FLOAT16, torch.device("cpu"), CountingTimer(), settings(), figures)

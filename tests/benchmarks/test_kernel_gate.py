@@ -1,0 +1,154 @@
+"""The gate of the kernels: what it covers, reports and refuses; on interpreted kernels and on planted faults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from support.findings import Finding
+from support.triton_interpreter import run_interpreted
+from torch import Tensor
+
+from benchmarks import kernel_gate, kernels
+from benchmarks.figures import FigureWriter, read_figures
+from benchmarks.kernel_gate import Check, RepeatedRun, red_operators, run_gate
+from benchmarks.kernel_ways import Run, Way
+
+CPU = "cpu"
+LIGHTNING = Check(operator="lightning_attention", name="decode", dtype=torch.float16)
+SPARSE = Check(operator="infllmv2_attention", name="dense decode", dtype=torch.float16)
+
+
+def test_it_covers_a_contested_selection_and_both_sequences() -> None:
+    """From (topk + W + init) blocks on there are more candidates than may be chosen."""
+    checks = kernel_gate.sparse_checks(torch.bfloat16)
+    for name in ("prefill", "decode"):
+        assert min(checks[name].past) // 64 - 32 - 1 > 62
+    assert {case.tokens == 1 for case in checks.values()} == {True, False}
+    assert {check.operator for check in kernel_gate.checks([torch.float16])} == {LIGHTNING.operator, SPARSE.operator}
+
+
+def spoiled(tensor: str, spoil: Callable[[Tensor], None]) -> Run:
+    """The interpreted kernels with a fault in one of their outputs."""
+
+    def run(operator: str, inputs: Sequence[Tensor], attributes: Mapping[str, int | float]) -> dict[str, Tensor]:
+        result = run_interpreted(operator, inputs, attributes)
+        spoil(result[tensor])
+        return result
+
+    return run
+
+
+def add_a_hundredth(x: Tensor) -> None:
+    x += 0.01 * x.abs().max()
+
+
+def write_a_nan(x: Tensor) -> None:
+    x.view(-1)[3] = float("nan")
+
+
+def write_after_the_context(x: Tensor) -> None:
+    x[0, 0, -1] = 0.0
+
+
+def add_one(x: Tensor) -> None:
+    x += 1
+
+
+@pytest.mark.parametrize("check", [LIGHTNING, SPARSE], ids=lambda check: check.operator)
+def test_right_kernels_pass(check: Check) -> None:
+    found = check.findings(run_interpreted, CPU)
+    assert all(finding.passed for finding in found), found
+    assert "y" in [finding.tensor for finding in found]
+
+
+@pytest.mark.parametrize(
+    ("check", "tensor", "spoil", "red"),
+    [
+        (LIGHTNING, "y", add_a_hundredth, "y"),
+        (LIGHTNING, "state_out", write_a_nan, "state_out"),
+        (SPARSE, "y", write_a_nan, "y"),
+        (SPARSE, "k_cache_out", write_after_the_context, "k_cache after the context"),
+        (SPARSE, "k1_cache_out", add_a_hundredth, "k1_cache"),
+        (SPARSE, "chosen", add_one, "chosen in dense mode"),
+    ],
+)
+def test_wrong_tensor_is_named(check: Check, tensor: str, spoil: Callable[[Tensor], None], red: str) -> None:
+    found = check.findings(spoiled(tensor, spoil), CPU)
+    assert [finding.tensor for finding in found if not finding.passed] == [red]
+
+
+def test_runs_of_other_bits_are_counted() -> None:
+    """The second run of three moves one value by one bit."""
+    runs = 0
+
+    def run(operator: str, inputs: Sequence[Tensor], attributes: Mapping[str, int | float]) -> dict[str, Tensor]:
+        nonlocal runs
+        runs += 1
+        inputs[0].add_(1.0)  # as operators that update their inputs do
+        y = inputs[0].clone()
+        if runs == 2:
+            y.view(torch.int16)[2] ^= 1
+        return {"y": y, "unwritten": torch.full((4,), float("nan"))}
+
+    repeated = RepeatedRun(run, 3)
+    assert torch.equal(repeated("operator", [torch.ones(5).half()], {})["y"], torch.full((5,), 2.0).half())
+    assert (runs, repeated.differing) == (3, 1)
+
+
+@pytest.fixture
+def gate_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gate that runs two small checks, the first of which is off and the second cannot run."""
+
+    def judge(check: Check, way: Way, device: str, repeats: int) -> list[Finding]:
+        if check is SPARSE:
+            raise RuntimeError("CUDA error: misaligned\n address")
+        return [Finding(tensor="y", error=0.5, limit=0.1), Finding(tensor="state_out", error=0.0, limit=0.1)]
+
+    monkeypatch.setattr(kernel_gate, "checks", lambda dtypes: [LIGHTNING, SPARSE])
+    monkeypatch.setattr(kernel_gate, "judge", judge)
+
+
+@pytest.mark.usefixtures("gate_of_two")
+def test_everything_found_is_written_and_told(tmp_path: Path) -> None:
+    path = tmp_path / "figures.jsonl"
+    found = list(run_gate([Way.SHIPPED], [torch.float16], CPU, 1, FigureWriter(path, "B")))
+    assert [wrong for _, _, wrong in found] == [
+        "y is off by 0.5, allowed is 0.1",
+        "RuntimeError: CUDA error: misaligned address",
+    ]
+    told = read_figures(path)
+    assert [(figure["tensor"], figure["passed"]) for figure in told] == [("y", False), ("state_out", True), ("", False)]
+    assert red_operators(path, Way.SHIPPED) == {(LIGHTNING.operator, "float16"), (SPARSE.operator, "float16")}
+    assert red_operators(path, Way.JIT) is None, "nothing is known of another way"
+
+
+@pytest.mark.usefixtures("gate_of_two")
+def test_stopping_gate_names_the_first_that_is_off(capsys: pytest.CaptureFixture[str]) -> None:
+    options = kernels.parse(["--dtype", "fp16"])
+    with pytest.raises(kernels.RedGateError, match=r"lightning_attention, decode, float16: y is off by 0\.5"):
+        kernels.gated_cases(options, FigureWriter(None))
+    assert capsys.readouterr().err == ""
+
+
+def test_reporting_gate_goes_on_with_what_is_right(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "figures.jsonl"
+    writer = FigureWriter(path, "B")
+    known = {"way": "jit", "check": "decode", "dtype": "float16", "tensor": "y", "error": 0.0, "limit": 0.1}
+    writer.write("gate", **known, operator="lightning_attention", passed=True)
+    writer.write("gate", **known, operator="infllmv2_attention", passed=False)
+    options = kernels.parse(["--dtype", "fp16", "--quick", "--gate", "report", "--gate-from", str(path)])
+    cases, is_red = kernels.gated_cases(options, FigureWriter(None))
+    assert is_red
+    assert {case.operator for case, _ in cases} == {"lightning_attention"}
+    assert "RED InfLLM-v2, one token after 32K, float16" in capsys.readouterr().err
+
+
+def test_without_a_gpu_it_ends_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert kernel_gate.main([]) == 2
+    assert capsys.readouterr().err == "error: no CUDA device here: this can only be measured on an NVIDIA GPU\n"
