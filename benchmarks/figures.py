@@ -3,7 +3,7 @@
 The first line of a file has the kind `run`. Every other line names the step that measured it, its kind, and the fields
 of that kind:
 
-* `run`, the whole file: `machine` (`gpu_machine.describe_gpu`), `commit`, `started`, `rehearsal`
+* `run`, the whole file: `machine` (`run_header.describe_run`), `commit`, `started`, `rehearsal`
 * `step`, a step that has ended or was dropped: `name`, `state`, `seconds`, `estimate_seconds`, `message`
 * `gate`, a tensor of an operator beside its float64 reference: `way`, `operator`, `check`, `dtype`, `tensor`, `error`,
   `limit`, `passed`

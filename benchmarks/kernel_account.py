@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from benchmarks.gpu_machine import rates_of
 from benchmarks.kernel_cases import Case, published_cases
 from benchmarks.kernel_measure import account, least_seconds
-from benchmarks.kernel_tables import duration, markdown
+from benchmarks.tables import duration, markdown
 from sala_export.ops.common.cost import KernelCost, total
 from sala_export.specs import DType
 

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.figures import FigureWriter, add_figure_options, read_figures
-from benchmarks.gpu_machine import NO_GPU, CaseFailure, one_line, start_figures
+from benchmarks.gpu_machine import NO_GPU, CaseFailure, one_line
 from benchmarks.kernel_cases import LIGHTNING_SIZES, SPARSE_SIZES
 from benchmarks.kernel_ways import Run, Way, runner
+from benchmarks.run_header import start_figures
 
 # tests/ is no package.
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))

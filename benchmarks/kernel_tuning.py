@@ -18,8 +18,8 @@ from benchmarks.figures import FigureWriter
 from benchmarks.gpu_machine import CaseFailure, one_line
 from benchmarks.kernel_cases import Case, make_inputs, published_cases
 from benchmarks.kernel_measure import Settings
-from benchmarks.kernel_tables import duration, markdown
 from benchmarks.kernel_timing import Step, Timer, Times, alternate
+from benchmarks.tables import duration, markdown
 from plugins.aot.kernels import AotError, CompileJob, compile_job, compile_kernel
 from sala_export.kernel_report.cubin import CubinFacts, read_cubin
 from sala_export.ops.common.launch import KernelSet, Launch, Tile

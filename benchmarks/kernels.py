@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.figures import FiguresError, FigureWriter, add_figure_options
-from benchmarks.gpu_machine import NO_GPU, CaseFailure, describe_gpu, find_rates, one_line, start_figures
+from benchmarks.gpu_machine import NO_GPU, CaseFailure, find_rates, one_line
 from benchmarks.kernel_cases import Case, make_inputs, published_cases
 from benchmarks.kernel_gate import red_operators, run_gate
 from benchmarks.kernel_measure import Row, Settings, measure, missing_memory
@@ -26,6 +26,7 @@ from benchmarks.kernel_tables import goal_lines, results_table
 from benchmarks.kernel_timing import GpuTimer, Timer
 from benchmarks.kernel_tuning import tunable, tune, tuning_cases
 from benchmarks.kernel_ways import Way, bind
+from benchmarks.run_header import commit, start_figures
 from sala_export.errors import SalaError
 from sala_export.specs import DType
 
@@ -213,8 +214,7 @@ def run(options: argparse.Namespace, device: torch.device) -> int:
             print(tune(options.tune, of_type, dtype, device, GpuTimer(device), settings, figures))
         return 2 if is_red else 0
     rows, has_failed = measure_all(cases, device, GpuTimer(device), settings, figures)
-    machine = describe_gpu(device)
-    print(f"{machine['gpu']}, commit {machine['commit']}, {options.way}\n")
+    print(f"{torch.cuda.get_device_name(device)}, commit {commit()}, {options.way}\n")
     print(results_table(rows))
     print("\nGoals, which are stated for an H100:")
     print("\n".join(goal_lines(rows)))

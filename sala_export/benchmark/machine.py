@@ -24,6 +24,7 @@ _GPU_FIELDS = {
     "temperature_celsius": "temperature.gpu",
     "memory_mib": "memory.total",
     "used_mib": "memory.used",
+    "compute_capability": "compute_cap",
 }
 """Of nvidia-smi, by our name."""
 

@@ -178,7 +178,7 @@ def test_gpu_without_a_recipe_is_told_how_to_get_a_floor() -> None:
 
 
 def test_gpu_memory_is_what_was_taken_since(monkeypatch: pytest.MonkeyPatch) -> None:
-    line = "NVIDIA H100 80GB HBM3, GPU-1, 575.1, 1980, 2619, 1980, 700.00, 31, 81559, {}"
+    line = "NVIDIA H100 80GB HBM3, GPU-1, 575.1, 1980, 2619, 1980, 700.00, 31, 81559, {}, 9.0"
     monkeypatch.setattr(machine, "_output", lambda _: line.format(500))
     memory = machine.GpuMemory()
     monkeypatch.setattr(machine, "_output", lambda _: line.format(1524))
