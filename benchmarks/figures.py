@@ -7,14 +7,19 @@ measured it, its kind, and the fields of that kind:
 |---|---|---|
 | `run` | the whole file, as its first line | `machine` (`gpu_machine.describe_gpu`), `commit`, `started`, `rehearsal` |
 | `step` | a step that has ended or was dropped | `name`, `state`, `seconds`, `estimate_seconds`, `message` |
-| `gate` | a tensor of an operator beside its float64 reference | `way`, `operator`, `check`, `dtype`, `tensor`, `error`, `limit`, `passed` |
+| `gate` | a tensor beside its reference | `way`, `operator`, `check`, `dtype`, `tensor`, `error`, `limit`, `passed` |
 | `kernel` | a timed launch, operator or peer | `way` and the fields of `kernel_measure.Row` |
 | `first_token` | a context of `benchmarks.ttft` | those of a context in its JSON, `precision`, `runtime`, `layers` |
 | `passkey` | a prompt of `benchmarks.passkey` | `length`, `found`, `prefill_seconds`, `question_seconds`, `runtime` |
-| `overlap` | a layer of `benchmarks.block_overlap` | `model`, `context`, `layer`, `neighbours`, `union_blocks`, `chosen_blocks` |
+| `overlap` | a layer of a model | `model`, `context`, `layer`, `neighbours`, `union_blocks`, `chosen_blocks` |
 | `tuning` | a candidate tile in a call | `kernel`, `candidate`, `case`, `seconds`, `spread`, `registers` |
 | `profile` | a counter of `ncu` | `kernel`, `metric`, `value`, `unit` |
 | `problem` | whatever went wrong | `where`, `message` |
+
+The header has `started` as a time by ISO 8601 with its zone, and `rehearsal`, true or false. A gate's `operator` is the
+name of a contract (`lightning_attention`), its `dtype` that of a row (`bfloat16`), and its reference is in float64.
+`error` is null where what came out was no number. In `overlap`, `chosen_blocks` is the mean of one token, and
+`union_blocks` that of as many neighbouring tokens as `neighbours` says. Spreads are relative to the median.
 
 `way` says which code ran: `jit` (compiled on the machine), `jit-sm86` (likewise, as RTX cards multiply) or `shipped`
 (the cubins of the plugin library).
