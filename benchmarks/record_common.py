@@ -59,7 +59,7 @@ def course(run: Run) -> list[str]:
 
 def plain(text: str) -> str:
     """A text of the machine as one line of a document: without its folders, without addresses, not too long."""
-    one_line = _ADDRESS.sub("(address)", _PATH.sub("", " ".join(text.split())))
+    one_line = _PATH.sub("", _ADDRESS.sub("(address)", " ".join(text.split())))
     if len(one_line) > _LONGEST_MESSAGE:
         one_line = one_line[: _LONGEST_MESSAGE - 3] + "..."
     return re.sub(r"([|`<\[*_\\])", r"\\\1", one_line)

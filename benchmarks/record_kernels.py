@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from benchmarks.expectations import Comparison, Expectations, Place, comparison_cells, far_lines, predictions_table
+from benchmarks.gpu_machine import known_gpus
 from benchmarks.kernel_tables import GOALS, HEADER, duration, markdown, percent, row_cells
 from benchmarks.record_common import course, headline, plain
 from benchmarks.recorded_figures import Overlap, Timed, Trial
 from benchmarks.recorded_run import Run
 from sala_export.specs import format_tokens
 
-CODE = {"shipped": "shipped cubins", "jit": "compiled there", "jit-sm86": "compiled there, path of SM86"}
-"""How a document says which code ran."""
+CODE = {"shipped": "shipped cubins", "jit": "JIT", "jit-sm86": "JIT, path of SM86"}
+"""How a document says which code ran: the shipped one, or Triton's on that machine."""
 PREDICTED_WAYS = ("shipped", "jit")
 PREDICTED_DTYPE = "bfloat16"
 BEST_TRIALS = 3
@@ -51,9 +52,14 @@ def kernels_section(runs: Sequence[Run], expectations: Expectations) -> tuple[st
         found += comparisons.values()
         blocks += [headline(run), *_times(run, comparisons, expectations), *_gates(run), *_left_out(run)]
         blocks += [*_tuning(run.trials), *_overlaps(run.overlaps), *_counters(run), *course(run)]
-    source = textwrap.fill(f"By {expectations.source}.", width=120)
-    blocks += [f"### Predicted\n\n{source}", predictions_table(expectations)]
+    blocks += ["### Predicted", _source(expectations), predictions_table(expectations)]
     return "\n\n".join(blocks), found
+
+
+def _source(expectations: Expectations) -> str:
+    without = [gpu for gpu in known_gpus() if not expectations.knows(gpu)]
+    text = f"Predicted by {expectations.source}. Nothing was predicted for {', '.join(without)}."
+    return textwrap.fill(f"{text} A figure of one GPU is never carried over to another.", width=120)
 
 
 def _name(timed: Timed) -> str:
@@ -134,7 +140,7 @@ def _left_out(run: Run) -> list[str]:
         f"* {one.operator}, {one.dtype}, {CODE[one.way]}: {one.figures} times left out: {plain(one.why)}"
         for one in run.left_out
     ]
-    return ["**Red**, so that their times are not shown:\n\n" + "\n".join(lines)]
+    return ["**Red or not checked**, so that their times are not shown:\n\n" + "\n".join(lines)]
 
 
 def _tuning(trials: Sequence[Trial]) -> list[str]:
