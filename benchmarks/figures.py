@@ -16,6 +16,11 @@ of that kind:
 * `profile`, a counter of `ncu`: `kernel`, `metric`, `value`, `unit`
 * `problem`, whatever went wrong: `where`, `message`
 
+The header has `started` as a time by ISO 8601 with its zone, and `rehearsal`, true or false. A gate's `operator` is the
+name of a contract (`lightning_attention`), its `dtype` that of a row (`bfloat16`), and its reference is in float64.
+`error` is null where what came out was no number. In `overlap`, `chosen_blocks` is the mean of one token, and
+`union_blocks` that of as many neighbouring tokens as `neighbours` says. Spreads are relative to the median.
+
 `way` says which code ran: `jit` (compiled on the machine), `jit-sm86` (likewise, as RTX cards multiply) or `shipped`
 (the cubins of the plugin library).
 """

@@ -225,13 +225,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error(f"--steps: {error}")
     if options.output is None and not options.plan:
         parser.error("--output DIR is missing: say where the figures go")
-    if (
-        options.output is not None
-        and options.output.exists()
-        and (not options.output.is_dir() or any(options.output.iterdir()))
-    ):
+    if options.output is not None and _holds_something(options.output):
         parser.error(f"--output {options.output}: is there already and not empty: name a new folder")
     return options
+
+
+def _holds_something(path: Path) -> bool:
+    return any(path.iterdir()) if path.is_dir() else path.exists()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

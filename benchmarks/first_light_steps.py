@@ -40,10 +40,11 @@ def _tests(*arguments: str) -> tuple[str, ...]:
 
 
 _KNOWN_GATE = ("--gate", "report", "--gate-from", "{figures}")
+_TUNING = ("--rounds", "5", *_KNOWN_GATE)
 _PACKED_DRIVER = "build/gpu_pack/plugin_driver"
 
 STEPS = (
-    Step(letter="A", name="compile ahead, in as many processes as cores", command=_module("prewarm"), seconds=30, limit=70),
+    Step(letter="A", name="compile ahead, one process for each core", command=_module("prewarm"), seconds=30, limit=70),
     Step(
         letter="B",
         name="gate: compiled here, as on RTX cards, and the shipped cubins",
@@ -69,8 +70,8 @@ STEPS = (
         letter="J",
         name="9B with random weights: first token and decode",
         command=_module(
-            "ttft", "--preset", "9b", "--device", "cuda", "--contexts", "64K,128K,1M", "--repeats", "1", "--new-tokens", "32",
-            "--budget-seconds", "90",
+            "ttft", "--preset", "9b", "--device", "cuda", "--contexts", "64K,128K,1M", "--repeats", "1",
+            "--new-tokens", "32", "--budget-seconds", "90",
         ),
         seconds=85,
         limit=110,
@@ -116,14 +117,14 @@ STEPS = (
     Step(
         letter="G",
         name="tiles of the gather kernel",
-        command=_module("kernels", "--tune", "infllmv2_gather_kernel", "--seconds", "10", "--rounds", "5", *_KNOWN_GATE),
+        command=_module("kernels", "--tune", "infllmv2_gather_kernel", "--seconds", "10", *_TUNING),
         seconds=20,
         limit=45,
     ),
     Step(
         letter="M",
         name="segments of Lightning",
-        command=_module("kernels", "--tune", "lightning_attention", "--seconds", "8", "--rounds", "5", *_KNOWN_GATE),
+        command=_module("kernels", "--tune", "lightning_attention", "--seconds", "8", *_TUNING),
         seconds=20,
         limit=45,
     ),
@@ -133,7 +134,10 @@ STEPS = (
 
 
 def chosen(letters: str | None, steps: Sequence[Step] = STEPS) -> tuple[Step, ...]:
-    """The steps that `--steps A,B` names, in their own order; all without it. Raises: ValueError naming an unknown one."""
+    """The steps that `--steps A,B` names, in their own order; all without it.
+
+    Raises: ValueError naming those that there are not.
+    """
     if letters is None:
         return tuple(steps)
     wanted = [letter.strip().upper() for letter in letters.split(",")]

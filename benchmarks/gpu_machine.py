@@ -42,5 +42,10 @@ def rates_of(name: str) -> Recipe:
     return read_recipe(_known_recipes()[name])
 
 
+def known_gpus() -> tuple[str, ...]:
+    """Names of all recipes with rates, sorted."""
+    return tuple(sorted(_known_recipes()))
+
+
 def _known_recipes() -> dict[str, Path]:
     return recipe_paths() | {path.stem: path for path in sorted(Path(__file__).parent.glob("*.toml"))}

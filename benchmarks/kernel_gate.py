@@ -162,7 +162,8 @@ def _judged(way: Way, check: Check, device: str, repeats: int, figures: FigureWr
         figures.write("gate", **named, tensor="", error=None, limit=None, passed=False, message=message)
         return message
     for finding in found:
-        told = {"tensor": finding.tensor, "error": finding.error, "limit": finding.limit, "passed": finding.passed}
+        error = finding.error if math.isfinite(finding.error) else None
+        told = {"tensor": finding.tensor, "error": error, "limit": finding.limit, "passed": finding.passed}
         figures.write("gate", **named, **told)
     wrong = [f"{f.tensor} is off by {f.error:.3g}, allowed is {f.limit:.3g}" for f in found if not f.passed]
     return "; ".join(wrong) or None

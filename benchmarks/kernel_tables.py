@@ -13,14 +13,15 @@ HEADER = ("call", "type", "what", "median", "spread", "of roofline", "of floor",
 
 def results_table(rows: Sequence[Row]) -> str:
     """All rows; the ratio to the peer stands beside the operator."""
-    ours = (OPERATOR, OPERATOR_GRAPH)
-    lines = []
-    for row in rows:
-        peers = [r for r in rows if (r.case, r.dtype) == (row.case, row.dtype) and is_peer(r)]
-        ratio = f"{peers[0].seconds / row.seconds:.2f} x" if row.what in ours and peers else ""
-        cells = (row.case, row.dtype, row.what, duration(row.seconds), percent(row.spread))
-        lines.append((*cells, percent(row.of_roofline), percent(row.of_floor), ratio))
-    return markdown(HEADER, lines)
+    return markdown(HEADER, [row_cells(row, rows) for row in rows])
+
+
+def row_cells(row: Row, rows: Sequence[Row]) -> tuple[str, ...]:
+    """The cells of `HEADER` for one row, whose peer is among all `rows`."""
+    peers = [r for r in rows if (r.case, r.dtype) == (row.case, row.dtype) and is_peer(r)]
+    ratio = f"{peers[0].seconds / row.seconds:.2f} x" if row.what in (OPERATOR, OPERATOR_GRAPH) and peers else ""
+    cells = (row.case, row.dtype, row.what, duration(row.seconds), percent(row.spread))
+    return (*cells, percent(row.of_roofline), percent(row.of_floor), ratio)
 
 
 def is_peer(row: Row) -> bool:
@@ -39,13 +40,11 @@ class Goal:
     is_least: bool
     """The bound is a least value, not a largest one."""
     value: Callable[[Sequence[Row]], float | None]
+    """None if a row is missing, such as the peer's."""
 
     def line(self, rows: Sequence[Row]) -> str | None:
-        """What was found, in one line; None if the case, or its peer, was not measured."""
-        of_case = [row for row in rows if row.case == self.case and row.dtype == "bfloat16"]
-        if not of_case:
-            return None
-        found = self.value(of_case)
+        """What was found, in one line; None if one of the rows that it needs was not measured."""
+        found = self.value([row for row in rows if row.case == self.case and row.dtype == "bfloat16"])
         if found is None:
             return None
         is_met = found >= self.bound if self.is_least else found <= self.bound
@@ -53,22 +52,26 @@ class Goal:
         return f"{'met' if is_met else 'MISSED'}: {self.text}: {found:.3g} {self.unit}, {side} {self.bound:g}"
 
 
-def _seconds(what: str) -> Callable[[Sequence[Row]], float]:
-    return lambda rows: next(row.seconds for row in rows if row.what == what)
+def _seconds(rows: Sequence[Row], what: str) -> float | None:
+    return next((row.seconds for row in rows if row.what == what), None)
 
 
 def _against_peer(rows: Sequence[Row]) -> float | None:
-    peers = [row.seconds for row in rows if is_peer(row)]
-    return peers[0] / _seconds(OPERATOR)(rows) if peers else None
+    peer, ours = next((row.seconds for row in rows if is_peer(row)), None), _seconds(rows, OPERATOR)
+    return peer / ours if peer and ours else None
 
 
-def _over_floor(rows: Sequence[Row]) -> float:
-    row = next(row for row in rows if row.what == OPERATOR_GRAPH)
-    return 1 / (row.of_floor or 0.0)
+def _over_floor(rows: Sequence[Row]) -> float | None:
+    of_floor = next((row.of_floor for row in rows if row.what == OPERATOR_GRAPH), None)
+    return 1 / of_floor if of_floor else None
 
 
-def _milliseconds(what: str) -> Callable[[Sequence[Row]], float]:
-    return lambda rows: 1e3 * _seconds(what)(rows)
+def _milliseconds(what: str) -> Callable[[Sequence[Row]], float | None]:
+    def value(rows: Sequence[Row]) -> float | None:
+        seconds = _seconds(rows, what)
+        return 1e3 * seconds if seconds else None
+
+    return value
 
 
 GOALS = (

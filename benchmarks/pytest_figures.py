@@ -28,6 +28,5 @@ class _Failures:
 def pytest_configure(config: pytest.Config) -> None:
     # In processes side by side, the first one reports for all.
     if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(
-            _Failures(FigureWriter(config.getoption("--figures"), config.getoption("--step")))
-        )
+        figures = FigureWriter(config.getoption("--figures"), config.getoption("--step"))
+        config.pluginmanager.register(_Failures(figures))

@@ -1,0 +1,274 @@
+"""One run on a GPU, read from its file of figures and checked before anything of it goes into a document."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from benchmarks.figures import Figure, read_figures
+from benchmarks.gpu_machine import find_rates
+from benchmarks.kernel_cases import LIGHTNING, SPARSE
+from benchmarks.recorded_figures import (
+    Counter,
+    Fields,
+    FirstToken,
+    Gate,
+    Overlap,
+    Passkey,
+    RecordError,
+    StepEnd,
+    Timed,
+    Trial,
+    operator_of,
+    read_counter,
+    read_first_token,
+    read_gate,
+    read_overlap,
+    read_passkey,
+    read_step,
+    read_timed,
+    read_trial,
+)
+from sala_export.errors import RequestError
+
+T = TypeVar("T")
+
+JIT = "jit"
+_KERNELS = {"lightning": LIGHTNING, "infllmv2": SPARSE}
+"""By the first word of the name of a kernel or operator."""
+_COMMIT = re.compile(r"([0-9a-f]{7,40})(\+|-dirty)?")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Header:
+    """The first line: where the run was, and of what."""
+
+    gpu: str
+    """As the driver names it."""
+    recipe: str
+    """Name of the recipe of this GPU. Without one, the GPU's name as a file name may have it."""
+    compute_capability: str
+    torch: str
+    triton: str
+    cuda: str | None
+    driver: str | None
+    """None where there was no nvidia-smi."""
+    clocks: Mapping[str, str]
+    """Of nvidia-smi, when the run began."""
+    commit: str
+    """At most twelve digits, and `-dirty` if files differed from it."""
+    started: datetime
+    """UTC."""
+
+    @property
+    def file_name(self) -> str:
+        """Of the raw figures in `benchmarks/results/`."""
+        return f"{self.recipe}-{self.started:%Y-%m-%dT%H%M%S}-{self.commit}.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LeftOut:
+    """Times that no document gets, because the gate of their operator in the same file did not pass."""
+
+    way: str
+    operator: str
+    dtype: str
+    why: str
+    figures: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """All of one file. Times of operators without a green gate are in `left_out` only."""
+
+    text: str
+    """Its whole lines."""
+    header: Header
+    gates: tuple[Gate, ...]
+    kernels: tuple[Timed, ...]
+    trials: tuple[Trial, ...]
+    left_out: tuple[LeftOut, ...]
+    first_tokens: tuple[FirstToken, ...]
+    passkeys: tuple[Passkey, ...]
+    overlaps: tuple[Overlap, ...]
+    counters: tuple[Counter, ...]
+    steps: tuple[StepEnd, ...]
+    problems: tuple[str, ...]
+
+
+def read_run(path: Path) -> Run:
+    """Read and check a file of figures.
+
+    Of what was measured twice the last one counts. A last line that was cut off is left out. The header comes last, so
+    that the figures of a file which is refused as a rehearsal are well formed.
+
+    Raises: FiguresError or RecordError, in one line, for figures that no document may get.
+    """
+    figures = read_figures(path)
+    _require_one_header(path, figures)
+
+    def of_kind(kind: str, read: Callable[[Fields], T]) -> tuple[T, ...]:
+        places = ((f"{path}:{number}", figure) for number, figure in enumerate(figures, 1))
+        return tuple(read(Fields(place, figure)) for place, figure in places if figure["kind"] == kind)
+
+    gates = of_kind("gate", read_gate)
+    timed = _last(of_kind("kernel", read_timed), lambda t: (t.way, t.row.case, t.row.dtype, t.row.what))
+    tried = _last(of_kind("tuning", read_trial), lambda t: (t.kernel, t.candidate, t.case))
+    kernels, red_kernels = _split(gates, timed)
+    trials, red_trials = _split_trials(gates, tried)
+    first_tokens = of_kind("first_token", read_first_token)
+    run = Run(
+        text=path.read_text(encoding="utf-8").rpartition("\n")[0] + "\n",
+        gates=gates,
+        kernels=kernels,
+        trials=trials,
+        left_out=(*red_kernels, *red_trials),
+        first_tokens=_last(first_tokens, lambda f: (f.runtime, f.precision, f.layers, f.context)),
+        passkeys=_last(of_kind("passkey", read_passkey), lambda p: (p.runtime, p.length)),
+        overlaps=_last(of_kind("overlap", read_overlap), lambda o: (o.model, o.context, o.layer, o.neighbours)),
+        counters=_last(of_kind("profile", read_counter), lambda c: (c.kernel, c.metric)),
+        steps=_last(of_kind("step", read_step), lambda s: s.name),
+        problems=of_kind("problem", lambda fields: f"{fields.text('where')}: {fields.text('message')}"),
+        header=_header(path, figures[0]),
+    )
+    if not run.left_out and not any(getattr(run, name) for name in TOPICS):
+        raise RecordError(f"{path}: holds no measured figure")
+    return run
+
+
+def _require_one_header(path: Path, figures: Sequence[Figure]) -> None:
+    heads = [number for number, figure in enumerate(figures, 1) if figure["kind"] == "run"]
+    if not heads or heads[0] != 1:
+        raise RecordError(f"{path}: its first line is not the header of a run (kind run)")
+    if len(heads) > 1:
+        raise RecordError(f"{path}:{heads[1]}: a second run begins here: give each run a file of its own")
+
+
+def _header(path: Path, figure: Figure) -> Header:
+    fields = Fields(f"{path}:1", figure)
+    if fields.flag("rehearsal"):
+        raise RecordError(f"{path}: figures of a rehearsal: no document gets them")
+    machine = fields.inner("machine")
+    if not machine.values.get("gpu"):
+        raise RecordError(f"{path}: names no GPU, so nothing in it was measured on one")
+    if not fields.values.get("commit"):
+        raise RecordError(f"{path}: names no commit: nobody could tell what was measured")
+    gpu = machine.text("gpu")
+    clocks = _nvidia_smi(machine, gpu)
+    return Header(
+        gpu=gpu,
+        recipe=_recipe_name(gpu),
+        compute_capability=machine.text("compute_capability"),
+        torch=machine.text("torch"),
+        triton=machine.text("triton"),
+        cuda=machine.optional("cuda", machine.text),
+        driver=clocks.get("driver"),
+        clocks=clocks,
+        commit=_commit(fields),
+        started=_started(fields),
+    )
+
+
+def _nvidia_smi(machine: Fields, gpu: str) -> Mapping[str, str]:
+    """What nvidia-smi said of the GPU; empty where it said nothing."""
+    told = machine.values.get("gpus") or []
+    if not isinstance(told, list) or not all(isinstance(one, dict) for one in told):
+        raise RecordError(f"{machine.place}: gpus must be a list of objects")
+    ours = [one for one in told if one.get("name") == gpu] or told
+    return {name: str(value) for name, value in ours[0].items()} if ours else {}
+
+
+def _recipe_name(gpu: str) -> str:
+    try:
+        return find_rates(None, gpu).name
+    except RequestError:
+        return re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
+
+
+def _commit(fields: Fields) -> str:
+    text = fields.text("commit")
+    found = _COMMIT.fullmatch(text)
+    if found is None:
+        raise RecordError(f"{fields.place}: commit is {text!r:.60}: must be 7 to 40 hexadecimal digits")
+    return found[1][:12] + ("-dirty" if found[2] else "")
+
+
+def _started(fields: Fields) -> datetime:
+    text = fields.text("started")
+    try:
+        started: datetime | None = datetime.fromisoformat(text)
+    except ValueError:
+        started = None
+    if started is None or started.tzinfo is None:
+        raise RecordError(f"{fields.place}: started is {text!r:.60}: must be a time by ISO 8601 with its zone")
+    return started.astimezone(UTC)
+
+
+def _last(found: Sequence[T], key: Callable[[T], object]) -> tuple[T, ...]:
+    """Without those that were measured again later, at the place of the first."""
+    return tuple({key(one): one for one in found}.values())
+
+
+def why_not(gates: Sequence[Gate], way: str, operator: str, dtype: str | None) -> str | None:
+    """Why no time of an operator may be shown; None if every check of it passed, in this type or without one in all."""
+    ours = [g for g in gates if (g.way, g.operator) == (way, operator) and dtype in (None, g.dtype)]
+    if not ours:
+        return "no gate in the same file"
+    red = [gate for gate in ours if not gate.passed]
+    return f"{red[0].check}, {red[0].tensor}: error {red[0].error:.3g} of at most {red[0].limit:.3g}" if red else None
+
+
+def _split(gates: Sequence[Gate], timed: Sequence[Timed]) -> tuple[tuple[Timed, ...], list[LeftOut]]:
+    keys = [(one.way, operator_of(one.row.case) or "", one.row.dtype) for one in timed]
+    left_out = [
+        LeftOut(way=key[0], operator=key[1], dtype=key[2], why=why, figures=keys.count(key))
+        for key in dict.fromkeys(keys)
+        if (why := why_not(gates, *key))
+    ]
+    red = {(one.way, one.operator, one.dtype) for one in left_out}
+    return tuple(one for one, key in zip(timed, keys, strict=True) if key not in red), left_out
+
+
+def _split_trials(gates: Sequence[Gate], trials: Sequence[Trial]) -> tuple[tuple[Trial, ...], list[LeftOut]]:
+    keys = [_KERNELS.get(trial.kernel.partition("_")[0], trial.kernel) for trial in trials]
+    left_out = [
+        LeftOut(way=JIT, operator=key, dtype="tuning", why=why, figures=keys.count(key))
+        for key in dict.fromkeys(keys)
+        if (why := why_not(gates, JIT, key, None))
+    ]
+    red = {one.operator for one in left_out}
+    return tuple(one for one, key in zip(trials, keys, strict=True) if key not in red), left_out
+
+
+TOPICS: Mapping[str, Callable[[Any], object]] = {
+    "kernels": lambda timed: timed.way,
+    "gates": lambda gate: gate.way,
+    "trials": lambda trial: trial.kernel,
+    "overlaps": lambda overlap: overlap.model,
+    "counters": lambda counter: counter.kernel,
+    "first_tokens": lambda row: (row.runtime, row.precision, row.layers),
+    "passkeys": lambda passkey: passkey.runtime,
+}
+"""What of a run a newer one replaces, by its field: everything of the same topic together."""
+
+
+def newest(runs: Iterable[Run]) -> tuple[Run, ...]:
+    """Runs by GPU and the newest first, each with what no newer one of its GPU has; without those that have nothing."""
+    shown = []
+    seen: set[tuple[object, ...]] = set()
+    by_age = sorted(runs, key=lambda run: run.header.started, reverse=True)
+    for run in sorted(by_age, key=lambda run: run.header.recipe):
+        gpu = run.header.recipe
+        left = {
+            name: tuple(one for one in getattr(run, name) if (gpu, name, topic(one)) not in seen)
+            for name, topic in TOPICS.items()
+        }
+        left_out = tuple(one for one in run.left_out if (gpu, "kernels", one.way) not in seen)
+        seen |= {(gpu, name, topic(one)) for name, topic in TOPICS.items() for one in getattr(run, name)}
+        if left_out or any(left.values()):
+            shown.append(replace(run, left_out=left_out, **left))
+    return tuple(shown)
