@@ -168,7 +168,7 @@ def summary(outcomes: Sequence[Outcome], figures: Sequence[Figure]) -> str:
     lines += [outcome.line for outcome in outcomes]
     lines += [line for kind, told in _TOLD.items() for line in map(told, _of_kind(figures, kind)) if line]
     states = Counter(outcome.state for outcome in outcomes)
-    return "\n".join([*lines, ", ".join(f"{count} {state}" for state, count in states.items())])
+    return "\n".join([*lines, "steps: " + ", ".join(f"{count} {state}" for state, count in states.items())])
 
 
 def _of_kind(figures: Sequence[Figure], kind: str) -> list[Figure]:
