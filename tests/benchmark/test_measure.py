@@ -20,7 +20,6 @@ from sala_export.checkpoint.presets import PRESETS
 from sala_export.cli.app import run
 from sala_export.engine.recipe import read_recipe
 from sala_export.errors import RequestError, RunError
-from sala_export.model_source import ModelSource
 from sala_export.torch_runtime.load import TorchModel, load_torch
 
 Capture = pytest.CaptureFixture[str]
@@ -195,7 +194,7 @@ def test_context_that_does_not_fit_the_gpu_is_refused_before_the_others(monkeypa
     )
     request = BenchmarkRequest(contexts=(64, 512), new_tokens=8)
     with pytest.raises(RequestError, match="--context 512: 520 is too much"):
-        measure.require_room(model, ModelSource.open(tiny_checkpoint()), request)
+        measure.require_room(model, model.source.config, request)
 
 
 @pytest.fixture
