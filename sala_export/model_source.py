@@ -106,8 +106,11 @@ class ModelSource:
 
     def tokenizer(self) -> Tokenizer | None:
         """None if there is none. Raises: BundleError if its files are malformed."""
+        if self.bundle is None and not (self.directory / TOKENIZER_FILE).is_file():
+            return None
+        # Here, not above: token ids need no tokenizer library.
         from .runtime.text import Tokenizer
 
         if self.bundle is not None:
             return Tokenizer.from_bundle(self.directory)
-        return Tokenizer.from_directory(self.directory) if (self.directory / TOKENIZER_FILE).is_file() else None
+        return Tokenizer.from_directory(self.directory)

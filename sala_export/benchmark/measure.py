@@ -137,10 +137,13 @@ def _measure_what_fits(
 
 
 def expected_seconds(last: Measurement, context: int, request: BenchmarkRequest, chunk_tokens: int) -> float:
-    """Of all runs of a context, from those of a shorter one: an estimate on the safe side."""
+    """Of all runs of a context, from those of a shorter one.
+
+    A decode step reads all weights and few keys, so its time is taken to stay.
+    """
     runs = request.repeats + min(1.0, _WARM_UP_CHUNKS * chunk_tokens / context)
     prefill = last.first_token.median * math.pow(context / last.context, _PREFILL_GROWTH)
-    token = last.token.median * max(1.0, context / last.context) if last.token else 0.0
+    token = last.token.median if last.token else 0.0
     return runs * prefill + request.repeats * (request.new_tokens - 1) * token
 
 

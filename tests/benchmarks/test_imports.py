@@ -9,6 +9,7 @@ from support.imports import run_without
 LACKING = (
     "click",
     "fla",
+    "httpx2",
     "huggingface_hub",
     "matplotlib",
     "onnx",
