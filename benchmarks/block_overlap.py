@@ -1,6 +1,6 @@
 """How many distinct blocks neighbouring tokens of one key head choose together, by sparse layer.
 
-    python -m benchmarks.block_overlap [--model random|passkey] [--layers 10] [--context 128K]
+    python -m benchmarks.block_overlap [--model random|passkey|both] [--layers 10] [--context 128K]
         [--figures figures.jsonl] [--step X]
 
 A kernel that attends for several neighbouring tokens at once reads the union of their chosen blocks: the smaller it is,
@@ -47,18 +47,19 @@ NEIGHBOURS = (2, 4, 8, 16)
 """Sizes of the groups of tokens."""
 PARTS = 4
 """Of the context, equally long."""
+MODELS = ("random", "passkey")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Overlap:
-    """Means over one part of the context in one layer, over its key heads too."""
+    """Means over a part of the context in one layer, over its key heads too."""
 
     layer: int
-    part: int
-    """1 is the first quarter of the context."""
+    part: str
+    """`1/4` is the first quarter of the context; `whole` all of it."""
     neighbours: int
     groups: int
-    """Groups of so many neighbours; 0 where no token is contested, and then all means are 0."""
+    """Groups of so many neighbours, at least one."""
     union_blocks: float
     """Distinct blocks that a group chooses."""
     chosen_blocks: float
@@ -129,21 +130,31 @@ class LayerCounts:
         return position // sparse.block_size - sparse.window_size // sparse.block_size - sparse.init_blocks
 
     def overlaps(self, layer: int) -> list[Overlap]:
-        """Everything counted, by part and size of group. Waits for the device."""
-        tokens, chosen, pairs, shares = (x.tolist() for x in (self._tokens, self._chosen, self._pairs, self._shares))
-        groups, union = self._groups.tolist(), self._union.tolist()
+        """Everything counted, by part and size of group, the whole context last. Waits for the device."""
+        parts = [(f"{part + 1}/{PARTS}", slice(part, part + 1)) for part in range(PARTS)]
         return [
-            Overlap(
-                layer=layer,
-                part=part + 1,
-                neighbours=neighbours,
-                groups=groups[index][part],
-                union_blocks=union[index][part] / max(1, groups[index][part]),
-                chosen_blocks=chosen[part] / max(1, tokens[part]),
-                left_share=shares[part] / max(1, pairs[part]),
+            overlap
+            for (part, of_part), (index, neighbours) in itertools.product(
+                (*parts, ("whole", slice(None))), enumerate(NEIGHBOURS)
             )
-            for part, (index, neighbours) in itertools.product(range(PARTS), enumerate(NEIGHBOURS))
+            if (overlap := self._overlap(layer, part, of_part, index, neighbours)) is not None
         ]
+
+    def _overlap(self, layer: int, part: str, of_part: slice, index: int, neighbours: int) -> Overlap | None:
+        """None where no group was counted."""
+        groups, union = (int(x[index, of_part].sum()) for x in (self._groups, self._union))
+        if groups == 0:
+            return None
+        tokens, chosen, pairs = (int(x[of_part].sum()) for x in (self._tokens, self._chosen, self._pairs))
+        return Overlap(
+            layer=layer,
+            part=part,
+            neighbours=neighbours,
+            groups=groups,
+            union_blocks=union / groups,
+            chosen_blocks=chosen / tokens,
+            left_share=float(self._shares[of_part].sum()) / pairs,
+        )
 
 
 class CountingOperators(KernelOperators):
@@ -206,14 +217,14 @@ def table(overlaps: Sequence[Overlap]) -> str:
     lines = [f"{'layer':>5} {'part':>5} {'chosen':>7} {'left':>5}" + "".join(f"{f'by {n}':>8}" for n in NEIGHBOURS)]
     for (layer, part), found in itertools.groupby(overlaps, lambda overlap: (overlap.layer, overlap.part)):
         of_part = list(found)
-        start = f"{layer:>5} {f'{part}/{PARTS}':>5} {of_part[0].chosen_blocks:>7.1f} {of_part[0].left_share:>5.0%}"
+        start = f"{layer:>5} {part:>5} {of_part[0].chosen_blocks:>7.1f} {of_part[0].left_share:>5.0%}"
         lines.append(start + "".join(f"{overlap.union_blocks:>8.1f}" for overlap in of_part))
     return "\n".join(lines)
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", choices=("random", "passkey"), default="random", help="(default: random)")
+    parser.add_argument("--model", choices=(*MODELS, "both"), default="random", help="(default: random)")
     parser.add_argument(
         "--layers", type=int, default=10, help="of the random model, whose layers 0 and 9 are sparse (default: 10)"
     )
@@ -227,27 +238,27 @@ def run(options: argparse.Namespace, figures: FigureWriter) -> None:
     """Raises: SalaError."""
     require_gpu_or_name(None)
     context, device = parse_tokens(options.context), torch.device("cuda", torch.cuda.current_device())
-    with tempfile.TemporaryDirectory() as folder:
-        source, prompt = subject(options, context, Path(folder), device)
-        overlaps = measure(source, prompt, Precision.BF16, device, options.chunk_tokens)
-    for overlap in overlaps:
-        figures.write("overlap", model=options.model, context=context, **asdict(overlap))
-    sys.stdout.write(
-        f"{source.name}, {format_tokens(context)}: blocks chosen by a token, share that its left neighbour\n"
-    )
-    sys.stdout.write(
-        f"chose too, and distinct blocks of so many neighbours, by part of the context\n{table(overlaps)}\n"
-    )
+    for model in MODELS if options.model == "both" else (options.model,):
+        with tempfile.TemporaryDirectory() as folder:
+            source, prompt = subject(model, options.layers, context, Path(folder), device)
+            overlaps = measure(source, prompt, Precision.BF16, device, options.chunk_tokens)
+        for overlap in overlaps:
+            figures.write("overlap", model=model, context=context, **asdict(overlap))
+        heading = (
+            f"{model}, {format_tokens(context)}: blocks that a token chose, how many of them its left neighbour chose"
+        )
+        sys.stdout.write(f"{heading}\ntoo, and distinct blocks of so many neighbours, by part of the context\n")
+        sys.stdout.write(f"{table(overlaps)}\n")
 
 
 def subject(
-    options: argparse.Namespace, context: int, folder: Path, device: torch.device
+    model: str, layers: int, context: int, folder: Path, device: torch.device
 ) -> tuple[LoadableModel, NDArray[np.int32]]:
-    """The model and its prompt."""
-    if options.model == "passkey":
+    """A model of `MODELS` and its prompt."""
+    if model == "passkey":
         checkpoint = write_passkey_checkpoint(folder / "passkey", passkey_config())
         return ModelSource.open(checkpoint), passkey_prompt(context, needle_positions(context))[0]
-    source = RandomModel.of_preset("9b", options.layers, seed=0, precision=Precision.BF16, device=device)
+    source = RandomModel.of_preset("9b", layers, seed=0, precision=Precision.BF16, device=device)
     return source, np.random.default_rng(0).integers(0, source.config.vocab_size, context, dtype=np.int32)
 
 

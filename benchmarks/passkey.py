@@ -182,7 +182,7 @@ def rows_of(options: argparse.Namespace, figures: FigureWriter, failed: list[int
         for length in lengths:
             try:
                 row = measure_apart(model_path, length, options)
-            except SalaError as error:
+            except RunError as error:
                 if options.figures is None:
                     raise
                 failed.append(length)
@@ -198,6 +198,8 @@ def run(options: argparse.Namespace, figures: FigureWriter) -> bool:
     """Whether every needle of every length was found. Raises: SalaError."""
     failed: list[int] = []
     rows = list(rows_of(options, figures, failed))
+    if not rows:
+        raise RunError("nothing was measured: every length failed")
     sys.stdout.write(table(rows) + "\n")
     if options.json:
         options.json.write_text(json.dumps(report(options, rows), indent=2) + "\n", encoding="utf-8")

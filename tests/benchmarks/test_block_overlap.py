@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ SLOTS = 3
 Steps = Sequence[tuple[int, list[list[list[int]]]]]
 
 
-def counted_one_by_one(steps: Steps, context: int) -> dict[tuple[int, int], tuple[int, float, float, float]]:
+def counted_one_by_one(steps: Steps, context: int) -> dict[tuple[str, int], tuple[int, float, float, float]]:
     """By part and size of group: groups, blocks of a group, blocks of a token, share of the left neighbour; by sets."""
     unions, sizes, shares = defaultdict(list), defaultdict(list), defaultdict(list)
     for past, chosen in steps:
@@ -49,27 +50,23 @@ def counted_one_by_one(steps: Steps, context: int) -> dict[tuple[int, int], tupl
                 candidates = [block for block in range(SPARSE.init_blocks, own) if block < own - 1]
                 is_contested.append(len(candidates) > SLOTS)
             for t, (blocks, counts) in enumerate(zip(taken, is_contested, strict=True)):
-                part = (past + t) * PARTS // context + 1
-                if counts:
-                    sizes[part].append(len(blocks))
-                if t and counts and is_contested[t - 1]:
-                    shares[part].append(len(blocks & taken[t - 1]) / len(blocks))
-                for n in NEIGHBOURS:
-                    if t % n == 0 and t + n <= len(rows) and all(is_contested[t : t + n]):
-                        unions[part, n].append(len(set.union(*taken[t : t + n])))
-
-    def mean(values: Sequence[float]) -> float:
-        return sum(values) / len(values) if values else 0.0
-
+                for part in ("whole", f"{(past + t) * PARTS // context + 1}/{PARTS}"):
+                    if counts:
+                        sizes[part].append(len(blocks))
+                    if t and counts and is_contested[t - 1]:
+                        shares[part].append(len(blocks & taken[t - 1]) / len(blocks))
+                    for n in NEIGHBOURS:
+                        if t % n == 0 and t + n <= len(rows) and all(is_contested[t : t + n]):
+                            unions[part, n].append(len(set.union(*taken[t : t + n])))
     return {
-        (part, n): (len(unions[part, n]), mean(unions[part, n]), mean(sizes[part]), mean(shares[part]))
-        for part, n in itertools.product(range(1, PARTS + 1), NEIGHBOURS)
+        (part, n): (len(found), fmean(found), fmean(sizes[part]), fmean(shares[part]))
+        for (part, n), found in unions.items()
     }
 
 
 def require_equal(overlaps: Sequence[Overlap], steps: Steps, context: int) -> None:
     expected = counted_one_by_one(steps, context)
-    assert len(overlaps) == len(expected)
+    assert {(overlap.part, overlap.neighbours) for overlap in overlaps} == set(expected)
     for overlap in overlaps:
         found = (overlap.groups, overlap.union_blocks, overlap.chosen_blocks, overlap.left_share)
         assert found == pytest.approx(expected[overlap.part, overlap.neighbours]), overlap
@@ -95,7 +92,8 @@ def test_means_are_those_of_sets_counted_one_by_one(cuts: tuple[int, ...]) -> No
         steps.append((start, chosen[0].tolist()))
     overlaps = counts.overlaps(0)
     require_equal(overlaps, steps, context)
-    assert any(overlap.groups for overlap in overlaps)
+    assert {overlap.part for overlap in overlaps} >= {"4/4", "whole"}
+    assert "1/4" not in {overlap.part for overlap in overlaps}, "nothing is contested there"
 
 
 def test_distinct_blocks_of_neighbours_leave_the_last_rows_out() -> None:
@@ -115,12 +113,14 @@ def test_benchmark_of_a_small_model_counts_what_its_kernels_chose(tmp_path: Path
     for layer, of_layer in by_layer.items():
         found = [overlap for overlap in overlaps if overlap.layer == layer]
         require_equal(found, of_layer, 120)
-        last = [overlap for overlap in found if overlap.part == PARTS]
+        last = [overlap for overlap in found if overlap.part == "4/4"]
         # The candidates were counted as the kernel counts them: every list is full.
         assert all(overlap.chosen_blocks == SLOTS for overlap in last)
         assert all(SLOTS <= overlap.union_blocks <= SLOTS * overlap.neighbours for overlap in last)
     lines = block_overlap.table(overlaps).splitlines()
-    assert len(lines) == 1 + 2 * PARTS
+    # In the first quarter nothing is contested.
+    assert [line.split()[1] for line in lines[1:]] == 2 * ["2/4", "3/4", "4/4", "whole"]
+    assert all(overlap.part == "whole" for overlap in overlaps[-len(NEIGHBOURS) :])
 
 
 def test_context_without_a_choice_is_refused() -> None:
@@ -134,16 +134,19 @@ def test_figures_and_table_come_out(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     found = [
-        Overlap(layer=1, part=4, neighbours=n, groups=9, union_blocks=6.0 + n, chosen_blocks=6.0, left_share=0.75)
+        Overlap(layer=1, part="4/4", neighbours=n, groups=9, union_blocks=6.0 + n, chosen_blocks=6.0, left_share=0.75)
         for n in NEIGHBOURS
     ]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(block_overlap, "measure", lambda *_: found)
     figures = tmp_path / "figures.jsonl"
-    assert block_overlap.main(["--model", "passkey", "--context", "8K", "--figures", str(figures)]) == 0
+    assert block_overlap.main(["--model", "both", "--context", "8K", "--figures", str(figures)]) == 0
     told = read_figures(figures)
-    assert [(line["kind"], line["model"], line["context"]) for line in told] == [("overlap", "passkey", 8192)] * 4
+    assert [(line["kind"], line["model"]) for line in told] == 4 * [("overlap", "random")] + 4 * [
+        ("overlap", "passkey")
+    ]
+    assert {line["context"] for line in told} == {8192}
     assert [(line["layer"], line["neighbours"], line["union_blocks"]) for line in told][1] == (1, 4, 10.0)
     assert capsys.readouterr().out.splitlines()[-1].split() == ["1", "4/4", "6.0", "75%", "8.0", "10.0", "14.0", "22.0"]
 

@@ -84,22 +84,24 @@ def test_length_that_fails_is_a_problem_and_the_others_are_told(
     assert (problem["kind"], problem["where"], problem["message"]) == ("problem", "passkey of 2500", "no room")
     assert passkey.main([*ON_CPU]) == 1
     assert capsys.readouterr().err == "error: no room\n"
+    assert passkey.main([*ON_CPU, "--lengths", "1M", "--figures", str(figures)]) == 1
+    assert capsys.readouterr().err.endswith("error: nothing was measured: every length failed\n")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--runtime", "torch"], "error: no CUDA device here"),
-        (["--runtime", "torch", "--device", "cuda:7"], "error: device cuda:7: torch finds"),
+        (["--runtime", "torch", "--device", "cuda:77"], "error: device cuda:77: torch finds"),
         ([*ON_CPU, "--precision", "int8"], "error: --precision int8: the torch runtime runs no quantised weights"),
         ([*ON_CPU, "--lengths", "many"], "error: 'many' is not a token count"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line(
-    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert passkey.main(arguments) == 2
+    assert passkey.main([*arguments, "--figures", str(tmp_path / "figures.jsonl")]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith(message)
