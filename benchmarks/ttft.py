@@ -2,62 +2,118 @@
 
     python -m benchmarks.ttft MODEL [--runtime torch] [--contexts 64K,128K,256K,512K,1M] [--new-tokens 128]
         [--gpu-recipe my.toml] [--json out.json] [--plot out.png]
+    python -m benchmarks.ttft --preset 9b [--layers 2] [--seed 0]
+        [--figures figures.jsonl] [--budget-seconds 300]
 
-MODEL is a bundle or, for the torch runtime, a checkpoint directory or hub id; `sala-export random-checkpoint big
---preset 9b` writes one of the published size. Beside the measured figures stand the floor of the GPU and the published
-ones of other GPUs. Nothing is measured unless the runtime agrees with the reference model on a short prompt.
+MODEL is a bundle or, for the torch runtime, a checkpoint directory or hub id. `--preset 9b` needs no checkpoint: it
+draws random weights of the published size on the device. Beside the measured figures stand the floor of the GPU and the
+published ones of other GPUs. Nothing is measured unless the runtime agrees with the reference model on a short prompt.
+
+Without `--figures` and `--budget-seconds` all contexts must fit, or none is measured. With either of them, those that
+fit and end in time are measured; every other one is told as a problem, and the exit code is 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
-from dataclasses import asdict
+import time
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from benchmarks.figures import FigureWriter
+from benchmarks.options import add_figure_options, require_gpu_or_name
 from sala_export.benchmark.gate import Agreement, require_agreement
-from sala_export.benchmark.measure import BenchmarkRequest
-from sala_export.benchmark.report import describe, table
-from sala_export.benchmark.run import Subject, run_benchmark
-from sala_export.errors import SalaError
-from sala_export.model_source import ModelSource
+from sala_export.benchmark.measure import BenchmarkRequest, Tolerance
+from sala_export.benchmark.report import Report, describe, describe_context, table
+from sala_export.benchmark.run import RandomSubject, Subject, run_benchmark
+from sala_export.errors import RequestError, RunError, SalaError
 from sala_export.runtime.model import Model
-from sala_export.specs import parse_tokens
+from sala_export.specs import format_tokens, parse_tokens
+from sala_export.torch_runtime.load import LoadableModel
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("model", help="a bundle, or for the torch runtime a checkpoint directory or hub id")
+    parser.add_argument("model", nargs="?", help="a bundle, or for the torch runtime a checkpoint directory or hub id")
+    parser.add_argument(
+        "--preset", help="instead of MODEL: random weights of this size, 9b or tiny, made on the device"
+    )
+    parser.add_argument("--layers", type=int, help="of the preset, the first that many (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="of the preset's weights (default: 0)")
     parser.add_argument("--runtime", default="auto", help="auto, onnxruntime, tensorrt or torch (default: auto)")
-    parser.add_argument("--device", help="of the torch runtime (default: a GPU if there is one)")
+    parser.add_argument("--device", help="of the torch runtime (default: the GPU)")
     parser.add_argument("--precision", help="of the torch runtime (default: the model's; on the CPU fp32)")
     parser.add_argument("--contexts", default="64K,128K,256K,512K,1M", help="(default: 64K,128K,256K,512K,1M)")
     parser.add_argument("--new-tokens", type=int, default=128, help="(default: 128)")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each length (default: 3)")
     parser.add_argument("--chunk-tokens", type=int, help="tokens of one prefill step (default: the engine's)")
     parser.add_argument("--gpu-recipe", help="for the floor (default: the recipe of this GPU, if there is one)")
+    parser.add_argument("--budget-seconds", type=float, help="begin no context that would not end within this time")
     parser.add_argument("--json", type=Path, help="also write everything here")
     parser.add_argument("--plot", type=Path, help="also draw it: a .png, .svg or .pdf")
+    add_figure_options(parser)
     return parser.parse_args(arguments)
 
 
-def run(options: argparse.Namespace) -> None:
+def subject_of(options: argparse.Namespace) -> Subject:
+    """What the options say to measure. Raises: RequestError, UnsupportedError."""
+    if (options.model is None) == (options.preset is None):
+        raise RequestError("give either MODEL or --preset, and not both")
+    if options.preset is None and options.layers is not None:
+        raise RequestError(f"--layers {options.layers} is for --preset: a model on disk has the layers that it has")
+    if options.preset is not None or options.runtime == "torch":
+        require_gpu_or_name(options.device)
+    random = RandomSubject(preset=options.preset or "", layers=options.layers, seed=options.seed)
+    return Subject(
+        model=options.model or random,
+        runtime=options.runtime,
+        device=options.device,
+        precision=options.precision,
+        gpu_recipe=options.gpu_recipe,
+        more_recipes=tuple(sorted(Path(__file__).parent.glob("*.toml"))),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Recorder:
+    """Writes figures as they come and remembers what only the end needs."""
+
+    figures: FigureWriter
+    agreements: list[Agreement] = field(default_factory=list)
+    left_out: list[int] = field(default_factory=list)
+
+    def gate(self, model: Model, source: LoadableModel) -> None:
+        self.agreements.append(require_agreement(model, source))
+
+    def row(self, report: Report) -> None:
+        self.figures.write(
+            "first_token",
+            **describe_context(report, report.rows[-1]),
+            model=report.model,
+            runtime=report.runtime,
+            precision=report.precision,
+            layers=report.config.num_hidden_layers,
+            chunk_tokens=report.chunk_tokens,
+            new_tokens=report.request.new_tokens,
+            agreement=self.agreements[-1].error,
+        )
+
+    def problem(self, context: int, reason: str) -> None:
+        self.left_out.append(context)
+        self.figures.write("problem", where=f"first token after {format_tokens(context)}", message=reason)
+        sys.stderr.write(f"{format_tokens(context)}: left out: {reason}\n")
+
+
+def run(options: argparse.Namespace, recorder: Recorder) -> None:
     """Raises: SalaError."""
-    agreements: list[Agreement] = []
-
-    def gate(model: Model, source: ModelSource) -> None:
-        agreements.append(require_agreement(model, source))
-
+    budget = math.inf if options.budget_seconds is None else options.budget_seconds
+    tolerance = Tolerance(left_out=recorder.problem, deadline=time.monotonic() + budget)
+    goes_on = options.figures is not None or options.budget_seconds is not None
     report = run_benchmark(
-        Subject(
-            model=options.model,
-            runtime=options.runtime,
-            device=options.device,
-            precision=options.precision,
-            gpu_recipe=options.gpu_recipe,
-            more_recipes=tuple(sorted(Path(__file__).parent.glob("*.toml"))),
-        ),
+        subject_of(options),
         BenchmarkRequest(
             contexts=tuple(map(parse_tokens, options.contexts.split(","))),
             new_tokens=options.new_tokens,
@@ -65,9 +121,13 @@ def run(options: argparse.Namespace) -> None:
             chunk_tokens=options.chunk_tokens,
         ),
         lambda line: sys.stderr.write(f"{line}\n"),
-        gate,
+        recorder.gate,
+        on_row=recorder.row,
+        tolerance=tolerance if goes_on else None,
     )
-    (agreement,) = agreements
+    if not report.rows:
+        raise RunError("nothing was measured: every context was left out")
+    (agreement,) = recorder.agreements
     sys.stdout.write(table(report) + "\n")
     sys.stdout.write(f"agrees with the reference to {agreement.error:.1e} of the largest logit\n")
     if options.json:
@@ -80,12 +140,15 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    options = parse_options(arguments)
+    recorder = Recorder(FigureWriter(options.figures, options.step))
     try:
-        run(parse_options(arguments))
+        run(options, recorder)
     except SalaError as error:
+        recorder.figures.write("problem", where="benchmarks.ttft", message=str(error))
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
-    return 0
+    return 1 if recorder.left_out else 0
 
 
 if __name__ == "__main__":

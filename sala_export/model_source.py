@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 _HASHING_THREADS = 8
 
 
+def rope_frequencies(config: SalaConfig) -> list[float]:
+    """By pair of channels, each exactly an fp32 number."""
+    from .model.rope import inverse_frequencies
+
+    return [float(x) for x in inverse_frequencies(config.rope_theta, config.head_dim)]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSource:
     """A model on disk."""
@@ -55,8 +62,8 @@ class ModelSource:
         entry = bundle.manifest.model
         return cls(directory=directory, name=entry.source, config=entry.config, bundle=bundle)
 
-    def checkpoint(self) -> Checkpoint:
-        """The weights.
+    def weights(self) -> Checkpoint:
+        """Where they are.
 
         Raises: BundleError for a bundle without them; CheckpointError for missing or malformed ones.
         """
@@ -73,28 +80,37 @@ class ModelSource:
         )
 
     def precision(self) -> Precision:
-        """The bundle's, or the type of the checkpoint's weights. Raises: as `checkpoint`."""
+        """The bundle's, or the type of the checkpoint's weights. Raises: as `weights`."""
         if self.bundle is not None:
             return self.bundle.manifest.precision
-        dtype = self.checkpoint().dtype
+        dtype = self.weights().dtype
         return next(precision for precision in Precision if precision.dtype == dtype)
 
     def fingerprint(self) -> str:
         """Equal for equal models, be they bundles or checkpoints; hashes the weights of a checkpoint.
 
-        Raises: as `checkpoint`.
+        Raises: as `weights`.
         """
         if self.bundle is not None:
             return self.bundle.manifest.model.fingerprint
-        files = self.checkpoint().shard_files().values()
+        files = self.weights().shard_files().values()
         with ThreadPoolExecutor(_HASHING_THREADS) as pool:
             hashed = pool.map(lambda file: hash_files(file.parent, [file], silent, "hash"), files)
             return fingerprint(self.config, tuple(entry for entries in hashed for entry in entries))
 
+    def inv_freq(self) -> list[float]:
+        """RoPE's frequencies: the table of the bundle, or of the configuration."""
+        if self.bundle is not None:
+            return list(self.bundle.manifest.model.inv_freq)
+        return rope_frequencies(self.config)
+
     def tokenizer(self) -> Tokenizer | None:
         """None if there is none. Raises: BundleError if its files are malformed."""
+        if self.bundle is None and not (self.directory / TOKENIZER_FILE).is_file():
+            return None
+        # Here, not above: token ids need no tokenizer library.
         from .runtime.text import Tokenizer
 
         if self.bundle is not None:
             return Tokenizer.from_bundle(self.directory)
-        return Tokenizer.from_directory(self.directory) if (self.directory / TOKENIZER_FILE).is_file() else None
+        return Tokenizer.from_directory(self.directory)

@@ -9,10 +9,9 @@ import torch
 
 from ..errors import RunError
 from ..model.sala import SalaForCausalLM
-from ..model_source import ModelSource
 from ..runtime.model import Model
 from ..specs import Precision
-from ..torch_runtime.load import TorchModel
+from ..torch_runtime.load import LoadableModel, TorchModel
 from ..torch_runtime.weights import load_packed
 
 _CALLS = (31, 12, 1, 1, 1)
@@ -29,7 +28,7 @@ class Agreement:
     bound: float
 
 
-def require_agreement(model: Model, source: ModelSource, seed: int = 0) -> Agreement:
+def require_agreement(model: Model, source: LoadableModel, seed: int = 0) -> Agreement:
     """Compare a short prompt, chunk by chunk and token by token, with the reference model in the same precision.
 
     The reference of the torch runtime has the same weights in the same memory; for other runtimes it is loaded on the
@@ -58,7 +57,7 @@ def require_agreement(model: Model, source: ModelSource, seed: int = 0) -> Agree
     return Agreement(error=error, bound=bound)
 
 
-def _reference(model: Model, source: ModelSource, precision: Precision) -> SalaForCausalLM:
+def _reference(model: Model, source: LoadableModel, precision: Precision) -> SalaForCausalLM:
     if isinstance(model, TorchModel):
         return model.reference.model
-    return load_packed(source.checkpoint(), precision, torch.device("cpu")).model
+    return load_packed(source.weights(), precision, torch.device("cpu")).model

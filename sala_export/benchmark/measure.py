@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -10,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checkpoint.config import SalaConfig
 from ..engine.host import available_host_bytes
-from ..errors import RequestError, RunError
+from ..errors import RequestError, RunError, SalaError
 from ..model.signature import cache_sizes, signature
-from ..model_source import ModelSource
 from ..runtime.model import Model
 from ..runtime.session import Session
 from ..specs import Precision, format_bytes, format_tokens
@@ -21,6 +22,10 @@ from .machine import GpuMemory, peak_host_bytes
 
 Progress = Callable[[str], None]
 """Called with one line before every run."""
+
+_PREFILL_GROWTH = 1.15
+"""Power of the context by which the time of a prefill is taken to grow: most work is per token, selection is not."""
+_WARM_UP_CHUNKS = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,40 +83,103 @@ class Measurement:
     """Peak of this process so far, resident."""
 
 
-def measure(
-    model: Model, source: ModelSource, request: BenchmarkRequest, memory: GpuMemory, progress: Progress
-) -> Iterator[Measurement]:
-    """Measure every context, after proof that all of them fit.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tolerance:
+    """For a run that goes on without the contexts that it cannot measure."""
 
-    Args: `model`, loaded from `source`; `memory`, made before it was.
-    Raises: RequestError for a context that does not fit, RunError if a step fails.
+    left_out: Callable[[int, str], None]
+    """Called with each such context and the reason, in one line."""
+    deadline: float = math.inf
+    """On the clock `time.monotonic`; no context begins that would not end before it."""
+
+
+def measure(
+    model: Model,
+    config: SalaConfig,
+    request: BenchmarkRequest,
+    memory: GpuMemory,
+    progress: Progress,
+    tolerance: Tolerance | None = None,
+) -> Iterator[Measurement]:
+    """Measure every context, after proof that all of them fit; with a `tolerance`, every one that can be.
+
+    Args: `config`, the model's; `memory`, made before the model was loaded.
+    Raises: without a `tolerance`, RequestError for a context that does not fit, RunError if a step fails.
     """
-    require_room(model, source, request)
+    if tolerance is not None:
+        yield from _measure_what_fits(model, config, request, memory, progress, tolerance)
+        return
+    require_room(model, config, request)
     for context in request.contexts:
         yield _measure_context(model, context, request, memory, progress)
 
 
-def require_room(model: Model, source: ModelSource, request: BenchmarkRequest) -> None:
+def _measure_what_fits(
+    model: Model,
+    config: SalaConfig,
+    request: BenchmarkRequest,
+    memory: GpuMemory,
+    progress: Progress,
+    tolerance: Tolerance,
+) -> Iterator[Measurement]:
+    last: Measurement | None = None
+    for context in request.contexts:
+        try:
+            if last is not None:
+                expected = expected_seconds(last, context, request, request.chunk_tokens or model.default_chunk_tokens)
+                _require_time(expected, tolerance.deadline)
+            _require_host_room(model, config, context, request)
+            last = _measure_context(model, context, request, memory, progress)
+        except SalaError as error:
+            tolerance.left_out(context, str(error))
+            continue
+        yield last
+
+
+def expected_seconds(last: Measurement, context: int, request: BenchmarkRequest, chunk_tokens: int) -> float:
+    """Of all runs of a context, from those of a shorter one.
+
+    A decode step reads all weights and few keys, so its time is taken to stay.
+    """
+    runs = request.repeats + min(1.0, _WARM_UP_CHUNKS * chunk_tokens / context)
+    prefill = last.first_token.median * math.pow(context / last.context, _PREFILL_GROWTH)
+    token = last.token.median if last.token else 0.0
+    return runs * prefill + request.repeats * (request.new_tokens - 1) * token
+
+
+def _require_time(expected_seconds: float, deadline: float) -> None:
+    left = deadline - time.monotonic()
+    if expected_seconds > left:
+        raise RequestError(
+            f"would take about {expected_seconds:.0f} s, and {max(0.0, left):.0f} s of the time are left"
+        )
+
+
+def require_room(model: Model, config: SalaConfig, request: BenchmarkRequest) -> None:
     """Refuse the largest context if it does not fit, before minutes are spent on the others.
 
     Raises: RequestError saying what it needs and what there is.
     """
     largest = request.contexts[-1]
-    capacity = largest + request.new_tokens
-    if not model.on_gpu:
-        # Pages of the host are given when written: nothing would fail before the machine does.
-        sizes = cache_sizes(source.config, capacity)
-        entries = signature(source.config, Precision(model.precision).dtype).caches
-        needed, free = sum(entry.past.size_bytes(sizes) for entry in entries), available_host_bytes()
-        if needed > free:
-            raise RequestError(
-                f"--context {format_tokens(largest)} needs {format_bytes(needed)} of memory for its caches, "
-                f"{format_bytes(free)} are free: choose a smaller --context"
-            )
+    _require_host_room(model, config, largest, request)
     try:
-        model.session(max_context=capacity, chunk_tokens=request.chunk_tokens)
+        model.session(max_context=largest + request.new_tokens, chunk_tokens=request.chunk_tokens)
     except RunError as error:
         raise RequestError(f"--context {format_tokens(largest)}: {error}") from error
+
+
+def _require_host_room(model: Model, config: SalaConfig, context: int, request: BenchmarkRequest) -> None:
+    """Pages of the host are given when written: nothing would fail before the machine does."""
+    if model.on_gpu:
+        return
+    sizes = cache_sizes(config, context + request.new_tokens)
+    entries = signature(config, Precision(model.precision).dtype).caches
+    needed, free = sum(entry.past.size_bytes(sizes) for entry in entries), available_host_bytes()
+    if needed > free:
+        raise RequestError(
+            f"--context {format_tokens(context)} needs {format_bytes(needed)} of memory for its caches, "
+            f"{format_bytes(free)} are free: choose a smaller --context"
+        )
 
 
 def _measure_context(

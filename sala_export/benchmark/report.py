@@ -11,7 +11,6 @@ from ..checkpoint.config import SalaConfig
 from ..checkpoint.keymap import weights
 from ..engine.recipe import Recipe, load_recipe, read_recipe, recipe_paths
 from ..errors import RequestError
-from ..model_source import ModelSource
 from ..planner.published import CONTEXTS, TTFT_SECONDS, is_published_model
 from ..planner.roofline import WEIGHT_BITS, time_of_decode, time_of_prefill
 from ..planner.work import Sala
@@ -66,17 +65,18 @@ class Report:
 
 def make_report(
     model: Model,
-    source: ModelSource,
+    name: str,
+    config: SalaConfig,
     request: BenchmarkRequest,
     recipe: Recipe | None,
     machine: Machine,
     rows: Sequence[Measurement],
 ) -> Report:
-    """Put together what was measured."""
+    """Put together what was measured of a model that users know by `name`."""
     known, reason = _floor_recipe(model, recipe)
     return Report(
-        model=source.name,
-        config=source.config,
+        model=name,
+        config=config,
         runtime=model.runtime,
         precision=model.precision,
         request=request,
@@ -172,7 +172,7 @@ def describe(report: Report) -> dict[str, Any]:
         "machine": as_json(report.machine),
         "floor_recipe": report.recipe.name if report.recipe else None,
         "why_no_floor": report.why_no_floor,
-        "contexts": [_row(report, row) for row in report.rows],
+        "contexts": [describe_context(report, row) for row in report.rows],
     }
 
 
@@ -182,7 +182,8 @@ def _shapes(config: SalaConfig) -> dict[str, Any]:
     return {**told, "parameters": sum(weight.elements for weight in weights(config))}
 
 
-def _row(report: Report, row: Measurement) -> dict[str, Any]:
+def describe_context(report: Report, row: Measurement) -> dict[str, Any]:
+    """What `describe` tells of one row."""
     floor = report.floor(row.context)
     return {
         "context": row.context,

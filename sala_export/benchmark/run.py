@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..bundle.manifest import MANIFEST_FILE
 from ..errors import RequestError
@@ -12,16 +13,30 @@ from ..loading import TORCH, load
 from ..model_source import ModelSource
 from ..runtime.model import Model
 from .machine import GpuMemory, describe_machine, gpus
-from .measure import BenchmarkRequest, Progress, measure
+from .measure import BenchmarkRequest, Measurement, Progress, Tolerance, measure
 from .report import Report, find_recipe, make_report
+
+if TYPE_CHECKING:
+    from ..torch_runtime.load import LoadableModel
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RandomSubject:
+    """A model to make up on the device: random weights of a preset's size."""
+
+    preset: str
+    layers: int | None = None
+    """None: all of the preset."""
+    seed: int = 0
+    """Of the weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Subject:
     """What is measured."""
 
-    model: str
-    """A bundle; for the torch runtime also a checkpoint directory or hub id."""
+    model: str | RandomSubject
+    """A bundle; for the torch runtime also a checkpoint directory, a hub id, or random weights."""
     runtime: str = "auto"
     device: str | None = None
     precision: str | None = None
@@ -31,36 +46,76 @@ class Subject:
     """To look for that of the GPU among, besides those of the package."""
 
 
+def _ignore(_: Report) -> None:
+    pass
+
+
 def run_benchmark(
     subject: Subject,
     request: BenchmarkRequest,
     progress: Progress,
-    gate: Callable[[Model, ModelSource], object] | None = None,
+    gate: Callable[[Model, LoadableModel], object] | None = None,
+    *,
+    on_row: Callable[[Report], None] = _ignore,
+    tolerance: Tolerance | None = None,
 ) -> Report:
     """Load, check, measure.
 
-    Args: `gate`, called with the loaded model before anything is measured; what it raises comes out.
-    Raises: as `sala_export.load`; RequestError for a context that does not fit; RunError if a step fails.
+    Args:
+        gate: called with the loaded model before anything is measured; what it raises comes out.
+        on_row: called after each context with the report so far, whose last row is the new one.
+        tolerance: goes on without the contexts that do not fit, fail, or would take too long.
+    Raises: as `sala_export.load`; without a `tolerance`, RequestError for a context that does not fit and RunError if a
+        step fails.
     """
     recipe = find_recipe(subject.gpu_recipe, gpus(), subject.more_recipes)
-    source = _source(subject)
     memory = GpuMemory()
-    model = load(subject.model, runtime=subject.runtime, device=subject.device, precision=subject.precision)
+    model, source = _load(subject)
     if subject.gpu_recipe is not None and not model.on_gpu:
         raise RequestError(f"--gpu-recipe {subject.gpu_recipe}: no floor is known for a CPU, leave it out")
     if gate is not None:
         gate(model, source)
-    rows = list(measure(model, source, request, memory, progress))
-    return make_report(model, source, request, recipe, describe_machine(), rows)
+    rows: list[Measurement] = []
+
+    def report() -> Report:
+        return make_report(model, source.name, source.config, request, recipe, describe_machine(), rows)
+
+    for row in measure(model, source.config, request, memory, progress, tolerance):
+        rows.append(row)
+        on_row(report())
+    return report()
 
 
-def _source(subject: Subject) -> ModelSource:
-    """The model; nothing is downloaded for a runtime that could not run it."""
-    if subject.runtime == TORCH:
-        return ModelSource.open(subject.model)
-    if not Path(subject.model, MANIFEST_FILE).is_file():
+def _load(subject: Subject) -> tuple[Model, LoadableModel]:
+    """The model and where it is from; nothing is downloaded for a runtime that could not run it."""
+    if isinstance(subject.model, RandomSubject):
+        return _load_random(subject.model, subject)
+    source = _source(subject.model, subject.runtime)
+    return load(subject.model, runtime=subject.runtime, device=subject.device, precision=subject.precision), source
+
+
+def _load_random(random: RandomSubject, subject: Subject) -> tuple[Model, LoadableModel]:
+    if subject.runtime not in ("auto", TORCH):
+        raise RequestError(f"random weights are for the torch runtime: leave out --runtime {subject.runtime}")
+    # Here, not above: bundles run without torch.
+    from ..torch_runtime.load import load_random
+
+    model = load_random(
+        random.preset,
+        layers=random.layers,
+        device=subject.device,
+        precision=subject.precision,
+        seed=random.seed,
+    )
+    return model, model.source
+
+
+def _source(model: str, runtime: str) -> ModelSource:
+    if runtime == TORCH:
+        return ModelSource.open(model)
+    if not Path(model, MANIFEST_FILE).is_file():
         raise RequestError(
-            f"{subject.model} is no bundle, which runtime {subject.runtime} needs: choose --runtime torch for a "
-            "checkpoint, or build a bundle"
+            f"{model} is no bundle, which runtime {runtime} needs: choose --runtime torch for a checkpoint, or build a "
+            "bundle"
         )
-    return ModelSource.of_bundle(Path(subject.model))
+    return ModelSource.of_bundle(Path(model))

@@ -6,17 +6,6 @@ import logging
 import os
 from pathlib import Path
 
-import httpx2
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-    XetDownloadError,
-)
-
 from ..errors import CheckpointError, RequestError
 from .config import DEFAULT_MODEL
 from .reader import ACCESSORY_FILES, CONFIG_FILE, INDEX_FILE
@@ -58,6 +47,18 @@ def _looks_like_path(model: str) -> bool:
 
 
 def _download(model: str, revision: str | None, cache_dir: Path | None, patterns: tuple[str, ...]) -> Path:
+    # Here, not above: a directory needs neither of them.
+    import httpx2
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+        XetDownloadError,
+    )
+
     _log.info("looking up %s on the Hugging Face hub", model)
     where = model if revision is None else f"{model} at revision {revision}"
     try:

@@ -64,6 +64,13 @@ class Distribution:
     small: frozenset[int] = frozenset()
     """Columns with `_SALIENT_COLUMN` of the standard deviation."""
 
+    def own_columns(self) -> Iterator[tuple[int, float, float]]:
+        """Columns that differ from the others: position, mean, standard deviation."""
+        for column, mean in self.outliers.items():
+            yield column, mean, abs(mean) * _JITTER
+        for column in self.small:
+            yield column, self.mean, self.std * _SALIENT_COLUMN
+
 
 class RandomWeights:
     """The weights of a model: a function of its configuration and a seed, each tensor on its own."""
@@ -88,17 +95,19 @@ class RandomWeights:
         table = _table(distribution.mean, distribution.std)
         for draws in self.draws(weight):
             block = table[draws]
-            for column, mean in distribution.outliers.items():
-                block[:, column] = _table(mean, abs(mean) * _JITTER)[draws[:, column]]
-            for column in distribution.small:
-                block[:, column] = _table(distribution.mean, distribution.std * _SALIENT_COLUMN)[draws[:, column]]
+            for column, mean, std in distribution.own_columns():
+                block[:, column] = _table(mean, std)[draws[:, column]]
             yield block
+
+    def entropy(self, weight: Weight) -> int:
+        """128 bits for the generator of one tensor."""
+        return _entropy(self.seed, weight.name)
 
     def draws(self, weight: Weight) -> Iterator[Bits]:
         """The 16 random bits behind each element of `weight` [rows, columns], in blocks of whole rows."""
         columns = weight.shape[-1]
         rows = math.prod(weight.shape[:-1])
-        source = np.random.SFC64(_entropy(self.seed, weight.name))
+        source = np.random.SFC64(self.entropy(weight))
         rows_per_block = max(1, _BLOCK_ELEMENTS // columns)
         for first in range(0, rows, rows_per_block):
             count = min(rows_per_block, rows - first)

@@ -1,7 +1,7 @@
 """A checkpoint directory in Hugging Face layout: config, weights by location, accessory files.
 
 Opening reads config.json, the index and the headers of the shards: kilobytes, whatever the size of the model. Nothing
-here imports torch until `Checkpoint.tensor` is called.
+here imports torch until a tensor is asked for.
 """
 
 from __future__ import annotations
@@ -149,6 +149,10 @@ class Checkpoint:
         from .mapped_tensor import map_tensor
 
         return map_tensor(self.locations[name])
+
+    def fill(self, weight: Weight, out: torch.Tensor) -> None:
+        """Copy a weight that is not quantised to `out`, of its shape, on any device and in any type."""
+        out.copy_(self.tensor(weight.name))
 
     def shard_files(self) -> dict[str, Path]:
         """The files that hold the weights: name in the checkpoint -> real path, symlinks resolved."""

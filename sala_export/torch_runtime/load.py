@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from ..checkpoint.config import SalaConfig
 from ..errors import RequestError, UnsupportedError
-from ..model.rope import inverse_frequencies
 from ..model_source import ModelSource
 from ..runtime.model import Model
 from ..specs import Precision
 from .engine import SessionMemory, TorchEngine
 from .operators import Operators, ReferenceOperators
-from .weights import PackedModel, load_packed, weights_bytes
+from .random_model import RandomModel
+from .weights import PackedModel, WeightSource, load_packed, weights_bytes
 
 if TYPE_CHECKING:
     from ..runtime.prompt import Tokenizer
@@ -30,26 +33,48 @@ PRECISIONS = (Precision.FP32, Precision.BF16, Precision.FP16)
 _log = logging.getLogger(__name__)
 
 
+class LoadableModel(Protocol):
+    """What the runtime asks of a model before it is loaded: a `ModelSource` on disk, or a `RandomModel`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def config(self) -> SalaConfig: ...
+
+    def weights(self) -> WeightSource: ...
+
+    def fingerprint(self) -> str:
+        """States move between models where it and the precision are equal."""
+
+    def inv_freq(self) -> list[float]:
+        """RoPE's frequencies."""
+
+    def tokenizer(self) -> Tokenizer | None:
+        """None: prompts are token ids."""
+
+
 class TorchModel(Model):
     """A model in the torch runtime, which can tell its memory and has the reference beside it."""
 
-    def __init__(self, engine: TorchEngine, source: ModelSource, fingerprint: str, tokenizer: Tokenizer | None) -> None:
-        from ..runtime import _native
-
+    def __init__(
+        self, engine: TorchEngine, source: LoadableModel, fingerprint: str, tokenizer: Tokenizer | None
+    ) -> None:
         config = engine.packed.config
-        native = _native.Model.create(
+        native = _native_runtime().Model.create(
             engine,
             source=source.name,
             fingerprint=fingerprint,
             vocab_size=config.vocab_size,
             max_position_embeddings=config.max_position_embeddings,
             eos_token_ids=list(config.eos_token_id),
-            inv_freq=_inv_freq(source),
+            inv_freq=source.inv_freq(),
             kernel_size=config.sparse_config.kernel_size,
             kernel_stride=config.sparse_config.kernel_stride,
         )
         super().__init__(native, tokenizer)
         self.engine = engine
+        self.source = source
 
     @property
     def on_gpu(self) -> bool:
@@ -86,34 +111,71 @@ def load_torch(
         raise RequestError(f"threads is {threads}, expected 0 for all cores, or a count")
     if threads:
         torch.set_num_threads(threads)
-    kind = _precision(precision, source, chosen)
-    return assemble(source, kind, chosen, _operators(source, kind, chosen), tokenizer or source.tokenizer())
+    kind = _precision(precision, source.precision, source.name, chosen)
+    operators = _operators(source.config, kind, chosen)
+    return assemble(source, kind, chosen, operators, tokenizer or source.tokenizer())
+
+
+def load_random(
+    preset: str,
+    *,
+    layers: int | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    seed: int = 0,
+) -> TorchModel:
+    """Load a model of a preset's size with random weights, drawn on the device itself: no file, no copy on the host.
+
+    Args:
+        preset: `9b` or `tiny`, as of `sala-export random-checkpoint`, whose distributions these are.
+        layers: the first that many of the preset; by default all.
+        device, precision: as of `load_torch`; the model's own precision is bf16.
+        seed: of the weights.
+    Raises: RequestError or UnsupportedError for a wrong option; RunError if the device has no room for the weights.
+    """
+    chosen = _device(device)
+    kind = _precision(precision, lambda: Precision.BF16, f"random {preset}", chosen)
+    source = RandomModel.of_preset(preset, layers, seed=seed, precision=kind, device=chosen)
+    return assemble(source, kind, chosen, _operators(source.config, kind, chosen))
 
 
 def assemble(
-    source: ModelSource,
+    source: LoadableModel,
     precision: Precision,
     device: torch.device,
     operators: Operators,
     tokenizer: Tokenizer | None = None,
 ) -> TorchModel:
     """Load the weights of `source` and put the runtime together from its parts. Raises: as `load_torch`."""
-    checkpoint = source.checkpoint()
+    _native_runtime()
+    weights = source.weights()
     with ThreadPoolExecutor(1) as pool:
         # Hashing reads the same pages, and takes as long as copying them.
         fingerprint = pool.submit(source.fingerprint)
-        packed = load_packed(checkpoint, precision, device)
+        packed = load_packed(weights, precision, device)
         _log.info("%s in %s on %s", source.name, precision, device)
         engine = TorchEngine(
             packed,
             operators,
-            weights_bytes=weights_bytes(checkpoint, precision),
+            weights_bytes=weights_bytes(weights.config, precision),
             default_chunk_tokens=CPU_CHUNK_TOKENS if device.type == "cpu" else GPU_CHUNK_TOKENS,
         )
         return TorchModel(engine, source, fingerprint.result(), tokenizer)
 
 
-def _operators(source: ModelSource, precision: Precision, device: torch.device) -> Operators:
+def _native_runtime() -> ModuleType:
+    """The compiled module with the session. Raises: UnsupportedError if this Python has none."""
+    try:
+        from ..runtime import _native
+    except ImportError as error:
+        raise UnsupportedError(
+            f"the compiled part of sala-export cannot be imported ({error}): build it for this Python with "
+            "scripts/install.sh"
+        ) from None
+    return _native
+
+
+def _operators(config: SalaConfig, precision: Precision, device: torch.device) -> Operators:
     """Kernels on a GPU, the reference on the CPU.
 
     Raises: UnsupportedError if the kernels do not serve this GPU.
@@ -123,7 +185,7 @@ def _operators(source: ModelSource, precision: Precision, device: torch.device) 
     # Here, not above: the CPU needs no Triton.
     from .kernel_operators import KernelOperators
 
-    return KernelOperators(source.config, precision, device)
+    return KernelOperators(config, precision, device)
 
 
 def _device(name: str | None) -> torch.device:
@@ -144,18 +206,12 @@ def _device(name: str | None) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if is_any_gpu else device
 
 
-def _precision(name: str | None, source: ModelSource, device: torch.device) -> Precision:
+def _precision(name: str | None, stored: Callable[[], Precision], model: str, device: torch.device) -> Precision:
+    """The precision to run in. Args: `stored`, asked for the model's own where that decides; `model`, its name."""
     if name is None and device.type == "cpu":
         return Precision.FP32
-    chosen = source.precision() if name is None else name
+    chosen = stored() if name is None else name
     if chosen not in PRECISIONS:
-        whose = f"{source.name} is in {chosen}" if name is None else f"precision {name} is unknown"
+        whose = f"{model} is in {chosen}" if name is None else f"precision {name} is unknown"
         raise RequestError(f"{whose}: the torch runtime runs {', '.join(PRECISIONS)}, choose one of them as precision")
     return Precision(chosen)
-
-
-def _inv_freq(source: ModelSource) -> list[float]:
-    """The table of the bundle, or of the configuration."""
-    if source.bundle is not None:
-        return list(source.bundle.manifest.model.inv_freq)
-    return [float(x) for x in inverse_frequencies(source.config.rope_theta, source.config.head_dim)]

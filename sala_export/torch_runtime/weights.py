@@ -1,4 +1,4 @@
-"""A checkpoint's weights on a device, projections that share an input packed, without a second copy of any.
+"""A model's weights on a device, projections that share an input packed, without a second copy of any.
 
 The packed matrices are what is allocated; the parameters of the `SalaForCausalLM` around them are views of their rows.
 So one matrix product serves q, k, v and the gate of a mixer, or gate and up of an MLP, and the reference model computes
@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
 from ..checkpoint.config import Mixer, SalaConfig
-from ..checkpoint.keymap import EMBEDDING, LM_HEAD
-from ..checkpoint.reader import Checkpoint
+from ..checkpoint.keymap import EMBEDDING, LM_HEAD, Weight, weights
 from ..errors import RunError
 from ..model.layers import DecoderLayer
 from ..model.sala import SalaForCausalLM
@@ -27,6 +26,16 @@ _MIXER_IN = {
     Mixer.SPARSE: ("q_proj", "k_proj", "v_proj", "o_gate"),
 }
 _MLP_IN = ("gate_proj", "up_proj")
+
+
+class WeightSource(Protocol):
+    """Where weights come from: a `Checkpoint`, or `RandomOnDevice`."""
+
+    @property
+    def config(self) -> SalaConfig: ...
+
+    def fill(self, weight: Weight, out: Tensor) -> None:
+        """Write a weight of `keymap.weights` to `out`, of its shape, on any device and in fp32, bf16 or fp16."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,21 +66,20 @@ class PackedModel:
         return self.model.lm_head.weight.device
 
 
-def weights_bytes(checkpoint: Checkpoint, precision: Precision) -> int:
+def weights_bytes(config: SalaConfig, precision: Precision) -> int:
     """Bytes that `load_packed` takes on the device; a tied embedding counts once, as it is held."""
-    elements = sum(location.length // location.dtype.bytes for location in checkpoint.locations.values())
-    return elements * precision.dtype.bytes
+    return sum(weight.elements for weight in weights(config)) * precision.dtype.bytes
 
 
-def load_packed(checkpoint: Checkpoint, precision: Precision, device: torch.device) -> PackedModel:
-    """Copy the weights to the device, in the type of `precision`.
+def load_packed(source: WeightSource, precision: Precision, device: torch.device) -> PackedModel:
+    """Put the weights on the device, in the type of `precision`.
 
     Raises: RunError if the device has no room for them, saying how much they take.
     """
     try:
-        return _load(checkpoint, precision, device)
+        return _load(source, precision, device)
     except torch.OutOfMemoryError as error:
-        size = format_bytes(weights_bytes(checkpoint, precision))
+        size = format_bytes(weights_bytes(source.config, precision))
         free = format_bytes(torch.cuda.mem_get_info(device)[0])
         raise RunError(
             f"the weights take {size} in {precision} and do not fit the GPU, which has {free} left: end what else runs "
@@ -79,28 +87,29 @@ def load_packed(checkpoint: Checkpoint, precision: Precision, device: torch.devi
         ) from error
 
 
-def _load(checkpoint: Checkpoint, precision: Precision, device: torch.device) -> PackedModel:
-    config = checkpoint.config
+def _load(source: WeightSource, precision: Precision, device: torch.device) -> PackedModel:
+    config = source.config
     dtype: torch.dtype = getattr(torch, precision.dtype)
     with torch.device("meta"):
         model = SalaForCausalLM(config)
-    waiting = dict.fromkeys(checkpoint.locations)
+    waiting = {weight.name: weight for weight in weights(config)}
     state: dict[str, Tensor] = {}
 
+    def fill(weight: Weight, out: Tensor) -> None:
+        source.fill(weight, out)
+        state[weight.name] = out
+
     def pack(prefix: str, roles: tuple[str, ...]) -> Tensor:
-        names = [f"{prefix}.{role}.weight" for role in roles]
-        rows = [checkpoint.locations[name].shape[0] for name in names]
+        parts = [waiting.pop(f"{prefix}.{role}.weight") for role in roles]
+        rows = [weight.shape[0] for weight in parts]
         packed = torch.empty(sum(rows), config.hidden_size, dtype=dtype, device=device)
-        for name, part in zip(names, torch.split(packed, rows), strict=True):
-            part.copy_(checkpoint.tensor(name))
-            state[name] = part
-            del waiting[name]
+        for weight, part in zip(parts, torch.split(packed, rows), strict=True):
+            fill(weight, part)
         return packed
 
     mixer_in, mlp_in = _pack_layers(config, pack)
-    for name in waiting:
-        state[name] = torch.empty(checkpoint.locations[name].shape, dtype=dtype, device=device)
-        state[name].copy_(checkpoint.tensor(name))
+    for weight in waiting.values():
+        fill(weight, torch.empty(weight.shape, dtype=dtype, device=device))
     if config.tie_word_embeddings:
         state[LM_HEAD] = state[EMBEDDING]
     model.load_state_dict(state, assign=True)

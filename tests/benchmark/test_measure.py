@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from support.checkpoints import tiny_checkpoint
 from support.runtime_bundles import tiny_cpu_bundle
 
 from benchmarks import ttft
+from benchmarks.figures import read_figures
 from sala_export.benchmark import gate, machine, measure, report
 from sala_export.benchmark.machine import Machine
 from sala_export.benchmark.measure import BenchmarkRequest, Measurement, Runs
@@ -20,7 +22,6 @@ from sala_export.checkpoint.presets import PRESETS
 from sala_export.cli.app import run
 from sala_export.engine.recipe import read_recipe
 from sala_export.errors import RequestError, RunError
-from sala_export.model_source import ModelSource
 from sala_export.torch_runtime.load import TorchModel, load_torch
 
 Capture = pytest.CaptureFixture[str]
@@ -195,7 +196,7 @@ def test_context_that_does_not_fit_the_gpu_is_refused_before_the_others(monkeypa
     )
     request = BenchmarkRequest(contexts=(64, 512), new_tokens=8)
     with pytest.raises(RequestError, match="--context 512: 520 is too much"):
-        measure.require_room(model, ModelSource.open(tiny_checkpoint()), request)
+        measure.require_room(model, model.source.config, request)
 
 
 @pytest.fixture
@@ -243,3 +244,82 @@ def test_bundle_agrees_with_the_reference_on_another_runtime(
     code, out, _ = ttft_main(str(tiny_cpu_bundle()))
     assert code == 0
     assert "agrees with the reference" in out
+
+
+def test_ttft_of_a_preset_needs_no_checkpoint(ttft_main: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    path = tmp_path / "figures.jsonl"
+    preset = ["--preset", "tiny", "--layers", "2", "--seed", "3", "--device", "cpu", "--precision", "bf16"]
+    code, out, _ = ttft_main(*preset, "--figures", str(path), "--step", "D")
+    assert code == 0
+    assert out.startswith("random tiny of 2 layers in bf16 on torch")
+    (figure,) = read_figures(path)
+    assert (figure["kind"], figure["step"], figure["context"], figure["layers"]) == ("first_token", "D", 40, 2)
+    assert (figure["runtime"], figure["precision"]) == ("torch", "bf16")
+    assert figure["first_token_seconds"]["spread"] == 0.0, "of one run"
+    assert figure["prefill_tokens_per_second"] == pytest.approx(40 / figure["first_token_seconds"]["median"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "error: give either MODEL or --preset, and not both"),
+        (["model", "--preset", "tiny"], "error: give either MODEL or --preset, and not both"),
+        (["model", "--layers", "2"], "error: --layers 2 is for --preset"),
+        (["--preset", "10b", "--device", "cpu"], "error: preset '10b' is unknown"),
+        (["--preset", "tiny", "--device", "cpu", "--runtime", "tensorrt"], "error: random weights are for the torch"),
+        (["--preset", "tiny"], "error: no CUDA device here"),
+        (["model", "--runtime", "torch"], "error: no CUDA device here"),
+    ],
+)
+def test_ttft_says_in_one_line_what_is_wrong(
+    arguments: list[str],
+    message: str,
+    ttft_main: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    path = tmp_path / "figures.jsonl"
+    code, out, err = ttft_main(*arguments, "--figures", str(path))
+    assert (code, out) == (2, "")
+    assert err.startswith(message)
+    assert err.count("\n") == 1
+    (problem,) = read_figures(path)
+    assert err == f"error: {problem['message']}\n"
+
+
+def test_ttft_with_figures_goes_on_without_what_cannot_be_measured(capsys: Capture, tmp_path: Path) -> None:
+    path = tmp_path / "figures.jsonl"
+    common = ["--preset", "tiny", "--layers", "2", "--device", "cpu", "--new-tokens", "2", "--repeats", "1"]
+    assert ttft.main([*common, "--contexts", "30,1900M,20", "--figures", str(path)]) == 1
+    *rows, problem = read_figures(path)
+    assert [row["context"] for row in rows] == [20, 30]
+    assert (problem["kind"], problem["where"]) == ("problem", "first token after 1900M")
+    assert "GiB are free" in problem["message"]
+    assert "1900M: left out: --context 1900M needs" in capsys.readouterr().err
+    assert ttft.main([*common, "--contexts", "30,1900M"]) == 2
+    assert "error: --context 1900M needs" in capsys.readouterr().err
+    assert ttft.main([*common, "--contexts", "1900M", "--figures", str(path)]) == 1
+    assert "error: nothing was measured: every context was left out" in capsys.readouterr().err
+
+
+def test_ttft_begins_nothing_that_would_not_end_in_the_budget(capsys: Capture) -> None:
+    common = ["--preset", "tiny", "--layers", "2", "--device", "cpu", "--new-tokens", "2", "--repeats", "1"]
+    assert ttft.main([*common, "--contexts", "20,30,40", "--budget-seconds", "0"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[2].split()[0] == "20", "of the first nothing is known"
+    left_out = [line for line in captured.err.splitlines() if "left out" in line]
+    assert [line.partition(":")[0] for line in left_out] == ["30", "40"]
+    assert all("would take about 0 s, and 0 s of the time are left" in line for line in left_out)
+
+
+def test_time_of_a_longer_context_follows_from_a_shorter_one() -> None:
+    row = imaginary().rows[0]
+    request = BenchmarkRequest(contexts=(131072, 1 << 20), new_tokens=101, repeats=2)
+    found = measure.expected_seconds(row, 1 << 20, request, 8192)
+    # 128K took 5 s; eight times as many tokens take more than eight times as long, in each of two runs.
+    assert 2 * 8 * 5.0 < found < 3 * 8 * 5.0
+    once = replace(request, repeats=1)
+    more = replace(request, new_tokens=1001)
+    assert measure.expected_seconds(row, 1 << 20, once, 8192) < found
+    assert measure.expected_seconds(row, 1 << 20, more, 8192) - found == pytest.approx(2 * 900 * 0.0065)

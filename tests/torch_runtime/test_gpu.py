@@ -16,16 +16,16 @@ from support.small_models import write_small_checkpoint
 from support.torch_sessions import greedy, logits_of_calls, remember_executions, torch_model
 
 from sala_export.benchmark.gate import require_agreement
-from sala_export.checkpoint.random_checkpoint import write_random_checkpoint
+from sala_export.benchmark.machine import GpuMemory
+from sala_export.benchmark.measure import BenchmarkRequest, measure
 from sala_export.engine.recipe import load_recipe
 from sala_export.engine.request import EngineRequest
 from sala_export.errors import RunError
-from sala_export.model_source import ModelSource
 from sala_export.planned_graph import planned_memory
 from sala_export.runtime.session import Session
 from sala_export.specs import Precision
-from sala_export.torch_runtime.engine import TorchExecution
-from sala_export.torch_runtime.load import TorchModel, load_torch
+from sala_export.torch_runtime.engine import LIBRARY_BYTES, TorchExecution
+from sala_export.torch_runtime.load import TorchModel, load_random, load_torch
 
 pytestmark = pytest.mark.gpu
 
@@ -81,7 +81,7 @@ def test_kernels_in_fp32_give_the_reference_logits(checkpoint: Path) -> None:
 @pytest.mark.parametrize("precision", [Precision.BF16, Precision.FP16])
 def test_sixteen_bits_agree_with_the_reference_on_the_same_weights(checkpoint: Path, precision: Precision) -> None:
     model = load_torch(checkpoint, device=DEVICE, precision=precision)
-    agreement = require_agreement(model, ModelSource.open(checkpoint))
+    agreement = require_agreement(model, model.source)
     assert agreement.error < agreement.bound
 
 
@@ -171,7 +171,7 @@ def ask(session: Session, question: np.ndarray, context: int) -> int:
     return int(session.prefill(question, context_length=context).argmax())
 
 
-@pytest.mark.parametrize("length", [8192, 131072])
+@pytest.mark.parametrize("length", [8192, 131072, 1 << 20])
 def test_needles_at_all_depths_are_found(tmp_path: Path, length: int) -> None:
     model = load_torch(write_passkey_checkpoint(tmp_path / "passkey", passkey_config()), device=DEVICE)
     assert model.precision == "bf16"
@@ -182,12 +182,17 @@ def test_needles_at_all_depths_are_found(tmp_path: Path, length: int) -> None:
     assert [ask(session, needle.question(), context) for needle in needles] == [needle.value for needle in needles]
 
 
-def test_memory_is_what_was_foretold(tmp_path: Path) -> None:
-    write_random_checkpoint(tmp_path / "big", "9b", layers=2)
+@pytest.fixture
+def nine() -> tuple[TorchModel, int]:
+    """The first two layers of 9B, one of each kind, and what was allocated before them."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    model = load_torch(tmp_path / "big", device=DEVICE)
+    return load_random("9b", layers=2, device=DEVICE), before
+
+
+def test_memory_is_what_was_foretold(nine: tuple[TorchModel, int]) -> None:
+    model, before = nine
     context, chunk = 1 << 20, 1024
     session = model.session(max_context=context, chunk_tokens=chunk)
     session.prefill(random_ids(5 * chunk))
@@ -197,8 +202,22 @@ def test_memory_is_what_was_foretold(tmp_path: Path) -> None:
     request = EngineRequest.from_options(
         load_recipe("rtx5090"), precision="bf16", max_context=context, prefill_chunk=chunk, max_batch=1
     )
-    planned = planned_memory(ModelSource.open(tmp_path / "big").config, request)
+    planned = planned_memory(model.source.config, request)
     assert taken == pytest.approx(planned.total_bytes - planned.reserve_bytes, rel=0.03)
+
+
+def test_random_9b_answers_after_64k_in_the_memory_accounted(nine: tuple[TorchModel, int]) -> None:
+    model, before = nine
+    request = BenchmarkRequest(contexts=(65536,), new_tokens=8, repeats=1)
+    (row,) = measure(model, model.source.config, request, GpuMemory(), lambda line: None)
+    taken = torch.cuda.max_memory_allocated() - before
+    assert row.foretold_device_bytes is not None
+    assert 0 <= taken - row.foretold_device_bytes <= LIBRARY_BYTES
+    assert row.token is not None
+    assert 0 < row.token.median < row.first_token.median
+    # After the peak: the reference holds a prompt in other memory.
+    agreement = require_agreement(model, model.source)
+    assert agreement.error < agreement.bound
 
 
 def test_session_too_large_says_by_how_much_and_leaves_the_others_alone(model: TorchModel) -> None:
