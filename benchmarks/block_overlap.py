@@ -27,8 +27,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.figures import FigureWriter
-from benchmarks.options import add_figure_options, require_gpu_or_name
+from benchmarks.figures import FigureWriter, add_figure_options
+from benchmarks.gpu_machine import require_gpu_or_name
+from benchmarks.run_header import start_figures
 from sala_export.checkpoint.config import SalaConfig, SparseConfig
 from sala_export.errors import RequestError, SalaError
 from sala_export.model.layers import Cache, DecoderLayer
@@ -264,7 +265,7 @@ def subject(
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
-    figures = FigureWriter(options.figures, options.step)
+    figures = start_figures(options)
     try:
         run(options, figures)
     except SalaError as error:

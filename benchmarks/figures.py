@@ -10,8 +10,8 @@ of that kind:
 * `kernel`, a timed launch, operator or peer: `way` and the fields of `kernel_measure.Row`
 * `first_token`, a context of `benchmarks.ttft`: those of a context in its JSON, `precision`, `runtime`, `layers`
 * `passkey`, a prompt of `benchmarks.passkey`: `length`, `found`, `prefill_seconds`, `question_seconds`, `runtime`
-* `overlap`, a layer of `benchmarks.block_overlap`: `model`, `context`, `layer`, `neighbours`, `union_blocks`,
-  `chosen_blocks`
+* `overlap`, a part of the context in a layer of `benchmarks.block_overlap`: `model`, `context`, `layer`, `part`,
+  `neighbours`, `groups`, `union_blocks`, `chosen_blocks`, `left_share`
 * `tuning`, a candidate tile in a call: `kernel`, `dtype`, `candidate`, `case`, `seconds`, `spread`, `registers`
 * `profile`, a counter of `ncu`: `kernel`, `metric`, `value`, `unit`
 * `problem`, whatever went wrong: `where`, `message`

@@ -70,7 +70,7 @@ STEPS = (
         letter="J",
         name="9B with random weights: first token and decode",
         command=_module(
-            "ttft", "--preset", "9b", "--device", "cuda", "--contexts", "64K,128K,1M", "--repeats", "1",
+            "ttft", "--preset", "9b", "--contexts", "64K,128K,1M", "--repeats", "1",
             "--new-tokens", "32", "--budget-seconds", "90",
         ),
         seconds=85,
@@ -86,7 +86,7 @@ STEPS = (
     Step(
         letter="K",
         name="passkeys",
-        command=_module("passkey", "--runtime", "torch", "--device", "cuda", "--lengths", "128K,1M"),
+        command=_module("passkey", "--runtime", "torch", "--lengths", "128K,1M"),
         seconds=25,
         limit=50,
     ),

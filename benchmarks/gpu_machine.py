@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from triton.errors import TritonError
 
 from sala_export.engine.recipe import Recipe, load_recipe, read_recipe, recipe_paths
-from sala_export.errors import RequestError, SalaError
+from sala_export.errors import RequestError, SalaError, UnsupportedError
 
 NO_GPU = "no CUDA device here: this can only be measured on an NVIDIA GPU"
 CaseFailure = (SalaError, RuntimeError, TritonError, AssertionError)
 """What ends one case and not the run: a refusal, an error of CUDA, a kernel that does not compile, a failed check."""
+
+
+def require_gpu_or_name(device: str | None) -> None:
+    """Refuse to measure a CPU that nobody asked for. Raises: UnsupportedError."""
+    if device is None and not torch.cuda.is_available():
+        raise UnsupportedError(f"{NO_GPU}, or ask for --device cpu")
 
 
 def one_line(error: BaseException) -> str:

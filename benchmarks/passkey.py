@@ -28,8 +28,9 @@ from pathlib import Path
 from typing import Any
 
 import sala_export
-from benchmarks.figures import FigureWriter
-from benchmarks.options import add_figure_options, require_gpu_or_name
+from benchmarks.figures import FigureWriter, add_figure_options
+from benchmarks.gpu_machine import require_gpu_or_name
+from benchmarks.run_header import start_figures
 from sala_export.benchmark.machine import GpuMemory, as_json, describe_machine, peak_host_bytes
 from sala_export.errors import RequestError, RunError, SalaError
 from sala_export.specs import QUANTIZED_PRECISIONS, Precision, format_bytes, format_tokens, parse_tokens
@@ -219,7 +220,7 @@ def report(options: argparse.Namespace, rows: Sequence[Recall]) -> dict[str, Any
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
-    figures = FigureWriter(options.figures, options.step)
+    figures = start_figures(options)
     try:
         return 0 if run(options, figures) else 1
     except SalaError as error:

@@ -23,8 +23,9 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from benchmarks.figures import FigureWriter
-from benchmarks.options import add_figure_options, require_gpu_or_name
+from benchmarks.figures import FigureWriter, add_figure_options
+from benchmarks.gpu_machine import require_gpu_or_name
+from benchmarks.run_header import start_figures
 from sala_export.benchmark.gate import Agreement, require_agreement
 from sala_export.benchmark.measure import BenchmarkRequest, Tolerance
 from sala_export.benchmark.report import Report, describe, describe_context, table
@@ -141,7 +142,7 @@ def run(options: argparse.Namespace, recorder: Recorder) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
-    recorder = Recorder(FigureWriter(options.figures, options.step))
+    recorder = Recorder(start_figures(options))
     try:
         run(options, recorder)
     except SalaError as error:

@@ -143,7 +143,9 @@ def test_every_program_takes_its_options_and_says_in_one_line_that_there_is_no_g
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert "GPU" in line
-    assert list(tmp_path.iterdir()) == []
+    written = read_figures(tmp_path / "figures.jsonl") if any(tmp_path.iterdir()) else ()
+    assert [figure["rehearsal"] for figure in written[:1]] in ([], [True])
+    assert {figure["kind"] for figure in written[1:]} <= {"problem"}
 
 
 @pytest.mark.parametrize("step", [step for step in STEPS if "pytest" in step.command], ids=lambda step: step.letter)
