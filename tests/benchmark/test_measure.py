@@ -252,7 +252,7 @@ def test_ttft_of_a_preset_needs_no_checkpoint(ttft_main: Callable[..., tuple[int
     code, out, _ = ttft_main(*preset, "--figures", str(path), "--step", "D")
     assert code == 0
     assert out.startswith("random tiny of 2 layers in bf16 on torch")
-    (figure,) = read_figures(path)
+    (figure,) = read_figures(path)[1:]
     assert (figure["kind"], figure["step"], figure["context"], figure["layers"]) == ("first_token", "D", 40, 2)
     assert (figure["runtime"], figure["precision"]) == ("torch", "bf16")
     assert figure["first_token_seconds"]["spread"] == 0.0, "of one run"
@@ -284,7 +284,7 @@ def test_ttft_says_in_one_line_what_is_wrong(
     assert (code, out) == (2, "")
     assert err.startswith(message)
     assert err.count("\n") == 1
-    (problem,) = read_figures(path)
+    (problem,) = read_figures(path)[1:]
     assert err == f"error: {problem['message']}\n"
 
 
@@ -292,7 +292,7 @@ def test_ttft_with_figures_goes_on_without_what_cannot_be_measured(capsys: Captu
     path = tmp_path / "figures.jsonl"
     common = ["--preset", "tiny", "--layers", "2", "--device", "cpu", "--new-tokens", "2", "--repeats", "1"]
     assert ttft.main([*common, "--contexts", "30,1900M,20", "--figures", str(path)]) == 1
-    *rows, problem = read_figures(path)
+    *rows, problem = read_figures(path)[1:]
     assert [row["context"] for row in rows] == [20, 30]
     assert (problem["kind"], problem["where"]) == ("problem", "first token after 1900M")
     assert "GiB are free" in problem["message"]
