@@ -9,10 +9,9 @@ Where TensorRT's headers cannot be had, `--plugin-driver PATH` names the program
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from support.plugin_gpu import PluginProgram, failed, findings_of
+from support.plugin_gpu import PluginProgram, Run, failed, findings_of
 from support.plugin_gpu_cases import GpuCase, lightning_decode, lightning_prefill, sparse_decode, sparse_prefill
 
 pytestmark = pytest.mark.gpu
@@ -25,23 +24,29 @@ VARIANTS = pytest.mark.parametrize(
 )
 
 
+def require(case: GpuCase, run: Run) -> None:
+    """Fail with one line that names every tensor that is too far from the reference."""
+    if problems := failed(findings_of(case.call, case.steps, run)):
+        pytest.fail(problems, pytrace=False)
+
+
 @VARIANTS
 @pytest.mark.parametrize("make", [lightning_prefill, sparse_prefill])
 def test_enqueue_gives_the_reference(
-    real_program: PluginProgram, tmp_path: Path, make: Maker, head_dim: int, activation: str, is_in_place: bool
+    real_program: PluginProgram, make: Maker, head_dim: int, activation: str, is_in_place: bool
 ) -> None:
     case = make(head_dim=head_dim, activation=activation, is_in_place=is_in_place)
-    run = real_program.run(case.call, case.steps, tmp_path, is_captured=False)
-    assert not failed(findings_of(case.call, case.steps, run))
+    run = real_program.run(case.call, case.steps, is_captured=False)
+    require(case, run)
 
 
 @VARIANTS
 @pytest.mark.parametrize("make", [lightning_decode, sparse_decode])
 def test_enqueue_captured_once_gives_the_reference_at_every_position(
-    real_program: PluginProgram, tmp_path: Path, make: Maker, head_dim: int, activation: str, is_in_place: bool
+    real_program: PluginProgram, make: Maker, head_dim: int, activation: str, is_in_place: bool
 ) -> None:
     case = make(head_dim=head_dim, activation=activation, is_in_place=is_in_place)
-    run = real_program.run(case.call, case.steps, tmp_path, is_captured=True)
-    assert not failed(findings_of(case.call, case.steps, run))
+    run = real_program.run(case.call, case.steps, is_captured=True)
+    require(case, run)
     copies = 0 if is_in_place else sum(bool(tensor.updates) for tensor in case.call.contract.outputs)
     assert run.nodes == len(case.call.sequence) + copies

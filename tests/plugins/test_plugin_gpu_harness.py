@@ -70,7 +70,7 @@ def run_recorded(program: PluginProgram, case: GpuCase, folder: Path, *, is_capt
     """The run, and what was asked of the CUDA driver."""
     events = folder / "events.json"
     recording = replace(program, environment={**program.environment, "FAKE_CUDA_EVENTS": str(events)})
-    run = recording.run(case.call, case.steps, folder, is_captured=is_captured)
+    run = recording.run(case.call, case.steps, is_captured=is_captured)
     return run, json.loads(events.read_text())
 
 
@@ -137,11 +137,11 @@ def test_what_cannot_be_done_is_one_line(program: PluginProgram, commands: list[
     ],
 )
 def test_errors_of_cuda_are_named_with_the_command(
-    program: PluginProgram, tmp_path: Path, failure: str, command: str, problem: str
+    program: PluginProgram, failure: str, command: str, problem: str
 ) -> None:
     failing = replace(program, environment={**program.environment, "FAKE_CUDA_FAIL": failure})
     with pytest.raises(PluginProgramError) as raised:
-        failing.run(LIGHTNING_DECODE.call, LIGHTNING_DECODE.steps, tmp_path, is_captured=True)
+        failing.run(LIGHTNING_DECODE.call, LIGHTNING_DECODE.steps, is_captured=True)
     assert str(raised.value).startswith(command)
     assert f": {problem}: " in str(raised.value)
 
@@ -167,12 +167,12 @@ def test_bytes_go_to_the_gpu_and_come_back(program: PluginProgram, tmp_path: Pat
     assert filled.read_bytes() == b"\xff\xff\xff"
 
 
-def test_unsupported_gpu_is_refused_in_the_plugins_words(program: PluginProgram, tmp_path: Path) -> None:
+def test_unsupported_gpu_is_refused_in_the_plugins_words(program: PluginProgram) -> None:
     old = replace(program, environment={**program.environment, "FAKE_CUDA_SM": "75"})
     with pytest.raises(
         PluginProgramError, match=r"^shape_change: LightningAttention: no kernels for this GPU \(sm_75\)"
     ):
-        old.run(LIGHTNING_DECODE.call, LIGHTNING_DECODE.steps, tmp_path, is_captured=True)
+        old.run(LIGHTNING_DECODE.call, LIGHTNING_DECODE.steps, is_captured=True)
 
 
 def test_options_name_files_that_exist(tmp_path: Path) -> None:
@@ -231,11 +231,9 @@ def test_shared_memory_is_asked_for_before_the_first_launch(
 
 
 @pytest.mark.parametrize("case", CASES[:2], ids=lambda case: case.call.contract.name)
-def test_updates_elsewhere_start_as_copies_and_outputs_as_poison(
-    program: PluginProgram, tmp_path: Path, case: GpuCase
-) -> None:
+def test_updates_elsewhere_start_as_copies_and_outputs_as_poison(program: PluginProgram, case: GpuCase) -> None:
     case = with_own_outputs(case)
-    run = program.run(case.call, case.steps, tmp_path, is_captured=True)
+    run = program.run(case.call, case.steps, is_captured=True)
     for results in run.results:
         assert results["y"].isnan().all()
         for output in case.call.contract.outputs:
@@ -246,8 +244,8 @@ def test_updates_elsewhere_start_as_copies_and_outputs_as_poison(
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.call.contract.name}-{case.call.dims['T']}")
-def test_gpu_that_computes_nothing_is_found_out(program: PluginProgram, tmp_path: Path, case: GpuCase) -> None:
-    run = program.run(case.call, case.steps, tmp_path, is_captured=case.call.dims["T"] == 1)
+def test_gpu_that_computes_nothing_is_found_out(program: PluginProgram, case: GpuCase) -> None:
+    run = program.run(case.call, case.steps, is_captured=case.call.dims["T"] == 1)
     assert (run.device["name"], run.device["sm"]) == ("Fake GPU", 90)
     assert "step 0 y" in failed(findings_of(case.call, case.steps, run))
 

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -77,20 +78,21 @@ class PluginProgram:
             )
         return answers
 
-    def run(self, call: PluginCall, steps: Sequence[Tensors], folder: Path, *, is_captured: bool) -> Run:
+    def run(self, call: PluginCall, steps: Sequence[Tensors], *, is_captured: bool) -> Run:
         """Run `enqueue` once for each of `steps`, captured in a graph and replayed or called anew.
 
         The first step gives all inputs, later ones those that change. What the plugin may not read is poisoned before
         each run: the workspace, and outputs with a buffer of their own. Raises: PluginProgramError.
         """
-        commands = list(_commands(call, steps, folder, is_captured))
-        answers = dict(zip(commands, self.obey(commands), strict=True))
-        nodes = answers["capture"]["nodes"] if is_captured else None
-        return Run(
-            device=answers["device"],
-            nodes=nodes,
-            results=[_results(call, folder, number) for number in range(len(steps))],
-        )
+        with tempfile.TemporaryDirectory(prefix="sala-plugin-gpu-") as name:
+            folder = Path(name)
+            commands = list(_commands(call, steps, folder, is_captured))
+            answers = dict(zip(commands, self.obey(commands), strict=True))
+            return Run(
+                device=answers["device"],
+                nodes=answers["capture"]["nodes"] if is_captured else None,
+                results=[_results(call, folder, number) for number in range(len(steps))],
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
