@@ -158,8 +158,8 @@ main() {
     target=$(realpath -m "$target")
     cd "$(dirname "$0")/.."
     require_own "$target"
-    require_installation
     python=$(find_python "$python")
+    require_installation
     plugins=$(installed_library plugin_library)
     operators=$(installed_library onnxruntime_operators)
     mkdir -p "$WORK" "$(dirname "$target")"

@@ -4,7 +4,8 @@
 #   source PACK/unpack.sh         the wheels go to build/gpu-site, and PYTHONPATH of this shell names them
 #   bash PACK/unpack.sh TARGET    the wheels go to TARGET; the last line says what to type
 #
-# Native libraries go into the checkout's sala_export/, where git ignores them. Doing it again changes nothing.
+# Native libraries go into the checkout's sala_export/, where git ignores them, and the commit into
+# sala_export/lib/commit.txt, since a checkout without .git does not know it. Doing it again changes nothing.
 
 sala_unpack() { # TARGET
     local pack target module suffix
@@ -21,7 +22,7 @@ sala_unpack() { # TARGET
     python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore --no-index --no-deps \
         --no-compile --upgrade --target "$target" "$pack"/wheels/*.whl || return 2
     mkdir -p sala_export/lib
-    cp "$pack"/native/sala_export/lib/*.so sala_export/lib && cp "$module" sala_export/runtime || return 2
+    cp "$pack"/native/sala_export/lib/*.so "$pack/commit.txt" sala_export/lib && cp "$module" sala_export/runtime || return 2
     echo "unpacked commit $(cat "$pack/commit.txt"); tests of the plugins take --plugin-driver $pack/bin/plugin_driver"
     sala_site=$target
 }
