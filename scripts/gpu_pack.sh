@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Pack what a bare GPU machine lacks: scripts/gpu_pack.sh DIR [--python PYTHON]
 #
-# The GPU machine has Python 3.12, PyTorch and Triton, but no package index and no TensorRT headers (docs/gpu.md). DIR gets
-# wheels, the native libraries, the program plugin_driver, and unpack.sh, which puts them in place over there. It is
+# The GPU machine has Python 3.12, PyTorch and Triton, but no package index and no TensorRT headers (docs/gpu.md). DIR
+# gets wheels, the native libraries, the program plugin_driver, and unpack.sh, which puts them in place there. It is
 # replaced if this script made it, and refused otherwise. Run scripts/install.sh test first. PYTHON is a Python 3.12 of
 # this machine, found without the option if it is called python3.12 or comes from pyenv.
 #
@@ -26,7 +26,9 @@ usage() {
 quietly() {
     local what=$1
     shift
-    "$@" >"$WORK/log.txt" 2>&1 || { tail -n 20 "$WORK/log.txt" >&2; fail "$what failed: the lines above are the end of $WORK/log.txt"; }
+    "$@" >"$WORK/log.txt" 2>&1 && return
+    tail -n 20 "$WORK/log.txt" >&2
+    fail "$what failed: the lines above are the end of $WORK/log.txt"
 }
 
 require_own() { # DIR
@@ -51,7 +53,7 @@ find_python() { # the value of --python
             return
         fi
     done
-    fail "there is no Python 3.12: get one (pyenv install 3.12, or python3.12-dev of the system) and give it as --python"
+    fail "there is no Python 3.12: get one (pyenv install 3.12, or the system's python3.12-dev) and give it as --python"
 }
 
 require_installation() {
@@ -59,7 +61,8 @@ require_installation() {
     [ -x .venv/bin/python ] || fail "there is no .venv: run scripts/install.sh test"
     export PATH="$PWD/.venv/bin:$PATH"
     for program in cmake ninja c++; do
-        command -v "$program" >/dev/null || fail "$program is missing: run scripts/install.sh test, and install a C++ compiler"
+        command -v "$program" >/dev/null ||
+            fail "$program is missing: run scripts/install.sh test, and install a C++ compiler"
     done
 }
 
@@ -137,7 +140,11 @@ finish() { # CONTENTS DIR
         (cd "$contents" && find . -type f -printf '%12s  %P\n' | sort -k 2)
         printf '%12s  bytes in all\n' "$bytes"
     } >"$contents.list"
-    [ "$bytes" -le "$LIMIT_BYTES" ] || { cat "$contents.list" >&2; rm "$contents.list"; fail "these are $bytes bytes, more than the $LIMIT_BYTES that may travel"; }
+    if [ "$bytes" -gt "$LIMIT_BYTES" ]; then
+        cat "$contents.list" >&2
+        rm "$contents.list"
+        fail "these are $bytes bytes, more than the $LIMIT_BYTES that may travel"
+    fi
     mv "$contents.list" "$contents/CONTENTS.txt"
     rm -rf "$target"
     mv "$contents" "$target"

@@ -21,8 +21,9 @@ sala_unpack() { # TARGET
         { echo "error: this pack is for $(basename "$module"), python3 here takes _native$suffix" >&2; return 2; }
     python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore --no-index --no-deps \
         --no-compile --upgrade --target "$target" "$pack"/wheels/*.whl || return 2
-    mkdir -p sala_export/lib
-    cp "$pack"/native/sala_export/lib/*.so "$pack/commit.txt" sala_export/lib && cp "$module" sala_export/runtime || return 2
+    mkdir -p sala_export/lib || return 2
+    cp "$pack"/native/sala_export/lib/*.so "$pack/commit.txt" sala_export/lib || return 2
+    cp "$module" sala_export/runtime || return 2
     echo "unpacked commit $(cat "$pack/commit.txt"); tests of the plugins take --plugin-driver $pack/bin/plugin_driver"
     sala_site=$target
 }

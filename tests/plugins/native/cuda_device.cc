@@ -198,7 +198,8 @@ class CudaDevice final : public Device {
       throw std::runtime_error(path + " holds " + std::to_string(bytes.size()) + " bytes, buffer " + name + " " +
                                std::to_string(to.bytes));
     }
-    cuda_.check(cuda_.cuMemcpyHtoDAsync(to.address, bytes.data(), bytes.size(), stream_), "cuMemcpyHtoDAsync to " + name);
+    cuda_.check(cuda_.cuMemcpyHtoDAsync(to.address, bytes.data(), bytes.size(), stream_),
+                "cuMemcpyHtoDAsync to " + name);
     synchronize("write of " + name);
     return kDone;
   }

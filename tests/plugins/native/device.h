@@ -1,5 +1,5 @@
-// The GPU that plugin_driver.cc gives to a plugin. Which one is decided when the program is linked: fake_device.cc plays
-// one, cuda_device.cc uses the machine's own.
+// The GPU that plugin_driver.cc gives to a plugin. Which one is decided when the program is linked: fake_device.cc
+// plays one, cuda_device.cc uses the machine's own.
 
 #pragma once
 

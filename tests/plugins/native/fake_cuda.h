@@ -20,5 +20,5 @@ void fake_cuda_record(const std::string& event, const std::string& members);
 CUresult fake_cuda_submit(CUstream stream, const std::string& event, const std::string& members,
                           std::function<void()> effect);
 
-/// Copies bytes of the GPU, or fails if one end is no memory of it. fake_cuda_immediate.cc has no memory and copies none.
+/// Copies bytes of the GPU, or fails if one end is none of its memory. fake_cuda_immediate.cc has none and copies none.
 CUresult fake_cuda_copy(CUdeviceptr to, CUdeviceptr from, size_t bytes);

@@ -60,7 +60,9 @@ struct Session {
 /// The error that the test wants of a function, or what its other needs make of it.
 CUresult outcome(const std::string& function, bool is_valid = true) {
   const std::string failing = variable("FAKE_CUDA_FAIL");
-  if (failing.rfind(function + "=", 0) == 0) return static_cast<CUresult>(std::stoi(failing.substr(function.size() + 1)));
+  if (failing.starts_with(function + "=")) {
+    return static_cast<CUresult>(std::stoi(failing.substr(function.size() + 1)));
+  }
   if (!is_context_current) return CUDA_ERROR_INVALID_CONTEXT;
   return is_valid ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
@@ -161,8 +163,9 @@ CUresult cuMemcpyDtoHAsync(void* to, CUdeviceptr from, size_t bytes, CUstream st
 
 CUresult cuMemsetD8Async(CUdeviceptr to, unsigned char value, size_t bytes, CUstream stream) {
   const CUresult result = outcome("cuMemsetD8Async", is_memory(to, bytes));
-  if (result == CUDA_SUCCESS) stream_of(stream).waiting.push_back({"", "", [=] { std::memset(host(to), value, bytes); }});
-  return result;
+  if (result != CUDA_SUCCESS) return result;
+  stream_of(stream).waiting.push_back({"", "", [=] { std::memset(host(to), value, bytes); }});
+  return CUDA_SUCCESS;
 }
 
 CUresult cuStreamCreate(CUstream* stream, unsigned int flags) {

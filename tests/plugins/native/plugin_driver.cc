@@ -187,7 +187,10 @@ class Driver {
     tensor.address = device_.address(address);
     tensor.desc.type = parse_type(type);
     tensor.desc.format = nvinfer1::TensorFormat::kLINEAR;
-    for (int64_t extent = 0; words >> extent;) tensor.desc.dims.d[tensor.desc.dims.nbDims++] = extent;
+    for (int64_t extent = 0; words >> extent;) {
+      if (tensor.desc.dims.nbDims == nvinfer1::Dims::MAX_DIMS) throw std::runtime_error("too many extents");
+      tensor.desc.dims.d[tensor.desc.dims.nbDims++] = extent;
+    }
     tensors.push_back(tensor);
     return answer(0);
   }
