@@ -14,6 +14,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fuzz-seconds", type=int, default=2, help="How long each target of tests/runtime/test_fuzz.py runs."
     )
+    parser.addoption(
+        "--plugin-driver", help="A built plugin_driver for tests/plugins/test_plugin_gpu.py, which else builds it."
+    )
+    parser.addoption("--plugin-library", help="The plugin library that it opens, if not that of the installation.")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,4 +1,4 @@
-"""Builds the fake CUDA drivers and the program that plays TensorRT, once."""
+"""Builds the fake CUDA drivers and the programs that play TensorRT, once."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 from support.plugin_calls import PluginDriver
+from support.plugin_gpu import PluginProgram, named_file
+
+from sala_export.native_libraries import plugin_library
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +23,9 @@ def native_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["cmake", "--build", build],
     ):
         completed = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert completed.returncode == 0, completed.stdout + completed.stderr
+        if completed.returncode != 0:
+            sys.stderr.write(completed.stdout + completed.stderr)
+            pytest.fail(f"tests/plugins/native: `{command[0]} {command[1]}` failed, see above", pytrace=False)
     return build
 
 
@@ -34,3 +39,16 @@ def driver(native_build: Path) -> PluginDriver:
 def cuda_12_0_driver(native_build: Path) -> PluginDriver:
     """TensorRT on the oldest driver that the plugins take."""
     return PluginDriver(native_build / "plugin_driver_cuda_12.0")
+
+
+@pytest.fixture(scope="session")
+def real_program(request: pytest.FixtureRequest) -> PluginProgram:
+    """TensorRT on the GPU of this machine, with the program and the library that the options name."""
+    program = _given(request, "--plugin-driver") or request.getfixturevalue("native_build") / "plugin_driver"
+    return PluginProgram(program=program, library=_given(request, "--plugin-library") or plugin_library())
+
+
+def _given(request: pytest.FixtureRequest, option: str) -> Path | None:
+    """The file that an option names."""
+    value = request.config.getoption(option)
+    return None if value is None else named_file(option, value)

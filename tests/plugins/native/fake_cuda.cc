@@ -3,7 +3,6 @@
 
 #include "fake_cuda.h"
 
-#include <cuda.h>
 #include <elf.h>
 
 #include <algorithm>
@@ -20,11 +19,17 @@ struct FakeKernel {
   std::string name;
   int sm = 0;
   std::map<uint32_t, uint32_t> parameter_bytes;  // by ordinal
+  unsigned int allowed_shared_bytes = 48 * 1024;
 };
 
 int device_sm = 0;
-std::vector<std::string> events;
 std::string taken;
+
+/// Made by its first use, which may be another file's initialisation.
+std::vector<std::string>& events() {
+  static std::vector<std::string> all;
+  return all;
+}
 
 const char* bytes_at(const void* image, uint64_t offset) { return static_cast<const char*>(image) + offset; }
 
@@ -80,12 +85,15 @@ std::string described(const FakeKernel& kernel) {
 }
 
 template <class... Parts>
-CUresult record(const char* event, const Parts&... parts) {
+std::string joined(const Parts&... parts) {
   std::ostringstream text;
-  text << "{\"event\": \"" << event << "\", ";
   (text << ... << parts);
-  text << "}";
-  events.push_back(text.str());
+  return text.str();
+}
+
+template <class... Parts>
+CUresult record(const char* event, const Parts&... parts) {
+  fake_cuda_record(event, joined(parts...));
   return CUDA_SUCCESS;
 }
 
@@ -93,11 +101,15 @@ CUresult record(const char* event, const Parts&... parts) {
 
 void fake_cuda_set_sm(int sm) { device_sm = sm; }
 
+void fake_cuda_record(const std::string& event, const std::string& members) {
+  events().push_back("{\"event\": \"" + event + "\", " + members + "}");
+}
+
 const char* fake_cuda_take_events() {
   taken = "[";
-  for (const std::string& event : events) taken += (taken.size() > 1 ? ", " : "") + event;
+  for (const std::string& event : events()) taken += (taken.size() > 1 ? ", " : "") + event;
   taken += "]";
-  events.clear();
+  events().clear();
   return taken.c_str();
 }
 
@@ -157,6 +169,7 @@ CUresult cuFuncGetAttribute(int* value, CUfunction_attribute attribute, CUfuncti
 
 CUresult cuKernelSetAttribute(CUfunction_attribute attribute, int value, CUkernel kernel, CUdevice /*device*/) {
   if (attribute != CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) return CUDA_ERROR_INVALID_VALUE;
+  kernel_of(kernel)->allowed_shared_bytes = static_cast<unsigned int>(value);
   return record("allow_shared", described(*kernel_of(kernel)), ", \"bytes\": ", value);
 }
 
@@ -164,21 +177,26 @@ CUresult cuLaunchKernel(CUfunction function, unsigned int grid_x, unsigned int g
                         unsigned int block_x, unsigned int block_y, unsigned int block_z, unsigned int shared_bytes,
                         CUstream stream, void** parameters, void** extra) {
   const FakeKernel& kernel = *kernel_of(function);
-  if (extra != nullptr) return CUDA_ERROR_INVALID_VALUE;
+  if (extra != nullptr || shared_bytes > kernel.allowed_shared_bytes) return CUDA_ERROR_INVALID_VALUE;
   std::ostringstream arguments;
   for (const auto& [ordinal, bytes] : kernel.parameter_bytes) {
     uint64_t value = 0;
     std::memcpy(&value, parameters[ordinal], std::min<size_t>(bytes, sizeof(value)));
     arguments << (ordinal == 0 ? "" : ", ") << "[" << bytes << ", " << value << "]";
   }
-  return record("launch", described(kernel), ", \"grid\": [", grid_x, ", ", grid_y, ", ", grid_z, "], \"block\": [",
-                block_x, ", ", block_y, ", ", block_z, "], \"shared_bytes\": ", shared_bytes,
-                ", \"stream\": ", reinterpret_cast<uint64_t>(stream), ", \"arguments\": [", arguments.str(), "]");
+  return fake_cuda_submit(
+      stream, "launch",
+      joined(described(kernel), ", \"grid\": [", grid_x, ", ", grid_y, ", ", grid_z, "], \"block\": [", block_x, ", ",
+             block_y, ", ", block_z, "], \"shared_bytes\": ", shared_bytes,
+             ", \"stream\": ", reinterpret_cast<uint64_t>(stream), ", \"arguments\": [", arguments.str(), "]"),
+      [] {});
 }
 
 CUresult cuMemcpyDtoDAsync(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream) {
-  return record("copy", "\"to\": ", to, ", \"from\": ", from, ", \"bytes\": ", bytes,
-                ", \"stream\": ", reinterpret_cast<uint64_t>(stream));
+  return fake_cuda_submit(stream, "copy",
+                          joined("\"to\": ", to, ", \"from\": ", from, ", \"bytes\": ", bytes,
+                                 ", \"stream\": ", reinterpret_cast<uint64_t>(stream)),
+                          [=] { fake_cuda_copy(to, from, bytes); });
 }
 
 CUresult cuGetErrorString(CUresult error, const char** text) {

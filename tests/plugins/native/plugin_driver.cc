@@ -1,6 +1,6 @@
 // Plays TensorRT to one plugin: obeys commands of standard input, one a line, and answers each with one line of JSON.
+// What cannot be done is answered with {"error": "..."} in one line, and ends the program with exit code 1.
 //
-//   sm N                          architecture of the fake device
 //   int NAME VALUE                an attribute as the engine file holds it; `int32` as the ONNX parser hands it over
 //   float NAME VALUE
 //   create TYPE                   a plugin from the attributes given so far
@@ -10,6 +10,21 @@
 //   serialize                     the fields to serialize, and a plugin made anew from them in place of the present one
 //   clone                         a clone in place of the present plugin
 //   destroy
+//
+// On a fake GPU (fake_device.cc) an ADDRESS is a number, and there is one more command:
+//
+//   sm N                          architecture of the fake device
+//
+// On a real one (cuda_device.cc) an ADDRESS is the name of a buffer. Files hold a buffer's bytes, no more and no fewer.
+//
+//   device                        the GPU's name, architecture, and the CUDA version of its driver
+//   buffer NAME BYTES             memory of the GPU; the answer says where
+//   fill NAME BYTE                every byte of it
+//   write NAME PATH               from a file
+//   read NAME PATH                to a file, when all before is done
+//   synchronize                   wait for what was enqueued
+//   capture                       one enqueue in a CUDA graph, in place of an earlier one; the answer counts its nodes
+//   replay                        run that graph and wait for it
 
 #include <NvInferRuntime.h>
 #include <dlfcn.h>
@@ -26,15 +41,13 @@
 #include <utility>
 #include <vector>
 
-#include "fake_cuda.h"
+#include "device.h"
 
 namespace {
 
 using nvinfer1::DataType;
 using nvinfer1::PluginField;
 using nvinfer1::PluginFieldType;
-
-constexpr uint64_t kStream = 0x5712ea3;
 
 class Logger final : public nvinfer1::ILogger, public nvinfer1::ILoggerFinder {
  public:
@@ -49,12 +62,6 @@ struct Tensor {
   uint64_t address = 0;
 };
 
-std::string quoted(const std::string& text) {
-  std::string result = "\"";
-  for (const char c : text) result += c == '"' || c == '\\' ? std::string("\\") + c : std::string(1, c);
-  return result + "\"";
-}
-
 std::string listed(const std::vector<std::string>& items) {
   std::string result = "[";
   for (const std::string& item : items) result += (result.size() > 1 ? ", " : "") + item;
@@ -67,7 +74,9 @@ DataType parse_type(const std::string& name) {
                                                          {"bfloat16", DataType::kBF16},
                                                          {"int32", DataType::kINT32},
                                                          {"int64", DataType::kINT64}};
-  return kTypes.at(name);
+  const auto found = kTypes.find(name);
+  if (found == kTypes.end()) throw std::runtime_error("there is no type " + name);
+  return found->second;
 }
 
 /// An extent, known by its value.
@@ -98,18 +107,24 @@ class ExtentBuilder final : public nvinfer1::IExprBuilder, nvinfer1::apiv::VExpr
 
 class Driver {
  public:
-  explicit Driver(const char* library_path) {
+  Driver(const char* library_path, Device& device) : device_(device) {
     void* library = dlopen(library_path, RTLD_NOW | RTLD_LOCAL);
     if (library == nullptr) throw std::runtime_error(dlerror());
     using GetCreators = nvinfer1::IPluginCreatorInterface* const* (*)(int32_t&);
     using SetLoggerFinder = void (*)(nvinfer1::ILoggerFinder*);
-    reinterpret_cast<SetLoggerFinder>(dlsym(library, "setLoggerFinder"))(&logger_);
+    const auto set_logger_finder = reinterpret_cast<SetLoggerFinder>(dlsym(library, "setLoggerFinder"));
+    const auto get_creators = reinterpret_cast<GetCreators>(dlsym(library, "getCreators"));
+    if (set_logger_finder == nullptr || get_creators == nullptr) {
+      throw std::runtime_error(std::string(library_path) + " is no plugin library of TensorRT");
+    }
+    set_logger_finder(&logger_);
     int32_t count = 0;
-    auto* const* creators = reinterpret_cast<GetCreators>(dlsym(library, "getCreators"))(count);
+    auto* const* creators = get_creators(count);
     for (int32_t i = 0; i < count; ++i) {
       auto* creator = static_cast<nvinfer1::IPluginCreatorV3One*>(creators[i]);
       creators_[creator->getPluginName()] = creator;
     }
+    commands_.merge(device.commands([this] { return run(); }));
   }
 
   /// Obeys one line and returns the members of its answer.
@@ -117,20 +132,15 @@ class Driver {
     std::istringstream words(line);
     std::string command;
     words >> command;
-    return commands_.at(command)(words);
+    const auto found = commands_.find(command);
+    if (found == commands_.end()) throw std::runtime_error("there is no command " + command);
+    return found->second(words);
   }
 
   std::vector<std::string> take_log() { return std::exchange(logger_.lines, {}); }
 
  private:
   std::string answer(int64_t result) { return "\"result\": " + std::to_string(result); }
-
-  std::string set_sm(std::istream& words) {
-    int sm = 0;
-    words >> sm;
-    fake_cuda_set_sm(sm);
-    return answer(sm);
-  }
 
   template <class T>
   std::string add_attribute(std::istream& words, std::deque<T>& values, PluginFieldType type) {
@@ -142,6 +152,7 @@ class Driver {
 
   std::string create(std::istream& words) {
     words >> type_;
+    if (!creators_.contains(type_)) throw std::runtime_error("the library has no plugin " + type_);
     const nvinfer1::PluginFieldCollection collection{static_cast<int32_t>(fields_.size()), fields_.data()};
     return adopt(creators_.at(type_)->createPlugin("node", &collection, nvinfer1::TensorRTPhase::kBUILD));
   }
@@ -170,11 +181,16 @@ class Driver {
 
   std::string add_tensor(std::istream& words, std::vector<Tensor>& tensors) {
     std::string type;
+    std::string address;
     Tensor tensor;
-    words >> type >> tensor.address;
+    words >> type >> address;
+    tensor.address = device_.address(address);
     tensor.desc.type = parse_type(type);
     tensor.desc.format = nvinfer1::TensorFormat::kLINEAR;
-    for (int64_t extent = 0; words >> extent;) tensor.desc.dims.d[tensor.desc.dims.nbDims++] = extent;
+    for (int64_t extent = 0; words >> extent;) {
+      if (tensor.desc.dims.nbDims == nvinfer1::Dims::MAX_DIMS) throw std::runtime_error("too many extents");
+      tensor.desc.dims.d[tensor.desc.dims.nbDims++] = extent;
+    }
     tensors.push_back(tensor);
     return answer(0);
   }
@@ -266,25 +282,38 @@ class Driver {
                                            static_cast<int32_t>(outputs.size())));
   }
 
-  std::string enqueue(std::istream&) {
+  std::string set_workspace(std::istream& words) {
+    std::string address;
+    words >> address;
+    workspace_ = device_.address(address);
+    return answer(0);
+  }
+
+  int32_t run() {
     std::vector<const void*> inputs;
     std::vector<void*> outputs;
     for (const Tensor& tensor : inputs_) inputs.push_back(reinterpret_cast<const void*>(tensor.address));
     for (const Tensor& tensor : outputs_) outputs.push_back(reinterpret_cast<void*>(tensor.address));
-    return answer(runtime()->enqueue(descs(inputs_).data(), descs(outputs_).data(), inputs.data(), outputs.data(),
-                                     reinterpret_cast<void*>(workspace_), reinterpret_cast<cudaStream_t>(kStream)));
+    return runtime()->enqueue(descs(inputs_).data(), descs(outputs_).data(), inputs.data(), outputs.data(),
+                              reinterpret_cast<void*>(workspace_), device_.stream());
+  }
+
+  nvinfer1::IPluginV3& plugin() {
+    if (plugin_ == nullptr) throw std::runtime_error("there is no plugin: create one first");
+    return *plugin_;
   }
 
   nvinfer1::IPluginV3OneBuild* build() {
     return static_cast<nvinfer1::IPluginV3OneBuild*>(
-        plugin_->getCapabilityInterface(nvinfer1::PluginCapabilityType::kBUILD));
+        plugin().getCapabilityInterface(nvinfer1::PluginCapabilityType::kBUILD));
   }
 
   nvinfer1::IPluginV3OneRuntime* runtime() {
     return static_cast<nvinfer1::IPluginV3OneRuntime*>(
-        plugin_->getCapabilityInterface(nvinfer1::PluginCapabilityType::kRUNTIME));
+        plugin().getCapabilityInterface(nvinfer1::PluginCapabilityType::kRUNTIME));
   }
 
+  Device& device_;
   Logger logger_;
   std::map<std::string, nvinfer1::IPluginCreatorV3One*> creators_;
   std::deque<std::string> names_;
@@ -298,8 +327,7 @@ class Driver {
   std::vector<Tensor> outputs_;
   uint64_t workspace_ = 0;
 
-  const std::map<std::string, std::function<std::string(std::istream&)>> commands_ = {
-      {"sm", [this](auto& words) { return set_sm(words); }},
+  Commands commands_ = {
       {"int", [this](auto& words) { return add_attribute(words, integers_, PluginFieldType::kINT64); }},
       {"int32", [this](auto& words) { return add_attribute(words, short_integers_, PluginFieldType::kINT32); }},
       {"float", [this](auto& words) { return add_attribute(words, floats_, PluginFieldType::kFLOAT32); }},
@@ -309,27 +337,51 @@ class Driver {
       {"destroy", [this](auto&) { return adopt(nullptr); }},
       {"input", [this](auto& words) { return add_tensor(words, inputs_); }},
       {"output", [this](auto& words) { return add_tensor(words, outputs_); }},
-      {"workspace", [this](auto& words) { return words >> workspace_, answer(0); }},
+      {"workspace", [this](auto& words) { return set_workspace(words); }},
       {"types", [this](auto& words) { return types(words); }},
       {"output_shapes", [this](auto& words) { return output_shapes(words); }},
       {"formats", [this](auto& words) { return formats(words); }},
       {"workspace_size", [this](auto& words) { return workspace_size(words); }},
       {"configure", [this](auto& words) { return configure(words); }},
       {"shape_change", [this](auto& words) { return shape_change(words); }},
-      {"enqueue", [this](auto& words) { return enqueue(words); }},
+      {"enqueue", [this](auto&) { return answer(run()); }},
   };
 };
 
-}  // namespace
-
-int main(int argc, char** argv) {
-  if (argc != 2) return 2;
-  Driver driver(argv[1]);
+void obey_all(const char* library_path) {
+  const std::unique_ptr<Device> device = open_device();
+  Driver driver(library_path, *device);
   for (std::string line; std::getline(std::cin, line);) {
     const std::string answer = driver.obey(line);
     std::vector<std::string> log;
     for (const std::string& message : driver.take_log()) log.push_back(quoted(message));
-    std::cout << "{" << answer << ", \"log\": " << listed(log) << ", \"events\": " << fake_cuda_take_events() << "}\n";
+    // Flushed, so that whoever reads knows where a program that ends here got to.
+    std::cout << "{" << answer << ", \"log\": " << listed(log) << ", \"events\": " << device->take_events() << "}"
+              << std::endl;
+  }
+}
+
+}  // namespace
+
+std::string quoted(const std::string& text) {
+  std::string result = "\"";
+  for (const char c : text) {
+    if (c == '"' || c == '\\') result += '\\';
+    result += static_cast<unsigned char>(c) < ' ' ? ' ' : c;
+  }
+  return result + "\"";
+}
+
+int main(int argc, char** argv) {
+  if (argc != 2) {
+    std::cout << "{\"error\": \"give one argument, the plugin library; commands come from standard input\"}\n";
+    return 2;
+  }
+  try {
+    obey_all(argv[1]);
+  } catch (const std::exception& problem) {
+    std::cout << "{\"error\": " << quoted(problem.what()) << "}" << std::endl;
+    return 1;
   }
   return 0;
 }
