@@ -41,7 +41,7 @@ def _tests(*arguments: str) -> tuple[str, ...]:
 
 _KNOWN_GATE = ("--gate", "report", "--gate-from", "{figures}")
 _TUNING = ("--rounds", "5", *_KNOWN_GATE)
-_PACKED_DRIVER = "build/gpu_pack/plugin_driver"
+_PACKED_DRIVER = "gpu-pack/bin/plugin_driver"
 
 STEPS = (
     Step(letter="A", name="compile ahead, one process for each core", command=_module("prewarm"), seconds=30, limit=70),
@@ -62,8 +62,8 @@ STEPS = (
     Step(
         letter="D",
         name="plugins on the real driver",
-        command=_tests("tests/plugins/test_plugin_gpu.py", "--plugin-driver", _PACKED_DRIVER),
-        seconds=15,
+        command=_tests("tests/plugins/test_plugin_gpu.py", "--plugin-driver", _PACKED_DRIVER, "-n", "4"),
+        seconds=20,
         limit=45,
     ),
     Step(
@@ -73,7 +73,7 @@ STEPS = (
             "ttft", "--preset", "9b", "--contexts", "64K,128K,1M", "--repeats", "1",
             "--new-tokens", "32", "--budget-seconds", "90",
         ),
-        seconds=85,
+        seconds=80,
         limit=110,
     ),
     Step(

@@ -26,7 +26,7 @@ from benchmarks.kernel_tables import goal_lines, results_table
 from benchmarks.kernel_timing import GpuTimer, Timer
 from benchmarks.kernel_tuning import tunable, tune, tuning_cases
 from benchmarks.kernel_ways import Way, bind
-from benchmarks.run_header import commit, start_figures
+from benchmarks.run_header import describe_run, start_figures
 from sala_export.errors import SalaError
 from sala_export.specs import DType
 
@@ -214,7 +214,7 @@ def run(options: argparse.Namespace, device: torch.device) -> int:
             print(tune(options.tune, of_type, dtype, device, GpuTimer(device), settings, figures))
         return 2 if is_red else 0
     rows, has_failed = measure_all(cases, device, GpuTimer(device), settings, figures)
-    print(f"{torch.cuda.get_device_name(device)}, commit {commit()}, {options.way}\n")
+    print(f"{torch.cuda.get_device_name(device)}, commit {describe_run()['commit']}, {options.way}\n")
     print(results_table(rows))
     print("\nGoals, which are stated for an H100:")
     print("\n".join(goal_lines(rows)))

@@ -5,14 +5,10 @@ from __future__ import annotations
 import argparse
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import FigureWriter
 from sala_export.benchmark.machine import as_json, describe_machine
-
-COMMIT_FILE = Path(__file__).parents[1] / "build" / "gpu_pack" / "commit.txt"
-"""Unpacked from what `scripts/gpu_pack.sh` made: on a bare machine the sources come without their history."""
 
 
 def describe_run() -> dict[str, Any]:
@@ -28,18 +24,12 @@ def describe_run() -> dict[str, Any]:
     }
 
 
-def commit() -> str | None:
-    """Of the checkout, else of the pack that was unpacked here; None if neither is known."""
-    packed = COMMIT_FILE.read_text(encoding="utf-8").strip() if COMMIT_FILE.is_file() else None
-    return describe_machine().commit or packed
-
-
 def write_header(writer: FigureWriter) -> bool:
     """Write the `run` figure and return whether it is a rehearsal: without a GPU there are no results."""
     machine = describe_run()
     is_rehearsal = machine["gpu"] is None
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    writer.write("run", machine=machine, commit=commit(), started=started, rehearsal=is_rehearsal)
+    writer.write("run", machine=machine, commit=machine["commit"], started=started, rehearsal=is_rehearsal)
     return is_rehearsal
 
 

@@ -103,8 +103,11 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    folder = str(Path(__file__).parent)
-    return _output(["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=12", "--exclude", "*"])
+    folder = Path(__file__).parent
+    told = _output(["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude", "*"])
+    # Sources that travelled without their history have that of the pack beside their libraries (scripts/gpu_unpack.sh).
+    packed = folder.parent / "lib" / "commit.txt"
+    return told or (packed.read_text(encoding="utf-8").strip() if packed.is_file() else None)
 
 
 def _output(command: list[str]) -> str | None:

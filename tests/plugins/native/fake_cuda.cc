@@ -167,6 +167,15 @@ CUresult cuFuncGetAttribute(int* value, CUfunction_attribute attribute, CUfuncti
   return record("get_attribute", described(*kernel_of(function)), ", \"attribute\": ", static_cast<int>(attribute));
 }
 
+/// The size alone: nobody asks the fake for an offset.
+CUresult cuFuncGetParamInfo(CUfunction function, size_t index, size_t* /*offset*/, size_t* size) {
+  const auto& parameters = kernel_of(function)->parameter_bytes;
+  const auto found = parameters.find(static_cast<uint32_t>(index));
+  if (found == parameters.end()) return CUDA_ERROR_INVALID_VALUE;
+  *size = found->second;
+  return CUDA_SUCCESS;
+}
+
 CUresult cuKernelSetAttribute(CUfunction_attribute attribute, int value, CUkernel kernel, CUdevice /*device*/) {
   if (attribute != CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) return CUDA_ERROR_INVALID_VALUE;
   kernel_of(kernel)->allowed_shared_bytes = static_cast<unsigned int>(value);
