@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BuildError
+from .warp_groups import INSTRUCTION, LABEL, overwritten_operands, register_operands
 
-_INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(.*?);")
-_LABEL = re.compile(r"^\s*(\.L_\w+):")
 _BRANCH = re.compile(r"\bBRA\b.*`\((\.L_\w+)\)")
 _TENSOR_CORE = re.compile(r"\b(HMMA|HGMMA)\.(\w+)")
 
@@ -29,6 +28,10 @@ class CubinFacts:
     """`HMMA.16816` and `HGMMA` of the loop that has the most, per warp and turn; 0 without such a loop."""
     uses_warp_groups: bool
     """The loop has `HGMMA`, whose one instruction serves four warps and any number of columns."""
+    register_operands: int
+    """`HGMMA` with operand A in registers."""
+    overwritten_operands: tuple[str, ...]
+    """What may write these registers too early; none in right code."""
 
 
 def read_cubin(cubin: bytes) -> CubinFacts:
@@ -58,6 +61,8 @@ def read_cubin(cubin: bytes) -> CubinFacts:
         spill_instructions=sum(bool(re.search(r"\b(LDL|STL)\b", line)) for line in instructions),
         tensor_core_instructions=largest,
         uses_warp_groups=any("HGMMA" in line for line in body),
+        register_operands=register_operands(assembly),
+        overwritten_operands=overwritten_operands(assembly),
     )
 
 
@@ -71,7 +76,7 @@ def _run(tool: str, *arguments: str) -> str:
 
 
 def _instructions(assembly: str) -> list[str]:
-    return [match[1] for match in map(_INSTRUCTION.match, assembly.splitlines()) if match]
+    return [match[1] for match in map(INSTRUCTION.match, assembly.splitlines()) if match]
 
 
 def _loops(assembly: str) -> list[tuple[int, int]]:
@@ -79,8 +84,8 @@ def _loops(assembly: str) -> list[tuple[int, int]]:
     labels: dict[str, int] = {}
     found, position = [], 0
     for line in assembly.splitlines():
-        label = _LABEL.match(line)
-        instruction = _INSTRUCTION.match(line)
+        label = LABEL.match(line)
+        instruction = INSTRUCTION.match(line)
         if label:
             labels[label[1]] = position
         elif instruction:
