@@ -138,8 +138,16 @@ def operator_jobs(case: Case, dtype: str, sm: int, tiles: int | None = None) -> 
     Raises: UnsupportedError if the kernels do not serve the sizes there.
     """
     tiles = tiles or sm
+    call = bind_kernels(case.contract, case.kernel_set, meta_inputs(case, dtype), case.attributes, sm=tiles)
+    # `bind_kernels` cannot know which GPU is meant: as it does where tiles are not the GPU's own.
+    arch = {} if tiles == sm else {"arch": f"sm{tiles}"}
+    return [_job_of_launch(bound, arch) for bound in call.launches]
+
+
+def meta_inputs(case: Case, dtype: str) -> list[Tensor]:
+    """Inputs of a call that have a shape and a type, but no content."""
     names = {**case.kernel_set.constants, **case.sizes}
-    inputs = [
+    return [
         torch.empty(
             [evaluate(extent, names) for extent in tensor.shape],
             dtype=getattr(torch, dtype if tensor.dtype == ACTIVATION else tensor.dtype),
@@ -147,10 +155,6 @@ def operator_jobs(case: Case, dtype: str, sm: int, tiles: int | None = None) -> 
         )
         for tensor in case.contract.inputs
     ]
-    call = bind_kernels(case.contract, case.kernel_set, inputs, case.attributes, sm=tiles)
-    # `bind_kernels` cannot know which GPU is meant: as it does where tiles are not the GPU's own.
-    arch = {} if tiles == sm else {"arch": f"sm{tiles}"}
-    return [_job_of_launch(bound, arch) for bound in call.launches]
 
 
 def _job_of_launch(bound: BoundLaunch, arch: Mapping[str, str]) -> Job:
@@ -212,7 +216,7 @@ def examine(job: Job, sm: int) -> Finding:
     try:
         compiled = compile_one(job, sm)
     except (triton.CompilationError, RuntimeError) as error:
-        return Finding(job=job, sm=sm, problem=f"does not compile: {' '.join(str(error).split())[-300:]}")
+        return Finding(job=job, sm=sm, problem=f"does not compile: {_reason(error)}")
     facts = read_cubin(compiled.asm["cubin"])
     shared, limit = compiled.metadata.shared, AOT_ARCHITECTURES[sm].shared_limit_bytes
     racing = [
@@ -232,6 +236,13 @@ def examine(job: Job, sm: int) -> Finding:
         spill_instructions=facts.spill_instructions,
         problem="; ".join(problems) or None,
     )
+
+
+def _reason(error: BaseException) -> str:
+    """What is at the bottom of an error of Triton, which quotes the kernels on the way there."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())[-300:]
 
 
 def examine_all(jobs: Iterable[tuple[Job, int]], processes: int) -> Iterator[Finding]:

@@ -41,11 +41,7 @@ def read_cubin(cubin: bytes) -> CubinFacts:
     """
     import triton
 
-    with tempfile.TemporaryDirectory(prefix="sala-kernels-") as folder:
-        file = Path(folder) / "kernel.cubin"
-        file.write_bytes(cubin)
-        usage = _run(triton.knobs.nvidia.cuobjdump.path, "-res-usage", str(file))
-        assembly = _run(triton.knobs.nvidia.nvdisasm.path, "-c", str(file))
+    usage, assembly = _run(triton.knobs.nvidia.cuobjdump.path, "-res-usage", cubin), disassemble(cubin)
     values = {name: int(value) for name, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
     if not values.keys() >= {"REG", "STACK", "SHARED", "LOCAL"}:
         raise BuildError(f"cuobjdump tells no resource usage: {' '.join(usage.split())[:200]}")
@@ -66,13 +62,23 @@ def read_cubin(cubin: bytes) -> CubinFacts:
     )
 
 
-def _run(tool: str, *arguments: str) -> str:
-    try:
-        return subprocess.run([tool, *arguments], capture_output=True, text=True, check=True).stdout
-    except FileNotFoundError:
-        raise BuildError(f"{tool} is missing: install triton again, which brings it") from None
-    except subprocess.CalledProcessError as error:
-        raise BuildError(f"{Path(tool).name} fails: {error.stderr.strip().splitlines()[-1:]}") from None
+def disassemble(cubin: bytes) -> str:
+    """What `nvdisasm -c` prints. Raises: BuildError as `read_cubin`."""
+    import triton
+
+    return _run(triton.knobs.nvidia.nvdisasm.path, "-c", cubin)
+
+
+def _run(tool: str, option: str, cubin: bytes) -> str:
+    with tempfile.TemporaryDirectory(prefix="sala-kernels-") as folder:
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(cubin)
+        try:
+            return subprocess.run([tool, option, file], capture_output=True, text=True, check=True).stdout
+        except FileNotFoundError:
+            raise BuildError(f"{tool} is missing: install triton again, which brings it") from None
+        except subprocess.CalledProcessError as error:
+            raise BuildError(f"{Path(tool).name} fails: {error.stderr.strip().splitlines()[-1:]}") from None
 
 
 def _instructions(assembly: str) -> list[str]:
