@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.documents import ROOT
-from support.triton_compiler import call_compiling, compile_ahead, launch_on_an_h100
+from support.triton_compiler import call_afresh, call_compiling, compile_ahead, launch_on_an_h100
 
 from benchmarks.kernel_cases import LIGHTNING, LIGHTNING_SIZES, SPARSE, SPARSE_SIZES, Case, published_cases
 from benchmarks.kernel_compilation import (
@@ -37,31 +37,29 @@ from sala_export.ops.kernel_sets import KERNEL_SETS
 PROCESSES = 2
 
 
-def problems(jobs: list[Job], sm: int) -> list[str]:
-    found = list(examine_all([(job, sm) for job in jobs], PROCESSES))
+def problems(jobs: list[tuple[Job, int]]) -> list[str]:
+    found = list(examine_all(jobs, PROCESSES))
     assert len(found) == len(jobs) > 0
-    return [f"{finding.job.title}: {finding.problem}" for finding in found if finding.problem]
+    return [f"SM{finding.sm} {finding.job.title}: {finding.problem}" for finding in found if finding.problem]
 
 
-@pytest.mark.parametrize("sm", AOT_ARCHITECTURES)
-def test_what_is_not_shipped_compiles(sm: int) -> None:
-    """float32 in the smallest head size: the build compiles the 16-bit types, and a release test every size."""
-    assert problems(compile_jobs(sm, dtypes=["float32"], head_dims=[32], row_widths=[]), sm) == []
-
-
-@pytest.mark.parametrize("sm", [90, 120])
-def test_kernels_of_the_torch_runtime_compile(sm: int) -> None:
-    assert problems(compile_jobs(sm, head_dims=[]), sm) == []
-
-
-def test_published_sizes_compile_as_the_launcher_asks_for_them() -> None:
-    assert problems(compile_jobs(90, dtypes=["bfloat16"], head_dims=[128], row_widths=[]), 90) == []
+def test_what_the_build_does_not_compile_compiles() -> None:
+    """A share that takes seconds: float32 in one head size, the torch runtime's own kernels, and the published sizes as
+    Python's launcher passes them; `test_everything_compiles` is the whole."""
+    narrow = [
+        (job, sm)
+        for sm in AOT_ARCHITECTURES
+        for job in compile_jobs(sm, dtypes=["float32"], head_dims=[32], row_widths=[])
+    ]
+    elementwise = [(job, 90) for job in compile_jobs(90, head_dims=[])]
+    published = [(job, 90) for job in compile_jobs(90, dtypes=["bfloat16"], head_dims=[128], row_widths=[])]
+    assert problems(narrow + elementwise + published) == []
 
 
 @pytest.mark.release
 @pytest.mark.parametrize("sm", AOT_ARCHITECTURES)
 def test_everything_compiles(sm: int) -> None:
-    assert problems(compile_jobs(sm) + prewarm_jobs(sm), sm) == []
+    assert problems([(job, sm) for job in dict.fromkeys(compile_jobs(sm) + prewarm_jobs(sm))]) == []
 
 
 @pytest.mark.release
@@ -100,8 +98,8 @@ def test_what_is_refused_does_not_fit(operator: str, sizes: dict[str, int | floa
     assert bool(refused) == (sm != 90)
     for head_dim in refused:
         case = Case(name="", operator=operator, tokens=8192, attributes={**sizes, "head_dim": head_dim})
-        jobs = [replace(job, options=_of_tile(job, sm)) for job in operator_jobs(case, "float32", 90)]
-        assert any("bytes of shared memory" in problem for problem in problems(jobs, sm))
+        jobs = [(replace(job, options=_of_tile(job, sm)), sm) for job in operator_jobs(case, "float32", 90)]
+        assert any("bytes of shared memory" in problem for problem in problems(jobs))
 
 
 def _of_tile(job: Job, sm: int) -> tuple[tuple[str, int], ...]:
@@ -170,11 +168,11 @@ def test_widths_are_those_of_the_presets() -> None:
 
 
 def test_compiling_ahead_leaves_nothing_to_compile(tmp_path: Path) -> None:
-    ahead = call_compiling(compile_ahead, tmp_path)
+    ahead = call_afresh(compile_ahead, tmp_path)
     # Two launches with the tiles of either architecture, and three beside them; each has a folder of its own.
     assert len(ahead) >= 2 * 2 + 3
-    assert call_compiling(launch_on_an_h100, tmp_path) == ahead
-    assert len(call_compiling(launch_on_an_h100, tmp_path, "float16") - ahead) >= 2 * 2 + 3
+    assert call_afresh(launch_on_an_h100, tmp_path) == ahead
+    assert len(call_afresh(launch_on_an_h100, tmp_path, "float16") - ahead) >= 2 * 2 + 3
 
 
 @pytest.mark.parametrize("tiles", [90, 86])

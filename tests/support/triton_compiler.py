@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
@@ -32,8 +33,22 @@ TILES = (90, 86)
 
 def call_compiling(function: Callable[..., Returned], *arguments: object) -> Returned:
     """Call a function of some module in a process whose Triton may take itself for one with a GPU."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+    return _worker().submit(function, *arguments).result()
+
+
+def call_afresh(function: Callable[..., Returned], *arguments: object) -> Returned:
+    """The same in a new process, which has compiled nothing yet."""
+    with _new_process() as process:
         return process.submit(function, *arguments).result()
+
+
+@functools.cache
+def _worker() -> ProcessPoolExecutor:
+    return _new_process()
+
+
+def _new_process() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
 
 
 def compiled_ptx(jobs: list[Job], sm: int) -> list[str]:
