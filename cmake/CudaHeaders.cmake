@@ -8,12 +8,12 @@ execute_process(
   RESULT_VARIABLE SALA_TRITON_STATUS
   ERROR_QUIET)
 if(NOT SALA_TRITON_STATUS EQUAL 0)
-  message(FATAL_ERROR "${Python3_EXECUTABLE} has no triton, which compiles the kernels: install triton>=3.6,<3.10")
+  message(FATAL_ERROR "${Python3_EXECUTABLE} has no triton, which compiles the kernels: install triton>=3.9,<3.10")
 endif()
 
 set(SALA_CUDA_INCLUDE_DIR "${SALA_TRITON_DIR}/backends/nvidia/include")
 if(NOT EXISTS "${SALA_CUDA_INCLUDE_DIR}/cuda.h")
-  message(FATAL_ERROR "triton in ${SALA_TRITON_DIR} carries no CUDA headers: install triton>=3.6,<3.10")
+  message(FATAL_ERROR "triton in ${SALA_TRITON_DIR} carries no CUDA headers: install triton>=3.9,<3.10")
 endif()
 
 add_library(sala_cuda_headers INTERFACE)

@@ -1,4 +1,4 @@
-"""Options of the tests; GPU tests: run where there is a GPU, said loudly where they did not."""
+"""Options of the tests; those of a GPU or a release run where there is one, and are counted where they did not."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require", choices=["gpu"], action="append", default=[], help="Fail where this is missing.")
+    parser.addoption("--release", action="store_true", help="Also run the tests of a release, which take minutes.")
     parser.addoption("--kills", type=int, default=4, help="How often tests/e2e/test_kill.py kills a build.")
     parser.addoption(
         "--fuzz-seconds", type=int, default=2, help="How long each target of tests/runtime/test_fuzz.py runs."
@@ -28,6 +29,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--release"):
+        for item in items:
+            if item.get_closest_marker("release"):
+                item.add_marker(pytest.mark.skip(reason="a test of releases"))
     if torch.cuda.is_available():
         return
     needing = [item for item in items if item.get_closest_marker("gpu")]
@@ -40,9 +45,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    skipped = terminalreporter.stats.get("skipped", [])
-    count = sum("no CUDA device" in str(report.longrepr) for report in skipped)
-    if count:
-        terminalreporter.write_line(
-            f"NOT RUN: {count} gpu tests, for want of a CUDA device (--require gpu makes that a failure)", yellow=True
-        )
+    skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
+    for reason, told in (
+        ("no CUDA device", "gpu tests, for want of a CUDA device (--require gpu makes that a failure)"),
+        ("a test of releases", "tests of releases, which take minutes (--release runs them)"),
+    ):
+        if count := sum(reason in text for text in skipped):
+            terminalreporter.write_line(f"NOT RUN: {count} {told}", yellow=True)

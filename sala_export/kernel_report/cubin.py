@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BuildError
+from .warp_groups import INSTRUCTION, LABEL, overwritten_operands, register_operands
 
-_INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(.*?);")
-_LABEL = re.compile(r"^\s*(\.L_\w+):")
 _BRANCH = re.compile(r"\bBRA\b.*`\((\.L_\w+)\)")
 _TENSOR_CORE = re.compile(r"\b(HMMA|HGMMA)\.(\w+)")
 
@@ -29,6 +28,10 @@ class CubinFacts:
     """`HMMA.16816` and `HGMMA` of the loop that has the most, per warp and turn; 0 without such a loop."""
     uses_warp_groups: bool
     """The loop has `HGMMA`, whose one instruction serves four warps and any number of columns."""
+    register_operands: int
+    """`HGMMA` with operand A in registers."""
+    overwritten_operands: tuple[str, ...]
+    """What may write these registers too early; none in right code."""
 
 
 def read_cubin(cubin: bytes) -> CubinFacts:
@@ -38,11 +41,7 @@ def read_cubin(cubin: bytes) -> CubinFacts:
     """
     import triton
 
-    with tempfile.TemporaryDirectory(prefix="sala-kernels-") as folder:
-        file = Path(folder) / "kernel.cubin"
-        file.write_bytes(cubin)
-        usage = _run(triton.knobs.nvidia.cuobjdump.path, "-res-usage", str(file))
-        assembly = _run(triton.knobs.nvidia.nvdisasm.path, "-c", str(file))
+    usage, assembly = _run(triton.knobs.nvidia.cuobjdump.path, "-res-usage", cubin), disassemble(cubin)
     values = {name: int(value) for name, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
     if not values.keys() >= {"REG", "STACK", "SHARED", "LOCAL"}:
         raise BuildError(f"cuobjdump tells no resource usage: {' '.join(usage.split())[:200]}")
@@ -58,20 +57,32 @@ def read_cubin(cubin: bytes) -> CubinFacts:
         spill_instructions=sum(bool(re.search(r"\b(LDL|STL)\b", line)) for line in instructions),
         tensor_core_instructions=largest,
         uses_warp_groups=any("HGMMA" in line for line in body),
+        register_operands=register_operands(assembly),
+        overwritten_operands=overwritten_operands(assembly),
     )
 
 
-def _run(tool: str, *arguments: str) -> str:
-    try:
-        return subprocess.run([tool, *arguments], capture_output=True, text=True, check=True).stdout
-    except FileNotFoundError:
-        raise BuildError(f"{tool} is missing: install triton again, which brings it") from None
-    except subprocess.CalledProcessError as error:
-        raise BuildError(f"{Path(tool).name} fails: {error.stderr.strip().splitlines()[-1:]}") from None
+def disassemble(cubin: bytes) -> str:
+    """What `nvdisasm -c` prints. Raises: BuildError as `read_cubin`."""
+    import triton
+
+    return _run(triton.knobs.nvidia.nvdisasm.path, "-c", cubin)
+
+
+def _run(tool: str, option: str, cubin: bytes) -> str:
+    with tempfile.TemporaryDirectory(prefix="sala-kernels-") as folder:
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(cubin)
+        try:
+            return subprocess.run([tool, option, file], capture_output=True, text=True, check=True).stdout
+        except FileNotFoundError:
+            raise BuildError(f"{tool} is missing: install triton again, which brings it") from None
+        except subprocess.CalledProcessError as error:
+            raise BuildError(f"{Path(tool).name} fails: {error.stderr.strip().splitlines()[-1:]}") from None
 
 
 def _instructions(assembly: str) -> list[str]:
-    return [match[1] for match in map(_INSTRUCTION.match, assembly.splitlines()) if match]
+    return [match[1] for match in map(INSTRUCTION.match, assembly.splitlines()) if match]
 
 
 def _loops(assembly: str) -> list[tuple[int, int]]:
@@ -79,8 +90,8 @@ def _loops(assembly: str) -> list[tuple[int, int]]:
     labels: dict[str, int] = {}
     found, position = [], 0
     for line in assembly.splitlines():
-        label = _LABEL.match(line)
-        instruction = _INSTRUCTION.match(line)
+        label = LABEL.match(line)
+        instruction = INSTRUCTION.match(line)
         if label:
             labels[label[1]] = position
         elif instruction:

@@ -1,24 +1,31 @@
 """Norms and gates of the torch runtime on a GPU, where TensorRT would fuse them itself.
 
 Rows of X, the activation type, arithmetic in fp32. Each reads its operands once and
-writes its result over one of them.
+writes its result over one of them. The width of a row is known when a kernel is compiled: what is a multiple of 16
+bytes is loaded and stored by 16 bytes at a time.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import triton
 import triton.language as tl
 
-from ..ops.common.any_size import any_size_kernel
+_WARP = 32
+_MOST_WARPS = 8
+_THREAD_ELEMENTS = 8
+"""Elements of 16 bits that one instruction loads or stores."""
 
 
-@any_size_kernel
+@triton.jit
 def add_norm_kernel(
     hidden_ptr: tl.tensor,
     delta_ptr: tl.tensor,
     weight_ptr: tl.tensor,
-    hidden_size: tl.tensor,
     scale: tl.tensor,
     eps: tl.tensor,
+    hidden_size: tl.constexpr,
     ADDS: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ) -> None:
@@ -43,8 +50,8 @@ def add_norm_kernel(
     tl.store(delta_ptr + row + o_h, y.to(element_type), mask=m_h)
 
 
-@any_size_kernel
-def gated_product_kernel(gate_up_ptr: tl.tensor, width: tl.tensor, scale: tl.tensor, BLOCK_I: tl.constexpr) -> None:
+@triton.jit
+def gated_product_kernel(gate_up_ptr: tl.tensor, scale: tl.tensor, width: tl.constexpr, BLOCK_I: tl.constexpr) -> None:
     """`gate = scale * silu(gate) * up` of rows [gate, up], `width` each; grid (T, width / BLOCK_I)."""
     row = tl.program_id(0).to(tl.int64) * 2 * width
     o_i = tl.program_id(1) * BLOCK_I + tl.arange(0, BLOCK_I)
@@ -53,3 +60,19 @@ def gated_product_kernel(gate_up_ptr: tl.tensor, width: tl.tensor, scale: tl.ten
     up = tl.load(gate_up_ptr + row + width + o_i, mask=m_i, other=0.0).to(tl.float32)
     product = scale * gate * tl.sigmoid(gate) * up
     tl.store(gate_up_ptr + row + o_i, product.to(gate_up_ptr.dtype.element_ty), mask=m_i)
+
+
+def norm_options(hidden_size: int) -> dict[str, Any]:
+    """What `add_norm_kernel` is compiled with for rows of that size, beside ADDS.
+
+    8 elements or more for a thread, and never more threads than elements: two threads with one element would race, for
+    one of them adds to it in place while the other may not have read it yet.
+    """
+    block = max(_WARP, triton.next_power_of_2(hidden_size))
+    warps = min(_MOST_WARPS, max(1, block // (_THREAD_ELEMENTS * _WARP)))
+    return {"hidden_size": hidden_size, "BLOCK_H": block, "num_warps": warps}
+
+
+def gate_options(width: int) -> dict[str, Any]:
+    """What `gated_product_kernel` is compiled with for rows [gate, up] of `width` each."""
+    return {"width": width, "BLOCK_I": _MOST_WARPS * _WARP * _THREAD_ELEMENTS, "num_warps": _MOST_WARPS}

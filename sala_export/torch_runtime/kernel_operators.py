@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 import triton
@@ -16,25 +15,28 @@ from ..model.half_precision import stream_scale
 from ..model.layers import Cache, DecoderLayer, LightningMixer, RMSNorm
 from ..ops.common.contract import Contract
 from ..ops.common.triton_interpreter import gpu_arithmetic
-from ..ops.common.triton_run import bind_kernels, served_architecture
+from ..ops.common.triton_run import bind_kernels, require_launchable, served_architecture
 from ..ops.kernel_sets import KERNEL_SETS
 from ..ops.registry import INFLLMV2_ATTENTION, LIGHTNING_ATTENTION
 from ..specs import Precision, TensorSpec
 
 _CONTRACTS: Mapping[Mixer, Contract] = {Mixer.LIGHTNING: LIGHTNING_ATTENTION, Mixer.SPARSE: INFLLMV2_ATTENTION}
-_BLOCK_I = 2048
-_WARPS = 8
 
 
 class KernelOperators:
     """Launches on the current stream, allocates nothing, waits for nothing and reads no position on the host."""
 
     def __init__(self, config: SalaConfig, precision: Precision, device: torch.device) -> None:
-        """Raises: UnsupportedError if the kernels do not serve this GPU."""
+        """Raises: UnsupportedError if the kernels do not serve this GPU, or on it a model of these sizes and type."""
         self._config = config
         self._precision = precision
         self._interpreted = device.type == "cpu"
-        served_architecture(device)
+        sm = served_architecture(device)
+        for mixer in dict.fromkeys(config.mixer_types):
+            contract = _CONTRACTS[mixer]
+            activation = getattr(torch, precision.dtype)
+            attributes = operator_attributes(config, mixer)
+            require_launchable(contract, KERNEL_SETS[contract.name], attributes, activation, device, sm)
 
     def workspaces(self, mixer: Mixer, tokens: int) -> tuple[TensorSpec, ...]:
         attributes = operator_attributes(self._config, mixer)
@@ -59,21 +61,21 @@ class KernelOperators:
         self._add_norm(norm, hidden, delta, scale, adds=True)
 
     def _add_norm(self, norm: RMSNorm, hidden: Tensor, delta: Tensor, scale: float, *, adds: bool) -> None:
-        from .elementwise_kernels import add_norm_kernel
+        from .elementwise_kernels import add_norm_kernel, norm_options
 
         rows, width = hidden.shape
         eps = norm.eps * stream_scale(hidden.dtype) ** 2
-        constants: dict[str, Any] = {"ADDS": adds, "BLOCK_H": triton.next_power_of_2(width), "num_warps": _WARPS}
         with self._arithmetic():
-            add_norm_kernel[(rows,)](hidden, delta, norm.weight, width, scale, eps, **constants)
+            add_norm_kernel[(rows,)](hidden, delta, norm.weight, scale, eps, ADDS=adds, **norm_options(width))
 
     def gated_product(self, gate_up: Tensor) -> Tensor:
-        from .elementwise_kernels import gated_product_kernel
+        from .elementwise_kernels import gate_options, gated_product_kernel
 
         rows, width = gate_up.shape[0], gate_up.shape[1] // 2
-        grid = (rows, triton.cdiv(width, _BLOCK_I))
+        options = gate_options(width)
+        grid = (rows, triton.cdiv(width, options["BLOCK_I"]))
         with self._arithmetic():
-            gated_product_kernel[grid](gate_up, width, stream_scale(gate_up.dtype), BLOCK_I=_BLOCK_I, num_warps=_WARPS)
+            gated_product_kernel[grid](gate_up, stream_scale(gate_up.dtype), **options)
         return gate_up[:, :width]
 
     def _arithmetic(self) -> AbstractContextManager[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 
 import pytest
 
@@ -82,6 +83,22 @@ def test_main_loops_have_exactly_the_tensor_core_instructions_of_their_products(
         "infllmv2_select_kernel",
         "lightning_carry_kernel",
         "lightning_prefill_kernel",
+    }
+
+
+def test_nothing_overwrites_what_a_product_in_flight_reads(reports: tuple[KernelReport, ...]) -> None:
+    """The two compiler faults of `sala_export/kernel_report/warp_groups.py`."""
+    assert [(r.shipped.kernel, r.facts.overwritten_operands) for r in reports if r.facts.overwritten_operands] == []
+    with_registers = {
+        (report.shipped.kernel, activation, variant["head_dim"])
+        for report in reports
+        if report.facts.register_operands
+        for activation in report.shipped.activations
+        for variant in report.shipped.variants
+    }
+    assert with_registers == {
+        *product(("infllmv2_attend_kernel",), ("bfloat16", "float16"), (64, 128)),
+        *product(("lightning_carry_kernel", "lightning_prefill_kernel"), ("bfloat16", "float16"), (128,)),
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import triton
 import triton.language as tl
+from support.kernel_probes import deep_pipeline_kernel
 
 from plugins.aot import kernels
 from plugins.aot.kernels import AotError, compile_job, compile_kernel
@@ -27,17 +28,6 @@ def scale_kernel(qkvz_ptr, y_ptr, state_ptr, T, scale, head_dim: tl.constexpr, B
 @triton.jit
 def unknown_parameter_kernel(y_ptr, speed):
     tl.store(y_ptr, speed)
-
-
-@triton.jit
-def deep_pipeline_kernel(qkvz_ptr, y_ptr, T, BLOCK: tl.constexpr):
-    o = tl.arange(0, BLOCK)
-    tile = o[:, None] * BLOCK + o[None, :]
-    total = tl.zeros((BLOCK, BLOCK), tl.float32)
-    for i in range(T):
-        start = qkvz_ptr + i * BLOCK * BLOCK
-        total = tl.dot(tl.load(start + tile), tl.load(start + BLOCK + tile), total)
-    tl.store(y_ptr + tile, total.to(tl.bfloat16))
 
 
 def _kernel_set(kernel: Any, num_stages: int = 1, **constexprs: int) -> KernelSet:

@@ -74,3 +74,56 @@ def attend_far_into_a_cache(tokens: int, chosen: int) -> tuple[Tensor, Tensor]:
     logits = (q @ keys.transpose(1, 2) * 128**-0.5).masked_fill(hidden, float("-inf"))
     y = (logits.softmax(-1) @ values) * gate.sigmoid()
     return call.buffers["y"][0], y.transpose(0, 1).reshape(tokens, -1)
+
+
+@triton.jit
+def returning_early_kernel(x_ptr: tl.tensor, y_ptr: tl.tensor) -> None:
+    """Triton compiles what follows an early return, whatever the type: bits of 16 and 32 do not cast."""
+    o = tl.arange(0, 128)
+    tl.store(y_ptr + o, _bits(tl.load(x_ptr + o)))
+
+
+@triton.jit
+def _bits(x: tl.tensor) -> tl.tensor:
+    if x.dtype == tl.float32:
+        return x.to(tl.int32, bitcast=True)
+    return x.to(tl.int16, bitcast=True).to(tl.int32)
+
+
+@triton.jit
+def racing_norm_kernel(hidden_ptr: tl.tensor, delta_ptr: tl.tensor, BLOCK: tl.constexpr) -> None:
+    """A row is changed in place; with fewer elements than threads some threads load what others have stored."""
+    o = tl.arange(0, BLOCK)
+    hidden = tl.load(hidden_ptr + o) + tl.load(delta_ptr + o)
+    tl.store(hidden_ptr + o, hidden)
+    tl.store(delta_ptr + o, hidden * tl.rsqrt(tl.sum(hidden * hidden, axis=0)))
+
+
+@triton.jit
+def deep_pipeline_kernel(qkvz_ptr: tl.tensor, y_ptr: tl.tensor, T: tl.tensor, BLOCK: tl.constexpr) -> None:
+    """More stages than the shared memory of a small GPU holds."""
+    o = tl.arange(0, BLOCK)
+    tile = o[:, None] * BLOCK + o[None, :]
+    total = tl.zeros((BLOCK, BLOCK), tl.float32)
+    for i in range(T):
+        start = qkvz_ptr + i * BLOCK * BLOCK
+        total = tl.dot(tl.load(start + tile), tl.load(start + BLOCK + tile), total)
+    tl.store(y_ptr + tile, total.to(tl.bfloat16))
+
+
+def elementwise(hidden: Tensor, delta: Tensor, weight: Tensor, gate_up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What the torch runtime's own kernels make of rows: `hidden + delta / 4`, its norm, and gated products."""
+    from sala_export.torch_runtime.elementwise_kernels import (
+        add_norm_kernel,
+        gate_options,
+        gated_product_kernel,
+        norm_options,
+    )
+
+    # Between processes torch shares the memory of tensors.
+    hidden, delta, gate_up = hidden.clone(), delta.clone(), gate_up.clone()
+    rows, width = gate_up.shape[0], gate_up.shape[1] // 2
+    add_norm_kernel[(rows,)](hidden, delta, weight, 0.25, 1e-6, ADDS=True, **norm_options(hidden.shape[1]))
+    options = gate_options(width)
+    gated_product_kernel[(rows, triton.cdiv(width, options["BLOCK_I"]))](gate_up, 1.0, **options)
+    return hidden, delta, gate_up[:, :width]

@@ -1,102 +1,109 @@
-"""What Triton's own launcher would compile for a GPU, without one, in a process of its own.
-
-How Python passes a kernel its arguments is not how ahead-of-time compilation does, so what comes of a call is another
-thing to prove. Triton asks a driver which GPU there is: here one that only has a name.
-"""
+"""What Triton's own launcher would compile for a GPU, without one, in processes of their own."""
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+from unittest import mock
 
 import torch
-from torch import Tensor
+from triton.runtime.driver import driver
+
+from benchmarks.kernel_cases import LIGHTNING, LIGHTNING_SIZES, Case
+from benchmarks.kernel_compilation import Job, NamedGpu, compile_one, elementwise_jobs, meta_inputs, operator_jobs
+from sala_export.checkpoint.presets import PRESETS
+from sala_export.model.layers import RMSNorm
+from sala_export.ops.common import triton_run
+from sala_export.specs import Precision
+from sala_export.torch_runtime.kernel_operators import KernelOperators
+
+Returned = TypeVar("Returned")
+
+ONE_TOKEN = Case(name="one token", operator=LIGHTNING, tokens=1, attributes=LIGHTNING_SIZES)
+DTYPE = "bfloat16"
+TILES = (90, 86)
+"""An H100's own, and those of GPUs without warp groups."""
 
 
-class _NamedGpu:
-    """As much of a driver as compilation needs."""
-
-    def __init__(self, sm: int) -> None:
-        self._sm = sm
-
-    def get_current_target(self) -> object:
-        from triton.backends.compiler import GPUTarget
-
-        return GPUTarget("cuda", self._sm, 32)
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
+def call_compiling(function: Callable[..., Returned], *arguments: object) -> Returned:
+    """Call a function of some module in a process whose Triton may take itself for one with a GPU."""
+    return _worker().submit(function, *arguments).result()
 
 
-def compiled_decode_step(sm: int) -> dict[str, int]:
-    """Bytes of shared memory by kernel of all that a decode step of the published model launches, in bfloat16."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        return process.submit(_compile, sm).result()
+def call_afresh(function: Callable[..., Returned], *arguments: object) -> Returned:
+    """The same in a new process, which has compiled nothing yet."""
+    with _new_process() as process:
+        return process.submit(function, *arguments).result()
 
 
-def _compile(sm: int) -> dict[str, int]:
-    from triton.runtime.driver import driver
+@functools.cache
+def _worker() -> ProcessPoolExecutor:
+    return _new_process()
 
-    from sala_export.checkpoint.presets import PRESETS
-    from sala_export.ops.common.triton_run import bind_kernels
-    from sala_export.ops.kernel_sets import KERNEL_SETS
-    from sala_export.ops.registry import INFLLMV2_ATTENTION, LIGHTNING_ATTENTION
 
-    driver.set_active(_NamedGpu(sm))
+def _new_process() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+
+def compiled_ptx(jobs: list[Job], sm: int) -> list[str]:
+    """PTX of each job."""
+    return [compile_one(job, sm).asm["ptx"] for job in jobs]
+
+
+def compile_ahead(cache: Path) -> set[str]:
+    """Entries of an empty cache after some jobs of an H100: `ONE_TOKEN` with all `TILES`, and what stands beside it."""
+    os.environ["TRITON_CACHE_DIR"] = str(cache)
+    jobs = [job for tiles in TILES for job in operator_jobs(ONE_TOKEN, DTYPE, 90, tiles)]
+    for job in jobs + elementwise_jobs(4096, 16384, DTYPE):
+        compile_one(job, 90)
+    return {entry.name for entry in cache.iterdir()}
+
+
+class _LaunchedError(Exception):
+    """Triton has compiled, and wants to launch."""
+
+
+class _LaunchingGpu(NamedGpu):
+    def __getattr__(self, name: str) -> object:
+        raise _LaunchedError(name)
+
+
+def launch_on_an_h100(cache: Path, dtype: str = DTYPE) -> set[str]:
+    """Entries of a cache after the same launches, made as on a GPU up to the point where one is needed."""
+    os.environ["TRITON_CACHE_DIR"] = str(cache)
+    driver.set_active(_LaunchingGpu(90))
+    launches = [*_operator_launches(dtype), *_elementwise_launches(getattr(torch, dtype))]
+    for launch in launches:
+        try:
+            launch()
+        except _LaunchedError:
+            continue
+        raise AssertionError("launched without a GPU")
+    return {entry.name for entry in cache.iterdir()}
+
+
+def _operator_launches(dtype: str) -> Iterator[Callable[[], None]]:
+    for tiles in TILES:
+        with mock.patch.object(triton_run, "served_architecture", return_value=90):
+            call = triton_run.bind_kernels(
+                ONE_TOKEN.contract, ONE_TOKEN.kernel_set, meta_inputs(ONE_TOKEN, dtype), ONE_TOKEN.attributes, sm=tiles
+            )
+        yield from (bound.run for bound in call.launches)
+
+
+def _elementwise_launches(dtype: torch.dtype) -> Iterator[Callable[[], None]]:
     config = PRESETS["9b"].config
-    shared = _compile_elementwise(config.hidden_size, config.intermediate_size)
-    for contract, inputs, attributes in (
-        (LIGHTNING_ATTENTION, *_lightning_call(config)),
-        (INFLLMV2_ATTENTION, *_sparse_call(config)),
-    ):
-        call = bind_kernels(contract, KERNEL_SETS[contract.name], inputs, attributes, sm=sm)
-        for bound in call.launches:
-            # The architecture is the driver's here, not an option of the call.
-            options = {name: value for name, value in bound.options.items() if name != "arch"}
-            kernel = bound.launch.kernel.warmup(**bound.arguments, **options, grid=bound.grid)  # type: ignore[attr-defined]
-            shared[bound.launch.name] = kernel.metadata.shared
-    return shared
-
-
-def _compile_elementwise(hidden: int, intermediate: int) -> dict[str, int]:
-    from sala_export.torch_runtime.elementwise_kernels import add_norm_kernel, gated_product_kernel
-
-    rows, weight = _meta((1, hidden)), _meta((hidden,))
-    options = {"ADDS": True, "BLOCK_H": hidden, "num_warps": 8, "grid": (1,)}
-    norm = add_norm_kernel.warmup(rows, rows, weight, hidden, 0.25, 1e-6, **options)
-    gate_up = _meta((1, 2 * intermediate))
-    gated = gated_product_kernel.warmup(gate_up, intermediate, 1.0, BLOCK_I=2048, num_warps=8, grid=(1, 8))
-    return {"add_norm_kernel": norm.metadata.shared, "gated_product_kernel": gated.metadata.shared}
-
-
-def _lightning_call(config: object) -> tuple[list[Tensor], dict[str, int | float]]:
-    from sala_export.checkpoint.config import Mixer
-    from sala_export.model.attributes import operator_attributes
-
-    attributes = operator_attributes(config, Mixer.LIGHTNING)  # type: ignore[arg-type]
-    heads, dim = attributes["num_heads"], attributes["head_dim"]
-    norms = [_meta((dim,)), _meta((dim,)), _meta((heads * dim,))]
-    wide = [_meta((1, 1, dim), torch.float32), _meta((1, heads, dim, dim), torch.float32)]
-    return [_meta((1, 1, 4 * heads * dim)), *norms, *wide], attributes
-
-
-def _sparse_call(config: object, capacity: int = 65664) -> tuple[list[Tensor], dict[str, int | float]]:
-    from sala_export.checkpoint.config import Mixer
-    from sala_export.model.attributes import operator_attributes
-    from sala_export.model.signature import cache_sizes
-
-    attributes = operator_attributes(config, Mixer.SPARSE)  # type: ignore[arg-type]
-    heads, kv_heads, dim = (attributes[name] for name in ("num_heads", "num_kv_heads", "head_dim"))
-    sizes = cache_sizes(config, capacity)  # type: ignore[arg-type]
-    rows = (capacity, capacity, sizes["capacity_k1"], sizes["capacity_k2"])
-    lengths = [_meta((1,), torch.int32)] * 2
-    caches = [_meta((1, kv_heads, count, dim)) for count in rows]
-    return [_meta((1, 1, 2 * (heads + kv_heads) * dim)), *lengths, *caches], attributes
-
-
-def _meta(shape: Sequence[int], dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta")
+    operators = KernelOperators(config, Precision.BF16, torch.device("meta"))
+    with torch.device("meta"):
+        norm = RMSNorm(config.hidden_size, config.rms_norm_eps).to(dtype)
+        rows = torch.empty(1, config.hidden_size, dtype=dtype)
+        gates = torch.empty(1, 2 * config.intermediate_size, dtype=dtype)
+    yield partial(operators.norm, norm, rows, rows)
+    yield partial(operators.add_norm, norm, rows, rows, 0.25)
+    yield partial(operators.gated_product, gates)

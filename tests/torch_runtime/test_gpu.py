@@ -46,7 +46,11 @@ LENGTH = 1500
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_small_checkpoint(
-        tmp_path_factory.mktemp("gpu") / "checkpoint", MIXERS, sparse_config=SPARSE, head_dim=64
+        # The head size of which every GPU holds the tiles in fp32.
+        tmp_path_factory.mktemp("gpu") / "checkpoint",
+        MIXERS,
+        sparse_config=SPARSE,
+        head_dim=32,
     )
 
 

@@ -5,7 +5,9 @@ Workspaces that layers share, outputs in place, positions; all memory that a ste
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -14,15 +16,20 @@ import numpy as np
 import pytest
 import torch
 from support.closeness import assert_close
+from support.kernel_probes import elementwise
 from support.small_models import write_small_checkpoint
 from support.torch_sessions import logits_of_calls, remember_executions, torch_model
-from support.triton_compiler import compiled_decode_step
+from support.triton_compiler import call_compiling, compiled_ptx
 from support.triton_interpreter import call_interpreting
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.kernel_compilation import elementwise_jobs
+from sala_export.checkpoint.presets import PRESETS
+from sala_export.errors import UnsupportedError
 from sala_export.ops.common import triton_run
-from sala_export.ops.common.targets import AOT_ARCHITECTURES
 from sala_export.specs import Precision
+from sala_export.torch_runtime.kernel_operators import KernelOperators
 
 SPARSE = {
     "kernel_size": 8,
@@ -184,7 +191,70 @@ def test_layers_share_workspaces(checkpoint: Path, launches: Launches) -> None:
     assert all(len(addresses) == 1 for addresses in used.values()), "layers of one kind share them"
 
 
-def test_decode_step_of_the_published_model_compiles_as_the_launcher_asks_for_it() -> None:
-    shared = compiled_decode_step(90)
-    assert len(shared) == 2 + 2 + 6
-    assert all(size <= AOT_ARCHITECTURES[90].shared_limit_bytes for size in shared.values()), shared
+@pytest.mark.parametrize("sm", [90, 120])
+def test_rows_of_the_published_model_are_read_and_written_by_sixteen_bytes(sm: int) -> None:
+    for ptx in call_compiling(compiled_ptx, elementwise_jobs(4096, 16384, "bfloat16"), sm):
+        accesses = re.findall(r"\b(?:ld|st)\.global[.\w]*", ptx)
+        assert len(accesses) >= 3
+        assert {access.partition("global")[2] for access in accesses} == {".v4.b32"}
+
+
+@pytest.mark.parametrize(("hidden_size", "width"), [(50, 83), (1, 1), (4100, 2051)])
+def test_rows_of_any_size_come_out_right(hidden_size: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(hidden_size)
+    hidden, delta, gate_up = (torch.randn(3, n, generator=generator) for n in (hidden_size, hidden_size, 2 * width))
+    weight = torch.randn(hidden_size, generator=generator)
+    stream, normed, gated = call_interpreting(elementwise, hidden, delta, weight, gate_up)
+    expected = hidden.double() + 0.25 * delta.double()
+    gate, up = gate_up.double().chunk(2, dim=1)
+    assert_close(stream, expected)
+    assert_close(normed, functional.rms_norm(expected, (hidden_size,), weight.double(), 1e-6))
+    assert_close(gated, functional.silu(gate) * up)
+
+
+@pytest.fixture
+def h100(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    return _pretend(monkeypatch, (9, 0))
+
+
+def _pretend(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> torch.device:
+    """A device that says it has a compute capability."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    return torch.device("cuda")
+
+
+@pytest.mark.parametrize(("capability", "is_served"), [((8, 6), False), ((9, 0), True), ((12, 0), False)])
+def test_model_whose_float32_tiles_do_not_fit_is_refused_when_it_is_loaded(
+    capability: tuple[int, int], is_served: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, config = _pretend(monkeypatch, capability), PRESETS["tiny"].config
+    KernelOperators(config, Precision.BF16, device)
+    if is_served:
+        KernelOperators(config, Precision.FP32, device)
+        return
+    with pytest.raises(
+        UnsupportedError, match=r"^InfLLMv2Attention: head_dim is 64, in float32 .*: choose bf16 or fp16$"
+    ):
+        KernelOperators(config, Precision.FP32, device)
+
+
+def test_head_size_with_fewer_elements_than_threads_is_refused_when_a_model_is_loaded(h100: torch.device) -> None:
+    config = replace(PRESETS["tiny"].config, head_dim=16)
+    with pytest.raises(UnsupportedError, match=r"head_dim is 16, kernels need >= 32: .*threads"):
+        KernelOperators(config, Precision.BF16, h100)
+
+
+@pytest.mark.parametrize(
+    ("triton", "capability", "is_served"),
+    [("3.7.1", (12, 0), False), ("3.8.0", (12, 0), True), ("3.10.0", (12, 0), True), ("3.6.0", (9, 0), True)],
+)
+def test_triton_that_miscompiles_for_blackwell_is_refused(
+    triton: str, capability: tuple[int, int], is_served: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_run.triton, "__version__", triton)
+    device = _pretend(monkeypatch, capability)
+    if is_served:
+        assert triton_run.served_architecture(device) == 10 * capability[0]
+        return
+    with pytest.raises(UnsupportedError, match=r"^Triton 3\.7\.1 compiles .*SM120 .*: install triton>=3\.8,<3\.10$"):
+        triton_run.served_architecture(device)

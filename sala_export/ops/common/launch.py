@@ -111,6 +111,18 @@ class Launch:
         return frozenset(next(iter(self.tiles.values())).constexprs)
 
 
+HEAD_DIMS = (
+    Rule(
+        left="head_dim",
+        relation=">=",
+        right="32",
+        doc="smaller tiles have fewer elements than threads, which then race where they write over what they read",
+    ),
+    Rule(left="fdiv(128, head_dim) * head_dim", relation="==", right="128", doc="head_dim is 32, 64 or 128"),
+)
+"""Rules of kernels whose tiles are `head_dim` wide: what tests compile, and no other size."""
+
+
 def same_tile(tile: Tile) -> dict[int, Tile]:
     """`Launch.tiles` that are alike on every architecture."""
     return dict.fromkeys(AOT_ARCHITECTURES, tile)
@@ -139,6 +151,8 @@ class KernelSet:
     """What the kernels need of the integer attributes beyond the operator's contract."""
     constants: Mapping[str, int] = field(default_factory=dict)
     """Compile-time numbers common to all launches and tiles, passed to the kernels that name them as `constexpr`."""
+    float32_head_dim: Mapping[int, int] = field(default_factory=dict)
+    """The largest head_dim in float32, by architecture: shared memory holds the tiles of no larger one."""
 
     def __post_init__(self) -> None:
         common = self.constants.keys() | set(self.variant_attributes)
@@ -182,6 +196,24 @@ def unsupported_reason(kernel_set: KernelSet, attributes: Mapping[str, int | flo
     if variant not in [dict(v) for v in kernel_set.aot_variants]:
         return f"{_assignments(variant)}: kernels exist for {'; '.join(map(_assignments, kernel_set.aot_variants))}"
     return broken_rule(kernel_set, attributes)
+
+
+def unlaunchable_reason(
+    kernel_set: KernelSet, attributes: Mapping[str, int | float], dtype: str, sm: int
+) -> str | None:
+    """Why the kernels cannot serve an operator where Python launches them; None if they can.
+
+    Args: as `unsupported_reason`; `sm`, the architecture whose tiles are taken.
+    """
+    if reason := broken_rule(kernel_set, attributes):
+        return reason
+    largest = kernel_set.float32_head_dim.get(sm) if dtype == "float32" else None
+    if largest is not None and attributes["head_dim"] > largest:
+        return (
+            f"head_dim is {attributes['head_dim']}, in float32 the shared memory of SM{sm} holds the tiles of "
+            f"{largest} at most: choose bf16 or fp16"
+        )
+    return None
 
 
 def broken_rule(kernel_set: KernelSet, attributes: Mapping[str, int | float]) -> str | None:

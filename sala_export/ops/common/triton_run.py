@@ -13,12 +13,13 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 
 from ...errors import ShapeError, UnsupportedError
 from .contract import ACTIVATION, Contract
 from .expr import evaluate
-from .launch import KernelSet, Launch, broken_rule
+from .launch import KernelSet, Launch, broken_rule, unlaunchable_reason
 from .targets import AOT_ARCHITECTURES, serving_architecture
 from .torch_contract import bind_call
 from .triton_interpreter import gpu_arithmetic
@@ -26,6 +27,9 @@ from .triton_interpreter import gpu_arithmetic
 Allocate = Callable[..., Tensor]
 """Called as `torch.empty(shape, dtype=, device=)` for outputs and workspaces."""
 
+_BLACKWELL = 10
+"""Major compute capability from which on Triton before `_BLACKWELL_TRITON` lets the warps of a block race."""
+_BLACKWELL_TRITON = (3, 8)
 INTERPRETED_SM = 120
 """The architecture whose tiles the interpreter takes."""
 
@@ -101,12 +105,11 @@ def bind_kernels(
     own = served_architecture(inputs[0].device)
     sm = sm or own
     names = bind_call(contract, inputs, attributes)
-    if reason := broken_rule(kernel_set, attributes):
-        raise UnsupportedError(f"{contract.onnx_type}: {reason}")
+    activation = next(x.dtype for x, t in zip(inputs, contract.inputs, strict=True) if t.dtype == ACTIVATION)
+    require_launchable(contract, kernel_set, attributes, activation, inputs[0].device, sm)
     for tensor, x in zip(contract.inputs, inputs, strict=True):
         if not x.is_contiguous():
             raise ShapeError(f"{contract.onnx_type}: {tensor.name} is not contiguous, kernels need it to be")
-    activation = next(x.dtype for x, t in zip(inputs, contract.inputs, strict=True) if t.dtype == ACTIVATION)
 
     sizes = {**kernel_set.constants, **names}
 
@@ -135,8 +138,28 @@ def bind_kernels(
     )
 
 
+def require_launchable(
+    contract: Contract,
+    kernel_set: KernelSet,
+    attributes: Mapping[str, int | float],
+    activation: torch.dtype,
+    device: torch.device,
+    sm: int,
+) -> None:
+    """Refuse what the kernels cannot serve on a device with the tiles of `sm`. Raises: UnsupportedError."""
+    if device.type == "cpu":  # The interpreter has room for tiles of any size.
+        reason = broken_rule(kernel_set, attributes)
+    else:
+        reason = unlaunchable_reason(kernel_set, attributes, str(activation).removeprefix("torch."), sm)
+    if reason:
+        raise UnsupportedError(f"{contract.onnx_type}: {reason}")
+
+
 def served_architecture(device: torch.device) -> int:
-    """The architecture whose tiles suit a device. Raises: UnsupportedError if there is none."""
+    """The architecture whose tiles suit a device.
+
+    Raises: UnsupportedError if there is none, or if the Triton installed compiles wrong code for it.
+    """
     if device.type != "cuda":
         return INTERPRETED_SM
     major, minor = torch.cuda.get_device_capability(device)
@@ -144,6 +167,12 @@ def served_architecture(device: torch.device) -> int:
     if serving is None:
         served = ", ".join(f"SM{sm}" for sm in AOT_ARCHITECTURES)
         raise UnsupportedError(f"no kernels for SM{major}{minor}, they exist for {served}")
+    # triton-lang/triton issue 10590: kernels of 8 warps. Drop when pyproject.toml asks for 3.8.
+    if major >= _BLACKWELL and tuple(map(int, triton.__version__.split(".")[:2])) < _BLACKWELL_TRITON:
+        raise UnsupportedError(
+            f"Triton {triton.__version__} compiles kernels for SM{major}{minor} whose warps race: "
+            "install triton>=3.8,<3.10"
+        )
     return serving
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..common.launch import Tile, same_tile
+from ..common.targets import AOT_ARCHITECTURES
 
 CONSTANTS: Mapping[str, int] = {
     # Rows of a token in a dot tile: the least that a tensor core takes.
@@ -51,3 +52,6 @@ DECODE_ATTEND: Mapping[int, Tile] = {
     90: Tile(constexprs={"BLOCK_N": 32}, num_warps=4, num_stages=2),
 }
 DECODE_MERGE: Mapping[int, Tile] = same_tile(Tile(constexprs={"PADDED_SPLITS": 64}, num_warps=4, num_stages=1))
+
+FLOAT32_HEAD_DIM: Mapping[int, int] = {**dict.fromkeys(AOT_ARCHITECTURES, 32), 90: 128}
+"""`KernelSet.float32_head_dim`: the tiles above are those of 16-bit types, and take twice the room in float32."""

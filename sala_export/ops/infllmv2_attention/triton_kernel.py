@@ -13,7 +13,7 @@ so every kernel clamps it to what the caches hold.
 from __future__ import annotations
 
 from ..common.contract import Rule
-from ..common.launch import KernelSet, Launch, Product, Workspace
+from ..common.launch import HEAD_DIMS, KernelSet, Launch, Product, Workspace
 from . import tiles
 from .append_kernel import infllmv2_append_kernel
 from .attend_kernel import infllmv2_attend_kernel, infllmv2_gather_kernel
@@ -99,7 +99,9 @@ KERNELS = KernelSet(
     aot_variants=({"head_dim": 64}, {"head_dim": 128}),
     aot_dtypes=("bfloat16", "float16"),
     constants=tiles.CONSTANTS,
+    float32_head_dim=tiles.FLOAT32_HEAD_DIM,
     rules=(
+        *HEAD_DIMS,
         Rule(
             left="fdiv(num_heads, num_kv_heads)",
             relation="<=",

@@ -1,6 +1,6 @@
 """What the LightningAttention kernels share: decay, norm and rotation, products with the state, packed outputs.
 
-D head dim; X the activation type, all else fp32.
+D head dim; X the activation type, all else fp32. No early return where X decides: Triton compiles what follows one.
 """
 
 from __future__ import annotations
@@ -81,33 +81,37 @@ def query_times_state(
     """
     if q_1.dtype == tl.float32:
         o = tl.dot(q_1, state_1, input_precision="ieee")
-        return tl.dot(q_2, state_2, o, input_precision="ieee")
-    largest = tl.max(tl.max(tl.maximum(tl.abs(state_1), tl.abs(state_2)), axis=1), axis=0)
-    unit = _power_of_two_below(tl.maximum(largest, _LEAST_STATE)) * (2.0 / _LARGEST_SCALED_STATE)
-    inverse = 1.0 / unit
-    if q_1.dtype == tl.float16:
-        o = tl.dot(q_1, (state_1 * inverse).to(tl.float16))
-        return tl.dot(q_2, (state_2 * inverse).to(tl.float16), o) * unit
-    inverse_q = 1.0 / query_unit
-    o = tl.dot((q_1.to(tl.float32) * inverse_q).to(tl.float16), (state_1 * inverse).to(tl.float16))
-    o = tl.dot((q_2.to(tl.float32) * inverse_q).to(tl.float16), (state_2 * inverse).to(tl.float16), o)
-    return o * (unit * query_unit)
+        o = tl.dot(q_2, state_2, o, input_precision="ieee")
+    else:
+        largest = tl.max(tl.max(tl.maximum(tl.abs(state_1), tl.abs(state_2)), axis=1), axis=0)
+        unit = _power_of_two_below(tl.maximum(largest, _LEAST_STATE)) * (2.0 / _LARGEST_SCALED_STATE)
+        inverse = 1.0 / unit
+        if q_1.dtype == tl.float16:
+            o = tl.dot(q_1, (state_1 * inverse).to(tl.float16))
+            o = tl.dot(q_2, (state_2 * inverse).to(tl.float16), o) * unit
+        else:
+            inverse_q = 1.0 / query_unit
+            o = tl.dot((q_1.to(tl.float32) * inverse_q).to(tl.float16), (state_1 * inverse).to(tl.float16))
+            o = tl.dot((q_2.to(tl.float32) * inverse_q).to(tl.float16), (state_2 * inverse).to(tl.float16), o)
+            o *= unit * query_unit
+    return o
 
 
 @triton.jit
 def packed(o: tl.tensor, squares: tl.tensor, element_type: tl.constexpr) -> tl.tensor:
     """What `o` holds for outputs of sum of squares `squares`: themselves if X is fp32, else the bits of an int16."""
     if element_type == tl.float32:
-        return o
-    scaled = o * (tl.rsqrt(tl.maximum(squares, _LEAST_SQUARES)) * _LARGEST_INT16)
-    return tl.floor(scaled + 0.5).to(tl.int16).to(element_type, bitcast=True)
+        stored = o
+    else:
+        scaled = o * (tl.rsqrt(tl.maximum(squares, _LEAST_SQUARES)) * _LARGEST_INT16)
+        stored = tl.floor(scaled + 0.5).to(tl.int16).to(element_type, bitcast=True)
+    return stored
 
 
 @triton.jit
 def unpacked(o: tl.tensor, squares: tl.tensor) -> tl.tensor:
-    """fp32 outputs from what `_packed` made of them."""
-    if o.dtype == tl.float32:
-        return o
-    return o.to(tl.int16, bitcast=True).to(tl.float32) * (
-        tl.sqrt(tl.maximum(squares, _LEAST_SQUARES)) * (1.0 / _LARGEST_INT16)
-    )
+    """fp32 outputs from what `packed` made of them."""
+    if o.dtype != tl.float32:
+        unit = tl.sqrt(tl.maximum(squares, _LEAST_SQUARES)) * (1.0 / _LARGEST_INT16)
+        o = o.to(tl.int16, bitcast=True).to(tl.float32) * unit
+    return o

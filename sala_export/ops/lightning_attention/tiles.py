@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..common.launch import Tile, same_tile
+from ..common.targets import AOT_ARCHITECTURES
 
 _DECODE_VALUE_TILES = 4
 """Programs per head in decode: 32 channels of 128 are one 128-byte line of the state."""
@@ -45,3 +46,6 @@ PREFILL_OUTPUT: Mapping[int, Tile] = same_tile(
 DECODE_OUTPUT: Mapping[int, Tile] = same_tile(
     Tile(constexprs={"VALUE_TILES": _DECODE_VALUE_TILES, "BLOCK_C": 1024, "BLOCK_S": 128}, num_warps=4, num_stages=1)
 )
+
+FLOAT32_HEAD_DIM: Mapping[int, int] = {**dict.fromkeys(AOT_ARCHITECTURES, 64), 90: 128}
+"""`KernelSet.float32_head_dim`: the tiles above are those of 16-bit types, and take twice the room in float32."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton.language as tl
 
 from ..common.any_size import any_size_kernel
-from ..common.launch import KernelSet, Launch, Product, Workspace
+from ..common.launch import HEAD_DIMS, KernelSet, Launch, Product, Workspace
 from . import tiles
 from .kernel_math import decay_slope, norm_and_rotate, packed, unpacked
 from .prefill_kernels import lightning_carry_kernel, lightning_prefill_kernel
@@ -147,4 +147,6 @@ KERNELS = KernelSet(
     aot_variants=({"head_dim": 64}, {"head_dim": 128}),
     aot_dtypes=("bfloat16", "float16"),
     constants=tiles.CONSTANTS,
+    float32_head_dim=tiles.FLOAT32_HEAD_DIM,
+    rules=HEAD_DIMS,
 )
