@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -46,7 +47,7 @@ class Outcome:
     """`passed`, `FAILED`, `STOPPED` at its time limit, or `LEFT OUT`."""
     seconds: float = 0.0
     message: str = ""
-    """The last line that a step which did not pass has printed."""
+    """What a step that did not pass said last."""
     figures: int = 0
 
     @property
@@ -96,7 +97,7 @@ class Run:
             begins = output.tell()
             code = _run_within(step.arguments(self.figures), min(step.limit, self.seconds_left), output.fileno())
         state = {0: "passed", None: "STOPPED"}.get(code, "FAILED")
-        message = "" if code == 0 else _last_line(log, begins) or f"exit code {code}, nothing printed"
+        message = "" if code == 0 else _last_word(log, begins) or f"exit code {code}, nothing printed"
         return Outcome(
             step=step,
             state=state,
@@ -135,11 +136,14 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             process.wait(timeout=_SECONDS_TO_END)
 
 
-def _last_line(log: Path, begins: int) -> str:
+def _last_word(log: Path, begins: int) -> str:
+    """The last line that names an error, else the last line."""
     with log.open("rb") as file:
         file.seek(begins)
-        lines = file.read().decode("utf-8", errors="replace").split("\n")
-    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
+        text = file.read().decode("utf-8", errors="replace")
+    lines = [line.strip()[:300] for line in reversed(text.split("\n")) if line.strip()]
+    errors = (line for line in lines if re.match(r"(error|[\w.]*Error): ", line, re.IGNORECASE))
+    return next(errors, lines[0] if lines else "")
 
 
 def plan_text(steps: Sequence[Step], minutes: float) -> str:

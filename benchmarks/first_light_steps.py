@@ -100,7 +100,7 @@ STEPS = (
     Step(
         letter="H",
         name="GPU tests of operators and runtime",
-        command=_tests("tests/ops", "tests/torch_runtime", "-n", "4"),
+        command=_tests("tests/ops", "tests/torch_runtime", "-n", "4", "--dist", "loadfile"),
         seconds=50,
         limit=90,
     ),

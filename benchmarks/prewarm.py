@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     on_gpu = torch.cuda.is_available()
     if options.sm is None and not on_gpu:
-        print(f"error: {NO_GPU}, or compiled for one with --sm 90", file=sys.stderr)
+        print(f"error: {NO_GPU}; --sm 90 compiles for one that is elsewhere", file=sys.stderr)
         return 2
     figures = start_figures(options)
     start, count, failed = time.monotonic(), 0, 0

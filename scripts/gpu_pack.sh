@@ -126,7 +126,7 @@ gather() { # CONTENTS
     done
     cp "$WORK/driver/plugin_driver" "$1/bin"
     cp scripts/gpu_unpack.sh "$1/unpack.sh"
-    commit >"$1/commit.txt"
+    echo "$made_of" >"$1/commit.txt"
 }
 
 # Writes the list, checks the size, and puts the folder in its place.
@@ -173,6 +173,7 @@ main() {
     fetch_wheels
     build_driver
     build_native "$python"
+    made_of=$(commit) # before there is a folder that git does not know
     # Beside its place, so that moving it there is one step.
     contents=$target.partial-$$
     trap 'rm -rf "$contents" "$contents.list"' EXIT

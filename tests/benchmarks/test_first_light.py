@@ -67,7 +67,7 @@ def test_everything_fits_nine_minutes_and_the_last_is_left_out_first() -> None:
 
 def test_a_failing_and_a_hanging_step_leave_the_others(tmp_path: Path) -> None:
     steps = [
-        step("A", "import sys; print('it begins'); sys.exit('error: it is wrong\\n\\n')"),
+        step("A", "import sys; print('error: it is wrong\\n\\nit ends'); sys.exit(3)"),
         step("B", HANGS, limit=2),
         step("C", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"),
         step("D", WRITES),
