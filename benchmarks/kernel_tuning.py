@@ -136,6 +136,8 @@ def refusal(facts: CubinFacts) -> str | None:
     """Why a candidate is not worth a run; None if it is."""
     if facts.spill_instructions or facts.stack_bytes:
         return f"spills: {facts.spill_instructions} instructions, {facts.stack_bytes} B of stack"
+    if facts.overwritten_operands:
+        return f"overwrites operands in flight: {facts.overwritten_operands[0]}"
     return None
 
 
