@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from support.plugin_gpu import PluginProgram, Run, failed, findings_of
+from support.findings import failed
+from support.plugin_gpu import PluginProgram, Run, findings_of
 from support.plugin_gpu_cases import GpuCase, lightning_decode, lightning_prefill, sparse_decode, sparse_prefill
 
 pytestmark = pytest.mark.gpu

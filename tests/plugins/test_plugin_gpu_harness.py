@@ -16,13 +16,12 @@ from typing import Any
 
 import pytest
 import torch
+from support.findings import Finding, failed
 from support.plugin_calls import LIGHTNING, SPARSE, PluginCall
 from support.plugin_gpu import (
-    Finding,
     PluginProgram,
     PluginProgramError,
     Run,
-    failed,
     findings_of,
     named_file,
 )

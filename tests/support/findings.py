@@ -22,6 +22,14 @@ class Finding:
         """An error that is no number is within no limit."""
         return self.error <= self.limit
 
+    def __str__(self) -> str:
+        return f"{self.tensor}: error {self.error:.3g}, limit {self.limit:.3g}"
+
+
+def failed(findings: Sequence[Finding]) -> str:
+    """Those that did not pass, in one line; empty if all did."""
+    return ", ".join(str(finding) for finding in findings if not finding.passed)
+
 
 def largest_error(tensor: str, actual: Tensor, exact: Tensor, limit: float) -> Finding:
     """The largest error of any element, as a fraction of the largest exact value; `limit` likewise."""
@@ -38,6 +46,5 @@ def differing(tensor: str, is_wrong: Tensor) -> Finding:
 
 
 def assert_passed(findings: Sequence[Finding]) -> None:
-    """Fail with the tensor, its error and its limit."""
-    for finding in findings:
-        assert finding.passed, f"{finding.tensor}: {finding.error:.3g} is more than {finding.limit:.3g}"
+    """Fail with every tensor that is off, its error and its limit."""
+    assert not (problems := failed(findings)), problems

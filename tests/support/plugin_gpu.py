@@ -23,6 +23,7 @@ from sala_export.ops.common.contract import ACTIVATION
 from sala_export.ops.infllmv2_attention import reference as sparse
 from sala_export.ops.lightning_attention.reference import lightning_attention
 
+from .findings import Finding
 from .plugin_calls import PluginCall
 
 Tensors = Mapping[str, Tensor]
@@ -185,27 +186,6 @@ def _results(call: PluginCall, folder: Path, number: int) -> dict[str, Tensor]:
         content = bytearray((folder / f"{number}.{name}.out").read_bytes())
         results[name] = torch.frombuffer(content, dtype=dtype).reshape(tuple(call.shape_of(tensor)))
     return results
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Finding:
-    """How far a tensor is from the reference, relative to the reference's largest value."""
-
-    tensor: str
-    error: float
-    limit: float
-
-    @property
-    def passed(self) -> bool:
-        return self.error <= self.limit
-
-    def __str__(self) -> str:
-        return f"{self.tensor}: error {self.error:.3g}, limit {self.limit:.3g}"
-
-
-def failed(findings: Sequence[Finding]) -> str:
-    """Those that did not pass, in one line; empty if all did."""
-    return ", ".join(str(finding) for finding in findings if not finding.passed)
 
 
 def relative_error(actual: Tensor, exact: Tensor) -> float:
