@@ -18,6 +18,7 @@ _FUNCTION = re.compile(r"tt\.func public @\w+\((.*)\) attributes")
 _POINTER_ARGUMENT = re.compile(r"%(\w+): !tt\.ptr<")
 _RESULT = re.compile(r"\s*(%\w+)(?::\d+)? = ")
 _VALUE = re.compile(r"%\w+")
+_COUNTER = re.compile(r"scf\.for (%\w+) = ")
 _ITERATED = re.compile(r"(%\w+) = (%\w+)")
 _ACCESS = re.compile(r"\b(tt\.load|tt\.store|ttg\.async_copy_global_to_local) (%\w+)")
 _TILE = re.compile(r"tensor<([\dx]+)x!tt\.ptr<[^>]*>, (#.*)")
@@ -80,6 +81,8 @@ def accesses(ttgir: str) -> tuple[Access, ...]:
 def _accesses(lines: Sequence[str], origins: dict[str, frozenset[str]], layouts: Mapping[str, str]) -> Iterator[Access]:
     """Follows addresses from `origins`; a name that is taken again in another region is another value from there on."""
     for line in lines:
+        if counter := _COUNTER.search(line):
+            origins[counter[1]] = frozenset()
         for inner, outer in _ITERATED.findall(line.partition("iter_args(")[2]):
             origins[inner] = origins.get(outer, frozenset())
         if access := _ACCESS.search(line):

@@ -52,6 +52,20 @@ def test_tile_that_is_only_stored_may_have_copies() -> None:
     assert racing_tiles(KERNEL.format(tile="4x16", layout="#blocked", stored=stored)) == ()
 
 
+SECOND_LOOP = """\
+    scf.for %at = %c0 to %c4 step %c1 : i32 {
+      %4 = tt.addptr %y_ptr, %at : !tt.ptr<f32>, i32
+      tt.store %4, %c : !tt.ptr<f32>
+    }
+"""
+
+
+def test_counter_of_a_loop_that_has_the_name_of_an_address_in_another_is_none() -> None:
+    """So it is where Triton was told to leave out line tables, and names are numbers."""
+    text = KERNEL.format(tile="8x16", layout="#blocked", stored="%0") + SECOND_LOOP
+    assert accesses(text)[-1].arguments == {"y_ptr"}
+
+
 @pytest.mark.parametrize(
     ("stored", "layout", "told"),
     [("%unknown", "#blocked", "which argument is accessed: tt.store %unknown"), ("%0", "#ttg.new<{}>", "#ttg.new")],
