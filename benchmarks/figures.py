@@ -6,7 +6,7 @@ of that kind:
 * `run`, the whole file: `machine` (`run_header.describe_run`), `commit`, `started`, `rehearsal`
 * `step`, a step that has ended or was dropped: `name`, `state`, `seconds`, `estimate_seconds`, `message`
 * `gate`, a tensor of an operator beside its float64 reference: `way`, `operator`, `check`, `dtype`, `tensor`, `error`,
-  `limit`, `passed`
+  `limit`, `passed`; where the check could not run, `limit` is null, `tensor` is empty, and `message` says why
 * `kernel`, a timed launch, operator or peer: `way` and the fields of `kernel_measure.Row`
 * `first_token`, a context of `benchmarks.ttft`: those of a context in its JSON, `precision`, `runtime`, `layers`
 * `passkey`, a prompt of `benchmarks.passkey`: `length`, `found`, `prefill_seconds`, `question_seconds`, `runtime`

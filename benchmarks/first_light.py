@@ -183,6 +183,8 @@ def _gate_line(figure: Figure) -> str:
     if figure["passed"]:
         return ""
     where = f"{figure['way']} {figure['operator']} {figure['check']} {figure['dtype']}"
+    if figure["limit"] is None:
+        return f"RED  {where}: could not run: {figure['message']}"
     return f"RED  {where}: {figure['tensor']} off by {figure['error']}, allowed {figure['limit']}"
 
 

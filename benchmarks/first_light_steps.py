@@ -71,7 +71,7 @@ STEPS = (
         name="9B with random weights: first token and decode",
         command=_module(
             "ttft", "--preset", "9b", "--contexts", "64K,128K,1M", "--repeats", "1",
-            "--new-tokens", "32", "--budget-seconds", "90",
+            "--new-tokens", "32", "--budget-seconds", "90", "--gate", "report",
         ),
         seconds=80,
         limit=110,

@@ -32,6 +32,7 @@ from sala_export.kernel_report.cubin import read_cubin
 from sala_export.kernel_report.in_place import racing_tiles
 from sala_export.ops.common.contract import ACTIVATION
 from sala_export.ops.common.expr import evaluate
+from sala_export.ops.common.launch import KernelSet
 from sala_export.ops.common.targets import AOT_ARCHITECTURES
 from sala_export.ops.common.triton_run import BoundLaunch, bind_kernels
 from sala_export.torch_runtime import elementwise_kernels
@@ -132,13 +133,16 @@ def prewarm_jobs(sm: int) -> list[Job]:
     return list(dict.fromkeys([*jobs, *elementwise_jobs(*ROW_WIDTHS[-1], DTYPES[0])]))
 
 
-def operator_jobs(case: Case, dtype: str, sm: int, tiles: int | None = None) -> list[Job]:
+def operator_jobs(
+    case: Case, dtype: str, sm: int, tiles: int | None = None, kernel_set: KernelSet | None = None
+) -> list[Job]:
     """The launches of one call, on a GPU of architecture `sm` with its own tiles or those of another one.
 
+    Args: `kernel_set`, by default that of the operator.
     Raises: UnsupportedError if the kernels do not serve the sizes there.
     """
-    tiles = tiles or sm
-    call = bind_kernels(case.contract, case.kernel_set, meta_inputs(case, dtype), case.attributes, sm=tiles)
+    tiles, kernel_set = tiles or sm, kernel_set or case.kernel_set
+    call = bind_kernels(case.contract, kernel_set, meta_inputs(case, dtype), case.attributes, sm=tiles)
     # `bind_kernels` cannot know which GPU is meant: as it does where tiles are not the GPU's own.
     arch = {} if tiles == sm else {"arch": f"sm{tiles}"}
     return [_job_of_launch(bound, arch) for bound in call.launches]

@@ -4,13 +4,14 @@
 
 Each operator runs at the published sizes with modest contexts. Outputs and workspaces hold NaN before every run, and
 the runs of one call have to give the same bits. The reference computes in float64 on the same GPU, with torch's own
-operators. Exit code 2 if anything is off.
+operators. Each way has a process of its own. Exit code 2 if anything is off.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from support.oracles import SparseSizes
 from support.sparse_outcomes import Case
 from support.triton_interpreter import poisoned
 
+ROOT = Path(__file__).parents[1]
 LIGHTNING_TOKENS = {"decode": 1, "one segment": 100, "ragged segments": 1100}
 DTYPES: Mapping[str, tuple[torch.dtype, ...]] = {
     "bf16": (torch.bfloat16,),
@@ -178,6 +180,22 @@ def red_operators(path: Path, way: Way) -> set[tuple[str, str]] | None:
     return {(figure["operator"], figure["dtype"]) for figure in found if not figure["passed"]} if found else None
 
 
+def run_apart(ways: Sequence[Way], options: argparse.Namespace) -> int:
+    """Each way in a process of its own, all at a time; returns 2 if one failed.
+
+    After the fault of one kernel a process can run no other, of whatever way.
+    """
+    same = ["--dtype", options.dtype, "--repeats", str(options.repeats), "--step", options.step]
+    same += ["--figures", str(options.figures.resolve())] if options.figures else []
+    command = [sys.executable, "-m", "benchmarks.kernel_gate", *same]
+    processes = [subprocess.Popen([*command, "--way", way], cwd=ROOT) for way in ways]
+    codes = [process.wait() for process in processes]
+    for way, code in zip(ways, codes, strict=True):
+        if code:
+            print(f"error: {way} ended with code {code}", file=sys.stderr)
+    return 2 if any(codes) else 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 2 if an operator is off or there is no GPU."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kernel_gate", description=__doc__.split("\n")[0])
@@ -191,12 +209,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     figures = start_figures(options)
     ways = options.way or [Way.JIT]
+    if len(ways) > 1:
+        return run_apart(ways, options)
     red = 0
     for way, check, wrong in run_gate(ways, DTYPES[options.dtype], "cuda", options.repeats, figures):
         red += wrong is not None
         print(f"{'RED' if wrong else 'ok ':3} {way}, {check.operator}, {check.name}, {check.type_name}: {wrong or ''}")
     if red:
-        print(f"error: {red} checks are red", file=sys.stderr)
+        print(f"error: {red} checks are red, {', '.join(ways)}", file=sys.stderr)
     return 2 if red else 0
 
 

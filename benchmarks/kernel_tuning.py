@@ -17,11 +17,10 @@ import torch
 from benchmarks.figures import FigureWriter
 from benchmarks.gpu_machine import CaseFailure, one_line
 from benchmarks.kernel_cases import Case, make_inputs, published_cases
+from benchmarks.kernel_compilation import Finding, Job, examine, operator_jobs
 from benchmarks.kernel_measure import Settings
 from benchmarks.kernel_timing import Step, Timer, Times, alternate
 from benchmarks.tables import duration, markdown
-from plugins.aot.kernels import AotError, CompileJob, compile_job, compile_kernel
-from sala_export.kernel_report.cubin import CubinFacts, read_cubin
 from sala_export.ops.common.launch import KernelSet, Launch, Tile
 from sala_export.ops.common.triton_run import bind_kernels, served_architecture
 from sala_export.ops.kernel_sets import KERNEL_SETS
@@ -132,29 +131,17 @@ def tuning_cases(name: str) -> list[Case]:
     ]
 
 
-def refusal(facts: CubinFacts) -> str | None:
+def refusal(found: Finding) -> str | None:
     """Why a candidate is not worth a run; None if it is."""
-    if facts.spill_instructions or facts.stack_bytes:
-        return f"spills: {facts.spill_instructions} instructions, {facts.stack_bytes} B of stack"
-    if facts.overwritten_operands:
-        return f"overwrites operands in flight: {facts.overwritten_operands[0]}"
-    return None
+    if found.problem is None and (found.spill_instructions or found.stack_bytes):
+        return f"spills: {found.spill_instructions} instructions, {found.stack_bytes} B of stack"
+    return found.problem
 
 
-def compiled_facts(job: CompileJob) -> CubinFacts | str:
-    """What a candidate's cubin needs, or why there is none."""
-    try:
-        return read_cubin(compile_kernel(job).cubin)
-    except AotError as error:
-        return str(error)
-
-
-def jobs_of(name: str, trial: Trial, sm: int, dtype: DType) -> CompileJob:
-    """The compilation of a kernel's candidate at the published head size."""
-    operator = next(n for n, s in KERNEL_SETS.items() if _launches(s, name))
-    contract = next(case.contract for case in published_cases() if case.operator == operator)
-    launch = _launches(trial.kernel_set, name)[0]
-    return compile_job(contract, trial.kernel_set, launch, activation=dtype.value, variant={"head_dim": 128}, sm=sm)
+def job_of(name: str, trial: Trial, dtype: DType, sm: int, tiles: int | None = None) -> Job:
+    """The compilation of a kernel's candidate, as its launch will look for it; architectures as of `operator_jobs`."""
+    jobs = operator_jobs(tuning_cases(name)[0], dtype.value, sm, tiles, trial.kernel_set)
+    return next(job for job in jobs if job.kernel == name)
 
 
 def tune(
@@ -170,16 +157,18 @@ def tune(
 
     The times of a case are written to `figures` as soon as it ends.
     """
-    sm = settings.way.sm or served_architecture(device)
+    own = served_architecture(device)
+    sm = settings.way.sm or own
     candidates, refused = trials(name, sm), []
     registers: dict[str, int] = {}
     if name in TILES:
         with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-            facts = list(pool.map(compiled_facts, [jobs_of(name, trial, sm, dtype) for trial in candidates]))
-        reasons = [fact if isinstance(fact, str) else refusal(fact) for fact in facts]
-        refused = [(trial.text, reason) for trial, reason in zip(candidates, reasons, strict=True) if reason]
-        registers = {t.text: f.registers for t, f in zip(candidates, facts, strict=True) if not isinstance(f, str)}
-        candidates = [trial for trial, reason in zip(candidates, reasons, strict=True) if reason is None]
+            # Triton's cache has them from then on: one by one they would take longer than all that is measured.
+            jobs = [job_of(name, trial, dtype, own, sm) for trial in candidates]
+            found = list(zip(candidates, pool.map(examine, jobs, itertools.repeat(own)), strict=True))
+        refused = [(trial.text, reason) for trial, one in found if (reason := refusal(one))]
+        registers = {trial.text: one.registers for trial, one in found}
+        candidates = [trial for trial, one in found if refusal(one) is None]
     times: dict[str, dict[str, Times]] = {}
     for case in cases:
         inputs = make_inputs(case, getattr(torch, dtype.value), device)
@@ -190,8 +179,8 @@ def tune(
             except CaseFailure as error:
                 candidates.remove(trial)
                 refused.append((trial.text, one_line(error)))
-        found = alternate(timer, sides, rounds=settings.rounds, budget_seconds=settings.budget_seconds)
-        times[case.name] = {text: steps[0] for text, steps in found.items()}
+        timed = alternate(timer, sides, rounds=settings.rounds, budget_seconds=settings.budget_seconds)
+        times[case.name] = {text: steps[0] for text, steps in timed.items()}
         for text, found_times in times[case.name].items():
             told = {"seconds": found_times.median, "spread": found_times.spread, "registers": registers.get(text)}
             figures.write("tuning", kernel=name, dtype=dtype.value, candidate=text, case=case.name, **told)

@@ -127,8 +127,8 @@ def _gates(run: Run) -> list[str]:
         red = [gate for gate in gates if not gate.passed]
         worst = max(red or gates, key=lambda gate: gate.of_limit)
         verdict = f"**{len(red)} of {len(gates)} failed**" if red else f"all {len(gates)} passed"
-        tensor = plain(f"{worst.check}, {worst.tensor}")
-        numbers = (f"{worst.error:.2g}", f"{worst.limit:.2g}", f"{worst.of_limit:.2g}")
+        tensor = plain(f"{worst.check}, {worst.tensor}" if worst.tensor else worst.told)
+        numbers = (f"{worst.error:.2g}", f"{worst.limit:.2g}", f"{worst.of_limit:.2g}") if worst.tensor else ("",) * 3
         lines.append((operator, dtype, CODE[way], verdict, tensor, *numbers))
     header = ("operator", "type", "code", "tensors", "furthest off", "error", "limit", "error of limit")
     return [f"Results beside the float64 reference:\n\n{markdown(header, lines)}"]

@@ -96,10 +96,20 @@ class Gate:
     check: str
     dtype: str
     tensor: str
+    """Empty if the check could not run."""
     error: float
-    """Infinite if what came out was no number."""
+    """Infinite if what came out was no number, or nothing came out."""
     limit: float
     passed: bool
+    message: str
+    """Why the check could not run, else empty."""
+
+    @property
+    def told(self) -> str:
+        """What it found."""
+        if not self.tensor:
+            return f"{self.check}: could not run: {self.message}"
+        return f"{self.check}, {self.tensor}: error {self.error:.3g} of at most {self.limit:.3g}"
 
     @property
     def of_limit(self) -> float:
@@ -215,15 +225,17 @@ def read_timed(fields: Fields) -> Timed:
 def read_gate(fields: Fields) -> Gate:
     error = fields.values.get("error")
     is_number = isinstance(error, int | float) and math.isfinite(error)
+    has_run = fields.flag("passed") or fields.values.get("limit") is not None
     gate = Gate(
         way=fields.choice("way", WAYS),
         operator=fields.text("operator"),
         check=fields.text("check"),
         dtype=fields.text("dtype"),
-        tensor=fields.text("tensor"),
+        tensor=fields.text("tensor") if has_run else "",
         error=fields.number("error") if is_number else math.inf,
-        limit=fields.number("limit"),
+        limit=fields.number("limit") if has_run else 0.0,
         passed=fields.flag("passed"),
+        message="" if has_run else fields.text("message"),
     )
     if gate.passed and not is_number:
         raise RecordError(f"{fields.place}: passed, though error is {error!r}")

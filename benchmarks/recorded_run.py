@@ -219,7 +219,7 @@ def why_not(gates: Sequence[Gate], way: str, operator: str, dtype: str | None) -
     if not ours:
         return "no gate in the same file"
     red = [gate for gate in ours if not gate.passed]
-    return f"{red[0].check}, {red[0].tensor}: error {red[0].error:.3g} of at most {red[0].limit:.3g}" if red else None
+    return red[0].told if red else None
 
 
 def _split(gates: Sequence[Gate], timed: Sequence[Timed]) -> tuple[tuple[Timed, ...], list[LeftOut]]:

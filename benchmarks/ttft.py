@@ -8,6 +8,7 @@
 MODEL is a bundle or, for the torch runtime, a checkpoint directory or hub id. `--preset 9b` needs no checkpoint: it
 draws random weights of the published size on the device. Beside the measured figures stand the floor of the GPU and the
 published ones of other GPUs. Nothing is measured unless the runtime agrees with the reference model on a short prompt.
+With `--gate report` it is measured all the same, the disagreement is told as a problem, and the exit code is 1.
 
 Without `--figures` and `--budget-seconds` all contexts must fit, or none is measured. With either of them, those that
 fit and end in time are measured; every other one is told as a problem, and the exit code is 1.
@@ -26,7 +27,7 @@ from pathlib import Path
 from benchmarks.figures import FigureWriter, add_figure_options
 from benchmarks.gpu_machine import require_gpu_or_name
 from benchmarks.run_header import start_figures
-from sala_export.benchmark.gate import Agreement, require_agreement
+from sala_export.benchmark.gate import Agreement, compare, require_agreement
 from sala_export.benchmark.measure import BenchmarkRequest, Tolerance
 from sala_export.benchmark.report import Report, describe, describe_context, table
 from sala_export.benchmark.run import RandomSubject, Subject, run_benchmark
@@ -53,6 +54,12 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--chunk-tokens", type=int, help="tokens of one prefill step (default: the engine's)")
     parser.add_argument("--gpu-recipe", help="for the floor (default: the recipe of this GPU, if there is one)")
     parser.add_argument("--budget-seconds", type=float, help="begin no context that would not end within this time")
+    parser.add_argument(
+        "--gate",
+        choices=("stop", "report"),
+        default="stop",
+        help="if the runtime disagrees with the reference: measure nothing, or say so and measure (default: stop)",
+    )
     parser.add_argument("--json", type=Path, help="also write everything here")
     parser.add_argument("--plot", type=Path, help="also draw it: a .png, .svg or .pdf")
     add_figure_options(parser)
@@ -83,11 +90,17 @@ class Recorder:
     """Writes figures as they come and remembers what only the end needs."""
 
     figures: FigureWriter
+    only_reports: bool
+    """Whether a model that disagrees with the reference is measured all the same."""
     agreements: list[Agreement] = field(default_factory=list)
     left_out: list[int] = field(default_factory=list)
 
     def gate(self, model: Model, source: LoadableModel) -> None:
-        self.agreements.append(require_agreement(model, source))
+        found = compare(model, source) if self.only_reports else require_agreement(model, source)
+        self.agreements.append(found)
+        if found.problem:
+            self.figures.write("problem", where="benchmarks.ttft", message=found.problem)
+            sys.stderr.write(f"error: {found.problem}\n")
 
     def row(self, report: Report) -> None:
         self.figures.write(
@@ -99,8 +112,18 @@ class Recorder:
             layers=report.config.num_hidden_layers,
             chunk_tokens=report.chunk_tokens,
             new_tokens=report.request.new_tokens,
-            agreement=self.agreements[-1].error,
+            agreement=self._error,
         )
+
+    @property
+    def _error(self) -> float | None:
+        """None for one that is no number, which JSON does not have."""
+        error = self.agreements[-1].error
+        return error if math.isfinite(error) else None
+
+    @property
+    def has_problem(self) -> bool:
+        return bool(self.left_out) or any(agreement.problem for agreement in self.agreements)
 
     def problem(self, context: int, reason: str) -> None:
         self.left_out.append(context)
@@ -130,7 +153,8 @@ def run(options: argparse.Namespace, recorder: Recorder) -> None:
         raise RunError("nothing was measured: every context was left out")
     (agreement,) = recorder.agreements
     sys.stdout.write(table(report) + "\n")
-    sys.stdout.write(f"agrees with the reference to {agreement.error:.1e} of the largest logit\n")
+    agrees = "DISAGREES with the reference by" if agreement.problem else "agrees with the reference to"
+    sys.stdout.write(f"{agrees} {agreement.error:.1e} of the largest logit\n")
     if options.json:
         content = {**describe(report), "agreement": asdict(agreement)}
         options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -142,14 +166,14 @@ def run(options: argparse.Namespace, recorder: Recorder) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
-    recorder = Recorder(start_figures(options))
+    recorder = Recorder(start_figures(options), only_reports=options.gate == "report")
     try:
         run(options, recorder)
     except SalaError as error:
         recorder.figures.write("problem", where="benchmarks.ttft", message=str(error))
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
-    return 1 if recorder.left_out else 0
+    return 1 if recorder.has_problem else 0
 
 
 if __name__ == "__main__":

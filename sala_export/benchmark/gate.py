@@ -24,16 +24,35 @@ BOUNDS = {Precision.FP32: 1e-4, Precision.BF16: 32 * 2.0**-9, Precision.FP16: 32
 class Agreement:
     """Largest error of a runtime's logits, of the largest logit."""
 
+    runtime: str
+    precision: Precision
     error: float
     bound: float
 
+    @property
+    def problem(self) -> str | None:
+        """That they disagree; None if they agree. An error that is no number is within no bound."""
+        if self.error <= self.bound:
+            return None
+        return (
+            f"the {self.runtime} runtime disagrees with the reference model by {self.error:.2g} of the largest logit, "
+            f"bound {self.bound:.2g} in {self.precision}"
+        )
+
 
 def require_agreement(model: Model, source: LoadableModel, seed: int = 0) -> Agreement:
+    """`compare`. Raises: RunError if they disagree: then there is nothing to measure."""
+    found = compare(model, source, seed)
+    if found.problem:
+        raise RunError(f"{found.problem}: nothing was measured; run the tests of this GPU (pytest -m gpu)")
+    return found
+
+
+def compare(model: Model, source: LoadableModel, seed: int = 0) -> Agreement:
     """Compare a short prompt, chunk by chunk and token by token, with the reference model in the same precision.
 
     The reference of the torch runtime has the same weights in the same memory; for other runtimes it is loaded on the
     CPU beside them, in the precision of the runtime.
-    Raises: RunError if they disagree: then there is nothing to measure.
     """
     precision = Precision(model.precision)
     reference = _reference(model, source, precision)
@@ -47,14 +66,8 @@ def require_agreement(model: Model, source: LoadableModel, seed: int = 0) -> Agr
         logits = session.prefill(ids[done : done + count], context_length=len(ids))
         done += count
         errors.append(float(np.abs(logits - expected[done - 1]).max()))
-    error, bound = max(errors) / float(np.abs(expected).max()), BOUNDS[precision]
-    # Not the other way round: an error that is no number is none within bounds.
-    if not error <= bound:
-        raise RunError(
-            f"the {model.runtime} runtime disagrees with the reference model by {error:.2g} of the largest logit, "
-            f"bound {bound:.2g} in {precision}: nothing was measured; run the tests of this GPU (pytest -m gpu)"
-        )
-    return Agreement(error=error, bound=bound)
+    error = float(np.max(errors)) / float(np.abs(expected).max())
+    return Agreement(runtime=model.runtime, precision=precision, error=error, bound=BOUNDS[precision])
 
 
 def _reference(model: Model, source: LoadableModel, precision: Precision) -> SalaForCausalLM:

@@ -22,6 +22,7 @@ from sala_export.checkpoint.presets import PRESETS
 from sala_export.cli.app import run
 from sala_export.engine.recipe import read_recipe
 from sala_export.errors import RequestError, RunError
+from sala_export.specs import Precision
 from sala_export.torch_runtime.load import TorchModel, load_torch
 
 Capture = pytest.CaptureFixture[str]
@@ -323,3 +324,22 @@ def test_time_of_a_longer_context_follows_from_a_shorter_one() -> None:
     more = replace(request, new_tokens=1001)
     assert measure.expected_seconds(row, 1 << 20, once, 8192) < found
     assert measure.expected_seconds(row, 1 << 20, more, 8192) - found == pytest.approx(2 * 900 * 0.0065)
+
+
+def test_disagreement_can_be_told_and_measured_all_the_same(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(gate.BOUNDS, Precision.FP32, -1.0)
+    path = tmp_path / "figures.jsonl"
+    common = ["--preset", "tiny", "--layers", "2", "--device", "cpu", "--new-tokens", "2", "--repeats", "1"]
+    options = [*common, "--contexts", "20", "--figures", str(path)]
+    assert ttft.main(options) != 0
+    assert [figure["kind"] for figure in read_figures(path)] == ["run", "problem"]
+    assert "nothing was measured" in capsys.readouterr().err
+    assert ttft.main([*options, "--gate", "report"]) == 1
+    problem, row = read_figures(path)[2:]
+    assert (problem["kind"], row["kind"]) == ("problem", "first_token")
+    assert problem["message"].startswith("the torch runtime disagrees with the reference model by")
+    captured = capsys.readouterr()
+    assert "DISAGREES with the reference by" in captured.out
+    assert f"error: {problem['message']}\n" in captured.err

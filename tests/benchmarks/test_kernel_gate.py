@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -152,3 +153,27 @@ def test_without_a_gpu_it_ends_with_one_line(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert kernel_gate.main([]) == 2
     assert capsys.readouterr().err == "error: no CUDA device here: this can only be measured on an NVIDIA GPU\n"
+
+
+def test_ways_run_in_processes_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """One that dies is named, and the others have run."""
+    started: list[list[str]] = []
+
+    class Process:
+        def __init__(self, command: list[str], cwd: Path) -> None:
+            started.append(command[1:])
+
+        def wait(self) -> int:
+            return -11 if len(started) == 2 else 0
+
+    path = tmp_path / "figures.jsonl"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(kernel_gate, "subprocess", SimpleNamespace(Popen=Process))
+    options = ["--way", "jit", "--way", "shipped", "--dtype", "fp16", "--figures", str(path), "--step", "B"]
+    assert kernel_gate.main(options) == 2
+    same = ["-m", "benchmarks.kernel_gate", "--dtype", "fp16", "--repeats", "20", "--step", "B", "--figures", str(path)]
+    assert started == [[*same, "--way", way] for way in ("jit", "shipped")]
+    assert "error: shipped ended with code -11" in capsys.readouterr().err
+    assert [figure["kind"] for figure in read_figures(path)] == ["run"], "before any of them writes"

@@ -18,6 +18,7 @@ from support.benchmark_flow import (
 )
 from support.closeness import assert_close
 from support.fla_oracle import fla_naive_recurrent_simple_gla
+from support.triton_compiler import call_compiling
 from support.triton_interpreter import call_interpreting
 from torch import Tensor
 
@@ -25,13 +26,13 @@ from benchmarks import kernel_account, kernel_cases, kernels
 from benchmarks.figures import FigureWriter, read_figures
 from benchmarks.gpu_machine import find_rates, rates_of
 from benchmarks.kernel_cases import LIGHTNING, SPARSE, Case, make_inputs, published_cases
+from benchmarks.kernel_compilation import examine
 from benchmarks.kernel_measure import OPERATOR, OPERATOR_GRAPH, Row, missing_memory, rows
 from benchmarks.kernel_peers import linear_operands, make_peer
 from benchmarks.kernel_tables import GOALS, goal_lines, results_table
 from benchmarks.kernel_timing import LEAST_ROUNDS, WARM_UPS, Step, Times, alternate
-from benchmarks.kernel_tuning import compiled_facts, jobs_of, refusal, trials, tunable, tuning_cases, tuning_table
+from benchmarks.kernel_tuning import job_of, refusal, trials, tunable, tuning_cases, tuning_table
 from sala_export.errors import RequestError
-from sala_export.kernel_report.cubin import CubinFacts
 from sala_export.ops.common.expr import evaluate
 from sala_export.ops.infllmv2_attention.torch_op import infllmv2_attention_
 from sala_export.ops.kernel_sets import KERNEL_SETS
@@ -285,7 +286,7 @@ def test_candidates_can_be_compiled_and_hold_the_present_tile(name: str) -> None
     assert len({trial.text for trial in candidates}) == len(candidates)
     if name in KERNEL_SETS:
         return
-    jobs = [jobs_of(name, trial, 86, DType.BFLOAT16) for trial in candidates]
+    jobs = [job_of(name, trial, DType.BFLOAT16, 86) for trial in candidates]
     assert len(set(jobs)) == len(jobs)
     launch = next(x for s in KERNEL_SETS.values() for x in s.launches if x.name == name)
     present = launch.tiles[86]
@@ -302,16 +303,13 @@ def test_candidates_that_spill_or_do_not_fit_are_refused() -> None:
         next(t for t in trials(name, 90) if t.text == f'Tile(constexprs={{"BLOCK_N": {n}}}, num_warps=1, num_stages=2)')
         for n in (64, 16)
     )
-    facts = [compiled_facts(jobs_of(name, trial, 90, DType.BFLOAT16)) for trial in (spilling, fitting)]
-    assert isinstance(facts[0], CubinFacts)
-    assert str(refusal(facts[0])).startswith("spills: ")
-    assert isinstance(facts[1], CubinFacts)
-    assert refusal(facts[1]) is None
+    found = [call_compiling(examine, job_of(name, trial, DType.BFLOAT16, 90), 90) for trial in (spilling, fitting)]
+    assert str(refusal(found[0])).startswith("spills: ")
+    assert refusal(found[1]) is None
     name = "infllmv2_attend_kernel"
     wide = next(t for t in trials(name, 86) if '"BLOCK_N": 128' in t.text and "num_stages=3" in t.text)
-    reason = compiled_facts(jobs_of(name, wide, 86, DType.BFLOAT16))
-    assert isinstance(reason, str)
-    assert "bytes of shared memory, sm_86 has 101376" in reason
+    reason = refusal(call_compiling(examine, job_of(name, wide, DType.BFLOAT16, 86), 86))
+    assert "bytes of shared memory, SM86 has 101376" in str(reason)
 
 
 def test_tuning_table_puts_the_best_over_all_calls_first() -> None:

@@ -63,5 +63,5 @@ def test_problems_are_told_and_written(
     printed = capsys.readouterr()
     assert printed.out.startswith("3 compilations for SM86 in ")
     assert printed.out.endswith(", 1 failed\n")
-    assert printed.err == "some kernel\n"
+    assert printed.err == "some kernel on SM86\n"
     assert [figure["kind"] for figure in read_figures(path)] == ["run", "problem"]

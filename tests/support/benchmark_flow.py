@@ -101,3 +101,14 @@ def tune_small(path: Path) -> str:
     cases = [replace(SMALL_CASES[0], name="chunk of 20")]
     figures = FigureWriter(path)
     return tune("lightning_attention", cases, DType.FLOAT16, torch.device("cpu"), CountingTimer(), settings(), figures)
+
+
+def measure_published_names(path: Path) -> None:
+    """Figures of small calls under the names of published ones, and of a tuned constant; peers do nothing."""
+    names = ("Lightning, chunk of 8K", "Lightning, one token", "InfLLM-v2, one token after 32K")
+    cases = (SMALL_CASES[0], SMALL_CASES[2], SMALL_CASES[4])
+    calls = [(replace(case, name=name), DType.FLOAT16) for name, case in zip(names, cases, strict=True)]
+    with mock.patch.object(kernel_measure, "make_peer", return_value=lambda: None):
+        _, has_failed = measure_all(calls, torch.device("cpu"), CountingTimer(), settings(), FigureWriter(path, "E"))
+    assert not has_failed
+    tune_small(path)

@@ -140,7 +140,8 @@ def taken_mask(outcome: Outcome, row: int) -> Tensor:
     forced = forced.expand(sizes.num_kv_heads, -1, -1)
     if limit == 0:
         return forced
-    assert (chosen >= -1).all()
+    # Before they are indices: one out of bounds would take the context of a GPU down.
+    assert ((chosen >= -1) & (chosen < blocks)).all()
     assert ((chosen[..., 1:] == -1) | (chosen[..., :-1] >= 0)).all(), "-1 before a block"
     counts = chosen.new_zeros(*chosen.shape[:-1], blocks + 1)
     counts.scatter_add_(-1, chosen + 1, torch.ones_like(chosen))
