@@ -8,7 +8,8 @@ of that kind:
 * `gate`, a tensor of an operator beside its float64 reference: `way`, `operator`, `check`, `dtype`, `tensor`, `error`,
   `limit`, `passed`; where the check could not run, `limit` is null, `tensor` is empty, and `message` says why
 * `kernel`, a timed launch, operator or peer: `way` and the fields of `kernel_measure.Row`
-* `first_token`, a context of `benchmarks.ttft`: those of a context in its JSON, `precision`, `runtime`, `layers`
+* `first_token`, a context of `benchmarks.ttft`: those of a context in its JSON, `precision`, `runtime`, `layers`,
+  `agrees` (with the reference model)
 * `passkey`, a prompt of `benchmarks.passkey`: `length`, `found`, `prefill_seconds`, `question_seconds`, `runtime`
 * `overlap`, a part of the context in a layer of `benchmarks.block_overlap`: `model`, `context`, `layer`, `part`,
   `neighbours`, `groups`, `union_blocks`, `chosen_blocks`, `left_share`

@@ -22,7 +22,6 @@ def headline(run: Run) -> str:
     versions = [
         f"driver {head.driver}" if head.driver else "driver not known",
         f"torch {head.torch}",
-        *([f"CUDA {head.cuda}"] if head.cuda else []),
         f"Triton {head.triton}",
         f"compute capability {head.compute_capability}",
     ]

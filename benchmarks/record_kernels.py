@@ -198,5 +198,5 @@ def _sharing(neighbours: int, chosen: float, union: float) -> tuple[str, str]:
 
 
 def _counters(run: Run) -> list[str]:
-    lines = [(one.kernel, one.metric, one.value, one.unit) for one in run.counters]
+    lines = [(one.kernel, one.metric, f"{one.value:.6g}", one.unit) for one in run.counters]
     return [f"Counters of ncu:\n\n{markdown(('kernel', 'counter', 'value', 'unit'), lines)}"] if lines else []

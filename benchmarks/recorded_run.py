@@ -14,24 +14,20 @@ from benchmarks.gpu_machine import find_rates
 from benchmarks.kernel_cases import LIGHTNING, SPARSE
 from benchmarks.recorded_figures import (
     Counter,
-    Fields,
     FirstToken,
     Gate,
+    Head,
+    Kind,
+    Machine,
     Overlap,
     Passkey,
+    Problem,
     RecordError,
     StepEnd,
     Timed,
     Trial,
     operator_of,
-    read_counter,
-    read_first_token,
-    read_gate,
-    read_overlap,
-    read_passkey,
-    read_step,
-    read_timed,
-    read_trial,
+    read,
 )
 from sala_export.errors import RequestError
 
@@ -54,7 +50,6 @@ class Header:
     compute_capability: str
     torch: str
     triton: str
-    cuda: str | None
     driver: str | None
     """None where there was no nvidia-smi."""
     clocks: Mapping[str, str]
@@ -111,16 +106,17 @@ def read_run(path: Path) -> Run:
     figures = read_figures(path)
     _require_one_header(path, figures)
 
-    def of_kind(kind: str, read: Callable[[Fields], T]) -> tuple[T, ...]:
+    def of_kind(kind: str, model: type[Kind]) -> tuple[Kind, ...]:
         places = ((f"{path}:{number}", figure) for number, figure in enumerate(figures, 1))
-        return tuple(read(Fields(place, figure)) for place, figure in places if figure["kind"] == kind)
+        return tuple(read(model, place, figure) for place, figure in places if figure["kind"] == kind)
 
-    gates = of_kind("gate", read_gate)
-    timed = _last(of_kind("kernel", read_timed), lambda t: (t.way, t.row.case, t.row.dtype, t.row.what))
-    tried = _last(of_kind("tuning", read_trial), lambda t: (t.kernel, t.candidate, t.case))
+    gates = of_kind("gate", Gate)
+    timed = _last(of_kind("kernel", Timed), lambda t: (t.way, t.row.case, t.row.dtype, t.row.what))
+    tried = _last(of_kind("tuning", Trial), lambda t: (t.kernel, t.candidate, t.case))
     kernels, red_kernels = _split(gates, timed)
     trials, red_trials = _split_trials(gates, tried)
-    first_tokens = of_kind("first_token", read_first_token)
+    # Those of a model that disagrees with its reference are told among the problems.
+    first_tokens = [one for one in of_kind("first_token", FirstToken) if one.agrees]
     run = Run(
         text=path.read_text(encoding="utf-8").rpartition("\n")[0] + "\n",
         gates=gates,
@@ -128,11 +124,11 @@ def read_run(path: Path) -> Run:
         trials=trials,
         left_out=(*red_kernels, *red_trials),
         first_tokens=_last(first_tokens, lambda f: (f.runtime, f.precision, f.layers, f.context)),
-        passkeys=_last(of_kind("passkey", read_passkey), lambda p: (p.runtime, p.length)),
-        overlaps=_last(of_kind("overlap", read_overlap), lambda o: (o.model, o.context, o.layer, o.neighbours)),
-        counters=_last(of_kind("profile", read_counter), lambda c: (c.kernel, c.metric)),
-        steps=_last(of_kind("step", read_step), lambda s: s.name),
-        problems=of_kind("problem", lambda fields: f"{fields.text('where')}: {fields.text('message')}"),
+        passkeys=_last(of_kind("passkey", Passkey), lambda p: (p.runtime, p.length)),
+        overlaps=_last(of_kind("overlap", Overlap), lambda o: (o.model, o.context, o.layer, o.neighbours)),
+        counters=_last(of_kind("profile", Counter), lambda c: (c.kernel, c.metric)),
+        steps=_last(of_kind("step", StepEnd), lambda s: s.name),
+        problems=tuple(f"{one.where}: {one.message}" for one in of_kind("problem", Problem)),
         header=_header(path, figures[0]),
     )
     if not run.left_out and not any(getattr(run, name) for name in TOPICS):
@@ -149,37 +145,31 @@ def _require_one_header(path: Path, figures: Sequence[Figure]) -> None:
 
 
 def _header(path: Path, figure: Figure) -> Header:
-    fields = Fields(f"{path}:1", figure)
-    if fields.flag("rehearsal"):
+    head = read(Head, f"{path}:1", figure)
+    if head.rehearsal:
         raise RecordError(f"{path}: figures of a rehearsal: no document gets them")
-    machine = fields.inner("machine")
-    if not machine.values.get("gpu"):
+    if not head.machine.gpu or not head.machine.compute_capability:
         raise RecordError(f"{path}: names no GPU, so nothing in it was measured on one")
-    if not fields.values.get("commit"):
+    if not head.commit:
         raise RecordError(f"{path}: names no commit: nobody could tell what was measured")
-    gpu = machine.text("gpu")
-    clocks = _nvidia_smi(machine, gpu)
+    clocks = _nvidia_smi(head.machine)
     return Header(
-        gpu=gpu,
-        recipe=_recipe_name(gpu),
-        compute_capability=machine.text("compute_capability"),
-        torch=machine.text("torch"),
-        triton=machine.text("triton"),
-        cuda=machine.optional("cuda", machine.text),
+        gpu=head.machine.gpu,
+        recipe=_recipe_name(head.machine.gpu),
+        compute_capability=head.machine.compute_capability,
+        torch=head.machine.torch,
+        triton=head.machine.triton,
         driver=clocks.get("driver"),
         clocks=clocks,
-        commit=_commit(fields),
-        started=_started(fields),
+        commit=_commit(path, head.commit),
+        started=head.started.astimezone(UTC),
     )
 
 
-def _nvidia_smi(machine: Fields, gpu: str) -> Mapping[str, str]:
+def _nvidia_smi(machine: Machine) -> Mapping[str, str]:
     """What nvidia-smi said of the GPU; empty where it said nothing."""
-    told = machine.values.get("gpus") or []
-    if not isinstance(told, list) or not all(isinstance(one, dict) for one in told):
-        raise RecordError(f"{machine.place}: gpus must be a list of objects")
-    ours = [one for one in told if one.get("name") == gpu] or told
-    return {name: str(value) for name, value in ours[0].items()} if ours else {}
+    ours = [told for told in machine.gpus if told.get("name") == machine.gpu] or machine.gpus
+    return ours[0] if ours else {}
 
 
 def _recipe_name(gpu: str) -> str:
@@ -189,23 +179,11 @@ def _recipe_name(gpu: str) -> str:
         return re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
 
 
-def _commit(fields: Fields) -> str:
-    text = fields.text("commit")
+def _commit(path: Path, text: str) -> str:
     found = _COMMIT.fullmatch(text)
     if found is None:
-        raise RecordError(f"{fields.place}: commit is {text!r:.60}: must be 7 to 40 hexadecimal digits")
+        raise RecordError(f"{path}:1: commit is {text!r:.60}: must be 7 to 40 hexadecimal digits")
     return found[1][:12] + ("-dirty" if found[2] else "")
-
-
-def _started(fields: Fields) -> datetime:
-    text = fields.text("started")
-    try:
-        started: datetime | None = datetime.fromisoformat(text)
-    except ValueError:
-        started = None
-    if started is None or started.tzinfo is None:
-        raise RecordError(f"{fields.place}: started is {text!r:.60}: must be a time by ISO 8601 with its zone")
-    return started.astimezone(UTC)
 
 
 def _last(found: Sequence[T], key: Callable[[T], object]) -> tuple[T, ...]:

@@ -113,6 +113,7 @@ class Recorder:
             chunk_tokens=report.chunk_tokens,
             new_tokens=report.request.new_tokens,
             agreement=self._error,
+            agrees=self.agreements[-1].problem is None,
         )
 
     @property

@@ -22,7 +22,7 @@ Line = dict[str, Any]
 def header(**changes: Any) -> Line:
     """Of a run that was no rehearsal; only a copy of the checkout may get its figures."""
     smi = {"name": GPU, "driver": "999.99", "most_sm_clock_mhz": "1000", "power_limit_watts": "70.00"}
-    machine = {"gpu": GPU, "compute_capability": "9.9", "torch": "2.0", "triton": "3.0", "cuda": "13.0", "gpus": [smi]}
+    machine = {"gpu": GPU, "compute_capability": "9.9", "torch": "2.0", "triton": "3.0", "gpus": [smi]}
     line = {"machine": machine, "commit": COMMIT, "started": "2001-02-03T04:05:06+00:00", "rehearsal": False}
     return {"kind": "run", "step": "", **line, **changes}
 
@@ -47,7 +47,7 @@ def first_token(context: int, first: float, token: float, **changes: Any) -> Lin
         "foretold_device_memory_bytes": 2 << 30,
         "host_memory_bytes": 1 << 30,
     }
-    model = {"precision": "bf16", "runtime": "torch", "layers": 32}
+    model = {"precision": "bf16", "runtime": "torch", "layers": 32, "agrees": True}
     return {"kind": "first_token", "context": context, **line, **model, **changes}
 
 
