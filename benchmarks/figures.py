@@ -48,7 +48,7 @@ class FiguresError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class FigureWriter:
-    """Appends figures to a file, which several processes may do in turn; without a path it writes nothing."""
+    """Appends figures to a file, as several processes may do: a line is one write. Without a path it writes nothing."""
 
     path: Path | None
     step: str = ""

@@ -100,7 +100,7 @@ STEPS = (
     Step(
         letter="H",
         name="GPU tests of operators and runtime",
-        command=_tests("tests/ops", "tests/torch_runtime", "-n", "4", "--dist", "loadfile"),
+        command=_tests("tests/ops", "tests/torch_runtime", "-n", "8", "--dist", "worksteal"),
         seconds=50,
         limit=90,
     ),

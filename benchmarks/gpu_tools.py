@@ -74,10 +74,10 @@ def profile(figures: FigureWriter) -> int:
     command = ["ncu", "--clock-control", "none", "--csv", "--kernel-name", wanted, "--launch-count", "5", *sections]
     code, text = _output([*command, sys.executable, *_CALLS, *only])
     counters = read_counters(text)
-    if code or not counters:
-        raise ToolError(f"ncu ended with code {code} and {len(counters)} counters: {_last_line(text)}")
     for kernel, metric, value, unit in counters:
         figures.write("profile", kernel=kernel, metric=metric, value=value, unit=unit)
+    if code or not counters:
+        raise ToolError(f"ncu ended with code {code} and {len(counters)} counters: {_last_line(text)}")
     return len(counters)
 
 

@@ -24,6 +24,8 @@ sala_unpack() { # TARGET
     mkdir -p sala_export/lib || return 2
     cp "$pack"/native/sala_export/lib/*.so "$pack/commit.txt" sala_export/lib || return 2
     cp "$module" sala_export/runtime || return 2
+    # A copy may have lost what makes a file a program.
+    [ ! -d "$pack/bin" ] || chmod -R +x "$pack/bin" || return 2
     echo "unpacked commit $(cat "$pack/commit.txt"); tests of the plugins take --plugin-driver $pack/bin/plugin_driver"
     sala_site=$target
 }
