@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.figures import Figure, FigureWriter, read_figures
+from benchmarks.figures import Figure, FiguresError, FigureWriter, read_figures
 from benchmarks.first_light_steps import Step, chosen, planned
 from benchmarks.run_header import write_header
 from benchmarks.tables import duration
@@ -89,7 +89,7 @@ class Run:
 
     def _run(self, step: Step) -> Outcome:
         print(f"{step.letter}  {step.name}, about {step.seconds} s", flush=True)
-        before, start = len(read_figures(self.figures)), time.monotonic()
+        before, start = _lines(self.figures), time.monotonic()
         log = self.folder / LOG
         with log.open("a", encoding="utf-8") as output:
             output.write(f"\n=== {step.letter}: {' '.join(step.command)}\n")
@@ -103,8 +103,12 @@ class Run:
             state=state,
             seconds=time.monotonic() - start,
             message=message,
-            figures=len(read_figures(self.figures)) - before,
+            figures=_lines(self.figures) - before,
         )
+
+
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n")
 
 
 def _run_within(command: Sequence[str], seconds: float, output: int) -> int | None:
@@ -253,7 +257,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for outcome in run.outcomes(options.steps):
         print(outcome.line, flush=True)
         outcomes.append(outcome)
-    text = summary(outcomes, read_figures(run.figures))
+    try:
+        text = summary(outcomes, read_figures(run.figures))
+    except FiguresError as error:
+        text = "\n".join([*(outcome.line for outcome in outcomes), f"error: {error}"])
     (run.folder / SUMMARY).write_text(text + "\n", encoding="utf-8")
     print(f"\n{text}")
     return 0 if all(outcome.state == "passed" for outcome in outcomes) else 2

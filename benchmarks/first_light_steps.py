@@ -44,20 +44,20 @@ _TUNING = ("--rounds", "5", *_KNOWN_GATE)
 _PACKED_DRIVER = "gpu-pack/bin/plugin_driver"
 
 STEPS = (
-    Step(letter="A", name="compile ahead, one process for each core", command=_module("prewarm"), seconds=30, limit=70),
+    Step(letter="A", name="compile ahead, one process for each core", command=_module("prewarm"), seconds=35, limit=75),
     Step(
         letter="B",
         name="gate: compiled here, as on RTX cards, and the shipped cubins",
         command=_module("kernel_gate", "--way", "jit", "--way", "jit-sm86", "--way", "shipped"),
-        seconds=35,
+        seconds=25,
         limit=75,
     ),
     Step(
         letter="C",
         name="shipped cubins, timed",
         command=_module("kernels", "--shipped", "--no-peers", "--rounds", "10", "--seconds", "20", *_KNOWN_GATE),
-        seconds=40,
-        limit=70,
+        seconds=25,
+        limit=60,
     ),
     Step(
         letter="D",
@@ -80,8 +80,8 @@ STEPS = (
         letter="E",
         name="kernels compiled here, and their peers",
         command=_module("kernels", "--rounds", "10", "--seconds", "50", *_KNOWN_GATE),
-        seconds=90,
-        limit=130,
+        seconds=70,
+        limit=120,
     ),
     Step(
         letter="K",
@@ -118,8 +118,8 @@ STEPS = (
         letter="G",
         name="tiles of the gather kernel",
         command=_module("kernels", "--tune", "infllmv2_gather_kernel", "--seconds", "10", *_TUNING),
-        seconds=20,
-        limit=45,
+        seconds=25,
+        limit=50,
     ),
     Step(
         letter="M",
@@ -128,8 +128,8 @@ STEPS = (
         seconds=20,
         limit=45,
     ),
-    Step(letter="N", name="memcheck", command=_module("gpu_tools", "memcheck"), seconds=25, limit=60),
-    Step(letter="O", name="initcheck", command=_module("gpu_tools", "initcheck"), seconds=25, limit=60),
+    Step(letter="N", name="memcheck", command=_module("gpu_tools", "memcheck"), seconds=40, limit=90),
+    Step(letter="O", name="initcheck", command=_module("gpu_tools", "initcheck"), seconds=40, limit=90),
 )  # fmt: skip
 
 

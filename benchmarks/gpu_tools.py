@@ -16,7 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.figures import FigureWriter, add_figure_options
@@ -33,37 +33,49 @@ class ToolError(Exception):
     """A tool that is missing or fails, in one line."""
 
 
-def _output(command: Sequence[str]) -> tuple[int, str]:
-    """Exit code and all that a tool prints. Raises: ToolError if it is not there."""
+def _run(command: Sequence[str], hear: Callable[[str], None]) -> int:
+    """Exit code of a tool, each line of which is told as it comes. Raises: ToolError if it is not there."""
     if shutil.which(command[0]) is None:
         raise ToolError(f"{command[0]} is not on PATH: install CUDA's tools")
     # Memory that torch keeps and hands out again would count as written.
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout + done.stderr
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            hear(line.rstrip("\n"))
+    return process.returncode
 
 
 def check(tool: str, figures: FigureWriter) -> int:
     """Run compute-sanitizer; returns how many errors it counts. Raises: ToolError."""
+    lines: list[str] = []
+    told: set[str] = set()
+
+    def hear(line: str) -> None:
+        lines.append(line)
+        found = finding(*lines[-2:])
+        if found is not None and found not in told:
+            told.add(found)
+            figures.write("problem", where=tool, message=found)
+            print(f"{tool}: {found}", flush=True)
+
     # torch and Triton also ask the driver for what it may not have, which is no error of a kernel.
     quiet = ("--report-api-errors", "no")
-    code, text = _output(["compute-sanitizer", "--tool", tool, *quiet, sys.executable, *_CALLS])
-    counted = re.findall(r"ERROR SUMMARY: (\d+) error", text)
+    code = _run(["compute-sanitizer", "--tool", tool, *quiet, sys.executable, *_CALLS], hear)
+    counted = re.findall(r"ERROR SUMMARY: (\d+) error", "\n".join(lines))
     if not counted:
-        raise ToolError(f"compute-sanitizer {tool} ended with code {code} and no summary: {_last_line(text)}")
-    for line in dict.fromkeys(findings(text)):
-        figures.write("problem", where=tool, message=line)
-        print(f"{tool}: {line}")
+        raise ToolError(f"compute-sanitizer {tool} ended with code {code} and no summary: {_last(lines)}")
     if code and not int(counted[-1]):
-        raise ToolError(f"compute-sanitizer {tool}: the program failed: {_last_line(text)}")
+        raise ToolError(f"compute-sanitizer {tool}: the program failed: {_last(lines)}")
     return int(counted[-1])
 
 
-def findings(text: str) -> list[str]:
-    """What compute-sanitizer found: the first two lines of each report, which say what, where and in which kernel."""
-    lines = [line.removeprefix("=========").strip() for line in text.splitlines() if line.startswith("=========")]
-    starts = [i for i, line in enumerate(lines) if re.match(r"(Invalid|Uninitialized|Misaligned)", line)]
-    return [" ".join(lines[i : i + 2]) for i in starts]
+def finding(line: str, following: str = "") -> str | None:
+    """What the first two lines of a report of compute-sanitizer say: what, where, in which kernel. None for others."""
+    what, where = (part.removeprefix("=========").strip() for part in (line, following))
+    return f"{what} {where}" if re.match(r"(Invalid|Uninitialized|Misaligned)", what) and where else None
 
 
 def profile(figures: FigureWriter) -> int:
@@ -72,12 +84,13 @@ def profile(figures: FigureWriter) -> int:
     wanted = f"regex:^({'|'.join(PROFILED)})$"
     only = ("--only", "8K")
     command = ["ncu", "--clock-control", "none", "--csv", "--kernel-name", wanted, "--launch-count", "5", *sections]
-    code, text = _output([*command, sys.executable, *_CALLS, *only])
-    counters = read_counters(text)
+    lines: list[str] = []
+    code = _run([*command, sys.executable, *_CALLS, *only], lines.append)
+    counters = read_counters("\n".join(lines))
     for kernel, metric, value, unit in counters:
         figures.write("profile", kernel=kernel, metric=metric, value=value, unit=unit)
     if code or not counters:
-        raise ToolError(f"ncu ended with code {code} and {len(counters)} counters: {_last_line(text)}")
+        raise ToolError(f"ncu ended with code {code} and {len(counters)} counters: {_last(lines)}")
     return len(counters)
 
 
@@ -94,8 +107,8 @@ def read_counters(text: str) -> list[tuple[str, str, float, str]]:
     return found
 
 
-def _last_line(text: str) -> str:
-    return next((line.strip()[:200] for line in reversed(text.splitlines()) if line.strip()), "nothing printed")
+def _last(lines: Sequence[str]) -> str:
+    return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "nothing printed")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -171,13 +171,16 @@ def _judged(way: Way, check: Check, device: str, repeats: int, figures: FigureWr
     return "; ".join(wrong) or None
 
 
-def red_operators(path: Path, way: Way) -> set[tuple[str, str]] | None:
-    """Operators and types that failed the gate in a file of figures; None if it holds no gate of this way.
+def red_operators(path: Path, way: Way, dtypes: Sequence[torch.dtype]) -> set[tuple[str, str]] | None:
+    """Operators and types that failed the gate in a file of figures; None if a check of this way is missing there.
 
     Raises: FiguresError.
     """
     found = [figure for figure in read_figures(path) if figure["kind"] == "gate" and figure["way"] == str(way)]
-    return {(figure["operator"], figure["dtype"]) for figure in found if not figure["passed"]} if found else None
+    known = {(figure["operator"], figure["check"], figure["dtype"]) for figure in found}
+    if not {(check.operator, check.name, check.type_name) for check in checks(dtypes)} <= known:
+        return None
+    return {(figure["operator"], figure["dtype"]) for figure in found if not figure["passed"]}
 
 
 def run_apart(ways: Sequence[Way], options: argparse.Namespace) -> int:

@@ -160,9 +160,8 @@ def rows(
         if what in times
     ]
     of_launches = times.get("launches", ())
-    return found + [
-        row(name, one, None, by_kernel[name]) for name, one in zip(launches, of_launches, strict=False) if of_launches
-    ]
+    timed_launches = zip(launches, of_launches, strict=True) if of_launches else ()
+    return found + [row(name, one, None, by_kernel[name]) for name, one in timed_launches]
 
 
 def _repeated(step: Step, count: int) -> Step:

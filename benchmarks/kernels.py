@@ -71,7 +71,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="if a kernel is wrong: measure nothing, or say by how much and measure the others (default: stop)",
     )
     parser.add_argument(
-        "--gate-from", type=Path, help="take the results of benchmarks.kernel_gate from this file, if it has them"
+        "--gate-from", type=Path, help="take the results of benchmarks.kernel_gate from this file, if it has all"
     )
     parser.add_argument("--tune", metavar="KERNEL", choices=tunable(), help=f"try tiles of one of {tunable()}")
     parser.add_argument("--once", action="store_true", help="run every call once and time nothing: for profilers")
@@ -158,9 +158,10 @@ def gated_cases(options: argparse.Namespace, figures: FigureWriter) -> tuple[lis
     Raises: RedGateError if one is wrong and the options say to stop; FiguresError for a file that is none.
     """
     wanted = [(case, dtype) for dtype in DTYPES[options.dtype] for case in chosen_cases(options)]
-    red = red_operators(options.gate_from, options.way) if options.gate_from else None
+    dtypes = [getattr(torch, dtype.value) for dtype in DTYPES[options.dtype]]
+    red = red_operators(options.gate_from, options.way, dtypes) if options.gate_from else None
     if red is None:
-        red = set(_run_gate(options, figures))
+        red = set(_run_gate(options, dtypes, figures))
     right = [(case, dtype) for case, dtype in wanted if (case.operator, dtype.value) not in red]
     for case, dtype in wanted:
         if (case, dtype) not in right:
@@ -168,9 +169,10 @@ def gated_cases(options: argparse.Namespace, figures: FigureWriter) -> tuple[lis
     return right, len(right) < len(wanted)
 
 
-def _run_gate(options: argparse.Namespace, figures: FigureWriter) -> Iterator[tuple[str, str]]:
+def _run_gate(
+    options: argparse.Namespace, dtypes: Sequence[torch.dtype], figures: FigureWriter
+) -> Iterator[tuple[str, str]]:
     """Operator and type of every check that is red."""
-    dtypes = [getattr(torch, dtype.value) for dtype in DTYPES[options.dtype]]
     for way, check, wrong in run_gate([options.way], dtypes, "cuda", 1, figures):
         if wrong is None:
             continue

@@ -76,7 +76,8 @@ def prewarm(sm: int, processes: int, with_peers: bool) -> Iterator[str | None]:
         if with_peers:
             tasks += [peers.submit(compile_peers, share, processes) for share in range(processes)]
         for task in as_completed(tasks):
-            yield task.result()
+            error = task.exception()  # a process that died, or what no compilation should raise
+            yield one_line(error) if error else task.result()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

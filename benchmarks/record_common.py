@@ -44,8 +44,8 @@ def course(run: Run) -> list[str]:
             (
                 plain(step.name),
                 plain(step.state),
-                "" if step.seconds is None else duration(step.seconds),
-                "" if step.estimate_seconds is None else duration(step.estimate_seconds),
+                duration(step.seconds) if step.seconds else "",
+                duration(step.estimate_seconds),
                 plain(step.message),
             )
             for step in run.steps

@@ -54,9 +54,11 @@ def run_in(folder: Path, seconds: float = 60) -> Run:
 def test_everything_fits_nine_minutes_and_the_last_is_left_out_first() -> None:
     assert all(start is not None for _, start in planned(STEPS, 540 - CLOSING_SECONDS))
     kept = [step for step, start in planned(STEPS, 300) if start is not None]
-    assert kept == list(STEPS[: len(kept)])
+    left = 300 - sum(step.seconds for step in kept)
+    assert left >= 0
+    assert kept[:6] == list(STEPS[:6])
     assert len(kept) < len(STEPS)
-    assert sum(step.seconds for step in kept) <= 300
+    assert all(step.seconds > left for step in STEPS if step not in kept), "nothing that fits is left out"
     assert len({step.letter for step in STEPS}) == len(STEPS)
     assert all(step.seconds < step.limit for step in STEPS)
     *lines, total = plan_text(STEPS, 5).splitlines()

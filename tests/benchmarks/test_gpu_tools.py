@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -33,10 +34,27 @@ some output of the program
 """
 
 
+def printing(code: int, text: str) -> Callable[[Sequence[str], Callable[[str], None]], int]:
+    """A tool that prints a text and ends."""
+
+    def run(command: Sequence[str], hear: Callable[[str], None]) -> int:
+        for line in text.splitlines():
+            hear(line)
+        return code
+
+    return run
+
+
+def test_a_tool_is_heard_line_by_line() -> None:
+    heard: list[str] = []
+    code = gpu_tools._run(["sh", "-c", "echo out; echo; echo err >&2; exit 3"], heard.append)
+    assert (code, heard) == (3, ["out", "", "err"])
+
+
 def test_sanitizer_reports_are_told_once_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gpu_tools, "_output", lambda command: (0, SANITIZER))
+    monkeypatch.setattr(gpu_tools, "_run", printing(0, SANITIZER))
     path = tmp_path / "figures.jsonl"
     assert gpu_tools.check("memcheck", FigureWriter(path, "N")) == 3
     told = [
@@ -58,13 +76,13 @@ def test_sanitizer_reports_are_told_once_each(
 def test_sanitizer_that_has_not_checked_anything_is_an_error(
     code: int, text: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu_tools, "_output", lambda command: (code, text))
+    monkeypatch.setattr(gpu_tools, "_run", printing(code, text))
     with pytest.raises(gpu_tools.ToolError, match=said):
         gpu_tools.check("memcheck", FigureWriter(None))
 
 
 def test_counters_are_read_from_the_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_tools, "_output", lambda command: (0, NCU))
+    monkeypatch.setattr(gpu_tools, "_run", printing(0, NCU))
     path = tmp_path / "figures.jsonl"
     assert gpu_tools.profile(FigureWriter(path, "I")) == 2
     found = [(figure["metric"], figure["value"], figure["unit"]) for figure in read_figures(path)]
@@ -72,11 +90,11 @@ def test_counters_are_read_from_the_csv(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_profiler_without_counters_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_tools, "_output", lambda command: (1, "==ERROR== Failed to initialize the profiler\n"))
+    monkeypatch.setattr(gpu_tools, "_run", printing(1, "==ERROR== Failed to initialize the profiler\n"))
     with pytest.raises(gpu_tools.ToolError, match="Failed to initialize the profiler"):
         gpu_tools.profile(FigureWriter(None))
 
 
 def test_missing_tool_is_named() -> None:
     with pytest.raises(gpu_tools.ToolError, match="no-such-tool is not on PATH"):
-        gpu_tools._output(["no-such-tool"])
+        gpu_tools._run(["no-such-tool"], print)

@@ -122,8 +122,9 @@ def test_everything_found_is_written_and_told(tmp_path: Path) -> None:
     ]
     told = read_figures(path)
     assert [(figure["tensor"], figure["passed"]) for figure in told] == [("y", False), ("state_out", True), ("", False)]
-    assert red_operators(path, Way.SHIPPED) == {(LIGHTNING.operator, "float16"), (SPARSE.operator, "float16")}
-    assert red_operators(path, Way.JIT) is None, "nothing is known of another way"
+    dtypes = [torch.float16]
+    assert red_operators(path, Way.SHIPPED, dtypes) == {(LIGHTNING.operator, "float16"), (SPARSE.operator, "float16")}
+    assert red_operators(path, Way.JIT, dtypes) is None, "nothing is known of another way"
 
 
 @pytest.mark.usefixtures("gate_of_two")
@@ -137,9 +138,12 @@ def test_stopping_gate_names_the_first_that_is_off(capsys: pytest.CaptureFixture
 def test_reporting_gate_goes_on_with_what_is_right(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "figures.jsonl"
     writer = FigureWriter(path, "B")
-    known = {"way": "jit", "check": "decode", "dtype": "float16", "tensor": "y", "error": 0.0, "limit": 0.1}
-    writer.write("gate", **known, operator="lightning_attention", passed=True)
-    writer.write("gate", **known, operator="infllmv2_attention", passed=False)
+    *all_but_one, last = kernel_gate.checks([torch.float16])
+    for check in all_but_one:
+        told = {"operator": check.operator, "check": check.name, "tensor": "y", "error": 0.0, "limit": 0.1}
+        writer.write("gate", way="jit", dtype="float16", **told, passed=check.operator == "lightning_attention")
+    assert red_operators(path, Way.JIT, [torch.float16]) is None, "a gate that was stopped half way is no gate"
+    writer.write("gate", way="jit", operator=last.operator, check=last.name, dtype="float16", tensor="y", passed=True)
     options = kernels.parse(["--dtype", "fp16", "--quick", "--gate", "report", "--gate-from", str(path)])
     cases, is_red = kernels.gated_cases(options, FigureWriter(None))
     assert is_red

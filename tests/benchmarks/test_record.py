@@ -264,7 +264,7 @@ def test_steps_counters_and_problems_are_told_without_the_machine(tmp_path: Path
     kernels, _ = recorded(tmp_path, [header(), gate(), step, problem, counter])
     clean = "No module named 'fla' in x.py, see (address)"
     assert table_with(kernels, "remark") == [
-        {"step": "E kernels", "ended": "LEFT OUT", "took": "0 s", "estimate": "180 s", "remark": clean}
+        {"step": "E kernels", "ended": "LEFT OUT", "took": "", "estimate": "180 s", "remark": clean}
     ]
     assert f"* step E: a\\|b c {clean}" in kernels
     assert table_with(kernels, "counter")[0]["value"] == "12.5"

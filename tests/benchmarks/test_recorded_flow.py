@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -85,10 +85,12 @@ def overlap(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tools(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def output(command: Sequence[str]) -> tuple[int, str]:
-        return 0, NCU if command[0] == "ncu" else SANITIZER
+    def run(command: Sequence[str], hear: Callable[[str], None]) -> int:
+        for line in (NCU if command[0] == "ncu" else SANITIZER).splitlines():
+            hear(line)
+        return 0
 
-    monkeypatch.setattr(gpu_tools, "_output", output)
+    monkeypatch.setattr(gpu_tools, "_run", run)
     assert gpu_tools.main(["profile", "--figures", str(path)]) == 0
     assert gpu_tools.main(["memcheck", "--figures", str(path)]) == 2
 
