@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -65,6 +66,12 @@ def test_everything_fits_nine_minutes_and_the_last_is_left_out_first() -> None:
     assert lines[1].split()[:4] == ["A", "0", "s", str(STEPS[0].seconds)]
     assert "left out" in lines[-1]
     assert "of 300 s" in total
+
+
+def test_page_has_every_step_with_its_time() -> None:
+    page = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| ([A-Z]) \| .* \| (\d+) s \|$", page, re.MULTILINE)
+    assert told == [(step.letter, str(step.seconds)) for step in STEPS]
 
 
 def test_a_failing_and_a_hanging_step_leave_the_others(tmp_path: Path) -> None:
