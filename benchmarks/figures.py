@@ -13,7 +13,7 @@ of that kind:
 * `passkey`, a prompt of `benchmarks.passkey`: `length`, `found`, `prefill_seconds`, `question_seconds`, `runtime`
 * `overlap`, a part of the context in a layer of `benchmarks.block_overlap`: `model`, `context`, `layer`, `part`,
   `neighbours`, `groups`, `union_blocks`, `chosen_blocks`, `left_share`
-* `tuning`, a candidate tile in a call: `kernel`, `dtype`, `candidate`, `case`, `seconds`, `spread`, `registers`
+* `tuning`, a candidate tile in a call: `way`, `kernel`, `dtype`, `candidate`, `case`, `seconds`, `spread`, `registers`
 * `profile`, a counter of `ncu`: `kernel`, `metric`, `value`, `unit`
 * `problem`, whatever went wrong: `where`, `message`
 

@@ -183,7 +183,9 @@ def tune(
         times[case.name] = {text: steps[0] for text, steps in timed.items()}
         for text, found_times in times[case.name].items():
             told = {"seconds": found_times.median, "spread": found_times.spread, "registers": registers.get(text)}
-            figures.write("tuning", kernel=name, dtype=dtype.value, candidate=text, case=case.name, **told)
+            figures.write(
+                "tuning", way=str(settings.way), kernel=name, dtype=dtype.value, candidate=text, case=case.name, **told
+            )
     return tuning_table(f"SM{sm}, {dtype.value}", times, registers, refused)
 
 

@@ -29,9 +29,9 @@ class RecordError(Exception):
     """Figures, or what is said about them, that cannot go into a document: in one line."""
 
 
-def operator_of(call: str) -> str | None:
-    """The operator that a call of `benchmarks/kernel_cases.py` is of, by its name; None for a name of no operator."""
-    return next((operator for prefix, operator in _OPERATORS.items() if call.startswith(prefix)), None)
+def operator_of(call: str) -> str:
+    """The operator that a call of `benchmarks/kernel_cases.py` is of, by its name."""
+    return next(operator for prefix, operator in _OPERATORS.items() if call.startswith(prefix))
 
 
 def _no_number_as_infinity(value: object) -> object:
@@ -71,6 +71,11 @@ class Timed(_Figure):
     @property
     def row(self) -> Row:
         return Row(**self.model_dump(exclude={"way"}))
+
+    @property
+    def gate(self) -> tuple[str, str, str]:
+        """Way, operator and type whose gate it depends on."""
+        return self.way, operator_of(self.case), self.dtype
 
 
 class Gate(_Figure):
@@ -159,12 +164,19 @@ class Overlap(_Figure):
 class Trial(_Figure):
     """A candidate tile, or constants, in a call."""
 
+    way: Way
     kernel: Text
+    dtype: Text
     candidate: Text
-    case: Text
+    case: Call
     seconds: Seconds
     spread: Share
     registers: Count | None
+
+    @property
+    def gate(self) -> tuple[str, str, str]:
+        """As `Timed.gate`."""
+        return self.way, operator_of(self.case), self.dtype
 
 
 class Counter(_Figure):

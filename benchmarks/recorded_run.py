@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 from benchmarks.figures import Figure, read_figures
 from benchmarks.gpu_machine import find_rates
-from benchmarks.kernel_cases import LIGHTNING, SPARSE
 from benchmarks.recorded_figures import (
     Counter,
     FirstToken,
@@ -26,16 +25,12 @@ from benchmarks.recorded_figures import (
     StepEnd,
     Timed,
     Trial,
-    operator_of,
     read,
 )
 from sala_export.errors import RequestError
 
 T = TypeVar("T")
 
-JIT = "jit"
-_KERNELS = {"lightning": LIGHTNING, "infllmv2": SPARSE}
-"""By the first word of the name of a kernel or operator."""
 _COMMIT = re.compile(r"([0-9a-f]{7,40})(\+|-dirty)?")
 
 
@@ -112,17 +107,17 @@ def read_run(path: Path) -> Run:
 
     gates = of_kind("gate", Gate)
     timed = _last(of_kind("kernel", Timed), lambda t: (t.way, t.row.case, t.row.dtype, t.row.what))
-    tried = _last(of_kind("tuning", Trial), lambda t: (t.kernel, t.candidate, t.case))
-    kernels, red_kernels = _split(gates, timed)
-    trials, red_trials = _split_trials(gates, tried)
+    tried = _last(of_kind("tuning", Trial), lambda t: (t.kernel, t.way, t.dtype, t.candidate, t.case))
+    left_out = _left_out(gates, (*timed, *tried))
+    red = {(one.way, one.operator, one.dtype) for one in left_out}
     # Those of a model that disagrees with its reference are told among the problems.
     first_tokens = [one for one in of_kind("first_token", FirstToken) if one.agrees]
     run = Run(
         text=path.read_text(encoding="utf-8").rpartition("\n")[0] + "\n",
         gates=gates,
-        kernels=kernels,
-        trials=trials,
-        left_out=(*red_kernels, *red_trials),
+        kernels=tuple(time for time in timed if time.gate not in red),
+        trials=tuple(time for time in tried if time.gate not in red),
+        left_out=left_out,
         first_tokens=_last(first_tokens, lambda f: (f.runtime, f.precision, f.layers, f.context)),
         passkeys=_last(of_kind("passkey", Passkey), lambda p: (p.runtime, p.length)),
         overlaps=_last(of_kind("overlap", Overlap), lambda o: (o.model, o.context, o.layer, o.neighbours)),
@@ -191,41 +186,28 @@ def _last(found: Sequence[T], key: Callable[[T], object]) -> tuple[T, ...]:
     return tuple({key(one): one for one in found}.values())
 
 
-def why_not(gates: Sequence[Gate], way: str, operator: str, dtype: str | None) -> str | None:
-    """Why no time of an operator may be shown; None if every check of it passed, in this type or without one in all."""
-    ours = [g for g in gates if (g.way, g.operator) == (way, operator) and dtype in (None, g.dtype)]
+def why_not(gates: Sequence[Gate], way: str, operator: str, dtype: str) -> str | None:
+    """Why no time of an operator may be shown; None if every check of it passed."""
+    ours = [gate for gate in gates if (gate.way, gate.operator, gate.dtype) == (way, operator, dtype)]
     if not ours:
         return "no gate in the same file"
-    red = [gate for gate in ours if not gate.passed]
-    return red[0].told if red else None
+    return next((gate.told for gate in ours if not gate.passed), None)
 
 
-def _split(gates: Sequence[Gate], timed: Sequence[Timed]) -> tuple[tuple[Timed, ...], list[LeftOut]]:
-    keys = [(one.way, operator_of(one.row.case) or "", one.row.dtype) for one in timed]
-    left_out = [
+def _left_out(gates: Sequence[Gate], times: Sequence[Timed | Trial]) -> tuple[LeftOut, ...]:
+    """The operators whose times no document gets."""
+    keys = [time.gate for time in times]
+    return tuple(
         LeftOut(way=key[0], operator=key[1], dtype=key[2], why=why, figures=keys.count(key))
         for key in dict.fromkeys(keys)
         if (why := why_not(gates, *key))
-    ]
-    red = {(one.way, one.operator, one.dtype) for one in left_out}
-    return tuple(one for one, key in zip(timed, keys, strict=True) if key not in red), left_out
-
-
-def _split_trials(gates: Sequence[Gate], trials: Sequence[Trial]) -> tuple[tuple[Trial, ...], list[LeftOut]]:
-    keys = [_KERNELS.get(trial.kernel.partition("_")[0], trial.kernel) for trial in trials]
-    left_out = [
-        LeftOut(way=JIT, operator=key, dtype="tuning", why=why, figures=keys.count(key))
-        for key in dict.fromkeys(keys)
-        if (why := why_not(gates, JIT, key, None))
-    ]
-    red = {one.operator for one in left_out}
-    return tuple(one for one, key in zip(trials, keys, strict=True) if key not in red), left_out
+    )
 
 
 TOPICS: Mapping[str, Callable[[Any], object]] = {
     "kernels": lambda timed: timed.way,
     "gates": lambda gate: gate.way,
-    "trials": lambda trial: trial.kernel,
+    "trials": lambda trial: (trial.kernel, trial.way, trial.dtype),
     "overlaps": lambda overlap: overlap.model,
     "counters": lambda counter: counter.kernel,
     "first_tokens": lambda row: (row.runtime, row.precision, row.layers),

@@ -272,8 +272,8 @@ def test_tuned_constants_give_a_table_and_figures(tmp_path: Path) -> None:
     path = tmp_path / "figures.jsonl"
     table = call_interpreting(tune_small, path).splitlines()
     told = [(figure["kernel"], figure["case"], figure["seconds"]) for figure in read_figures(path)]
-    assert told == [("lightning_attention", "chunk of 20", 1.0)] * 5
-    assert table[0] == "| SM120, float16 | registers | relative time | chunk of 20 |"
+    assert told == [("lightning_attention", "Lightning, chunk of 20", 1.0)] * 5
+    assert table[0] == "| SM120, float16 | registers | relative time | Lightning, chunk of 20 |"
     assert len(table) == 2 + 5
     assert '| `{"WANTED_PROGRAMS": 32}` |  | 1.000 | 1 s +- 0 % |' in table
 

@@ -98,7 +98,7 @@ def tune_small(path: Path) -> str:
     """The table of a tuned constant, over calls that take a moment in the interpreter."""
     from benchmarks.kernel_tuning import tune
 
-    cases = [replace(SMALL_CASES[0], name="chunk of 20")]
+    cases = [replace(SMALL_CASES[0], name="Lightning, chunk of 20")]
     figures = FigureWriter(path)
     return tune("lightning_attention", cases, DType.FLOAT16, torch.device("cpu"), CountingTimer(), settings(), figures)
 

@@ -58,7 +58,7 @@ def overlap(layer: int, union: float) -> Line:
 
 def trial(candidate: str, case: str, seconds: float, kernel: str = PREFILL) -> Line:
     line = {"candidate": candidate, "case": case, "seconds": seconds, "spread": 0.01, "registers": 100}
-    return {"kind": "tuning", "kernel": kernel, **line}
+    return {"kind": "tuning", "way": "jit", "dtype": "bfloat16", "kernel": kernel, **line}
 
 
 def write(folder: Path, lines: Sequence[Line], end: str = "\n") -> Path:
