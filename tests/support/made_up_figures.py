@@ -8,6 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from benchmarks import record
+
 ROOT = Path(__file__).parents[2]
 GPU = "Imaginary X1"
 NAME = "imaginary-x1"
@@ -15,6 +19,9 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LIGHTNING_CALL = "Lightning, chunk of 8K"
 SPARSE_CALL = "InfLLM-v2, one token after 32K"
 PREFILL = "lightning_prefill_kernel"
+PEER = "fla chunk_simple_gla"
+RAW = f"benchmarks/results/{NAME}-2001-02-03T040506-{COMMIT[:12]}.jsonl"
+"""Where the raw figures of a run with `header()` are kept."""
 
 Line = dict[str, Any]
 
@@ -111,3 +118,24 @@ def tables(text: str) -> list[list[dict[str, str]]]:
 def table_with(text: str, *columns: str) -> list[dict[str, str]]:
     """The first table that has these columns and a row; empty if there is none."""
     return next((rows for rows in tables(text) if rows and set(columns) <= set(rows[0])), [])
+
+
+def times() -> list[Line]:
+    """An operator with its launches and its peer, in two ways, behind green gates."""
+    return [
+        gate(),
+        gate(way="shipped"),
+        kernel("operator", 3e-3, floor_seconds=1e-3, roofline_seconds=1.5e-3),
+        kernel(PREFILL, 2e-3, roofline_seconds=1e-3),
+        kernel(PEER, 4.8e-3, floor_seconds=1e-3),
+        kernel("operator", 2.5e-3, way="shipped", floor_seconds=1e-3, roofline_seconds=1.5e-3),
+    ]
+
+
+def assert_refused(root: Path, figures: Path, capsys: pytest.CaptureFixture[str], why: str) -> None:
+    before = snapshot(root)
+    assert record.main([str(figures)], root) == 2
+    told = capsys.readouterr()
+    assert why in told.err
+    assert (told.out, told.err.count("\n"), told.err[:7]) == ("", 1, "error: ")
+    assert snapshot(root) == before
