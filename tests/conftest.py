@@ -22,7 +22,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Test processes side by side share the cores: torch's threads wait for each other by spinning."""
+    """Test processes side by side share the cores: torch's threads wait for each other by spinning.
+
+    Raises: pytest.UsageError without the GPU that was required, before there are such processes, which would not tell.
+    """
+    if "gpu" in config.getoption("--require") and not torch.cuda.is_available():
+        raise pytest.UsageError("--require gpu: no CUDA device here")
     processes = getattr(config, "workerinput", {}).get("workercount", 1)
     if processes > 1:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
@@ -35,13 +40,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason="a test of releases"))
     if torch.cuda.is_available():
         return
-    needing = [item for item in items if item.get_closest_marker("gpu")]
-    if "gpu" in config.getoption("--require"):
-        if needing:
-            raise pytest.UsageError(f"--require gpu: no CUDA device for {len(needing)} tests")
-        return
-    for item in needing:
-        item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
