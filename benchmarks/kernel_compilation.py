@@ -24,9 +24,11 @@ import torch
 import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
+from triton.errors import TritonError
 from triton.runtime.driver import driver
 
 from benchmarks.kernel_cases import LIGHTNING, LIGHTNING_SIZES, SPARSE, SPARSE_SIZES, Case, published_cases
+from benchmarks.kernel_ways import SM80_PATH
 from sala_export.errors import UnsupportedError
 from sala_export.kernel_report.cubin import read_cubin
 from sala_export.kernel_report.in_place import racing_tiles
@@ -41,8 +43,6 @@ DTYPES = ("bfloat16", "float16", "float32")
 HEAD_DIMS = (32, 64, 128)
 ROW_WIDTHS = ((48, 80), (256, 512), (4096, 16384))
 """Hidden and intermediate size: of the tests' small models, of the presets `tiny` and `9b`."""
-SM80_TILES = 86
-"""What `--sm80-path` of `benchmarks/kernels.py` takes on whatever GPU."""
 
 DISJOINT = {
     ("infllmv2_append_kernel", "k_cache_ptr"): "rows before past_length are loaded, rows from it on are stored",
@@ -128,7 +128,7 @@ def compile_jobs(
 def prewarm_jobs(sm: int) -> list[Job]:
     """All that a GPU launches at the published sizes: gate and measurements in both 16-bit types, also with the tiles
     of SM86, and the torch runtime of the `9b` preset in bfloat16."""
-    kinds = product(DTYPES[:2], dict.fromkeys((sm, SM80_TILES)), published_cases())
+    kinds = product(DTYPES[:2], dict.fromkeys((sm, SM80_PATH)), published_cases())
     jobs = [job for dtype, tiles, case in kinds for job in operator_jobs(case, dtype, sm, tiles)]
     return list(dict.fromkeys([*jobs, *elementwise_jobs(*ROW_WIDTHS[-1], DTYPES[0])]))
 
@@ -219,7 +219,7 @@ def examine(job: Job, sm: int) -> Finding:
     """Compile one job and look for what a GPU would trip over."""
     try:
         compiled = compile_one(job, sm)
-    except (triton.CompilationError, RuntimeError) as error:
+    except (TritonError, RuntimeError) as error:
         return Finding(job=job, sm=sm, problem=f"does not compile: {_reason(error)}")
     facts = read_cubin(compiled.asm["cubin"])
     shared, limit = compiled.metadata.shared, AOT_ARCHITECTURES[sm].shared_limit_bytes

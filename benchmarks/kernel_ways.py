@@ -14,6 +14,7 @@ from sala_export.ops.common.launch import KernelSet
 from sala_export.ops.common.triton_run import Allocate, BoundCall, bind_kernels
 
 SM80_PATH = 86
+"""Whose tiles and instructions `--sm80-path` takes on whatever GPU."""
 
 
 class Way(StrEnum):

@@ -14,7 +14,9 @@ import pytest
 import torch
 from support.documents import ROOT
 from support.triton_compiler import call_afresh, call_compiling, compile_ahead, launch_on_an_h100
+from triton.runtime.errors import PTXASError
 
+from benchmarks import kernel_compilation
 from benchmarks.kernel_cases import LIGHTNING, LIGHTNING_SIZES, SPARSE, SPARSE_SIZES, Case, published_cases
 from benchmarks.kernel_compilation import (
     DTYPES,
@@ -188,3 +190,15 @@ def test_all_that_is_measured_and_checked_is_compiled_ahead(tiles: int) -> None:
         checked.append(Case(name="", operator=SPARSE, tokens=check.tokens, past_length=past, attributes=sizes))
     for case, dtype in product((*published_cases(), *checked), DTYPES[:2]):
         assert set(operator_jobs(case, dtype, 90, tiles)) <= known, case
+
+
+def test_what_the_assembler_refuses_is_told_and_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its error is none of Triton's compiler."""
+
+    def refused(job: Job, sm: int) -> None:
+        raise PTXASError("cvt.bf16.f16 needs sm_90")
+
+    monkeypatch.setattr(kernel_compilation, "compile_one", refused)
+    found = examine(prewarm_jobs(90)[0], 90)
+    assert str(found.problem).startswith("does not compile: ")
+    assert "cvt.bf16.f16 needs sm_90" in str(found.problem)

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from sala_export.ops.common.contract import ACTIVATION
 from sala_export.ops.infllmv2_attention import reference as sparse
-from sala_export.ops.lightning_attention.reference import lightning_attention
 
+from . import lightning_checks
 from .findings import Finding
 from .plugin_calls import PluginCall
 
@@ -34,8 +34,6 @@ MARGIN = 1e-4
 """Relative margin at the cut above which fp32 must choose the blocks that exact arithmetic does."""
 MOST_LEFT_OUT = 0.1
 """Share of the tokens whose output may be left out because they are within that margin."""
-LIGHTNING_FLOOR = 1e-6
-"""Error allowed beyond twice that of the reference in the same type, of the largest value (lightning_checks.py)."""
 SPARSE_FLOOR = 1e-5
 """Error allowed beyond the roundings to the activation type, of the largest value (sparse_outcomes.py)."""
 _TIMEOUT_SECONDS = 120
@@ -223,16 +221,7 @@ def findings_of(call: PluginCall, steps: Sequence[Tensors], run: Run) -> list[Fi
 def lightning_findings(call: PluginCall, inputs: Tensors, results: Tensors) -> list[Finding]:
     """Of one run of LightningAttention; `inputs` as they were before it."""
     ordered = [inputs[tensor.name] for tensor in call.contract.inputs]
-    exact = lightning_attention(*(x.double() for x in ordered), **call.attributes)  # type: ignore[arg-type]
-    peer = lightning_attention(*ordered, **call.attributes)  # type: ignore[arg-type]
-    return [
-        Finding(
-            tensor=name,
-            error=relative_error(results[name], exact_value),
-            limit=2 * relative_error(peer_value, exact_value) + LIGHTNING_FLOOR,
-        )
-        for name, exact_value, peer_value in zip(("y", "state_out"), exact, peer, strict=True)
-    ]
+    return lightning_checks.findings(ordered, dict(call.attributes), lambda *_: dict(results))
 
 
 def sparse_findings(call: PluginCall, inputs: Tensors, results: Tensors) -> list[Finding]:
