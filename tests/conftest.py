@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import ctypes.util
+import functools
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -43,6 +47,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@functools.cache
+def has_driver() -> bool:
+    """Whether an NVIDIA driver is installed, with a GPU or without."""
+    return ctypes.util.find_library("cuda") is not None
+
+
+@pytest.fixture(autouse=True)
+def no_fake_driver_stays() -> Iterator[None]:
+    """Refuse a fake `libcuda.so.1` in this process: it is never unloaded, and later tests would get it as driver."""
+    yield
+    if has_driver():
+        return
+    try:
+        ctypes.CDLL("libcuda.so.1", mode=os.RTLD_NOW | os.RTLD_NOLOAD)
+    except OSError:
+        return
+    pytest.fail("a libcuda.so.1 was loaded: load fakes in a process of their own, or build them without a soname")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -28,10 +28,10 @@ CALLS = pytest.mark.parametrize(
 
 
 class FakeDriver(CudaDriver):
-    """The fake libcuda.so.1, and what was asked of it."""
+    """A fake CUDA driver, and what was asked of it."""
 
     def __init__(self, native_build: Path) -> None:
-        path = native_build / "cuda_12.4" / "libcuda.so.1"
+        path = native_build / "cuda_in_python" / "libcuda.so"
         super().__init__(str(path))
         self._fake = ctypes.CDLL(str(path))
         self._fake.fake_cuda_take_events.restype = ctypes.c_char_p
