@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,24 +19,34 @@ class DType(StrEnum):
     INT32 = "int32"
     INT64 = "int64"
     FLOAT8_E4M3FN = "float8_e4m3fn"
+    FLOAT4_E2M1FN = "float4_e2m1fn"
+    """Two in a byte, the first in the low bits."""
     INT8 = "int8"
     UINT8 = "uint8"
 
     @property
-    def bytes(self) -> int:
+    def bits(self) -> int:
         """Size of one element."""
-        return _ELEMENT_BYTES[self]
+        return _ELEMENT_BITS[self]
+
+    @property
+    def bytes(self) -> int:
+        """Size of one element. Raises: ValueError for a type of less than a byte."""
+        if self.bits % 8:
+            raise ValueError(f"an element of {self} is no whole number of bytes")
+        return self.bits // 8
 
 
-_ELEMENT_BYTES = {
-    DType.FLOAT32: 4,
-    DType.FLOAT16: 2,
-    DType.BFLOAT16: 2,
-    DType.INT32: 4,
-    DType.INT64: 8,
-    DType.FLOAT8_E4M3FN: 1,
-    DType.INT8: 1,
-    DType.UINT8: 1,
+_ELEMENT_BITS = {
+    DType.FLOAT32: 32,
+    DType.FLOAT16: 16,
+    DType.BFLOAT16: 16,
+    DType.INT32: 32,
+    DType.INT64: 64,
+    DType.FLOAT8_E4M3FN: 8,
+    DType.FLOAT4_E2M1FN: 4,
+    DType.INT8: 8,
+    DType.UINT8: 8,
 }
 
 
@@ -83,10 +94,7 @@ class TensorSpec:
 
     def size_bytes(self, sizes: dict[str, int]) -> int:
         """Bytes of the tensor at the given symbolic sizes."""
-        count = self.dtype.bytes
-        for extent in self.bound(sizes):
-            count *= extent
-        return count
+        return math.prod(self.bound(sizes)) * self.dtype.bits // 8
 
 
 STREAM = "hidden_states."

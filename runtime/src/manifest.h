@@ -1,4 +1,4 @@
-// `bundle.json`, schema 3. The format is described beside its writer, sala_export/bundle/manifest.py.
+// `bundle.json`, schema 4. The format is described beside its writer, sala_export/bundle/manifest.py.
 
 #pragma once
 
@@ -7,8 +7,10 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "json_fields.h"
 #include "sala/model.h"
 #include "sala/status.h"
 #include "sala/tensor.h"
@@ -23,6 +25,17 @@ struct FileEntry {
   std::string sha256;
 };
 
+/// A tensor of the checkpoint: little endian, row major, without gaps.
+struct StoredTensor {
+  std::string file;    // relative to the folder that it lies in
+  int64_t offset = 0;  // bytes, not always a multiple of the element size
+  int64_t bytes = 0;
+  DType dtype = DType::kFloat32;  // as it is stored: several codes of a four-bit weight share one number
+  Shape shape;
+  std::string sha256;
+  bool fixed = false;  // its bytes are constants of the engine too: what takes its place must have the same hash
+};
+
 /// What the codes of a quantised weight are, by its precision: e4m3, signed bytes, nibbles that hold the code plus 8,
 /// nibbles of e2m1; the first of two nibbles is the low one. Scales are fp32, fp32, bf16 and e4m3.
 enum class Codes { kFp8, kInt8, kInt4, kNvfp4 };
@@ -31,24 +44,20 @@ enum class Codes { kFp8, kInt8, kInt4, kNvfp4 };
 struct Dequantization {
   Codes codes = Codes::kFp8;
   int64_t columns = 1;  // elements of a row
-  std::string scale_file;
-  int64_t scale_offset = 0;
-  int64_t scale_bytes = 0;
-  int64_t block_rows = 1;  // blocks along the rows, and along the columns
-  int64_t block_columns = 1;
+  std::string scale;    // tensor: one number, or of shape [blocks along the rows, blocks along the columns]
   float global_scale = 1.0f;
 };
 
-/// Consecutive elements of a weight in a file, little endian, row major.
+/// Consecutive elements of a weight input, from one tensor: plain, scales or dequantised (FORMAT.md).
 struct WeightPart {
-  std::string file;
-  int64_t offset = 0;  // bytes, not always a multiple of the element size
-  int64_t bytes = 0;
-  DType dtype = DType::kFloat32;  // of plain numbers
+  std::string tensor;
+  int64_t rows = 0;    // of scales; 0: these are none
+  std::string factor;  // tensor of one number that multiplies scales; empty: none
   std::optional<Dequantization> dequantization{};
 };
 
-/// A weight that the CPU graph takes as an input: its parts, converted to the input's type, one after the other.
+/// A weight that a graph takes as an input: its parts, one after the other. Parts of an input of shape [1] each tell its
+/// one number, and must agree.
 struct WeightInput {
   TensorSpec spec;
   std::vector<WeightPart> parts;
@@ -61,16 +70,6 @@ struct CpuGraph {
   std::vector<WeightInput> weights;
 };
 
-/// One plan: consecutive layers. `hidden_states.{layer}` leaves it for the shard that begins with that layer.
-struct ShardEntry {
-  std::string plan;
-  int64_t first_layer = 0;
-  int64_t num_layers = 0;
-  std::vector<TensorSpec> inputs;
-  std::vector<TensorSpec> outputs;
-  bool plugin_library_serialized = false;
-};
-
 /// What an optimisation profile allows a symbolic dimension.
 struct Range {
   int64_t min = 0;
@@ -79,10 +78,19 @@ struct Range {
 
 using ProfileRanges = std::map<std::string, Range, std::less<>>;  // by symbol
 
-struct EngineEntry {
-  std::vector<ShardEntry> shards;  // in order of layers, at least one
-  std::string gpu_name;
+/// A GPU that the engine was built for.
+struct GpuEntry {
+  std::string recipe;
+  std::string name;
   std::string compute_capability;
+};
+
+struct EngineEntry {
+  std::string plan;
+  std::vector<WeightInput> weights;  // inputs besides those of the step
+  std::string target;                // what `sala-export build --gpu` named
+  std::vector<GpuEntry> gpus;
+  std::vector<std::string> compute_capabilities;  // of every GPU that it runs on, at least one
   std::string tensorrt_flavour;
   std::string tensorrt_version;
   std::string plugin_library_sha256;
@@ -91,9 +99,13 @@ struct EngineEntry {
 
 struct Manifest {
   ModelConfig config;
+  std::string config_sha256;
+  Json model_config;  // `model.config`, to compare other weights with
   std::string precision;
   bool weights_included = false;
-  std::vector<TensorSpec> inputs;  // of the whole step, which the engine's shards have together
+  std::vector<std::pair<std::string, int64_t>> weight_files;  // path and bytes, also of those that were left out
+  std::map<std::string, StoredTensor, std::less<>> tensors;   // by name
+  std::vector<TensorSpec> inputs;                             // of the step
   std::vector<TensorSpec> outputs;
   CpuGraph cpu;
   EngineEntry engine;
@@ -110,7 +122,7 @@ Expected<Manifest> read_manifest(const std::filesystem::path& bundle);
 /// Parses the text of a bundle.json; `where` names it in messages.
 Expected<Manifest> parse_manifest(std::string_view text, const std::string& where);
 
-/// Hashes every file.
+/// Hashes every file but those of the weights, whose tensors are hashed when they are loaded.
 Status verify_hashes(const std::filesystem::path& bundle, const Manifest& manifest);
 
 }  // namespace sala

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
+from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ..checkpoint.config import SalaConfig
 from ..errors import BundleError, ConfigError
-from ..specs import DType, Precision, TensorSpec, stream_name
+from ..specs import DType, Precision, TensorSpec
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MANIFEST_FILE = "bundle.json"
 GRAPH_FOLDER = "graph"
 ENGINE_FOLDER = "engine"
@@ -25,6 +25,12 @@ FLAVOURS = ("rtx", "tensorrt")
 """TensorRT for RTX, TensorRT."""
 
 _CLOSED = ConfigDict(extra="forbid")
+
+
+def _require_inside(name: str) -> None:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise BundleError(f"{MANIFEST_FILE} names the file {name!r}, which lies outside the bundle")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,9 +45,7 @@ class FileEntry:
     sha256: str
 
     def __post_init__(self) -> None:
-        path = PurePosixPath(self.path)
-        if path.is_absolute() or ".." in path.parts or not path.parts:
-            raise BundleError(f"{MANIFEST_FILE} names the file {self.path!r}, which lies outside the bundle")
+        _require_inside(self.path)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,10 +57,66 @@ class ModelEntry:
     source: str
     """Hub id with revision, or the name of the checkpoint directory."""
     config: SalaConfig
+    config_sha256: str
+    """SHA-256 of the configuration, see `config_sha256`."""
     inv_freq: tuple[float, ...]
     """RoPE frequencies, each exactly an fp32 number; `rope_cos_sin` is made from fp32(position) * inv_freq."""
     fingerprint: str
-    """SHA-256 over config and weight files: states move between bundles where it and the precision are equal."""
+    """Of configuration and weights, see `fingerprint`: states move between bundles where it and the precision are
+    equal."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightFile:
+    """A safetensors file of the checkpoint, as it was."""
+
+    __pydantic_config__ = _CLOSED
+
+    path: str
+    bytes: int
+
+    def __post_init__(self) -> None:
+        _require_inside(self.path)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredTensor:
+    """A tensor of the checkpoint: little endian, row major, without gaps."""
+
+    __pydantic_config__ = _CLOSED
+
+    file: str
+    offset: int
+    """Bytes from the start of the file; not always a multiple of the element size."""
+    bytes: int
+    dtype: DType
+    """As it is stored: several codes of a four-bit weight share one number of this type."""
+    shape: tuple[int, ...]
+    sha256: str
+    """Of these bytes."""
+    fixed: bool = False
+    """Its bytes are also part of the engine or of a graph: weights that take its place must have the same hash."""
+
+    def __post_init__(self) -> None:
+        if self.offset < 0 or self.bytes < 0 or self.bytes != math.prod(self.shape) * self.dtype.bytes:
+            raise BundleError(
+                f"{MANIFEST_FILE}: a tensor of {self.file} has offset {self.offset} and {self.bytes} bytes, which is "
+                f"not what {self.dtype} {list(self.shape)} takes (build the bundle again)"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightsEntry:
+    """The checkpoint's weights, which stand in a bundle once and serve every runtime."""
+
+    __pydantic_config__ = _CLOSED
+
+    included: bool
+    """False after `--no-weights`: whoever runs the bundle gives it weights of the same form."""
+    files: tuple[WeightFile, ...]
+    """Whether they are included or not."""
+    tensors: Mapping[str, StoredTensor]
+    """By the name that the checkpoint gives them; what no graph reads is not listed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,10 +132,10 @@ class OperatorEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Dequantization:
-    """How the codes of a weight part become numbers: `code * scale * global_scale`, each block with its own scale.
+    """How the codes of a tensor become numbers: `code * scale * global_scale`, each block with its own scale.
 
     Codes by precision: fp8 is e4m3, int8 a signed byte, int4 a nibble that holds the code plus 8, nvfp4 a nibble of
-    e2m1; the first of two nibbles is the low one.
+    e2m1; the first of two nibbles is the low one. The scales are fp32, fp32, bf16 and e4m3.
     """
 
     __pydantic_config__ = _CLOSED
@@ -83,10 +143,9 @@ class Dequantization:
     precision: Precision
     columns: int
     """Elements of a row."""
-    scale: WeightPart
-    """Scales of the blocks, row by row."""
-    scale_shape: tuple[int, int]
-    """Blocks along the rows and along the columns; they divide both evenly."""
+    scale: str
+    """Name of the tensor of scales. One of a single number holds for all; one of shape [blocks along the rows, blocks
+    along the columns] holds a scale for each of so many equal blocks."""
     global_scale: float
     """Exactly an fp32 number."""
 
@@ -94,8 +153,6 @@ class Dequantization:
         problems = {
             f"has the precision {self.precision}, which has no codes": not self.precision.is_quantized,
             f"has {self.columns} columns": self.columns < 1,
-            f"has the scale_shape {list(self.scale_shape)}": min(self.scale_shape) < 1,
-            "has scales that are codes themselves": self.scale.dequantization is not None,
             f"has the global_scale {self.global_scale}": not 0 < self.global_scale < math.inf,
         }
         for problem, is_there in problems.items():
@@ -105,29 +162,42 @@ class Dequantization:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightPart:
-    """Consecutive elements of a weight, as they lie in a safetensors file: little endian, row major."""
+    """Consecutive elements of a weight input, from one tensor, in one of three forms.
+
+    * Plain: the tensor's numbers, converted to the input's type. Where the input's type has codes (float8_e4m3fn,
+      int8, float4_e2m1fn), the tensor's bytes as they are.
+    * Scales, if `rows` is given: fp32, one for each of so many rows, from a tensor that holds as many or one for all;
+      multiplied in fp32 by the single number of `factor`, if that is given.
+    * Dequantised, if `dequantization` is given: the numbers that the tensor's codes stand for, fp32.
+    """
 
     __pydantic_config__ = _CLOSED
 
-    file: str
-    offset: int
-    """Bytes; not always a multiple of the element size."""
-    bytes: int
-    dtype: DType
-    """As it is stored: several elements of a four-bit weight share one number of this type."""
+    tensor: str
+    rows: int | None = None
+    factor: str | None = None
     dequantization: Dequantization | None = None
 
     def __post_init__(self) -> None:
-        if self.offset < 0 or self.bytes < 0:
+        if (self.rows is not None and (self.rows < 1 or self.dequantization)) or (self.factor and self.rows is None):
             raise BundleError(
-                f"{MANIFEST_FILE}: a part of a weight has offset {self.offset} and {self.bytes} bytes, expected no "
-                "negative number (build the bundle again)"
+                f"{MANIFEST_FILE}: the part {self.tensor} of a weight has rows {self.rows}, factor {self.factor!r} and "
+                "a dequantization that do not go together (build the bundle again)"
             )
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The names of all tensors that it is made from."""
+        how = (self.dequantization.scale,) if self.dequantization else ()
+        return (self.tensor, *((self.factor,) if self.factor else ()), *how)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightInput:
-    """A weight that the CPU graph takes as an input: its parts, converted to the input's type, one after the other."""
+    """A weight that a graph takes as an input: its parts, one after the other.
+
+    Parts of an input of one number, [1], each tell that number; they must agree.
+    """
 
     __pydantic_config__ = _CLOSED
 
@@ -152,7 +222,7 @@ class CpuGraphEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GraphEntry:
-    """The ONNX graph and its interface, which is also the engine's."""
+    """The ONNX graph and the interface of its step, which is also the engine's."""
 
     __pydantic_config__ = _CLOSED
 
@@ -160,11 +230,6 @@ class GraphEntry:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     operators: tuple[OperatorEntry, ...]
-    weights_included: bool
-    """False after `--no-weights`: the graph is there for reading, only the engine can run."""
-    weights: tuple[FileEntry, ...]
-    """The safetensors files that the graphs' weights lie in, whether included or not: the checkpoint's, and what an
-    export of a quantised checkpoint had to write once more."""
     cpu: CpuGraphEntry
 
 
@@ -187,39 +252,41 @@ class Range:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ShardEntry:
-    """One plan: consecutive layers. The first also embeds the token ids, the last also gives the logits.
-
-    Between shards the residual stream travels as `hidden_states.{layer}` [batch, tokens, hidden_size], where `layer` is
-    the first of the shard that takes it: an output of one shard and, by the same name, an input of the next.
-    """
+class GpuEntry:
+    """A GPU that the engine was built for, and what fits on it."""
 
     __pydantic_config__ = _CLOSED
 
-    plan: str
-    report: str
-    """What TensorRT reported while building: fused layers, types, memory."""
-    log: str
-    first_layer: int
-    num_layers: int
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    plugin_library_serialized: bool
-    """The plan carries the plugin library, that is native code: a runtime must allow engine host code, and a user
-    must trust the bundle's origin."""
+    recipe: str
+    name: str
+    compute_capability: str
+    memory_bytes: int
+    reserve_bytes: int
+    """What is left to the CUDA context, kernels and other programs."""
+    max_context: int
+    """The longest context whose session fits beside the weights, at most the engine's own, in tokens."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineEntry:
-    """The TensorRT engine, for exactly one compute capability, as one plan or several that run one after the other."""
+    """The TensorRT engine: one plan of code alone, whose weights are inputs, for one compute capability or several."""
 
     __pydantic_config__ = _CLOSED
 
-    shards: tuple[ShardEntry, ...]
-    """In order of layers; together every layer once."""
-    gpu: str
-    gpu_name: str
-    compute_capability: str
+    plan: str
+    """It carries the plugin library, that is native code: a runtime must allow engine host code, and a user must trust
+    the bundle's origin."""
+    report: str
+    """What TensorRT reported while building: fused layers, types, memory."""
+    log: str
+    graph: str
+    """The graph that it was built from, whose inputs are those of the step and then `weights`."""
+    weights: tuple[WeightInput, ...]
+    target: str
+    """What `--gpu` named."""
+    gpus: tuple[GpuEntry, ...]
+    """Those known of the target; the engine serves every GPU of the same compute capabilities."""
+    compute_capabilities: tuple[str, ...]
     tensorrt_flavour: str
     """`rtx` (TensorRT for RTX) or `tensorrt`; a plan runs only on its own."""
     tensorrt_version: str
@@ -227,7 +294,7 @@ class EngineEntry:
     profiles: Mapping[str, Mapping[str, Range]]
     """Optimisation profiles in engine order: name -> symbolic dimension -> range."""
     device_memory_bytes: Mapping[str, int]
-    """By part, at the largest capacity and chunk: weights are the sum of the shards', activations the largest."""
+    """By part, at the largest capacity and chunk, without what a GPU reserves."""
 
     def __post_init__(self) -> None:
         if self.tensorrt_flavour not in FLAVOURS:
@@ -235,6 +302,8 @@ class EngineEntry:
                 f"{MANIFEST_FILE}: engine.tensorrt_flavour is {self.tensorrt_flavour!r}, expected one of "
                 f"{', '.join(FLAVOURS)} (build the bundle again)"
             )
+        if not self.compute_capabilities:
+            raise BundleError(f"{MANIFEST_FILE}: engine.compute_capabilities is empty (build the bundle again)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -247,67 +316,48 @@ class Manifest:
     created_by: str
     model: ModelEntry
     precision: Precision
+    weights: WeightsEntry
     graph: GraphEntry
     engine: EngineEntry
     text: tuple[str, ...]
     """Tokenizer, chat template and generation config, as found in the checkpoint; empty: token ids only."""
     files: tuple[FileEntry, ...]
-    """Every file of the bundle but this one."""
+    """Every file of the bundle but this one and those of the weights, whose tensors have hashes of their own."""
 
     def __post_init__(self) -> None:
-        layers = [shard.first_layer + i for shard in self.engine.shards for i in range(shard.num_layers)]
-        if layers != list(range(self.model.config.num_hidden_layers)) or not all(
-            shard.num_layers > 0 for shard in self.engine.shards
-        ):
-            cut = ", ".join(f"{shard.num_layers} from {shard.first_layer}" for shard in self.engine.shards)
-            raise BundleError(
-                f"{MANIFEST_FILE}: engine.shards hold the layers {cut or 'none'}, expected each of "
-                f"{self.model.config.num_hidden_layers} once and in order (build the bundle again)"
-            )
-        for before, after in itertools.pairwise(self.engine.shards):
-            name = stream_name(after.first_layer)
-            given = [spec for spec in before.outputs if spec.name == name]
-            if not given or given != [spec for spec in after.inputs if spec.name == name]:
-                raise BundleError(
-                    f"{MANIFEST_FILE}: engine.shards: {after.plan} does not take the {name} that {before.plan} gives "
-                    "(build the bundle again)"
-                )
-        if any(shard.plugin_library_serialized for shard in self.engine.shards[1:]):
-            raise BundleError(
-                f"{MANIFEST_FILE}: engine.shards: only the first shard may carry the plugin library (build the bundle "
-                "again)"
-            )
         if 2 * len(self.model.inv_freq) != self.model.config.head_dim:
             raise BundleError(
                 f"{MANIFEST_FILE}: model.inv_freq has {len(self.model.inv_freq)} numbers, expected head_dim / 2 "
                 "(build the bundle again)"
             )
-        self._check_parts()
+        self._check_tensors()
 
-    def _check_parts(self) -> None:
-        """The parts of the CPU graph's weights lie inside their files."""
-        if not self.graph.weights_included:
-            return
-        sizes = {entry.path: entry.bytes for entry in self.files}
-        for weight in self.graph.cpu.weights:
-            for part in weight.parts:
-                if part.file in sizes and part.offset + part.bytes > sizes[part.file]:
+    def _check_tensors(self) -> None:
+        """Tensors lie inside their files, and parts of weights name tensors."""
+        sizes = {file.path: file.bytes for file in self.weights.files}
+        for name, tensor in self.weights.tensors.items():
+            if tensor.file not in sizes:
+                raise BundleError(
+                    f"{MANIFEST_FILE}: weights.tensors.{name} is in {tensor.file}, which is not among weights.files "
+                    "(build the bundle again)"
+                )
+            if tensor.offset + tensor.bytes > sizes[tensor.file]:
+                raise BundleError(
+                    f"{MANIFEST_FILE}: weights.tensors.{name} ends behind the end of {tensor.file} (build the bundle "
+                    "again)"
+                )
+        for weight in (*self.graph.cpu.weights, *self.engine.weights):
+            for name in (name for part in weight.parts for name in part.tensors):
+                if name not in self.weights.tensors:
                     raise BundleError(
-                        f"{MANIFEST_FILE}: weight {weight.spec.name} ends behind the end of {part.file} (build the "
-                        "bundle again)"
+                        f"{MANIFEST_FILE}: weight {weight.spec.name} needs {name}, which is not among weights.tensors "
+                        "(build the bundle again)"
                     )
 
     def needed_files(self) -> list[str]:
-        """Every file that another field of the manifest names."""
-        graph = self.graph
-        named = [name for shard in self.engine.shards for name in (shard.plan, shard.report, shard.log)]
-        named += [graph.file, graph.cpu.file, *self.text]
-        if graph.weights_included:
-            named += [entry.path for entry in graph.weights]
-            parts = [part for weight in graph.cpu.weights for part in weight.parts]
-            named += [part.file for part in parts]
-            named += [part.dequantization.scale.file for part in parts if part.dequantization]
-        return named
+        """Every file that another field of the manifest names, those of the weights apart."""
+        engine, graph = self.engine, self.graph
+        return [engine.plan, engine.report, engine.log, engine.graph, graph.file, graph.cpu.file, *self.text]
 
     def to_json(self) -> str:
         """The text of bundle.json."""
@@ -320,11 +370,13 @@ class Manifest:
         Raises: BundleError naming the first wrong field, or the schema version if it is not this release's.
         """
         try:
-            version = json.loads(text).get("schema_version")
+            content = json.loads(text)
+            version = content.get("schema_version")
         except (ValueError, AttributeError, RecursionError):
             raise BundleError(f"{where} is not a JSON object: the bundle is damaged, build it again") from None
         if version != SCHEMA_VERSION:
-            hint = "update sala-export" if isinstance(version, int) and version > SCHEMA_VERSION else "build it again"
+            newer = isinstance(version, int) and version > SCHEMA_VERSION
+            hint = "update sala-export" if newer else f"build it again: {_rebuild_command(content)}"
             raise BundleError(f"{where} has schema_version {version!r}, this release reads {SCHEMA_VERSION}: {hint}")
         try:
             return _ADAPTER.validate_json(text)
@@ -339,7 +391,31 @@ class Manifest:
 _ADAPTER = TypeAdapter(Manifest)
 
 
-def fingerprint(config: SalaConfig, weights: tuple[FileEntry, ...]) -> str:
-    """SHA-256 that two bundles share iff they hold the same model."""
-    content = {"config": asdict(config), "weights": sorted(entry.sha256 for entry in weights)}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _rebuild_command(content: Mapping[str, Any]) -> str:
+    """The command that builds the bundle of an older manifest again, as far as that tells what was asked for."""
+
+    def told(default: str, *path: str) -> str:
+        value: Any = content
+        for name in path:
+            value = value.get(name) if isinstance(value, dict) else None
+        return value if isinstance(value, str) else default
+
+    source = told("DIR_OR_HUB_ID", "model", "source").partition("@")[0]
+    gpu, precision = told("GPU", "engine", "gpu"), told("bf16", "precision")
+    return f"sala-export build --gpu {gpu} --model {source} --precision {precision}"
+
+
+def config_sha256(config: SalaConfig) -> str:
+    """SHA-256 of a configuration, over its JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()
+
+
+def fingerprint(config_hash: str, tensors: Mapping[str, str]) -> str:
+    """What two bundles share iff they hold the same model, in whatever files its tensors lie.
+
+    SHA-256 over the line `config HASH` and then, in the order of their names, a line `NAME HASH` for each tensor.
+
+    Args: `config_hash`, of `config_sha256`; `tensors`, SHA-256 by name.
+    """
+    lines = [f"config {config_hash}\n", *(f"{name} {tensors[name]}\n" for name in sorted(tensors))]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -10,13 +10,23 @@
 
 namespace sala {
 
-enum class DType { kFloat32, kFloat16, kBFloat16, kInt32, kInt64 };
+enum class DType {
+  kFloat32,
+  kFloat16,
+  kBFloat16,
+  kInt32,
+  kInt64,
+  kFloat8E4M3FN,
+  kFloat4E2M1FN,  // two in a byte, the first in the low bits
+  kInt8,
+  kUInt8,
+};
 
 /// `float32`, `bfloat16`, ...: the spelling of bundle.json.
 std::string_view name_of(DType dtype);
 
-/// Bytes of one element.
-int64_t bytes_of(DType dtype);
+/// Bytes of so many elements, a whole number of them. -1 if it exceeds int64.
+int64_t bytes_of(DType dtype, int64_t elements);
 
 /// One dimension: a number, or a name whose value a session or step decides.
 struct Extent {
