@@ -22,6 +22,7 @@ const char* exception_name(ErrorCode code) {
     case ErrorCode::kBundleDamaged:
     case ErrorCode::kBundleSchema:
     case ErrorCode::kWeightsMissing:
+    case ErrorCode::kWeightsUnsuitable:
       return "BundleError";
     case ErrorCode::kStateUnreadable:
     case ErrorCode::kStateForeign:

@@ -22,6 +22,8 @@ std::string_view name_of(ErrorCode code) {
       return "BundleSchema";
     case ErrorCode::kWeightsMissing:
       return "WeightsMissing";
+    case ErrorCode::kWeightsUnsuitable:
+      return "WeightsUnsuitable";
     case ErrorCode::kStateUnreadable:
       return "StateUnreadable";
     case ErrorCode::kStateForeign:

@@ -63,9 +63,14 @@ struct LoadOptions {
   /// libsala_ort.so, the operators; empty: looked for likewise, but not where the system looks.
   std::filesystem::path operators_library;
   TensorRtOptions tensorrt;
+  /// A checkpoint directory whose weights take the place of the bundle's: of the same configuration, names, types and
+  /// shapes, a fine-tune for example. Empty: the bundle's own.
+  std::filesystem::path weights;
+  /// Told of the weights' bytes while they are loaded, on the thread that loads; false stops the load (kStopped).
+  std::function<bool(int64_t done, int64_t total)> on_progress;
   /// Threads that compute; 0: as many as the machine has cores.
   int32_t threads = 0;
-  /// Hash every file of the bundle, not only the graph.
+  /// Hash every file of the bundle. Weights, graphs and plans are hashed anyhow, when they are loaded.
   bool verify_hashes = false;
 };
 

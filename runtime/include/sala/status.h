@@ -19,11 +19,12 @@ enum class ErrorCode : int32_t {
   kTokenOutOfRange = 102,
   kContextExceeded = 103,
   kNoLogits = 104,
-  // 2xx: the bundle.
+  // 2xx: the bundle and weights.
   kBundleMissing = 200,
   kBundleDamaged = 201,
   kBundleSchema = 202,
   kWeightsMissing = 203,
+  kWeightsUnsuitable = 204,
   // 3xx: a state file.
   kStateUnreadable = 300,
   kStateForeign = 301,
