@@ -17,9 +17,8 @@ from ..checkpoint.reader import Checkpoint
 from ..checkpoint.tensor_location import TensorLocation
 from ..specs import DType, Precision
 from .graph_builder import IR_TYPES, OPSET, QUANTIZED_OPSET, GraphBuilder, Shape, shape_of
+from .nvfp4 import nvfp4_input
 from .products import Names, product_module, split_product
-
-TENSORRT_DOMAIN = "trt"
 
 STORED_TYPES = {
     Precision.FP8: ir.DataType.FLOAT8E4M3FN,
@@ -29,7 +28,6 @@ STORED_TYPES = {
 }
 """ONNX type of quantised numbers."""
 _SCALE_TYPES = {Precision.INT4: ir.DataType.BFLOAT16, Precision.NVFP4: ir.DataType.FLOAT8E4M3FN}
-_NVFP4_BLOCK = 16
 _INT4_ZERO = 8
 
 
@@ -112,26 +110,10 @@ class ModelForm:
             return x
         stored, dtype = STORED_TYPES[weight.precision], IR_TYPES[self.dtype]
         if weight.precision is Precision.NVFP4:
-            return self._nvfp4_input(x, graph.number(weight.input_scale, DType.FLOAT32))
+            return nvfp4_input(graph, x, graph.number(weight.input_scale, DType.FLOAT32))
         factor = self._scalar(weight, weight.input_scale_name)
         codes = graph.node("QuantizeLinear", [x, factor], {"output_dtype": int(stored)}, dtype=stored)
         return graph.node("DequantizeLinear", [codes, factor], {"output_dtype": int(dtype)}, dtype=dtype)
-
-    def _nvfp4_input(self, x: ir.Value, factor: ir.Value) -> ir.Value:
-        """Blocks of 16 with an e4m3 scale each, in TensorRT's operator: ONNX has none that finds scales."""
-        graph, dtype, e4m3 = self.graph, IR_TYPES[self.dtype], ir.DataType.FLOAT8E4M3FN
-        graph.opset_imports[TENSORRT_DOMAIN] = 1
-        *rows, columns = shape_of(x)
-        blocks = (*rows, int(columns) // _NVFP4_BLOCK)
-        codes, scales = graph.nodes(
-            "TRT_FP4DynamicQuantize",
-            [x, factor],
-            {"axis": -1, "block_size": _NVFP4_BLOCK, "scale_type": int(e4m3)},
-            [(None, STORED_TYPES[Precision.NVFP4], shape_of(x)), (None, e4m3, blocks)],
-            domain=TENSORRT_DOMAIN,
-        )
-        wide = graph.node("DequantizeLinear", [scales, factor], {"output_dtype": int(dtype)}, dtype=dtype)
-        return graph.node("DequantizeLinear", [codes, wide], {"axis": -1, "block_size": _NVFP4_BLOCK}, dtype=dtype)
 
     def _dequantized(self, weight: QuantizedWeight) -> ir.Value:
         """The weight [out, in] in `dtype`."""
