@@ -31,8 +31,8 @@ class QuantizedWeight:
     """Of the weight that it stands for, `...q_proj.weight`."""
     precision: Precision
     shape: tuple[int, int]
-    stored: Mapping[str, TensorLocation]
-    """Its tensors by the names that the checkpoint gives them, those of `tensor_names`."""
+    tensors: Mapping[str, TensorLocation]
+    """All that its numbers depend on, by the names that the checkpoint gives them."""
     scale_shape: tuple[int, int]
     """Blocks along the output and along the input; they divide `shape`."""
     global_scale: float
@@ -57,15 +57,11 @@ class QuantizedWeight:
 
     @property
     def data(self) -> TensorLocation:
-        return self.stored[self.data_name]
+        return self.tensors[self.data_name]
 
     @property
     def scale(self) -> TensorLocation:
-        return self.stored[self.scale_name]
-
-    @property
-    def tensors(self) -> tuple[TensorLocation, TensorLocation]:
-        return self.data, self.scale
+        return self.tensors[self.scale_name]
 
     def scales(self) -> NDArray[np.float32]:
         """The scales [blocks along the output, blocks along the input], without `global_scale`."""
@@ -113,12 +109,12 @@ _SCALARS = ((1,), ())
 
 def _quantized_weight(weight: Weight, scheme: Scheme, found: Found) -> QuantizedWeight:
     (outputs, inputs), group = weight.shape, scheme.group or 1
-    stored: dict[str, TensorLocation] = {}
+    tensors: dict[str, TensorLocation] = {}
 
     def tensor(role: str, dtypes: Mapping[str, DType], *shapes: tuple[int, ...]) -> TensorLocation:
         name = weight.name.removesuffix("weight") + role
-        stored[name] = locate(found[name][0], name, found[name][1], dtypes, shapes, _AGAIN)
-        return stored[name]
+        tensors[name] = locate(found[name][0], name, found[name][1], dtypes, shapes, _AGAIN)
+        return tensors[name]
 
     def scalar(role: str) -> float:
         where = tensor(role, {"F32": DType.FLOAT32}, *_SCALARS)
@@ -130,6 +126,7 @@ def _quantized_weight(weight: Weight, scheme: Scheme, found: Found) -> Quantized
             tensor("weight_packed", {"I32": DType.INT32}, (outputs, inputs // _INT4_PER_WORD))
             scale = tensor("weight_scale", {"BF16": DType.BFLOAT16}, (outputs, inputs // group))
             _check_shape(tensor("weight_shape", {"I64": DType.INT64}, (2,)), weight)
+            del tensors[weight.name.removesuffix("weight") + "weight_shape"]
         case Precision.NVFP4:
             tensor("weight_packed", {"U8": DType.UINT8}, (outputs, inputs // 2))
             scale = tensor("weight_scale", {"F8_E4M3": DType.FLOAT8_E4M3FN}, (outputs, inputs // group))
@@ -146,7 +143,7 @@ def _quantized_weight(weight: Weight, scheme: Scheme, found: Found) -> Quantized
         name=weight.name,
         precision=scheme.precision,
         shape=(outputs, inputs),
-        stored=stored,
+        tensors=tensors,
         scale_shape=blocks,
         global_scale=global_scale,
         input_scale=input_scale,

@@ -23,7 +23,7 @@ from ..specs import DType, Precision, TensorSpec
 from .engine_constants import EngineConstants
 from .graph_builder import IR_TYPES, OPSET, QUANTIZED_OPSET, GraphBuilder, shape_of
 from .nvfp4 import NVFP4_BLOCK, nvfp4_input
-from .products import Names, packed_name, product_module, split_product
+from .products import Names, add_scaled, packed_name, product_module, split_product
 from .step_graph import build_step
 
 ENGINE_GRAPH_FILE = "engine.onnx"
@@ -97,18 +97,12 @@ class EngineForm:
 
     def residual_product(self, stream: ir.Value, x: ir.Value, name: str, scale: float) -> ir.Value:
         """The sum is over rows where it joins the product's kernel, else over [B, T, H], where it joins the norm's."""
+        factor = self.graph.number(scale, self.dtype)
         if name in self._checkpoint.quantized:
-            return self._residual(stream, self.product(x, (name,)), name, scale)
+            return add_scaled(self.graph, stream, self.product(x, (name,)), name, factor)
         with self.graph.module(product_module((name,))):
-            product = self._plain_product(self._rows(x), (name,))
-            rows = self._rows(stream)
-        return self._like(stream, self._residual(rows, product, name, scale))
-
-    def _residual(self, stream: ir.Value, product: ir.Value, name: str, scale: float) -> ir.Value:
-        layer = ".".join(product_module((name,)).split(".")[:2])
-        with self.graph.module(layer):
-            scaled = self.graph.node("Mul", [product, self.graph.number(scale, self.dtype)])
-            return self.graph.node("Add", [stream, scaled])
+            rows, product = self._rows(stream), self._plain_product(self._rows(x), (name,))
+            return self._like(stream, add_scaled(self.graph, rows, product, name, factor))
 
     def _product(self, x: ir.Value, names: Names) -> ir.Value:
         """The product of weights that are all quantised, or none of them."""

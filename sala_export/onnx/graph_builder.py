@@ -81,7 +81,12 @@ class GraphBuilder:
     def initializer(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
         """The initializer of this name, which is `tensor` if there is none yet."""
         if name not in self._graph.initializers:
-            value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+            value = ir.Value(
+                name=name,
+                type=ir.TensorType(tensor.dtype),
+                shape=ir.Shape(list(tensor.shape.numpy())),
+                const_value=tensor,
+            )
             self._graph.register_initializer(value)
         return self._graph.initializers[name]
 

@@ -18,7 +18,7 @@ from ..checkpoint.tensor_location import TensorLocation
 from ..specs import DType, Precision
 from .graph_builder import IR_TYPES, OPSET, QUANTIZED_OPSET, GraphBuilder, Shape, shape_of
 from .nvfp4 import nvfp4_input
-from .products import Names, product_module, split_product
+from .products import Names, add_scaled, split_product
 
 STORED_TYPES = {
     Precision.FP8: ir.DataType.FLOAT8E4M3FN,
@@ -56,11 +56,7 @@ class ModelForm:
         return split_product(self.graph, names, self._checkpoint.quantized, lambda part: self._product(x, part))
 
     def residual_product(self, stream: ir.Value, x: ir.Value, name: str, scale: float) -> ir.Value:
-        product = self.product(x, (name,))
-        layer, _, _ = product_module((name,)).rpartition(".")
-        with self.graph.module(layer.rpartition(".")[0]):
-            scaled = self.graph.node("Mul", [product, self.graph.number(scale, self.dtype)])
-            return self.graph.node("Add", [stream, scaled])
+        return add_scaled(self.graph, stream, self.product(x, (name,)), name, self.graph.number(scale, self.dtype))
 
     def _product(self, x: ir.Value, names: Names) -> ir.Value:
         """The products of weights that are all quantised, or none of them.
@@ -140,7 +136,7 @@ class ModelForm:
 
     def _scalar(self, weight: QuantizedWeight, name: str) -> ir.Value:
         """A stored scale of one number, fp32 []."""
-        return self._external(name, weight.stored[name], ir.DataType.FLOAT, ())
+        return self._external(name, weight.tensors[name], ir.DataType.FLOAT, ())
 
     def _zero_points(self, shape: tuple[int, int]) -> ir.Value:
         """UINT4 of this shape, which take no space in a file: compressed-tensors stores int4 codes plus 8."""

@@ -54,3 +54,9 @@ def split_product(
             products.append(product(part))
     with graph.module(product_module(names)):
         return graph.concat(products, -1)
+
+
+def add_scaled(graph: GraphBuilder, stream: ir.Value, product: ir.Value, name: str, scale: ir.Value) -> ir.Value:
+    """`stream + scale * product`, in the layer of the weight `name`."""
+    with graph.module(".".join(product_module((name,)).split(".")[:2])):
+        return graph.node("Add", [stream, graph.node("Mul", [product, scale])])
