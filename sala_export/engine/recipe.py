@@ -1,4 +1,7 @@
-"""GPU recipes: what is known of a GPU that engines are built for, as data in `engines/*.toml`."""
+"""GPU recipes: what is known of a GPU that engines are built for, as data in `engines/*.toml`.
+
+A file of the key `members` alone is a group: it names recipes, and `--gpu` takes its name for all of them.
+"""
 
 from __future__ import annotations
 
@@ -72,16 +75,20 @@ class Recipe:
 
 
 def recipe_paths() -> dict[str, Path]:
-    """The recipes that come with the package, by name."""
-    folder = _recipe_folder()
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    """The recipes of single GPUs that come with the package, by name."""
+    return {name: path for name, path in _shipped().items() if not read_members(path)}
+
+
+def group_paths() -> dict[str, Path]:
+    """The groups of recipes that come with the package, by name."""
+    return {name: path for name, path in _shipped().items() if read_members(path)}
 
 
 def load_recipe(name_or_path: str) -> Recipe:
-    """Load a recipe by name or alias, or from a path that ends in `.toml`.
+    """Load the recipe of one GPU by name or alias, or from a path that ends in `.toml`.
 
-    Raises: RequestError for an unknown name (lists the known ones) or a missing file, ConfigError naming file and
-        field.
+    Raises: RequestError for an unknown name (lists the known ones), a group or a missing file; ConfigError naming file
+        and field.
     """
     if name_or_path.endswith(".toml"):
         return read_recipe(Path(name_or_path))
@@ -93,23 +100,51 @@ def load_recipe(name_or_path: str) -> Recipe:
         recipe = read_recipe(path)
         if wanted in recipe.aliases or wanted == recipe.gpu.lower():
             return recipe
+    groups = group_paths()
+    if wanted in groups:
+        raise RequestError(f"--gpu {name_or_path}: name one GPU of these: {', '.join(read_members(groups[wanted]))}")
     raise RequestError(
-        f"--gpu {name_or_path}: unknown GPU; known are {', '.join(paths)}, or give the path of a recipe ending in .toml"
+        f"--gpu {name_or_path}: unknown GPU; known are {', '.join((*paths, *groups))}, or give the path of a recipe "
+        "ending in .toml"
     )
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Load a recipe file. Raises: RequestError if it cannot be read, ConfigError naming file and field."""
-    try:
-        fields = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RequestError(f"--gpu {path}: cannot read the recipe: {error.strerror}") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    """Load the recipe file of one GPU. Raises: RequestError if it cannot be read, ConfigError naming file and field."""
+    fields = _read_toml(path)
     try:
         return _recipe(path.stem, fields)
     except (ConfigError, RequestError) as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def read_members(path: Path) -> tuple[str, ...]:
+    """The recipes that a group's file names; empty for the file of a single GPU.
+
+    Raises: RequestError if it cannot be read, ConfigError naming file and field.
+    """
+    fields = _read_toml(path)
+    if _MEMBERS not in fields:
+        return ()
+    members = fields[_MEMBERS]
+    if len(fields) > 1:
+        raise ConfigError(f"{path}: {_MEMBERS} stands alone in the recipe of a group: remove the other keys")
+    if not isinstance(members, list) or not members or not all(isinstance(name, str) and name for name in members):
+        raise ConfigError(f"{path}: {_MEMBERS} is {members!r}, expected a list of names of recipes")
+    return tuple(members)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RequestError(f"--gpu {path}: cannot read the recipe: {error.strerror}") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def _shipped() -> dict[str, Path]:
+    return {path.stem: path for path in sorted(_recipe_folder().glob("*.toml"))}
 
 
 def _recipe_folder() -> Path:
@@ -123,6 +158,8 @@ def _recipe_folder() -> Path:
             return folder
     raise ConfigError(f"no folder engines/ in or beside {packages[0]}: reinstall sala-export")
 
+
+_MEMBERS = "members"
 
 _FIELDS: dict[str, str] = {
     "gpu": "string",
