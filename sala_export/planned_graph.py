@@ -55,11 +55,12 @@ def planned_graph(config: SalaConfig, precision: Precision, quantization: Quanti
         quantization = Quantization.default(precision)
     all_weights = weights(config)
     quantized = [weight for weight in all_weights if quantization and quantization.covers(weight.name)]
-    groups = list(_groups(all_weights, {weight.name for weight in quantized}))
+    names = {weight.name for weight in quantized}
+    groups = list(_groups(all_weights, names))
     return EngineGraph(
         path=Path(GRAPH_FILE),
         inputs=step.inputs,
-        weights=tuple(spec for group in groups for spec in _weight_inputs(group, precision, group[0] in quantized)),
+        weights=tuple(spec for group in groups for spec in _weight_inputs(group, precision, group[0].name in names)),
         outputs=step.outputs,
         operators=tuple(operator_node(config, layer) for layer in range(config.num_hidden_layers)),
         parameters=sum(weight.elements for weight in all_weights),
@@ -73,7 +74,7 @@ def planned_graph(config: SalaConfig, precision: Precision, quantization: Quanti
 
 def _groups(all_weights: Sequence[Weight], quantized: Collection[str]) -> Iterator[tuple[Weight, ...]]:
     """Weights that are one input together; a pack that is quantised in part is two of them."""
-    pack_of = {role: index for index, roles in enumerate(PACKED_ROLES) for role in roles}
+    pack_of = {role: "+".join(roles) for roles in PACKED_ROLES for role in roles}
     for _, pack in groupby(all_weights, key=lambda weight: (weight.layer, pack_of.get(weight.role, weight.name))):
         for _, together in groupby(pack, key=lambda weight: weight.name in quantized):
             yield tuple(together)

@@ -55,6 +55,7 @@ class FusedLayer:
     onnx_nodes: tuple[str, ...]
     """Names of the graph's nodes that it computes."""
     inputs: tuple[LayerTensor, ...]
+    """Activations, and weights that are inputs of the engine."""
     constants: tuple[LayerTensor, ...]
     outputs: tuple[LayerTensor, ...]
 

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ..errors import BundleError
 from ..specs import Precision, TensorSpec
-from .build_log import FusedLayer
+from .build_log import FusedLayer, LayerTensor
 from .graph import OperatorNode
 from .memory import DeviceMemory
 from .profiles import Profile
@@ -88,6 +88,17 @@ class EngineReport:
             products = [node for node in layer.onnx_nodes if node.rpartition("/")[2].startswith(("MatMul", "Gemm"))]
             found |= dict.fromkeys(products, layer)
         return found
+
+    def weights_of(self, layer: FusedLayer) -> tuple[LayerTensor, ...]:
+        """The matrices of weights, or scales of their blocks, that a layer reads: inputs first, then constants."""
+        matrices = {spec.name for spec in self.weights if len(spec.shape) == 2}
+        inputs = tuple(tensor for tensor in layer.inputs if tensor.name in matrices)
+        return inputs + tuple(tensor for tensor in layer.constants if len(tensor.shape) > 1)
+
+    def activations_of(self, layer: FusedLayer) -> tuple[LayerTensor, ...]:
+        """What a layer reads besides weights."""
+        weights = {spec.name for spec in self.weights}
+        return tuple(tensor for tensor in layer.inputs if tensor.name not in weights)
 
     def layers_of(self, profile: int, type_: str) -> tuple[FusedLayer, ...]:
         """Fused layers of a profile that have this type."""
