@@ -126,8 +126,8 @@ def _print_tables(d: dict[str, Any]) -> None:
 
     gpus = Table("GPU", "compute capability", "memory", "longest context", box=None)
     for gpu in d["gpus"]:
-        memory, context = format_bytes(gpu["memory_bytes"]), format_tokens(gpu["max_context"])
-        gpus.add_row(gpu["name"], gpu["compute_capability"], memory, context)
+        size, context = format_bytes(gpu["memory_bytes"]), format_tokens(gpu["max_context"])
+        gpus.add_row(gpu["name"], gpu["compute_capability"], size, context)
     console.print(gpus)
 
     memory = Table("device memory", "bytes", "", title_justify="left", box=None)
