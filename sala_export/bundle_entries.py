@@ -2,63 +2,93 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .bundle.manifest import (
     ENGINE_FOLDER,
     GRAPH_FOLDER,
     CpuGraphEntry,
-    Dequantization,
     EngineEntry,
-    FileEntry,
+    GpuEntry,
     GraphEntry,
     ModelEntry,
     OperatorEntry,
     Range,
-    ShardEntry,
-    WeightInput,
-    WeightPart,
+    StoredTensor,
+    WeightFile,
+    WeightsEntry,
+    config_sha256,
     fingerprint,
 )
 from .checkpoint.config import SalaConfig
 from .checkpoint.reader import Checkpoint
-from .checkpoint.tensor_location import TensorLocation
-from .engine.memory import DeviceMemory
+from .engine.build import LOG_FILE, PLAN_FILE, REPORT_FILE
+from .engine.memory import contexts
 from .engine.profiles import Profile
 from .engine.report import EngineReport
-from .engine.shard_builds import shard_files
-from .engine.sharding import ShardRange
-from .planned_graph import operator_node
-from .specs import Precision, TensorSpec
+from .engine.request import EngineRequest
+from .planned_graph import operator_node, planned_graph
+from .specs import TensorSpec
 
 if TYPE_CHECKING:
+    from .model.signature import Signature
     from .onnx.cpu_form import CpuGraph
+    from .onnx.engine_form import WrittenEngineGraph
 
 
-def describe_model(source: str, config: SalaConfig, weights: tuple[FileEntry, ...]) -> ModelEntry:
-    """The model, whose weights are the files `weights`."""
-    from .model.rope import inverse_frequencies
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuiltGraphs:
+    """The three forms of one step."""
 
+    step: Signature
+    """Of `model.onnx`."""
+    cpu: CpuGraph
+    engine: WrittenEngineGraph
+
+
+def describe_model(source: str, config: SalaConfig, digests: Mapping[str, str]) -> ModelEntry:
+    """The model, whose tensors have these hashes, by name."""
+    config_hash = config_sha256(config)
     return ModelEntry(
         source=source,
         config=config,
-        inv_freq=tuple(inverse_frequencies(config.rope_theta, config.head_dim).tolist()),
-        fingerprint=fingerprint(config, weights),
+        config_sha256=config_hash,
+        inv_freq=config.inverse_frequencies(),
+        fingerprint=fingerprint(config_hash, digests),
     )
 
 
-def describe_graph(
-    checkpoint: Checkpoint, precision: Precision, cpu: CpuGraph, weights: tuple[FileEntry, ...], *, included: bool
-) -> GraphEntry:
-    """The exported graphs; `weights` are the files that their weights lie in, whether `included` or not."""
-    from .model.signature import signature
+def describe_weights(
+    checkpoint: Checkpoint, digests: Mapping[str, str], constants: Collection[str], *, included: bool
+) -> WeightsEntry:
+    """The checkpoint's tensors; the bytes of `constants` are part of the engine."""
+    files = {name: path.stat().st_size for name, path in sorted(checkpoint.shard_files().items())}
+    return WeightsEntry(
+        included=included,
+        files=tuple(WeightFile(path=f"{GRAPH_FOLDER}/{name}", bytes=size) for name, size in files.items()),
+        tensors={
+            name: StoredTensor(
+                file=f"{GRAPH_FOLDER}/{where.file.name}",
+                offset=where.offset,
+                bytes=where.length,
+                dtype=where.dtype,
+                shape=where.shape,
+                sha256=digests[name],
+                fixed=name in constants,
+            )
+            for name, where in checkpoint.tensors().items()
+        },
+    )
+
+
+def describe_graph(config: SalaConfig, step: Signature, cpu: CpuGraph) -> GraphEntry:
+    """The graphs that ONNX tools and ONNX Runtime read, the first with the interface `step`."""
     from .onnx.cpu_form import CPU_GRAPH_FILE
     from .onnx.export import GRAPH_FILE
 
-    step = signature(checkpoint.config, precision.dtype)
-    nodes = [operator_node(checkpoint.config, layer) for layer in range(checkpoint.config.num_hidden_layers)]
+    nodes = [operator_node(config, layer) for layer in range(config.num_hidden_layers)]
     return GraphEntry(
         file=f"{GRAPH_FOLDER}/{GRAPH_FILE}",
         inputs=step.inputs,
@@ -66,89 +96,47 @@ def describe_graph(
         operators=tuple(
             OperatorEntry(layer=layer, type=node.op_type, node=node.name) for layer, node in enumerate(nodes)
         ),
-        weights_included=included,
-        weights=weights,
         cpu=CpuGraphEntry(
             file=f"{GRAPH_FOLDER}/{CPU_GRAPH_FILE}",
             inputs=cpu.step.inputs,
             outputs=cpu.step.outputs,
-            weights=tuple(
-                WeightInput(spec=weight.spec, parts=tuple(_weight_part(checkpoint, name) for name in weight.tensors))
-                for weight in cpu.weights
-            ),
+            weights=cpu.weights,
         ),
-    )
-
-
-def _weight_part(checkpoint: Checkpoint, name: str) -> WeightPart:
-    weight = checkpoint.quantized.get(name)
-    if weight is None:
-        return _stored_part(checkpoint.locations[name])
-    return replace(
-        _stored_part(weight.data),
-        dequantization=Dequantization(
-            precision=weight.precision,
-            columns=weight.shape[1],
-            scale=_stored_part(weight.scale),
-            scale_shape=weight.scale_shape,
-            global_scale=weight.global_scale,
-        ),
-    )
-
-
-def _stored_part(where: TensorLocation) -> WeightPart:
-    return WeightPart(
-        file=f"{GRAPH_FOLDER}/{where.file.name}", offset=where.offset, bytes=where.length, dtype=where.dtype
     )
 
 
 def describe_engine(
-    shards: tuple[tuple[ShardRange, EngineReport], ...],
-    *,
-    library: FileEntry,
-    predicted: DeviceMemory,
+    checkpoint: Checkpoint, request: EngineRequest, graphs: BuiltGraphs, report: EngineReport, library_sha256: str
 ) -> EngineEntry:
-    """The engine that the reports tell of, with the plugin `library` that its shards were built with.
+    """The engine that the report tells of, with the plugin library of this hash inside."""
+    from .onnx.engine_form import ENGINE_GRAPH_FILE
 
-    Args: `predicted`, the account of the whole model; what TensorRT reported takes its place for weights and
-        activations.
-    """
-    reports = [report for _, report in shards]
-    first = reports[0]
-    memory = replace(
-        predicted,
-        weights_bytes=sum(report.memory.weights_bytes for report in reports),
-        # Shards run one after the other in the same memory.
-        activation_bytes=max(report.memory.activation_bytes for report in reports),
-    )
-    ranges: dict[str, dict[str, Range]] = {}
-    for report in reports:
-        for profile in report.profiles:
-            ranges.setdefault(profile.name.value, {}).update(_symbolic_ranges(profile, report.inputs))
+    graph = planned_graph(checkpoint.config, request.precision, checkpoint.quantization)
+    ranges = {profile.name.value: _symbolic_ranges(profile, report.inputs) for profile in report.profiles}
     return EngineEntry(
-        shards=tuple(_shard_entry(index, shard, report, library) for index, (shard, report) in enumerate(shards)),
-        gpu=first.recipe,
-        gpu_name=first.gpu,
-        compute_capability=first.compute_capability,
-        tensorrt_flavour=first.flavour,
-        tensorrt_version=first.tensorrt_version,
-        plugin_library_sha256=library.sha256,
+        plan=f"{ENGINE_FOLDER}/{PLAN_FILE}",
+        report=f"{ENGINE_FOLDER}/{REPORT_FILE}",
+        log=f"{ENGINE_FOLDER}/{LOG_FILE}",
+        graph=f"{ENGINE_FOLDER}/{ENGINE_GRAPH_FILE}",
+        weights=graphs.engine.weights,
+        target=request.target.name,
+        gpus=tuple(
+            GpuEntry(
+                recipe=gpu.name,
+                name=gpu.gpu,
+                compute_capability=str(gpu.compute_capability),
+                memory_bytes=gpu.memory_bytes,
+                reserve_bytes=gpu.reserve_bytes,
+                max_context=context,
+            )
+            for gpu, context in contexts(graph, request, report.memory)
+        ),
+        compute_capabilities=tuple(str(capability) for capability in request.target.compute_capabilities),
+        tensorrt_flavour=report.flavour,
+        tensorrt_version=report.tensorrt_version,
+        plugin_library_sha256=library_sha256,
         profiles=ranges,
-        device_memory_bytes=memory.parts(),
-    )
-
-
-def _shard_entry(index: int, shard: ShardRange, report: EngineReport, library: FileEntry) -> ShardEntry:
-    files = shard_files(Path(ENGINE_FOLDER), index)
-    return ShardEntry(
-        plan=files.plan.as_posix(),
-        report=files.report.as_posix(),
-        log=files.log.as_posix(),
-        first_layer=shard.first_layer,
-        num_layers=shard.num_layers,
-        inputs=report.inputs,
-        outputs=report.outputs,
-        plugin_library_serialized=library.path in report.plugin_libraries,
+        device_memory_bytes=report.memory.parts(),
     )
 
 

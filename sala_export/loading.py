@@ -26,6 +26,7 @@ def load(
     threads: int = 0,
     verify_hashes: bool = False,
     tokenizer: Tokenizer | None = None,
+    weights: str | Path | None = None,
     **engine_options: Any,
 ) -> Model:
     """Load a model to run it.
@@ -38,8 +39,10 @@ def load(
         device, precision: for torch: `cuda`, `cuda:1` or `cpu`, by default a GPU if there is one; `fp32`, `bf16` or
             `fp16`, by default the model's own on a GPU and fp32 on the CPU.
         threads: threads that compute on the CPU; 0 takes all cores.
-        verify_hashes: compare every file of a bundle with its hash, not only the graph.
+        verify_hashes: compare every file of a bundle with its hash, not only what is loaded.
         tokenizer: to use instead of the model's own.
+        weights: a checkpoint directory whose weights take the place of the bundle's, a fine-tune for example: of the
+            same configuration, and with tensors of the same names, types and shapes.
         engine_options: what `sala_export.runtime.model.load` takes besides these, of libraries to use for example; not
             for torch.
     Raises: BundleError or CheckpointError if the model is missing, damaged, of a newer schema or without weights;
@@ -60,6 +63,7 @@ def load(
             threads=threads,
             verify_hashes=verify_hashes,
             tokenizer=tokenizer,
+            weights=weights,
         )
     for option, value in (("device", device), ("precision", precision)):
         if value is not None:
@@ -72,5 +76,6 @@ def load(
         threads=threads,
         verify_hashes=verify_hashes,
         tokenizer=tokenizer,
+        weights=weights,
         **engine_options,
     )

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .bundle.files import hash_files
-from .bundle.manifest import MANIFEST_FILE, fingerprint
+from .bundle.hashing import Hashing, Span
+from .bundle.manifest import MANIFEST_FILE, config_sha256, fingerprint
 from .bundle.reader import Bundle
 from .checkpoint.config import SalaConfig
 from .checkpoint.reader import CONFIG_FILE, TOKENIZER_FILE, Checkpoint
-from .errors import BundleError
+from .errors import BundleError, RequestError
 from .progress import silent
 from .specs import Precision
 
 if TYPE_CHECKING:
     from .runtime.text import Tokenizer
 
-_HASHING_THREADS = 8
-
-
-def rope_frequencies(config: SalaConfig) -> list[float]:
-    """By pair of channels, each exactly an fp32 number."""
-    from .model.rope import inverse_frequencies
-
-    return [float(x) for x in inverse_frequencies(config.rope_theta, config.head_dim)]
+_TEXT_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+"""Of the configuration: they change no graph and no weight, and a bundle keeps its own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,15 +32,22 @@ class ModelSource:
     config: SalaConfig
     bundle: Bundle | None
     """None: a checkpoint."""
+    other_weights: Path | None = None
+    """A checkpoint whose weights take the place of the bundle's own."""
 
     @classmethod
-    def open(cls, model: str | Path, revision: str | None = None) -> ModelSource:
+    def open(
+        cls, model: str | Path, revision: str | None = None, other_weights: str | Path | None = None
+    ) -> ModelSource:
         """Find a model; a hub id is downloaded.
 
+        Args: `other_weights`, a checkpoint directory, for a bundle alone.
         Raises: BundleError, CheckpointError, ConfigError, UnsupportedError or RequestError naming what is wrong.
         """
         if (Path(model) / MANIFEST_FILE).is_file():
-            return cls.of_bundle(Path(model))
+            return cls.of_bundle(Path(model), other_weights)
+        if other_weights is not None:
+            raise RequestError(f"weights {other_weights}: {model} is a checkpoint itself; give weights to a bundle")
         from .checkpoint.hub import resolve_model
 
         directory = resolve_model(str(model), revision)
@@ -56,28 +56,52 @@ class ModelSource:
         return cls(directory=directory, name=name, config=config, bundle=None)
 
     @classmethod
-    def of_bundle(cls, directory: Path) -> ModelSource:
+    def of_bundle(cls, directory: Path, other_weights: str | Path | None = None) -> ModelSource:
         """Raises: BundleError if the directory is none."""
         bundle = Bundle.open(directory)
         entry = bundle.manifest.model
-        return cls(directory=directory, name=entry.source, config=entry.config, bundle=bundle)
+        other = None if other_weights is None else Path(other_weights)
+        name = entry.source if other is None else other.absolute().name
+        return cls(directory=directory, name=name, config=entry.config, bundle=bundle, other_weights=other)
 
     def weights(self) -> Checkpoint:
         """Where they are.
 
-        Raises: BundleError for a bundle without them; CheckpointError for missing or malformed ones.
+        Raises: BundleError for a bundle without them; CheckpointError for missing or malformed ones; RequestError for
+        weights that are not of the bundle's form.
         """
         if self.bundle is None:
             return Checkpoint.open(self.directory)
-        graph = self.bundle.manifest.graph
-        if not graph.weights_included:
+        if self.other_weights is not None:
+            return self._of_the_same_form(self.other_weights)
+        weights = self.bundle.manifest.weights
+        if not weights.included:
             raise BundleError(
-                f"{self.directory} was built with --no-weights, so only its engine can run it: build the bundle with "
-                "weights, or load the checkpoint"
+                f"{self.directory} was built with --no-weights: give the checkpoint's directory as weights (--weights "
+                "DIR)"
             )
-        return Checkpoint.of_files(
-            self.directory, self.config, [self.directory / entry.path for entry in graph.weights]
-        )
+        return Checkpoint.of_files(self.directory, self.config, [self.directory / file.path for file in weights.files])
+
+    def _of_the_same_form(self, directory: Path) -> Checkpoint:
+        """The checkpoint in `directory`, whose configuration and types are those of the bundle."""
+        assert self.bundle is not None
+        checkpoint = Checkpoint.open(directory, layers=self.config.num_hidden_layers)
+        theirs = asdict(checkpoint.config)
+        for field, value in asdict(self.config).items():
+            if field not in _TEXT_FIELDS and theirs[field] != value:
+                raise RequestError(
+                    f"{directory / CONFIG_FILE}: {field} is {theirs[field]}, {self.directory} was built for {value}: "
+                    "build a bundle from this checkpoint"
+                )
+        expected = self.bundle.manifest.weights.tensors
+        for name, where in checkpoint.tensors().items():
+            if name not in expected or where.dtype != expected[name].dtype:
+                built = expected[name].dtype if name in expected else "a bundle without it"
+                raise RequestError(
+                    f"{where.file}: {name} is {where.dtype}, {self.directory} was built for {built}: build a bundle "
+                    "from this checkpoint"
+                )
+        return checkpoint
 
     def precision(self) -> Precision:
         """The bundle's, or the type of the checkpoint's weights. Raises: as `weights`."""
@@ -91,18 +115,17 @@ class ModelSource:
 
         Raises: as `weights`.
         """
-        if self.bundle is not None:
+        if self.bundle is not None and self.other_weights is None:
             return self.bundle.manifest.model.fingerprint
-        files = self.weights().shard_files().values()
-        with ThreadPoolExecutor(_HASHING_THREADS) as pool:
-            hashed = pool.map(lambda file: hash_files(file.parent, [file], silent, "hash"), files)
-            return fingerprint(self.config, tuple(entry for entries in hashed for entry in entries))
+        tensors = self.weights().tensors().items()
+        with Hashing({name: Span(where.file, where.offset, where.length) for name, where in tensors}) as hashing:
+            return fingerprint(config_sha256(self.config), hashing.result(silent))
 
     def inv_freq(self) -> list[float]:
         """RoPE's frequencies: the table of the bundle, or of the configuration."""
         if self.bundle is not None:
             return list(self.bundle.manifest.model.inv_freq)
-        return rope_frequencies(self.config)
+        return list(self.config.inverse_frequencies())
 
     def tokenizer(self) -> Tokenizer | None:
         """None if there is none. Raises: BundleError if its files are malformed."""

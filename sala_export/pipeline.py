@@ -2,54 +2,46 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import logging
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import __version__
-from .bundle.files import hash_files
+from .bundle.hashing import Hashing, Span, hash_files
 from .bundle.manifest import (
     ENGINE_FOLDER,
     GRAPH_FOLDER,
     MANIFEST_FILE,
     SCHEMA_VERSION,
     TEXT_FOLDER,
-    EngineEntry,
-    FileEntry,
     Manifest,
 )
 from .bundle.reader import Bundle
-from .bundle_entries import describe_engine, describe_graph, describe_model
+from .bundle_entries import BuiltGraphs, describe_engine, describe_graph, describe_model, describe_weights
 from .checkpoint.config import DEFAULT_MODEL, SalaConfig
 from .checkpoint.hub import resolve_model
 from .checkpoint.quantization import read_quantization
 from .checkpoint.reader import CONFIG_FILE, TOKENIZER_FILE, Checkpoint
-from .engine.flavour import installed_version, select_flavour
-from .engine.graph import GRAPH_FILE, EngineGraph
-from .engine.host import check_disk, check_memory, host_budget
+from .engine.build import LOG_FILE, build_engine
+from .engine.host import check_disk, check_memory
 from .engine.memory import check_fits
 from .engine.report import EngineReport
 from .engine.request import EngineRequest
-from .engine.shard_builds import ShardBuilds, clear_unfinished, finished_shards, kept_shards, records, shard_files
-from .engine.sharding import ShardRange, choose_shards, equal_shards
 from .errors import BuildError, RequestError
 from .kernel_support import require_kernels
 from .native_libraries import plugin_library
 from .planned_graph import planned_graph, planned_memory
 from .progress import Progress, silent
 from .specs import Precision
-from .staging import MARKER, Staging, require_free_path, resumable_directory, staged_directory
+from .staging import MARKER, require_free_path, staged_directory
 
 if TYPE_CHECKING:
     from .calibration.layer import Recipe
     from .calibration.quantize import QuantizeResult
     from .calibration.samples import SampleRequest
-    from .onnx.cpu_form import CpuGraph
 
 logger = logging.getLogger(__name__)
 
@@ -120,12 +112,9 @@ class BuildRequest:
     model: ModelRequest
     engine: EngineRequest
     output: Path
-    shards: int | None = None
-    """Engines to cut the model into; None: as few as `host_memory_bytes` allows."""
-    host_memory_bytes: int | None = None
-    """Resident memory that the build may take at its peak; None: a part of what is free."""
     copy_weights: bool = False
     include_weights: bool = True
+    """False: whoever runs the bundle gives it the weights."""
     force: bool = False
 
 
@@ -140,7 +129,7 @@ def export_onnx(
 ) -> None:
     """Write the ONNX graph of a model and its weights as the directory `output`, whole or not at all.
 
-    Raises: InputError for bad input; ExportError if tracing fails.
+    Raises: InputError for bad input.
     """
     from .onnx.export import export_graph
 
@@ -148,9 +137,9 @@ def export_onnx(
     source = request.open()
     source.require_outside(output)
     with staged_directory(output, marker=MARKER, force=force) as staging:
-        on_progress("trace", 0, 1)
+        on_progress("graph", 0, 1)
         export_graph(source.checkpoint, staging, precision, copy_weights=copy_weights)
-        on_progress("trace", 1, 1)
+        on_progress("graph", 1, 1)
 
 
 def quantize_model(
@@ -201,9 +190,6 @@ def quantize_for_build(request: BuildRequest, samples: SampleRequest, on_progres
 def build_bundle(request: BuildRequest, on_progress: Progress = silent) -> Bundle:
     """Build an engine and everything around it as the directory `request.output`, whole or not at all.
 
-    A model too large for this machine is built as several engines of consecutive layers. If such a build ends early,
-    the engines that it finished stay beside `request.output`, and the same request goes on with them.
-
     Raises: InputError for bad input, before the long work where it can be known; ExportError or BuildError if a stage
     fails.
     """
@@ -211,129 +197,97 @@ def build_bundle(request: BuildRequest, on_progress: Progress = silent) -> Bundl
     library = plugin_library()
     source = request.model.open()
     source.require_outside(request.output)
-    checkpoint = source.checkpoint
-    checkpoint.require_precision(request.engine.precision)
-    require_kernels(checkpoint.config, request.engine.precision, request.engine.recipe.compute_capability)
-    plan = planned_graph(checkpoint.config, request.engine.precision, checkpoint.quantization)
-    shards = _choose_shards(request, plan)
-    predicted = planned_memory(checkpoint.config, request.engine, len(shards), checkpoint.quantization)
-    check_fits(plan, request.engine, predicted)
-    if TOKENIZER_FILE not in checkpoint.accessory_files():
-        logger.warning("%s has no %s: the bundle will take token ids, not text", source.origin, TOKENIZER_FILE)
-    key = _resume_key(request, checkpoint, library)
-    with resumable_directory(request.output, marker=MANIFEST_FILE, force=request.force, key=key) as staging:
-        engine_folder = _prepare(staging)
-        shards = kept_shards(engine_folder) or shards
-        graph, text = staging.path / GRAPH_FOLDER, staging.path / TEXT_FOLDER
-        from .onnx.quantized_runs import checkpoint_runs, rewritten_bytes
-        from .onnx.weights import copied_bytes
-
-        copied = copied_bytes(checkpoint.shard_files().values(), graph, copy=request.copy_weights)
-        copied += rewritten_bytes(checkpoint_runs(checkpoint))
-        check_disk(plan.weights_bytes - _bytes_in(engine_folder) + copied, len(shards), staging.path)
-        cpu = _export(checkpoint, graph, request, on_progress)
-        reports = _build(request, staging, shards, library, on_progress)
-        for name, file in checkpoint.accessory_files().items():
-            shutil.copyfile(file, text / name)
-        engine = describe_engine(
-            tuple(zip(shards, reports, strict=True)),
-            library=_entry(library),
-            predicted=planned_memory(checkpoint.config, request.engine, len(shards), checkpoint.quantization),
-        )
-        manifest = _manifest(request, source, cpu, engine, staging.path, on_progress)
-        for record in records(engine_folder):
-            record.unlink()
-        (staging.path / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
+    _check(request, source)
+    with staged_directory(request.output, marker=MANIFEST_FILE, force=request.force) as staging:
+        for folder in (GRAPH_FOLDER, ENGINE_FOLDER, TEXT_FOLDER):
+            (staging / folder).mkdir()
+        placed = _place_weights(request, source.checkpoint, staging)
+        # The hashes take as long as the engine, on other processors than TensorRT's.
+        with Hashing(_spans(source.checkpoint, placed, staging)) as hashing:
+            graphs = _export(request, source.checkpoint, staging, placed, on_progress)
+            report = _build(request, staging, graphs, library, on_progress)
+            digests = hashing.result(on_progress)
+        for name, file in source.checkpoint.accessory_files().items():
+            shutil.copyfile(file, staging / TEXT_FOLDER / name)
+        (entry,) = hash_files(library.parent, [library], silent)
+        manifest = _manifest(request, source, graphs, report, digests, entry.sha256, staging)
+        (staging / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     return Bundle.open(request.output)
 
 
-def _choose_shards(request: BuildRequest, plan: EngineGraph) -> tuple[ShardRange, ...]:
-    """Raises: RequestError if the number asked for is impossible, or a shard does not fit this machine's memory."""
-    if request.shards is not None:
-        shards = equal_shards(plan.layer_weights_bytes, request.shards)
-        check_memory(max(shard.weights_bytes for shard in shards))
-        return shards
-    return choose_shards(plan.layer_weights_bytes, request.host_memory_bytes or host_budget())
+def _check(request: BuildRequest, source: ModelSource) -> None:
+    """Refuse, from config.json and the headers of the weights alone, what cannot be built or would not fit its GPU."""
+    checkpoint, engine = source.checkpoint, request.engine
+    checkpoint.require_precision(engine.precision)
+    for capability in engine.target.compute_capabilities:
+        require_kernels(checkpoint.config, engine.precision, capability)
+    graph = planned_graph(checkpoint.config, engine.precision, checkpoint.quantization)
+    check_fits(graph, engine, planned_memory(checkpoint.config, engine, checkpoint.quantization))
+    check_memory(graph.constant_bytes)
+    if TOKENIZER_FILE not in checkpoint.accessory_files():
+        logger.warning("%s has no %s: the bundle will take token ids, not text", source.origin, TOKENIZER_FILE)
 
 
-def _resume_key(request: BuildRequest, checkpoint: Checkpoint, library: Path) -> str:
-    """Stands for everything that decides what the engines will be, but how much memory is free at the moment."""
-    decisive = {
-        "program": __version__,
-        "tensorrt": installed_version(select_flavour(request.engine.flavour)),
-        "engine": asdict(request.engine),
-        "shards": request.shards,
-        "host_memory_bytes": request.host_memory_bytes,
-        "config": asdict(checkpoint.config),
-        "weights": {
-            name: (file.stat().st_size, file.stat().st_mtime_ns) for name, file in checkpoint.shard_files().items()
-        },
-        "plugin_library": _entry(library).sha256,
-    }
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
+def _place_weights(request: BuildRequest, checkpoint: Checkpoint, staging: Path) -> dict[Path, str]:
+    """Put the weight files beside the graph, if the bundle is to have them; returns their names by path."""
+    from .onnx.weights import copied_bytes, place_weights
+
+    folder, files = staging / GRAPH_FOLDER, {where.file for where in checkpoint.tensors().values()}
+    graph = planned_graph(checkpoint.config, request.engine.precision, checkpoint.quantization)
+    copied = copied_bytes(files, folder, copy=request.copy_weights) if request.include_weights else 0
+    check_disk(2 * graph.constant_bytes + copied, staging)
+    if not request.include_weights:
+        return {file: file.name for file in files}
+    return place_weights(files, folder, copy=request.copy_weights)
 
 
-def _prepare(staging: Staging) -> Path:
-    """Make the folders of a bundle; of an earlier build only its finished engines stay. Returns the engine folder."""
-    engine_folder = staging.path / ENGINE_FOLDER
-    for folder in (staging.path / GRAPH_FOLDER, staging.path / TEXT_FOLDER):
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir()
-    if staging.resumed:
-        logger.info("going on with the engines that an earlier build left in %s", staging.path)
-        clear_unfinished(engine_folder)
-    else:
-        engine_folder.mkdir()
-    return engine_folder
+def _spans(checkpoint: Checkpoint, placed: dict[Path, str], staging: Path) -> dict[str, Span]:
+    """The tensors of the weights, by name, in the bundle's own files if it has them."""
+
+    def file(path: Path) -> Path:
+        own = staging / GRAPH_FOLDER / placed[path]
+        return own if own.exists() else path
+
+    return {name: Span(file(where.file), where.offset, where.length) for name, where in checkpoint.tensors().items()}
 
 
-def _bytes_in(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.iterdir())
+def _export(
+    request: BuildRequest, checkpoint: Checkpoint, staging: Path, placed: dict[Path, str], on_progress: Progress
+) -> BuiltGraphs:
+    """Write the three forms of the step's graph."""
+    from .onnx.cpu_form import export_cpu_graph
+    from .onnx.engine_form import export_engine_graph
+    from .onnx.export import write_graph
+
+    graph, precision = staging / GRAPH_FOLDER, request.engine.precision
+    on_progress("graph", 0, 3)
+    step = write_graph(checkpoint, graph, precision, placed)
+    on_progress("graph", 1, 3)
+    cpu = export_cpu_graph(checkpoint, graph)
+    on_progress("graph", 2, 3)
+    engine = export_engine_graph(checkpoint, staging / ENGINE_FOLDER, precision)
+    on_progress("graph", 3, 3)
+    return BuiltGraphs(step=step, cpu=cpu, engine=engine)
 
 
 def _build(
-    request: BuildRequest, staging: Staging, shards: tuple[ShardRange, ...], library: Path, on_progress: Progress
-) -> tuple[EngineReport, ...]:
-    """Build the engines. If TensorRT fails, its log outlives the staging directory."""
-    from .onnx.shards import write_shard
+    request: BuildRequest, staging: Path, graphs: BuiltGraphs, library: Path, on_progress: Progress
+) -> EngineReport:
+    """Build the engine. If TensorRT fails, its log outlives the staging directory."""
+    from .onnx.engine_form import ENGINE_GRAPH_FILE
 
-    graph = staging.path / GRAPH_FOLDER
-    builds = ShardBuilds(
-        request=request.engine,
-        graph_dir=graph,
-        folder=staging.path / ENGINE_FOLDER,
-        shards=shards,
-        plugin_library=library,
-        cut=lambda shard, path: write_shard(graph / GRAPH_FILE, shard.first_layer, shard.num_layers, path),
-        on_progress=on_progress,
-        on_first_finished=staging.keep,
-    )
+    folder = staging / ENGINE_FOLDER
     try:
-        return builds.run()
+        return build_engine(request.engine, folder / ENGINE_GRAPH_FILE, library, folder, on_progress=on_progress)
     except BuildError as error:
-        raise BuildError(_with_log_kept(str(error), builds, request.output)) from error
+        log = folder / LOG_FILE
+        if not log.is_file():
+            raise
+        kept = _free_name(request.output.with_name(f"{request.output.name}.log"))
+        shutil.move(log, kept)
+        raise BuildError(str(error).replace(str(log), str(kept))) from error
     finally:
-        if staging.is_kept and len(finished_shards(builds.folder)) < len(shards):
-            logger.warning(
-                "%d of %d shards are finished and kept for the next build of %s with the same options; any other build "
-                "of it, or deleting %s, removes them",
-                len(finished_shards(builds.folder)),
-                len(shards),
-                request.output,
-                staging.path,
-            )
-
-
-def _with_log_kept(message: str, builds: ShardBuilds, output: Path) -> str:
-    """Move the log that a message names to a place beside the bundle; returns the message with that place."""
-    for index in range(len(builds.shards)):
-        log = shard_files(builds.folder, index).log
-        if str(log) in message and log.is_file():
-            kept = _free_name(output.with_name(f"{output.name}.log"))
-            shutil.move(log, kept)
-            return message.replace(str(log), str(kept))
-    return message
+        graphs.engine.remove_constants()
 
 
 def _free_name(path: Path) -> Path:
@@ -342,51 +296,27 @@ def _free_name(path: Path) -> Path:
     return next(candidate for candidate in candidates if not candidate.exists())
 
 
-def _export(checkpoint: Checkpoint, folder: Path, request: BuildRequest, on_progress: Progress) -> CpuGraph:
-    from .onnx.cpu_form import export_cpu_graph
-    from .onnx.export import export_graph
-
-    on_progress("trace", 0, 2)
-    export_graph(checkpoint, folder, request.engine.precision, copy_weights=request.copy_weights)
-    on_progress("trace", 1, 2)
-    cpu = export_cpu_graph(checkpoint, folder)
-    on_progress("trace", 2, 2)
-    return cpu
-
-
 def _manifest(
     request: BuildRequest,
     source: ModelSource,
-    cpu: CpuGraph,
-    engine: EngineEntry,
+    graphs: BuiltGraphs,
+    report: EngineReport,
+    digests: dict[str, str],
+    library_sha256: str,
     staging: Path,
-    on_progress: Progress,
 ) -> Manifest:
-    """Hash what was staged, drop the weights if they are not wanted, and describe the rest."""
-    from .onnx.quantized_runs import PACKED_FILE
-
-    passing = records(staging / ENGINE_FOLDER)
-    staged = [path for path in staging.glob("*/**/*") if path.is_file() and path not in passing]
-    files = hash_files(staging, staged, on_progress, "hash")
-    checkpoint = source.checkpoint
-    shards = {f"{GRAPH_FOLDER}/{name}" for name in (*checkpoint.shard_files(), PACKED_FILE)}
-    weights = tuple(entry for entry in files if entry.path in shards)
-    if not request.include_weights:
-        for entry in weights:
-            (staging / entry.path).unlink()
-        files = tuple(entry for entry in files if entry.path not in shards)
+    checkpoint, engine = source.checkpoint, request.engine
+    weight_files = {staging / GRAPH_FOLDER / name for name in checkpoint.shard_files()}
+    others = [path for path in staging.glob("*/*") if path.is_file() and path not in weight_files]
+    files = hash_files(staging, others, silent)
     return Manifest(
         schema_version=SCHEMA_VERSION,
         created_by=f"sala-export {__version__}",
-        model=describe_model(source.origin, checkpoint.config, weights),
-        precision=request.engine.precision,
-        graph=describe_graph(checkpoint, request.engine.precision, cpu, weights, included=request.include_weights),
-        engine=engine,
+        model=describe_model(source.origin, checkpoint.config, digests),
+        precision=engine.precision,
+        weights=describe_weights(checkpoint, digests, graphs.engine.constants, included=request.include_weights),
+        graph=describe_graph(checkpoint.config, graphs.step, graphs.cpu),
+        engine=describe_engine(checkpoint, engine, graphs, report, library_sha256),
         text=tuple(entry.path for entry in files if entry.path.startswith(f"{TEXT_FOLDER}/")),
         files=files,
     )
-
-
-def _entry(file: Path) -> FileEntry:
-    (entry,) = hash_files(file.parent, [file], silent, "hash")
-    return entry

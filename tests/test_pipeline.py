@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,15 @@ import pytest
 from support.checkpoints import copy_checkpoint, tiny_checkpoint
 
 from sala_export import pipeline
-from sala_export.engine import shard_builds
-from sala_export.engine.recipe import load_recipe
+from sala_export.engine.build import LOG_FILE
+from sala_export.engine.recipe import load_target
 from sala_export.engine.request import EngineRequest
 from sala_export.errors import BuildError, RequestError
 from sala_export.pipeline import BuildRequest, ModelRequest, build_bundle, export_onnx
 from sala_export.specs import Precision
 from sala_export.staging import MARKER
 
-ENGINE = EngineRequest.from_options(load_recipe("rtx5090"), max_context=4096, prefill_chunk=256)
+ENGINE = EngineRequest.from_options(load_target("rtx5090"), max_context=4096, prefill_chunk=256)
 
 
 def request(output: Path, model: Path | None = None) -> BuildRequest:
@@ -25,11 +26,12 @@ def request(output: Path, model: Path | None = None) -> BuildRequest:
 
 
 def test_failed_build_keeps_its_log_under_a_free_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*arguments: Any, log_path: Path, **options: Any) -> None:
-        log_path.write_text("what TensorRT said", encoding="utf-8")
-        raise BuildError(f"TensorRT gave up (log: {log_path})")
+    def fail(*arguments: Any, **options: Any) -> None:
+        log = arguments[3] / LOG_FILE
+        log.write_text("what TensorRT said", encoding="utf-8")
+        raise BuildError(f"TensorRT gave up (log: {log})")
 
-    monkeypatch.setattr(shard_builds, "build_engine", fail)
+    monkeypatch.setattr(pipeline, "build_engine", fail)
     mine = tmp_path / "out.sala.log"
     mine.write_text("mine", encoding="utf-8")
     kept = tmp_path / "out.sala.log.1"
@@ -41,16 +43,11 @@ def test_failed_build_keeps_its_log_under_a_free_name(tmp_path: Path, monkeypatc
     assert sorted(path.name for path in tmp_path.iterdir()) == [mine.name, kept.name]
 
 
-def test_what_cannot_fit_is_refused_before_tracing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def traced(*arguments: Any, **options: Any) -> None:
-        raise AssertionError("tracing has begun")
-
-    monkeypatch.setattr(pipeline, "_export", traced)
-    monkeypatch.setattr("sala_export.engine.host.available_host_bytes", lambda: 1 << 20)
-    with pytest.raises(
-        RequestError, match=r"building layer \d alone, .* may be used: free some memory, raise --host-memory"
-    ):
-        build_bundle(request(tmp_path / "out.sala"))
+def test_what_cannot_fit_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    engine = EngineRequest.from_options(load_target("rtx5090"), max_context=1 << 30, prefill_chunk=256)
+    wanted = replace(request(tmp_path / "out.sala"), engine=engine)
+    with pytest.raises(RequestError, match=r"--max-context 1024M needs .* the largest that fits is --max-context"):
+        build_bundle(wanted)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ..errors import BundleError
 from ..progress import Progress, silent
-from .files import hash_files
-from .manifest import MANIFEST_FILE, FileEntry, Manifest
+from .hashing import Hashing, Span
+from .manifest import MANIFEST_FILE, Manifest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,26 +36,36 @@ class Bundle:
         for name in manifest.needed_files():
             if name not in listed:
                 raise BundleError(f"{path} needs {name!r}, which is not among its files: build the bundle again")
-        for entry in manifest.files:
-            file = directory / entry.path
+        listed_sizes = {entry.path: entry.bytes for entry in manifest.files}
+        if manifest.weights.included:
+            listed_sizes |= {file.path: file.bytes for file in manifest.weights.files}
+        for name, size in listed_sizes.items():
+            file = directory / name
             if not file.is_file():
                 raise BundleError(f"{file} is missing: copy the bundle again, with all its files")
-            if file.stat().st_size != entry.bytes:
+            if file.stat().st_size != size:
                 raise BundleError(
-                    f"{file} has {file.stat().st_size} bytes, {MANIFEST_FILE} says {entry.bytes}: copy the bundle again"
+                    f"{file} has {file.stat().st_size} bytes, {MANIFEST_FILE} says {size}: copy the bundle again"
                 )
         return cls(directory=directory, manifest=manifest)
 
     def verify_hashes(self, on_progress: Progress = silent) -> None:
-        """Hash every file.
+        """Hash every file, and of the weight files every tensor.
 
-        Raises: BundleError naming the first file whose content is not what was built.
+        Raises: BundleError naming the first file or tensor whose content is not what was built.
         """
-        paths = [self.directory / entry.path for entry in self.manifest.files]
-        expected: dict[str, FileEntry] = {entry.path: entry for entry in self.manifest.files}
-        for entry in hash_files(self.directory, paths, on_progress, "hash"):
-            if entry.sha256 != expected[entry.path].sha256:
+        manifest = self.manifest
+        spans = {entry.path: Span(self.directory / entry.path, 0, entry.bytes) for entry in manifest.files}
+        expected = {entry.path: entry.sha256 for entry in manifest.files}
+        for name, tensor in manifest.weights.tensors.items() if manifest.weights.included else ():
+            spans[name] = Span(self.directory / tensor.file, tensor.offset, tensor.bytes)
+            expected[name] = tensor.sha256
+        with Hashing(spans) as hashing:
+            found = hashing.result(on_progress)
+        for name, span in spans.items():
+            if found[name] != expected[name]:
+                what = str(span.file) if span.file == self.directory / name else f"{name} in {span.file}"
                 raise BundleError(
-                    f"{self.directory / entry.path} has another SHA-256 than {MANIFEST_FILE} says: it was changed or "
-                    "damaged, copy the bundle again"
+                    f"{what} has another SHA-256 than {MANIFEST_FILE} says: it was changed or damaged, copy the bundle "
+                    "again"
                 )

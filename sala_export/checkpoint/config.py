@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import ConfigError, RequestError, UnsupportedError
 from .fields import JsonFields
+from .rope_table import inverse_frequencies
 
 MODEL_TYPE = "minicpm_sala"
 DEFAULT_MODEL = "openbmb/MiniCPM-SALA"
@@ -138,6 +139,10 @@ class SalaConfig:
     def layers_of(self, mixer: Mixer) -> tuple[int, ...]:
         """Indices of the layers with this mixer."""
         return tuple(i for i, m in enumerate(self.mixer_types) if m is mixer)
+
+    def inverse_frequencies(self) -> tuple[float, ...]:
+        """RoPE's by pair of channels, each exactly an fp32 number."""
+        return tuple(float(x) for x in inverse_frequencies(self.rope_theta, self.head_dim))
 
     def truncated(self, layers: int) -> SalaConfig:
         """The first `layers` layers, with the residual scale of the whole model.

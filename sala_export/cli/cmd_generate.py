@@ -18,6 +18,7 @@ from ..errors import RequestError, SessionError, UnsupportedError
 from ..specs import RUNTIMES
 from .generate_display import PrefillDisplay
 from .options import Tokens
+from .output import progress_display
 
 if TYPE_CHECKING:
     from ..runtime.model import Model
@@ -41,7 +42,12 @@ class _Sampling(TypedDict):
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--prompt", help="Text to go on from.")
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    help="Use the weights of this checkpoint, a fine-tune for example, on the bundle's engine.",
+)
+@click.option("--prompt", help="The prompt.")
 @click.option("--prompt-file", metavar="FILE", help="UTF-8 text of any length, run as it is read; - is standard input.")
 @click.option("--chat", is_flag=True, help="The prompt is a message: wrap it in the checkpoint's chat template.")
 @click.option(
@@ -89,6 +95,7 @@ def generate(
     console: Console,
     /,
     bundle: Path,
+    weights: Path | None,
     prompt: str | None,
     prompt_file: str | None,
     chat: bool,
@@ -109,7 +116,7 @@ def generate(
         raise RequestError(f"--save-state {save_state}: there is no directory {save_state.parent}")
     with ExitStack() as stack:
         source = _source(prompt, prompt_file, stack)
-        model, tokenizer, dense_len = _load(bundle, runtime)
+        model, tokenizer, dense_len = _load(console, bundle, runtime, weights)
         if load_state is None:
             session = model.session(max_context=max_context)
         else:
@@ -169,19 +176,29 @@ def _source(prompt: str | None, prompt_file: str | None, stack: ExitStack) -> _S
     return _Source(file, bytes_total=path.stat().st_size if path.is_file() else None)
 
 
-def _load(bundle: Path, runtime: str) -> tuple[Model, Tokenizer, int]:
+def _load(console: Console, bundle: Path, runtime: str, weights: Path | None) -> tuple[Model, Tokenizer, int]:
     """The model, its tokenizer, and the tokens from which on attention is sparse."""
     from ..loading import TORCH, load
     from ..model_source import ModelSource
 
-    source = ModelSource.open(bundle) if runtime == TORCH else ModelSource.of_bundle(bundle)
+    source = ModelSource.open(bundle, other_weights=weights) if runtime == TORCH else ModelSource.of_bundle(bundle)
     tokenizer = source.tokenizer()
     if tokenizer is None:
         raise UnsupportedError(
             f"{bundle} has no tokenizer, so it cannot read text: use sala_export.load and token ids, or build it again "
             "from a checkpoint with tokenizer.json"
         )
-    model = load(bundle, runtime=runtime, tokenizer=tokenizer)
+    if runtime == TORCH:
+        model = load(bundle, runtime=runtime, tokenizer=tokenizer, weights=weights)
+    else:
+        with progress_display(console) as on_progress:
+            model = load(
+                bundle,
+                runtime=runtime,
+                tokenizer=tokenizer,
+                weights=weights,
+                on_progress=lambda done, total: on_progress("load", done, total, "bytes"),
+            )
     return model, tokenizer, source.config.sparse_config.dense_len
 
 

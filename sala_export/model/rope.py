@@ -10,15 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..checkpoint import rope_table
+
 
 def inverse_frequencies(theta: float, head_dim: int) -> Tensor:
-    """`1 / theta^(2 i / head_dim)`, fp32 [head_dim / 2].
-
-    The power is taken in fp64 and rounded to fp32 before the division in fp32: an fp32 power differs between libraries
-    in some entries, this form equals torch's table on the CPU for head_dim 32, 64 and 128.
-    """
-    exponent = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
-    return 1.0 / torch.pow(torch.tensor(theta, dtype=torch.float64), exponent).to(torch.float32)
+    """The table of `rope_table.inverse_frequencies`, fp32 [head_dim / 2]."""
+    return torch.from_numpy(rope_table.inverse_frequencies(theta, head_dim))
 
 
 def rope_cos_sin(positions: Tensor, inv_freq: Tensor) -> Tensor:

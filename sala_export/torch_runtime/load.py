@@ -101,10 +101,11 @@ def load_torch(
     threads: int = 0,
     verify_hashes: bool = False,
     tokenizer: Tokenizer | None = None,
+    weights: str | Path | None = None,
 ) -> TorchModel:
     """Load a bundle, a checkpoint directory or a hub id; arguments and errors as `sala_export.load`."""
     chosen = _device(device)
-    source = ModelSource.open(model)
+    source = ModelSource.open(model, other_weights=weights)
     if verify_hashes and source.bundle is not None:
         source.bundle.verify_hashes()
     if threads < 0:

@@ -17,7 +17,6 @@ from ..checkpoint.config import SalaConfig
 from ..checkpoint.keymap import Weight
 from ..checkpoint.presets import preset
 from ..checkpoint.random_weights import RandomWeights
-from ..model_source import rope_frequencies
 from ..specs import Precision
 
 _SEED_BITS = 64
@@ -67,7 +66,7 @@ class RandomModel:
         return RandomOnDevice(self.config, self.seed)
 
     def inv_freq(self) -> list[float]:
-        return rope_frequencies(self.config)
+        return list(self.config.inverse_frequencies())
 
     def tokenizer(self) -> None:
         """There is none: prompts are token ids."""

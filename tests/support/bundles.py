@@ -9,7 +9,7 @@ from pathlib import Path
 
 from support.checkpoints import tiny_checkpoint
 
-from sala_export.engine.recipe import load_recipe
+from sala_export.engine.recipe import load_target
 from sala_export.engine.request import EngineRequest
 from sala_export.pipeline import BuildRequest, ModelRequest, build_bundle
 
@@ -20,17 +20,8 @@ _FOLDER = tempfile.TemporaryDirectory(prefix="sala-test-bundles-")
 def tiny_bundle(gpu: str) -> Path:
     """The tiny checkpoint built for `gpu` with a small context; shared between tests, so never written to."""
     path = Path(_FOLDER.name) / f"tiny-{gpu}.sala"
-    engine = EngineRequest.from_options(load_recipe(gpu), max_context=16384, prefill_chunk=1024)
+    engine = EngineRequest.from_options(load_target(gpu), max_context=16384, prefill_chunk=1024)
     build_bundle(BuildRequest(model=ModelRequest(model=str(tiny_checkpoint())), engine=engine, output=path))
-    return path
-
-
-@functools.cache
-def tiny_shards() -> Path:
-    """The tiny checkpoint built for rtx5090 in three shards; shared between tests, so never written to."""
-    path = Path(_FOLDER.name) / "tiny-shards.sala"
-    engine = EngineRequest.from_options(load_recipe("rtx5090"), max_context=16384, prefill_chunk=1024)
-    build_bundle(BuildRequest(model=ModelRequest(model=str(tiny_checkpoint())), engine=engine, output=path, shards=3))
     return path
 
 

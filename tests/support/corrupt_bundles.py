@@ -49,11 +49,20 @@ def _set(path: str, value: object, says: str, reader_says: str | None, **options
     return _manifest(change, says, reader_says, **options)
 
 
+def _part(change: Fields, says: str, reader_says: str | None) -> Corruption:
+    """Changes the first part of the first weight of the CPU graph."""
+    return _manifest(lambda m: m["graph"]["cpu"]["weights"][0]["parts"][0].update(change), says, reader_says)
+
+
 def _quantised(change: Fields, says: str, reader_says: str) -> Corruption:
-    """Says of the first weight that it is quantised, with a wrong field."""
-    plain = {"file": "graph/cpu.onnx", "offset": 0, "bytes": 4, "dtype": "float32", "dequantization": None}
-    fields = {"precision": "int8", "columns": 4, "scale": plain, "scale_shape": [1, 1], "global_scale": 1.0}
-    return _set("graph.cpu.weights.0.parts.0.dequantization", fields | change, says, reader_says)
+    """Says of that part that it is quantised, with a wrong field."""
+    fields = {"precision": "int8", "columns": 4, "scale": "model.norm.weight", "global_scale": 1.0}
+    return _part({"dequantization": fields | change}, says, reader_says)
+
+
+def _tensor(change: Callable[[Fields], object], says: str, reader_says: str | None) -> Corruption:
+    """Changes the entry of the final norm's weight."""
+    return _manifest(lambda m: change(m["weights"]["tensors"]["model.norm.weight"]), says, reader_says)
 
 
 def _drop(path: str, says: str, reader_says: str) -> Corruption:
@@ -65,16 +74,6 @@ def _drop(path: str, says: str, reader_says: str) -> Corruption:
         del target[last]
 
     return _manifest(change, says, reader_says)
-
-
-def _two_shards(fields: Fields, **changes: object) -> None:
-    """Cuts the one shard in two that fit, then changes the second."""
-    shard = fields["engine"]["shards"][0]
-    stream = {"name": "hidden_states.2", "dtype": "bfloat16", "shape": ["batch", "tokens", 64]}
-    layers = shard["num_layers"]
-    first = {**shard, "num_layers": 2, "outputs": [stream]}
-    second = {**shard, "first_layer": 2, "num_layers": layers - 2, "inputs": [stream], **changes}
-    fields["engine"]["shards"] = [first, second]
 
 
 def _change_byte(path: Path) -> None:
@@ -95,11 +94,13 @@ def _unlist(name: str) -> Callable[[Fields], None]:
 
 
 def _leave_out_weights(fields: Fields) -> None:
-    fields["graph"]["weights_included"] = False
-    fields["files"] = [entry for entry in fields["files"] if not entry["path"].endswith(".safetensors")]
+    fields["weights"]["included"] = False
 
 
-_STREAM = {"name": "hidden_states.2", "dtype": "float16", "shape": ["batch", "tokens", 64]}
+def _halve(tensor: Fields) -> None:
+    """Leaves a tensor of half as many elements."""
+    tensor.update(bytes=tensor["bytes"] // 2, shape=[tensor["shape"][0] // 2])
+
 
 CORRUPTIONS: dict[str, Corruption] = {
     # The directory and the manifest as a whole.
@@ -118,8 +119,8 @@ CORRUPTIONS: dict[str, Corruption] = {
     "older schema": _set(
         "schema_version",
         1,
-        f"has schema_version 1, this release reads {SCHEMA_VERSION}: build it again",
-        "build it again",
+        f"schema_version 1, this release reads {SCHEMA_VERSION}: build it again: sala-export build --gpu GPU --model",
+        "build it again: sala-export build --gpu GPU --model",
         error="BundleSchema",
     ),
     "newer schema, unknown fields": _manifest(
@@ -133,7 +134,7 @@ CORRUPTIONS: dict[str, Corruption] = {
     "unknown field": _set("extra", 1, "extra: is not a field of this schema", "extra: "),
     "unknown field of the model": _set("model.config.extra", 1, "model.config.extra: is not a field", "config.extra: "),
     "unknown field of a file": _set("files.0.mode", 7, "files[0].mode: is not a field", "files.0.mode: "),
-    "missing field": _drop("engine.shards.0.plan", "engine.shards[0].plan: is missing", "engine.shards.0.plan: "),
+    "missing field": _drop("engine.plan", "engine.plan: is missing", "engine.plan: "),
     "created_by is a number": _set("created_by", 3, "created_by: expected a string", "created_by: "),
     "source is missing": _drop("model.source", "model.source: is missing", "model.source: "),
     "fingerprint is a number": _set("model.fingerprint", 3, "model.fingerprint: expected a string", "fingerprint: "),
@@ -164,26 +165,31 @@ CORRUPTIONS: dict[str, Corruption] = {
         "graph.operators.0.layer", "graph.operators[0].layer: is missing", "graph.operators.0.layer: "
     ),
     "weights were left out": _manifest(_leave_out_weights, "--no-weights", None, error="WeightsMissing"),
-    "part beyond the end of its file": _set(
-        "graph.cpu.weights.0.parts.0.offset", 10**12, "ends behind the end of", "ends behind the end of"
+    "tensor beyond the end of its file": _tensor(
+        lambda t: t.update(offset=10**12), "ends behind the end of", "ends behind the end of"
     ),
-    "part at a negative offset": _set(
-        "graph.cpu.weights.0.parts.0.offset", -2, "parts[0].offset: expected an integer of at least 0", "has offset -2"
+    "tensor at a negative offset": _tensor(
+        lambda t: t.update(offset=-2), "offset: expected an integer of at least 0", "has offset -2"
     ),
-    "part that ends within an element": _manifest(
-        lambda m: m["graph"]["cpu"]["weights"][0]["parts"][0].update(
-            bytes=m["graph"]["cpu"]["weights"][0]["parts"][0]["bytes"] - 1
-        ),
-        "ends within an element",
-        None,
+    "tensor whose bytes are not its shape's": _tensor(
+        lambda t: t.update(bytes=t["bytes"] - 1), "which is not what", "which is not what"
     ),
-    "weight with too few elements": _manifest(
-        lambda m: m["graph"]["cpu"]["weights"][0]["parts"][0].update(
-            bytes=m["graph"]["cpu"]["weights"][0]["parts"][0]["bytes"] - 2
-        ),
-        "stored elements for the shape",
-        None,
+    "tensor in a file that is not listed": _tensor(
+        lambda t: t.update(file="graph/other.safetensors"), "not among weights.files", "not among weights.files"
     ),
+    "tensor of an unknown type": _tensor(
+        lambda t: t.update(dtype="float7"), "is not an element type", "weights.tensors.model.norm.weight.dtype: "
+    ),
+    "tensor without a hash": _tensor(lambda t: t.pop("sha256"), "sha256: is missing", "sha256: "),
+    "weight file out of the bundle": _set(
+        "weights.files.0.path", "../x", "weights.files[0].path: names a file outside", "lies outside the bundle"
+    ),
+    "part of an unknown tensor": _part(
+        {"tensor": "model.other"}, "needs model.other, which is not among", "needs model.other, which is not among"
+    ),
+    "scales for no rows": _part({"rows": 0}, "rows: expected an integer of at least 1", "has rows 0"),
+    "factor of no scales": _part({"factor": "model.norm.weight"}, "factor", "has rows None, factor"),
+    "weight with too few elements": _tensor(_halve, "for the shape", None),
     "weight that is no input of the graph": _set(
         "graph.cpu.weights.0.spec.name", "renamed", "has other inputs than bundle.json says", None
     ),
@@ -191,28 +197,10 @@ CORRUPTIONS: dict[str, Corruption] = {
         lambda m: m["graph"]["cpu"]["outputs"].pop(), "the engine has no tensor present.", None, error="InvalidArgument"
     ),
     # The engine.
-    "no shard": _set("engine.shards", [], "engine.shards: does not hold every layer", "hold the layers none"),
-    "layer left out": _set(
-        "engine.shards.0.num_layers", 4, "engine.shards: does not hold every layer", "hold the layers 4 from 0"
+    "engine for no GPU": _set(
+        "engine.compute_capabilities", [], "engine.compute_capabilities: is empty", "compute_capabilities is empty"
     ),
-    "shards out of order": _manifest(
-        lambda m: _two_shards(m, first_layer=1), "first_layer: does not follow the shard before", "hold the layers"
-    ),
-    "shard that takes nothing from the one before": _manifest(
-        lambda m: _two_shards(m, inputs=[]),
-        "inputs: does not take the hidden_states",
-        "does not take the hidden_states.2",
-    ),
-    "residual stream of another type": _manifest(
-        lambda m: _two_shards(m, inputs=[_STREAM]),
-        "inputs: does not take the hidden_states",
-        "does not take the hidden_states.2",
-    ),
-    "plugin library in the second shard": _manifest(
-        lambda m: _two_shards(m, plugin_library_serialized=True),
-        "engine.shards[1].plugin_library_serialized: only the first shard",
-        "only the first shard",
-    ),
+    "GPU without a name": _drop("engine.gpus.0.name", "engine.gpus[0].name: is missing", "engine.gpus.0.name: "),
     "unknown flavour": _set(
         "engine.tensorrt_flavour",
         "trt",
@@ -239,7 +227,7 @@ CORRUPTIONS: dict[str, Corruption] = {
         "files.0.path", "/etc/hostname", "files[0].path: names a file outside", "lies outside the bundle"
     ),
     "report not listed": _set(
-        "engine.shards.0.report",
+        "engine.report",
         "engine/other.json",
         "needs engine/other.json, which is not among files",
         "needs 'engine/other.json', which is not among its files",
@@ -252,7 +240,9 @@ CORRUPTIONS: dict[str, Corruption] = {
         {"precision": "bf16"}, "precision: is not a quantised precision", "the precision bf16, which has no codes"
     ),
     "codes in rows of nothing": _quantised({"columns": 0}, "columns: expected an integer of at least 1", "0 columns"),
-    "scale for no rows": _quantised({"scale_shape": [0, 1]}, "scale_shape[0]: expected", "the scale_shape [0, 1]"),
+    "scale that is nowhere": _quantised(
+        {"scale": "model.other"}, "needs model.other, which is not among", "needs model.other, which is not among"
+    ),
     "global scale of nothing": _quantised({"global_scale": 0.0}, "global_scale: is no scale", "the global_scale 0.0"),
     "negative size": _set("files.0.bytes", -1, "files[0].bytes: expected an integer of at least 0", "says -1"),
     "file missing": Corruption(
@@ -262,7 +252,7 @@ CORRUPTIONS: dict[str, Corruption] = {
         reader_says="model.onnx is missing: copy the bundle again",
     ),
     "file of another size": Corruption(
-        spoil=lambda bundle: _shorten(bundle / "engine" / "shard-00.plan"),
+        spoil=lambda bundle: _shorten(bundle / "engine" / "engine.plan"),
         error="BundleDamaged",
         says="bundle.json says",
         reader_says="bundle.json says",
@@ -278,7 +268,34 @@ CORRUPTIONS: dict[str, Corruption] = {
         error="BundleDamaged",
         says="cpu.onnx has another SHA-256 than bundle.json says",
     ),
+    "changed weights": Corruption(
+        spoil=lambda bundle: _change_last_byte(next((bundle / "graph").glob("*.safetensors"))),
+        error="BundleDamaged",
+        says="has another SHA-256 than bundle.json says",
+    ),
+    "weight file of another size": Corruption(
+        spoil=lambda bundle: _shorten(_own(next((bundle / "graph").glob("*.safetensors")))),
+        error="BundleDamaged",
+        says="bundle.json says",
+        reader_says="bundle.json says",
+    ),
 }
+
+
+def _change_last_byte(path: Path) -> None:
+    """Of a weight file: its tensors end with the file."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.unlink()
+    path.write_bytes(content)
+
+
+def _own(path: Path) -> Path:
+    """A file that may be changed, in the place of a hard link."""
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content)
+    return path
 
 
 def _shorten_to_half(path: Path) -> None:

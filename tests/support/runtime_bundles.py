@@ -5,24 +5,23 @@ from __future__ import annotations
 import functools
 import shutil
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 from support.checkpoints import tiny_checkpoint
 
-from sala_export.bundle.files import hash_files
+from sala_export.bundle.hashing import Hashing, Span, hash_files
 from sala_export.bundle.manifest import (
     ENGINE_FOLDER,
     GRAPH_FOLDER,
     MANIFEST_FILE,
     SCHEMA_VERSION,
     EngineEntry,
+    GpuEntry,
     Manifest,
-    ShardEntry,
 )
-from sala_export.bundle_entries import describe_graph, describe_model
+from sala_export.bundle_entries import describe_graph, describe_model, describe_weights
 from sala_export.checkpoint.reader import Checkpoint
-from sala_export.engine.shard_builds import shard_files
+from sala_export.model.signature import signature
 from sala_export.onnx.cpu_form import export_cpu_graph
 from sala_export.onnx.export import GRAPH_FILE
 from sala_export.progress import silent
@@ -31,10 +30,23 @@ from sala_export.specs import Precision
 _FOLDER = tempfile.TemporaryDirectory(prefix="sala-test-cpu-bundles-")
 
 _ENGINE = EngineEntry(
-    shards=(),
-    gpu="none",
-    gpu_name="Imaginary GPU 7",
-    compute_capability="7.7",
+    plan=f"{ENGINE_FOLDER}/engine.plan",
+    report=f"{ENGINE_FOLDER}/report.json",
+    log=f"{ENGINE_FOLDER}/build.log",
+    graph=f"{ENGINE_FOLDER}/engine.onnx",
+    weights=(),
+    target="imaginary",
+    gpus=(
+        GpuEntry(
+            recipe="imaginary",
+            name="Imaginary GPU 7",
+            compute_capability="7.7",
+            memory_bytes=1 << 30,
+            reserve_bytes=0,
+            max_context=1024,
+        ),
+    ),
+    compute_capabilities=("7.7",),
     tensorrt_flavour="rtx",
     tensorrt_version="1.2.3",
     plugin_library_sha256="",
@@ -43,47 +55,40 @@ _ENGINE = EngineEntry(
 )
 
 
-def _shard(layers: int) -> ShardEntry:
-    files = shard_files(Path(ENGINE_FOLDER), 0)
-    return ShardEntry(
-        plan=str(files.plan),
-        report=str(files.report),
-        log=str(files.log),
-        first_layer=0,
-        num_layers=layers,
-        inputs=(),
-        outputs=(),
-        plugin_library_serialized=False,
-    )
-
-
-def write_cpu_bundle(source: Path, directory: Path) -> Path:
+def write_cpu_bundle(source: Path, directory: Path, *, include_weights: bool = True) -> Path:
     """Write the parts of a bundle that the CPU needs for the checkpoint `source`; returns `directory`."""
     checkpoint = Checkpoint.open(source)
     precision = checkpoint.precision or Precision.BF16
-    graph = directory / "graph"
+    graph = directory / GRAPH_FOLDER
     graph.mkdir(parents=True)
     cpu = export_cpu_graph(checkpoint, graph)
-    for name, file in checkpoint.shard_files().items():
-        shutil.copyfile(file, graph / name)
-    shard = _shard(checkpoint.config.num_hidden_layers)
-    for name in (shard.plan, shard.report, shard.log, f"{GRAPH_FOLDER}/{GRAPH_FILE}"):
+    for name in (*(_ENGINE.plan, _ENGINE.report, _ENGINE.log, _ENGINE.graph), f"{GRAPH_FOLDER}/{GRAPH_FILE}"):
         (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_text("not used by the CPU", encoding="utf-8")
-    files = hash_files(directory, [path for path in directory.rglob("*") if path.is_file()], silent, "hash")
-    weights = tuple(entry for entry in files if entry.path.endswith(".safetensors"))
+    files = hash_files(directory, [path for path in directory.rglob("*") if path.is_file()], silent)
+    for name, file in checkpoint.shard_files().items() if include_weights else ():
+        shutil.copyfile(file, graph / name)
+    digests = tensor_digests(checkpoint)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         created_by="tests",
-        model=describe_model(source.name, checkpoint.config, weights),
+        model=describe_model(source.name, checkpoint.config, digests),
         precision=precision,
-        graph=describe_graph(checkpoint, precision, cpu, weights, included=True),
-        engine=replace(_ENGINE, shards=(shard,)),
+        weights=describe_weights(checkpoint, digests, (), included=include_weights),
+        graph=describe_graph(checkpoint.config, signature(checkpoint.config, precision.dtype), cpu),
+        engine=_ENGINE,
         text=(),
         files=files,
     )
     (directory / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     return directory
+
+
+def tensor_digests(checkpoint: Checkpoint) -> dict[str, str]:
+    """SHA-256 of every tensor, by name."""
+    spans = {name: Span(where.file, where.offset, where.length) for name, where in checkpoint.tensors().items()}
+    with Hashing(spans) as hashing:
+        return hashing.result(silent)
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from pathlib import Path
 from support.checkpoints import tiny_checkpoint
 from support.runtime_bundles import write_cpu_bundle
 
-from sala_export.bundle.files import hash_files
+from sala_export.bundle.hashing import hash_files
 from sala_export.bundle.manifest import MANIFEST_FILE, TEXT_FOLDER
 from sala_export.bundle.reader import Bundle
 from sala_export.checkpoint.reader import Checkpoint
@@ -27,7 +27,7 @@ def write_text_bundle(source: Path, directory: Path) -> Path:
     folder.mkdir()
     for name, file in Checkpoint.open(source).accessory_files().items():
         shutil.copyfile(file, folder / name)
-    files = hash_files(directory, list(folder.iterdir()), silent, "hash")
+    files = hash_files(directory, list(folder.iterdir()), silent)
     changed = replace(manifest, text=tuple(entry.path for entry in files), files=(*manifest.files, *files))
     (directory / MANIFEST_FILE).write_text(changed.to_json(), encoding="utf-8")
     return directory
