@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 from .checkpoint.config import Mixer, SalaConfig
@@ -31,15 +30,14 @@ class Capability(Protocol):
         """`SM120`, for messages."""
 
 
-def require_kernels(config: SalaConfig, precision: Precision, capabilities: Sequence[Capability]) -> None:
-    """Refuse GPUs of these capabilities, or a model, that no shipped kernel serves; the graph can still be exported.
+def require_kernels(config: SalaConfig, precision: Precision, compute_capability: Capability) -> None:
+    """Refuse a GPU, or a model, that no shipped kernel serves; the graph alone can still be exported.
 
     Raises: UnsupportedError naming the architecture, or the operator and the size or type at fault.
     """
-    unserved = [each.sm for each in capabilities if serving_architecture(each.major, each.minor) is None]
-    if unserved:
+    if serving_architecture(compute_capability.major, compute_capability.minor) is None:
         served = ", ".join(f"SM{sm}" for sm in AOT_ARCHITECTURES)
-        raise UnsupportedError(f"no kernels for {', '.join(unserved)}, they exist for {served}")
+        raise UnsupportedError(f"no kernels for {compute_capability.sm}, they exist for {served}")
     # Loaded here because it imports Triton, which takes a second.
     from .ops.kernel_sets import KERNEL_SETS
 

@@ -56,8 +56,8 @@ def build(
 
     You can build on any machine, with or without a GPU. One bundle can serve several GPUs, for example --gpu rtx.
     """
+    from ..engine.recipe import load_target
     from ..engine.request import EngineRequest
-    from ..engine.target import load_target
     from ..pipeline import BuildRequest, ModelRequest, build_bundle, quantize_for_build
 
     source = ModelRequest(model=model, revision=revision, layers=layers)

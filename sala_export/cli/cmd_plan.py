@@ -57,8 +57,8 @@ def plan(
     and is no error.
     """
     from ..checkpoint.presets import PRESETS
+    from ..engine.recipe import load_target
     from ..engine.request import EngineRequest
-    from ..engine.target import load_target
     from ..planner.plan import make_plan
     from ..planner.published import is_published_model
 
@@ -174,7 +174,7 @@ def _times(estimate: Estimate, published: float | None) -> dict[str, float | Non
 
 
 def _print_tables(found: Plan, model: str | None) -> None:
-    from ..engine.target import names_of
+    from ..engine.recipe import names_of
     from ..planner.plan import fit_sentence
 
     # Tables keep their columns when they go to a file or a pipe.

@@ -92,7 +92,7 @@ def _check(request: EngineRequest, graph: EngineGraph, plugin_library: Path | No
     if not folder.is_dir():
         raise RequestError(f"{folder} is not a directory: create it before building an engine there")
     check_fits(graph, request, predict_memory(graph, request))
-    check_memory(graph)
+    check_memory(graph.constant_bytes)
     check_disk(plan_bytes(graph), folder)
 
 

@@ -7,9 +7,8 @@ from importlib import metadata
 from typing import Any, Protocol
 
 from ..errors import UnsupportedError
-from .recipe import ComputeCapability
+from .recipe import ComputeCapability, Target
 from .request import FlavourName
-from .target import Target
 from .tensorrt import TensorRT
 from .tensorrt_rtx import TensorRTForRTX
 

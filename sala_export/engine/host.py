@@ -16,9 +16,9 @@ _FIXED_PLAN_BYTES = 16 << 20
 _PLAN_BYTES_PER_OPERATOR = 1 << 20
 
 
-def host_bytes_needed(graph: EngineGraph) -> int:
-    """Upper estimate of the resident peak of a build, mapped files included, in bytes."""
-    return int(graph.constant_bytes * _PEAK_PER_CONSTANT_BYTE) + _FIXED_HOST_BYTES
+def host_bytes_needed(constant_bytes: int) -> int:
+    """Upper estimate of the resident peak of a build with so many bytes of constants, mapped files included."""
+    return int(constant_bytes * _PEAK_PER_CONSTANT_BYTE) + _FIXED_HOST_BYTES
 
 
 def plan_bytes(graph: EngineGraph) -> int:
@@ -41,12 +41,12 @@ def available_host_bytes() -> int:
     return max(0, available)
 
 
-def check_memory(graph: EngineGraph) -> None:
-    """Refuse a build where its process would be killed for want of memory.
+def check_memory(constant_bytes: int) -> None:
+    """Refuse to build an engine with so many bytes of constants where the process would be killed for want of memory.
 
     Raises: RequestError saying what is needed and what there is.
     """
-    needed, available = host_bytes_needed(graph), available_host_bytes()
+    needed, available = host_bytes_needed(constant_bytes), available_host_bytes()
     if needed > available:
         raise RequestError(
             f"building the engine needs about {format_bytes(needed)} of memory, {format_bytes(available)} are "

@@ -8,8 +8,7 @@ from enum import StrEnum
 
 from ..errors import RequestError, UnsupportedError
 from ..specs import QUANTIZED_PRECISIONS, Precision, format_tokens
-from .recipe import Recipe
-from .target import Target, names_of
+from .recipe import Recipe, Target, names_of
 
 MAX_BATCH = 256
 """Kernels put batch times heads into a grid dimension of at most 65535."""

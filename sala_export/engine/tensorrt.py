@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UnsupportedError
-from .recipe import ComputeCapability
+from .recipe import ComputeCapability, Target, names_of
 from .request import FlavourName
-from .target import Target, names_of
 
 # Values of enum CUdevice_attribute in cuda.h.
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76

@@ -9,9 +9,8 @@ from typing import Any
 
 from ..errors import UnsupportedError
 from ..native_libraries import soname_shim
-from .recipe import ComputeCapability
+from .recipe import ComputeCapability, Target
 from .request import FlavourName
-from .target import Target
 
 
 class TensorRTForRTX:

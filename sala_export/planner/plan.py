@@ -213,7 +213,7 @@ def account_of_build(graph: EngineGraph, precision: Precision) -> BuildAccount:
     tensorrt += _SECONDS_PER_CONSTANT_BYTE.get(precision, 0.0) * graph.constant_bytes
     return BuildAccount(
         seconds=_GRAPH_SECONDS + tensorrt + graph.weights_bytes / _HASHED_BYTES_PER_SECOND,
-        host_bytes=host_bytes_needed(graph),
+        host_bytes=host_bytes_needed(graph.constant_bytes),
         available_bytes=available_host_bytes(),
         plan_bytes=plan_bytes(graph),
         scratch_bytes=graph.constant_bytes,
