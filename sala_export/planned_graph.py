@@ -1,17 +1,17 @@
 """The graph that an export will give and the memory that its engine will take, from config.json alone.
 
-So a build that cannot fit is refused before minutes of tracing; `tests/test_planned_graph.py` holds it equal to what
-`read_graph` finds in the exported file.
+So a build that cannot fit is refused before anything is written, and `plan` needs no weights.
+`tests/test_planned_graph.py` holds it equal to what `read_graph` finds in the exported file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
 from .checkpoint.config import Mixer, SalaConfig
-from .checkpoint.keymap import EMBEDDING, Weight, packs, weights
+from .checkpoint.keymap import PACKED_ROLES, Weight, weights
 from .checkpoint.quantization import Quantization
 from .engine.graph import GRAPH_FILE, EngineGraph, OperatorNode
 from .engine.memory import DeviceMemory, predict_memory
@@ -20,7 +20,7 @@ from .kernel_support import operator_workspaces
 from .model.attributes import operator_attributes
 from .model.signature import signature
 from .ops.registry import INFLLMV2_ATTENTION, LIGHTNING_ATTENTION
-from .specs import Precision
+from .specs import DType, Precision, TensorSpec
 
 OPERATORS = {Mixer.LIGHTNING: LIGHTNING_ATTENTION.onnx_type, Mixer.SPARSE: INFLLMV2_ATTENTION.onnx_type}
 """ONNX type of the operator that computes a mixer."""
@@ -36,65 +36,87 @@ def operator_node(config: SalaConfig, layer: int) -> OperatorNode:
     )
 
 
-def planned_graph(config: SalaConfig, precision: Precision, quantization: Quantization | None = None) -> EngineGraph:
-    """What `read_graph` will find in the export of this model in this precision.
+_CODES = {
+    Precision.FP8: DType.FLOAT8_E4M3FN,
+    Precision.INT8: DType.INT8,
+    Precision.NVFP4: DType.FLOAT4_E2M1FN,
+}
+"""Types of the quantised weights that are inputs of the graph; those of int4 are constants."""
 
-    Args: `quantization`, of a quantised checkpoint; None for what `Quantization.default` quantises. Scales per channel
-        are not counted.
+
+def planned_graph(config: SalaConfig, precision: Precision, quantization: Quantization | None = None) -> EngineGraph:
+    """What `read_graph` will find in the engine's graph of this model in this precision.
+
+    Args: `quantization`, of a quantised checkpoint; None for what `Quantization.default` quantises. A scale is counted
+        for each product, whether the checkpoint has one or one for each channel.
     """
     step = signature(config, precision.dtype)
     if precision.is_quantized and quantization is None:
         quantization = Quantization.default(precision)
     all_weights = weights(config)
     quantized = [weight for weight in all_weights if quantization and quantization.covers(weight.name)]
-    sizes = {weight.name: _stored_bytes(weight, precision, quantization) for weight in all_weights}
+    names = {weight.name for weight in quantized}
+    groups = list(_groups(all_weights, names))
     return EngineGraph(
         path=Path(GRAPH_FILE),
         inputs=step.inputs,
+        weights=tuple(spec for group in groups for spec in _weight_inputs(group, precision, group[0].name in names)),
         outputs=step.outputs,
         operators=tuple(operator_node(config, layer) for layer in range(config.num_hidden_layers)),
         parameters=sum(weight.elements for weight in all_weights),
         quantized_parameters=sum(weight.elements for weight in quantized),
-        weights_bytes=sum(sizes.values()),
-        quantized_weights_bytes=sum(sizes[weight.name] for weight in quantized),
-        layer_weights_bytes=_layer_weights_bytes(config, all_weights, sizes),
+        constant_bytes=sum(_constant_bytes(weight, quantization) for weight in quantized),
         hidden_size=config.hidden_size,
-        widest_projection=max(config.hidden_size, *_widths(all_weights, {weight.name for weight in quantized})),
+        widest_projection=max(config.hidden_size, *(_rows(group) for group in groups if _is_projection(group[0]))),
         activation_dtype=precision.dtype,
     )
 
 
-def _stored_bytes(weight: Weight, precision: Precision, quantization: Quantization | None) -> int:
-    if quantization is not None and quantization.covers(weight.name):
-        return quantization.stored_bytes(weight.shape[0], weight.shape[1])
-    return weight.elements * precision.dtype.bytes
-
-
-def _widths(all_weights: Sequence[Weight], quantized: Collection[str]) -> Iterator[int]:
-    """Output features of every packed product; a pack that is quantised in part is two of them."""
-    for pack in packs(all_weights):
+def _groups(all_weights: Sequence[Weight], quantized: Collection[str]) -> Iterator[tuple[Weight, ...]]:
+    """Weights that are one input together; a pack that is quantised in part is two of them."""
+    pack_of = {role: "+".join(roles) for roles in PACKED_ROLES for role in roles}
+    for _, pack in groupby(all_weights, key=lambda weight: (weight.layer, pack_of.get(weight.role, weight.name))):
         for _, together in groupby(pack, key=lambda weight: weight.name in quantized):
-            yield sum(weight.shape[0] for weight in together)
+            yield tuple(together)
 
 
-def _layer_weights_bytes(
-    config: SalaConfig, all_weights: Sequence[Weight], sizes: Mapping[str, int]
-) -> tuple[int, ...]:
-    """As `EngineGraph` counts them."""
-    layers = config.num_hidden_layers
-    found = [0] * layers
-    for weight in all_weights:
-        layer = weight.layer if weight.layer is not None else 0 if weight.name == EMBEDDING else layers - 1
-        found[layer] += sizes[weight.name]
-        if weight.name == EMBEDDING and config.tie_word_embeddings and layers > 1:
-            found[-1] += sizes[weight.name]
-    return tuple(found)
+def _is_projection(weight: Weight) -> bool:
+    return weight.layer is not None and len(weight.shape) == 2
+
+
+def _rows(group: Sequence[Weight]) -> int:
+    return sum(weight.shape[0] for weight in group)
+
+
+def _name(group: Sequence[Weight]) -> str:
+    """`...mlp.gate_proj+up_proj.weight` for weights of one input."""
+    prefix = group[0].name.split(".")[:-2]
+    return ".".join([*prefix, "+".join(weight.role for weight in group), "weight"])
+
+
+def _weight_inputs(group: Sequence[Weight], precision: Precision, is_quantized: bool) -> Iterator[TensorSpec]:
+    """The inputs that hold a group, and the scales of its product where they are inputs too."""
+    name, shape = _name(group), (_rows(group), *group[0].shape[1:])
+    if not is_quantized:
+        yield TensorSpec(name, precision.dtype, shape)
+    elif precision in _CODES:
+        yield TensorSpec(name, _CODES[precision], shape)
+    if is_quantized and precision in (Precision.FP8, Precision.INT8):
+        yield from (TensorSpec(f"{name}_{scale}", DType.FLOAT32, (1,)) for scale in ("input_scale", "scale"))
+
+
+def _constant_bytes(weight: Weight, quantization: Quantization | None) -> int:
+    """Of a quantised weight inside the graph: its codes and scales in int4, its block scales in nvfp4."""
+    if quantization is None or quantization.scheme.group is None:
+        return 0
+    codes = weight.elements // 2 if quantization.precision in _CODES else 0
+    return quantization.stored_bytes(weight.shape[0], weight.shape[1]) - codes
 
 
 def planned_memory(
-    config: SalaConfig, request: EngineRequest, shards: int = 1, quantization: Quantization | None = None
+    config: SalaConfig, request: EngineRequest, quantization: Quantization | None = None
 ) -> DeviceMemory:
-    """What the engine of this model will take on its GPU, the scratch of the shipped kernels included."""
+    """What the engine of this model will take on a GPU, the scratch of the shipped kernels included."""
     workspaces = operator_workspaces(
         config,
         request.precision,
@@ -102,4 +124,4 @@ def planned_memory(
         tokens=request.prefill_chunk,
         capacity=request.max_context,
     )
-    return predict_memory(planned_graph(config, request.precision, quantization), request, shards, workspaces)
+    return predict_memory(planned_graph(config, request.precision, quantization), request, workspaces)

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from typing import Protocol
 
-SHARDS_PHASE = "shards"
-"""Phase that stays open around the phases of each shard of an engine, in bytes of weights."""
-
 
 class Progress(Protocol):
     """Called from the working thread, often enough for a display, never in a hot loop."""
 
     def __call__(self, phase: str, done: int, total: int, unit: str = "steps") -> None:
-        """`done` of `total` units (`steps`, or `bytes`) of the named phase are finished; phases come one by one,
-        but `SHARDS_PHASE` around others."""
+        """`done` of `total` units (`steps`, or `bytes`) of the named phase are finished; phases come one by one."""
 
 
 def silent(phase: str, done: int, total: int, unit: str = "steps") -> None:

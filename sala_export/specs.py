@@ -107,7 +107,6 @@ def stream_name(layer: int) -> str:
 
 
 _SIZE = re.compile(r"^\s*(\d+)\s*([KMkm]?)\s*$")
-_MEMORY = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([MGmg])(?:i?[Bb])?\s*$")
 
 
 def parse_tokens(text: str) -> int:
@@ -119,18 +118,6 @@ def parse_tokens(text: str) -> int:
     count = int(match[1]) * {"": 1, "k": 1024, "m": 1024 * 1024}[match[2].lower()] if match else 0
     if count <= 0:
         raise RequestError(f"{text!r} is not a token count: write digits, or digits with K or M, as in 64K or 1M")
-    return count
-
-
-def parse_bytes(text: str) -> int:
-    """Read a size of memory: a number with binary `M` or `G`, as in `12G`, `1.5G` or `800M`; a `B` or `iB` may follow.
-
-    Raises: RequestError if the text is none, or the size is zero.
-    """
-    match = _MEMORY.match(text)
-    count = int(float(match[1]) * {"m": 2**20, "g": 2**30}[match[2].lower()]) if match else 0
-    if count <= 0:
-        raise RequestError(f"{text!r} is not a size of memory: write a number with M or G, as in 12G")
     return count
 
 

@@ -8,12 +8,12 @@ import click
 from rich.console import Console
 
 from ..engine.request import FlavourName
-from .options import MemorySize, engine_options, model_options, output_option, write_options
+from .options import engine_options, gpu_option, model_options, output_option, write_options
 from .output import progress_display
 
 
 @click.command()
-@click.option("--gpu", required=True, help="GPU to build for, e.g. rtx5090, or the path of a recipe (.toml).")
+@gpu_option("build")
 @model_options
 @engine_options
 @click.option(
@@ -21,19 +21,18 @@ from .output import progress_display
     type=click.Choice([name.value for name in FlavourName]),
     default=FlavourName.AUTO.value,
     show_default=True,
-    help="rtx: TensorRT for RTX, builds without a GPU; tensorrt: builds on the GPU that is present.",
-)
-@click.option("--shards", type=int, help="Engines to cut the model into.  [default: as few as memory allows]")
-@click.option(
-    "--host-memory", type=MemorySize(), help="Memory that the build may take, e.g. 12G.  [default: 2/3 of what is free]"
+    help="rtx builds with TensorRT for RTX and needs no GPU; tensorrt builds on and for the GPU of this machine.",
 )
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
-    help="Quantise the model first, as `quantize` does, to MODEL-PRECISION beside the bundle: JSON lines with text.",
+    help="Text samples (JSON lines). The model is quantised with them first and saved as MODEL-PRECISION beside the "
+    "bundle.",
 )
-@click.option("--no-weights", is_flag=True, help="Leave the weight files out: only the engine will run.")
-@output_option(required=False, text="Bundle to write.  [default: MODEL-GPU-PRECISION.sala]")
+@click.option(
+    "--no-weights", is_flag=True, help="Do not copy the weight files. You then give them when you run: --weights DIR."
+)
+@output_option(required=False, text="Bundle to write.  [default: MODEL-TARGET-PRECISION.sala]")
 @write_options
 @click.pass_obj
 def build(
@@ -47,27 +46,23 @@ def build(
     prefill_chunk: int | None,
     max_batch: int,
     flavour: str,
-    shards: int | None,
-    host_memory: int | None,
     calibration: Path | None,
     no_weights: bool,
     output: Path | None,
     copy: bool,
     force: bool,
 ) -> None:
-    """Build a TensorRT engine and all that a runtime needs as one bundle, on any machine.
+    """Build a bundle: a TensorRT engine and everything that a runtime needs.
 
-    A model that does not fit this machine's memory is built in shards, one after the other. If that is interrupted, the
-    same command goes on with the shards that are finished.
+    You can build on any machine, with or without a GPU. One bundle can serve several GPUs, for example --gpu rtx.
     """
-    from ..engine.recipe import load_recipe
+    from ..engine.recipe import load_target
     from ..engine.request import EngineRequest
     from ..pipeline import BuildRequest, ModelRequest, build_bundle, quantize_for_build
 
     source = ModelRequest(model=model, revision=revision, layers=layers)
-    recipe = load_recipe(gpu)
     engine = EngineRequest.from_options(
-        recipe,
+        load_target(gpu),
         precision=precision or source.stored_precision(),
         max_context=max_context,
         prefill_chunk=prefill_chunk,
@@ -77,9 +72,7 @@ def build(
     request = BuildRequest(
         model=source,
         engine=engine,
-        output=output or Path(f"{source.name}-{engine.recipe.name}-{engine.precision}.sala"),
-        shards=shards,
-        host_memory_bytes=host_memory,
+        output=output or Path(f"{source.name}-{engine.target.name}-{engine.precision}.sala"),
         copy_weights=copy,
         include_weights=not no_weights,
         force=force,

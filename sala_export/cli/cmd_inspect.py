@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-@click.option("--verify", is_flag=True, help="Hash every file first; fails if one is not what was built.")
+@click.option("--verify", is_flag=True, help="Check every file's hash. Fails if a file was changed.")
 @click.pass_obj
 def inspect(console: Console, bundle: Path, as_json: bool, verify: bool) -> None:
-    """Say what a bundle holds: model, GPU, profiles, operators, fused products, device memory."""
+    """Show what a bundle holds: model, GPUs, profiles, operators, matrix products, device memory."""
     from ..bundle.reader import Bundle
     from ..engine.report import EngineReport
 
@@ -33,18 +33,18 @@ def inspect(console: Console, bundle: Path, as_json: bool, verify: bool) -> None
     if verify:
         with progress_display(console) as on_progress:
             opened.verify_hashes(on_progress)
-    reports = [EngineReport.read(bundle / shard.report) for shard in opened.manifest.engine.shards]
-    description = describe(opened, reports)
+    description = describe(opened, EngineReport.read(bundle / opened.manifest.engine.report))
     if as_json:
         print_json(description)
     else:
         _print_tables(description)
 
 
-def describe(bundle: Bundle, reports: Sequence[EngineReport]) -> dict[str, Any]:
-    """All that is shown, as plain JSON values. What TensorRT reported while building comes from `reports`, by shard."""
+def describe(bundle: Bundle, report: EngineReport) -> dict[str, Any]:
+    """All that is shown, as plain JSON values. `report` is what TensorRT reported while building."""
     manifest, engine = bundle.manifest, bundle.manifest.engine
-    names = [profile.name.value for profile in reports[0].profiles]
+    names = [profile.name.value for profile in report.profiles]
+    tensors = manifest.weights.tensors.values()
     return {
         "bundle": str(bundle.directory),
         "created_by": manifest.created_by,
@@ -52,76 +52,44 @@ def describe(bundle: Bundle, reports: Sequence[EngineReport]) -> dict[str, Any]:
             "source": manifest.model.source,
             "fingerprint": manifest.model.fingerprint,
             "layers": manifest.model.config.num_hidden_layers,
-            "parameters": sum(report.parameters for report in reports),
+            "parameters": report.parameters,
+            "quantized_parameters": report.quantized_parameters,
         },
         "precision": manifest.precision.value,
-        "gpu": {"recipe": engine.gpu, "name": engine.gpu_name, "compute_capability": engine.compute_capability},
+        "target": engine.target,
+        "gpus": [asdict(gpu) for gpu in engine.gpus],
+        "compute_capabilities": list(engine.compute_capabilities),
         "tensorrt": {"flavour": engine.tensorrt_flavour, "version": engine.tensorrt_version},
         "profiles": {
             name: {dim: {"min": r.min, "opt": r.opt, "max": r.max} for dim, r in ranges.items()}
             for name, ranges in engine.profiles.items()
         },
         "operators": [{"layer": o.layer, "type": o.type, "node": o.node} for o in manifest.graph.operators],
-        "plugin_layers": {name: _operator_layers(reports, index) for index, name in enumerate(names)},
-        "plugin_library": {
-            "serialized_in": [s.plan for s in engine.shards if s.plugin_library_serialized],
-            "files": sorted({library for report in reports for library in report.plugin_libraries}),
-            "sha256": engine.plugin_library_sha256,
+        "plugin_layers": {
+            name: {operator: list(nodes) for operator, nodes in report.operator_layers(index).items()}
+            for index, name in enumerate(names)
         },
-        "gemms": [gemm for report in reports for gemm in _gemms(report)],
+        "plugin_library": {"files": list(report.plugin_libraries), "sha256": engine.plugin_library_sha256},
+        "gemms": _gemms(report),
         "device_memory_bytes": {**engine.device_memory_bytes, "total": sum(engine.device_memory_bytes.values())},
-        "activation_bytes": {
-            name: max(report.activation_bytes[index] for report in reports) for index, name in enumerate(names)
+        "activation_bytes": dict(zip(names, report.activation_bytes, strict=True)),
+        "plan": {
+            "file": engine.plan,
+            "bytes": report.plan_bytes,
+            "constant_bytes": report.constant_bytes,
+            "build_seconds": report.build_seconds,
+            "peak_host_bytes": report.peak_host_bytes,
         },
-        "plan": _plan_fields(reports),
-        "shards": [
-            {
-                "plan": shard.plan,
-                "first_layer": shard.first_layer,
-                "num_layers": shard.num_layers,
-                "bytes": report.plan_bytes,
-                "activation_bytes": dict(zip(names, report.activation_bytes, strict=True)),
-                "build_seconds": report.build_seconds,
-                "peak_host_bytes": report.peak_host_bytes,
-            }
-            for shard, report in zip(engine.shards, reports, strict=True)
-        ],
         "weights": {
-            "included": manifest.graph.weights_included,
-            "files": [{"path": w.path, "bytes": w.bytes} for w in manifest.graph.weights],
+            "included": manifest.weights.included,
+            "tensors": len(tensors),
+            "bytes": sum(tensor.bytes for tensor in tensors),
+            "fixed_tensors": sum(tensor.fixed for tensor in tensors),
+            "files": [{"path": file.path, "bytes": file.bytes} for file in manifest.weights.files],
         },
         "text": list(manifest.text),
         "files": [{"path": f.path, "bytes": f.bytes, "sha256": f.sha256} for f in manifest.files],
     }
-
-
-def _plan_fields(reports: Sequence[EngineReport]) -> dict[str, Any]:
-    """Sizes of all plans together, and what building them took.
-
-    Bytes per quantised weight are those of the plans, kernels included, and of their constants alone.
-    """
-    plan_bytes, parameters = sum(r.plan_bytes for r in reports), sum(r.parameters for r in reports)
-    quantized = sum(report.quantized_parameters for report in reports)
-    others = sum(report.graph_weights_bytes - report.graph_quantized_weights_bytes for report in reports)
-    constants = sum(report.memory.weights_bytes for report in reports)
-    return {
-        "bytes": plan_bytes,
-        "bytes_per_weight": plan_bytes / parameters,
-        "quantized_weights": quantized,
-        "plan_bytes_per_quantized_weight": (plan_bytes - others) / quantized if quantized else None,
-        "constant_bytes_per_quantized_weight": (constants - others) / quantized if quantized else None,
-        "build_seconds": sum(report.build_seconds for report in reports),
-        "peak_host_bytes": max(report.peak_host_bytes for report in reports),
-    }
-
-
-def _operator_layers(reports: Sequence[EngineReport], profile: int) -> dict[str, list[str]]:
-    """Nodes that plugins compute in a profile, by operator, over all shards."""
-    nodes: dict[str, list[str]] = {}
-    for report in reports:
-        for operator, names in report.operator_layers(profile).items():
-            nodes.setdefault(operator, []).extend(names)
-    return nodes
 
 
 def _gemms(report: EngineReport) -> list[dict[str, Any]]:
@@ -140,8 +108,8 @@ def _gemms(report: EngineReport) -> list[dict[str, Any]]:
                     "type": layer.type,
                     "products": products[layer.name],
                     "fused_nodes": len(layer.onnx_nodes),
-                    "inputs": [tensor.dtype for tensor in layer.inputs],
-                    "weights": [tensor.dtype for tensor in layer.constants],
+                    "inputs": [tensor.dtype for tensor in report.activations_of(layer)],
+                    "weights": [tensor.dtype for tensor in report.weights_of(layer)],
                     "outputs": [tensor.dtype for tensor in layer.outputs],
                 }
             )
@@ -152,58 +120,56 @@ def _print_tables(d: dict[str, Any]) -> None:
     # Tables keep their columns when they go to a file or a pipe.
     console = Console(highlight=False, width=None if Console().is_terminal else 160)
     facts = Table(show_header=False, box=None)
-    facts.add_row("bundle", d["bundle"])
-    model = d["model"]
-    facts.add_row("model", f"{model['source']}, {model['layers']} layers, {model['parameters']:,} weights")
-    facts.add_row("GPU", f"{d['gpu']['name']}, compute capability {d['gpu']['compute_capability']}")
-    facts.add_row("TensorRT", f"{d['tensorrt']['flavour']} {d['tensorrt']['version']}, {d['precision']}")
-    for name, ranges in d["profiles"].items():
-        sizes = ", ".join(f"{dim} {_span(r['min'], r['max'])}" for dim, r in ranges.items())
-        facts.add_row(f"profile {name}", sizes)
-    kinds: dict[str, list[int]] = {}
-    for operator in d["operators"]:
-        kinds.setdefault(operator["type"], []).append(operator["layer"])
-    for kind, layers in kinds.items():
-        facts.add_row(kind, f"layers {_runs(layers)}")
-    facts.add_row("plugin library", f"inside {', '.join(d['plugin_library']['serialized_in'])}")
-    facts.add_row(
-        "plan",
-        f"{format_bytes(d['plan']['bytes'])} in {len(d['shards'])} {'shards' if len(d['shards']) > 1 else 'piece'}, "
-        f"{d['plan']['bytes_per_weight']:.2f} bytes per weight",
-    )
-    if d["plan"]["quantized_weights"]:
-        facts.add_row(
-            "quantised",
-            f"{d['plan']['quantized_weights']:,} weights in {d['precision']}, "
-            f"{d['plan']['constant_bytes_per_quantized_weight']:.3f} bytes each, scales included",
-        )
-    facts.add_row("weights", "included" if d["weights"]["included"] else "left out: only the engine can run")
-    facts.add_row("text", "yes" if d["text"] else "token ids only")
+    for name, text in _facts(d).items():
+        facts.add_row(name, text)
     console.print(facts)
 
-    if len(d["shards"]) > 1:
-        shards = Table("shard", "layers", "plan", "activations, prefill", "built in", "host memory", box=None)
-        for shard in d["shards"]:
-            first, last = shard["first_layer"], shard["first_layer"] + shard["num_layers"] - 1
-            shards.add_row(
-                shard["plan"],
-                f"{first}..{last}",
-                format_bytes(shard["bytes"]),
-                format_bytes(next(iter(shard["activation_bytes"].values()))),
-                f"{shard['build_seconds']:.0f} s",
-                format_bytes(shard["peak_host_bytes"]),
-            )
-        console.print(shards)
+    gpus = Table("GPU", "compute capability", "memory", "longest context", box=None)
+    for gpu in d["gpus"]:
+        size, context = format_bytes(gpu["memory_bytes"]), format_tokens(gpu["max_context"])
+        gpus.add_row(gpu["name"], gpu["compute_capability"], size, context)
+    console.print(gpus)
 
     memory = Table("device memory", "bytes", "", title_justify="left", box=None)
     for part, size in d["device_memory_bytes"].items():
         memory.add_row(part.replace("_", " "), f"{size:,}", format_bytes(size))
+    for profile, size in d["activation_bytes"].items():
+        memory.add_row(f"activation, {profile}", f"{size:,}", format_bytes(size))
     console.print(memory)
 
     products = Table("profile", "matrix products", "computed as", "in", "weights", "out", "layers", box=None)
     for (profile, roles, *types), layers in _by_role(d["gemms"]).items():
         products.add_row(profile, roles, *types, _runs(layers))
     console.print(products)
+
+
+def _facts(d: dict[str, Any]) -> dict[str, str]:
+    """The first table: what a bundle is, in one line each."""
+    model, plan, weights = d["model"], d["plan"], d["weights"]
+    facts = {
+        "bundle": d["bundle"],
+        "model": f"{model['source']}, {model['layers']} layers, {model['parameters']:,} weights",
+        "precision": d["precision"],
+        "TensorRT": f"{d['tensorrt']['flavour']} {d['tensorrt']['version']}",
+        "runs on": f"every GPU of compute capability {', '.join(d['compute_capabilities'])}",
+    }
+    if model["quantized_parameters"]:
+        facts["precision"] += f", {model['quantized_parameters']:,} weights quantised"
+    for name, ranges in d["profiles"].items():
+        sizes = ", ".join(f"{dim} {_span(r['min'], r['max'])}" for dim, r in ranges.items())
+        facts[f"profile {name}"] = sizes
+    kinds: dict[str, list[int]] = {}
+    for operator in d["operators"]:
+        kinds.setdefault(operator["type"], []).append(operator["layer"])
+    facts |= {kind: f"layers {_runs(layers)}" for kind, layers in kinds.items()}
+    facts["plan"] = f"{format_bytes(plan['bytes'])}, built in {plan['build_seconds']:.0f} s"
+    if plan["constant_bytes"] >= 1 << 20:
+        facts["plan"] += f", {format_bytes(plan['constant_bytes'])} of it weights or scales"
+    facts["weights"] = f"{format_bytes(weights['bytes'])} in {len(weights['files'])} files, " + (
+        "included" if weights["included"] else "not included: give them with --weights DIR when you run"
+    )
+    facts["text"] = "yes" if d["text"] else "token ids only"
+    return facts
 
 
 def _by_role(gemms: list[dict[str, Any]]) -> dict[tuple[str, ...], list[int]]:

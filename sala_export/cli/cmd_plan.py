@@ -12,27 +12,31 @@ from rich.table import Table
 
 from ..errors import RequestError
 from ..specs import format_bytes, format_tokens
-from .options import engine_options
+from .options import engine_options, gpu_option
 from .output import PLOT_SUFFIXES, print_json
 
 if TYPE_CHECKING:
-    from ..planner.plan import BuildAccount, Plan
+    from ..planner.plan import BaselineRow, BuildAccount, ContextRow, GpuPlan, Plan
     from ..planner.roofline import Estimate
 
 PUBLISHED_PRESET = "9b"
 
 
 @click.command()
-@click.option("--gpu", required=True, help="GPU to plan for, e.g. rtx5090, or the path of a recipe (.toml).")
+@gpu_option("plan")
 @click.option(
     "--model",
-    help="Checkpoint directory or hub id, of which config.json is read.  [default: the published dimensions]",
+    help="Checkpoint directory or hub id. Only its config.json is read.  [default: the published dimensions]",
 )
 @click.option("--revision", help="Branch, tag or commit of a hub model.")
-@click.option("--layers", type=click.IntRange(min=1), help="Take the first N layers only.")
+@click.option("--layers", type=click.IntRange(min=1), help="Take only the first N layers.")
 @engine_options
-@click.option("--compare", help="Show a dense model beside it: qwen3-8b.")
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw it over the context: a .png, .svg or .pdf.")
+@click.option("--compare", help="Compare with a dense model: qwen3-8b.")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    help="Write a plot of memory and time over context length (.png, .svg or .pdf).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def plan(
     gpu: str,
@@ -47,22 +51,21 @@ def plan(
     plot: Path | None,
     as_json: bool,
 ) -> None:
-    """Say what will fit where and how fast it will be, before anything is built.
+    """Predict memory, disk and speed before you build.
 
-    Times are predicted from a roofline of the GPU; docs/plan.md has the equations. A context that does not fit is
-    reported, and is no error.
+    Times follow from a roofline of each GPU; docs/plan.md has the equations. A context that does not fit is reported,
+    and is no error.
     """
     from ..checkpoint.presets import PRESETS
-    from ..engine.recipe import load_recipe
+    from ..engine.recipe import load_target
     from ..engine.request import EngineRequest
     from ..planner.plan import make_plan
     from ..planner.published import is_published_model
 
     if plot is not None and plot.suffix not in PLOT_SUFFIXES:
         raise RequestError(f"--plot {plot}: expected a name that ends in {', '.join(PLOT_SUFFIXES)}")
-    recipe = load_recipe(gpu)
     request = EngineRequest.from_options(
-        recipe,
+        load_target(gpu),
         precision=precision or (_stored_precision(model, revision) if model is not None else None),
         max_context=max_context,
         prefill_chunk=prefill_chunk,
@@ -105,11 +108,10 @@ def _config_file(model: str, revision: str | None) -> Path:
 
 def _build_fields(build: BuildAccount) -> dict[str, Any]:
     return {
-        "shards": [{"first_layer": s.first_layer, "num_layers": s.num_layers} for s in build.shards],
         "host_bytes": build.host_bytes,
         "available_host_bytes": build.available_bytes,
         "plan_bytes": build.plan_bytes,
-        "packed_bytes": build.packed_bytes,
+        "scratch_bytes": build.scratch_bytes,
         "copied_bytes_unless_linked": build.copied_bytes,
         "seconds_predicted": build.seconds,
     }
@@ -117,47 +119,17 @@ def _build_fields(build: BuildAccount) -> dict[str, Any]:
 
 def describe(found: Plan, model: str | None) -> dict[str, Any]:
     """All that is shown, as plain JSON values; seconds and bytes."""
-    request, recipe = found.request, found.request.recipe
+    request = found.request
     return {
         "model": model or "published dimensions",
-        "gpu": {
-            "recipe": recipe.name,
-            "name": recipe.gpu,
-            "memory_bytes": recipe.memory_bytes,
-            "compute_capability": str(recipe.compute_capability),
-        },
+        "target": request.target.name,
+        "compute_capabilities": [str(capability) for capability in request.target.compute_capabilities],
         "precision": request.precision.value,
         "max_context": request.max_context,
         "prefill_chunk": request.prefill_chunk,
         "max_batch": request.max_batch,
-        "fits": found.fits,
-        "largest_context": found.largest_context,
         "device_memory_bytes": {**found.memory.parts(), "total": found.memory.total_bytes},
-        "contexts": [
-            {
-                "context": row.context,
-                "device_memory_bytes": row.memory.total_bytes,
-                "fits": row.fits,
-                "ttft_seconds": _times(row.prefill, row.published_prefill),
-                "decode_seconds_per_token": asdict(row.decode),
-            }
-            for row in found.rows
-        ],
-        "baseline": None
-        if found.baseline is None
-        else {
-            "model": found.baseline.name,
-            "contexts": [
-                {
-                    "context": row.context,
-                    "device_memory_bytes": row.memory_bytes,
-                    "fits": row.fits,
-                    "ttft_seconds": _times(row.prefill, row.published_prefill),
-                    "decode_seconds_per_token": asdict(row.decode),
-                }
-                for row in found.baseline_rows
-            ],
-        },
+        "gpus": [_gpu_fields(gpu, found) for gpu in found.gpus],
         "build": _build_fields(found.build),
         "published": [
             {
@@ -171,53 +143,77 @@ def describe(found: Plan, model: str | None) -> dict[str, Any]:
     }
 
 
+def _gpu_fields(gpu: GpuPlan, found: Plan) -> dict[str, Any]:
+    recipe = gpu.recipe
+    return {
+        "recipe": recipe.name,
+        "name": recipe.gpu,
+        "compute_capability": str(recipe.compute_capability),
+        "memory_bytes": recipe.memory_bytes,
+        "reserve_bytes": recipe.reserve_bytes,
+        "fits": gpu.fits,
+        "largest_context": gpu.largest_context,
+        "contexts": [_row_fields(row) for row in gpu.rows],
+        "baseline": found.baseline
+        and {"model": found.baseline.name, "contexts": [_row_fields(row) for row in gpu.baseline_rows]},
+    }
+
+
+def _row_fields(row: ContextRow | BaselineRow) -> dict[str, Any]:
+    return {
+        "context": row.context,
+        "device_memory_bytes": row.memory_bytes,
+        "fits": row.fits,
+        "ttft_seconds": _times(row.prefill, row.published_prefill),
+        "decode_seconds_per_token": asdict(row.decode),
+    }
+
+
 def _times(estimate: Estimate, published: float | None) -> dict[str, float | None]:
     return {"floor": estimate.floor, "predicted": estimate.predicted, "published": published}
 
 
 def _print_tables(found: Plan, model: str | None) -> None:
+    from ..engine.recipe import names_of
     from ..planner.plan import fit_sentence
 
     # Tables keep their columns when they go to a file or a pipe.
     console = Console(highlight=False, width=None if Console().is_terminal else 200)
-    recipe, request = found.request.recipe, found.request
-    name = model or "MiniCPM-SALA, published dimensions"
+    request = found.request
+    name, gpus = model or "MiniCPM-SALA, published dimensions", names_of(request.target.gpus)
     chunk = format_tokens(request.prefill_chunk)
-    console.print(f"{name} in {request.precision} on the {recipe.gpu}, chunks of {chunk}, batch {request.max_batch}")
-    console.print(fit_sentence(found))
-    console.print()
-    console.print(_memory_table(found))
-    console.print()
-    console.print(_context_table(found))
-    console.print("times are predicted, except the published ones; the floor is the roofline of the GPU")
-    console.print()
-    console.print(_build_table(found))
-    if found.checks:
+    console.print(f"{name} in {request.precision} on the {gpus}, chunks of {chunk}, batch {request.max_batch}")
+    for gpu in found.gpus:
+        console.print(fit_sentence(found, gpu))
+    tables = [_memory_table(found), *(_context_table(gpu, found) for gpu in found.gpus), _build_table(found)]
+    for table in tables + ([_check_table(found)] if found.checks else []):
         console.print()
-        console.print(_check_table(found))
+        console.print(table)
+    console.print()
+    console.print("All times are predicted, except the published ones. The floor is the roofline of the GPU.")
 
 
 def _memory_table(found: Plan) -> Table:
     table = Table(f"device memory at {format_tokens(found.request.max_context)}", "bytes", "", box=None)
-    for part, size in found.memory.parts().items():
-        table.add_row(part.replace("_", " "), f"{size:,}", format_bytes(size))
-    total = found.memory.total_bytes
-    table.add_row("total", f"{total:,}", format_bytes(total))
-    memory = found.request.recipe.memory_bytes
-    table.add_row("the GPU has", f"{memory:,}", format_bytes(memory))
+    rows = {part.replace("_", " "): size for part, size in found.memory.parts().items()}
+    rows["total"] = found.memory.total_bytes
+    for gpu in found.gpus:
+        rows[f"{gpu.recipe.gpu} has"] = gpu.recipe.memory_bytes - gpu.recipe.reserve_bytes
+    for name, size in rows.items():
+        table.add_row(name, f"{size:,}", format_bytes(size))
     return table
 
 
-def _context_table(found: Plan) -> Table:
-    columns = ["context", "memory", "first token", "floor", "published", "ms per token", "floor"]
+def _context_table(gpu: GpuPlan, found: Plan) -> Table:
+    columns = ["memory", "first token", "floor", "published", "ms per token", "floor"]
     if found.baseline is not None:
         columns += [found.baseline.name, "first token", "published", "ms per token"]
-    table = Table(*columns, box=None)
-    dense = {row.context: row for row in found.baseline_rows}
-    for row in found.rows:
+    table = Table(gpu.recipe.gpu, *columns, box=None)
+    dense = {row.context: row for row in gpu.baseline_rows}
+    for row in gpu.rows:
         cells = [
             format_tokens(row.context),
-            _memory(row.memory.total_bytes, row.fits),
+            _memory(row.memory_bytes, row.fits),
             *_unless(row.fits, f"{row.prefill.predicted:.1f} s", f"{row.prefill.floor:.1f} s"),
             _seconds(row.published_prefill),
             *_unless(row.fits, f"{1e3 * row.decode.predicted:.1f}", f"{1e3 * row.decode.floor:.1f}"),
@@ -237,16 +233,11 @@ def _context_table(found: Plan) -> Table:
 def _build_table(found: Plan) -> Table:
     build = found.build
     table = Table("building on this machine", "", box=None)
-    if build.shards:
-        table.add_row("shards", f"{len(build.shards)}, one after the other")
-        table.add_row("memory", f"{format_bytes(build.host_bytes)} of {format_bytes(build.available_bytes)} free")
-    else:
-        needed, free = format_bytes(build.host_bytes), format_bytes(build.available_bytes)
-        table.add_row("memory", f"one layer alone needs {needed}, too much of {free} free")
-    written = build.plan_bytes + build.packed_bytes
+    table.add_row("time, predicted", f"{build.seconds:.0f} s on two cores")
+    table.add_row("memory", f"{format_bytes(build.host_bytes)} of {format_bytes(build.available_bytes)} free")
+    written = build.plan_bytes + build.scratch_bytes
     both = format_bytes(written + build.copied_bytes)
     table.add_row("disk", f"{format_bytes(written)} beside linked weights, {both} if they are copied")
-    table.add_row("time, predicted", f"{build.seconds / 60:.1f} minutes on two cores")
     return table
 
 

@@ -10,7 +10,7 @@ import click
 
 from ..checkpoint.config import DEFAULT_MODEL
 from ..errors import RequestError
-from ..specs import parse_bytes, parse_tokens
+from ..specs import parse_tokens
 
 Command = Callable[..., Any]
 
@@ -43,24 +43,20 @@ class TokenList(click.ParamType[tuple[int, ...]]):
             self.fail(str(error), param, ctx)
 
 
-class MemorySize(click.ParamType[int]):
-    """Bytes of memory such as 12G or 800M, binary."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        try:
-            return parse_bytes(value)
-        except RequestError as error:
-            self.fail(str(error), param, ctx)
+def gpu_option(purpose: str) -> Callable[[Command], Command]:
+    """`--gpu`, one or several; `purpose` is what the command does for them."""
+    return click.option(
+        "--gpu",
+        required=True,
+        help=f"GPU to {purpose} for: a name such as rtx5090, several as a6000,rtx5090, rtx for every RTX card from "
+        "Ampere on, or the path of a recipe (.toml).",
+    )
 
 
 def model_options(command: Command) -> Command:
     """`--model`, `--revision` and `--layers`."""
     for option in (
-        click.option("--layers", type=click.IntRange(min=1), help="Take the first N layers only."),
+        click.option("--layers", type=click.IntRange(min=1), help="Take only the first N layers."),
         click.option("--revision", help="Branch, tag or commit of a hub model."),
         click.option(
             "--model",
@@ -75,16 +71,14 @@ def model_options(command: Command) -> Command:
 
 def engine_options(command: Command) -> Command:
     """`--precision`, `--max-context`, `--prefill-chunk` and `--max-batch`."""
-    recipes = "[default: the recipe's]"
+    recipes = "[default: from the GPU's recipe]"
     for option in (
-        click.option(
-            "--max-batch", type=int, default=1, show_default=True, help="Sequences of one call of the engine."
-        ),
-        click.option("--prefill-chunk", type=Tokens(), help=f"Tokens of one call of the engine.  {recipes}"),
-        click.option("--max-context", type=Tokens(), help=f"Tokens that the caches may hold, e.g. 1M.  {recipes}"),
+        click.option("--max-batch", type=int, default=1, show_default=True, help="Largest batch size of the engine."),
+        click.option("--prefill-chunk", type=Tokens(), help=f"Tokens per prefill step.  {recipes}"),
+        click.option("--max-context", type=Tokens(), help=f"Longest context in tokens, e.g. 1M.  {recipes}"),
         click.option(
             "--precision",
-            help="bf16, fp16, fp8, int8, int4 or nvfp4.  [default: that of a quantised checkpoint, else bf16]",
+            help="bf16, fp16, fp8, int8, int4 or nvfp4.  [default: the precision of a quantised checkpoint, else bf16]",
         ),
     ):
         command = option(command)
@@ -94,8 +88,8 @@ def engine_options(command: Command) -> Command:
 def write_options(command: Command) -> Command:
     """`--copy` and `--force`."""
     for option in (
-        click.option("--force", is_flag=True, help="Replace the output if it exists."),
-        click.option("--copy", is_flag=True, help="Copy weight files even where hard links would do."),
+        click.option("--force", is_flag=True, help="Replace the output if it exists already."),
+        click.option("--copy", is_flag=True, help="Copy the weight files even where hard links are possible."),
     ):
         command = option(command)
     return command

@@ -21,7 +21,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from ..progress import SHARDS_PHASE
 from ..progress import Progress as ProgressCallback
 from ..specs import format_bytes
 
@@ -34,7 +33,6 @@ _PHASES = {
     "hash": "hashing files",
     "quantize": "quantising layers",
     "verify": "comparing layers",
-    SHARDS_PHASE: "building shards",
 }
 
 
@@ -86,7 +84,7 @@ def progress_display(console: Console) -> Iterator[ProgressCallback]:
 
 
 class _Bars:
-    """One bar for each phase; of the phases of shards, for the last alone, below that of all shards."""
+    """One bar for each phase."""
 
     def __init__(self, bars: Progress) -> None:
         self.bars = bars
@@ -94,9 +92,6 @@ class _Bars:
 
     def __call__(self, phase: str, done: int, total: int, unit: str = "steps") -> None:
         if phase not in self.tasks:
-            if SHARDS_PHASE in self.tasks:
-                for name, task in self.tasks.items():
-                    self.bars.update(task, visible=name == SHARDS_PHASE)
             self.tasks[phase] = self.bars.add_task(_PHASES.get(phase, phase), total=total, amount="")
         amount = f"{format_bytes(done)} of {format_bytes(total)}" if unit == "bytes" else f"{done} of {total}"
         self.bars.update(self.tasks[phase], completed=done, total=total, amount=amount)
@@ -111,14 +106,10 @@ class _PlainLines:
         self.console = console
         self.phase = ""
         self.started = self.shown = 0.0
-        self.shards_started: tuple[float, int] | None = None
 
     def __call__(self, phase: str, done: int, total: int, unit: str = "steps") -> None:
         now = time.monotonic()
         name = _PHASES.get(phase, phase)
-        if phase == SHARDS_PHASE:
-            self._tell_shards(name, done, total, now)
-            return
         if phase != self.phase:
             self.phase, self.started, self.shown = phase, now, now
             self.console.print(f"{name} ...", soft_wrap=True)
@@ -129,15 +120,4 @@ class _PlainLines:
         elif now - self.shown >= self.INTERVAL_S and done:
             self.shown = now
             left = elapsed / done * (total - done)
-            self.console.print(f"{name}: {100 * done // total} %, {left:.0f} s left", soft_wrap=True)
-
-    def _tell_shards(self, name: str, done: int, total: int, now: float) -> None:
-        """How far all shards are: a phase around those of each."""
-        if self.shards_started is None:
-            self.shards_started = (now, done)
-        began, before = self.shards_started
-        if done == before or done >= total:
-            self.console.print(f"{name}: {100 * done // total} %", soft_wrap=True)
-        else:
-            left = (now - began) / (done - before) * (total - done)
             self.console.print(f"{name}: {100 * done // total} %, {left:.0f} s left", soft_wrap=True)

@@ -19,67 +19,67 @@ from ..errors import BuildError, RequestError, SalaError
 from ..progress import Progress, silent
 from .build_log import PROCESS_OUTPUT, parse_build_log, records
 from .flavour import select_flavour
-from .graph import GRAPH_FILE, EngineGraph, read_graph
-from .host import check_disk, check_memory
+from .graph import EngineGraph, read_graph
+from .host import check_disk, check_memory, plan_bytes
 from .job import BuildJob, BuildResult, read_line
 from .memory import check_fits, predict_memory
-from .profiles import Profile, make_profiles
+from .profiles import make_profiles
 from .report import EngineReport
 from .request import EngineRequest
 
 _LOG = logging.getLogger(__name__)
 
 
+PLAN_FILE = "engine.plan"
+REPORT_FILE = "report.json"
+LOG_FILE = "build.log"
+
+
 def build_engine(
     request: EngineRequest,
-    model_dir: Path,
-    plan_path: Path,
-    *,
-    log_path: Path,
+    graph: Path,
     plugin_library: Path | None,
-    serialize_library: bool = True,
-    graph_file: str = GRAPH_FILE,
+    folder: Path,
+    *,
     on_progress: Progress = silent,
 ) -> EngineReport:
-    """Build the engine of `model_dir/graph_file` and write it to `plan_path`.
+    """Build the engine of a graph as `engine.plan` in `folder`, with `report.json` and `build.log` beside it.
 
-    TensorRT runs in a child process, which ends with this one. A plan appears whole or not at all. TensorRT's log goes
-    to `log_path`, and stays there if TensorRT fails.
+    TensorRT runs in a child process, which ends with this one. Plan and report appear whole or not at all. TensorRT's
+    log stays if TensorRT fails.
 
-    Args: `plugin_library` computes this project's operators and becomes part of the plan, unless `serialize_library` is
-        False, for a plan that is loaded together with one that holds it; None for a graph without any operator.
-    Raises: InputError before anything is written, if the request, the graph, the GPU's memory, this machine's memory or
+    Args: `plugin_library` computes this project's operators and becomes part of the plan; None for a graph without any.
+    Raises: InputError before anything is written, if the request, the graph, a GPU's memory, this machine's memory or
         its disk do not allow the build; BuildError if TensorRT fails.
     """
-    graph = read_graph(model_dir, graph_file)
-    _check(request, graph, plan_path, plugin_library)
+    described = read_graph(graph)
+    _check(request, described, plugin_library, folder)
     flavour = select_flavour(request.flavour)
-    flavour.check(request.recipe)
-    profiles = make_profiles(graph, request)
-    partial = plan_path.with_name(plan_path.name + ".partial").absolute()
+    flavour.check(request.target)
+    partial = (folder / f"{PLAN_FILE}.partial").absolute()
     job = BuildJob(
         flavour=flavour.name,
-        compute_capability=str(request.recipe.compute_capability),
-        graph=graph.path.absolute(),
+        compute_capabilities=tuple(map(str, request.target.compute_capabilities)),
+        graph=graph.absolute(),
         plan=partial,
-        log=log_path.absolute(),
-        profiles=profiles,
-        plugin_library=plugin_library.absolute() if plugin_library and graph.operators else None,
-        serialize_library=serialize_library,
+        log=(folder / LOG_FILE).absolute(),
+        profiles=make_profiles(described, request),
+        plugin_library=plugin_library.absolute() if plugin_library and described.operators else None,
     )
     start = time.monotonic()
     try:
         result = _run_worker(job, on_progress)
-        report = _report(request, graph, profiles, job, result, time.monotonic() - start)
-        check_fits(graph, request, report.memory)
-        partial.replace(plan_path)
+        report = _report(request, described, job, result, time.monotonic() - start)
+        check_fits(described, request, report.memory)
+        report.write(folder / REPORT_FILE)
+        partial.replace(folder / PLAN_FILE)
     finally:
         partial.unlink(missing_ok=True)
-    _LOG.info("built %s, %d bytes in %.1f s", plan_path, report.plan_bytes, report.build_seconds)
+    _LOG.info("built %s, %d bytes in %.1f s", folder / PLAN_FILE, report.plan_bytes, report.build_seconds)
     return report
 
 
-def _check(request: EngineRequest, graph: EngineGraph, plan_path: Path, plugin_library: Path | None) -> None:
+def _check(request: EngineRequest, graph: EngineGraph, plugin_library: Path | None, folder: Path) -> None:
     if graph.activation_dtype is not request.precision.dtype:
         raise RequestError(
             f"{graph.path} computes in {graph.activation_dtype}, but --precision {request.precision} was asked for: "
@@ -89,58 +89,61 @@ def _check(request: EngineRequest, graph: EngineGraph, plan_path: Path, plugin_l
         raise RequestError(f"{graph.path} has nodes of domain sala: a plugin library is needed to build it")
     if plugin_library is not None and not plugin_library.is_file():
         raise RequestError(f"{plugin_library} does not exist: build the plugin library first")
-    if not plan_path.parent.is_dir():
-        raise RequestError(f"{plan_path.parent} is not a directory: create it before writing {plan_path.name} there")
+    if not folder.is_dir():
+        raise RequestError(f"{folder} is not a directory: create it before building an engine there")
     check_fits(graph, request, predict_memory(graph, request))
-    check_memory(graph.weights_bytes)
-    check_disk(graph.weights_bytes, 1, plan_path.parent)
+    check_memory(graph.constant_bytes)
+    check_disk(plan_bytes(graph), folder)
 
 
 def _report(
-    request: EngineRequest,
-    graph: EngineGraph,
-    profiles: tuple[Profile, ...],
-    job: BuildJob,
-    result: BuildResult,
-    seconds: float,
+    request: EngineRequest, graph: EngineGraph, job: BuildJob, result: BuildResult, seconds: float
 ) -> EngineReport:
-    log = parse_build_log(job.log, len(profiles))
-    wanted = (job.plugin_library.name,) if job.plugin_library and job.serialize_library else ()
+    log = parse_build_log(job.log, len(job.profiles))
+    wanted = (job.plugin_library.name,) if job.plugin_library else ()
     if log.plugin_libraries != wanted:
         raise BuildError(f"{job.log}: the plan holds the plugin libraries {log.plugin_libraries}, expected {wanted}")
     predicted = predict_memory(graph, request)
     report = EngineReport(
         flavour=job.flavour,
         tensorrt_version=result.tensorrt_version,
-        recipe=request.recipe.name,
-        gpu=request.recipe.gpu,
-        compute_capability=result.compute_capability,
+        target=request.target.name,
+        gpus=tuple(recipe.gpu for recipe in request.target.gpus),
+        compute_capabilities=result.compute_capabilities,
         precision=request.precision,
         max_context=request.max_context,
         prefill_chunk=request.prefill_chunk,
         max_batch=request.max_batch,
-        profiles=profiles,
+        profiles=job.profiles,
         inputs=graph.inputs,
+        weights=graph.weights,
         outputs=graph.outputs,
         operators=graph.operators,
         layers=log.layers,
         activation_bytes=log.activation_bytes,
+        constant_bytes=log.constant_bytes,
         plugin_libraries=log.plugin_libraries,
-        memory=replace(predicted, weights_bytes=log.weights_bytes, activation_bytes=max(log.activation_bytes)),
+        memory=replace(
+            predicted,
+            weights_bytes=graph.input_weights_bytes + log.constant_bytes,
+            activation_bytes=max(log.activation_bytes),
+        ),
         parameters=graph.parameters,
         quantized_parameters=graph.quantized_parameters,
-        graph_weights_bytes=graph.weights_bytes,
-        graph_quantized_weights_bytes=graph.quantized_weights_bytes,
         plan_bytes=result.plan_bytes,
         build_seconds=seconds,
         peak_host_bytes=result.peak_host_bytes,
     )
-    for index, profile in enumerate(profiles):
-        computed = [name for names in report.operator_layers(index).values() for name in names]
-        missing = [operator.name for operator in graph.operators if operator.name not in computed]
-        if missing:
-            raise BuildError(f"{job.log}: no plugin layer of the {profile.name} profile computes {', '.join(missing)}")
+    _check_operators(report, job.log)
     return report
+
+
+def _check_operators(report: EngineReport, log: Path) -> None:
+    for index, profile in enumerate(report.profiles):
+        computed = [name for names in report.operator_layers(index).values() for name in names]
+        missing = [operator.name for operator in report.operators if operator.name not in computed]
+        if missing:
+            raise BuildError(f"{log}: no plugin layer of the {profile.name} profile computes {', '.join(missing)}")
 
 
 def _run_worker(job: BuildJob, on_progress: Progress) -> BuildResult:

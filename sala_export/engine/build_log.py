@@ -55,6 +55,7 @@ class FusedLayer:
     onnx_nodes: tuple[str, ...]
     """Names of the graph's nodes that it computes."""
     inputs: tuple[LayerTensor, ...]
+    """Activations, and weights that are inputs of the engine."""
     constants: tuple[LayerTensor, ...]
     outputs: tuple[LayerTensor, ...]
 
@@ -66,8 +67,8 @@ class BuildLog:
     layers: tuple[FusedLayer, ...]
     activation_bytes: tuple[int, ...]
     """By profile index."""
-    weights_bytes: int
-    """Constants of the engine, each layout of a weight counted."""
+    constant_bytes: int
+    """Of the constants inside the plan, each layout counted; TensorRT calls them weights."""
     plugin_libraries: tuple[str, ...]
     """Names of the files whose bytes are inside the plan."""
 
@@ -107,7 +108,7 @@ def parse_build_log(path: Path, profiles: int) -> BuildLog:
     return BuildLog(
         layers=_layers(path, reports[0]),
         activation_bytes=tuple(sizes("Total Activation Memory", profiles)),
-        weights_bytes=sizes("Total Weights Memory", 1)[0],
+        constant_bytes=sizes("Total Weights Memory", 1)[0],
         plugin_libraries=tuple(match[1] for match in libraries if match),
     )
 

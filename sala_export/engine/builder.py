@@ -18,8 +18,8 @@ _REPORTED_DEPTH = 2
 
 def build_plan(
     flavour: Flavour, trt: Any, job: BuildJob, log: TextIO, progress: Progress
-) -> tuple[int, ComputeCapability]:
-    """Build the engine of a job and write its plan; returns the plan's bytes and the target that TensorRT states.
+) -> tuple[int, tuple[ComputeCapability, ...]]:
+    """Build the engine of a job and write its plan; returns the plan's bytes and the targets that TensorRT states.
 
     Raises: BuildError with what TensorRT reported; UnsupportedError for an unknown target; OSError if log or plan
         cannot be written.
@@ -33,9 +33,11 @@ def build_plan(
     network = _parse(trt, builder, logger, job.graph)
     progress("Parsing graph", 1, 1)
     config = builder.create_builder_config()
-    flavour.set_target(trt, config, ComputeCapability.parse(job.compute_capability))
+    flavour.set_targets(trt, config, [ComputeCapability.parse(text) for text in job.compute_capabilities])
+    # With auxiliary streams, products whose weights are inputs go to one of them, between signals that cost time.
+    config.max_aux_streams = 0
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if job.plugin_library is not None and job.serialize_library:
+    if job.plugin_library is not None:
         config.plugins_to_serialize = [str(job.plugin_library)]
     for profile in job.profiles:
         _add_profile(builder, config, profile)
@@ -50,7 +52,7 @@ def build_plan(
     progress("Writing plan", 0, 1)
     job.plan.write_bytes(plan)
     progress("Writing plan", 1, 1)
-    return int(plan.nbytes), flavour.target(config)
+    return int(plan.nbytes), flavour.targets(config)
 
 
 def _parse(trt: Any, builder: Any, logger: Any, graph: Path) -> Any:

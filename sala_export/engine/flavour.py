@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import metadata
 from typing import Any, Protocol
 
 from ..errors import UnsupportedError
-from .recipe import ComputeCapability, Recipe
+from .recipe import ComputeCapability, Target
 from .request import FlavourName
 from .tensorrt import TensorRT
 from .tensorrt_rtx import TensorRTForRTX
@@ -26,7 +27,7 @@ class Flavour(Protocol):
     def distribution(self) -> str:
         """Python package that it is installed as."""
 
-    def check(self, recipe: Recipe) -> None:
+    def check(self, target: Target) -> None:
         """Refuse a target that this flavour cannot build for on this machine.
 
         Raises: UnsupportedError.
@@ -35,10 +36,10 @@ class Flavour(Protocol):
     def load(self) -> Any:
         """Import the Python module. Raises: UnsupportedError saying how to install it."""
 
-    def set_target(self, trt: Any, config: Any, capability: ComputeCapability) -> None:
-        """Make a builder configuration build for a compute capability. Raises: UnsupportedError."""
+    def set_targets(self, trt: Any, config: Any, capabilities: Sequence[ComputeCapability]) -> None:
+        """Make a builder configuration build for compute capabilities. Raises: UnsupportedError."""
 
-    def target(self, config: Any) -> ComputeCapability:
+    def targets(self, config: Any) -> tuple[ComputeCapability, ...]:
         """What a builder configuration, after a build with it, says that it builds for."""
 
 

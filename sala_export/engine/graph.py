@@ -1,10 +1,13 @@
-"""An exported graph as the engine stage sees it: interface, operators, sizes of the weights; their data is not read."""
+"""The graph of an engine, described: the step's interface, weights, operators and constants. No data is read.
+
+Weights are inputs of the graph beside those of the step. Constants are what some quantised forms keep inside: codes and
+scales of int4, block scales of nvfp4.
+"""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +15,15 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from ..errors import CheckpointError, RequestError, ShapeError
+from ..model.signature import PAST
 from ..ops.infllmv2_attention.schema import CONTRACT as INFLLMV2_ATTENTION
 from ..ops.registry import CONTRACTS
-from ..specs import STREAM, DType, TensorSpec
+from ..specs import DType, TensorSpec
 
-GRAPH_FILE = "model.onnx"
+GRAPH_FILE = "engine.onnx"
 OPERATOR_DOMAIN = "sala"
+TOKEN_INPUTS = ("input_ids", "past_length", "context_length", "rope_cos_sin")
+"""Inputs of a step besides its caches; see `model/signature.py`."""
 SYMBOLIC_DIMENSIONS = ("batch", "tokens", "capacity", "capacity_k1", "capacity_k2")
 
 _DTYPES: dict[int, DType] = {
@@ -26,18 +32,14 @@ _DTYPES: dict[int, DType] = {
     onnx.TensorProto.BFLOAT16: DType.BFLOAT16,
     onnx.TensorProto.INT32: DType.INT32,
     onnx.TensorProto.INT64: DType.INT64,
+    onnx.TensorProto.FLOAT8E4M3FN: DType.FLOAT8_E4M3FN,
+    onnx.TensorProto.FLOAT4E2M1: DType.FLOAT4_E2M1FN,
+    onnx.TensorProto.INT8: DType.INT8,
 }
+_CODES = (DType.FLOAT8_E4M3FN, DType.FLOAT4_E2M1FN, DType.INT8)
+"""Types of quantised weights."""
 
-_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
-
-_FLOATING = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-
-_QUANTIZED_BITS: dict[int, int] = {
-    onnx.TensorProto.FLOAT8E4M3FN: 8,
-    onnx.TensorProto.INT8: 8,
-    onnx.TensorProto.INT4: 4,
-    onnx.TensorProto.FLOAT4E2M1: 4,
-}
+_CONSTANT_BITS = {onnx.TensorProto.INT4: 4, **{type_: dtype.bits for type_, dtype in _DTYPES.items()}}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,27 +54,35 @@ class OperatorNode:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineGraph:
-    """An exported graph, or the shard of one that holds some consecutive layers, described."""
+    """A graph whose weights are inputs."""
 
     path: Path
     inputs: tuple[TensorSpec, ...]
+    """Of the step: tokens, lengths, RoPE rows and caches."""
+    weights: tuple[TensorSpec, ...]
+    """All other inputs, of fixed shapes. Quantised weights hold codes; numbers of type float32 are their scales."""
     outputs: tuple[TensorSpec, ...]
     operators: tuple[OperatorNode, ...]
     parameters: int
-    """Weight elements, each counted once however many names it has."""
-    weights_bytes: int
-    """Of all weights, the scales of quantised ones included."""
-    layer_weights_bytes: tuple[int, ...]
-    """In order of layers: the embedding counts with the first, final norm and lm_head with the last. A weight that the
-    embedding and lm_head share counts with both, since shards hold it each."""
+    """Weight elements, scales apart, whether inputs or constants."""
+    quantized_parameters: int
+    """Those of them that are quantised."""
+    constant_bytes: int
+    """Of the quantised weights and block scales inside the graph."""
     hidden_size: int
     widest_projection: int
-    """Output features of the widest projection of every token, weights that the graph concatenates taken together."""
+    """Output features of the widest product of every token."""
     activation_dtype: DType
-    quantized_parameters: int = 0
-    """Weight elements that are quantised."""
-    quantized_weights_bytes: int = 0
-    """Of these and their scales."""
+
+    @property
+    def input_weights_bytes(self) -> int:
+        """Of the weights, and their scales, that are inputs."""
+        return sum(spec.size_bytes({}) for spec in self.weights)
+
+    @property
+    def weights_bytes(self) -> int:
+        """Of all weights and their scales on the GPU, inputs and constants."""
+        return self.input_weights_bytes + self.constant_bytes
 
     def sparse_sizes(self) -> SparseSizes | None:
         """Sizes of the block-sparse operator, which all its nodes share; None if the graph has none.
@@ -106,39 +116,65 @@ class SparseSizes:
         return max(1, (capacity - 4 * self.kernel_size) // (4 * self.kernel_stride) + 1)
 
 
-def read_graph(model_dir: Path, file: str = GRAPH_FILE) -> EngineGraph:
-    """Describe the graph `file` in `model_dir` and check that its external weights are there in full.
+def read_graph(path: Path) -> EngineGraph:
+    """Describe a graph and check that the files of its constants are there in full.
 
-    Raises: RequestError if there is no readable graph, CheckpointError naming a missing or truncated weight file,
+    Raises: RequestError if there is no readable graph, CheckpointError naming a missing or truncated file,
         ShapeError for an interface that the engine stage does not know.
     """
-    path = model_dir / file
     if not path.is_file():
         raise RequestError(f"{path} does not exist: export the model there first")
     try:
         graph = onnx.load(path, load_external_data=False).graph
     except DecodeError:
         raise RequestError(f"{path} is not an ONNX graph: export the model again") from None
-    inputs = tuple(_spec(path, value) for value in graph.input)
+    specs = [_spec(path, value) for value in graph.input]
     outputs = tuple(_spec(path, value) for value in graph.output)
-    weights = _weights(path, graph)
-    distinct = set(weights.values())
-    quantized = [weight for weight in distinct if weight.is_quantized]
-    hidden_size, activation_dtype = _hidden(path, graph, inputs, weights)
+    weights = tuple(spec for spec in specs if not _is_of_step(spec.name))
+    _check_weights(path, weights)
+    constants = _constants(path, graph)
+    codes = [constant for constant in constants if constant.is_weight]
+    inside = sum(constant.count for constant in codes)
+    embedding = _embedding(path, graph, weights)
+    head = (_vocabulary(path, outputs), embedding.shape[1])
+    matrices = [_rows_of(spec) for spec in weights if spec.shape != head and spec != embedding]
     return EngineGraph(
         path=path,
-        inputs=inputs,
+        inputs=tuple(spec for spec in specs if _is_of_step(spec.name)),
+        weights=weights,
         outputs=outputs,
         operators=tuple(_operator(path, node) for node in graph.node if node.domain == OPERATOR_DOMAIN),
-        parameters=sum(weight.count for weight in distinct if not weight.is_scale),
-        quantized_parameters=sum(weight.count for weight in quantized if not weight.is_scale),
-        weights_bytes=sum(weight.bytes for weight in distinct),
-        quantized_weights_bytes=sum(weight.bytes for weight in quantized),
-        layer_weights_bytes=_layer_weights_bytes(path, graph, weights),
-        hidden_size=hidden_size,
-        widest_projection=_widest_projection(graph, weights, (_vocabulary(path, outputs), hidden_size)),
-        activation_dtype=activation_dtype,
+        parameters=inside + sum(_count(spec) for spec in weights if not _is_scale(spec, embedding.dtype)),
+        quantized_parameters=inside + sum(_count(spec) for spec in weights if spec.dtype in _CODES),
+        constant_bytes=sum(constant.bytes for constant in constants),
+        hidden_size=int(embedding.shape[1]),
+        widest_projection=max(int(embedding.shape[1]), *matrices, *(constant.shape[0] for constant in codes)),
+        activation_dtype=embedding.dtype,
     )
+
+
+def _is_of_step(name: str) -> bool:
+    return name in TOKEN_INPUTS or name.startswith(f"{PAST}.")
+
+
+def _check_weights(path: Path, weights: Sequence[TensorSpec]) -> None:
+    for spec in weights:
+        if not all(isinstance(extent, int) for extent in spec.shape):
+            raise ShapeError(f"{path}: input {spec.name} has shape {list(spec.shape)}, but a weight's is fixed")
+
+
+def _is_scale(spec: TensorSpec, activation: DType) -> bool:
+    """Whether a weight input scales products: fp32 in a graph that computes in 16 bits."""
+    return spec.dtype is DType.FLOAT32 and activation is not DType.FLOAT32
+
+
+def _count(spec: TensorSpec) -> int:
+    return math.prod(spec.bound({}))
+
+
+def _rows_of(spec: TensorSpec) -> int:
+    """Output features of a projection, whose weight is [out, in]; 0 for what is none."""
+    return int(spec.shape[0]) if len(spec.shape) == 2 else 0
 
 
 def _spec(path: Path, value: onnx.ValueInfoProto) -> TensorSpec:
@@ -167,22 +203,13 @@ def _operator(path: Path, node: onnx.NodeProto) -> OperatorNode:
     return OperatorNode(name=node.name, op_type=node.op_type, attributes=attributes)
 
 
-@dataclass(frozen=True, slots=True)
-class _Weight:
-    """An initializer of the model's; equal ones are the same bytes of the same file, in the same type."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Constant:
+    """A matrix inside the graph: quantised weights, or the scales of their blocks."""
 
-    source: str
     shape: tuple[int, ...]
     bits: int
-    """Of an element, as the graph computes with it: after a Cast, before a DequantizeLinear."""
-    dtype: DType | None
-    """None of quantised numbers."""
-    is_scale: bool
-    """It scales a quantised weight."""
-
-    @property
-    def is_quantized(self) -> bool:
-        return self.dtype is None or self.is_scale
+    is_weight: bool
 
     @property
     def count(self) -> int:
@@ -193,107 +220,53 @@ class _Weight:
         return self.count * self.bits // 8
 
 
-def _weights(path: Path, graph: onnx.GraphProto) -> dict[str, _Weight]:
-    """Weights and their scales by name, also under the name of their Cast if the graph casts them."""
-    casts = {node.input[0]: node for node in graph.node if node.op_type == "Cast"}
-    scales = _scales(graph)
-    weights = {}
+def _constants(path: Path, graph: onnx.GraphProto) -> list[_Constant]:
+    """Initializers that a DequantizeLinear takes, single numbers apart."""
+    codes, scales = set(), set()
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear":
+            codes.add(node.input[0])
+            scales.add(node.input[1])
+    # Scales may be dequantised themselves.
+    scales |= {node.input[0] for node in graph.node if node.op_type == "DequantizeLinear" and node.output[0] in scales}
+    found = []
     for tensor in graph.initializer:
-        # Integer initializers are axes and shapes, scalars are constants of the arithmetic.
-        if tensor.data_type not in (*_FLOATING, *_QUANTIZED_BITS) or not tensor.dims:
+        if tensor.name not in codes | scales or len(tensor.dims) < 2:
             continue
-        stored = _DTYPES.get(tensor.data_type)
-        bits = stored.bytes * 8 if stored else _QUANTIZED_BITS[tensor.data_type]
-        where = {entry.key: entry.value for entry in tensor.external_data}
-        source = f"initializer {tensor.name}"
-        if where:
-            source = f"{where['location']} {where.get('offset', '0')}"
-            end = int(where.get("offset", "0")) + math.prod(tensor.dims) * bits // 8
-            _require_bytes(path, tensor.name, where["location"], end)
-        cast = casts.get(tensor.name)
-        dtype = _DTYPES[onnx.helper.get_node_attr_value(cast, "to")] if cast else stored
-        weight = _Weight(
-            source, tuple(tensor.dims), dtype.bytes * 8 if dtype else bits, dtype, is_scale=tensor.name in scales
+        constant = _Constant(
+            shape=tuple(tensor.dims),
+            bits=_CONSTANT_BITS[tensor.data_type],
+            is_weight=tensor.name not in scales,
         )
-        weights[tensor.name] = weight
-        if cast:
-            weights[cast.output[0]] = weight
-    return weights
-
-
-def _scales(graph: onnx.GraphProto) -> set[str]:
-    """Names that scale quantised weights; a scale may be dequantised itself."""
-    dequantized = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
-    found = set()
-    for node in dequantized.values():
-        scale = dequantized.get(node.input[1])
-        found |= {node.input[1]} if scale is None else {scale.input[0], scale.input[1]}
+        _require_data(path, tensor, constant.bytes)
+        found.append(constant)
     return found
 
 
-def _require_bytes(path: Path, tensor: str, location: str, end: int) -> None:
-    file = path.parent / location
+def _require_data(path: Path, tensor: onnx.TensorProto, size: int) -> None:
+    where = {entry.key: entry.value for entry in tensor.external_data}
+    if not where:
+        return
+    file, end = path.parent / where["location"], int(where.get("offset", "0")) + size
     if not file.is_file():
-        raise CheckpointError(f"{file} does not exist, but holds {tensor}: place the weights beside {path.name}")
+        raise CheckpointError(f"{file} does not exist, but holds {tensor.name}: place the weights beside {path.name}")
     if file.stat().st_size < end:
-        raise CheckpointError(f"{file} has {file.stat().st_size} bytes, but {tensor} ends at {end}: it is truncated")
+        raise CheckpointError(
+            f"{file} has {file.stat().st_size} bytes, but {tensor.name} ends at {end}: it is truncated"
+        )
 
 
-def _layer_weights_bytes(path: Path, graph: onnx.GraphProto, weights: Mapping[str, _Weight]) -> tuple[int, ...]:
-    """Bytes of the weights by layer; of those of no layer the looked up go to the first, the others to the last."""
-    layers: dict[int, set[_Weight]] = {}
-    others = {}
-    for name, weight in weights.items():
-        match = _LAYER.search(name)
-        if match:
-            layers.setdefault(int(match[1]), set()).add(weight)
-        else:
-            others[name] = weight
-    if not layers:
-        raise ShapeError(f"{path}: no weight is named after a layer, as in layers.0.mlp.down_proj.weight")
+def _embedding(path: Path, graph: onnx.GraphProto, weights: Sequence[TensorSpec]) -> TensorSpec:
+    """The weight [vocabulary, hidden] that token ids look up; the residual stream has its width and type."""
+    matrices = {spec.name: spec for spec in weights if len(spec.shape) == 2}
     for node in graph.node:
-        for name in node.input:
-            if name in others and node.output[0] not in weights:
-                layers[min(layers) if node.op_type == "Gather" else max(layers)].add(others[name])
-    return tuple(sum(weight.bytes for weight in layers[layer]) for layer in sorted(layers))
+        if node.op_type == "Gather" and node.input[0] in matrices:
+            return matrices[node.input[0]]
+    raise ShapeError(f"{path}: no Gather from an embedding weight [vocabulary, hidden]")
 
 
-def _hidden(
-    path: Path, graph: onnx.GraphProto, inputs: tuple[TensorSpec, ...], weights: Mapping[str, _Weight]
-) -> tuple[int, DType]:
-    """Size and type of the residual stream, from where it enters the graph: a shard's input, or the embedding."""
-    for spec in inputs:
-        if spec.name.startswith(STREAM) and isinstance(spec.shape[-1], int):
-            return spec.shape[-1], spec.dtype
-    for node in graph.node:
-        if node.op_type == "Gather" and node.input[0] in weights and len(weights[node.input[0]].shape) == 2:
-            embedding = weights[node.input[0]]
-            if embedding.dtype is not None:
-                return embedding.shape[1], embedding.dtype
-    raise ShapeError(f"{path}: no Gather from an embedding weight [vocabulary, hidden], and no input '{STREAM}LAYER'")
-
-
-def _vocabulary(path: Path, outputs: tuple[TensorSpec, ...]) -> int | None:
-    """Size of the vocabulary; None for a shard that ends before the logits."""
+def _vocabulary(path: Path, outputs: Sequence[TensorSpec]) -> int:
     for spec in outputs:
         if spec.name == "logits" and isinstance(spec.shape[-1], int):
             return spec.shape[-1]
-        if spec.name.startswith(STREAM):
-            return None
-    raise ShapeError(f"{path}: expected an output 'logits' [batch, vocabulary], or '{STREAM}LAYER' of a shard")
-
-
-def _widest_projection(graph: onnx.GraphProto, weights: Mapping[str, _Weight], head: tuple[int | None, int]) -> int:
-    """Output features of the widest projection of every token; weights are [out, in].
-
-    The embedding and lm_head, of shape `head`, are none: one is a look-up, the other sees the last token only.
-    """
-    looked_up = {node.input[0] for node in graph.node if node.op_type == "Gather"}
-    rows = {
-        name: weight.shape[0]
-        for name, weight in weights.items()
-        if len(weight.shape) == 2 and not weight.is_scale and weight.shape != head and name not in looked_up
-    }
-    concatenated = [node.input for node in graph.node if node.op_type == "Concat"]
-    packed = [sum(rows[name] for name in names) for names in concatenated if all(name in rows for name in names)]
-    return max([head[1], *rows.values(), *packed])
+    raise ShapeError(f"{path}: expected an output 'logits' [batch, vocabulary]")

@@ -7,18 +7,23 @@ from pathlib import Path
 
 from ..errors import DiskFullError, RequestError
 from ..specs import format_bytes
-from .sharding import least_host_bytes
+from .graph import EngineGraph
 
-_FIXED_PLAN_BYTES = 64 << 20
-"""Room for what is not weights: kernels, graph, plugin library, log. 2 MiB seen with an empty plugin library."""
+_PEAK_PER_CONSTANT_BYTE = 3.1
+_FIXED_HOST_BYTES = 1 << 30
+
+_FIXED_PLAN_BYTES = 16 << 20
+_PLAN_BYTES_PER_OPERATOR = 1 << 20
 
 
-def host_budget() -> int:
-    """Bytes of resident memory that a build takes without being asked: two thirds of what is free.
+def host_bytes_needed(constant_bytes: int) -> int:
+    """Upper estimate of the resident peak of a build with so many bytes of constants, mapped files included."""
+    return int(constant_bytes * _PEAK_PER_CONSTANT_BYTE) + _FIXED_HOST_BYTES
 
-    The rest stays for the page cache, which the weight files and the plan go through, and for other programs.
-    """
-    return available_host_bytes() * 2 // 3
+
+def plan_bytes(graph: EngineGraph) -> int:
+    """Upper estimate of the size of a plan: the constants, kernels, the plugin library, and the log beside it."""
+    return graph.constant_bytes + _FIXED_PLAN_BYTES + _PLAN_BYTES_PER_OPERATOR * len(graph.operators)
 
 
 def available_host_bytes() -> int:
@@ -36,29 +41,29 @@ def available_host_bytes() -> int:
     return max(0, available)
 
 
-def check_memory(weights_bytes: int) -> None:
-    """Refuse to build an engine of so many bytes of weights where the process would be killed for want of memory.
+def check_memory(constant_bytes: int) -> None:
+    """Refuse to build an engine with so many bytes of constants where the process would be killed for want of memory.
 
     Raises: RequestError saying what is needed and what there is.
     """
-    needed, available = least_host_bytes(weights_bytes), available_host_bytes()
+    needed, available = host_bytes_needed(constant_bytes), available_host_bytes()
     if needed > available:
         raise RequestError(
             f"building the engine needs about {format_bytes(needed)} of memory, {format_bytes(available)} are "
-            "available: use more --shards, or a machine with more memory"
+            "available: free some memory, or build on a machine with more"
         )
 
 
-def check_disk(weights_bytes: int, shards: int, folder: Path) -> None:
-    """Refuse to write plans of so many bytes of weights in all where the disk has no room for them.
+def check_disk(needed_bytes: int, folder: Path) -> None:
+    """Refuse to write so many bytes where the disk has no room for them.
 
     Raises: DiskFullError saying what is needed and what there is.
     """
-    needed, free = weights_bytes + shards * _FIXED_PLAN_BYTES, shutil.disk_usage(folder).free
-    if needed > free:
+    free = shutil.disk_usage(folder).free
+    if needed_bytes > free:
         raise DiskFullError(
-            f"the disk of {folder} has {format_bytes(free)} free, the build takes about {format_bytes(needed)}: free "
-            "some space or choose another --output"
+            f"the disk of {folder} has {format_bytes(free)} free, the build takes about {format_bytes(needed_bytes)}: "
+            "free some space or choose another --output"
         )
 
 

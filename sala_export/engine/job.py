@@ -17,15 +17,13 @@ class BuildJob:
     """One build, with nothing left to decide. Paths are absolute."""
 
     flavour: FlavourName
-    compute_capability: str
+    compute_capabilities: tuple[str, ...]
     graph: Path
     plan: Path
     log: Path
     profiles: tuple[Profile, ...]
     plugin_library: Path | None
-    """None for a graph without this project's operators."""
-    serialize_library: bool
-    """Put the plugin library into the plan."""
+    """Becomes part of the plan; None for a graph without this project's operators."""
 
     def to_json(self) -> bytes:
         return _JOB.dump_json(self)
@@ -40,7 +38,7 @@ class BuildResult:
     """How a build ended, unless the process died."""
 
     tensorrt_version: str = ""
-    compute_capability: str = ""
+    compute_capabilities: tuple[str, ...] = ()
     """Read back from TensorRT after the build."""
     plan_bytes: int = 0
     peak_host_bytes: int = 0

@@ -1,4 +1,7 @@
-"""Device memory of an engine and its session, by part: predicted before the build, exact after it."""
+"""Device memory of an engine and its session, by part: predicted before the build, exact after it.
+
+What a GPU leaves to others, the `reserve_bytes` of its recipe, is no part of the account: it differs from GPU to GPU.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from ..errors import RequestError, ShapeError
 from ..specs import TensorSpec, format_bytes, format_tokens
 from .graph import EngineGraph, OperatorNode
 from .profiles import largest_sizes
+from .recipe import Recipe
 from .request import EngineRequest
 
 _CONTEXT_STEP = 1024
@@ -34,6 +38,7 @@ class DeviceMemory:
     """Bytes on the GPU while one session of the largest context runs."""
 
     weights_bytes: int
+    """Inputs and constants of the engine."""
     key_value_bytes: int
     compressed_key_bytes: int
     state_bytes: int
@@ -41,9 +46,7 @@ class DeviceMemory:
     activation_bytes: int
     """Scratch of the larger profile; a session runs one profile at a time."""
     io_bytes: int
-    """Token ids, lengths, RoPE rows and logits, and what shards hand over."""
-    reserve_bytes: int
-    """Left to the CUDA context, kernels and other programs; from the recipe."""
+    """Token ids, lengths, RoPE rows and logits."""
 
     @property
     def total_bytes(self) -> int:
@@ -55,17 +58,14 @@ class DeviceMemory:
 
 
 def predict_memory(
-    graph: EngineGraph, request: EngineRequest, shards: int = 1, workspaces: Mapping[str, int] = NO_WORKSPACES
+    graph: EngineGraph, request: EngineRequest, workspaces: Mapping[str, int] = NO_WORKSPACES
 ) -> DeviceMemory:
     """The account before the build: everything but activations follows from the graph; those are estimated.
 
     Caches count once, since `present.*` is bound to the memory of `past_key_values.*`.
 
-    Args:
-        shards: Engines that the layers are cut into. They run one after the other, so they share one buffer of
-            activations, and pass the residual stream through two buffers [batch, tokens, hidden], which count as io.
-        workspaces: Scratch bytes of one call of each operator at the largest sizes, by ONNX type
-            (`kernel_support.operator_workspaces`); an operator without an entry is taken to need none.
+    Args: `workspaces`, scratch bytes of one call of each operator at the largest sizes, by ONNX type
+        (`kernel_support.operator_workspaces`); an operator without an entry is taken to need none.
     Raises: ShapeError for a cache that the account does not know.
     """
     sizes = largest_sizes(graph, request, request.prefill_chunk)
@@ -73,12 +73,9 @@ def predict_memory(
     for spec in (*graph.inputs, *(spec for spec in graph.outputs if spec.name == "logits")):
         parts[_part(graph, spec)] += spec.size_bytes(sizes)
     tokens = request.max_batch * request.prefill_chunk
-    if shards > 1:
-        parts["io_bytes"] += 2 * tokens * graph.hidden_size * graph.activation_dtype.bytes
     return DeviceMemory(
         weights_bytes=graph.weights_bytes,
         activation_bytes=estimate_activations(graph, tokens, workspaces),
-        reserve_bytes=request.recipe.reserve_bytes,
         **parts,
     )
 
@@ -127,45 +124,73 @@ def attention_width(node: OperatorNode) -> int:
     return int(node.attributes["num_heads"]) * int(node.attributes["head_dim"])
 
 
+def fits(memory: DeviceMemory, recipe: Recipe) -> bool:
+    """Whether a GPU holds all of it beside what it leaves to others."""
+    return memory.total_bytes + recipe.reserve_bytes <= recipe.memory_bytes
+
+
 def check_fits(graph: EngineGraph, request: EngineRequest, memory: DeviceMemory) -> None:
-    """Refuse what the GPU cannot hold.
+    """Refuse what a GPU of the target cannot hold: of a single GPU the context asked for, of several any at all.
 
     Args: `memory` is the account of `request`; how it shrinks with the context follows from the graph.
-    Raises: RequestError naming the parts and the largest context that fits, a multiple of 1K, if there is one.
+    Raises: RequestError naming the GPU, the parts and what to do: the largest context that fits, a multiple of 1K, if
+        there is one.
     """
-    recipe = request.recipe
-    if memory.total_bytes <= recipe.memory_bytes:
-        return
-    parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in memory.parts().items() if size)
-    needs = (
-        f"--max-context {format_tokens(request.max_context)} needs {format_bytes(memory.total_bytes)} and "
-        f"{recipe.gpu} has {format_bytes(recipe.memory_bytes)} ({parts})"
-    )
-    context = largest_context(graph, request, memory)
-    if context is None:
-        raise RequestError(f"{needs}: no context fits; lower --prefill-chunk or --layers, or choose another --gpu")
-    raise RequestError(f"{needs}: the largest that fits is --max-context {format_tokens(context)}")
+    gpus = request.target.gpus
+    if len(gpus) == 1 and not fits(memory, gpus[0]):
+        context = largest_context(graph, request, memory, gpus[0])
+        if context is not None:
+            needs = _needs(request, memory, gpus[0])
+            raise RequestError(f"{needs}: the largest that fits is --max-context {format_tokens(context)}")
+    for recipe in gpus:
+        if largest_context(graph, request, memory, recipe) is None:
+            others = ",".join(other.name for other in gpus if other != recipe)
+            leave = f"leave it out with --gpu {others}" if others else "choose another --gpu"
+            needs = _needs(request, memory, recipe)
+            raise RequestError(f"{needs}: no context fits; lower --prefill-chunk or --layers, or {leave}")
+
+
+def contexts(graph: EngineGraph, request: EngineRequest, memory: DeviceMemory) -> tuple[tuple[Recipe, int], ...]:
+    """The longest context of the engine that fits each GPU of the target, in tokens.
+
+    It is that of the request, or where it does not fit a multiple of 1K. Args: as `check_fits`, which has passed.
+    """
+    found = ((recipe, largest_context(graph, request, memory, recipe)) for recipe in request.target.gpus)
+    return tuple((recipe, context) for recipe, context in found if context is not None)
 
 
 def largest_context(
-    graph: EngineGraph, request: EngineRequest, memory: DeviceMemory, limit: int | None = None
+    graph: EngineGraph, request: EngineRequest, memory: DeviceMemory, recipe: Recipe, limit: int | None = None
 ) -> int | None:
-    """The largest multiple of 1K tokens, at least the chunk, whose caches fit beside the other parts of `memory`.
+    """The longest context, at least the chunk, whose caches fit a GPU beside the other parts of `memory`, in tokens.
 
-    It is sought up to `limit` tokens, by default the context of the request.
+    It is `limit`, by default the context of the request, or a smaller multiple of 1K; None if no context fits.
     """
-    low, high = -(-request.prefill_chunk // _CONTEXT_STEP) - 1, (limit or request.max_context) // _CONTEXT_STEP
-    while low < high:
-        middle = (low + high + 1) // 2
-        caches = predict_memory(graph, replace(request, max_context=middle * _CONTEXT_STEP))
+    limit = limit or request.max_context
+
+    def holds(context: int) -> bool:
+        caches = predict_memory(graph, replace(request, max_context=context))
         smaller = replace(
             memory, key_value_bytes=caches.key_value_bytes, compressed_key_bytes=caches.compressed_key_bytes
         )
-        if smaller.total_bytes <= request.recipe.memory_bytes:
-            low = middle
-        else:
-            high = middle - 1
+        return fits(smaller, recipe)
+
+    if holds(limit):
+        return limit
+    low, high = -(-request.prefill_chunk // _CONTEXT_STEP) - 1, limit // _CONTEXT_STEP
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if holds(middle * _CONTEXT_STEP) else (low, middle - 1)
     return low * _CONTEXT_STEP if low * _CONTEXT_STEP >= request.prefill_chunk else None
+
+
+def _needs(request: EngineRequest, memory: DeviceMemory, recipe: Recipe) -> str:
+    parts = {**memory.parts(), "reserve": recipe.reserve_bytes}
+    told = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items() if size)
+    return (
+        f"--max-context {format_tokens(request.max_context)} needs {format_bytes(sum(parts.values()))} and "
+        f"{recipe.gpu} has {format_bytes(recipe.memory_bytes)} ({told})"
+    )
 
 
 def _part(graph: EngineGraph, spec: TensorSpec) -> str:

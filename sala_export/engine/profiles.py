@@ -1,4 +1,4 @@
-"""The two optimisation profiles of an engine, with shapes by input."""
+"""The two optimisation profiles of an engine, with shapes by input of the step; weights have one shape each."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ShapeRange:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Profile:
-    """One optimisation profile: the shapes of every input."""
+    """One optimisation profile: the shapes of every input of the step."""
 
     name: ProfileName
     inputs: tuple[ShapeRange, ...]

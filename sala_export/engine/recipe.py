@@ -1,18 +1,21 @@
-"""GPU recipes: what is known of a GPU that engines are built for, as data in `engines/*.toml`."""
+"""GPU recipes: what is known of a GPU that engines are built for, as data in `engines/*.toml`.
+
+A file of the key `members` alone is a group: it names recipes, and `--gpu` takes its name for all of them.
+"""
 
 from __future__ import annotations
 
 import difflib
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import sala_export
 
-from ..errors import ConfigError, RequestError
+from ..errors import ConfigError, RequestError, SalaError
 from ..specs import parse_tokens
 
 
@@ -71,17 +74,73 @@ class Recipe:
     """Tokens."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """What `--gpu` names: the GPUs of one engine."""
+
+    name: str
+    """Of the recipe or the group; of a list, its recipes joined by `-`."""
+    gpus: tuple[Recipe, ...]
+    """At least one, each once."""
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Target:
+        """A single GPU."""
+        return cls(name=recipe.name, gpus=(recipe,))
+
+    @property
+    def compute_capabilities(self) -> tuple[ComputeCapability, ...]:
+        """Each once, ascending."""
+        return tuple(sorted({recipe.compute_capability for recipe in self.gpus}))
+
+    @property
+    def default_max_context(self) -> int:
+        """The largest of the GPUs: smaller ones run the same engine with smaller caches. In tokens."""
+        return max(recipe.default_max_context for recipe in self.gpus)
+
+    @property
+    def default_prefill_chunk(self) -> int:
+        """The smallest of the GPUs, whose scratch memory every GPU must hold. In tokens."""
+        return min(recipe.default_prefill_chunk for recipe in self.gpus)
+
+
+def load_target(text: str) -> Target:
+    """The target that `--gpu` names.
+
+    Args: `text` is the name, alias or path (ending in `.toml`) of a recipe, that of a group, or a list of them with
+        commas between.
+    Raises: RequestError for an unknown or repeated name or a missing file, ConfigError naming file and field.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise RequestError(f"--gpu {text}: a name is missing; write a name, or several as in a6000,rtx5090")
+    targets = [_load_part(part) for part in parts]
+    gpus = [recipe for target in targets for recipe in target.gpus]
+    _require_distinct(f"--gpu {text}", gpus, RequestError)
+    return Target(name="-".join(target.name for target in targets), gpus=tuple(gpus))
+
+
+def names_of(recipes: Sequence[Recipe], *, capabilities: bool = False) -> str:
+    """Full names of GPUs for a sentence: `A`, `A and B`, `A, B and C`; with their `(SM86)` if asked for."""
+    names = [f"{each.gpu} ({each.compute_capability.sm})" if capabilities else each.gpu for each in recipes]
+    return " and ".join((*([", ".join(names[:-1])] if names[1:] else []), names[-1]))
+
+
 def recipe_paths() -> dict[str, Path]:
-    """The recipes that come with the package, by name."""
-    folder = _recipe_folder()
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    """The recipes of single GPUs that come with the package, by name."""
+    return {name: path for name, path in _shipped().items() if not read_members(path)}
+
+
+def group_paths() -> dict[str, Path]:
+    """The groups of recipes that come with the package, by name."""
+    return {name: path for name, path in _shipped().items() if read_members(path)}
 
 
 def load_recipe(name_or_path: str) -> Recipe:
-    """Load a recipe by name or alias, or from a path that ends in `.toml`.
+    """Load the recipe of one GPU by name or alias, or from a path that ends in `.toml`.
 
-    Raises: RequestError for an unknown name (lists the known ones) or a missing file, ConfigError naming file and
-        field.
+    Raises: RequestError for an unknown name (lists the known ones), a group or a missing file; ConfigError naming file
+        and field.
     """
     if name_or_path.endswith(".toml"):
         return read_recipe(Path(name_or_path))
@@ -93,23 +152,51 @@ def load_recipe(name_or_path: str) -> Recipe:
         recipe = read_recipe(path)
         if wanted in recipe.aliases or wanted == recipe.gpu.lower():
             return recipe
+    groups = group_paths()
+    if wanted in groups:
+        raise RequestError(f"--gpu {name_or_path}: name one GPU of these: {', '.join(read_members(groups[wanted]))}")
     raise RequestError(
-        f"--gpu {name_or_path}: unknown GPU; known are {', '.join(paths)}, or give the path of a recipe ending in .toml"
+        f"--gpu {name_or_path}: unknown GPU; known are {', '.join((*paths, *groups))}, or give the path of a recipe "
+        "ending in .toml"
     )
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Load a recipe file. Raises: RequestError if it cannot be read, ConfigError naming file and field."""
-    try:
-        fields = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RequestError(f"--gpu {path}: cannot read the recipe: {error.strerror}") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    """Load the recipe file of one GPU. Raises: RequestError if it cannot be read, ConfigError naming file and field."""
+    fields = _read_toml(path)
     try:
         return _recipe(path.stem, fields)
     except (ConfigError, RequestError) as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def read_members(path: Path) -> tuple[str, ...]:
+    """The recipes that a group's file names; empty for the file of a single GPU.
+
+    Raises: RequestError if it cannot be read, ConfigError naming file and field.
+    """
+    fields = _read_toml(path)
+    if _MEMBERS not in fields:
+        return ()
+    members = fields[_MEMBERS]
+    if len(fields) > 1:
+        raise ConfigError(f"{path}: {_MEMBERS} stands alone in the recipe of a group: remove the other keys")
+    if not isinstance(members, list) or not members or not all(isinstance(name, str) and name for name in members):
+        raise ConfigError(f"{path}: {_MEMBERS} is {members!r}, expected a list of names of recipes")
+    return tuple(members)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RequestError(f"--gpu {path}: cannot read the recipe: {error.strerror}") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def _shipped() -> dict[str, Path]:
+    return {path.stem: path for path in sorted(_recipe_folder().glob("*.toml"))}
 
 
 def _recipe_folder() -> Path:
@@ -123,6 +210,28 @@ def _recipe_folder() -> Path:
             return folder
     raise ConfigError(f"no folder engines/ in or beside {packages[0]}: reinstall sala-export")
 
+
+def _load_part(text: str) -> Target:
+    path = Path(text) if text.endswith(".toml") else group_paths().get(text.lower())
+    members = read_members(path) if path is not None else ()
+    if path is None or not members:
+        return Target.of(load_recipe(text))
+    try:
+        gpus = [load_recipe(member) for member in members]
+    except RequestError as error:
+        raise ConfigError(f"{path}: members: {error}") from None
+    _require_distinct(f"{path}: members", gpus, ConfigError)
+    return Target(name=path.stem, gpus=tuple(gpus))
+
+
+def _require_distinct(where: str, gpus: Sequence[Recipe], error: type[SalaError]) -> None:
+    names = [recipe.name for recipe in gpus]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise error(f"{where}: {twice} is named twice: name each GPU once")
+
+
+_MEMBERS = "members"
 
 _FIELDS: dict[str, str] = {
     "gpu": "string",

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ..errors import BundleError
 from ..specs import Precision, TensorSpec
-from .build_log import FusedLayer
+from .build_log import FusedLayer, LayerTensor
 from .graph import OperatorNode
 from .memory import DeviceMemory
 from .profiles import Profile
@@ -30,44 +30,42 @@ class EngineReport:
 
     flavour: FlavourName
     tensorrt_version: str
-    recipe: str
-    """Name of the GPU recipe."""
-    gpu: str
-    compute_capability: str
-    """As TensorRT stated it after the build, e.g. `12.0`."""
+    target: str
+    """What `--gpu` named."""
+    gpus: tuple[str, ...]
+    """Full names of its GPUs."""
+    compute_capabilities: tuple[str, ...]
+    """As TensorRT stated them after the build, e.g. `12.0`."""
     precision: Precision
     max_context: int
     prefill_chunk: int
     max_batch: int
     profiles: tuple[Profile, ...]
     inputs: tuple[TensorSpec, ...]
+    """Of the step."""
+    weights: tuple[TensorSpec, ...]
+    """All other inputs."""
     outputs: tuple[TensorSpec, ...]
     operators: tuple[OperatorNode, ...]
     """Nodes of this project's operators in the graph."""
     layers: tuple[FusedLayer, ...]
     activation_bytes: tuple[int, ...]
     """Scratch memory by profile index."""
+    constant_bytes: int
+    """Of the constants inside the plan."""
     plugin_libraries: tuple[str, ...]
     """File names of the plugin libraries inside the plan."""
     memory: DeviceMemory
-    """The account with TensorRT's own numbers for weights and activations."""
+    """The account with TensorRT's own numbers for constants and activations."""
     parameters: int
-    """Weight elements of the graph."""
+    """Weight elements, inputs and constants."""
     quantized_parameters: int
     """Those of them that are quantised."""
-    graph_weights_bytes: int
-    graph_quantized_weights_bytes: int
-    """Of the quantised weights and their scales."""
     plan_bytes: int
     build_seconds: float
     """Wall time of the whole build, parsing and writing included."""
     peak_host_bytes: int
     """Largest resident memory of the build process, mapped weight files included."""
-
-    @property
-    def plan_bytes_per_weight(self) -> float:
-        """Near the size of a weight if each is stored once."""
-        return self.plan_bytes / self.parameters
 
     def operator_layers(self, profile: int) -> dict[str, tuple[str, ...]]:
         """Nodes of this project's operators that plugins compute in a profile: names by operator, in graph order."""
@@ -91,17 +89,33 @@ class EngineReport:
             found |= dict.fromkeys(products, layer)
         return found
 
+    def weights_of(self, layer: FusedLayer) -> tuple[LayerTensor, ...]:
+        """The matrices of weights, or scales of their blocks, that a layer reads: inputs first, then constants."""
+        matrices = {spec.name for spec in self.weights if len(spec.shape) == 2}
+        inputs = tuple(tensor for tensor in layer.inputs if tensor.name in matrices)
+        return inputs + tuple(tensor for tensor in layer.constants if len(tensor.shape) > 1)
+
+    def activations_of(self, layer: FusedLayer) -> tuple[LayerTensor, ...]:
+        """What a layer reads besides weights."""
+        weights = {spec.name for spec in self.weights}
+        return tuple(tensor for tensor in layer.inputs if tensor.name not in weights)
+
     def layers_of(self, profile: int, type_: str) -> tuple[FusedLayer, ...]:
         """Fused layers of a profile that have this type."""
         return tuple(layer for layer in self.layers if (layer.profile, layer.type) == (profile, type_))
 
-    def to_json(self) -> str:
-        """Indented JSON that `read` reads back to an equal report."""
-        return _ADAPTER.dump_json(self, indent=2).decode("utf-8")
+    def write(self, path: Path) -> None:
+        """Write JSON that `read` reads back to an equal report; the file appears whole or not at all."""
+        partial = path.with_name(f"{path.name}.partial")
+        try:
+            partial.write_bytes(_ADAPTER.dump_json(self, indent=2) + b"\n")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     @classmethod
     def read(cls, path: Path) -> EngineReport:
-        """Read a file that holds `to_json`. Raises: BundleError for anything but a report of this version."""
+        """Read what `write` wrote. Raises: BundleError for anything but a report of this version."""
         try:
             return _ADAPTER.validate_json(path.read_bytes())
         except ValidationError as error:

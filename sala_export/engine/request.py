@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from ..errors import RequestError, UnsupportedError
 from ..specs import QUANTIZED_PRECISIONS, Precision, format_tokens
-from .recipe import Recipe
+from .recipe import Recipe, Target, names_of
 
 MAX_BATCH = 256
 """Kernels put batch times heads into a grid dimension of at most 65535."""
@@ -37,12 +38,12 @@ class FlavourName(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineRequest:
-    """One engine: for which GPU, in what precision, of which sizes.
+    """One engine: for which GPUs, in what precision, of which sizes.
 
     Raises: RequestError or UnsupportedError naming the command-line option that is wrong.
     """
 
-    recipe: Recipe
+    target: Target
     precision: Precision = Precision.BF16
     max_context: int
     """Tokens that the caches hold at most."""
@@ -67,12 +68,12 @@ class EngineRequest:
                 f"--prefill-chunk {format_tokens(self.prefill_chunk)} is larger than --max-context "
                 f"{format_tokens(self.max_context)}: a chunk must fit the context"
             )
-        require_precision(self.precision, self.recipe)
+        require_precision(self.precision, self.target)
 
     @classmethod
     def from_options(
         cls,
-        recipe: Recipe,
+        target: Target,
         *,
         precision: str | None = None,
         max_context: int | None = None,
@@ -80,40 +81,44 @@ class EngineRequest:
         max_batch: int = 1,
         flavour: FlavourName = FlavourName.AUTO,
     ) -> EngineRequest:
-        """A request from command-line options; what is None comes from the recipe.
+        """A request from command-line options; what is None comes from the recipes.
 
-        The recipe's chunk gives way to a smaller context; a chunk that was asked for does not.
+        The recipes' chunk gives way to a smaller context; a chunk that was asked for does not.
         """
-        context = recipe.default_max_context if max_context is None else max_context
+        context = target.default_max_context if max_context is None else max_context
         return cls(
-            recipe=recipe,
-            precision=require_precision(precision or Precision.BF16, recipe),
+            target=target,
+            precision=require_precision(precision or Precision.BF16, target),
             max_context=context,
-            prefill_chunk=min(recipe.default_prefill_chunk, context) if prefill_chunk is None else prefill_chunk,
+            prefill_chunk=min(target.default_prefill_chunk, context) if prefill_chunk is None else prefill_chunk,
             max_batch=max_batch,
             flavour=flavour,
         )
 
 
-def require_precision(name: str, recipe: Recipe) -> Precision:
-    """The precision of this name, if the GPU runs it and this release builds it.
+def require_precision(name: str, target: Target) -> Precision:
+    """The precision of this name, if all GPUs of the target run it and this release builds it.
 
-    Raises: UnsupportedError saying which of the two fails, and the best that there is instead.
+    Raises: UnsupportedError saying which of the two fails, with the best that there is instead.
     """
     precision = name.lower()
     known = next((each for each in Precision if each == precision), None)
-    built = [
-        each for each in (*(_NEAREST.get(known, ()) if known else ()), *BUILT_PRECISIONS) if each in recipe.precisions
-    ]
-    use = f"use --precision {built[0]}" if built else "choose another --gpu"
-    if precision not in recipe.precisions:
-        raise UnsupportedError(
-            f"--precision {precision}: {recipe.gpu} ({recipe.compute_capability.sm}) has no {precision.upper()}, it "
-            f"runs {', '.join(recipe.precisions)}; {use}"
-        )
+    nearest = (*(_NEAREST.get(known, ()) if known else ()), *BUILT_PRECISIONS)
+    built = next((each for each in nearest if all(each in gpu.precisions for gpu in target.gpus)), None)
+    lacking = [gpu for gpu in target.gpus if precision not in gpu.precisions]
+    able = ",".join(gpu.name for gpu in target.gpus if gpu not in lacking)
+    choices = [f"--precision {built}"] * bool(built) + [f"--gpu {able}"] * bool(lacking and able)
+    use = f"use {', or '.join(choices)}" if choices else "choose another --gpu"
+    if lacking:
+        raise UnsupportedError(f"--precision {precision}: {_lack(precision, lacking)}; {use}")
     if known in BUILT_PRECISIONS:
         return known
     raise UnsupportedError(
-        f"--precision {precision}: {recipe.gpu} runs it, but this release builds engines in "
-        f"{', '.join(BUILT_PRECISIONS)} only; {use}"
+        f"--precision {precision}: this release builds engines in {', '.join(BUILT_PRECISIONS)} only; {use}"
     )
+
+
+def _lack(precision: str, gpus: Sequence[Recipe]) -> str:
+    verb = "have" if len(gpus) > 1 else "has"
+    lack = f"{names_of(gpus, capabilities=True)} {verb} no {precision.upper()}"
+    return lack if len(gpus) > 1 else f"{lack}, it runs {', '.join(gpus[0].precisions)}"

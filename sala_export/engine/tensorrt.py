@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UnsupportedError
-from .recipe import ComputeCapability, Recipe
+from .recipe import ComputeCapability, Target, names_of
 from .request import FlavourName
 
 # Values of enum CUdevice_attribute in cuda.h.
@@ -40,18 +40,24 @@ class TensorRT:
     distribution = "tensorrt"
     present: Callable[[], ComputeCapability | None] = present_capability
 
-    def check(self, recipe: Recipe) -> None:
+    def check(self, target: Target) -> None:
         """Refuse another GPU than the one that is here. Raises: UnsupportedError."""
+        wanted, names = target.compute_capabilities, names_of(target.gpus)
+        if len(wanted) > 1:
+            raise UnsupportedError(
+                f"--flavour tensorrt builds for the GPU of this machine alone, not for {names} at once: name one "
+                "--gpu, or use --flavour rtx"
+            )
         here = self.present()
         if here is None:
             raise UnsupportedError(
                 "--flavour tensorrt builds on the GPU that it builds for, and this machine has none: use --flavour rtx "
-                f"to build for the {recipe.gpu} here"
+                f"to build for the {names} here"
             )
-        if here != recipe.compute_capability:
+        if here != wanted[0]:
             raise UnsupportedError(
-                f"--flavour tensorrt builds for the GPU of this machine, {here.sm}, not for the {recipe.gpu}, "
-                f"{recipe.compute_capability.sm}: build there, or use --flavour rtx"
+                f"--flavour tensorrt builds for the GPU of this machine, {here.sm}, not for the {names}, "
+                f"{wanted[0].sm}: build there, or use --flavour rtx"
             )
 
     def load(self) -> Any:
@@ -63,12 +69,12 @@ class TensorRT:
                 f"TensorRT cannot be imported ({error}): install NVIDIA's package tensorrt, or use --flavour rtx"
             ) from None
 
-    def set_target(self, trt: Any, config: Any, capability: ComputeCapability) -> None:
+    def set_targets(self, trt: Any, config: Any, capabilities: Sequence[ComputeCapability]) -> None:
         """The target is the GPU of this machine, which `check` compared with the recipe."""
 
-    def target(self, config: Any) -> ComputeCapability:
+    def targets(self, config: Any) -> tuple[ComputeCapability, ...]:
         """The GPU of this machine. Raises: UnsupportedError if it is gone since `check`."""
         here = self.present()
         if here is None:
             raise UnsupportedError("the GPU of this machine cannot be reached any more: see the driver's log")
-        return here
+        return (here,)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 from ..errors import UnsupportedError
 from ..native_libraries import soname_shim
-from .recipe import ComputeCapability, Recipe
+from .recipe import ComputeCapability, Target
 from .request import FlavourName
 
 
@@ -19,8 +20,8 @@ class TensorRTForRTX:
     title = "TensorRT for RTX"
     distribution = "tensorrt-rtx-cu13"
 
-    def check(self, recipe: Recipe) -> None:
-        """Nothing to check before the library is loaded: its list of targets is in `set_target`."""
+    def check(self, target: Target) -> None:
+        """Nothing to check before the library is loaded: its list of targets is in `set_targets`."""
 
     def load(self) -> Any:
         """Import `tensorrt_rtx`. Raises: UnsupportedError; BuildError if this package is not installed in full."""
@@ -35,17 +36,21 @@ class TensorRTForRTX:
         ctypes.CDLL(str(soname_shim()))
         return module
 
-    def set_target(self, trt: Any, config: Any, capability: ComputeCapability) -> None:
-        """Ask for one compute capability. Raises: UnsupportedError listing those that there are."""
+    def set_targets(self, trt: Any, config: Any, capabilities: Sequence[ComputeCapability]) -> None:
+        """Ask for compute capabilities. Raises: UnsupportedError listing those that there are."""
         targets = trt.ComputeCapability.__members__
-        if capability.sm not in targets:
-            known = ", ".join(sorted(name for name in targets if name.startswith("SM")))
-            raise UnsupportedError(
-                f"{self.title} {trt.__version__} has no target {capability.sm}, it has {known}: choose another --gpu"
-            )
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(targets[capability.sm], 0)
+        for capability in capabilities:
+            if capability.sm not in targets:
+                known = ", ".join(sorted(name for name in targets if name.startswith("SM")))
+                raise UnsupportedError(
+                    f"{self.title} {trt.__version__} has no target {capability.sm}, it has {known}: choose another "
+                    "--gpu"
+                )
+        config.num_compute_capabilities = len(capabilities)
+        for index, capability in enumerate(capabilities):
+            config.set_compute_capability(targets[capability.sm], index)
 
-    def target(self, config: Any) -> ComputeCapability:
-        """The configuration's only target."""
-        return ComputeCapability.from_sm(config.get_compute_capability(0).name)
+    def targets(self, config: Any) -> tuple[ComputeCapability, ...]:
+        """The configuration's targets."""
+        found = (config.get_compute_capability(index) for index in range(config.num_compute_capabilities))
+        return tuple(ComputeCapability.from_sm(capability.name) for capability in found)

@@ -1,7 +1,7 @@
 """The process that a build runs in: `python -m sala_export.engine.worker PIPE_FD PARENT_PID`.
 
-A build may abort inside a native library, takes several times the size of the weights and gives little of it back; in a
-process of its own none of that reaches the caller.
+A build may abort inside a native library, and gives little of its memory back. In a process of its own neither reaches
+the caller.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _run(job: BuildJob, progress: Progress) -> BuildResult:
         # A log that loses its last lines in a crash is of no use: written line by line.
         with job.log.open("a", encoding="utf-8", errors="replace", buffering=1) as log:
             trt = flavour.load()
-            plan_bytes, target = build_plan(flavour, trt, job, log, progress)
+            plan_bytes, targets = build_plan(flavour, trt, job, log, progress)
     except SalaError as error:
         return BuildResult(error_type=type(error).__name__, error=str(error))
     except OSError as error:
@@ -56,7 +56,7 @@ def _run(job: BuildJob, progress: Progress) -> BuildResult:
         )
     return BuildResult(
         tensorrt_version=trt.__version__,
-        compute_capability=str(target),
+        compute_capabilities=tuple(map(str, targets)),
         plan_bytes=plan_bytes,
         peak_host_bytes=peak_resident_bytes(),
     )

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..checkpoint.config import SalaConfig
-from ..engine.host import available_host_bytes, host_budget
-from ..engine.memory import DeviceMemory, largest_context
+from ..engine.graph import EngineGraph
+from ..engine.host import available_host_bytes, host_bytes_needed, plan_bytes
+from ..engine.memory import DeviceMemory, fits, largest_context
 from ..engine.recipe import Recipe, load_recipe
 from ..engine.request import EngineRequest
-from ..engine.sharding import ShardRange, choose_shards, host_bytes_needed
 from ..errors import RequestError
 from ..planned_graph import planned_graph, planned_memory
-from ..specs import Precision, format_tokens
+from ..specs import Precision, format_bytes, format_tokens
 from .published import BASELINES, CONTEXTS, GENERATED_TOKENS, TTFT_SECONDS, published_seconds
 from .roofline import WEIGHT_BITS, Estimate, time_of_decode, time_of_prefill
 from .work import Dense, Sala
 
 _LARGEST_CONTEXT = 64 << 20
-_BUILD_FIXED_SECONDS = 5.0
-_BUILD_SECONDS_PER_LAYER = 0.65
-_BUILD_SECONDS_PER_GIGABYTE = 7.9
-"""Measured with TensorRT for RTX 1.7.1.116 on two cores of an AMD EPYC: the trace takes 8 s for 5 layers and 25.5 s for
-32; engines and hashes 150 s for the 18.95 GB of 9B."""
+
+_GRAPH_SECONDS = 5.0
+"""Starting, and writing the three graphs."""
+_SECONDS_PER_LAYER = 1.0
+"""Of TensorRT: 32 s of processor time for 32 layers of 9B sizes, for one capability as for three. Measured with
+TensorRT for RTX 1.7.1.116 on two cores of an AMD EPYC, as what follows."""
+_SECONDS_PER_CONSTANT_BYTE: Mapping[Precision, float] = {Precision.INT4: 62e-9, Precision.NVFP4: 23e-9}
+"""Of TensorRT, for weights or scales inside the plan."""
+_HASHED_BYTES_PER_SECOND = 1.3e9
+"""Of SHA-256 on one core."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +36,8 @@ class ContextRow:
     """One length of prompt, at batch 1."""
 
     context: int
-    memory: DeviceMemory
+    memory_bytes: int
+    """Of the engine, its caches, and what the GPU reserves."""
     fits: bool
     prefill: Estimate
     decode: Estimate
@@ -54,20 +60,18 @@ class BaselineRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildAccount:
-    """What building takes on this machine."""
+    """What building takes on this machine. All but the available memory is predicted."""
 
-    shards: tuple[ShardRange, ...]
-    """Empty if even one layer needs more memory than may be used."""
+    seconds: float
+    """On two cores, with weights linked."""
     host_bytes: int
     """Resident peak."""
     available_bytes: int
     plan_bytes: int
-    packed_bytes: int
-    """Quantised weights that are written once more beside the graph, on top of the plans: int4."""
+    scratch_bytes: int
+    """On top of the plan while TensorRT builds: its constants in the form of ONNX."""
     copied_bytes: int
-    """On top of both if the weights cannot be hard-linked."""
-    seconds: float
-    """Predicted, on two cores and with weights linked."""
+    """On top of both if the weight files cannot be hard-linked."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,17 +90,27 @@ class Check:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class GpuPlan:
+    """The engine on one GPU of its target."""
+
+    recipe: Recipe
+    fits: bool
+    """Whether the context asked for does."""
+    largest_context: int | None
+    """The longest that an engine could have here, whatever was asked for; None if no context fits."""
+    rows: tuple[ContextRow, ...]
+    baseline_rows: tuple[BaselineRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
     """All that `sala-export plan` tells."""
 
     request: EngineRequest
     memory: DeviceMemory
-    fits: bool
-    largest_context: int | None
-    """None if no context fits."""
-    rows: tuple[ContextRow, ...]
+    """Of the engine at the context asked for, without what each GPU reserves."""
+    gpus: tuple[GpuPlan, ...]
     baseline: Dense | None
-    baseline_rows: tuple[BaselineRow, ...]
     build: BuildAccount
     checks: tuple[Check, ...]
 
@@ -110,24 +124,30 @@ def make_plan(config: SalaConfig, request: EngineRequest, compare: str | None, i
     """
     if compare is not None and compare.lower() not in BASELINES:
         raise RequestError(f"--compare {compare}: unknown model, known are {', '.join(BASELINES)}")
-    baseline = BASELINES[compare.lower()] if compare else None
-    build = account_of_build(config, request)
-    memory = planned_memory(config, request, max(1, len(build.shards)))
     graph = planned_graph(config, request.precision)
+    memory = {context: planned_memory(config, replace(request, max_context=context)) for context in _contexts(request)}
+    baseline = BASELINES[compare.lower()] if compare else None
     return Plan(
         request=request,
-        memory=memory,
-        fits=memory.total_bytes <= request.recipe.memory_bytes,
-        largest_context=largest_context(graph, request, memory, limit=_LARGEST_CONTEXT),
-        rows=tuple(
-            _row(config, replace(request, max_context=context), len(build.shards), is_published)
-            for context in _contexts(request)
+        memory=memory[request.max_context],
+        gpus=tuple(
+            GpuPlan(
+                recipe=recipe,
+                fits=fits(memory[request.max_context], recipe),
+                largest_context=largest_context(
+                    graph, request, memory[request.max_context], recipe, limit=_LARGEST_CONTEXT
+                ),
+                rows=tuple(
+                    _row(config, request, recipe, context, needed, is_published) for context, needed in memory.items()
+                ),
+                baseline_rows=tuple(baseline_row(baseline, recipe, context) for context in CONTEXTS)
+                if baseline
+                else (),
+            )
+            for recipe in request.target.gpus
         ),
         baseline=baseline,
-        baseline_rows=tuple(baseline_row(baseline, request.recipe, context) for context in CONTEXTS)
-        if baseline
-        else (),
-        build=build,
+        build=account_of_build(graph, request.precision),
         checks=published_checks(config) if is_published else (),
     )
 
@@ -137,15 +157,15 @@ def _contexts(request: EngineRequest) -> Sequence[int]:
     return sorted({request.max_context, *(c for c in CONTEXTS if c >= request.prefill_chunk)})
 
 
-def _row(config: SalaConfig, request: EngineRequest, shards: int, is_published: bool) -> ContextRow:
-    model, recipe, context = Sala(config), request.recipe, request.max_context
-    bits = WEIGHT_BITS[request.precision]
-    memory = planned_memory(config, request, max(1, shards))
+def _row(
+    config: SalaConfig, request: EngineRequest, recipe: Recipe, context: int, memory: DeviceMemory, is_published: bool
+) -> ContextRow:
+    model, bits = Sala(config), WEIGHT_BITS[request.precision]
     published = published_seconds(recipe.name, request.precision) if is_published and context in CONTEXTS else None
     return ContextRow(
         context=context,
-        memory=memory,
-        fits=memory.total_bytes <= recipe.memory_bytes,
+        memory_bytes=memory.total_bytes + recipe.reserve_bytes,
+        fits=fits(memory, recipe),
         prefill=time_of_prefill(model.prefill(context, request.prefill_chunk, bits), recipe, request.precision),
         decode=time_of_decode(model.decode(context, bits), config.num_hidden_layers, recipe),
         published_prefill=published.sala[CONTEXTS.index(context)] if published else None,
@@ -187,33 +207,29 @@ def published_checks(config: SalaConfig) -> tuple[Check, ...]:
     )
 
 
-def account_of_build(config: SalaConfig, request: EngineRequest) -> BuildAccount:
-    """What building takes on this machine, with the shards that `build` would choose now."""
-    graph = planned_graph(config, request.precision)
-    try:
-        shards = choose_shards(graph.layer_weights_bytes, host_budget())
-    except RequestError:
-        shards = ()
-    largest = max((shard.weights_bytes for shard in shards), default=max(graph.layer_weights_bytes))
-    gigabytes = graph.weights_bytes / 1e9
+def account_of_build(graph: EngineGraph, precision: Precision) -> BuildAccount:
+    """What building the engine of a graph, and the bundle around it, takes on this machine."""
+    tensorrt = _SECONDS_PER_LAYER * len(graph.operators)
+    tensorrt += _SECONDS_PER_CONSTANT_BYTE.get(precision, 0.0) * graph.constant_bytes
     return BuildAccount(
-        shards=shards,
-        host_bytes=host_bytes_needed(largest),
+        seconds=_GRAPH_SECONDS + tensorrt + graph.weights_bytes / _HASHED_BYTES_PER_SECOND,
+        host_bytes=host_bytes_needed(graph.constant_bytes),
         available_bytes=available_host_bytes(),
-        plan_bytes=graph.weights_bytes,
-        packed_bytes=graph.quantized_parameters // 2 if request.precision is Precision.INT4 else 0,
+        plan_bytes=plan_bytes(graph),
+        scratch_bytes=graph.constant_bytes,
         copied_bytes=graph.weights_bytes,
-        seconds=_BUILD_FIXED_SECONDS
-        + _BUILD_SECONDS_PER_LAYER * config.num_hidden_layers
-        + _BUILD_SECONDS_PER_GIGABYTE * gigabytes,
     )
 
 
-def fit_sentence(plan: Plan) -> str:
-    """One line: whether the context fits, and the largest that does."""
-    asked, recipe = format_tokens(plan.request.max_context), plan.request.recipe
-    if plan.largest_context is None:
-        return f"a context of {asked} does not fit the {recipe.gpu}, nor does any other: the weights leave no room"
-    largest = format_tokens(plan.largest_context)
-    verb = "fits" if plan.fits else "does not fit"
-    return f"a context of {asked} {verb} the {recipe.gpu}; the largest that fits is {largest}"
+def fit_sentence(plan: Plan, gpu: GpuPlan) -> str:
+    """One line: whether the context fits a GPU, and the largest that does."""
+    asked, name = format_tokens(plan.request.max_context), gpu.recipe.gpu
+    if gpu.largest_context is None:
+        parts = plan.memory
+        others = parts.total_bytes - parts.key_value_bytes - parts.compressed_key_bytes
+        return (
+            f"a context of {asked} does not fit the {name}, nor does any other: all but the caches takes "
+            f"{format_bytes(others + gpu.recipe.reserve_bytes)} of {format_bytes(gpu.recipe.memory_bytes)}"
+        )
+    verb = "fits" if gpu.fits else "does not fit"
+    return f"a context of {asked} {verb} the {name}; the largest that fits is {format_tokens(gpu.largest_context)}"

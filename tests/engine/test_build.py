@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+from sala_export.engine.sharding import host_bytes_needed
 from support.engines import MAX_CONTEXT, PREFILL_CHUNK, BuiltEngine
 from support.graphs import MiniGraph
 
@@ -20,7 +21,6 @@ from sala_export.engine.memory import DeviceMemory, predict_memory
 from sala_export.engine.recipe import load_recipe
 from sala_export.engine.report import EngineReport
 from sala_export.engine.request import EngineRequest
-from sala_export.engine.sharding import host_bytes_needed
 from sala_export.errors import BuildError, BundleError, RequestError
 from sala_export.native_libraries import plugin_library
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sala_export.engine.build import build_engine
-from sala_export.engine.recipe import load_recipe
+from sala_export.engine.build import PLAN_FILE, build_engine
+from sala_export.engine.recipe import load_target
 from sala_export.engine.report import EngineReport
 from sala_export.engine.request import EngineRequest
 from sala_export.native_libraries import plugin_library
@@ -28,20 +28,12 @@ class BuiltEngine:
 
 def build_mini_engine(folder: Path, gpu: str) -> BuiltEngine:
     """Write the graph to `folder` and build it for a GPU."""
-    MiniGraph(mixers=("lightning", "sparse", "lightning")).write(folder)
-    request = EngineRequest.from_options(load_recipe(gpu), max_context=MAX_CONTEXT, prefill_chunk=PREFILL_CHUNK)
+    graph = MiniGraph(mixers=("lightning", "sparse", "lightning")).write(folder)
+    request = EngineRequest.from_options(load_target(gpu), max_context=MAX_CONTEXT, prefill_chunk=PREFILL_CHUNK)
     told: list[tuple[str, int, int]] = []
 
     def on_progress(phase: str, done: int, total: int, unit: str = "steps") -> None:
         told.append((phase, done, total))
 
-    plan = folder / "engine.plan"
-    report = build_engine(
-        request,
-        folder,
-        plan,
-        log_path=folder / "engine.log",
-        plugin_library=plugin_library(),
-        on_progress=on_progress,
-    )
-    return BuiltEngine(plan=plan, report=report, progress=tuple(told))
+    report = build_engine(request, graph, plugin_library(), folder, on_progress=on_progress)
+    return BuiltEngine(plan=folder / PLAN_FILE, report=report, progress=tuple(told))

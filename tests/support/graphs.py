@@ -1,7 +1,7 @@
-"""Small ONNX graphs of the exported form, made with onnx.helper, for tests of what consumes a graph.
+"""Small graphs of the engine's form, made with onnx.helper, for tests of what consumes a graph.
 
-Names, shapes and external weights are those of the exporter's contract (docs of `sala_export.onnx`); the arithmetic is
-the model's, but nothing here checks it.
+Weights are inputs, as the engine stage expects them, and int4's codes and scales are constants in a file beside the
+graph. The arithmetic is the model's, but nothing here checks it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-WEIGHTS_FILE = "weights.bin"
+CONSTANTS_FILE = "constants.bin"
+CODES = {"fp8": TensorProto.FLOAT8E4M3FN, "int8": TensorProto.INT8, "nvfp4": TensorProto.FLOAT4E2M1}
+"""Types of the quantised weights that are inputs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +32,8 @@ class MiniGraph:
     num_kv_heads: int = 2
     head_dim: int = 64
     dtype: int = TensorProto.BFLOAT16
+    precision: str = "bf16"
+    """`fp8`, `int8`, `int4` or `nvfp4` quantises the products of the MLP. An nvfp4 graph can be read, but not built."""
     sparse: dict[str, int] = field(
         default_factory=lambda: {
             "kernel_size": 32,
@@ -42,33 +46,33 @@ class MiniGraph:
         }
     )
 
-    def write(self, folder: Path, seed: int = 0) -> Path:
-        """Write `model.onnx` and its weights to `folder`; returns the path of the graph."""
-        writer = _Writer(self, folder, np.random.default_rng(seed))
+    def write(self, folder: Path) -> Path:
+        """Write `engine.onnx`, and its constants if it has any, to `folder`; returns the path of the graph."""
+        writer = _Writer(self, folder)
         model = writer.model()
-        path = folder / "model.onnx"
+        path = folder / "engine.onnx"
         onnx.save(model, path)
         return path
 
 
 class _Writer:
-    def __init__(self, sizes: MiniGraph, folder: Path, random: np.random.Generator) -> None:
+    def __init__(self, sizes: MiniGraph, folder: Path) -> None:
         self.sizes = sizes
-        self.random = random
-        self.weights_path = folder / WEIGHTS_FILE
-        self.offset = 0
+        self.random = np.random.default_rng(0)
+        self.constants_path = folder / CONSTANTS_FILE
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self.inputs: list[onnx.ValueInfoProto] = []
+        self.weights: list[onnx.ValueInfoProto] = []
         self.outputs: list[onnx.ValueInfoProto] = []
 
     def model(self) -> onnx.ModelProto:
-        self.weights_path.write_bytes(b"")
         sizes = self.sizes
         self.input("input_ids", TensorProto.INT64, ["batch", "tokens"])
         self.input("past_length", TensorProto.INT32, ["batch"])
         self.input("context_length", TensorProto.INT32, ["batch"])
         self.input("rope_cos_sin", TensorProto.FLOAT, ["batch", "tokens", sizes.head_dim])
+        self.node("Shape", "step", "input_ids")
         embedding = self.weight("model.embed_tokens.weight", (sizes.vocab_size, sizes.hidden_size))
         hidden = self.node("Gather", "embed_tokens", embedding, "input_ids")
         for i, mixer in enumerate(sizes.mixers):
@@ -79,22 +83,20 @@ class _Writer:
         last = self.node("Gather", "last_token", hidden, "last", axis=1)
         self.constant("token_axis", np.array([1], np.int64))
         row = self.node("Squeeze", "last_row", last, "token_axis")
-        logits = self.linear("lm_head", row, (sizes.vocab_size, sizes.hidden_size))
+        head = self.weight("lm_head.weight", (sizes.vocab_size, sizes.hidden_size))
+        logits = self.node("Gemm", "lm_head/Gemm", row, head, transB=1)
         self.nodes.append(helper.make_node("Cast", [logits], ["logits"], name="logits", to=TensorProto.FLOAT))
         self.output("logits", TensorProto.FLOAT, ["batch", sizes.vocab_size])
-        graph = helper.make_graph(self.nodes, "mini", self.inputs, self.outputs, self.initializers)
-        opsets = [helper.make_opsetid("", 18), helper.make_opsetid("sala", 1)]
-        return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+        inputs = [*self.inputs, *self.weights]
+        graph = helper.make_graph(self.nodes, "mini", inputs, self.outputs, self.initializers)
+        opsets = [helper.make_opsetid("", 23), helper.make_opsetid("sala", 1)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=11)
 
     def mixer(self, i: int, mixer: str, hidden: str) -> str:
         sizes = self.sizes
         width = sizes.num_heads * sizes.head_dim
         kv = width if mixer == "lightning" else sizes.num_kv_heads * sizes.head_dim
-        parts = [
-            self.weight(f"layers.{i}.{name}.weight", (rows, sizes.hidden_size))
-            for name, rows in (("q_proj", width), ("k_proj", kv), ("v_proj", kv), ("gate", width))
-        ]
-        projected = self.packed(f"layers.{i}.mixer.qkv_proj", hidden, parts)
+        projected = self.linear(f"layers.{i}.mixer.qkv_proj", hidden, (2 * width + 2 * kv, sizes.hidden_size))
         y = self.lightning(i, projected) if mixer == "lightning" else self.attention(i, projected)
         return self.linear(f"layers.{i}.mixer.o_proj", y, (sizes.hidden_size, width))
 
@@ -143,12 +145,9 @@ class _Writer:
 
     def mlp(self, i: int, hidden: str) -> str:
         sizes = self.sizes
-        parts = [
-            self.weight(f"layers.{i}.{name}.weight", (sizes.intermediate_size, sizes.hidden_size))
-            for name in ("gate_proj", "up_proj")
-        ]
-        projected = self.packed(f"layers.{i}.mlp.gate_up_proj", hidden, parts)
-        # Reshape and Gather, not Split: TensorRT would turn a split GEMM into two and keep their weights twice.
+        projected = self.linear(
+            f"layers.{i}.mlp.gate_up_proj", hidden, (2 * sizes.intermediate_size, sizes.hidden_size), sizes.precision
+        )
         self.constant(f"layers.{i}.mlp.halves", np.array([0, 0, 2, sizes.intermediate_size], np.int64))
         halves = self.node("Reshape", f"layers.{i}.mlp.unflatten", projected, f"layers.{i}.mlp.halves")
         for index, name in enumerate(("gate", "up")):
@@ -158,30 +157,73 @@ class _Writer:
         sigmoid = self.node("Sigmoid", f"layers.{i}.mlp.sigmoid", gate)
         silu = self.node("Mul", f"layers.{i}.mlp.silu", gate, sigmoid)
         product = self.node("Mul", f"layers.{i}.mlp.product", silu, up)
-        return self.linear(f"layers.{i}.mlp.down_proj", product, (sizes.hidden_size, sizes.intermediate_size))
+        shape = (sizes.hidden_size, sizes.intermediate_size)
+        return self.linear(f"layers.{i}.mlp.down_proj", product, shape, sizes.precision)
 
-    def packed(self, name: str, x: str, parts: list[str]) -> str:
-        pack = self.node("Concat", f"{name}.pack", *parts, axis=0)
-        return self.node("MatMul", name, x, self.node("Transpose", f"{name}.transpose", pack, perm=[1, 0]))
-
-    def linear(self, name: str, x: str, shape: tuple[int, int]) -> str:
-        turned = self.node("Transpose", f"{name}.transpose", self.weight(f"{name}.weight", shape), perm=[1, 0])
-        return self.node("MatMul", name, x, turned)
-
-    def weight(self, name: str, shape: tuple[int, ...]) -> str:
-        """A random initializer in the external file; bf16 is the upper half of float32."""
-        values = self.random.normal(0.0, 0.02, shape).astype(np.float32)
-        if self.sizes.dtype == TensorProto.BFLOAT16:
-            raw = (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()
+    def linear(self, name: str, x: str, shape: tuple[int, int], precision: str = "bf16") -> str:
+        """A product of [batch, tokens, in] with weights [out, in], in rows."""
+        rows, columns = shape
+        self.constant(f"{name}.flat", np.array([-1, columns], np.int64))
+        x = self.node("Reshape", f"{name}.flatten", x, f"{name}.flat")
+        if precision in ("fp8", "int8"):
+            y = self.scaled_product(name, x, shape, CODES[precision])
+        elif precision == "int4":
+            weight = self.node("DequantizeLinear", f"{name}.dq", *self.int4(name, shape), axis=1, block_size=128)
+            y = self.node("MatMul", f"{name}/MatMul", x, self.node("Transpose", f"{name}.turn", weight, perm=[1, 0]))
+        elif precision == "nvfp4":
+            y = self.node("Gemm", f"{name}/Gemm", x, self.nvfp4(name, shape), transB=1)
         else:
-            raw = values.astype(helper.tensor_dtype_to_np_dtype(self.sizes.dtype)).tobytes()
-        with self.weights_path.open("ab") as file:
-            file.write(raw)
-        tensor = TensorProto(name=name, data_type=self.sizes.dtype, dims=shape, data_location=TensorProto.EXTERNAL)
-        for key, value in (("location", WEIGHTS_FILE), ("offset", self.offset), ("length", len(raw))):
-            tensor.external_data.add(key=key, value=str(value))
-        self.offset += len(raw)
-        self.initializers.append(tensor)
+            y = self.node("Gemm", f"{name}/Gemm", x, self.weight(f"{name}.weight", shape), transB=1)
+        self.constant(f"{name}.rows", np.array([rows], np.int64))
+        wanted = self.node("Concat", f"{name}.shape", "step.out", f"{name}.rows", axis=0)
+        return self.node("Reshape", f"{name}.unflatten", y, wanted)
+
+    def scaled_product(self, name: str, x: str, shape: tuple[int, int], codes: int) -> str:
+        """Codes as inputs, with the scales of activation and product outside of the product, inputs too."""
+        dtype = self.sizes.dtype
+        self.initializers.append(helper.make_tensor(f"{name}.one", dtype, [], [1.0]))
+        x = self.node("Cast", f"{name}.widen", x, to=TensorProto.FLOAT)
+        x = self.node("Div", f"{name}.div", x, self.weight(f"{name}.input_scale", (1,), TensorProto.FLOAT))
+        x = self.node("Cast", f"{name}.narrow", x, to=dtype)
+        x = self.node("QuantizeLinear", f"{name}.q", x, f"{name}.one", output_dtype=codes)
+        x = self.node("DequantizeLinear", f"{name}.dq", x, f"{name}.one")
+        weight = self.weight(f"{name}.weight", shape, codes)
+        y = self.node("Gemm", f"{name}/Gemm", x, self.node("DequantizeLinear", f"{name}.w", weight, f"{name}.one"))
+        self.nodes[-1].attribute.append(helper.make_attribute("transB", 1))
+        y = self.node("Cast", f"{name}.sum", y, to=TensorProto.FLOAT)
+        y = self.node("Mul", f"{name}.mul", y, self.weight(f"{name}.scale", (shape[0],), TensorProto.FLOAT))
+        return self.node("Cast", f"{name}.out16", y, to=dtype)
+
+    def int4(self, name: str, shape: tuple[int, int]) -> tuple[str, str]:
+        """Codes in the file of constants, their scales in the graph."""
+        data = self.random.integers(0, 256, shape[0] * shape[1] // 2, dtype=np.uint8).tobytes()
+        offset = self.constants_path.stat().st_size if self.constants_path.exists() else 0
+        with self.constants_path.open("ab") as file:
+            file.write(data)
+        codes = TensorProto(name=f"{name}.codes", data_type=TensorProto.INT4, dims=shape)
+        codes.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", CONSTANTS_FILE), ("offset", offset), ("length", len(data))):
+            codes.external_data.add(key=key, value=str(value))
+        count = shape[0] * shape[1] // 128
+        scales = helper.make_tensor(f"{name}.scales", self.sizes.dtype, (shape[0], shape[1] // 128), [0.5] * count)
+        self.initializers += [codes, scales]
+        return codes.name, scales.name
+
+    def nvfp4(self, name: str, shape: tuple[int, int]) -> str:
+        """Codes as an input, with constant scales in two levels."""
+        blocks = (shape[0], shape[1] // 16)
+        count = blocks[0] * blocks[1]
+        self.initializers.append(
+            helper.make_tensor(f"{name}.scales", TensorProto.FLOAT8E4M3FN, blocks, bytes([56]) * count, raw=True)
+        )
+        self.initializers.append(helper.make_tensor(f"{name}.global", self.sizes.dtype, [], [0.5]))
+        scale = self.node("DequantizeLinear", f"{name}.s", f"{name}.scales", f"{name}.global")
+        weight = self.weight(f"{name}.weight", shape, CODES["nvfp4"])
+        return self.node("DequantizeLinear", f"{name}.w", weight, scale, axis=1, block_size=16)
+
+    def weight(self, name: str, shape: tuple[int, ...], dtype: int | None = None) -> str:
+        """An input of fixed shape, by default of the type of the activations."""
+        self.weights.append(helper.make_tensor_value_info(name, dtype or self.sizes.dtype, shape))
         return name
 
     def constant(self, name: str, values: np.ndarray) -> None:
