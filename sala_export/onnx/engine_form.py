@@ -46,7 +46,12 @@ class WrittenEngineGraph:
     constants: tuple[str, ...]
     """Tensors of the checkpoint whose numbers are constants of the graph, and so of the engine."""
     build_files: tuple[Path, ...]
-    """Files beside the graph that only the build of the engine reads."""
+    """Files beside the graph that only the build of the engine reads: its plan holds their numbers."""
+
+    def remove_constants(self) -> None:
+        """Remove `build_files`."""
+        for file in self.build_files:
+            file.unlink(missing_ok=True)
 
 
 def export_engine_graph(checkpoint: Checkpoint, directory: Path, precision: Precision) -> WrittenEngineGraph:
@@ -145,7 +150,7 @@ class EngineForm:
         scale = self._dequantized(
             self._constant_scales(weights, ir.DataType.FLOAT8E4M3FN), graph.number(first.global_scale, DType.FLOAT32)
         )
-        self.fixed += [name for weight in weights for name in weight.stored if name != weight.data_name]
+        self.fixed += [name for weight in weights for name in weight.tensors if name != weight.data_name]
         blocks = {"axis": 1, "block_size": NVFP4_BLOCK}
         weight = graph.node("DequantizeLinear", [self._codes(weights), scale], blocks, dtype=IR_TYPES[self.dtype])
         return self._gemm(x, weight)
@@ -162,7 +167,7 @@ class EngineForm:
             name, self.constants.place(name, [each.data for each in weights], ir.DataType.INT4, shape)
         )
         scale = self._constant_scales(weights, ir.DataType.BFLOAT16)
-        self.fixed += [name for weight in weights for name in (weight.data_name, weight.scale_name)]
+        self.fixed += [name for weight in weights for name in weight.tensors]
         blocks = {"axis": 1, "block_size": weights[0].shape[1] // weights[0].scale_shape[1]}
         weight = graph.node("DequantizeLinear", [codes, scale], blocks, dtype=dtype)
         transposed = graph.node("Transpose", [weight], {"perm": [1, 0]}, shape=shape[::-1])
