@@ -31,8 +31,8 @@ class QuantizedWeight:
     """Of the weight that it stands for, `...q_proj.weight`."""
     precision: Precision
     shape: tuple[int, int]
-    data: TensorLocation
-    scale: TensorLocation
+    tensors: Mapping[str, TensorLocation]
+    """All that its numbers depend on, by the names that the checkpoint gives them."""
     scale_shape: tuple[int, int]
     """Blocks along the output and along the input; they divide `shape`."""
     global_scale: float
@@ -42,12 +42,33 @@ class QuantizedWeight:
     reciprocal of the stored `input_global_scale`. None: activations are not quantised."""
 
     @property
-    def tensors(self) -> tuple[TensorLocation, TensorLocation]:
-        return self.data, self.scale
+    def data_name(self) -> str:
+        """Of the tensor of codes."""
+        return self._tensor_name(_ROLES[self.precision][0])
+
+    @property
+    def scale_name(self) -> str:
+        return self._tensor_name("weight_scale")
+
+    @property
+    def input_scale_name(self) -> str:
+        """In fp8 and int8."""
+        return self._tensor_name("input_scale")
+
+    @property
+    def data(self) -> TensorLocation:
+        return self.tensors[self.data_name]
+
+    @property
+    def scale(self) -> TensorLocation:
+        return self.tensors[self.scale_name]
 
     def scales(self) -> NDArray[np.float32]:
         """The scales [blocks along the output, blocks along the input], without `global_scale`."""
         return _as_float32(self.scale).reshape(self.scale_shape)
+
+    def _tensor_name(self, role: str) -> str:
+        return self.name.removesuffix("weight") + role
 
 
 def tensor_names(weight: Weight, quantization: Quantization) -> tuple[str, ...]:
@@ -88,10 +109,12 @@ _SCALARS = ((1,), ())
 
 def _quantized_weight(weight: Weight, scheme: Scheme, found: Found) -> QuantizedWeight:
     (outputs, inputs), group = weight.shape, scheme.group or 1
+    tensors: dict[str, TensorLocation] = {}
 
     def tensor(role: str, dtypes: Mapping[str, DType], *shapes: tuple[int, ...]) -> TensorLocation:
         name = weight.name.removesuffix("weight") + role
-        return locate(found[name][0], name, found[name][1], dtypes, shapes, _AGAIN)
+        tensors[name] = locate(found[name][0], name, found[name][1], dtypes, shapes, _AGAIN)
+        return tensors[name]
 
     def scalar(role: str) -> float:
         where = tensor(role, {"F32": DType.FLOAT32}, *_SCALARS)
@@ -100,17 +123,18 @@ def _quantized_weight(weight: Weight, scheme: Scheme, found: Found) -> Quantized
     global_scale, input_scale = 1.0, None
     match scheme.precision:
         case Precision.INT4:
-            data = tensor("weight_packed", {"I32": DType.INT32}, (outputs, inputs // _INT4_PER_WORD))
+            tensor("weight_packed", {"I32": DType.INT32}, (outputs, inputs // _INT4_PER_WORD))
             scale = tensor("weight_scale", {"BF16": DType.BFLOAT16}, (outputs, inputs // group))
             _check_shape(tensor("weight_shape", {"I64": DType.INT64}, (2,)), weight)
+            del tensors[weight.name.removesuffix("weight") + "weight_shape"]
         case Precision.NVFP4:
-            data = tensor("weight_packed", {"U8": DType.UINT8}, (outputs, inputs // 2))
+            tensor("weight_packed", {"U8": DType.UINT8}, (outputs, inputs // 2))
             scale = tensor("weight_scale", {"F8_E4M3": DType.FLOAT8_E4M3FN}, (outputs, inputs // group))
             global_scale = _reciprocal(scalar("weight_global_scale"))
             input_scale = _reciprocal(scalar("input_global_scale"))
         case _:
-            stored = {"F8_E4M3": DType.FLOAT8_E4M3FN} if scheme.precision is Precision.FP8 else {"I8": DType.INT8}
-            data = tensor("weight", stored, (outputs, inputs))
+            codes = {"F8_E4M3": DType.FLOAT8_E4M3FN} if scheme.precision is Precision.FP8 else {"I8": DType.INT8}
+            tensor("weight", codes, (outputs, inputs))
             scale = tensor("weight_scale", {"F32": DType.FLOAT32}, *_SCALARS, (outputs, 1))
             input_scale = scalar("input_scale")
     blocks = (1, 1) if scale.shape in _SCALARS else (scale.shape[0], scale.shape[1])
@@ -119,8 +143,7 @@ def _quantized_weight(weight: Weight, scheme: Scheme, found: Found) -> Quantized
         name=weight.name,
         precision=scheme.precision,
         shape=(outputs, inputs),
-        data=data,
-        scale=scale,
+        tensors=tensors,
         scale_shape=blocks,
         global_scale=global_scale,
         input_scale=input_scale,

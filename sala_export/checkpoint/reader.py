@@ -139,9 +139,12 @@ class Checkpoint:
         """Names of all weights that are not quantised, in the order of computation."""
         return tuple(self.locations)
 
-    def tensors(self) -> tuple[TensorLocation, ...]:
-        """Every stored tensor that an engine reads; scalars beside quantised weights are not among them."""
-        return (*self.locations.values(), *(part for weight in self.quantized.values() for part in weight.tensors))
+    def tensors(self) -> dict[str, TensorLocation]:
+        """Every stored tensor that the numbers of the model depend on, by its name."""
+        found = dict(self.locations)
+        for weight in self.quantized.values():
+            found |= weight.tensors
+        return found
 
     def tensor(self, name: str) -> torch.Tensor:
         """A weight that is not quantised, as a CPU tensor over the mapped file: pages are read when touched and writes
@@ -156,7 +159,7 @@ class Checkpoint:
 
     def shard_files(self) -> dict[str, Path]:
         """The files that hold the weights: name in the checkpoint -> real path, symlinks resolved."""
-        return {location.file.name: location.file.resolve() for location in self.tensors()}
+        return {location.file.name: location.file.resolve() for location in self.tensors().values()}
 
     def accessory_files(self) -> dict[str, Path]:
         """Those of `ACCESSORY_FILES` that exist: name -> real path, symlinks resolved."""
@@ -164,8 +167,9 @@ class Checkpoint:
         return {name: path.resolve() for name, path in found.items() if path.is_file()}
 
     def weight_bytes(self) -> int:
-        """Size of all weights together, scales of blocks and channels included."""
-        return sum(location.length for location in self.tensors())
+        """Size of all weights together, their scales included, those of inputs not."""
+        quantized = sum(weight.data.length + weight.scale.length for weight in self.quantized.values())
+        return quantized + sum(location.length for location in self.locations.values())
 
 
 def _find(directory: Path, names: Sequence[str]) -> dict[str, tuple[Path, StoredTensor]]:

@@ -1,8 +1,6 @@
 """The layers of MiniCPM-SALA around its two attention operators.
 
-B batch, T tokens of the chunk, H hidden size. Module and parameter names are those of the checkpoint. Projections that
-share an input run as one packed product in the exported graph, because some TensorRT versions miscompile their own
-horizontal fusion of them at batch 1.
+B batch, T tokens of the chunk, H hidden size. Module and parameter names are those of the checkpoint.
 """
 
 from __future__ import annotations
@@ -14,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint.config import Mixer, SalaConfig
-from ..ops.infllmv2_attention.torch_op import infllmv2_attention, infllmv2_attention_
+from ..ops.infllmv2_attention.torch_op import infllmv2_attention_
 from ..ops.lightning_attention.torch_op import lightning_attention
 from .attributes import operator_attributes
-from .half_precision import gated_product, linear, stream_scale
+from .half_precision import gated_product, stream_scale
 
 Cache = tuple[Tensor, ...]
 """Tensors of one layer in the order of `signature.py`: `(state,)` or `(key, value, k1, k2)`."""
@@ -59,21 +57,10 @@ class Linear(nn.Linear):
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight)
 
-
-class PackedLinear(nn.Module):
-    """Several projections of one input, concatenated along the output; holds no parameters of its own.
-
-    Exported, the weights are concatenated and TensorRT folds that into one product at build time. In eager mode the
-    outputs are concatenated instead: the same numbers without a copy of the weights.
-    """
-
-    def forward(self, x: Tensor, projections: Sequence[Linear]) -> Tensor:
-        if torch.compiler.is_exporting():
-            return linear(x, torch.cat([projection.weight for projection in projections]))
-        return torch.cat([projection(x) for projection in projections], dim=-1)
+def packed(x: Tensor, projections: Sequence[nn.Module]) -> Tensor:
+    """Several projections of one input, side by side along the output."""
+    return torch.cat([projection(x) for projection in projections], dim=-1)
 
 
 class MLP(nn.Module):
@@ -84,13 +71,9 @@ class MLP(nn.Module):
         self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
         self.up_proj = Linear(config.hidden_size, config.intermediate_size)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size)
-        self.gate_up_proj = PackedLinear()
 
     def forward(self, x: Tensor) -> Tensor:
-        packed = self.gate_up_proj(x, (self.gate_proj, self.up_proj))
-        # Not two slices: TensorRT would split the GEMM in two and keep its weights once more for decoding.
-        gate, up = packed.unflatten(-1, (2, self.gate_proj.out_features)).unbind(-2)
-        hidden: Tensor = self.down_proj(gated_product(gate, up))
+        hidden: Tensor = self.down_proj(gated_product(self.gate_proj(x), self.up_proj(x)))
         return hidden
 
 
@@ -108,13 +91,12 @@ class LightningMixer(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.o_norm = RMSNorm(width, config.rms_norm_eps)
-        self.qkvz_proj = PackedLinear()
         self.attributes = operator_attributes(config, Mixer.LIGHTNING)
 
     def forward(self, x: Tensor, cache: Cache, step: StepInputs) -> tuple[Tensor, Cache]:
         projections = (self.q_proj, self.k_proj, self.v_proj, self.z_proj)
         y, state = lightning_attention(
-            self.qkvz_proj(x, projections),
+            packed(x, projections),
             self.q_norm.weight,
             self.k_norm.weight,
             self.o_norm.weight,
@@ -126,7 +108,7 @@ class LightningMixer(nn.Module):
 
 
 class SparseMixer(nn.Module):
-    """InfLLM-v2 attention; cache `(key, value, k1, k2)`, updated in place except in an exported graph."""
+    """InfLLM-v2 attention; cache `(key, value, k1, k2)`, updated in place."""
 
     def __init__(self, config: SalaConfig) -> None:
         super().__init__()
@@ -137,15 +119,11 @@ class SparseMixer(nn.Module):
         self.v_proj = Linear(config.hidden_size, kv_width)
         self.o_gate = Linear(config.hidden_size, width)
         self.o_proj = Linear(width, config.hidden_size)
-        self.qkvg_proj = PackedLinear()
         self.attributes = operator_attributes(config, Mixer.SPARSE)
 
     def forward(self, x: Tensor, cache: Cache, step: StepInputs) -> tuple[Tensor, Cache]:
         projections = (self.q_proj, self.k_proj, self.v_proj, self.o_gate)
-        inputs = (self.qkvg_proj(x, projections), step.past_length, step.context_length, *cache)
-        if torch.compiler.is_exporting():
-            y, *updated = infllmv2_attention(*inputs, *self.attributes.values())
-            return self.o_proj(y), tuple(updated)
+        inputs = (packed(x, projections), step.past_length, step.context_length, *cache)
         return self.o_proj(infllmv2_attention_(*inputs, **self.attributes)), cache
 
 

@@ -1,4 +1,4 @@
-"""MiniCPM-SALA as an `nn.Module`: the whole-context form that users call and the cached step that is exported."""
+"""MiniCPM-SALA as an `nn.Module`: the whole-context form that users call and the cached step of runtimes."""
 
 from __future__ import annotations
 

@@ -1,18 +1,10 @@
-"""The operators as ONNX sees them: schemas and torch translations derived from the contracts."""
+"""The operators as ONNX sees them: names, plugin attributes and schemas derived from the contracts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import onnx
-import torch
-from onnxscript.values import Op, Opset
 
 from ..ops.common.contract import ACTIVATION, Contract, Tensor
-from ..ops.infllmv2_attention import torch_op as infllmv2_op
-from ..ops.lightning_attention import torch_op as lightning_op
-from ..ops.registry import INFLLMV2_ATTENTION, LIGHTNING_ATTENTION
 
 DOMAIN = "sala"
 VERSION = 1
@@ -51,22 +43,3 @@ def _parameter(tensor: Tensor) -> onnx.defs.OpSchema.FormalParameter:
     return onnx.defs.OpSchema.FormalParameter(
         tensor.name, type_name, description=f"[{', '.join(tensor.shape)}] {tensor.doc}"
     )
-
-
-def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """What `torch.onnx.export(custom_translation_table=...)` needs to write our operators as single nodes."""
-    return {
-        torch.ops.sala.lightning_attention.default: _translation(LIGHTNING_ATTENTION, lightning_op.lightning_attention),
-        torch.ops.sala.infllmv2_attention.default: _translation(INFLLMV2_ATTENTION, infllmv2_op.infllmv2_attention),
-    }
-
-
-def _translation(contract: Contract, torch_op: Callable[..., Any]) -> Callable[..., Any]:
-    op = Op(Opset(DOMAIN, VERSION), contract.onnx_type, op_schema(contract))
-    tensors = len(contract.inputs)
-    names = [attribute.name for attribute in contract.attributes]
-
-    def translate(*arguments: Any) -> Any:
-        return op(*arguments[:tensors], **dict(zip(names, arguments[tensors:], strict=True)), **PLUGIN_ATTRIBUTES)
-
-    return translate

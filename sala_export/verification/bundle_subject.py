@@ -30,7 +30,7 @@ from ..model.rope import rope_cos_sin
 from ..model.signature import cache_sizes
 from ..native_libraries import onnxruntime_operators
 from ..numerics.weights import dequantize
-from ..onnx.shards import write_layer
+from ..onnx.layer_graph import write_layer
 from ..specs import Precision, stream_name
 from .subject import LayerRows
 
@@ -89,7 +89,7 @@ class BundleSubject:
     ) -> NDArray[np.float32]:
         """The residual stream after a layer, fp32 [1, T, H]."""
         path = folder / "layer.onnx"
-        write_layer(self._directory / self._graph.file, layer, path, frozenset(self._weights))
+        write_layer(self._directory / self._graph.file, layer, path)
         options = onnxruntime.SessionOptions()
         options.register_custom_ops_library(str(onnxruntime_operators()))
         # Weights are inputs: nothing is gained by planning memory for a single run.

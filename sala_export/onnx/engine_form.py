@@ -1,0 +1,242 @@
+"""The graph that TensorRT builds an engine from: weights are its inputs, so that the engine is code alone.
+
+A product takes the packed weights of its projections as one input, [out, in] as the checkpoint stores them, as `Gemm`
+over rows [B*T, in]: with `MatMul`, or with rows of three dimensions, TensorRT transposes the weight in every step.
+Scales of fp8 and int8 are inputs outside of the product, whose own are 1. docs/quantisation.md has the forms, and
+what TensorRT makes of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from ..bundle.manifest import WeightInput, WeightPart
+from ..checkpoint.keymap import EMBEDDING, FINAL_NORM
+from ..checkpoint.quantized_weights import QuantizedWeight
+from ..checkpoint.reader import Checkpoint
+from ..model.signature import Signature, signature
+from ..specs import DType, Precision, TensorSpec
+from .engine_constants import EngineConstants
+from .graph_builder import IR_TYPES, OPSET, QUANTIZED_OPSET, GraphBuilder, shape_of
+from .nvfp4 import NVFP4_BLOCK, nvfp4_input
+from .products import Names, add_scaled, packed_name, product_module, split_product
+from .step_graph import build_step
+
+ENGINE_GRAPH_FILE = "engine.onnx"
+
+_CODES = {
+    Precision.FP8: DType.FLOAT8_E4M3FN,
+    Precision.INT8: DType.INT8,
+    Precision.NVFP4: DType.FLOAT4_E2M1FN,
+}
+"""Types of the codes that are inputs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WrittenEngineGraph:
+    """What `engine.onnx` takes, gives and holds."""
+
+    step: Signature
+    weights: tuple[WeightInput, ...]
+    """The graph's inputs behind those of the step, in their order."""
+    constants: tuple[str, ...]
+    """Tensors of the checkpoint whose numbers are constants of the graph, and so of the engine."""
+    build_files: tuple[Path, ...]
+    """Files beside the graph that only the build of the engine reads: its plan holds their numbers."""
+
+    def remove_constants(self) -> None:
+        """Remove `build_files`."""
+        for file in self.build_files:
+            file.unlink(missing_ok=True)
+
+
+def export_engine_graph(checkpoint: Checkpoint, directory: Path, precision: Precision) -> WrittenEngineGraph:
+    """Write `engine.onnx` into `directory`, and beside it the constants that it holds.
+
+    Raises: RequestError if `precision` is not that of a quantised checkpoint; DiskFullError if constants do not fit
+    the disk.
+    """
+    checkpoint.require_precision(precision)
+    form = EngineForm(checkpoint, precision, directory)
+    ir.save(build_step(checkpoint.config, form), directory / ENGINE_GRAPH_FILE)
+    return WrittenEngineGraph(
+        step=signature(checkpoint.config, precision.dtype),
+        weights=tuple(form.weights.values()),
+        constants=tuple(form.fixed),
+        build_files=form.constants.write(),
+    )
+
+
+class EngineForm:
+    """See `step_graph.Form`."""
+
+    def __init__(self, checkpoint: Checkpoint, precision: Precision, folder: Path) -> None:
+        """Args: `folder`, where the graph will be."""
+        self.graph = GraphBuilder(QUANTIZED_OPSET if checkpoint.quantized else OPSET)
+        self.dtype = precision.dtype
+        self.weights: dict[str, WeightInput] = {}
+        """By name, in the order of the graph's inputs."""
+        self.constants = EngineConstants(folder)
+        self.fixed: list[str] = []
+        """Tensors of the checkpoint that are constants."""
+        self._checkpoint = checkpoint
+        self._inputs: dict[str, ir.Value] = {}
+        self._row_count: ir.Value | None = None
+
+    def embedding(self) -> ir.Value:
+        return self._plain((EMBEDDING,))
+
+    def norm_weight(self, name: str) -> ir.Value:
+        """[1, 1, H], before lm_head [1, H]: without these extents TensorRT adds a kernel to each norm."""
+        return self._plain((name,), leading=1 if name == FINAL_NORM else 2)
+
+    def operator_weight(self, name: str) -> ir.Value:
+        return self._plain((name,))
+
+    def product(self, x: ir.Value, names: Names) -> ir.Value:
+        return split_product(self.graph, names, self._checkpoint.quantized, lambda part: self._product(x, part))
+
+    def residual_product(self, stream: ir.Value, x: ir.Value, name: str, scale: float) -> ir.Value:
+        """The sum is over rows where it joins the product's kernel, else over [B, T, H], where it joins the norm's."""
+        factor = self.graph.number(scale, self.dtype)
+        if name in self._checkpoint.quantized:
+            return add_scaled(self.graph, stream, self.product(x, (name,)), name, factor)
+        with self.graph.module(product_module((name,))):
+            rows, product = self._rows(stream), self._plain_product(self._rows(x), (name,))
+            return self._like(stream, add_scaled(self.graph, rows, product, name, factor))
+
+    def _product(self, x: ir.Value, names: Names) -> ir.Value:
+        """The product of weights that are all quantised, or none of them."""
+        weights = [self._checkpoint.quantized[name] for name in names if name in self._checkpoint.quantized]
+        if weights and weights[0].precision is Precision.INT4:
+            return self._int4_product(x, weights)
+        rows = self._rows(x)
+        if not weights:
+            return self._like(x, self._plain_product(rows, names))
+        if weights[0].precision is Precision.NVFP4:
+            return self._like(x, self._nvfp4_product(rows, weights))
+        return self._like(x, self._scaled_product(rows, weights))
+
+    def _plain_product(self, rows: ir.Value, names: Names) -> ir.Value:
+        """A float16 product is stated in fp32 between casts, so that its sums are in fp32; TensorRT takes the casts
+        back into a product of float16 operands."""
+        sums = DType.FLOAT32 if self.dtype is DType.FLOAT16 else self.dtype
+        weight = self.graph.cast(self._plain(names), sums)
+        return self.graph.cast(self._gemm(self.graph.cast(rows, sums), weight), self.dtype)
+
+    def _scaled_product(self, rows: ir.Value, weights: Sequence[QuantizedWeight]) -> ir.Value:
+        """fp8 and int8: a product of codes, rounded to `dtype` and then multiplied by both scales in fp32."""
+        graph, name, codes = self.graph, _module(weights), _CODES[weights[0].precision]
+        steps = graph.node("Div", [graph.cast(rows, DType.FLOAT32), self._input_scale(weights)])
+        one, stored = graph.number(1.0, DType.FLOAT32), IR_TYPES[codes]
+        quantized = graph.node("QuantizeLinear", [steps, one], {"output_dtype": int(stored)}, dtype=stored)
+        weight = self._codes(weights)
+        product = self._gemm(self._dequantized(quantized, one), self._dequantized(weight, one))
+        scale = self._input(
+            TensorSpec(f"{name}.output_scale", DType.FLOAT32, shape_of(weight)[:1]),
+            [WeightPart(tensor=each.scale_name, rows=each.shape[0], factor=each.input_scale_name) for each in weights],
+        )
+        return graph.cast(graph.node("Mul", [graph.cast(product, DType.FLOAT32), scale]), self.dtype)
+
+    def _nvfp4_product(self, rows: ir.Value, weights: Sequence[QuantizedWeight]) -> ir.Value:
+        """Codes are an input. Scales of blocks are constants: for others TensorRT adds kernels to every product."""
+        graph, first = self.graph, weights[0]
+        assert first.input_scale is not None
+        x = nvfp4_input(graph, rows, graph.number(first.input_scale, DType.FLOAT32))
+        scale = self._dequantized(
+            self._constant_scales(weights, ir.DataType.FLOAT8E4M3FN), graph.number(first.global_scale, DType.FLOAT32)
+        )
+        self.fixed += [name for weight in weights for name in weight.tensors if name != weight.data_name]
+        blocks = {"axis": 1, "block_size": NVFP4_BLOCK}
+        weight = graph.node("DequantizeLinear", [self._codes(weights), scale], blocks, dtype=IR_TYPES[self.dtype])
+        return self._gemm(x, weight)
+
+    def _int4_product(self, x: ir.Value, weights: Sequence[QuantizedWeight]) -> ir.Value:
+        """TensorRT multiplies codes that are constants; those of an input it would unpack in every step.
+
+        Not over rows: a Reshape before this product would be a kernel of its own.
+        """
+        graph, dtype = self.graph, IR_TYPES[self.dtype]
+        shape = _packed_shape(weights)
+        name = f"{_module(weights)}.weight"
+        codes = graph.initializer(
+            name, self.constants.place(name, [each.data for each in weights], ir.DataType.INT4, shape)
+        )
+        scale = self._constant_scales(weights, ir.DataType.BFLOAT16)
+        self.fixed += [name for weight in weights for name in weight.tensors]
+        blocks = {"axis": 1, "block_size": weights[0].shape[1] // weights[0].scale_shape[1]}
+        weight = graph.node("DequantizeLinear", [codes, scale], blocks, dtype=dtype)
+        transposed = graph.node("Transpose", [weight], {"perm": [1, 0]}, shape=shape[::-1])
+        return graph.node("MatMul", [x, transposed], shape=(*shape_of(x)[:-1], shape[0]))
+
+    def _constant_scales(self, weights: Sequence[QuantizedWeight], dtype: ir.DataType) -> ir.Value:
+        """Scales of blocks [out, blocks along in] of all weights."""
+        name = f"{_module(weights)}.weight_scale"
+        shape = (_packed_shape(weights)[0], weights[0].scale_shape[1])
+        return self.graph.initializer(
+            name, self.constants.place(name, [weight.scale for weight in weights], dtype, shape)
+        )
+
+    def _dequantized(self, codes: ir.Value, scale: ir.Value) -> ir.Value:
+        """Codes times one scale, in `dtype`."""
+        dtype = IR_TYPES[self.dtype]
+        return self.graph.node("DequantizeLinear", [codes, scale], {"output_dtype": int(dtype)}, dtype=dtype)
+
+    def _gemm(self, rows: ir.Value, weight: ir.Value) -> ir.Value:
+        shape = (shape_of(rows)[0], shape_of(weight)[0])
+        return self.graph.node("Gemm", [rows, weight], {"transB": 1}, shape=shape)
+
+    def _rows(self, x: ir.Value) -> ir.Value:
+        """[B*T, size] of [B, T, size]; [B, size] as it is."""
+        *_, size = shape_of(x)
+        if len(shape_of(x)) == 2:
+            return x
+        return self.graph.node("Reshape", [x, self.graph.integers(-1, int(size))], shape=("rows", size))
+
+    def _like(self, x: ir.Value, rows: ir.Value) -> ir.Value:
+        """`rows` [B*T, size] as [B, T, size], if `x` has three dimensions."""
+        if len(shape_of(x)) == 2:
+            return rows
+        graph, size = self.graph, int(shape_of(rows)[1])
+        if self._row_count is None:
+            self._row_count = graph.node("Shape", [x], {"start": 0, "end": 2}, dtype=ir.DataType.INT64, shape=(2,))
+        shape = graph.node("Concat", [self._row_count, graph.integers(size)], {"axis": 0}, shape=(3,))
+        return graph.node("Reshape", [rows, shape], shape=(*shape_of(x)[:2], size))
+
+    def _plain(self, names: Names, leading: int = 0) -> ir.Value:
+        """Weights that are not quantised as one input, with so many extents of 1 before their own."""
+        shapes = [self._checkpoint.locations[name].shape for name in names]
+        shape = (*(1,) * leading, sum(shape[0] for shape in shapes), *shapes[0][1:])
+        return self._input(
+            TensorSpec(packed_name(names), self.dtype, shape), [WeightPart(tensor=name) for name in names]
+        )
+
+    def _codes(self, weights: Sequence[QuantizedWeight]) -> ir.Value:
+        """Quantised weights as one input."""
+        spec = TensorSpec(f"{_module(weights)}.weight", _CODES[weights[0].precision], _packed_shape(weights))
+        return self._input(spec, [WeightPart(tensor=weight.data_name) for weight in weights])
+
+    def _input_scale(self, weights: Sequence[QuantizedWeight]) -> ir.Value:
+        spec = TensorSpec(f"{_module(weights)}.input_scale", DType.FLOAT32, (1,))
+        return self._input(spec, [WeightPart(tensor=weight.input_scale_name) for weight in weights])
+
+    def _input(self, spec: TensorSpec, parts: Sequence[WeightPart]) -> ir.Value:
+        """The weight input of this name, which is new unless lm_head shares the embedding's."""
+        if spec.name not in self._inputs:
+            self._inputs[spec.name] = self.graph.input(spec)
+            self.weights[spec.name] = WeightInput(spec=spec, parts=tuple(parts))
+        return self._inputs[spec.name]
+
+
+def _module(weights: Sequence[QuantizedWeight]) -> str:
+    """`model.layers.0.self_attn.q_proj+k_proj+v_proj`"""
+    return packed_name(tuple(weight.name for weight in weights)).removesuffix(".weight")
+
+
+def _packed_shape(weights: Sequence[QuantizedWeight]) -> tuple[int, int]:
+    """[out, in] of all weights together."""
+    return sum(weight.shape[0] for weight in weights), weights[0].shape[1]

@@ -1,0 +1,62 @@
+"""Products of several weights that share an input: their names, and where a form has to split them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container
+from itertools import groupby
+
+import onnx_ir as ir
+
+from .graph_builder import GraphBuilder
+
+Names = tuple[str, ...]
+"""Weights in the checkpoint whose rows a product takes one after the other, `...q_proj.weight` and so on."""
+
+_SHORT = {
+    "q_proj": "q",
+    "k_proj": "k",
+    "v_proj": "v",
+    "z_proj": "z",
+    "o_gate": "g",
+    "gate_proj": "gate_",
+    "up_proj": "up",
+}
+
+
+def product_module(names: Names) -> str:
+    """Where the nodes of a product are: in the weight's module, or in one for all, `layers.3.self_attn.qkvz_proj`."""
+    *path, role, _ = names[0].removeprefix("model.").split(".")
+    if len(names) > 1:
+        role = "".join(_SHORT[name.split(".")[-2]] for name in names) + "_proj"
+    return ".".join([*path, role])
+
+
+def packed_name(names: Names) -> str:
+    """`...self_attn.q_proj.weight` and its siblings become `...self_attn.q_proj+k_proj+v_proj+o_gate.weight`."""
+    if len(names) == 1:
+        return names[0]
+    path = names[0].split(".")[:-2]
+    return ".".join([*path, "+".join(name.split(".")[-2] for name in names), "weight"])
+
+
+def split_product(
+    graph: GraphBuilder, names: Names, quantized: Container[str], product: Callable[[Names], ir.Value]
+) -> ir.Value:
+    """The outputs of `product` for each stretch of `names` that is quantised or not, side by side.
+
+    What a pack keeps in 16 bits, the gates of the mixers as a rule, is a product of its own. All nodes are named after
+    what they compute.
+    """
+    products = []
+    for _, stretch in groupby(names, key=quantized.__contains__):
+        part = tuple(stretch)
+        with graph.module(product_module(part)):
+            products.append(product(part))
+    with graph.module(product_module(names)):
+        return graph.concat(products, -1)
+
+
+def add_scaled(graph: GraphBuilder, stream: ir.Value, product: ir.Value, name: str, scale: ir.Value) -> ir.Value:
+    """`stream + scale * product`, in the layer of the weight `name`."""
+    with graph.module(".".join(product_module((name,)).split(".")[:2])):
+        return graph.node("Add", [stream, graph.node("Mul", [product, scale])])

@@ -1,0 +1,184 @@
+"""One step of the model as an ONNX graph, the walk over its layers; how weights and products are stated is a form's.
+
+B batch, T tokens, H hidden size, I intermediate size, V vocabulary. Projections that share an input are one product,
+because some TensorRT versions miscompile their own horizontal fusion of them at batch 1.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import onnx_ir as ir
+
+from ..checkpoint.config import Mixer, SalaConfig
+from ..checkpoint.keymap import EMBEDDING, FINAL_NORM, LM_HEAD, PACKED_ROLES
+from ..model.attributes import operator_attributes
+from ..model.signature import CacheEntry, signature
+from ..model.stream_unit import stream_unit
+from ..ops.common.contract import Contract
+from ..ops.registry import INFLLMV2_ATTENTION, LIGHTNING_ATTENTION
+from ..specs import DType, stream_name
+from .graph_builder import IR_TYPES, GraphBuilder, Shape, shape_of
+from .op_symbols import DOMAIN, PLUGIN_ATTRIBUTES, VERSION
+
+
+class Form(Protocol):
+    """How a graph states weights and products. Weights go by their names in the checkpoint."""
+
+    @property
+    def graph(self) -> GraphBuilder:
+        """Where the nodes go."""
+
+    @property
+    def dtype(self) -> DType:
+        """Type of activations and caches."""
+
+    def embedding(self) -> ir.Value:
+        """The table [V, H] that token ids are looked up in; its rows are then cast to `dtype`."""
+
+    def norm_weight(self, name: str) -> ir.Value:
+        """The last factor of an RMSNorm: `dtype`, the extents before the last are 1 if there are any."""
+
+    def operator_weight(self, name: str) -> ir.Value:
+        """A norm that an operator takes: `dtype` [head_dim] or [width]."""
+
+    def product(self, x: ir.Value, names: tuple[str, ...]) -> ir.Value:
+        """`x @ concat(weights).T` [..., out] in `dtype`, sums in fp32, of `x` [B, T, in], or [B, in] before lm_head."""
+
+    def residual_product(self, stream: ir.Value, x: ir.Value, name: str, scale: float) -> ir.Value:
+        """`stream + scale * (x @ weight.T)` [B, T, H]: the product and its scaled form rounded to `dtype`."""
+
+
+def build_step(config: SalaConfig, form: Form) -> ir.Model:
+    """The graph of one step: inputs and outputs are those of `signature(config, form.dtype)`, in that order.
+
+    The residual stream that enters a layer is named as `stream_name` says, and nothing else of the layers before it
+    reaches the nodes of a layer: a graph can be cut there.
+    """
+    return _StepBuilder(config, form).build()
+
+
+class _StepBuilder:
+    def __init__(self, config: SalaConfig, form: Form) -> None:
+        self.config, self.form, self.graph = config, form, form.graph
+        self.graph.opset_imports[DOMAIN] = VERSION
+        self.step = signature(config, form.dtype)
+        self.inputs = {spec.name: self.graph.input(spec) for spec in self.step.inputs}
+        self.presents: dict[str, ir.Value] = {}
+
+    def build(self) -> ir.Model:
+        stream = self._embed()
+        for layer in range(self.config.num_hidden_layers):
+            stream = self._layer(layer, stream)
+        self.graph.output(self._logits(stream))
+        for entry in self.step.caches:
+            self.graph.output(self.presents[entry.present.name])
+        return self.graph.model()
+
+    def _embed(self) -> ir.Value:
+        table, ids = self.form.embedding(), self.inputs["input_ids"]
+        with self.graph.module("embed_tokens"):
+            shape = (*shape_of(ids), self.config.hidden_size)
+            rows = self.graph.node("Gather", [table, ids], {"axis": 0}, shape=shape)
+            rows = self.graph.cast(rows, self.form.dtype)
+            scale = self.config.scale_emb * stream_unit(self.form.dtype)
+            return self._scaled(rows, scale, name=stream_name(0))
+
+    def _layer(self, layer: int, stream: ir.Value) -> ir.Value:
+        """The stream after a layer: mixer and MLP, each normed before and scaled by `residual_scale` after."""
+        prefix, scale = f"model.layers.{layer}", self.config.residual_scale
+        x = self._norm(stream, f"{prefix}.input_layernorm.weight")
+        mixed = self._mixer(layer, x)
+        unit = stream_unit(self.form.dtype)
+        stream = self.form.residual_product(stream, mixed, f"{prefix}.self_attn.o_proj.weight", scale * unit)
+        x = self._norm(stream, f"{prefix}.post_attention_layernorm.weight")
+        gated = self._gated(layer, x)
+        # The MLP's products are in the unit of the stream already.
+        stream = self.form.residual_product(stream, gated, f"{prefix}.mlp.down_proj.weight", scale)
+        stream.name = stream_name(layer + 1)
+        return stream
+
+    def _norm(self, x: ir.Value, weight: str) -> ir.Value:
+        """RMSNorm: the mean in fp32, the cast to the type of `x` before the weight."""
+        graph, module = self.graph, weight.removeprefix("model.").removesuffix(".weight")
+        with graph.module(module):
+            wide = graph.cast(x, DType.FLOAT32)
+            squares = graph.node("Pow", [wide, graph.number(2.0, DType.FLOAT32)])
+            shape = (*shape_of(x)[:-1], 1)
+            mean = graph.node("ReduceMean", [squares, graph.integers(-1)], {"keepdims": 1}, shape=shape)
+            eps = self.config.rms_norm_eps * stream_unit(self.form.dtype) ** 2
+            root = graph.node("Sqrt", [graph.node("Add", [mean, graph.number(eps, DType.FLOAT32)])])
+            scaled = graph.node("Mul", [wide, graph.node("Reciprocal", [root])])
+            narrow = graph.cast(scaled, self.form.dtype)
+            return graph.node("Mul", [narrow, self.form.norm_weight(weight)])
+
+    def _mixer(self, layer: int, x: ir.Value) -> ir.Value:
+        """What the operator of a layer gives [B, T, width]."""
+        mixer = self.config.mixer_types[layer]
+        prefix = f"model.layers.{layer}.self_attn"
+        caches = [entry for entry in self.step.caches if entry.layer == layer]
+        pasts = [self.inputs[entry.past.name] for entry in caches]
+        if mixer is Mixer.LIGHTNING:
+            packed = self._packed(x, prefix, ("q_proj", "k_proj", "v_proj", "z_proj"))
+            norms = [self.form.operator_weight(f"{prefix}.{norm}.weight") for norm in ("q_norm", "k_norm", "o_norm")]
+            inputs = [packed, *norms, self.inputs["rope_cos_sin"], *pasts]
+            return self._operator(LIGHTNING_ATTENTION, layer, mixer, inputs, caches)
+        packed = self._packed(x, prefix, ("q_proj", "k_proj", "v_proj", "o_gate"))
+        inputs = [packed, self.inputs["past_length"], self.inputs["context_length"], *pasts]
+        return self._operator(INFLLMV2_ATTENTION, layer, mixer, inputs, caches)
+
+    def _packed(self, x: ir.Value, prefix: str, roles: tuple[str, ...]) -> ir.Value:
+        return self.form.product(x, tuple(f"{prefix}.{role}.weight" for role in roles))
+
+    def _operator(
+        self, contract: Contract, layer: int, mixer: Mixer, inputs: list[ir.Value], caches: list[CacheEntry]
+    ) -> ir.Value:
+        given = operator_attributes(self.config, mixer)
+        attributes = {each.name: each.type(given[each.name]) for each in contract.attributes}
+        width = self.config.num_attention_heads * self.config.head_dim
+        outputs: list[tuple[str | None, ir.DataType, Shape]] = [
+            (None, IR_TYPES[self.form.dtype], (*shape_of(inputs[0])[:-1], width))
+        ]
+        outputs += [(entry.present.name, IR_TYPES[entry.present.dtype], entry.present.shape) for entry in caches]
+        with self.graph.module(f"layers.{layer}.self_attn"):
+            y, *presents = self.graph.nodes(
+                contract.onnx_type, inputs, {**attributes, **PLUGIN_ATTRIBUTES}, outputs, domain=DOMAIN
+            )
+        self.presents |= {str(present.name): present for present in presents}
+        return y
+
+    def _gated(self, layer: int, x: ir.Value) -> ir.Value:
+        """`silu(gate x) * up x` [B, T, I], in float16 computed in fp32 and scaled as `stream_unit.py` says."""
+        graph, dtype, width = self.graph, self.form.dtype, self.config.intermediate_size
+        packed = self._packed(x, f"model.layers.{layer}.mlp", PACKED_ROLES[1])
+        rows = shape_of(x)[:-1]
+        with graph.module(f"layers.{layer}.mlp"):
+            # Not two slices of the row: TensorRT would split the product in two, with a copy of its weights.
+            pair = graph.node("Reshape", [packed, graph.integers(0, 0, 2, width)], shape=(*rows, 2, width))
+            half = (None, IR_TYPES[dtype], (*rows, 1, width))
+            halves = graph.nodes("Split", [pair], {"axis": 2, "num_outputs": 2}, [half, half])
+            wide = DType.FLOAT32 if dtype is DType.FLOAT16 else dtype
+            gate, up = (
+                graph.cast(graph.node("Squeeze", [each, graph.integers(2)], shape=(*rows, width)), wide)
+                for each in halves
+            )
+            silu = graph.node("Mul", [gate, graph.node("Sigmoid", [gate])])
+            product = graph.node("Mul", [silu, up])
+            if dtype is DType.FLOAT16:
+                product = self._scaled(product, stream_unit(dtype), DType.FLOAT32)
+            return graph.cast(product, dtype)
+
+    def _scaled(self, x: ir.Value, factor: float, dtype: DType | None = None, *, name: str | None = None) -> ir.Value:
+        return self.graph.node("Mul", [x, self.graph.number(factor, dtype or self.form.dtype)], name=name)
+
+    def _logits(self, stream: ir.Value) -> ir.Value:
+        """fp32 [B, V] of the last token."""
+        graph, dtype = self.graph, self.form.dtype
+        batch, _, hidden = shape_of(stream)
+        last = graph.node("Gather", [stream, graph.integer(-1)], {"axis": 1}, shape=(batch, hidden))
+        normed = self._norm(last, FINAL_NORM)
+        rows = graph.node("Div", [normed, graph.number(self.config.logit_divisor, dtype)])
+        head = EMBEDDING if self.config.tie_word_embeddings else LM_HEAD
+        logits = graph.cast(self.form.product(rows, (head,)), DType.FLOAT32)
+        logits.name = self.step.logits.name
+        return logits
