@@ -15,7 +15,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from ..bundle.manifest import WeightInput, WeightPart
-from ..checkpoint.keymap import EMBEDDING, FINAL_NORM
+from ..checkpoint.keymap import EMBEDDING, FINAL_NORM, packed_name
 from ..checkpoint.quantized_weights import QuantizedWeight
 from ..checkpoint.reader import Checkpoint
 from ..model.signature import Signature, signature
@@ -23,7 +23,7 @@ from ..specs import DType, Precision, TensorSpec
 from .engine_constants import EngineConstants
 from .graph_builder import IR_TYPES, OPSET, QUANTIZED_OPSET, GraphBuilder, shape_of
 from .nvfp4 import NVFP4_BLOCK, nvfp4_input
-from .products import Names, add_scaled, packed_name, product_module, split_product
+from .products import Names, add_scaled, product_module, split_product
 from .step_graph import build_step
 
 ENGINE_GRAPH_FILE = "engine.onnx"
