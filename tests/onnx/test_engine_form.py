@@ -226,22 +226,23 @@ def test_codes_are_inputs_as_they_are_stored(tmp_path: Path, precision: Precisio
         )
 
 
-def test_int4_codes_are_written_in_twos_complement(tmp_path: Path) -> None:
+def test_int4_codes_are_written_in_twos_complement_by_columns(tmp_path: Path) -> None:
     written = export(source_of(Precision.INT4), tmp_path / "graph", Precision.INT4)
     assert written.build_files == (tmp_path / "graph" / CONSTANTS_FILE,)
     model = onnx.load(tmp_path / "graph" / ENGINE_GRAPH_FILE)
     (codes,) = (tensor for tensor in model.graph.initializer if tensor.name == f"{QKV}.weight")
-    assert (codes.data_type, tuple(codes.dims)) == (TensorProto.INT4, (3 * 2048, 256))
-    raw = np.frombuffer(codes.raw_data, np.uint8)
+    assert (codes.data_type, tuple(codes.dims)) == (TensorProto.INT4, (256, 3 * 2048))
     checkpoint = Checkpoint.open(source_of(Precision.INT4))
     roles = ("q_proj", "k_proj", "v_proj")
-    stored = np.concatenate(
-        [checkpoint.quantized[f"model.layers.1.self_attn.{role}.weight"].data.raw() for role in roles]
+    rows = np.concatenate(
+        [nibbles(checkpoint.quantized[f"model.layers.1.self_attn.{role}.weight"].data.raw(), 256) for role in roles]
     )
-    for shift in (0, 4):
-        plus_eight = (stored >> shift & 15).astype(int)
-        twos_complement = (raw >> shift & 15).astype(int)
-        assert np.array_equal(np.where(twos_complement < 8, twos_complement, twos_complement - 16), plus_eight - 8)
+    columns = nibbles(np.frombuffer(codes.raw_data, np.uint8), 3 * 2048)
+    assert np.array_equal(np.where(columns < 8, columns, columns - 16), rows.T - 8)
+
+
+def nibbles(raw: np.ndarray, columns: int) -> np.ndarray:
+    return np.stack((raw & 15, raw >> 4), axis=-1).astype(int).reshape(-1, columns)
 
 
 def test_disk_without_room_for_constants_is_refused_before_writing_them(
