@@ -102,10 +102,10 @@ def quantized_model(checkpoint: Path, *, round_inputs: bool = True) -> Iterator[
         model = SalaForCausalLM(config)
     model.load_state_dict(values, assign=True)
 
-    def emulated(x: Tensor, weight: Tensor) -> Tensor:
-        found = roundings.get(weight.data_ptr())
-        return functional.linear(x if found is None else found(x), weight)
+    def emulated(linear: layers.Linear, x: Tensor) -> Tensor:
+        found = roundings.get(linear.weight.data_ptr())
+        return functional.linear(x if found is None else found(x), linear.weight)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layers, "linear", emulated)
+        patch.setattr(layers.Linear, "forward", emulated)
         yield model.requires_grad_(False).eval()
