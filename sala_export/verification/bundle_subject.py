@@ -31,10 +31,8 @@ from ..model.signature import cache_sizes
 from ..native_libraries import onnxruntime_operators
 from ..numerics.weights import dequantize
 from ..onnx.layer_graph import write_layer
-from ..specs import Precision, stream_name
+from ..specs import stream_name
 from .subject import LayerRows
-
-_CODES_PER_BYTE = {Precision.FP8: 1, Precision.INT8: 1, Precision.INT4: 2, Precision.NVFP4: 2}
 
 
 class BundleSubject:
@@ -46,14 +44,15 @@ class BundleSubject:
         Raises: UnsupportedError if the bundle was built without its weights; RequestError for `layers`.
         """
         manifest = bundle.manifest
-        if not manifest.graph.weights_included:
+        if not manifest.weights.included:
             raise UnsupportedError(
-                f"{bundle.directory} was built with --no-weights, so its graph cannot run: build it with them to verify"
+                f"{bundle.directory} was built with --no-weights: build it with its weights to verify it"
             )
         config = manifest.model.config
         self.config = config if layers is None else config.truncated(layers)
         self.description = f"ONNX Runtime {onnxruntime.__version__}, {manifest.precision}"
         self._directory = bundle.directory
+        self._tensors = manifest.weights.tensors
         self._graph: CpuGraphEntry = manifest.graph.cpu
         self._weights = {weight.spec.name: weight for weight in self._graph.weights}
         self._inv_freq = torch.tensor(manifest.model.inv_freq, dtype=torch.float32)
@@ -111,34 +110,29 @@ class BundleSubject:
         weight = self._weights[name]
         dtype = getattr(torch, weight.spec.dtype.value)
         shape = [int(extent) for extent in weight.spec.shape]
-        return torch.cat([_values(part, self._directory).to(dtype).view(-1) for part in weight.parts]).view(shape)
+        values = [self._values(part).to(dtype).view(-1) for part in weight.parts]
+        # The one number of a scale is told by every tensor of a pack.
+        return values[0] if shape == [1] else torch.cat(values).view(shape)
 
+    def _values(self, part: WeightPart) -> Tensor:
+        """What a part stands for: as it is stored, or dequantised to fp32."""
+        how, stored = part.dequantization, self._stored(part.tensor)
+        if how is None:
+            return stored
+        scale = self._stored(how.scale)
+        return dequantize(how.precision, stored, scale if scale.dim() == 2 else scale.view(1, 1), how.global_scale)
 
-def _values(part: WeightPart, directory: Path) -> Tensor:
-    """What a part stands for: as it is stored, or dequantised to fp32."""
-    how = part.dequantization
-    if how is None:
-        return _stored(part, directory)
-    # All rows have the same number of stored elements, whatever number of codes each holds.
-    codes = _stored(part, directory).view(_rows(part), -1)
-    return dequantize(how.precision, codes, _stored(how.scale, directory).view(how.scale_shape), how.global_scale)
-
-
-def _rows(part: WeightPart) -> int:
-    """Of a quantised part."""
-    how = part.dequantization
-    assert how is not None
-    return part.bytes // (how.columns // _CODES_PER_BYTE[how.precision])
-
-
-def _stored(part: WeightPart, directory: Path) -> Tensor:
-    """The elements as they lie in the file, [-1]."""
-    size = part.bytes // part.dtype.bytes
-    return map_tensor(
-        TensorLocation(
-            file=directory / part.file, offset=part.offset, length=part.bytes, dtype=part.dtype, shape=(size,)
+    def _stored(self, name: str) -> Tensor:
+        tensor = self._tensors[name]
+        return map_tensor(
+            TensorLocation(
+                file=self._directory / tensor.file,
+                offset=tensor.offset,
+                length=tensor.bytes,
+                dtype=tensor.dtype,
+                shape=tensor.shape,
+            )
         )
-    )
 
 
 def _ort_value(tensor: Tensor) -> onnxruntime.OrtValue:

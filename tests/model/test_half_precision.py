@@ -16,9 +16,9 @@ from torch import Tensor
 from sala_export import SalaForCausalLM
 from sala_export.checkpoint.config import SalaConfig
 from sala_export.checkpoint.reader import Checkpoint
-from sala_export.model import half_precision
+from sala_export.model import half_precision, stream_unit
 from sala_export.onnx.export import GRAPH_FILE, export_graph
-from sala_export.specs import Precision
+from sala_export.specs import DType, Precision
 
 FLOAT16_LARGEST = 65504.0
 FLOAT16_ROUNDING, BFLOAT16_ROUNDING = 2.0**-11, 2.0**-9
@@ -127,7 +127,7 @@ def test_float16_model_agrees_where_naive_float16_overflows(tmp_path: Path, case
 def test_without_the_stream_scale_the_same_inputs_overflow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
-    monkeypatch.setattr(half_precision, "FLOAT16_STREAM_SCALE", 1.0)
+    monkeypatch.setattr(stream_unit, "FLOAT16_STREAM_SCALE", 1.0)
     logits = load(write(tmp_path, OVERFLOWS[case]), torch.float16)(tokens())
     assert not logits.isfinite().all()
 
@@ -160,20 +160,22 @@ def test_float16_is_nearer_to_the_golden_logits_than_bfloat16() -> None:
 
 
 def test_scale_is_a_power_of_two_and_of_float16_alone() -> None:
-    mantissa, _ = torch.frexp(torch.tensor(half_precision.FLOAT16_STREAM_SCALE))
+    mantissa, _ = torch.frexp(torch.tensor(stream_unit.FLOAT16_STREAM_SCALE))
     assert mantissa == 0.5
+    assert half_precision.stream_scale(torch.float16) == stream_unit.stream_unit(DType.FLOAT16) == 2.0**-6
     assert half_precision.stream_scale(torch.float32) == half_precision.stream_scale(torch.bfloat16) == 1.0
+    assert stream_unit.stream_unit(DType.FLOAT32) == stream_unit.stream_unit(DType.BFLOAT16) == 1.0
 
 
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16])
 def test_graphs_of_other_types_have_no_trace_of_it(tmp_path: Path, precision: Precision) -> None:
     opened = Checkpoint.open(write(tmp_path, {}))
     graphs = {}
-    for name, scale in (("now", half_precision.FLOAT16_STREAM_SCALE), ("other", 0.125)):
+    for name, scale in (("now", stream_unit.FLOAT16_STREAM_SCALE), ("other", 0.125)):
         folder = tmp_path / name
         folder.mkdir()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(half_precision, "FLOAT16_STREAM_SCALE", scale)
+            patch.setattr(stream_unit, "FLOAT16_STREAM_SCALE", scale)
             export_graph(opened, folder, precision)
         graphs[name] = onnx.load(folder / GRAPH_FILE, load_external_data=False)
     assert graphs["now"].SerializeToString(deterministic=True) == graphs["other"].SerializeToString(deterministic=True)

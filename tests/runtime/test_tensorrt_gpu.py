@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.bundles import tiny_bundle, tiny_shards
+from support.bundles import tiny_bundle
 
 import sala_export
 from sala_export.engine.recipe import Recipe, load_recipe
@@ -33,14 +33,10 @@ def recipe_of_this_gpu(config: pytest.Config) -> Recipe:
     pytest.skip(reason)
 
 
-@pytest.fixture(scope="module", params=["one plan", "shards"])
+@pytest.fixture(scope="module", params=["one GPU", "every GPU"])
 def bundle(request: pytest.FixtureRequest) -> Path:
     recipe = recipe_of_this_gpu(request.config)
-    if request.param == "one plan":
-        return tiny_bundle(recipe.name)
-    if recipe.name != "rtx5090":
-        pytest.skip("the shards of the tests are for the RTX 5090")
-    return tiny_shards()
+    return tiny_bundle(recipe.name if request.param == "one GPU" else "rtx")
 
 
 @pytest.fixture(scope="module")

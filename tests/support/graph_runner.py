@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import torch
@@ -17,6 +18,22 @@ from sala_export.checkpoint.config import SalaConfig
 from sala_export.model.rope import inverse_frequencies, rope_cos_sin
 from sala_export.model.signature import Signature, cache_sizes
 from sala_export.onnx.op_symbols import PLUGIN_ATTRIBUTES
+from sala_export.ops.infllmv2_attention.torch_op import infllmv2_attention
+from sala_export.ops.lightning_attention.torch_op import lightning_attention
+
+
+def as_torch(array: np.ndarray) -> torch.Tensor:
+    """A copy, bfloat16 included."""
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.tensor(array.view(np.int16)).view(torch.bfloat16)
+    return torch.tensor(array)
+
+
+def as_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """The same numbers, bfloat16 included."""
+    if tensor.dtype is torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
 
 
 def _attributes(run: OpRun, overridden: dict[str, object]) -> dict[str, object]:
@@ -28,27 +45,32 @@ class LightningAttention(OpRun):
     op_domain = "sala"
 
     def _run(self, *inputs, **attributes):
-        values = [torch.tensor(x) for x in inputs]
-        return tuple(t.numpy() for t in torch.ops.sala.lightning_attention(*values, **_attributes(self, attributes)))
+        values = [as_torch(x) for x in inputs]
+        return tuple(as_numpy(t) for t in lightning_attention(*values, **_attributes(self, attributes)))
 
 
 class InfLLMv2Attention(OpRun):
     op_domain = "sala"
 
     def _run(self, *inputs, **attributes):
-        values = [torch.tensor(x) for x in inputs]
-        return tuple(t.numpy() for t in torch.ops.sala.infllmv2_attention(*values, **_attributes(self, attributes)))
+        values = [as_torch(x) for x in inputs]
+        return tuple(as_numpy(t) for t in infllmv2_attention(*values, **_attributes(self, attributes)))
 
 
 class GraphRunner:
-    """One sequence fed through an fp32 graph, chunk by chunk."""
+    """One sequence fed through a graph, chunk by chunk."""
 
     def __init__(self, graph: Path, config: SalaConfig, step: Signature, capacity: int) -> None:
         self.evaluator = ReferenceEvaluator(onnx.load(graph), new_ops=[LightningAttention, InfLLMv2Attention])
         self.inv_freq = inverse_frequencies(config.rope_theta, config.head_dim)
         self.step = step
         sizes = cache_sizes(config, capacity)
-        self.caches = {e.past.name: np.zeros(e.past.bound(sizes), e.past.dtype.value) for e in step.caches}
+        self.caches = {
+            entry.past.name: as_numpy(
+                torch.zeros(entry.past.bound(sizes), dtype=getattr(torch, entry.past.dtype.value))
+            )
+            for entry in step.caches
+        }
         self.past = 0
 
     def feed(self, ids: torch.Tensor, context_length: int | None = None) -> torch.Tensor:

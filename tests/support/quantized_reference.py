@@ -102,9 +102,9 @@ def quantized_model(checkpoint: Path, *, round_inputs: bool = True) -> Iterator[
         model = SalaForCausalLM(config)
     model.load_state_dict(values, assign=True)
 
-    def emulated(projection: layers.Linear, x: Tensor) -> Tensor:
-        found = roundings.get(projection.weight.data_ptr())
-        return functional.linear(x if found is None else found(x), projection.weight)
+    def emulated(linear: layers.Linear, x: Tensor) -> Tensor:
+        found = roundings.get(linear.weight.data_ptr())
+        return functional.linear(x if found is None else found(x), linear.weight)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layers.Linear, "forward", emulated)

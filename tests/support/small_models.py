@@ -21,6 +21,7 @@ def write_small_checkpoint(
     sparse_config: Mapping[str, int],
     num_attention_heads: int = 4,
     head_dim: int = 16,
+    tie_word_embeddings: bool = False,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     scales: Mapping[str, float] = MappingProxyType({}),
@@ -44,6 +45,7 @@ def write_small_checkpoint(
         "dim_model_base": 24,
         "max_position_embeddings": 4096,
         "eos_token_id": 2,
+        "tie_word_embeddings": tie_word_embeddings,
     }
     config = SalaConfig.from_dict(fields)
     generator = torch.Generator().manual_seed(seed)

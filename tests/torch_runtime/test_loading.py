@@ -14,7 +14,7 @@ import sala_export
 from sala_export.checkpoint import keymap
 from sala_export.checkpoint.presets import PRESETS
 from sala_export.checkpoint.reader import Checkpoint
-from sala_export.engine.recipe import load_recipe
+from sala_export.engine.recipe import load_target
 from sala_export.engine.request import EngineRequest
 from sala_export.errors import BundleError, CheckpointError, RequestError, RunError, SalaError, UnsupportedError
 from sala_export.planned_graph import planned_memory
@@ -58,7 +58,7 @@ def test_bundle_without_weights_is_refused(tmp_path: Path) -> None:
     bundle = copy_bundle(tiny_cpu_bundle(), tmp_path / "copy.sala")
 
     def drop(fields: dict[str, object]) -> None:
-        fields["graph"]["weights_included"] = False  # type: ignore[index]
+        fields["weights"]["included"] = False  # type: ignore[index]
 
     edit_json(bundle / "bundle.json", drop)
     with pytest.raises(BundleError, match="--no-weights"):
@@ -122,8 +122,8 @@ def test_9b_with_a_million_tokens_takes_what_plan_foretells_and_fits_32_gigabyte
     elements = sum(weight.elements for weight in keymap.weights(config))
     total = 2 * elements + layout.total_bytes + caches
     request = EngineRequest.from_options(
-        load_recipe("rtx5090"), precision="bf16", max_context=1 << 20, prefill_chunk=8192, max_batch=1
+        load_target("rtx5090"), precision="bf16", max_context=1 << 20, prefill_chunk=8192, max_batch=1
     )
-    planned = planned_memory(config, request, shards=4)
-    assert total == pytest.approx(planned.total_bytes - planned.reserve_bytes, rel=0.03)
-    assert total < load_recipe("rtx5090").memory_bytes - planned.reserve_bytes
+    assert total == pytest.approx(planned_memory(config, request).total_bytes, rel=0.03)
+    (gpu,) = request.target.gpus
+    assert total < gpu.memory_bytes - gpu.reserve_bytes
