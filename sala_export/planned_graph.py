@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 
 from .checkpoint.config import Mixer, SalaConfig
-from .checkpoint.keymap import PACKED_ROLES, Weight, weights
+from .checkpoint.keymap import PACKED_ROLES, Weight, packed_name, weights
 from .checkpoint.quantization import Quantization
 from .engine.graph import GRAPH_FILE, EngineGraph, OperatorNode
 from .engine.memory import DeviceMemory, predict_memory
@@ -43,12 +43,14 @@ _CODES = {
 }
 """Types of the quantised weights that are inputs of the graph; those of int4 are constants."""
 
+_LEADING_ONES = {"input_layernorm": 2, "post_attention_layernorm": 2, "norm": 1}
+"""Extents of 1 before those of the checkpoint, by role: what norms need to join other kernels."""
+
 
 def planned_graph(config: SalaConfig, precision: Precision, quantization: Quantization | None = None) -> EngineGraph:
     """What `read_graph` will find in the engine's graph of this model in this precision.
 
-    Args: `quantization`, of a quantised checkpoint; None for what `Quantization.default` quantises. A scale is counted
-        for each product, whether the checkpoint has one or one for each channel.
+    Args: `quantization`, of a quantised checkpoint; None for what `Quantization.default` quantises.
     """
     step = signature(config, precision.dtype)
     if precision.is_quantized and quantization is None:
@@ -88,21 +90,18 @@ def _rows(group: Sequence[Weight]) -> int:
     return sum(weight.shape[0] for weight in group)
 
 
-def _name(group: Sequence[Weight]) -> str:
-    """`...mlp.gate_proj+up_proj.weight` for weights of one input."""
-    prefix = group[0].name.split(".")[:-2]
-    return ".".join([*prefix, "+".join(weight.role for weight in group), "weight"])
-
-
 def _weight_inputs(group: Sequence[Weight], precision: Precision, is_quantized: bool) -> Iterator[TensorSpec]:
     """The inputs that hold a group, and the scales of its product where they are inputs too."""
-    name, shape = _name(group), (_rows(group), *group[0].shape[1:])
+    name, shape = packed_name([weight.name for weight in group]), (_rows(group), *group[0].shape[1:])
     if not is_quantized:
-        yield TensorSpec(name, precision.dtype, shape)
+        yield TensorSpec(name, precision.dtype, (*(1,) * _LEADING_ONES.get(group[0].role, 0), *shape))
+    elif precision in (Precision.FP8, Precision.INT8):
+        module = name.removesuffix(".weight")
+        yield TensorSpec(f"{module}.input_scale", DType.FLOAT32, (1,))
+        yield TensorSpec(name, _CODES[precision], shape)
+        yield TensorSpec(f"{module}.output_scale", DType.FLOAT32, shape[:1])
     elif precision in _CODES:
         yield TensorSpec(name, _CODES[precision], shape)
-    if is_quantized and precision in (Precision.FP8, Precision.INT8):
-        yield from (TensorSpec(f"{name}_{scale}", DType.FLOAT32, (1,)) for scale in ("input_scale", "scale"))
 
 
 def _constant_bytes(weight: Weight, quantization: Quantization | None) -> int:

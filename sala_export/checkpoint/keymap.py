@@ -7,7 +7,7 @@ Linear weights are [out, in]; there are no biases.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from .config import Mixer, SalaConfig
@@ -68,6 +68,14 @@ def layer_weights(config: SalaConfig, layer: int) -> tuple[Weight, ...]:
 
 PACKED_ROLES = (("q_proj", "k_proj", "v_proj", "z_proj", "o_gate"), ("gate_proj", "up_proj"))
 """Projections of one input, which the graph packs into one product in this order."""
+
+
+def packed_name(names: Sequence[str]) -> str:
+    """`...self_attn.q_proj.weight` and its siblings become `...self_attn.q_proj+k_proj+v_proj+o_gate.weight`."""
+    if len(names) == 1:
+        return names[0]
+    path = names[0].split(".")[:-2]
+    return ".".join([*path, "+".join(name.split(".")[-2] for name in names), "weight"])
 
 
 def packs(all_weights: Iterable[Weight]) -> tuple[tuple[Weight, ...], ...]:

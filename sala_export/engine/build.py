@@ -103,6 +103,9 @@ def _report(
     wanted = (job.plugin_library.name,) if job.plugin_library else ()
     if log.plugin_libraries != wanted:
         raise BuildError(f"{job.log}: the plan holds the plugin libraries {log.plugin_libraries}, expected {wanted}")
+    if result.compute_capabilities != job.compute_capabilities:
+        built, asked = ", ".join(result.compute_capabilities), ", ".join(job.compute_capabilities)
+        raise BuildError(f"{job.log}: TensorRT built for {built}, asked was {asked}")
     predicted = predict_memory(graph, request)
     report = EngineReport(
         flavour=job.flavour,

@@ -18,14 +18,14 @@ from pathlib import Path
 import onnx_ir as ir
 
 from ..bundle.manifest import Dequantization, WeightInput, WeightPart
-from ..checkpoint.keymap import EMBEDDING, LM_HEAD, weights
+from ..checkpoint.keymap import EMBEDDING, LM_HEAD, packed_name, weights
 from ..checkpoint.quantized_weights import QuantizedWeight
 from ..checkpoint.reader import Checkpoint
 from ..model.signature import Signature, signature
 from ..specs import DType, Precision, TensorSpec
 from .fake_quantization import rounded, rounded_nvfp4
 from .graph_builder import OPSET, QUANTIZED_OPSET, GraphBuilder, shape_of
-from .products import Names, add_scaled, packed_name, product_module, split_product
+from .products import Names, add_scaled, product_module, split_product
 from .step_graph import build_step
 
 CPU_GRAPH_FILE = "cpu.onnx"

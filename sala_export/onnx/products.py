@@ -31,14 +31,6 @@ def product_module(names: Names) -> str:
     return ".".join([*path, role])
 
 
-def packed_name(names: Names) -> str:
-    """`...self_attn.q_proj.weight` and its siblings become `...self_attn.q_proj+k_proj+v_proj+o_gate.weight`."""
-    if len(names) == 1:
-        return names[0]
-    path = names[0].split(".")[:-2]
-    return ".".join([*path, "+".join(name.split(".")[-2] for name in names), "weight"])
-
-
 def split_product(
     graph: GraphBuilder, names: Names, quantized: Container[str], product: Callable[[Names], ir.Value]
 ) -> ir.Value:

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 from support.engines import BuiltEngine
 
+from sala_export.engine.build import LOG_FILE
 from sala_export.engine.build_log import parse_build_log, records
 from sala_export.errors import BuildError
 
 
 @pytest.fixture
 def log(engine: BuiltEngine) -> str:
-    return (engine.plan.parent / "engine.log").read_text(encoding="utf-8")
+    return (engine.plan.parent / LOG_FILE).read_text(encoding="utf-8")
 
 
 def test_records_keep_messages_of_several_lines_together() -> None:
@@ -27,7 +28,7 @@ def test_records_keep_messages_of_several_lines_together() -> None:
 
 
 def test_real_log_holds_every_layer_with_its_tensors(engine: BuiltEngine) -> None:
-    parsed = parse_build_log(engine.plan.parent / "engine.log", profiles=2)
+    parsed = parse_build_log(engine.plan.parent / LOG_FILE, profiles=2)
     assert parsed.layers == engine.report.layers
     assert {layer.profile for layer in parsed.layers} == {0, 1}
     for profile, tokens in ((0, -1), (1, 1)):
@@ -64,12 +65,12 @@ def test_every_layer_has_the_profile_of_its_tokens(engine: BuiltEngine) -> None:
 )
 def test_log_of_another_form_is_refused(tmp_path: Path, log: str, old: str, new: str, message: str) -> None:
     assert old in log
-    broken = tmp_path / "engine.log"
+    broken = tmp_path / LOG_FILE
     broken.write_text(log.replace(old, new), encoding="utf-8")
-    with pytest.raises(BuildError, match=rf"engine\.log: {message}.*this version of TensorRT logs in a form"):
+    with pytest.raises(BuildError, match=rf"build\.log: {message}.*this version of TensorRT logs in a form"):
         parse_build_log(broken, profiles=2)
 
 
 def test_profile_that_is_not_in_the_log_is_missed(engine: BuiltEngine) -> None:
     with pytest.raises(BuildError, match=r"expected 3 lines 'Total Activation Memory: \.\. bytes', found 2"):
-        parse_build_log(engine.plan.parent / "engine.log", profiles=3)
+        parse_build_log(engine.plan.parent / LOG_FILE, profiles=3)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sala_export.engine.flavour import select_flavour
-from sala_export.engine.recipe import ComputeCapability, load_recipe
+from sala_export.engine.recipe import ComputeCapability, load_target
 from sala_export.engine.request import FlavourName
 from sala_export.engine.tensorrt import TensorRT, present_capability
 from sala_export.engine.tensorrt_rtx import TensorRTForRTX
@@ -25,21 +25,36 @@ def test_flavour_is_found_by_name(asked: FlavourName, given: str) -> None:
     assert select_flavour(asked).name == given
 
 
-@pytest.mark.parametrize("gpu", ["rtx5090", "a6000", "rtx4090", "a6000d"])
-def test_rtx_has_a_target_for_every_shipped_recipe(gpu: str) -> None:
-    flavour, capability = TensorRTForRTX(), load_recipe(gpu).compute_capability
-    trt = flavour.load()
-    asked: list[Any] = []
-    config = SimpleNamespace(set_compute_capability=lambda target, index: asked.append((target.name, index)))
-    flavour.set_target(trt, config, capability)
-    assert asked == [(capability.sm, 0)]
-    assert config.num_compute_capabilities == 1
+class FakeConfig:
+    """The part of a builder configuration that holds targets."""
+
+    num_compute_capabilities = 0
+
+    def __init__(self) -> None:
+        self.asked: dict[int, Any] = {}
+
+    def set_compute_capability(self, target: Any, index: int) -> None:
+        assert index < self.num_compute_capabilities, "TensorRT wants the number first"
+        self.asked[index] = target
+
+    def get_compute_capability(self, index: int) -> Any:
+        return self.asked[index]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "names"), [("rtx", ["SM86", "SM89", "SM120"]), ("a6000d", ["SM120"]), ("rtx5090,a6000", ["SM86", "SM120"])]
+)
+def test_rtx_asks_for_every_capability_of_a_target(gpu: str, names: list[str]) -> None:
+    flavour, capabilities, config = TensorRTForRTX(), load_target(gpu).compute_capabilities, FakeConfig()
+    flavour.set_targets(flavour.load(), config, capabilities)
+    assert [config.asked[index].name for index in range(config.num_compute_capabilities)] == names
+    assert flavour.targets(config) == capabilities
 
 
 def test_rtx_names_its_targets_when_it_lacks_one() -> None:
     flavour = TensorRTForRTX()
     with pytest.raises(UnsupportedError, match=r"has no target SM70, it has SM120, .*SM86"):
-        flavour.set_target(flavour.load(), SimpleNamespace(), ComputeCapability(7, 0))
+        flavour.set_targets(flavour.load(), SimpleNamespace(), [ComputeCapability(8, 6), ComputeCapability(7, 0)])
 
 
 def test_missing_python_module_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,17 +71,23 @@ def test_missing_python_module_says_what_to_install(monkeypatch: pytest.MonkeyPa
 
 
 def test_tensorrt_builds_for_the_gpu_that_is_here() -> None:
-    TensorRT(present=lambda: ComputeCapability(8, 6)).check(load_recipe("a6000"))
+    TensorRT(present=lambda: ComputeCapability(8, 6)).check(load_target("a6000"))
 
 
 def test_tensorrt_refuses_to_build_for_another_gpu() -> None:
     with pytest.raises(UnsupportedError, match=r"this machine, SM89, not for the NVIDIA RTX A6000, SM86"):
-        TensorRT(present=lambda: ComputeCapability(8, 9)).check(load_recipe("a6000"))
+        TensorRT(present=lambda: ComputeCapability(8, 9)).check(load_target("a6000"))
+
+
+def test_tensorrt_refuses_to_build_for_several_architectures() -> None:
+    with pytest.raises(UnsupportedError, match=r"not for NVIDIA RTX A6000 and NVIDIA GeForce RTX 5090 at once: name"):
+        TensorRT(present=lambda: ComputeCapability(8, 6)).check(load_target("a6000,rtx5090"))
+    TensorRT(present=lambda: ComputeCapability(12, 0)).check(load_target("rtx5090,a6000d"))
 
 
 def test_tensorrt_refuses_to_build_without_a_gpu() -> None:
     with pytest.raises(UnsupportedError, match=r"this machine has none: use --flavour rtx"):
-        TensorRT(present=lambda: None).check(load_recipe("a6000"))
+        TensorRT(present=lambda: None).check(load_target("a6000"))
 
 
 class FakeDriver:

@@ -9,8 +9,8 @@ import pytest
 from support.graphs import MiniGraph
 
 from sala_export.engine.graph import EngineGraph, OperatorNode, read_graph
-from sala_export.engine.memory import PARTIAL_SUM_BYTES, check_fits, largest_context, predict_memory
-from sala_export.engine.recipe import load_recipe
+from sala_export.engine.memory import PARTIAL_SUM_BYTES, check_fits, contexts, largest_context, predict_memory
+from sala_export.engine.recipe import Recipe, Target, load_recipe, load_target
 from sala_export.engine.request import EngineRequest
 from sala_export.errors import RequestError, ShapeError
 from sala_export.specs import DType, TensorSpec
@@ -49,13 +49,14 @@ def graph_9b() -> EngineGraph:
         },
     )
     return EngineGraph(
-        path=Path("model.onnx"),
+        path=Path("engine.onnx"),
         inputs=tuple(inputs),
+        weights=(TensorSpec("all", DType.BFLOAT16, (PARAMETERS_9B,)),),
         outputs=(TensorSpec("logits", DType.FLOAT32, ("batch", 73448)),),
         operators=(sparse,),
         parameters=PARAMETERS_9B,
-        weights_bytes=2 * PARAMETERS_9B,
-        layer_weights_bytes=(2 * PARAMETERS_9B,),
+        quantized_parameters=0,
+        constant_bytes=0,
         hidden_size=4096,
         widest_projection=2 * 16384,
         activation_dtype=DType.BFLOAT16,
@@ -63,7 +64,7 @@ def graph_9b() -> EngineGraph:
 
 
 def request_9b(gpu: str, max_context: int, prefill_chunk: int = 8192) -> EngineRequest:
-    return EngineRequest.from_options(load_recipe(gpu), max_context=max_context, prefill_chunk=prefill_chunk)
+    return EngineRequest.from_options(load_target(gpu), max_context=max_context, prefill_chunk=prefill_chunk)
 
 
 def test_account_of_9b_at_a_million_tokens() -> None:
@@ -107,7 +108,7 @@ def test_context_that_does_not_fit_names_the_largest_that_does(gpu: str, expecte
 @pytest.mark.parametrize("gpu", ["rtx5090", "rtx4090"])
 def test_named_context_fits_and_the_next_does_not(gpu: str) -> None:
     graph, request = graph_9b(), request_9b(gpu, 2 << 20)
-    context = largest_context(graph, request, predict_memory(graph, request))
+    context = largest_context(graph, request, predict_memory(graph, request), load_recipe(gpu))
     assert context is not None
     assert context % 1024 == 0
     largest = replace(request, max_context=context)
@@ -118,7 +119,7 @@ def test_named_context_fits_and_the_next_does_not(gpu: str) -> None:
 
 
 def test_weights_that_leave_no_room_say_so_with_every_part() -> None:
-    graph = replace(graph_9b(), weights_bytes=40 * GIB)
+    graph = replace(graph_9b(), constant_bytes=40 * GIB - 2 * PARAMETERS_9B)
     request = request_9b("rtx5090", 1 << 20)
     with pytest.raises(RequestError, match=r"weights 40\.00 GiB, key_value 8\.00 GiB, .*no context fits; lower"):
         check_fits(graph, request, predict_memory(graph, request))
@@ -128,7 +129,8 @@ def test_no_context_below_the_chunk_is_offered() -> None:
     # 16K tokens of caches are left, and the chunk is larger.
     request = request_9b("rtx5090", 65536, prefill_chunk=32768)
     spare = predict_memory(graph_9b(), replace(request, max_context=32768)).total_bytes - 16384 * 8512
-    tight = replace(request, recipe=replace(request.recipe, memory_bytes=spare))
+    card = load_recipe("rtx5090")
+    tight = replace(request, target=Target.of(replace(card, memory_bytes=spare + card.reserve_bytes)))
     with pytest.raises(RequestError, match=r"no context fits; lower --prefill-chunk"):
         check_fits(graph_9b(), tight, predict_memory(graph_9b(), tight))
 
@@ -142,9 +144,10 @@ def test_batch_multiplies_caches_but_not_weights() -> None:
 
 
 def test_account_of_a_real_graph_follows_its_inputs(tmp_path: Path) -> None:
-    MiniGraph(mixers=("lightning", "sparse", "lightning")).write(tmp_path)
+    graph = read_graph(MiniGraph(mixers=("lightning", "sparse", "lightning")).write(tmp_path))
     request = request_9b("a6000", 1000, prefill_chunk=64)
-    memory = predict_memory(read_graph(tmp_path), request)
+    memory = predict_memory(graph, request)
+    assert memory.weights_bytes == graph.weights_bytes
     assert memory.state_bytes == 2 * 32 * 64 * 64 * 4
     assert memory.key_value_bytes == 2 * 2 * 1000 * 64 * 2
     assert memory.compressed_key_bytes == (61 + 14) * 2 * 64 * 2
@@ -157,11 +160,37 @@ def test_unknown_cache_is_refused() -> None:
         predict_memory(replace(graph, inputs=(*graph.inputs, extra)), request_9b("a6000", 65536))
 
 
-def test_shards_hand_over_through_two_buffers_and_share_the_rest() -> None:
-    request = request_9b("rtx5090", 1 << 20)
-    whole, cut = (predict_memory(graph_9b(), request, shards) for shards in (1, 4))
-    assert cut.io_bytes - whole.io_bytes == 2 * 8192 * 4096 * 2
-    assert replace(cut, io_bytes=whole.io_bytes) == whole
+def test_every_gpu_of_a_target_gets_the_context_that_fits_it() -> None:
+    graph, request = graph_9b(), request_9b("rtx", 1 << 20)
+    memory = predict_memory(graph, request)
+    check_fits(graph, request, memory)
+    found = {recipe.name: context for recipe, context in contexts(graph, request, memory)}
+    assert found == {"a6000": 1 << 20, "rtx4090": 534 << 10, "rtx5090": 1 << 20, "a6000d": 1 << 20}
+
+
+def test_context_of_the_engine_that_is_no_multiple_of_1k_is_kept_where_it_fits() -> None:
+    graph, request = graph_9b(), request_9b("rtx4090,a6000", 1_000_001)
+    found = [context for _, context in contexts(graph, request, predict_memory(graph, request))]
+    assert found == [534 << 10, 1_000_001]
+
+
+def test_gpu_of_a_target_that_holds_no_context_is_named_with_the_target_without_it() -> None:
+    graph = replace(graph_9b(), constant_bytes=8 * GIB)
+    request = request_9b("rtx", 1 << 20)
+    with pytest.raises(
+        RequestError,
+        match=r"NVIDIA GeForce RTX 4090 has 23\.99 GiB \(weights 25\.65 GiB, .*reserve 1\.00 GiB\): no context fits; "
+        r"lower --prefill-chunk or --layers, or leave it out with --gpu a6000,rtx5090,a6000d$",
+    ):
+        check_fits(graph, request, predict_memory(graph, request))
+
+
+@pytest.mark.parametrize(("spare", "is_there"), [(0, True), (-1, False)])
+def test_reserve_of_the_gpu_is_left_to_others(spare: int, is_there: bool) -> None:
+    graph, request = graph_9b(), request_9b("rtx5090", 8192)
+    memory = predict_memory(graph, request)
+    card: Recipe = replace(load_recipe("rtx5090"), memory_bytes=memory.total_bytes + 5000 + spare, reserve_bytes=5000)
+    assert (largest_context(graph, request, memory, card) is not None) is is_there
 
 
 def test_scratch_of_a_large_operator_counts_where_it_is_the_fullest_moment() -> None:

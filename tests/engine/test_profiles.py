@@ -8,15 +8,14 @@ from support.graphs import MiniGraph
 from sala_export.checkpoint.config import SparseConfig
 from sala_export.engine.graph import EngineGraph, SparseSizes, read_graph
 from sala_export.engine.profiles import Profile, ShapeRange, make_profiles
-from sala_export.engine.recipe import load_recipe
+from sala_export.engine.recipe import load_target
 from sala_export.engine.request import EngineRequest
 
 
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory: pytest.TempPathFactory) -> EngineGraph:
     folder = tmp_path_factory.mktemp("graph")
-    MiniGraph(mixers=("lightning", "sparse")).write(folder)
-    return read_graph(folder)
+    return read_graph(MiniGraph(mixers=("lightning", "sparse")).write(folder))
 
 
 def ranges(profile: Profile) -> dict[str, ShapeRange]:
@@ -24,7 +23,7 @@ def ranges(profile: Profile) -> dict[str, ShapeRange]:
 
 
 def test_profiles_differ_in_tokens_and_share_the_caches(graph: EngineGraph) -> None:
-    request = EngineRequest.from_options(load_recipe("a6000"), max_context=5000, prefill_chunk=300, max_batch=2)
+    request = EngineRequest.from_options(load_target("a6000"), max_context=5000, prefill_chunk=300, max_batch=2)
     prefill, decode = make_profiles(graph, request)
     assert (prefill.name, decode.name) == ("prefill", "decode")
     assert ranges(prefill)["input_ids"] == ShapeRange(name="input_ids", min=(1, 1), opt=(2, 300), max=(2, 300))
@@ -38,11 +37,11 @@ def test_profiles_differ_in_tokens_and_share_the_caches(graph: EngineGraph) -> N
     k1, k2 = ranges(decode)["past_key_values.1.k1"], ranges(decode)["past_key_values.1.k2"]
     assert (k1.min[2], k1.max[2]) == (3, 311)
     assert (k2.min[2], k2.max[2]) == (1, 77)
-    assert [spec.name for spec in graph.inputs] == list(ranges(decode))
+    assert [spec.name for spec in graph.inputs] == list(ranges(decode)), "weights have no ranges"
 
 
 def test_context_below_one_block_has_one_capacity(graph: EngineGraph) -> None:
-    request = EngineRequest.from_options(load_recipe("a6000"), max_context=33)
+    request = EngineRequest.from_options(load_target("a6000"), max_context=33)
     key = ranges(make_profiles(graph, request)[0])["past_key_values.1.key"]
     assert key.min == key.max == (1, 2, 33, 64)
 

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from sala_export.engine.recipe import ComputeCapability, load_recipe, read_recipe, recipe_paths
+from sala_export.engine.recipe import (
+    ComputeCapability,
+    group_paths,
+    load_recipe,
+    load_target,
+    names_of,
+    read_recipe,
+    recipe_paths,
+)
 from sala_export.errors import ConfigError, RequestError
 
 VALID = {
@@ -55,6 +63,7 @@ def test_every_shipped_recipe_loads_and_no_name_is_given_twice() -> None:
     recipes = [read_recipe(path) for path in recipe_paths().values()]
     names = [name for recipe in recipes for name in (recipe.name, recipe.gpu.lower(), *recipe.aliases)]
     assert len(recipes) >= 4
+    names += group_paths()
     assert len(set(names)) == len(names)
 
 
@@ -65,7 +74,7 @@ def test_recipe_is_found_by_alias_and_full_name(name: str) -> None:
 
 def test_unknown_gpu_lists_the_known_ones() -> None:
     with pytest.raises(
-        RequestError, match=r"--gpu h100: unknown GPU; known are a6000, a6000d, rtx4090, rtx5090"
+        RequestError, match=r"--gpu h100: unknown GPU; known are a6000, a6000d, rtx4090, rtx5090, rtx, or"
     ) as error:
         load_recipe("h100")
     assert error.value.exit_code == 2
@@ -115,3 +124,76 @@ def test_recipe_that_is_no_toml_is_refused(tmp_path: Path) -> None:
     path.write_text("gpu: Card", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"mine\.toml is not valid TOML"):
         read_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "gpus", "capabilities"),
+    [
+        ("5090", "rtx5090", ["rtx5090"], ["12.0"]),
+        ("RTX", "rtx", ["a6000", "rtx4090", "rtx5090", "a6000d"], ["8.6", "8.9", "12.0"]),
+        ("rtx5090,a6000", "rtx5090-a6000", ["rtx5090", "a6000"], ["8.6", "12.0"]),
+        (" rtx-a6000 , a6000d", "a6000-a6000d", ["a6000", "a6000d"], ["8.6", "12.0"]),
+        ("rtx5090,a6000d", "rtx5090-a6000d", ["rtx5090", "a6000d"], ["12.0"]),
+    ],
+)
+def test_target_is_one_gpu_or_several(text: str, name: str, gpus: list[str], capabilities: list[str]) -> None:
+    target = load_target(text)
+    assert target.name == name
+    assert [recipe.name for recipe in target.gpus] == gpus
+    assert [str(capability) for capability in target.compute_capabilities] == capabilities
+
+
+def test_group_and_recipe_of_the_user_are_read_from_their_paths(tmp_path: Path) -> None:
+    mine = write(tmp_path)
+    group = tmp_path / "lab.toml"
+    group.write_text(f'members = ["4090", "{mine}"]', encoding="utf-8")
+    assert [recipe.name for recipe in load_target(str(group)).gpus] == ["rtx4090", "mine"]
+    assert load_target(f"{group},rtx5090").name == "lab-rtx5090"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rtx5090,h100", r"^--gpu h100: unknown GPU; known are"),
+        ("rtx5090,5090", r"^--gpu rtx5090,5090: rtx5090 is named twice: name each GPU once$"),
+        ("a6000,rtx", r"^--gpu a6000,rtx: a6000 is named twice"),
+        ("a6000,", r"^--gpu a6000,: a name is missing; write a name, or several as in a6000,rtx5090$"),
+        ("", r"^--gpu : a name is missing"),
+        ("none.toml", r"^--gpu none\.toml: cannot read the recipe: No such file"),
+    ],
+)
+def test_target_that_is_none_is_refused(text: str, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        load_target(text)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("members = []", r"members is \[\], expected a list of names of recipes"),
+        ("members = [8.6]", r"members is \[8\.6\], expected a list of names"),
+        ('members = ["a6000"]\ngpu = "x"', r"members stands alone in the recipe of a group: remove the other keys"),
+        ('members = ["a6000", "RTX-A6000"]', r"members: a6000 is named twice"),
+        ('members = ["a6000", "h100"]', r"members: --gpu h100: unknown GPU"),
+        ('members = ["a6000d", "rtx"]', r"members: --gpu rtx: name one GPU of these: a6000, rtx4090, rtx5090, a6000d"),
+    ],
+)
+def test_wrong_group_is_refused_naming_the_file(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "lab.toml"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"lab\.toml: {message}"):
+        load_target(str(path))
+
+
+def test_one_gpu_is_asked_for_where_a_group_does_not_serve() -> None:
+    with pytest.raises(RequestError, match=r"--gpu rtx: name one GPU of these: a6000, rtx4090, rtx5090, a6000d"):
+        load_recipe("rtx")
+
+
+def test_names_of_gpus_make_a_list_of_words() -> None:
+    recipes = load_target("rtx4090,rtx5090,a6000").gpus
+    assert names_of(recipes[:1]) == "NVIDIA GeForce RTX 4090"
+    assert (
+        names_of(recipes[:2], capabilities=True) == "NVIDIA GeForce RTX 4090 (SM89) and NVIDIA GeForce RTX 5090 (SM120)"
+    )
+    assert names_of(recipes) == "NVIDIA GeForce RTX 4090, NVIDIA GeForce RTX 5090 and NVIDIA RTX A6000"

@@ -83,13 +83,12 @@ def test_job_and_result_survive_their_way(tmp_path: Path) -> None:
     shape = ShapeRange(name="input_ids", min=(1, 1), opt=(1, 8), max=(2, 8))
     job = BuildJob(
         flavour=FlavourName.RTX,
-        compute_capability="12.0",
-        graph=tmp_path / "model.onnx",
+        compute_capabilities=("8.6", "12.0"),
+        graph=tmp_path / "engine.onnx",
         plan=tmp_path / "engine.plan",
-        log=tmp_path / "engine.log",
+        log=tmp_path / "build.log",
         profiles=(Profile(name=ProfileName.PREFILL, inputs=(shape,)),),
         plugin_library=None,
-        serialize_library=True,
     )
     result = BuildResult(error_type="BuildError", error="TensorRT refuses: “no”")
     assert BuildJob.from_json(job.to_json()) == job
