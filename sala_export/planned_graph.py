@@ -13,7 +13,8 @@ from pathlib import Path
 from .checkpoint.config import Mixer, SalaConfig
 from .checkpoint.keymap import PACKED_ROLES, Weight, packed_name, weights
 from .checkpoint.quantization import Quantization
-from .engine.graph import GRAPH_FILE, EngineGraph, OperatorNode
+from .checkpoint.reader import CONFIG_FILE
+from .engine.graph import EngineGraph, OperatorNode
 from .engine.memory import DeviceMemory, predict_memory
 from .engine.request import EngineRequest
 from .kernel_support import operator_workspaces
@@ -60,7 +61,7 @@ def planned_graph(config: SalaConfig, precision: Precision, quantization: Quanti
     names = {weight.name for weight in quantized}
     groups = list(_groups(all_weights, names))
     return EngineGraph(
-        path=Path(GRAPH_FILE),
+        path=Path(CONFIG_FILE),
         inputs=step.inputs,
         weights=tuple(spec for group in groups for spec in _weight_inputs(group, precision, group[0].name in names)),
         outputs=step.outputs,

@@ -29,8 +29,8 @@ PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 _PHASES = {
     "write": "writing weights",
-    "trace": "tracing the model",
-    "hash": "hashing files",
+    "graph": "writing graphs",
+    "hash": "hashing weights and files",
     "quantize": "quantising layers",
     "verify": "comparing layers",
 }

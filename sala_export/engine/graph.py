@@ -20,7 +20,6 @@ from ..ops.infllmv2_attention.schema import CONTRACT as INFLLMV2_ATTENTION
 from ..ops.registry import CONTRACTS
 from ..specs import DType, TensorSpec
 
-GRAPH_FILE = "engine.onnx"
 OPERATOR_DOMAIN = "sala"
 TOKEN_INPUTS = ("input_ids", "past_length", "context_length", "rope_cos_sin")
 """Inputs of a step besides its caches; see `model/signature.py`."""
@@ -57,6 +56,7 @@ class EngineGraph:
     """A graph whose weights are inputs."""
 
     path: Path
+    """For errors: the file that was described."""
     inputs: tuple[TensorSpec, ...]
     """Of the step: tokens, lengths, RoPE rows and caches."""
     weights: tuple[TensorSpec, ...]

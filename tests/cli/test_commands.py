@@ -28,15 +28,18 @@ def fails(capsys: Capture, arguments: list[str], *, code: int = 2) -> str:
     return lines[0]
 
 
-@pytest.mark.parametrize(("gpu", "capability"), [("rtx5090", "12.0"), ("a6000", "8.6")])
-def test_inspect_json_tells_what_tensorrt_reported(capsys: Capture, gpu: str, capability: str) -> None:
+@pytest.mark.parametrize(("gpu", "capabilities"), [("rtx", ["8.6", "8.9", "12.0"]), ("a6000", ["8.6"])])
+def test_inspect_json_tells_what_tensorrt_reported(capsys: Capture, gpu: str, capabilities: list[str]) -> None:
     assert run(["inspect", str(tiny_bundle(gpu)), "--json", "--verify"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["gpu"]["compute_capability"] == capability
+    assert (told["target"], told["compute_capabilities"]) == (gpu, capabilities)
+    assert {known["compute_capability"] for known in told["gpus"]} == set(capabilities)
+    assert {known["max_context"] for known in told["gpus"]} == {16384}
     assert list(told["profiles"]) == ["prefill", "decode"]
     assert told["profiles"]["prefill"]["tokens"] == {"min": 1, "opt": 1024, "max": 1024}
     assert told["profiles"]["decode"]["tokens"] == {"min": 1, "opt": 1, "max": 1}
-    assert told["plugin_library"]["serialized_in"] == ["engine/shard-00.plan"]
+    assert told["plugin_library"]["files"] == ["libsala_plugins.so"]
+    assert told["plan"]["constant_bytes"] < 1024 < told["weights"]["bytes"]
 
     kinds = ["InfLLMv2Attention", "LightningAttention", "LightningAttention", "InfLLMv2Attention", "InfLLMv2Attention"]
     assert [(o["layer"], o["type"]) for o in told["operators"]] == list(enumerate(kinds))
@@ -48,22 +51,26 @@ def test_inspect_json_tells_what_tensorrt_reported(capsys: Capture, gpu: str, ca
         for layer, kind in enumerate(kinds):
             packed = "self_attn.qkvz_proj" if kind == "LightningAttention" else "self_attn.qkvg_proj"
             for role in (*roles, packed):
-                assert products.count(f"layers.{layer}.{role}/MatMul") == 1
+                assert products.count(f"layers.{layer}.{role}/Gemm") == 1
         assert products.count("lm_head/Gemm") == 1
-    assert {dtype for gemm in told["gemms"] for dtype in gemm["inputs"]} >= {"BFloat16"}
+    for side in ("inputs", "weights"):
+        assert {dtype for gemm in told["gemms"] for dtype in gemm[side]} == {"BFloat16"}
     parts = dict(told["device_memory_bytes"])
     assert parts.pop("total") == sum(parts.values())
     assert all(parts[part] > 0 for part in ("weights", "key_value", "compressed_key", "state", "activation"))
 
 
 def test_inspect_prints_tables_for_people(capsys: Capture) -> None:
-    assert run(["inspect", str(tiny_bundle("rtx5090"))]) == 0
+    assert run(["inspect", str(tiny_bundle("rtx"))]) == 0
     text = capsys.readouterr().out
     for expected in (
-        "compute capability 12.0",
-        "inside engine/shard-00.plan",
+        "every GPU of compute capability 8.6, 8.9, 12.0",
+        "NVIDIA GeForce RTX 4090",
+        "longest context",
         "LightningAttention",
-        "bytes per weight",
+        "activation, decode",
+        "self_attn.qkvz_proj",
+        "included",
     ):
         assert expected in text
 
@@ -142,6 +149,15 @@ def test_bad_model_is_refused_in_one_line_and_leaves_nothing(capsys: Capture, tm
 BAD_OPTIONS: dict[str, tuple[list[str], list[str]]] = {
     "unknown GPU": (["--gpu", "rtx9999"], ["rtx9999", "rtx5090", "a6000", "rtx4090", "a6000d"]),
     "fp8 on an A6000": (["--gpu", "a6000", "--precision", "fp8"], ["FP8", "SM86", "bf16"]),
+    "nvfp4 on every RTX card": (
+        ["--gpu", "rtx", "--precision", "nvfp4"],
+        ["A6000 (SM86)", "RTX 4090 (SM89)", "--precision int8, or --gpu rtx5090,a6000d"],
+    ),
+    "a GPU twice": (["--gpu", "a6000,rtx"], ["a6000 is named twice"]),
+    "several GPUs with TensorRT proper": (
+        ["--gpu", "a6000,rtx5090", "--flavour", "tensorrt"],
+        ["the GPU of this machine alone", "--flavour rtx"],
+    ),
     "unknown precision": (["--gpu", "a6000", "--precision", "int3"], ["int3"]),
     "chunk larger than the context": (
         ["--gpu", "rtx5090", "--max-context", "4K", "--prefill-chunk", "8K"],

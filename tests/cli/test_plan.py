@@ -24,7 +24,9 @@ def test_tables_name_every_part(capsys: Capture) -> None:
         "published, bf16",
         "a6000d",
         "building on this machine",
-        "times are predicted",
+        "All times are predicted",
+        "s on two cores",
+        "beside linked weights",
     ):
         assert expected in text
     assert text.count("rtx5090 ") >= 5
@@ -33,14 +35,33 @@ def test_tables_name_every_part(capsys: Capture) -> None:
 def test_json_holds_what_the_tables_show(capsys: Capture) -> None:
     assert run(["plan", "--gpu", "a6000", "--max-context", "256K", "--compare", "Qwen3-8B", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["fits"] is True
+    (gpu,) = told["gpus"]
+    assert (gpu["recipe"], gpu["fits"]) == ("a6000", True)
     parts = dict(told["device_memory_bytes"])
     assert parts.pop("total") == sum(parts.values())
-    assert [row["context"] for row in told["contexts"]] == [1 << 16, 1 << 17, 1 << 18, 1 << 19, 1 << 20]
-    assert all(row["ttft_seconds"]["published"] is None for row in told["contexts"]), "none for this GPU"
-    assert [row["fits"] for row in told["baseline"]["contexts"]] == [True, True, False, False, False]
+    assert [row["context"] for row in gpu["contexts"]] == [1 << 16, 1 << 17, 1 << 18, 1 << 19, 1 << 20]
+    assert all(row["ttft_seconds"]["published"] is None for row in gpu["contexts"]), "none for this GPU"
+    assert [row["fits"] for row in gpu["baseline"]["contexts"]] == [True, True, False, False, False]
     assert len(told["published"]) == 10
     assert all(row["predicted_to_published"] > 0 for row in told["published"])
+
+
+def test_several_gpus_are_told_one_by_one(capsys: Capture) -> None:
+    assert run(["plan", "--gpu", "rtx"]) == 0
+    text = capsys.readouterr().out
+    assert "a context of 1M does not fit the NVIDIA GeForce RTX 4090; the largest that fits is 534K" in text
+    assert "a context of 1M fits the NVIDIA RTX A6000; the largest that fits is" in text
+    assert text.count("ms per token") == 4
+    assert run(["plan", "--gpu", "rtx", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["compute_capabilities"] == ["8.6", "8.9", "12.0"]
+    assert {gpu["recipe"]: gpu["fits"] for gpu in told["gpus"]} == {
+        "a6000": True,
+        "rtx4090": False,
+        "rtx5090": True,
+        "a6000d": True,
+    }
+    assert told["gpus"][1]["largest_context"] == 534 << 10
 
 
 def test_model_of_a_directory_is_planned_from_its_config(capsys: Capture) -> None:
@@ -59,6 +80,8 @@ def test_model_of_a_directory_is_planned_from_its_config(capsys: Capture) -> Non
         (["--gpu", "rtx5090", "--compare", "llama"], ["--compare llama", "qwen3-8b"]),
         (["--gpu", "rtx5090", "--plot", "plan.txt"], ["--plot plan.txt", ".png, .svg, .pdf"]),
         (["--gpu", "a6000", "--precision", "fp8"], ["fp8", "use --precision int8"]),
+        (["--gpu", "rtx", "--precision", "nvfp4"], ["A6000 (SM86)", "4090 (SM89)", "or --gpu rtx5090,a6000d"]),
+        (["--gpu", "a6000,"], ["--gpu a6000,: a name is missing"]),
         (["--gpu", "rtx5090", "--model", "/nowhere/model"], ["/nowhere/model does not exist"]),
         (["--gpu", "rtx5090", "--layers", "33"], ["33"]),
     ],
