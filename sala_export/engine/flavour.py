@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Any, Protocol
 
-from ..errors import UnsupportedError
 from .recipe import ComputeCapability, Target
 from .request import FlavourName
 from .tensorrt import TensorRT
@@ -23,10 +21,6 @@ class Flavour(Protocol):
     def title(self) -> str:
         """Name for messages."""
 
-    @property
-    def distribution(self) -> str:
-        """Python package that it is installed as."""
-
     def check(self, target: Target) -> None:
         """Refuse a target that this flavour cannot build for on this machine.
 
@@ -41,15 +35,6 @@ class Flavour(Protocol):
 
     def targets(self, config: Any) -> tuple[ComputeCapability, ...]:
         """What a builder configuration, after a build with it, says that it builds for."""
-
-
-def installed_version(flavour: Flavour) -> str:
-    """Version of its Python package, without importing it. Raises: UnsupportedError if it is not installed."""
-    try:
-        return metadata.version(flavour.distribution)
-    except metadata.PackageNotFoundError:
-        hint = f"install the package {flavour.distribution}"
-        raise UnsupportedError(f"{flavour.title} is not installed: {hint}") from None
 
 
 def select_flavour(name: FlavourName) -> Flavour:

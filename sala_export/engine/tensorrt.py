@@ -37,7 +37,6 @@ class TensorRT:
 
     name = FlavourName.TENSORRT
     title = "TensorRT"
-    distribution = "tensorrt"
     present: Callable[[], ComputeCapability | None] = present_capability
 
     def check(self, target: Target) -> None:

@@ -18,7 +18,6 @@ class TensorRTForRTX:
 
     name = FlavourName.RTX
     title = "TensorRT for RTX"
-    distribution = "tensorrt-rtx-cu13"
 
     def check(self, target: Target) -> None:
         """Nothing to check before the library is loaded: its list of targets is in `set_targets`."""
