@@ -200,12 +200,11 @@ def _shipped() -> dict[str, Path]:
 
 
 def _recipe_folder() -> Path:
-    """`engines/` inside the installed package, or at the top of a source checkout."""
-    # An editable install has two directories, the sources first.
+    """`engines/` at the top of a source checkout, or inside the installed package."""
     packages = [Path(entry) for entry in sala_export.__path__]
-    for package in packages:
-        is_checkout = (package.parent / "pyproject.toml").is_file()
-        folder = (package.parent if is_checkout else package) / "engines"
+    # An editable install has two directories, in either order. A new recipe is in the sources alone.
+    checkouts = [package.parent for package in packages if (package.parent / "pyproject.toml").is_file()]
+    for folder in (parent / "engines" for parent in (*checkouts, *packages)):
         if folder.is_dir():
             return folder
     raise ConfigError(f"no folder engines/ in or beside {packages[0]}: reinstall sala-export")

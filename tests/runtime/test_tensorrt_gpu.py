@@ -10,6 +10,7 @@ import torch
 from support.bundles import tiny_bundle
 
 import sala_export
+from sala_export.checkpoint.random_checkpoint import write_random_checkpoint
 from sala_export.engine.recipe import Recipe, load_recipe
 from sala_export.runtime.model import Model
 
@@ -125,3 +126,13 @@ def test_runtime_cache_is_written_and_read_again(bundle: Path, tmp_path: Path) -
         llm = sala_export.load(bundle, runtime="tensorrt", runtime_cache=cache)
         llm.session(max_context=1024).prefill(ids(100))
         assert cache.stat().st_size > 0
+
+
+def test_other_weights_agree_with_the_cpu(bundle: Path, tmp_path: Path) -> None:
+    write_random_checkpoint(tmp_path / "other", "tiny", seed=1)
+    prompt = ids(600, seed=6)
+    swapped, expected = (
+        sala_export.load(bundle, runtime=runtime, weights=tmp_path / "other") for runtime in ("tensorrt", "onnxruntime")
+    )
+    assert swapped.fingerprint == expected.fingerprint
+    assert_near(swapped.session().prefill(prompt), expected.session().prefill(prompt), TOLERANCE)

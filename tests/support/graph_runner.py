@@ -62,33 +62,41 @@ class GraphRunner:
 
     def __init__(self, graph: Path, config: SalaConfig, step: Signature, capacity: int) -> None:
         self.evaluator = ReferenceEvaluator(onnx.load(graph), new_ops=[LightningAttention, InfLLMv2Attention])
+        self.start(config, step, capacity)
+
+    def start(self, config: SalaConfig, step: Signature, capacity: int) -> None:
+        """Begin a sequence of up to `capacity` tokens."""
         self.inv_freq = inverse_frequencies(config.rope_theta, config.head_dim)
         self.step = step
         sizes = cache_sizes(config, capacity)
-        self.caches = {
+        self.empty = {
             entry.past.name: as_numpy(
                 torch.zeros(entry.past.bound(sizes), dtype=getattr(torch, entry.past.dtype.value))
             )
             for entry in step.caches
         }
+        self.caches = dict(self.empty)
         self.past = 0
 
     def feed(self, ids: torch.Tensor, context_length: int | None = None) -> torch.Tensor:
         """Logits [V] of the last of `ids` [T]."""
-        tokens = len(ids)
-        end = self.past + tokens
-        positions = torch.arange(self.past, end)[None]
-        feeds = {
-            "input_ids": ids[None].numpy(),
-            "past_length": np.array([self.past], np.int32),
-            "context_length": np.array([context_length or end], np.int32),
-            "rope_cos_sin": rope_cos_sin(positions, self.inv_freq).numpy(),
-            **self.caches,
-        }
-        logits, *present = self.evaluator.run(None, feeds)
+        logits, *present = self.evaluator.run(None, {**self._inputs(ids, self.past, context_length), **self.caches})
         for entry, value in zip(self.step.caches, present, strict=True):
             assert value.shape == self.caches[entry.past.name].shape
             assert value.dtype == self.caches[entry.past.name].dtype
             self.caches[entry.past.name] = value
-        self.past = end
+        self.past += len(ids)
         return torch.from_numpy(logits[0])
+
+    def first_feeds(self, ids: torch.Tensor) -> dict[str, np.ndarray]:
+        """Every input of a step that feeds `ids` [T] as a whole context."""
+        return {**self._inputs(ids, 0, None), **self.empty}
+
+    def _inputs(self, ids: torch.Tensor, past: int, context_length: int | None) -> dict[str, np.ndarray]:
+        end = past + len(ids)
+        return {
+            "input_ids": ids[None].numpy(),
+            "past_length": np.array([past], np.int32),
+            "context_length": np.array([context_length or end], np.int32),
+            "rope_cos_sin": rope_cos_sin(torch.arange(past, end)[None], self.inv_freq).numpy(),
+        }
