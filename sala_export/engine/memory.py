@@ -92,9 +92,9 @@ def estimate_activations(graph: EngineGraph, tokens: int, workspaces: Mapping[st
       concatenate what its products give.
 
     On top of the fullest comes what a matrix product of few rows takes for its partial sums. It comes twice in a
-    quantised graph, whose products run side by side. Measured with TensorRT for RTX 1.7.1.116 over layers of 9B sizes and of the tiny
-    preset, chunks of 64 to 16384 tokens, in every precision: 122,880 bytes per token in 9B, which is the first sum to
-    the byte, 118,784 to 125,190 in quantised ones, and never more than this estimate.
+    quantised graph, whose products run side by side. Measured with TensorRT for RTX 1.7.1.116 over layers of 9B sizes
+    and of the tiny preset, chunks of 64 to 16384 tokens, in every precision: 122,880 bytes per token in 9B, which is
+    the first moment to the byte, 118,784 to 125,190 in quantised ones, and never more than this estimate.
     """
     element, hidden = graph.activation_dtype.bytes, graph.hidden_size
     is_quantized = graph.quantized_parameters > 0
