@@ -148,7 +148,7 @@ def read_graph(path: Path) -> EngineGraph:
         quantized_parameters=inside + sum(_count(spec) for spec in weights if spec.dtype in _CODES),
         constant_bytes=sum(constant.bytes for constant in constants),
         hidden_size=int(embedding.shape[1]),
-        widest_projection=max(int(embedding.shape[1]), *matrices, *(constant.shape[0] for constant in codes)),
+        widest_projection=max(int(embedding.shape[1]), *matrices, *(constant.shape[1] for constant in codes)),
         activation_dtype=embedding.dtype,
     )
 

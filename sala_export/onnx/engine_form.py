@@ -1,9 +1,9 @@
 """The graph that TensorRT builds an engine from: weights are its inputs, so that the engine is code alone.
 
-A product takes the packed weights of its projections as one input, [out, in] as the checkpoint stores them, as `Gemm`
-over rows [B*T, in]: with `MatMul`, or with rows of three dimensions, TensorRT transposes the weight in every step.
-Scales of fp8 and int8 are inputs outside of the product, whose own are 1. docs/quantisation.md has the forms, and
-what TensorRT makes of them.
+A product takes the packed weights of its projections as one input, [out, in] as the checkpoint stores them, and its
+input as rows [B*T, in]: before a product of [B, T, in] TensorRT turns the weight over in every step. Scales of fp8 and
+int8 are inputs outside of the product, whose own are 1. docs/quantisation.md has the forms, and what TensorRT makes of
+them.
 """
 
 from __future__ import annotations

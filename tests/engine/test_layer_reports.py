@@ -1,6 +1,6 @@
 """What TensorRT makes of the engine's graph: the kernels of real builds, by its own reports.
 
-Where weights are inputs, of four layers of published size, which take no weights to build; else of the tiny preset.
+Four layers of published size, which take no weights to build where these are inputs; else two layers that are narrower.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 import functools
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.checkpoints import tiny_checkpoint
-from support.placeless_checkpoint import placeless_checkpoint
+from support.unwritten_checkpoint import unwritten_checkpoint, write_quantized_weights
 
 from sala_export.checkpoint.presets import PRESETS
 from sala_export.checkpoint.reader import Checkpoint
@@ -67,9 +67,14 @@ _FOLDER = tempfile.TemporaryDirectory(prefix="sala-test-layer-reports-")
 
 
 def checkpoint_of(precision: Precision) -> Checkpoint:
-    if precision in HAS_CONSTANTS:
-        return Checkpoint.open(tiny_checkpoint(2, precision))
-    return placeless_checkpoint(PRESETS["9b"].config.truncated(4), precision)
+    config, file = PRESETS["9b"].config.truncated(4), Path(_FOLDER.name) / f"{precision}.weights"
+    if precision not in HAS_CONSTANTS:
+        return unwritten_checkpoint(config, precision, file)
+    narrow = replace(config.truncated(2), hidden_size=1024, intermediate_size=2048)
+    checkpoint = unwritten_checkpoint(narrow, precision, file)
+    if not file.exists():
+        write_quantized_weights(checkpoint)
+    return checkpoint
 
 
 def request_of(gpu: str, precision: Precision) -> EngineRequest:
@@ -134,9 +139,7 @@ def test_every_product_is_one_kernel_in_its_type(gpu: str, precision: Precision)
         assert products.keys() == {**plain, **quantized}.keys()
         for module, layer in products.items():
             of_input, of_weight = TYPES[precision if module in quantized else type_beside(precision)]
-            # Products of int4 weights with one row may be generated code, in so small a model.
-            kinds = (*PRODUCT_LAYERS, "kgen") if precision is Precision.INT4 and profile == 1 else PRODUCT_LAYERS
-            assert layer.type in kinds, (profile, module)
+            assert layer.type in PRODUCT_LAYERS, (profile, module)
             assert of_input in {tensor.dtype for tensor in report.activations_of(layer)}, (profile, module)
             weights = report.weights_of(layer)
             assert of_weight in {tensor.dtype for tensor in weights}, (profile, module)

@@ -24,9 +24,10 @@ from torch import Tensor
 from sala_export import SalaForCausalLM
 from sala_export.bundle.manifest import WeightPart
 from sala_export.checkpoint.reader import Checkpoint
+from sala_export.checkpoint.tensor_location import TensorLocation
 from sala_export.errors import DiskFullError, RequestError
 from sala_export.onnx import engine_constants
-from sala_export.onnx.engine_constants import CONSTANTS_FILE
+from sala_export.onnx.engine_constants import CONSTANTS_FILE, int4_columns
 from sala_export.onnx.engine_form import ENGINE_GRAPH_FILE, WrittenEngineGraph, export_engine_graph
 from sala_export.specs import QUANTIZED_PRECISIONS, DType, Precision
 
@@ -241,7 +242,21 @@ def test_int4_codes_are_written_in_twos_complement_by_columns(tmp_path: Path) ->
     assert np.array_equal(np.where(columns < 8, columns, columns - 16), rows.T - 8)
 
 
+@pytest.mark.parametrize("rows", [(2,), (3, 5), (63, 1), (65, 64, 1)])
+def test_int4_columns_of_uneven_parts(tmp_path: Path, rows: tuple[int, ...]) -> None:
+    raw = np.random.default_rng(0).integers(0, 256, (sum(rows), 12), np.uint8)
+    (tmp_path / "codes").write_bytes(b"head" + raw.tobytes())
+    begins = [4 + 12 * sum(rows[:i]) for i in range(len(rows))]
+    parts = [
+        TensorLocation(file=tmp_path / "codes", offset=begin, length=12 * n, dtype=DType.INT32, shape=(n, 3))
+        for begin, n in zip(begins, rows, strict=True)
+    ]
+    columns = nibbles(int4_columns(parts), sum(rows))
+    assert np.array_equal(np.where(columns < 8, columns, columns - 16), nibbles(raw, 24).T - 8)
+
+
 def nibbles(raw: np.ndarray, columns: int) -> np.ndarray:
+    """Four-bit numbers, the first of two in the low bits, in rows of `columns`."""
     return np.stack((raw & 15, raw >> 4), axis=-1).astype(int).reshape(-1, columns)
 
 

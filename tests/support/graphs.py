@@ -168,8 +168,8 @@ class _Writer:
         if precision in ("fp8", "int8"):
             y = self.scaled_product(name, x, shape, CODES[precision])
         elif precision == "int4":
-            weight = self.node("DequantizeLinear", f"{name}.dq", *self.int4(name, shape), axis=1, block_size=128)
-            y = self.node("MatMul", f"{name}/MatMul", x, self.node("Transpose", f"{name}.turn", weight, perm=[1, 0]))
+            weight = self.node("DequantizeLinear", f"{name}.dq", *self.int4(name, shape), axis=0, block_size=128)
+            y = self.node("MatMul", f"{name}/MatMul", x, weight)
         elif precision == "nvfp4":
             y = self.node("Gemm", f"{name}/Gemm", x, self.nvfp4(name, shape), transB=1)
         else:
@@ -195,17 +195,17 @@ class _Writer:
         return self.node("Cast", f"{name}.out16", y, to=dtype)
 
     def int4(self, name: str, shape: tuple[int, int]) -> tuple[str, str]:
-        """Codes in the file of constants, their scales in the graph."""
+        """Codes [in, out] in the file of constants, their scales in the graph; `shape` is [out, in]."""
         data = self.random.integers(0, 256, shape[0] * shape[1] // 2, dtype=np.uint8).tobytes()
         offset = self.constants_path.stat().st_size if self.constants_path.exists() else 0
         with self.constants_path.open("ab") as file:
             file.write(data)
-        codes = TensorProto(name=f"{name}.codes", data_type=TensorProto.INT4, dims=shape)
+        codes = TensorProto(name=f"{name}.codes", data_type=TensorProto.INT4, dims=shape[::-1])
         codes.data_location = TensorProto.EXTERNAL
         for key, value in (("location", CONSTANTS_FILE), ("offset", offset), ("length", len(data))):
             codes.external_data.add(key=key, value=str(value))
         count = shape[0] * shape[1] // 128
-        scales = helper.make_tensor(f"{name}.scales", self.sizes.dtype, (shape[0], shape[1] // 128), [0.5] * count)
+        scales = helper.make_tensor(f"{name}.scales", self.sizes.dtype, (shape[1] // 128, shape[0]), [0.5] * count)
         self.initializers += [codes, scales]
         return codes.name, scales.name
 
