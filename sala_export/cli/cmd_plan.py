@@ -238,6 +238,9 @@ def _build_table(found: Plan) -> Table:
     written = build.plan_bytes + build.scratch_bytes
     both = format_bytes(written + build.copied_bytes)
     table.add_row("disk", f"{format_bytes(written)} beside linked weights, {both} if they are copied")
+    if build.scratch_bytes:
+        size = format_bytes(build.scratch_bytes)
+        table.add_row("", f"of it {size} of constants inside the plan, and as much only until it is built")
     return table
 
 
