@@ -207,15 +207,14 @@ inline std::string safetensors_file(const TestTensors& tensors, std::map<std::st
     header[name] = {{"dtype", safetensors_type(tensor.dtype)},
                     {"shape", tensor.shape},
                     {"data_offsets", {data.size(), data.size() + tensor.bytes.size()}}};
-    offsets[name] = static_cast<int64_t>(data.size());
     data += tensor.bytes;
   }
   std::string text = header.dump();
   if (text.size() % 2 == 0) text += ' ';
-  for (auto& [name, offset] : offsets) {
-    if (tensors.contains(name)) offset += static_cast<int64_t>(8 + text.size());
-  }
   const uint64_t length = text.size();
+  for (const auto& [name, fields] : header.items()) {
+    offsets[name] = static_cast<int64_t>(sizeof length + length) + fields["data_offsets"][0].get<int64_t>();
+  }
   return std::string(reinterpret_cast<const char*>(&length), sizeof length) + text + data;
 }
 
