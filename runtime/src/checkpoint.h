@@ -14,7 +14,7 @@ namespace sala {
 
 /// Where the checkpoint has each of `manifest.tensors`, by name. `sha256` is set where the bytes are `fixed`.
 ///
-/// kWeightsMissing if `directory` is no checkpoint; kWeightsUnsuitable, naming the field, the tensor or the file, if its
+/// kWeightsMissing if `directory` is no checkpoint. kWeightsUnsuitable, naming the field, tensor or file, if its
 /// configuration or a tensor's type or shape is not what the bundle was built for, or a file is damaged.
 Expected<std::map<std::string, StoredTensor, std::less<>>> find_tensors(const std::filesystem::path& directory,
                                                                         const Manifest& manifest);

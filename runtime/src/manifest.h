@@ -59,8 +59,8 @@ struct WeightPart {
   std::vector<std::string> tensors() const;
 };
 
-/// A weight that a graph takes as an input: its parts, one after the other. Parts of an input of shape [1] each tell its
-/// one number, and must agree.
+/// A weight that a graph takes as an input: its parts, one after the other. Parts of an input of shape [1] each tell
+/// its one number, and must agree.
 struct WeightInput {
   TensorSpec spec;
   std::vector<WeightPart> parts;

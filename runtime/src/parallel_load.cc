@@ -64,7 +64,8 @@ void ParallelLoad::watch(size_t threads) {
 }
 
 Status load_in_parallel(const ParallelLoadOptions& options, const std::function<Status(ParallelLoad&)>& worker) {
-  const size_t wanted = options.threads > 0 ? static_cast<size_t>(options.threads) : std::thread::hardware_concurrency();
+  const size_t wanted =
+      options.threads > 0 ? static_cast<size_t>(options.threads) : std::thread::hardware_concurrency();
   ParallelLoad load(options);
   std::vector<std::jthread> threads;
   // Also where `on_progress` throws: the threads, which are joined after this, need not go on.

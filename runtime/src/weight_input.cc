@@ -35,7 +35,7 @@ Error damaged(const WeightInput& input, const Parts&... parts) {
 Expected<int64_t> scale_elements(const WeightInput& input, const WeightPart& part, const WeightSource& source) {
   const StoredTensor& scales = source.tensor(part.tensor);
   const int64_t count = elements_of(scales.shape);
-  if (input.spec.dtype != DType::kFloat32) return damaged(input, "has scales, which are no ", name_of(input.spec.dtype));
+  if (input.spec.dtype != DType::kFloat32) return damaged(input, "has scales and is ", name_of(input.spec.dtype));
   for (const std::string& name : part.tensors()) {
     const DType dtype = source.tensor(name).dtype;
     if (!is_convertible(dtype)) return damaged(input, "has scales of the type ", name_of(dtype), " in ", name);

@@ -28,8 +28,9 @@ class InputReader {
   InputReader(InputReader&&) noexcept;
   ~InputReader();
 
-  /// Writes the next bytes to `to`, which is aligned as a float, and returns how many: at most `room`, which is at least
-  /// 16; 0 after the last. A few megabytes at a time are best: they are still in the processor's cache for the hash.
+  /// Writes the next bytes to `to`, which is aligned as a float, and returns how many: at most `room`, which is at
+  /// least 16 or all that is left; 0 after the last. A few megabytes at a time are best: the hash finds them in the
+  /// processor's cache.
   /// kBundleDamaged or kWeightsUnsuitable, naming the tensor, if it cannot be read or is not what it must be.
   Expected<int64_t> next(void* to, int64_t room);
 

@@ -19,8 +19,8 @@
 
 namespace sala {
 
-/// Tensors by the names of `Manifest::tensors`, every one of them checked against it but for its bytes. Safe to use from
-/// several threads.
+/// Tensors by the names of `Manifest::tensors`, every one of them checked against it but for its bytes. Safe to use
+/// from several threads.
 class WeightSource {
  public:
   /// The bundle's own. kWeightsMissing if it was built without.
@@ -31,8 +31,8 @@ class WeightSource {
   static Expected<std::unique_ptr<WeightSource>> of_checkpoint(const std::filesystem::path& directory,
                                                                const Manifest& manifest);
 
-  /// A tensor that `manifest.tensors` has; `file` is that of this source, and `sha256` is what its bytes must have, empty
-  /// if any will do.
+  /// A tensor that `manifest.tensors` has; `file` is that of this source, and `sha256` is what its bytes must have,
+  /// empty if any will do.
   const StoredTensor& tensor(std::string_view name) const;
 
   /// The folder of its files.
@@ -46,7 +46,7 @@ class WeightSource {
     const StoredTensor& tensor() const { return *tensor_; }
     /// The next `bytes` of it.
     Status read(void* to, int64_t bytes);
-    /// After the last byte. kBundleDamaged or kWeightsUnsuitable, naming the tensor, if its hash is not what it must be.
+    /// After the last byte. kBundleDamaged or kWeightsUnsuitable, naming the tensor, if it has another hash than it must.
     Status finish();
 
    private:
