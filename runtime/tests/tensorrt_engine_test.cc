@@ -208,16 +208,14 @@ TEST_F(TensorRtEngine, CallersAllocatorGivesAllDeviceMemory) {
         if (bytes > 90'000) return nullptr;
         CUdeviceptr data = 0;
         cuda().largest_block = INT64_MAX;
-        static const auto allocate =
-            reinterpret_cast<CUresult (*)(CUdeviceptr*, size_t)>(dlsym(dlopen(FAKE_CUDA, RTLD_NOW), "cuMemAlloc_v2"));
+        const auto allocate = cuda_function<CUresult(CUdeviceptr*, size_t)>("cuMemAlloc_v2");
         EXPECT_EQ(allocate(&data, static_cast<size_t>(bytes)), CUDA_SUCCESS) << "its GPU is current";
         cuda().largest_block = 0;  // nobody else may
         taken[reinterpret_cast<void*>(data)] = bytes;
         return reinterpret_cast<void*>(data);
       },
       [&](void* data, int64_t bytes) {
-        static const auto free =
-            reinterpret_cast<CUresult (*)(CUdeviceptr)>(dlsym(dlopen(FAKE_CUDA, RTLD_NOW), "cuMemFree_v2"));
+        const auto free = cuda_function<CUresult(CUdeviceptr)>("cuMemFree_v2");
         EXPECT_EQ(taken[data], bytes);
         taken.erase(data);
         EXPECT_EQ(free(reinterpret_cast<CUdeviceptr>(data)), CUDA_SUCCESS);
@@ -252,9 +250,8 @@ TEST_F(TensorRtEngine, CallersAllocatorGivesAllDeviceMemory) {
 
 TEST_F(TensorRtEngine, CallersStreamIsUsedAndLeftOpen) {
   FakeBundle bundle;
-  static void* driver = dlopen(FAKE_CUDA, RTLD_NOW);
   CUstream stream = nullptr;
-  reinterpret_cast<CUresult (*)(CUstream*, unsigned)>(dlsym(driver, "cuStreamCreate"))(&stream, CU_STREAM_NON_BLOCKING);
+  cuda_function<CUresult(CUstream*, unsigned)>("cuStreamCreate")(&stream, CU_STREAM_NON_BLOCKING);
   LoadOptions options = TensorRtEngine::options();
   options.tensorrt.stream = stream;
   {
@@ -266,7 +263,7 @@ TEST_F(TensorRtEngine, CallersStreamIsUsedAndLeftOpen) {
     EXPECT_EQ(values(*session->prefill(prompt(30))), values(*mock.session().prefill(prompt(30))));
   }
   EXPECT_EQ(cuda().streams, 1);
-  reinterpret_cast<CUresult (*)(CUstream)>(dlsym(driver, "cuStreamDestroy_v2"))(stream);
+  cuda_function<CUresult(CUstream)>("cuStreamDestroy_v2")(stream);
 }
 
 }  // namespace

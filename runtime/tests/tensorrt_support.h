@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "fakes/fake_bundle.h"
+#include "fake_bundle.h"
 #include "fakes/fake_cuda.h"
 #include "fakes/fake_tensorrt.h"
 #include "mock_engine.h"
@@ -20,6 +20,12 @@ inline FakeCuda& cuda() {
   // By its path first: the engine then gets this one for the name of the real driver.
   static void* library = dlopen(FAKE_CUDA, RTLD_NOW | RTLD_LOCAL);
   return *reinterpret_cast<FakeCuda* (*)()>(dlsym(library, "fake_cuda"))();
+}
+
+/// A function of the fake driver, which is opened, not linked.
+template <class Function>
+Function* cuda_function(const char* symbol) {
+  return reinterpret_cast<Function*>(dlsym(dlopen(FAKE_CUDA, RTLD_NOW), symbol));
 }
 
 inline FakeTensorRt& tensorrt_fake() {

@@ -105,7 +105,9 @@ struct Tensor {
   Dims dims;
   Dims largest[2];  // by profile; of dynamic inputs alone
 
-  bool is_dynamic() const { return std::any_of(dims.extents, dims.extents + dims.count, [](int64_t x) { return x < 0; }); }
+  bool is_dynamic() const {
+    return std::any_of(dims.extents, dims.extents + dims.count, [](int64_t extent) { return extent < 0; });
+  }
 
   /// Bytes of a static tensor.
   int64_t bytes() const {

@@ -77,7 +77,9 @@ class Comparison {
     const bool is_input = call<int32_t>(engine_, interface_.get_tensor_io_mode, name) == kInputTensor;
     const Specs& specs = is_input ? inputs_ : outputs_;
     const auto found = specs.find(name);
-    if (found == specs.end()) return damaged("has the tensor ", name, ", which ", kManifestFile, " does not have there");
+    if (found == specs.end()) {
+      return damaged("has the tensor ", name, ", which ", kManifestFile, " does not have there");
+    }
     const TensorSpec& spec = *found->second;
     if (call<int32_t>(engine_, interface_.get_tensor_data_type, name) != data_type(spec.dtype)) {
       return damaged("has ", name, " in another type than ", name_of(spec.dtype), ", which ", kManifestFile, " says");

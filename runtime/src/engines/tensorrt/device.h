@@ -15,8 +15,8 @@ namespace sala::tensorrt {
 class Device {
  public:
   /// The first GPU of one of the bundle's compute capabilities. kDeviceMissing if there is no driver or no GPU at all,
-  /// kDeviceUnsuitable if those present are others: says which the bundle is for, the runtimes that can run it here, and
-  /// the command that builds it for the first GPU here too.
+  /// kDeviceUnsuitable if those present are others: says which the bundle is for, the runtimes that can run it here,
+  /// and the command that builds it for the first GPU here too.
   static Expected<std::shared_ptr<const Device>> find(const Manifest& manifest);
 
   Device(const Device&) = delete;

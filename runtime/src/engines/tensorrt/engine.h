@@ -18,8 +18,8 @@ namespace sala::tensorrt {
 class TensorRtEngine final : public Engine {
  public:
   /// Finds the GPU and the library, proves the plan, loads it and uploads the weights. kDeviceMissing,
-  /// kDeviceUnsuitable, kLibraryMissing and kLibraryUnusable say that the bundle cannot run on this machine's GPU, if it
-  /// has one.
+  /// kDeviceUnsuitable, kLibraryMissing and kLibraryUnusable say that the bundle cannot run on this machine's GPU, if
+  /// it has one.
   static Expected<std::shared_ptr<const Engine>> create(const std::filesystem::path& bundle, const Manifest& manifest,
                                                         const LoadOptions& options, const WeightSource& source);
 

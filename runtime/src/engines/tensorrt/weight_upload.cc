@@ -122,6 +122,9 @@ std::vector<size_t> by_size(std::span<const WeightInput> inputs) {
 Expected<DeviceWeights> upload_weights(const Device& device, DeviceMemory& memory, PinnedMemory& pinned,
                                        std::span<const WeightInput> inputs, const WeightSource& source,
                                        const std::function<bool(int64_t done, int64_t total)>& on_progress) {
+  int64_t total = 0;
+  for (const WeightInput& input : inputs) total += weight_bytes(input);
+  if (on_progress && !on_progress(0, total)) return error(ErrorCode::kStopped, "loading the weights was stopped");
   const WeightLayout layout(inputs);
   auto arena = memory.reserve(layout.bytes(), "end other programs on the GPU");
   if (!arena) return arena.error();
@@ -136,14 +139,12 @@ Expected<DeviceWeights> upload_weights(const Device& device, DeviceMemory& memor
     }
     return uploader.finish();
   };
-  const int64_t total = std::accumulate(inputs.begin(), inputs.end(), int64_t{0},
-                                        [](int64_t sum, const WeightInput& input) { return sum + weight_bytes(input); });
-  SALA_RETURN_IF_ERROR(
-      load_in_parallel({.items = inputs.size(),
-                        .total_bytes = total,
-                        .threads = static_cast<int32_t>(std::min(std::thread::hardware_concurrency(), kMostThreads)),
-                        .on_progress = on_progress},
-                       work));
+  const unsigned threads = std::min(std::thread::hardware_concurrency(), kMostThreads);
+  SALA_RETURN_IF_ERROR(load_in_parallel({.items = inputs.size(),
+                                         .total_bytes = total,
+                                         .threads = static_cast<int32_t>(threads),
+                                         .on_progress = on_progress},
+                                        work));
   return DeviceWeights(*std::move(arena), inputs, layout);
 }
 

@@ -15,8 +15,8 @@
 
 namespace sala::tensorrt {
 
-/// Reads, hashes and converts inputs that `check_inputs` has taken, on up to eight threads, each of which copies a block
-/// to the GPU while it reads the next. The host's memory holds a few megabytes for each thread.
+/// Reads, hashes and converts inputs that `check_inputs` has taken, on up to eight threads, each of which copies a
+/// block to the GPU while it reads the next. The host's memory holds a few megabytes for each thread.
 ///
 /// `on_progress`: as LoadOptions::on_progress, in bytes on the GPU. The first error ends all threads, and nothing stays
 /// behind. Its message names the tensor, or the weight that could not be copied.

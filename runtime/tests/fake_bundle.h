@@ -15,7 +15,7 @@
 #include <utility>
 #include <vector>
 
-#include "fakes/fake_weights.h"
+#include "fake_weights.h"
 #include "mock_engine.h"
 #include "sala/model.h"
 #include "sha256.h"
@@ -176,7 +176,6 @@ class FakeBundle {
                              "graph/cpu.onnx"}) {
       files[name] = "not used";
     }
-    files[kPlan] = plan_text(weights);
     const MockEngine step;
     const ModelConfig config = mock_config();
     const Json none = Json::array();
@@ -186,8 +185,7 @@ class FakeBundle {
                  {{"source", config.source},
                   {"config", config_json()},
                   {"config_sha256", "c0"},
-                  {"inv_freq", config.inv_freq},
-                  {"fingerprint", fingerprint(tensors)}}},
+                  {"inv_freq", config.inv_freq}}},
                 {"precision", "bf16"},
                 {"graph",
                  {{"file", "graph/model.onnx"},
@@ -195,20 +193,18 @@ class FakeBundle {
                   {"outputs", json_of(step.outputs_)},
                   {"operators", none},
                   {"cpu", {{"file", "graph/cpu.onnx"}, {"inputs", none}, {"outputs", none}, {"weights", none}}}}},
-                {"engine", engine_json(weights)},
                 {"text", none}};
+    take_weights();
   }
 
   FakeBundle(const FakeBundle&) = delete;
   FakeBundle& operator=(const FakeBundle&) = delete;
   ~FakeBundle() { std::filesystem::remove_all(directory_.parent_path()); }
 
-  /// One more weight, of a tensor of its own.
-  void add(const std::string& tensor, const TestTensor& stored, const TestWeight& weight) {
-    tensors[tensor] = stored;
-    weights.push_back(weight);
+  /// Plan and manifest follow `tensors` and `weights`, after these have changed.
+  void take_weights() {
     files[kPlan] = plan_text(weights);
-    manifest["engine"]["weights"] = json_of(weights);
+    manifest["engine"] = engine_json(weights);
     manifest["model"]["fingerprint"] = fingerprint(tensors);
   }
 
