@@ -1,4 +1,4 @@
-"""The engine on the GPU that it was built for, against the CPU runtime on the same bundle."""
+"""The engine on a GPU that it was built for, against the CPU runtime on the same bundle."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.bundles import tiny_bundle, tiny_shards
+from support.bundles import tiny_bundle
 
 import sala_export
 from sala_export.engine.recipe import Recipe, load_recipe
@@ -33,14 +33,9 @@ def recipe_of_this_gpu(config: pytest.Config) -> Recipe:
     pytest.skip(reason)
 
 
-@pytest.fixture(scope="module", params=["one plan", "shards"])
-def bundle(request: pytest.FixtureRequest) -> Path:
-    recipe = recipe_of_this_gpu(request.config)
-    if request.param == "one plan":
-        return tiny_bundle(recipe.name)
-    if recipe.name != "rtx5090":
-        pytest.skip("the shards of the tests are for the RTX 5090")
-    return tiny_shards()
+@pytest.fixture(scope="module")
+def bundle(pytestconfig: pytest.Config) -> Path:
+    return tiny_bundle(recipe_of_this_gpu(pytestconfig).name)
 
 
 @pytest.fixture(scope="module")
