@@ -38,7 +38,7 @@ Runs a bundle on token ids and prints the ids that it generates.
   --top-p P                 draw from the most likely tokens of total probability P (default 1)
   --repetition-penalty R    more than 1 makes tokens of the context less likely (default 1)
   --seed N                  seed of the draws (default 0)
-  --runtime NAME            tensorrt: the engine, on a GPU; onnxruntime: the CPU; auto: the first that can (default auto)
+  --runtime NAME            tensorrt: the engine, on a GPU; onnxruntime: the CPU; auto: what can (default auto)
   --no-decode-graph         tensorrt: enqueue every decode step instead of replaying a captured one
   --runtime-cache FILE      tensorrt: what was compiled for this GPU (default: beside the bundle)
   --threads N               onnxruntime: threads that compute; 0: all cores (default 0)

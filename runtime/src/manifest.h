@@ -51,8 +51,8 @@ struct Dequantization {
 /// Consecutive elements of a weight input, from one tensor: plain, scales or dequantised (FORMAT.md).
 struct WeightPart {
   std::string tensor;
-  int64_t rows = 0;    // of scales; 0: these are none
-  std::string factor;  // tensor of one number that multiplies scales; empty: none
+  int64_t rows = 0;      // of scales; 0: these are none
+  std::string factor{};  // tensor of one number that multiplies scales; empty: none
   std::optional<Dequantization> dequantization{};
 
   /// The names of all tensors that it is made from.

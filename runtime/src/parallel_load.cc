@@ -49,7 +49,6 @@ void ParallelLoad::finish(Status outcome) {
   changed_.notify_one();
 }
 
-/// Tells of progress until all workers have finished.
 void ParallelLoad::watch(size_t threads) {
   std::unique_lock lock(mutex_);
   while (!changed_.wait_for(lock, kProgressInterval, [&] { return finished_ == threads; })) {

@@ -37,6 +37,7 @@ class ParallelLoad {
                                  const std::function<Status(ParallelLoad&)>& worker);
   void run(const std::function<Status(ParallelLoad&)>& worker) noexcept;
   void finish(Status outcome);
+  /// Tells of progress until all workers have finished.
   void watch(size_t threads);
 
   const ParallelLoadOptions& options_;
@@ -45,8 +46,8 @@ class ParallelLoad {
   std::atomic<bool> ending_ = false;
   std::mutex mutex_;
   std::condition_variable changed_;
-  size_t finished_ = 0;           // workers
-  Status outcome_ = success();    // the first error
+  size_t finished_ = 0;         // workers
+  Status outcome_ = success();  // the first error
 };
 
 /// Runs `worker` on several threads, each of which takes items until there are none. The first error ends the load, as

@@ -36,10 +36,10 @@ class Dequantizer {
   int64_t rows_per_scale_;
   int64_t columns_per_scale_;
   std::string scales_;
-  std::array<float, 256> table_;     // the number of each code
+  std::array<float, 256> table_;  // the number of each code
   int64_t row_ = 0;
   int64_t column_ = 0;
-  std::vector<float> row_scales_;    // those of the current row, times the global scale
+  std::vector<float> row_scales_;  // those of the current row, times the global scale
 };
 
 }  // namespace sala

@@ -46,7 +46,8 @@ class WeightSource {
     const StoredTensor& tensor() const { return *tensor_; }
     /// The next `bytes` of it.
     Status read(void* to, int64_t bytes);
-    /// After the last byte. kBundleDamaged or kWeightsUnsuitable, naming the tensor, if it has another hash than it must.
+    /// After the last byte. kBundleDamaged or kWeightsUnsuitable, naming the tensor, if its hash is not what it must
+    /// be.
     Status finish();
 
    private:
