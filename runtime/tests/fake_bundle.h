@@ -84,7 +84,9 @@ inline std::string plan_text(const std::vector<TestWeight>& weights) {
 
 inline Json json_of(const TensorSpec& spec) {
   Json shape = Json::array();
-  for (const Extent& extent : spec.shape) shape.push_back(extent.symbol.empty() ? Json(extent.value) : extent.symbol);
+  for (const Extent& extent : spec.shape) {
+    shape.push_back(extent.symbol.empty() ? Json(extent.value) : Json(extent.symbol));
+  }
   return {{"name", spec.name}, {"dtype", name_of(spec.dtype)}, {"shape", shape}};
 }
 

@@ -39,9 +39,9 @@ class TensorRtWeights : public TensorRt {
   /// Weights of several blocks: converted to another width, to the same width, and as they are, of an odd size.
   static void add_large(FakeBundle& bundle) {
     const int64_t elements = 3 * kBlockBytes / 2 + 7;
-    for (const auto& [name, dtype, bytes] : {std::tuple("large.fp32", DType::kFloat32, fp32_from_bf16),
-                                             {"large.fp16", DType::kFloat16, fp16_from_bf16},
-                                             {"large.bf16", DType::kBFloat16, packed_bytes}}) {
+    for (const auto& [name, dtype, bytes] : {std::tuple("large.fp32", DType::kFloat32, &fp32_from_bf16),
+                                             {"large.fp16", DType::kFloat16, &fp16_from_bf16},
+                                             {"large.bf16", DType::kBFloat16, &packed_bytes}}) {
       add(bundle, name, {DType::kBFloat16, {elements}, bf16_bytes(elements, 77)}, dtype, bytes);
     }
     const int64_t codes = 2 * kBlockBytes + 1;
