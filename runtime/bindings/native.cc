@@ -42,17 +42,18 @@ nb::object copy(std::span<const T> values) {
   return nb::cast(nb::ndarray<nb::numpy, T, nb::ndim<1>>(data, {values.size()}, owner));
 }
 
-/// Progress reports to Python, and Ctrl-C between chunks. What Python raises is kept and stops the prefill: it must not
+/// Progress reports to Python, and Ctrl-C between them. What Python raises is kept and stops the work: it must not
 /// travel through the core.
 class ProgressReporter {
  public:
   explicit ProgressReporter(nb::object callback) : callback_(std::move(callback)) {}
 
-  bool operator()(const PrefillProgress& progress) {
+  template <class... Values>
+  bool operator()(const Values&... values) {
     const nb::gil_scoped_acquire locked;
     try {
       if (PyErr_CheckSignals() != 0) throw nb::python_error();
-      if (!callback_.is_none()) callback_(progress.tokens_done, progress.tokens_total, progress.seconds);
+      if (!callback_.is_none()) callback_(values...);
       return true;
     } catch (nb::python_error& raised) {
       raised_.emplace(std::move(raised));
@@ -130,7 +131,10 @@ class PyPrefiller {
         reporter_(std::make_shared<ProgressReporter>(std::move(on_progress))),
         prefiller_(unwrap(Prefiller::create(
             session_.session,
-            {context_length, [reporter = reporter_](const PrefillProgress& progress) { return (*reporter)(progress); }},
+            {context_length,
+             [reporter = reporter_](const PrefillProgress& progress) {
+               return (*reporter)(progress.tokens_done, progress.tokens_total, progress.seconds);
+             }},
             tokens_total))) {}
 
   void feed(const TokenArray& token_ids) {
@@ -162,7 +166,8 @@ Model load(const std::filesystem::path& bundle, const std::string& runtime,
            const std::optional<std::filesystem::path>& onnxruntime_library,
            const std::optional<std::filesystem::path>& operators_library,
            const std::optional<std::filesystem::path>& tensorrt_library,
-           const std::optional<std::filesystem::path>& runtime_cache, bool decode_graph, int32_t threads,
+           const std::optional<std::filesystem::path>& runtime_cache, bool decode_graph,
+           const std::optional<std::filesystem::path>& weights, nb::object on_progress, int32_t threads,
            bool verify_hashes) {
   LoadOptions options;
   options.runtime = unwrap(runtime_from_name(runtime));
@@ -171,12 +176,16 @@ Model load(const std::filesystem::path& bundle, const std::string& runtime,
   options.tensorrt.library = tensorrt_library.value_or("");
   options.tensorrt.runtime_cache = runtime_cache.value_or("");
   options.tensorrt.decode_graph = decode_graph;
+  options.weights = weights.value_or("");
+  ProgressReporter reporter(std::move(on_progress));
+  options.on_progress = [&](int64_t done, int64_t total) { return reporter(done, total); };
   options.threads = threads;
   options.verify_hashes = verify_hashes;
   auto model = [&] {
     const nb::gil_scoped_release unlocked;
     return Model::load(bundle, options);
   }();
+  reporter.rethrow();
   return unwrap(std::move(model));
 }
 
@@ -247,7 +256,7 @@ NB_MODULE(_native, module) {
   nb::class_<Model>(module, "Model")
       .def_static("load", &load, "bundle"_a, nb::kw_only(), "runtime"_a, "onnxruntime_library"_a.none(),
                   "operators_library"_a.none(), "tensorrt_library"_a.none(), "runtime_cache"_a.none(), "decode_graph"_a,
-                  "threads"_a, "verify_hashes"_a)
+                  "weights"_a.none(), "on_progress"_a.none(), "threads"_a, "verify_hashes"_a)
       .def_static("create", &create_model, "engine"_a, nb::kw_only(), "source"_a, "fingerprint"_a, "vocab_size"_a,
                   "max_position_embeddings"_a, "eos_token_ids"_a, "inv_freq"_a, "kernel_size"_a, "kernel_stride"_a)
       .def_prop_ro("runtime", [](const Model& model) { return std::string(model.engine().name()); })

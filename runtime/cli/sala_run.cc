@@ -1,6 +1,7 @@
 // sala-run: token ids in, generated token ids out.
 
 #include <charconv>
+#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <functional>
@@ -26,6 +27,7 @@ constexpr std::string_view kUsage = R"(usage: sala-run BUNDLE --tokens FILE [opt
 Runs a bundle on token ids and prints the ids that it generates.
 
   --tokens FILE             ids of the prompt, decimal, separated by white space; - for standard input
+  --weights DIR             a checkpoint whose weights take the place of the bundle's: a fine-tune, for example
   --load-state FILE         start from a saved session
   --save-state FILE         save the session at the end
   --max-new-tokens N        ids to generate (default 256)
@@ -36,7 +38,7 @@ Runs a bundle on token ids and prints the ids that it generates.
   --top-p P                 draw from the most likely tokens of total probability P (default 1)
   --repetition-penalty R    more than 1 makes tokens of the context less likely (default 1)
   --seed N                  seed of the draws (default 0)
-  --runtime NAME            tensorrt: the engine, on its GPU; onnxruntime: the CPU; auto: the first that can (default auto)
+  --runtime NAME            tensorrt: the engine, on a GPU; onnxruntime: the CPU; auto: what can (default auto)
   --no-decode-graph         tensorrt: enqueue every decode step instead of replaying a captured one
   --runtime-cache FILE      tensorrt: what was compiled for this GPU (default: beside the bundle)
   --threads N               onnxruntime: threads that compute; 0: all cores (default 0)
@@ -98,11 +100,25 @@ std::function<bool(std::string_view)> path(T& target) {
   };
 }
 
+/// Shows how far the weights are, every second, and lets Ctrl-C stop them.
+std::function<bool(int64_t, int64_t)> load_progress() {
+  using Clock = std::chrono::steady_clock;
+  return [shown = Clock::now()](int64_t done, int64_t total) mutable {
+    if (Clock::now() - shown > std::chrono::seconds(1)) {
+      shown = Clock::now();
+      std::fprintf(stderr, "weights %lld/%lld MiB\n", static_cast<long long>(done >> 20),
+                   static_cast<long long>(total >> 20));
+    }
+    return interrupted == 0;
+  };
+}
+
 sala::Expected<Arguments> parse(int count, char** values) {
   Arguments arguments;
   sala::SamplingOptions& sampling = arguments.generate.sampling;
   const std::map<std::string_view, std::function<bool(std::string_view)>> valued = {
       {"--tokens", path(arguments.tokens)},
+      {"--weights", path(arguments.load.weights)},
       {"--load-state", path(arguments.load_state)},
       {"--save-state", path(arguments.save_state)},
       {"--max-new-tokens", number(arguments.generate.max_new_tokens)},
@@ -142,6 +158,7 @@ sala::Expected<Arguments> parse(int count, char** values) {
     }
   }
   arguments.load.tensorrt.decode_graph = !arguments.no_decode_graph;
+  arguments.load.on_progress = load_progress();
   if (!arguments.help && arguments.bundle.empty()) return wrong("the bundle is missing");
   if (!arguments.help && !arguments.tokens && !arguments.load_state) return wrong("--tokens is missing");
   return arguments;

@@ -16,12 +16,21 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     return 0;
   }
   // What a runtime then relies on.
-  if (manifest->engine.shards.empty() || manifest->config.inv_freq.empty()) std::abort();
+  if (manifest->engine.compute_capabilities.empty() || manifest->config.inv_freq.empty()) std::abort();
   for (const auto& name : manifest->needed_files) {
     if (manifest->file(name) == nullptr) std::abort();
   }
   for (const auto& file : manifest->files) {
     if (file.path.empty() || file.path.front() == '/' || file.bytes < 0) std::abort();
+  }
+  for (const auto* inputs : {&manifest->cpu.weights, &manifest->engine.weights}) {
+    for (const auto& input : *inputs) {
+      for (const auto& part : input.parts) {
+        for (const auto& tensor : part.tensors()) {
+          if (!manifest->tensors.contains(tensor)) std::abort();
+        }
+      }
+    }
   }
   return 0;
 }

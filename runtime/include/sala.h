@@ -44,7 +44,7 @@ extern "C" {
 #endif
 
 #define SALA_ABI_MAJOR 1
-#define SALA_ABI_MINOR 0
+#define SALA_ABI_MINOR 1
 #define SALA_ABI_VERSION (SALA_ABI_MAJOR * 1000 + SALA_ABI_MINOR)
 
 /* The SALA_ABI_VERSION of the library that runs. */
@@ -109,6 +109,9 @@ typedef struct sala_model sala_model;
 typedef void* (*sala_device_allocate)(int64_t bytes, void* user_data);
 typedef void (*sala_device_release)(void* data, int64_t bytes, void* user_data);
 
+/* Told of the weights' bytes while they are loaded, in the thread that loads. 0 stops the load (SALA_ERROR_STOPPED). */
+typedef int32_t (*sala_load_callback)(int64_t done_bytes, int64_t total_bytes, void* user_data);
+
 typedef struct sala_load_options {
   size_t struct_size;
   const char* runtime;             /* "auto", "onnxruntime", "tensorrt"; NULL: "auto" */
@@ -121,14 +124,19 @@ typedef struct sala_load_options {
   sala_device_release device_release;   /* given if and only if device_allocate is */
   void* device_user_data;               /* for both */
   int32_t threads;                      /* that compute on the CPU; 0: as many as the machine has cores */
-  int32_t verify_hashes;                /* not 0: hash every file of the bundle, not only the graph */
+  int32_t verify_hashes;                /* not 0: hash every file of the bundle, not only what is loaded */
   int32_t no_decode_graph;              /* not 0: enqueue every decode step instead of replaying a CUDA graph */
+  /* Since 1.1. */
+  const char* weights;            /* a checkpoint directory whose weights take the place of the bundle's: of the same
+                                     configuration, names, types and shapes. NULL: the bundle's own */
+  sala_load_callback on_progress; /* NULL: none */
+  void* load_user_data;           /* for on_progress */
 } sala_load_options;
 
 #define SALA_LOAD_OPTIONS_INIT \
-  {sizeof(sala_load_options), NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0, 0, 0}
+  {sizeof(sala_load_options), NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0, 0, 0, NULL, NULL, NULL}
 
-/* Opens a bundle directory and loads its engine or, on the CPU, its weights. */
+/* Opens a bundle directory and loads its engine and weights. */
 SALA_API sala_error* sala_model_load(const char* bundle, const sala_load_options* options, sala_model** model);
 SALA_API void sala_model_destroy(sala_model* model);
 
@@ -138,7 +146,7 @@ SALA_API const char* sala_model_engine_name(const sala_model* model);
 SALA_API const char* sala_model_runtime_reason(const sala_model* model);
 /* Type of activations and caches: "fp32", "bf16" or "fp16". States pass between engines of one precision. */
 SALA_API const char* sala_model_precision(const sala_model* model);
-/* Where the checkpoint came from. */
+/* Where the weights came from. */
 SALA_API const char* sala_model_source(const sala_model* model);
 /* Equal for equal models. */
 SALA_API const char* sala_model_fingerprint(const sala_model* model);

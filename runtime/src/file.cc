@@ -30,7 +30,8 @@ Error File::failed(const char* action) const {
 }
 
 Expected<File> File::open(const std::filesystem::path& path, ErrorCode if_failed) {
-  File file(path, open_descriptor(path, O_RDONLY), if_failed);
+  // O_NONBLOCK does nothing to a file, and does not wait for the other end of what is none.
+  File file(path, open_descriptor(path, O_RDONLY | O_NONBLOCK), if_failed);
   struct stat status;
   if (file.descriptor_ < 0 || fstat(file.descriptor_, &status) != 0) return file.failed("opened");
   if (!S_ISREG(status.st_mode)) return sala::error(if_failed, path.string(), " is not a file");

@@ -13,12 +13,13 @@ namespace sala {
 
 namespace {
 
-constexpr int64_t kSchemaVersion = 3;
+constexpr int64_t kSchemaVersion = 4;
 constexpr int64_t kManifestLimitBytes = int64_t{64} << 20;
 
 DType dtype_of(const Field& field) {
   const std::string name = field.string();
-  for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kInt32, DType::kInt64}) {
+  for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kInt32, DType::kInt64,
+                            DType::kFloat8E4M3FN, DType::kFloat4E2M1FN, DType::kInt8, DType::kUInt8}) {
     if (name_of(dtype) == name) return dtype;
   }
   field.expect(false, "is not an element type");
@@ -59,48 +60,31 @@ std::vector<FileEntry> files_of(const Field& field) {
 }
 
 Dequantization dequantization_of(const Field& field) {
-  field.allow_only({"precision", "columns", "scale", "scale_shape", "global_scale"});
+  field.allow_only({"precision", "columns", "scale", "global_scale"});
   Dequantization result;
   const std::string precision = field["precision"].string();
   const std::array names{"fp8", "int8", "int4", "nvfp4"};
   const auto found = std::find(names.begin(), names.end(), precision);
   field["precision"].expect(found != names.end(), "is not a quantised precision");
   result.codes = static_cast<Codes>(std::min<size_t>(static_cast<size_t>(found - names.begin()), names.size() - 1));
-  // Sizes of a dimension: their products stay below the range of int64.
-  const auto extent = [](const Field& size) {
-    const int64_t value = size.integer(1);
-    size.expect(value <= INT32_MAX, "is no size of a weight");
-    return std::clamp<int64_t>(value, 1, INT32_MAX);
-  };
-  result.columns = extent(field["columns"]);
-  const Field scale = field["scale"];
-  scale.allow_only({"file", "offset", "bytes", "dtype", "dequantization"});
-  scale["dtype"].string();
-  scale["dequantization"].expect(scale["dequantization"].is_null(), "scales are plain numbers");
-  result.scale_file = path_of(scale["file"]);
-  result.scale_offset = scale["offset"].integer(0);
-  result.scale_bytes = scale["bytes"].integer(0);
-  const auto blocks = field["scale_shape"].elements();
-  field["scale_shape"].expect(blocks.size() == 2, "expected two numbers");
-  if (blocks.size() == 2) {
-    result.block_rows = extent(blocks[0]);
-    result.block_columns = extent(blocks[1]);
-  }
+  result.columns = std::max<int64_t>(1, field["columns"].integer(1));
+  result.scale = field["scale"].string();
   result.global_scale = static_cast<float>(field["global_scale"].number());
   field["global_scale"].expect(std::isfinite(result.global_scale) && result.global_scale > 0.0f, "is no scale");
   return result;
 }
 
+/// Whether an optional member has a value.
+bool given(const Field& field, const char* name) { return field.has(name) && !field[name].is_null(); }
+
 WeightPart part_of(const Field& part) {
-  part.allow_only({"file", "offset", "bytes", "dtype", "dequantization"});
-  WeightPart result{path_of(part["file"]), part["offset"].integer(0), part["bytes"].integer(0), DType::kFloat32, {}};
-  const Field how = part["dequantization"];
-  if (how.is_null()) {
-    result.dtype = dtype_of(part["dtype"]);
-  } else {
-    part["dtype"].string();
-    result.dequantization = dequantization_of(how);
-  }
+  part.allow_only({"tensor", "rows", "factor", "dequantization"});
+  WeightPart result{.tensor = part["tensor"].string(), .rows = 0, .factor = {}, .dequantization = {}};
+  if (given(part, "rows")) result.rows = part["rows"].integer(1);
+  if (given(part, "factor")) result.factor = part["factor"].string();
+  if (given(part, "dequantization")) result.dequantization = dequantization_of(part["dequantization"]);
+  part.expect(result.rows == 0 || !result.dequantization, "is dequantised and has rows of scales");
+  part.expect(result.factor.empty() || result.rows != 0, "has a factor without rows of scales");
   return result;
 }
 
@@ -130,7 +114,9 @@ void check_config(const Field& config, const Field& sparse) {
   for (const char* name : {"bos_token_id", "pad_token_id"}) {
     if (!config[name].is_null()) config[name].integer(0);
   }
-  for (const Field& mixer : config["mixer_types"].elements()) {
+  const auto mixers = config["mixer_types"].elements();
+  config["mixer_types"].expect(!mixers.empty(), "is empty");
+  for (const Field& mixer : mixers) {
     const std::string name = mixer.string();
     mixer.expect(name == "minicpm4" || name == "lightning-attn", "is not a mixer");
   }
@@ -146,7 +132,7 @@ void check_config(const Field& config, const Field& sparse) {
 }
 
 ModelConfig config_of(const Field& model) {
-  model.allow_only({"source", "config", "inv_freq", "fingerprint"});
+  model.allow_only({"source", "config", "config_sha256", "inv_freq", "fingerprint"});
   const Field config = model["config"];
   const Field sparse = config["sparse_config"];
   check_config(config, sparse);
@@ -177,8 +163,43 @@ ModelConfig config_of(const Field& model) {
   return result;
 }
 
+StoredTensor stored_tensor_of(const Field& field) {
+  field.allow_only({"file", "offset", "bytes", "dtype", "shape", "sha256", "fixed"});
+  StoredTensor tensor;
+  tensor.file = field["file"].string();
+  tensor.offset = field["offset"].integer(0);
+  tensor.bytes = field["bytes"].integer(0);
+  tensor.dtype = dtype_of(field["dtype"]);
+  field["dtype"].expect(tensor.dtype != DType::kFloat4E2M1FN, "is not a type of stored tensors");
+  for (const Field& extent : field["shape"].elements()) tensor.shape.push_back(extent.integer(0));
+  tensor.sha256 = field["sha256"].string();
+  if (field.has("fixed")) tensor.fixed = field["fixed"].flag();
+  field["bytes"].expect(tensor.bytes == bytes_of(tensor.dtype, elements_of(tensor.shape)),
+                        "is not what its type and shape take");
+  return tensor;
+}
+
+/// Tensors lie inside their files.
+void read_weights(const Field& weights, Manifest& manifest) {
+  weights.allow_only({"included", "files", "tensors"});
+  manifest.weights_included = weights["included"].flag();
+  std::map<std::string, int64_t> sizes;
+  for (const Field& file : weights["files"].elements()) {
+    file.allow_only({"path", "bytes"});
+    manifest.weight_files.emplace_back(path_of(file["path"]), file["bytes"].integer(0));
+    sizes.insert(manifest.weight_files.back());
+  }
+  for (const auto& [name, field] : weights["tensors"].members()) {
+    const StoredTensor& tensor = manifest.tensors[name] = stored_tensor_of(field);
+    const auto file = sizes.find(tensor.file);
+    field.expect(file != sizes.end(), "is in " + tensor.file + ", which is not among weights.files");
+    field.expect(file != sizes.end() && tensor.bytes <= file->second && tensor.offset <= file->second - tensor.bytes,
+                 "ends behind the end of " + tensor.file);
+  }
+}
+
 void read_graph(const Field& graph, Manifest& manifest) {
-  graph.allow_only({"file", "inputs", "outputs", "operators", "weights_included", "weights", "cpu"});
+  graph.allow_only({"file", "inputs", "outputs", "operators", "cpu"});
   manifest.needed_files.push_back(path_of(graph["file"]));
   manifest.inputs = tensors_of(graph["inputs"]);
   manifest.outputs = tensors_of(graph["outputs"]);
@@ -188,61 +209,11 @@ void read_graph(const Field& graph, Manifest& manifest) {
     node["type"].string();
     node["node"].string();
   }
-  manifest.weights_included = graph["weights_included"].flag();
-  for (const FileEntry& weights : files_of(graph["weights"])) {
-    if (manifest.weights_included) manifest.needed_files.push_back(weights.path);
-  }
   const Field cpu = graph["cpu"];
   cpu.allow_only({"file", "inputs", "outputs", "weights"});
   manifest.cpu = {path_of(cpu["file"]), tensors_of(cpu["inputs"]), tensors_of(cpu["outputs"]),
                   weights_of(cpu["weights"])};
   manifest.needed_files.push_back(manifest.cpu.file);
-}
-
-ShardEntry shard_of(const Field& shard, std::vector<std::string>& needed_files) {
-  shard.allow_only({"plan", "report", "log", "first_layer", "num_layers", "inputs", "outputs",
-                    "plugin_library_serialized"});
-  for (const char* name : {"plan", "report", "log"}) needed_files.push_back(path_of(shard[name]));
-  return {path_of(shard["plan"]),
-          shard["first_layer"].integer(0),
-          shard["num_layers"].integer(1),
-          tensors_of(shard["inputs"]),
-          tensors_of(shard["outputs"]),
-          shard["plugin_library_serialized"].flag()};
-}
-
-/// The name under which the residual stream enters a layer from another shard.
-std::string stream_name(int64_t layer) { return "hidden_states." + std::to_string(layer); }
-
-bool has(const std::vector<TensorSpec>& tensors, const std::string& name, const TensorSpec** found) {
-  const auto at = std::find_if(tensors.begin(), tensors.end(), [&](const auto& spec) { return spec.name == name; });
-  *found = at == tensors.end() ? nullptr : &*at;
-  return at != tensors.end();
-}
-
-/// Shards hold each layer once, and what one gives is what the next takes.
-std::vector<ShardEntry> shards_of(const Field& field, int64_t layers, std::vector<std::string>& needed_files) {
-  std::vector<ShardEntry> result;
-  int64_t next = 0;
-  for (const Field& element : field.elements()) {
-    ShardEntry shard = shard_of(element, needed_files);
-    element["first_layer"].expect(shard.first_layer == next, "does not follow the shard before");
-    element["num_layers"].expect(shard.num_layers <= layers - std::min(next, layers), "exceeds the model's layers");
-    next = shard.first_layer + std::min(shard.num_layers, layers);
-    const TensorSpec* given = nullptr;
-    const TensorSpec* taken = nullptr;
-    if (!result.empty()) {
-      const std::string name = stream_name(shard.first_layer);
-      const bool passes = has(result.back().outputs, name, &given) && has(shard.inputs, name, &taken);
-      element["inputs"].expect(passes && given->dtype == taken->dtype && given->shape == taken->shape,
-                               "does not take the hidden_states that the shard before gives");
-      element["plugin_library_serialized"].expect(!shard.plugin_library_serialized,
-                                                  "only the first shard may carry the plugin library");
-    }
-    result.push_back(std::move(shard));
-  }
-  field.expect(next == layers, "does not hold every layer of the model");
-  return result;
 }
 
 std::map<std::string, ProfileRanges, std::less<>> profiles_of(const Field& field) {
@@ -261,23 +232,39 @@ std::map<std::string, ProfileRanges, std::less<>> profiles_of(const Field& field
   return result;
 }
 
-EngineEntry engine_of(const Field& engine, int64_t layers, std::vector<std::string>& needed_files) {
-  engine.allow_only({"shards", "gpu", "gpu_name", "compute_capability", "tensorrt_flavour", "tensorrt_version",
-                     "plugin_library_sha256", "profiles", "device_memory_bytes"});
-  engine["gpu"].string();
+std::vector<GpuEntry> gpus_of(const Field& field) {
+  std::vector<GpuEntry> result;
+  for (const Field& gpu : field.elements()) {
+    gpu.allow_only({"recipe", "name", "compute_capability", "memory_bytes", "reserve_bytes", "max_context"});
+    for (const char* name : {"memory_bytes", "reserve_bytes", "max_context"}) gpu[name].integer(0);
+    result.push_back({gpu["recipe"].string(), gpu["name"].string(), gpu["compute_capability"].string()});
+  }
+  return result;
+}
+
+EngineEntry engine_of(const Field& engine, std::vector<std::string>& needed_files) {
+  engine.allow_only({"plan", "report", "log", "graph", "weights", "target", "gpus", "compute_capabilities",
+                     "tensorrt_flavour", "tensorrt_version", "plugin_library_sha256", "profiles",
+                     "device_memory_bytes"});
+  for (const char* name : {"plan", "report", "log", "graph"}) needed_files.push_back(path_of(engine[name]));
   for (const auto& [part, bytes] : engine["device_memory_bytes"].members()) bytes.integer(0);
   const std::string flavour = engine["tensorrt_flavour"].string();
   engine["tensorrt_flavour"].expect(flavour == "rtx" || flavour == "tensorrt", "is neither rtx nor tensorrt");
-  return {shards_of(engine["shards"], layers, needed_files),
-          engine["gpu_name"].string(),
-          engine["compute_capability"].string(),
-          flavour,
-          engine["tensorrt_version"].string(),
-          engine["plugin_library_sha256"].string(),
-          profiles_of(engine["profiles"])};
+  std::vector<std::string> capabilities;
+  for (const Field& capability : engine["compute_capabilities"].elements()) capabilities.push_back(capability.string());
+  engine["compute_capabilities"].expect(!capabilities.empty(), "is empty");
+  return {.plan = engine["plan"].string(),
+          .weights = weights_of(engine["weights"]),
+          .target = engine["target"].string(),
+          .gpus = gpus_of(engine["gpus"]),
+          .compute_capabilities = std::move(capabilities),
+          .tensorrt_flavour = flavour,
+          .tensorrt_version = engine["tensorrt_version"].string(),
+          .plugin_library_sha256 = engine["plugin_library_sha256"].string(),
+          .profiles = profiles_of(engine["profiles"])};
 }
 
-/// Files that a graph needs must be listed, and parts lie inside them.
+/// Files that other fields name must be listed, and so must the tensors that weights are made of.
 Status check_references(const Manifest& manifest, const std::string& where) {
   const auto damaged = [&](const auto&... parts) {
     return error(ErrorCode::kBundleDamaged, where, ": ", parts..., " (build the bundle again)");
@@ -285,27 +272,60 @@ Status check_references(const Manifest& manifest, const std::string& where) {
   for (const std::string& name : manifest.needed_files) {
     if (manifest.file(name) == nullptr) return damaged("it needs ", name, ", which is not among files");
   }
-  if (!manifest.weights_included) return success();
-  const auto check = [&](const WeightInput& weight, const std::string& path, int64_t offset, int64_t bytes) -> Status {
-    const FileEntry* file = manifest.file(path);
-    if (file == nullptr) return damaged("weight ", weight.spec.name, " is in ", path, ", which is not among files");
-    if (bytes > file->bytes || offset > file->bytes - bytes) {
-      return damaged("weight ", weight.spec.name, " ends behind the end of ", path);
-    }
-    return success();
-  };
-  for (const WeightInput& weight : manifest.cpu.weights) {
-    for (const WeightPart& part : weight.parts) {
-      SALA_RETURN_IF_ERROR(check(weight, part.file, part.offset, part.bytes));
-      if (!part.dequantization) continue;
-      const Dequantization& how = *part.dequantization;
-      SALA_RETURN_IF_ERROR(check(weight, how.scale_file, how.scale_offset, how.scale_bytes));
+  for (const auto* inputs : {&manifest.cpu.weights, &manifest.engine.weights}) {
+    for (const WeightInput& input : *inputs) {
+      for (const WeightPart& part : input.parts) {
+        for (const std::string& name : part.tensors()) {
+          if (manifest.tensors.contains(name)) continue;
+          return damaged("weight ", input.spec.name, " needs ", name, ", which is not among weights.tensors");
+        }
+      }
     }
   }
   return success();
 }
 
+/// The command that builds the bundle of an older manifest again, as far as that tells what was asked for.
+std::string rebuild_command(const Json& content) {
+  const auto told = [&](const char* pointer, const char* otherwise) {
+    const Json::json_pointer at(pointer);
+    return content.contains(at) && content[at].is_string() ? content[at].get<std::string>() : std::string(otherwise);
+  };
+  const std::string source = told("/model/source", "DIR_OR_HUB_ID");
+  return "sala-export build --gpu " + told("/engine/gpu", "GPU") + " --model " + source.substr(0, source.find('@')) +
+         " --precision " + told("/precision", "bf16");
+}
+
+Status check_version(const Json& content, const std::string& where) {
+  std::string problem;
+  const int64_t version = Field(content, "", problem)["schema_version"].integer();
+  if (!problem.empty()) return error(ErrorCode::kBundleDamaged, where, ": ", problem, " (build the bundle again)");
+  if (version == kSchemaVersion) return success();
+  const std::string advice = version > kSchemaVersion ? "update sala-export"
+                                                      : "build it again: " + rebuild_command(content);
+  return error(ErrorCode::kBundleSchema, where, " has schema_version ", version, ", this release reads ",
+               kSchemaVersion, ": ", advice);
+}
+
+/// Compares the size of a file of the bundle.
+Status check_size(const std::filesystem::path& path, int64_t bytes) {
+  const auto file = File::open(path, ErrorCode::kBundleDamaged);
+  if (!file) return file.error();
+  if (file->bytes() != bytes) {
+    return error(ErrorCode::kBundleDamaged, path.string(), " has ", file->bytes(), " bytes, ", kManifestFile, " says ",
+                 bytes, ": copy the bundle again");
+  }
+  return success();
+}
+
 }  // namespace
+
+std::vector<std::string> WeightPart::tensors() const {
+  std::vector<std::string> names{tensor};
+  if (!factor.empty()) names.push_back(factor);
+  if (dequantization) names.push_back(dequantization->scale);
+  return names;
+}
 
 const FileEntry* Manifest::file(const std::string& path) const {
   const auto found =
@@ -318,29 +338,28 @@ Expected<Manifest> parse_manifest(std::string_view text, const std::string& wher
   if (!document || !document->is_object()) {
     return error(ErrorCode::kBundleDamaged, where, " is not a JSON object: the bundle is damaged, build it again");
   }
+  SALA_RETURN_IF_ERROR(check_version(*document, where));
   std::string problem;
   const Field root(*document, "", problem);
-  const int64_t version = root["schema_version"].integer();
-  if (problem.empty() && version != kSchemaVersion) {
-    return error(ErrorCode::kBundleSchema, where, " has schema_version ", version, ", this release reads ",
-                 kSchemaVersion, version > kSchemaVersion ? ": update sala-export" : ": build it again");
-  }
-  root.allow_only({"schema_version", "created_by", "model", "precision", "graph", "engine", "text", "files"});
+  root.allow_only({"schema_version", "created_by", "model", "precision", "weights", "graph", "engine", "text",
+                   "files"});
   Manifest manifest;
   root["created_by"].string();
   manifest.config = config_of(root["model"]);
+  manifest.config_sha256 = root["model"]["config_sha256"].string();
   manifest.precision = root["precision"].string();
   const std::array precisions{"bf16", "fp16", "fp8", "int8", "int4", "nvfp4"};
   root["precision"].expect(std::find(precisions.begin(), precisions.end(), manifest.precision) != precisions.end(),
                            "is not a precision");
+  read_weights(root["weights"], manifest);
   read_graph(root["graph"], manifest);
-  const auto layers = root["model"]["config"]["mixer_types"].elements();
-  manifest.engine = engine_of(root["engine"], static_cast<int64_t>(layers.size()), manifest.needed_files);
+  manifest.engine = engine_of(root["engine"], manifest.needed_files);
   for (const Field& file : root["text"].elements()) manifest.needed_files.push_back(path_of(file));
   manifest.files = files_of(root["files"]);
   if (!problem.empty()) {
     return error(ErrorCode::kBundleDamaged, where, ": ", problem, " (build the bundle again)");
   }
+  manifest.model_config = (*document)["model"]["config"];
   SALA_RETURN_IF_ERROR(check_references(manifest, where));
   return manifest;
 }
@@ -359,14 +378,9 @@ Expected<Manifest> read_manifest(const std::filesystem::path& bundle) {
   if (!text) return text.error();
   auto manifest = parse_manifest(*text, path.string());
   if (!manifest) return manifest;
-  for (const FileEntry& entry : manifest->files) {
-    const auto file = File::open(bundle / entry.path, ErrorCode::kBundleDamaged);
-    if (!file) return file.error();
-    if (file->bytes() != entry.bytes) {
-      return error(ErrorCode::kBundleDamaged, file->path().string(), " has ", file->bytes(), " bytes, ", kManifestFile,
-                   " says ", entry.bytes, ": copy the bundle again");
-    }
-  }
+  for (const FileEntry& entry : manifest->files) SALA_RETURN_IF_ERROR(check_size(bundle / entry.path, entry.bytes));
+  if (!manifest->weights_included) return manifest;
+  for (const auto& [file, bytes] : manifest->weight_files) SALA_RETURN_IF_ERROR(check_size(bundle / file, bytes));
   return manifest;
 }
 

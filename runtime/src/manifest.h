@@ -1,4 +1,4 @@
-// `bundle.json`, schema 4. The format is described beside its writer, sala_export/bundle/manifest.py.
+// `bundle.json`, schema 4. The format is described in sala_export/bundle/FORMAT.md.
 
 #pragma once
 
@@ -51,13 +51,16 @@ struct Dequantization {
 /// Consecutive elements of a weight input, from one tensor: plain, scales or dequantised (FORMAT.md).
 struct WeightPart {
   std::string tensor;
-  int64_t rows = 0;    // of scales; 0: these are none
-  std::string factor;  // tensor of one number that multiplies scales; empty: none
+  int64_t rows = 0;      // of scales; 0: these are none
+  std::string factor{};  // tensor of one number that multiplies scales; empty: none
   std::optional<Dequantization> dequantization{};
+
+  /// The names of all tensors that it is made from.
+  std::vector<std::string> tensors() const;
 };
 
-/// A weight that a graph takes as an input: its parts, one after the other. Parts of an input of shape [1] each tell its
-/// one number, and must agree.
+/// A weight that a graph takes as an input: its parts, one after the other. Parts of an input of shape [1] each tell
+/// its one number, and must agree.
 struct WeightInput {
   TensorSpec spec;
   std::vector<WeightPart> parts;

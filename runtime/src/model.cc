@@ -4,33 +4,56 @@
 
 #include "engines/onnxruntime/engine.h"
 #include "engines/tensorrt/engine.h"
-#include "engines/tensorrt/library.h"
 #include "manifest.h"
 #include "model_data.h"
 #include "session_core.h"
 #include "state_file.h"
+#include "weight_source.h"
 
 namespace sala {
 
 namespace {
 
-Expected<std::shared_ptr<const Engine>> onnxruntime_engine(const std::filesystem::path& bundle,
-                                                           const Manifest& manifest, const LoadOptions& options,
-                                                           const std::string& reason) {
-  if (!manifest.weights_included) {
-    const EngineEntry& engine = manifest.engine;
-    return error(ErrorCode::kWeightsMissing, bundle.string(),
-                 " was built with --no-weights, so only its engine can run: it needs ", engine.gpu_name,
-                 " (compute capability ", engine.compute_capability, ") and ", tensorrt::title(engine),
-                 "; for the CPU, build the bundle with weights", reason.empty() ? "" : ". Here: ", reason);
-  }
-  return OnnxRuntimeEngine::create(bundle, manifest, options);
+Expected<std::unique_ptr<WeightSource>> source_of(const std::filesystem::path& bundle, const Manifest& manifest,
+                                                  const LoadOptions& options) {
+  return options.weights.empty() ? WeightSource::of_bundle(bundle, manifest)
+                                 : WeightSource::of_checkpoint(options.weights, manifest);
+}
+
+/// The last name of a path, which may end with a slash.
+std::string name_of_directory(const std::filesystem::path& path) {
+  std::error_code ignored;  // without a current directory there is no better name either
+  const auto whole = std::filesystem::absolute(path, ignored).lexically_normal();
+  return (whole.has_filename() ? whole : whole.parent_path()).filename().string();
+}
+
+/// Of the model with the weights that were loaded.
+Expected<ModelConfig> config_of(const Manifest& manifest, const LoadOptions& options, const WeightSource& source) {
+  ModelConfig config = manifest.config;
+  if (source.is_of_bundle()) return config;
+  const auto fingerprint = source.fingerprint();
+  if (!fingerprint) return fingerprint.error();
+  config.fingerprint = *fingerprint;
+  config.source = name_of_directory(options.weights);
+  return config;
 }
 
 /// Whether an engine could not be made because this machine lacks what it is for, and not because something is broken.
 bool is_for_elsewhere(const Error& error) {
   return error.code == ErrorCode::kDeviceMissing || error.code == ErrorCode::kDeviceUnsuitable ||
          error.code == ErrorCode::kLibraryMissing || error.code == ErrorCode::kLibraryUnusable;
+}
+
+/// `reason` takes why `auto` did not take TensorRT.
+Expected<std::shared_ptr<const Engine>> load_engine(const std::filesystem::path& bundle, const Manifest& manifest,
+                                                    const LoadOptions& options, WeightSource& source,
+                                                    std::string& reason) {
+  if (options.runtime != Runtime::kOnnxRuntime) {
+    auto engine = tensorrt::TensorRtEngine::create(bundle, manifest, options, source);
+    if (engine || options.runtime == Runtime::kTensorRt || !is_for_elsewhere(engine.error())) return engine;
+    reason = engine.error().message;
+  }
+  return OnnxRuntimeEngine::create(bundle, manifest, options, source);
 }
 
 }  // namespace
@@ -43,19 +66,17 @@ Expected<Runtime> runtime_from_name(std::string_view name) {
 }
 
 Expected<Model> Model::load(const std::filesystem::path& bundle, const LoadOptions& options) {
-  auto manifest = read_manifest(bundle);
+  const auto manifest = read_manifest(bundle);
   if (!manifest) return manifest.error();
   if (options.verify_hashes) SALA_RETURN_IF_ERROR(verify_hashes(bundle, *manifest));
+  const auto source = source_of(bundle, *manifest, options);
+  if (!source) return source.error();
   std::string reason;
-  if (options.runtime != Runtime::kOnnxRuntime) {
-    auto engine = tensorrt::TensorRtEngine::create(bundle, *manifest, options.tensorrt);
-    if (engine) return create(std::move(manifest->config), *std::move(engine));
-    if (options.runtime == Runtime::kTensorRt || !is_for_elsewhere(engine.error())) return engine.error();
-    reason = engine.error().message;
-  }
-  auto engine = onnxruntime_engine(bundle, *manifest, options, reason);
+  auto engine = load_engine(bundle, *manifest, options, **source, reason);
   if (!engine) return engine.error();
-  return create(std::move(manifest->config), *std::move(engine), std::move(reason));
+  auto config = config_of(*manifest, options, **source);
+  if (!config) return config.error();
+  return create(*std::move(config), *std::move(engine), std::move(reason));
 }
 
 Expected<Model> Model::create(ModelConfig config, std::shared_ptr<const Engine> engine) {

@@ -25,21 +25,23 @@ constexpr std::pair<DType, std::string_view> kTypes[] = {{DType::kFloat32, "F32"
                                                          {DType::kFloat16, "F16"},
                                                          {DType::kBFloat16, "BF16"},
                                                          {DType::kInt32, "I32"},
-                                                         {DType::kInt64, "I64"}};
+                                                         {DType::kInt64, "I64"},
+                                                         {DType::kFloat8E4M3FN, "F8_E4M3"},
+                                                         {DType::kInt8, "I8"},
+                                                         {DType::kUInt8, "U8"}};
 
 std::string_view spelling(DType dtype) {
   return std::find_if(std::begin(kTypes), std::end(kTypes), [&](const auto& type) { return type.first == dtype; })
       ->second;
 }
 
-StoredTensor tensor_of(const std::string& name, const Field& entry, int64_t data_start) {
+SafetensorsTensor tensor_of(const std::string& name, const Field& entry, int64_t data_start) {
   entry.allow_only({"dtype", "shape", "data_offsets"});
-  StoredTensor tensor;
+  SafetensorsTensor tensor;
   tensor.name = name;
-  const std::string dtype = entry["dtype"].string();
-  const auto type =
-      std::find_if(std::begin(kTypes), std::end(kTypes), [&](const auto& known) { return known.second == dtype; });
-  entry["dtype"].expect(type != std::end(kTypes), "is not an element type of a state");
+  tensor.type = entry["dtype"].string();
+  const auto type = std::find_if(std::begin(kTypes), std::end(kTypes),
+                                 [&](const auto& known) { return known.second == tensor.type; });
   if (type != std::end(kTypes)) tensor.dtype = type->first;
   for (const Field& extent : entry["shape"].elements()) tensor.shape.push_back(extent.integer(0));
   const std::vector<Field> offsets = entry["data_offsets"].elements();
@@ -49,16 +51,11 @@ StoredTensor tensor_of(const std::string& name, const Field& entry, int64_t data
   const int64_t end = offsets[1].integer(begin);
   const int64_t elements = elements_of(tensor.shape);
   tensor.bytes = end - begin;
-  entry.expect(
-      elements >= 0 && tensor.bytes / bytes_of(tensor.dtype) == elements && tensor.bytes % bytes_of(tensor.dtype) == 0,
-      "shape and data_offsets disagree");
+  entry.expect(elements >= 0 && (!tensor.dtype || tensor.bytes == bytes_of(*tensor.dtype, elements)),
+               "shape and data_offsets disagree");
   entry.expect(begin <= INT64_MAX - data_start, "lies beyond every file");
   tensor.offset = begin <= INT64_MAX - data_start ? data_start + begin : 0;
   return tensor;
-}
-
-Error damaged(const File& file, const std::string& what) {
-  return error(ErrorCode::kStateDamaged, file.path().string(), " is damaged: ", what, "; save the session again");
 }
 
 }  // namespace
@@ -67,15 +64,15 @@ std::string write_safetensors_header(SafetensorsHeader& header) {
   Json json = Json::object();
   json[kMetadata] = header.metadata;
   int64_t end = 0;
-  for (const StoredTensor& tensor : header.tensors) {
+  for (const SafetensorsTensor& tensor : header.tensors) {
     const int64_t begin = end;
     end += tensor.bytes;
-    json[tensor.name] = {{"dtype", spelling(tensor.dtype)}, {"shape", tensor.shape}, {"data_offsets", {begin, end}}};
+    json[tensor.name] = {{"dtype", spelling(*tensor.dtype)}, {"shape", tensor.shape}, {"data_offsets", {begin, end}}};
   }
   std::string text = json.dump();
   text.append(static_cast<size_t>(-static_cast<int64_t>(text.size()) & (kAlignmentBytes - 1)), ' ');
   int64_t offset = kLengthBytes + static_cast<int64_t>(text.size());
-  for (StoredTensor& tensor : header.tensors) {
+  for (SafetensorsTensor& tensor : header.tensors) {
     tensor.offset = offset;
     offset += tensor.bytes;
   }
@@ -83,10 +80,12 @@ std::string write_safetensors_header(SafetensorsHeader& header) {
   return std::string(length.begin(), length.end()) + text;
 }
 
-Expected<SafetensorsHeader> read_safetensors_header(const File& file) {
+namespace {
+
+/// The text of a header, and where the data begin.
+Expected<std::pair<std::string, int64_t>> read_text(const File& file, const SafetensorsUse& use) {
   const auto foreign = [&] {
-    return error(ErrorCode::kStateForeign, file.path().string(),
-                 " is not a safetensors file: give a file that Session::save wrote");
+    return error(use.foreign, file.path().string(), " is not a safetensors file: ", use.if_foreign);
   };
   uint64_t header_bytes = 0;
   if (file.bytes() < kLengthBytes) return foreign();
@@ -94,37 +93,52 @@ Expected<SafetensorsHeader> read_safetensors_header(const File& file) {
   if (header_bytes > static_cast<uint64_t>(kMaxHeaderBytes)) return foreign();
   const int64_t data_start = kLengthBytes + static_cast<int64_t>(header_bytes);
   if (file.bytes() < data_start) {
-    return damaged(
-        file, "it has " + std::to_string(file.bytes()) + " bytes, its header ends at " + std::to_string(data_start));
+    return error(use.damaged, file.path().string(), " is damaged: it has ", file.bytes(), " bytes, its header ends at ",
+                 data_start, "; ", use.if_damaged);
   }
   std::string text(static_cast<size_t>(header_bytes), '\0');
   SALA_RETURN_IF_ERROR(file.read(kLengthBytes, text.data(), static_cast<int64_t>(header_bytes)));
-  const auto json = parse_json(text);
-  if (!json || !json->is_object()) return foreign();
+  return std::pair(std::move(text), data_start);
+}
 
+/// What is wrong with the places of the tensors, which it sorts; empty if nothing is.
+std::string check_places(std::vector<SafetensorsTensor>& tensors, int64_t data_start, int64_t file_bytes) {
+  std::stable_sort(tensors.begin(), tensors.end(), [](const SafetensorsTensor& a, const SafetensorsTensor& b) {
+    return std::pair(a.offset, a.bytes) < std::pair(b.offset, b.bytes);
+  });
+  int64_t end = data_start;
+  for (const SafetensorsTensor& tensor : tensors) {
+    if (tensor.offset != end) return "the data of " + tensor.name + " leaves a gap or overlaps";
+    if (tensor.bytes > file_bytes - end) {
+      return "it is truncated, " + tensor.name + " ends behind its " + std::to_string(file_bytes) + " bytes";
+    }
+    end += tensor.bytes;
+  }
+  return end == file_bytes ? "" : std::to_string(file_bytes - end) + " bytes follow its last tensor";
+}
+
+}  // namespace
+
+Expected<SafetensorsHeader> read_safetensors_header(const File& file, const SafetensorsUse& use) {
+  const auto text = read_text(file, use);
+  if (!text) return text.error();
+  const auto json = parse_json(text->first);
+  if (!json || !json->is_object()) {
+    return error(use.foreign, file.path().string(), " is not a safetensors file: ", use.if_foreign);
+  }
   std::string problem;
   SafetensorsHeader header;
   for (const auto& [name, entry] : Field(*json, "", problem).members()) {
     if (name == kMetadata) {
       for (const auto& [key, value] : entry.members()) header.metadata[key] = value.string();
     } else {
-      header.tensors.push_back(tensor_of(name, entry, data_start));
+      header.tensors.push_back(tensor_of(name, entry, text->second));
     }
   }
-  if (!problem.empty()) return damaged(file, "in its header, " + problem);
-  std::stable_sort(header.tensors.begin(), header.tensors.end(), [](const StoredTensor& a, const StoredTensor& b) {
-    return std::pair(a.offset, a.bytes) < std::pair(b.offset, b.bytes);
-  });
-  int64_t end = data_start;
-  for (const StoredTensor& tensor : header.tensors) {
-    if (tensor.offset != end) return damaged(file, "the data of " + tensor.name + " leaves a gap or overlaps");
-    if (tensor.bytes > file.bytes() - end) {
-      return damaged(file,
-                     "it is truncated, " + tensor.name + " ends behind its " + std::to_string(file.bytes()) + " bytes");
-    }
-    end += tensor.bytes;
+  problem = problem.empty() ? check_places(header.tensors, text->second, file.bytes()) : "in its header, " + problem;
+  if (!problem.empty()) {
+    return error(use.damaged, file.path().string(), " is damaged: ", problem, "; ", use.if_damaged);
   }
-  if (end != file.bytes()) return damaged(file, std::to_string(file.bytes() - end) + " bytes follow its last tensor");
   return header;
 }
 

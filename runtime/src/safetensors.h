@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,9 +14,10 @@
 
 namespace sala {
 
-struct StoredTensor {
+struct SafetensorsTensor {
   std::string name;
-  DType dtype = DType::kFloat32;
+  std::optional<DType> dtype;  // none: of a type that no state and no weight has
+  std::string type;            // in the spelling of safetensors, as it was read
   Shape shape;
   int64_t offset = 0;  // bytes from the start of the file
   int64_t bytes = 0;
@@ -23,14 +25,22 @@ struct StoredTensor {
 
 struct SafetensorsHeader {
   std::map<std::string, std::string> metadata;
-  std::vector<StoredTensor> tensors;  // in the order of their data
+  std::vector<SafetensorsTensor> tensors;  // in the order of their data
 };
 
 /// Header length and header for tensors that follow each other in this order; their offsets are set.
 std::string write_safetensors_header(SafetensorsHeader& header);
 
-/// Reads and checks a header. kStateForeign if the file is of another kind, kStateDamaged if it is truncated or its
+/// What a file is read as: the codes of its errors, and what to do about them.
+struct SafetensorsUse {
+  ErrorCode foreign;
+  const char* if_foreign;
+  ErrorCode damaged;
+  const char* if_damaged;
+};
+
+/// Reads and checks a header. `use.foreign` if the file is of another kind, `use.damaged` if it is truncated or its
 /// entries contradict each other.
-Expected<SafetensorsHeader> read_safetensors_header(const File& file);
+Expected<SafetensorsHeader> read_safetensors_header(const File& file, const SafetensorsUse& use);
 
 }  // namespace sala

@@ -22,9 +22,8 @@ int64_t cache_bytes(const ModelData& model, int64_t max_context) {
   const SymbolSizes sizes = cache_sizes(model.config, std::max(max_context, model.engine->limits().least_capacity));
   int64_t total = 0;
   for (const CacheSpec& spec : model.step.caches) {
-    const int64_t elements = elements_of(spec.past.bound(sizes));
-    if (elements < 0 || elements > (INT64_MAX - total) / bytes_of(spec.past.dtype)) return -1;
-    total += elements * bytes_of(spec.past.dtype);
+    const int64_t bytes = bytes_of(spec.past.dtype, elements_of(spec.past.bound(sizes)));
+    if (bytes < 0 || __builtin_add_overflow(total, bytes, &total)) return -1;
   }
   return total;
 }
@@ -78,12 +77,12 @@ Status SessionCore::allocate() {
   std::vector<CacheBinding> bindings;
   for (const CacheSpec& spec : model_->step.caches) {
     const Shape shape = spec.past.bound(sizes);
-    const int64_t elements = elements_of(shape);
-    if (elements < 0 || elements > INT64_MAX / bytes_of(spec.past.dtype)) {
+    const int64_t bytes = bytes_of(spec.past.dtype, elements_of(shape));
+    if (bytes < 0) {
       return error(ErrorCode::kOutOfMemory, "cache ", spec.past.name, " of ", max_context_,
                    " tokens exceeds the address space; choose a smaller max_context");
     }
-    auto buffer = model_->engine->memory().allocate(elements * bytes_of(spec.past.dtype));
+    auto buffer = model_->engine->memory().allocate(bytes);
     if (!buffer) return buffer.error();
     caches_.push_back({*std::move(buffer), shape});
     bindings.push_back({spec.past.name, spec.present_name, spec.past.dtype, shape, caches_.back().buffer.data()});

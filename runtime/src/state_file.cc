@@ -19,6 +19,8 @@ constexpr const char* kVersion = "1";
 constexpr const char* kTokenIds = "token_ids";
 constexpr const char* kLogits = "logits";
 constexpr int64_t kStagingBytes = int64_t{4} << 20;
+constexpr SafetensorsUse kState{ErrorCode::kStateForeign, "give a file that Session::save wrote",
+                                ErrorCode::kStateDamaged, "save the session again"};
 
 /// The rows of a cache that a state holds, as equal pieces of consecutive bytes.
 struct ValidRows {
@@ -31,12 +33,11 @@ struct ValidRows {
 ValidRows valid_rows(const ModelConfig& config, const CacheSpec& spec, Shape cache_shape, int64_t tokens) {
   ValidRows valid;
   valid.shape = std::move(cache_shape);
-  const int64_t element_bytes = bytes_of(spec.past.dtype);
   if (spec.rows == CacheRows::kAll) {
-    valid.piece_bytes = valid.stride_bytes = elements_of(valid.shape) * element_bytes;
+    valid.piece_bytes = valid.stride_bytes = bytes_of(spec.past.dtype, elements_of(valid.shape));
     return valid;
   }
-  int64_t row_bytes = element_bytes;
+  int64_t row_bytes = bytes_of(spec.past.dtype, 1);
   for (size_t axis = 0; axis < valid.shape.size(); ++axis) {
     if (axis < spec.row_axis) valid.pieces *= valid.shape[axis];
     if (axis > spec.row_axis) row_bytes *= valid.shape[axis];
@@ -57,8 +58,8 @@ SafetensorsHeader describe(const ModelData& model, int64_t position, int64_t pas
                      {"precision", std::string(model.engine->precision())},
                      {"past_length", std::to_string(past_length)}};
   const auto add = [&](std::string name, DType dtype, Shape shape) {
-    const int64_t bytes = elements_of(shape) * bytes_of(dtype);
-    header.tensors.push_back({std::move(name), dtype, std::move(shape), 0, bytes});
+    const int64_t bytes = bytes_of(dtype, elements_of(shape));
+    header.tensors.push_back({std::move(name), dtype, {}, std::move(shape), 0, bytes});
   };
   add(kTokenIds, DType::kInt32, {position});
   if (past_length == position && position > 0) add(kLogits, DType::kFloat32, {model.config.vocab_size});
@@ -89,7 +90,7 @@ Status write_all(const SessionCore& session, File& file) {
   SafetensorsHeader header = describe(session.model(), session.position(), session.past_length());
   const std::string text = write_safetensors_header(header);
   SALA_RETURN_IF_ERROR(file.write(text.data(), static_cast<int64_t>(text.size())));
-  SALA_RETURN_IF_ERROR(file.write(session.tokens().data(), session.position() * bytes_of(DType::kInt32)));
+  SALA_RETURN_IF_ERROR(file.write(session.tokens().data(), bytes_of(DType::kInt32, session.position())));
   const auto logits = session.logits();
   SALA_RETURN_IF_ERROR(file.write(logits.data(), static_cast<int64_t>(logits.size_bytes())));
   std::vector<char> staging(static_cast<size_t>(kStagingBytes));
@@ -155,7 +156,7 @@ Expected<StateInfo> check_metadata(const SafetensorsHeader& header, const File& 
   const auto parsed = std::from_chars(text.data(), text.data() + text.size(), info.past_length);
   const bool numeric = parsed.ec == std::errc() && parsed.ptr == text.data() + text.size();
   const auto ids = std::find_if(header.tensors.begin(), header.tensors.end(),
-                                [](const StoredTensor& tensor) { return tensor.name == kTokenIds; });
+                                [](const SafetensorsTensor& tensor) { return tensor.name == kTokenIds; });
   if (ids != header.tensors.end() && ids->shape.size() == 1) info.position = ids->shape[0];
   const int64_t pending = info.position - info.past_length;
   if (!numeric || info.past_length < 0 || info.past_length > INT32_MAX || pending < 0 || pending > 1) {
@@ -170,13 +171,13 @@ Status check_tensors(const SafetensorsHeader& header, const File& file, const Mo
   const auto damaged = [&](const auto&... parts) {
     return error(ErrorCode::kStateDamaged, file.path().string(), " is damaged: ", parts..., "; save the session again");
   };
-  for (const StoredTensor& wanted : expected.tensors) {
+  for (const SafetensorsTensor& wanted : expected.tensors) {
     const auto found = std::find_if(header.tensors.begin(), header.tensors.end(),
-                                    [&](const StoredTensor& tensor) { return tensor.name == wanted.name; });
+                                    [&](const SafetensorsTensor& tensor) { return tensor.name == wanted.name; });
     if (found == header.tensors.end()) return damaged("tensor ", wanted.name, " is missing");
     if (found->dtype != wanted.dtype || found->shape != wanted.shape) {
-      return damaged("tensor ", wanted.name, " is ", name_of(found->dtype), " ", to_string(found->shape), ", expected ",
-                     name_of(wanted.dtype), " ", to_string(wanted.shape));
+      return damaged("tensor ", wanted.name, " is ", found->type, " ", to_string(found->shape), ", expected ",
+                     name_of(*wanted.dtype), " ", to_string(wanted.shape));
     }
   }
   if (header.tensors.size() != expected.tensors.size()) {
@@ -185,9 +186,9 @@ Status check_tensors(const SafetensorsHeader& header, const File& file, const Mo
   return success();
 }
 
-const StoredTensor& stored(const SafetensorsHeader& header, const std::string& name) {
+const SafetensorsTensor& stored(const SafetensorsHeader& header, const std::string& name) {
   return *std::find_if(header.tensors.begin(), header.tensors.end(),
-                       [&](const StoredTensor& tensor) { return tensor.name == name; });
+                       [&](const SafetensorsTensor& tensor) { return tensor.name == name; });
 }
 
 Status read_cache(const SessionCore& session, size_t index, int64_t tokens, const SafetensorsHeader& header,
@@ -211,7 +212,7 @@ Status read_cache(const SessionCore& session, size_t index, int64_t tokens, cons
 
 template <class T>
 Expected<std::vector<T>> read_vector(const SafetensorsHeader& header, const char* name, const File& file) {
-  const StoredTensor& tensor = stored(header, name);
+  const SafetensorsTensor& tensor = stored(header, name);
   std::vector<T> values(static_cast<size_t>(elements_of(tensor.shape)));
   SALA_RETURN_IF_ERROR(file.read(tensor.offset, values.data(), tensor.bytes));
   return values;
@@ -258,7 +259,7 @@ Expected<std::unique_ptr<SessionCore>> restore_state(const std::filesystem::path
                                                      const SessionOptions& options) {
   const auto file = File::open(path, ErrorCode::kStateUnreadable);
   if (!file) return file.error();
-  const auto header = read_safetensors_header(*file);
+  const auto header = read_safetensors_header(*file, kState);
   if (!header) return header.error();
   const auto info = check_metadata(*header, *file, *model);
   if (!info) return info.error();

@@ -9,6 +9,8 @@
 #include <mutex>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "file.h"
 #include "manifest.h"
@@ -17,8 +19,8 @@
 
 namespace sala {
 
-/// Tensors by the names of `Manifest::tensors`, every one of them checked against it but for its bytes. Safe to use from
-/// several threads.
+/// Tensors by the names of `Manifest::tensors`, every one of them checked against it but for its bytes. Safe to use
+/// from several threads.
 class WeightSource {
  public:
   /// The bundle's own. kWeightsMissing if it was built without.
@@ -29,9 +31,14 @@ class WeightSource {
   static Expected<std::unique_ptr<WeightSource>> of_checkpoint(const std::filesystem::path& directory,
                                                                const Manifest& manifest);
 
-  /// A tensor that `manifest.tensors` has; `file` and `sha256` are those of this source, and the hash of a tensor that
-  /// was not read yet may be empty.
+  /// A tensor that `manifest.tensors` has; `file` is that of this source, and `sha256` is what its bytes must have,
+  /// empty if any will do.
   const StoredTensor& tensor(std::string_view name) const;
+
+  /// The folder of its files.
+  const std::filesystem::path& folder() const { return folder_; }
+  /// Whether the tensors are the bundle's own.
+  bool is_of_bundle() const { return is_of_bundle_; }
 
   /// Reads a tensor from its beginning to its end and hashes it on the way.
   class Reader {
@@ -39,28 +46,48 @@ class WeightSource {
     const StoredTensor& tensor() const { return *tensor_; }
     /// The next `bytes` of it.
     Status read(void* to, int64_t bytes);
-    /// After the last byte. kBundleDamaged or kWeightsUnsuitable, naming the tensor, if its hash is not what it must be.
+    /// After the last byte. kBundleDamaged or kWeightsUnsuitable, naming the tensor, if its hash is not what it must
+    /// be.
     Status finish();
 
    private:
     friend class WeightSource;
-    const WeightSource* source_ = nullptr;
+    Reader(const WeightSource& source, std::string_view name, const StoredTensor& tensor, const File& file)
+        : source_(&source), name_(name), tensor_(&tensor), file_(&file) {}
+
+    const WeightSource* source_;
     std::string name_;
-    const StoredTensor* tensor_ = nullptr;
-    const File* file_ = nullptr;
+    const StoredTensor* tensor_;
+    const File* file_;
     int64_t done_ = 0;
     Sha256 hash_;
   };
-  Expected<Reader> open(std::string_view name) const;
+  /// From the beginning of a tensor that `manifest.tensors` has.
+  Reader open(std::string_view name) const;
 
   /// The whole of a small tensor, such as scales; hashed too.
   Expected<std::string> read_all(std::string_view name) const;
 
-  /// The fingerprint of the model with these weights. Every tensor must have been read to its end.
-  std::string fingerprint() const;
+  /// The fingerprint of the model with these weights. Reads those that nobody has read to their end yet.
+  Expected<std::string> fingerprint() const;
 
  private:
-  // Yours to define.
+  WeightSource(std::filesystem::path folder, const Manifest& manifest, bool is_of_bundle)
+      : folder_(std::move(folder)), is_of_bundle_(is_of_bundle), config_sha256_(manifest.config_sha256) {}
+
+  Status open_files();
+  /// Reads tensors for their hashes alone, on several threads.
+  Status hash(const std::vector<std::string>& names) const;
+  /// Compares the hash of a tensor with what it must be, and remembers it.
+  Status take_hash(const std::string& name, std::string digest) const;
+
+  std::filesystem::path folder_;
+  bool is_of_bundle_;
+  std::string config_sha256_;
+  std::map<std::string, StoredTensor, std::less<>> tensors_;
+  std::map<std::string, File> files_;  // by StoredTensor::file
+  mutable std::mutex mutex_;
+  mutable std::map<std::string, std::string> hashes_;  // of the tensors that were read to their end
 };
 
 }  // namespace sala

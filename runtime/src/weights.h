@@ -1,13 +1,14 @@
-// The weights of the CPU graph: bytes of safetensors files, converted and packed.
+// The weights of the CPU graph in host memory.
 
 #pragma once
 
-#include <filesystem>
 #include <vector>
 
 #include "manifest.h"
 #include "sala/engine.h"
+#include "sala/model.h"
 #include "sala/status.h"
+#include "weight_source.h"
 
 namespace sala {
 
@@ -18,8 +19,10 @@ struct Weight {
   Buffer buffer;
 };
 
-/// Loads all weights of `manifest.cpu`, one part at a time, so that memory holds little more than the result.
-/// kBundleDamaged if the parts of a weight do not fill its shape, kOutOfMemory.
-Expected<std::vector<Weight>> load_weights(const std::filesystem::path& bundle, const Manifest& manifest);
+/// Loads all weights of `manifest.cpu` on `options.threads` threads and tells `options.on_progress`, so that memory
+/// holds little more than the result. kBundleDamaged if the parts of a weight do not fill its shape, kOutOfMemory; and
+/// what reading from `source` gives.
+Expected<std::vector<Weight>> load_weights(const Manifest& manifest, const WeightSource& source,
+                                           const LoadOptions& options);
 
 }  // namespace sala

@@ -290,6 +290,19 @@ TEST_F(CInterface, OptionsOfAnotherVersionAreUnderstoodOrRefused) {
   EXPECT_EQ(session, nullptr);
 }
 
+TEST_F(CInterface, LoadOptionsOfTheFirstVersionAreUnderstood) {
+  sala_load_options options = SALA_LOAD_OPTIONS_INIT;
+  options.runtime = "other";
+  options.struct_size = offsetof(sala_load_options, weights);
+  sala_model* model = nullptr;
+  EXPECT_NE(message_of(sala_model_load("none", &options, &model)).find("runtime 'other' is unknown"),
+            std::string::npos);
+  options.struct_size = offsetof(sala_load_options, verify_hashes);
+  EXPECT_NE(message_of(sala_model_load("none", &options, &model)).find("begin with the SALA_..._INIT"),
+            std::string::npos);
+  EXPECT_EQ(model, nullptr);
+}
+
 TEST_F(CInterface, HandlesMayBeDestroyedInAnyOrder) {
   sala_prefiller* prefiller = nullptr;
   ASSERT_EQ(code_of(sala_prefiller_create(session_, nullptr, -1, &prefiller)), 0);

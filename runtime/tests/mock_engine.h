@@ -63,6 +63,7 @@ struct Step {
 struct MockLog {
   std::vector<Step> steps;
   std::optional<size_t> fail_at;  // index of the step that fails
+  int64_t weights = 0;            // of `mock_weight`
 };
 
 class MockExecution final : public Execution {
@@ -85,7 +86,7 @@ class MockExecution final : public Execution {
       mock_state(state, ids[t], rope[2 * t + 1], context);
       mock_caches(caches, past + t, ids[t]);
     }
-    mock_logits(state, caches, past + tokens, static_cast<float*>(logits.data));
+    mock_logits(state, caches, past + tokens, log_->weights, static_cast<float*>(logits.data));
     return success();
   }
 

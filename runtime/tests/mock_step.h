@@ -1,11 +1,12 @@
 // A step whose logits are whole numbers that depend on everything a session must keep right: every token, its position,
-// its RoPE row, every cache row, the context length. Any mistake in the bookkeeping changes them. Layer 0 has a state,
-// layer 1 caches of rows, as the two mixers of the model have.
+// its RoPE row, every cache row, the context length, and on every byte of every weight. Any mistake in the bookkeeping
+// changes them. Layer 0 has a state, layer 1 caches of rows, as the two mixers of the model have.
 
 #pragma once
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 namespace sala::test {
 
@@ -20,6 +21,18 @@ constexpr int64_t kModulus = 8191;    // products of two residues are exact in f
 /// The values of a cache are whole numbers, but those of a state file are anything.
 inline int64_t mock_whole(float value) {
   return std::abs(value) < 0x1p40f ? static_cast<int64_t>(value) % kModulus : 0;
+}
+
+/// What `weights` become with the bytes of one more weight; 0 stands for none.
+inline int64_t mock_weight(int64_t weights, const void* data, int64_t bytes) {
+  uint64_t hash = static_cast<uint64_t>(weights) ^ 0xcbf29ce484222325;
+  for (int64_t at = 0; at < bytes; at += 8) {
+    uint64_t word = 0;
+    std::memcpy(&word, static_cast<const char*>(data) + at, static_cast<size_t>(bytes - at < 8 ? bytes - at : 8));
+    hash = (hash ^ word) * 0x100000001b3;
+    hash ^= hash >> 29;
+  }
+  return static_cast<int64_t>(hash % (kModulus - 1)) + 1;
 }
 
 /// A cache [kHeads, rows, kWidth].
@@ -68,8 +81,8 @@ inline void mock_caches(const MockCaches& caches, int64_t position, int64_t id) 
   mock_compress(caches.k2, caches.key, position + 1, 4 * kKernelSize, 4 * kKernelStride);
 }
 
-/// logits [kVocabSize] of a context of `tokens`.
-inline void mock_logits(const float* state, const MockCaches& caches, int64_t tokens, float* logits) {
+/// logits [kVocabSize] of a context of `tokens`; `weights` of `mock_weight`.
+inline void mock_logits(const float* state, const MockCaches& caches, int64_t tokens, int64_t weights, float* logits) {
   int64_t hash = 1;
   const auto mix = [&hash](float value) { hash = (hash * 131 + mock_whole(value)) % kModulus; };
   const auto windows = [tokens](int64_t size, int64_t stride) {
@@ -85,7 +98,7 @@ inline void mock_logits(const float* state, const MockCaches& caches, int64_t to
   mix_rows(caches.value, tokens);
   mix_rows(caches.k1, windows(kKernelSize, kKernelStride));
   mix_rows(caches.k2, windows(4 * kKernelSize, 4 * kKernelStride));
-  for (int64_t v = 0; v < kVocabSize; ++v) logits[v] = static_cast<float>((hash * (v + 1) + v * v) % kModulus);
+  for (int64_t v = 0; v < kVocabSize; ++v) logits[v] = static_cast<float>((hash * (v + 1) + v * v + weights) % kModulus);
 }
 
 }  // namespace sala::test

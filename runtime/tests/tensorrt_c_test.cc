@@ -12,12 +12,6 @@
 namespace sala::test {
 namespace {
 
-/// A function of the fake driver, which is opened, not linked.
-template <class Function>
-Function* driver(const char* symbol) {
-  return reinterpret_cast<Function*>(dlsym(dlopen(FAKE_CUDA, RTLD_NOW), symbol));
-}
-
 struct Blocks {
   int live = 0;
   int given = 0;
@@ -28,13 +22,14 @@ void* allocate(int64_t bytes, void* user_data) {
   ++blocks.live;
   ++blocks.given;
   CUdeviceptr data = 0;
-  const CUresult result = driver<CUresult(CUdeviceptr*, size_t)>("cuMemAlloc_v2")(&data, static_cast<size_t>(bytes));
+  const auto take = cuda_function<CUresult(CUdeviceptr*, size_t)>("cuMemAlloc_v2");
+  const CUresult result = take(&data, static_cast<size_t>(bytes));
   return result == CUDA_SUCCESS ? reinterpret_cast<void*>(data) : nullptr;
 }
 
 void release(void* data, int64_t, void* user_data) {
   --static_cast<Blocks*>(user_data)->live;
-  driver<CUresult(CUdeviceptr)>("cuMemFree_v2")(reinterpret_cast<CUdeviceptr>(data));
+  cuda_function<CUresult(CUdeviceptr)>("cuMemFree_v2")(reinterpret_cast<CUdeviceptr>(data));
 }
 
 class TensorRtC : public TensorRt {

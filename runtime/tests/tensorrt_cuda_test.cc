@@ -1,7 +1,5 @@
 // Drivers that are missing, too old or without a GPU.
 
-#include <fstream>
-
 #include "engines/tensorrt/cuda_driver.h"
 #include "tensorrt_support.h"
 
@@ -48,31 +46,37 @@ TEST_F(TensorRtCuda, DriverWithoutGpuIsReported) {
   expect_error(model.error(), ErrorCode::kDeviceMissing, {"has no GPU"});
 }
 
-TEST_F(TensorRtCuda, OtherGpuSaysWhichRuntimesCanRunTheBundle) {
+TEST_F(TensorRtCuda, OtherGpuSaysWhichRuntimesCanRunTheBundleAndHowToAddIt) {
   cuda().devices = {{9, 0}, {8, 6}};
   FakeBundle bundle;
-  bundle.manifest["graph"]["weights_included"] = true;
   const auto model = load(bundle);
   ASSERT_FALSE(model);
   expect_error(model.error(), ErrorCode::kDeviceUnsuitable,
-               {"for Fake GPU (compute capability 12.0)", "this machine has Fake GPU 0 (9.0), Fake GPU 1 (8.6)",
-                "runtime onnxruntime, which runs the bundle on this machine's CPU", "torch, which runs it on any"});
+               {"for Fake GPU (12.0) and other GPUs of compute capability 8.9, 12.0",
+                "this machine has Fake GPU 0 (9.0), Fake GPU 1 (8.6)",
+                "runtime onnxruntime, which runs the bundle on this machine's CPU", "torch, which runs it on any",
+                "sala-export build --gpu 'fakes,Fake GPU 0'"});
   EXPECT_EQ(take_events(), std::vector<std::string>()) << "TensorRT was not asked";
 }
 
-TEST_F(TensorRtCuda, OtherGpuLeavesABundleWithoutWeightsNoRuntime) {
+TEST_F(TensorRtCuda, EngineOfTensorRtProperIsBuiltAgainForTheGpuThatIsHere) {
   cuda().devices = {{9, 0}};
   FakeBundle bundle;
+  bundle.manifest["engine"]["tensorrt_flavour"] = "tensorrt";
+  bundle.manifest["engine"]["gpus"] = Json::array();
   const auto model = load(bundle);
   ASSERT_FALSE(model);
-  expect_error(model.error(), ErrorCode::kDeviceUnsuitable, {"no weights", "build it for this GPU"});
+  expect_error(model.error(), ErrorCode::kDeviceUnsuitable,
+               {"is for GPUs of compute capability 8.9, 12.0, this machine", "--gpu 'Fake GPU 0'"});
 }
 
-TEST_F(TensorRtCuda, MatchingGpuIsFoundAmongOthers) {
-  cuda().devices = {{8, 6}, {12, 0}};
-  FakeBundle bundle;
-  const auto model = load(bundle);
-  EXPECT_TRUE(model) << model.error().message;
+TEST_F(TensorRtCuda, AnyOfTheBundlesGpusIsFoundAmongOthers) {
+  for (const auto& capability : {std::pair(12, 0), std::pair(8, 9)}) {
+    cuda().devices = {{8, 6}, {1, 20}, capability};
+    FakeBundle bundle;
+    const auto model = load(bundle);
+    EXPECT_TRUE(model) << model.error().message;
+  }
 }
 
 }  // namespace

@@ -20,38 +20,35 @@ class TensorRtEngine : public TensorRt {
   }
 };
 
-TEST_F(TensorRtEngine, EveryShardHasAContextForEachProfileOnOneActivationBuffer) {
-  FakeBundle bundle(2);
+TEST_F(TensorRtEngine, HasAContextForEachProfileOnOneActivationBuffer) {
+  FakeBundle bundle;
   const auto model = load(bundle);
   ASSERT_TRUE(model) << model.error().message;
   take_events();
   const auto session = model->create_session({.max_context = 64, .chunk_tokens = {}});
   ASSERT_TRUE(session) << session.error().message;
   const auto events = take_events();
-  EXPECT_EQ(count(events, "profile 0"), 2);
-  EXPECT_EQ(count(events, "profile 1"), 2);
-  EXPECT_EQ(count(events, "device memory 8192"), 4) << "the largest of all shards and profiles, once";
+  EXPECT_EQ(count(events, "profile 0"), 1);
+  EXPECT_EQ(count(events, "profile 1"), 1);
+  EXPECT_EQ(count(events, "device memory 8192"), 2) << "the larger of both profiles, once";
   EXPECT_EQ(std::count_if(cuda().device_blocks.begin(), cuda().device_blocks.end(),
                           [](const auto& block) { return block.second == 8192; }),
             1);
 }
 
 TEST_F(TensorRtEngine, DecodeIsCompiledForItsShapesBeforeItIsCaptured) {
-  FakeBundle bundle(2);
+  FakeBundle bundle;
   const auto model = load(bundle);
   take_events();
   ASSERT_TRUE(model->create_session());
   const auto events = take_events();
-  EXPECT_EQ(count(events, "context specialization 1 cached 1"), 2);
-  EXPECT_EQ(count(events, "context specialization 0 cached 1"), 2);
-  EXPECT_EQ(count(events, "is stream capturable"), 2);
-  const std::vector<std::string> steps = {"enqueue 0 profile 1 tokens 1", "enqueue 1 profile 1 tokens 1",
-                                          "enqueue 0 profile 1 tokens 1 captured",
-                                          "enqueue 1 profile 1 tokens 1 captured"};
+  EXPECT_EQ(count(events, "context specialization 1 cached 1"), 1);
+  EXPECT_EQ(count(events, "context specialization 0 cached 1"), 1);
+  EXPECT_EQ(count(events, "is stream capturable"), 1);
   std::vector<std::string> enqueued;
   std::copy_if(events.begin(), events.end(), std::back_inserter(enqueued),
                [](const std::string& event) { return event.starts_with("enqueue"); });
-  EXPECT_EQ(enqueued, steps);
+  EXPECT_EQ(enqueued, (std::vector<std::string>{"enqueue profile 1 tokens 1", "enqueue profile 1 tokens 1 captured"}));
 }
 
 TEST_F(TensorRtEngine, TensorRtProperHasNoRuntimeCache) {
@@ -60,17 +57,17 @@ TEST_F(TensorRtEngine, TensorRtProperHasNoRuntimeCache) {
     tensorrt_fake() = FakeTensorRt();
     tensorrt_fake().flavour = "tensorrt";
     std::copy(version.begin(), version.end(), tensorrt_fake().version);
-    FakeBundle bundle(2);
+    FakeBundle bundle;
     bundle.manifest["engine"]["tensorrt_flavour"] = "tensorrt";
     bundle.manifest["engine"]["tensorrt_version"] = text;
     const auto model = load(bundle);
     ASSERT_TRUE(model) << model.error().message;
     auto session = model->create_session({.max_context = 64, .chunk_tokens = {}});
     ASSERT_TRUE(session) << session.error().message;
-    EXPECT_EQ(count(take_events(), "context"), 4);
+    EXPECT_EQ(count(take_events(), "context"), 2);
     const auto logits = session->prefill(prompt(40));
     ASSERT_TRUE(logits) << logits.error().message;
-    const Mock mock;
+    const Mock mock = bundle.mock();
     EXPECT_EQ(values(*logits), values(*mock.session().prefill(prompt(40))));
     EXPECT_FALSE(std::filesystem::exists(bundle.runtime_cache()));
   }
@@ -166,11 +163,11 @@ TEST_F(TensorRtEngine, ContextThatFindsNoMemoryIsReported) {
   const auto refused = model->create_session();
   ASSERT_FALSE(refused);
   expect_error(refused.error(), ErrorCode::kOutOfMemory,
-               {"could not make a context of engine/shard-00.plan", "bytes of device memory are free", "max_context"});
+               {"could not make a context of engine/engine.plan", "bytes of device memory are free", "max_context"});
 }
 
 TEST_F(TensorRtEngine, StepThatCannotBeCapturedIsAnErrorThatNamesTheWayOut) {
-  FakeBundle bundle(2);
+  FakeBundle bundle;
   const auto model = load(bundle);
   const auto refused = [&](const std::string& word) {
     const auto session = model->create_session();
@@ -178,7 +175,7 @@ TEST_F(TensorRtEngine, StepThatCannotBeCapturedIsAnErrorThatNamesTheWayOut) {
     expect_error(session.error(), ErrorCode::kEngineFailed, {word, "decode_graph = false", "--no-decode-graph"});
   };
   tensorrt_fake().capturable = false;
-  refused("cannot capture engine/shard-00.plan");
+  refused("cannot capture engine/engine.plan");
   tensorrt_fake().capturable = true;
   cuda().begin_capture = CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
   refused("begin a capture");
@@ -186,8 +183,8 @@ TEST_F(TensorRtEngine, StepThatCannotBeCapturedIsAnErrorThatNamesTheWayOut) {
   cuda().instantiate = CUDA_ERROR_OUT_OF_MEMORY;
   refused("make a graph");
   cuda().instantiate = CUDA_SUCCESS;
-  tensorrt_fake().fail_enqueue_after = 3;  // the second shard, when it is captured
-  refused("run engine/shard-01.plan");
+  tensorrt_fake().fail_enqueue_after = 1;  // when it is captured
+  refused("run engine/engine.plan");
   tensorrt_fake().fail_enqueue_after = -1;
   EXPECT_TRUE(model->create_session()) << "nothing stays behind";
 }
@@ -199,11 +196,11 @@ TEST_F(TensorRtEngine, FirstStepThatFailsIsReportedWhenTheSessionIsMade) {
   const auto refused = model->create_session();
   ASSERT_FALSE(refused);
   expect_error(refused.error(), ErrorCode::kEngineFailed,
-               {"could not run engine/shard-00.plan", "illegal memory access"});
+               {"could not run engine/engine.plan", "illegal memory access"});
 }
 
 TEST_F(TensorRtEngine, CallersAllocatorGivesAllDeviceMemory) {
-  FakeBundle bundle(2);
+  FakeBundle bundle;
   LoadOptions options = TensorRtEngine::options();
   std::map<void*, int64_t> taken;
   options.tensorrt.allocator = DeviceAllocator{
@@ -211,16 +208,14 @@ TEST_F(TensorRtEngine, CallersAllocatorGivesAllDeviceMemory) {
         if (bytes > 90'000) return nullptr;
         CUdeviceptr data = 0;
         cuda().largest_block = INT64_MAX;
-        static const auto allocate =
-            reinterpret_cast<CUresult (*)(CUdeviceptr*, size_t)>(dlsym(dlopen(FAKE_CUDA, RTLD_NOW), "cuMemAlloc_v2"));
+        const auto allocate = cuda_function<CUresult(CUdeviceptr*, size_t)>("cuMemAlloc_v2");
         EXPECT_EQ(allocate(&data, static_cast<size_t>(bytes)), CUDA_SUCCESS) << "its GPU is current";
         cuda().largest_block = 0;  // nobody else may
         taken[reinterpret_cast<void*>(data)] = bytes;
         return reinterpret_cast<void*>(data);
       },
       [&](void* data, int64_t bytes) {
-        static const auto free =
-            reinterpret_cast<CUresult (*)(CUdeviceptr)>(dlsym(dlopen(FAKE_CUDA, RTLD_NOW), "cuMemFree_v2"));
+        const auto free = cuda_function<CUresult(CUdeviceptr)>("cuMemFree_v2");
         EXPECT_EQ(taken[data], bytes);
         taken.erase(data);
         EXPECT_EQ(free(reinterpret_cast<CUdeviceptr>(data)), CUDA_SUCCESS);
@@ -229,35 +224,34 @@ TEST_F(TensorRtEngine, CallersAllocatorGivesAllDeviceMemory) {
   {
     const auto model = Model::load(bundle.write(), options);
     ASSERT_TRUE(model) << model.error().message;
-    ASSERT_NE(tensorrt_fake().allocator, nullptr) << "weights too";
+    ASSERT_NE(tensorrt_fake().allocator, nullptr) << "constants of the plan too";
     auto session = model->create_session({.max_context = 200, .chunk_tokens = {}});
     ASSERT_TRUE(session) << session.error().message;
-    const Mock mock;
+    const Mock mock = bundle.mock();
     EXPECT_EQ(values(*session->prefill(prompt(99))), values(*mock.session().prefill(prompt(99))));
     EXPECT_GT(taken.size(), 5u);
     const auto refused = model->create_session({.max_context = kCapacity, .chunk_tokens = {}});
     ASSERT_FALSE(refused);
     expect_error(refused.error(), ErrorCode::kOutOfMemory, {"no room for"});
 
-    // As TensorRT asks for the memory of weights: IGpuAllocator.
+    // As TensorRT asks for the memory of constants: IGpuAllocator.
     void* allocator = tensorrt_fake().allocator;
     void** functions = *static_cast<void***>(allocator);
     const auto allocate = reinterpret_cast<void* (*)(void*, uint64_t, uint64_t, uint32_t)>(functions[4]);
     const auto deallocate_async = reinterpret_cast<bool (*)(void*, void*, void*)>(functions[8]);
-    void* weights = allocate(allocator, 1000, 256, 0);
-    EXPECT_EQ(taken[weights], 1000);
-    EXPECT_TRUE(deallocate_async(allocator, weights, nullptr));
-    EXPECT_FALSE(taken.contains(weights));
+    void* constants = allocate(allocator, 1000, 256, 0);
+    EXPECT_EQ(taken[constants], 1000);
+    EXPECT_TRUE(deallocate_async(allocator, constants, nullptr));
+    EXPECT_FALSE(taken.contains(constants));
     EXPECT_EQ(allocate(allocator, 200'000, 256, 0), nullptr);
   }
   EXPECT_TRUE(taken.empty());
 }
 
 TEST_F(TensorRtEngine, CallersStreamIsUsedAndLeftOpen) {
-  FakeBundle bundle(2);
-  static void* driver = dlopen(FAKE_CUDA, RTLD_NOW);
+  FakeBundle bundle;
   CUstream stream = nullptr;
-  reinterpret_cast<CUresult (*)(CUstream*, unsigned)>(dlsym(driver, "cuStreamCreate"))(&stream, CU_STREAM_NON_BLOCKING);
+  cuda_function<CUresult(CUstream*, unsigned)>("cuStreamCreate")(&stream, CU_STREAM_NON_BLOCKING);
   LoadOptions options = TensorRtEngine::options();
   options.tensorrt.stream = stream;
   {
@@ -265,11 +259,11 @@ TEST_F(TensorRtEngine, CallersStreamIsUsedAndLeftOpen) {
     auto session = model->create_session({.max_context = 64, .chunk_tokens = {}});
     ASSERT_TRUE(session) << session.error().message;
     EXPECT_EQ(cuda().streams, 1) << "no other";
-    const Mock mock;
+    const Mock mock = bundle.mock();
     EXPECT_EQ(values(*session->prefill(prompt(30))), values(*mock.session().prefill(prompt(30))));
   }
   EXPECT_EQ(cuda().streams, 1);
-  reinterpret_cast<CUresult (*)(CUstream)>(dlsym(driver, "cuStreamDestroy_v2"))(stream);
+  cuda_function<CUresult(CUstream)>("cuStreamDestroy_v2")(stream);
 }
 
 }  // namespace

@@ -8,8 +8,6 @@ namespace {
 
 class TensorRtLoad : public TensorRt {
  protected:
-  static constexpr const char* kPlan = "engine/shard-00.plan";
-
   /// The error of a bundle that TensorRT must not see the plan of.
   void expect_refused(FakeBundle& bundle, ErrorCode code, std::initializer_list<std::string> words) {
     const auto model = load(bundle);
@@ -19,12 +17,11 @@ class TensorRtLoad : public TensorRt {
   }
 };
 
-TEST_F(TensorRtLoad, LoadsEveryShardWithOneRuntimeTheFirstFirst) {
-  FakeBundle bundle(2);
+TEST_F(TensorRtLoad, LoadsThePlanWithItsLibraryAllowed) {
+  FakeBundle bundle;
   const auto model = load(bundle);
   ASSERT_TRUE(model) << model.error().message;
-  EXPECT_EQ(take_events(),
-            (std::vector<std::string>{"runtime", "host code allowed", "deserialize 0", "deserialize 1"}));
+  EXPECT_EQ(take_events(), (std::vector<std::string>{"runtime", "host code allowed", "deserialize"}));
   EXPECT_EQ(model->engine().name(), "tensorrt");
   EXPECT_EQ(model->engine().precision(), "bf16");
   EXPECT_EQ(model->engine().limits().max_context, kCapacity);
@@ -91,14 +88,6 @@ TEST_F(TensorRtLoad, SecondLibraryBesideThePluginsIsRefused) {
   expect_refused(bundle, ErrorCode::kBundleDamaged, {kPlan, "not the plugin library of bundle.json"});
 }
 
-TEST_F(TensorRtLoad, LibraryInAShardThatHasNoneIsRefused) {
-  FakeBundle bundle(2);
-  bundle.files["engine/shard-01.plan"] += host_library();
-  const auto model = load(bundle);
-  ASSERT_FALSE(model);
-  expect_error(model.error(), ErrorCode::kBundleDamaged, {"shard-01.plan", "not the plugin library"});
-}
-
 TEST_F(TensorRtLoad, PlanWithoutItsLibraryIsRefused) {
   FakeBundle bundle;
   bundle.files[kPlan].resize(bundle.files[kPlan].size() - host_library().size());
@@ -131,6 +120,11 @@ TEST_F(TensorRtLoad, PlanWhoseTensorsAreOthersIsRefused) {
   refused("input_ids 8", "input_ids 3", {"input_ids in another type than int64"});
   refused("logits 0 2 -1 50", "logits 0 2 -1 51", {"logits in another shape than [-1, 50]"});
   refused("1 input_ids", "1 input_idx", {"the tensor input_idx"});
+  refused("embed 7 2 50 4", "embed 1 2 50 4", {"embed in another type than bfloat16"});
+  refused("l1.gate_up 6", "l1.gate_up 2", {"l1.gate_up in another type than float8_e4m3fn"});
+  refused("l2 10 2 2 6", "l2 10 2 2 3", {"l2 in another shape than [2, 6]"});
+  refused("1 l0.norm ", "2 l0.norm ", {"the tensor l0.norm"});
+  refused("tensor 1 l0.norm 0 3 1 1 3\n", "", {"has 21 tensors, bundle.json says 22"});
   refused("input_ids 8 2 -1 -1 1 16", "input_ids 8 2 -1 -1 1 17", {"input_ids up to another shape in prefill"});
 }
 
@@ -151,15 +145,7 @@ TEST_F(TensorRtLoad, DriverTooOldForTensorRtSaysWhichToInstall) {
 TEST_F(TensorRtLoad, OtherFailuresCarryTensorRtsWords) {
   tensorrt_fake().deserialize_error = "Serialization (magic tag does not match)\nsecond line";
   FakeBundle bundle;
-  expect_refused(bundle, ErrorCode::kEngineFailed, {"could not load engine/shard-00.plan", "magic tag does not match"});
-}
-
-TEST_F(TensorRtLoad, WeightsThatDoNotFitAreCounted) {
-  FakeBundle bundle(2);
-  const int64_t needed = static_cast<int64_t>(bundle.files[kPlan].size() + bundle.files["engine/shard-01.plan"].size());
-  cuda().total_bytes = needed - 10;
-  expect_refused(bundle, ErrorCode::kOutOfMemory,
-                 {"take " + std::to_string(needed) + " bytes", std::to_string(needed - 10) + " are free, 10 too few"});
+  expect_refused(bundle, ErrorCode::kEngineFailed, {"could not load engine/engine.plan", "magic tag does not match"});
 }
 
 TEST_F(TensorRtLoad, AutoTakesTensorRtWhereItsGpuIs) {
@@ -180,18 +166,6 @@ TEST_F(TensorRtLoad, AutoDoesNotHideADamagedPlan) {
   const auto model = Model::load(bundle.write(), options);
   ASSERT_FALSE(model);
   expect_error(model.error(), ErrorCode::kBundleDamaged, {kPlan});
-}
-
-TEST_F(TensorRtLoad, AutoSaysWhyAnEngineAloneCannotRunHere) {
-  cuda().devices = {{9, 0}};
-  FakeBundle bundle;
-  LoadOptions options = TensorRtLoad::options();
-  options.runtime = Runtime::kAuto;
-  const auto model = Model::load(bundle.write(), options);
-  ASSERT_FALSE(model);
-  expect_error(
-      model.error(), ErrorCode::kWeightsMissing,
-      {"--no-weights", "needs Fake GPU (compute capability 12.0)", "Here: ", "this machine has Fake GPU 0 (9.0)"});
 }
 
 }  // namespace

@@ -7,12 +7,11 @@
 namespace sala::test {
 namespace {
 
-/// By the number of shards.
-class TensorRtSession : public TensorRt, public testing::WithParamInterface<int> {
+class TensorRtSession : public TensorRt {
  protected:
   void SetUp() override {
     TensorRt::SetUp();
-    bundle_.emplace(GetParam());
+    bundle_.emplace();
     auto model = load(*bundle_);
     ASSERT_TRUE(model) << model.error().message;
     model_.emplace(*std::move(model));
@@ -33,11 +32,9 @@ class TensorRtSession : public TensorRt, public testing::WithParamInterface<int>
   std::optional<Model> model_;
 };
 
-INSTANTIATE_TEST_SUITE_P(Shards, TensorRtSession, testing::Values(1, 2));
-
-TEST_P(TensorRtSession, GivesTheLogitsOfTheMockForEveryChunkSize) {
+TEST_F(TensorRtSession, GivesTheLogitsOfTheMockForEveryChunkSize) {
   const auto ids = prompt(333);
-  const Mock mock;
+  const Mock mock = bundle_->mock();
   const std::vector<float> wanted = values(*mock.session(400, 333).prefill(ids));
   for (const int64_t chunk : {1, 2, 7, 15, 16}) {
     Session session = TensorRtSession::session(400, chunk);
@@ -47,9 +44,9 @@ TEST_P(TensorRtSession, GivesTheLogitsOfTheMockForEveryChunkSize) {
   }
 }
 
-TEST_P(TensorRtSession, ReplaysOneGraphAtEveryPosition) {
+TEST_F(TensorRtSession, ReplaysOneGraphAtEveryPosition) {
   const auto ids = prompt(150);
-  const Mock mock;
+  const Mock mock = bundle_->mock();
   Session reference = mock.session(200);
   Session session = TensorRtSession::session(200);
   ASSERT_TRUE(reference.prefill(std::span(ids).first(5)));
@@ -64,23 +61,22 @@ TEST_P(TensorRtSession, ReplaysOneGraphAtEveryPosition) {
   EXPECT_TRUE(take_events().empty()) << "TensorRT was not called again";
 }
 
-TEST_P(TensorRtSession, RunsEveryStepThroughTensorRtWithoutAGraph) {
+TEST_F(TensorRtSession, RunsEveryStepThroughTensorRtWithoutAGraph) {
   LoadOptions options = TensorRt::options();
   options.tensorrt.decode_graph = false;
-  FakeBundle bundle(GetParam());
-  const auto model = Model::load(bundle.write(), options);
+  const auto model = Model::load(bundle_->write(), options);
   auto session = model->create_session({.max_context = 100, .chunk_tokens = {}});
   ASSERT_TRUE(session) << session.error().message;
   take_events();
-  const Mock mock;
+  const Mock mock = bundle_->mock();
   Session reference = mock.session(100);
   for (const int32_t id : prompt(20)) EXPECT_EQ(values(*session->decode(id)), values(*reference.decode(id)));
   EXPECT_EQ(cuda().graph_launches, 0);
-  EXPECT_EQ(take_events().size(), static_cast<size_t>(20 * GetParam()));
+  EXPECT_EQ(take_events().size(), 20u);
 }
 
-TEST_P(TensorRtSession, AlternatesBetweenPromptsAndGeneration) {
-  const Mock mock;
+TEST_F(TensorRtSession, AlternatesBetweenPromptsAndGeneration) {
+  const Mock mock = bundle_->mock();
   Session reference = mock.session(500, 16);
   Session session = TensorRtSession::session(500, 16);
   for (const int64_t tokens : {1, 37, 2, 1, 1, 16, 17, 40}) {
@@ -89,10 +85,10 @@ TEST_P(TensorRtSession, AlternatesBetweenPromptsAndGeneration) {
   }
 }
 
-TEST_P(TensorRtSession, StatesPassToAndFromAnotherEngineOfItsPrecision) {
+TEST_F(TensorRtSession, StatesPassToAndFromAnotherEngineOfItsPrecision) {
   const auto ids = prompt(300);
   const auto path = std::filesystem::path(testing::TempDir()) / "between_engines.state";
-  const Mock mock(mock_config(), "bf16");
+  const Mock mock = bundle_->mock("bf16");
   const std::vector<float> wanted = values(*mock.session(300, 300).prefill(ids));
   for (const size_t cut : {1u, 17u, 150u}) {
     Session session = TensorRtSession::session(301, 7);
@@ -108,12 +104,12 @@ TEST_P(TensorRtSession, StatesPassToAndFromAnotherEngineOfItsPrecision) {
     ASSERT_TRUE(back) << back.error().message;
     EXPECT_EQ(values(*back->prefill(std::span(ids).subspan(cut))), wanted) << cut;
   }
-  const Mock other(mock_config(), "fp32");
+  const Mock other = bundle_->mock("fp32");
   EXPECT_EQ(other.model.restore(path).error().code, ErrorCode::kStatePrecision);
 }
 
-TEST_P(TensorRtSession, ServesContextsShorterThanTheSmallestCache) {
-  const Mock mock;
+TEST_F(TensorRtSession, ServesContextsShorterThanTheSmallestCache) {
+  const Mock mock = bundle_->mock();
   for (const int64_t max_context : {int64_t{1}, int64_t{3}, kLeastCapacity}) {
     Session session = TensorRtSession::session(max_context);
     EXPECT_EQ(session.max_context(), max_context);
@@ -123,8 +119,8 @@ TEST_P(TensorRtSession, ServesContextsShorterThanTheSmallestCache) {
   }
 }
 
-TEST_P(TensorRtSession, SessionsDoNotTouchEachOther) {
-  const Mock mock;
+TEST_F(TensorRtSession, SessionsDoNotTouchEachOther) {
+  const Mock mock = bundle_->mock();
   const auto ids = prompt(90);
   const std::vector<float> wanted = values(*mock.session().prefill(ids));
   Session first = session(), second = session();
@@ -133,23 +129,23 @@ TEST_P(TensorRtSession, SessionsDoNotTouchEachOther) {
   EXPECT_EQ(values(*first.prefill(std::span(ids).subspan(50))), wanted);
 }
 
-TEST_P(TensorRtSession, IsPoisonedByAFailedStepUntilReset) {
-  const Mock mock;
+TEST_F(TensorRtSession, IsPoisonedByAFailedStepUntilReset) {
+  const Mock mock = bundle_->mock();
   const auto ids = prompt(60);
   Session session = TensorRtSession::session();
   ASSERT_TRUE(session.prefill(std::span(ids).first(20)));
-  tensorrt_fake().fail_enqueue_after = GetParam();  // the second chunk's first shard
+  tensorrt_fake().fail_enqueue_after = 1;  // the first chunk of two
   const auto failed = session.prefill(std::span(ids).subspan(20));
   ASSERT_FALSE(failed);
   expect_error(failed.error(), ErrorCode::kEngineFailed,
-               {"could not run engine/shard-00.plan", "illegal memory access"});
+               {"could not run engine/engine.plan", "illegal memory access"});
   EXPECT_EQ(session.decode(5).error().code, ErrorCode::kSessionPoisoned);
   tensorrt_fake().fail_enqueue_after = -1;
   ASSERT_TRUE(session.reset());
   EXPECT_EQ(values(*session.prefill(ids)), values(*mock.session().prefill(ids)));
 }
 
-TEST_P(TensorRtSession, DriverThatFailsInAStepPoisonsTheSession) {
+TEST_F(TensorRtSession, DriverThatFailsInAStepPoisonsTheSession) {
   Session session = TensorRtSession::session();
   ASSERT_TRUE(session.prefill(prompt(20)));
   cuda().synchronize = CUDA_ERROR_ILLEGAL_ADDRESS;
@@ -160,10 +156,10 @@ TEST_P(TensorRtSession, DriverThatFailsInAStepPoisonsTheSession) {
   EXPECT_EQ(session.decode(5).error().code, ErrorCode::kSessionPoisoned);
 }
 
-TEST_P(TensorRtSession, OutlivesItsModel) {
+TEST_F(TensorRtSession, OutlivesItsModel) {
   Session session = TensorRtSession::session();
   model_.reset();
-  const Mock mock;
+  const Mock mock = bundle_->mock();
   EXPECT_EQ(values(*session.prefill(prompt(50))), values(*mock.session().prefill(prompt(50))));
 }
 

@@ -19,6 +19,8 @@ class Model:
         tensorrt_library: PathLike[str] | None,
         runtime_cache: PathLike[str] | None,
         decode_graph: bool,
+        weights: PathLike[str] | None,
+        on_progress: Callable[[int, int], None] | None,
         threads: int,
         verify_hashes: bool,
     ) -> Model: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,6 +87,8 @@ def load(
     bundle: str | Path,
     *,
     runtime: str = "auto",
+    weights: str | Path | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
     threads: int = 0,
     verify_hashes: bool = False,
     tokenizer: Tokenizer | None = None,
@@ -98,20 +101,23 @@ def load(
     """Load a bundle directory.
 
     Args:
-        runtime: `tensorrt` runs the engine on the GPU that it was built for; `onnxruntime` runs on the CPU, whatever
-            GPU that was; `auto` takes TensorRT if its GPU and library are here, and `Model.runtime_reason` tells why
-            not.
+        runtime: `tensorrt` runs the engine on a GPU that it was built for; `onnxruntime` runs on the CPU, whatever
+            GPUs those were; `auto` takes TensorRT if such a GPU and the library are here, and `Model.runtime_reason`
+            tells why not.
+        weights: a checkpoint directory whose weights take the place of the bundle's, a fine-tune for example: of the
+            same configuration, names, types and shapes.
+        on_progress: called with the bytes of the weights that are loaded, and all bytes; what it raises ends the load.
         threads: threads that compute; 0 takes all cores.
-        verify_hashes: compare every file with its hash, not only the graph.
+        verify_hashes: compare every file with its hash, not only what is loaded.
         tokenizer: to use instead of the bundle's own.
         onnxruntime_library, operators_library, tensorrt_library: libonnxruntime, libsala_ort and libtensorrt_rtx (or
             libnvinfer) to use instead of those installed.
         runtime_cache: file where TensorRT for RTX keeps what it compiled for this GPU; by default beside the bundle,
             where that folder can be written. It holds code: keep it as safe as the bundle.
         decode_graph: replay a captured decode step; False enqueues every step.
-    Raises: BundleError if the bundle is missing, damaged, of a newer schema or without weights; UnsupportedError if the
-        runtime's library, driver or GPU is missing or another than needed; SessionError for a wrong option; RunError if
-        there is no memory.
+    Raises: BundleError if the bundle is missing, damaged, of another schema or without weights, or if `weights` are not
+        of its form; UnsupportedError if the runtime's library, driver or GPU is missing or another than needed;
+        SessionError for a wrong option; RunError if there is no memory.
     """
     # Here, not above: the command line must start without these libraries.
     from . import _native
@@ -125,6 +131,8 @@ def load(
         tensorrt_library=tensorrt_library,
         runtime_cache=runtime_cache,
         decode_graph=decode_graph,
+        weights=None if weights is None else Path(weights),
+        on_progress=on_progress,
         threads=threads,
         verify_hashes=verify_hashes,
     )

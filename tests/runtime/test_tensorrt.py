@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.bundles import copy_bundle, tiny_bundle, tiny_shards
+from support.bundles import copy_bundle, tiny_bundle
 from support.checkpoints import edit_json
 from support.fake_gpu import fake_cuda
 from support.native_runtime import sanitized_build
@@ -62,11 +62,11 @@ def test_auto_runs_on_the_cpu_and_tells_why() -> None:
 
 
 @no_gpu
-def test_bundle_without_weights_says_what_its_engine_lacks_here(tmp_path: Path) -> None:
+def test_bundle_without_weights_asks_for_them(tmp_path: Path) -> None:
     bundle = copy_bundle(tiny_cpu_bundle(), tmp_path / "copy.sala")
-    edit_json(bundle / "bundle.json", lambda fields: fields["graph"].update(weights_included=False))
-    with pytest.raises(BundleError, match=r"needs Imaginary GPU 7 .*TensorRT for RTX 1\.2\.3.*no NVIDIA driver"):
-        sala_export.load(bundle)
+    edit_json(bundle / "bundle.json", lambda fields: fields["weights"].update(included=False))
+    with pytest.raises(BundleError, match=r"was built with --no-weights: give the checkpoint's directory"):
+        sala_export.load(bundle, runtime="tensorrt")
 
 
 @no_gpu
@@ -84,14 +84,12 @@ def test_commands_take_the_runtime(capsys: pytest.CaptureFixture[str]) -> None:
     assert done.stderr.startswith("sala-run: not on tensorrt: there is no NVIDIA driver")
 
 
-@pytest.mark.parametrize("bundle", [pytest.param(tiny_bundle, id="one plan"), pytest.param(tiny_shards, id="shards")])
-def test_real_library_takes_the_plan_until_it_needs_the_driver(bundle: object) -> None:
+def test_real_library_takes_the_plan_until_it_needs_the_driver() -> None:
     """The wheel's library is found, its version compared, the plan and the library inside proved and handed over.
 
     The fake driver is one that TensorRT cannot work with, and it says so.
     """
-    path = tiny_shards() if bundle is tiny_shards else tiny_bundle("rtx5090")
-    told = load_on_fake_gpu(path)
+    told = load_on_fake_gpu(tiny_bundle("rtx5090"))
     assert told.startswith("UnsupportedError DeviceUnsuitable the NVIDIA driver is too old for TensorRT for RTX"), told
     assert "install driver 580 or later" in told
     assert told.count("\n") == 1
@@ -105,8 +103,9 @@ def test_real_plan_with_another_plugin_library_never_reaches_tensorrt(tmp_path: 
 
 def test_engine_for_another_gpu_names_the_runtimes_that_can(tmp_path: Path) -> None:
     bundle = copy_bundle(tiny_bundle("rtx5090"), tmp_path / "copy.sala")
-    edit_json(bundle / "bundle.json", lambda fields: fields["engine"].update(compute_capability="8.6"))
+    edit_json(bundle / "bundle.json", lambda fields: fields["engine"].update(compute_capabilities=["8.6", "8.9"]))
     told = load_on_fake_gpu(bundle)
     assert told.startswith("UnsupportedError DeviceUnsuitable the bundle's engine is for ")
-    assert "(compute capability 8.6), this machine has Fake GPU 0 (12.0)" in told
+    assert "GPUs of compute capability 8.6, 8.9, this machine has Fake GPU 0 (12.0)" in told
     assert "choose runtime onnxruntime, which runs the bundle on this machine's CPU, or torch" in told
+    assert "build it again with sala-export build --gpu 'rtx5090,Fake GPU 0'" in told

@@ -2,8 +2,7 @@
 //
 // An engine is immutable and shared. It makes executions, one for every session, each with the session's caches bound
 // for its whole life. The session owns the caches, in memory that the engine provides, and the execution updates them
-// in place: past and present of a cache are one buffer. All shapes are known before a step runs. An engine cut into
-// shards runs them in order inside `Execution::run` and keeps what passes between them.
+// in place: past and present of a cache are one buffer. All shapes are known before a step runs.
 
 #pragma once
 
@@ -108,7 +107,8 @@ class Engine {
 
   /// `onnxruntime`, `tensorrt`, ...
   virtual std::string_view name() const = 0;
-  /// Type of activations and caches, as in bundle.json: `fp32`, `bf16` or `fp16`. States pass between engines of one precision.
+  /// Type of activations and caches, as in bundle.json: `fp32`, `bf16` or `fp16`. States pass between engines of one
+  /// precision.
   virtual std::string_view precision() const = 0;
   virtual std::span<const TensorSpec> inputs() const = 0;
   virtual std::span<const TensorSpec> outputs() const = 0;

@@ -20,7 +20,7 @@ namespace sala {
 
 /// What sessions need to know of a model.
 struct ModelConfig {
-  std::string source;       // where the checkpoint came from
+  std::string source;       // where the weights came from
   std::string fingerprint;  // equal for equal models
   int64_t vocab_size = 0;
   int64_t max_position_embeddings = 0;  // tokens that the model was made for; sessions may be longer
@@ -78,8 +78,8 @@ struct ModelData;
 
 class Model {
  public:
-  /// Opens a bundle directory and loads its engine or, on the CPU, its weights. `auto` takes TensorRT if the bundle's
-  /// GPU and its library are here, else ONNX Runtime; what is wrong with an engine that could run here is an error.
+  /// Opens a bundle directory and loads its engine and weights. `auto` takes TensorRT if a GPU of the bundle's and its
+  /// library are here, else ONNX Runtime; what is wrong with an engine that could run here is an error.
   static Expected<Model> load(const std::filesystem::path& bundle, const LoadOptions& options = {});
 
   /// A model on an engine of the caller's. kInvalidArgument if the engine's tensors are not those of a SALA step.

@@ -25,7 +25,7 @@ enum class DType {
 /// `float32`, `bfloat16`, ...: the spelling of bundle.json.
 std::string_view name_of(DType dtype);
 
-/// Bytes of so many elements, a whole number of them. -1 if it exceeds int64.
+/// Bytes that so many elements take, half a byte rounded up. -1 if `elements` is negative or the bytes exceed int64.
 int64_t bytes_of(DType dtype, int64_t elements);
 
 /// One dimension: a number, or a name whose value a session or step decides.

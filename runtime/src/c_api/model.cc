@@ -33,6 +33,12 @@ Expected<LoadOptions> load_options_of(const sala_load_options* options) {
           release(memory, bytes, data);
         }};
   }
+  result.weights = text_or(given->weights, "");
+  if (given->on_progress != nullptr) {
+    result.on_progress = [tell = given->on_progress, data = given->load_user_data](int64_t done, int64_t total) {
+      return tell(done, total, data) != 0;
+    };
+  }
   result.threads = given->threads;
   result.verify_hashes = given->verify_hashes != 0;
   return result;

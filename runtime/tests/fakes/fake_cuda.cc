@@ -1,8 +1,11 @@
 #include "fake_cuda.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
+#include <thread>
 
 namespace {
 
@@ -15,6 +18,7 @@ struct Stream {
 };
 
 sala::test::FakeCuda fake;
+std::mutex mutex;  // of `fake` and `capturing_streams`; a stream serves one thread at a time
 thread_local int current_contexts = 0;
 int capturing_streams = 0;
 int context;
@@ -25,7 +29,18 @@ CUresult needs_context(CUresult result = CUDA_SUCCESS) {
   return current_contexts > 0 ? result : CUDA_ERROR_INVALID_CONTEXT;
 }
 
+using Lock = std::lock_guard<std::mutex>;
+
+/// Counts a call; true if it must fail.
+bool is_failing(int& calls_before_failure) {
+  const Lock lock(mutex);
+  if (calls_before_failure == 0) return true;
+  if (calls_before_failure > 0) --calls_before_failure;
+  return false;
+}
+
 bool inside(CUdeviceptr at, size_t bytes) {
+  const Lock lock(mutex);
   auto block = fake.device_blocks.upper_bound(at);
   if (block == fake.device_blocks.begin()) return false;
   --block;
@@ -112,6 +127,7 @@ CUresult cuCtxPopCurrent(CUcontext* popped) {
 }
 
 CUresult cuMemGetInfo(size_t* free, size_t* total) {
+  const Lock lock(mutex);
   *total = static_cast<size_t>(fake.total_bytes);
   *free = static_cast<size_t>(std::max<int64_t>(fake.total_bytes - fake.used_bytes(), 0));
   return needs_context();
@@ -119,6 +135,7 @@ CUresult cuMemGetInfo(size_t* free, size_t* total) {
 
 CUresult cuMemAlloc(CUdeviceptr* data, size_t bytes) {
   if (current_contexts == 0) return CUDA_ERROR_INVALID_CONTEXT;
+  const Lock lock(mutex);
   if (capturing_streams > 0) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
   if (bytes == 0) return CUDA_ERROR_INVALID_VALUE;
   const auto wanted = static_cast<int64_t>(bytes);
@@ -133,6 +150,7 @@ CUresult cuMemAlloc(CUdeviceptr* data, size_t bytes) {
 
 CUresult cuMemFree(CUdeviceptr data) {
   if (current_contexts == 0) return CUDA_ERROR_INVALID_CONTEXT;
+  const Lock lock(mutex);
   if (fake.device_blocks.erase(data) == 0) return CUDA_ERROR_INVALID_VALUE;
   std::free(host(data));
   return CUDA_SUCCESS;
@@ -140,12 +158,16 @@ CUresult cuMemFree(CUdeviceptr data) {
 
 CUresult cuMemHostAlloc(void** data, size_t bytes, unsigned int) {
   if (current_contexts == 0) return CUDA_ERROR_INVALID_CONTEXT;
+  if (is_failing(fake.pins_before_failure)) return CUDA_ERROR_OUT_OF_MEMORY;
   *data = std::malloc(bytes);
+  const Lock lock(mutex);
   fake.pinned_blocks[reinterpret_cast<uintptr_t>(*data)] = bytes;
+  fake.peak_pinned_bytes = std::max(fake.peak_pinned_bytes, fake.pinned_bytes());
   return CUDA_SUCCESS;
 }
 
 CUresult cuMemFreeHost(void* data) {
+  const Lock lock(mutex);
   if (fake.pinned_blocks.erase(reinterpret_cast<uintptr_t>(data)) == 0) return CUDA_ERROR_INVALID_VALUE;
   std::free(data);
   return needs_context();
@@ -158,6 +180,8 @@ CUresult cuMemcpyHtoD(CUdeviceptr to, const void* from, size_t bytes) {
 CUresult cuMemcpyDtoH(void* to, CUdeviceptr from, size_t bytes) { return copy(nullptr, to, host(from), bytes, from); }
 
 CUresult cuMemcpyHtoDAsync(CUdeviceptr to, const void* from, size_t bytes, CUstream stream) {
+  if (is_failing(fake.copies_before_failure)) return CUDA_ERROR_ILLEGAL_ADDRESS;
+  std::this_thread::sleep_for(std::chrono::milliseconds(fake.copy_milliseconds));
   return copy(stream, host(to), from, bytes, to);
 }
 
@@ -172,12 +196,15 @@ CUresult cuMemsetD8Async(CUdeviceptr to, unsigned char value, size_t bytes, CUst
 
 CUresult cuStreamCreate(CUstream* stream, unsigned int flags) {
   if (flags != CU_STREAM_NON_BLOCKING) return CUDA_ERROR_INVALID_VALUE;
+  if (is_failing(fake.streams_before_failure)) return CUDA_ERROR_OUT_OF_MEMORY;
+  const Lock lock(mutex);
   ++fake.streams;
   *stream = reinterpret_cast<CUstream>(new Stream());
   return needs_context();
 }
 
 CUresult cuStreamDestroy(CUstream stream) {
+  const Lock lock(mutex);
   --fake.streams;
   delete &stream_of(stream);
   return needs_context();
@@ -194,12 +221,14 @@ CUresult cuStreamSynchronize(CUstream stream) {
 
 CUresult cuStreamBeginCapture(CUstream stream, CUstreamCaptureMode) {
   if (fake.begin_capture != CUDA_SUCCESS) return fake.begin_capture;
+  const Lock lock(mutex);
   ++capturing_streams;
   stream_of(stream).captures = true;
   return needs_context();
 }
 
 CUresult cuStreamEndCapture(CUstream stream, CUgraph* graph) {
+  const Lock lock(mutex);
   --capturing_streams;
   ++fake.graphs;
   stream_of(stream).captures = false;
@@ -210,24 +239,30 @@ CUresult cuStreamEndCapture(CUstream stream, CUgraph* graph) {
 
 CUresult cuGraphInstantiateWithFlags(CUgraphExec* executable, CUgraph graph, unsigned long long) {
   if (fake.instantiate != CUDA_SUCCESS) return fake.instantiate;
+  const Lock lock(mutex);
   ++fake.graphs;
   *executable = reinterpret_cast<CUgraphExec>(new Work(*reinterpret_cast<Work*>(graph)));
   return needs_context();
 }
 
 CUresult cuGraphLaunch(CUgraphExec executable, CUstream stream) {
-  ++fake.graph_launches;
+  {
+    const Lock lock(mutex);
+    ++fake.graph_launches;
+  }
   for (const auto& each : *reinterpret_cast<Work*>(executable)) fake_cuda_submit(stream, &each);
   return needs_context();
 }
 
 CUresult cuGraphExecDestroy(CUgraphExec executable) {
+  const Lock lock(mutex);
   --fake.graphs;
   delete reinterpret_cast<Work*>(executable);
   return needs_context();
 }
 
 CUresult cuGraphDestroy(CUgraph graph) {
+  const Lock lock(mutex);
   --fake.graphs;
   delete reinterpret_cast<Work*>(graph);
   return needs_context();

@@ -1,6 +1,7 @@
 // A CUDA driver on host memory: device addresses are the host's, and what is put on a stream runs when somebody waits
 // for it, so that a missing wait shows. What each call needs is checked as the driver does: a current context, sizes
-// within an allocation, no allocation while a stream captures.
+// within an allocation, no allocation while a stream captures. Safe to use from several threads, except for the fields
+// below, which a test reads and writes while nobody else uses the driver.
 
 #pragma once
 
@@ -24,6 +25,12 @@ struct FakeCuda {
   int64_t total_bytes = int64_t{256} << 20;
   int64_t largest_block = INT64_MAX;
 
+  // Calls that still work; -1: all.
+  int copies_before_failure = -1;  // to the device, on a stream
+  int pins_before_failure = -1;
+  int streams_before_failure = -1;
+  int copy_milliseconds = 0;  // that putting such a copy on a stream takes
+
   // What happened.
   std::map<uintptr_t, size_t> device_blocks;
   std::map<uintptr_t, size_t> pinned_blocks;
@@ -31,10 +38,15 @@ struct FakeCuda {
   int streams = 0;
   int graphs = 0;  // captured and executable ones
   int graph_launches = 0;
+  int64_t peak_pinned_bytes = 0;
 
-  int64_t used_bytes() const {
+  int64_t used_bytes() const { return sum(device_blocks); }
+  int64_t pinned_bytes() const { return sum(pinned_blocks); }
+
+ private:
+  static int64_t sum(const std::map<uintptr_t, size_t>& blocks) {
     int64_t bytes = 0;
-    for (const auto& [at, size] : device_blocks) bytes += static_cast<int64_t>(size);
+    for (const auto& [at, size] : blocks) bytes += static_cast<int64_t>(size);
     return bytes;
   }
 };

@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdio>
 #include <cstdlib>
@@ -18,6 +19,8 @@ namespace {
 
 using sala::tensorrt::Dims;
 using sala::tensorrt::Interface;
+using sala::tensorrt::kInputTensor;
+using sala::tensorrt::kOutputTensor;
 using namespace sala::test;
 
 constexpr int kPositions = 80;
@@ -100,12 +103,32 @@ struct Tensor {
   std::string name;
   int32_t dtype;
   Dims dims;
-  Dims largest[2];  // by profile
+  Dims largest[2];  // by profile; of dynamic inputs alone
+
+  bool is_dynamic() const {
+    return std::any_of(dims.extents, dims.extents + dims.count, [](int64_t extent) { return extent < 0; });
+  }
+
+  /// Bytes of a static tensor.
+  int64_t bytes() const {
+    int64_t elements = 1;
+    for (int32_t i = 0; i < dims.count; ++i) elements *= dims.extents[i];
+    switch (dtype) {
+      case 0:  // FLOAT
+        return 4 * elements;
+      case 1:  // HALF
+      case 7:  // BF16
+        return 2 * elements;
+      case 10:  // FP4
+        return elements / 2;
+      default:  // INT8, FP8
+        return elements;
+    }
+  }
 };
 
 struct Engine : Object<Engine> {
   static constexpr const char* kName = "ICudaEngine";
-  int index = 0;  // in the order of loading
   std::vector<Tensor> tensors;
   int64_t activation_bytes[2] = {0, 0};
 
@@ -132,7 +155,6 @@ struct Context : Object<Context> {
 struct Runtime : Object<Runtime> {
   static constexpr const char* kName = "IRuntime";
   bool host_code_allowed = false;
-  int engines = 0;
 };
 
 Dims read_dims(std::istream& text, int32_t rank) {
@@ -156,7 +178,8 @@ Engine* read_plan(const char* data, size_t bytes) {
     int32_t rank = 0;
     text >> tensor.mode >> tensor.name >> tensor.dtype >> rank;
     tensor.dims = read_dims(text, rank);
-    for (Dims& largest : tensor.largest) largest = read_dims(text, tensor.mode == 1 ? rank : 0);
+    const bool has_profiles = tensor.mode == kInputTensor && tensor.is_dynamic();
+    for (Dims& largest : tensor.largest) largest = has_profiles ? read_dims(text, rank) : Dims{-1, {}};
     engine->tensors.push_back(tensor);
   }
   return engine;
@@ -164,6 +187,8 @@ Engine* read_plan(const char* data, size_t bytes) {
 
 // --- What a step needs, and what it does
 // ------------------------------------------------------------------------------
+
+bool is_weight(const Tensor& tensor) { return tensor.mode == kInputTensor && !tensor.is_dynamic(); }
 
 bool check_step(const Context& context) {
   const Engine& engine = *context.engine;
@@ -177,8 +202,12 @@ bool check_step(const Context& context) {
   }
   for (const Tensor& tensor : engine.tensors) {
     if (address(tensor.name) == nullptr) return refuse("no address of " + tensor.name);
-    if (tensor.mode == 1 && !context.shapes.contains(tensor.name)) return refuse("no shape of " + tensor.name);
-    if (tensor.mode == 2 && tensor.name.starts_with("present.") &&
+    if (is_weight(tensor)) {
+      if (reinterpret_cast<uintptr_t>(address(tensor.name)) % 256 != 0) return refuse(tensor.name + " is not aligned");
+    } else if (tensor.mode == kInputTensor && !context.shapes.contains(tensor.name)) {
+      return refuse("no shape of " + tensor.name);
+    }
+    if (tensor.mode == kOutputTensor && tensor.name.starts_with("present.") &&
         address(tensor.name) != address("past_key_values." + tensor.name.substr(8))) {
       return refuse(tensor.name + " has another address than its past");
     }
@@ -190,13 +219,23 @@ bool check_step(const Context& context) {
 struct Launch {
   std::map<std::string, void*> addresses;
   std::map<std::string, Dims> shapes;
+  std::vector<std::pair<const void*, int64_t>> weights;  // addresses and bytes, in the plan's order
   char* memory;
   int64_t memory_bytes;
 
+  explicit Launch(const Context& context)
+      : addresses(context.addresses),
+        shapes(context.shapes),
+        memory(context.memory),
+        memory_bytes(context.engine->activation_bytes[context.profile]) {
+    for (const Tensor& tensor : context.engine->tensors) {
+      if (is_weight(tensor)) weights.emplace_back(addresses.at(tensor.name), tensor.bytes());
+    }
+  }
+
   template <class T>
   T* at(const std::string& name) const {
-    const auto found = addresses.find(name);
-    return found == addresses.end() ? nullptr : static_cast<T*>(found->second);
+    return static_cast<T*>(addresses.at(name));
   }
   MockRows rows(const std::string& name) const {
     const std::string past = "past_key_values." + name;
@@ -205,30 +244,20 @@ struct Launch {
 
   void run() const {
     const int64_t past = *at<int32_t>("past_length");
-    const float* stream = at<float>("hidden_states.1");  // [tokens, 1 + kHeads]: id, state
-    const bool has_layer_0 = at<float>("past_key_values.0.state") != nullptr;
-    const bool has_layer_1 = at<float>("past_key_values.1.key") != nullptr;
-    const int64_t tokens = shapes.at(has_layer_0 ? "input_ids" : "hidden_states.1").extents[1];
-    float last[1 + kHeads] = {};
+    const int64_t* ids = at<int64_t>("input_ids");
+    const int64_t tokens = shapes.at("input_ids").extents[1];
+    float* state = at<float>("past_key_values.0.state");
+    const MockCaches caches{rows("1.key"), rows("1.value"), rows("1.k1"), rows("1.k2")};
     for (int64_t t = 0; t < tokens; ++t) {
-      if (has_layer_0) {
-        float* state = at<float>("past_key_values.0.state");
-        last[0] = static_cast<float>(at<int64_t>("input_ids")[t]);
-        mock_state(state, at<int64_t>("input_ids")[t], at<float>("rope_cos_sin")[2 * t + 1],
-                   *at<int32_t>("context_length"));
-        std::memcpy(last + 1, state, sizeof(float) * kHeads);
-        if (!has_layer_1) std::memcpy(at<float>("hidden_states.1") + t * (1 + kHeads), last, sizeof last);
-      } else {
-        std::memcpy(last, stream + t * (1 + kHeads), sizeof last);
-      }
-      if (has_layer_1) mock_caches(caches(), past + t, static_cast<int64_t>(last[0]));
+      mock_state(state, ids[t], at<float>("rope_cos_sin")[2 * t + 1], *at<int32_t>("context_length"));
+      mock_caches(caches, past + t, ids[t]);
     }
-    if (has_layer_1) mock_logits(last + 1, caches(), past + tokens, at<float>("logits"));
+    int64_t mixed = 0;
+    for (const auto& [data, bytes] : weights) mixed = mock_weight(mixed, data, bytes);
+    mock_logits(state, caches, past + tokens, mixed, at<float>("logits"));
     // Activations are anybody's between steps.
     std::memset(memory, 0xa5, static_cast<size_t>(memory_bytes));
   }
-
-  MockCaches caches() const { return {rows("1.key"), rows("1.value"), rows("1.k1"), rows("1.k2")}; }
 };
 
 bool enqueue(void* implementation, void* stream) {
@@ -236,11 +265,8 @@ bool enqueue(void* implementation, void* stream) {
   if (fake.fail_enqueue_after == 0) return refuse(fake.enqueue_error);
   if (fake.fail_enqueue_after > 0) --fake.fail_enqueue_after;
   if (!check_step(context)) return false;
-  std::string event =
-      "enqueue " + std::to_string(context.engine->index) + " profile " + std::to_string(context.profile);
-  for (const auto& [name, dims] : context.shapes) {
-    if (name == "input_ids" || name == "hidden_states.1") event += " tokens " + std::to_string(dims.extents[1]);
-  }
+  std::string event = "enqueue profile " + std::to_string(context.profile) + " tokens " +
+                      std::to_string(context.shapes.at("input_ids").extents[1]);
   // NVIDIA's Python bindings come without the fake driver, and their addresses lead nowhere.
   void* driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
   const auto submit =
@@ -248,9 +274,7 @@ bool enqueue(void* implementation, void* stream) {
           ? nullptr
           : reinterpret_cast<bool (*)(void*, const std::function<void()>*)>(dlsym(driver, "fake_cuda_submit"));
   if (submit != nullptr) {
-    const Launch launch{context.addresses, context.shapes, context.memory,
-                        context.engine->activation_bytes[context.profile]};
-    const std::function<void()> work = [launch] { launch.run(); };
+    const std::function<void()> work = [launch = Launch(context)] { launch.run(); };
     if (submit(stream, &work)) event += " captured";
   }
   record(event);
@@ -261,12 +285,11 @@ bool enqueue(void* implementation, void* stream) {
 // -------------------------------------------------------------------------------------
 
 void* deserialize(void* implementation, const void* data, size_t bytes) {
-  Runtime& runtime = Runtime::of(implementation);
   if (!fake.deserialize_error.empty()) {
     log_error(fake.deserialize_error);
     return nullptr;
   }
-  if (!runtime.host_code_allowed) {
+  if (!Runtime::of(implementation).host_code_allowed) {
     log_error("host code is not allowed");
     return nullptr;
   }
@@ -275,8 +298,7 @@ void* deserialize(void* implementation, const void* data, size_t bytes) {
     log_error("not a plan");
     return nullptr;
   }
-  engine->index = runtime.engines++;
-  record("deserialize " + std::to_string(engine->index));
+  record("deserialize");
   return engine;
 }
 
@@ -293,7 +315,9 @@ void* create_context(Engine& engine, bool is_user_managed) {
 
 bool set_input_shape(void* implementation, const char* name, const Dims* dims) {
   Context& context = Context::of(implementation);
-  const Dims& largest = context.engine->tensor(name).largest[context.profile];
+  const Tensor& tensor = context.engine->tensor(name);
+  if (!tensor.is_dynamic()) return refuse(std::string(name) + " has a shape of its own");
+  const Dims& largest = tensor.largest[context.profile];
   if (dims->count != largest.count) return refuse(std::string("wrong rank of ") + name);
   for (int32_t i = 0; i < dims->count; ++i) {
     if (dims->extents[i] < 1 || dims->extents[i] > largest.extents[i]) {

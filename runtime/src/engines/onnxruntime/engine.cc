@@ -46,7 +46,8 @@ Expected<std::string> read_graph(const std::filesystem::path& bundle, const Mani
 
 Expected<std::shared_ptr<const Engine>> OnnxRuntimeEngine::create(const std::filesystem::path& bundle,
                                                                   const Manifest& manifest,
-                                                                  const LoadOptions& options) {
+                                                                  const LoadOptions& options,
+                                                                  const WeightSource& source) {
   if (options.threads < 0) {
     return error(ErrorCode::kInvalidArgument, "threads is ", options.threads, ", expected 0 for all cores, or a count");
   }
@@ -57,7 +58,7 @@ Expected<std::shared_ptr<const Engine>> OnnxRuntimeEngine::create(const std::fil
   engine->outputs_ = manifest.cpu.outputs;
   SALA_RETURN_IF_ERROR(engine->open_graph(bundle, manifest, options));
   SALA_RETURN_IF_ERROR(engine->check_inputs(manifest));
-  auto weights = load_weights(bundle, manifest);
+  auto weights = load_weights(manifest, source, options);
   if (!weights) return weights.error();
   engine->weights_ = *std::move(weights);
   return std::shared_ptr<const Engine>(std::move(engine));

@@ -12,6 +12,7 @@
 #include "manifest.h"
 #include "sala/engine.h"
 #include "sala/model.h"
+#include "weight_source.h"
 #include "weights.h"
 
 namespace sala {
@@ -20,7 +21,7 @@ class OnnxRuntimeEngine final : public Engine {
  public:
   /// Loads the library, the operators, the graph and the weights.
   static Expected<std::shared_ptr<const Engine>> create(const std::filesystem::path& bundle, const Manifest& manifest,
-                                                        const LoadOptions& options);
+                                                        const LoadOptions& options, const WeightSource& source);
 
   std::string_view name() const override { return "onnxruntime"; }
   std::string_view precision() const override { return "fp32"; }

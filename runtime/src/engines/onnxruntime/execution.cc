@@ -19,6 +19,14 @@ ONNXTensorElementDataType element_type(DType dtype) {
       return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
     case DType::kInt64:
       return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
+    case DType::kFloat8E4M3FN:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT8E4M3FN;
+    case DType::kInt8:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8;
+    case DType::kUInt8:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
+    case DType::kFloat4E2M1FN:  // of a newer interface than this one
+      break;
   }
   return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
 }
@@ -76,7 +84,7 @@ Status OnnxRuntimeExecution::bind_output(const Tensor& tensor) {
 Expected<OrtPtr<OrtValue>> OnnxRuntimeExecution::value(const Tensor& tensor) const {
   const OrtApi& api = library_.api();
   OrtValue* created = nullptr;
-  const size_t bytes = static_cast<size_t>(elements_of(tensor.shape) * bytes_of(tensor.dtype));
+  const size_t bytes = static_cast<size_t>(bytes_of(tensor.dtype, elements_of(tensor.shape)));
   SALA_RETURN_IF_ERROR(
       library_.check(api.CreateTensorWithDataAsOrtValue(memory_info_.get(), tensor.data, bytes, tensor.shape.data(),
                                                         tensor.shape.size(), element_type(tensor.dtype), &created),

@@ -11,7 +11,7 @@
 namespace sala::tensorrt {
 
 /// IGpuAllocator 1.0: functions in its order, the same in all versions that are known. TensorRT calls it from any
-/// thread; what it allocates are weights and what contexts keep.
+/// thread; what it allocates are constants of the plan and what contexts keep.
 class Allocator {
  public:
   explicit Allocator(DeviceMemory& memory) : memory_(memory) {}

@@ -1,5 +1,9 @@
 #include "engines/tensorrt/device.h"
 
+#include <algorithm>
+#include <utility>
+#include <vector>
+
 namespace sala::tensorrt {
 
 namespace {
@@ -27,14 +31,24 @@ Expected<Found> examine(const CudaDriver& driver, int ordinal) {
   return found;
 }
 
-Error unsuitable(const Manifest& manifest, const std::string& present) {
-  const EngineEntry& engine = manifest.engine;
-  return error(ErrorCode::kDeviceUnsuitable, "the bundle's engine is for ", engine.gpu_name, " (compute capability ",
-               engine.compute_capability, "), this machine has ", present, ": ",
-               manifest.weights_included
-                   ? "choose runtime onnxruntime, which runs the bundle on this machine's CPU, or "
-                     "torch, which runs it on any NVIDIA GPU, or build it for this GPU"
-                   : "it has no weights, so no other runtime can run it; build it for this GPU");
+std::string described(const std::string& name, const std::string& compute_capability) {
+  return name + " (" + compute_capability + ")";
+}
+
+void append(std::string& list, const std::string& item) { list += (list.empty() ? "" : ", ") + item; }
+
+Error unsuitable(const EngineEntry& engine, const std::vector<Found>& present) {
+  std::string gpus, capabilities, others;
+  for (const GpuEntry& gpu : engine.gpus) append(gpus, described(gpu.name, gpu.compute_capability));
+  for (const std::string& capability : engine.compute_capabilities) append(capabilities, capability);
+  for (const Found& found : present) append(others, described(found.name, found.compute_capability));
+  // TensorRT proper builds for the GPU that it runs on alone.
+  const std::string kept = engine.tensorrt_flavour == "rtx" ? engine.target + "," : "";
+  return error(ErrorCode::kDeviceUnsuitable, "the bundle's engine is for ", gpus, gpus.empty() ? "" : " and other ",
+               "GPUs of compute capability ", capabilities, ", this machine has ", others,
+               ": choose runtime onnxruntime, which runs the bundle on this machine's CPU, or torch, which runs it on "
+               "any NVIDIA GPU, or build it again with sala-export build --gpu '",
+               kept, present.front().name, "'");
 }
 
 }  // namespace
@@ -48,18 +62,19 @@ Expected<std::shared_ptr<const Device>> Device::find(const Manifest& manifest) {
     return error(ErrorCode::kDeviceMissing,
                  "the NVIDIA driver has no GPU: check nvidia-smi, or choose runtime onnxruntime for the CPU");
   }
-  std::string present;
+  const std::vector<std::string>& capabilities = manifest.engine.compute_capabilities;
+  std::vector<Found> present;
   for (int ordinal = 0; ordinal < count; ++ordinal) {
-    const auto found = examine(*driver, ordinal);
+    auto found = examine(*driver, ordinal);
     if (!found) return found.error();
-    present += (ordinal == 0 ? "" : ", ") + found->name + " (" + found->compute_capability + ")";
-    if (found->compute_capability != manifest.engine.compute_capability) continue;
+    present.push_back(*std::move(found));
+    const Found& gpu = present.back();
+    if (std::find(capabilities.begin(), capabilities.end(), gpu.compute_capability) == capabilities.end()) continue;
     CUcontext context = nullptr;
-    SALA_RETURN_IF_ERROR(
-        driver->check(driver->device_primary_ctx_retain(&context, found->device), "open " + found->name));
-    return std::shared_ptr<const Device>(new Device(*driver, found->device, context));
+    SALA_RETURN_IF_ERROR(driver->check(driver->device_primary_ctx_retain(&context, gpu.device), "open " + gpu.name));
+    return std::shared_ptr<const Device>(new Device(*driver, gpu.device, context));
   }
-  return unsuitable(manifest, present);
+  return unsuitable(manifest.engine, present);
 }
 
 Device::~Device() { driver_.device_primary_ctx_release(device_); }

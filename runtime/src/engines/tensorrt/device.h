@@ -1,4 +1,4 @@
-// The GPU that a bundle is for.
+// A GPU that a bundle is for.
 
 #pragma once
 
@@ -14,8 +14,9 @@ namespace sala::tensorrt {
 /// A GPU and its primary context, which TensorRT uses too; kept for the life of this object.
 class Device {
  public:
-  /// The first GPU of the bundle's compute capability. kDeviceMissing if there is no driver or no GPU at all,
-  /// kDeviceUnsuitable if those present are others, with the runtimes that can run the bundle here.
+  /// The first GPU of one of the bundle's compute capabilities. kDeviceMissing if there is no driver or no GPU at all,
+  /// kDeviceUnsuitable if those present are others: says which the bundle is for, the runtimes that can run it here,
+  /// and the command that builds it for the first GPU here too.
   static Expected<std::shared_ptr<const Device>> find(const Manifest& manifest);
 
   Device(const Device&) = delete;

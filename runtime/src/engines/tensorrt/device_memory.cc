@@ -25,19 +25,24 @@ void* DeviceMemory::take(int64_t bytes) noexcept {
 }
 
 Expected<Buffer> DeviceMemory::allocate(int64_t bytes) {
+  auto buffer = reserve(bytes, "choose a smaller max_context, or end other programs on the GPU");
+  if (buffer) SALA_RETURN_IF_ERROR(clear(*buffer));
+  return buffer;
+}
+
+Expected<Buffer> DeviceMemory::reserve(int64_t bytes, std::string_view advice) {
   if (bytes < 0) return error(ErrorCode::kInvalidArgument, "cannot allocate ", bytes, " bytes");
   void* data = take(bytes);
   if (data == nullptr) {
     const auto free = device_->free_bytes();
     if (!free) return free.error();
     return error(ErrorCode::kOutOfMemory, "no room for ", bytes, " bytes of device memory, ", *free,
-                 " are free: choose a smaller max_context, or end other programs on the GPU");
+                 " are free: ", advice);
   }
   Buffer buffer(*this, data, std::max<int64_t>(bytes, 1));
   if (reinterpret_cast<uintptr_t>(data) % kAlignment != 0) {
     return error(ErrorCode::kInvalidArgument, "the allocator gave an address that is not a multiple of ", kAlignment);
   }
-  SALA_RETURN_IF_ERROR(clear(buffer));
   return buffer;
 }
 

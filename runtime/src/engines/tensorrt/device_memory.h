@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <optional>
+#include <string_view>
 #include <utility>
 
 #include "engines/tensorrt/device.h"
@@ -22,6 +23,9 @@ class DeviceMemory final : public Memory {
   Status clear(Buffer& buffer) override;
   Status read(void* host, const void* from, int64_t bytes) override;
   Status write(void* to, const void* host, int64_t bytes) override;
+
+  /// As `allocate`, but not zeroed. `advice`: what to do if there is no room.
+  Expected<Buffer> reserve(int64_t bytes, std::string_view advice);
 
   bool is_of_caller() const { return allocator_.has_value(); }
 

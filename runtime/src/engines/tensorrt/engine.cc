@@ -9,7 +9,7 @@ namespace sala::tensorrt {
 
 namespace {
 
-// What two contexts of every shard and a captured graph keep beside the activations. An allowance: no GPU has told yet.
+// What two contexts and a captured graph keep beside the activations. An allowance: no GPU has told yet.
 constexpr int64_t kContextBytes = int64_t{64} << 20;
 
 EngineLimits limits_of(const ProfileRanges& prefill) {
@@ -25,28 +25,29 @@ EngineLimits limits_of(const ProfileRanges& prefill) {
 
 Expected<std::shared_ptr<const Engine>> TensorRtEngine::create(const std::filesystem::path& bundle,
                                                                const Manifest& manifest,
-                                                               const TensorRtOptions& options) {
-  auto plans = Plans::load(bundle, manifest, options);
-  if (!plans) return plans.error();
-  return std::shared_ptr<const Engine>(new TensorRtEngine(*std::move(plans), manifest));
+                                                               const LoadOptions& options,
+                                                               const WeightSource& source) {
+  auto plan = LoadedPlan::load(bundle, manifest, options, source);
+  if (!plan) return plan.error();
+  return std::shared_ptr<const Engine>(new TensorRtEngine(*std::move(plan), manifest));
 }
 
-TensorRtEngine::TensorRtEngine(std::unique_ptr<const Plans> plans, const Manifest& manifest)
-    : plans_(std::move(plans)),
+TensorRtEngine::TensorRtEngine(std::unique_ptr<const LoadedPlan> plan, const Manifest& manifest)
+    : plan_(std::move(plan)),
       precision_(manifest.precision),
       inputs_(manifest.inputs),
       outputs_(manifest.outputs),
       limits_(limits_of(manifest.engine.profiles.at("prefill"))) {}
 
 Expected<std::optional<int64_t>> TensorRtEngine::free_cache_bytes() const {
-  if (plans_->memory().is_of_caller()) return std::optional<int64_t>();
-  const auto free = plans_->device()->free_bytes();
+  if (plan_->memory().is_of_caller()) return std::optional<int64_t>();
+  const auto free = plan_->device()->free_bytes();
   if (!free) return free.error();
-  return std::optional(std::max<int64_t>(*free - plans_->buffer_sizes().device_bytes() - kContextBytes, 0));
+  return std::optional(std::max<int64_t>(*free - plan_->buffer_sizes().device_bytes() - kContextBytes, 0));
 }
 
 Expected<std::unique_ptr<Execution>> TensorRtEngine::create_execution(std::span<const CacheBinding> caches) const {
-  return TensorRtExecution::create(*plans_, caches);
+  return TensorRtExecution::create(*plan_, caches);
 }
 
 }  // namespace sala::tensorrt

@@ -1,4 +1,4 @@
-// The step on the GPU that the bundle was built for: its plans in TensorRT, of either flavour.
+// The step on a GPU that the bundle was built for: its plan in TensorRT, of either flavour.
 
 #pragma once
 
@@ -7,33 +7,35 @@
 #include <string>
 #include <vector>
 
-#include "engines/tensorrt/plans.h"
+#include "engines/tensorrt/loaded_plan.h"
 #include "manifest.h"
 #include "sala/engine.h"
 #include "sala/model.h"
+#include "weight_source.h"
 
 namespace sala::tensorrt {
 
 class TensorRtEngine final : public Engine {
  public:
-  /// Finds the GPU and the library, proves the plans and loads them. kDeviceMissing, kDeviceUnsuitable, kLibraryMissing
-  /// and kLibraryUnusable say that the bundle cannot run on this machine's GPU, if it has one.
+  /// Finds the GPU and the library, proves the plan, loads it and uploads the weights. kDeviceMissing,
+  /// kDeviceUnsuitable, kLibraryMissing and kLibraryUnusable say that the bundle cannot run on this machine's GPU, if
+  /// it has one.
   static Expected<std::shared_ptr<const Engine>> create(const std::filesystem::path& bundle, const Manifest& manifest,
-                                                        const TensorRtOptions& options);
+                                                        const LoadOptions& options, const WeightSource& source);
 
   std::string_view name() const override { return "tensorrt"; }
   std::string_view precision() const override { return precision_; }
   std::span<const TensorSpec> inputs() const override { return inputs_; }
   std::span<const TensorSpec> outputs() const override { return outputs_; }
   EngineLimits limits() const override { return limits_; }
-  Memory& memory() const override { return plans_->memory(); }
+  Memory& memory() const override { return plan_->memory(); }
   Expected<std::optional<int64_t>> free_cache_bytes() const override;
   Expected<std::unique_ptr<Execution>> create_execution(std::span<const CacheBinding> caches) const override;
 
  private:
-  TensorRtEngine(std::unique_ptr<const Plans> plans, const Manifest& manifest);
+  TensorRtEngine(std::unique_ptr<const LoadedPlan> plan, const Manifest& manifest);
 
-  std::unique_ptr<const Plans> plans_;
+  std::unique_ptr<const LoadedPlan> plan_;
   std::string precision_;
   std::vector<TensorSpec> inputs_;
   std::vector<TensorSpec> outputs_;

@@ -7,19 +7,19 @@
 #include <vector>
 
 #include "engines/tensorrt/decode_graph.h"
-#include "engines/tensorrt/plans.h"
+#include "engines/tensorrt/loaded_plan.h"
 #include "engines/tensorrt/step_buffers.h"
 #include "sala/engine.h"
 
 namespace sala::tensorrt {
 
-/// Every shard has two contexts, one for each profile: a context's shapes and addresses must not change after its
-/// decode step was captured, and switching a profile would do that.
+/// It has two contexts, one for each profile: a context's shapes and addresses must not change after its decode step
+/// was captured, and switching a profile would do that.
 class TensorRtExecution final : public Execution {
  public:
-  /// `plans` outlives the execution, as do the caches. Runs one decode step on the empty caches, so that everything
+  /// `plan` outlives the execution, as do the caches. Runs one decode step on the empty caches, so that everything
   /// is compiled, loaded and allocated before the first token, then empties them again and captures the step.
-  static Expected<std::unique_ptr<Execution>> create(const Plans& plans, std::span<const CacheBinding> caches);
+  static Expected<std::unique_ptr<Execution>> create(const LoadedPlan& plan, std::span<const CacheBinding> caches);
 
   TensorRtExecution(const TensorRtExecution&) = delete;
   TensorRtExecution& operator=(const TensorRtExecution&) = delete;
@@ -28,37 +28,38 @@ class TensorRtExecution final : public Execution {
   Status run(Profile profile, std::span<const Tensor> inputs, const Tensor& logits) override;
 
  private:
-  struct Contexts {
-    Object config[2];      // IRuntimeConfig by profile; null if TensorRT has none
-    Object by_profile[2];  // IExecutionContext
+  struct Context {
+    Object config;   // IRuntimeConfig; null if TensorRT has none
+    Object context;  // IExecutionContext
   };
 
-  TensorRtExecution(const Plans& plans, std::span<const CacheBinding> caches)
-      : plans_(plans), caches_(caches.begin(), caches.end()) {}
+  TensorRtExecution(const LoadedPlan& plan, std::span<const CacheBinding> caches)
+      : plan_(plan), caches_(caches.begin(), caches.end()) {}
 
   Status open_stream();
   Status create_contexts();
-  Expected<Object> create_context(const Shard& shard, Contexts& contexts, Profile profile) const;
-  /// Sets what stays for good: addresses, and the shapes of everything that does not depend on the step's tokens.
-  Status bind(const Shard& shard, void* context) const;
-  Status set_shape(const Shard& shard, void* context, const char* name, const Shape& shape) const;
+  Expected<Context> create_context(Profile profile) const;
+  void* context(Profile profile) const { return contexts_[static_cast<size_t>(profile)].context.get(); }
+  /// Sets what stays for good: addresses, and the shapes of inputs that are dynamic but do not depend on the step's
+  /// tokens.
+  Status bind(void* context) const;
+  Status set_address(void* context, std::string_view name, void* data) const;
+  Status set_shape(void* context, std::string_view name, const Shape& shape) const;
   Status set_tokens(Profile profile, int64_t tokens);
   Status warm_up();
   Status capture_decode();
 
   Status stage(std::span<const Tensor> inputs);
-  /// Puts a step of `tokens` on the stream: inputs to the GPU, every shard in order, logits back.
+  /// Puts a step of `tokens` on the stream: inputs to the GPU, the engine, logits back.
   Status enqueue(Profile profile, int64_t tokens) const;
   Status synchronize() const;
 
-  const CacheBinding* find_cache(std::string_view name) const;
-
-  const Plans& plans_;
+  const LoadedPlan& plan_;
   std::vector<CacheBinding> caches_;
   std::unique_ptr<StepBuffers> buffers_;
   CUstream stream_ = nullptr;
-  std::vector<Contexts> contexts_;  // by shard
-  int64_t prefill_tokens_ = 0;      // that the prefill contexts have shapes for
+  Context contexts_[2];         // by profile
+  int64_t prefill_tokens_ = 0;  // that the prefill context has shapes for
   DecodeGraph decode_graph_;
 };
 

@@ -16,8 +16,8 @@ namespace sala::tensorrt {
 class Library {
  public:
   /// The library of the bundle's flavour and version. `path` empty: looked for as `find_library` does, in the folder of
-  /// its Python package, and where the system looks. kLibraryMissing if there is none, kLibraryUnusable if it has another
-  /// version or one whose interface this release does not know.
+  /// its Python package, and where the system looks. kLibraryMissing if there is none, kLibraryUnusable if it has
+  /// another version or one whose interface this release does not know.
   static Expected<Library> load(const EngineEntry& engine, const std::filesystem::path& path);
 
   const Interface& interface() const { return *interface_; }

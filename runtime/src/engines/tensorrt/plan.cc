@@ -15,13 +15,12 @@ namespace {
 constexpr std::string_view kCopyAgain = ": it was changed or damaged, copy the bundle again";
 
 /// TensorRT stores a library as it was, so its own hash can be checked.
-Status check_host_code(const std::string& where, std::string_view plan, const Manifest& manifest,
-                       const ShardEntry& shard) {
+Status check_host_code(const std::string& where, std::string_view plan, const Manifest& manifest) {
   bool found = false;
   int64_t from = 0;
   while (const auto library = find_embedded_library(plan, from)) {
     const auto bytes = plan.substr(static_cast<size_t>(library->offset), static_cast<size_t>(library->bytes));
-    if (!shard.plugin_library_serialized || sha256(bytes) != manifest.engine.plugin_library_sha256) {
+    if (sha256(bytes) != manifest.engine.plugin_library_sha256) {
       return error(ErrorCode::kBundleDamaged, where, " holds a library of ", library->bytes, " bytes at byte ",
                    library->offset, " that is not the plugin library of ", kManifestFile,
                    ": do not trust this bundle, build it again");
@@ -29,11 +28,9 @@ Status check_host_code(const std::string& where, std::string_view plan, const Ma
     found = true;
     from = library->offset + library->bytes;
   }
-  if (shard.plugin_library_serialized && !found) {
-    return error(ErrorCode::kBundleDamaged, where, " lacks the plugin library that ", kManifestFile, " says it holds",
-                 kCopyAgain);
-  }
-  return success();
+  if (found) return success();
+  return error(ErrorCode::kBundleDamaged, where, " lacks the plugin library that ", kManifestFile, " says it holds",
+               kCopyAgain);
 }
 
 }  // namespace
@@ -53,13 +50,13 @@ std::optional<EmbeddedLibrary> find_embedded_library(std::string_view data, int6
   return std::nullopt;
 }
 
-Expected<Buffer> read_plan(const std::filesystem::path& bundle, const Manifest& manifest, const ShardEntry& shard) {
-  const FileEntry* entry = manifest.file(shard.plan);
+Expected<Buffer> read_plan(const std::filesystem::path& bundle, const Manifest& manifest) {
+  const FileEntry* entry = manifest.file(manifest.engine.plan);
   if (entry == nullptr) {
-    return error(ErrorCode::kBundleDamaged, (bundle / kManifestFile).string(), ": plan ", shard.plan,
+    return error(ErrorCode::kBundleDamaged, (bundle / kManifestFile).string(), ": plan ", manifest.engine.plan,
                  " is not among files (build the bundle again)");
   }
-  const auto file = File::open(bundle / shard.plan, ErrorCode::kBundleDamaged);
+  const auto file = File::open(bundle / manifest.engine.plan, ErrorCode::kBundleDamaged);
   if (!file) return file.error();
   auto buffer = host_memory().allocate(file->bytes());
   if (!buffer) return buffer.error();
@@ -70,7 +67,7 @@ Expected<Buffer> read_plan(const std::filesystem::path& bundle, const Manifest& 
     return error(ErrorCode::kBundleDamaged, file->path().string(), " has another SHA-256 than ", kManifestFile, " says",
                  kCopyAgain);
   }
-  SALA_RETURN_IF_ERROR(check_host_code(file->path().string(), bytes, manifest, shard));
+  SALA_RETURN_IF_ERROR(check_host_code(file->path().string(), bytes, manifest));
   return buffer;
 }
 

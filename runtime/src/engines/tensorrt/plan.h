@@ -1,4 +1,4 @@
-// Plans as files: proved before TensorRT sees them, since they carry native code.
+// A plan as a file: proved before TensorRT sees it, since it carries native code.
 
 #pragma once
 
@@ -12,9 +12,9 @@
 
 namespace sala::tensorrt {
 
-/// The bytes of a shard's plan in host memory. kBundleDamaged unless they have the hash that bundle.json says, and the
-/// only host code among them is the plugin library of the hash that bundle.json says, in the shard that carries it.
-Expected<Buffer> read_plan(const std::filesystem::path& bundle, const Manifest& manifest, const ShardEntry& shard);
+/// The bytes of the plan in host memory. kBundleDamaged unless they have the hash that bundle.json says, and the plugin
+/// library of the hash that bundle.json says is among them as the only host code.
+Expected<Buffer> read_plan(const std::filesystem::path& bundle, const Manifest& manifest);
 
 /// A shared library of the host inside of `data`.
 struct EmbeddedLibrary {

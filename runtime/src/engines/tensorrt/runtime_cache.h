@@ -11,7 +11,7 @@
 
 namespace sala::tensorrt {
 
-/// One cache for all shards. Safe to use from several threads.
+/// One cache for all contexts. Safe to use from several threads.
 class RuntimeCache {
  public:
   RuntimeCache(const Interface& interface, std::filesystem::path file)

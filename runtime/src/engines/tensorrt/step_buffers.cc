@@ -1,6 +1,5 @@
 #include "engines/tensorrt/step_buffers.h"
 
-#include <algorithm>
 #include <utility>
 
 namespace sala::tensorrt {
@@ -18,20 +17,9 @@ int64_t io_bytes(const StepBufferSizes& sizes) {
   return bytes;
 }
 
-int64_t largest_stream(const StepBufferSizes& sizes) {
-  int64_t bytes = 0;
-  for (const auto& part : sizes.streams) bytes = std::max(bytes, part.bytes);
-  return bytes;
-}
-
-/// Two shards hand over once and need one buffer.
-size_t stream_buffers(const StepBufferSizes& sizes) { return std::min<size_t>(sizes.streams.size(), 2); }
-
 }  // namespace
 
-int64_t StepBufferSizes::device_bytes() const {
-  return io_bytes(*this) + static_cast<int64_t>(stream_buffers(*this)) * largest_stream(*this) + activation_bytes;
-}
+int64_t StepBufferSizes::device_bytes() const { return io_bytes(*this) + activation_bytes; }
 
 Expected<std::unique_ptr<StepBuffers>> StepBuffers::create(DeviceMemory& device, PinnedMemory& pinned,
                                                            const StepBufferSizes& sizes) {
@@ -44,9 +32,6 @@ Expected<std::unique_ptr<StepBuffers>> StepBuffers::create(DeviceMemory& device,
   };
   SALA_RETURN_IF_ERROR(allocate(device, io_bytes(sizes), buffers->device_io_));
   SALA_RETURN_IF_ERROR(allocate(pinned, io_bytes(sizes), buffers->host_io_));
-  for (size_t i = 0; i < stream_buffers(sizes); ++i) {
-    SALA_RETURN_IF_ERROR(allocate(device, largest_stream(sizes), buffers->streams_[i]));
-  }
   SALA_RETURN_IF_ERROR(allocate(device, sizes.activation_bytes, buffers->activations_));
 
   int64_t offset = 0;
@@ -57,9 +42,6 @@ Expected<std::unique_ptr<StepBuffers>> StepBuffers::create(DeviceMemory& device,
   };
   for (const auto& part : sizes.inputs) place(part);
   place(sizes.logits);
-  for (size_t i = 0; i < sizes.streams.size(); ++i) {
-    buffers->places_[sizes.streams[i].name] = {buffers->streams_[i % 2].data(), nullptr, sizes.streams[i].bytes};
-  }
   return buffers;
 }
 

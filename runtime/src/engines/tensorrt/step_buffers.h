@@ -1,5 +1,5 @@
-// The tensors of a step that are not caches: token inputs and logits, on the host (pinned) and on the GPU, what shards
-// hand over, and the activations. Their addresses never change, so that a captured decode step stays valid.
+// The tensors of a step that are neither caches nor weights: token inputs and logits, on the host (pinned) and on the
+// GPU, and the activations. Their addresses never change, so that a captured decode step stays valid.
 
 #pragma once
 
@@ -23,7 +23,6 @@ struct StepBufferSizes {
 
   std::vector<Part> inputs;  // token inputs
   Part logits;
-  std::vector<Part> streams;  // hidden_states, in the order of the shards that give them
   int64_t activation_bytes = 0;
 
   /// Device memory that all of it takes.
@@ -37,7 +36,7 @@ class StepBuffers {
 
   /// Address on the GPU; null for a name that is none of these.
   void* device(std::string_view name) const;
-  /// The same tensor's address on the host; null unless it is a token input or the logits.
+  /// The same tensor's address on the host.
   void* host(std::string_view name) const;
   /// Bytes that a tensor may have at most.
   int64_t capacity(std::string_view name) const;
@@ -54,8 +53,6 @@ class StepBuffers {
   std::map<std::string, Place, std::less<>> places_;
   Buffer device_io_;
   Buffer host_io_;
-  // Two take turns: a shard reads what the one before wrote, and nothing older is needed.
-  Buffer streams_[2];
   Buffer activations_;
 };
 

@@ -1,36 +1,45 @@
-// The plans of a bundle, deserialised: what an engine holds and its executions share.
+// The plan of a bundle, deserialised, and its weights on the GPU: what an engine holds and its executions share.
 
 #pragma once
 
 #include <filesystem>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "engines/tensorrt/allocator.h"
 #include "engines/tensorrt/device.h"
 #include "engines/tensorrt/device_memory.h"
+#include "engines/tensorrt/device_weights.h"
 #include "engines/tensorrt/library.h"
 #include "engines/tensorrt/log.h"
 #include "engines/tensorrt/runtime_cache.h"
-#include "engines/tensorrt/shard.h"
 #include "engines/tensorrt/step_buffers.h"
 #include "manifest.h"
 #include "sala/model.h"
+#include "weight_source.h"
 
 namespace sala::tensorrt {
 
+/// Profiles in the order in which sala-export builds them.
+constexpr int32_t kProfileIndex[] = {0, 1};  // by Profile: prefill, decode
+
 /// Immutable after `load`. Members are destroyed from the last to the first, as TensorRT needs it.
-class Plans {
+class LoadedPlan {
  public:
-  static Expected<std::unique_ptr<const Plans>> load(const std::filesystem::path& bundle, const Manifest& manifest,
-                                                     const TensorRtOptions& options);
+  static Expected<std::unique_ptr<const LoadedPlan>> load(const std::filesystem::path& bundle, const Manifest& manifest,
+                                                          const LoadOptions& options, const WeightSource& source);
 
   const CudaDriver& driver() const { return device_->driver(); }
   const std::shared_ptr<const Device>& device() const { return device_; }
   const Interface& interface() const { return *interface_; }
   DeviceMemory& memory() const { return *memory_; }
   PinnedMemory& pinned() const { return *pinned_; }
-  const std::vector<Shard>& shards() const { return shards_; }
+  /// Its file, for messages.
+  const std::string& name() const { return name_; }
+  /// An ICudaEngine.
+  void* engine() const { return engine_.get(); }
+  const DeviceWeights& weights() const { return weights_; }
   const std::vector<TensorSpec>& token_inputs() const { return token_inputs_; }
   const StepBufferSizes& buffer_sizes() const { return buffer_sizes_; }
   const TensorRtOptions& options() const { return options_; }
@@ -42,22 +51,26 @@ class Plans {
   Error failure(const std::string& what) const;
 
  private:
-  Plans() = default;
+  LoadedPlan() = default;
 
+  Status start(const Library& library);
   Status deserialise(const std::filesystem::path& bundle, const Manifest& manifest);
-  Status check_room(const Manifest& manifest) const;
+  Status check_room(const Manifest& manifest, int64_t plan_bytes) const;
   void measure(const Manifest& manifest);
+  void open_runtime_cache(const std::filesystem::path& bundle);
 
   TensorRtOptions options_;
   std::shared_ptr<const Device> device_;
   std::unique_ptr<DeviceMemory> memory_;
   std::unique_ptr<PinnedMemory> pinned_;
   std::unique_ptr<Allocator> allocator_;
+  std::string name_;
   std::string title_;
   const Interface* interface_ = nullptr;
   std::unique_ptr<Log> log_;
+  DeviceWeights weights_;
   Object runtime_;
-  std::vector<Shard> shards_;
+  Object engine_;
   std::unique_ptr<RuntimeCache> runtime_cache_;
   std::vector<TensorSpec> token_inputs_;
   StepBufferSizes buffer_sizes_;

@@ -1,0 +1,160 @@
+#include "engines/tensorrt/loaded_plan.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <string_view>
+#include <utility>
+
+#include "engines/tensorrt/comparison.h"
+#include "engines/tensorrt/plan.h"
+#include "engines/tensorrt/weight_upload.h"
+#include "weight_input.h"
+
+namespace sala::tensorrt {
+
+namespace {
+
+constexpr std::string_view kPastPrefix = "past_key_values.";
+
+Status check_profiles(const std::filesystem::path& bundle, const Manifest& manifest) {
+  for (const char* profile : {"prefill", "decode"}) {
+    const auto found = manifest.engine.profiles.find(profile);
+    if (found == manifest.engine.profiles.end() || !found->second.contains("tokens")) {
+      return error(ErrorCode::kBundleDamaged, (bundle / kManifestFile).string(), ": engine.profiles has no usable ",
+                   profile, " (build the bundle again)");
+    }
+  }
+  return success();
+}
+
+/// The file that is given, or that beside the bundle if it can be written; empty if not.
+std::filesystem::path runtime_cache_file(const std::filesystem::path& bundle, const std::filesystem::path& given) {
+  if (!given.empty()) return given;
+  std::error_code failed;
+  std::filesystem::path whole = std::filesystem::weakly_canonical(bundle, failed);
+  if (failed) return {};
+  if (!whole.has_filename()) whole = whole.parent_path();  // "out.sala/"
+  if (access(whole.parent_path().c_str(), W_OK) != 0) return {};
+  return whole.string() + ".runtime-cache";
+}
+
+int64_t most_bytes(const TensorSpec& spec, const ProfileRanges& ranges) {
+  SymbolSizes sizes;
+  for (const auto& [symbol, range] : ranges) sizes[symbol] = range.max;
+  sizes["batch"] = 1;
+  return bytes_of(spec.dtype, elements_of(spec.bound(sizes)));
+}
+
+bool contains(const std::string& text, std::string_view part) { return text.find(part) != std::string::npos; }
+
+}  // namespace
+
+Expected<std::unique_ptr<const LoadedPlan>> LoadedPlan::load(const std::filesystem::path& bundle,
+                                                             const Manifest& manifest, const LoadOptions& options,
+                                                             const WeightSource& source) {
+  std::unique_ptr<LoadedPlan> plan(new LoadedPlan());
+  plan->options_ = options.tensorrt;
+  plan->name_ = manifest.engine.plan;
+  plan->title_ = title(manifest.engine);
+  auto device = Device::find(manifest);
+  if (!device) return device.error();
+  plan->device_ = *std::move(device);
+  const auto library = Library::load(manifest.engine, plan->options_.library);
+  if (!library) return library.error();
+  // From here on this machine can run the engine: what is wrong now is not hidden by another runtime.
+  SALA_RETURN_IF_ERROR(check_profiles(bundle, manifest));
+  SALA_RETURN_IF_ERROR(check_inputs(manifest.engine.weights, source));
+  const Device::Current current(*plan->device_);
+  SALA_RETURN_IF_ERROR(plan->start(*library));
+  SALA_RETURN_IF_ERROR(plan->deserialise(bundle, manifest));
+  plan->measure(manifest);
+  auto weights = upload_weights(*plan->device_, *plan->memory_, *plan->pinned_, manifest.engine.weights, source,
+                                options.on_progress);
+  if (!weights) return weights.error();
+  plan->weights_ = *std::move(weights);
+  plan->open_runtime_cache(bundle);
+  return std::unique_ptr<const LoadedPlan>(std::move(plan));
+}
+
+Status LoadedPlan::start(const Library& library) {
+  interface_ = &library.interface();
+  memory_ = std::make_unique<DeviceMemory>(device_, options_.allocator);
+  pinned_ = std::make_unique<PinnedMemory>(device_);
+  log_ = std::make_unique<Log>(interface_->versioned_logger);
+  runtime_ = library.create_runtime(*log_);
+  if (!runtime_) return failure("start");
+  if (options_.allocator) {
+    allocator_ = std::make_unique<Allocator>(*memory_);
+    call<void>(runtime_.get(), interface_->set_gpu_allocator, static_cast<void*>(allocator_.get()));
+  }
+  return success();
+}
+
+Status LoadedPlan::deserialise(const std::filesystem::path& bundle, const Manifest& manifest) {
+  const auto plan = read_plan(bundle, manifest);
+  if (!plan) return plan.error();
+  // Before anything of it is on the GPU.
+  SALA_RETURN_IF_ERROR(check_room(manifest, plan->bytes()));
+  call<void>(runtime_.get(), interface_->set_engine_host_code_allowed, true);  // the plugin library in the plan
+  engine_.reset(call<void*>(runtime_.get(), interface_->deserialize_cuda_engine,
+                            static_cast<const void*>(plan->data()), static_cast<size_t>(plan->bytes())));
+  if (!engine_) return failure("load " + name_);
+  return compare_with_manifest(*interface_, engine_.get(), manifest);
+}
+
+/// A plan takes little more on the GPU than its file has bytes.
+Status LoadedPlan::check_room(const Manifest& manifest, int64_t plan_bytes) const {
+  if (memory_->is_of_caller()) return success();
+  const int64_t weight_bytes = WeightLayout(manifest.engine.weights).bytes();
+  const int64_t needed = weight_bytes + plan_bytes;
+  const auto free = device_->free_bytes();
+  if (!free) return free.error();
+  if (*free >= needed) return success();
+  return error(ErrorCode::kOutOfMemory, "the weights take ", weight_bytes, " bytes of device memory and the engine ",
+               plan_bytes, ", ", *free, " are free, ", needed - *free,
+               " too few: end other programs on the GPU, or build with a quantised --precision or fewer --layers");
+}
+
+void LoadedPlan::measure(const Manifest& manifest) {
+  const ProfileRanges& ranges = manifest.engine.profiles.at("prefill");
+  for (const TensorSpec& input : manifest.inputs) {
+    if (input.name.starts_with(kPastPrefix)) continue;
+    token_inputs_.push_back(input);
+    buffer_sizes_.inputs.push_back({input.name, most_bytes(input, ranges)});
+  }
+  for (const TensorSpec& output : manifest.outputs) {
+    if (output.name == "logits") buffer_sizes_.logits = {output.name, most_bytes(output, ranges)};
+  }
+  for (const int32_t index : kProfileIndex) {
+    buffer_sizes_.activation_bytes =
+        std::max(buffer_sizes_.activation_bytes,
+                 call<int64_t>(engine_.get(), interface_->get_device_memory_size_for_profile, index));
+  }
+}
+
+void LoadedPlan::open_runtime_cache(const std::filesystem::path& bundle) {
+  if (!interface_->has_runtime_cache()) return;
+  if (auto file = runtime_cache_file(bundle, options_.runtime_cache); !file.empty()) {
+    runtime_cache_ = std::make_unique<RuntimeCache>(*interface_, std::move(file));
+  }
+}
+
+Error LoadedPlan::failure(const std::string& what) const {
+  const std::string reason = log_->take_errors();
+  if (contains(reason, "driver version is insufficient") ||
+      contains(reason, "not supported in the installed CUDA driver")) {
+    return error(ErrorCode::kDeviceUnsuitable, "the NVIDIA driver is too old for ", title_, " (", reason,
+                 "): install driver 580 or later, which supports CUDA 13, or choose runtime onnxruntime for the CPU");
+  }
+  if (contains(reason, "out of memory") || contains(reason, "OutOfMemory")) {
+    const auto free = device_->free_bytes();
+    return error(ErrorCode::kOutOfMemory, title_, " could not ", what, ": ", reason, " (",
+                 free ? std::to_string(*free) : "unknown",
+                 " bytes of device memory are free: end other programs on the "
+                 "GPU, or choose a smaller max_context)");
+  }
+  return error(ErrorCode::kEngineFailed, title_, " could not ", what, ": ", reason);
+}
+
+}  // namespace sala::tensorrt

@@ -1,0 +1,151 @@
+#include "engines/tensorrt/weight_upload.h"
+
+#include <algorithm>
+#include <numeric>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "parallel_load.h"
+#include "weight_input.h"
+
+namespace sala::tensorrt {
+
+namespace {
+
+// Hashing is the slowest part, at one to two gigabytes a second on a core: eight cores outrun most disks.
+constexpr unsigned kMostThreads = 8;
+
+// A copy takes far longer than its start, a block is still in the processor's cache when it is hashed, and what is
+// pinned, two blocks for each thread, stays at 32 MiB.
+constexpr int64_t kBlockBytes = int64_t{2} << 20;
+
+int64_t weight_bytes(const WeightInput& input) {
+  return bytes_of(input.spec.dtype, elements_of(input.spec.bound({})));
+}
+
+/// Pinned memory with a stream of its own, so that waiting for it does not wait for the other block.
+class StagingBlock {
+ public:
+  explicit StagingBlock(const CudaDriver& driver) : driver_(driver) {}
+  StagingBlock(const StagingBlock&) = delete;
+  StagingBlock& operator=(const StagingBlock&) = delete;
+  ~StagingBlock() {
+    if (stream_ == nullptr) return;
+    // After an error a copy may still read the memory. Its outcome does not matter any more.
+    driver_.stream_synchronize(stream_);
+    driver_.stream_destroy(stream_);
+  }
+
+  Status open(PinnedMemory& pinned) {
+    auto memory = pinned.allocate(kBlockBytes);
+    if (!memory) return memory.error();
+    memory_ = *std::move(memory);
+    return driver_.check(driver_.stream_create(&stream_, kStreamNonBlocking), "open a stream to upload weights");
+  }
+
+  void* data() const { return memory_.data(); }
+
+  /// Starts to copy its first bytes to the GPU. `weight` outlives the copy.
+  Status copy(void* to, int64_t bytes, const std::string& weight) {
+    weight_ = &weight;
+    return check(driver_.memcpy_htod_async(reinterpret_cast<CUdeviceptr>(to), data(), static_cast<size_t>(bytes),
+                                           stream_));
+  }
+
+  /// Until its last copy has ended, so that it may be filled again.
+  Status wait() { return weight_ == nullptr ? success() : check(driver_.stream_synchronize(stream_)); }
+
+ private:
+  Status check(CUresult result) const {
+    if (result == kCudaSuccess) return success();
+    return driver_.check(result, "copy the weight " + *weight_ + " to the GPU");
+  }
+
+  const CudaDriver& driver_;
+  Buffer memory_;
+  CUstream stream_ = nullptr;
+  const std::string* weight_ = nullptr;  // that its last copy is part of
+};
+
+/// One thread of an upload.
+class Uploader {
+ public:
+  Uploader(const Device& device, const WeightSource& source)
+      : current_(device), source_(source), blocks_{StagingBlock(device.driver()), StagingBlock(device.driver())} {}
+
+  Status open(PinnedMemory& pinned) {
+    for (StagingBlock& block : blocks_) SALA_RETURN_IF_ERROR(block.open(pinned));
+    return success();
+  }
+
+  /// Puts an input to its place on the GPU; the last copies may still be under way when it returns.
+  Status upload(const WeightInput& input, char* to, ParallelLoad& load) {
+    InputReader reader(input, source_);
+    while (true) {
+      StagingBlock& block = blocks_[next_block_];
+      SALA_RETURN_IF_ERROR(block.wait());
+      const auto bytes = reader.next(block.data(), kBlockBytes);
+      if (!bytes) return bytes.error();
+      if (*bytes == 0) return success();
+      SALA_RETURN_IF_ERROR(block.copy(to, *bytes, input.spec.name));
+      SALA_RETURN_IF_ERROR(load.advance(*bytes));
+      to += *bytes;
+      next_block_ = 1 - next_block_;
+    }
+  }
+
+  Status finish() {
+    for (StagingBlock& block : blocks_) SALA_RETURN_IF_ERROR(block.wait());
+    return success();
+  }
+
+ private:
+  Device::Current current_;
+  const WeightSource& source_;
+  StagingBlock blocks_[2];
+  size_t next_block_ = 0;
+};
+
+/// The largest first, so that all threads end at about the same time.
+std::vector<size_t> by_size(std::span<const WeightInput> inputs) {
+  std::vector<size_t> order(inputs.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t left, size_t right) { return weight_bytes(inputs[left]) > weight_bytes(inputs[right]); });
+  return order;
+}
+
+}  // namespace
+
+Expected<DeviceWeights> upload_weights(const Device& device, DeviceMemory& memory, PinnedMemory& pinned,
+                                       std::span<const WeightInput> inputs, const WeightSource& source,
+                                       const std::function<bool(int64_t done, int64_t total)>& on_progress) {
+  int64_t total = 0;
+  for (const WeightInput& input : inputs) total += weight_bytes(input);
+  if (on_progress && !on_progress(0, total)) return error(ErrorCode::kStopped, "loading the weights was stopped");
+  const WeightLayout layout(inputs);
+  auto arena = memory.reserve(layout.bytes(), "end other programs on the GPU");
+  if (!arena) return arena.error();
+  const std::vector<size_t> order = by_size(inputs);
+  const auto work = [&](ParallelLoad& load) -> Status {
+    Uploader uploader(device, source);
+    SALA_RETURN_IF_ERROR(uploader.open(pinned));
+    while (const auto item = load.next()) {
+      const size_t input = order[*item];
+      char* const to = static_cast<char*>(arena->data()) + layout.offset(input);
+      SALA_RETURN_IF_ERROR(uploader.upload(inputs[input], to, load));
+    }
+    return uploader.finish();
+  };
+  const unsigned threads = std::min(std::thread::hardware_concurrency(), kMostThreads);
+  SALA_RETURN_IF_ERROR(load_in_parallel({.items = inputs.size(),
+                                         .total_bytes = total,
+                                         .threads = static_cast<int32_t>(threads),
+                                         .on_progress = on_progress},
+                                        work));
+  return DeviceWeights(*std::move(arena), inputs, layout);
+}
+
+}  // namespace sala::tensorrt

@@ -1,0 +1,266 @@
+// Inputs made from tensors in every form, taken whole and in pieces.
+
+#include "weight_input.h"
+
+#include <gtest/gtest.h>
+
+#include "checkpoint_files.h"
+#include "weights.h"
+
+namespace sala::test {
+namespace {
+
+TensorSpec spec(DType dtype, const Shape& shape) {
+  TensorSpec result{"w", dtype, {}};
+  for (const int64_t extent : shape) result.shape.push_back({extent, {}});
+  return result;
+}
+
+WeightPart scales_of(std::string tensor, int64_t rows, std::string factor = {}) {
+  return {.tensor = std::move(tensor), .rows = rows, .factor = std::move(factor)};
+}
+
+WeightPart quantized(Codes codes, int64_t columns, float global_scale = 1.0f) {
+  return {.tensor = "codes", .dequantization = Dequantization{codes, columns, "scales", global_scale}};
+}
+
+class WeightInputs : public CheckpointTest {
+ protected:
+  std::unique_ptr<WeightSource> source() const {
+    auto opened = WeightSource::of_bundle(directory_, manifest_);
+    EXPECT_TRUE(opened) << opened.error().message;
+    return *std::move(opened);
+  }
+
+  /// The bytes of an input, `room` of them at a time.
+  Expected<std::string> read(const WeightInput& input, int64_t room = int64_t{1} << 40) const {
+    const auto from = source();
+    const auto total = check_input(input, *from);
+    if (!total) return total.error();
+    std::string result(static_cast<size_t>(*total), '\0');
+    InputReader reader(input, *from);
+    for (int64_t done = 0;;) {
+      const auto count = reader.next(result.data() + done, std::min(room, *total - done));
+      if (!count) return count.error();
+      if (*count == 0) {
+        EXPECT_EQ(done, *total);
+        return result;
+      }
+      done += *count;
+    }
+  }
+
+  std::vector<float> floats(const WeightInput& input, int64_t room = int64_t{1} << 40) const {
+    const auto content = read(input, room);
+    EXPECT_TRUE(content) << content.error().message;
+    if (!content) return {};
+    std::vector<float> result(content->size() / sizeof(float));
+    std::memcpy(result.data(), content->data(), content->size());
+    return result;
+  }
+
+  ErrorCode code(const WeightInput& input) const {
+    const auto content = read(input);
+    return content ? ErrorCode{} : content.error().code;
+  }
+};
+
+TEST_F(WeightInputs, ArePackedFromPartsOfSeveralTypesAndFiles) {
+  // A name of odd length puts the data at an odd offset.
+  store("a.safetensors", {{"odd", "U8", {1}, "x"}, {"a", "BF16", {2}, bytes({0x80, 0x3f, 0x20, 0xc0})}});
+  store("b.safetensors", {{"b", "F16", {3}, bytes({0x00, 0x3c, 0x01, 0x00, 0xff, 0xfb})},
+                          {"c", "F32", {1}, bytes({0x00, 0x00, 0x20, 0x41})}});
+  const WeightInput input{spec(DType::kFloat32, {3, 2}), {{"a"}, {"b"}, {"c"}}};
+  const std::vector<float> expected{1.0f, -2.5f, 1.0f, 0x1p-24f, -65504.0f, 10.0f};
+  for (const int64_t room : {16, 20, 1 << 20}) EXPECT_EQ(floats(input, room), expected) << room;
+}
+
+TEST_F(WeightInputs, ConvertToNarrowTypes) {
+  store("a.safetensors", {{"a", "BF16", {2}, bytes({0x80, 0x3f, 0x20, 0xc0})},
+                          {"b", "F32", {1}, bytes({0x00, 0x00, 0x20, 0x41})}});
+  EXPECT_EQ(*read({spec(DType::kFloat16, {3}), {{"a"}, {"b"}}}), bytes({0x00, 0x3c, 0x00, 0xc1, 0x00, 0x49}));
+  EXPECT_EQ(*read({spec(DType::kBFloat16, {3}), {{"a"}, {"b"}}}), bytes({0x80, 0x3f, 0x20, 0xc0, 0x20, 0x41}));
+}
+
+TEST_F(WeightInputs, OfCodesAreTheStoredBytes) {
+  store("a.safetensors", {{"a", "U8", {2, 2}, "abcd"}, {"b", "I32", {1}, "efgh"}});
+  EXPECT_EQ(*read({spec(DType::kFloat8E4M3FN, {8}), {{"a"}, {"b"}}}), "abcdefgh");
+  EXPECT_EQ(*read({spec(DType::kInt8, {2, 4}), {{"a"}, {"b"}}}), "abcdefgh");
+  EXPECT_EQ(*read({spec(DType::kFloat4E2M1FN, {2, 8}), {{"a"}, {"b"}}}), "abcdefgh");
+  EXPECT_EQ(code({spec(DType::kFloat4E2M1FN, {8}), {{"a"}, {"b"}}}), ErrorCode::kBundleDamaged);
+}
+
+TEST_F(WeightInputs, AreConvertedAcrossBordersOfBlocks) {
+  constexpr int64_t kCount = (int64_t{3} << 20) / 2 + 3;
+  std::string data;
+  for (int64_t i = 0; i < kCount; ++i) data += {'\0', static_cast<char>(i % 61)};
+  store("a.safetensors", {{"a", "BF16", {kCount}, data}});
+  const auto values = floats({spec(DType::kFloat32, {kCount}), {{"a"}}}, 1'000'000);
+  ASSERT_EQ(values.size(), static_cast<size_t>(kCount));
+  for (int64_t i = 0; i < kCount; ++i) {
+    ASSERT_EQ(std::bit_cast<uint32_t>(values[static_cast<size_t>(i)]), static_cast<uint32_t>(i % 61) << 24) << i;
+  }
+}
+
+TEST_F(WeightInputs, OfScalesRepeatASingleNumberAndTakeAFactor) {
+  store("a.safetensors", {{"one", "F32", {}, bytes_of_numbers<float>({0.1f})},
+                          {"rows", "F32", {3, 1}, bytes_of_numbers<float>({1.0f, 2.0f, 0.3f})},
+                          {"factor", "F32", {1}, bytes_of_numbers<float>({0.7f})}});
+  const WeightInput input{spec(DType::kFloat32, {7}),
+                          {scales_of("one", 2, "factor"), scales_of("rows", 3, "factor"), scales_of("one", 2)}};
+  const std::vector<float> expected{0.1f * 0.7f, 0.1f * 0.7f, 0.7f, 2.0f * 0.7f, 0.3f * 0.7f, 0.1f, 0.1f};
+  EXPECT_EQ(floats(input), expected);
+  EXPECT_EQ(floats(input, 16), expected);
+}
+
+TEST_F(WeightInputs, OfOneNumberAreToldByEachPart) {
+  store("a.safetensors", {{"a", "F32", {}, bytes_of_numbers<float>({0.25f})},
+                          {"b", "F32", {1}, bytes_of_numbers<float>({0.25f})},
+                          {"c", "F32", {1}, bytes_of_numbers<float>({0.5f})},
+                          {"d", "F32", {2}, bytes_of_numbers<float>({0.25f, 0.25f})}});
+  EXPECT_EQ(floats({spec(DType::kFloat32, {1}), {{"a"}, {"b"}, scales_of("a", 1)}}), (std::vector<float>{0.25f}));
+  EXPECT_EQ(floats({spec(DType::kFloat32, {1}), {{"a"}}}), (std::vector<float>{0.25f}));
+  const auto differing = read({spec(DType::kFloat32, {1}), {{"a"}, {"c"}}});
+  ASSERT_FALSE(differing);
+  EXPECT_EQ(differing.error().code, ErrorCode::kBundleDamaged);
+  EXPECT_NE(differing.error().message.find("a gives 0.25 and c 0.5 for w"), std::string::npos)
+      << differing.error().message;
+  EXPECT_EQ(code({spec(DType::kFloat32, {1}), {{"a"}, {"d"}}}), ErrorCode::kBundleDamaged);
+}
+
+TEST_F(WeightInputs, OfFp8AreE4m3WithOneScale) {
+  store("a.safetensors", {{"codes", "F8_E4M3", {2, 3}, bytes({0x38, 0xc0, 0x01, 0x7e, 0x08, 0x80})},
+                          {"scales", "F32", {}, bytes_of_numbers<float>({0.5f})}});
+  EXPECT_EQ(floats({spec(DType::kFloat32, {2, 3}), {quantized(Codes::kFp8, 3)}}),
+            (std::vector<float>{0.5f, -1.0f, 0x1p-10f, 224.0f, 0x1p-7f, 0.0f}));
+}
+
+TEST_F(WeightInputs, OfInt8MayHaveAScalePerRowAndFollowPlainRows) {
+  for (const Shape& shape : {Shape{2}, Shape{2, 1}}) {
+    store("a.safetensors", {{"plain", "BF16", {1, 2}, bytes({0x80, 0x3f, 0x20, 0xc0})},
+                            {"codes", "I8", {2, 2}, bytes({1, 0x80, 0x7f, 0xff})},
+                            {"scales", "F32", shape, bytes_of_numbers<float>({0.5f, 2.0f})}});
+    EXPECT_EQ(floats({spec(DType::kFloat32, {3, 2}), {{"plain"}, quantized(Codes::kInt8, 2)}}, 16),
+              (std::vector<float>{1.0f, -2.5f, 0.5f, -64.0f, 254.0f, -2.0f}));
+  }
+}
+
+TEST_F(WeightInputs, OfInt4AreNibblesLowestFirstWithAScalePerGroup) {
+  store("a.safetensors",
+        {{"codes", "I32", {1, 1}, bytes({0x10, 0x98, 0xf7, 0x8f})},  // -8, -7, 0, 1; -1, 7, 7, 0
+         {"scales", "BF16", {2, 2}, bytes({0x80, 0x3f, 0x00, 0x40, 0x00, 0x3f, 0x80, 0x40})}});  // 1, 2, 0.5, 4
+  for (const int64_t room : {16, 24, 1 << 20}) {
+    EXPECT_EQ(floats({spec(DType::kFloat32, {2, 4}), {quantized(Codes::kInt4, 4)}}, room),
+              (std::vector<float>{-8.0f, -7.0f, 0.0f, 2.0f, -0.5f, 3.5f, 28.0f, 0.0f}));
+  }
+}
+
+TEST_F(WeightInputs, OfNvfp4HaveAScalePerGroupAndOneOverThem) {
+  store("a.safetensors", {{"codes", "U8", {1, 8}, bytes({0x10, 0x32, 0x54, 0x76, 0x98, 0xba, 0xdc, 0xfe})},
+                          {"scales", "F8_E4M3", {1, 2}, bytes({0x38, 0x40})}});  // 1, 2
+  EXPECT_EQ(floats({spec(DType::kFloat32, {1, 16}), {quantized(Codes::kNvfp4, 16, 0.5f)}}),
+            (std::vector<float>{0.0f, 0.25f, 0.5f, 0.75f, 1.0f, 1.5f, 2.0f, 3.0f, 0.0f, -0.5f, -1.0f, -1.5f, -2.0f,
+                                -3.0f, -4.0f, -6.0f}));
+}
+
+TEST_F(WeightInputs, AreDequantizedAcrossBordersOfBlocks) {
+  constexpr int64_t kColumns = 1000, kRows = (int64_t{1} << 20) / kColumns + 3;
+  std::string codes;
+  std::vector<float> scales;
+  for (int64_t row = 0; row < kRows; ++row) {
+    codes += std::string(kColumns, static_cast<char>(row % 100));
+    scales.push_back(row % 2 == 0 ? 0.5f : 2.0f);
+  }
+  store("a.safetensors",
+        {{"codes", "I8", {kRows, kColumns}, codes}, {"scales", "F32", {kRows}, bytes_of_numbers(scales)}});
+  const WeightInput input{spec(DType::kFloat32, {kRows, kColumns}), {quantized(Codes::kInt8, kColumns)}};
+  for (const int64_t room : {int64_t{1} << 40, int64_t{999'996}}) {
+    const auto values = floats(input, room);
+    ASSERT_EQ(values.size(), static_cast<size_t>(kRows * kColumns));
+    for (int64_t i = 0; i < kRows * kColumns; i += 331) {
+      const int64_t row = i / kColumns;
+      ASSERT_EQ(values[static_cast<size_t>(i)], static_cast<float>(row % 100) * scales[static_cast<size_t>(row)]);
+    }
+  }
+}
+
+TEST_F(WeightInputs, AreRefusedWherePartsDoNotFillTheShape) {
+  store("a.safetensors", {{"a", "F32", {2}, std::string(8, '\0')},
+                          {"b", "BF16", {3}, std::string(6, '\0')},
+                          {"c", "I32", {3}, std::string(12, '\0')}});
+  const auto of = [&](std::vector<WeightPart> parts, DType dtype = DType::kFloat32) {
+    return code({spec(dtype, {3}), std::move(parts)});
+  };
+  EXPECT_EQ(of({{"b"}}), ErrorCode{});
+  EXPECT_EQ(of({{"a"}}), ErrorCode::kBundleDamaged);
+  EXPECT_EQ(of({{"a"}, {"b"}}), ErrorCode::kBundleDamaged);
+  EXPECT_EQ(of({}), ErrorCode::kBundleDamaged);
+  EXPECT_EQ(of({{"c"}}), ErrorCode::kBundleDamaged) << "integers are not converted";
+  EXPECT_EQ(of({{"c"}}, DType::kInt32), ErrorCode{});
+  EXPECT_EQ(of({scales_of("b", 3)}), ErrorCode{});
+  EXPECT_EQ(of({scales_of("b", 3)}, DType::kFloat16), ErrorCode::kBundleDamaged);
+  EXPECT_EQ(of({scales_of("a", 3)}), ErrorCode::kBundleDamaged) << "two scales for three rows";
+  EXPECT_EQ(of({scales_of("b", 3, "a")}), ErrorCode::kBundleDamaged) << "a factor of two numbers";
+  EXPECT_EQ(of({scales_of("c", 3)}), ErrorCode::kBundleDamaged);
+  TensorSpec symbolic = spec(DType::kFloat32, {3});
+  symbolic.shape[0].symbol = "tokens";
+  EXPECT_EQ(code({symbolic, {{"b"}}}), ErrorCode::kBundleDamaged);
+  EXPECT_EQ(code({spec(DType::kFloat32, {INT64_MAX, 2}), {{"b"}}}), ErrorCode::kBundleDamaged);
+}
+
+TEST_F(WeightInputs, AreRefusedWhereCodesAndScalesDoNotFitTogether) {
+  const auto of = [&](const Shape& scales, WeightPart part, const char* type = "F32",
+                      DType dtype = DType::kFloat32) {
+    const auto scale_bytes = static_cast<size_t>(sala::bytes_of(dtype_of(type), elements_of(scales)));
+    store("a.safetensors",
+          {{"codes", "U8", {8}, std::string(8, '\0')}, {"scales", type, scales, std::string(scale_bytes, '\0')}});
+    return code({spec(dtype, {2, 4}), {std::move(part)}});
+  };
+  EXPECT_EQ(of({2, 1}, quantized(Codes::kFp8, 4)), ErrorCode{});
+  EXPECT_EQ(of({2, 1}, quantized(Codes::kFp8, 4), "F32", DType::kBFloat16), ErrorCode::kBundleDamaged);
+  EXPECT_EQ(of({2, 1}, quantized(Codes::kFp8, 4), "BF16"), ErrorCode::kBundleDamaged) << "scales of another type";
+  EXPECT_EQ(of({3}, quantized(Codes::kFp8, 4)), ErrorCode::kBundleDamaged) << "blocks do not divide the rows";
+  EXPECT_EQ(of({1, 3}, quantized(Codes::kFp8, 4)), ErrorCode::kBundleDamaged) << "blocks do not divide a row";
+  EXPECT_EQ(of({2, 1, 1}, quantized(Codes::kFp8, 4)), ErrorCode::kBundleDamaged) << "three dimensions";
+  EXPECT_EQ(of({0}, quantized(Codes::kFp8, 4)), ErrorCode::kBundleDamaged) << "no scale";
+  EXPECT_EQ(of({1}, quantized(Codes::kFp8, 3)), ErrorCode::kBundleDamaged) << "no whole row";
+  EXPECT_EQ(of({1}, quantized(Codes::kInt4, 1), "BF16"), ErrorCode::kBundleDamaged) << "half a byte to a row";
+  EXPECT_EQ(of({1}, quantized(Codes::kNvfp4, 4), "F8_E4M3"), ErrorCode::kBundleDamaged) << "twice the elements";
+  EXPECT_EQ(of({1}, quantized(Codes::kFp8, INT64_MAX)), ErrorCode::kBundleDamaged);
+}
+
+TEST_F(WeightInputs, AreLoadedTogetherWithProgress) {
+  store("a.safetensors", {{"a", "BF16", {2}, bytes({0x80, 0x3f, 0x20, 0xc0})},
+                          {"b", "F32", {1}, bytes({0x00, 0x00, 0x20, 0x41})}});
+  manifest_.cpu.weights = {{spec(DType::kFloat32, {2}), {{"a"}}}, {spec(DType::kFloat32, {2}), {{"b"}, {"b"}}}};
+  LoadOptions options;
+  std::pair<int64_t, int64_t> told;
+  options.on_progress = [&](int64_t done, int64_t total) {
+    told = {done, total};
+    return true;
+  };
+  const auto from = source();
+  const auto weights = load_weights(manifest_, *from, options);
+  ASSERT_TRUE(weights) << weights.error().message;
+  ASSERT_EQ(weights->size(), 2u);
+  EXPECT_EQ(static_cast<const float*>((*weights)[0].buffer.data())[1], -2.5f);
+  EXPECT_EQ(static_cast<const float*>((*weights)[1].buffer.data())[1], 10.0f);
+  EXPECT_EQ(told, std::pair(int64_t{16}, int64_t{16}));
+  options.on_progress = [](int64_t, int64_t) { return false; };
+  const auto stopped = load_weights(manifest_, *from, options);
+  ASSERT_FALSE(stopped);
+  EXPECT_EQ(stopped.error().code, ErrorCode::kStopped);
+}
+
+TEST_F(WeightInputs, AreRefusedTogetherWhereOneIsDamaged) {
+  store("a.safetensors", {{"a", "F32", {1}, "abcd"}, {"b", "F32", {1}, "efgh"}});
+  manifest_.tensors.at("b").sha256 = sha256(std::string("efgi"));
+  manifest_.cpu.weights = {{spec(DType::kFloat32, {1}), {{"a"}}}, {spec(DType::kBFloat16, {1}), {{"b"}}}};
+  const auto weights = load_weights(manifest_, *source(), {});
+  ASSERT_FALSE(weights);
+  EXPECT_EQ(weights.error().code, ErrorCode::kBundleDamaged);
+  EXPECT_NE(weights.error().message.find("tensor b in"), std::string::npos) << weights.error().message;
+}
+
+}  // namespace
+}  // namespace sala::test
