@@ -98,7 +98,9 @@ inline void mock_logits(const float* state, const MockCaches& caches, int64_t to
   mix_rows(caches.value, tokens);
   mix_rows(caches.k1, windows(kKernelSize, kKernelStride));
   mix_rows(caches.k2, windows(4 * kKernelSize, 4 * kKernelStride));
-  for (int64_t v = 0; v < kVocabSize; ++v) logits[v] = static_cast<float>((hash * (v + 1) + v * v + weights) % kModulus);
+  for (int64_t v = 0; v < kVocabSize; ++v) {
+    logits[v] = static_cast<float>((hash * (v + 1) + v * v + weights) % kModulus);
+  }
 }
 
 }  // namespace sala::test
