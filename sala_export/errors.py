@@ -52,7 +52,7 @@ class StateError(InputError):
 
 
 class ExportError(SalaError):
-    """Tracing or writing the ONNX graph failed."""
+    """Writing the ONNX graph failed."""
 
 
 class BuildError(SalaError):

@@ -26,7 +26,8 @@ from .checkpoint.hub import resolve_model
 from .checkpoint.quantization import read_quantization
 from .checkpoint.reader import CONFIG_FILE, TOKENIZER_FILE, Checkpoint
 from .engine.build import LOG_FILE, build_engine
-from .engine.host import check_disk, check_memory
+from .engine.flavour import select_flavour
+from .engine.host import check_disk, check_memory, plan_bytes
 from .engine.memory import check_fits
 from .engine.report import EngineReport
 from .engine.request import EngineRequest
@@ -218,6 +219,7 @@ def build_bundle(request: BuildRequest, on_progress: Progress = silent) -> Bundl
 def _check(request: BuildRequest, source: ModelSource) -> None:
     """Refuse, from config.json and the headers of the weights alone, what cannot be built or would not fit its GPU."""
     checkpoint, engine = source.checkpoint, request.engine
+    select_flavour(engine.flavour).check(engine.target)
     checkpoint.require_precision(engine.precision)
     for capability in engine.target.compute_capabilities:
         require_kernels(checkpoint.config, engine.precision, capability)
@@ -235,7 +237,8 @@ def _place_weights(request: BuildRequest, checkpoint: Checkpoint, staging: Path)
     folder, files = staging / GRAPH_FOLDER, {where.file for where in checkpoint.tensors().values()}
     graph = planned_graph(checkpoint.config, request.engine.precision, checkpoint.quantization)
     copied = copied_bytes(files, folder, copy=request.copy_weights) if request.include_weights else 0
-    check_disk(2 * graph.constant_bytes + copied, staging)
+    # Constants lie beside the graph while TensorRT reads them into the plan.
+    check_disk(plan_bytes(graph) + graph.constant_bytes + copied, staging)
     if not request.include_weights:
         return {file: file.name for file in files}
     return place_weights(files, folder, copy=request.copy_weights)

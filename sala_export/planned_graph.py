@@ -28,7 +28,7 @@ OPERATORS = {Mixer.LIGHTNING: LIGHTNING_ATTENTION.onnx_type, Mixer.SPARSE: INFLL
 
 
 def operator_node(config: SalaConfig, layer: int) -> OperatorNode:
-    """The node of domain `sala` in a layer, by the name that `onnx/naming.py` gives it."""
+    """The node of domain `sala` in a layer, by the name that `onnx/step_graph.py` gives it."""
     mixer = config.mixer_types[layer]
     return OperatorNode(
         name=f"layers.{layer}.self_attn/{OPERATORS[mixer]}",

@@ -29,7 +29,7 @@ def test_checkpoint_to_inspected_engine(tmp_path: Path) -> None:
     built = sala("build", "--gpu", "rtx5090", "--model", "tiny", *SMALL, cwd=tmp_path)
     assert built.returncode == 0, built.stderr
     assert built.stdout == "tiny-rtx5090-bf16.sala\n"
-    assert "tracing the model: done in" in built.stderr
+    assert "writing graphs: done in" in built.stderr
     told = sala("inspect", "tiny-rtx5090-bf16.sala", "--json", cwd=tmp_path)
     assert json.loads(told.stdout)["gpu"]["compute_capability"] == "12.0"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["onnx", "tiny", "tiny-rtx5090-bf16.sala", "torch.py"]

@@ -1,8 +1,8 @@
 """The InfLLM-v2 operator in torch, in two forms with one computation.
 
 * `infllmv2_attention_` updates the caches in place: what models run.
-* `torch.ops.sala.infllmv2_attention` returns new caches: what `torch.export` records, since an exported graph is
-  functional. A runtime binds past and present caches to one buffer and so gets the first form back.
+* `torch.ops.sala.infllmv2_attention` returns new caches, as the node of an ONNX graph does. A runtime binds past and
+  present caches of that to one buffer and so gets the first form back.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`torch.ops.sala.lightning_attention`: the operator that models call and that `torch.export` records."""
+"""`torch.ops.sala.lightning_attention`: the operator that models call."""
 
 from __future__ import annotations
 
