@@ -85,14 +85,15 @@ class ModelSource:
     def _of_the_same_form(self, directory: Path) -> Checkpoint:
         """The checkpoint in `directory`, whose configuration and types are those of the bundle."""
         assert self.bundle is not None
-        checkpoint = Checkpoint.open(directory, layers=self.config.num_hidden_layers)
-        theirs = asdict(checkpoint.config)
+        config = SalaConfig.from_file(directory / CONFIG_FILE).truncated(self.config.num_hidden_layers)
+        theirs = asdict(config)
         for field, value in asdict(self.config).items():
             if field not in _TEXT_FIELDS and theirs[field] != value:
                 raise RequestError(
                     f"{directory / CONFIG_FILE}: {field} is {theirs[field]}, {self.directory} was built for {value}: "
                     "build a bundle from this checkpoint"
                 )
+        checkpoint = Checkpoint.open(directory, layers=self.config.num_hidden_layers)
         expected = self.bundle.manifest.weights.tensors
         for name, where in checkpoint.tensors().items():
             if name not in expected or where.dtype != expected[name].dtype:

@@ -18,7 +18,7 @@ from ..errors import RequestError, SessionError, UnsupportedError
 from ..specs import RUNTIMES
 from .generate_display import PrefillDisplay
 from .options import Tokens
-from .output import progress_display
+from .output import load_progress, progress_display
 
 if TYPE_CHECKING:
     from ..runtime.model import Model
@@ -197,7 +197,7 @@ def _load(console: Console, bundle: Path, runtime: str, weights: Path | None) ->
                 runtime=runtime,
                 tokenizer=tokenizer,
                 weights=weights,
-                on_progress=lambda done, total: on_progress("load", done, total, "bytes"),
+                on_progress=load_progress(on_progress),
             )
     return model, tokenizer, source.config.sparse_config.dense_len
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,7 +33,9 @@ _PHASES = {
     "hash": "hashing weights and files",
     "quantize": "quantising layers",
     "verify": "comparing layers",
+    "load": "loading weights",
 }
+_QUICK_SECONDS = 1.0
 
 
 def print_json(value: Any) -> None:
@@ -81,6 +83,17 @@ def progress_display(console: Console) -> Iterator[ProgressCallback]:
         console=console,
     ) as bars:
         yield _Bars(bars)
+
+
+def load_progress(on_progress: ProgressCallback) -> Callable[[int, int], None]:
+    """What shows the bytes of weights that are loaded, unless that is done before anyone would look for it."""
+    started = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        if time.monotonic() - started > _QUICK_SECONDS:
+            on_progress("load", done, total, "bytes")
+
+    return show
 
 
 class _Bars:

@@ -38,6 +38,11 @@ class Model:
         return self._native.precision
 
     @property
+    def fingerprint(self) -> str:
+        """SHA-256 of configuration and weights, equal for equal models: a state restores where it is."""
+        return self._native.fingerprint
+
+    @property
     def on_gpu(self) -> bool:
         """Whether weights and caches are in the memory of a GPU."""
         return self.runtime != "onnxruntime"

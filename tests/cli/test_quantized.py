@@ -27,8 +27,8 @@ def test_int4_from_random_weights_to_logits(tmp_path: Path, capsys: Capture) -> 
     assert run(["inspect", str(bundle), "--json", "--verify"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["precision"] == "int4"
-    assert told["plan"]["quantized_weights"] == 3_997_696
-    assert told["plan"]["constant_bytes_per_quantized_weight"] == pytest.approx(0.5 + 2 / 128, abs=0.01)
+    assert told["model"]["quantized_parameters"] == 3_997_696
+    assert told["plan"]["constant_bytes"] / 3_997_696 == pytest.approx(0.5 + 2 / 128, abs=0.01)
     of_type = {product: gemm for gemm in told["gemms"] for product in gemm["products"]}
     assert "Int4" in of_type["layers.1.mlp.gate_up_proj/MatMul"]["weights"]
     assert "Int4" not in of_type["layers.1.self_attn.z_proj/MatMul"]["weights"]
@@ -37,7 +37,7 @@ def test_int4_from_random_weights_to_logits(tmp_path: Path, capsys: Capture) -> 
     assert Bundle.open(bundle).manifest.precision is Precision.INT4
     assert sala_export.load(bundle).session(max_context=64).prefill([1, 2, 3]).shape == (512,)
     assert run(["inspect", str(bundle)]) == 0
-    assert "weights in int4, 0.51" in capsys.readouterr().out
+    assert "int4, 3,997,696 weights quantised" in capsys.readouterr().out
 
 
 def test_build_quantises_first_where_it_is_given_text(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -72,8 +71,7 @@ def test_state_belongs_to_the_weights_that_made_it(fine_tune: Path, tmp_path: Pa
     session = mine.session(max_context=64)
     session.prefill(PROMPT)
     session.save(tmp_path / "state")
-    expected = list(session.generate(max_new_tokens=4, stop_tokens=[]))
-    assert list(mine.restore(tmp_path / "state").generate(max_new_tokens=4, stop_tokens=[])) == expected
+    np.testing.assert_array_equal(mine.restore(tmp_path / "state").prefill([9, 8]), session.prefill([9, 8]))
     with pytest.raises(StateError, match="was saved from another model"):
         sala_export.load(tiny_cpu_bundle()).restore(tmp_path / "state")
 
@@ -133,7 +131,10 @@ UNSUITABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no configuration": (lambda path: (path / "config.json").unlink(), r"config\.json"),
     "a tensor of another type": (in_header(as_float16), r"model\.norm\.weight"),
     "a tensor of another shape": (in_header(as_matrix), r"model\.norm\.weight"),
-    "a tensor less": (in_header(lambda header: header.pop("model.norm.weight")), r"model\.norm\.weight"),
+    "a tensor less": (
+        in_header(lambda header: header.update(other=header.pop("model.norm.weight"))),
+        r"model\.norm\.weight",
+    ),
     "a truncated file": (shorten, r"\.safetensors"),
     "a file that is none": (
         lambda path: sorted(path.glob("*.safetensors"))[0].write_bytes(b"<html>not found</html>"),
@@ -161,10 +162,10 @@ def test_no_directory_at_all_is_refused(runtime: str, tmp_path: Path) -> None:
 
 def test_quantised_weights_on_a_plain_bundle_and_the_reverse_are_refused(tmp_path: Path) -> None:
     plain = write_cpu_bundle(tiny_checkpoint(2), tmp_path / "plain.sala")
-    with pytest.raises(BundleError, match=r"q_proj\.weight"):
+    with pytest.raises(BundleError, match=r"_proj\.weight is float8_e4m3fn .* built for bfloat16"):
         sala_export.load(plain, weights=tiny_checkpoint(2, Precision.FP8))
     quantised = write_cpu_bundle(tiny_checkpoint(2, Precision.FP8), tmp_path / "quantised.sala")
-    with pytest.raises(BundleError, match=r"q_proj"):
+    with pytest.raises(BundleError, match=r"_proj\.(weight|weight_scale|input_scale)"):
         sala_export.load(quantised, weights=tiny_checkpoint(2))
 
 
@@ -197,9 +198,8 @@ def test_weights_are_for_bundles_not_for_checkpoints(fine_tune: Path) -> None:
 def test_progress_is_told_in_bytes_up_to_the_end(fine_tune: Path) -> None:
     told: list[tuple[int, int]] = []
     sala_export.load(tiny_cpu_bundle(), weights=fine_tune, on_progress=lambda *step: told.append(step))
-    fields = json.loads((tiny_cpu_bundle() / MANIFEST_FILE).read_text(encoding="utf-8"))
-    total = sum(tensor["bytes"] for tensor in fields["weights"]["tensors"].values())
-    assert told[0][0] <= told[-1][0] == told[-1][1] == total
+    (total,) = {total for _, total in told}
+    assert told[0][0] < told[-1][0] == total
     assert [done for done, _ in told] == sorted(done for done, _ in told)
 
 

@@ -172,7 +172,7 @@ CORRUPTIONS: dict[str, Corruption] = {
         lambda t: t.update(offset=-2), "offset: expected an integer of at least 0", "has offset -2"
     ),
     "tensor whose bytes are not its shape's": _tensor(
-        lambda t: t.update(bytes=t["bytes"] - 1), "which is not what", "which is not what"
+        lambda t: t.update(bytes=t["bytes"] - 1), "bytes: is not what its type and shape take", "which is not what"
     ),
     "tensor in a file that is not listed": _tensor(
         lambda t: t.update(file="graph/other.safetensors"), "not among weights.files", "not among weights.files"
