@@ -100,6 +100,19 @@ std::function<bool(std::string_view)> path(T& target) {
   };
 }
 
+/// Shows how far the weights are, every second, and lets Ctrl-C stop them.
+std::function<bool(int64_t, int64_t)> load_progress() {
+  using Clock = std::chrono::steady_clock;
+  return [shown = Clock::now()](int64_t done, int64_t total) mutable {
+    if (Clock::now() - shown > std::chrono::seconds(1)) {
+      shown = Clock::now();
+      std::fprintf(stderr, "weights %lld/%lld MiB\n", static_cast<long long>(done >> 20),
+                   static_cast<long long>(total >> 20));
+    }
+    return interrupted == 0;
+  };
+}
+
 sala::Expected<Arguments> parse(int count, char** values) {
   Arguments arguments;
   sala::SamplingOptions& sampling = arguments.generate.sampling;
@@ -198,19 +211,6 @@ sala::Status generate(sala::Session& session, const Arguments& arguments) {
       {"prompt_tokens", prompt_tokens}, {"tokens", tokens}, {"finish_reason", name_of(generation->finish_reason())}};
   std::cout << result.dump() << std::endl;
   return sala::success();
-}
-
-/// Shows how far the weights are, every second, and lets Ctrl-C stop them.
-std::function<bool(int64_t, int64_t)> load_progress() {
-  using Clock = std::chrono::steady_clock;
-  return [shown = Clock::now()](int64_t done, int64_t total) mutable {
-    if (Clock::now() - shown > std::chrono::seconds(1)) {
-      shown = Clock::now();
-      std::fprintf(stderr, "weights %lld/%lld MiB\n", static_cast<long long>(done >> 20),
-                   static_cast<long long>(total >> 20));
-    }
-    return interrupted == 0;
-  };
 }
 
 sala::Status run(const Arguments& arguments) {

@@ -70,6 +70,30 @@ TEST_F(TensorRtC, TakesTheEngineWithTheCallersMemoryAndNoGraph) {
   EXPECT_EQ(blocks.live, 0);
 }
 
+TEST_F(TensorRtC, TakesOtherWeightsAndTellsOfProgress) {
+  FakeBundle bundle;
+  const TestTensors tuned = test_tensors(31);
+  const std::string weights = bundle.write_checkpoint(tuned).string() + "/";
+  std::vector<int64_t> told;
+  options_.weights = weights.c_str();
+  options_.on_progress = [](int64_t done, int64_t total, void* user_data) -> int32_t {
+    auto& seen = *static_cast<std::vector<int64_t>*>(user_data);
+    seen = {done, total};
+    return 1;
+  };
+  options_.load_user_data = &told;
+  ASSERT_EQ(load(bundle), nullptr);
+  EXPECT_STREQ(sala_model_source(model_), "checkpoint");
+  EXPECT_EQ(sala_model_fingerprint(model_), FakeBundle::fingerprint(tuned));
+  ASSERT_EQ(told.size(), 2u);
+  EXPECT_EQ(told[0], told[1]);
+  sala_model_destroy(model_);
+  options_.on_progress = [](int64_t, int64_t, void*) -> int32_t { return 0; };
+  sala_error* stopped = load(bundle);
+  EXPECT_EQ(sala_error_code(stopped), SALA_ERROR_STOPPED);
+  sala_error_destroy(stopped);
+}
+
 TEST_F(TensorRtC, SaysThatTheGpuIsAnother) {
   FakeBundle bundle;
   cuda().devices = {{8, 6}};
