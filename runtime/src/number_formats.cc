@@ -12,6 +12,12 @@ namespace {
 constexpr uint32_t kInfinity32 = 0x7f800000u;
 constexpr uint32_t kMagnitude32 = 0x7fffffffu;
 
+/// By masks: without branches a loop over numbers becomes vector code, several times as fast.
+uint32_t choose(bool condition, uint32_t yes, uint32_t no) {
+  const uint32_t mask = -static_cast<uint32_t>(condition);
+  return (yes & mask) | (no & ~mask);
+}
+
 struct Float32 {
   using Stored = float;
   static float decode(float value) { return value; }
@@ -53,13 +59,14 @@ struct Float16 {
   static uint32_t encode_magnitude(uint32_t bits) {
     constexpr uint32_t kLeastNormal = 0x38800000u;  // 2^-14
     constexpr uint32_t kInfinity16 = 0x7c00u;
-    if (bits > kInfinity32) return kInfinity16 | 0x200u | (bits >> 13 & 0x3ffu);
-    if (bits < kLeastNormal) {
-      // Neighbours of 0.5f lie 2^-24 apart, as subnormal numbers of fp16 do: the sum rounds to one of them.
-      return std::bit_cast<uint32_t>(std::bit_cast<float>(bits) + 0.5f) - std::bit_cast<uint32_t>(0.5f);
-    }
+    const uint32_t nan = kInfinity16 | 0x200u | (bits >> 13 & 0x3ffu);
+    // Neighbours of 0.5f lie 2^-24 apart, as subnormal numbers of fp16 do: the sum rounds to one of them.
+    const uint32_t subnormal =
+        std::bit_cast<uint32_t>(std::bit_cast<float>(bits) + 0.5f) - std::bit_cast<uint32_t>(0.5f);
     const uint32_t rounded = bits + 0xfffu + (bits >> 13 & 1u);
-    return std::min((rounded - (112u << 23)) >> 13, kInfinity16);
+    const uint32_t normal = (rounded - (112u << 23)) >> 13;
+    const uint32_t finite = choose(bits < kLeastNormal, subnormal, choose(normal < kInfinity16, normal, kInfinity16));
+    return choose(bits > kInfinity32, nan, finite);
   }
 };
 

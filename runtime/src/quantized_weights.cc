@@ -1,6 +1,6 @@
 #include "quantized_weights.h"
 
-#include <cstring>
+#include <algorithm>
 #include <optional>
 #include <utility>
 
@@ -82,12 +82,21 @@ void Dequantizer::begin_row() {
 
 void Dequantizer::dequantize(const uint8_t* codes, int64_t count, float* to) {
   const bool nibbles = codes_per_byte(codes_) == 2;
-  for (int64_t i = 0; i < count; ++i) {
+  for (int64_t done = 0; done < count;) {
     if (column_ == 0) begin_row();
-    const int byte = codes[nibbles ? i / 2 : i];
-    const int code = !nibbles ? byte : i % 2 == 0 ? byte & 15 : byte >> 4;
-    to[i] = table_[static_cast<size_t>(code)] * row_scales_[static_cast<size_t>(column_ / columns_per_scale_)];
-    if (++column_ == columns_) {
+    const int64_t block = column_ / columns_per_scale_;
+    const int64_t end = std::min(count, done + (block + 1) * columns_per_scale_ - column_);
+    const float scale = row_scales_[static_cast<size_t>(block)];
+    column_ += end - done;
+    if (nibbles) {
+      for (auto i = static_cast<uint64_t>(done); i < static_cast<uint64_t>(end); ++i) {
+        to[i] = table_[static_cast<size_t>(codes[i / 2] >> (i % 2 * 4) & 15)] * scale;
+      }
+    } else {
+      for (int64_t i = done; i < end; ++i) to[i] = table_[codes[i]] * scale;
+    }
+    done = end;
+    if (column_ == columns_) {
       column_ = 0;
       ++row_;
     }
