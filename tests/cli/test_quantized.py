@@ -32,7 +32,7 @@ def test_int4_from_random_weights_to_logits(tmp_path: Path, capsys: Capture) -> 
     assert 0.5 + 2 / 128 <= told["plan"]["constant_bytes"] / 3_997_696 < 0.56
     of_type = {product: gemm for gemm in told["gemms"] for product in gemm["products"]}
     assert "Int4" in of_type["layers.1.mlp.gate_up_proj/MatMul"]["weights"]
-    assert "Int4" not in of_type["layers.1.self_attn.z_proj/MatMul"]["weights"]
+    assert "Int4" not in of_type["layers.1.self_attn.z_proj/Gemm"]["weights"]
     checkpoint_files = sorted(f"graph/{file.name}" for file in model.glob("*.safetensors"))
     assert sorted(file["path"] for file in told["weights"]["files"]) == checkpoint_files
     assert Bundle.open(bundle).manifest.precision is Precision.INT4
