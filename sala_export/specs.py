@@ -98,11 +98,11 @@ class TensorSpec:
 
 
 STREAM = "hidden_states."
-"""Prefix of the residual stream between the shards of an engine."""
+"""Prefix of the residual stream between layers."""
 
 
 def stream_name(layer: int) -> str:
-    """Name of the residual stream [batch, tokens, hidden_size] that enters `layer` from the shard before."""
+    """Name of the residual stream [batch, tokens, hidden_size] that enters `layer`."""
     return f"{STREAM}{layer}"
 
 
