@@ -205,7 +205,6 @@ TEST_F(TensorRtWeights, BlockThatTheDriverCannotGiveIsCounted) {
 
 TEST_F(TensorRtWeights, DriverThatFailsInTheMidstLeavesNothingBehind) {
   FakeBundle bundle;
-  add_large(bundle);
   const auto refused = [&](ErrorCode code, std::initializer_list<std::string> words) {
     expect_refused(bundle, code, words);
     EXPECT_TRUE(cuda().pinned_blocks.empty());
