@@ -74,7 +74,7 @@ class ModelRequest:
     def _config_file(self) -> Path:
         return resolve_model(self.model, self.revision, config_only=True) / CONFIG_FILE
 
-    def open(self) -> ModelSource:
+    def open(self) -> FoundModel:
         """Find, download if need be, and check the checkpoint.
 
         Raises: CheckpointError, ConfigError, UnsupportedError or RequestError.
@@ -86,11 +86,11 @@ class ModelRequest:
         if not Path(self.model).expanduser().is_dir():
             # A hub snapshot lies in a folder named after its commit, which says more than a branch.
             origin = f"{self.model}@{directory.name}"
-        return ModelSource(checkpoint=Checkpoint.open(directory, layers=self.layers), origin=origin)
+        return FoundModel(checkpoint=Checkpoint.open(directory, layers=self.layers), origin=origin)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ModelSource:
+class FoundModel:
     """A model that was found."""
 
     checkpoint: Checkpoint
@@ -206,7 +206,7 @@ def build_bundle(request: BuildRequest, on_progress: Progress = silent) -> Bundl
         # The hashes take as long as the engine, on other processors than TensorRT's.
         with Hashing(_spans(source.checkpoint, placed, staging)) as hashing:
             graphs = _export(request, source.checkpoint, staging, placed, on_progress)
-            report = _build(request, staging, graphs, library, on_progress)
+            report = _build(request, staging, graphs, library, hashing.watched(on_progress))
             digests = hashing.result(on_progress)
         for name, file in source.checkpoint.accessory_files().items():
             shutil.copyfile(file, staging / TEXT_FOLDER / name)
@@ -216,7 +216,7 @@ def build_bundle(request: BuildRequest, on_progress: Progress = silent) -> Bundl
     return Bundle.open(request.output)
 
 
-def _check(request: BuildRequest, source: ModelSource) -> None:
+def _check(request: BuildRequest, source: FoundModel) -> None:
     """Refuse, from config.json and the headers of the weights alone, what cannot be built or would not fit its GPU."""
     checkpoint, engine = source.checkpoint, request.engine
     select_flavour(engine.flavour).check(engine.target)
@@ -245,11 +245,12 @@ def _place_weights(request: BuildRequest, checkpoint: Checkpoint, staging: Path)
 
 
 def _spans(checkpoint: Checkpoint, placed: dict[Path, str], staging: Path) -> dict[str, Span]:
-    """The tensors of the weights, by name, in the bundle's own files if it has them."""
+    """The tensors of the weights, by name: in the bundle's own copies if there are any, else where messages name them
+    as the user does."""
 
     def file(path: Path) -> Path:
         own = staging / GRAPH_FOLDER / placed[path]
-        return own if own.exists() else path
+        return own if own.exists() and not own.samefile(path) else path
 
     return {name: Span(file(where.file), where.offset, where.length) for name, where in checkpoint.tensors().items()}
 
@@ -301,7 +302,7 @@ def _free_name(path: Path) -> Path:
 
 def _manifest(
     request: BuildRequest,
-    source: ModelSource,
+    source: FoundModel,
     graphs: BuiltGraphs,
     report: EngineReport,
     digests: dict[str, str],

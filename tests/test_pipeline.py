@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,11 @@ import pytest
 from support.checkpoints import copy_checkpoint, tiny_checkpoint
 
 from sala_export import pipeline
+from sala_export.bundle.hashing import Span
 from sala_export.engine.build import LOG_FILE
 from sala_export.engine.recipe import load_target
 from sala_export.engine.request import EngineRequest
-from sala_export.errors import BuildError, RequestError
+from sala_export.errors import BuildError, BundleError, RequestError
 from sala_export.pipeline import BuildRequest, ModelRequest, build_bundle, export_onnx
 from sala_export.specs import Precision
 from sala_export.staging import MARKER
@@ -41,6 +44,25 @@ def test_failed_build_keeps_its_log_under_a_free_name(tmp_path: Path, monkeypatc
     assert kept.read_text(encoding="utf-8") == "what TensorRT said"
     assert mine.read_text(encoding="utf-8") == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == [mine.name, kept.name]
+
+
+def test_file_that_cannot_be_hashed_ends_the_build_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker would wait for its parent forever."""
+    unreadable = {"a tensor": Span(Path("/proc/self/mem"), 0, 8)}
+    monkeypatch.setattr(pipeline, "_spans", lambda *_: unreadable)
+    workers: list[subprocess.Popen[bytes]] = []
+    start = subprocess.Popen
+
+    def start_idle(arguments: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        told = "import json, sys, time\nwhile True: print(json.dumps(['work', 0, 9]), flush=True); time.sleep(0.01)"
+        workers.append(start([arguments[0], "-c", told], **{**options, "stdout": options["pass_fds"][0]}))
+        return workers[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", start_idle)
+    with pytest.raises(BundleError, match=r"^/proc/self/mem cannot be read: Input/output error$"):
+        build_bundle(request(tmp_path / "out.sala"))
+    assert [worker.poll() for worker in workers] == [-signal.SIGKILL]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_fit_is_refused_before_anything_is_written(tmp_path: Path) -> None:

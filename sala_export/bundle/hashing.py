@@ -38,6 +38,7 @@ class Hashing:
     def __init__(self, spans: Mapping[str, Span]) -> None:
         """Args: `spans`, by a name for messages."""
         self._total = sum(span.length for span in spans.values())
+        self._versions = {span.file: _version(span.file) for span in spans.values()}
         self._stopped = False
         self._pool = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1))
         largest_first = sorted(spans.items(), key=lambda item: -item[1].length)
@@ -54,10 +55,21 @@ class Hashing:
         self._stopped = True
         self._pool.shutdown(cancel_futures=True)
 
+    def watched(self, on_progress: Progress) -> Progress:
+        """`on_progress` for other work: it raises what `result` would, as soon as a span could not be hashed."""
+
+        def report(phase: str, done: int, total: int, unit: str = "steps") -> None:
+            for future in self._futures:
+                if future.done():
+                    future.result()
+            on_progress(phase, done, total, unit)
+
+        return report
+
     def result(self, on_progress: Progress) -> dict[str, str]:
         """Wait for the digests, by name, in lower-case hexadecimal digits.
 
-        Raises: BundleError naming a span whose file ends before it, and what else reading gives.
+        Raises: BundleError naming a file that cannot be read, ends before a span, or was changed since the start.
         """
         done, digests = 0, {}
         for future in as_completed(self._futures):
@@ -65,9 +77,18 @@ class Hashing:
             digests[name] = future.result()
             done += length
             on_progress("hash", done, self._total, "bytes")
+        for file, version in self._versions.items():
+            if _version(file) != version:
+                raise BundleError(f"{file} was changed while it was hashed: try again when nothing writes to it")
         return digests
 
     def _hash(self, name: str, span: Span) -> str:
+        try:
+            return self._digest(name, span)
+        except OSError as error:
+            raise BundleError(f"{span.file} cannot be read: {error.strerror}") from None
+
+    def _digest(self, name: str, span: Span) -> str:
         digest, block = hashlib.sha256(), bytearray(_BLOCK_BYTES)
         with span.file.open("rb", buffering=0) as file:
             file.seek(span.offset)
@@ -75,10 +96,18 @@ class Hashing:
             while left and not self._stopped:
                 count = file.readinto(memoryview(block)[: min(left, _BLOCK_BYTES)])
                 if not count:
-                    raise BundleError(f"{span.file} ends {left} bytes before the end of {name}: it is truncated")
+                    raise BundleError(
+                        f"{span.file} ends {left} bytes before the end of {name}: it is truncated, fetch it again"
+                    )
                 digest.update(memoryview(block)[:count])
                 left -= count
         return digest.hexdigest()
+
+
+def _version(file: Path) -> tuple[int, int]:
+    """What changes with the content of a file: its size, and when it was written."""
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def hash_files(directory: Path, paths: Sequence[Path], on_progress: Progress) -> tuple[FileEntry, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
@@ -402,7 +403,7 @@ def _rebuild_command(content: Mapping[str, Any]) -> str:
 
     source = told("DIR_OR_HUB_ID", "model", "source").partition("@")[0]
     gpu, precision = told("GPU", "engine", "gpu"), told("bf16", "precision")
-    return f"sala-export build --gpu {gpu} --model {source} --precision {precision}"
+    return f"sala-export build --gpu {shlex.quote(gpu)} --model {shlex.quote(source)} --precision {precision}"
 
 
 def config_sha256(config: SalaConfig) -> str:
