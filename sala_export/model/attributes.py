@@ -1,4 +1,4 @@
-"""Attributes of the operators for a given model, in the order of their contracts."""
+"""Attributes of the operators for a given model."""
 
 from __future__ import annotations
 

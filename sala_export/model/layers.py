@@ -102,7 +102,7 @@ class LightningMixer(nn.Module):
             self.o_norm.weight,
             step.rope_cos_sin,
             *cache,
-            *self.attributes.values(),
+            **self.attributes,
         )
         return self.o_proj(y), (state,)
 

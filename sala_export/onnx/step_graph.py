@@ -19,7 +19,11 @@ from ..ops.common.contract import Contract
 from ..ops.registry import INFLLMV2_ATTENTION, LIGHTNING_ATTENTION
 from ..specs import DType, stream_name
 from .graph_builder import IR_TYPES, GraphBuilder, Shape, shape_of
-from .op_symbols import DOMAIN, PLUGIN_ATTRIBUTES, VERSION
+
+DOMAIN = "sala"
+VERSION = 1
+PLUGIN_ATTRIBUTES = {"plugin_namespace": DOMAIN, "plugin_version": str(VERSION)}
+"""String attributes of a `sala` node, by which TensorRT's parser finds its plugin."""
 
 
 class Form(Protocol):

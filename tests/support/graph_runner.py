@@ -17,8 +17,8 @@ from onnx.reference.op_run import OpRun
 from sala_export.checkpoint.config import SalaConfig
 from sala_export.model.rope import inverse_frequencies, rope_cos_sin
 from sala_export.model.signature import Signature, cache_sizes
-from sala_export.onnx.op_symbols import PLUGIN_ATTRIBUTES
-from sala_export.ops.infllmv2_attention.torch_op import infllmv2_attention
+from sala_export.onnx.step_graph import PLUGIN_ATTRIBUTES
+from sala_export.ops.infllmv2_attention.torch_op import infllmv2_attention_
 from sala_export.ops.lightning_attention.torch_op import lightning_attention
 
 
@@ -54,7 +54,8 @@ class InfLLMv2Attention(OpRun):
 
     def _run(self, *inputs, **attributes):
         values = [as_torch(x) for x in inputs]
-        return tuple(as_numpy(t) for t in infllmv2_attention(*values, **_attributes(self, attributes)))
+        y = infllmv2_attention_(*values, **_attributes(self, attributes))
+        return tuple(as_numpy(t) for t in (y, *values[3:]))
 
 
 class GraphRunner:

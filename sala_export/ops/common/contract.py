@@ -1,8 +1,7 @@
 """The form in which an operator's contract is written, once.
 
-`ops/<op>/schema.py` holds one `Contract`. The torch fake kernels, the ONNX schema, the generated C++ header of the
-plugin, the launchers and the table in `docs/operators.md` are all derived from it; `tests/ops/test_contracts.py`
-fails on drift.
+`ops/<op>/schema.py` holds one `Contract`. The attributes of the graph's nodes, the generated C++ header of the plugin,
+the launchers and the table in `docs/operators.md` are derived from it; `tests/ops/test_contracts.py` fails on drift.
 """
 
 from __future__ import annotations

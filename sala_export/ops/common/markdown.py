@@ -17,14 +17,13 @@ _PREAMBLE = f"""\
 <!-- Written by `python -m sala_export.ops.common.markdown docs/operators.md`. Edit schema.py instead. -->
 # Operators
 
-The operators of an exported model, in ONNX domain and TensorRT plugin namespace `sala`, version 1. PyTorch calls them
-as `torch.ops.sala.<folder name>`. Everything here holds for all implementations alike.
+The operators of an exported model, in ONNX domain and TensorRT plugin namespace `sala`, version 1. Everything here
+holds for all implementations alike.
 
 * `{ACTIVATION}` is one floating type per call, that of the activations: float32, float16 or bfloat16.
 * Tensors are dense and row-major. All attributes are required.
 * `fdiv(a, b)` divides and rounds down.
 * An output that is the new value of an input shares its buffer at run time: one address for both, updated in place.
-  The functional form that graphs record returns it apart and leaves the input as it was.
 * A call that breaks a rule is refused with a `ShapeError` that names the operator and the tensor.
 """
 
