@@ -21,7 +21,7 @@ from .kernel_support import operator_workspaces
 from .model.attributes import operator_attributes
 from .model.signature import signature
 from .ops.registry import INFLLMV2_ATTENTION, LIGHTNING_ATTENTION
-from .specs import DType, Precision, TensorSpec
+from .specs import CODE_TYPES, DType, Precision, TensorSpec
 
 OPERATORS = {Mixer.LIGHTNING: LIGHTNING_ATTENTION.onnx_type, Mixer.SPARSE: INFLLMV2_ATTENTION.onnx_type}
 """ONNX type of the operator that computes a mixer."""
@@ -36,13 +36,6 @@ def operator_node(config: SalaConfig, layer: int) -> OperatorNode:
         attributes=operator_attributes(config, mixer),
     )
 
-
-_CODES = {
-    Precision.FP8: DType.FLOAT8_E4M3FN,
-    Precision.INT8: DType.INT8,
-    Precision.NVFP4: DType.FLOAT4_E2M1FN,
-}
-"""Types of the quantised weights that are inputs of the graph; those of int4 are constants."""
 
 _LEADING_ONES = {"input_layernorm": 2, "post_attention_layernorm": 2, "norm": 1}
 """Extents of 1 before those of the checkpoint, by role: what norms need to join other kernels."""
@@ -99,17 +92,17 @@ def _weight_inputs(group: Sequence[Weight], precision: Precision, is_quantized: 
     elif precision in (Precision.FP8, Precision.INT8):
         module = name.removesuffix(".weight")
         yield TensorSpec(f"{module}.input_scale", DType.FLOAT32, (1,))
-        yield TensorSpec(name, _CODES[precision], shape)
+        yield TensorSpec(name, CODE_TYPES[precision], shape)
         yield TensorSpec(f"{module}.output_scale", DType.FLOAT32, shape[:1])
-    elif precision in _CODES:
-        yield TensorSpec(name, _CODES[precision], shape)
+    elif precision in CODE_TYPES:
+        yield TensorSpec(name, CODE_TYPES[precision], shape)
 
 
 def _constant_bytes(weight: Weight, quantization: Quantization | None) -> int:
     """Of a quantised weight inside the graph: its codes and scales in int4, its block scales in nvfp4."""
     if quantization is None or quantization.scheme.group is None:
         return 0
-    codes = weight.elements // 2 if quantization.precision in _CODES else 0
+    codes = weight.elements // 2 if quantization.precision in CODE_TYPES else 0
     return quantization.stored_bytes(weight.shape[0], weight.shape[1]) - codes
 
 

@@ -65,7 +65,7 @@ class EngineReport:
     build_seconds: float
     """Wall time of the whole build, parsing and writing included."""
     peak_host_bytes: int
-    """Largest resident memory of the build process, mapped weight files included."""
+    """Largest resident memory of the build process, mapped files included."""
 
     def operator_layers(self, profile: int) -> dict[str, tuple[str, ...]]:
         """Nodes of this project's operators that plugins compute in a profile: names by operator, in graph order."""

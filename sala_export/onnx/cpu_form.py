@@ -25,7 +25,7 @@ from ..model.signature import Signature, signature
 from ..specs import DType, Precision, TensorSpec
 from .fake_quantization import rounded, rounded_nvfp4
 from .graph_builder import OPSET, QUANTIZED_OPSET, GraphBuilder, shape_of
-from .products import Names, add_scaled, product_module, split_product
+from .products import Names, add_scaled, split_product
 from .step_graph import build_step
 
 CPU_GRAPH_FILE = "cpu.onnx"
@@ -104,7 +104,7 @@ class CpuForm:
         precision = quantized[0].precision
         if precision is Precision.NVFP4:
             return rounded_nvfp4(self.graph, x, quantized[0].input_scale)
-        spec = TensorSpec(f"model.{product_module(names)}.input_scale", DType.FLOAT32, (1,))
+        spec = TensorSpec(f"{packed_name(names).removesuffix('.weight')}.input_scale", DType.FLOAT32, (1,))
         scale = self._input(spec, *(WeightPart(tensor=weight.input_scale_name) for weight in quantized))
         return rounded(self.graph, x, precision, scale)
 

@@ -19,7 +19,7 @@ from ..checkpoint.keymap import EMBEDDING, FINAL_NORM, packed_name
 from ..checkpoint.quantized_weights import QuantizedWeight
 from ..checkpoint.reader import Checkpoint
 from ..model.signature import Signature, signature
-from ..specs import DType, Precision, TensorSpec
+from ..specs import CODE_TYPES, DType, Precision, TensorSpec
 from .engine_constants import Arrays, EngineConstants, int4_columns, scale_columns
 from .graph_builder import IR_TYPES, OPSET, QUANTIZED_OPSET, GraphBuilder, shape_of
 from .nvfp4 import NVFP4_BLOCK, nvfp4_input
@@ -27,13 +27,6 @@ from .products import Names, add_scaled, product_module, split_product
 from .step_graph import build_step
 
 ENGINE_GRAPH_FILE = "engine.onnx"
-
-_CODES = {
-    Precision.FP8: DType.FLOAT8_E4M3FN,
-    Precision.INT8: DType.INT8,
-    Precision.NVFP4: DType.FLOAT4_E2M1FN,
-}
-"""Types of the codes that are inputs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,7 +123,7 @@ class EngineForm:
 
     def _scaled_product(self, rows: ir.Value, weights: Sequence[QuantizedWeight]) -> ir.Value:
         """fp8 and int8: a product of codes, rounded to `dtype` and then multiplied by both scales in fp32."""
-        graph, name, codes = self.graph, _module(weights), _CODES[weights[0].precision]
+        graph, name, codes = self.graph, _module(weights), CODE_TYPES[weights[0].precision]
         steps = graph.node("Div", [graph.cast(rows, DType.FLOAT32), self._input_scale(weights)])
         one, stored = graph.number(1.0, DType.FLOAT32), IR_TYPES[codes]
         quantized = graph.node("QuantizeLinear", [steps, one], {"output_dtype": int(stored)}, dtype=stored)
@@ -224,7 +217,7 @@ class EngineForm:
 
     def _codes(self, weights: Sequence[QuantizedWeight]) -> ir.Value:
         """Quantised weights as one input."""
-        spec = TensorSpec(f"{_module(weights)}.weight", _CODES[weights[0].precision], _packed_shape(weights))
+        spec = TensorSpec(f"{_module(weights)}.weight", CODE_TYPES[weights[0].precision], _packed_shape(weights))
         return self._input(spec, [WeightPart(tensor=weight.data_name) for weight in weights])
 
     def _input_scale(self, weights: Sequence[QuantizedWeight]) -> ir.Value:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from ..specs import DType, Precision
-from .graph_builder import GraphBuilder, shape_of
+from ..specs import CODE_TYPES, DType, Precision
+from .graph_builder import IR_TYPES, GraphBuilder, shape_of
+from .nvfp4 import NVFP4_BLOCK
 
-CODE_TYPES = {Precision.FP8: ir.DataType.FLOAT8E4M3FN, Precision.INT8: ir.DataType.INT8}
-"""ONNX type of quantised inputs that have one scale."""
-_NVFP4_GROUP = 16
 _E2M1_LARGEST = 6.0
 _LEAST_SCALE = 1e-30
 """In place of a scale of zero, whose numbers come out as zero: they are multiplied by that scale again."""
@@ -20,7 +18,7 @@ def rounded(graph: GraphBuilder, x: ir.Value, precision: Precision, scale: ir.Va
 
     Args: `scale` fp32 [1].
     """
-    stored = CODE_TYPES[precision]
+    stored = IR_TYPES[CODE_TYPES[precision]]
     codes = graph.node("QuantizeLinear", [x, scale], {"output_dtype": int(stored)}, dtype=stored)
     return graph.node("DequantizeLinear", [codes, scale], dtype=ir.DataType.FLOAT)
 
@@ -34,8 +32,8 @@ def rounded_nvfp4(graph: GraphBuilder, x: ir.Value, input_scale: float) -> ir.Va
     """
     node, factor, largest = graph.node, _number(graph, input_scale), _number(graph, _E2M1_LARGEST)
     *rows, columns = shape_of(x)
-    shape = (*rows, int(columns) // _NVFP4_GROUP, _NVFP4_GROUP)
-    groups = node("Reshape", [x, graph.integers(0, 0, -1, _NVFP4_GROUP)], shape=shape)
+    shape = (*rows, int(columns) // NVFP4_BLOCK, NVFP4_BLOCK)
+    groups = node("Reshape", [x, graph.integers(0, 0, -1, NVFP4_BLOCK)], shape=shape)
     magnitude = node("Abs", [groups])
     scale = _group_scales(graph, magnitude, factor, node("Mul", [factor, largest]))
     ratio = node("Min", [node("Div", [magnitude, node("Max", [scale, _number(graph, _LEAST_SCALE)])]), largest])

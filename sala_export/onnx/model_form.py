@@ -15,16 +15,14 @@ from ..checkpoint.keymap import EMBEDDING
 from ..checkpoint.quantized_weights import QuantizedWeight
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.tensor_location import TensorLocation
-from ..specs import DType, Precision
+from ..specs import CODE_TYPES, DType, Precision
 from .graph_builder import IR_TYPES, OPSET, QUANTIZED_OPSET, GraphBuilder, Shape, shape_of
 from .nvfp4 import nvfp4_input
 from .products import Names, add_scaled, split_product
 
-STORED_TYPES = {
-    Precision.FP8: ir.DataType.FLOAT8E4M3FN,
-    Precision.INT8: ir.DataType.INT8,
+_STORED_TYPES = {
     Precision.INT4: ir.DataType.UINT4,
-    Precision.NVFP4: ir.DataType.FLOAT4E2M1,
+    **{precision: IR_TYPES[dtype] for precision, dtype in CODE_TYPES.items()},
 }
 """ONNX type of quantised numbers."""
 _SCALE_TYPES = {Precision.INT4: ir.DataType.BFLOAT16, Precision.NVFP4: ir.DataType.FLOAT8E4M3FN}
@@ -104,7 +102,7 @@ class ModelForm:
         graph = self.graph
         if weight.input_scale is None:
             return x
-        stored, dtype = STORED_TYPES[weight.precision], IR_TYPES[self.dtype]
+        stored, dtype = _STORED_TYPES[weight.precision], IR_TYPES[self.dtype]
         if weight.precision is Precision.NVFP4:
             return nvfp4_input(graph, x, graph.number(weight.input_scale, DType.FLOAT32))
         factor = self._scalar(weight, weight.input_scale_name)
@@ -114,7 +112,7 @@ class ModelForm:
     def _dequantized(self, weight: QuantizedWeight) -> ir.Value:
         """The weight [out, in] in `dtype`."""
         graph, dtype = self.graph, IR_TYPES[self.dtype]
-        codes = self._external(weight.data_name, weight.data, STORED_TYPES[weight.precision], weight.shape)
+        codes = self._external(weight.data_name, weight.data, _STORED_TYPES[weight.precision], weight.shape)
         attributes: dict[str, int] = {"output_dtype": int(dtype)}
         inputs = [codes]
         if weight.precision in (Precision.INT4, Precision.NVFP4):

@@ -161,7 +161,7 @@ def test_scales_of_inputs_are_inputs_that_tell_of_every_tensor(tmp_path: Path, p
     graph = export_cpu_graph(Checkpoint.open(source), tmp_path)
     scales = {each.spec.name: each for each in graph.weights if each.spec.name.endswith("input_scale")}
     assert len(scales) == 4 * 2
-    pack = scales["model.layers.1.self_attn.qkvz_proj.input_scale"]
+    pack = scales["model.layers.1.self_attn.q_proj+k_proj+v_proj+z_proj.input_scale"]
     assert pack.spec == TensorSpec(pack.spec.name, DType.FLOAT32, (1,))
     roles = ("q_proj", "k_proj", "v_proj", "z_proj")
     assert pack.parts == tuple(WeightPart(tensor=f"model.layers.1.self_attn.{role}.input_scale") for role in roles)
