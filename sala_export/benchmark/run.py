@@ -37,6 +37,8 @@ class Subject:
 
     model: str | RandomSubject
     """A bundle; for the torch runtime also a checkpoint directory, a hub id, or random weights."""
+    weights: Path | None = None
+    """A checkpoint whose weights take the place of the bundle's; the report is named after it."""
     runtime: str = "auto"
     device: str | None = None
     precision: str | None = None
@@ -90,8 +92,15 @@ def _load(subject: Subject) -> tuple[Model, LoadableModel]:
     """The model and where it is from; nothing is downloaded for a runtime that could not run it."""
     if isinstance(subject.model, RandomSubject):
         return _load_random(subject.model, subject)
-    source = _source(subject.model, subject.runtime)
-    return load(subject.model, runtime=subject.runtime, device=subject.device, precision=subject.precision), source
+    source = _source(subject.model, subject.runtime, subject.weights)
+    model = load(
+        subject.model,
+        runtime=subject.runtime,
+        device=subject.device,
+        precision=subject.precision,
+        weights=subject.weights,
+    )
+    return model, source
 
 
 def _load_random(random: RandomSubject, subject: Subject) -> tuple[Model, LoadableModel]:
@@ -110,12 +119,12 @@ def _load_random(random: RandomSubject, subject: Subject) -> tuple[Model, Loadab
     return model, model.source
 
 
-def _source(model: str, runtime: str) -> ModelSource:
+def _source(model: str, runtime: str, weights: Path | None) -> ModelSource:
     if runtime == TORCH:
-        return ModelSource.open(model)
+        return ModelSource.open(model, other_weights=weights)
     if not Path(model, MANIFEST_FILE).is_file():
         raise RequestError(
             f"{model} is no bundle, which runtime {runtime} needs: choose --runtime torch for a checkpoint, or build a "
             "bundle"
         )
-    return ModelSource.of_bundle(Path(model))
+    return ModelSource.of_bundle(Path(model), weights)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 from rich.console import Console
 
 from ..specs import RUNTIMES
-from .options import TokenList, Tokens
+from .options import TokenList, Tokens, weights_option
 from .output import print_json
 
 
 @click.command()
 @click.argument("model")
+@weights_option
 @click.option(
     "--context", type=TokenList(), default="64K,128K", show_default=True, help="Lengths of the prompts, in tokens."
 )
@@ -32,6 +35,7 @@ def bench(
     console: Console,
     /,
     model: str,
+    weights: Path | None,
     context: tuple[int, ...],
     new_tokens: int,
     repeats: int,
@@ -51,7 +55,14 @@ def bench(
     from ..benchmark.run import Subject, run_benchmark
 
     report = run_benchmark(
-        Subject(model=model, runtime=runtime, device=device, precision=precision, gpu_recipe=gpu_recipe),
+        Subject(
+            model=model,
+            weights=weights,
+            runtime=runtime,
+            device=device,
+            precision=precision,
+            gpu_recipe=gpu_recipe,
+        ),
         BenchmarkRequest(contexts=context, new_tokens=new_tokens, repeats=repeats, chunk_tokens=chunk_tokens),
         lambda line: console.print(line, soft_wrap=True),
     )

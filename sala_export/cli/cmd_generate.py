@@ -17,7 +17,7 @@ from rich.console import Console
 from ..errors import RequestError, SessionError, UnsupportedError
 from ..specs import RUNTIMES
 from .generate_display import PrefillDisplay
-from .options import Tokens
+from .options import Tokens, weights_option
 from .output import load_progress, progress_display
 
 if TYPE_CHECKING:
@@ -42,11 +42,7 @@ class _Sampling(TypedDict):
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option(
-    "--weights",
-    type=click.Path(path_type=Path),
-    help="Use the weights of this checkpoint, a fine-tune for example, on the bundle's engine.",
-)
+@weights_option
 @click.option("--prompt", help="The prompt.")
 @click.option("--prompt-file", metavar="FILE", help="UTF-8 text of any length, run as it is read; - is standard input.")
 @click.option("--chat", is_flag=True, help="The prompt is a message: wrap it in the checkpoint's chat template.")
@@ -88,7 +84,7 @@ class _Sampling(TypedDict):
     type=click.Choice(RUNTIMES),
     default="auto",
     show_default=True,
-    help="tensorrt needs the GPU of the bundle, onnxruntime none; torch runs on any, from checkpoints too.",
+    help="tensorrt needs a GPU of the bundle, onnxruntime none; torch runs on any, from checkpoints too.",
 )
 @click.pass_obj
 def generate(

@@ -85,6 +85,15 @@ def engine_options(command: Command) -> Command:
     return command
 
 
+def weights_option(command: Command) -> Command:
+    """`--weights`"""
+    return click.option(
+        "--weights",
+        type=click.Path(path_type=Path),
+        help="Use the weights of this checkpoint, a fine-tune for example, on the bundle's engine.",
+    )(command)
+
+
 def write_options(command: Command) -> Command:
     """`--copy` and `--force`."""
     for option in (

@@ -19,6 +19,7 @@ from sala_export.benchmark.machine import Machine
 from sala_export.benchmark.measure import BenchmarkRequest, Measurement, Runs
 from sala_export.benchmark.report import Report, describe, find_recipe, table
 from sala_export.checkpoint.presets import PRESETS
+from sala_export.checkpoint.random_checkpoint import write_random_checkpoint
 from sala_export.cli.app import run
 from sala_export.engine.recipe import read_recipe
 from sala_export.errors import RequestError, RunError
@@ -62,6 +63,14 @@ def test_bench_of_a_checkpoint_gives_json(capsys: Capture) -> None:
         assert row[name]["floor"] is None
     assert row["host_memory_bytes"] > 2**20
     assert row["device_memory_bytes"] is None
+
+
+@pytest.mark.parametrize("runtime", [[], TORCH], ids=["onnxruntime", "torch"])
+def test_bench_of_other_weights_names_them(capsys: Capture, tmp_path: Path, runtime: list[str]) -> None:
+    write_random_checkpoint(tmp_path / "fine-tune", "tiny", seed=1)
+    arguments = [*runtime, "--weights", str(tmp_path / "fine-tune"), "--context", "5", "--new-tokens", "1", "--json"]
+    assert run(["bench", str(tiny_cpu_bundle()), *arguments]) == 0
+    assert json.loads(capsys.readouterr().out)["model"]["source"] == "fine-tune"
 
 
 def test_one_new_token_has_no_decode_rate(capsys: Capture) -> None:
