@@ -10,6 +10,7 @@ from .bundle.hashing import Hashing, Span
 from .bundle.manifest import MANIFEST_FILE, config_sha256, fingerprint
 from .bundle.reader import Bundle
 from .checkpoint.config import SalaConfig
+from .checkpoint.quantization import read_quantization
 from .checkpoint.reader import CONFIG_FILE, TOKENIZER_FILE, Checkpoint
 from .errors import BundleError, RequestError
 from .progress import silent
@@ -85,12 +86,18 @@ class ModelSource:
     def _of_the_same_form(self, directory: Path) -> Checkpoint:
         """The checkpoint in `directory`, whose configuration and types are those of the bundle."""
         assert self.bundle is not None
+        if not (directory / CONFIG_FILE).is_file():
+            raise RequestError(
+                f"{directory} has no {CONFIG_FILE}: weights are a checkpoint's directory in Hugging Face layout"
+            )
         config = SalaConfig.from_file(directory / CONFIG_FILE).truncated(self.config.num_hidden_layers)
         theirs = asdict(config)
         for field, value in asdict(self.config).items():
             if field not in _TEXT_FIELDS and theirs[field] != value:
+                # What config.json calls it, unless only the first layers were taken.
+                name = "num_hidden_layers" if field == "residual_depth" else field
                 raise RequestError(
-                    f"{directory / CONFIG_FILE}: {field} is {theirs[field]}, {self.directory} was built for {value}: "
+                    f"{directory / CONFIG_FILE}: {name} is {theirs[field]}, {self.directory} was built for {value}: "
                     "build a bundle from this checkpoint"
                 )
         checkpoint = Checkpoint.open(directory, layers=self.config.num_hidden_layers)
@@ -103,6 +110,17 @@ class ModelSource:
                     "from this checkpoint"
                 )
         return checkpoint
+
+    def quantized(self) -> Precision | None:
+        """In which its weights are quantised, from JSON alone; None if they are not.
+
+        Raises: ConfigError or UnsupportedError.
+        """
+        if self.bundle is not None:
+            precision = self.bundle.manifest.precision
+            return precision if precision.is_quantized else None
+        quantization = read_quantization(self.directory / CONFIG_FILE)
+        return quantization.precision if quantization else None
 
     def precision(self) -> Precision:
         """The bundle's, or the type of the checkpoint's weights. Raises: as `weights`."""

@@ -106,6 +106,12 @@ def load_torch(
     """Load a bundle, a checkpoint directory or a hub id; arguments and errors as `sala_export.load`."""
     chosen = _device(device)
     source = ModelSource.open(model, other_weights=weights)
+    quantized = source.quantized()
+    if quantized is not None:
+        raise UnsupportedError(
+            f"{model} is quantised to {quantized}: the torch runtime takes plain weights alone; run a bundle of it on "
+            "another runtime, or load the original checkpoint"
+        )
     if verify_hashes and source.bundle is not None:
         source.bundle.verify_hashes()
     if threads < 0:

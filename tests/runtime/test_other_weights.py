@@ -128,7 +128,14 @@ UNSUITABLE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: edit_json(path / "config.json", lambda config: config["mixer_types"].reverse()),
         r"config\.json.*mixer_types",
     ),
-    "no configuration": (lambda path: (path / "config.json").unlink(), r"config\.json"),
+    "more layers": (
+        lambda path: edit_json(
+            path / "config.json",
+            lambda config: config.update(num_hidden_layers=6, mixer_types=[*config["mixer_types"], "minicpm4"]),
+        ),
+        r"config\.json: num_hidden_layers is 6, .* was built for 5",
+    ),
+    "no configuration": (lambda path: (path / "config.json").unlink(), r"spoiled has no config\.json: weights are a"),
     "a tensor of another type": (in_header(as_float16), r"model\.norm\.weight"),
     "a tensor of another shape": (in_header(as_matrix), r"model\.norm\.weight"),
     "a tensor less": (
@@ -156,7 +163,7 @@ def test_unsuitable_weights_are_refused_by_name(name: str, runtime: str, fine_tu
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
 def test_no_directory_at_all_is_refused(runtime: str, tmp_path: Path) -> None:
-    with pytest.raises(SalaError, match="nowhere"):
+    with pytest.raises(SalaError, match=r"nowhere has no config\.json: weights are a checkpoint's directory"):
         sala_export.load(tiny_cpu_bundle(), runtime=runtime, weights=tmp_path / "nowhere")
 
 
