@@ -57,6 +57,7 @@ def plan(
     and is no error.
     """
     from ..checkpoint.presets import PRESETS
+    from ..checkpoint.quantization import read_quantization
     from ..engine.recipe import load_target
     from ..engine.request import EngineRequest
     from ..planner.plan import make_plan
@@ -64,9 +65,10 @@ def plan(
 
     if plot is not None and plot.suffix not in PLOT_SUFFIXES:
         raise RequestError(f"--plot {plot}: expected a name that ends in {', '.join(PLOT_SUFFIXES)}")
+    quantization = None if model is None else read_quantization(_config_file(model, revision))
     request = EngineRequest.from_options(
         load_target(gpu),
-        precision=precision or (_stored_precision(model, revision) if model is not None else None),
+        precision=precision or (quantization.precision if quantization else None),
         max_context=max_context,
         prefill_chunk=prefill_chunk,
         max_batch=max_batch,
@@ -75,7 +77,9 @@ def plan(
     config = published if model is None else _read_config(model, revision)
     if layers is not None:
         config = config.truncated(layers)
-    found = make_plan(config, request, compare, is_published=is_published_model(config))
+    if quantization is not None and quantization.precision is not request.precision:
+        quantization = None
+    found = make_plan(config, request, compare, is_published_model(config), quantization)
     if plot is not None:
         from ..planner.plot import draw
 
@@ -90,13 +94,6 @@ def _read_config(model: str, revision: str | None) -> Any:
     from ..checkpoint.config import SalaConfig
 
     return SalaConfig.from_file(_config_file(model, revision))
-
-
-def _stored_precision(model: str, revision: str | None) -> str | None:
-    from ..checkpoint.quantization import read_quantization
-
-    quantization = read_quantization(_config_file(model, revision))
-    return quantization.precision if quantization else None
 
 
 def _config_file(model: str, revision: str | None) -> Path:

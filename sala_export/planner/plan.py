@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..checkpoint.config import SalaConfig
+from ..checkpoint.quantization import Quantization
 from ..engine.graph import EngineGraph
 from ..engine.host import available_host_bytes, host_bytes_needed, plan_bytes
 from ..engine.memory import DeviceMemory, fits, largest_context
@@ -115,17 +116,26 @@ class Plan:
     checks: tuple[Check, ...]
 
 
-def make_plan(config: SalaConfig, request: EngineRequest, compare: str | None, is_published: bool) -> Plan:
+def make_plan(
+    config: SalaConfig,
+    request: EngineRequest,
+    compare: str | None,
+    is_published: bool,
+    quantization: Quantization | None = None,
+) -> Plan:
     """Everything about an engine of `request` for the model `config`.
 
     Args: `compare` names a baseline of `BASELINES`; `is_published`: the configuration is that of the published model,
-        so that published figures apply.
+        so that published figures apply; `quantization`, of a quantised checkpoint in the precision of the request.
     Raises: RequestError for an unknown baseline.
     """
     if compare is not None and compare.lower() not in BASELINES:
         raise RequestError(f"--compare {compare}: unknown model, known are {', '.join(BASELINES)}")
-    graph = planned_graph(config, request.precision)
-    memory = {context: planned_memory(config, replace(request, max_context=context)) for context in _contexts(request)}
+    graph = planned_graph(config, request.precision, quantization)
+    memory = {
+        context: planned_memory(config, replace(request, max_context=context), quantization)
+        for context in _contexts(request)
+    }
     baseline = BASELINES[compare.lower()] if compare else None
     return Plan(
         request=request,

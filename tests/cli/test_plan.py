@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 from support.checkpoints import tiny_checkpoint
+from support.quantized_checkpoints import write_quantized_checkpoint
 
 from sala_export.cli.app import run
+from sala_export.specs import Precision
 
 Capture = pytest.CaptureFixture[str]
 
@@ -71,6 +73,17 @@ def test_model_of_a_directory_is_planned_from_its_config(capsys: Capture) -> Non
     assert told["precision"] == "fp16"
     assert told["published"] == []
     assert told["device_memory_bytes"]["weights"] < 1 << 25
+
+
+def test_modules_that_a_checkpoint_quantises_decide(capsys: Capture, tmp_path: Path) -> None:
+    weights = []
+    for name, ignore in (("default", ("re:.*z_proj", "re:.*o_gate", "lm_head")), ("gates too", ("lm_head",))):
+        source = write_quantized_checkpoint(tmp_path / name, Precision.INT8, ignore=ignore)
+        arguments = ["--model", str(source), "--max-context", "16K", "--prefill-chunk", "1K", "--json"]
+        assert run(["plan", "--gpu", "rtx5090", *arguments]) == 0
+        weights.append(json.loads(capsys.readouterr().out)["device_memory_bytes"]["weights"])
+    # Each of two gates [2048, 256] takes a byte less for each number, and 4 bytes for each scale of its output.
+    assert weights[0] - weights[1] == 2 * (2048 * 256 - 4 * 2048)
 
 
 @pytest.mark.parametrize(
