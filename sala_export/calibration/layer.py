@@ -163,7 +163,7 @@ def _quantize_site(
     largest = max(float(weight.abs().max()) for weight in weights.values())
     match recipe.precision:
         case Precision.FP8 | Precision.INT8:
-            # One scale for all of a packed product: a scale per channel costs a kernel of its own.
+            # One scale for all of a packed product is what docs/calibration.md measures.
             scale = per_tensor_scale(largest, recipe.precision)
             found = {name: quantize_per_tensor(weight, scale, recipe.precision) for name, weight in weights.items()}
         case Precision.NVFP4:

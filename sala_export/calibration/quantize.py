@@ -128,7 +128,7 @@ class _Run:
             by_module = {name.removesuffix(".weight"): tensor for name, tensor in loaded.items()}
             quantized, exponents = quantize_layer(self._config, layer, by_module, inputs, self._recipe)
             self._write_rows(layer + 1, hidden)
-            _write_whole(self._shard(layer + 1), self._ordered(layer, by_module, quantized))
+            _write_whole(self._shard(layer + 1), self._layer_tensors(layer, by_module, quantized))
             self._rows_file(layer).unlink()
             on_progress(_PHASE, (layer + 1) * per_layer, count * per_layer)
             logger.info(
@@ -194,24 +194,18 @@ class _Run:
             raise CheckpointError(f"{self._checkpoint.locations[name].file}: {name} holds values that are not finite")
         return tensor
 
-    def _ordered(
+    def _layer_tensors(
         self, layer: int, kept: dict[str, Tensor], quantized: dict[str, dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """The tensors of a layer's shard: of each packed product first all weights, then all scales.
-
-        So an engine's packed weight is one run of bytes in the file.
-        """
+        """The tensors of a layer's shard, by name."""
         prefix = layer_prefix(layer)
         stored = self._checkpoint.tensor(f"{prefix}input_layernorm.weight").dtype
-        ordered = {
+        found = {
             f"{prefix}{module}.weight": tensor.to(stored) for module, tensor in kept.items() if module not in quantized
         }
-        for site in layer_sites(self._config, layer, include_gates=self._recipe.include_gates):
-            roles = dict.fromkeys(role for module in site.projections for role in quantized[module])
-            for role in roles:
-                for module in site.projections:
-                    ordered[f"{prefix}{module}.{role}"] = quantized[module][role]
-        return ordered
+        for module, tensors in quantized.items():
+            found |= {f"{prefix}{module}.{role}": tensor for role, tensor in tensors.items()}
+        return found
 
     def _shard(self, number: int) -> Path:
         return self._staging.path / f"model-{number + 1:05}-of-{self._shards:05}.safetensors"
