@@ -15,7 +15,6 @@ LACKING = (
     "onnx",
     "onnx_ir",
     "onnxruntime",
-    "onnxscript",
     "rich",
     "tensorrt",
     "tensorrt_rtx",

@@ -22,7 +22,6 @@ LACKING = (
     "onnx",
     "onnx_ir",
     "onnxruntime",
-    "onnxscript",
     "tensorrt",
     "tensorrt_rtx",
     "tokenizers",
