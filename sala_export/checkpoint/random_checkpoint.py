@@ -81,20 +81,20 @@ def write_random_checkpoint(
         _write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _tensors(config: SalaConfig, random: RandomWeights, quantization: Quantization | None) -> list[list[NewTensor]]:
-    """Everything to write in the order of computation, as lists that must not be parted."""
+def _tensors(config: SalaConfig, random: RandomWeights, quantization: Quantization | None) -> list[NewTensor]:
+    """Everything to write, in the order of computation."""
     all_weights = weights(config)
     if quantization is None:
-        return [[_plain(weight, random)] for weight in all_weights]
+        return [_plain(weight, random) for weight in all_weights]
     quantized = RandomQuantizedWeights(random, quantization)
     pack_of = {weight.name: pack for pack in packs(all_weights) for weight in pack}
-    found, done = list[list[NewTensor]](), set[str]()
+    found, done = list[NewTensor](), set[str]()
     for weight in all_weights:
         if not quantization.covers(weight.name):
-            found.append([_plain(weight, random)])
+            found.append(_plain(weight, random))
         elif weight.name not in done:
             pack = tuple(w for w in pack_of.get(weight.name, (weight,)) if quantization.covers(w.name))
-            found.append(quantized.pack_tensors(pack))
+            found += quantized.pack_tensors(pack)
             done |= {w.name for w in pack}
     return found
 
@@ -103,17 +103,16 @@ def _plain(weight: Weight, random: RandomWeights) -> NewTensor:
     return NewTensor(name=weight.name, dtype="BF16", shape=weight.shape, blocks=lambda: random.blocks(weight))
 
 
-def _cut(together: Iterable[list[NewTensor]], max_shard_bytes: int) -> list[list[NewTensor]]:
+def _cut(tensors: Iterable[NewTensor], max_shard_bytes: int) -> list[list[NewTensor]]:
     """Consecutive tensors into shards as full as the limit allows; what is larger gets one of its own."""
     shards: list[list[NewTensor]] = []
     room = 0
-    for tensors in together:
-        size = sum(tensor.bytes for tensor in tensors)
-        if not shards or size > room:
+    for tensor in tensors:
+        if not shards or tensor.bytes > room:
             shards.append([])
             room = max_shard_bytes
-        shards[-1] += tensors
-        room -= size
+        shards[-1].append(tensor)
+        room -= tensor.bytes
     return shards
 
 

@@ -37,12 +37,11 @@ class RandomQuantizedWeights:
         self.quantization = quantization
 
     def pack_tensors(self, pack: tuple[Weight, ...]) -> list[NewTensor]:
-        """All tensors of a pack, those of one kind one behind the other."""
+        """All tensors of a pack, weight by weight."""
         # A pack shares its scales, which follow from its widest weight.
         std = max(self.random.distribution(weight).std for weight in pack)
         tensors = self._with_groups if self.quantization.scheme.group else self._with_one_scale
-        by_kind = zip(*(tensors(weight, std) for weight in pack), strict=True)
-        return [tensor for kind in by_kind for tensor in kind]
+        return [tensor for weight in pack for tensor in tensors(weight, std)]
 
     def _with_one_scale(self, weight: Weight, std: float) -> tuple[NewTensor, ...]:
         precision, largest = self.quantization.precision, _LARGEST[self.quantization.precision]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -120,24 +120,6 @@ class Checkpoint:
                 f"--precision {precision}: {self.directory} is quantised to {self.precision}; use --precision "
                 f"{self.precision}, or the original checkpoint"
             )
-
-    def truncated(self, layers: int) -> Checkpoint:
-        """The first `layers` layers, with the residual scale of the whole model.
-
-        Raises: RequestError if the model does not have that many.
-        """
-        config = self.config.truncated(layers)
-        names = [weight.name for weight in weights(config)]
-        return replace(
-            self,
-            config=config,
-            locations={name: self.locations[name] for name in names if name in self.locations},
-            quantized={name: self.quantized[name] for name in names if name in self.quantized},
-        )
-
-    def tensor_names(self) -> tuple[str, ...]:
-        """Names of all weights that are not quantised, in the order of computation."""
-        return tuple(self.locations)
 
     def tensors(self) -> dict[str, TensorLocation]:
         """Every stored tensor that the numbers of the model depend on, by its name."""

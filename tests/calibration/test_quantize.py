@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import signal
 import subprocess
@@ -55,7 +54,7 @@ def test_checkpoint_has_every_tensor_and_opens(precision: Precision) -> None:
 
 
 @pytest.mark.parametrize("precision", [Precision.FP8, Precision.NVFP4])
-def test_packs_share_scales_and_lie_in_one_run_of_bytes(precision: Precision) -> None:
+def test_packs_share_scales(precision: Precision) -> None:
     opened = Checkpoint.open(quantized_tiny(precision))
     mixer = [f"model.layers.0.self_attn.{role}.weight" for role in ("q_proj", "k_proj", "v_proj")]
     for pack in (mixer, [f"model.layers.1.mlp.{role}.weight" for role in ("gate_proj", "up_proj")]):
@@ -64,8 +63,6 @@ def test_packs_share_scales_and_lie_in_one_run_of_bytes(precision: Precision) ->
         assert len({weight.global_scale for weight in found}) == 1
         if precision is Precision.FP8:
             assert len({weight.scales().item() for weight in found}) == 1
-        for before, after in itertools.pairwise(found):
-            assert after.data.offset == before.data.offset + before.data.length
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_seed_decides_every_byte(tmp_path: Path) -> None:
         write_random_checkpoint(tmp_path / name, "tiny", seed=seed)
     assert contents(tmp_path / "same") == contents(tiny_checkpoint())
     expected, other = Checkpoint.open(tiny_checkpoint()), Checkpoint.open(tmp_path / "other")
-    for name in expected.tensor_names():
+    for name in expected.locations:
         assert not torch.equal(expected.tensor(name), other.tensor(name))
 
 
@@ -65,14 +65,14 @@ def test_tensors_do_not_depend_on_the_number_of_layers() -> None:
     whole, short = Checkpoint.open(tiny_checkpoint()), Checkpoint.open(tiny_checkpoint(layers=2))
     assert short.config.mixer_types == (Mixer.SPARSE, Mixer.LIGHTNING)
     assert short.config.residual_depth == 2
-    assert set(short.tensor_names()) < set(whole.tensor_names())
-    for name in short.tensor_names():
+    assert set(short.locations) < set(whole.locations)
+    for name in short.locations:
         assert torch.equal(short.tensor(name), whole.tensor(name))
 
 
 def test_no_two_tensors_are_alike() -> None:
     checkpoint = Checkpoint.open(tiny_checkpoint())
-    starts = Counter(bytes(checkpoint.tensor(n).flatten()[:32].view(torch.uint8)) for n in checkpoint.tensor_names())
+    starts = Counter(bytes(checkpoint.tensor(n).flatten()[:32].view(torch.uint8)) for n in checkpoint.locations)
     assert set(starts.values()) == {1}
 
 

@@ -68,7 +68,7 @@ def test_tensors_are_those_of_the_safetensors_library() -> None:
 
 def test_locations_are_the_bytes_of_the_file() -> None:
     checkpoint = Checkpoint.open(GOLDEN_CHECKPOINT)
-    for name in checkpoint.tensor_names():
+    for name in checkpoint.locations:
         location = checkpoint.locations[name]
         content = location.file.read_bytes()[location.offset : location.offset + location.length]
         expected = checkpoint.tensor(name).view(torch.uint8).numpy().tobytes()
@@ -149,14 +149,12 @@ def test_accessory_files_are_found() -> None:
     assert Checkpoint.open(GOLDEN_CHECKPOINT).accessory_files() == {}
 
 
-def test_truncated_takes_the_first_layers() -> None:
-    whole = Checkpoint.open(GOLDEN_CHECKPOINT)
-    short = whole.truncated(1)
-    assert short == Checkpoint.open(GOLDEN_CHECKPOINT, layers=1)
-    assert set(short.tensor_names()) == {n for n in whole.tensor_names() if not re.search(r"layers\.[12]\.", n)}
+def test_first_layers_are_taken_alone() -> None:
+    whole, short = Checkpoint.open(GOLDEN_CHECKPOINT), Checkpoint.open(GOLDEN_CHECKPOINT, layers=1)
+    assert short.locations.keys() == {n for n in whole.locations if not re.search(r"layers\.[12]\.", n)}
     assert short.config.residual_scale == whole.config.residual_scale
     with pytest.raises(RequestError, match="layers is 4"):
-        whole.truncated(4)
+        Checkpoint.open(GOLDEN_CHECKPOINT, layers=4)
 
 
 def test_tensors_and_shards_of_layers_not_taken_are_ignored(directory: Path) -> None:
