@@ -24,10 +24,10 @@ _LARGEST_CONTEXT = 64 << 20
 _START_SECONDS = 4.0
 """Starting, and writing the three graphs."""
 _SECONDS_PER_LAYER, _SECONDS_PER_QUANTIZED_LAYER = 0.35, 0.6
-_SECONDS_PER_CONSTANT_BYTE: Mapping[Precision, float] = {Precision.INT4: 38e-9, Precision.NVFP4: 8e-9}
-"""Of TensorRT's processor time. Measured with TensorRT for RTX 1.7.1.116 on an AMD EPYC, 9B sizes: 11.1 s for 32 layers
-in bf16 and 19.5 s in int8, each for three compute capabilities; 43.3 s for 8 layers in int4, with 1.09 GB inside the
-plan, and 23.2 s for 32 layers in nvfp4, with 0.52 GB."""
+_SECONDS_PER_CONSTANT_BYTE: Mapping[Precision, float] = {Precision.INT4: 24e-9, Precision.NVFP4: 15e-9}
+"""Of TensorRT. Measured with TensorRT for RTX 1.7.1.116 on two quiet cores of an AMD EPYC, whole builds of 9B: 17 s in
+bf16 and 24 s in int8, each for three compute capabilities; 128 s in int4, with 4.30 GB of constants, and 31 s in nvfp4,
+with 0.52 GB."""
 _HASHED_BYTES_PER_SECOND = 1.3e9
 """Of SHA-256 on one core, which runs beside TensorRT."""
 
