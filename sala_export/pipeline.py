@@ -202,7 +202,7 @@ def build_bundle(request: BuildRequest, on_progress: Progress = silent) -> Bundl
     with staged_directory(request.output, marker=MANIFEST_FILE, force=request.force) as staging:
         for folder in (GRAPH_FOLDER, ENGINE_FOLDER, TEXT_FOLDER):
             (staging / folder).mkdir()
-        placed = _place_weights(request, source.checkpoint, staging)
+        placed = _place_weights(request, source.checkpoint, staging, on_progress)
         # The hashes take as long as the engine, on other processors than TensorRT's.
         with Hashing(_spans(source.checkpoint, placed, staging)) as hashing:
             graphs = _export(request, source.checkpoint, staging, placed, on_progress)
@@ -230,7 +230,9 @@ def _check(request: BuildRequest, source: FoundModel) -> None:
         logger.warning("%s has no %s: the bundle will take token ids, not text", source.origin, TOKENIZER_FILE)
 
 
-def _place_weights(request: BuildRequest, checkpoint: Checkpoint, staging: Path) -> dict[Path, str]:
+def _place_weights(
+    request: BuildRequest, checkpoint: Checkpoint, staging: Path, on_progress: Progress
+) -> dict[Path, str]:
     """Put the weight files beside the graph, if the bundle is to have them; returns their names by path."""
     from .onnx.weights import copied_bytes, place_weights
 
@@ -241,7 +243,7 @@ def _place_weights(request: BuildRequest, checkpoint: Checkpoint, staging: Path)
     check_disk(plan_bytes(graph) + graph.constant_bytes + copied, staging)
     if not request.include_weights:
         return {file: file.name for file in files}
-    return place_weights(files, folder, copy=request.copy_weights)
+    return place_weights(files, folder, copy=request.copy_weights, on_progress=on_progress)
 
 
 def _spans(checkpoint: Checkpoint, placed: dict[Path, str], staging: Path) -> dict[str, Span]:

@@ -13,6 +13,7 @@ from support.checkpoints import copy_checkpoint, tiny_checkpoint
 
 from sala_export import pipeline
 from sala_export.bundle.hashing import Span
+from sala_export.checkpoint.reader import Checkpoint
 from sala_export.engine.build import LOG_FILE
 from sala_export.engine.recipe import load_target
 from sala_export.engine.request import EngineRequest
@@ -62,6 +63,22 @@ def test_file_that_cannot_be_hashed_ends_the_build_at_once(tmp_path: Path, monke
     with pytest.raises(BundleError, match=r"^/proc/self/mem cannot be read: Input/output error$"):
         build_bundle(request(tmp_path / "out.sala"))
     assert [worker.poll() for worker in workers] == [-signal.SIGKILL]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_copies_are_told_in_bytes_and_an_interruption_leaves_none(tmp_path: Path) -> None:
+    told: list[tuple[int, int, str]] = []
+
+    def on_progress(phase: str, done: int, total: int, unit: str = "steps") -> None:
+        if phase != "copy":
+            raise KeyboardInterrupt
+        told.append((done, total, unit))
+
+    with pytest.raises(KeyboardInterrupt):
+        build_bundle(replace(request(tmp_path / "out.sala"), copy_weights=True), on_progress)
+    total = sum(file.stat().st_size for file in Checkpoint.open(tiny_checkpoint()).shard_files().values())
+    assert (told[0], told[-1]) == ((0, total, "bytes"), (total, total, "bytes"))
+    assert len(told) > 2
     assert list(tmp_path.iterdir()) == []
 
 

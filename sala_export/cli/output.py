@@ -29,6 +29,7 @@ PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 _PHASES = {
     "write": "writing weights",
+    "copy": "copying weights",
     "graph": "writing graphs",
     "hash": "hashing weights and files",
     "quantize": "quantising layers",

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import DiskFullError
+from ..progress import Progress, silent
 from ..specs import format_bytes
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,9 @@ def copied_bytes(files: Iterable[Path], directory: Path, *, copy: bool) -> int:
     return sum(source.st_size for source in sources if copy or source.st_dev != device)
 
 
-def place_weights(files: Iterable[Path], directory: Path, *, copy: bool) -> dict[Path, str]:
+def place_weights(
+    files: Iterable[Path], directory: Path, *, copy: bool, on_progress: Progress = silent
+) -> dict[Path, str]:
     """Put every file into `directory` under its own name; returns that name by source path.
 
     Hard links where the file system can, else copies; `copy` asks for copies. Symbolic links are resolved first.
@@ -47,8 +50,12 @@ def place_weights(files: Iterable[Path], directory: Path, *, copy: bool) -> dict
         )
     if copies and not copy:
         logger.warning("the output is on another file system than the checkpoint: copying %s", format_bytes(needed))
+    done = 0
     for source in copies:
+        on_progress("copy", done, needed, "bytes")
         shutil.copyfile(source, sources[source])
+        done += source.stat().st_size
+        on_progress("copy", done, needed, "bytes")
     return placed
 
 
