@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import DiskFullError, RequestError
 from ..specs import format_bytes
-from .graph import EngineGraph
+
+if TYPE_CHECKING:
+    from .graph import EngineGraph
 
 _PEAK_PER_CONSTANT_BYTE = 3.4
 _FIXED_HOST_BYTES = 1 << 30
