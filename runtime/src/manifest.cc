@@ -67,7 +67,7 @@ Dequantization dequantization_of(const Field& field) {
   const auto found = std::find(names.begin(), names.end(), precision);
   field["precision"].expect(found != names.end(), "is not a quantised precision");
   result.codes = static_cast<Codes>(std::min<size_t>(static_cast<size_t>(found - names.begin()), names.size() - 1));
-  result.columns = std::max<int64_t>(1, field["columns"].integer(1));
+  result.columns = field["columns"].integer(1);
   result.scale = field["scale"].string();
   result.global_scale = static_cast<float>(field["global_scale"].number());
   field["global_scale"].expect(std::isfinite(result.global_scale) && result.global_scale > 0.0f, "is no scale");
@@ -121,8 +121,8 @@ void check_config(const Field& config, const Field& sparse) {
     mixer.expect(name == "minicpm4" || name == "lightning-attn", "is not a mixer");
   }
   sparse.allow_only({"kernel_size", "kernel_stride", "block_size", "topk", "window_size", "init_blocks", "dense_len"});
-  const int64_t kernel_stride = std::max<int64_t>(1, sparse["kernel_stride"].integer(1));
-  const int64_t block_size = std::max<int64_t>(1, sparse["block_size"].integer(1));
+  const int64_t kernel_stride = sparse["kernel_stride"].integer(1);
+  const int64_t block_size = sparse["block_size"].integer(1);
   sparse["kernel_size"].expect(sparse["kernel_size"].integer(1) > kernel_stride, "is not larger than kernel_stride");
   sparse["block_size"].expect(block_size % kernel_stride == 0, "is not a multiple of kernel_stride");
   sparse["window_size"].expect(sparse["window_size"].integer(0) % block_size == 0, "is not a multiple of block_size");

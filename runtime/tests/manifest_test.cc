@@ -279,6 +279,16 @@ TEST(Manifest, RefusesValuesThatCannotBe) {
   }
 }
 
+TEST(Manifest, DoesNotCalculateWithNumbersThatItRefuses) {
+  Json broken = valid();
+  broken["weights"]["files"][0]["bytes"] = INT64_MAX;
+  broken["weights"]["tensors"]["plain"]["shape"] = {-1};
+  broken["weights"]["tensors"]["plain"]["bytes"] = -1;
+  const auto manifest = parse_manifest(broken.dump(), "b");
+  ASSERT_FALSE(manifest);
+  EXPECT_NE(manifest.error().message.find("weights.tensors.plain.bytes"), std::string::npos);
+}
+
 TEST(Manifest, NamesTheWrongField) {
   Json broken = valid();
   broken["graph"]["cpu"]["weights"][0]["parts"][0]["tensor"] = 7;
