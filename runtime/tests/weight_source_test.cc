@@ -91,6 +91,13 @@ TEST_F(Sources, NameADamagedTensor) {
                                          "the bundle again");
 }
 
+TEST_F(Sources, OfABundleMustHaveTheirHashes) {
+  manifest_.tensors.at("a.weight").sha256 = "";
+  const auto source = WeightSource::of_bundle(directory_, manifest_);
+  ASSERT_TRUE(source);
+  EXPECT_FALSE((*source)->read_all("a.weight"));
+}
+
 TEST_F(Sources, NameATensorBehindTheEndOfItsFile) {
   const auto source = WeightSource::of_bundle(directory_, manifest_);
   ASSERT_TRUE(source);
@@ -131,6 +138,30 @@ TEST_F(Sources, NoticeThatAFileChangesWhileItIsRead) {
   const auto changed = (*source)->read_all("b.weight");
   ASSERT_FALSE(changed);
   EXPECT_NE(changed.error().message.find("changed while it was loaded"), std::string::npos);
+}
+
+TEST_F(Sources, ReadTheFilesWhoseHeadersTheyHaveChecked) {
+  const auto source = WeightSource::of_checkpoint(directory_, manifest_);
+  write_tensors({{"b.weight", "F32", {1}, "1234"}, {"a.weight", "BF16", {2, 2}, "12345678"}}, "other");
+  fs::rename(directory_ / "other", directory_ / "model.safetensors");
+  EXPECT_EQ(*(*source)->read_all("a.weight"), "abcdefgh");
+}
+
+TEST_F(Sources, KeepOnlyFilesOpenThatTheyRead) {
+  const auto descriptors = [] {
+    return std::distance(fs::directory_iterator("/proc/self/fd"), fs::directory_iterator());
+  };
+  fs::rename(directory_ / "model.safetensors", directory_ / "needed.safetensors");
+  for (const char* other : {"one.safetensors", "two.safetensors"}) {
+    write_tensors({{"extra", "F32", {1}, "ijkl"}}, other);
+  }
+  const auto before = descriptors();
+  {
+    const auto source = WeightSource::of_checkpoint(directory_, manifest_);
+    ASSERT_TRUE(source) << source.error().message;
+    EXPECT_EQ(descriptors(), before + 1);
+  }
+  EXPECT_EQ(descriptors(), before);
 }
 
 TEST_F(Sources, ServeSeveralThreads) {
@@ -221,6 +252,16 @@ TEST_F(Sources, AreRefusedWithAnotherConfiguration) {
   }
 }
 
+TEST_F(Sources, AreRefusedWithAConfigurationThatIsNestedDeeply) {
+  const std::string deep = std::string(100'000, '[') + std::string(100'000, ']');
+  for (const char* name : {"rope_theta", "mixer_types", "sparse_config"}) {
+    write("config.json", "{\"hidden_size\": 9, \"" + std::string(name) + "\": " + deep + "}");
+    expect_refused({"hidden_size is 9, this bundle was built for 8"});
+  }
+  write("config.json", "{\"rope_theta\": " + deep + "}");
+  expect_refused({"rope_theta is not what this bundle was built for"});
+}
+
 TEST_F(Sources, MayHaveMoreLayersThanABundleOfTheFirst) {
   config_["mixer_types"].push_back("minicpm4");
   config_["num_hidden_layers"] = 3;
@@ -272,6 +313,23 @@ TEST_F(Sources, AreRefusedWhereFixedBytesDiffer) {
   EXPECT_EQ(refusal().message, "");
   write_tensors({{"a.weight", "BF16", {2, 2}, "abcdefgx"}, tensors_[1]});
   expect_refused({"tensor a.weight in", "this bundle's engine, which holds them as constants"});
+}
+
+TEST_F(Sources, TellOfFixedBytesWhileTheyAreCompared) {
+  manifest_.tensors.at("a.weight").fixed = true;
+  LoadOptions options;
+  std::vector<std::pair<int64_t, int64_t>> told;
+  options.on_progress = [&](int64_t done, int64_t total) {
+    told.emplace_back(done, total);
+    return true;
+  };
+  EXPECT_TRUE(WeightSource::of_checkpoint(directory_, manifest_, options));
+  EXPECT_EQ(told.front(), std::pair(int64_t{0}, int64_t{8}));
+  EXPECT_EQ(told.back(), std::pair(int64_t{8}, int64_t{8}));
+  options.on_progress = [](int64_t, int64_t) { return false; };
+  const auto stopped = WeightSource::of_checkpoint(directory_, manifest_, options);
+  ASSERT_FALSE(stopped);
+  EXPECT_EQ(stopped.error().code, ErrorCode::kStopped);
 }
 
 TEST_F(Sources, AreRefusedWithFilesThatAreNone) {
