@@ -51,34 +51,64 @@ bool begins_with(const Json& mixers, const Json& first) {
   return mixers.is_array() && mixers.size() >= first.size() && std::equal(first.begin(), first.end(), mixers.begin());
 }
 
-/// Compares the configuration of a bundle with the fields that a config.json has of it.
+/// What a config.json need not say (sala_export/checkpoint/config.py).
+const Json& defaults() {
+  static const Json kDefaults = {{"rms_norm_eps", 1e-6},
+                                 {"rope_theta", 1e4},
+                                 {"scale_emb", 1.0},
+                                 {"scale_depth", 1.0},
+                                 {"tie_word_embeddings", false},
+                                 {"sparse_config",
+                                  {{"kernel_size", 32},
+                                   {"kernel_stride", 16},
+                                   {"block_size", 64},
+                                   {"topk", 64},
+                                   {"window_size", 2048},
+                                   {"init_blocks", 1},
+                                   {"dense_len", 8192}}}};
+  return kDefaults;
+}
+
+/// Compares the configuration of a bundle with that of a config.json.
 Status compare_config(const std::filesystem::path& path, const Json& built_for) {
   const auto file = read_object(path);
   if (!file) return file.error();
-  const auto compare = [&](const Json* object, const std::string& prefix, const std::string& name,
-                           const Json& here) -> Status {
-    const Json* there = member(object, name);
-    if (there == nullptr || *there == here || (name == "mixer_types" && begins_with(*there, here))) return success();
+  const auto compare = [&](const std::string& name, const Json* there, const Json& here) -> Status {
+    if (there == nullptr) {
+      return unsuitable(path.string(), ": ", name, " is missing: weights are a checkpoint's directory");
+    }
+    if (*there == here || (name == "mixer_types" && begins_with(*there, here))) return success();
     // Lists are long, and to write one that is nested ever so deep would overflow the stack.
     const bool is_short = there->is_primitive() && here.is_primitive();
-    return unsuitable(path.string(), ": ", prefix, name, " is ", is_short ? there->dump() + "," : "not what",
+    return unsuitable(path.string(), ": ", name, " is ", is_short ? there->dump() + "," : "not what",
                       " this bundle was built for", is_short ? " " + here.dump() : "",
                       ": give weights of the same configuration");
   };
-  const Json* sparse = member(&*file, "sparse_config");
+  SALA_RETURN_IF_ERROR(compare("model_type", member(&*file, "model_type"), "minicpm_sala"));
+  // Where transformers 5 writes it.
+  const Json* rope_theta = member(member(&*file, "rope_parameters"), "rope_theta");
+  if (rope_theta != nullptr) {
+    SALA_RETURN_IF_ERROR(compare("rope_parameters.rope_theta", rope_theta, built_for["rope_theta"]));
+  }
+  const auto given = [&](const Json* object, const Json* otherwise, const std::string& name) {
+    const Json* there = member(object, name);
+    return there != nullptr ? there : member(otherwise, name);
+  };
   for (const auto& [name, here] : built_for.items()) {
     // Which tokens begin and end a text is no part of what an engine computes.
     if (name.ends_with("_token_id")) continue;
+    if (name == "rope_theta" && rope_theta != nullptr && member(&*file, name) == nullptr) continue;
     if (name == "sparse_config") {
+      const Json* sparse = member(&*file, name);
       for (const auto& [field, value] : here.items()) {
-        SALA_RETURN_IF_ERROR(compare(sparse, "sparse_config.", field, value));
+        SALA_RETURN_IF_ERROR(compare("sparse_config." + field, given(sparse, member(&defaults(), name), field), value));
       }
     } else {
-      SALA_RETURN_IF_ERROR(compare(&*file, "", name == "residual_depth" ? "num_hidden_layers" : name, here));
+      const std::string theirs = name == "residual_depth" ? "num_hidden_layers" : name;
+      SALA_RETURN_IF_ERROR(compare(theirs, given(&*file, &defaults(), theirs), here));
     }
   }
-  // Where transformers 5 writes it.
-  return compare(member(&*file, "rope_parameters"), "rope_parameters.", "rope_theta", built_for["rope_theta"]);
+  return success();
 }
 
 /// What files hold of the tensors of a manifest.
@@ -90,7 +120,7 @@ struct Contents {
 Status add(Contents& contents, const std::filesystem::path& directory, const std::string& name,
            const Manifest& manifest) {
   auto file = File::open(directory / name, ErrorCode::kWeightsUnsuitable);
-  if (!file) return file.error();
+  if (!file) return unsuitable(file.error().message, ": ", kCheckpoint.if_foreign);
   const auto header = read_safetensors_header(*file, kCheckpoint);
   if (!header) return header.error();
   bool is_needed = false;

@@ -310,7 +310,7 @@ Status check_version(const Json& content, const std::string& where) {
 /// Compares the size of a file of the bundle.
 Status check_size(const std::filesystem::path& path, int64_t bytes) {
   const auto file = File::open(path, ErrorCode::kBundleDamaged);
-  if (!file) return file.error();
+  if (!file) return error(ErrorCode::kBundleDamaged, file.error().message, ": copy the bundle again");
   if (file->bytes() != bytes) {
     return error(ErrorCode::kBundleDamaged, path.string(), " has ", file->bytes(), " bytes, ", kManifestFile, " says ",
                  bytes, ": copy the bundle again");

@@ -25,13 +25,15 @@ class Sources : public CheckpointTest {
                               {"rms_norm_eps", 1e-6},
                               {"rope_theta", 1e4},
                               {"scale_emb", 12},
+                              {"scale_depth", 1},
                               {"tie_word_embeddings", false},
                               {"mixer_types", {"minicpm4", "lightning-attn"}},
-                              {"sparse_config", {{"topk", 4}, {"dense_len", 512}}},
+                              {"sparse_config", {{"topk", 4}, {"dense_len", 8192}}},
                               {"eos_token_id", {2}},
                               {"bos_token_id", nullptr},
                               {"residual_depth", 2}};
-    config_ = {{"hidden_size", 8},
+    config_ = {{"model_type", "minicpm_sala"},
+               {"hidden_size", 8},
                {"rms_norm_eps", 1e-6},
                {"rope_theta", 10000},
                {"scale_emb", 12.0},
@@ -228,7 +230,9 @@ TEST_F(Sources, AreRefusedIfTheyAreNoCheckpoint) {
 }
 
 TEST_F(Sources, AreRefusedWithAnotherConfiguration) {
-  const std::pair<const char*, Json> changes[] = {{"/hidden_size", 16},
+  const std::pair<const char*, Json> changes[] = {{"/model_type", "minicpm"},
+                                                  {"/hidden_size", 16},
+                                                  {"/scale_depth", 1.4},
                                                   {"/rms_norm_eps", 1e-5},
                                                   {"/rope_theta", 2e4},
                                                   {"/rope_parameters", {{"rope_theta", 2e4}}},
@@ -254,12 +258,17 @@ TEST_F(Sources, AreRefusedWithAnotherConfiguration) {
 
 TEST_F(Sources, AreRefusedWithAConfigurationThatIsNestedDeeply) {
   const std::string deep = std::string(100'000, '[') + std::string(100'000, ']');
-  for (const char* name : {"rope_theta", "mixer_types", "sparse_config"}) {
-    write("config.json", "{\"hidden_size\": 9, \"" + std::string(name) + "\": " + deep + "}");
-    expect_refused({"hidden_size is 9, this bundle was built for 8"});
+  const std::pair<const char*, const char*> expected[] = {
+      {"rope_theta", "rope_theta is not what this bundle was built for"},
+      {"mixer_types", "mixer_types is not what this bundle was built for"},
+      {"sparse_config", "sparse_config.topk is 64, this bundle was built for 4"}};
+  for (const auto& [name, message] : expected) {
+    std::string text = config_.dump();
+    config_.erase(name);
+    write("config.json", config_.dump().insert(1, "\"" + std::string(name) + "\": " + deep + ","));
+    expect_refused({message});
+    config_ = Json::parse(text);
   }
-  write("config.json", "{\"rope_theta\": " + deep + "}");
-  expect_refused({"rope_theta is not what this bundle was built for"});
 }
 
 TEST_F(Sources, MayHaveMoreLayersThanABundleOfTheFirst) {
@@ -270,9 +279,28 @@ TEST_F(Sources, MayHaveMoreLayersThanABundleOfTheFirst) {
   EXPECT_EQ(refusal().message, "");
 }
 
-TEST_F(Sources, MayLeaveFieldsOut) {
-  write("config.json", R"({"hidden_size": null, "sparse_config": null})");
+TEST_F(Sources, MayLeaveOutWhatHasADefault) {
+  config_.erase("rms_norm_eps");
+  config_["rope_theta"] = nullptr;
+  write("config.json", config_.dump());
   EXPECT_EQ(refusal().message, "");
+  manifest_.model_config["rope_theta"] = 2e4;
+  expect_refused({"rope_theta is 10000.0, this bundle was built for 20000.0"});
+  config_["rope_parameters"] = {{"rope_theta", 2e4}};
+  write("config.json", config_.dump());
+  EXPECT_EQ(refusal().message, "");
+}
+
+TEST_F(Sources, AreRefusedWithoutWhatEveryConfigurationSays) {
+  for (const char* name : {"model_type", "hidden_size", "num_hidden_layers", "mixer_types"}) {
+    Json other = config_;
+    other.erase(name);
+    write("config.json", other.dump());
+    expect_refused({(std::string(name) + " is missing").c_str()});
+  }
+  config_.erase("sparse_config");
+  write("config.json", config_.dump());
+  expect_refused({"sparse_config.topk is 64, this bundle was built for 4"});
 }
 
 TEST_F(Sources, AreRefusedWithTensorsOfAnotherForm) {
