@@ -285,11 +285,14 @@ Status check_references(const Manifest& manifest, const std::string& where) {
   return success();
 }
 
-/// The command that builds the bundle of an older manifest again, as far as that tells what was asked for.
+/// The command that builds the bundle of an older manifest again, as far as that tells what was asked for in words that
+/// mean nothing to a shell.
 std::string rebuild_command(const Json& content) {
+  constexpr const char* kPlain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_@%+:,./-";
   const auto told = [&](const char* pointer, const char* otherwise) {
     const Json::json_pointer at(pointer);
-    return content.contains(at) && content[at].is_string() ? content[at].get<std::string>() : std::string(otherwise);
+    const auto text = content.contains(at) && content[at].is_string() ? content[at].get<std::string>() : "";
+    return !text.empty() && text.find_first_not_of(kPlain) == std::string::npos ? text : std::string(otherwise);
   };
   const std::string source = told("/model/source", "DIR_OR_HUB_ID");
   return "sala-export build --gpu " + told("/engine/gpu", "GPU") + " --model " + source.substr(0, source.find('@')) +

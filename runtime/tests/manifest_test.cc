@@ -310,7 +310,7 @@ TEST(Manifest, TellsANewerSchemaFromAnOlderOne) {
                      {"precision", "fp8"}}),
             "b has schema_version 3, this release reads 4: build it again: sala-export build --gpu rtx5090 --model "
             "org/name --precision fp8");
-  EXPECT_EQ(refusal({{"schema_version", 0}, {"model", {1}}, {"precision", 1}}),
+  EXPECT_EQ(refusal({{"schema_version", 0}, {"model", {1}}, {"engine", {{"gpu", "a; b"}}}, {"precision", "$(c)\n"}}),
             "b has schema_version 0, this release reads 4: build it again: sala-export build --gpu GPU --model "
             "DIR_OR_HUB_ID --precision bf16");
 }
