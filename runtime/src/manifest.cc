@@ -247,6 +247,7 @@ EngineEntry engine_of(const Field& engine, std::vector<std::string>& needed_file
                      "tensorrt_flavour", "tensorrt_version", "plugin_library_sha256", "profiles",
                      "device_memory_bytes"});
   for (const char* name : {"plan", "report", "log", "graph"}) needed_files.push_back(path_of(engine[name]));
+  engine["target"].string();
   for (const auto& [part, bytes] : engine["device_memory_bytes"].members()) bytes.integer(0);
   const std::string flavour = engine["tensorrt_flavour"].string();
   engine["tensorrt_flavour"].expect(flavour == "rtx" || flavour == "tensorrt", "is neither rtx nor tensorrt");
@@ -255,7 +256,6 @@ EngineEntry engine_of(const Field& engine, std::vector<std::string>& needed_file
   engine["compute_capabilities"].expect(!capabilities.empty(), "is empty");
   return {.plan = engine["plan"].string(),
           .weights = weights_of(engine["weights"]),
-          .target = engine["target"].string(),
           .gpus = gpus_of(engine["gpus"]),
           .compute_capabilities = std::move(capabilities),
           .tensorrt_flavour = flavour,

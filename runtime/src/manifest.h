@@ -96,7 +96,6 @@ struct GpuEntry {
 struct EngineEntry {
   std::string plan;
   std::vector<WeightInput> weights;  // inputs besides those of the step
-  std::string target;                // what `sala-export build --gpu` named
   std::vector<GpuEntry> gpus;
   std::vector<std::string> compute_capabilities;  // of every GPU that it runs on, at least one
   std::string tensorrt_flavour;
