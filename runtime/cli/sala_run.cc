@@ -41,8 +41,8 @@ Runs a bundle on token ids and prints the ids that it generates.
   --runtime NAME            tensorrt: the engine, on a GPU; onnxruntime: the CPU; auto: what can (default auto)
   --no-decode-graph         tensorrt: enqueue every decode step instead of replaying a captured one
   --runtime-cache FILE      tensorrt: what was compiled for this GPU (default: beside the bundle)
-  --threads N               onnxruntime: threads that compute; 0: all cores (default 0)
-  --verify-hashes           compare every file of the bundle with its hash first
+  --threads N               threads that load weights and, on the CPU, compute; 0: all cores (default 0)
+  --verify-hashes           compare every file but the weights with its hash first; these always are, when loaded
   --onnxruntime PATH        libonnxruntime.so
   --operators PATH          libsala_ort.so
   --tensorrt PATH           libtensorrt_rtx.so.1 or libnvinfer.so

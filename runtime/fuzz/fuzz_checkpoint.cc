@@ -53,7 +53,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static const Manifest manifest = expected();
   static const std::filesystem::path directory = "/dev/shm/sala-fuzz-checkpoint-" + std::to_string(getpid());
   std::filesystem::create_directories(directory);
-  std::ofstream(directory / "config.json") << "{}";
+  std::ofstream(directory / "config.json") << R"({"model_type": "minicpm_sala"})";
   std::ofstream(directory / "model.safetensors", std::ios::binary)
       .write(reinterpret_cast<const char*>(data), static_cast<std::streamsize>(size));
   const auto source = WeightSource::of_checkpoint(directory, manifest);

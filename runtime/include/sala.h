@@ -109,7 +109,9 @@ typedef struct sala_model sala_model;
 typedef void* (*sala_device_allocate)(int64_t bytes, void* user_data);
 typedef void (*sala_device_release)(void* data, int64_t bytes, void* user_data);
 
-/* Told of the weights' bytes while they are loaded, in the thread that loads. 0 stops the load (SALA_ERROR_STOPPED). */
+/* Told of the weights' bytes while they are loaded, from 0 to all, in the thread that called. 0 stops the load
+ * (SALA_ERROR_STOPPED). Other weights for constants of the engine (int4, nvfp4) are compared before, and told of
+ * likewise. */
 typedef int32_t (*sala_load_callback)(int64_t done_bytes, int64_t total_bytes, void* user_data);
 
 typedef struct sala_load_options {
@@ -123,8 +125,8 @@ typedef struct sala_load_options {
   sala_device_allocate device_allocate; /* for everything on the GPU, weights included; NULL: the driver's */
   sala_device_release device_release;   /* given if and only if device_allocate is */
   void* device_user_data;               /* for both */
-  int32_t threads;                      /* that compute on the CPU; 0: as many as the machine has cores */
-  int32_t verify_hashes;                /* not 0: hash every file of the bundle, not only what is loaded */
+  int32_t threads;                      /* that load weights and, on the CPU, compute; 0: one for each core */
+  int32_t verify_hashes;                /* not 0: hash all files but weights first; what is loaded is hashed anyhow */
   int32_t no_decode_graph;              /* not 0: enqueue every decode step instead of replaying a CUDA graph */
   /* Since 1.1. */
   const char* weights;            /* a checkpoint directory whose weights take the place of the bundle's: of the same

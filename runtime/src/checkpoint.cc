@@ -39,10 +39,11 @@ Expected<Json> read_object(const std::filesystem::path& path) {
   return *std::move(json);
 }
 
-/// A member that is there and not null.
-const Json* member(const Json& object, const std::string& name) {
-  const auto found = object.is_object() ? object.find(name) : object.end();
-  return found == object.end() || found->is_null() ? nullptr : &*found;
+/// A member that is there and not null; null if there is no object.
+const Json* member(const Json* object, const std::string& name) {
+  if (object == nullptr || !object->is_object()) return nullptr;
+  const auto found = object->find(name);
+  return found == object->end() || found->is_null() ? nullptr : &*found;
 }
 
 /// Whether a bundle of the first layers of a model may have taken them from this one.
@@ -50,79 +51,104 @@ bool begins_with(const Json& mixers, const Json& first) {
   return mixers.is_array() && mixers.size() >= first.size() && std::equal(first.begin(), first.end(), mixers.begin());
 }
 
-/// Compares the configuration of a bundle with the fields that a config.json has of it.
+/// What a config.json need not say (sala_export/checkpoint/config.py).
+const Json& defaults() {
+  static const Json kDefaults = {{"rms_norm_eps", 1e-6},
+                                 {"rope_theta", 1e4},
+                                 {"scale_emb", 1.0},
+                                 {"scale_depth", 1.0},
+                                 {"tie_word_embeddings", false},
+                                 {"sparse_config",
+                                  {{"kernel_size", 32},
+                                   {"kernel_stride", 16},
+                                   {"block_size", 64},
+                                   {"topk", 64},
+                                   {"window_size", 2048},
+                                   {"init_blocks", 1},
+                                   {"dense_len", 8192}}}};
+  return kDefaults;
+}
+
+/// Compares the configuration of a bundle with that of a config.json.
 Status compare_config(const std::filesystem::path& path, const Json& built_for) {
   const auto file = read_object(path);
   if (!file) return file.error();
-  const auto differs = [&](const std::string& name, const Json& there, const Json& here) {
-    return unsuitable(path.string(), ": ", name, " is ", there.dump(-1, ' ', true, Json::error_handler_t::replace),
-                      ", this bundle was built for ", here.dump(), ": give weights of the same configuration");
+  const auto compare = [&](const std::string& name, const Json* there, const Json& here) -> Status {
+    if (there == nullptr) {
+      return unsuitable(path.string(), ": ", name, " is missing: weights are a checkpoint's directory");
+    }
+    if (*there == here || (name == "mixer_types" && begins_with(*there, here))) return success();
+    // Lists are long, and to write one that is nested ever so deep would overflow the stack.
+    const bool is_short = there->is_primitive() && here.is_primitive();
+    return unsuitable(path.string(), ": ", name, " is ", is_short ? there->dump() + "," : "not what",
+                      " this bundle was built for", is_short ? " " + here.dump() : "",
+                      ": give weights of the same configuration");
   };
-  const auto compare = [&](const std::string& prefix, const Json& there, const std::string& name,
-                           const Json& here) -> Status {
-    const Json* value = member(there, name);
-    if (value == nullptr || *value == here || (name == "mixer_types" && begins_with(*value, here))) return success();
-    return differs(prefix + name, *value, here);
+  SALA_RETURN_IF_ERROR(compare("model_type", member(&*file, "model_type"), "minicpm_sala"));
+  // Where transformers 5 writes it.
+  const Json* rope_theta = member(member(&*file, "rope_parameters"), "rope_theta");
+  if (rope_theta != nullptr) {
+    SALA_RETURN_IF_ERROR(compare("rope_parameters.rope_theta", rope_theta, built_for["rope_theta"]));
+  }
+  const auto given = [&](const Json* object, const Json* otherwise, const std::string& name) {
+    const Json* there = member(object, name);
+    return there != nullptr ? there : member(otherwise, name);
   };
-  static const Json kNone = Json::object();
-  const auto nested = [&](const char* name) { return member(*file, name) != nullptr ? *member(*file, name) : kNone; };
   for (const auto& [name, here] : built_for.items()) {
     // Which tokens begin and end a text is no part of what an engine computes.
     if (name.ends_with("_token_id")) continue;
+    if (name == "rope_theta" && rope_theta != nullptr && member(&*file, name) == nullptr) continue;
     if (name == "sparse_config") {
+      const Json* sparse = member(&*file, name);
       for (const auto& [field, value] : here.items()) {
-        SALA_RETURN_IF_ERROR(compare("sparse_config.", nested("sparse_config"), field, value));
+        SALA_RETURN_IF_ERROR(compare("sparse_config." + field, given(sparse, member(&defaults(), name), field), value));
       }
-    } else if (name == "residual_depth") {
-      SALA_RETURN_IF_ERROR(compare("", *file, "num_hidden_layers", here));
     } else {
-      SALA_RETURN_IF_ERROR(compare("", *file, name, here));
+      const std::string theirs = name == "residual_depth" ? "num_hidden_layers" : name;
+      SALA_RETURN_IF_ERROR(compare(theirs, given(&*file, &defaults(), theirs), here));
     }
   }
-  // Where transformers 5 writes it.
-  return compare("rope_parameters.", nested("rope_parameters"), "rope_theta", built_for["rope_theta"]);
+  return success();
 }
 
-/// Tensors of several files, by name.
-class Contents {
- public:
-  Status add(const std::filesystem::path& directory, const std::string& file) {
-    const auto opened = File::open(directory / file, ErrorCode::kWeightsUnsuitable);
-    if (!opened) return opened.error();
-    auto header = read_safetensors_header(*opened, kCheckpoint);
-    if (!header) return header.error();
-    for (SafetensorsTensor& tensor : header->tensors) {
-      const std::string name = tensor.name;
-      const auto [at, is_new] = tensors_.try_emplace(name, file, std::move(tensor));
-      if (!is_new) {
-        return unsuitable(directory.string(), ": tensor ", name, " is in ", at->second.first, " and in ", file,
-                          ": leave the one that counts");
-      }
-    }
-    return success();
-  }
-
-  /// File and tensor; null if no file has it.
-  const std::pair<std::string, SafetensorsTensor>* find(const std::string& name) const {
-    const auto found = tensors_.find(name);
-    return found == tensors_.end() ? nullptr : &found->second;
-  }
-
- private:
-  std::map<std::string, std::pair<std::string, SafetensorsTensor>> tensors_;
+/// What files hold of the tensors of a manifest.
+struct Contents {
+  std::map<std::string, std::pair<std::string, SafetensorsTensor>> tensors;  // by name, with the name of the file
+  std::map<std::string, File> files;
 };
+
+Status add(Contents& contents, const std::filesystem::path& directory, const std::string& name,
+           const Manifest& manifest) {
+  auto file = File::open(directory / name, ErrorCode::kWeightsUnsuitable);
+  if (!file) return unsuitable(file.error().message, ": ", kCheckpoint.if_foreign);
+  const auto header = read_safetensors_header(*file, kCheckpoint);
+  if (!header) return header.error();
+  bool is_needed = false;
+  for (const SafetensorsTensor& tensor : header->tensors) {
+    if (!manifest.tensors.contains(tensor.name)) continue;
+    is_needed = true;
+    const auto [at, is_new] = contents.tensors.try_emplace(tensor.name, name, tensor);
+    if (!is_new) {
+      return unsuitable(directory.string(), ": tensor ", tensor.name, " is in ", at->second.first, " and in ", name,
+                        ": leave the one that counts");
+    }
+  }
+  // It stays open, so that tensors are read from the file whose header this is, whatever takes its name.
+  if (is_needed) contents.files.emplace(name, *std::move(file));
+  return success();
+}
 
 /// The files in which an index places the tensors of a manifest.
 Expected<std::set<std::string>> indexed_files(const std::filesystem::path& path, const Manifest& manifest) {
   const auto index = read_object(path);
   if (!index) return index.error();
-  const Json* places = member(*index, "weight_map");
+  const Json* places = member(&*index, "weight_map");
   if (places == nullptr || !places->is_object()) {
     return unsuitable(path.string(), " has no weight_map object: download it again");
   }
   std::set<std::string> files;
   for (const auto& [name, tensor] : manifest.tensors) {
-    const Json* place = member(*places, name);
+    const Json* place = member(places, name);
     if (place == nullptr) continue;
     const std::string file = place->is_string() ? place->get<std::string>() : "";
     if (!file.ends_with(kExtension) || std::filesystem::path(file).filename() != file) {
@@ -181,8 +207,7 @@ std::string describe(std::string_view type, const Shape& shape) { return std::st
 
 }  // namespace
 
-Expected<std::map<std::string, StoredTensor, std::less<>>> find_tensors(const std::filesystem::path& directory,
-                                                                        const Manifest& manifest) {
+Expected<CheckpointContents> open_checkpoint(const std::filesystem::path& directory, const Manifest& manifest) {
   if (!is_there(directory / kConfigFile)) {
     return error(ErrorCode::kWeightsMissing, directory.string(), " has no ", kConfigFile,
                  ": weights are a checkpoint's directory in Hugging Face layout");
@@ -191,17 +216,17 @@ Expected<std::map<std::string, StoredTensor, std::less<>>> find_tensors(const st
   const auto files = weight_files(directory, manifest);
   if (!files) return files.error();
   Contents contents;
-  for (const std::string& file : *files) SALA_RETURN_IF_ERROR(contents.add(directory, file));
+  for (const std::string& file : *files) SALA_RETURN_IF_ERROR(add(contents, directory, file, manifest));
   const auto scales = rows_of_scales(manifest);
-  std::map<std::string, StoredTensor, std::less<>> result;
+  CheckpointContents result;
   for (const auto& [name, wanted] : manifest.tensors) {
-    const auto* found = contents.find(name);
+    const auto found = contents.tensors.find(name);
     const std::string needed = describe(name_of(wanted.dtype), wanted.shape);
-    if (found == nullptr) {
+    if (found == contents.tensors.end()) {
       return unsuitable(directory.string(), " has no tensor ", name, " (", needed, "), which this bundle of precision ",
                         manifest.precision, " needs: give weights of the same form");
     }
-    const auto& [file, tensor] = *found;
+    const auto& [file, tensor] = found->second;
     const auto rows = scales.find(name);
     const bool fits = tensor.shape == wanted.shape || (rows != scales.end() && serves(tensor.shape, rows->second));
     if (tensor.dtype != wanted.dtype || !fits) {
@@ -210,9 +235,9 @@ Expected<std::map<std::string, StoredTensor, std::less<>>> find_tensors(const st
                         ", this bundle of precision ", manifest.precision, " was built for ", needed,
                         ": give weights of the same form");
     }
-    result[name] = {file,         tensor.offset, tensor.bytes, wanted.dtype,
-                    tensor.shape, wanted.fixed ? wanted.sha256 : "", wanted.fixed};
+    result.tensors[name] = {file, tensor.offset, tensor.bytes, wanted.dtype, tensor.shape, wanted.sha256, wanted.fixed};
   }
+  result.files = std::move(contents.files);
   return result;
 }
 

@@ -3,20 +3,23 @@
 #pragma once
 
 #include <filesystem>
-#include <functional>
 #include <map>
 #include <string>
 
+#include "file.h"
 #include "manifest.h"
 #include "sala/status.h"
 
 namespace sala {
 
-/// Where the checkpoint has each of `manifest.tensors`, by name. `sha256` is set where the bytes are `fixed`.
-///
+/// What a checkpoint has of `manifest.tensors`.
+struct CheckpointContents {
+  StoredTensors tensors;              // `sha256` is what the bytes of a fixed one must have
+  std::map<std::string, File> files;  // those of the tensors, by StoredTensor::file
+};
+
 /// kWeightsMissing if `directory` is no checkpoint. kWeightsUnsuitable, naming the field, tensor or file, if its
 /// configuration or a tensor's type or shape is not what the bundle was built for, or a file is damaged.
-Expected<std::map<std::string, StoredTensor, std::less<>>> find_tensors(const std::filesystem::path& directory,
-                                                                        const Manifest& manifest);
+Expected<CheckpointContents> open_checkpoint(const std::filesystem::path& directory, const Manifest& manifest);
 
 }  // namespace sala

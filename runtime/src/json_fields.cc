@@ -64,7 +64,7 @@ int64_t Field::integer(int64_t least) const {
   const int64_t result = fits ? value_->get<int64_t>() : 0;
   expect(fits && result >= least,
          least == INT64_MIN ? "expected an integer" : "expected an integer of at least " + std::to_string(least));
-  return result;
+  return std::max(result, least);
 }
 
 double Field::number() const {

@@ -34,7 +34,7 @@ class Field {
   /// Every member that is not named is a problem.
   void allow_only(std::initializer_list<std::string_view> names) const;
 
-  /// At least `least`.
+  /// At least `least`, which it is too where the value is something else.
   int64_t integer(int64_t least = INT64_MIN) const;
   double number() const;
   bool flag() const;

@@ -67,7 +67,7 @@ Dequantization dequantization_of(const Field& field) {
   const auto found = std::find(names.begin(), names.end(), precision);
   field["precision"].expect(found != names.end(), "is not a quantised precision");
   result.codes = static_cast<Codes>(std::min<size_t>(static_cast<size_t>(found - names.begin()), names.size() - 1));
-  result.columns = std::max<int64_t>(1, field["columns"].integer(1));
+  result.columns = field["columns"].integer(1);
   result.scale = field["scale"].string();
   result.global_scale = static_cast<float>(field["global_scale"].number());
   field["global_scale"].expect(std::isfinite(result.global_scale) && result.global_scale > 0.0f, "is no scale");
@@ -121,8 +121,8 @@ void check_config(const Field& config, const Field& sparse) {
     mixer.expect(name == "minicpm4" || name == "lightning-attn", "is not a mixer");
   }
   sparse.allow_only({"kernel_size", "kernel_stride", "block_size", "topk", "window_size", "init_blocks", "dense_len"});
-  const int64_t kernel_stride = std::max<int64_t>(1, sparse["kernel_stride"].integer(1));
-  const int64_t block_size = std::max<int64_t>(1, sparse["block_size"].integer(1));
+  const int64_t kernel_stride = sparse["kernel_stride"].integer(1);
+  const int64_t block_size = sparse["block_size"].integer(1);
   sparse["kernel_size"].expect(sparse["kernel_size"].integer(1) > kernel_stride, "is not larger than kernel_stride");
   sparse["block_size"].expect(block_size % kernel_stride == 0, "is not a multiple of kernel_stride");
   sparse["window_size"].expect(sparse["window_size"].integer(0) % block_size == 0, "is not a multiple of block_size");
@@ -247,6 +247,7 @@ EngineEntry engine_of(const Field& engine, std::vector<std::string>& needed_file
                      "tensorrt_flavour", "tensorrt_version", "plugin_library_sha256", "profiles",
                      "device_memory_bytes"});
   for (const char* name : {"plan", "report", "log", "graph"}) needed_files.push_back(path_of(engine[name]));
+  engine["target"].string();
   for (const auto& [part, bytes] : engine["device_memory_bytes"].members()) bytes.integer(0);
   const std::string flavour = engine["tensorrt_flavour"].string();
   engine["tensorrt_flavour"].expect(flavour == "rtx" || flavour == "tensorrt", "is neither rtx nor tensorrt");
@@ -255,7 +256,6 @@ EngineEntry engine_of(const Field& engine, std::vector<std::string>& needed_file
   engine["compute_capabilities"].expect(!capabilities.empty(), "is empty");
   return {.plan = engine["plan"].string(),
           .weights = weights_of(engine["weights"]),
-          .target = engine["target"].string(),
           .gpus = gpus_of(engine["gpus"]),
           .compute_capabilities = std::move(capabilities),
           .tensorrt_flavour = flavour,
@@ -285,11 +285,14 @@ Status check_references(const Manifest& manifest, const std::string& where) {
   return success();
 }
 
-/// The command that builds the bundle of an older manifest again, as far as that tells what was asked for.
+/// The command that builds the bundle of an older manifest again, as far as that tells what was asked for in words that
+/// mean nothing to a shell.
 std::string rebuild_command(const Json& content) {
+  constexpr const char* kPlain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_@%+:,./-";
   const auto told = [&](const char* pointer, const char* otherwise) {
     const Json::json_pointer at(pointer);
-    return content.contains(at) && content[at].is_string() ? content[at].get<std::string>() : std::string(otherwise);
+    const auto text = content.contains(at) && content[at].is_string() ? content[at].get<std::string>() : "";
+    return !text.empty() && text.find_first_not_of(kPlain) == std::string::npos ? text : std::string(otherwise);
   };
   const std::string source = told("/model/source", "DIR_OR_HUB_ID");
   return "sala-export build --gpu " + told("/engine/gpu", "GPU") + " --model " + source.substr(0, source.find('@')) +
@@ -310,7 +313,7 @@ Status check_version(const Json& content, const std::string& where) {
 /// Compares the size of a file of the bundle.
 Status check_size(const std::filesystem::path& path, int64_t bytes) {
   const auto file = File::open(path, ErrorCode::kBundleDamaged);
-  if (!file) return file.error();
+  if (!file) return error(ErrorCode::kBundleDamaged, file.error().message, ": copy the bundle again");
   if (file->bytes() != bytes) {
     return error(ErrorCode::kBundleDamaged, path.string(), " has ", file->bytes(), " bytes, ", kManifestFile, " says ",
                  bytes, ": copy the bundle again");

@@ -36,6 +36,8 @@ struct StoredTensor {
   bool fixed = false;  // its bytes are constants of the engine too: what takes its place must have the same hash
 };
 
+using StoredTensors = std::map<std::string, StoredTensor, std::less<>>;  // by name
+
 /// What the codes of a quantised weight are, by its precision: e4m3, signed bytes, nibbles that hold the code plus 8,
 /// nibbles of e2m1; the first of two nibbles is the low one. Scales are fp32, fp32, bf16 and e4m3.
 enum class Codes { kFp8, kInt8, kInt4, kNvfp4 };
@@ -64,6 +66,9 @@ struct WeightPart {
 struct WeightInput {
   TensorSpec spec;
   std::vector<WeightPart> parts;
+
+  /// Of the whole input; -1 if its shape is symbolic or takes more than int64.
+  int64_t bytes() const { return bytes_of(spec.dtype, elements_of(spec.bound({}))); }
 };
 
 struct CpuGraph {
@@ -91,7 +96,6 @@ struct GpuEntry {
 struct EngineEntry {
   std::string plan;
   std::vector<WeightInput> weights;  // inputs besides those of the step
-  std::string target;                // what `sala-export build --gpu` named
   std::vector<GpuEntry> gpus;
   std::vector<std::string> compute_capabilities;  // of every GPU that it runs on, at least one
   std::string tensorrt_flavour;
@@ -107,8 +111,8 @@ struct Manifest {
   std::string precision;
   bool weights_included = false;
   std::vector<std::pair<std::string, int64_t>> weight_files;  // path and bytes, also of those that were left out
-  std::map<std::string, StoredTensor, std::less<>> tensors;   // by name
-  std::vector<TensorSpec> inputs;                             // of the step
+  StoredTensors tensors;
+  std::vector<TensorSpec> inputs;  // of the step
   std::vector<TensorSpec> outputs;
   CpuGraph cpu;
   EngineEntry engine;

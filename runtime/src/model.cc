@@ -17,7 +17,7 @@ namespace {
 Expected<std::unique_ptr<WeightSource>> source_of(const std::filesystem::path& bundle, const Manifest& manifest,
                                                   const LoadOptions& options) {
   return options.weights.empty() ? WeightSource::of_bundle(bundle, manifest)
-                                 : WeightSource::of_checkpoint(options.weights, manifest);
+                                 : WeightSource::of_checkpoint(options.weights, manifest, options);
 }
 
 /// The last name of a path, which may end with a slash.
@@ -31,7 +31,7 @@ std::string name_of_directory(const std::filesystem::path& path) {
 Expected<ModelConfig> config_of(const Manifest& manifest, const LoadOptions& options, const WeightSource& source) {
   ModelConfig config = manifest.config;
   if (source.is_of_bundle()) return config;
-  const auto fingerprint = source.fingerprint();
+  const auto fingerprint = source.fingerprint(options);
   if (!fingerprint) return fingerprint.error();
   config.fingerprint = *fingerprint;
   config.source = name_of_directory(options.weights);
@@ -46,7 +46,7 @@ bool is_for_elsewhere(const Error& error) {
 
 /// `reason` takes why `auto` did not take TensorRT.
 Expected<std::shared_ptr<const Engine>> load_engine(const std::filesystem::path& bundle, const Manifest& manifest,
-                                                    const LoadOptions& options, WeightSource& source,
+                                                    const LoadOptions& options, const WeightSource& source,
                                                     std::string& reason) {
   if (options.runtime != Runtime::kOnnxRuntime) {
     auto engine = tensorrt::TensorRtEngine::create(bundle, manifest, options, source);
@@ -66,6 +66,9 @@ Expected<Runtime> runtime_from_name(std::string_view name) {
 }
 
 Expected<Model> Model::load(const std::filesystem::path& bundle, const LoadOptions& options) {
+  if (options.threads < 0) {
+    return error(ErrorCode::kInvalidArgument, "threads is ", options.threads, ", expected 0 for all cores, or a count");
+  }
   const auto manifest = read_manifest(bundle);
   if (!manifest) return manifest.error();
   if (options.verify_hashes) SALA_RETURN_IF_ERROR(verify_hashes(bundle, *manifest));

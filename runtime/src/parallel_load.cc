@@ -35,7 +35,8 @@ void ParallelLoad::run(const std::function<Status(ParallelLoad&)>& worker) noexc
   try {
     finish(worker(*this));
   } catch (const std::bad_alloc&) {
-    finish(Error{ErrorCode::kOutOfMemory, "no room"});
+    finish(Error{ErrorCode::kOutOfMemory,
+                 "the host has no memory left to load the weights with: end other programs, or give fewer threads"});
   }
 }
 
@@ -65,6 +66,7 @@ void ParallelLoad::watch(size_t threads) {
 Status load_in_parallel(const ParallelLoadOptions& options, const std::function<Status(ParallelLoad&)>& worker) {
   const size_t wanted =
       options.threads > 0 ? static_cast<size_t>(options.threads) : std::thread::hardware_concurrency();
+  if (options.on_progress && !options.on_progress(0, options.total_bytes)) return stopped();
   ParallelLoad load(options);
   std::vector<std::jthread> threads;
   // Also where `on_progress` throws: the threads, which are joined after this, need not go on.

@@ -18,7 +18,7 @@ struct ParallelLoadOptions {
   size_t items = 0;
   int64_t total_bytes = 0;  // of all items, for progress
   int32_t threads = 0;      // at most; 0: as many as the machine has cores
-  /// Called on the thread that waits for the load; false stops it.
+  /// Called on the thread that waits for the load, at its beginning, now and then, and at its end; false stops it.
   std::function<bool(int64_t done, int64_t total)> on_progress{};
 };
 

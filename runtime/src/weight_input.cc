@@ -16,6 +16,12 @@ namespace {
 
 constexpr int64_t kStagingBytes = int64_t{1} << 20;
 
+// More than any machine has, and so far below int64 that what is added to it, such as alignment, does not overflow.
+constexpr int64_t kMostBytes = int64_t{1} << 48;
+
+// All scales of a part are read at once. Those of the largest published weight would take 18 MiB in nvfp4.
+constexpr int64_t kMostScaleBytes = int64_t{128} << 20;
+
 /// Whether inputs of this type take stored bytes as they are.
 bool is_code(DType dtype) {
   return dtype == DType::kFloat8E4M3FN || dtype == DType::kInt8 || dtype == DType::kFloat4E2M1FN;
@@ -33,12 +39,12 @@ Error damaged(const WeightInput& input, const Parts&... parts) {
 }
 
 Expected<int64_t> scale_elements(const WeightInput& input, const WeightPart& part, const WeightSource& source) {
-  const StoredTensor& scales = source.tensor(part.tensor);
-  const int64_t count = elements_of(scales.shape);
+  const int64_t count = elements_of(source.tensor(part.tensor).shape);
   if (input.spec.dtype != DType::kFloat32) return damaged(input, "has scales and is ", name_of(input.spec.dtype));
   for (const std::string& name : part.tensors()) {
-    const DType dtype = source.tensor(name).dtype;
-    if (!is_convertible(dtype)) return damaged(input, "has scales of the type ", name_of(dtype), " in ", name);
+    const StoredTensor& scales = source.tensor(name);
+    if (is_convertible(scales.dtype) && scales.bytes <= kMostScaleBytes) continue;
+    return damaged(input, "has scales of ", name_of(scales.dtype), " in ", scales.bytes, " bytes in ", name);
   }
   if (count != 1 && count != part.rows) {
     return damaged(input, "has ", count, " scales in ", part.tensor, " for ", part.rows, " rows");
@@ -56,7 +62,8 @@ Expected<int64_t> part_elements(const WeightInput& input, const WeightPart& part
   if (part.rows > 0) return scale_elements(input, part, source);
   if (part.dequantization) {
     const Dequantization& how = *part.dequantization;
-    const int64_t count = quantized_elements(how, stored, source.tensor(how.scale));
+    const StoredTensor& scales = source.tensor(how.scale);
+    const int64_t count = scales.bytes > kMostScaleBytes ? -1 : quantized_elements(how, stored, scales);
     if (count < 0 || target != DType::kFloat32) {
       return damaged(input, "is ", name_of(target), " and cannot be made from the codes in ", part.tensor,
                      " and their scales in ", how.scale, ", which do not fit together");
@@ -79,8 +86,7 @@ Expected<int64_t> part_elements(const WeightInput& input, const WeightPart& part
 
 Expected<int64_t> check_input(const WeightInput& input, const WeightSource& source) {
   const Shape shape = input.spec.bound({});
-  const int64_t elements = elements_of(shape);
-  const int64_t bytes = bytes_of(input.spec.dtype, elements);
+  const int64_t bytes = input.bytes();
   if (bytes < 0) return damaged(input, "has no usable shape ", to_string(shape));
   int64_t given = 0;
   for (const WeightPart& part : input.parts) {
@@ -90,7 +96,9 @@ Expected<int64_t> check_input(const WeightInput& input, const WeightSource& sour
     if (__builtin_add_overflow(given, *count, &given)) return damaged(input, "is larger than memory");
   }
   if (is_told_by_each(input)) given = 1;
-  if (given != elements) return damaged(input, "has ", given, " stored elements for the shape ", to_string(shape));
+  if (given != elements_of(shape)) {
+    return damaged(input, "has ", given, " stored elements for the shape ", to_string(shape));
+  }
   return bytes;
 }
 
@@ -99,7 +107,8 @@ Expected<int64_t> check_inputs(std::span<const WeightInput> inputs, const Weight
   for (const WeightInput& input : inputs) {
     const auto bytes = check_input(input, source);
     if (!bytes) return bytes.error();
-    if (__builtin_add_overflow(total, *bytes, &total)) return damaged(input, "is larger than memory");
+    if (*bytes > kMostBytes - total) return damaged(input, "is larger than memory");
+    total += *bytes;
   }
   return total;
 }
@@ -292,7 +301,8 @@ Expected<int64_t> InputReader::next_number(char* to) {
     return error(source_->is_of_bundle() ? ErrorCode::kBundleDamaged : ErrorCode::kWeightsUnsuitable,
                  source_->folder().string(), ": ", input_->parts[0].tensor, " gives ", number_text(to, dtype), " and ",
                  part.tensor, " ", number_text(number.data(), dtype), " for ", input_->spec.name,
-                 ", which is one number of the engine: give weights that agree there");
+                 ", which is one number: ",
+                 source_->is_of_bundle() ? "build the bundle again" : "give weights that agree there");
   }
   return bytes;
 }

@@ -23,34 +23,29 @@ Expected<std::unique_ptr<WeightSource>> WeightSource::of_bundle(const std::files
   }
   std::unique_ptr<WeightSource> source(new WeightSource(bundle, manifest, /*is_of_bundle=*/true));
   source->tensors_ = manifest.tensors;
-  SALA_RETURN_IF_ERROR(source->open_files());
+  for (const auto& [name, tensor] : source->tensors_) {
+    if (source->files_.contains(tensor.file)) continue;
+    auto file = File::open(bundle / tensor.file, ErrorCode::kBundleDamaged);
+    if (!file) return file.error();
+    source->files_.emplace(tensor.file, *std::move(file));
+  }
   return source;
 }
 
 Expected<std::unique_ptr<WeightSource>> WeightSource::of_checkpoint(const std::filesystem::path& directory,
-                                                                    const Manifest& manifest) {
+                                                                    const Manifest& manifest,
+                                                                    const LoadOptions& options) {
   std::unique_ptr<WeightSource> source(new WeightSource(directory, manifest, /*is_of_bundle=*/false));
-  auto tensors = find_tensors(directory, manifest);
-  if (!tensors) return tensors.error();
-  source->tensors_ = *std::move(tensors);
-  SALA_RETURN_IF_ERROR(source->open_files());
+  auto contents = open_checkpoint(directory, manifest);
+  if (!contents) return contents.error();
+  source->tensors_ = std::move(contents->tensors);
+  source->files_ = std::move(contents->files);
   std::vector<std::string> fixed;
   for (const auto& [name, tensor] : source->tensors_) {
     if (tensor.fixed) fixed.push_back(name);
   }
-  SALA_RETURN_IF_ERROR(source->hash(fixed));
+  SALA_RETURN_IF_ERROR(source->hash(fixed, options));
   return source;
-}
-
-Status WeightSource::open_files() {
-  const ErrorCode code = is_of_bundle_ ? ErrorCode::kBundleDamaged : ErrorCode::kWeightsUnsuitable;
-  for (const auto& [name, tensor] : tensors_) {
-    if (files_.contains(tensor.file)) continue;
-    auto file = File::open(folder_ / tensor.file, code);
-    if (!file) return file.error();
-    files_.emplace(tensor.file, *std::move(file));
-  }
-  return success();
 }
 
 const StoredTensor& WeightSource::tensor(std::string_view name) const { return tensors_.find(name)->second; }
@@ -79,14 +74,19 @@ Expected<std::string> WeightSource::read_all(std::string_view name) const {
   return bytes;
 }
 
-Status WeightSource::hash(const std::vector<std::string>& names) const {
-  return load_in_parallel({.items = names.size()}, [&](ParallelLoad& load) -> Status {
+Status WeightSource::hash(const std::vector<std::string>& names, const LoadOptions& options) const {
+  if (names.empty()) return success();
+  int64_t total = 0;
+  for (const std::string& name : names) total += tensor(name).bytes;
+  const ParallelLoadOptions parallel{names.size(), total, options.threads, options.on_progress};
+  return load_in_parallel(parallel, [&](ParallelLoad& load) -> Status {
     std::vector<char> block(static_cast<size_t>(kBlockBytes));
     while (const auto item = load.next()) {
       Reader reader = open(names[*item]);
       for (int64_t left = reader.tensor().bytes; left > 0;) {
         const int64_t bytes = std::min(left, kBlockBytes);
         SALA_RETURN_IF_ERROR(reader.read(block.data(), bytes));
+        SALA_RETURN_IF_ERROR(load.advance(bytes));
         left -= bytes;
       }
       SALA_RETURN_IF_ERROR(reader.finish());
@@ -98,11 +98,11 @@ Status WeightSource::hash(const std::vector<std::string>& names) const {
 Status WeightSource::take_hash(const std::string& name, std::string digest) const {
   const StoredTensor& stored = tensor(name);
   const std::string path = (folder_ / stored.file).string();
-  if (!stored.sha256.empty() && digest != stored.sha256) {
-    if (is_of_bundle_) {
-      return error(ErrorCode::kBundleDamaged, "tensor ", name, " in ", path, " has another SHA-256 than ",
-                   kManifestFile, " says: it was changed or damaged, copy the bundle again");
-    }
+  if (is_of_bundle_ && digest != stored.sha256) {
+    return error(ErrorCode::kBundleDamaged, "tensor ", name, " in ", path, " has another SHA-256 than ", kManifestFile,
+                 " says: it was changed or damaged, copy the bundle again");
+  }
+  if (stored.fixed && digest != stored.sha256) {
     return error(ErrorCode::kWeightsUnsuitable, "tensor ", name, " in ", path,
                  " has other values than this bundle's engine, which holds them as constants: build a bundle of these "
                  "weights");
@@ -116,12 +116,12 @@ Status WeightSource::take_hash(const std::string& name, std::string digest) cons
   return success();
 }
 
-Expected<std::string> WeightSource::fingerprint() const {
+Expected<std::string> WeightSource::fingerprint(const LoadOptions& options) const {
   std::vector<std::string> unread;
   for (const auto& [name, tensor] : tensors_) {
     if (!hashes_.contains(name)) unread.push_back(name);
   }
-  SALA_RETURN_IF_ERROR(hash(unread));
+  SALA_RETURN_IF_ERROR(hash(unread, options));
   Sha256 digest;
   digest.update("config " + config_sha256_ + "\n");
   for (const auto& [name, hash] : hashes_) digest.update(name + " " + hash + "\n");

@@ -27,12 +27,13 @@ class WeightSource {
   static Expected<std::unique_ptr<WeightSource>> of_bundle(const std::filesystem::path& bundle,
                                                            const Manifest& manifest);
   /// Those of a checkpoint directory in Hugging Face layout. kWeightsUnsuitable, naming the field or the tensor, if its
-  /// configuration, or the name, type or shape of a tensor, is not what the bundle was built for.
+  /// configuration, or the name, type or shape of a tensor, or the bytes of a fixed one, are not what the bundle was
+  /// built for. Fixed tensors are read for that, with the threads and the progress of `options`.
   static Expected<std::unique_ptr<WeightSource>> of_checkpoint(const std::filesystem::path& directory,
-                                                               const Manifest& manifest);
+                                                               const Manifest& manifest,
+                                                               const LoadOptions& options = {});
 
-  /// A tensor that `manifest.tensors` has; `file` is that of this source, and `sha256` is what its bytes must have,
-  /// empty if any will do.
+  /// A tensor that `manifest.tensors` has; where it is and its shape are those of this source.
   const StoredTensor& tensor(std::string_view name) const;
 
   /// The folder of its files.
@@ -68,23 +69,23 @@ class WeightSource {
   /// The whole of a small tensor, such as scales; hashed too.
   Expected<std::string> read_all(std::string_view name) const;
 
-  /// The fingerprint of the model with these weights. Reads those that nobody has read to their end yet.
-  Expected<std::string> fingerprint() const;
+  /// The fingerprint of the model with these weights. Reads those that nobody has read to their end yet, with the
+  /// threads and the progress of `options`.
+  Expected<std::string> fingerprint(const LoadOptions& options = {}) const;
 
  private:
   WeightSource(std::filesystem::path folder, const Manifest& manifest, bool is_of_bundle)
       : folder_(std::move(folder)), is_of_bundle_(is_of_bundle), config_sha256_(manifest.config_sha256) {}
 
-  Status open_files();
   /// Reads tensors for their hashes alone, on several threads.
-  Status hash(const std::vector<std::string>& names) const;
+  Status hash(const std::vector<std::string>& names, const LoadOptions& options) const;
   /// Compares the hash of a tensor with what it must be, and remembers it.
   Status take_hash(const std::string& name, std::string digest) const;
 
   std::filesystem::path folder_;
   bool is_of_bundle_;
   std::string config_sha256_;
-  std::map<std::string, StoredTensor, std::less<>> tensors_;
+  StoredTensors tensors_;
   std::map<std::string, File> files_;  // by StoredTensor::file
   mutable std::mutex mutex_;
   mutable std::map<std::string, std::string> hashes_;  // of the tensors that were read to their end

@@ -14,7 +14,7 @@ constexpr int64_t kBlockBytes = int64_t{4} << 20;
 Status fill(Weight& weight, const WeightInput& input, const WeightSource& source, ParallelLoad& load) {
   InputReader reader(input, source);
   char* const begin = static_cast<char*>(weight.buffer.data());
-  const int64_t bytes = bytes_of(weight.spec.dtype, elements_of(weight.shape));
+  const int64_t bytes = input.bytes();
   for (int64_t done = 0; done < bytes;) {
     const auto read = reader.next(begin + done, std::min(kBlockBytes, bytes - done));
     if (!read) return read.error();
@@ -33,10 +33,9 @@ Expected<std::vector<Weight>> load_weights(const Manifest& manifest, const Weigh
   if (!total) return total.error();
   std::vector<Weight> result;
   for (const WeightInput& input : inputs) {
-    const Shape shape = input.spec.bound({});
-    auto buffer = host_memory().allocate(bytes_of(input.spec.dtype, elements_of(shape)));
+    auto buffer = host_memory().allocate(input.bytes());
     if (!buffer) return buffer.error();
-    result.push_back({input.spec, shape, *std::move(buffer)});
+    result.push_back({input.spec, input.spec.bound({}), *std::move(buffer)});
   }
   const ParallelLoadOptions parallel{inputs.size(), *total, options.threads, options.on_progress};
   SALA_RETURN_IF_ERROR(load_in_parallel(parallel, [&](ParallelLoad& load) -> Status {

@@ -235,7 +235,10 @@ class FakeBundle {
   std::filesystem::path write_checkpoint(const TestTensors& other) const {
     const auto directory = directory_.parent_path() / "checkpoint";
     std::map<std::string, int64_t> offsets;
-    write_file(directory / "config.json", config_json().dump());
+    Json config = config_json();
+    config["model_type"] = "minicpm_sala";
+    config["num_hidden_layers"] = config["residual_depth"];
+    write_file(directory / "config.json", config.dump());
     write_file(directory / "model.safetensors", safetensors_file(other, offsets));
     return directory;
   }

@@ -279,6 +279,16 @@ TEST(Manifest, RefusesValuesThatCannotBe) {
   }
 }
 
+TEST(Manifest, DoesNotCalculateWithNumbersThatItRefuses) {
+  Json broken = valid();
+  broken["weights"]["files"][0]["bytes"] = INT64_MAX;
+  broken["weights"]["tensors"]["plain"]["shape"] = {-1};
+  broken["weights"]["tensors"]["plain"]["bytes"] = -1;
+  const auto manifest = parse_manifest(broken.dump(), "b");
+  ASSERT_FALSE(manifest);
+  EXPECT_NE(manifest.error().message.find("weights.tensors.plain.bytes"), std::string::npos);
+}
+
 TEST(Manifest, NamesTheWrongField) {
   Json broken = valid();
   broken["graph"]["cpu"]["weights"][0]["parts"][0]["tensor"] = 7;
@@ -300,7 +310,7 @@ TEST(Manifest, TellsANewerSchemaFromAnOlderOne) {
                      {"precision", "fp8"}}),
             "b has schema_version 3, this release reads 4: build it again: sala-export build --gpu rtx5090 --model "
             "org/name --precision fp8");
-  EXPECT_EQ(refusal({{"schema_version", 0}, {"model", {1}}, {"precision", 1}}),
+  EXPECT_EQ(refusal({{"schema_version", 0}, {"model", {1}}, {"engine", {{"gpu", "a; b"}}}, {"precision", "$(c)\n"}}),
             "b has schema_version 0, this release reads 4: build it again: sala-export build --gpu GPU --model "
             "DIR_OR_HUB_ID --precision bf16");
 }

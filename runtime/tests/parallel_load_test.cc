@@ -47,7 +47,8 @@ TEST(ParallelLoad, TellsOfProgressOnTheThreadThatWaits) {
     return success();
   });
   ASSERT_TRUE(outcome);
-  EXPECT_GE(told.size(), 2u);
+  EXPECT_GE(told.size(), 3u);
+  EXPECT_EQ(told.front(), 0);
   EXPECT_TRUE(std::is_sorted(told.begin(), told.end()));
   EXPECT_EQ(told.back(), 40);
 }
@@ -61,10 +62,14 @@ Status endless(ParallelLoad& load) {
 }
 
 TEST(ParallelLoad, StopsWhereProgressSaysSo) {
-  const Status outcome =
-      load_in_parallel({.items = 3, .threads = 3, .on_progress = [](int64_t, int64_t) { return false; }}, endless);
-  ASSERT_FALSE(outcome);
-  EXPECT_EQ(outcome.error().code, ErrorCode::kStopped);
+  for (const int stop_at : {1, 2}) {  // before the threads start, and while they work
+    int calls = 0;
+    const auto told = [&](int64_t, int64_t) { return ++calls < stop_at; };
+    const Status outcome = load_in_parallel({.items = 3, .threads = 3, .on_progress = told}, endless);
+    ASSERT_FALSE(outcome);
+    EXPECT_EQ(outcome.error().code, ErrorCode::kStopped);
+    EXPECT_EQ(calls, stop_at);
+  }
 }
 
 TEST(ParallelLoad, EndsWithTheFirstError) {
@@ -77,8 +82,10 @@ TEST(ParallelLoad, EndsWithTheFirstError) {
 }
 
 TEST(ParallelLoad, EndsWhereProgressThrows) {
-  const ParallelLoadOptions options{.items = 3, .threads = 3, .on_progress = [](int64_t, int64_t) -> bool {
-                                      throw std::runtime_error("from outside");
+  int calls = 0;
+  const ParallelLoadOptions options{.items = 3, .threads = 3, .on_progress = [&](int64_t, int64_t) {
+                                      if (++calls > 1) throw std::runtime_error("from outside");
+                                      return true;
                                     }};
   EXPECT_THROW(static_cast<void>(load_in_parallel(options, endless)), std::runtime_error);
 }

@@ -212,6 +212,7 @@ TEST_F(StateFile, RefusesHeadersThatContradictThemselves) {
       set("logits", "data_offsets", {284, 84}),
       set("logits", "data_offsets", {84}),
       set("logits", "data_offsets", {INT64_MAX - 200, INT64_MAX}),
+      set("logits", "data_offsets", {INT64_MIN, INT64_MAX}),
       set("past_key_values.1.k2", "shape", {1, 2, 2, 3}),
   };
   int index = 0;

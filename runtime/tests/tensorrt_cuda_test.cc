@@ -55,7 +55,7 @@ TEST_F(TensorRtCuda, OtherGpuSaysWhichRuntimesCanRunTheBundleAndHowToAddIt) {
                {"for Fake GPU (12.0) and other GPUs of compute capability 8.9, 12.0",
                 "this machine has Fake GPU 0 (9.0), Fake GPU 1 (8.6)",
                 "runtime onnxruntime, which runs the bundle on this machine's CPU", "torch, which runs it on any",
-                "sala-export build --gpu 'fakes,Fake GPU 0'"});
+                "sala-export build --gpu 'fake,Fake GPU 0'"});
   EXPECT_EQ(take_events(), std::vector<std::string>()) << "TensorRT was not asked";
 }
 

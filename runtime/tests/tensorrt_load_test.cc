@@ -128,6 +128,15 @@ TEST_F(TensorRtLoad, PlanWhoseTensorsAreOthersIsRefused) {
   refused("input_ids 8 2 -1 -1 1 16", "input_ids 8 2 -1 -1 1 17", {"input_ids up to another shape in prefill"});
 }
 
+TEST_F(TensorRtLoad, WeightThatIsListedTwiceIsRefused) {
+  FakeBundle bundle;
+  Json& weights = bundle.manifest["engine"]["weights"];
+  weights.push_back(weights[0]);
+  const auto model = load(bundle);
+  ASSERT_FALSE(model);
+  expect_error(model.error(), ErrorCode::kBundleDamaged, {"has 22 tensors, bundle.json says 23"});
+}
+
 TEST_F(TensorRtLoad, MissingProfileIsRefused) {
   FakeBundle bundle;
   bundle.manifest["engine"]["profiles"].erase("decode");

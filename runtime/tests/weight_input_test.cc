@@ -229,6 +229,25 @@ TEST_F(WeightInputs, AreRefusedWhereCodesAndScalesDoNotFitTogether) {
   EXPECT_EQ(of({1}, quantized(Codes::kFp8, INT64_MAX)), ErrorCode::kBundleDamaged);
 }
 
+TEST_F(WeightInputs, AreRefusedWhereScalesWouldFillTheMemory) {
+  store("a.safetensors", {{"codes", "U8", {8}, std::string(8, '\0')}, {"scales", "F32", {}, std::string(4, '\0')}});
+  manifest_.tensors.at("scales").bytes = (int64_t{128} << 20) + 4;
+  EXPECT_EQ(code({spec(DType::kFloat32, {2, 4}), {quantized(Codes::kFp8, 4)}}), ErrorCode::kBundleDamaged);
+  EXPECT_EQ(code({spec(DType::kFloat32, {3}), {scales_of("scales", 3)}}), ErrorCode::kBundleDamaged);
+}
+
+TEST_F(WeightInputs, AreRefusedTogetherWhereTheyExceedEveryMemory) {
+  store("a.safetensors", {{"one", "F32", {}, std::string(4, '\0')}});
+  const auto of = [&](int64_t rows) { return WeightInput{spec(DType::kFloat32, {rows}), {scales_of("one", rows)}}; };
+  const auto from = source();
+  EXPECT_EQ(*check_inputs(std::vector{of(5), of(3)}, *from), 32);
+  for (const auto& [first, second] : {std::pair(INT64_MAX / 4, 1l), {1l, INT64_MAX / 4}, {1l << 46, 1l}}) {
+    const auto total = check_inputs(std::vector{of(first), of(second)}, *from);
+    ASSERT_FALSE(total);
+    EXPECT_NE(total.error().message.find("is larger than memory"), std::string::npos);
+  }
+}
+
 TEST_F(WeightInputs, AreLoadedTogetherWithProgress) {
   store("a.safetensors", {{"a", "BF16", {2}, bytes({0x80, 0x3f, 0x20, 0xc0})},
                           {"b", "F32", {1}, bytes({0x00, 0x00, 0x20, 0x41})}});

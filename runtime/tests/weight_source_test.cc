@@ -25,13 +25,15 @@ class Sources : public CheckpointTest {
                               {"rms_norm_eps", 1e-6},
                               {"rope_theta", 1e4},
                               {"scale_emb", 12},
+                              {"scale_depth", 1},
                               {"tie_word_embeddings", false},
                               {"mixer_types", {"minicpm4", "lightning-attn"}},
-                              {"sparse_config", {{"topk", 4}, {"dense_len", 512}}},
+                              {"sparse_config", {{"topk", 4}, {"dense_len", 8192}}},
                               {"eos_token_id", {2}},
                               {"bos_token_id", nullptr},
                               {"residual_depth", 2}};
-    config_ = {{"hidden_size", 8},
+    config_ = {{"model_type", "minicpm_sala"},
+               {"hidden_size", 8},
                {"rms_norm_eps", 1e-6},
                {"rope_theta", 10000},
                {"scale_emb", 12.0},
@@ -91,6 +93,13 @@ TEST_F(Sources, NameADamagedTensor) {
                                          "the bundle again");
 }
 
+TEST_F(Sources, OfABundleMustHaveTheirHashes) {
+  manifest_.tensors.at("a.weight").sha256 = "";
+  const auto source = WeightSource::of_bundle(directory_, manifest_);
+  ASSERT_TRUE(source);
+  EXPECT_FALSE((*source)->read_all("a.weight"));
+}
+
 TEST_F(Sources, NameATensorBehindTheEndOfItsFile) {
   const auto source = WeightSource::of_bundle(directory_, manifest_);
   ASSERT_TRUE(source);
@@ -131,6 +140,30 @@ TEST_F(Sources, NoticeThatAFileChangesWhileItIsRead) {
   const auto changed = (*source)->read_all("b.weight");
   ASSERT_FALSE(changed);
   EXPECT_NE(changed.error().message.find("changed while it was loaded"), std::string::npos);
+}
+
+TEST_F(Sources, ReadTheFilesWhoseHeadersTheyHaveChecked) {
+  const auto source = WeightSource::of_checkpoint(directory_, manifest_);
+  write_tensors({{"b.weight", "F32", {1}, "1234"}, {"a.weight", "BF16", {2, 2}, "12345678"}}, "other");
+  fs::rename(directory_ / "other", directory_ / "model.safetensors");
+  EXPECT_EQ(*(*source)->read_all("a.weight"), "abcdefgh");
+}
+
+TEST_F(Sources, KeepOnlyFilesOpenThatTheyRead) {
+  const auto descriptors = [] {
+    return std::distance(fs::directory_iterator("/proc/self/fd"), fs::directory_iterator());
+  };
+  fs::rename(directory_ / "model.safetensors", directory_ / "needed.safetensors");
+  for (const char* other : {"one.safetensors", "two.safetensors"}) {
+    write_tensors({{"extra", "F32", {1}, "ijkl"}}, other);
+  }
+  const auto before = descriptors();
+  {
+    const auto source = WeightSource::of_checkpoint(directory_, manifest_);
+    ASSERT_TRUE(source) << source.error().message;
+    EXPECT_EQ(descriptors(), before + 1);
+  }
+  EXPECT_EQ(descriptors(), before);
 }
 
 TEST_F(Sources, ServeSeveralThreads) {
@@ -197,7 +230,9 @@ TEST_F(Sources, AreRefusedIfTheyAreNoCheckpoint) {
 }
 
 TEST_F(Sources, AreRefusedWithAnotherConfiguration) {
-  const std::pair<const char*, Json> changes[] = {{"/hidden_size", 16},
+  const std::pair<const char*, Json> changes[] = {{"/model_type", "minicpm"},
+                                                  {"/hidden_size", 16},
+                                                  {"/scale_depth", 1.4},
                                                   {"/rms_norm_eps", 1e-5},
                                                   {"/rope_theta", 2e4},
                                                   {"/rope_parameters", {{"rope_theta", 2e4}}},
@@ -221,6 +256,21 @@ TEST_F(Sources, AreRefusedWithAnotherConfiguration) {
   }
 }
 
+TEST_F(Sources, AreRefusedWithAConfigurationThatIsNestedDeeply) {
+  const std::string deep = std::string(100'000, '[') + std::string(100'000, ']');
+  const std::pair<const char*, const char*> expected[] = {
+      {"rope_theta", "rope_theta is not what this bundle was built for"},
+      {"mixer_types", "mixer_types is not what this bundle was built for"},
+      {"sparse_config", "sparse_config.topk is 64, this bundle was built for 4"}};
+  for (const auto& [name, message] : expected) {
+    std::string text = config_.dump();
+    config_.erase(name);
+    write("config.json", config_.dump().insert(1, "\"" + std::string(name) + "\": " + deep + ","));
+    expect_refused({message});
+    config_ = Json::parse(text);
+  }
+}
+
 TEST_F(Sources, MayHaveMoreLayersThanABundleOfTheFirst) {
   config_["mixer_types"].push_back("minicpm4");
   config_["num_hidden_layers"] = 3;
@@ -229,9 +279,28 @@ TEST_F(Sources, MayHaveMoreLayersThanABundleOfTheFirst) {
   EXPECT_EQ(refusal().message, "");
 }
 
-TEST_F(Sources, MayLeaveFieldsOut) {
-  write("config.json", R"({"hidden_size": null, "sparse_config": null})");
+TEST_F(Sources, MayLeaveOutWhatHasADefault) {
+  config_.erase("rms_norm_eps");
+  config_["rope_theta"] = nullptr;
+  write("config.json", config_.dump());
   EXPECT_EQ(refusal().message, "");
+  manifest_.model_config["rope_theta"] = 2e4;
+  expect_refused({"rope_theta is 10000.0, this bundle was built for 20000.0"});
+  config_["rope_parameters"] = {{"rope_theta", 2e4}};
+  write("config.json", config_.dump());
+  EXPECT_EQ(refusal().message, "");
+}
+
+TEST_F(Sources, AreRefusedWithoutWhatEveryConfigurationSays) {
+  for (const char* name : {"model_type", "hidden_size", "num_hidden_layers", "mixer_types"}) {
+    Json other = config_;
+    other.erase(name);
+    write("config.json", other.dump());
+    expect_refused({(std::string(name) + " is missing").c_str()});
+  }
+  config_.erase("sparse_config");
+  write("config.json", config_.dump());
+  expect_refused({"sparse_config.topk is 64, this bundle was built for 4"});
 }
 
 TEST_F(Sources, AreRefusedWithTensorsOfAnotherForm) {
@@ -272,6 +341,23 @@ TEST_F(Sources, AreRefusedWhereFixedBytesDiffer) {
   EXPECT_EQ(refusal().message, "");
   write_tensors({{"a.weight", "BF16", {2, 2}, "abcdefgx"}, tensors_[1]});
   expect_refused({"tensor a.weight in", "this bundle's engine, which holds them as constants"});
+}
+
+TEST_F(Sources, TellOfFixedBytesWhileTheyAreCompared) {
+  manifest_.tensors.at("a.weight").fixed = true;
+  LoadOptions options;
+  std::vector<std::pair<int64_t, int64_t>> told;
+  options.on_progress = [&](int64_t done, int64_t total) {
+    told.emplace_back(done, total);
+    return true;
+  };
+  EXPECT_TRUE(WeightSource::of_checkpoint(directory_, manifest_, options));
+  EXPECT_EQ(told.front(), std::pair(int64_t{0}, int64_t{8}));
+  EXPECT_EQ(told.back(), std::pair(int64_t{8}, int64_t{8}));
+  options.on_progress = [](int64_t, int64_t) { return false; };
+  const auto stopped = WeightSource::of_checkpoint(directory_, manifest_, options);
+  ASSERT_FALSE(stopped);
+  EXPECT_EQ(stopped.error().code, ErrorCode::kStopped);
 }
 
 TEST_F(Sources, AreRefusedWithFilesThatAreNone) {

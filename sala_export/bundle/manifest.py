@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shlex
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
@@ -393,17 +393,18 @@ _ADAPTER = TypeAdapter(Manifest)
 
 
 def _rebuild_command(content: Mapping[str, Any]) -> str:
-    """The command that builds the bundle of an older manifest again, as far as that tells what was asked for."""
+    """The command that builds the bundle of an older manifest again, as far as that tells what was asked for in words
+    that mean nothing to a shell."""
 
     def told(default: str, *path: str) -> str:
         value: Any = content
         for name in path:
             value = value.get(name) if isinstance(value, dict) else None
-        return value if isinstance(value, str) else default
+        return value if isinstance(value, str) and re.fullmatch(r"[\w@%+:,./-]+", value, re.ASCII) else default
 
     source = told("DIR_OR_HUB_ID", "model", "source").partition("@")[0]
     gpu, precision = told("GPU", "engine", "gpu"), told("bf16", "precision")
-    return f"sala-export build --gpu {shlex.quote(gpu)} --model {shlex.quote(source)} --precision {precision}"
+    return f"sala-export build --gpu {gpu} --model {source} --precision {precision}"
 
 
 def config_sha256(config: SalaConfig) -> str:

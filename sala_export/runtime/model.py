@@ -112,8 +112,8 @@ def load(
         weights: a checkpoint directory whose weights take the place of the bundle's, a fine-tune for example: of the
             same configuration, names, types and shapes.
         on_progress: called with the bytes of the weights that are loaded, and all bytes; what it raises ends the load.
-        threads: threads that compute; 0 takes all cores.
-        verify_hashes: compare every file with its hash, not only what is loaded.
+        threads: threads that load weights and, on the CPU, compute; 0 takes all cores.
+        verify_hashes: compare every file with its hash, not only what is loaded; of the weights, only that.
         tokenizer: to use instead of the bundle's own.
         onnxruntime_library, operators_library, tensorrt_library: libonnxruntime, libsala_ort and libtensorrt_rtx (or
             libnvinfer) to use instead of those installed.

@@ -105,6 +105,10 @@ DAMAGE = {
         r"schema_version 3, this release reads 4: build it again: "
         r"sala-export build --gpu a6000 --model \S+ --precision fp16$",
     ),
+    "words of an older schema that a shell would run": (
+        edit(lambda m: m.update(schema_version=3, engine={"gpu": "a6000; rm"}, precision="$(x)\n")),
+        r"build it again: sala-export build --gpu GPU --model \S+ --precision bf16$",
+    ),
     "no schema": (edit(lambda m: m.pop("schema_version")), r"has schema_version None, this release reads 4: build"),
     "unknown field": (edit(lambda m: m.update(extra=1)), r"bundle\.json: extra: "),
     "missing field": (edit(lambda m: m["engine"].pop("plan")), r"bundle\.json: engine\.plan: "),

@@ -129,4 +129,5 @@ def test_help_names_every_option() -> None:
         *("--chunk-tokens", "--help", "--json", "--load-state", "--max-context", "--max-new-tokens", "--onnxruntime"),
         *("--operators", "--repetition-penalty", "--save-state", "--seed", "--temperature", "--threads", "--tokens"),
         *("--no-decode-graph", "--runtime", "--runtime-cache", "--tensorrt", "--top-k", "--top-p", "--verify-hashes"),
+        "--weights",
     }

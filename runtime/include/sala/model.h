@@ -66,11 +66,13 @@ struct LoadOptions {
   /// A checkpoint directory whose weights take the place of the bundle's: of the same configuration, names, types and
   /// shapes, a fine-tune for example. Empty: the bundle's own.
   std::filesystem::path weights;
-  /// Told of the weights' bytes while they are loaded, on the thread that loads; false stops the load (kStopped).
+  /// Told of the weights' bytes while they are loaded, from 0 to all, in the thread that called; false stops the load
+  /// (kStopped). Other weights for constants of the engine (int4, nvfp4) are compared before, and told of likewise.
   std::function<bool(int64_t done, int64_t total)> on_progress;
-  /// Threads that compute; 0: as many as the machine has cores.
+  /// Threads that load weights and, on the CPU, compute; 0: as many as the machine has cores.
   int32_t threads = 0;
-  /// Hash every file of the bundle. Weights, graphs and plans are hashed anyhow, when they are loaded.
+  /// Hash every file of the bundle but the weights first. Weights, graph and plan are hashed anyhow, when they are
+  /// loaded.
   bool verify_hashes = false;
 };
 

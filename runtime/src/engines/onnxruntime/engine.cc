@@ -48,9 +48,6 @@ Expected<std::shared_ptr<const Engine>> OnnxRuntimeEngine::create(const std::fil
                                                                   const Manifest& manifest,
                                                                   const LoadOptions& options,
                                                                   const WeightSource& source) {
-  if (options.threads < 0) {
-    return error(ErrorCode::kInvalidArgument, "threads is ", options.threads, ", expected 0 for all cores, or a count");
-  }
   auto library = OnnxRuntimeLibrary::load(options.onnxruntime_library);
   if (!library) return library.error();
   std::shared_ptr<OnnxRuntimeEngine> engine(new OnnxRuntimeEngine(*library));

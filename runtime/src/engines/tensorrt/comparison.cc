@@ -56,8 +56,10 @@ class Comparison {
     const auto profiles = call<int32_t>(engine_, interface_.get_nb_optimization_profiles);
     if (profiles != 2) return damaged("has ", profiles, " profiles, expected prefill and decode");
     const auto tensors = call<int32_t>(engine_, interface_.get_nb_io_tensors);
-    if (tensors != static_cast<int32_t>(inputs_.size() + outputs_.size())) {
-      return damaged("has ", tensors, " tensors, ", kManifestFile, " says ", inputs_.size() + outputs_.size());
+    // Not the sizes of the maps: a name that is given twice counts twice.
+    const size_t expected = manifest_.inputs.size() + manifest_.engine.weights.size() + manifest_.outputs.size();
+    if (tensors != static_cast<int64_t>(expected)) {
+      return damaged("has ", tensors, " tensors, ", kManifestFile, " says ", expected);
     }
     for (int32_t i = 0; i < tensors; ++i) {
       SALA_RETURN_IF_ERROR(compare(call<const char*>(engine_, interface_.get_io_tensor_name, i)));

@@ -38,17 +38,19 @@ std::string described(const std::string& name, const std::string& compute_capabi
 void append(std::string& list, const std::string& item) { list += (list.empty() ? "" : ", ") + item; }
 
 Error unsuitable(const EngineEntry& engine, const std::vector<Found>& present) {
-  std::string gpus, capabilities, others;
-  for (const GpuEntry& gpu : engine.gpus) append(gpus, described(gpu.name, gpu.compute_capability));
+  std::string gpus, recipes, capabilities, others;
+  for (const GpuEntry& gpu : engine.gpus) {
+    append(gpus, described(gpu.name, gpu.compute_capability));
+    // TensorRT proper builds for the GPU that it runs on alone.
+    if (engine.tensorrt_flavour == "rtx") recipes += gpu.recipe + ",";
+  }
   for (const std::string& capability : engine.compute_capabilities) append(capabilities, capability);
   for (const Found& found : present) append(others, described(found.name, found.compute_capability));
-  // TensorRT proper builds for the GPU that it runs on alone.
-  const std::string kept = engine.tensorrt_flavour == "rtx" ? engine.target + "," : "";
   return error(ErrorCode::kDeviceUnsuitable, "the bundle's engine is for ", gpus, gpus.empty() ? "" : " and other ",
                "GPUs of compute capability ", capabilities, ", this machine has ", others,
                ": choose runtime onnxruntime, which runs the bundle on this machine's CPU, or torch, which runs it on "
                "any NVIDIA GPU, or build it again with sala-export build --gpu '",
-               kept, present.front().name, "'");
+               recipes, present.front().name, "'");
 }
 
 }  // namespace

@@ -13,8 +13,7 @@ constexpr int64_t kAlignment = 256;
 WeightLayout::WeightLayout(std::span<const WeightInput> inputs) {
   for (const WeightInput& input : inputs) {
     offsets_.push_back(bytes_);
-    const int64_t bytes = bytes_of(input.spec.dtype, elements_of(input.spec.bound({})));
-    bytes_ += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    bytes_ += (input.bytes() + kAlignment - 1) / kAlignment * kAlignment;
   }
 }
 

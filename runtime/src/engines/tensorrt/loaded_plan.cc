@@ -69,8 +69,8 @@ Expected<std::unique_ptr<const LoadedPlan>> LoadedPlan::load(const std::filesyst
   SALA_RETURN_IF_ERROR(plan->start(*library));
   SALA_RETURN_IF_ERROR(plan->deserialise(bundle, manifest));
   plan->measure(manifest);
-  auto weights = upload_weights(*plan->device_, *plan->memory_, *plan->pinned_, manifest.engine.weights, source,
-                                options.on_progress);
+  auto weights =
+      upload_weights(*plan->device_, *plan->memory_, *plan->pinned_, manifest.engine.weights, source, options);
   if (!weights) return weights.error();
   plan->weights_ = *std::move(weights);
   plan->open_runtime_cache(bundle);

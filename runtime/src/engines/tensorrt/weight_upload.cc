@@ -15,15 +15,11 @@ namespace sala::tensorrt {
 namespace {
 
 // Hashing is the slowest part, at one to two gigabytes a second on a core: eight cores outrun most disks.
-constexpr unsigned kMostThreads = 8;
+constexpr int32_t kMostThreads = 8;
 
 // A copy takes far longer than its start, a block is still in the processor's cache when it is hashed, and what is
 // pinned, two blocks for each thread, stays at 32 MiB.
 constexpr int64_t kBlockBytes = int64_t{2} << 20;
-
-int64_t weight_bytes(const WeightInput& input) {
-  return bytes_of(input.spec.dtype, elements_of(input.spec.bound({})));
-}
 
 /// Pinned memory with a stream of its own, so that waiting for it does not wait for the other block.
 class StagingBlock {
@@ -113,7 +109,7 @@ std::vector<size_t> by_size(std::span<const WeightInput> inputs) {
   std::vector<size_t> order(inputs.size());
   std::iota(order.begin(), order.end(), size_t{0});
   std::stable_sort(order.begin(), order.end(),
-                   [&](size_t left, size_t right) { return weight_bytes(inputs[left]) > weight_bytes(inputs[right]); });
+                   [&](size_t left, size_t right) { return inputs[left].bytes() > inputs[right].bytes(); });
   return order;
 }
 
@@ -121,10 +117,9 @@ std::vector<size_t> by_size(std::span<const WeightInput> inputs) {
 
 Expected<DeviceWeights> upload_weights(const Device& device, DeviceMemory& memory, PinnedMemory& pinned,
                                        std::span<const WeightInput> inputs, const WeightSource& source,
-                                       const std::function<bool(int64_t done, int64_t total)>& on_progress) {
+                                       const LoadOptions& options) {
   int64_t total = 0;
-  for (const WeightInput& input : inputs) total += weight_bytes(input);
-  if (on_progress && !on_progress(0, total)) return error(ErrorCode::kStopped, "loading the weights was stopped");
+  for (const WeightInput& input : inputs) total += input.bytes();
   const WeightLayout layout(inputs);
   auto arena = memory.reserve(layout.bytes(), "end other programs on the GPU");
   if (!arena) return arena.error();
@@ -139,12 +134,9 @@ Expected<DeviceWeights> upload_weights(const Device& device, DeviceMemory& memor
     }
     return uploader.finish();
   };
-  const unsigned threads = std::min(std::thread::hardware_concurrency(), kMostThreads);
-  SALA_RETURN_IF_ERROR(load_in_parallel({.items = inputs.size(),
-                                         .total_bytes = total,
-                                         .threads = static_cast<int32_t>(threads),
-                                         .on_progress = on_progress},
-                                        work));
+  const auto cores = static_cast<int32_t>(std::thread::hardware_concurrency());
+  const int32_t threads = std::min(options.threads > 0 ? options.threads : cores, kMostThreads);
+  SALA_RETURN_IF_ERROR(load_in_parallel({inputs.size(), total, threads, options.on_progress}, work));
   return DeviceWeights(*std::move(arena), inputs, layout);
 }
 

@@ -2,26 +2,25 @@
 
 #pragma once
 
-#include <cstdint>
-#include <functional>
 #include <span>
 
 #include "engines/tensorrt/device.h"
 #include "engines/tensorrt/device_memory.h"
 #include "engines/tensorrt/device_weights.h"
 #include "manifest.h"
+#include "sala/model.h"
 #include "sala/status.h"
 #include "weight_source.h"
 
 namespace sala::tensorrt {
 
-/// Reads, hashes and converts inputs that `check_inputs` has taken, on up to eight threads, each of which copies a
-/// block to the GPU while it reads the next. The host's memory holds a few megabytes for each thread.
+/// Reads, hashes and converts inputs that `check_inputs` has taken, on up to eight of `options.threads`, each of which
+/// copies a block to the GPU while it reads the next. The host's memory holds a few megabytes for each thread.
 ///
-/// `on_progress`: as LoadOptions::on_progress, in bytes on the GPU. The first error ends all threads, and nothing stays
-/// behind. Its message names the tensor, or the weight that could not be copied.
+/// Tells `options.on_progress`, in bytes on the GPU. The first error ends all threads, and nothing stays behind. Its
+/// message names the tensor, or the weight that could not be copied.
 Expected<DeviceWeights> upload_weights(const Device& device, DeviceMemory& memory, PinnedMemory& pinned,
                                        std::span<const WeightInput> inputs, const WeightSource& source,
-                                       const std::function<bool(int64_t done, int64_t total)>& on_progress);
+                                       const LoadOptions& options);
 
 }  // namespace sala::tensorrt
