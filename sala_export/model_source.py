@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .bundle.hashing import Hashing, Span
 from .bundle.manifest import MANIFEST_FILE, config_sha256, fingerprint
@@ -91,14 +92,12 @@ class ModelSource:
                 f"{directory} has no {CONFIG_FILE}: weights are a checkpoint's directory in Hugging Face layout"
             )
         config = SalaConfig.from_file(directory / CONFIG_FILE).truncated(self.config.num_hidden_layers)
-        theirs = asdict(config)
-        for field, value in asdict(self.config).items():
-            if field not in _TEXT_FIELDS and theirs[field] != value:
-                # What config.json calls it, unless only the first layers were taken.
-                name = "num_hidden_layers" if field == "residual_depth" else field
+        theirs = _compared_fields(config)
+        for name, value in _compared_fields(self.config).items():
+            if theirs[name] != value:
                 raise RequestError(
-                    f"{directory / CONFIG_FILE}: {name} is {theirs[field]}, {self.directory} was built for {value}: "
-                    "build a bundle from this checkpoint"
+                    f"{directory / CONFIG_FILE}: {name} is {json.dumps(theirs[name])}, {self.directory} was built for "
+                    f"{json.dumps(value)}: build a bundle from this checkpoint"
                 )
         checkpoint = Checkpoint.open(directory, layers=self.config.num_hidden_layers)
         expected = self.bundle.manifest.weights.tensors
@@ -130,11 +129,12 @@ class ModelSource:
         return next(precision for precision in Precision if precision.dtype == dtype)
 
     def fingerprint(self) -> str:
-        """Equal for equal models, be they bundles or checkpoints; hashes the weights of a checkpoint.
+        """Equal for equal models, be they bundles or checkpoints; hashes the weights.
 
-        Raises: as `weights`.
+        Raises: as `weights`; BundleError naming a tensor of a bundle that is not what was built.
         """
         if self.bundle is not None and self.other_weights is None:
+            self.bundle.verify_tensors()
             return self.bundle.manifest.model.fingerprint
         tensors = self.weights().tensors().items()
         with Hashing({name: Span(where.file, where.offset, where.length) for name, where in tensors}) as hashing:
@@ -156,3 +156,12 @@ class ModelSource:
         if self.bundle is not None:
             return Tokenizer.from_bundle(self.directory)
         return Tokenizer.from_directory(self.directory)
+
+
+def _compared_fields(config: SalaConfig) -> dict[str, Any]:
+    """What weights depend on, by the names of config.json, `sparse_config.topk` for example."""
+    fields = {name: value for name, value in asdict(config).items() if name not in _TEXT_FIELDS}
+    # What config.json calls it, unless only the first layers were taken.
+    fields["num_hidden_layers"] = fields.pop("residual_depth")
+    sparse = fields.pop("sparse_config")
+    return fields | {f"sparse_config.{name}": value for name, value in sparse.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,17 +55,37 @@ class Bundle:
 
         Raises: BundleError naming the first file or tensor whose content is not what was built.
         """
-        manifest = self.manifest
-        spans = {entry.path: Span(self.directory / entry.path, 0, entry.bytes) for entry in manifest.files}
-        expected = {entry.path: entry.sha256 for entry in manifest.files}
-        for name, tensor in manifest.weights.tensors.items() if manifest.weights.included else ():
-            spans[name] = Span(self.directory / tensor.file, tensor.offset, tensor.bytes)
-            expected[name] = tensor.sha256
-        with Hashing(spans) as hashing:
+        self._verify({**self._files(), **self._tensors()}, on_progress)
+
+    def verify_files(self) -> None:
+        """Hash every file but those of the weights. Raises: as `verify_hashes`."""
+        self._verify(self._files(), silent)
+
+    def verify_tensors(self) -> None:
+        """Hash every tensor of the weights, if the bundle has them. Raises: as `verify_hashes`."""
+        self._verify(self._tensors(), silent)
+
+    def _files(self) -> dict[str, tuple[Span, str]]:
+        """Where each file is and its hash, by what messages call it."""
+        found = {}
+        for entry in self.manifest.files:
+            path = self.directory / entry.path
+            found[str(path)] = (Span(path, 0, entry.bytes), entry.sha256)
+        return found
+
+    def _tensors(self) -> dict[str, tuple[Span, str]]:
+        """The same of each tensor."""
+        weights, found = self.manifest.weights, {}
+        for name, tensor in weights.tensors.items() if weights.included else ():
+            path = self.directory / tensor.file
+            found[f"{name} in {path}"] = (Span(path, tensor.offset, tensor.bytes), tensor.sha256)
+        return found
+
+    def _verify(self, expected: Mapping[str, tuple[Span, str]], on_progress: Progress) -> None:
+        with Hashing({what: span for what, (span, _) in expected.items()}) as hashing:
             found = hashing.result(on_progress)
-        for name, span in spans.items():
-            if found[name] != expected[name]:
-                what = str(span.file) if span.file == self.directory / name else f"{name} in {span.file}"
+        for what, (_, sha256) in expected.items():
+            if found[what] != sha256:
                 raise BundleError(
                     f"{what} has another SHA-256 than {MANIFEST_FILE} says: it was changed or damaged, copy the bundle "
                     "again"

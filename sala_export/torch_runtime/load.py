@@ -113,7 +113,8 @@ def load_torch(
             "another runtime, or load the original checkpoint"
         )
     if verify_hashes and source.bundle is not None:
-        source.bundle.verify_hashes()
+        # Weights are hashed while they are loaded, asked or not.
+        source.bundle.verify_files()
     if threads < 0:
         raise RequestError(f"threads is {threads}, expected 0 for all cores, or a count")
     if threads:

@@ -57,13 +57,14 @@ def test_damaged_bundle_is_refused(bundle: Path, spoil: Callable[[Path], object]
         sala_export.load(bundle)
 
 
-def test_changed_weights_are_found_when_they_are_loaded(bundle: Path) -> None:
+@pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
+def test_changed_weights_are_found_when_they_are_loaded(bundle: Path, runtime: str) -> None:
     tensor = Bundle.open(bundle).manifest.weights.tensors["model.norm.weight"]
     content = bytearray((bundle / tensor.file).read_bytes())
     content[tensor.offset] ^= 1
     (bundle / tensor.file).write_bytes(content)
     with pytest.raises(BundleError, match=r"model\.norm\.weight.* has another SHA-256"):
-        sala_export.load(bundle)
+        sala_export.load(bundle, runtime=runtime)
 
 
 def test_model_tells_what_it_is(model: Model) -> None:

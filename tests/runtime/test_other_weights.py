@@ -124,6 +124,10 @@ def as_matrix(header: dict[str, Any]) -> None:
 UNSUITABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "another rope_theta": (set_config(rope_theta=500000.0), r"config\.json.*rope_theta"),
     "another norm": (set_config(rms_norm_eps=1e-5), r"config\.json.*rms_norm_eps"),
+    "another choice of blocks": (
+        lambda path: edit_json(path / "config.json", lambda config: config["sparse_config"].update(topk=9)),
+        r"config\.json.*sparse_config\.topk is 9",
+    ),
     "other mixers": (
         lambda path: edit_json(path / "config.json", lambda config: config["mixer_types"].reverse()),
         r"config\.json.*mixer_types",
