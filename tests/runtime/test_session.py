@@ -210,6 +210,15 @@ def test_exception_of_the_iterator_leaves_the_chunks_that_ran(session: Session) 
     session.prefill(IDS[64:])
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, also in a test run that was started in the background, where it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_interrupts_a_prefill_at_a_chunk_border(session: Session) -> None:
     timer = threading.Timer(0.05, signal.raise_signal, [signal.SIGINT])
     with pytest.raises(KeyboardInterrupt):  # noqa: PT012  (the timer must not fire outside)
