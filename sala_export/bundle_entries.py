@@ -25,11 +25,12 @@ from .bundle.manifest import (
 from .checkpoint.config import SalaConfig
 from .checkpoint.reader import Checkpoint
 from .engine.build import LOG_FILE, PLAN_FILE, REPORT_FILE
+from .engine.graph import EngineGraph
 from .engine.memory import contexts
 from .engine.profiles import Profile
 from .engine.report import EngineReport
 from .engine.request import EngineRequest
-from .planned_graph import operator_node, planned_graph
+from .planned_graph import operator_node
 from .specs import TensorSpec
 
 if TYPE_CHECKING:
@@ -106,12 +107,11 @@ def describe_graph(config: SalaConfig, step: Signature, cpu: CpuGraph) -> GraphE
 
 
 def describe_engine(
-    checkpoint: Checkpoint, request: EngineRequest, graphs: BuiltGraphs, report: EngineReport, library_sha256: str
+    graph: EngineGraph, request: EngineRequest, graphs: BuiltGraphs, report: EngineReport, library_sha256: str
 ) -> EngineEntry:
-    """The engine that the report tells of, with the plugin library of this hash inside."""
+    """The engine that the report tells of, built from `graph` with the plugin library of this hash inside."""
     from .onnx.engine_form import ENGINE_GRAPH_FILE
 
-    graph = planned_graph(checkpoint.config, request.precision, checkpoint.quantization)
     ranges = {profile.name.value: _symbolic_ranges(profile, report.inputs) for profile in report.profiles}
     return EngineEntry(
         plan=f"{ENGINE_FOLDER}/{PLAN_FILE}",

@@ -17,6 +17,7 @@ from .bundle.manifest import (
     MANIFEST_FILE,
     SCHEMA_VERSION,
     TEXT_FOLDER,
+    EngineEntry,
     Manifest,
 )
 from .bundle.reader import Bundle
@@ -27,6 +28,7 @@ from .checkpoint.quantization import read_quantization
 from .checkpoint.reader import CONFIG_FILE, TOKENIZER_FILE, Checkpoint
 from .engine.build import LOG_FILE, build_engine
 from .engine.flavour import select_flavour
+from .engine.graph import EngineGraph
 from .engine.host import check_disk, check_memory, plan_bytes
 from .engine.memory import check_fits
 from .engine.report import EngineReport
@@ -198,11 +200,11 @@ def build_bundle(request: BuildRequest, on_progress: Progress = silent) -> Bundl
     library = plugin_library()
     source = request.model.open()
     source.require_outside(request.output)
-    _check(request, source)
+    plan = _check(request, source)
     with staged_directory(request.output, marker=MANIFEST_FILE, force=request.force) as staging:
         for folder in (GRAPH_FOLDER, ENGINE_FOLDER, TEXT_FOLDER):
             (staging / folder).mkdir()
-        placed = _place_weights(request, source.checkpoint, staging, on_progress)
+        placed = _place_weights(request, source.checkpoint, plan, staging, on_progress)
         # The hashes take as long as the engine, on other processors than TensorRT's.
         with Hashing(_spans(source.checkpoint, placed, staging)) as hashing:
             graphs = _export(request, source.checkpoint, staging, placed, on_progress)
@@ -211,13 +213,17 @@ def build_bundle(request: BuildRequest, on_progress: Progress = silent) -> Bundl
         for name, file in source.checkpoint.accessory_files().items():
             shutil.copyfile(file, staging / TEXT_FOLDER / name)
         (entry,) = hash_files(library.parent, [library], silent)
-        manifest = _manifest(request, source, graphs, report, digests, entry.sha256, staging)
+        engine = describe_engine(plan, request.engine, graphs, report, entry.sha256)
+        manifest = _manifest(request, source, graphs, engine, digests, staging)
         (staging / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     return Bundle.open(request.output)
 
 
-def _check(request: BuildRequest, source: FoundModel) -> None:
-    """Refuse, from config.json and the headers of the weights alone, what cannot be built or would not fit its GPU."""
+def _check(request: BuildRequest, source: FoundModel) -> EngineGraph:
+    """Refuse, from config.json and the headers of the weights alone, what cannot be built or would not fit its GPU.
+
+    Returns: the engine's graph as it will be.
+    """
     checkpoint, engine = source.checkpoint, request.engine
     select_flavour(engine.flavour).check(engine.target)
     checkpoint.require_precision(engine.precision)
@@ -228,16 +234,16 @@ def _check(request: BuildRequest, source: FoundModel) -> None:
     check_memory(graph.constant_bytes)
     if TOKENIZER_FILE not in checkpoint.accessory_files():
         logger.warning("%s has no %s: the bundle will take token ids, not text", source.origin, TOKENIZER_FILE)
+    return graph
 
 
 def _place_weights(
-    request: BuildRequest, checkpoint: Checkpoint, staging: Path, on_progress: Progress
+    request: BuildRequest, checkpoint: Checkpoint, graph: EngineGraph, staging: Path, on_progress: Progress
 ) -> dict[Path, str]:
     """Put the weight files beside the graph, if the bundle is to have them; returns their names by path."""
     from .onnx.weights import copied_bytes, place_weights
 
     folder, files = staging / GRAPH_FOLDER, {where.file for where in checkpoint.tensors().values()}
-    graph = planned_graph(checkpoint.config, request.engine.precision, checkpoint.quantization)
     copied = copied_bytes(files, folder, copy=request.copy_weights) if request.include_weights else 0
     # Constants lie beside the graph while TensorRT reads them into the plan.
     check_disk(plan_bytes(graph) + graph.constant_bytes + copied, staging)
@@ -306,12 +312,11 @@ def _manifest(
     request: BuildRequest,
     source: FoundModel,
     graphs: BuiltGraphs,
-    report: EngineReport,
+    engine: EngineEntry,
     digests: dict[str, str],
-    library_sha256: str,
     staging: Path,
 ) -> Manifest:
-    checkpoint, engine = source.checkpoint, request.engine
+    checkpoint = source.checkpoint
     weight_files = {staging / GRAPH_FOLDER / name for name in checkpoint.shard_files()}
     others = [path for path in staging.glob("*/*") if path.is_file() and path not in weight_files]
     files = hash_files(staging, others, silent)
@@ -319,10 +324,10 @@ def _manifest(
         schema_version=SCHEMA_VERSION,
         created_by=f"sala-export {__version__}",
         model=describe_model(source.origin, checkpoint.config, digests),
-        precision=engine.precision,
+        precision=request.engine.precision,
         weights=describe_weights(checkpoint, digests, graphs.engine.constants, included=request.include_weights),
         graph=describe_graph(checkpoint.config, graphs.step, graphs.cpu),
-        engine=describe_engine(checkpoint, engine, graphs, report, library_sha256),
+        engine=engine,
         text=tuple(entry.path for entry in files if entry.path.startswith(f"{TEXT_FOLDER}/")),
         files=files,
     )
