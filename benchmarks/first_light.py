@@ -160,7 +160,7 @@ def plan_text(steps: Sequence[Step], minutes: float) -> str:
     total = sum(step.seconds for step, start in planned(steps, available) if start is not None)
     return "\n".join(
         [
-            "   starts at    takes (predicted for an H100)",
+            "   starts at    takes (as on an H200)",
             *lines,
             f"{total} s of {60 * minutes:.0f} s; the last steps are the first to be left out",
         ]

@@ -1,4 +1,4 @@
-"""The steps of `benchmarks.first_light`, the most telling first. Their seconds on an H100 are predicted.
+"""The steps of `benchmarks.first_light`, the most telling first. Their seconds are what an H200 took, rounded up.
 
 When time runs out, the last steps are the first to be left out.
 """
@@ -46,7 +46,7 @@ _PACKED_DRIVER = Path(__file__).parents[1] / "gpu-pack" / "bin" / "plugin_driver
 _DRIVER = ("--plugin-driver", str(_PACKED_DRIVER)) if _PACKED_DRIVER.is_file() else ()
 
 STEPS = (
-    Step(letter="A", name="compile ahead, one process for each core", command=_module("prewarm"), seconds=35, limit=75),
+    Step(letter="A", name="compile ahead, one process for each core", command=_module("prewarm"), seconds=50, limit=75),
     Step(
         letter="B",
         name="gate: compiled here, as on RTX cards, and the shipped cubins",
@@ -75,35 +75,35 @@ STEPS = (
             "ttft", "--preset", "9b", "--contexts", "64K,128K,1M", "--repeats", "1",
             "--new-tokens", "32", "--budget-seconds", "90", "--gate", "report",
         ),
-        seconds=80,
+        seconds=75,
         limit=110,
     ),
     Step(
         letter="E",
         name="kernels compiled here, and their peers",
         command=_module("kernels", "--rounds", "10", "--seconds", "50", *_KNOWN_GATE),
-        seconds=70,
+        seconds=60,
         limit=120,
     ),
     Step(
         letter="K",
         name="passkeys",
         command=_module("passkey", "--runtime", "torch", "--lengths", "128K,1M"),
-        seconds=25,
+        seconds=30,
         limit=50,
     ),
     Step(
         letter="L",
         name="blocks that neighbours share",
         command=_module("block_overlap", "--model", "both", "--context", "64K"),
-        seconds=25,
+        seconds=15,
         limit=50,
     ),
     Step(
         letter="H",
         name="GPU tests of operators and runtime",
         command=_tests("tests/ops", "tests/torch_runtime", "-n", "8", "--dist", "worksteal"),
-        seconds=50,
+        seconds=40,
         limit=90,
     ),
     Step(
@@ -112,26 +112,26 @@ STEPS = (
         command=_module(
             "kernels", "--sm80-path", "--quick", "--no-peers", "--seconds", "8", *_KNOWN_GATE
         ),
-        seconds=20,
+        seconds=15,
         limit=40,
     ),
-    Step(letter="I", name="counters of ncu", command=_module("gpu_tools", "profile"), seconds=25, limit=50),
+    Step(letter="I", name="counters of ncu", command=_module("gpu_tools", "profile"), seconds=20, limit=50),
     Step(
         letter="G",
         name="tiles of the gather kernel",
         command=_module("kernels", "--tune", "infllmv2_gather_kernel", "--seconds", "10", *_TUNING),
-        seconds=25,
+        seconds=30,
         limit=50,
     ),
     Step(
         letter="M",
         name="segments of Lightning",
         command=_module("kernels", "--tune", "lightning_attention", "--seconds", "8", *_TUNING),
-        seconds=20,
+        seconds=15,
         limit=45,
     ),
-    Step(letter="N", name="memcheck", command=_module("gpu_tools", "memcheck"), seconds=40, limit=90),
-    Step(letter="O", name="initcheck", command=_module("gpu_tools", "initcheck"), seconds=40, limit=90),
+    Step(letter="N", name="memcheck", command=_module("gpu_tools", "memcheck"), seconds=15, limit=90),
+    Step(letter="O", name="initcheck", command=_module("gpu_tools", "initcheck"), seconds=15, limit=90),
 )  # fmt: skip
 
 
