@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from .checkpoint.config import Mixer, SalaConfig
+from .checkpoint.config import SalaConfig
 from .checkpoint.keymap import PACKED_ROLES, Weight, packed_name, weights
 from .checkpoint.quantization import Quantization
 from .checkpoint.reader import CONFIG_FILE
@@ -18,23 +18,16 @@ from .engine.graph import EngineGraph, OperatorNode
 from .engine.memory import DeviceMemory, predict_memory
 from .engine.request import EngineRequest
 from .kernel_support import operator_workspaces
-from .model.attributes import operator_attributes
+from .model.mixers import MIXERS
 from .model.signature import signature
-from .ops.registry import INFLLMV2_ATTENTION, LIGHTNING_ATTENTION
 from .specs import CODE_TYPES, DType, Precision, TensorSpec
-
-OPERATORS = {Mixer.LIGHTNING: LIGHTNING_ATTENTION.onnx_type, Mixer.SPARSE: INFLLMV2_ATTENTION.onnx_type}
-"""ONNX type of the operator that computes a mixer."""
 
 
 def operator_node(config: SalaConfig, layer: int) -> OperatorNode:
     """The node of domain `sala` in a layer, by the name that `onnx/step_graph.py` gives it."""
-    mixer = config.mixer_types[layer]
-    return OperatorNode(
-        name=f"layers.{layer}.self_attn/{OPERATORS[mixer]}",
-        op_type=OPERATORS[mixer],
-        attributes=operator_attributes(config, mixer),
-    )
+    kind = MIXERS[config.mixer_types[layer]]
+    name = kind.contract.onnx_type
+    return OperatorNode(name=f"layers.{layer}.self_attn/{name}", op_type=name, attributes=kind.attributes(config))
 
 
 _LEADING_ONES = {"input_layernorm": 2, "post_attention_layernorm": 2, "norm": 1}

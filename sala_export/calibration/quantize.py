@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..checkpoint.keymap import EMBEDDING, FINAL_NORM, LM_HEAD, layer_weights, weights
-from ..checkpoint.quantization import DEFAULT_IGNORE, GATE_ROLES, QUANTIZATION_FIELD, SCHEMES, Quantization
+from ..checkpoint.quantization import DEFAULT_IGNORE, GATE_PATTERNS, QUANTIZATION_FIELD, SCHEMES, Quantization
 from ..checkpoint.reader import CONFIG_FILE, INDEX_FILE, TOKENIZER_FILE, Checkpoint
 from ..checkpoint.safetensors_header import read_header
 from ..checkpoint.safetensors_writer import NewTensor, write_safetensors
@@ -91,8 +91,7 @@ def quantize_checkpoint(
 
 def quantization(recipe: Recipe) -> Quantization:
     """What the config.json of the result says."""
-    gates = tuple(f"re:.*{role}" for role in GATE_ROLES)
-    ignore = tuple(entry for entry in DEFAULT_IGNORE if not (recipe.include_gates and entry in gates))
+    ignore = tuple(entry for entry in DEFAULT_IGNORE if not (recipe.include_gates and entry in GATE_PATTERNS))
     return Quantization(scheme=SCHEMES[recipe.precision], ignore=ignore)
 
 

@@ -14,17 +14,16 @@ from typing import Any
 from ..errors import ConfigError, UnsupportedError
 from ..specs import Precision
 from .config import read_config_fields
+from .keymap import GATE_ROLES
 
 QUANTIZATION_FIELD = "quantization_config"
 QUANT_METHOD = "compressed-tensors"
 
 QUANTIZABLE_ROLES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Projections that may be quantised by themselves."""
-GATE_ROLES = ("z_proj", "o_gate")
-"""Gates of the mixers: kept in bf16 unless their q, k and v are quantised in the same way."""
-DEFAULT_IGNORE = ("re:.*z_proj", "re:.*o_gate", "lm_head")
-
 _PATTERN = "re:"
+GATE_PATTERNS = tuple(f"{_PATTERN}.*{role}" for role in GATE_ROLES)
+DEFAULT_IGNORE = (*GATE_PATTERNS, "lm_head")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

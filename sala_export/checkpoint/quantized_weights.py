@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from ..errors import CheckpointError, UnsupportedError
 from ..specs import DType, Precision
-from .keymap import Weight, packs
-from .quantization import GATE_ROLES, QUANTIZABLE_ROLES, Quantization, Scheme
+from .keymap import GATE_ROLES, Weight, packs
+from .quantization import QUANTIZABLE_ROLES, Quantization, Scheme
 from .safetensors_header import StoredTensor
 from .tensor_location import TensorLocation, locate
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..checkpoint.config import Mixer, SalaConfig
+from ..checkpoint.config import SalaConfig
 from ..specs import DType, TensorSpec
+from .mixers import MIXERS
 
 PAST = "past_key_values"
 PRESENT = "present"
@@ -46,26 +47,17 @@ class Signature:
 
 def signature(config: SalaConfig, dtype: DType) -> Signature:
     """The step signature of a model whose activations have type `dtype`."""
-    heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     caches: list[CacheEntry] = []
     for layer, mixer in enumerate(config.mixer_types):
-        roles: dict[str, tuple[DType, tuple[int | str, ...]]]
-        if mixer is Mixer.LIGHTNING:
-            roles = {"state": (DType.FLOAT32, ("batch", heads, dim, dim))}
-        else:
-            roles = {
-                "key": (dtype, ("batch", kv_heads, "capacity", dim)),
-                "value": (dtype, ("batch", kv_heads, "capacity", dim)),
-                "k1": (dtype, ("batch", kv_heads, "capacity_k1", dim)),
-                "k2": (dtype, ("batch", kv_heads, "capacity_k2", dim)),
-            }
-        for role, (role_dtype, shape) in roles.items():
+        kind = MIXERS[mixer]
+        for role, tensor in zip(kind.cache_roles, kind.caches, strict=True):
+            spec = kind.spec(tensor, config, dtype)
             caches.append(
                 CacheEntry(
                     layer=layer,
                     role=role,
-                    past=TensorSpec(f"{PAST}.{layer}.{role}", role_dtype, shape),
-                    present=TensorSpec(f"{PRESENT}.{layer}.{role}", role_dtype, shape),
+                    past=TensorSpec(f"{PAST}.{layer}.{role}", spec.dtype, spec.shape),
+                    present=TensorSpec(f"{PRESENT}.{layer}.{role}", spec.dtype, spec.shape),
                 )
             )
     return Signature(
@@ -73,7 +65,7 @@ def signature(config: SalaConfig, dtype: DType) -> Signature:
             TensorSpec("input_ids", DType.INT64, ("batch", "tokens")),
             TensorSpec("past_length", DType.INT32, ("batch",)),
             TensorSpec("context_length", DType.INT32, ("batch",)),
-            TensorSpec("rope_cos_sin", DType.FLOAT32, ("batch", "tokens", dim)),
+            TensorSpec("rope_cos_sin", DType.FLOAT32, ("batch", "tokens", config.head_dim)),
         ),
         logits=TensorSpec("logits", DType.FLOAT32, ("batch", config.vocab_size)),
         caches=tuple(caches),

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..model.half_precision import stream_scale
 from ..model.layers import Cache
-from .layout import PACKED, TOKEN_INPUTS, Arena, Layout
+from ..model.mixers import MIXERS
+from .layout import TOKEN_INPUTS, Arena, Layout
 from .operators import Operators
 from .weights import PackedModel
 
@@ -48,7 +49,8 @@ class Step:
             own = {name.removeprefix(prefix): x for name, x in buffers.items() if name.startswith(prefix)}
             own |= {name: buffers[name] for name in TOKEN_INPUTS}
             self._mixers.append(operators.bound_mixer(layer, cache, own))
-            self._rows.append((own[PACKED[mixer]][0], own["y"][0]))
+            kind = MIXERS[mixer]
+            self._rows.append((own[kind.packed.name][0], own[kind.rows.name][0]))
 
     @property
     def tokens(self) -> int:
