@@ -304,8 +304,8 @@ Status check_version(const Json& content, const std::string& where) {
   const int64_t version = Field(content, "", problem)["schema_version"].integer();
   if (!problem.empty()) return error(ErrorCode::kBundleDamaged, where, ": ", problem, " (build the bundle again)");
   if (version == kSchemaVersion) return success();
-  const std::string advice = version > kSchemaVersion ? "update sala-export"
-                                                      : "build it again: " + rebuild_command(content);
+  const std::string advice =
+      version > kSchemaVersion ? "update sala-export" : "build it again: " + rebuild_command(content);
   return error(ErrorCode::kBundleSchema, where, " has schema_version ", version, ", this release reads ",
                kSchemaVersion, ": ", advice);
 }
@@ -344,8 +344,8 @@ Expected<Manifest> parse_manifest(std::string_view text, const std::string& wher
   SALA_RETURN_IF_ERROR(check_version(*document, where));
   std::string problem;
   const Field root(*document, "", problem);
-  root.allow_only({"schema_version", "created_by", "model", "precision", "weights", "graph", "engine", "text",
-                   "files"});
+  root.allow_only(
+      {"schema_version", "created_by", "model", "precision", "weights", "graph", "engine", "text", "files"});
   Manifest manifest;
   root["created_by"].string();
   manifest.config = config_of(root["model"]);

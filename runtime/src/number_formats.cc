@@ -88,9 +88,8 @@ void convert(const void* from, DType from_type, void* to, DType to_type, int64_t
     with_format(to_type, [&](auto target) {
       const auto* begin = static_cast<const typename decltype(source)::Stored*>(from);
       auto* results = static_cast<typename decltype(target)::Stored*>(to);
-      std::transform(begin, begin + count, results, [](auto stored) {
-        return decltype(target)::encode(decltype(source)::decode(stored));
-      });
+      std::transform(begin, begin + count, results,
+                     [](auto stored) { return decltype(target)::encode(decltype(source)::decode(stored)); });
     });
   });
 }

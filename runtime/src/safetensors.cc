@@ -21,14 +21,10 @@ constexpr int64_t kAlignmentBytes = 8;
 constexpr int64_t kMaxHeaderBytes = int64_t{16} << 20;
 constexpr const char* kMetadata = "__metadata__";
 
-constexpr std::pair<DType, std::string_view> kTypes[] = {{DType::kFloat32, "F32"},
-                                                         {DType::kFloat16, "F16"},
-                                                         {DType::kBFloat16, "BF16"},
-                                                         {DType::kInt32, "I32"},
-                                                         {DType::kInt64, "I64"},
-                                                         {DType::kFloat8E4M3FN, "F8_E4M3"},
-                                                         {DType::kInt8, "I8"},
-                                                         {DType::kUInt8, "U8"}};
+constexpr std::pair<DType, std::string_view> kTypes[] = {
+    {DType::kFloat32, "F32"}, {DType::kFloat16, "F16"},          {DType::kBFloat16, "BF16"}, {DType::kInt32, "I32"},
+    {DType::kInt64, "I64"},   {DType::kFloat8E4M3FN, "F8_E4M3"}, {DType::kInt8, "I8"},       {DType::kUInt8, "U8"},
+};
 
 std::string_view spelling(DType dtype) {
   return std::find_if(std::begin(kTypes), std::end(kTypes), [&](const auto& type) { return type.first == dtype; })

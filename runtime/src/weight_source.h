@@ -14,8 +14,8 @@
 
 #include "file.h"
 #include "manifest.h"
-#include "sha256.h"
 #include "sala/status.h"
+#include "sha256.h"
 
 namespace sala {
 

@@ -45,8 +45,7 @@ Expected<std::string> read_graph(const std::filesystem::path& bundle, const Mani
 }  // namespace
 
 Expected<std::shared_ptr<const Engine>> OnnxRuntimeEngine::create(const std::filesystem::path& bundle,
-                                                                  const Manifest& manifest,
-                                                                  const LoadOptions& options,
+                                                                  const Manifest& manifest, const LoadOptions& options,
                                                                   const WeightSource& source) {
   auto library = OnnxRuntimeLibrary::load(options.onnxruntime_library);
   if (!library) return library.error();
