@@ -15,10 +15,10 @@
 #include <utility>
 #include <vector>
 
+#include "base/sha256.h"
 #include "fake_weights.h"
 #include "mock_engine.h"
 #include "sala/model.h"
-#include "sha256.h"
 
 namespace sala::test {
 

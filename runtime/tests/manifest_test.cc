@@ -1,6 +1,6 @@
 // One broken bundle for every rule of the format.
 
-#include "manifest.h"
+#include "bundle/manifest.h"
 
 #include <gtest/gtest.h>
 
@@ -10,7 +10,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
-#include "sha256.h"
+#include "base/sha256.h"
 
 namespace sala::test {
 namespace {

@@ -1,4 +1,4 @@
-#include "number_formats.h"
+#include "weights/number_formats.h"
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-#include "parallel_load.h"
+#include "weights/parallel_load.h"
 
 #include <gtest/gtest.h>
 

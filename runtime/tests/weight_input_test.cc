@@ -1,11 +1,11 @@
 // Inputs made from tensors in every form, taken whole and in pieces.
 
-#include "weight_input.h"
+#include "weights/weight_input.h"
 
 #include <gtest/gtest.h>
 
 #include "checkpoint_files.h"
-#include "weights.h"
+#include "weights/weights.h"
 
 namespace sala::test {
 namespace {

@@ -1,6 +1,6 @@
 // What a source reads, what it finds damaged, and which checkpoints may take the place of a bundle's weights.
 
-#include "weight_source.h"
+#include "weights/weight_source.h"
 
 #include <gtest/gtest.h>
 #include <sys/stat.h>

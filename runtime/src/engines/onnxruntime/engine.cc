@@ -2,10 +2,10 @@
 
 #include <algorithm>
 
+#include "base/file.h"
+#include "base/library_search.h"
+#include "base/sha256.h"
 #include "engines/onnxruntime/execution.h"
-#include "file.h"
-#include "library_search.h"
-#include "sha256.h"
 
 namespace sala {
 

@@ -9,7 +9,7 @@
 #include "engines/tensorrt/comparison.h"
 #include "engines/tensorrt/plan.h"
 #include "engines/tensorrt/weight_upload.h"
-#include "weight_input.h"
+#include "weights/weight_input.h"
 
 namespace sala::tensorrt {
 

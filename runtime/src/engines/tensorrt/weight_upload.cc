@@ -7,8 +7,8 @@
 #include <utility>
 #include <vector>
 
-#include "parallel_load.h"
-#include "weight_input.h"
+#include "weights/parallel_load.h"
+#include "weights/weight_input.h"
 
 namespace sala::tensorrt {
 
