@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.quantization import SCHEMES
-from ..numerics.emulation import fake_quantize
+from ..model.emulation import fake_quantize
 from ..numerics.weights import nvfp4_global_scale, per_tensor_scale
 from ..specs import Precision
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, UnsupportedError
+from ..numerics.number_formats import E2M1_MAX, E4M3_MAX, INT4_MAX, INT8_MAX
 from ..specs import DType, Precision
 from .config import read_config_fields
 from .keymap import GATE_ROLES
@@ -77,7 +78,7 @@ SCHEMES: Mapping[Precision, Scheme] = {
         precision=Precision.FP8,
         format="float-quantized",
         tensors={"weight": DType.FLOAT8_E4M3FN, **_SCALES},
-        largest=448.0,
+        largest=E4M3_MAX,
         input_type=DType.FLOAT8_E4M3FN,
         group=None,
         weights={"num_bits": 8, **_FLOAT, "strategy": "tensor"},
@@ -87,7 +88,7 @@ SCHEMES: Mapping[Precision, Scheme] = {
         precision=Precision.INT8,
         format="int-quantized",
         tensors={"weight": DType.INT8, **_SCALES},
-        largest=127.0,
+        largest=INT8_MAX,
         input_type=DType.INT8,
         group=None,
         weights={"num_bits": 8, **_INTEGER, "strategy": "tensor"},
@@ -97,7 +98,7 @@ SCHEMES: Mapping[Precision, Scheme] = {
         precision=Precision.INT4,
         format="pack-quantized",
         tensors={"weight_packed": DType.INT32, "weight_scale": DType.BFLOAT16, "weight_shape": DType.INT64},
-        largest=7.0,
+        largest=INT4_MAX,
         input_type=None,
         group=128,
         weights={"num_bits": 4, **_INTEGER, "strategy": "group", "group_size": 128},
@@ -112,7 +113,7 @@ SCHEMES: Mapping[Precision, Scheme] = {
             "weight_global_scale": DType.FLOAT32,
             "input_global_scale": DType.FLOAT32,
         },
-        largest=6.0,
+        largest=E2M1_MAX,
         input_type=DType.FLOAT4_E2M1FN,
         group=16,
         weights=_BLOCKS,

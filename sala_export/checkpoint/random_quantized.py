@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ..numerics.number_formats import E2M1_VALUES, E4M3_MAX, E4M3_VALUES
 from ..specs import DType
 from .keymap import Weight
 from .quantization import Quantization, Scheme
-from .quantized_weights import E2M1_VALUES, E4M3_VALUES
 from .random_weights import RandomWeights, normal_quantiles
 from .safetensors_header import TYPE_NAMES
 from .safetensors_writer import NewTensor
@@ -22,7 +22,6 @@ _INPUT_LIMIT = 16.0
 """Inputs of projections are of order 1: this covers normed rows, attention outputs and gated products."""
 _GROUP_LIMIT = 2.5
 """Of int4 and nvfp4, in standard deviations: about the largest of a group of calibrated weights."""
-_E4M3_LARGEST = 448.0
 _BLOCK_SCALES = 64
 """Different scales among the groups of a tensor, from 1 down to half of the largest."""
 
@@ -61,7 +60,7 @@ class RandomQuantizedWeights:
         table = _codes(scheme, largest / _GROUP_LIMIT)
         # Means of group scales are three quarters of the largest.
         scale = _GROUP_LIMIT * own / largest / 0.75
-        divisor = _E4M3_LARGEST * largest / (_WEIGHT_LIMIT * std)
+        divisor = E4M3_MAX * largest / (_WEIGHT_LIMIT * std)
         has_global_scale = "weight_global_scale" in scheme.tensors
         scales = _e4m3_scales(scale * divisor) if has_global_scale else _bfloat16_scales(scale)
         groups = Weight(name=_sibling(weight, "weight_scale"), shape=(outputs, inputs // (scheme.group or 1)))
@@ -88,7 +87,7 @@ class RandomQuantizedWeights:
             packed,
             group_scales,
             _scalar(weight, "weight_global_scale", divisor),
-            _scalar(weight, "input_global_scale", _E4M3_LARGEST * largest / _INPUT_LIMIT),
+            _scalar(weight, "input_global_scale", E4M3_MAX * largest / _INPUT_LIMIT),
         )
 
     def _type_name(self, role: str) -> str:
@@ -115,7 +114,7 @@ def _codes(scheme: Scheme, std: float) -> Codes:
         case None:
             codes = np.rint(values) + 8
         case _:
-            codes = _nearest(E2M1_VALUES, np.abs(values)) | (values < 0) * 8
+            codes = _nearest(np.array(E2M1_VALUES, np.float32), np.abs(values)) | (values < 0) * 8
     return codes.astype(np.uint8)
 
 
@@ -137,7 +136,7 @@ def _bfloat16_scales(largest: float) -> NDArray[np.uint16]:
 
 
 def _e4m3_scales(largest: float) -> Codes:
-    return _nearest(E4M3_VALUES[:127], _spread(min(largest, _E4M3_LARGEST)).astype(np.float64)).astype(np.uint8)
+    return _nearest(E4M3_VALUES[:127], _spread(min(largest, E4M3_MAX)).astype(np.float64)).astype(np.uint8)
 
 
 def _spread(largest: float) -> NDArray[np.float32]:

@@ -1,7 +1,7 @@
 """The graph that an export will give and the memory that its engine will take, from config.json alone.
 
 So a build that cannot fit is refused before anything is written, and `plan` needs no weights.
-`tests/test_planned_graph.py` holds it equal to what `read_graph` finds in the exported file.
+`tests/building/test_planned_graph.py` holds it equal to what `read_graph` finds in the exported file.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from collections.abc import Collection, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from .checkpoint.config import SalaConfig
-from .checkpoint.keymap import PACKED_ROLES, Weight, packed_name, weights
-from .checkpoint.quantization import Quantization, Scheme
-from .checkpoint.reader import CONFIG_FILE
-from .engine.graph import EngineGraph, OperatorNode
-from .engine.memory import DeviceMemory, predict_memory
-from .engine.request import EngineRequest
+from ..checkpoint.config import SalaConfig
+from ..checkpoint.keymap import PACKED_ROLES, Weight, packed_name, weights
+from ..checkpoint.quantization import Quantization, Scheme
+from ..checkpoint.reader import CONFIG_FILE
+from ..engine.graph import EngineGraph, OperatorNode
+from ..engine.memory import MemoryUsage, predict_memory
+from ..engine.request import EngineRequest
+from ..model.mixers import MIXERS
+from ..model.signature import signature
+from ..specs import DType, Precision, TensorSpec
 from .kernel_support import operator_workspaces
-from .model.mixers import MIXERS
-from .model.signature import signature
-from .specs import DType, Precision, TensorSpec
 
 
 def operator_node(config: SalaConfig, layer: int) -> OperatorNode:
@@ -101,10 +101,8 @@ def _constant_bytes(weight: Weight, quantization: Quantization | None) -> int:
     return quantization.stored_bytes(weight.shape[0], weight.shape[1]) - inputs
 
 
-def planned_memory(
-    config: SalaConfig, request: EngineRequest, quantization: Quantization | None = None
-) -> DeviceMemory:
-    """What the engine of this model will take on a GPU, the scratch of the shipped kernels included."""
+def planned_memory(graph: EngineGraph, config: SalaConfig, request: EngineRequest) -> MemoryUsage:
+    """What an engine takes on a GPU, the scratch of the shipped kernels included; `graph` is the planned one."""
     workspaces = operator_workspaces(
         config,
         request.precision,
@@ -112,4 +110,4 @@ def planned_memory(
         tokens=request.prefill_chunk,
         capacity=request.max_context,
     )
-    return predict_memory(planned_graph(config, request.precision, quantization), request, workspaces)
+    return predict_memory(graph, request, workspaces)
