@@ -21,9 +21,8 @@ std::string bytes_of_values(const std::vector<T>& values) {
 }
 
 constexpr std::pair<DType, std::string_view> kSafetensorsTypes[] = {
-    {DType::kFloat32, "F32"},          {DType::kFloat16, "F16"}, {DType::kBFloat16, "BF16"},
-    {DType::kFloat8E4M3FN, "F8_E4M3"}, {DType::kInt8, "I8"},     {DType::kUInt8, "U8"},
-    {DType::kInt32, "I32"},
+    {DType::kFloat32, "F32"}, {DType::kFloat16, "F16"}, {DType::kBFloat16, "BF16"}, {DType::kFloat8E4M3FN, "F8_E4M3"},
+    {DType::kInt8, "I8"},     {DType::kUInt8, "U8"},    {DType::kInt32, "I32"},
 };
 
 /// The spelling of a type in safetensors. The type must have one.
