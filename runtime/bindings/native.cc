@@ -258,7 +258,7 @@ NB_MODULE(_native, module) {
                   "operators_library"_a.none(), "tensorrt_library"_a.none(), "runtime_cache"_a.none(), "decode_graph"_a,
                   "weights"_a.none(), "on_progress"_a.none(), "threads"_a, "verify_hashes"_a)
       .def_static("create", &create_model, "engine"_a, nb::kw_only(), "source"_a, "fingerprint"_a, "vocab_size"_a,
-                  "max_position_embeddings"_a, "eos_token_ids"_a, "inv_freq"_a, "kernel_size"_a, "kernel_stride"_a)
+                  "max_position_embeddings"_a, "eos_token_ids"_a, "inv_freq"_a, "kernel_size"_a, "kernel_stride"_a, "dense_len"_a)
       .def_prop_ro("runtime", [](const Model& model) { return std::string(model.engine().name()); })
       .def_prop_ro("runtime_reason", &Model::runtime_reason)
       .def_prop_ro("precision", [](const Model& model) { return std::string(model.engine().precision()); })

@@ -36,6 +36,7 @@ class Model:
         inv_freq: list[float],
         kernel_size: int,
         kernel_stride: int,
+        dense_len: int,
     ) -> Model: ...
     @property
     def runtime(self) -> str: ...

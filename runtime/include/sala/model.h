@@ -28,6 +28,7 @@ struct ModelConfig {
   std::vector<float> inv_freq;  // RoPE, [head_dim / 2]
   int64_t kernel_size = 0;      // tokens of a compressed key k1; k2 takes four times as many
   int64_t kernel_stride = 0;    // tokens between neighbouring k1
+  int64_t dense_len = 0;        // contexts of fewer tokens are attended densely; -1: none is
 };
 
 enum class Runtime { kAuto, kOnnxRuntime, kTensorRt };
