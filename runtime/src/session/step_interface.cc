@@ -1,0 +1,119 @@
+#include "session/step_interface.h"
+
+#include <algorithm>
+#include <string_view>
+
+#include "sala/step_names.h"
+
+namespace sala {
+
+using namespace step_names;
+
+namespace {
+
+int64_t windows(int64_t tokens, int64_t size, int64_t stride) {
+  return tokens < size ? 0 : (tokens - size) / stride + 1;
+}
+
+const TensorSpec* find(std::span<const TensorSpec> specs, std::string_view name) {
+  const auto found =
+      std::find_if(specs.begin(), specs.end(), [&](const TensorSpec& spec) { return spec.name == name; });
+  return found == specs.end() ? nullptr : &*found;
+}
+
+Extent symbol(std::string_view name) { return {0, std::string(name)}; }
+
+TensorSpec spec(std::string_view name, DType dtype, std::vector<Extent> shape) {
+  return {std::string(name), dtype, std::move(shape)};
+}
+
+Status require(std::span<const TensorSpec> specs, const TensorSpec& expected) {
+  const TensorSpec* found = find(specs, expected.name);
+  if (found == nullptr) return error(ErrorCode::kInvalidArgument, "the engine has no tensor ", expected.name);
+  if (found->dtype != expected.dtype || found->shape != expected.shape) {
+    return error(ErrorCode::kInvalidArgument, "the engine's tensor ", expected.name,
+                 " has another type or shape than a step of this model");
+  }
+  return success();
+}
+
+Expected<CacheSpec> cache_of(const TensorSpec& past, std::span<const TensorSpec> outputs) {
+  CacheSpec cache{past, std::string(kPresent) + past.name.substr(kPast.size()), CacheRows::kAll, 0};
+  SALA_RETURN_IF_ERROR(require(outputs, {cache.present_name, past.dtype, past.shape}));
+  for (size_t axis = 0; axis < past.shape.size(); ++axis) {
+    const std::string& name = past.shape[axis].symbol;
+    if (name.empty() || name == kBatch) continue;
+    if (name != kCapacity && name != kCapacityK1 && name != kCapacityK2) {
+      return error(ErrorCode::kInvalidArgument, "cache ", past.name, " has the unknown dimension ", name);
+    }
+    cache.rows = name == kCapacity     ? CacheRows::kTokens
+                 : name == kCapacityK1 ? CacheRows::kK1Windows
+                                       : CacheRows::kK2Windows;
+    cache.row_axis = axis;
+  }
+  return cache;
+}
+
+}  // namespace
+
+int64_t CacheSpec::valid_rows(const ModelConfig& config, int64_t tokens) const {
+  switch (rows) {
+    case CacheRows::kK1Windows:
+      return windows(tokens, config.kernel_size, config.kernel_stride);
+    case CacheRows::kK2Windows:
+      return windows(tokens, 4 * config.kernel_size, 4 * config.kernel_stride);
+    case CacheRows::kTokens:
+    case CacheRows::kAll:
+      break;
+  }
+  return tokens;
+}
+
+Expected<StepInterface> StepInterface::create(const ModelConfig& config, const Engine& engine) {
+  const auto inputs = engine.inputs();
+  const auto outputs = engine.outputs();
+  const Extent batch = symbol(kBatch), tokens = symbol(kTokens);
+  const Extent rope_width{2 * static_cast<int64_t>(config.inv_freq.size()), {}};
+  SALA_RETURN_IF_ERROR(require(inputs, spec(kInputIds, DType::kInt64, {batch, tokens})));
+  SALA_RETURN_IF_ERROR(require(inputs, spec(kPastLength, DType::kInt32, {batch})));
+  SALA_RETURN_IF_ERROR(require(inputs, spec(kContextLength, DType::kInt32, {batch})));
+  SALA_RETURN_IF_ERROR(require(inputs, spec(kRopeCosSin, DType::kFloat32, {batch, tokens, rope_width})));
+  SALA_RETURN_IF_ERROR(require(outputs, spec(kLogits, DType::kFloat32, {batch, {config.vocab_size, {}}})));
+  StepInterface step;
+  for (const TensorSpec& input : inputs) {
+    if (!input.name.starts_with(kPast)) continue;
+    auto cache = cache_of(input, outputs);
+    if (!cache) return cache.error();
+    step.caches.push_back(*std::move(cache));
+  }
+  if (inputs.size() != step.caches.size() + 4 || outputs.size() != step.caches.size() + 1) {
+    return error(ErrorCode::kInvalidArgument, "the engine has ", inputs.size(), " inputs and ", outputs.size(),
+                 " outputs, of which ", step.caches.size(), " are caches: some tensor is not part of a step");
+  }
+  return step;
+}
+
+SymbolSizes cache_sizes(const ModelConfig& config, int64_t capacity) {
+  // Compressed caches hold at least one key, for a tensor may not be empty.
+  const int64_t k1 = windows(capacity, config.kernel_size, config.kernel_stride);
+  const int64_t k2 = windows(capacity, 4 * config.kernel_size, 4 * config.kernel_stride);
+  SymbolSizes sizes;
+  sizes.emplace(kBatch, 1);
+  sizes.emplace(kCapacity, capacity);
+  sizes.emplace(kCapacityK1, std::max<int64_t>(1, k1));
+  sizes.emplace(kCapacityK2, std::max<int64_t>(1, k2));
+  return sizes;
+}
+
+std::array<Tensor, 4> StepInputs::tensors() const {
+  const int64_t tokens = static_cast<int64_t>(input_ids.size());
+  const int64_t rope_width = static_cast<int64_t>(rope_cos_sin.size()) / std::max<int64_t>(1, tokens);
+  // Engines only read them, but their libraries take no pointers to constants.
+  const auto data = [](const auto* values) { return const_cast<void*>(static_cast<const void*>(values)); };
+  return {Tensor{kInputIds, DType::kInt64, {1, tokens}, data(input_ids.data())},
+          Tensor{kPastLength, DType::kInt32, {1}, data(&past_length)},
+          Tensor{kContextLength, DType::kInt32, {1}, data(&context_length)},
+          Tensor{kRopeCosSin, DType::kFloat32, {1, tokens, rope_width}, data(rope_cos_sin.data())}};
+}
+
+}  // namespace sala
