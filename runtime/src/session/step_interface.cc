@@ -105,15 +105,4 @@ SymbolSizes cache_sizes(const ModelConfig& config, int64_t capacity) {
   return sizes;
 }
 
-std::array<Tensor, 4> StepInputs::tensors() const {
-  const int64_t tokens = static_cast<int64_t>(input_ids.size());
-  const int64_t rope_width = static_cast<int64_t>(rope_cos_sin.size()) / std::max<int64_t>(1, tokens);
-  // Engines only read them, but their libraries take no pointers to constants.
-  const auto data = [](const auto* values) { return const_cast<void*>(static_cast<const void*>(values)); };
-  return {Tensor{kInputIds, DType::kInt64, {1, tokens}, data(input_ids.data())},
-          Tensor{kPastLength, DType::kInt32, {1}, data(&past_length)},
-          Tensor{kContextLength, DType::kInt32, {1}, data(&context_length)},
-          Tensor{kRopeCosSin, DType::kFloat32, {1, tokens, rope_width}, data(rope_cos_sin.data())}};
-}
-
 }  // namespace sala
