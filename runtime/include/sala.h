@@ -116,7 +116,7 @@ typedef int32_t (*sala_load_callback)(int64_t done_bytes, int64_t total_bytes, v
 
 typedef struct sala_load_options {
   size_t struct_size;
-  const char* runtime;             /* "auto", "onnxruntime", "tensorrt"; NULL: "auto" */
+  const char* runtime; /* a name of docs/runtimes.md, or "auto": the first that this machine can run. NULL: "auto" */
   const char* onnxruntime_library; /* libonnxruntime; NULL: looked for beside this library, in ../lib, in the system */
   const char* operators_library;   /* libsala_ort.so; NULL: looked for beside this library and in ../lib */
   const char* tensorrt_library;    /* libtensorrt_rtx or libnvinfer; NULL: looked for as onnxruntime_library is */
@@ -250,8 +250,8 @@ SALA_API void sala_session_stop(sala_session* session);
  * and sala_session_save does not write them. */
 typedef struct sala_prefiller sala_prefiller;
 
-/* `tokens_total`: tokens that will come, told to on_progress; -1 if unknown. The session must not do anything else until
- * the finish. */
+/* `tokens_total`: tokens that will come, told to on_progress; -1 if unknown. The session must not do anything else
+ * until the finish. */
 SALA_API sala_error* sala_prefiller_create(sala_session* session, const sala_prefill_options* options,
                                            int64_t tokens_total, sala_prefiller** prefiller);
 /* Takes any number of tokens. Refuses them whole with 1xx, which leaves the prefiller usable. */

@@ -21,7 +21,8 @@ int64_t step_bytes(const TensorSpec& spec, int64_t tokens) {
 }
 
 bool depends_on_tokens(const TensorSpec& spec) {
-  return std::any_of(spec.shape.begin(), spec.shape.end(), [](const Extent& each) { return each.symbol == step_names::kTokens; });
+  return std::any_of(spec.shape.begin(), spec.shape.end(),
+                     [](const Extent& each) { return each.symbol == step_names::kTokens; });
 }
 
 }  // namespace
