@@ -86,7 +86,7 @@ Status LoadedPlan::start(const Library& library) {
   if (!runtime_) return failure("start");
   if (options_.allocator) {
     allocator_ = std::make_unique<Allocator>(*memory_);
-    call<void>(runtime_.get(), interface_->set_gpu_allocator, static_cast<void*>(allocator_.get()));
+    interface_->set_gpu_allocator(runtime_.get(), allocator_.get());
   }
   return success();
 }
@@ -96,9 +96,8 @@ Status LoadedPlan::deserialise(const std::filesystem::path& bundle, const Manife
   if (!plan) return plan.error();
   // Before anything of it is on the GPU.
   SALA_RETURN_IF_ERROR(check_room(manifest, plan->bytes()));
-  call<void>(runtime_.get(), interface_->set_engine_host_code_allowed, true);  // the plugin library in the plan
-  engine_.reset(call<void*>(runtime_.get(), interface_->deserialize_cuda_engine, static_cast<const void*>(plan->data()),
-                            static_cast<size_t>(plan->bytes())));
+  interface_->set_engine_host_code_allowed(runtime_.get(), true);  // the plugin library in the plan
+  engine_.reset(interface_->deserialize_cuda_engine(runtime_.get(), plan->data(), static_cast<size_t>(plan->bytes())));
   if (!engine_) return failure("load " + name_);
   return compare_with_manifest(*interface_, engine_.get(), manifest);
 }
@@ -128,8 +127,7 @@ void LoadedPlan::measure(const Manifest& manifest) {
   }
   for (const int32_t index : kProfileIndex) {
     buffer_sizes_.activation_bytes =
-        std::max(buffer_sizes_.activation_bytes,
-                 call<int64_t>(engine_.get(), interface_->get_device_memory_size_for_profile, index));
+        std::max(buffer_sizes_.activation_bytes, interface_->get_device_memory_size_for_profile(engine_.get(), index));
   }
 }
 
