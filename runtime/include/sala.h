@@ -244,10 +244,10 @@ SALA_API void sala_session_stop(sala_session* session);
 
 /* A prefill whose tokens arrive bit by bit. The logits do not depend on how the prompt is cut.
  *
- * The model attends densely to contexts shorter than its dense_len and sparsely to longer ones, from their first token
- * on. So tokens wait until the context is that long or the finish tells that it ends before. From then on every step
- * runs as soon as it is full. Tokens that wait are not in the session yet: sala_session_position does not count them,
- * and sala_session_save does not write them. */
+ * All tokens of a prompt are attended densely if the context has fewer tokens than the model's dense_len at the end of
+ * the prompt, else sparsely. So tokens wait until the context is that long or the finish ends the prompt. From then on
+ * every step runs as soon as it is full. Tokens that wait are not in the session: sala_session_position does not count
+ * them, and sala_session_save does not write them. */
 typedef struct sala_prefiller sala_prefiller;
 
 /* `tokens_total`: tokens that will come, told to on_progress; -1 if unknown. The session must not do anything else
