@@ -17,9 +17,9 @@ namespace sala {
 /// gives the same steps and logits however it is cut into feeds.
 ///
 /// All tokens of a prompt are attended densely if the context has fewer than `ModelConfig::dense_len` tokens at the end
-/// of the prompt, else sparsely. So tokens wait until the context is that long or `finish` ends the prompt. From then on
-/// every step runs as soon as it is full. Waiting tokens are not in the session: `position` does not count them, `save`
-/// does not write them, and a prefiller that is destroyed before `finish` drops them.
+/// of the prompt, else sparsely. So tokens wait until the context is that long or `finish` ends the prompt. From then
+/// on every step runs as soon as it is full. Waiting tokens are not in the session: `position` does not count them,
+/// `save` does not write them, and a prefiller that is destroyed before `finish` drops them.
 ///
 /// The session may move, but must outlive it and not be used for anything else until `finish` (kInvalidArgument). After
 /// kStopped or a failed step the prefiller has ended, and the session is at the border of the last step that ran.
