@@ -5,13 +5,12 @@ from __future__ import annotations
 import itertools
 import logging
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import __version__
-from .bundle.hashing import Hashing, Span, hash_files
-from .bundle.manifest import (
+from ..bundle.hashing import Hashing, Span, hash_files
+from ..bundle.manifest import (
     ENGINE_FOLDER,
     GRAPH_FOLDER,
     MANIFEST_FILE,
@@ -20,105 +19,30 @@ from .bundle.manifest import (
     EngineEntry,
     Manifest,
 )
-from .bundle.reader import Bundle
+from ..bundle.reader import Bundle
+from ..checkpoint.reader import TOKENIZER_FILE, Checkpoint
+from ..engine.build import LOG_FILE, build_engine
+from ..engine.flavour import select_flavour
+from ..engine.graph import EngineGraph
+from ..engine.host import check_disk, check_memory, plan_bytes
+from ..engine.memory import check_fits
+from ..engine.report import EngineReport
+from ..errors import BuildError, RequestError
+from ..installation import VERSION, plugin_library
+from ..progress import ProgressCallback, silent
+from ..specs import Precision
+from ..staging import MARKER, require_free_path, staged_directory
 from .bundle_entries import BuiltGraphs, describe_engine, describe_graph, describe_model, describe_weights
-from .checkpoint.config import DEFAULT_MODEL, SalaConfig
-from .checkpoint.hub import resolve_model
-from .checkpoint.quantization import read_quantization
-from .checkpoint.reader import CONFIG_FILE, TOKENIZER_FILE, Checkpoint
-from .engine.build import LOG_FILE, build_engine
-from .engine.flavour import select_flavour
-from .engine.graph import EngineGraph
-from .engine.host import check_disk, check_memory, plan_bytes
-from .engine.memory import check_fits
-from .engine.report import EngineReport
-from .engine.request import EngineRequest
-from .errors import BuildError, RequestError
 from .kernel_support import require_kernels
-from .native_libraries import plugin_library
 from .planned_graph import planned_graph, planned_memory
-from .progress import Progress, silent
-from .specs import Precision
-from .staging import MARKER, require_free_path, staged_directory
+from .requests import BuildRequest, ModelRequest, OpenedCheckpoint
 
 if TYPE_CHECKING:
-    from .calibration.layer import Recipe
-    from .calibration.quantize import QuantizeResult
-    from .calibration.samples import SampleRequest
+    from ..calibration.layer import QuantizationRecipe
+    from ..calibration.quantize import QuantizeResult
+    from ..calibration.samples import SampleRequest
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelRequest:
-    """Which model to take, and how much of it."""
-
-    model: str = DEFAULT_MODEL
-    """A directory in Hugging Face layout, or a hub id."""
-    revision: str | None = None
-    layers: int | None = None
-    """Take the first so many layers only, with the residual scale of the whole model."""
-
-    @property
-    def name(self) -> str:
-        """The model's own name, without owner or folders."""
-        path = Path(self.model).expanduser()
-        return path.resolve().name if path.is_dir() else path.name
-
-    def stored_precision(self) -> Precision | None:
-        """In which the model is quantised, from its config.json alone; None if it is not.
-
-        Raises: ConfigError, UnsupportedError or CheckpointError.
-        """
-        quantization = read_quantization(self._config_file())
-        return quantization.precision if quantization else None
-
-    def _config_file(self) -> Path:
-        return resolve_model(self.model, self.revision, config_only=True) / CONFIG_FILE
-
-    def open(self) -> FoundModel:
-        """Find, download if need be, and check the checkpoint.
-
-        Raises: CheckpointError, ConfigError, UnsupportedError or RequestError.
-        """
-        # Judged before gigabytes are fetched.
-        SalaConfig.from_file(self._config_file())
-        directory = resolve_model(self.model, self.revision)
-        origin = self.name
-        if not Path(self.model).expanduser().is_dir():
-            # A hub snapshot lies in a folder named after its commit, which says more than a branch.
-            origin = f"{self.model}@{directory.name}"
-        return FoundModel(checkpoint=Checkpoint.open(directory, layers=self.layers), origin=origin)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FoundModel:
-    """A model that was found."""
-
-    checkpoint: Checkpoint
-    origin: str
-    """How a bundle names it: hub id and commit, or the name of the directory; no path of the machine that built it."""
-
-    def require_outside(self, output: Path) -> None:
-        """Refuse an output that holds the checkpoint, which `--force` would delete.
-
-        Raises: RequestError.
-        """
-        if self.checkpoint.directory.resolve().is_relative_to(output.resolve()):
-            raise RequestError(f"{output} holds the checkpoint itself: choose another --output")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BuildRequest:
-    """One bundle."""
-
-    model: ModelRequest
-    engine: EngineRequest
-    output: Path
-    copy_weights: bool = False
-    include_weights: bool = True
-    """False: whoever runs the bundle gives it the weights."""
-    force: bool = False
 
 
 def export_onnx(
@@ -128,13 +52,13 @@ def export_onnx(
     *,
     copy_weights: bool = False,
     force: bool = False,
-    on_progress: Progress = silent,
+    on_progress: ProgressCallback = silent,
 ) -> None:
     """Write the ONNX graph of a model and its weights as the directory `output`, whole or not at all.
 
     Raises: InputError for bad input.
     """
-    from .onnx.export import export_graph
+    from ..onnx.export import export_graph
 
     require_free_path(output, marker=MARKER, force=force)
     source = request.open()
@@ -147,18 +71,18 @@ def export_onnx(
 
 def quantize_model(
     request: ModelRequest,
-    recipe: Recipe,
+    recipe: QuantizationRecipe,
     samples: SampleRequest,
     output: Path,
     *,
     force: bool = False,
-    on_progress: Progress = silent,
+    on_progress: ProgressCallback = silent,
 ) -> QuantizeResult:
     """Quantise a model as the directory `output`, whole or not at all; an interrupted run is taken up by the next.
 
     Raises: InputError for bad input.
     """
-    from .calibration.quantize import quantize_checkpoint
+    from ..calibration.quantize import quantize_checkpoint
 
     require_free_path(output, marker=MARKER, force=force)
     source = request.open()
@@ -166,7 +90,9 @@ def quantize_model(
     return quantize_checkpoint(source.checkpoint, recipe, samples, output, force=force, on_progress=on_progress)
 
 
-def quantize_for_build(request: BuildRequest, samples: SampleRequest, on_progress: Progress = silent) -> BuildRequest:
+def quantize_for_build(
+    request: BuildRequest, samples: SampleRequest, on_progress: ProgressCallback = silent
+) -> BuildRequest:
     """Quantise the model of `request` first, by the best algorithm of its precision; returns the build of the result.
 
     The quantised checkpoint is written beside the bundle as MODEL-PRECISION and stays there, for other GPUs.
@@ -174,7 +100,7 @@ def quantize_for_build(request: BuildRequest, samples: SampleRequest, on_progres
     Raises: RequestError if the precision is none of a quantised model, or the checkpoint is there already; else as
         `quantize_model`.
     """
-    from .calibration.layer import Recipe
+    from ..calibration.layer import QuantizationRecipe
 
     precision = request.engine.precision
     if not precision.is_quantized:
@@ -185,12 +111,12 @@ def quantize_for_build(request: BuildRequest, samples: SampleRequest, on_progres
     quantised = request.output.parent / f"{request.model.name}-{precision}"
     if quantised.exists():
         raise RequestError(f"{quantised} exists: build it with --model {quantised}, or remove it to quantise again")
-    recipe = Recipe.from_options(precision)
+    recipe = QuantizationRecipe.from_options(precision)
     quantize_model(request.model, recipe, samples, quantised, on_progress=on_progress)
     return replace(request, model=ModelRequest(model=str(quantised), layers=request.model.layers))
 
 
-def build_bundle(request: BuildRequest, on_progress: Progress = silent) -> Bundle:
+def build_bundle(request: BuildRequest, on_progress: ProgressCallback = silent) -> Bundle:
     """Build an engine and everything around it as the directory `request.output`, whole or not at all.
 
     Raises: InputError for bad input, before the long work where it can be known; ExportError or BuildError if a stage
@@ -219,7 +145,7 @@ def build_bundle(request: BuildRequest, on_progress: Progress = silent) -> Bundl
     return Bundle.open(request.output)
 
 
-def _check(request: BuildRequest, source: FoundModel) -> EngineGraph:
+def _check(request: BuildRequest, source: OpenedCheckpoint) -> EngineGraph:
     """Refuse, from config.json and the headers of the weights alone, what cannot be built or would not fit its GPU.
 
     Returns: the engine's graph as it will be.
@@ -230,7 +156,7 @@ def _check(request: BuildRequest, source: FoundModel) -> EngineGraph:
     for capability in engine.target.compute_capabilities:
         require_kernels(checkpoint.config, engine.precision, capability)
     graph = planned_graph(checkpoint.config, engine.precision, checkpoint.quantization)
-    check_fits(graph, engine, planned_memory(checkpoint.config, engine, checkpoint.quantization))
+    check_fits(graph, engine, planned_memory(graph, checkpoint.config, engine))
     check_memory(graph.constant_bytes)
     if TOKENIZER_FILE not in checkpoint.accessory_files():
         logger.warning("%s has no %s: the bundle will take token ids, not text", source.origin, TOKENIZER_FILE)
@@ -238,10 +164,10 @@ def _check(request: BuildRequest, source: FoundModel) -> EngineGraph:
 
 
 def _place_weights(
-    request: BuildRequest, checkpoint: Checkpoint, graph: EngineGraph, staging: Path, on_progress: Progress
+    request: BuildRequest, checkpoint: Checkpoint, graph: EngineGraph, staging: Path, on_progress: ProgressCallback
 ) -> dict[Path, str]:
     """Put the weight files beside the graph, if the bundle is to have them; returns their names by path."""
-    from .onnx.weights import copied_bytes, place_weights
+    from ..onnx.weights import copied_bytes, place_weights
 
     folder, files = staging / GRAPH_FOLDER, {where.file for where in checkpoint.tensors().values()}
     copied = copied_bytes(files, folder, copy=request.copy_weights) if request.include_weights else 0
@@ -264,12 +190,12 @@ def _spans(checkpoint: Checkpoint, placed: dict[Path, str], staging: Path) -> di
 
 
 def _export(
-    request: BuildRequest, checkpoint: Checkpoint, staging: Path, placed: dict[Path, str], on_progress: Progress
+    request: BuildRequest, checkpoint: Checkpoint, staging: Path, placed: dict[Path, str], on_progress: ProgressCallback
 ) -> BuiltGraphs:
     """Write the three forms of the step's graph."""
-    from .onnx.cpu_form import export_cpu_graph
-    from .onnx.engine_form import export_engine_graph
-    from .onnx.export import write_graph
+    from ..onnx.cpu_form import export_cpu_graph
+    from ..onnx.engine_form import export_engine_graph
+    from ..onnx.export import write_graph
 
     graph, precision = staging / GRAPH_FOLDER, request.engine.precision
     on_progress("graph", 0, 3)
@@ -283,10 +209,10 @@ def _export(
 
 
 def _build(
-    request: BuildRequest, staging: Path, graphs: BuiltGraphs, library: Path, on_progress: Progress
+    request: BuildRequest, staging: Path, graphs: BuiltGraphs, library: Path, on_progress: ProgressCallback
 ) -> EngineReport:
     """Build the engine. If TensorRT fails, its log outlives the staging directory."""
-    from .onnx.engine_form import ENGINE_GRAPH_FILE
+    from ..onnx.engine_form import ENGINE_GRAPH_FILE
 
     folder = staging / ENGINE_FOLDER
     try:
@@ -310,7 +236,7 @@ def _free_name(path: Path) -> Path:
 
 def _manifest(
     request: BuildRequest,
-    source: FoundModel,
+    source: OpenedCheckpoint,
     graphs: BuiltGraphs,
     engine: EngineEntry,
     digests: dict[str, str],
@@ -322,7 +248,7 @@ def _manifest(
     files = hash_files(staging, others, silent)
     return Manifest(
         schema_version=SCHEMA_VERSION,
-        created_by=f"sala-export {__version__}",
+        created_by=f"sala-export {VERSION}",
         model=describe_model(source.origin, checkpoint.config, digests),
         precision=request.engine.precision,
         weights=describe_weights(checkpoint, digests, graphs.engine.constants, included=request.include_weights),

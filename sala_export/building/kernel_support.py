@@ -2,44 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
-from .checkpoint.config import Mixer, SalaConfig
-from .errors import UnsupportedError
-from .model.attributes import operator_attributes
-from .model.signature import cache_sizes
-from .ops.common.launch import unsupported_reason
-from .ops.common.targets import AOT_ARCHITECTURES, serving_architecture
-from .ops.registry import INFLLMV2_ATTENTION, LIGHTNING_ATTENTION
-from .specs import Precision
+from ..checkpoint.config import Mixer, SalaConfig
+from ..errors import UnsupportedError
+from ..model.attributes import operator_attributes
+from ..model.signature import cache_sizes
+from ..ops.common.launch import unsupported_reason
+from ..ops.common.targets import require_architecture
+from ..ops.registry import INFLLMV2_ATTENTION, LIGHTNING_ATTENTION
+from ..specs import ComputeCapability, Precision
 
 _CONTRACTS = {Mixer.LIGHTNING: LIGHTNING_ATTENTION, Mixer.SPARSE: INFLLMV2_ATTENTION}
 
 
-class Capability(Protocol):
-    """Compute capability of a GPU, as recipes state it."""
-
-    @property
-    def major(self) -> int: ...
-
-    @property
-    def minor(self) -> int: ...
-
-    @property
-    def sm(self) -> str:
-        """`SM120`, for messages."""
-
-
-def require_kernels(config: SalaConfig, precision: Precision, compute_capability: Capability) -> None:
+def require_kernels(config: SalaConfig, precision: Precision, compute_capability: ComputeCapability) -> None:
     """Refuse a GPU, or a model, that no shipped kernel serves; the graph alone can still be exported.
 
     Raises: UnsupportedError naming the architecture, or the operator and the size or type at fault.
     """
-    if serving_architecture(compute_capability.major, compute_capability.minor) is None:
-        served = ", ".join(f"SM{sm}" for sm in AOT_ARCHITECTURES)
-        raise UnsupportedError(f"no kernels for {compute_capability.sm}, they exist for {served}")
+    require_architecture(compute_capability)
     # Loaded here because it imports Triton, which takes a second.
-    from .ops.kernel_sets import KERNEL_SETS
+    from ..ops.kernel_sets import KERNEL_SETS
 
     for mixer, contract in _CONTRACTS.items():
         if mixer not in config.mixer_types:
@@ -59,7 +41,7 @@ def operator_workspaces(
 
     Args: `batch` sequences with caches for `capacity` tokens, and a chunk of `tokens`.
     """
-    from .ops.kernel_sets import KERNEL_SETS
+    from ..ops.kernel_sets import KERNEL_SETS
 
     sizes = cache_sizes(config, capacity, batch)
     dims = {"B": batch, "T": tokens, "C": capacity, "C1": sizes["capacity_k1"], "C2": sizes["capacity_k2"]}

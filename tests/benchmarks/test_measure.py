@@ -122,7 +122,7 @@ def imaginary(**fields: object) -> Report:
             first_token=Runs((2.0 * seconds, 2.2 * seconds, 1.9 * seconds)),
             token=Runs((0.006, 0.007, 0.0065)),
             device_bytes=30 << 30,
-            foretold_device_bytes=29 << 30,
+            predicted_device_bytes=29 << 30,
             host_bytes=4 << 30,
         )
         for context, seconds in ((131072, 2.5), (1000, 0.02))

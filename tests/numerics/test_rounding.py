@@ -9,15 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from sala_export.numerics.number_formats import (
-    E2M1_MAX,
-    E2M1_VALUES,
-    E4M3_MAX,
-    round_e2m1,
-    round_e4m3,
-    round_int4,
-    round_int8,
-)
+from sala_export.numerics.number_formats import E2M1_MAX, E2M1_VALUES, E4M3_MAX
+from sala_export.numerics.rounding import round_e2m1, round_e4m3, round_int4, round_int8
 
 
 def samples(limit: float) -> torch.Tensor:

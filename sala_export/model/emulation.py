@@ -14,9 +14,10 @@ from torch.nn import functional
 
 from ..checkpoint.mapped_tensor import map_tensor
 from ..checkpoint.quantized_weights import QuantizedWeight
+from ..numerics.number_formats import E2M1_MAX, E4M3_MAX, INT8_MAX
+from ..numerics.rounding import round_e4m3, round_int8
+from ..numerics.weights import dequantize, nvfp4_codes, nvfp4_values
 from ..specs import Precision
-from .number_formats import E2M1_MAX, E4M3_MAX, INT8_MAX, round_e4m3, round_int8
-from .weights import dequantize, nvfp4_codes, nvfp4_values
 
 _LARGEST_CODE = {
     Precision.FP8: E4M3_MAX,

@@ -8,7 +8,7 @@ import pytest
 
 import sala_export
 from sala_export.errors import BuildError
-from sala_export.native_libraries import plugin_library, soname_shim
+from sala_export.installation import plugin_library, soname_shim
 
 
 def test_libraries_of_this_installation_are_found() -> None:

@@ -11,7 +11,7 @@ from support.quantized_reference import quantized_model
 
 from sala_export import SalaForCausalLM
 from sala_export.checkpoint.quantization import SCHEMES
-from sala_export.numerics.emulation import EmulatedLinear, fake_quantize
+from sala_export.model.emulation import EmulatedLinear, fake_quantize
 from sala_export.specs import Precision
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .bundle.manifest import (
+from ..bundle.manifest import (
     ENGINE_FOLDER,
     GRAPH_FOLDER,
     CpuGraphEntry,
@@ -16,27 +16,27 @@ from .bundle.manifest import (
     ModelEntry,
     OperatorEntry,
     Range,
-    StoredTensor,
+    TensorEntry,
     WeightFile,
     WeightsEntry,
     config_sha256,
     fingerprint,
 )
-from .checkpoint.config import SalaConfig
-from .checkpoint.reader import Checkpoint
-from .engine.build import LOG_FILE, PLAN_FILE, REPORT_FILE
-from .engine.graph import EngineGraph
-from .engine.memory import contexts
-from .engine.profiles import Profile
-from .engine.report import EngineReport
-from .engine.request import EngineRequest
+from ..checkpoint.config import SalaConfig
+from ..checkpoint.reader import Checkpoint
+from ..engine.build import LOG_FILE, PLAN_FILE, REPORT_FILE
+from ..engine.graph import EngineGraph
+from ..engine.memory import contexts
+from ..engine.profiles import Profile
+from ..engine.report import EngineReport
+from ..engine.request import EngineRequest
+from ..specs import TensorSpec
 from .planned_graph import operator_node
-from .specs import TensorSpec
 
 if TYPE_CHECKING:
-    from .model.signature import Signature
-    from .onnx.cpu_form import CpuGraph
-    from .onnx.engine_form import WrittenEngineGraph
+    from ..model.signature import Signature
+    from ..onnx.cpu_form import CpuGraph
+    from ..onnx.engine_form import WrittenEngineGraph
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +70,7 @@ def describe_weights(
         included=included,
         files=tuple(WeightFile(path=f"{GRAPH_FOLDER}/{name}", bytes=size) for name, size in files.items()),
         tensors={
-            name: StoredTensor(
+            name: TensorEntry(
                 file=f"{GRAPH_FOLDER}/{where.file.name}",
                 offset=where.offset,
                 bytes=where.length,
@@ -86,8 +86,8 @@ def describe_weights(
 
 def describe_graph(config: SalaConfig, step: Signature, cpu: CpuGraph) -> GraphEntry:
     """The graphs that ONNX tools and ONNX Runtime read, the first with the interface `step`."""
-    from .onnx.cpu_form import CPU_GRAPH_FILE
-    from .onnx.export import GRAPH_FILE
+    from ..onnx.cpu_form import CPU_GRAPH_FILE
+    from ..onnx.export import GRAPH_FILE
 
     nodes = [operator_node(config, layer) for layer in range(config.num_hidden_layers)]
     return GraphEntry(
@@ -110,7 +110,7 @@ def describe_engine(
     graph: EngineGraph, request: EngineRequest, graphs: BuiltGraphs, report: EngineReport, library_sha256: str
 ) -> EngineEntry:
     """The engine that the report tells of, built from `graph` with the plugin library of this hash inside."""
-    from .onnx.engine_form import ENGINE_GRAPH_FILE
+    from ..onnx.engine_form import ENGINE_GRAPH_FILE
 
     ranges = {profile.name.value: _symbolic_ranges(profile, report.inputs) for profile in report.profiles}
     return EngineEntry(

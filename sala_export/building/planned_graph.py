@@ -1,7 +1,7 @@
 """The graph that an export will give and the memory that its engine will take, from config.json alone.
 
 So a build that cannot fit is refused before anything is written, and `plan` needs no weights.
-`tests/test_planned_graph.py` holds it equal to what `read_graph` finds in the exported file.
+`tests/building/test_planned_graph.py` holds it equal to what `read_graph` finds in the exported file.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from collections.abc import Collection, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from .checkpoint.config import Mixer, SalaConfig
-from .checkpoint.keymap import PACKED_ROLES, Weight, packed_name, weights
-from .checkpoint.quantization import Quantization
-from .checkpoint.reader import CONFIG_FILE
-from .engine.graph import EngineGraph, OperatorNode
-from .engine.memory import DeviceMemory, predict_memory
-from .engine.request import EngineRequest
+from ..checkpoint.config import Mixer, SalaConfig
+from ..checkpoint.keymap import PACKED_ROLES, Weight, packed_name, weights
+from ..checkpoint.quantization import Quantization
+from ..checkpoint.reader import CONFIG_FILE
+from ..engine.graph import EngineGraph, OperatorNode
+from ..engine.memory import MemoryUsage, predict_memory
+from ..engine.request import EngineRequest
+from ..model.attributes import operator_attributes
+from ..model.signature import signature
+from ..ops.registry import INFLLMV2_ATTENTION, LIGHTNING_ATTENTION
+from ..specs import CODE_TYPES, DType, Precision, TensorSpec
 from .kernel_support import operator_workspaces
-from .model.attributes import operator_attributes
-from .model.signature import signature
-from .ops.registry import INFLLMV2_ATTENTION, LIGHTNING_ATTENTION
-from .specs import CODE_TYPES, DType, Precision, TensorSpec
 
 OPERATORS = {Mixer.LIGHTNING: LIGHTNING_ATTENTION.onnx_type, Mixer.SPARSE: INFLLMV2_ATTENTION.onnx_type}
 """ONNX type of the operator that computes a mixer."""
@@ -106,10 +106,8 @@ def _constant_bytes(weight: Weight, quantization: Quantization | None) -> int:
     return quantization.stored_bytes(weight.shape[0], weight.shape[1]) - codes
 
 
-def planned_memory(
-    config: SalaConfig, request: EngineRequest, quantization: Quantization | None = None
-) -> DeviceMemory:
-    """What the engine of this model will take on a GPU, the scratch of the shipped kernels included."""
+def planned_memory(graph: EngineGraph, config: SalaConfig, request: EngineRequest) -> MemoryUsage:
+    """What an engine takes on a GPU, the scratch of the shipped kernels included; `graph` is the planned one."""
     workspaces = operator_workspaces(
         config,
         request.precision,
@@ -117,4 +115,4 @@ def planned_memory(
         tokens=request.prefill_chunk,
         capacity=request.max_context,
     )
-    return predict_memory(planned_graph(config, request.precision, quantization), request, workspaces)
+    return predict_memory(graph, request, workspaces)

@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 from support.checkpoints import copy_checkpoint, tiny_checkpoint
 
-from sala_export import pipeline
+from sala_export.building import pipeline
+from sala_export.building.pipeline import build_bundle, export_onnx
+from sala_export.building.requests import BuildRequest, ModelRequest
 from sala_export.bundle.hashing import Span
 from sala_export.checkpoint.reader import Checkpoint
 from sala_export.engine.build import LOG_FILE
 from sala_export.engine.recipe import load_target
 from sala_export.engine.request import EngineRequest
 from sala_export.errors import BuildError, BundleError, RequestError
-from sala_export.pipeline import BuildRequest, ModelRequest, build_bundle, export_onnx
 from sala_export.specs import Precision
 from sala_export.staging import MARKER
 
