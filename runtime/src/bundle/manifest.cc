@@ -143,6 +143,7 @@ ModelConfig config_of(const Field& model) {
   result.max_position_embeddings = config["max_position_embeddings"].integer(1);
   result.kernel_size = sparse["kernel_size"].integer(1);
   result.kernel_stride = sparse["kernel_stride"].integer(1);
+  result.dense_len = sparse["dense_len"].integer(-1);
   for (const Field& token : config["eos_token_id"].elements()) {
     const int64_t id = token.integer(0);
     token.expect(id < result.vocab_size, "is not a token of the vocabulary");

@@ -5,6 +5,8 @@
 #include <string_view>
 #include <utility>
 
+#include "sala/step_names.h"
+
 namespace sala::tensorrt {
 
 namespace {
@@ -94,9 +96,9 @@ class Comparison {
   }
 
   Status compare_largest(const TensorSpec& spec) const {
-    for (const auto& [profile, index] : {std::pair("prefill", 0), std::pair("decode", 1)}) {
+    for (const auto& [profile, index] : {std::pair(step_names::kPrefill, 0), std::pair(step_names::kDecode, 1)}) {
       SymbolSizes sizes;
-      for (const auto& [symbol, range] : manifest_.engine.profiles.at(profile)) sizes[symbol] = range.max;
+      for (const auto& [symbol, range] : manifest_.engine.profiles.find(profile)->second) sizes[symbol] = range.max;
       const Shape largest = spec.bound(sizes);
       if (to_shape(interface_.get_profile_shape(engine_, spec.name.c_str(), index, kMaxShape)) != largest) {
         return damaged("takes ", spec.name, " up to another shape in ", profile, " than ", to_string(largest),

@@ -4,18 +4,25 @@
 #include <cstring>
 #include <string>
 
+#include "sala/step_names.h"
+
 namespace sala::tensorrt {
 
 namespace {
 
 CUdeviceptr address(const void* data) { return reinterpret_cast<CUdeviceptr>(data); }
 
+SymbolSizes sizes_of(int64_t tokens) {
+  return {{std::string(step_names::kBatch), 1}, {std::string(step_names::kTokens), tokens}};
+}
+
 int64_t step_bytes(const TensorSpec& spec, int64_t tokens) {
-  return bytes_of(spec.dtype, elements_of(spec.bound({{"batch", 1}, {"tokens", tokens}})));
+  return bytes_of(spec.dtype, elements_of(spec.bound(sizes_of(tokens))));
 }
 
 bool depends_on_tokens(const TensorSpec& spec) {
-  return std::any_of(spec.shape.begin(), spec.shape.end(), [](const Extent& each) { return each.symbol == "tokens"; });
+  return std::any_of(spec.shape.begin(), spec.shape.end(),
+                     [](const Extent& each) { return each.symbol == step_names::kTokens; });
 }
 
 }  // namespace
@@ -105,7 +112,7 @@ Status TensorRtExecution::bind(void* context) const {
   for (const TensorSpec& input : plan_.token_inputs()) {
     SALA_RETURN_IF_ERROR(set_address(context, input.name, buffers_->device(input.name)));
     if (depends_on_tokens(input)) continue;
-    SALA_RETURN_IF_ERROR(set_shape(context, input.name, input.bound({{"batch", 1}})));
+    SALA_RETURN_IF_ERROR(set_shape(context, input.name, input.bound(sizes_of(1))));
   }
   const std::string& logits = plan_.buffer_sizes().logits.name;
   return set_address(context, logits, buffers_->device(logits));
@@ -128,7 +135,7 @@ Status TensorRtExecution::set_shape(void* context, std::string_view name, const 
 Status TensorRtExecution::set_tokens(Profile profile, int64_t tokens) {
   for (const TensorSpec& input : plan_.token_inputs()) {
     if (!depends_on_tokens(input)) continue;
-    SALA_RETURN_IF_ERROR(set_shape(context(profile), input.name, input.bound({{"batch", 1}, {"tokens", tokens}})));
+    SALA_RETURN_IF_ERROR(set_shape(context(profile), input.name, input.bound(sizes_of(tokens))));
   }
   return success();
 }
@@ -155,12 +162,10 @@ Status TensorRtExecution::capture_decode() {
   return success();
 }
 
-Status TensorRtExecution::run(Profile profile, std::span<const Tensor> inputs, const Tensor& logits) {
+Status TensorRtExecution::run(Profile profile, const StepInputs& step, std::span<float> logits) {
   const Device::Current current(*plan_.device());
-  SALA_RETURN_IF_ERROR(stage(inputs));
-  const auto ids =
-      std::find_if(inputs.begin(), inputs.end(), [](const Tensor& each) { return each.name == "input_ids"; });
-  const int64_t tokens = ids == inputs.end() ? 0 : ids->shape[1];
+  SALA_RETURN_IF_ERROR(stage(step));
+  const int64_t tokens = static_cast<int64_t>(step.input_ids.size());
   if (profile == Profile::kDecode && decode_graph_) {
     SALA_RETURN_IF_ERROR(decode_graph_.launch(stream_));
   } else {
@@ -172,12 +177,12 @@ Status TensorRtExecution::run(Profile profile, std::span<const Tensor> inputs, c
     SALA_RETURN_IF_ERROR(enqueue(profile, tokens));
   }
   SALA_RETURN_IF_ERROR(synchronize());
-  std::memcpy(logits.data, buffers_->host(logits.name), static_cast<size_t>(buffers_->capacity(logits.name)));
+  std::memcpy(logits.data(), buffers_->host(step_names::kLogits), logits.size_bytes());
   return success();
 }
 
-Status TensorRtExecution::stage(std::span<const Tensor> inputs) {
-  for (const Tensor& input : inputs) {
+Status TensorRtExecution::stage(const StepInputs& step) {
+  for (const Tensor& input : step.tensors()) {
     const int64_t bytes = bytes_of(input.dtype, elements_of(input.shape));
     void* to = buffers_->host(input.name);
     if (to == nullptr || bytes > buffers_->capacity(input.name)) {

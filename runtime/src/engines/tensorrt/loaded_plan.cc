@@ -9,18 +9,17 @@
 #include "engines/tensorrt/comparison.h"
 #include "engines/tensorrt/plan.h"
 #include "engines/tensorrt/weight_upload.h"
+#include "sala/step_names.h"
 #include "weights/weight_input.h"
 
 namespace sala::tensorrt {
 
 namespace {
 
-constexpr std::string_view kPastPrefix = "past_key_values.";
-
 Status check_profiles(const std::filesystem::path& bundle, const Manifest& manifest) {
-  for (const char* profile : {"prefill", "decode"}) {
+  for (const std::string_view profile : {step_names::kPrefill, step_names::kDecode}) {
     const auto found = manifest.engine.profiles.find(profile);
-    if (found == manifest.engine.profiles.end() || !found->second.contains("tokens")) {
+    if (found == manifest.engine.profiles.end() || !found->second.contains(step_names::kTokens)) {
       return error(ErrorCode::kBundleDamaged, (bundle / kManifestFile).string(), ": engine.profiles has no usable ",
                    profile, " (build the bundle again)");
     }
@@ -42,7 +41,7 @@ std::filesystem::path runtime_cache_file(const std::filesystem::path& bundle, co
 int64_t most_bytes(const TensorSpec& spec, const ProfileRanges& ranges) {
   SymbolSizes sizes;
   for (const auto& [symbol, range] : ranges) sizes[symbol] = range.max;
-  sizes["batch"] = 1;
+  sizes[std::string(step_names::kBatch)] = 1;
   return bytes_of(spec.dtype, elements_of(spec.bound(sizes)));
 }
 
@@ -116,14 +115,14 @@ Status LoadedPlan::check_room(const Manifest& manifest, int64_t plan_bytes) cons
 }
 
 void LoadedPlan::measure(const Manifest& manifest) {
-  const ProfileRanges& ranges = manifest.engine.profiles.at("prefill");
+  const ProfileRanges& ranges = manifest.engine.profiles.find(step_names::kPrefill)->second;
   for (const TensorSpec& input : manifest.inputs) {
-    if (input.name.starts_with(kPastPrefix)) continue;
+    if (input.name.starts_with(step_names::kPast)) continue;
     token_inputs_.push_back(input);
     buffer_sizes_.inputs.push_back({input.name, most_bytes(input, ranges)});
   }
   for (const TensorSpec& output : manifest.outputs) {
-    if (output.name == "logits") buffer_sizes_.logits = {output.name, most_bytes(output, ranges)};
+    if (output.name == step_names::kLogits) buffer_sizes_.logits = {output.name, most_bytes(output, ranges)};
   }
   for (const int32_t index : kProfileIndex) {
     buffer_sizes_.activation_bytes =
