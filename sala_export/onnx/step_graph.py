@@ -13,7 +13,7 @@ import onnx_ir as ir
 from ..checkpoint.config import Mixer, SalaConfig
 from ..checkpoint.keymap import EMBEDDING, FINAL_NORM, LM_HEAD, PACKED_ROLES
 from ..model.attributes import operator_attributes
-from ..model.signature import CacheEntry, signature
+from ..model.signature import INPUT_IDS, CacheEntry, signature
 from ..model.stream_unit import stream_unit
 from ..ops.common.contract import Contract
 from ..ops.registry import INFLLMV2_ATTENTION, LIGHTNING_ATTENTION
@@ -80,7 +80,7 @@ class _StepBuilder:
         return self.graph.model()
 
     def _embed(self) -> ir.Value:
-        table, ids = self.form.embedding(), self.inputs["input_ids"]
+        table, ids = self.form.embedding(), self.inputs[INPUT_IDS]
         with self.graph.module("embed_tokens"):
             shape = (*shape_of(ids), self.config.hidden_size)
             rows = self.graph.node("Gather", [table, ids], {"axis": 0}, shape=shape)

@@ -71,6 +71,7 @@ class TorchModel(Model):
             inv_freq=source.inv_freq(),
             kernel_size=config.sparse_config.kernel_size,
             kernel_stride=config.sparse_config.kernel_stride,
+            dense_len=config.sparse_config.dense_len,
         )
         super().__init__(native, tokenizer)
         self.engine = engine

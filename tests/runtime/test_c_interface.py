@@ -49,6 +49,15 @@ def test_logits_are_those_of_python(c: CSteps, model: Model, tokens: int) -> Non
     assert_same(c.decode([5, 6, 7]), [session.prefill([token]) for token in (5, 6, 7)][-1])
 
 
+@pytest.mark.parametrize("tokens", [511, 512, 513, 1403])
+def test_streamed_prompt_is_dense_or_sparse_as_a_whole_one(c: CSteps, model: Model, tokens: int) -> None:
+    ids = random_ids(tokens)
+    c.load(tiny_cpu_bundle())
+    c.session(2048, 64)
+    expected = model.session(max_context=2048, chunk_tokens=64).prefill(ids)
+    np.testing.assert_array_equal(c.stream(ids, 97), expected)
+
+
 def test_chunks_and_pieces_do_not_change_logits(c: CSteps, model: Model) -> None:
     ids = random_ids(1100, seed=1)
     c.load(tiny_cpu_bundle())

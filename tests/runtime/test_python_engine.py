@@ -106,6 +106,7 @@ def model_on(engine: Any) -> Model:
         inv_freq=[1.0, 0.5],
         kernel_size=4,
         kernel_stride=2,
+        dense_len=16,
     )
     return Model(native, None)
 
