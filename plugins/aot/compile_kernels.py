@@ -24,8 +24,10 @@ from sala_export.ops.common.targets import AOT_ARCHITECTURES
 from sala_export.ops.kernel_sets import KERNEL_SETS
 from sala_export.ops.registry import CONTRACTS
 
+from .contracts import check_generated_files
+from .cpp import AotError
 from .kernel_index import IndexEntry, main_loop_sizes, write_index
-from .kernels import AotError, CompiledKernel, CompileJob, compile_job, compile_kernel
+from .kernels import CompiledKernel, CompileJob, compile_job, compile_kernel
 from .tables import Image, OperatorTables, write_tables
 
 _CUBIN_ALIGNMENT_BYTES = 64
@@ -56,6 +58,7 @@ def build(contracts: Sequence[Contract], output_dir: Path, jobs: int) -> int:
 
     Raises: AotError if a kernel cannot be shipped.
     """
+    check_generated_files(contracts, Path())
     wanted = sorted({image.job for c in contracts for image in _images(c, KERNEL_SETS[c.name])})
     with ProcessPoolExecutor(jobs) as pool:
         compiled = dict(zip(wanted, pool.map(compile_kernel, wanted), strict=True))

@@ -11,7 +11,8 @@ import triton.language as tl
 from support.kernel_probes import deep_pipeline_kernel
 
 from plugins.aot import kernels
-from plugins.aot.kernels import AotError, compile_job, compile_kernel
+from plugins.aot.cpp import AotError
+from plugins.aot.kernels import compile_job, compile_kernel
 from plugins.aot.tables import OperatorTables, write_tables
 from sala_export.ops.common.contract import Contract, Tensor
 from sala_export.ops.common.launch import KernelSet, Launch, Tile, same_tile

@@ -98,13 +98,13 @@ CONTRACT = Contract(
             left="C1",
             relation=">=",
             right="fdiv(C - kernel_size, kernel_stride) + 1",
-            doc="k1_cache must hold every complete window of a full cache",
+            doc="k1_cache and k2_cache hold every complete window of a full cache",
         ),
         Rule(
             left="C2",
             relation=">=",
             right="fdiv(C - 4 * kernel_size, 4 * kernel_stride) + 1",
-            doc="k2_cache must hold every complete window of a full cache",
+            doc="k1_cache and k2_cache hold every complete window of a full cache",
         ),
         Rule(
             left="num_kv_heads * fdiv(num_heads, num_kv_heads)",
@@ -128,13 +128,13 @@ CONTRACT = Contract(
             left="block_size * fdiv(window_size, block_size)",
             relation="==",
             right="window_size",
-            doc="the window holds a whole number of blocks",
+            doc="a window that is not a multiple of block_size would hold a part of a block",
         ),
         Rule(
             left="topk",
             relation=">=",
             right="init_blocks + 1",
-            doc="the forced blocks (initial, window and own) must fit among the taken ones",
+            doc="the forced blocks must fit among the taken ones: initial, window and own",
         ),
     ),
 )
