@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ..common.contract import ACTIVATION, Attribute, Contract, Rule, Tensor
 
 _CACHE = ("B", "num_kv_heads", "C", "head_dim")
@@ -138,3 +140,18 @@ CONTRACT = Contract(
         ),
     ),
 )
+
+PUBLISHED: Mapping[str, int | float] = {
+    "num_heads": 32,
+    "num_kv_heads": 2,
+    "head_dim": 128,
+    "scale": 128**-0.5,
+    "kernel_size": 32,
+    "kernel_stride": 16,
+    "block_size": 64,
+    "topk": 64,
+    "window_size": 2048,
+    "init_blocks": 1,
+    "dense_len": 8192,
+}
+"""Attributes in the published model, for tests and benchmarks; an exported graph states its own."""

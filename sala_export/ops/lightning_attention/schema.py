@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ..common.contract import ACTIVATION, Attribute, Contract, Rule, Tensor
 
 CONTRACT = Contract(
@@ -82,3 +84,6 @@ CONTRACT = Contract(
         ),
     ),
 )
+
+PUBLISHED: Mapping[str, int | float] = {"num_heads": 32, "head_dim": 128, "eps": 1e-6, "scale": 128**-0.5}
+"""Attributes in the published model, for tests and benchmarks; an exported graph states its own."""
