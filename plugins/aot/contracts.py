@@ -26,6 +26,7 @@ _OPERATOR_LIST = "cpu/operators.h"
 
 def main() -> None:
     for path, text in generated_files(CONTRACTS).items():
+        path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
 
 

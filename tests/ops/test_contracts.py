@@ -23,6 +23,7 @@ from sala_export.ops.common.contract import ACTIVATION, Contract
 from sala_export.ops.common.expr import evaluate, identifiers
 from sala_export.ops.common.markdown import page
 from sala_export.ops.common.torch_contract import TorchOperator
+from sala_export.ops.kernel_sets import KERNEL_SETS
 from sala_export.ops.registry import CONTRACTS, INFLLMV2_ATTENTION, LIGHTNING_ATTENTION
 
 ROOT = Path(__file__).parents[2]
@@ -252,6 +253,12 @@ def test_generated_file_that_is_missing_is_named_with_the_command(tmp_path: Path
     (tmp_path / "docs" / "operators.md").write_text(page(CONTRACTS, "make"), encoding="utf-8")
     with pytest.raises(AotError, match=r"plugins/cpu/operators\.h.*docs/operators\.md: .* run python -m plugins\.aot"):
         check_generated_files(CONTRACTS, tmp_path)
+
+
+def test_every_folder_with_a_contract_is_registered_with_its_kernels() -> None:
+    folders = {path.parent.name for path in (ROOT / "sala_export" / "ops").glob("*/schema.py")}
+    assert folders == {contract.name for contract in CONTRACTS}, "registry.py lists the operators"
+    assert folders == KERNEL_SETS.keys(), "kernel_sets.py lists their kernels"
 
 
 @each_contract
