@@ -70,7 +70,7 @@ def _sizes(contract: Contract) -> str:
 def _tensors(contract: Contract) -> str:
     def field(tensor: Tensor, const: str) -> str:
         doc = f"[{', '.join(tensor.shape)}] {tensor.doc}"
-        return f"{_comment(doc, '  ')}  {const}{_CPU_TYPES[tensor.dtype]}* {tensor.name};\n"
+        return f"{_comment(doc, '  ')}  {const}{_cpu_type(tensor)}* {tensor.name};\n"
 
     body = "".join(field(t, "const ") for t in contract.inputs) + "".join(field(t, "") for t in contract.outputs)
     about = _comment(
@@ -136,11 +136,11 @@ def _operator_list(contracts: Sequence[Contract]) -> str:
 
 def _cpu_operator(contract: Contract) -> str:
     names = Names(contract)
-    sizes = [f"call.names[{i}]" for i in range(len(names.all))] + [
-        f"call.floats[{i}]" for i in range(len(names.floats))
+    sizes = [f"arguments.names[{i}]" for i in range(len(names.all))] + [
+        f"arguments.floats[{i}]" for i in range(len(names.floats))
     ]
-    tensors = [f"call.input<{_CPU_TYPES[t.dtype]}>({i})" for i, t in enumerate(contract.inputs)]
-    tensors += [f"call.output<{_CPU_TYPES[t.dtype]}>({i})" for i, t in enumerate(contract.outputs)]
+    tensors = [f"arguments.input<{_cpu_type(t)}>({i})" for i, t in enumerate(contract.inputs)]
+    tensors += [f"arguments.output<{_cpu_type(t)}>({i})" for i, t in enumerate(contract.outputs)]
     lines = "".join(
         textwrap.fill(
             f"const ops::{contract.onnx_type}{kind} {kind.lower()}{{{', '.join(fields)}}};",
@@ -153,11 +153,17 @@ def _cpu_operator(contract: Contract) -> str:
     )
     return (
         f"    {{ops::{contract.name}::kContract,\n"
-        "     [](const Call& call, const ParallelFor& parallel, SimdLevel level) {\n"
+        "     [](const Arguments& arguments, const ParallelFor& parallel, SimdLevel level) {\n"
         f"{lines}"
         f"       return ops::{contract.name}_cpu(sizes, tensors, parallel, level);\n"
         "     }},\n"
     )
+
+
+def _cpu_type(tensor: Tensor) -> str:
+    if tensor.dtype not in _CPU_TYPES:
+        raise AotError(f"{tensor.name} is {tensor.dtype}: CPU operators take {', '.join(_CPU_TYPES)}")
+    return _CPU_TYPES[tensor.dtype]
 
 
 def _comment(text: str, indent: str) -> str:

@@ -12,8 +12,8 @@
 
 namespace sala::cpu {
 
-/// One call whose shapes and rules were checked.
-struct Call {
+/// What an operator is called with, its shapes and rules checked.
+struct Arguments {
   std::span<const int64_t> names;  // values of ContractTable::names
   std::span<const float> floats;   // float attributes
   std::span<const void* const> inputs;
@@ -31,7 +31,7 @@ struct Call {
 
 struct Operator {
   const ContractTable& contract;
-  Status (*run)(const Call& call, const ParallelFor& parallel, SimdLevel level);
+  Status (*run)(const Arguments& arguments, const ParallelFor& parallel, SimdLevel level);
 };
 
 }  // namespace sala::cpu

@@ -1,3 +1,5 @@
+"""A small call of LightningAttention, and what breaks each of its rules."""
+
 from __future__ import annotations
 
 from . import ContractCase
