@@ -20,11 +20,11 @@ WAYS = {"shipped": "shipped", "jit": "JIT"}
 """Ways to compile the operators that are shown, the first one first, and their columns."""
 
 LEGEND = """\
-One line for each operator and call. One token is timed as a CUDA graph. *Shipped* is the code of the plugin library, and
-*JIT* is what Triton compiled on that machine. A peer is timed beside JIT alone. The parts of roofline and floor are those
-of the first of the two that was timed. [`kernel_measurements.md`](kernel_measurements.md) has every kernel, and how the
-run went. [`kernel_predictions.md`](kernel_predictions.md) has what was expected, and the account of bytes and operations
-behind roofline and floor."""
+One line for each operator and call. One token is timed as a CUDA graph. *Shipped* is the code of the plugin library,
+and *JIT* is what Triton compiled on that machine. A peer is timed beside JIT alone. The parts of roofline and floor are
+those of the first of the two that was timed. [`kernel_measurements.md`](kernel_measurements.md) has every kernel, and
+how the run went. [`kernel_predictions.md`](kernel_predictions.md) has what was expected, and the account of bytes and
+operations behind roofline and floor."""
 
 ACCOUNT = """\
 ## The account
