@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGES = ROOT / "build" / "site" / "pages"
+_SITE = Path("build", "site")
 _CODE = re.compile(r"(^```.*?^```|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
 _TARGET = re.compile(r"(?<=\]\()([^)\s#]+)((?:#[^)\s]*)?)(?=\))")
 _LANGUAGES = {".cc": "cpp", ".h": "cpp", ".py": "python", ".sh": "bash", ".toml": "toml"}
@@ -83,13 +83,14 @@ def _listing(folder: Path, root: Path) -> str:
     return f"{_HIDDEN_FROM_SEARCH}# `{folder.relative_to(root)}/`\n\n{lines}\n"
 
 
-def main() -> int:
-    """Exit code of the generator: 0, or 1 if it found anything wrong."""
-    shutil.rmtree(PAGES.parent, ignore_errors=True)
-    write_pages(ROOT, PAGES)
+def build(root: Path) -> int:
+    """Build the site of a checkout. Returns the exit code of the generator: 0, or 1 if it found anything wrong."""
+    site = root / _SITE
+    shutil.rmtree(site, ignore_errors=True)
+    write_pages(root, site / "pages")
     command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
-    return subprocess.run(command, cwd=ROOT, check=False).returncode
+    return subprocess.run(command, cwd=root, check=False).returncode
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(build(ROOT))

@@ -123,7 +123,9 @@ def _cpp_headers(root: Path) -> str:
         first = path.read_text(encoding="utf-8").partition("\n\n")[0]
         comment = " ".join(line.removeprefix("//").strip() for line in first.partition("//\n")[0].splitlines())
         rows.append(f"| [`sala/{path.name}`](../{path.relative_to(root).as_posix()}) | {comment} |")
-    told = "Link `libsala_runtime.a` (CMake target `Sala::runtime`). Most programs need `model.h` and `session.h` alone."
+    told = (
+        "Link `libsala_runtime.a` (CMake target `Sala::runtime`). Most programs need `model.h` and `session.h` alone."
+    )
     return f"## C++ headers\n\n{told}\n\n" + "\n".join(rows) + "\n"
 
 
