@@ -60,7 +60,7 @@ class Model(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sala:
-    """MiniCPM-SALA of any size; `sala.md` sections 2 and 3 for what each mixer computes."""
+    """MiniCPM-SALA of any size; docs/model.md has what each mixer computes."""
 
     config: SalaConfig
 
