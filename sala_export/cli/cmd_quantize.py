@@ -58,11 +58,12 @@ def quantize(
     Layer by layer, so that the whole model never is in memory. If it is interrupted, the same command goes on with the
     layers that are finished.
     """
-    from ..calibration.layer import Recipe
+    from ..building.pipeline import quantize_model
+    from ..building.requests import ModelRequest
+    from ..calibration.layer import QuantizationRecipe
     from ..calibration.samples import SampleRequest
-    from ..pipeline import ModelRequest, quantize_model
 
-    recipe = Recipe.from_options(precision, algorithm=algorithm, include_gates=include_gates)
+    recipe = QuantizationRecipe.from_options(precision, algorithm=algorithm, include_gates=include_gates)
     request = ModelRequest(model=model, revision=revision)
     with progress_display(console) as on_progress:
         result = quantize_model(

@@ -46,10 +46,10 @@ def verify(
     Both run on the same tokens, on the CPU, layer by layer: a bundle's graph in ONNX Runtime, or emulated in torch
     where that has no such type. Exit code 1 if a threshold of the precision is not kept; docs/calibration.md has them.
     """
-    from ..pipeline import ModelRequest
+    from ..building.requests import ModelRequest
     from ..verification.targets import open_target
     from ..verification.tokens import verification_tokens
-    from ..verification.verify import verify as run
+    from ..verification.verify import run_verification
 
     if plot is not None and plot.suffix not in PLOT_SUFFIXES:
         raise RequestError(f"--plot {plot}: expected a name that ends in {', '.join(PLOT_SUFFIXES)}")
@@ -57,7 +57,9 @@ def verify(
     original, tested, precision = open_target(target, source.checkpoint, layers)
     input_ids = verification_tokens(source.checkpoint, tokens, calibration)
     with progress_display(console) as on_progress:
-        found = run(original, tested, precision, input_ids, text=calibration is not None, on_progress=on_progress)
+        found = run_verification(
+            original, tested, precision, input_ids, text=calibration is not None, on_progress=on_progress
+        )
     if plot is not None:
         from ..verification.plot import draw
 
