@@ -5,7 +5,7 @@ B batch, T tokens of the chunk, H hidden size. Module and parameter names are th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ..checkpoint.config import Mixer, SalaConfig
 from ..checkpoint.keymap import MIXER_MODULES, mixer_shapes
+from ..ops.common.torch_contract import TorchOperator
 from ..ops.infllmv2_attention.torch_op import infllmv2_attention_
 from ..ops.lightning_attention.torch_op import lightning_attention
-from ..ops.registry import INFLLMV2_ATTENTION, LIGHTNING_ATTENTION
 from .half_precision import gated_product, stream_scale
 from .mixers import MIXERS
 
@@ -40,11 +40,10 @@ class StepInputs:
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
 
-_OPERATORS: Mapping[str, Callable[..., Any]] = {
-    LIGHTNING_ATTENTION.name: lightning_attention,
-    INFLLMV2_ATTENTION.name: infllmv2_attention_,
+_OPERATORS: Mapping[str, TorchOperator[Any]] = {
+    operator.contract.name: operator for operator in (lightning_attention, infllmv2_attention_)
 }
-"""The operators in torch by contract. Each gives its outputs, or the first alone if it updates its caches in place."""
+"""By contract. An operator gives its outputs, or the first alone if it updates its caches in place."""
 
 
 class RMSNorm(nn.Module):

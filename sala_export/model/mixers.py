@@ -11,18 +11,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from ..checkpoint.config import Mixer, SalaConfig
-from ..ops.common.contract import ACTIVATION, Contract, Tensor
-from ..ops.common.expr import evaluate
+from ..ops.common.contract import Contract, Tensor
 from ..ops.registry import INFLLMV2_ATTENTION, LIGHTNING_ATTENTION
-from ..specs import DType, TensorSpec
 
 Attributes = dict[str, Any]
 """int or float by attribute name."""
 
 T = TypeVar("T")
-
-_DIMENSIONS = {"B": "batch", "T": "tokens", "C": "capacity", "C1": "capacity_k1", "C2": "capacity_k2"}
-"""What a step's signature calls the dimensions of operators."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,12 +49,6 @@ class MixerKind:
     def sizes(self, config: SalaConfig) -> dict[str, int]:
         """The integer attributes for a model, by name: what shapes are written in."""
         return {name: value for name, value in self.attributes(config).items() if isinstance(value, int)}
-
-    def spec(self, tensor: Tensor, config: SalaConfig, dtype: DType) -> TensorSpec:
-        """A tensor of the operator in a model with activations of type `dtype`, with the dimensions of a step."""
-        sizes = self.sizes(config)
-        shape = tuple(_DIMENSIONS.get(extent) or evaluate(extent, sizes) for extent in tensor.shape)
-        return TensorSpec(tensor.name, dtype if tensor.dtype == ACTIVATION else DType(tensor.dtype), shape)
 
     def inputs(self, packed: T, caches: Sequence[T], others: Mapping[str, T]) -> list[T]:
         """All inputs in the operator's order.

@@ -1,8 +1,7 @@
 """Names, types and shapes of everything that enters and leaves one step of the model.
 
-The exported graph, the engine profiles, the bundle manifest and every runtime share these names. Symbolic dimensions:
-`batch`, `tokens` (of this chunk), `capacity` (tokens that the caches can hold), `capacity_k1` and `capacity_k2`
-(compressed keys that they can hold).
+The exported graph, the engine profiles, the bundle manifest and every runtime share these names. In C++ they stand in
+`runtime/include/sala/step_names.h`.
 """
 
 from __future__ import annotations
@@ -10,11 +9,34 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..checkpoint.config import SalaConfig
+from ..ops.common.contract import ACTIVATION, Tensor
+from ..ops.common.expr import evaluate
 from ..specs import DType, TensorSpec
-from .mixers import MIXERS
+from .mixers import MIXERS, MixerKind
 
-PAST = "past_key_values"
-PRESENT = "present"
+INPUT_IDS = "input_ids"
+PAST_LENGTH = "past_length"
+CONTEXT_LENGTH = "context_length"
+ROPE_COS_SIN = "rope_cos_sin"
+TOKEN_INPUTS = (INPUT_IDS, PAST_LENGTH, CONTEXT_LENGTH, ROPE_COS_SIN)
+"""Inputs of a step besides its caches, in graph order."""
+LOGITS = "logits"
+PAST = "past_key_values."
+"""Prefix of a cache as it enters a step: `past_key_values.{layer}.{role}`."""
+PRESENT = "present."
+"""Prefix of a cache as it leaves a step."""
+
+BATCH = "batch"
+TOKENS = "tokens"
+"""Tokens of the step."""
+CAPACITY = "capacity"
+"""Tokens that the caches can hold."""
+CAPACITY_K1 = "capacity_k1"
+CAPACITY_K2 = "capacity_k2"
+"""Compressed keys that the caches can hold."""
+SYMBOLIC_DIMENSIONS = (BATCH, TOKENS, CAPACITY, CAPACITY_K1, CAPACITY_K2)
+_OF_OPERATORS = dict(zip(("B", "T", "C", "C1", "C2"), SYMBOLIC_DIMENSIONS, strict=True))
+"""By the operators' names for them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,32 +73,39 @@ def signature(config: SalaConfig, dtype: DType) -> Signature:
     for layer, mixer in enumerate(config.mixer_types):
         kind = MIXERS[mixer]
         for role, tensor in zip(kind.cache_roles, kind.caches, strict=True):
-            spec = kind.spec(tensor, config, dtype)
+            spec = operator_tensor(kind, tensor, config, dtype)
             caches.append(
                 CacheEntry(
                     layer=layer,
                     role=role,
-                    past=TensorSpec(f"{PAST}.{layer}.{role}", spec.dtype, spec.shape),
-                    present=TensorSpec(f"{PRESENT}.{layer}.{role}", spec.dtype, spec.shape),
+                    past=TensorSpec(f"{PAST}{layer}.{role}", spec.dtype, spec.shape),
+                    present=TensorSpec(f"{PRESENT}{layer}.{role}", spec.dtype, spec.shape),
                 )
             )
     return Signature(
         token_inputs=(
-            TensorSpec("input_ids", DType.INT64, ("batch", "tokens")),
-            TensorSpec("past_length", DType.INT32, ("batch",)),
-            TensorSpec("context_length", DType.INT32, ("batch",)),
-            TensorSpec("rope_cos_sin", DType.FLOAT32, ("batch", "tokens", config.head_dim)),
+            TensorSpec(INPUT_IDS, DType.INT64, (BATCH, TOKENS)),
+            TensorSpec(PAST_LENGTH, DType.INT32, (BATCH,)),
+            TensorSpec(CONTEXT_LENGTH, DType.INT32, (BATCH,)),
+            TensorSpec(ROPE_COS_SIN, DType.FLOAT32, (BATCH, TOKENS, config.head_dim)),
         ),
-        logits=TensorSpec("logits", DType.FLOAT32, ("batch", config.vocab_size)),
+        logits=TensorSpec(LOGITS, DType.FLOAT32, (BATCH, config.vocab_size)),
         caches=tuple(caches),
     )
+
+
+def operator_tensor(kind: MixerKind, tensor: Tensor, config: SalaConfig, dtype: DType) -> TensorSpec:
+    """A tensor of a mixer's operator in a model whose activations have type `dtype`."""
+    sizes = kind.sizes(config)
+    shape = tuple(_OF_OPERATORS.get(extent) or evaluate(extent, sizes) for extent in tensor.shape)
+    return TensorSpec(tensor.name, dtype if tensor.dtype == ACTIVATION else DType(tensor.dtype), shape)
 
 
 def cache_sizes(config: SalaConfig, capacity: int, batch: int = 1) -> dict[str, int]:
     """Values of the symbolic cache dimensions for `capacity` tokens; compressed caches hold at least one key."""
     return {
-        "batch": batch,
-        "capacity": capacity,
-        "capacity_k1": max(1, config.sparse_config.k1_count(capacity)),
-        "capacity_k2": max(1, config.sparse_config.k2_count(capacity)),
+        BATCH: batch,
+        CAPACITY: capacity,
+        CAPACITY_K1: max(1, config.sparse_config.k1_count(capacity)),
+        CAPACITY_K2: max(1, config.sparse_config.k2_count(capacity)),
     }

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
 
 from ..checkpoint.config import Mixer, SalaConfig
 from ..checkpoint.keymap import GATE_ROLES, layer_packs, weights
@@ -42,28 +41,9 @@ class Phase:
     """Products of quantised weights, at the rate of their precision; all else is computed in 16 bits."""
 
 
-class CostModel(Protocol):
-    """A model whose time and memory can be told."""
-
-    @property
-    def name(self) -> str: ...
-
-    def weights_bytes(self, weight_bits: float) -> float:
-        """All weights: those of the projections that are quantised in `weight_bits` each, all others in 16."""
-
-    def cache_bytes(self, tokens: int) -> float:
-        """What a context of so many tokens keeps, 16 bits per element."""
-
-    def prefill(self, tokens: int, chunk: int, weight_bits: float) -> Sequence[Phase]:
-        """A prompt in chunks, at batch 1."""
-
-    def decode(self, context: int, weight_bits: float) -> Sequence[Phase]:
-        """One token behind `context` others, at batch 1."""
-
-
 @dataclass(frozen=True, slots=True)
 class Sala:
-    """MiniCPM-SALA of any size; `sala.md` sections 2 and 3 for what each mixer computes."""
+    """MiniCPM-SALA of any size. docs/model.md says what each mixer computes."""
 
     config: SalaConfig
 
@@ -86,14 +66,17 @@ class Sala:
         return self.config.vocab_size * self.config.hidden_size
 
     def weights_bytes(self, weight_bits: float) -> float:
+        """All weights: those of the projections that are quantised in `weight_bits` each, all others in 16."""
         others = sum(weight.elements for weight in weights(self.config)) - self._projections
         return self._projections * weight_bits / 8 + 2 * others
 
     def cache_bytes(self, tokens: int) -> float:
+        """What a context of so many tokens keeps, 16 bits per element."""
         sizes = cache_sizes(self.config, tokens)
         return sum(entry.past.size_bytes(sizes) for entry in signature(self.config, DType.BFLOAT16).caches)
 
     def prefill(self, tokens: int, chunk: int, weight_bits: float) -> Sequence[Phase]:
+        """A prompt in chunks, at batch 1."""
         calls = math.ceil(tokens / chunk)
         return (
             Phase(
@@ -116,6 +99,7 @@ class Sala:
         )
 
     def decode(self, context: int, weight_bits: float) -> Sequence[Phase]:
+        """One token behind `context` others, at batch 1."""
         return (
             _decode_products(self._projections, self._gates + self._head, weight_bits),
             *self._of_operators(_DECODE, context),

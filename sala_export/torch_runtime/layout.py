@@ -22,14 +22,13 @@ from torch import Tensor
 
 from ..checkpoint.config import Mixer, SalaConfig
 from ..model.mixers import MIXERS
-from ..model.signature import cache_sizes, signature
+from ..model.signature import BATCH, LOGITS, TOKENS, cache_sizes, operator_tensor, signature
 from ..specs import DType, Precision, TensorSpec
 
 Workspaces = Callable[[Mixer, int], Iterable[TensorSpec]]
 """Scratch tensors of a mixer's operator for a step of so many tokens."""
 
 _ALIGNMENT_BYTES = 256
-TOKEN_INPUTS = ("input_ids", "past_length", "context_length", "rope_cos_sin")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,13 +67,13 @@ class Arena:
 def step_layout(config: SalaConfig, precision: Precision, tokens: int, workspaces: Workspaces) -> Layout:
     """The layout of a step of `tokens` tokens, batch 1."""
     x = precision.dtype
-    sizes = {"batch": 1, "tokens": tokens}
+    sizes = {BATCH: 1, TOKENS: tokens}
     inputs = [TensorSpec(spec.name, spec.dtype, spec.bound(sizes)) for spec in signature(config, x).token_inputs]
     places, input_bytes = _placed("", inputs, 0)
     rows = [TensorSpec(name, x, (tokens, config.hidden_size)) for name in ("hidden", "normed")]
     rows += [
         TensorSpec("head", x, (1, config.vocab_size)),
-        TensorSpec("logits", DType.FLOAT32, (1, config.vocab_size)),
+        TensorSpec(LOGITS, DType.FLOAT32, (1, config.vocab_size)),
     ]
     shared, start = _placed("", rows, input_bytes)
     places |= shared
@@ -87,11 +86,11 @@ def step_layout(config: SalaConfig, precision: Precision, tokens: int, workspace
 
 
 def _phases(config: SalaConfig, x: DType, tokens: int, workspaces: Workspaces) -> dict[str, list[TensorSpec]]:
-    sizes = {"batch": 1, "tokens": tokens}
+    sizes = {BATCH: 1, TOKENS: tokens}
     phases = {"mlp": [TensorSpec("gate_up", x, (tokens, 2 * config.intermediate_size))]}
     for mixer in dict.fromkeys(config.mixer_types):
         kind = MIXERS[mixer]
-        specs = [kind.spec(tensor, config, x) for tensor in (kind.packed, kind.rows)]
+        specs = [operator_tensor(kind, tensor, config, x) for tensor in (kind.packed, kind.rows)]
         phases[mixer] = [
             *(TensorSpec(spec.name, spec.dtype, spec.bound(sizes)) for spec in specs),
             *workspaces(mixer, tokens),
