@@ -73,14 +73,7 @@ class Precision(StrEnum):
         return self in QUANTIZED_PRECISIONS
 
 
-QUANTIZED_PRECISIONS = (Precision.FP8, Precision.INT8, Precision.INT4, Precision.NVFP4)
-
-CODE_TYPES = {
-    Precision.FP8: DType.FLOAT8_E4M3FN,
-    Precision.INT8: DType.INT8,
-    Precision.NVFP4: DType.FLOAT4_E2M1FN,
-}
-"""Types of quantised weights where they are inputs of an engine; those of int4 are constants of it."""
+QUANTIZED_PRECISIONS = tuple(each for each in Precision if each not in (Precision.FP32, Precision.BF16, Precision.FP16))
 
 RUNTIMES = ("auto", "tensorrt", "onnxruntime", "torch")
 """What runs a model, by the names that users give."""

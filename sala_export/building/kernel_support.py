@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from ..checkpoint.config import Mixer, SalaConfig
+from ..checkpoint.config import SalaConfig
 from ..errors import UnsupportedError
-from ..model.attributes import operator_attributes
+from ..model.mixers import MIXERS
 from ..model.signature import cache_sizes
 from ..ops.common.launch import unsupported_reason
 from ..ops.common.targets import require_architecture
-from ..ops.registry import INFLLMV2_ATTENTION, LIGHTNING_ATTENTION
 from ..specs import ComputeCapability, Precision
-
-_CONTRACTS = {Mixer.LIGHTNING: LIGHTNING_ATTENTION, Mixer.SPARSE: INFLLMV2_ATTENTION}
 
 
 def require_kernels(config: SalaConfig, precision: Precision, compute_capability: ComputeCapability) -> None:
@@ -23,14 +20,13 @@ def require_kernels(config: SalaConfig, precision: Precision, compute_capability
     # Loaded here because it imports Triton, which takes a second.
     from ..ops.kernel_sets import KERNEL_SETS
 
-    for mixer, contract in _CONTRACTS.items():
+    for mixer, kind in MIXERS.items():
         if mixer not in config.mixer_types:
             continue
-        attributes = operator_attributes(config, mixer)
-        reason = unsupported_reason(KERNEL_SETS[contract.name], attributes, precision.dtype)
+        reason = unsupported_reason(KERNEL_SETS[kind.contract.name], kind.attributes(config), precision.dtype)
         if reason:
             raise UnsupportedError(
-                f"{contract.onnx_type}: {reason}; `sala-export export` still writes the ONNX graph of such a model"
+                f"{kind.contract.onnx_type}: {reason}; `sala-export export` still writes the ONNX graph of such a model"
             )
 
 
@@ -45,12 +41,10 @@ def operator_workspaces(
 
     sizes = cache_sizes(config, capacity, batch)
     dims = {"B": batch, "T": tokens, "C": capacity, "C1": sizes["capacity_k1"], "C2": sizes["capacity_k2"]}
-    found = {}
-    for mixer, contract in _CONTRACTS.items():
-        if mixer not in config.mixer_types:
-            continue
-        kernels = KERNEL_SETS[contract.name]
-        attributes = {k: v for k, v in operator_attributes(config, mixer).items() if isinstance(v, int)}
-        specs = kernels.workspace_specs({**dims, **attributes}, precision.dtype)
-        found[contract.onnx_type] = sum(spec.size_bytes({}) for spec in specs)
+    found: dict[str, int] = {}
+    for mixer in dict.fromkeys(config.mixer_types):
+        contract = MIXERS[mixer].contract
+        specs = KERNEL_SETS[contract.name].workspace_specs({**dims, **MIXERS[mixer].sizes(config)}, precision.dtype)
+        # Mixers may share an operator.
+        found[contract.onnx_type] = max(found.get(contract.onnx_type, 0), sum(spec.size_bytes({}) for spec in specs))
     return found

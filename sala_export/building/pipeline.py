@@ -30,7 +30,7 @@ from ..engine.report import EngineReport
 from ..errors import BuildError, RequestError
 from ..installation import VERSION, plugin_library
 from ..progress import ProgressCallback, silent
-from ..specs import Precision
+from ..specs import QUANTIZED_PRECISIONS, Precision
 from ..staging import MARKER, require_free_path, staged_directory
 from .bundle_entries import BuiltGraphs, describe_engine, describe_graph, describe_model, describe_weights
 from .kernel_support import require_kernels
@@ -104,9 +104,9 @@ def quantize_for_build(
 
     precision = request.engine.precision
     if not precision.is_quantized:
-        raise RequestError(
-            f"--calibration: an engine in {precision} needs none; choose --precision fp8, int8, int4 or nvfp4"
-        )
+        *others, last = QUANTIZED_PRECISIONS
+        choices = f"{', '.join(others)} or {last}"
+        raise RequestError(f"--calibration: an engine in {precision} needs none; choose --precision {choices}")
     require_free_path(request.output, marker=MANIFEST_FILE, force=request.force)
     quantised = request.output.parent / f"{request.model.name}-{precision}"
     if quantised.exists():

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..checkpoint.quantization import SCHEMES
 from ..model.emulation import fake_quantize
 from ..numerics.weights import nvfp4_global_scale, per_tensor_scale
 from ..specs import Precision
@@ -29,9 +30,9 @@ def input_scale(x: Tensor, precision: Precision, *, calibrated: bool) -> dict[st
     Args: `calibrated`: choose int8's range; otherwise it is the largest magnitude.
     """
     largest = float(x.abs().max())
+    if SCHEMES[precision].input_activations is None:
+        return {}
     match precision:
-        case Precision.INT4:
-            return {}
         case Precision.NVFP4:
             return {"input_global_scale": nvfp4_global_scale(largest)}
         case Precision.INT8 if calibrated:

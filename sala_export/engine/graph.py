@@ -14,10 +14,11 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 
+from ..checkpoint.quantization import SCHEMES
 from ..errors import CheckpointError, RequestError, ShapeError
 from ..model.signature import LOGITS, PAST, SYMBOLIC_DIMENSIONS, TOKEN_INPUTS
 from ..ops.registry import CONTRACTS, INFLLMV2_ATTENTION
-from ..specs import CODE_TYPES, DType, TensorSpec
+from ..specs import DType, TensorSpec
 
 OPERATOR_DOMAIN = "sala"
 
@@ -31,6 +32,7 @@ _DTYPES: dict[int, DType] = {
     onnx.TensorProto.FLOAT4E2M1: DType.FLOAT4_E2M1FN,
     onnx.TensorProto.INT8: DType.INT8,
 }
+_CODE_TYPES = {scheme.input_type for scheme in SCHEMES.values()}
 _CONSTANT_BITS = {onnx.TensorProto.INT4: 4, **{type_: dtype.bits for type_, dtype in _DTYPES.items()}}
 
 
@@ -138,7 +140,7 @@ def read_graph(path: Path) -> EngineGraph:
         outputs=outputs,
         operators=tuple(_operator(path, node) for node in graph.node if node.domain == OPERATOR_DOMAIN),
         parameters=inside + sum(_count(spec) for spec in weights if not _is_scale(spec, embedding.dtype)),
-        quantized_parameters=inside + sum(_count(spec) for spec in weights if spec.dtype in CODE_TYPES.values()),
+        quantized_parameters=inside + sum(_count(spec) for spec in weights if spec.dtype in _CODE_TYPES),
         constant_bytes=sum(constant.bytes for constant in constants),
         hidden_size=int(embedding.shape[1]),
         widest_projection=max(int(embedding.shape[1]), *matrices, *(constant.shape[1] for constant in codes)),

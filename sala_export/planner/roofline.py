@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ..checkpoint.quantization import SCHEMES
 from ..engine.recipe import GpuRecipe
 from ..errors import UnsupportedError
+from ..specs import Precision
 from .work import Kind, Phase
 
 WEIGHT_BITS: Mapping[str, float] = {
     "bf16": 16.0,
     "fp16": 16.0,
-    "fp8": 8.0,
-    "int8": 8.0,
-    "int4": 4.125,
-    "nvfp4": 4.5,
+    **{precision.value: scheme.bits_per_weight for precision, scheme in SCHEMES.items()},
 }
-"""Per weight of a quantised projection; int4 with a 16-bit scale for each group of 128, nvfp4 with one of 8 bits for
-each 16."""
+"""Per weight of a quantised projection, with its share of the scale of its group."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,7 +100,8 @@ def _peak(recipe: GpuRecipe, precision: str, *, quantized: bool) -> float:
 
     Raises: UnsupportedError for a recipe that does not state the rate.
     """
-    type_ = precision if WEIGHT_BITS[precision] == 16 or (quantized and precision != "int4") else "bf16"
+    scheme = SCHEMES.get(Precision(precision))
+    type_ = precision if scheme is None or (quantized and scheme.input_activations) else "bf16"
     rates = recipe.peak_tera_operations_per_second
     if type_ not in rates:
         raise UnsupportedError(

@@ -21,15 +21,14 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.config import Mixer, SalaConfig
-from ..model.signature import BATCH, LOGITS, TOKENS, cache_sizes, signature
+from ..model.mixers import MIXERS
+from ..model.signature import BATCH, LOGITS, TOKENS, cache_sizes, operator_tensor, signature
 from ..specs import DType, Precision, TensorSpec
 
 Workspaces = Callable[[Mixer, int], Iterable[TensorSpec]]
 """Scratch tensors of a mixer's operator for a step of so many tokens."""
 
 _ALIGNMENT_BYTES = 256
-PACKED = {Mixer.LIGHTNING: "qkvz", Mixer.SPARSE: "qkvg"}
-"""The operator's name for the packed projection that it reads."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,13 +86,13 @@ def step_layout(config: SalaConfig, precision: Precision, tokens: int, workspace
 
 
 def _phases(config: SalaConfig, x: DType, tokens: int, workspaces: Workspaces) -> dict[str, list[TensorSpec]]:
-    width, kv_width = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    packed = {Mixer.LIGHTNING: 4 * width, Mixer.SPARSE: 2 * (width + kv_width)}
+    sizes = {BATCH: 1, TOKENS: tokens}
     phases = {"mlp": [TensorSpec("gate_up", x, (tokens, 2 * config.intermediate_size))]}
     for mixer in dict.fromkeys(config.mixer_types):
+        kind = MIXERS[mixer]
+        specs = [operator_tensor(kind, tensor, config, x) for tensor in (kind.packed, kind.rows)]
         phases[mixer] = [
-            TensorSpec(PACKED[mixer], x, (1, tokens, packed[mixer])),
-            TensorSpec("y", x, (1, tokens, width)),
+            *(TensorSpec(spec.name, spec.dtype, spec.bound(sizes)) for spec in specs),
             *workspaces(mixer, tokens),
         ]
     return phases

@@ -9,9 +9,7 @@ from torch import Tensor
 
 from ..checkpoint.config import Mixer
 from ..model.half_precision import gated_product
-from ..model.layers import Cache, DecoderLayer, LightningMixer, RMSNorm
-from ..ops.infllmv2_attention.torch_op import infllmv2_attention_
-from ..ops.lightning_attention.reference import lightning_attention
+from ..model.layers import Cache, DecoderLayer, RMSNorm
 from ..specs import TensorSpec
 
 
@@ -46,26 +44,15 @@ class ReferenceOperators:
 
     def bound_mixer(self, layer: DecoderLayer, cache: Cache, buffers: Mapping[str, Tensor]) -> Callable[[], None]:
         mixer = layer.self_attn
-        y = buffers["y"]
-        if isinstance(mixer, LightningMixer):
-            norms = (mixer.q_norm.weight, mixer.k_norm.weight, mixer.o_norm.weight)
-            (state,) = cache
+        inputs = mixer.operator_inputs(buffers[mixer.kind.packed.name], cache, buffers)
 
-            def run_lightning() -> None:
-                rows, after = lightning_attention(
-                    buffers["qkvz"], *norms, buffers["rope_cos_sin"], state, **mixer.attributes
-                )
-                y.copy_(rows)
-                state.copy_(after)
+        def run() -> None:
+            y, updated = mixer.operate(inputs, cache)
+            buffers[mixer.kind.rows.name].copy_(y)
+            for kept, after in zip(cache, updated, strict=True):
+                kept.copy_(after)
 
-            return run_lightning
-
-        inputs = (buffers["qkvg"], buffers["past_length"], buffers["context_length"], *cache)
-
-        def run_sparse() -> None:
-            y.copy_(infllmv2_attention_(*inputs, **mixer.attributes))
-
-        return run_sparse
+        return run
 
     def norm(self, norm: RMSNorm, hidden: Tensor, out: Tensor) -> None:
         out.copy_(norm(hidden))

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ..model.half_precision import stream_scale
 from ..model.layers import Cache
+from ..model.mixers import MIXERS
 from ..model.signature import INPUT_IDS, LOGITS, TOKEN_INPUTS
-from .layout import PACKED, Arena, Layout
+from .layout import Arena, Layout
 from .operators import Operators
 from .weights import PackedModel
 
@@ -49,7 +50,8 @@ class Step:
             own = {name.removeprefix(prefix): x for name, x in buffers.items() if name.startswith(prefix)}
             own |= {name: buffers[name] for name in TOKEN_INPUTS}
             self._mixers.append(operators.bound_mixer(layer, cache, own))
-            self._rows.append((own[PACKED[mixer]][0], own["y"][0]))
+            kind = MIXERS[mixer]
+            self._rows.append((own[kind.packed.name][0], own[kind.rows.name][0]))
 
     @property
     def tokens(self) -> int:
