@@ -44,7 +44,7 @@ extern "C" {
 #endif
 
 #define SALA_ABI_MAJOR 1
-#define SALA_ABI_MINOR 1
+#define SALA_ABI_MINOR 2
 #define SALA_ABI_VERSION (SALA_ABI_MAJOR * 1000 + SALA_ABI_MINOR)
 
 /* The SALA_ABI_VERSION of the library that runs. */
@@ -116,7 +116,7 @@ typedef int32_t (*sala_load_callback)(int64_t done_bytes, int64_t total_bytes, v
 
 typedef struct sala_load_options {
   size_t struct_size;
-  const char* runtime;             /* "auto", "onnxruntime", "tensorrt"; NULL: "auto" */
+  const char* runtime; /* a name of docs/runtimes.md, or "auto": the first that this machine can run. NULL: "auto" */
   const char* onnxruntime_library; /* libonnxruntime; NULL: looked for beside this library, in ../lib, in the system */
   const char* operators_library;   /* libsala_ort.so; NULL: looked for beside this library and in ../lib */
   const char* tensorrt_library;    /* libtensorrt_rtx or libnvinfer; NULL: looked for as onnxruntime_library is */
@@ -202,9 +202,9 @@ typedef int (*sala_progress_callback)(const sala_prefill_progress* progress, voi
 
 typedef struct sala_prefill_options {
   size_t struct_size;
-  int64_t context_length; /* tokens of the whole context, where more will follow than this call brings: it is attended
-                             sparsely from the model's dense_len on. 0: the length after this call; for a stream of
-                             unknown length, sparse. */
+  int64_t context_length; /* only for one prompt that is cut over several calls, to read logits in between: the length
+                             of the context after the last of them. 0: the prompt ends with this call, or with
+                             sala_prefiller_finish */
   sala_progress_callback on_progress; /* NULL: none */
   void* user_data;                    /* for on_progress */
 } sala_prefill_options;
@@ -242,17 +242,23 @@ SALA_API void sala_session_stop(sala_session* session);
 
 /* ---- Streams ----------------------------------------------------------------------------------------------------- */
 
-/* A prefill whose tokens arrive bit by bit: each step runs as soon as it is full. */
+/* A prefill whose tokens arrive bit by bit. The logits do not depend on how the prompt is cut.
+ *
+ * All tokens of a prompt are attended densely if the context has fewer tokens than the model's dense_len at the end of
+ * the prompt, else sparsely. So tokens wait until the context is that long or the finish ends the prompt. From then on
+ * every step runs as soon as it is full. Tokens that wait are not in the session: sala_session_position does not count
+ * them, and sala_session_save does not write them. */
 typedef struct sala_prefiller sala_prefiller;
 
-/* `tokens_total`: tokens that will come, -1 if unknown. The session must not do anything else until the finish. */
+/* `tokens_total`: tokens that will come, told to on_progress; -1 if unknown. The session must not do anything else
+ * until the finish. */
 SALA_API sala_error* sala_prefiller_create(sala_session* session, const sala_prefill_options* options,
                                            int64_t tokens_total, sala_prefiller** prefiller);
 /* Takes any number of tokens. Refuses them whole with 1xx, which leaves the prefiller usable. */
 SALA_API sala_error* sala_prefiller_feed(sala_prefiller* prefiller, const int32_t* token_ids, size_t count);
-/* Runs what is left; sala_session_logits then has the logits of the last token. */
+/* Ends the prompt: runs what is left; sala_session_logits then has the logits of the last token. */
 SALA_API sala_error* sala_prefiller_finish(sala_prefiller* prefiller);
-/* Before the finish: tokens that did not fill a step are dropped. */
+/* Before the finish: tokens that wait are dropped. */
 SALA_API void sala_prefiller_destroy(sala_prefiller* prefiller);
 
 /* ---- Generation -------------------------------------------------------------------------------------------------- */
