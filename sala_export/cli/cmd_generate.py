@@ -175,14 +175,15 @@ def _load(console: Console, bundle: Path, runtime: str, weights: Path | None) ->
     """The model and its tokenizer."""
     from ..loading import TORCH, load
     from ..model_source import ModelSource
+    from ..runtime.text import Tokenizer
 
     source = ModelSource.open(bundle, other_weights=weights) if runtime == TORCH else ModelSource.of_bundle(bundle)
-    tokenizer = source.tokenizer()
-    if tokenizer is None:
+    if source.tokenizer_folder is None:
         raise UnsupportedError(
             f"{bundle} has no tokenizer, so it cannot read text: use sala_export.load and token ids, or build it again "
             "from a checkpoint with tokenizer.json"
         )
+    tokenizer = Tokenizer.from_directory(source.tokenizer_folder)
     if runtime == TORCH:
         model = load(bundle, runtime=runtime, tokenizer=tokenizer, weights=weights)
     else:

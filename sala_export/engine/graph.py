@@ -16,8 +16,7 @@ from google.protobuf.message import DecodeError
 
 from ..errors import CheckpointError, RequestError, ShapeError
 from ..model.signature import LOGITS, PAST, SYMBOLIC_DIMENSIONS, TOKEN_INPUTS
-from ..ops.infllmv2_attention.schema import CONTRACT as INFLLMV2_ATTENTION
-from ..ops.registry import CONTRACTS
+from ..ops.registry import CONTRACTS, INFLLMV2_ATTENTION
 from ..specs import CODE_TYPES, DType, TensorSpec
 
 OPERATOR_DOMAIN = "sala"

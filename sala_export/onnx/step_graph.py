@@ -21,8 +21,8 @@ from ..specs import DType, stream_name
 from .graph_builder import IR_TYPES, GraphBuilder, Shape, shape_of
 
 DOMAIN = "sala"
-VERSION = 1
-PLUGIN_ATTRIBUTES = {"plugin_namespace": DOMAIN, "plugin_version": str(VERSION)}
+OPERATOR_VERSION = 1
+PLUGIN_ATTRIBUTES = {"plugin_namespace": DOMAIN, "plugin_version": str(OPERATOR_VERSION)}
 """String attributes of a `sala` node, by which TensorRT's parser finds its plugin."""
 
 
@@ -65,7 +65,7 @@ def build_step(config: SalaConfig, form: Form) -> ir.Model:
 class _StepBuilder:
     def __init__(self, config: SalaConfig, form: Form) -> None:
         self.config, self.form, self.graph = config, form, form.graph
-        self.graph.opset_imports[DOMAIN] = VERSION
+        self.graph.opset_imports[DOMAIN] = OPERATOR_VERSION
         self.step = signature(config, form.dtype)
         self.inputs = {spec.name: self.graph.input(spec) for spec in self.step.inputs}
         self.presents: dict[str, ir.Value] = {}

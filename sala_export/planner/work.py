@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
 
 from ..checkpoint.config import Mixer, SalaConfig
 from ..checkpoint.keymap import weights
@@ -39,28 +38,9 @@ class Phase:
     """Products of quantised weights, at the rate of their precision; all else is computed in 16 bits."""
 
 
-class CostModel(Protocol):
-    """A model whose time and memory can be told."""
-
-    @property
-    def name(self) -> str: ...
-
-    def weights_bytes(self, weight_bits: float) -> float:
-        """All weights: those of the projections that are quantised in `weight_bits` each, all others in 16."""
-
-    def cache_bytes(self, tokens: int) -> float:
-        """What a context of so many tokens keeps, 16 bits per element."""
-
-    def prefill(self, tokens: int, chunk: int, weight_bits: float) -> Sequence[Phase]:
-        """A prompt in chunks, at batch 1."""
-
-    def decode(self, context: int, weight_bits: float) -> Sequence[Phase]:
-        """One token behind `context` others, at batch 1."""
-
-
 @dataclass(frozen=True, slots=True)
 class Sala:
-    """MiniCPM-SALA of any size; `sala.md` sections 2 and 3 for what each mixer computes."""
+    """MiniCPM-SALA of any size. docs/model.md says what each mixer computes."""
 
     config: SalaConfig
 
@@ -83,16 +63,19 @@ class Sala:
         return self.config.vocab_size * self.config.hidden_size
 
     def weights_bytes(self, weight_bits: float) -> float:
+        """All weights: those of the projections that are quantised in `weight_bits` each, all others in 16."""
         others = sum(weight.elements for weight in weights(self.config)) - self._projections
         return self._projections * weight_bits / 8 + 2 * others
 
     def cache_bytes(self, tokens: int) -> float:
+        """What a context of so many tokens keeps, 16 bits per element."""
         sparse = self.config.sparse_config
         row = 2 * self.config.num_key_value_heads * self.config.head_dim
         rows = 2 * tokens + sparse.k1_count(tokens) + sparse.k2_count(tokens)
         return self._sparse_layers * row * rows + self._state_bytes
 
     def prefill(self, tokens: int, chunk: int, weight_bits: float) -> Sequence[Phase]:
+        """A prompt in chunks, at batch 1."""
         config, sparse, heads, dim = self.config, self.config.sparse_config, self._heads, self.config.head_dim
         is_sparse = sparse.dense_len < 0 or tokens >= sparse.dense_len
         keys = _sum_of_keys(tokens, sparse.taken_blocks * sparse.block_size if is_sparse else tokens)
@@ -126,6 +109,7 @@ class Sala:
         )
 
     def decode(self, context: int, weight_bits: float) -> Sequence[Phase]:
+        """One token behind `context` others, at batch 1."""
         sparse = self.config.sparse_config
         row = 2 * self.config.num_key_value_heads * self.config.head_dim * self._sparse_layers
         is_sparse = sparse.dense_len < 0 or context >= sparse.dense_len

@@ -50,9 +50,6 @@ class LoadableModel(Protocol):
     def inv_freq(self) -> list[float]:
         """RoPE's frequencies."""
 
-    def tokenizer(self) -> TokenizerLike | None:
-        """None: prompts are token ids."""
-
 
 class TorchModel(Model):
     """A model in the torch runtime, which can tell its memory and has the reference beside it."""
@@ -122,7 +119,12 @@ def load_torch(
         torch.set_num_threads(threads)
     kind = _precision(precision, source.precision, source.name, chosen)
     operators = _operators(source.config, kind, chosen)
-    return assemble(source, kind, chosen, operators, tokenizer or source.tokenizer())
+    if tokenizer is None and source.tokenizer_folder is not None:
+        # Here, not above: token ids need no tokenizer library.
+        from ..runtime.text import Tokenizer
+
+        tokenizer = Tokenizer.from_directory(source.tokenizer_folder)
+    return assemble(source, kind, chosen, operators, tokenizer)
 
 
 def load_random(

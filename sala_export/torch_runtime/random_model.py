@@ -68,9 +68,6 @@ class RandomModel:
     def inv_freq(self) -> list[float]:
         return list(self.config.inverse_frequencies())
 
-    def tokenizer(self) -> None:
-        """There is none: prompts are token ids."""
-
     def fingerprint(self) -> str:
         """Equal for equal weights alone: what draws them is part of it, as devices draw different numbers."""
         told = {
