@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..numerics.number_formats import E2M1_VALUES, E4M3_MAX, E4M3_VALUES
+from ..numerics.number_formats import E2M1_MAX, E2M1_VALUES, E4M3_MAX, E4M3_VALUES, INT4_MAX, INT8_MAX
 from ..specs import Precision
 from .keymap import Weight
 from .quantization import Quantization
@@ -21,7 +21,12 @@ _INPUT_LIMIT = 16.0
 """Inputs of projections are of order 1: this covers normed rows, attention outputs and gated products."""
 _GROUP_LIMIT = 2.5
 """Of int4 and nvfp4, in standard deviations: about the largest of a group of calibrated weights."""
-_LARGEST = {Precision.FP8: 448.0, Precision.INT8: 127.0, Precision.INT4: 7.0, Precision.NVFP4: 6.0}
+_LARGEST = {
+    Precision.FP8: E4M3_MAX,
+    Precision.INT8: INT8_MAX,
+    Precision.INT4: INT4_MAX,
+    Precision.NVFP4: E2M1_MAX,
+}
 _BLOCK_SCALES = 64
 """Different scales among the groups of a tensor, from 1 down to half of the largest."""
 
