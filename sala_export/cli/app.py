@@ -29,10 +29,18 @@ from .output import show_log, stderr_console
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="sala-export")
-@click.option("-v", "--verbose", count=True, help="Say what is done; twice for details.")
+@click.option("-v", "--verbose", count=True, help="Show progress messages. Repeat for more detail.")
 @click.pass_context
 def cli(context: click.Context, verbose: int) -> None:
-    """Take MiniCPM-SALA from a checkpoint to ONNX graphs and TensorRT engines."""
+    """Turn a MiniCPM-SALA checkpoint into ONNX graphs and a TensorRT engine, and run the result.
+
+    For example, see what fits your GPU, build for it, and ask a question:
+
+    \b
+      sala-export plan --gpu rtx5090
+      sala-export build --gpu rtx5090 -o sala.sala
+      sala-export generate sala.sala --chat --prompt "What is a state?"
+    """
     context.obj = stderr_console()
     show_log(context.obj, verbose)
 

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--gpu", help="Only the kernels that this GPU would run, e.g. rtx5090.  [default: all]")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.option("--gpu", help="Show only the kernels that this GPU would run, e.g. rtx5090.  [default: all]")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def kernels(gpu: str | None, as_json: bool) -> None:
-    """Say what the shipped GPU kernels need: registers, shared memory, occupancy, tensor-core instructions.
+    """Show registers, shared memory, occupancy and tensor-core instructions of the shipped GPU kernels.
 
-    Read from the cubins inside the installed plugin library; no GPU is needed.
+    The figures come from the compiled kernels in the installed plugin library. You need no GPU.
     """
     from ..kernel_report.report import report_kernels
     from ..kernel_report.shipped import shipped_kernels

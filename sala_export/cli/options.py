@@ -48,16 +48,16 @@ def gpu_option(purpose: str) -> Callable[[Command], Command]:
     return click.option(
         "--gpu",
         required=True,
-        help=f"GPU to {purpose} for: a name such as rtx5090, several as a6000,rtx5090, rtx for every RTX card from "
-        "Ampere on, or the path of a recipe (.toml).",
+        help=f"GPU to {purpose} for: a name such as rtx5090, several such as a6000,rtx5090, rtx for every RTX card "
+        "from Ampere on, or the path of your own recipe (.toml).",
     )
 
 
 def model_options(command: Command) -> Command:
     """`--model`, `--revision` and `--layers`."""
     for option in (
-        click.option("--layers", type=click.IntRange(min=1), help="Take only the first N layers."),
-        click.option("--revision", help="Branch, tag or commit of a hub model."),
+        click.option("--layers", type=click.IntRange(min=1), help="Use only the first N layers."),
+        click.option("--revision", help="Branch, tag or commit of the model on the hub."),
         click.option(
             "--model",
             default=DEFAULT_MODEL,
@@ -90,7 +90,7 @@ def weights_option(command: Command) -> Command:
     return click.option(
         "--weights",
         type=click.Path(path_type=Path),
-        help="Use the weights of this checkpoint, a fine-tune for example, on the bundle's engine.",
+        help="Run the weights of this checkpoint, for example your fine-tune, on the bundle's engine.",
     )(command)
 
 
@@ -98,7 +98,11 @@ def write_options(command: Command) -> Command:
     """`--copy` and `--force`."""
     for option in (
         click.option("--force", is_flag=True, help="Replace the output if it exists already."),
-        click.option("--copy", is_flag=True, help="Copy the weight files even where hard links are possible."),
+        click.option(
+            "--copy",
+            is_flag=True,
+            help="Copy the weight files. By default they are hard-linked where the file system can.",
+        ),
     ):
         command = option(command)
     return command
