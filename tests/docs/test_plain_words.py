@@ -1,0 +1,97 @@
+"""Pages speak to their reader in plain sentences: few semicolons, "you" where you act, an example near the top.
+
+`python -m pytest tests/docs/test_plain_words.py -s -k counts` prints the counts of every page.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from support.documents import ROOT, documents
+
+MOST_SEMICOLONS = 3.0
+"""Semicolons per 1,000 words of a page, at most."""
+FEWEST_YOU = 4.0
+"""Times that a page says you, your or yours per 1,000 words, at least. Pages below 150 words need none."""
+LINES_TO_EXAMPLE = 40
+"""A code block or a table begins within this many lines of a page."""
+
+EQUATIONS = {
+    "sala_export/ops/infllmv2_attention/README.md",
+    "sala_export/ops/lightning_attention/README.md",
+    "tests/golden/README.md",
+}
+"""Pages that derive or list, for nobody in particular."""
+
+_FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+_RECORDED = re.compile(r"<!-- record: .*?<!-- /record -->", re.DOTALL)
+_CODE = re.compile(r"`[^`\n]*`")
+_TARGET = re.compile(r"\]\([^)\s]*\)")
+_WORD = re.compile(r"[A-Za-z][\w'-]*")
+_YOU = re.compile(r"\byou(?:r|rs|rself)?\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What is counted on a page, without code blocks and recorded tables."""
+
+    words: int
+    semicolons: int
+    you: int
+
+    def per_thousand(self, count: int) -> float:
+        return 1000 * count / max(1, self.words)
+
+
+def count(text: str) -> Counts:
+    """Count words, semicolons and words for the reader in the prose of a page. Code in a line is one word."""
+    prose = _CODE.sub("code", _TARGET.sub("]", _FENCE.sub("", _RECORDED.sub("", text))))
+    return Counts(words=len(_WORD.findall(prose)), semicolons=prose.count(";"), you=len(_YOU.findall(prose)))
+
+
+def hand_written() -> list[Path]:
+    """Pages that people write. A generated page says so at its top."""
+    return [path for path in documents() if "<!-- Written by" not in path.read_text(encoding="utf-8")[:400]]
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+each_page = pytest.mark.parametrize("path", hand_written(), ids=name_of)
+
+
+@each_page
+def test_page_has_few_semicolons(path: Path) -> None:
+    counts = count(path.read_text(encoding="utf-8"))
+    allowed = 4 * MOST_SEMICOLONS if name_of(path) in EQUATIONS else MOST_SEMICOLONS
+    assert counts.semicolons <= max(1, allowed * counts.words / 1000)
+
+
+@each_page
+def test_page_speaks_to_its_reader(path: Path) -> None:
+    counts = count(path.read_text(encoding="utf-8"))
+    if counts.words >= 150 and name_of(path) not in EQUATIONS and path.name != "CHANGELOG.md":
+        assert counts.per_thousand(counts.you) >= FEWEST_YOU
+
+
+@each_page
+def test_page_begins_with_something_to_look_at(path: Path) -> None:
+    top = path.read_text(encoding="utf-8").splitlines()[:LINES_TO_EXAMPLE]
+    assert path.name == "CHANGELOG.md" or any(line.startswith(("```", "|", "- ", "* ")) for line in top)
+
+
+def test_counts_of_all_pages_are_printed() -> None:
+    print(f"\n{'words':>6} {'; per 1,000':>12} {'you per 1,000':>14}  page")
+    for path in hand_written():
+        counts = count(path.read_text(encoding="utf-8"))
+        semicolons, you = counts.per_thousand(counts.semicolons), counts.per_thousand(counts.you)
+        print(f"{counts.words:6} {semicolons:12.1f} {you:14.1f}  {name_of(path)}")
+
+
+def test_code_and_recorded_tables_do_not_count() -> None:
+    text = "You see.\n```\na; b; you\n```\n`c; d`\n<!-- record: x -->\n;;;\n<!-- /record -->\n[a](b;c)\n"
+    assert count(text) == Counts(words=4, semicolons=0, you=1)
