@@ -1,6 +1,6 @@
 """Pages speak to their reader in plain sentences: few semicolons, "you" where you act, an example near the top.
 
-`python -m pytest tests/docs/test_plain_words.py -s -k counts` prints the counts of every page.
+`PYTHONPATH=tests python tests/docs/test_plain_words.py` prints the counts of every page.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import pytest
 from support.documents import ROOT, documents
 
@@ -84,14 +85,19 @@ def test_page_begins_with_something_to_look_at(path: Path) -> None:
     assert path.name == "CHANGELOG.md" or any(line.startswith(("```", "|", "- ", "* ")) for line in top)
 
 
-def test_counts_of_all_pages_are_printed() -> None:
-    print(f"\n{'words':>6} {'; per 1,000':>12} {'you per 1,000':>14}  page")
-    for path in hand_written():
-        counts = count(path.read_text(encoding="utf-8"))
-        semicolons, you = counts.per_thousand(counts.semicolons), counts.per_thousand(counts.you)
-        print(f"{counts.words:6} {semicolons:12.1f} {you:14.1f}  {name_of(path)}")
-
-
 def test_code_and_recorded_tables_do_not_count() -> None:
     text = "You see.\n```\na; b; you\n```\n`c; d`\n<!-- record: x -->\n;;;\n<!-- /record -->\n[a](b;c)\n"
     assert count(text) == Counts(words=4, semicolons=0, you=1)
+
+
+def main() -> None:
+    """Print the counts of every page."""
+    click.echo("words   ; per 1,000   you per 1,000   page")
+    for path in hand_written():
+        counts = count(path.read_text(encoding="utf-8"))
+        semicolons, you = counts.per_thousand(counts.semicolons), counts.per_thousand(counts.you)
+        click.echo(f"{counts.words:5} {semicolons:13.1f} {you:15.1f}   {name_of(path)}")
+
+
+if __name__ == "__main__":
+    main()
