@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.cpu_memory import GOAL, PeakMemory, measure_memory
 from benchmarks.cpu_operators import compare_lightning, compare_sparse, table
-from sala_export.native_libraries import onnxruntime_operators
+from sala_export.installation import onnxruntime_operators
 from sala_export.specs import format_bytes, format_tokens, parse_tokens
 
 

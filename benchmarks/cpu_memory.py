@@ -43,10 +43,10 @@ _SPARSE = {
 _CHILD = """
 import sys
 import numpy as np
-from sala_export.runtime.model import load
+from sala_export.runtime.model import load_bundle
 bundle, tokens, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 random = np.random.default_rng(0)
-session = load(bundle, threads=threads).session(max_context=tokens)
+session = load_bundle(bundle, threads=threads).session(max_context=tokens)
 session.prefill(random.integers(0, 97, min(4096, tokens - start)) for start in range(0, tokens, 4096))
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sala_export.native_libraries import onnxruntime_operators
+from sala_export.installation import onnxruntime_operators
 from sala_export.runtime.model import _wheel_library
 
 PYTHON = """

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from triton.errors import TritonError
 
-from sala_export.engine.recipe import Recipe, load_recipe, read_recipe, recipe_paths
+from sala_export.engine.recipe import GpuRecipe, load_recipe, read_recipe, recipe_paths
 from sala_export.errors import RequestError, SalaError, UnsupportedError
 
 NO_GPU = "no CUDA device here: this can only be measured on an NVIDIA GPU"
@@ -27,7 +27,7 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 
-def find_rates(gpu: str | None, device_name: str) -> Recipe:
+def find_rates(gpu: str | None, device_name: str) -> GpuRecipe:
     """The recipe with the rates of a GPU: `--gpu` if given, else the one whose `gpu` is the device's name.
 
     Raises: RequestError if none is.
@@ -44,7 +44,7 @@ def find_rates(gpu: str | None, device_name: str) -> Recipe:
     )
 
 
-def rates_of(name: str) -> Recipe:
+def rates_of(name: str) -> GpuRecipe:
     """The recipe `engines/NAME.toml`, or that of a GPU which is only measured, beside this file."""
     return read_recipe(_known_recipes()[name])
 

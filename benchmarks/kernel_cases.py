@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sala_export.model.rope import inverse_frequencies, rope_cos_sin
+from sala_export.model.rope import inv_freq_tensor, rope_cos_sin
 from sala_export.ops.common.contract import ACTIVATION, Contract
 from sala_export.ops.common.expr import evaluate
 from sala_export.ops.common.launch import KernelSet
@@ -141,7 +141,7 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device, seed: int 
 def _lightning_inputs(case: Case, normal: Any, device: torch.device) -> list[Tensor]:
     heads, dim = int(case.attributes["num_heads"]), int(case.attributes["head_dim"])
     positions = torch.arange(case.past_length, case.context)
-    rope = rope_cos_sin(positions[None], inverse_frequencies(10000.0, dim)).expand(case.batch, -1, -1)
+    rope = rope_cos_sin(positions[None], inv_freq_tensor(10000.0, dim)).expand(case.batch, -1, -1)
     return [
         normal(case.batch, case.tokens, 4 * heads * dim),
         *(1 + 0.1 * normal(width) for width in (dim, dim, heads * dim)),

@@ -13,7 +13,7 @@ from benchmarks.kernel_cases import Case, make_inputs
 from benchmarks.kernel_peers import make_peer, peer_bytes, peer_name
 from benchmarks.kernel_timing import Step, Timer, Times, alternate
 from benchmarks.kernel_ways import Way, bind
-from sala_export.engine.recipe import Recipe
+from sala_export.engine.recipe import GpuRecipe
 from sala_export.ops.common.cost import KernelCost
 from sala_export.specs import DType, format_bytes
 
@@ -55,7 +55,7 @@ class Row:
 class Settings:
     """How to measure."""
 
-    rates: Recipe
+    rates: GpuRecipe
     rounds: int
     budget_seconds: float
     """For each comparison; long calls have fewer rounds."""
@@ -72,7 +72,7 @@ class Measured:
     """Why the peer has no row, if it should have one."""
 
 
-def least_seconds(cost: KernelCost, rates: Recipe, dtype: DType) -> float:
+def least_seconds(cost: KernelCost, rates: GpuRecipe, dtype: DType) -> float:
     """Time of what a launch moves and computes at a GPU's peak rates, both at once."""
     precision = {DType.BFLOAT16: "bf16", DType.FLOAT16: "fp16"}[dtype]
     operations = rates.peak_tera_operations_per_second[precision] * 1e12
@@ -126,7 +126,7 @@ def _peer(case: Case, inputs: Sequence[torch.Tensor]) -> tuple[Step | None, str 
 
 
 def rows(
-    case: Case, dtype: DType, times: Mapping[str, Sequence[Times]], launches: Sequence[str], rates: Recipe
+    case: Case, dtype: DType, times: Mapping[str, Sequence[Times]], launches: Sequence[str], rates: GpuRecipe
 ) -> list[Row]:
     """Times beside the floor and the roofline; `times["launches"]` has one entry for each of `launches`.
 

@@ -66,7 +66,7 @@ class Recall:
     """Of the host, resident."""
     device_memory_bytes: int | None
     """On the GPU, as its driver tells; None on the CPU."""
-    foretold_device_memory_bytes: int | None
+    predicted_device_memory_bytes: int | None
     """The runtime's own account, without the CUDA context; None if it has none."""
     precision: str
     """Of activations and caches."""
@@ -95,7 +95,7 @@ def measure(model_path: Path, length: int, threads: int, runtime: str, device: s
         question_seconds=(asked - read) / len(needles),
         peak_memory_bytes=peak_host_bytes(),
         device_memory_bytes=memory.taken_bytes() if model.on_gpu else None,
-        foretold_device_memory_bytes=model.foretold_device_bytes(session.max_context, session.chunk_tokens),
+        predicted_device_memory_bytes=model.predicted_device_bytes(session.max_context, session.chunk_tokens),
         precision=model.precision,
     )
 
@@ -126,14 +126,14 @@ def model_of(options: argparse.Namespace, folder: Path) -> Path:
 
 def quantized(checkpoint: Path, precision: Precision) -> Path:
     """The checkpoint in another precision, beside it."""
-    from sala_export.calibration.layer import Recipe
+    from sala_export.calibration.layer import QuantizationRecipe
     from sala_export.calibration.quantize import quantize_checkpoint
     from sala_export.calibration.samples import SampleRequest
     from sala_export.checkpoint.reader import Checkpoint
 
     samples = SampleRequest(file=write_passkey_samples(checkpoint.with_name("samples.jsonl")))
     output = checkpoint.with_name(f"checkpoint-{precision}")
-    quantize_checkpoint(Checkpoint.open(checkpoint), Recipe.from_options(precision), samples, output)
+    quantize_checkpoint(Checkpoint.open(checkpoint), QuantizationRecipe.from_options(precision), samples, output)
     return output
 
 

@@ -77,12 +77,12 @@ def _first_tokens(run: Run, comparisons: dict[str, Comparison], expectations: Ex
 
 def _tokens(rows: Sequence[FirstToken], comparisons: dict[str, Comparison]) -> str:
     header = ("runtime", "precision", "layers", "context", "each further token", "spread", "floor", "x floor")
-    header += ("predicted", "measured / predicted", "device memory", "foretold", "host memory")
+    header += ("predicted", "measured / predicted", "device memory", "predicted memory", "host memory")
     lines = []
     for row in rows:
         times = (*_times(row.token), *_floor(row.token)) if row.token else ("", "", "", "")
         beside = comparison_cells(comparisons.get(_token_name(row)) if row.published else None)
-        memory = (row.device_bytes, row.foretold_bytes, row.host_bytes)
+        memory = (row.device_bytes, row.predicted_bytes, row.host_bytes)
         lines.append((*_model(row), *times, *beside, *("" if size is None else format_bytes(size) for size in memory)))
     return markdown(header, lines)
 

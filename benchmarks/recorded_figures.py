@@ -136,7 +136,7 @@ class FirstToken(_Figure):
     published: Mapping[str, Seconds] = Field(alias="published_first_token_seconds")
     """Seconds to the first token by GPU; only the published model has them."""
     device_bytes: Count | None = Field(alias="device_memory_bytes")
-    foretold_bytes: Count | None = Field(alias="foretold_device_memory_bytes")
+    predicted_bytes: Count | None = Field(alias="predicted_device_memory_bytes")
     host_bytes: Count | None = Field(alias="host_memory_bytes")
 
 

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sala_export.installation import plugin_library
 from sala_export.kernel_report.shipped import ShippedKernel, shipped_kernels
-from sala_export.native_libraries import plugin_library
 from sala_export.ops.common.targets import serving_architecture
 from sala_export.ops.common.triton_run import BoundCall, BoundLaunch
+from sala_export.specs import ComputeCapability
 
 _MAX_DYNAMIC_SHARED = 8
 """`CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`."""
@@ -162,10 +163,10 @@ def installed_cubins() -> Cubins:
 
     Raises: BuildError if the library is not installed; ShippedError if it does not serve the GPU.
     """
-    major, minor = torch.cuda.get_device_capability()
-    sm = serving_architecture(major, minor)
+    capability = ComputeCapability(*torch.cuda.get_device_capability())
+    sm = serving_architecture(capability)
     if sm is None:
-        raise ShippedError(f"the plugin library holds no cubins for SM{major}{minor}")
+        raise ShippedError(f"the plugin library holds no cubins for {capability.sm}")
     return Cubins(shipped_kernels(plugin_library()), CudaDriver(), sm)
 
 

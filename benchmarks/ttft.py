@@ -30,7 +30,7 @@ from benchmarks.run_header import start_figures
 from sala_export.benchmark.gate import Agreement, compare, require_agreement
 from sala_export.benchmark.measure import BenchmarkRequest, Tolerance
 from sala_export.benchmark.report import Report, describe, describe_context, table
-from sala_export.benchmark.run import RandomSubject, Subject, run_benchmark
+from sala_export.benchmark.run import BenchmarkSubject, RandomSubject, run_benchmark
 from sala_export.errors import RequestError, RunError, SalaError
 from sala_export.runtime.model import Model
 from sala_export.specs import format_tokens, parse_tokens
@@ -66,7 +66,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def subject_of(options: argparse.Namespace) -> Subject:
+def subject_of(options: argparse.Namespace) -> BenchmarkSubject:
     """What the options say to measure. Raises: RequestError, UnsupportedError."""
     if (options.model is None) == (options.preset is None):
         raise RequestError("give either MODEL or --preset, and not both")
@@ -75,7 +75,7 @@ def subject_of(options: argparse.Namespace) -> Subject:
     if options.preset is not None or options.runtime == "torch":
         require_gpu_or_name(options.device)
     random = RandomSubject(preset=options.preset or "", layers=options.layers, seed=options.seed)
-    return Subject(
+    return BenchmarkSubject(
         model=options.model or random,
         runtime=options.runtime,
         device=options.device,

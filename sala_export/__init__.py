@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from .installation import VERSION
+
+__version__ = VERSION
 __all__ = ["SalaForCausalLM", "__version__", "load"]
 
 if TYPE_CHECKING:

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import RequestError, SessionError
-from .runtime.model import Model
-from .runtime.model import load as load_bundle
+from .runtime.model import Model, load_bundle
 from .specs import RUNTIMES
 
 if TYPE_CHECKING:
-    from .runtime.prompt import Tokenizer
+    from .runtime.prompt import TokenizerLike
 
 TORCH = "torch"
 """The runtime that is never taken unless asked for: `auto` does not import it."""
@@ -25,7 +24,7 @@ def load(
     precision: str | None = None,
     threads: int = 0,
     verify_hashes: bool = False,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: TokenizerLike | None = None,
     weights: str | Path | None = None,
     **engine_options: Any,
 ) -> Model:
@@ -33,9 +32,9 @@ def load(
 
     Args:
         model: a bundle directory; for the torch runtime also a checkpoint directory or a hub id.
-        runtime: `auto`, `tensorrt` or `onnxruntime` as `sala_export.runtime.model.load` has them, or `torch`, which
-            runs on any NVIDIA GPU that the kernels support, and on the CPU for verification. docs/runtimes.md says
-            which for what.
+        runtime: `auto`, `tensorrt` or `onnxruntime` as `sala_export.runtime.model.load_bundle` has them, or `torch`,
+            which runs on any NVIDIA GPU that the kernels support, and on the CPU for verification. docs/runtimes.md
+            says which for what.
         device, precision: for torch: `cuda`, `cuda:1` or `cpu`, by default a GPU if there is one; `fp32`, `bf16` or
             `fp16`, by default the model's own on a GPU and fp32 on the CPU.
         threads: threads that compute on the CPU; 0 takes all cores.
@@ -43,8 +42,8 @@ def load(
         tokenizer: to use instead of the model's own.
         weights: a checkpoint directory whose weights take the place of the bundle's, a fine-tune for example: of the
             same configuration, and with tensors of the same names, types and shapes.
-        engine_options: what `sala_export.runtime.model.load` takes besides these, of libraries to use for example; not
-            for torch.
+        engine_options: what `sala_export.runtime.model.load_bundle` takes besides these, of libraries to use for
+            example; not for torch.
     Raises: BundleError or CheckpointError if the model is missing, damaged, of a newer schema or without weights;
         UnsupportedError if a library or GPU is missing or cannot serve the model; RequestError or SessionError for a
         wrong option; RunError if there is no memory.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 
-class Progress(Protocol):
+class ProgressCallback(Protocol):
     """Called from the working thread, often enough for a display, never in a hot loop."""
 
     def __call__(self, phase: str, done: int, total: int, unit: str = "steps") -> None:

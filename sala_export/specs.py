@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-from .errors import RequestError
+from .errors import ConfigError, RequestError
 
 
 class DType(StrEnum):
@@ -101,6 +101,35 @@ class TensorSpec:
     def size_bytes(self, sizes: dict[str, int]) -> int:
         """Bytes of the tensor at the given symbolic sizes."""
         return math.prod(self.bound(sizes)) * self.dtype.bits // 8
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class ComputeCapability:
+    """Generation of a GPU, e.g. 12.0."""
+
+    major: int
+    minor: int
+
+    @classmethod
+    def parse(cls, text: str) -> ComputeCapability:
+        """Read `major.minor`. Raises: ConfigError."""
+        match = re.fullmatch(r"(\d+)\.(\d)", text)
+        if not match:
+            raise ConfigError(f"compute_capability is {text!r}, expected major.minor, as in '12.0'")
+        return cls(int(match[1]), int(match[2]))
+
+    @classmethod
+    def from_sm(cls, name: str) -> ComputeCapability:
+        """Read TensorRT's name, e.g. `SM120`: the last digit is the minor number. Raises: ValueError."""
+        return cls(int(name.removeprefix("SM")[:-1]), int(name[-1]))
+
+    @property
+    def sm(self) -> str:
+        """The name in NVIDIA's tools, e.g. `SM120`."""
+        return f"SM{self.major}{self.minor}"
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}"
 
 
 STREAM = "hidden_states."

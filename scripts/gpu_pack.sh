@@ -67,9 +67,9 @@ require_installation() {
 }
 
 # Where the installation has a library; fails if a source is newer, because then other kernels would be measured.
-installed_library() { # FUNCTION of sala_export.native_libraries
+installed_library() { # FUNCTION of sala_export.installation
     local library newer
-    library=$(.venv/bin/python -c "from sala_export import native_libraries as n; print(n.$1())" 2>/dev/null) ||
+    library=$(.venv/bin/python -c "from sala_export import installation as n; print(n.$1())" 2>/dev/null) ||
         fail "the libraries are not installed: run scripts/install.sh test"
     newer=$(find plugins sala_export/ops -type f -regex '.*\.\(py\|cc\|h\|txt\|map\)' -newer "$library" -print -quit)
     [ -z "$newer" ] || fail "$newer is newer than $library: run scripts/install.sh test"

@@ -11,7 +11,7 @@ sala_unpack() { # TARGET
     local pack target module suffix
     pack=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
     target=$(realpath -m "$1")
-    [ -f sala_export/native_libraries.py ] ||
+    [ -f sala_export/installation.py ] ||
         { echo "error: $PWD is not the root of sala-export: go there first" >&2; return 2; }
     # The name of the module says for which Python and processor the pack is.
     module=$(echo "$pack"/native/sala_export/runtime/_native.*)

@@ -5,8 +5,7 @@ cd "$(dirname "$0")/.."
 
 scripts/install.sh test,dev
 export PATH="$PWD/.venv/bin:$PATH" # tests build C++ with the CMake and Ninja of the test extra
-ruff check .
-ruff format --check .
+pre-commit run --all-files --show-diff-on-failure # ruff, clang-format, codespell and small things
 mypy
 lint-imports
 # A file's tests stay in one process, which builds what they share once.

@@ -14,7 +14,7 @@ struct IndexedImage {
 };
 
 struct KernelIndex {
-  const char* json;                       // {"triton": version, "images": [..]}, in the order of `images`
+  const char* json;  // {"triton": version, "images": [..]}, in the order of `images`
   std::span<const IndexedImage> images;
 };
 

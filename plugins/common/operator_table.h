@@ -56,8 +56,8 @@ struct Argument {
 struct Image {
   DataType activation;
   int32_t variant;
-  int32_t sm;              // 10 * major + minor
-  bool is_arch_specific;   // compiled for "sm_<n>a": runs on that architecture alone
+  int32_t sm;             // 10 * major + minor
+  bool is_arch_specific;  // compiled for "sm_<n>a": runs on that architecture alone
   const unsigned char* data;
   const Expression* grid;  // of x, y and z: tiles differ between architectures
   uint32_t threads;        // per block

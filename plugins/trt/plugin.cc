@@ -68,8 +68,8 @@ bool has_counts(const OperatorTable& table, int32_t num_inputs, int32_t num_outp
 
 /// As Operator::bind says it, for the calls that come before shapes are known.
 Status wrong_counts(const OperatorTable& table, int32_t num_inputs, int32_t num_outputs) {
-  return error(table.type, ": expected ", table.inputs.size(), " inputs and ", table.outputs.size(),
-               " outputs, got ", num_inputs, " and ", num_outputs);
+  return error(table.type, ": expected ", table.inputs.size(), " inputs and ", table.outputs.size(), " outputs, got ",
+               num_inputs, " and ", num_outputs);
 }
 
 /// The tensor rule at a position that counts inputs, then outputs.

@@ -75,7 +75,7 @@ Error from_python(const nanobind::python_error& raised) {
   if (!is_own && !is_memory) {
     message = std::string(nanobind::str(exception.type().attr("__name__")).c_str()) + ": " + message;
   }
-  const ErrorCode code = is_memory                                          ? ErrorCode::kOutOfMemory
+  const ErrorCode code = is_memory                                             ? ErrorCode::kOutOfMemory
                          : is_instance(exception, error_class("SessionError")) ? ErrorCode::kInvalidArgument
                                                                                : ErrorCode::kEngineFailed;
   Py_XDECREF(std::exchange(last_cause.exception, nanobind::object(exception).release().ptr()));

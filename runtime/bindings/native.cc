@@ -129,13 +129,13 @@ class PyPrefiller {
       : owner_(std::move(owner)),
         session_(nb::cast<PySession&>(owner_)),
         reporter_(std::make_shared<ProgressReporter>(std::move(on_progress))),
-        prefiller_(unwrap(Prefiller::create(
-            session_.session,
-            {context_length,
-             [reporter = reporter_](const PrefillProgress& progress) {
-               return (*reporter)(progress.tokens_done, progress.tokens_total, progress.seconds);
-             }},
-            tokens_total))) {}
+        prefiller_(unwrap(Prefiller::create(session_.session,
+                                            {context_length,
+                                             [reporter = reporter_](const PrefillProgress& progress) {
+                                               return (*reporter)(progress.tokens_done, progress.tokens_total,
+                                                                  progress.seconds);
+                                             }},
+                                            tokens_total))) {}
 
   void feed(const TokenArray& token_ids) {
     const Status fed = [&] {

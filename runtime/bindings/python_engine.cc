@@ -132,8 +132,7 @@ class PythonExecution final : public Execution {
 };
 
 DType dtype_of(const std::string& name) {
-  for (const DType dtype :
-       {DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kInt32, DType::kInt64}) {
+  for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kInt32, DType::kInt64}) {
     if (name_of(dtype) == name) return dtype;
   }
   raise({ErrorCode::kInvalidArgument, "the engine has a tensor of type " + name + ", which no step has"});

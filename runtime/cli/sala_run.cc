@@ -136,11 +136,10 @@ sala::Expected<Arguments> parse(int count, char** values) {
       {"--runtime-cache", path(arguments.load.tensorrt.runtime_cache)},
       {"--runtime", runtime(arguments.load.runtime)},
   };
-  const std::map<std::string_view, bool*> flags = {
-      {"--verify-hashes", &arguments.load.verify_hashes},
-      {"--no-decode-graph", &arguments.no_decode_graph},
-      {"--json", &arguments.json},
-      {"--help", &arguments.help}};
+  const std::map<std::string_view, bool*> flags = {{"--verify-hashes", &arguments.load.verify_hashes},
+                                                   {"--no-decode-graph", &arguments.no_decode_graph},
+                                                   {"--json", &arguments.json},
+                                                   {"--help", &arguments.help}};
   for (int i = 1; i < count; ++i) {
     const std::string name = values[i];
     if (const auto flag = flags.find(name); flag != flags.end()) {

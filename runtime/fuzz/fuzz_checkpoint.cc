@@ -10,9 +10,9 @@
 #include <string>
 #include <vector>
 
-#include "sha256.h"
-#include "weight_input.h"
-#include "weight_source.h"
+#include "base/sha256.h"
+#include "weights/weight_input.h"
+#include "weights/weight_source.h"
 
 namespace {
 

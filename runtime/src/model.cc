@@ -2,13 +2,13 @@
 
 #include <algorithm>
 
+#include "bundle/manifest.h"
 #include "engines/onnxruntime/engine.h"
 #include "engines/tensorrt/engine.h"
-#include "manifest.h"
-#include "model_data.h"
-#include "session_core.h"
-#include "state_file.h"
-#include "weight_source.h"
+#include "session/model_data.h"
+#include "session/session_core.h"
+#include "session/state_file.h"
+#include "weights/weight_source.h"
 
 namespace sala {
 

@@ -54,7 +54,7 @@ class CInterface : public testing::Test {
 
 TEST_F(CInterface, TellsItsVersions) {
   EXPECT_EQ(sala_abi_version(), SALA_ABI_VERSION);
-  EXPECT_STREQ(sala_version(), "0.1.0");
+  EXPECT_STREQ(sala_version(), SALA_VERSION);
 }
 
 TEST_F(CInterface, ComputesWhatTheCppInterfaceDoes) {

@@ -13,8 +13,8 @@
 #include <utility>
 #include <vector>
 
-#include "manifest.h"
-#include "sha256.h"
+#include "base/sha256.h"
+#include "bundle/manifest.h"
 
 namespace sala::test {
 

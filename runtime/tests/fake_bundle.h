@@ -15,10 +15,10 @@
 #include <utility>
 #include <vector>
 
+#include "base/sha256.h"
 #include "fake_weights.h"
 #include "mock_engine.h"
 #include "sala/model.h"
-#include "sha256.h"
 
 namespace sala::test {
 
@@ -48,9 +48,9 @@ inline SymbolSizes largest_sizes(int64_t tokens) {
 /// TensorRT's DataType.
 inline int32_t trt_type(DType dtype) {
   static const std::map<DType, int32_t> kTypes = {
-      {DType::kFloat32, 0}, {DType::kFloat16, 1},      {DType::kInt8, 2},  {DType::kInt32, 3},
-      {DType::kUInt8, 5},   {DType::kFloat8E4M3FN, 6}, {DType::kBFloat16, 7}, {DType::kInt64, 8},
-      {DType::kFloat4E2M1FN, 10}};
+      {DType::kFloat32, 0},  {DType::kFloat16, 1}, {DType::kInt8, 2},
+      {DType::kInt32, 3},    {DType::kUInt8, 5},   {DType::kFloat8E4M3FN, 6},
+      {DType::kBFloat16, 7}, {DType::kInt64, 8},   {DType::kFloat4E2M1FN, 10}};
   return kTypes.at(dtype);
 }
 
@@ -174,8 +174,8 @@ class FakeBundle {
   explicit FakeBundle(TestTensors given = test_tensors()) : tensors(std::move(given)) {
     directory_ = std::filesystem::path(testing::TempDir()) / ("bundle-" + std::to_string(count_++)) / "mock.sala";
     std::filesystem::remove_all(directory_.parent_path());  // of an earlier run
-    for (const char* name : {"engine/report.json", "engine/build.log", "engine/engine.onnx", "graph/model.onnx",
-                             "graph/cpu.onnx"}) {
+    for (const char* name :
+         {"engine/report.json", "engine/build.log", "engine/engine.onnx", "graph/model.onnx", "graph/cpu.onnx"}) {
       files[name] = "not used";
     }
     const MockEngine step;

@@ -1,6 +1,6 @@
 // One broken bundle for every rule of the format.
 
-#include "manifest.h"
+#include "bundle/manifest.h"
 
 #include <gtest/gtest.h>
 
@@ -10,7 +10,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
-#include "sha256.h"
+#include "base/sha256.h"
 
 namespace sala::test {
 namespace {
@@ -50,8 +50,13 @@ Json valid_config() {
 }
 
 Json stored(int offset, int bytes, const char* dtype, const Json& shape, bool fixed) {
-  return {{"file", "graph/m.safetensors"}, {"offset", offset}, {"bytes", bytes}, {"dtype", dtype},
-          {"shape", shape},                {"sha256", "cc"},   {"fixed", fixed}};
+  return {{"file", "graph/m.safetensors"},
+          {"offset", offset},
+          {"bytes", bytes},
+          {"dtype", dtype},
+          {"shape", shape},
+          {"sha256", "cc"},
+          {"fixed", fixed}};
 }
 
 Json valid_weights() {
@@ -116,8 +121,7 @@ Json valid() {
           {"outputs", {tensor}},
           {"weights",
            {{{"spec", {{"name", "w"}, {"dtype", "float32"}, {"shape", {6, 4}}}}, {"parts", {plain, dequantised}}}}}}}}},
-      {"engine",
-       valid_engine({{"spec", {{"name", "s"}, {"dtype", "float32"}, {"shape", {6}}}}, {"parts", {scales}}})},
+      {"engine", valid_engine({{"spec", {{"name", "s"}, {"dtype", "float32"}, {"shape", {6}}}}, {"parts", {scales}}})},
       {"text", {"text/tokenizer.json"}},
       {"files",
        {{{"path", "graph/cpu.onnx"}, {"bytes", 3}, {"sha256", sha256("abc")}},

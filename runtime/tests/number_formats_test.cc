@@ -1,4 +1,4 @@
-#include "number_formats.h"
+#include "weights/number_formats.h"
 
 #include <gtest/gtest.h>
 
@@ -69,8 +69,9 @@ TEST(NumberFormats, EveryNumberOf16BitsIsKeptInFp32) {
 }
 
 TEST(NumberFormats, RoundToNearestEven) {
-  std::vector<float> numbers = {0.0f,    -0.0f,    65504.0f, 65519.996f, 65520.0f, 1e9f,          0x1p-24f, 0x1p-25f,
-                                0x3p-25f, 0x1.8p-14f, 0x1p-149f, 3.3e38f,  3.4e38f,  0x1.ffcp-15f, 0x1.ffep-15f};
+  std::vector<float> numbers = {0.0f,      -0.0f,    65504.0f, 65519.996f,   65520.0f,
+                                1e9f,      0x1p-24f, 0x1p-25f, 0x3p-25f,     0x1.8p-14f,
+                                0x1p-149f, 3.3e38f,  3.4e38f,  0x1.ffcp-15f, 0x1.ffep-15f};
   std::mt19937 random(7);
   for (int i = 0; i < 100'000; ++i) {
     // Numbers of all sizes, and those halfway between two of the narrow type.

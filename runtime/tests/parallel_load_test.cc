@@ -1,4 +1,4 @@
-#include "parallel_load.h"
+#include "weights/parallel_load.h"
 
 #include <gtest/gtest.h>
 
@@ -30,15 +30,13 @@ TEST(ParallelLoad, GivesEveryItemToOneThread) {
 TEST(ParallelLoad, TellsOfProgressOnTheThreadThatWaits) {
   std::vector<int64_t> told;
   const auto waiting = std::this_thread::get_id();
-  const ParallelLoadOptions options{.items = 4,
-                                    .total_bytes = 40,
-                                    .threads = 2,
-                                    .on_progress = [&](int64_t done, int64_t total) {
-                                      EXPECT_EQ(std::this_thread::get_id(), waiting);
-                                      EXPECT_EQ(total, 40);
-                                      told.push_back(done);
-                                      return true;
-                                    }};
+  const ParallelLoadOptions options{
+      .items = 4, .total_bytes = 40, .threads = 2, .on_progress = [&](int64_t done, int64_t total) {
+        EXPECT_EQ(std::this_thread::get_id(), waiting);
+        EXPECT_EQ(total, 40);
+        told.push_back(done);
+        return true;
+      }};
   const Status outcome = load_in_parallel(options, [&](ParallelLoad& load) -> Status {
     while (load.next()) {
       SALA_RETURN_IF_ERROR(load.advance(10));
@@ -91,8 +89,7 @@ TEST(ParallelLoad, EndsWhereProgressThrows) {
 }
 
 TEST(ParallelLoad, ReportsThatMemoryIsShort) {
-  const Status outcome =
-      load_in_parallel({.items = 1}, [](ParallelLoad&) -> Status { throw std::bad_alloc(); });
+  const Status outcome = load_in_parallel({.items = 1}, [](ParallelLoad&) -> Status { throw std::bad_alloc(); });
   ASSERT_FALSE(outcome);
   EXPECT_EQ(outcome.error().code, ErrorCode::kOutOfMemory);
 }

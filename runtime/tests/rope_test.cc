@@ -1,4 +1,4 @@
-#include "rope.h"
+#include "session/rope.h"
 
 #include <gtest/gtest.h>
 

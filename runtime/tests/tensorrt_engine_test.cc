@@ -219,7 +219,8 @@ TEST_F(TensorRtEngine, CallersAllocatorGivesAllDeviceMemory) {
         EXPECT_EQ(taken[data], bytes);
         taken.erase(data);
         EXPECT_EQ(free(reinterpret_cast<CUdeviceptr>(data)), CUDA_SUCCESS);
-      }};
+      },
+  };
   cuda().largest_block = 0;
   {
     const auto model = Model::load(bundle.write(), options);

@@ -137,8 +137,7 @@ TEST_F(TensorRtSession, IsPoisonedByAFailedStepUntilReset) {
   tensorrt_fake().fail_enqueue_after = 1;  // the first chunk of two
   const auto failed = session.prefill(std::span(ids).subspan(20));
   ASSERT_FALSE(failed);
-  expect_error(failed.error(), ErrorCode::kEngineFailed,
-               {"could not run engine/engine.plan", "illegal memory access"});
+  expect_error(failed.error(), ErrorCode::kEngineFailed, {"could not run engine/engine.plan", "illegal memory access"});
   EXPECT_EQ(session.decode(5).error().code, ErrorCode::kSessionPoisoned);
   tensorrt_fake().fail_enqueue_after = -1;
   ASSERT_TRUE(session.reset());

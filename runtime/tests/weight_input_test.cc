@@ -1,11 +1,11 @@
 // Inputs made from tensors in every form, taken whole and in pieces.
 
-#include "weight_input.h"
+#include "weights/weight_input.h"
 
 #include <gtest/gtest.h>
 
 #include "checkpoint_files.h"
-#include "weights.h"
+#include "weights/weights.h"
 
 namespace sala::test {
 namespace {
@@ -76,8 +76,8 @@ TEST_F(WeightInputs, ArePackedFromPartsOfSeveralTypesAndFiles) {
 }
 
 TEST_F(WeightInputs, ConvertToNarrowTypes) {
-  store("a.safetensors", {{"a", "BF16", {2}, bytes({0x80, 0x3f, 0x20, 0xc0})},
-                          {"b", "F32", {1}, bytes({0x00, 0x00, 0x20, 0x41})}});
+  store("a.safetensors",
+        {{"a", "BF16", {2}, bytes({0x80, 0x3f, 0x20, 0xc0})}, {"b", "F32", {1}, bytes({0x00, 0x00, 0x20, 0x41})}});
   EXPECT_EQ(*read({spec(DType::kFloat16, {3}), {{"a"}, {"b"}}}), bytes({0x00, 0x3c, 0x00, 0xc1, 0x00, 0x49}));
   EXPECT_EQ(*read({spec(DType::kBFloat16, {3}), {{"a"}, {"b"}}}), bytes({0x80, 0x3f, 0x20, 0xc0, 0x20, 0x41}));
 }
@@ -209,8 +209,7 @@ TEST_F(WeightInputs, AreRefusedWherePartsDoNotFillTheShape) {
 }
 
 TEST_F(WeightInputs, AreRefusedWhereCodesAndScalesDoNotFitTogether) {
-  const auto of = [&](const Shape& scales, WeightPart part, const char* type = "F32",
-                      DType dtype = DType::kFloat32) {
+  const auto of = [&](const Shape& scales, WeightPart part, const char* type = "F32", DType dtype = DType::kFloat32) {
     const auto scale_bytes = static_cast<size_t>(sala::bytes_of(dtype_of(type), elements_of(scales)));
     store("a.safetensors",
           {{"codes", "U8", {8}, std::string(8, '\0')}, {"scales", type, scales, std::string(scale_bytes, '\0')}});
@@ -249,8 +248,8 @@ TEST_F(WeightInputs, AreRefusedTogetherWhereTheyExceedEveryMemory) {
 }
 
 TEST_F(WeightInputs, AreLoadedTogetherWithProgress) {
-  store("a.safetensors", {{"a", "BF16", {2}, bytes({0x80, 0x3f, 0x20, 0xc0})},
-                          {"b", "F32", {1}, bytes({0x00, 0x00, 0x20, 0x41})}});
+  store("a.safetensors",
+        {{"a", "BF16", {2}, bytes({0x80, 0x3f, 0x20, 0xc0})}, {"b", "F32", {1}, bytes({0x00, 0x00, 0x20, 0x41})}});
   manifest_.cpu.weights = {{spec(DType::kFloat32, {2}), {{"a"}}}, {spec(DType::kFloat32, {2}), {{"b"}, {"b"}}}};
   LoadOptions options;
   std::pair<int64_t, int64_t> told;

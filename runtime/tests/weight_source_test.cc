@@ -1,6 +1,6 @@
 // What a source reads, what it finds damaged, and which checkpoints may take the place of a bundle's weights.
 
-#include "weight_source.h"
+#include "weights/weight_source.h"
 
 #include <gtest/gtest.h>
 #include <sys/stat.h>
@@ -178,9 +178,8 @@ TEST_F(Sources, ServeSeveralThreads) {
 }
 
 TEST_F(Sources, TakeOtherWeightsOfTheSameForm) {
-  write_tensors({{"extra", "BOOL", {3}, "xyz"},
-                 {"b.weight", "F32", {1}, "1234"},
-                 {"a.weight", "BF16", {2, 2}, "12345678"}});
+  write_tensors(
+      {{"extra", "BOOL", {3}, "xyz"}, {"b.weight", "F32", {1}, "1234"}, {"a.weight", "BF16", {2, 2}, "12345678"}});
   const auto source = WeightSource::of_checkpoint(directory_, manifest_);
   ASSERT_TRUE(source) << source.error().message;
   EXPECT_EQ(*(*source)->read_all("a.weight"), "12345678");
@@ -230,21 +229,13 @@ TEST_F(Sources, AreRefusedIfTheyAreNoCheckpoint) {
 }
 
 TEST_F(Sources, AreRefusedWithAnotherConfiguration) {
-  const std::pair<const char*, Json> changes[] = {{"/model_type", "minicpm"},
-                                                  {"/hidden_size", 16},
-                                                  {"/scale_depth", 1.4},
-                                                  {"/rms_norm_eps", 1e-5},
-                                                  {"/rope_theta", 2e4},
-                                                  {"/rope_parameters", {{"rope_theta", 2e4}}},
-                                                  {"/scale_emb", "12"},
-                                                  {"/tie_word_embeddings", true},
-                                                  {"/tie_word_embeddings", 0},
-                                                  {"/num_hidden_layers", 3},
-                                                  {"/mixer_types", {"minicpm4"}},
-                                                  {"/mixer_types", {"minicpm4", "minicpm4"}},
-                                                  {"/mixer_types", "minicpm4"},
-                                                  {"/sparse_config/topk", 5},
-                                                  {"/sparse_config/dense_len", 0}};
+  const std::pair<const char*, Json> changes[] = {
+      {"/model_type", "minicpm"},   {"/hidden_size", 16},           {"/scale_depth", 1.4},
+      {"/rms_norm_eps", 1e-5},      {"/rope_theta", 2e4},           {"/rope_parameters", {{"rope_theta", 2e4}}},
+      {"/scale_emb", "12"},         {"/tie_word_embeddings", true}, {"/tie_word_embeddings", 0},
+      {"/num_hidden_layers", 3},    {"/mixer_types", {"minicpm4"}}, {"/mixer_types", {"minicpm4", "minicpm4"}},
+      {"/mixer_types", "minicpm4"}, {"/sparse_config/topk", 5},     {"/sparse_config/dense_len", 0},
+  };
   for (const auto& [pointer, value] : changes) {
     Json other = config_;
     other[Json::json_pointer(pointer)] = value;

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import sala_export
+from ..installation import VERSION
 
 _GPU_FIELDS = {
     "name": "name",
@@ -51,7 +51,7 @@ def describe_machine() -> Machine:
         cores=os.cpu_count(),
         system=platform.platform(),
         python=platform.python_version(),
-        sala_export=sala_export.__version__,
+        sala_export=VERSION,
         commit=_commit(),
         gpus=gpus(),
     )

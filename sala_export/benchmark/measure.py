@@ -20,7 +20,7 @@ from ..runtime.session import Session
 from ..specs import Precision, format_bytes, format_tokens
 from .machine import GpuMemory, peak_host_bytes
 
-Progress = Callable[[str], None]
+StatusCallback = Callable[[str], None]
 """Called with one line before every run."""
 
 _PREFILL_GROWTH = 1.15
@@ -77,7 +77,7 @@ class Measurement:
     """Of every further token, mean of a run; None where only one was asked for."""
     device_bytes: int | None
     """On the GPU, as its driver tells; None on the CPU."""
-    foretold_device_bytes: int | None
+    predicted_device_bytes: int | None
     """The runtime's own account before the session, without the CUDA context; None if it has none."""
     host_bytes: int
     """Peak of this process so far, resident."""
@@ -98,7 +98,7 @@ def measure(
     config: SalaConfig,
     request: BenchmarkRequest,
     memory: GpuMemory,
-    progress: Progress,
+    progress: StatusCallback,
     tolerance: Tolerance | None = None,
 ) -> Iterator[Measurement]:
     """Measure every context, after proof that all of them fit; with a `tolerance`, every one that can be.
@@ -119,7 +119,7 @@ def _measure_what_fits(
     config: SalaConfig,
     request: BenchmarkRequest,
     memory: GpuMemory,
-    progress: Progress,
+    progress: StatusCallback,
     tolerance: Tolerance,
 ) -> Iterator[Measurement]:
     last: Measurement | None = None
@@ -183,7 +183,7 @@ def _require_host_room(model: Model, config: SalaConfig, context: int, request: 
 
 
 def _measure_context(
-    model: Model, context: int, request: BenchmarkRequest, memory: GpuMemory, progress: Progress
+    model: Model, context: int, request: BenchmarkRequest, memory: GpuMemory, progress: StatusCallback
 ) -> Measurement:
     session = model.session(max_context=context + request.new_tokens, chunk_tokens=request.chunk_tokens)
     prompt = np.random.default_rng(request.seed).integers(0, model.vocab_size, context, dtype=np.int32)
@@ -201,7 +201,7 @@ def _measure_context(
         first_token=Runs(tuple(first)),
         token=Runs(tuple(others)) if request.new_tokens > 1 else None,
         device_bytes=memory.taken_bytes() if model.on_gpu else None,
-        foretold_device_bytes=model.foretold_device_bytes(session.max_context, session.chunk_tokens),
+        predicted_device_bytes=model.predicted_device_bytes(session.max_context, session.chunk_tokens),
         host_bytes=peak_host_bytes(),
     )
 

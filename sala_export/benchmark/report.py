@@ -9,7 +9,7 @@ from typing import Any
 
 from ..checkpoint.config import SalaConfig
 from ..checkpoint.keymap import weights
-from ..engine.recipe import Recipe, load_recipe, read_recipe, recipe_paths
+from ..engine.recipe import GpuRecipe, load_recipe, read_recipe, recipe_paths
 from ..errors import RequestError
 from ..planner.published import CONTEXTS, TTFT_SECONDS, is_published_model
 from ..planner.roofline import WEIGHT_BITS, time_of_decode, time_of_prefill
@@ -39,7 +39,7 @@ class Report:
     request: BenchmarkRequest
     chunk_tokens: int
     machine: Machine
-    recipe: Recipe | None
+    recipe: GpuRecipe | None
     why_no_floor: str | None
     """One sentence; None if there is a recipe."""
     rows: tuple[Measurement, ...]
@@ -68,7 +68,7 @@ def make_report(
     name: str,
     config: SalaConfig,
     request: BenchmarkRequest,
-    recipe: Recipe | None,
+    recipe: GpuRecipe | None,
     machine: Machine,
     rows: Sequence[Measurement],
 ) -> Report:
@@ -88,7 +88,7 @@ def make_report(
     )
 
 
-def _floor_recipe(model: Model, recipe: Recipe | None) -> tuple[Recipe | None, str | None]:
+def _floor_recipe(model: Model, recipe: GpuRecipe | None) -> tuple[GpuRecipe | None, str | None]:
     """The recipe if it serves this run, else why there is no floor."""
     if not model.on_gpu:
         return None, "no floor is known for a CPU"
@@ -102,7 +102,7 @@ def _floor_recipe(model: Model, recipe: Recipe | None) -> tuple[Recipe | None, s
 
 def find_recipe(
     option: str | None, machine_gpus: Sequence[Mapping[str, str]], more: Sequence[Path] = ()
-) -> Recipe | None:
+) -> GpuRecipe | None:
     """The recipe that the user names, else that of the first GPU by its driver's name; None if there is none.
 
     Args: `more`, recipes to look among besides those of the package.
@@ -122,7 +122,7 @@ def table(report: Report) -> str:
     """For people: one row for each context, and a line on what was run where."""
     published = sorted({gpu for row in report.rows for gpu in report.published(row.context)})
     heads = ["context", "first token", "spread", "tokens/s", "floor", "x floor", "ms/token", "spread", "floor"]
-    heads += ["device memory", "foretold", "host memory", *(f"published {gpu}" for gpu in published)]
+    heads += ["device memory", "predicted memory", "host memory", *(f"published {gpu}" for gpu in published)]
     lines = [heads, *(_cells(report, row, published) for row in report.rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
     rendered = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
@@ -153,7 +153,7 @@ def _cells(report: Report, row: Measurement, published: Sequence[str]) -> list[s
         f"{row.token.spread:.0%}" if row.token else "-",
         f"{1e3 * floor.token:.2f}" if floor else "-",
         "-" if row.device_bytes is None else format_bytes(row.device_bytes),
-        "-" if row.foretold_device_bytes is None else format_bytes(row.foretold_device_bytes),
+        "-" if row.predicted_device_bytes is None else format_bytes(row.predicted_device_bytes),
         format_bytes(row.host_bytes),
         *(f"{figures[gpu]:.1f} s" if gpu in figures else "-" for gpu in published),
     ]
@@ -192,7 +192,7 @@ def describe_context(report: Report, row: Measurement) -> dict[str, Any]:
         "prefill_tokens_per_second": row.context / row.first_token.median,
         "published_first_token_seconds": report.published(row.context),
         "device_memory_bytes": row.device_bytes,
-        "foretold_device_memory_bytes": row.foretold_device_bytes,
+        "predicted_device_memory_bytes": row.predicted_device_bytes,
         "host_memory_bytes": row.host_bytes,
     }
 

@@ -13,7 +13,7 @@ from ..loading import TORCH, load
 from ..model_source import ModelSource
 from ..runtime.model import Model
 from .machine import GpuMemory, describe_machine, gpus
-from .measure import BenchmarkRequest, Measurement, Progress, Tolerance, measure
+from .measure import BenchmarkRequest, Measurement, StatusCallback, Tolerance, measure
 from .report import Report, find_recipe, make_report
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class RandomSubject:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Subject:
+class BenchmarkSubject:
     """What is measured."""
 
     model: str | RandomSubject
@@ -53,9 +53,9 @@ def _ignore(_: Report) -> None:
 
 
 def run_benchmark(
-    subject: Subject,
+    subject: BenchmarkSubject,
     request: BenchmarkRequest,
-    progress: Progress,
+    progress: StatusCallback,
     gate: Callable[[Model, LoadableModel], object] | None = None,
     *,
     on_row: Callable[[Report], None] = _ignore,
@@ -88,7 +88,7 @@ def run_benchmark(
     return report()
 
 
-def _load(subject: Subject) -> tuple[Model, LoadableModel]:
+def _load(subject: BenchmarkSubject) -> tuple[Model, LoadableModel]:
     """The model and where it is from; nothing is downloaded for a runtime that could not run it."""
     if isinstance(subject.model, RandomSubject):
         return _load_random(subject.model, subject)
@@ -103,7 +103,7 @@ def _load(subject: Subject) -> tuple[Model, LoadableModel]:
     return model, source
 
 
-def _load_random(random: RandomSubject, subject: Subject) -> tuple[Model, LoadableModel]:
+def _load_random(random: RandomSubject, subject: BenchmarkSubject) -> tuple[Model, LoadableModel]:
     if subject.runtime not in ("auto", TORCH):
         raise RequestError(f"random weights are for the torch runtime: leave out --runtime {subject.runtime}")
     # Here, not above: bundles run without torch.

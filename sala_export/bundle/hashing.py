@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from ..errors import BundleError
-from ..progress import Progress
+from ..progress import ProgressCallback
 from .manifest import FileEntry
 
 _BLOCK_BYTES = 8 << 20
@@ -55,7 +55,7 @@ class Hashing:
         self._stopped = True
         self._pool.shutdown(cancel_futures=True)
 
-    def watched(self, on_progress: Progress) -> Progress:
+    def watched(self, on_progress: ProgressCallback) -> ProgressCallback:
         """`on_progress` for other work: it raises what `result` would, as soon as a span could not be hashed."""
 
         def report(phase: str, done: int, total: int, unit: str = "steps") -> None:
@@ -66,7 +66,7 @@ class Hashing:
 
         return report
 
-    def result(self, on_progress: Progress) -> dict[str, str]:
+    def result(self, on_progress: ProgressCallback) -> dict[str, str]:
         """Wait for the digests, by name, in lower-case hexadecimal digits.
 
         Raises: BundleError naming a file that cannot be read, ends before a span, or was changed since the start.
@@ -110,7 +110,7 @@ def _version(file: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def hash_files(directory: Path, paths: Sequence[Path], on_progress: Progress) -> tuple[FileEntry, ...]:
+def hash_files(directory: Path, paths: Sequence[Path], on_progress: ProgressCallback) -> tuple[FileEntry, ...]:
     """Entries of `paths`, which lie below `directory`, in order of their names."""
     spans = {path.relative_to(directory).as_posix(): Span(path, 0, path.stat().st_size) for path in sorted(paths)}
     with Hashing(spans) as hashing:

@@ -81,7 +81,7 @@ class WeightFile:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StoredTensor:
+class TensorEntry:
     """A tensor of the checkpoint: little endian, row major, without gaps."""
 
     __pydantic_config__ = _CLOSED
@@ -116,7 +116,7 @@ class WeightsEntry:
     """False after `--no-weights`: whoever runs the bundle gives it weights of the same form."""
     files: tuple[WeightFile, ...]
     """Whether they are included or not."""
-    tensors: Mapping[str, StoredTensor]
+    tensors: Mapping[str, TensorEntry]
     """By the name that the checkpoint gives them; what no graph reads is not listed."""
 
 

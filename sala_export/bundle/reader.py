@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BundleError
-from ..progress import Progress, silent
+from ..progress import ProgressCallback, silent
 from .hashing import Hashing, Span
 from .manifest import MANIFEST_FILE, Manifest
 
@@ -50,7 +50,7 @@ class Bundle:
                 )
         return cls(directory=directory, manifest=manifest)
 
-    def verify_hashes(self, on_progress: Progress = silent) -> None:
+    def verify_hashes(self, on_progress: ProgressCallback = silent) -> None:
         """Hash every file, and of the weight files every tensor.
 
         Raises: BundleError naming the first file or tensor whose content is not what was built.
@@ -81,7 +81,7 @@ class Bundle:
             found[f"{name} in {path}"] = (Span(path, tensor.offset, tensor.bytes), tensor.sha256)
         return found
 
-    def _verify(self, expected: Mapping[str, tuple[Span, str]], on_progress: Progress) -> None:
+    def _verify(self, expected: Mapping[str, tuple[Span, str]], on_progress: ProgressCallback) -> None:
         with Hashing({what: span for what, (span, _) in expected.items()}) as hashing:
             found = hashing.result(on_progress)
         for what, (_, sha256) in expected.items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..numerics.number_formats import round_int4
+from ..numerics.rounding import round_int4
 from ..numerics.weights import INT4_GROUP, int4_scale, int4_tensors
 
 _DAMPING = 0.01

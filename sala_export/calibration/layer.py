@@ -60,7 +60,7 @@ ALGORITHMS: Mapping[Precision, tuple[Algorithm, ...]] = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Recipe:
+class QuantizationRecipe:
     """How layers are quantised."""
 
     precision: Precision
@@ -77,7 +77,9 @@ class Recipe:
             )
 
     @classmethod
-    def from_options(cls, precision: str, *, algorithm: str | None = None, include_gates: bool = False) -> Recipe:
+    def from_options(
+        cls, precision: str, *, algorithm: str | None = None, include_gates: bool = False
+    ) -> QuantizationRecipe:
         """A recipe from command-line options; the algorithm defaults to the best of the precision."""
         known = [each for each in ALGORITHMS if each == precision]
         if not known:
@@ -129,7 +131,7 @@ class SiteInputs:
 
 
 def quantize_layer(
-    config: SalaConfig, layer: int, weights: dict[str, Tensor], inputs: SiteInputs, recipe: Recipe
+    config: SalaConfig, layer: int, weights: dict[str, Tensor], inputs: SiteInputs, recipe: QuantizationRecipe
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, float]]:
     """Quantise the projections of a layer.
 
@@ -157,7 +159,7 @@ def quantize_layer(
 
 
 def _quantize_site(
-    site: Site, x: Tensor, weights: Mapping[str, Tensor], recipe: Recipe
+    site: Site, x: Tensor, weights: Mapping[str, Tensor], recipe: QuantizationRecipe
 ) -> dict[str, dict[str, Tensor]]:
     shared = input_scale(x, recipe.precision, calibrated=recipe.algorithm is not Algorithm.RTN)
     largest = max(float(weight.abs().max()) for weight in weights.values())

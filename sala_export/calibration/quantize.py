@@ -21,19 +21,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .. import __version__
 from ..checkpoint.keymap import EMBEDDING, FINAL_NORM, LM_HEAD, layer_weights, weights
 from ..checkpoint.quantization import DEFAULT_IGNORE, GATE_ROLES, QUANTIZATION_FIELD, SCHEMES, Quantization
 from ..checkpoint.reader import CONFIG_FILE, INDEX_FILE, TOKENIZER_FILE, Checkpoint
 from ..checkpoint.safetensors_header import read_header
 from ..checkpoint.safetensors_writer import NewTensor, write_safetensors
 from ..errors import CheckpointError, DiskFullError, UnsupportedError
+from ..installation import VERSION
 from ..model.layer_run import LayerRun, embed, layer_prefix, make_layer
 from ..numerics.weights import INT4_GROUP, NVFP4_GROUP
-from ..progress import Progress, silent
+from ..progress import ProgressCallback, silent
 from ..specs import Precision, format_bytes
 from ..staging import MARKER, Staging, resumable_directory
-from .layer import Recipe, SiteInputs, quantize_layer
+from .layer import QuantizationRecipe, SiteInputs, quantize_layer
 from .samples import SampleRequest
 from .sites import layer_sites
 
@@ -64,12 +64,12 @@ class QuantizeResult:
 
 def quantize_checkpoint(
     checkpoint: Checkpoint,
-    recipe: Recipe,
+    recipe: QuantizationRecipe,
     samples: SampleRequest,
     output: Path,
     *,
     force: bool = False,
-    on_progress: Progress = silent,
+    on_progress: ProgressCallback = silent,
 ) -> QuantizeResult:
     """Write the directory `output`, a checkpoint in compressed-tensors' format, whole or not at all.
 
@@ -89,7 +89,7 @@ def quantize_checkpoint(
     return QuantizeResult(directory=output, seconds=time.monotonic() - start, peak_host_bytes=peak)
 
 
-def quantization(recipe: Recipe) -> Quantization:
+def quantization(recipe: QuantizationRecipe) -> Quantization:
     """What the config.json of the result says."""
     gates = tuple(f"re:.*{role}" for role in GATE_ROLES)
     ignore = tuple(entry for entry in DEFAULT_IGNORE if not (recipe.include_gates and entry in gates))
@@ -99,7 +99,9 @@ def quantization(recipe: Recipe) -> Quantization:
 class _Run:
     """One checkpoint on its way. Shards: the embedding, each layer, and the final norm with lm_head."""
 
-    def __init__(self, checkpoint: Checkpoint, recipe: Recipe, tokens: list[Tensor], staging: Staging) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, recipe: QuantizationRecipe, tokens: list[Tensor], staging: Staging
+    ) -> None:
         self._checkpoint = checkpoint
         self._config = checkpoint.config
         self._recipe = recipe
@@ -107,7 +109,7 @@ class _Run:
         self._staging = staging
         self._shards = self._config.num_hidden_layers + 2
 
-    def layers(self, on_progress: Progress) -> None:
+    def layers(self, on_progress: ProgressCallback) -> None:
         """Write every shard that is not there yet."""
         count, per_layer = self._config.num_hidden_layers, len(self._tokens) + 1
         first, hidden = self._start()
@@ -235,7 +237,7 @@ class _Run:
         return [part.clone() for part in torch.split(rows, [len(ids) for ids in self._tokens])]
 
 
-def _require_quantizable(checkpoint: Checkpoint, recipe: Recipe) -> None:
+def _require_quantizable(checkpoint: Checkpoint, recipe: QuantizationRecipe) -> None:
     """Raises: UnsupportedError if it is quantised already, or a projection cannot be cut into groups."""
     if checkpoint.precision is not None:
         raise UnsupportedError(
@@ -258,10 +260,10 @@ def _require_quantizable(checkpoint: Checkpoint, recipe: Recipe) -> None:
                 )
 
 
-def _resume_key(checkpoint: Checkpoint, recipe: Recipe, tokens: list[Tensor]) -> str:
+def _resume_key(checkpoint: Checkpoint, recipe: QuantizationRecipe, tokens: list[Tensor]) -> str:
     """Stands for everything that decides the bytes."""
     decisive = {
-        "program": __version__,
+        "program": VERSION,
         "torch": (torch.__version__, torch.get_num_threads()),
         "recipe": asdict(recipe),
         "config": asdict(checkpoint.config),

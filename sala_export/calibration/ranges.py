@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..numerics.emulation import fake_quantize
+from ..model.emulation import fake_quantize
 from ..numerics.weights import nvfp4_global_scale, per_tensor_scale
 from ..specs import Precision
 

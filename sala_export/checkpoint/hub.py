@@ -13,7 +13,7 @@ from .reader import ACCESSORY_FILES, CONFIG_FILE, INDEX_FILE
 _PATTERNS = (CONFIG_FILE, INDEX_FILE, "*.safetensors", *ACCESSORY_FILES)
 """Weights and text files only: the repository's Python code and copies of the weights in other formats stay there."""
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def resolve_model(
@@ -59,7 +59,7 @@ def _download(model: str, revision: str | None, cache_dir: Path | None, patterns
         XetDownloadError,
     )
 
-    _log.info("looking up %s on the Hugging Face hub", model)
+    logger.info("looking up %s on the Hugging Face hub", model)
     where = model if revision is None else f"{model} at revision {revision}"
     try:
         return Path(

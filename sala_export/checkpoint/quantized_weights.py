@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError, UnsupportedError
+from ..numerics.number_formats import E4M3_VALUES
 from ..specs import DType, Precision
 from .keymap import Weight, packs
 from .quantization import GATE_ROLES, QUANTIZABLE_ROLES, Quantization, Scheme
@@ -183,21 +184,6 @@ def _as_float32(where: TensorLocation) -> NDArray[np.float32]:
             return (np.array(raw).view("<u2").astype(np.uint32) << 16).view(np.float32)
         case _:
             return E4M3_VALUES[raw]
-
-
-def _e4m3_values() -> NDArray[np.float32]:
-    codes = np.arange(256)
-    exponent, mantissa = codes >> 3 & 15, codes & 7
-    magnitude = np.where(exponent > 0, (8 + mantissa) * 2.0 ** (exponent - 10), mantissa * 2.0**-9)
-    magnitude[codes & 127 == 127] = np.nan
-    return np.where(codes & 128, -magnitude, magnitude).astype(np.float32)
-
-
-E4M3_VALUES = _e4m3_values()
-"""Value of every float8_e4m3fn by its byte."""
-
-E2M1_VALUES = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0], np.float32)
-"""Magnitude of every float4_e2m1 by its three lower bits."""
 
 
 def _check_packs(all_weights: Iterable[Weight], quantized: Mapping[str, QuantizedWeight]) -> None:

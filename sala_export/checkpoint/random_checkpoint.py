@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RequestError
-from ..progress import Progress, silent
+from ..progress import ProgressCallback, silent
 from ..specs import QUANTIZED_PRECISIONS, Precision, format_bytes
 from ..staging import MARKER, require_free_path, staged_directory
 from .config import SalaConfig
@@ -35,7 +35,7 @@ def write_random_checkpoint(
     seed: int = 0,
     precision: Precision = Precision.BF16,
     force: bool = False,
-    progress: Progress = silent,
+    progress: ProgressCallback = silent,
 ) -> None:
     """Write a bf16 checkpoint in Hugging Face layout: config, sharded weights with index, tokenizer, chat template.
 

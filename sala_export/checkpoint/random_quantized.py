@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ..numerics.number_formats import E2M1_VALUES, E4M3_MAX, E4M3_VALUES
 from ..specs import Precision
 from .keymap import Weight
 from .quantization import Quantization
-from .quantized_weights import E2M1_VALUES, E4M3_VALUES
 from .random_weights import RandomWeights, normal_quantiles
 from .safetensors_writer import NewTensor
 
@@ -22,7 +22,6 @@ _INPUT_LIMIT = 16.0
 _GROUP_LIMIT = 2.5
 """Of int4 and nvfp4, in standard deviations: about the largest of a group of calibrated weights."""
 _LARGEST = {Precision.FP8: 448.0, Precision.INT8: 127.0, Precision.INT4: 7.0, Precision.NVFP4: 6.0}
-_E4M3_LARGEST = 448.0
 _BLOCK_SCALES = 64
 """Different scales among the groups of a tensor, from 1 down to half of the largest."""
 
@@ -67,7 +66,7 @@ class RandomQuantizedWeights:
         scale = _GROUP_LIMIT * own / largest / 0.75
         is_int4, divisor = (
             precision is Precision.INT4,
-            _E4M3_LARGEST * _LARGEST[Precision.NVFP4] / (_WEIGHT_LIMIT * std),
+            E4M3_MAX * _LARGEST[Precision.NVFP4] / (_WEIGHT_LIMIT * std),
         )
         scales = _bfloat16_scales(scale) if is_int4 else _e4m3_scales(scale * divisor)
         groups = Weight(name=_sibling(weight, "weight_scale"), shape=(outputs, inputs // group))
@@ -94,7 +93,7 @@ class RandomQuantizedWeights:
             packed,
             group_scales,
             _scalar(weight, "weight_global_scale", divisor),
-            _scalar(weight, "input_global_scale", _E4M3_LARGEST * largest / _INPUT_LIMIT),
+            _scalar(weight, "input_global_scale", E4M3_MAX * largest / _INPUT_LIMIT),
         )
 
 
@@ -118,7 +117,7 @@ def _codes(precision: Precision, std: float) -> Codes:
         case Precision.INT4:
             codes = np.rint(values) + 8
         case _:
-            codes = _nearest(E2M1_VALUES, np.abs(values)) | (values < 0) * 8
+            codes = _nearest(np.array(E2M1_VALUES, np.float32), np.abs(values)) | (values < 0) * 8
     return codes.astype(np.uint8)
 
 
@@ -140,7 +139,7 @@ def _bfloat16_scales(largest: float) -> NDArray[np.uint16]:
 
 
 def _e4m3_scales(largest: float) -> Codes:
-    return _nearest(E4M3_VALUES[:127], _spread(min(largest, _E4M3_LARGEST)).astype(np.float64)).astype(np.uint8)
+    return _nearest(E4M3_VALUES[:127], _spread(min(largest, E4M3_MAX)).astype(np.float64)).astype(np.uint8)
 
 
 def _spread(largest: float) -> NDArray[np.float32]:

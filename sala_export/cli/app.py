@@ -12,8 +12,8 @@ import sys
 
 import click
 
-from .. import __version__
 from ..errors import SalaError
+from ..installation import VERSION
 from .cmd_bench import bench
 from .cmd_build import build
 from .cmd_export import export
@@ -28,7 +28,7 @@ from .output import show_log, stderr_console
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(__version__, prog_name="sala-export")
+@click.version_option(VERSION, prog_name="sala-export")
 @click.option("-v", "--verbose", count=True, help="Show progress messages. Repeat for more detail.")
 @click.pass_context
 def cli(context: click.Context, verbose: int) -> None:

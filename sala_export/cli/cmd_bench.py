@@ -65,10 +65,10 @@ def bench(
     """
     from ..benchmark.measure import BenchmarkRequest
     from ..benchmark.report import describe, table
-    from ..benchmark.run import Subject, run_benchmark
+    from ..benchmark.run import BenchmarkSubject, run_benchmark
 
     report = run_benchmark(
-        Subject(
+        BenchmarkSubject(
             model=model,
             weights=weights,
             runtime=runtime,

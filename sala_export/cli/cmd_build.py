@@ -58,9 +58,10 @@ def build(
 
     You can build on any machine, with or without a GPU. One bundle can serve several GPUs, for example --gpu rtx.
     """
+    from ..building.pipeline import build_bundle, quantize_for_build
+    from ..building.requests import BuildRequest, ModelRequest
     from ..engine.recipe import load_target
     from ..engine.request import EngineRequest
-    from ..pipeline import BuildRequest, ModelRequest, build_bundle, quantize_for_build
 
     source = ModelRequest(model=model, revision=revision, layers=layers)
     engine = EngineRequest.from_options(

@@ -34,7 +34,8 @@ def export(
     force: bool,
 ) -> None:
     """Write only the ONNX graph, with the checkpoint's own weight files beside it."""
-    from ..pipeline import ModelRequest, export_onnx
+    from ..building.pipeline import export_onnx
+    from ..building.requests import ModelRequest
 
     request = ModelRequest(model=model, revision=revision, layers=layers)
     chosen = Precision(precision) if precision else request.stored_precision() or Precision.BF16

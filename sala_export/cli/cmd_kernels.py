@@ -23,9 +23,9 @@ def kernels(gpu: str | None, as_json: bool) -> None:
 
     The figures come from the compiled kernels in the installed plugin library. You need no GPU.
     """
+    from ..installation import plugin_library
     from ..kernel_report.report import report_kernels
     from ..kernel_report.shipped import shipped_kernels
-    from ..native_libraries import plugin_library
 
     shipped = shipped_kernels(plugin_library())
     if gpu is not None:
@@ -40,14 +40,12 @@ def kernels(gpu: str | None, as_json: bool) -> None:
 
 def _architecture(gpu: str) -> int:
     from ..engine.recipe import load_recipe
-    from ..ops.common.targets import AOT_ARCHITECTURES, serving_architecture
+    from ..ops.common.targets import require_architecture
 
-    capability = load_recipe(gpu).compute_capability
-    sm = serving_architecture(capability.major, capability.minor)
-    if sm is None:
-        served = ", ".join(f"SM{known}" for known in AOT_ARCHITECTURES)
-        raise UnsupportedError(f"--gpu {gpu}: no kernels for {capability.sm}, they exist for {served}")
-    return sm
+    try:
+        return require_architecture(load_recipe(gpu).compute_capability)
+    except UnsupportedError as error:
+        raise UnsupportedError(f"--gpu {gpu}: {error}") from None
 
 
 def describe(report: KernelReport) -> dict[str, Any]:

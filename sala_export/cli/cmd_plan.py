@@ -56,8 +56,8 @@ def plan(
     The times come from a roofline of each GPU, explained in docs/plan.md. If your context does not fit, the command
     says which one does. That is not an error.
     """
+    from ..building.requests import ModelRequest
     from ..checkpoint.presets import PRESETS
-    from ..checkpoint.quantization import read_quantization
     from ..engine.recipe import load_target
     from ..engine.request import EngineRequest
     from ..planner.plan import make_plan
@@ -65,7 +65,8 @@ def plan(
 
     if plot is not None and plot.suffix not in PLOT_SUFFIXES:
         raise RequestError(f"--plot {plot}: expected a name that ends in {', '.join(PLOT_SUFFIXES)}")
-    quantization = None if model is None else read_quantization(_config_file(model, revision))
+    source = None if model is None else ModelRequest(model=model, revision=revision, layers=layers)
+    quantization = source.stored_quantization() if source else None
     request = EngineRequest.from_options(
         load_target(gpu),
         precision=precision or (quantization.precision if quantization else None),
@@ -73,9 +74,8 @@ def plan(
         prefill_chunk=prefill_chunk,
         max_batch=max_batch,
     )
-    published = PRESETS[PUBLISHED_PRESET].config
-    config = published if model is None else _read_config(model, revision)
-    if layers is not None:
+    config = source.config() if source else PRESETS[PUBLISHED_PRESET].config
+    if source is None and layers is not None:
         config = config.truncated(layers)
     if quantization is not None and quantization.precision is not request.precision:
         quantization = None
@@ -88,19 +88,6 @@ def plan(
         print_json(describe(found, model))
     else:
         _print_tables(found, model)
-
-
-def _read_config(model: str, revision: str | None) -> Any:
-    from ..checkpoint.config import SalaConfig
-
-    return SalaConfig.from_file(_config_file(model, revision))
-
-
-def _config_file(model: str, revision: str | None) -> Path:
-    from ..checkpoint.hub import resolve_model
-    from ..checkpoint.reader import CONFIG_FILE
-
-    return resolve_model(model, revision, config_only=True) / CONFIG_FILE
 
 
 def _build_fields(build: BuildAccount) -> dict[str, Any]:

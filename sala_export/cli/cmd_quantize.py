@@ -62,11 +62,12 @@ def quantize(
     The command works layer by layer, so it never holds the whole model in memory. If it is interrupted, run it again:
     it keeps the layers that are finished.
     """
-    from ..calibration.layer import Recipe
+    from ..building.pipeline import quantize_model
+    from ..building.requests import ModelRequest
+    from ..calibration.layer import QuantizationRecipe
     from ..calibration.samples import SampleRequest
-    from ..pipeline import ModelRequest, quantize_model
 
-    recipe = Recipe.from_options(precision, algorithm=algorithm, include_gates=include_gates)
+    recipe = QuantizationRecipe.from_options(precision, algorithm=algorithm, include_gates=include_gates)
     request = ModelRequest(model=model, revision=revision)
     with progress_display(console) as on_progress:
         result = quantize_model(

@@ -49,10 +49,10 @@ def verify(
     by layer: a bundle's graph in ONNX Runtime, a quantised checkpoint emulated in torch. The exit code is 1 if an error
     is above its threshold. docs/calibration.md has the thresholds.
     """
-    from ..pipeline import ModelRequest
+    from ..building.requests import ModelRequest
     from ..verification.targets import open_target
     from ..verification.tokens import verification_tokens
-    from ..verification.verify import verify as run
+    from ..verification.verify import run_verification
 
     if plot is not None and plot.suffix not in PLOT_SUFFIXES:
         raise RequestError(f"--plot {plot}: expected a name that ends in {', '.join(PLOT_SUFFIXES)}")
@@ -60,7 +60,9 @@ def verify(
     original, tested, precision = open_target(target, source.checkpoint, layers)
     input_ids = verification_tokens(source.checkpoint, tokens, calibration)
     with progress_display(console) as on_progress:
-        found = run(original, tested, precision, input_ids, text=calibration is not None, on_progress=on_progress)
+        found = run_verification(
+            original, tested, precision, input_ids, text=calibration is not None, on_progress=on_progress
+        )
     if plot is not None:
         from ..verification.plot import draw
 

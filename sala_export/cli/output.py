@@ -21,7 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from ..progress import Progress as ProgressCallback
+from ..progress import ProgressCallback
 from ..specs import format_bytes
 
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")

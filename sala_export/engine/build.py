@@ -16,7 +16,7 @@ from typing import IO
 
 from .. import errors
 from ..errors import BuildError, RequestError, SalaError
-from ..progress import Progress, silent
+from ..progress import ProgressCallback, silent
 from .build_log import PROCESS_OUTPUT, parse_build_log, records
 from .flavour import select_flavour
 from .graph import EngineGraph, read_graph
@@ -27,7 +27,7 @@ from .profiles import make_profiles
 from .report import EngineReport
 from .request import EngineRequest
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 PLAN_FILE = "engine.plan"
@@ -41,7 +41,7 @@ def build_engine(
     plugin_library: Path | None,
     folder: Path,
     *,
-    on_progress: Progress = silent,
+    on_progress: ProgressCallback = silent,
 ) -> EngineReport:
     """Build the engine of a graph as `engine.plan` in `folder`, with `report.json` and `build.log` beside it.
 
@@ -75,7 +75,7 @@ def build_engine(
         partial.replace(folder / PLAN_FILE)
     finally:
         partial.unlink(missing_ok=True)
-    _LOG.info("built %s, %d bytes in %.1f s", folder / PLAN_FILE, report.plan_bytes, report.build_seconds)
+    logger.info("built %s, %d bytes in %.1f s", folder / PLAN_FILE, report.plan_bytes, report.build_seconds)
     return report
 
 
@@ -149,7 +149,7 @@ def _check_operators(report: EngineReport, log: Path) -> None:
             raise BuildError(f"{log}: no plugin layer of the {profile.name} profile computes {', '.join(missing)}")
 
 
-def _run_worker(job: BuildJob, on_progress: Progress) -> BuildResult:
+def _run_worker(job: BuildJob, on_progress: ProgressCallback) -> BuildResult:
     """Run a job in a child process. Raises: what the worker raised, or BuildError if it died."""
     job.log.write_bytes(b"")
     # A file without a name: nothing of it is left, however this ends.
@@ -164,7 +164,7 @@ def _run_worker(job: BuildJob, on_progress: Progress) -> BuildResult:
     return result
 
 
-def _spawn(job: BuildJob, output: IO[bytes], on_progress: Progress) -> tuple[int, BuildResult | None]:
+def _spawn(job: BuildJob, output: IO[bytes], on_progress: ProgressCallback) -> tuple[int, BuildResult | None]:
     """Run the worker to its end, passing on its progress; returns its exit status, and its result if it gave one."""
     reading, writing = os.pipe()
     result = None

@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..errors import BuildError
-from ..progress import Progress
+from ..progress import ProgressCallback
+from ..specs import ComputeCapability
 from .flavour import Flavour
 from .job import BuildJob
 from .profiles import Profile
-from .recipe import ComputeCapability
 
 _REPORTED_DEPTH = 2
 """Nesting of TensorRT's phases that is passed on: deeper ones are many and short."""
 
 
 def build_plan(
-    flavour: Flavour, trt: Any, job: BuildJob, log: TextIO, progress: Progress
+    flavour: Flavour, trt: Any, job: BuildJob, log: TextIO, progress: ProgressCallback
 ) -> tuple[int, tuple[ComputeCapability, ...]]:
     """Build the engine of a job and write its plan; returns the plan's bytes and the targets that TensorRT states.
 
@@ -110,7 +110,7 @@ def _logger(trt: Any, log: TextIO, folders: list[Path]) -> Any:
     return Logger()
 
 
-def _monitor(trt: Any, progress: Progress) -> Any:
+def _monitor(trt: Any, progress: ProgressCallback) -> Any:
     """A progress monitor that passes on the outer phases."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]

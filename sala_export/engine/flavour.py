@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from .recipe import ComputeCapability, Target
+from ..specs import ComputeCapability
+from .recipe import Target
 from .request import FlavourName
 from .tensorrt import TensorRT
 from .tensorrt_rtx import TensorRTForRTX

@@ -13,7 +13,7 @@ from ..errors import RequestError, ShapeError
 from ..specs import TensorSpec, format_bytes, format_tokens
 from .graph import EngineGraph, OperatorNode
 from .profiles import largest_sizes
-from .recipe import Recipe
+from .recipe import GpuRecipe
 from .request import EngineRequest
 
 _CONTEXT_STEP = 1024
@@ -34,7 +34,7 @@ _CACHE_PARTS = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DeviceMemory:
+class MemoryUsage:
     """Bytes on the GPU while one session of the largest context runs."""
 
     weights_bytes: int
@@ -59,7 +59,7 @@ class DeviceMemory:
 
 def predict_memory(
     graph: EngineGraph, request: EngineRequest, workspaces: Mapping[str, int] = NO_WORKSPACES
-) -> DeviceMemory:
+) -> MemoryUsage:
     """The account before the build: everything but activations follows from the graph; those are estimated.
 
     Caches count once, since `present.*` is bound to the memory of `past_key_values.*`.
@@ -73,7 +73,7 @@ def predict_memory(
     for spec in (*graph.inputs, *(spec for spec in graph.outputs if spec.name == "logits")):
         parts[_part(graph, spec)] += spec.size_bytes(sizes)
     tokens = request.max_batch * request.prefill_chunk
-    return DeviceMemory(
+    return MemoryUsage(
         weights_bytes=graph.weights_bytes,
         activation_bytes=estimate_activations(graph, tokens, workspaces),
         **parts,
@@ -122,12 +122,12 @@ def attention_width(node: OperatorNode) -> int:
     return int(node.attributes["num_heads"]) * int(node.attributes["head_dim"])
 
 
-def fits(memory: DeviceMemory, recipe: Recipe) -> bool:
+def fits(memory: MemoryUsage, recipe: GpuRecipe) -> bool:
     """Whether a GPU holds all of it beside what it leaves to others."""
     return memory.total_bytes + recipe.reserve_bytes <= recipe.memory_bytes
 
 
-def check_fits(graph: EngineGraph, request: EngineRequest, memory: DeviceMemory) -> None:
+def check_fits(graph: EngineGraph, request: EngineRequest, memory: MemoryUsage) -> None:
     """Refuse what a GPU of the target cannot hold: of a single GPU the context asked for, of several any at all.
 
     Args: `memory` is the account of `request`; how it shrinks with the context follows from the graph.
@@ -148,7 +148,7 @@ def check_fits(graph: EngineGraph, request: EngineRequest, memory: DeviceMemory)
             raise RequestError(f"{needs}: no context fits; lower --prefill-chunk or --layers, or {leave}")
 
 
-def contexts(graph: EngineGraph, request: EngineRequest, memory: DeviceMemory) -> tuple[tuple[Recipe, int], ...]:
+def contexts(graph: EngineGraph, request: EngineRequest, memory: MemoryUsage) -> tuple[tuple[GpuRecipe, int], ...]:
     """The longest context of the engine that fits each GPU of the target, in tokens.
 
     It is that of the request, or where it does not fit a multiple of 1K. Args: as `check_fits`, which has passed.
@@ -158,7 +158,7 @@ def contexts(graph: EngineGraph, request: EngineRequest, memory: DeviceMemory) -
 
 
 def largest_context(
-    graph: EngineGraph, request: EngineRequest, memory: DeviceMemory, recipe: Recipe, limit: int | None = None
+    graph: EngineGraph, request: EngineRequest, memory: MemoryUsage, recipe: GpuRecipe, limit: int | None = None
 ) -> int | None:
     """The longest context, at least the chunk, whose caches fit a GPU beside the other parts of `memory`, in tokens.
 
@@ -182,7 +182,7 @@ def largest_context(
     return low * _CONTEXT_STEP if low * _CONTEXT_STEP >= request.prefill_chunk else None
 
 
-def _needs(request: EngineRequest, memory: DeviceMemory, recipe: Recipe) -> str:
+def _needs(request: EngineRequest, memory: MemoryUsage, recipe: GpuRecipe) -> str:
     parts = {**memory.parts(), "reserve": recipe.reserve_bytes}
     told = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items() if size)
     return (

@@ -6,50 +6,19 @@ A file of the key `members` alone is a group: it names recipes, and `--gpu` take
 from __future__ import annotations
 
 import difflib
-import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import sala_export
-
 from ..errors import ConfigError, RequestError, SalaError
-from ..specs import parse_tokens
-
-
-@dataclass(frozen=True, order=True, slots=True)
-class ComputeCapability:
-    """Generation of a GPU, e.g. 12.0."""
-
-    major: int
-    minor: int
-
-    @classmethod
-    def parse(cls, text: str) -> ComputeCapability:
-        """Read `major.minor`. Raises: ConfigError."""
-        match = re.fullmatch(r"(\d+)\.(\d)", text)
-        if not match:
-            raise ConfigError(f"compute_capability is {text!r}, expected major.minor, as in '12.0'")
-        return cls(int(match[1]), int(match[2]))
-
-    @classmethod
-    def from_sm(cls, name: str) -> ComputeCapability:
-        """Read TensorRT's name, e.g. `SM120`: the last digit is the minor number. Raises: ValueError."""
-        return cls(int(name.removeprefix("SM")[:-1]), int(name[-1]))
-
-    @property
-    def sm(self) -> str:
-        """The name in NVIDIA's tools, e.g. `SM120`."""
-        return f"SM{self.major}{self.minor}"
-
-    def __str__(self) -> str:
-        return f"{self.major}.{self.minor}"
+from ..installation import recipe_folder
+from ..specs import ComputeCapability, parse_tokens
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Recipe:
+class GpuRecipe:
     """One GPU model. Loaded by `load_recipe`, which checks every field."""
 
     name: str
@@ -80,11 +49,11 @@ class Target:
 
     name: str
     """Of the recipe or the group; of a list, its recipes joined by `-`."""
-    gpus: tuple[Recipe, ...]
+    gpus: tuple[GpuRecipe, ...]
     """At least one, each once."""
 
     @classmethod
-    def of(cls, recipe: Recipe) -> Target:
+    def of(cls, recipe: GpuRecipe) -> Target:
         """A single GPU."""
         return cls(name=recipe.name, gpus=(recipe,))
 
@@ -120,7 +89,7 @@ def load_target(text: str) -> Target:
     return Target(name="-".join(target.name for target in targets), gpus=tuple(gpus))
 
 
-def names_of(recipes: Sequence[Recipe], *, capabilities: bool = False) -> str:
+def names_of(recipes: Sequence[GpuRecipe], *, capabilities: bool = False) -> str:
     """Full names of GPUs for a sentence: `A`, `A and B`, `A, B and C`; with their `(SM86)` if asked for."""
     names = [f"{each.gpu} ({each.compute_capability.sm})" if capabilities else each.gpu for each in recipes]
     return " and ".join((*([", ".join(names[:-1])] if names[1:] else []), names[-1]))
@@ -136,7 +105,7 @@ def group_paths() -> dict[str, Path]:
     return {name: path for name, path in _shipped().items() if read_members(path)}
 
 
-def load_recipe(name_or_path: str) -> Recipe:
+def load_recipe(name_or_path: str) -> GpuRecipe:
     """Load the recipe of one GPU by name or alias, or from a path that ends in `.toml`.
 
     Raises: RequestError for an unknown name (lists the known ones), a group or a missing file; ConfigError naming file
@@ -161,7 +130,7 @@ def load_recipe(name_or_path: str) -> Recipe:
     )
 
 
-def read_recipe(path: Path) -> Recipe:
+def read_recipe(path: Path) -> GpuRecipe:
     """Load the recipe file of one GPU. Raises: RequestError if it cannot be read, ConfigError naming file and field."""
     fields = _read_toml(path)
     try:
@@ -196,18 +165,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _shipped() -> dict[str, Path]:
-    return {path.stem: path for path in sorted(_recipe_folder().glob("*.toml"))}
-
-
-def _recipe_folder() -> Path:
-    """`engines/` at the top of a source checkout, or inside the installed package."""
-    packages = [Path(entry) for entry in sala_export.__path__]
-    # An editable install has two directories, in either order. A new recipe is in the sources alone.
-    checkouts = [package.parent for package in packages if (package.parent / "pyproject.toml").is_file()]
-    for folder in (parent / "engines" for parent in (*checkouts, *packages)):
-        if folder.is_dir():
-            return folder
-    raise ConfigError(f"no folder engines/ in or beside {packages[0]}: reinstall sala-export")
+    return {path.stem: path for path in sorted(recipe_folder().glob("*.toml"))}
 
 
 def _load_part(text: str) -> Target:
@@ -223,7 +181,7 @@ def _load_part(text: str) -> Target:
     return Target(name=path.stem, gpus=tuple(gpus))
 
 
-def _require_distinct(where: str, gpus: Sequence[Recipe], error: type[SalaError]) -> None:
+def _require_distinct(where: str, gpus: Sequence[GpuRecipe], error: type[SalaError]) -> None:
     names = [recipe.name for recipe in gpus]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -246,7 +204,7 @@ _FIELDS: dict[str, str] = {
 }
 
 
-def _recipe(name: str, fields: Mapping[str, Any]) -> Recipe:
+def _recipe(name: str, fields: Mapping[str, Any]) -> GpuRecipe:
     for key in fields:
         if key not in _FIELDS:
             near = difflib.get_close_matches(key, _FIELDS, n=1, cutoff=0.0)
@@ -263,7 +221,7 @@ def _recipe(name: str, fields: Mapping[str, Any]) -> Recipe:
         raise ConfigError(f"peak_tera_operations_per_second.{unknown[0]} is not among precisions")
     if values["default_prefill_chunk"] > values["default_max_context"]:
         raise ConfigError("default_prefill_chunk is larger than default_max_context")
-    return Recipe(name=name, **values)
+    return GpuRecipe(name=name, **values)
 
 
 def _value(key: str, kind: str, value: Any) -> Any:

@@ -11,7 +11,7 @@ from ..errors import BundleError
 from ..specs import Precision, TensorSpec
 from .build_log import FusedLayer, LayerTensor
 from .graph import OperatorNode
-from .memory import DeviceMemory
+from .memory import MemoryUsage
 from .profiles import Profile
 from .request import FlavourName
 
@@ -55,7 +55,7 @@ class EngineReport:
     """Of the constants inside the plan."""
     plugin_libraries: tuple[str, ...]
     """File names of the plugin libraries inside the plan."""
-    memory: DeviceMemory
+    memory: MemoryUsage
     """The account with TensorRT's own numbers for constants and activations."""
     parameters: int
     """Weight elements, inputs and constants."""

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from ..errors import RequestError, UnsupportedError
 from ..specs import QUANTIZED_PRECISIONS, Precision, format_tokens
-from .recipe import Recipe, Target, names_of
+from .recipe import GpuRecipe, Target, names_of
 
 MAX_BATCH = 256
 """Kernels put batch times heads into a grid dimension of at most 65535."""
@@ -118,7 +118,7 @@ def require_precision(name: str, target: Target) -> Precision:
     )
 
 
-def _lack(precision: str, gpus: Sequence[Recipe]) -> str:
+def _lack(precision: str, gpus: Sequence[GpuRecipe]) -> str:
     verb = "have" if len(gpus) > 1 else "has"
     lack = f"{names_of(gpus, capabilities=True)} {verb} no {precision.upper()}"
     return lack if len(gpus) > 1 else f"{lack}, it runs {', '.join(gpus[0].precisions)}"

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UnsupportedError
-from .recipe import ComputeCapability, Target, names_of
+from ..specs import ComputeCapability
+from .recipe import Target, names_of
 from .request import FlavourName
 
 # Values of enum CUdevice_attribute in cuda.h.

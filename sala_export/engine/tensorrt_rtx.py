@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import UnsupportedError
-from ..native_libraries import soname_shim
-from .recipe import ComputeCapability, Target
+from ..installation import soname_shim
+from ..specs import ComputeCapability
+from .recipe import Target
 from .request import FlavourName
 
 

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from ..errors import DiskFullError, SalaError
-from ..progress import Progress
+from ..progress import ProgressCallback
 from .builder import build_plan
 from .flavour import select_flavour
 from .job import BuildJob, BuildResult, progress_line, result_line
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _run(job: BuildJob, progress: Progress) -> BuildResult:
+def _run(job: BuildJob, progress: ProgressCallback) -> BuildResult:
     flavour = select_flavour(job.flavour)
     try:
         # A log that loses its last lines in a crash is of no use: written line by line.

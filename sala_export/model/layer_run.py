@@ -11,10 +11,10 @@ from torch.nn import functional
 from ..checkpoint.config import SalaConfig
 from ..checkpoint.keymap import layer_weights
 from ..checkpoint.reader import Checkpoint
-from ..numerics.emulation import emulate
 from ..specs import DType
+from .emulation import emulate
 from .layers import DecoderLayer, RMSNorm, StepInputs
-from .rope import inverse_frequencies, rope_cos_sin
+from .rope import inv_freq_tensor, rope_cos_sin
 from .signature import cache_sizes, signature
 
 
@@ -54,7 +54,7 @@ class LayerRun:
 
     def __init__(self, config: SalaConfig) -> None:
         self._config = config
-        self._inv_freq = inverse_frequencies(config.rope_theta, config.head_dim)
+        self._inv_freq = inv_freq_tensor(config.rope_theta, config.head_dim)
         self._caches = signature(config, DType.FLOAT32).caches
 
     def run(self, layer: int, module: nn.Module, hidden: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..checkpoint import rope_table
 
 
-def inverse_frequencies(theta: float, head_dim: int) -> Tensor:
+def inv_freq_tensor(theta: float, head_dim: int) -> Tensor:
     """The table of `rope_table.inverse_frequencies`, fp32 [head_dim / 2]."""
     return torch.from_numpy(rope_table.inverse_frequencies(theta, head_dim))
 

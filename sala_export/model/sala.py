@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from ..checkpoint.config import SalaConfig
 from ..checkpoint.reader import Checkpoint
-from ..numerics.emulation import emulate
 from ..specs import DType
+from .emulation import emulate
 from .half_precision import stream_scale
 from .layers import Cache, DecoderLayer, Linear, RMSNorm, StepInputs
-from .rope import inverse_frequencies, rope_cos_sin
+from .rope import inv_freq_tensor, rope_cos_sin
 from .signature import cache_sizes, signature
 
 
@@ -94,7 +94,7 @@ class SalaForCausalLM(nn.Module):
 
     def rope(self, past_length: Tensor, tokens: int) -> Tensor:
         """`rope_cos_sin` of the next `tokens` positions, fp32 [B, T, head_dim]."""
-        inv_freq = inverse_frequencies(self.config.rope_theta, self.config.head_dim).to(past_length.device)
+        inv_freq = inv_freq_tensor(self.config.rope_theta, self.config.head_dim).to(past_length.device)
         positions = past_length[:, None] + torch.arange(tokens, device=past_length.device)
         return rope_cos_sin(positions, inv_freq)
 

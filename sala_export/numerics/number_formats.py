@@ -1,48 +1,33 @@
-"""Rounding to the number formats of quantised products, in fp32: the nearest value of the format, ties to even.
+"""The number formats of quantised weights and activations: their largest values, and what their codes stand for.
 
 | format | values | largest |
 |---|---|---|
 | e4m3 (OCP FP8, finite) | 4 bits of exponent, 3 of mantissa | 448 |
 | e2m1 (OCP FP4) | 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives | 6 |
 | int8, int4 | integers | 127, 7 |
-
-What lies beyond the largest value saturates. Inputs are fp32 and finite.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 E4M3_MAX = 448.0
 E2M1_MAX = 6.0
-E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-"""Magnitudes by their code, the low three bits; the fourth bit is the sign."""
 INT8_MAX = 127.0
 INT4_MAX = 7.0
 
 
-def round_e4m3(x: Tensor) -> Tensor:
-    """The nearest e4m3 number, as float8_e4m3fn."""
-    return x.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+def _e4m3_values() -> NDArray[np.float32]:
+    codes = np.arange(256)
+    exponent, mantissa = codes >> 3 & 15, codes & 7
+    magnitude = np.where(exponent > 0, (8 + mantissa) * 2.0 ** (exponent - 10), mantissa * 2.0**-9)
+    magnitude[codes & 127 == 127] = np.nan
+    return np.where(codes & 128, -magnitude, magnitude).astype(np.float32)
 
 
-def round_e2m1(x: Tensor) -> Tensor:
-    """The nearest e2m1 number, as fp32.
+E4M3_VALUES = _e4m3_values()
+"""The value of every e4m3 number, fp32 [256] by its byte."""
 
-    Neighbours are 0.5 apart below 2, 1 apart below 4 and 2 apart above, and a multiple of the step is even in the
-    mantissa where the multiplier is even: so rounding the multiplier to even rounds the number to even.
-    """
-    magnitude = x.abs().clamp(max=E2M1_MAX)
-    step = torch.where(magnitude < 2.0, 0.5, torch.where(magnitude < 4.0, 1.0, 2.0))
-    return torch.copysign(torch.round(magnitude / step) * step, x)
-
-
-def round_int8(x: Tensor) -> Tensor:
-    """The nearest integer in [-128, 127], as fp32."""
-    return torch.round(x).clamp_(-INT8_MAX - 1, INT8_MAX)
-
-
-def round_int4(x: Tensor) -> Tensor:
-    """The nearest integer in [-8, 7], as fp32."""
-    return torch.round(x).clamp_(-INT4_MAX - 1, INT4_MAX)
+E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+"""The magnitudes of e2m1 by their code, which is the low three bits. The fourth bit is the sign."""

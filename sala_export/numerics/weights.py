@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..specs import Precision
-from .number_formats import E2M1_MAX, E4M3_MAX, INT8_MAX, round_e2m1, round_e4m3, round_int4, round_int8
+from .number_formats import E2M1_MAX, E4M3_MAX, INT8_MAX
 from .packing import pack_e2m1, pack_int4, unpack_e2m1, unpack_int4
+from .rounding import round_e2m1, round_e4m3, round_int4, round_int8
 
 INT4_GROUP = 128
 """Weights along the input that share a scale."""

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from .. import __version__
 from ..checkpoint.config import MODEL_TYPE
+from ..installation import VERSION
 from ..specs import DType, TensorSpec
 
 OPSET = 20
@@ -56,7 +56,7 @@ class GraphBuilder:
             self._graph,
             ir_version=_IR_VERSIONS[self.opset_imports[""]],
             producer_name="sala-export",
-            producer_version=__version__,
+            producer_version=VERSION,
         )
 
     @contextmanager

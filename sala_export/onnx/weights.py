@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import DiskFullError
-from ..progress import Progress, silent
+from ..progress import ProgressCallback, silent
 from ..specs import format_bytes
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def copied_bytes(files: Iterable[Path], directory: Path, *, copy: bool) -> int:
 
 
 def place_weights(
-    files: Iterable[Path], directory: Path, *, copy: bool, on_progress: Progress = silent
+    files: Iterable[Path], directory: Path, *, copy: bool, on_progress: ProgressCallback = silent
 ) -> dict[Path, str]:
     """Put every file into `directory` under its own name; returns that name by source path.
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from ..building.planned_graph import planned_graph, planned_memory
 from ..checkpoint.config import SalaConfig
 from ..checkpoint.quantization import Quantization
 from ..engine.graph import EngineGraph
 from ..engine.host import available_host_bytes, host_bytes_needed, plan_bytes
-from ..engine.memory import DeviceMemory, fits, largest_context
-from ..engine.recipe import Recipe, load_recipe
+from ..engine.memory import MemoryUsage, fits, largest_context
+from ..engine.recipe import GpuRecipe, load_recipe
 from ..engine.request import EngineRequest
 from ..errors import RequestError
-from ..planned_graph import planned_graph, planned_memory
 from ..specs import Precision, format_bytes, format_tokens
 from .published import BASELINES, CONTEXTS, GENERATED_TOKENS, TTFT_SECONDS, published_seconds
 from .roofline import WEIGHT_BITS, Estimate, time_of_decode, time_of_prefill
@@ -94,7 +94,7 @@ class Check:
 class GpuPlan:
     """The engine on one GPU of its target."""
 
-    recipe: Recipe
+    recipe: GpuRecipe
     fits: bool
     """Whether the context asked for does."""
     largest_context: int | None
@@ -108,7 +108,7 @@ class Plan:
     """All that `sala-export plan` tells."""
 
     request: EngineRequest
-    memory: DeviceMemory
+    memory: MemoryUsage
     """Of the engine at the context asked for, without what each GPU reserves."""
     gpus: tuple[GpuPlan, ...]
     baseline: Dense | None
@@ -133,8 +133,7 @@ def make_plan(
         raise RequestError(f"--compare {compare}: unknown model, known are {', '.join(BASELINES)}")
     graph = planned_graph(config, request.precision, quantization)
     memory = {
-        context: planned_memory(config, replace(request, max_context=context), quantization)
-        for context in _contexts(request)
+        context: planned_memory(graph, config, replace(request, max_context=context)) for context in _contexts(request)
     }
     baseline = BASELINES[compare.lower()] if compare else None
     return Plan(
@@ -168,7 +167,7 @@ def _contexts(request: EngineRequest) -> Sequence[int]:
 
 
 def _row(
-    config: SalaConfig, request: EngineRequest, recipe: Recipe, context: int, memory: DeviceMemory, is_published: bool
+    config: SalaConfig, request: EngineRequest, recipe: GpuRecipe, context: int, memory: MemoryUsage, is_published: bool
 ) -> ContextRow:
     model, bits = Sala(config), WEIGHT_BITS[request.precision]
     published = published_seconds(recipe.name, request.precision) if is_published and context in CONTEXTS else None
@@ -182,7 +181,9 @@ def _row(
     )
 
 
-def baseline_row(model: Dense, recipe: Recipe, context: int, weights: str = "bf16", chunk: int = 8192) -> BaselineRow:
+def baseline_row(
+    model: Dense, recipe: GpuRecipe, context: int, weights: str = "bf16", chunk: int = 8192
+) -> BaselineRow:
     """A dense model on a GPU: its weights, its cache for the prompt and the published runs' 1K answer, what the recipe
     leaves to others, and as activations two rows and the MLP of one chunk."""
     bits = WEIGHT_BITS[weights]

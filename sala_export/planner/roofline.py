@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..engine.recipe import Recipe
+from ..engine.recipe import GpuRecipe
 from ..errors import UnsupportedError
 from .work import Kind, Phase
 
@@ -73,7 +73,7 @@ class Estimate:
     predicted: float
 
 
-def time_of_prefill(phases: Sequence[Phase], recipe: Recipe, precision: str) -> Estimate:
+def time_of_prefill(phases: Sequence[Phase], recipe: GpuRecipe, precision: str) -> Estimate:
     """Phases run one after the other; each takes the longer of its operations and its bytes.
 
     Products of quantised weights run at the GPU's rate for their type, all else at that for 16 bits: attention, the
@@ -90,14 +90,14 @@ def time_of_prefill(phases: Sequence[Phase], recipe: Recipe, precision: str) -> 
     return Estimate(floor=floor, predicted=predicted)
 
 
-def time_of_decode(phases: Sequence[Phase], layers: int, recipe: Recipe) -> Estimate:
+def time_of_decode(phases: Sequence[Phase], layers: int, recipe: GpuRecipe) -> Estimate:
     """One token at batch 1, which is bound by what it reads."""
     floor = sum(phase.bytes for phase in phases) / (recipe.memory_gigabytes_per_second * 1e9)
     launches = layers * DECODE_KERNELS_PER_LAYER * DECODE_LAUNCH_SECONDS
     return Estimate(floor=floor, predicted=floor / DECODE_BYTES + launches)
 
 
-def _peak(recipe: Recipe, precision: str, *, quantized: bool) -> float:
+def _peak(recipe: GpuRecipe, precision: str, *, quantized: bool) -> float:
     """Tera-operations per second of the products of this precision, of quantised weights or others.
 
     Raises: UnsupportedError for a recipe that does not state the rate.

@@ -39,7 +39,7 @@ class Phase:
     """Products of quantised weights, at the rate of their precision; all else is computed in 16 bits."""
 
 
-class Model(Protocol):
+class CostModel(Protocol):
     """A model whose time and memory can be told."""
 
     @property

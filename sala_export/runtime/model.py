@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .prompt import Tokenizer
+from .prompt import TokenizerLike
 from .session import Session
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Model:
     """A loaded bundle, immutable; shared by its sessions, which may run in different threads."""
 
-    def __init__(self, native: _native.Model, tokenizer: Tokenizer | None) -> None:
+    def __init__(self, native: _native.Model, tokenizer: TokenizerLike | None) -> None:
         self._native = native
         self.tokenizer = tokenizer
         """None if the bundle has none."""
@@ -47,7 +47,7 @@ class Model:
         """Whether weights and caches are in the memory of a GPU."""
         return self.runtime != "onnxruntime"
 
-    def foretold_device_bytes(self, max_context: int, chunk_tokens: int) -> int | None:
+    def predicted_device_bytes(self, max_context: int, chunk_tokens: int) -> int | None:
         """Bytes on the GPU while a session of these sizes runs; None if the engine does not know before."""
         return None
 
@@ -88,7 +88,7 @@ class Model:
         return Session(native, self.tokenizer, sorted({*self.eos_token_ids, *tokenizer_stops}))
 
 
-def load(
+def load_bundle(
     bundle: str | Path,
     *,
     runtime: str = "auto",
@@ -96,7 +96,7 @@ def load(
     on_progress: Callable[[int, int], None] | None = None,
     threads: int = 0,
     verify_hashes: bool = False,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: TokenizerLike | None = None,
     onnxruntime_library: Path | None = None,
     operators_library: Path | None = None,
     tensorrt_library: Path | None = None,
@@ -126,7 +126,7 @@ def load(
     """
     # Here, not above: the command line must start without these libraries.
     from . import _native
-    from .text import Tokenizer as BundleTokenizer
+    from .text import Tokenizer
 
     native = _native.Model.load(
         Path(bundle),
@@ -141,7 +141,7 @@ def load(
         threads=threads,
         verify_hashes=verify_hashes,
     )
-    return Model(native, tokenizer or BundleTokenizer.from_bundle(Path(bundle)))
+    return Model(native, tokenizer or Tokenizer.from_bundle(Path(bundle)))
 
 
 def _wheel_library() -> Path | None:

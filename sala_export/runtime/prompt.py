@@ -19,7 +19,7 @@ Piece = str | bytes | int | TokenIds
 Prompt = str | TokenIds | Iterable[Piece]
 
 
-class StreamEncoder(Protocol):
+class EncoderLike(Protocol):
     """Turns text that arrives in pieces into the ids of the whole text."""
 
     def push(self, data: bytes) -> Sequence[int]:
@@ -29,7 +29,7 @@ class StreamEncoder(Protocol):
         """The remaining ids."""
 
 
-class StreamDecoder(Protocol):
+class DecoderLike(Protocol):
     """Turns ids that arrive one by one into text whose pieces are valid on their own."""
 
     def push(self, token_id: int) -> str:
@@ -39,7 +39,7 @@ class StreamDecoder(Protocol):
         """The remaining text."""
 
 
-class Tokenizer(Protocol):
+class TokenizerLike(Protocol):
     """What a session needs to speak text; `text.Tokenizer` is one."""
 
     stop_token_ids: tuple[int, ...]
@@ -47,12 +47,12 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str, *, add_special_tokens: bool) -> Sequence[int]: ...
 
-    def stream_encoder(self, *, add_special_tokens: bool) -> StreamEncoder: ...
+    def stream_encoder(self, *, add_special_tokens: bool) -> EncoderLike: ...
 
-    def stream_decoder(self) -> StreamDecoder: ...
+    def stream_decoder(self) -> DecoderLike: ...
 
 
-def whole_prompt(prompt: Prompt, tokenizer: Tokenizer | None, *, begins: bool) -> NDArray[np.int32] | None:
+def whole_prompt(prompt: Prompt, tokenizer: TokenizerLike | None, *, begins: bool) -> NDArray[np.int32] | None:
     """Ids of a prompt that is given whole, int32 [tokens]; None for a stream.
 
     Args: begins: the prompt begins a context, so its text begins with the tokens that the tokenizer puts there.
@@ -67,9 +67,9 @@ def whole_prompt(prompt: Prompt, tokenizer: Tokenizer | None, *, begins: bool) -
     return None
 
 
-def streamed_prompt(prompt: Prompt, tokenizer: Tokenizer | None, *, begins: bool) -> Iterator[NDArray[np.int32]]:
+def streamed_prompt(prompt: Prompt, tokenizer: TokenizerLike | None, *, begins: bool) -> Iterator[NDArray[np.int32]]:
     """Ids of a stream as they become certain, int32 [tokens] each. `begins` and raises as `whole_prompt`."""
-    encoder: StreamEncoder | None = None
+    encoder: EncoderLike | None = None
     pieces: Iterable[Piece] = (prompt,) if isinstance(prompt, bytes) else prompt
     for piece in pieces:
         if isinstance(piece, str | bytes):
@@ -101,7 +101,7 @@ def token_array(ids: TokenIds) -> NDArray[np.int32]:
     return np.ascontiguousarray(array, np.int32)
 
 
-def require_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer:
+def require_tokenizer(tokenizer: TokenizerLike | None) -> TokenizerLike:
     """The tokenizer. Raises: UnsupportedError if there is none."""
     if tokenizer is None:
         raise UnsupportedError("the bundle has no tokenizer, so text cannot be read or written: use token ids")

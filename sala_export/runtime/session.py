@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from .prompt import Prompt, StreamDecoder, Tokenizer, require_tokenizer, streamed_prompt, whole_prompt
+from .prompt import DecoderLike, Prompt, TokenizerLike, require_tokenizer, streamed_prompt, whole_prompt
 
 if TYPE_CHECKING:
     from . import _native
@@ -69,7 +69,7 @@ class Session:
     """
 
     def __init__(
-        self, native: _native.Session, tokenizer: Tokenizer | None, default_stop_tokens: Sequence[int]
+        self, native: _native.Session, tokenizer: TokenizerLike | None, default_stop_tokens: Sequence[int]
     ) -> None:
         self._native = native
         self._tokenizer = tokenizer
@@ -195,7 +195,7 @@ def _prefiller(
     )
 
 
-def _decoded(ids: Iterator[int], decoder: StreamDecoder) -> Iterator[str]:
+def _decoded(ids: Iterator[int], decoder: DecoderLike) -> Iterator[str]:
     for token_id in ids:
         if piece := decoder.push(token_id):
             yield piece

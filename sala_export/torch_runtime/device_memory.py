@@ -24,7 +24,7 @@ class Allocation(Protocol):
     def clear(self) -> None: ...
 
 
-class DeviceMemory:
+class TorchMemory:
     """Allocations on one device. Safe to use from several threads as far as each uses its own allocations."""
 
     def __init__(self, device: torch.device) -> None:

@@ -18,7 +18,7 @@ from ..model.layers import Cache
 from ..model.signature import signature
 from ..runtime.python_engine import Address
 from ..specs import TensorSpec, format_bytes, format_tokens
-from .device_memory import DeviceMemory, free_bytes, new_bytes
+from .device_memory import TorchMemory, free_bytes, new_bytes
 from .layout import Arena, Layout, cache_bytes, step_layout
 from .operators import Operators
 from .step import Step
@@ -70,7 +70,7 @@ class TorchEngine:
         self.default_chunk_tokens = default_chunk_tokens
         self.lock = threading.RLock()
         self._weights_bytes = weights_bytes
-        self._memory = DeviceMemory(packed.device)
+        self._memory = TorchMemory(packed.device)
         self.allocate, self.release, self.clear = self._memory.allocate, self._memory.release, self._memory.clear
         self.read, self.write = self._memory.read, self._memory.write
         self.decode_layout = self.layout(1)

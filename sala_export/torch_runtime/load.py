@@ -22,7 +22,7 @@ from .random_model import RandomModel
 from .weights import PackedModel, WeightSource, load_packed, weights_bytes
 
 if TYPE_CHECKING:
-    from ..runtime.prompt import Tokenizer
+    from ..runtime.prompt import TokenizerLike
 
 GPU_CHUNK_TOKENS = 8192
 """Enough rows for the matrix products of any GPU; 9B in bf16 takes 0.63 GiB for a step of them."""
@@ -30,7 +30,7 @@ CPU_CHUNK_TOKENS = 512
 
 PRECISIONS = (Precision.FP32, Precision.BF16, Precision.FP16)
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class LoadableModel(Protocol):
@@ -50,7 +50,7 @@ class LoadableModel(Protocol):
     def inv_freq(self) -> list[float]:
         """RoPE's frequencies."""
 
-    def tokenizer(self) -> Tokenizer | None:
+    def tokenizer(self) -> TokenizerLike | None:
         """None: prompts are token ids."""
 
 
@@ -58,7 +58,7 @@ class TorchModel(Model):
     """A model in the torch runtime, which can tell its memory and has the reference beside it."""
 
     def __init__(
-        self, engine: TorchEngine, source: LoadableModel, fingerprint: str, tokenizer: Tokenizer | None
+        self, engine: TorchEngine, source: LoadableModel, fingerprint: str, tokenizer: TokenizerLike | None
     ) -> None:
         config = engine.packed.config
         native = _native_runtime().Model.create(
@@ -85,7 +85,7 @@ class TorchModel(Model):
         """The `SalaForCausalLM` that computes from the same weights, without kernels or in-place buffers."""
         return self.engine.packed
 
-    def foretold_device_bytes(self, max_context: int, chunk_tokens: int) -> int | None:
+    def predicted_device_bytes(self, max_context: int, chunk_tokens: int) -> int | None:
         return self.memory(max_context, chunk_tokens).total_bytes if self.on_gpu else None
 
     def memory(self, max_context: int, chunk_tokens: int | None = None) -> SessionMemory:
@@ -100,7 +100,7 @@ def load_torch(
     precision: str | None = None,
     threads: int = 0,
     verify_hashes: bool = False,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: TokenizerLike | None = None,
     weights: str | Path | None = None,
 ) -> TorchModel:
     """Load a bundle, a checkpoint directory or a hub id; arguments and errors as `sala_export.load`."""
@@ -152,7 +152,7 @@ def assemble(
     precision: Precision,
     device: torch.device,
     operators: Operators,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: TokenizerLike | None = None,
 ) -> TorchModel:
     """Load the weights of `source` and put the runtime together from its parts. Raises: as `load_torch`."""
     _native_runtime()
@@ -161,7 +161,7 @@ def assemble(
         # Hashing reads the same pages, and takes as long as copying them.
         fingerprint = pool.submit(source.fingerprint)
         packed = load_packed(weights, precision, device)
-        _log.info("%s in %s on %s", source.name, precision, device)
+        logger.info("%s in %s on %s", source.name, precision, device)
         engine = TorchEngine(
             packed,
             operators,

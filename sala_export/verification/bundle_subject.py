@@ -25,10 +25,10 @@ from ..checkpoint.keymap import EMBEDDING, FINAL_NORM, LM_HEAD
 from ..checkpoint.mapped_tensor import map_tensor
 from ..checkpoint.tensor_location import TensorLocation
 from ..errors import UnsupportedError
+from ..installation import onnxruntime_operators
 from ..model.layer_run import logits
 from ..model.rope import rope_cos_sin
 from ..model.signature import cache_sizes
-from ..native_libraries import onnxruntime_operators
 from ..numerics.weights import dequantize
 from ..onnx.layer_graph import write_layer
 from ..specs import stream_name

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from ..checkpoint.config import SalaConfig
 from ..checkpoint.keymap import EMBEDDING, FINAL_NORM, LM_HEAD
 from ..checkpoint.reader import Checkpoint
+from ..model.emulation import EmulatedLinear
 from ..model.layer_run import LayerRun, embed, load_layer, logits
 from ..model.layers import Linear
-from ..numerics.emulation import EmulatedLinear
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RequestError
-from ..progress import Progress, silent
+from ..progress import ProgressCallback, silent
 from ..specs import Precision
 from .metrics import LogitComparison, LogitErrors, RowErrors, row_errors
 from .subject import LayerRows, Subject
@@ -61,14 +61,14 @@ class Verification:
         return {"passed": self.passed, **fields}
 
 
-def verify(
+def run_verification(
     original: Subject,
     tested: Subject,
     precision: Precision,
     input_ids: Tensor,
     *,
     text: bool,
-    on_progress: Progress = silent,
+    on_progress: ProgressCallback = silent,
 ) -> Verification:
     """Run both on one context int64 [T], of two tokens at least; the memory of a layer of each at a time.
 

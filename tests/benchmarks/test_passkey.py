@@ -62,7 +62,7 @@ def failing(reason: str) -> Callable[..., passkey.Recall]:
             question_seconds=0.5,
             peak_memory_bytes=1 << 30,
             device_memory_bytes=3 << 30,
-            foretold_device_memory_bytes=2 << 30,
+            predicted_device_memory_bytes=2 << 30,
             precision="bf16",
         )
 
@@ -79,7 +79,7 @@ def test_length_that_fails_is_a_problem_and_the_others_are_told(
     assert printed.err == "passkey of 2500: failed: no room\n"
     assert printed.out.splitlines()[1].split()[-2:] == ["3.00", "GiB"]
     good, problem = read_figures(figures)[1:]
-    assert (good["kind"], good["foretold_device_memory_bytes"]) == ("passkey", 2 << 30)
+    assert (good["kind"], good["predicted_device_memory_bytes"]) == ("passkey", 2 << 30)
     assert (problem["kind"], problem["where"], problem["message"]) == ("problem", "passkey of 2500", "no room")
     assert passkey.main([*ON_CPU]) == 1
     assert capsys.readouterr().err == "error: no room\n"

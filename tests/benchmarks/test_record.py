@@ -198,7 +198,7 @@ def test_first_tokens_memory_and_passkeys_of_the_whole_model(tmp_path: Path) -> 
     token = {(row["layers"], row["context"]): row for row in table_with(runtimes, "device memory")}
     row = token["32", "128K"]
     assert (row["each further token"], row["x floor"], row["measured / predicted"]) == ("6 ms", "1.50", "0.86")
-    assert (row["device memory"], row["foretold"], row["host memory"]) == ("3.00 GiB", "2.00 GiB", "1.00 GiB")
+    assert (row["device memory"], row["predicted memory"], row["host memory"]) == ("3.00 GiB", "2.00 GiB", "1.00 GiB")
     assert token["8", "128K"]["each further token"] == ""
     goals = paragraph(runtimes, "Goals, which are stated for an H100:")
     assert "* met: torch, bf16, first token after 128K: 1.5 x its floor, at most 1.6" in goals

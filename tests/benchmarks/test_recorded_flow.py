@@ -64,7 +64,7 @@ def recall(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         question_seconds=0.1,
         peak_memory_bytes=1 << 30,
         device_memory_bytes=None,
-        foretold_device_memory_bytes=1 << 20,
+        predicted_device_memory_bytes=1 << 20,
         precision="bf16",
     )
     monkeypatch.setattr(passkey, "measure_apart", lambda *_: row)

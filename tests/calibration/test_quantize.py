@@ -15,7 +15,7 @@ from support.calibration import LAYERS, quantized_tiny, samples_file
 from support.checkpoints import copy_checkpoint, edit_json, tiny_checkpoint
 from support.quantized_reference import dequantized, stored_tensors
 
-from sala_export.calibration.layer import Algorithm, Recipe
+from sala_export.calibration.layer import Algorithm, QuantizationRecipe
 from sala_export.calibration.quantize import quantize_checkpoint
 from sala_export.calibration.samples import SampleRequest
 from sala_export.checkpoint.quantization import SCHEMES
@@ -29,7 +29,7 @@ SAMPLES = {"samples": 2, "sequence_length": 40}
 
 
 def quantize(source: Path, output: Path, precision: Precision = Precision.FP8, **options: object) -> None:
-    recipe = Recipe.from_options(precision, **options)
+    recipe = QuantizationRecipe.from_options(precision, **options)
     quantize_checkpoint(Checkpoint.open(source), recipe, SampleRequest(file=samples_file(), **SAMPLES), output)
 
 
@@ -92,7 +92,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from sala_export.calibration import quantize as module
-from sala_export.calibration.layer import Recipe
+from sala_export.calibration.layer import QuantizationRecipe
 from sala_export.calibration.samples import SampleRequest
 from sala_export.checkpoint.reader import Checkpoint
 
@@ -112,7 +112,8 @@ def counted(path, tensors):
 
 module._write_whole = counted
 request = SampleRequest(file=Path(samples), samples=2, sequence_length=40)
-module.quantize_checkpoint(Checkpoint.open(Path(source)), Recipe.from_options("int8"), request, Path(output))
+recipe = QuantizationRecipe.from_options("int8")
+module.quantize_checkpoint(Checkpoint.open(Path(source)), recipe, request, Path(output))
 """
 
 
@@ -194,12 +195,12 @@ def test_quantised_checkpoint_is_refused(tmp_path: Path) -> None:
 
 def test_algorithm_of_another_precision_is_refused() -> None:
     with pytest.raises(RequestError, match=r"--algorithm gptq: fp8 is quantised by rtn; leave it out for rtn"):
-        Recipe.from_options("fp8", algorithm="gptq")
+        QuantizationRecipe.from_options("fp8", algorithm="gptq")
     with pytest.raises(RequestError, match=r"--algorithm best: expected one of rtn, smoothquant, awq, gptq"):
-        Recipe.from_options("int4", algorithm="best")
+        QuantizationRecipe.from_options("int4", algorithm="best")
     with pytest.raises(RequestError, match=r"--precision int3: expected one of fp8, int8, int4, nvfp4"):
-        Recipe.from_options("int3")
-    assert Recipe.from_options("int4").algorithm is Algorithm.AWQ
+        QuantizationRecipe.from_options("int3")
+    assert QuantizationRecipe.from_options("int4").algorithm is Algorithm.AWQ
 
 
 def test_inputs_that_make_no_whole_group_are_refused(tmp_path: Path) -> None:

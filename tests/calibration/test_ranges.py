@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sala_export.calibration.ranges import input_scale
-from sala_export.numerics.emulation import fake_quantize
+from sala_export.model.emulation import fake_quantize
 from sala_export.specs import Precision
 
 

@@ -11,8 +11,8 @@ from sala_export.calibration.sites import Site, fold, layer_sites, powers_of_two
 from sala_export.calibration.smoothing import awq_scale, nvfp4_scale, smoothquant_scale
 from sala_export.checkpoint.keymap import layer_weights
 from sala_export.checkpoint.reader import Checkpoint
+from sala_export.model.emulation import fake_quantize
 from sala_export.model.layer_run import LayerRun, layer_prefix, make_layer
-from sala_export.numerics.emulation import fake_quantize
 from sala_export.numerics.weights import (
     dequantize,
     int4_scale,

@@ -16,10 +16,10 @@ from support.quantized_reference import stored_tensors
 from torch import Tensor
 
 from sala_export.checkpoint.quantization import SCHEMES, Quantization
-from sala_export.checkpoint.quantized_weights import E4M3_VALUES
 from sala_export.checkpoint.random_checkpoint import write_random_checkpoint
 from sala_export.checkpoint.reader import Checkpoint
 from sala_export.errors import CheckpointError, ConfigError, InputError, RequestError, UnsupportedError
+from sala_export.numerics.number_formats import E4M3_VALUES
 from sala_export.specs import QUANTIZED_PRECISIONS, Precision
 
 Q = "model.layers.0.self_attn.q_proj"

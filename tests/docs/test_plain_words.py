@@ -18,7 +18,7 @@ MOST_SEMICOLONS = 4.0
 FEWEST_YOU = 2.0
 """Times that a page says you or your per 1,000 words, at least. Aim above 4. Pages below 150 words need none."""
 LINES_TO_EXAMPLE = 40
-"""A code block or a table begins within this many lines of a page."""
+"""A code block, a table or a list begins within this many lines of a page."""
 
 REFERENCE = {
     "CHANGELOG.md",
@@ -83,7 +83,7 @@ def test_page_speaks_to_its_reader(path: Path) -> None:
 @each_page
 def test_page_begins_with_something_to_look_at(path: Path) -> None:
     top = path.read_text(encoding="utf-8").splitlines()[:LINES_TO_EXAMPLE]
-    assert path.name == "CHANGELOG.md" or any(line.startswith(("```", "|", "- ", "* ")) for line in top)
+    assert path.name == "CHANGELOG.md" or any(line.lstrip().startswith(("```", "|", "- ", "* ", "1. ")) for line in top)
 
 
 def test_code_and_recorded_tables_do_not_count() -> None:

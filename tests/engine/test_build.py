@@ -17,12 +17,12 @@ from sala_export.engine.build import LOG_FILE, PLAN_FILE, REPORT_FILE, build_eng
 from sala_export.engine.graph import read_graph
 from sala_export.engine.host import host_bytes_needed, plan_bytes
 from sala_export.engine.job import BuildJob
-from sala_export.engine.memory import DeviceMemory, predict_memory
+from sala_export.engine.memory import MemoryUsage, predict_memory
 from sala_export.engine.recipe import Target, load_recipe, load_target
 from sala_export.engine.report import EngineReport
 from sala_export.engine.request import EngineRequest
 from sala_export.errors import BuildError, BundleError, RequestError
-from sala_export.native_libraries import plugin_library
+from sala_export.installation import plugin_library
 
 PLAIN = MiniGraph(mixers=("none",))
 SMALL = EngineRequest.from_options(load_target("rtx5090"), max_context=1000, prefill_chunk=64)
@@ -215,7 +215,7 @@ def test_constants_beyond_the_memory_of_this_machine_are_refused(
 
 
 def test_account_with_measured_numbers_is_checked_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    nothing = DeviceMemory(**dict.fromkeys(DeviceMemory.__slots__, 0))
+    nothing = MemoryUsage(**dict.fromkeys(MemoryUsage.__slots__, 0))
     monkeypatch.setattr(build, "predict_memory", lambda graph, request: nothing)
     card = replace(load_recipe("rtx5090"), memory_bytes=1000, reserve_bytes=1)
     with pytest.raises(RequestError, match=r"NVIDIA GeForce RTX 5090 has 1000 B \(weights"):

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from sala_export.engine.flavour import select_flavour
-from sala_export.engine.recipe import ComputeCapability, load_target
+from sala_export.engine.recipe import load_target
 from sala_export.engine.request import FlavourName
 from sala_export.engine.tensorrt import TensorRT, present_capability
 from sala_export.engine.tensorrt_rtx import TensorRTForRTX
 from sala_export.errors import UnsupportedError
+from sala_export.specs import ComputeCapability
 
 
 @pytest.mark.parametrize(

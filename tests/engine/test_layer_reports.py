@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 from support.unwritten_checkpoint import unwritten_checkpoint, write_quantized_weights
 
+from sala_export.building.planned_graph import planned_graph, planned_memory
 from sala_export.checkpoint.presets import PRESETS
 from sala_export.checkpoint.reader import Checkpoint
 from sala_export.engine.build import build_engine
 from sala_export.engine.recipe import load_target
 from sala_export.engine.report import PLUGIN_LAYER, PRODUCT_LAYERS, EngineReport
 from sala_export.engine.request import EngineRequest
-from sala_export.native_libraries import plugin_library
+from sala_export.installation import plugin_library
 from sala_export.onnx.engine_form import ENGINE_GRAPH_FILE, export_engine_graph
-from sala_export.planned_graph import planned_memory
 from sala_export.specs import Precision
 
 BUILDS = [
@@ -189,5 +189,6 @@ def test_engine_is_code_and_what_must_be_constant_once(gpu: str, precision: Prec
 @pytest.mark.parametrize(("gpu", "precision"), BUILDS)
 def test_estimate_of_activations_is_an_upper_one(gpu: str, precision: Precision) -> None:
     report, checkpoint = built(gpu, precision), checkpoint_of(precision)
-    predicted = planned_memory(checkpoint.config, request_of(gpu, precision), checkpoint.quantization)
+    graph = planned_graph(checkpoint.config, precision, checkpoint.quantization)
+    predicted = planned_memory(graph, checkpoint.config, request_of(gpu, precision))
     assert report.memory.activation_bytes <= predicted.activation_bytes

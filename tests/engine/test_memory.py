@@ -10,7 +10,7 @@ from support.graphs import MiniGraph
 
 from sala_export.engine.graph import EngineGraph, OperatorNode, read_graph
 from sala_export.engine.memory import PARTIAL_SUM_BYTES, check_fits, contexts, largest_context, predict_memory
-from sala_export.engine.recipe import Recipe, Target, load_recipe, load_target
+from sala_export.engine.recipe import GpuRecipe, Target, load_recipe, load_target
 from sala_export.engine.request import EngineRequest
 from sala_export.errors import RequestError, ShapeError
 from sala_export.specs import DType, TensorSpec
@@ -189,7 +189,9 @@ def test_gpu_of_a_target_that_holds_no_context_is_named_with_the_target_without_
 def test_reserve_of_the_gpu_is_left_to_others(spare: int, is_there: bool) -> None:
     graph, request = graph_9b(), request_9b("rtx5090", 8192)
     memory = predict_memory(graph, request)
-    card: Recipe = replace(load_recipe("rtx5090"), memory_bytes=memory.total_bytes + 5000 + spare, reserve_bytes=5000)
+    card: GpuRecipe = replace(
+        load_recipe("rtx5090"), memory_bytes=memory.total_bytes + 5000 + spare, reserve_bytes=5000
+    )
     assert (largest_context(graph, request, memory, card) is not None) is is_there
 
 

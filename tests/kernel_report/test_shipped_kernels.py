@@ -9,12 +9,12 @@ import pytest
 
 from sala_export.cli.app import run
 from sala_export.errors import BuildError
+from sala_export.installation import onnxruntime_operators, plugin_library
 from sala_export.kernel_report.cubin import _instructions, _loops, read_cubin
 from sala_export.kernel_report.occupancy import MULTIPROCESSORS, blocks_per_multiprocessor
 from sala_export.kernel_report.report import KernelReport, report_kernels
 from sala_export.kernel_report.shipped import MainLoopProduct, shipped_kernels
 from sala_export.kernel_report.tensor_cores import instructions_per_warp
-from sala_export.native_libraries import onnxruntime_operators, plugin_library
 from sala_export.ops.common.targets import AOT_ARCHITECTURES
 from sala_export.ops.kernel_sets import KERNEL_SETS
 

@@ -6,10 +6,10 @@ import re
 
 import pytest
 
+from sala_export.installation import plugin_library
 from sala_export.kernel_report.cubin import disassemble
 from sala_export.kernel_report.shipped import shipped_kernels
 from sala_export.kernel_report.warp_groups import overwritten_operands, register_operands
-from sala_export.native_libraries import plugin_library
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from support.passkey import (
 from torch import Tensor
 
 from sala_export import SalaForCausalLM
-from sala_export.calibration.layer import Recipe
+from sala_export.calibration.layer import QuantizationRecipe
 from sala_export.calibration.quantize import quantize_checkpoint
 from sala_export.calibration.samples import SampleRequest
 from sala_export.checkpoint.quantization import SCHEMES
@@ -123,7 +123,7 @@ def quantized_passkey_model(precision: Precision) -> SalaForCausalLM:
     source = write_passkey_checkpoint(folder / f"for-{precision}", passkey_config(num_attention_heads=4))
     samples = SampleRequest(file=write_passkey_samples(folder / f"{precision}.jsonl"))
     output = folder / f"quantized-{precision}"
-    quantize_checkpoint(Checkpoint.open(source), Recipe.from_options(precision), samples, output)
+    quantize_checkpoint(Checkpoint.open(source), QuantizationRecipe.from_options(precision), samples, output)
     return SalaForCausalLM.from_pretrained(output, dtype=torch.float32)
 
 

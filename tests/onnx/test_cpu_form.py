@@ -25,8 +25,8 @@ from sala_export.bundle.manifest import WeightInput, WeightPart
 from sala_export.checkpoint.quantization import SCHEMES
 from sala_export.checkpoint.reader import Checkpoint
 from sala_export.errors import ExportError
+from sala_export.installation import onnxruntime_operators
 from sala_export.model.layer_run import logits as head_logits
-from sala_export.native_libraries import onnxruntime_operators
 from sala_export.onnx.cpu_form import CPU_GRAPH_FILE, CpuGraph, export_cpu_graph
 from sala_export.onnx.layer_graph import write_layer
 from sala_export.specs import QUANTIZED_PRECISIONS, DType, Precision, TensorSpec

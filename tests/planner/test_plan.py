@@ -10,6 +10,7 @@ import pytest
 from support.bundles import tiny_bundle
 from support.checkpoints import tiny_checkpoint
 
+from sala_export.building.planned_graph import planned_graph, planned_memory
 from sala_export.bundle.reader import Bundle
 from sala_export.checkpoint.presets import PRESETS
 from sala_export.checkpoint.reader import Checkpoint
@@ -17,7 +18,6 @@ from sala_export.engine.memory import PARTIAL_SUM_BYTES
 from sala_export.engine.recipe import Target, load_recipe, load_target
 from sala_export.engine.request import EngineRequest
 from sala_export.errors import RequestError, UnsupportedError
-from sala_export.planned_graph import planned_memory
 from sala_export.planner.plan import GpuPlan, Plan, baseline_row, fit_sentence, make_plan, published_checks
 from sala_export.planner.plot import draw
 from sala_export.planner.published import CONTEXTS, QWEN3_8B, TTFT_SECONDS
@@ -38,7 +38,8 @@ def only(plan: Plan) -> GpuPlan:
 def test_planned_memory_is_that_of_the_built_engine(gpu: str) -> None:
     manifest = Bundle.open(tiny_bundle(gpu)).manifest
     config = Checkpoint.open(tiny_checkpoint()).config
-    planned = planned_memory(config, request(manifest.engine.target, max_context=16384, prefill_chunk=1024))
+    engine = request(manifest.engine.target, max_context=16384, prefill_chunk=1024)
+    planned = planned_memory(planned_graph(config, engine.precision), config, engine)
     built = manifest.engine.device_memory_bytes
     # The estimate of activations allows for the partial sums of a matrix product, which TensorRT does not always need.
     assert 0 <= planned.activation_bytes - built["activation"] <= PARTIAL_SUM_BYTES

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from sala_export.checkpoint.presets import PRESETS
-from sala_export.engine.recipe import Recipe, load_recipe
+from sala_export.engine.recipe import GpuRecipe, load_recipe
 from sala_export.errors import UnsupportedError
 from sala_export.planner.published import CONTEXTS, QWEN3_8B
 from sala_export.planner.roofline import WEIGHT_BITS, time_of_decode, time_of_prefill
@@ -18,7 +18,7 @@ NINE = Sala(PRESETS["9b"].config)
 MILLION = 1 << 20
 
 
-def h100() -> Recipe:
+def h100() -> GpuRecipe:
     return replace(
         load_recipe("a6000"),
         name="h100",
@@ -54,9 +54,9 @@ def test_a_token_is_17_75_giga_operations_of_products() -> None:
         (load_recipe("a6000"), (7.9, 16.0, 32.7, 67.6, 144.4)),
         (h100(), (1.2, 2.5, 5.1, 10.6, 22.6)),
     ],
-    ids=lambda value: value.name if isinstance(value, Recipe) else "",
+    ids=lambda value: value.name if isinstance(value, GpuRecipe) else "",
 )
-def test_floors_are_the_known_ones(recipe: Recipe, floors: tuple[float, ...]) -> None:
+def test_floors_are_the_known_ones(recipe: GpuRecipe, floors: tuple[float, ...]) -> None:
     for context, known in zip(CONTEXTS, floors, strict=True):
         floor = time_of_prefill(NINE.prefill(context, 8192, 16), recipe, "bf16").floor
         assert floor == pytest.approx(known, rel=0.01, abs=0.06), context

@@ -10,7 +10,7 @@ import pytest
 from support.plugin_calls import PluginDriver
 from support.plugin_gpu import PluginProgram, named_file
 
-from sala_export.native_libraries import plugin_library
+from sala_export.installation import plugin_library
 
 
 @pytest.fixture(scope="session")

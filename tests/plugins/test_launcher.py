@@ -8,6 +8,7 @@ import pytest
 from support.plugin_calls import LIGHTNING, SPARSE, STREAM, PluginCall, PluginDriver, events_of
 
 from sala_export.ops.common.targets import serving_architecture
+from sala_export.specs import ComputeCapability
 
 OPERATORS = pytest.mark.parametrize("call", [LIGHTNING, SPARSE], ids=lambda call: call.contract.name)
 TOKENS = pytest.mark.parametrize("tokens", [1, 2, 37, 1000])
@@ -136,7 +137,7 @@ def test_gpu_is_served_as_the_python_package_says(
     _, enqueued = driver.run(call, "enqueue", sm=sm)
     launched = {launch["sm"] for launch in events_of(enqueued, "launch")}
     assert launched == ({served_by} if served_by else set())
-    assert serving_architecture(*divmod(sm, 10)) == served_by
+    assert serving_architecture(ComputeCapability(*divmod(sm, 10))) == served_by
 
 
 # 121: code made for exactly sm_120 does not run there. 80: code for 86 needs at least 86.

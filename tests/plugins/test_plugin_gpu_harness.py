@@ -36,7 +36,7 @@ from support.plugin_gpu_cases import (
 )
 from torch import Tensor
 
-from sala_export.native_libraries import onnxruntime_operators, plugin_library
+from sala_export.installation import onnxruntime_operators, plugin_library
 from sala_export.ops.infllmv2_attention.reference import infllmv2_attention
 from sala_export.ops.lightning_attention.reference import lightning_attention
 

@@ -14,8 +14,8 @@ import torch
 from support.plugin_calls import LIGHTNING, SPARSE, PluginCall
 
 from benchmarks.shipped_cubins import Cubins, CudaDriver, ShippedError
+from sala_export.installation import plugin_library
 from sala_export.kernel_report.shipped import shipped_kernels
-from sala_export.native_libraries import plugin_library
 from sala_export.ops.common.contract import ACTIVATION
 from sala_export.ops.common.triton_run import BoundCall, bind_kernels
 

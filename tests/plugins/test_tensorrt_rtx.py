@@ -14,7 +14,7 @@ import pytest
 from support.plugin_calls import LIGHTNING, SPARSE, PluginCall
 from support.rtx_build import BuildOutcome, SingleOperator, build_single_operator
 
-from sala_export.native_libraries import onnxruntime_operators, plugin_library, soname_shim
+from sala_export.installation import onnxruntime_operators, plugin_library, soname_shim
 
 CHUNK = 300
 _SCRATCH_GRANULARITY_BYTES = 512  # seen with TensorRT for RTX 1.7.1.116

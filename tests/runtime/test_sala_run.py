@@ -12,7 +12,7 @@ import pytest
 from support.native_runtime import sanitized_build
 from support.runtime_bundles import tiny_cpu_bundle
 
-from sala_export.native_libraries import onnxruntime_operators
+from sala_export.installation import onnxruntime_operators
 from sala_export.runtime.model import Model, _wheel_library
 
 IDS = np.random.default_rng(0).integers(3, 512, 150)

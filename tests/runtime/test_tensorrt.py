@@ -20,7 +20,7 @@ from support.runtime_bundles import tiny_cpu_bundle
 import sala_export
 from sala_export.cli.app import run
 from sala_export.errors import BundleError, UnsupportedError
-from sala_export.native_libraries import onnxruntime_operators
+from sala_export.installation import onnxruntime_operators
 from sala_export.runtime.model import _wheel_library
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a driver: see test_tensorrt_gpu.py")

@@ -11,8 +11,9 @@ from support.bundles import tiny_bundle
 
 import sala_export
 from sala_export.checkpoint.random_checkpoint import write_random_checkpoint
-from sala_export.engine.recipe import Recipe, load_recipe
+from sala_export.engine.recipe import GpuRecipe, load_recipe
 from sala_export.runtime.model import Model
+from sala_export.specs import ComputeCapability
 
 pytestmark = pytest.mark.gpu
 
@@ -23,10 +24,10 @@ SAME_ENGINE = 2e-2
 """Of the largest logit, for the same tokens in other chunks: other row counts sum in another order, rounded to bf16."""
 
 
-def recipe_of_this_gpu(config: pytest.Config) -> Recipe:
-    present = torch.cuda.get_device_capability()
+def recipe_of_this_gpu(config: pytest.Config) -> GpuRecipe:
+    present = ComputeCapability(*torch.cuda.get_device_capability())
     for recipe in map(load_recipe, RECIPES):
-        if (recipe.compute_capability.major, recipe.compute_capability.minor) == present:
+        if recipe.compute_capability == present:
             return recipe
     reason = f"no CUDA device that engines are built for: {torch.cuda.get_device_name()} is {present}"
     if "gpu" in config.getoption("--require"):

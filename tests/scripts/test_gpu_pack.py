@@ -152,7 +152,7 @@ def checkout(tmp_path: Path) -> Path:
     """Where packs are unpacked: as much of a checkout as unpack.sh looks at."""
     checkout = tmp_path / "checkout"
     (checkout / "sala_export" / "runtime").mkdir(parents=True)
-    (checkout / "sala_export" / "native_libraries.py").touch()
+    (checkout / "sala_export" / "installation.py").touch()
     return checkout
 
 
@@ -185,7 +185,7 @@ def test_unpacking_puts_everything_in_place_and_may_be_repeated(pack: Path, chec
     assert files_of(package) == {
         "lib/commit.txt": b"0123abcd+\n",
         "lib/libsala_plugins.so": b"plugins",
-        "native_libraries.py": b"",
+        "installation.py": b"",
         f"runtime/{MODULE}": b"native",
     }
 

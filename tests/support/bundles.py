@@ -9,9 +9,10 @@ from pathlib import Path
 
 from support.checkpoints import tiny_checkpoint
 
+from sala_export.building.pipeline import build_bundle
+from sala_export.building.requests import BuildRequest, ModelRequest
 from sala_export.engine.recipe import load_target
 from sala_export.engine.request import EngineRequest
-from sala_export.pipeline import BuildRequest, ModelRequest, build_bundle
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="sala-test-bundles-")
 

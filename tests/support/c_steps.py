@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from support.native_runtime import sanitized_build
 
-from sala_export.native_libraries import onnxruntime_operators
+from sala_export.installation import onnxruntime_operators
 from sala_export.runtime.model import _wheel_library
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from sala_export.calibration.layer import Recipe
+from sala_export.calibration.layer import QuantizationRecipe
 from sala_export.calibration.quantize import quantize_checkpoint
 from sala_export.calibration.samples import SampleRequest
 from sala_export.checkpoint.reader import Checkpoint
@@ -43,7 +43,7 @@ def samples_file() -> Path:
 def quantized_tiny(precision: Precision, algorithm: str | None = None, layers: int = LAYERS) -> Path:
     """The first layers of the tiny checkpoint, quantised once per session; shared, never written to."""
     path = Path(_FOLDER.name) / f"tiny-{precision}-{algorithm}-{layers}"
-    recipe = Recipe.from_options(precision, algorithm=algorithm)
+    recipe = QuantizationRecipe.from_options(precision, algorithm=algorithm)
     source = Checkpoint.open(tiny_checkpoint(layers))
     quantize_checkpoint(source, recipe, SampleRequest(file=samples_file()), path)
     return path

@@ -17,7 +17,7 @@ from onnx.reference.op_run import OpRun
 from torch import Tensor
 
 from sala_export.checkpoint.config import SalaConfig
-from sala_export.model.rope import inverse_frequencies, rope_cos_sin
+from sala_export.model.rope import inv_freq_tensor, rope_cos_sin
 from sala_export.model.signature import Signature, cache_sizes
 
 from .graph_runner import InfLLMv2Attention, LightningAttention
@@ -39,7 +39,7 @@ def evaluate(
         "input_ids": ids.numpy(),
         "past_length": lengths,
         "context_length": lengths + tokens,
-        "rope_cos_sin": rope_cos_sin(positions, inverse_frequencies(config.rope_theta, config.head_dim)).numpy(),
+        "rope_cos_sin": rope_cos_sin(positions, inv_freq_tensor(config.rope_theta, config.head_dim)).numpy(),
         **{entry.past.name: np.zeros(entry.past.bound(sizes), np.float32) for entry in step.caches},
         **{name: _wide(array) for name, array in weights.items()},
     }

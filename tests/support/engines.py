@@ -9,7 +9,7 @@ from sala_export.engine.build import PLAN_FILE, build_engine
 from sala_export.engine.recipe import load_target
 from sala_export.engine.report import EngineReport
 from sala_export.engine.request import EngineRequest
-from sala_export.native_libraries import plugin_library
+from sala_export.installation import plugin_library
 
 from .graphs import MiniGraph
 

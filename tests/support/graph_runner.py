@@ -15,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from sala_export.checkpoint.config import SalaConfig
-from sala_export.model.rope import inverse_frequencies, rope_cos_sin
+from sala_export.model.rope import inv_freq_tensor, rope_cos_sin
 from sala_export.model.signature import Signature, cache_sizes
 from sala_export.onnx.step_graph import PLUGIN_ATTRIBUTES
 from sala_export.ops.infllmv2_attention.torch_op import infllmv2_attention_
@@ -67,7 +67,7 @@ class GraphRunner:
 
     def start(self, config: SalaConfig, step: Signature, capacity: int) -> None:
         """Begin a sequence of up to `capacity` tokens."""
-        self.inv_freq = inverse_frequencies(config.rope_theta, config.head_dim)
+        self.inv_freq = inv_freq_tensor(config.rope_theta, config.head_dim)
         self.step = step
         sizes = cache_sizes(config, capacity)
         self.empty = {

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sala_export.errors import UnsupportedError
-from sala_export.model.rope import inverse_frequencies, rope_cos_sin
+from sala_export.model.rope import inv_freq_tensor, rope_cos_sin
 from sala_export.ops.lightning_attention.reference import lightning_attention
 
 from .findings import Finding, assert_passed, largest_error
@@ -41,7 +41,7 @@ def random_inputs(tokens: int, head_dim: int, *, batch: int = BATCH, heads: int 
     return [
         normal(batch, tokens, 4 * channels),
         *(1 + 0.3 * normal(width) for width in (head_dim, head_dim, channels)),
-        rope_cos_sin(positions, inverse_frequencies(10000.0, head_dim)),
+        rope_cos_sin(positions, inv_freq_tensor(10000.0, head_dim)),
         3 * normal(batch, heads, head_dim, head_dim),
     ]
 

@@ -51,7 +51,7 @@ def first_token(context: int, first: float, token: float, **changes: Any) -> Lin
         "token_seconds": {"median": token, "spread": 0.03, "runs": [token], "floor": 0.004},
         "published_first_token_seconds": {"rtx5090": 22.3},
         "device_memory_bytes": 3 << 30,
-        "foretold_device_memory_bytes": 2 << 30,
+        "predicted_device_memory_bytes": 2 << 30,
         "host_memory_bytes": 1 << 30,
     }
     model = {"precision": "bf16", "runtime": "torch", "layers": 32, "agrees": True}

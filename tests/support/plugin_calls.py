@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sala_export.native_libraries import plugin_library
+from sala_export.installation import plugin_library
 from sala_export.ops.common.contract import ACTIVATION, Contract, Tensor
 from sala_export.ops.common.expr import evaluate
 from sala_export.ops.common.launch import KernelSet, Launch, Workspace

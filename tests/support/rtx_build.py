@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-from sala_export.native_libraries import plugin_library, soname_shim
+from sala_export.installation import plugin_library, soname_shim
 from sala_export.ops.common.contract import ACTIVATION, Contract, Tensor
 from sala_export.ops.common.expr import evaluate
 from sala_export.ops.registry import CONTRACTS

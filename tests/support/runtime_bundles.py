@@ -9,6 +9,7 @@ from pathlib import Path
 
 from support.checkpoints import tiny_checkpoint
 
+from sala_export.building.bundle_entries import describe_graph, describe_model, describe_weights
 from sala_export.bundle.hashing import Hashing, Span, hash_files
 from sala_export.bundle.manifest import (
     ENGINE_FOLDER,
@@ -19,7 +20,6 @@ from sala_export.bundle.manifest import (
     GpuEntry,
     Manifest,
 )
-from sala_export.bundle_entries import describe_graph, describe_model, describe_weights
 from sala_export.checkpoint.reader import Checkpoint
 from sala_export.model.signature import signature
 from sala_export.onnx.cpu_form import export_cpu_graph

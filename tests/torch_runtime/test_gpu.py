@@ -1,4 +1,4 @@
-"""The torch runtime on a GPU: compiled kernels, the captured decode step, memory as it was foretold."""
+"""The torch runtime on a GPU: compiled kernels, the captured decode step, memory as it was predicted."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from support.torch_sessions import greedy, logits_of_calls, remember_executions,
 from sala_export.benchmark.gate import require_agreement
 from sala_export.benchmark.machine import GpuMemory
 from sala_export.benchmark.measure import BenchmarkRequest, measure
+from sala_export.building.planned_graph import planned_graph, planned_memory
 from sala_export.engine.recipe import load_target
 from sala_export.engine.request import EngineRequest
 from sala_export.errors import RunError
-from sala_export.planned_graph import planned_memory
 from sala_export.runtime.session import Session
 from sala_export.specs import Precision
 from sala_export.torch_runtime.engine import LIBRARY_BYTES, TorchExecution
@@ -195,7 +195,7 @@ def nine() -> tuple[TorchModel, int]:
     return load_random("9b", layers=2, device=DEVICE), before
 
 
-def test_memory_is_what_was_foretold(nine: tuple[TorchModel, int]) -> None:
+def test_memory_is_what_was_predicted(nine: tuple[TorchModel, int]) -> None:
     model, before = nine
     context, chunk = 1 << 20, 1024
     session = model.session(max_context=context, chunk_tokens=chunk)
@@ -206,7 +206,9 @@ def test_memory_is_what_was_foretold(nine: tuple[TorchModel, int]) -> None:
     request = EngineRequest.from_options(
         load_target("rtx5090"), precision="bf16", max_context=context, prefill_chunk=chunk, max_batch=1
     )
-    assert taken == pytest.approx(planned_memory(model.source.config, request).total_bytes, rel=0.03)
+    config = model.source.config
+    planned = planned_memory(planned_graph(config, request.precision), config, request)
+    assert taken == pytest.approx(planned.total_bytes, rel=0.03)
 
 
 def test_random_9b_answers_after_64k_in_the_memory_accounted(nine: tuple[TorchModel, int]) -> None:
@@ -214,8 +216,8 @@ def test_random_9b_answers_after_64k_in_the_memory_accounted(nine: tuple[TorchMo
     request = BenchmarkRequest(contexts=(65536,), new_tokens=8, repeats=1)
     (row,) = measure(model, model.source.config, request, GpuMemory(), lambda line: None)
     taken = torch.cuda.max_memory_allocated() - before
-    assert row.foretold_device_bytes is not None
-    assert 0 <= taken - row.foretold_device_bytes <= LIBRARY_BYTES
+    assert row.predicted_device_bytes is not None
+    assert 0 <= taken - row.predicted_device_bytes <= LIBRARY_BYTES
     assert row.token is not None
     assert 0 < row.token.median < row.first_token.median
     # After the peak: the reference holds a prompt in other memory.

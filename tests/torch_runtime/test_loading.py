@@ -11,13 +11,13 @@ from support.checkpoints import edit_json, tiny_checkpoint
 from support.runtime_bundles import tiny_cpu_bundle, write_cpu_bundle
 
 import sala_export
+from sala_export.building.planned_graph import planned_graph, planned_memory
 from sala_export.checkpoint import keymap
 from sala_export.checkpoint.presets import PRESETS
 from sala_export.checkpoint.reader import Checkpoint
 from sala_export.engine.recipe import load_target
 from sala_export.engine.request import EngineRequest
 from sala_export.errors import BundleError, CheckpointError, RequestError, RunError, SalaError, UnsupportedError
-from sala_export.planned_graph import planned_memory
 from sala_export.specs import QUANTIZED_PRECISIONS, Precision
 from sala_export.torch_runtime import device_memory, engine, weights
 from sala_export.torch_runtime.kernel_operators import KernelOperators
@@ -125,7 +125,7 @@ def test_session_too_large_says_by_how_much_and_what_fits(tiny: TorchModel, monk
         tiny.session(max_context=1024, chunk_tokens=8192)
 
 
-def test_9b_with_a_million_tokens_takes_what_plan_foretells_and_fits_32_gigabytes() -> None:
+def test_9b_with_a_million_tokens_takes_what_plan_predicts_and_fits_32_gigabytes() -> None:
     config = PRESETS["9b"].config
     operators = KernelOperators(config, Precision.BF16, torch.device("cpu"))
     layout = step_layout(config, Precision.BF16, 8192, operators.workspaces)
@@ -138,6 +138,7 @@ def test_9b_with_a_million_tokens_takes_what_plan_foretells_and_fits_32_gigabyte
     request = EngineRequest.from_options(
         load_target("rtx5090"), precision="bf16", max_context=1 << 20, prefill_chunk=8192, max_batch=1
     )
-    assert total == pytest.approx(planned_memory(config, request).total_bytes, rel=0.03)
+    planned = planned_memory(planned_graph(config, request.precision), config, request)
+    assert total == pytest.approx(planned.total_bytes, rel=0.03)
     (gpu,) = request.target.gpus
     assert total < gpu.memory_bytes - gpu.reserve_bytes

@@ -31,7 +31,8 @@ Expected<LoadOptions> load_options_of(const sala_load_options* options) {
         },
         [release = given->device_release, data = given->device_user_data](void* memory, int64_t bytes) {
           release(memory, bytes, data);
-        }};
+        },
+    };
   }
   result.weights = text_or(given->weights, "");
   if (given->on_progress != nullptr) {

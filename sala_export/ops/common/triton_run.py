@@ -17,10 +17,11 @@ import triton
 from torch import Tensor
 
 from ...errors import ShapeError, UnsupportedError
+from ...specs import ComputeCapability
 from .contract import ACTIVATION, Contract
 from .expr import evaluate
 from .launch import KernelSet, Launch, broken_rule, unlaunchable_reason
-from .targets import AOT_ARCHITECTURES, serving_architecture
+from .targets import require_architecture
 from .torch_contract import bind_call
 from .triton_interpreter import gpu_arithmetic
 
@@ -162,15 +163,12 @@ def served_architecture(device: torch.device) -> int:
     """
     if device.type != "cuda":
         return INTERPRETED_SM
-    major, minor = torch.cuda.get_device_capability(device)
-    serving = serving_architecture(major, minor)
-    if serving is None:
-        served = ", ".join(f"SM{sm}" for sm in AOT_ARCHITECTURES)
-        raise UnsupportedError(f"no kernels for SM{major}{minor}, they exist for {served}")
+    capability = ComputeCapability(*torch.cuda.get_device_capability(device))
+    serving = require_architecture(capability)
     # triton-lang/triton issue 10590: kernels of 8 warps. Drop when pyproject.toml asks for 3.8.
-    if major >= _BLACKWELL and tuple(map(int, triton.__version__.split(".")[:2])) < _BLACKWELL_TRITON:
+    if capability.major >= _BLACKWELL and tuple(map(int, triton.__version__.split(".")[:2])) < _BLACKWELL_TRITON:
         raise UnsupportedError(
-            f"Triton {triton.__version__} compiles kernels for SM{major}{minor} whose warps race: "
+            f"Triton {triton.__version__} compiles kernels for {capability.sm} whose warps race: "
             "install triton>=3.8,<3.10"
         )
     return serving

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 
+#include "base/file.h"
+#include "base/library_search.h"
+#include "base/sha256.h"
 #include "engines/onnxruntime/execution.h"
-#include "file.h"
-#include "library_search.h"
-#include "sha256.h"
 
 namespace sala {
 
@@ -45,8 +45,7 @@ Expected<std::string> read_graph(const std::filesystem::path& bundle, const Mani
 }  // namespace
 
 Expected<std::shared_ptr<const Engine>> OnnxRuntimeEngine::create(const std::filesystem::path& bundle,
-                                                                  const Manifest& manifest,
-                                                                  const LoadOptions& options,
+                                                                  const Manifest& manifest, const LoadOptions& options,
                                                                   const WeightSource& source) {
   auto library = OnnxRuntimeLibrary::load(options.onnxruntime_library);
   if (!library) return library.error();

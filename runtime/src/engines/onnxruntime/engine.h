@@ -8,12 +8,12 @@
 #include <memory>
 #include <vector>
 
+#include "bundle/manifest.h"
 #include "engines/onnxruntime/library.h"
-#include "manifest.h"
 #include "sala/engine.h"
 #include "sala/model.h"
-#include "weight_source.h"
-#include "weights.h"
+#include "weights/weight_source.h"
+#include "weights/weights.h"
 
 namespace sala {
 

@@ -10,7 +10,7 @@
 
 #include "engines/onnxruntime/library.h"
 #include "sala/engine.h"
-#include "weights.h"
+#include "weights/weights.h"
 
 namespace sala {
 

@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "library_search.h"
+#include "base/library_search.h"
 
 namespace sala {
 

@@ -2,8 +2,8 @@
 
 #pragma once
 
+#include "bundle/manifest.h"
 #include "engines/tensorrt/interface.h"
-#include "manifest.h"
 #include "sala/status.h"
 
 namespace sala::tensorrt {

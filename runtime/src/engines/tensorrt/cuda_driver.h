@@ -28,37 +28,37 @@ constexpr unsigned kStreamNonBlocking = 1;
 constexpr int kStreamCaptureModeThreadLocal = 1;
 
 /// Members, the functions of cuda.h that they are, the symbols by which these are found, and their parameters.
-#define SALA_CUDA_FUNCTIONS(X)                                                                                       \
-  X(init, cuInit, "cuInit", unsigned)                                                                                \
-  X(driver_get_version, cuDriverGetVersion, "cuDriverGetVersion", int*)                                              \
-  X(device_get_count, cuDeviceGetCount, "cuDeviceGetCount", int*)                                                    \
-  X(device_get, cuDeviceGet, "cuDeviceGet", CUdevice*, int)                                                          \
-  X(device_get_name, cuDeviceGetName, "cuDeviceGetName", char*, int, CUdevice)                                       \
-  X(device_get_attribute, cuDeviceGetAttribute, "cuDeviceGetAttribute", int*, int, CUdevice)                         \
-  X(device_primary_ctx_retain, cuDevicePrimaryCtxRetain, "cuDevicePrimaryCtxRetain", CUcontext*, CUdevice)           \
-  X(device_primary_ctx_release, cuDevicePrimaryCtxRelease, "cuDevicePrimaryCtxRelease_v2", CUdevice)                 \
-  X(ctx_push_current, cuCtxPushCurrent, "cuCtxPushCurrent_v2", CUcontext)                                            \
-  X(ctx_pop_current, cuCtxPopCurrent, "cuCtxPopCurrent_v2", CUcontext*)                                              \
-  X(mem_get_info, cuMemGetInfo, "cuMemGetInfo_v2", size_t*, size_t*)                                                 \
-  X(mem_alloc, cuMemAlloc, "cuMemAlloc_v2", CUdeviceptr*, size_t)                                                    \
-  X(mem_free, cuMemFree, "cuMemFree_v2", CUdeviceptr)                                                                \
-  X(mem_host_alloc, cuMemHostAlloc, "cuMemHostAlloc", void**, size_t, unsigned)                                      \
-  X(mem_free_host, cuMemFreeHost, "cuMemFreeHost", void*)                                                            \
-  X(memcpy_htod, cuMemcpyHtoD, "cuMemcpyHtoD_v2", CUdeviceptr, const void*, size_t)                                  \
-  X(memcpy_dtoh, cuMemcpyDtoH, "cuMemcpyDtoH_v2", void*, CUdeviceptr, size_t)                                        \
-  X(memcpy_htod_async, cuMemcpyHtoDAsync, "cuMemcpyHtoDAsync_v2", CUdeviceptr, const void*, size_t, CUstream)        \
-  X(memcpy_dtoh_async, cuMemcpyDtoHAsync, "cuMemcpyDtoHAsync_v2", void*, CUdeviceptr, size_t, CUstream)              \
-  X(memset_d8_async, cuMemsetD8Async, "cuMemsetD8Async", CUdeviceptr, unsigned char, size_t, CUstream)               \
-  X(stream_create, cuStreamCreate, "cuStreamCreate", CUstream*, unsigned)                                            \
-  X(stream_destroy, cuStreamDestroy, "cuStreamDestroy_v2", CUstream)                                                 \
-  X(stream_synchronize, cuStreamSynchronize, "cuStreamSynchronize", CUstream)                                        \
-  X(stream_begin_capture, cuStreamBeginCapture, "cuStreamBeginCapture_v2", CUstream, int)                            \
-  X(stream_end_capture, cuStreamEndCapture, "cuStreamEndCapture", CUstream, CUgraph*)                                \
-  X(graph_instantiate, cuGraphInstantiateWithFlags, "cuGraphInstantiateWithFlags", CUgraphExec*, CUgraph,            \
-    unsigned long long)                                                                                              \
-  X(graph_launch, cuGraphLaunch, "cuGraphLaunch", CUgraphExec, CUstream)                                             \
-  X(graph_exec_destroy, cuGraphExecDestroy, "cuGraphExecDestroy", CUgraphExec)                                       \
-  X(graph_destroy, cuGraphDestroy, "cuGraphDestroy", CUgraph)                                                        \
+#define SALA_CUDA_FUNCTIONS(X)                                                                                \
+  X(init, cuInit, "cuInit", unsigned)                                                                         \
+  X(driver_get_version, cuDriverGetVersion, "cuDriverGetVersion", int*)                                       \
+  X(device_get_count, cuDeviceGetCount, "cuDeviceGetCount", int*)                                             \
+  X(device_get, cuDeviceGet, "cuDeviceGet", CUdevice*, int)                                                   \
+  X(device_get_name, cuDeviceGetName, "cuDeviceGetName", char*, int, CUdevice)                                \
+  X(device_get_attribute, cuDeviceGetAttribute, "cuDeviceGetAttribute", int*, int, CUdevice)                  \
+  X(device_primary_ctx_retain, cuDevicePrimaryCtxRetain, "cuDevicePrimaryCtxRetain", CUcontext*, CUdevice)    \
+  X(device_primary_ctx_release, cuDevicePrimaryCtxRelease, "cuDevicePrimaryCtxRelease_v2", CUdevice)          \
+  X(ctx_push_current, cuCtxPushCurrent, "cuCtxPushCurrent_v2", CUcontext)                                     \
+  X(ctx_pop_current, cuCtxPopCurrent, "cuCtxPopCurrent_v2", CUcontext*)                                       \
+  X(mem_get_info, cuMemGetInfo, "cuMemGetInfo_v2", size_t*, size_t*)                                          \
+  X(mem_alloc, cuMemAlloc, "cuMemAlloc_v2", CUdeviceptr*, size_t)                                             \
+  X(mem_free, cuMemFree, "cuMemFree_v2", CUdeviceptr)                                                         \
+  X(mem_host_alloc, cuMemHostAlloc, "cuMemHostAlloc", void**, size_t, unsigned)                               \
+  X(mem_free_host, cuMemFreeHost, "cuMemFreeHost", void*)                                                     \
+  X(memcpy_htod, cuMemcpyHtoD, "cuMemcpyHtoD_v2", CUdeviceptr, const void*, size_t)                           \
+  X(memcpy_dtoh, cuMemcpyDtoH, "cuMemcpyDtoH_v2", void*, CUdeviceptr, size_t)                                 \
+  X(memcpy_htod_async, cuMemcpyHtoDAsync, "cuMemcpyHtoDAsync_v2", CUdeviceptr, const void*, size_t, CUstream) \
+  X(memcpy_dtoh_async, cuMemcpyDtoHAsync, "cuMemcpyDtoHAsync_v2", void*, CUdeviceptr, size_t, CUstream)       \
+  X(memset_d8_async, cuMemsetD8Async, "cuMemsetD8Async", CUdeviceptr, unsigned char, size_t, CUstream)        \
+  X(stream_create, cuStreamCreate, "cuStreamCreate", CUstream*, unsigned)                                     \
+  X(stream_destroy, cuStreamDestroy, "cuStreamDestroy_v2", CUstream)                                          \
+  X(stream_synchronize, cuStreamSynchronize, "cuStreamSynchronize", CUstream)                                 \
+  X(stream_begin_capture, cuStreamBeginCapture, "cuStreamBeginCapture_v2", CUstream, int)                     \
+  X(stream_end_capture, cuStreamEndCapture, "cuStreamEndCapture", CUstream, CUgraph*)                         \
+  X(graph_instantiate, cuGraphInstantiateWithFlags, "cuGraphInstantiateWithFlags", CUgraphExec*, CUgraph,     \
+    unsigned long long)                                                                                       \
+  X(graph_launch, cuGraphLaunch, "cuGraphLaunch", CUgraphExec, CUstream)                                      \
+  X(graph_exec_destroy, cuGraphExecDestroy, "cuGraphExecDestroy", CUgraphExec)                                \
+  X(graph_destroy, cuGraphDestroy, "cuGraphDestroy", CUgraph)                                                 \
   X(get_error_string, cuGetErrorString, "cuGetErrorString", CUresult, const char**)
 
 struct CudaDriver {

@@ -5,8 +5,8 @@
 #include <memory>
 #include <string>
 
+#include "bundle/manifest.h"
 #include "engines/tensorrt/cuda_driver.h"
-#include "manifest.h"
 #include "sala/status.h"
 
 namespace sala::tensorrt {

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "manifest.h"
+#include "bundle/manifest.h"
 #include "sala/engine.h"
 
 namespace sala::tensorrt {

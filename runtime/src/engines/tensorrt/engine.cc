@@ -24,8 +24,7 @@ EngineLimits limits_of(const ProfileRanges& prefill) {
 }  // namespace
 
 Expected<std::shared_ptr<const Engine>> TensorRtEngine::create(const std::filesystem::path& bundle,
-                                                               const Manifest& manifest,
-                                                               const LoadOptions& options,
+                                                               const Manifest& manifest, const LoadOptions& options,
                                                                const WeightSource& source) {
   auto plan = LoadedPlan::load(bundle, manifest, options, source);
   if (!plan) return plan.error();

@@ -7,11 +7,11 @@
 #include <string>
 #include <vector>
 
+#include "bundle/manifest.h"
 #include "engines/tensorrt/loaded_plan.h"
-#include "manifest.h"
 #include "sala/engine.h"
 #include "sala/model.h"
-#include "weight_source.h"
+#include "weights/weight_source.h"
 
 namespace sala::tensorrt {
 

@@ -5,7 +5,7 @@
 #include <cstdlib>
 #include <vector>
 
-#include "library_search.h"
+#include "base/library_search.h"
 
 namespace sala::tensorrt {
 

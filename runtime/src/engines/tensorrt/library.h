@@ -5,9 +5,9 @@
 #include <filesystem>
 #include <string>
 
+#include "bundle/manifest.h"
 #include "engines/tensorrt/interface.h"
 #include "engines/tensorrt/log.h"
-#include "manifest.h"
 #include "sala/status.h"
 
 namespace sala::tensorrt {

@@ -9,7 +9,7 @@
 #include "engines/tensorrt/comparison.h"
 #include "engines/tensorrt/plan.h"
 #include "engines/tensorrt/weight_upload.h"
-#include "weight_input.h"
+#include "weights/weight_input.h"
 
 namespace sala::tensorrt {
 
@@ -97,8 +97,8 @@ Status LoadedPlan::deserialise(const std::filesystem::path& bundle, const Manife
   // Before anything of it is on the GPU.
   SALA_RETURN_IF_ERROR(check_room(manifest, plan->bytes()));
   call<void>(runtime_.get(), interface_->set_engine_host_code_allowed, true);  // the plugin library in the plan
-  engine_.reset(call<void*>(runtime_.get(), interface_->deserialize_cuda_engine,
-                            static_cast<const void*>(plan->data()), static_cast<size_t>(plan->bytes())));
+  engine_.reset(call<void*>(runtime_.get(), interface_->deserialize_cuda_engine, static_cast<const void*>(plan->data()),
+                            static_cast<size_t>(plan->bytes())));
   if (!engine_) return failure("load " + name_);
   return compare_with_manifest(*interface_, engine_.get(), manifest);
 }

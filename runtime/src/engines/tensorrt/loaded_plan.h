@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "bundle/manifest.h"
 #include "engines/tensorrt/allocator.h"
 #include "engines/tensorrt/device.h"
 #include "engines/tensorrt/device_memory.h"
@@ -15,9 +16,8 @@
 #include "engines/tensorrt/log.h"
 #include "engines/tensorrt/runtime_cache.h"
 #include "engines/tensorrt/step_buffers.h"
-#include "manifest.h"
 #include "sala/model.h"
-#include "weight_source.h"
+#include "weights/weight_source.h"
 
 namespace sala::tensorrt {
 

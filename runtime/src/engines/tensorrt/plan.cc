@@ -5,8 +5,8 @@
 #include <cstring>
 #include <string>
 
-#include "file.h"
-#include "sha256.h"
+#include "base/file.h"
+#include "base/sha256.h"
 
 namespace sala::tensorrt {
 

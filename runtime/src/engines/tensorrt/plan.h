@@ -6,7 +6,7 @@
 #include <optional>
 #include <string_view>
 
-#include "manifest.h"
+#include "bundle/manifest.h"
 #include "sala/engine.h"
 #include "sala/status.h"
 

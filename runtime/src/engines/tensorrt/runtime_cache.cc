@@ -4,8 +4,8 @@
 
 #include <string_view>
 
-#include "file.h"
-#include "sha256.h"
+#include "base/file.h"
+#include "base/sha256.h"
 
 namespace sala::tensorrt {
 

@@ -8,8 +8,8 @@
 #include <string_view>
 #include <vector>
 
+#include "bundle/manifest.h"
 #include "engines/tensorrt/device_memory.h"
-#include "manifest.h"
 #include "sala/engine.h"
 
 namespace sala::tensorrt {

@@ -7,8 +7,8 @@
 #include <utility>
 #include <vector>
 
-#include "parallel_load.h"
-#include "weight_input.h"
+#include "weights/parallel_load.h"
+#include "weights/weight_input.h"
 
 namespace sala::tensorrt {
 
@@ -46,8 +46,8 @@ class StagingBlock {
   /// Starts to copy its first bytes to the GPU. `weight` outlives the copy.
   Status copy(void* to, int64_t bytes, const std::string& weight) {
     weight_ = &weight;
-    return check(driver_.memcpy_htod_async(reinterpret_cast<CUdeviceptr>(to), data(), static_cast<size_t>(bytes),
-                                           stream_));
+    return check(
+        driver_.memcpy_htod_async(reinterpret_cast<CUdeviceptr>(to), data(), static_cast<size_t>(bytes), stream_));
   }
 
   /// Until its last copy has ended, so that it may be filled again.

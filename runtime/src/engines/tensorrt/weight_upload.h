@@ -4,13 +4,13 @@
 
 #include <span>
 
+#include "bundle/manifest.h"
 #include "engines/tensorrt/device.h"
 #include "engines/tensorrt/device_memory.h"
 #include "engines/tensorrt/device_weights.h"
-#include "manifest.h"
 #include "sala/model.h"
 #include "sala/status.h"
-#include "weight_source.h"
+#include "weights/weight_source.h"
 
 namespace sala::tensorrt {
 

@@ -1,0 +1,71 @@
+#include "sala/session.h"
+
+#include "sala/prefiller.h"
+#include "session/session_core.h"
+#include "session/state_file.h"
+
+namespace sala {
+
+Session::Session(std::unique_ptr<SessionCore> core) : core_(std::move(core)) {}
+Session::Session(Session&&) noexcept = default;
+Session& Session::operator=(Session&&) noexcept = default;
+Session::~Session() = default;
+
+int64_t Session::position() const { return core_->position(); }
+int64_t Session::max_context() const { return core_->max_context(); }
+int64_t Session::chunk_tokens() const { return core_->chunk_tokens(); }
+std::span<const int32_t> Session::tokens() const { return core_->tokens(); }
+std::span<const float> Session::logits() const { return core_->logits(); }
+
+Expected<std::span<const float>> Session::prefill(std::span<const int32_t> token_ids, const PrefillOptions& options) {
+  auto prefiller = Prefiller::create(*core_, options, static_cast<int64_t>(token_ids.size()));
+  if (!prefiller) return prefiller.error();
+  SALA_RETURN_IF_ERROR(prefiller->feed(token_ids));
+  return prefiller->finish();
+}
+
+Expected<std::span<const float>> Session::decode(int32_t token_id) { return prefill({&token_id, 1}); }
+
+Expected<int32_t> Session::sample(const SamplingOptions& options) { return core_->sample(options); }
+
+Expected<Generation> Session::generate(GenerateOptions options) {
+  SALA_RETURN_IF_ERROR(core_->usable());
+  SALA_RETURN_IF_ERROR(check(options.sampling));
+  if (options.max_new_tokens < 0) {
+    return error(ErrorCode::kInvalidArgument, "max_new_tokens is ", options.max_new_tokens, ", expected at least 0");
+  }
+  if (core_->position() == 0) {
+    return error(ErrorCode::kNoLogits, "the context is empty: prefill a prompt before generating");
+  }
+  if (!options.stop_tokens) options.stop_tokens = core_->model().config.eos_token_ids;
+  return Generation(*core_, std::move(options));
+}
+
+Status Session::save(const std::filesystem::path& path) const { return save_state(path, *core_); }
+
+Status Session::reset() { return core_->reset(); }
+
+void Session::stop() noexcept { core_->stop_requested() = true; }
+
+Expected<std::optional<int32_t>> Generation::next() {
+  const auto finished = [this](FinishReason reason) {
+    finish_reason_ = reason;
+    return std::optional<int32_t>();
+  };
+  SALA_RETURN_IF_ERROR(core_->usable());
+  if (finish_reason_ != FinishReason::kNone) return std::optional<int32_t>();
+  if (new_tokens_ == options_.max_new_tokens) return finished(FinishReason::kMaxNewTokens);
+  if (core_->position() == core_->max_context()) return finished(FinishReason::kMaxContext);
+  if (const auto pending = core_->pending_token()) {
+    SALA_RETURN_IF_ERROR(core_->run({&*pending, 1}, core_->position()));
+  }
+  const auto token = core_->sample(options_.sampling);
+  if (!token) return token.error();
+  ++new_tokens_;
+  for (const int32_t stop : *options_.stop_tokens) {
+    if (*token == stop) return finished(FinishReason::kStopToken);
+  }
+  return std::optional<int32_t>(*token);
+}
+
+}  // namespace sala

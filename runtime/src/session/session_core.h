@@ -1,0 +1,84 @@
+// The state behind Session, Prefiller and Generation: context, caches, execution.
+//
+// The context is the tokens in the caches and at most one more, the pending one: drawn by `sample`, to run at the head
+// of the next step. So generation runs no step whose logits nobody reads, and appending after it loses no token.
+
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "sala/engine.h"
+#include "sala/sampler.h"
+#include "sala/session.h"
+#include "sala/status.h"
+#include "session/model_data.h"
+
+namespace sala {
+
+class SessionCore {
+ public:
+  static Expected<std::unique_ptr<SessionCore>> create(std::shared_ptr<const ModelData> model,
+                                                       const SessionOptions& options);
+
+  const ModelData& model() const { return *model_; }
+  const std::vector<int32_t>& tokens() const { return tokens_; }
+  int64_t position() const { return static_cast<int64_t>(tokens_.size()); }
+  /// Tokens in the caches: `position()`, less one if a token is pending.
+  int64_t past_length() const { return past_length_; }
+  int64_t max_context() const { return max_context_; }
+  int64_t chunk_tokens() const { return chunk_tokens_; }
+  std::optional<int32_t> pending_token() const;
+  std::span<const float> logits() const;
+
+  /// kSessionPoisoned if a step failed before.
+  Status usable() const;
+  /// Every id must be in the vocabulary.
+  Status check_tokens(std::span<const int32_t> token_ids) const;
+
+  /// Runs one step: the pending token, if there is one, must be the first of `token_ids`.
+  Status run(std::span<const int32_t> token_ids, int64_t context_length);
+
+  Expected<int32_t> sample(const SamplingOptions& options);
+  Status reset();
+
+  std::atomic<bool>& stop_requested() { return stop_requested_; }
+
+  /// The buffers of the caches in the order of `model().step.caches`, with their shapes.
+  struct Cache {
+    Buffer buffer;
+    Shape shape;
+  };
+  std::span<const Cache> caches() const { return caches_; }
+
+  /// Takes over a context whose cache contents the caller has written. `logits` is empty if a token is pending.
+  void restore(std::vector<int32_t> tokens, int64_t past_length, std::vector<float> logits);
+
+ private:
+  SessionCore(std::shared_ptr<const ModelData> model, int64_t max_context, int64_t chunk_tokens)
+      : model_(std::move(model)), max_context_(max_context), chunk_tokens_(chunk_tokens) {}
+  Status allocate();
+  /// kOutOfMemory with the largest max_context that would do, where the engine knows its room beforehand.
+  Status check_room() const;
+
+  std::shared_ptr<const ModelData> model_;
+  int64_t max_context_;
+  int64_t chunk_tokens_;
+  std::vector<Cache> caches_;
+  std::unique_ptr<Execution> execution_;  // refers to caches_
+  std::vector<int32_t> tokens_;
+  int64_t past_length_ = 0;
+  std::vector<float> logits_;  // [vocab_size] after the last step
+  bool has_logits_ = false;
+  bool poisoned_ = false;
+  std::atomic<bool> stop_requested_ = false;
+  std::vector<int64_t> input_ids_;   // [tokens] of the step
+  std::vector<float> rope_cos_sin_;  // [tokens, head_dim] of the step
+};
+
+}  // namespace sala

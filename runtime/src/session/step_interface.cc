@@ -1,0 +1,99 @@
+#include "session/step_interface.h"
+
+#include <algorithm>
+#include <string_view>
+
+namespace sala {
+
+namespace {
+
+constexpr std::string_view kPastPrefix = "past_key_values.";
+constexpr std::string_view kPresentPrefix = "present.";
+
+int64_t windows(int64_t tokens, int64_t size, int64_t stride) {
+  return tokens < size ? 0 : (tokens - size) / stride + 1;
+}
+
+const TensorSpec* find(std::span<const TensorSpec> specs, std::string_view name) {
+  const auto found =
+      std::find_if(specs.begin(), specs.end(), [&](const TensorSpec& spec) { return spec.name == name; });
+  return found == specs.end() ? nullptr : &*found;
+}
+
+Extent symbol(const char* name) { return {0, name}; }
+
+Status require(std::span<const TensorSpec> specs, const TensorSpec& expected) {
+  const TensorSpec* found = find(specs, expected.name);
+  if (found == nullptr) return error(ErrorCode::kInvalidArgument, "the engine has no tensor ", expected.name);
+  if (found->dtype != expected.dtype || found->shape != expected.shape) {
+    return error(ErrorCode::kInvalidArgument, "the engine's tensor ", expected.name,
+                 " has another type or shape than a step of this model");
+  }
+  return success();
+}
+
+Expected<CacheSpec> cache_of(const TensorSpec& past, std::span<const TensorSpec> outputs) {
+  CacheSpec cache{past, std::string(kPresentPrefix) + past.name.substr(kPastPrefix.size()), CacheRows::kAll, 0};
+  SALA_RETURN_IF_ERROR(require(outputs, {cache.present_name, past.dtype, past.shape}));
+  for (size_t axis = 0; axis < past.shape.size(); ++axis) {
+    const std::string& name = past.shape[axis].symbol;
+    if (name.empty() || name == "batch") continue;
+    if (name != "capacity" && name != "capacity_k1" && name != "capacity_k2") {
+      return error(ErrorCode::kInvalidArgument, "cache ", past.name, " has the unknown dimension ", name);
+    }
+    cache.rows = name == "capacity"      ? CacheRows::kTokens
+                 : name == "capacity_k1" ? CacheRows::kK1Windows
+                                         : CacheRows::kK2Windows;
+    cache.row_axis = axis;
+  }
+  return cache;
+}
+
+}  // namespace
+
+int64_t CacheSpec::valid_rows(const ModelConfig& config, int64_t tokens) const {
+  switch (rows) {
+    case CacheRows::kK1Windows:
+      return windows(tokens, config.kernel_size, config.kernel_stride);
+    case CacheRows::kK2Windows:
+      return windows(tokens, 4 * config.kernel_size, 4 * config.kernel_stride);
+    case CacheRows::kTokens:
+    case CacheRows::kAll:
+      break;
+  }
+  return tokens;
+}
+
+Expected<StepInterface> StepInterface::create(const ModelConfig& config, const Engine& engine) {
+  const auto inputs = engine.inputs();
+  const auto outputs = engine.outputs();
+  const Extent batch = symbol("batch");
+  const Extent rope_width{2 * static_cast<int64_t>(config.inv_freq.size()), {}};
+  SALA_RETURN_IF_ERROR(require(inputs, {"input_ids", DType::kInt64, {batch, symbol("tokens")}}));
+  SALA_RETURN_IF_ERROR(require(inputs, {"past_length", DType::kInt32, {batch}}));
+  SALA_RETURN_IF_ERROR(require(inputs, {"context_length", DType::kInt32, {batch}}));
+  SALA_RETURN_IF_ERROR(require(inputs, {"rope_cos_sin", DType::kFloat32, {batch, symbol("tokens"), rope_width}}));
+  SALA_RETURN_IF_ERROR(require(outputs, {"logits", DType::kFloat32, {batch, {config.vocab_size, {}}}}));
+  StepInterface step;
+  for (const TensorSpec& input : inputs) {
+    if (!input.name.starts_with(kPastPrefix)) continue;
+    auto cache = cache_of(input, outputs);
+    if (!cache) return cache.error();
+    step.caches.push_back(*std::move(cache));
+  }
+  if (inputs.size() != step.caches.size() + 4 || outputs.size() != step.caches.size() + 1) {
+    return error(ErrorCode::kInvalidArgument, "the engine has ", inputs.size(), " inputs and ", outputs.size(),
+                 " outputs, of which ", step.caches.size(), " are caches: some tensor is not part of a step");
+  }
+  return step;
+}
+
+SymbolSizes cache_sizes(const ModelConfig& config, int64_t capacity) {
+  // Compressed caches hold at least one key, for a tensor may not be empty.
+  return {{"batch", 1},
+          {"capacity", capacity},
+          {"capacity_k1", std::max<int64_t>(1, windows(capacity, config.kernel_size, config.kernel_stride))},
+          {"capacity_k2", std::max<int64_t>(1, windows(capacity, 4 * config.kernel_size, 4 * config.kernel_stride))}};
+}
+
+}  // namespace sala

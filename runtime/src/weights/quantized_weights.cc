@@ -1,0 +1,106 @@
+#include "weights/quantized_weights.h"
+
+#include <algorithm>
+#include <optional>
+#include <utility>
+
+#include "weights/number_formats.h"
+
+namespace sala {
+
+namespace {
+
+float number_of(Codes codes, int code) {
+  switch (codes) {
+    case Codes::kFp8:
+      return from_e4m3(code);
+    case Codes::kInt8:
+      return static_cast<float>(code < 128 ? code : code - 256);
+    case Codes::kInt4:
+      return static_cast<float>((code & 15) - 8);
+    case Codes::kNvfp4:
+      return from_e2m1(code);
+  }
+  return 0.0f;
+}
+
+DType type_of_scales(Codes codes) {
+  switch (codes) {
+    case Codes::kInt4:
+      return DType::kBFloat16;
+    case Codes::kNvfp4:
+      return DType::kFloat8E4M3FN;
+    default:
+      return DType::kFloat32;
+  }
+}
+
+/// Blocks along the rows and along the columns.
+std::optional<std::pair<int64_t, int64_t>> blocks_of(const Shape& scales) {
+  if (scales.size() > 2) return std::nullopt;
+  const int64_t rows = scales.empty() ? 1 : scales[0];
+  const int64_t columns = scales.size() < 2 ? 1 : scales[1];
+  if (rows < 1 || columns < 1) return std::nullopt;
+  return std::pair(rows, columns);
+}
+
+}  // namespace
+
+int64_t codes_per_byte(Codes codes) { return codes == Codes::kInt4 || codes == Codes::kNvfp4 ? 2 : 1; }
+
+int64_t quantized_elements(const Dequantization& how, const StoredTensor& codes, const StoredTensor& scales) {
+  const int64_t row_bytes = how.columns / codes_per_byte(how.codes);
+  if (how.columns % codes_per_byte(how.codes) != 0 || codes.bytes % row_bytes != 0) return -1;
+  const int64_t rows = codes.bytes / row_bytes;
+  const auto blocks = blocks_of(scales.shape);
+  if (!blocks || rows % blocks->first != 0 || how.columns % blocks->second != 0) return -1;
+  if (scales.dtype != type_of_scales(how.codes)) return -1;
+  return elements_of({rows, how.columns});
+}
+
+Dequantizer::Dequantizer(const Dequantization& how, const StoredTensor& codes, const StoredTensor& scales,
+                         std::string bytes)
+    : codes_(how.codes), global_scale_(how.global_scale), columns_(how.columns), scales_(std::move(bytes)) {
+  const auto blocks = *blocks_of(scales.shape);
+  rows_per_scale_ = codes.bytes / (columns_ / codes_per_byte(codes_)) / blocks.first;
+  columns_per_scale_ = columns_ / blocks.second;
+  row_scales_.resize(static_cast<size_t>(blocks.second));
+  for (int code = 0; code < 256; ++code) table_[static_cast<size_t>(code)] = number_of(codes_, code);
+}
+
+void Dequantizer::begin_row() {
+  const size_t count = row_scales_.size();
+  const DType dtype = type_of_scales(codes_);
+  const char* from = scales_.data() + bytes_of(dtype, row_ / rows_per_scale_ * static_cast<int64_t>(count));
+  if (dtype == DType::kFloat8E4M3FN) {
+    for (size_t i = 0; i < count; ++i) row_scales_[i] = from_e4m3(static_cast<uint8_t>(from[i]));
+  } else {
+    convert(from, dtype, row_scales_.data(), DType::kFloat32, static_cast<int64_t>(count));
+  }
+  for (float& scale : row_scales_) scale *= global_scale_;
+}
+
+void Dequantizer::dequantize(const uint8_t* codes, int64_t count, float* to) {
+  const bool nibbles = codes_per_byte(codes_) == 2;
+  for (int64_t done = 0; done < count;) {
+    if (column_ == 0) begin_row();
+    const int64_t block = column_ / columns_per_scale_;
+    const int64_t end = std::min(count, done + (block + 1) * columns_per_scale_ - column_);
+    const float scale = row_scales_[static_cast<size_t>(block)];
+    column_ += end - done;
+    if (nibbles) {
+      for (auto i = static_cast<uint64_t>(done); i < static_cast<uint64_t>(end); ++i) {
+        to[i] = table_[static_cast<size_t>(codes[i / 2] >> (i % 2 * 4) & 15)] * scale;
+      }
+    } else {
+      for (int64_t i = done; i < end; ++i) to[i] = table_[codes[i]] * scale;
+    }
+    done = end;
+    if (column_ == columns_) {
+      column_ = 0;
+      ++row_;
+    }
+  }
+}
+
+}  // namespace sala

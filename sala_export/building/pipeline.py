@@ -1,0 +1,259 @@
+"""What the commands do: the stages checkpoint -> graph -> engine -> bundle, each run once and in order."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..bundle.hashing import Hashing, Span, hash_files
+from ..bundle.manifest import (
+    ENGINE_FOLDER,
+    GRAPH_FOLDER,
+    MANIFEST_FILE,
+    SCHEMA_VERSION,
+    TEXT_FOLDER,
+    EngineEntry,
+    Manifest,
+)
+from ..bundle.reader import Bundle
+from ..checkpoint.reader import TOKENIZER_FILE, Checkpoint
+from ..engine.build import LOG_FILE, build_engine
+from ..engine.flavour import select_flavour
+from ..engine.graph import EngineGraph
+from ..engine.host import check_disk, check_memory, plan_bytes
+from ..engine.memory import check_fits
+from ..engine.report import EngineReport
+from ..errors import BuildError, RequestError
+from ..installation import VERSION, plugin_library
+from ..progress import ProgressCallback, silent
+from ..specs import Precision
+from ..staging import MARKER, require_free_path, staged_directory
+from .bundle_entries import BuiltGraphs, describe_engine, describe_graph, describe_model, describe_weights
+from .kernel_support import require_kernels
+from .planned_graph import planned_graph, planned_memory
+from .requests import BuildRequest, ModelRequest, OpenedCheckpoint
+
+if TYPE_CHECKING:
+    from ..calibration.layer import QuantizationRecipe
+    from ..calibration.quantize import QuantizeResult
+    from ..calibration.samples import SampleRequest
+
+logger = logging.getLogger(__name__)
+
+
+def export_onnx(
+    request: ModelRequest,
+    output: Path,
+    precision: Precision,
+    *,
+    copy_weights: bool = False,
+    force: bool = False,
+    on_progress: ProgressCallback = silent,
+) -> None:
+    """Write the ONNX graph of a model and its weights as the directory `output`, whole or not at all.
+
+    Raises: InputError for bad input.
+    """
+    from ..onnx.export import export_graph
+
+    require_free_path(output, marker=MARKER, force=force)
+    source = request.open()
+    source.require_outside(output)
+    with staged_directory(output, marker=MARKER, force=force) as staging:
+        on_progress("graph", 0, 1)
+        export_graph(source.checkpoint, staging, precision, copy_weights=copy_weights)
+        on_progress("graph", 1, 1)
+
+
+def quantize_model(
+    request: ModelRequest,
+    recipe: QuantizationRecipe,
+    samples: SampleRequest,
+    output: Path,
+    *,
+    force: bool = False,
+    on_progress: ProgressCallback = silent,
+) -> QuantizeResult:
+    """Quantise a model as the directory `output`, whole or not at all; an interrupted run is taken up by the next.
+
+    Raises: InputError for bad input.
+    """
+    from ..calibration.quantize import quantize_checkpoint
+
+    require_free_path(output, marker=MARKER, force=force)
+    source = request.open()
+    source.require_outside(output)
+    return quantize_checkpoint(source.checkpoint, recipe, samples, output, force=force, on_progress=on_progress)
+
+
+def quantize_for_build(
+    request: BuildRequest, samples: SampleRequest, on_progress: ProgressCallback = silent
+) -> BuildRequest:
+    """Quantise the model of `request` first, by the best algorithm of its precision; returns the build of the result.
+
+    The quantised checkpoint is written beside the bundle as MODEL-PRECISION and stays there, for other GPUs.
+
+    Raises: RequestError if the precision is none of a quantised model, or the checkpoint is there already; else as
+        `quantize_model`.
+    """
+    from ..calibration.layer import QuantizationRecipe
+
+    precision = request.engine.precision
+    if not precision.is_quantized:
+        raise RequestError(
+            f"--calibration: an engine in {precision} needs none; choose --precision fp8, int8, int4 or nvfp4"
+        )
+    require_free_path(request.output, marker=MANIFEST_FILE, force=request.force)
+    quantised = request.output.parent / f"{request.model.name}-{precision}"
+    if quantised.exists():
+        raise RequestError(f"{quantised} exists: build it with --model {quantised}, or remove it to quantise again")
+    recipe = QuantizationRecipe.from_options(precision)
+    quantize_model(request.model, recipe, samples, quantised, on_progress=on_progress)
+    return replace(request, model=ModelRequest(model=str(quantised), layers=request.model.layers))
+
+
+def build_bundle(request: BuildRequest, on_progress: ProgressCallback = silent) -> Bundle:
+    """Build an engine and everything around it as the directory `request.output`, whole or not at all.
+
+    Raises: InputError for bad input, before the long work where it can be known; ExportError or BuildError if a stage
+    fails.
+    """
+    require_free_path(request.output, marker=MANIFEST_FILE, force=request.force)
+    library = plugin_library()
+    source = request.model.open()
+    source.require_outside(request.output)
+    plan = _check(request, source)
+    with staged_directory(request.output, marker=MANIFEST_FILE, force=request.force) as staging:
+        for folder in (GRAPH_FOLDER, ENGINE_FOLDER, TEXT_FOLDER):
+            (staging / folder).mkdir()
+        placed = _place_weights(request, source.checkpoint, plan, staging, on_progress)
+        # The hashes take as long as the engine, on other processors than TensorRT's.
+        with Hashing(_spans(source.checkpoint, placed, staging)) as hashing:
+            graphs = _export(request, source.checkpoint, staging, placed, on_progress)
+            report = _build(request, staging, graphs, library, hashing.watched(on_progress))
+            digests = hashing.result(on_progress)
+        for name, file in source.checkpoint.accessory_files().items():
+            shutil.copyfile(file, staging / TEXT_FOLDER / name)
+        (entry,) = hash_files(library.parent, [library], silent)
+        engine = describe_engine(plan, request.engine, graphs, report, entry.sha256)
+        manifest = _manifest(request, source, graphs, engine, digests, staging)
+        (staging / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
+    return Bundle.open(request.output)
+
+
+def _check(request: BuildRequest, source: OpenedCheckpoint) -> EngineGraph:
+    """Refuse, from config.json and the headers of the weights alone, what cannot be built or would not fit its GPU.
+
+    Returns: the engine's graph as it will be.
+    """
+    checkpoint, engine = source.checkpoint, request.engine
+    select_flavour(engine.flavour).check(engine.target)
+    checkpoint.require_precision(engine.precision)
+    for capability in engine.target.compute_capabilities:
+        require_kernels(checkpoint.config, engine.precision, capability)
+    graph = planned_graph(checkpoint.config, engine.precision, checkpoint.quantization)
+    check_fits(graph, engine, planned_memory(graph, checkpoint.config, engine))
+    check_memory(graph.constant_bytes)
+    if TOKENIZER_FILE not in checkpoint.accessory_files():
+        logger.warning("%s has no %s: the bundle will take token ids, not text", source.origin, TOKENIZER_FILE)
+    return graph
+
+
+def _place_weights(
+    request: BuildRequest, checkpoint: Checkpoint, graph: EngineGraph, staging: Path, on_progress: ProgressCallback
+) -> dict[Path, str]:
+    """Put the weight files beside the graph, if the bundle is to have them; returns their names by path."""
+    from ..onnx.weights import copied_bytes, place_weights
+
+    folder, files = staging / GRAPH_FOLDER, {where.file for where in checkpoint.tensors().values()}
+    copied = copied_bytes(files, folder, copy=request.copy_weights) if request.include_weights else 0
+    # Constants lie beside the graph while TensorRT reads them into the plan.
+    check_disk(plan_bytes(graph) + graph.constant_bytes + copied, staging)
+    if not request.include_weights:
+        return {file: file.name for file in files}
+    return place_weights(files, folder, copy=request.copy_weights, on_progress=on_progress)
+
+
+def _spans(checkpoint: Checkpoint, placed: dict[Path, str], staging: Path) -> dict[str, Span]:
+    """The tensors of the weights, by name: in the bundle's own copies if there are any, else where messages name them
+    as the user does."""
+
+    def file(path: Path) -> Path:
+        own = staging / GRAPH_FOLDER / placed[path]
+        return own if own.exists() and not own.samefile(path) else path
+
+    return {name: Span(file(where.file), where.offset, where.length) for name, where in checkpoint.tensors().items()}
+
+
+def _export(
+    request: BuildRequest, checkpoint: Checkpoint, staging: Path, placed: dict[Path, str], on_progress: ProgressCallback
+) -> BuiltGraphs:
+    """Write the three forms of the step's graph."""
+    from ..onnx.cpu_form import export_cpu_graph
+    from ..onnx.engine_form import export_engine_graph
+    from ..onnx.export import write_graph
+
+    graph, precision = staging / GRAPH_FOLDER, request.engine.precision
+    on_progress("graph", 0, 3)
+    step = write_graph(checkpoint, graph, precision, placed)
+    on_progress("graph", 1, 3)
+    cpu = export_cpu_graph(checkpoint, graph)
+    on_progress("graph", 2, 3)
+    engine = export_engine_graph(checkpoint, staging / ENGINE_FOLDER, precision)
+    on_progress("graph", 3, 3)
+    return BuiltGraphs(step=step, cpu=cpu, engine=engine)
+
+
+def _build(
+    request: BuildRequest, staging: Path, graphs: BuiltGraphs, library: Path, on_progress: ProgressCallback
+) -> EngineReport:
+    """Build the engine. If TensorRT fails, its log outlives the staging directory."""
+    from ..onnx.engine_form import ENGINE_GRAPH_FILE
+
+    folder = staging / ENGINE_FOLDER
+    try:
+        return build_engine(request.engine, folder / ENGINE_GRAPH_FILE, library, folder, on_progress=on_progress)
+    except BuildError as error:
+        log = folder / LOG_FILE
+        if not log.is_file():
+            raise
+        kept = _free_name(request.output.with_name(f"{request.output.name}.log"))
+        shutil.move(log, kept)
+        raise BuildError(str(error).replace(str(log), str(kept))) from error
+    finally:
+        graphs.engine.remove_constants()
+
+
+def _free_name(path: Path) -> Path:
+    """`path`, or with the first number that makes it a name nothing has."""
+    candidates = itertools.chain([path], (path.with_name(f"{path.name}.{n}") for n in itertools.count(1)))
+    return next(candidate for candidate in candidates if not candidate.exists())
+
+
+def _manifest(
+    request: BuildRequest,
+    source: OpenedCheckpoint,
+    graphs: BuiltGraphs,
+    engine: EngineEntry,
+    digests: dict[str, str],
+    staging: Path,
+) -> Manifest:
+    checkpoint = source.checkpoint
+    weight_files = {staging / GRAPH_FOLDER / name for name in checkpoint.shard_files()}
+    others = [path for path in staging.glob("*/*") if path.is_file() and path not in weight_files]
+    files = hash_files(staging, others, silent)
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        created_by=f"sala-export {VERSION}",
+        model=describe_model(source.origin, checkpoint.config, digests),
+        precision=request.engine.precision,
+        weights=describe_weights(checkpoint, digests, graphs.engine.constants, included=request.include_weights),
+        graph=describe_graph(checkpoint.config, graphs.step, graphs.cpu),
+        engine=engine,
+        text=tuple(entry.path for entry in files if entry.path.startswith(f"{TEXT_FOLDER}/")),
+        files=files,
+    )

@@ -1,0 +1,118 @@
+"""The graph that an export will give and the memory that its engine will take, from config.json alone.
+
+So a build that cannot fit is refused before anything is written, and `plan` needs no weights.
+`tests/building/test_planned_graph.py` holds it equal to what `read_graph` finds in the exported file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from ..checkpoint.config import Mixer, SalaConfig
+from ..checkpoint.keymap import PACKED_ROLES, Weight, packed_name, weights
+from ..checkpoint.quantization import Quantization
+from ..checkpoint.reader import CONFIG_FILE
+from ..engine.graph import EngineGraph, OperatorNode
+from ..engine.memory import MemoryUsage, predict_memory
+from ..engine.request import EngineRequest
+from ..model.attributes import operator_attributes
+from ..model.signature import signature
+from ..ops.registry import INFLLMV2_ATTENTION, LIGHTNING_ATTENTION
+from ..specs import CODE_TYPES, DType, Precision, TensorSpec
+from .kernel_support import operator_workspaces
+
+OPERATORS = {Mixer.LIGHTNING: LIGHTNING_ATTENTION.onnx_type, Mixer.SPARSE: INFLLMV2_ATTENTION.onnx_type}
+"""ONNX type of the operator that computes a mixer."""
+
+
+def operator_node(config: SalaConfig, layer: int) -> OperatorNode:
+    """The node of domain `sala` in a layer, by the name that `onnx/step_graph.py` gives it."""
+    mixer = config.mixer_types[layer]
+    return OperatorNode(
+        name=f"layers.{layer}.self_attn/{OPERATORS[mixer]}",
+        op_type=OPERATORS[mixer],
+        attributes=operator_attributes(config, mixer),
+    )
+
+
+_LEADING_ONES = {"input_layernorm": 2, "post_attention_layernorm": 2, "norm": 1}
+"""Extents of 1 before those of the checkpoint, by role: what norms need to join other kernels."""
+
+
+def planned_graph(config: SalaConfig, precision: Precision, quantization: Quantization | None = None) -> EngineGraph:
+    """What `read_graph` will find in the engine's graph of this model in this precision.
+
+    Args: `quantization`, of a quantised checkpoint; None for what `Quantization.default` quantises.
+    """
+    step = signature(config, precision.dtype)
+    if precision.is_quantized and quantization is None:
+        quantization = Quantization.default(precision)
+    all_weights = weights(config)
+    quantized = [weight for weight in all_weights if quantization and quantization.covers(weight.name)]
+    names = {weight.name for weight in quantized}
+    groups = list(_groups(all_weights, names))
+    return EngineGraph(
+        path=Path(CONFIG_FILE),
+        inputs=step.inputs,
+        weights=tuple(spec for group in groups for spec in _weight_inputs(group, precision, group[0].name in names)),
+        outputs=step.outputs,
+        operators=tuple(operator_node(config, layer) for layer in range(config.num_hidden_layers)),
+        parameters=sum(weight.elements for weight in all_weights),
+        quantized_parameters=sum(weight.elements for weight in quantized),
+        constant_bytes=sum(_constant_bytes(weight, quantization) for weight in quantized),
+        hidden_size=config.hidden_size,
+        widest_projection=max(config.hidden_size, *(_rows(group) for group in groups if _is_projection(group[0]))),
+        activation_dtype=precision.dtype,
+    )
+
+
+def _groups(all_weights: Sequence[Weight], quantized: Collection[str]) -> Iterator[tuple[Weight, ...]]:
+    """Weights that are one input together; a pack that is quantised in part is two of them."""
+    pack_of = {role: "+".join(roles) for roles in PACKED_ROLES for role in roles}
+    for _, pack in groupby(all_weights, key=lambda weight: (weight.layer, pack_of.get(weight.role, weight.name))):
+        for _, together in groupby(pack, key=lambda weight: weight.name in quantized):
+            yield tuple(together)
+
+
+def _is_projection(weight: Weight) -> bool:
+    return weight.layer is not None and len(weight.shape) == 2
+
+
+def _rows(group: Sequence[Weight]) -> int:
+    return sum(weight.shape[0] for weight in group)
+
+
+def _weight_inputs(group: Sequence[Weight], precision: Precision, is_quantized: bool) -> Iterator[TensorSpec]:
+    """The inputs that hold a group, and the scales of its product where they are inputs too."""
+    name, shape = packed_name([weight.name for weight in group]), (_rows(group), *group[0].shape[1:])
+    if not is_quantized:
+        yield TensorSpec(name, precision.dtype, (*(1,) * _LEADING_ONES.get(group[0].role, 0), *shape))
+    elif precision in (Precision.FP8, Precision.INT8):
+        module = name.removesuffix(".weight")
+        yield TensorSpec(f"{module}.input_scale", DType.FLOAT32, (1,))
+        yield TensorSpec(name, CODE_TYPES[precision], shape)
+        yield TensorSpec(f"{module}.output_scale", DType.FLOAT32, shape[:1])
+    elif precision in CODE_TYPES:
+        yield TensorSpec(name, CODE_TYPES[precision], shape)
+
+
+def _constant_bytes(weight: Weight, quantization: Quantization | None) -> int:
+    """Of a quantised weight inside the graph: its codes and scales in int4, its block scales in nvfp4."""
+    if quantization is None or quantization.scheme.group is None:
+        return 0
+    codes = weight.elements // 2 if quantization.precision in CODE_TYPES else 0
+    return quantization.stored_bytes(weight.shape[0], weight.shape[1]) - codes
+
+
+def planned_memory(graph: EngineGraph, config: SalaConfig, request: EngineRequest) -> MemoryUsage:
+    """What an engine takes on a GPU, the scratch of the shipped kernels included; `graph` is the planned one."""
+    workspaces = operator_workspaces(
+        config,
+        request.precision,
+        batch=request.max_batch,
+        tokens=request.prefill_chunk,
+        capacity=request.max_context,
+    )
+    return predict_memory(graph, request, workspaces)

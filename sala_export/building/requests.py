@@ -1,0 +1,98 @@
+"""What the commands ask for: which model to take, and which bundle to build of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..checkpoint.config import DEFAULT_MODEL, SalaConfig
+from ..checkpoint.hub import resolve_model
+from ..checkpoint.quantization import Quantization, read_quantization
+from ..checkpoint.reader import CONFIG_FILE, Checkpoint
+from ..engine.request import EngineRequest
+from ..errors import RequestError
+from ..specs import Precision
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelRequest:
+    """Which model to take, and how much of it."""
+
+    model: str = DEFAULT_MODEL
+    """A directory in Hugging Face layout, or a hub id."""
+    revision: str | None = None
+    layers: int | None = None
+    """Take the first so many layers only, with the residual scale of the whole model."""
+
+    @property
+    def name(self) -> str:
+        """The model's own name, without owner or folders."""
+        path = Path(self.model).expanduser()
+        return path.resolve().name if path.is_dir() else path.name
+
+    def config(self) -> SalaConfig:
+        """The configuration of the model, or of its first `layers`; of a hub model, config.json alone is downloaded.
+
+        Raises: CheckpointError, ConfigError, UnsupportedError or RequestError.
+        """
+        config = SalaConfig.from_file(self._config_file())
+        return config if self.layers is None else config.truncated(self.layers)
+
+    def stored_quantization(self) -> Quantization | None:
+        """How the model is quantised, from its config.json alone; None if it is not.
+
+        Raises: ConfigError, UnsupportedError or CheckpointError.
+        """
+        return read_quantization(self._config_file())
+
+    def stored_precision(self) -> Precision | None:
+        """The precision of a quantised model; None if it is not. Raises: as `stored_quantization`."""
+        quantization = self.stored_quantization()
+        return quantization.precision if quantization else None
+
+    def _config_file(self) -> Path:
+        return resolve_model(self.model, self.revision, config_only=True) / CONFIG_FILE
+
+    def open(self) -> OpenedCheckpoint:
+        """Find, download if need be, and check the checkpoint.
+
+        Raises: CheckpointError, ConfigError, UnsupportedError or RequestError.
+        """
+        # Judged before gigabytes are fetched.
+        self.config()
+        directory = resolve_model(self.model, self.revision)
+        origin = self.name
+        if not Path(self.model).expanduser().is_dir():
+            # A hub snapshot lies in a folder named after its commit, which says more than a branch.
+            origin = f"{self.model}@{directory.name}"
+        return OpenedCheckpoint(checkpoint=Checkpoint.open(directory, layers=self.layers), origin=origin)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpenedCheckpoint:
+    """A model that was found."""
+
+    checkpoint: Checkpoint
+    origin: str
+    """How a bundle names it: hub id and commit, or the name of the directory; no path of the machine that built it."""
+
+    def require_outside(self, output: Path) -> None:
+        """Refuse an output that holds the checkpoint, which `--force` would delete.
+
+        Raises: RequestError.
+        """
+        if self.checkpoint.directory.resolve().is_relative_to(output.resolve()):
+            raise RequestError(f"{output} holds the checkpoint itself: choose another --output")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildRequest:
+    """One bundle."""
+
+    model: ModelRequest
+    engine: EngineRequest
+    output: Path
+    copy_weights: bool = False
+    include_weights: bool = True
+    """False: whoever runs the bundle gives it the weights."""
+    force: bool = False

@@ -1,0 +1,83 @@
+"""Quantised products in torch, rounded exactly as the formats round: what an engine is to compute.
+
+Operands take the values that their codes stand for, and the product of these is summed in fp32. An engine multiplies
+the codes and scales the sums, which differs by the rounding of sums alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..checkpoint.mapped_tensor import map_tensor
+from ..checkpoint.quantized_weights import QuantizedWeight
+from ..numerics.number_formats import E2M1_MAX, E4M3_MAX, INT8_MAX
+from ..numerics.rounding import round_e4m3, round_int8
+from ..numerics.weights import dequantize, nvfp4_codes, nvfp4_values
+from ..specs import Precision
+
+_LARGEST_CODE = {
+    Precision.FP8: E4M3_MAX,
+    Precision.INT8: INT8_MAX,
+    Precision.NVFP4: E4M3_MAX * E2M1_MAX,
+}
+
+
+def fake_quantize(x: Tensor, precision: Precision, scale: Tensor | float) -> Tensor:
+    """The values that an input [..., in] of a product has after quantisation, fp32.
+
+    Args: `scale` multiplies codes: the input scale of fp8 and int8, the reciprocal of NVFP4's `input_global_scale`.
+    int4 leaves inputs alone.
+    """
+    wide = x.to(torch.float32)
+    match precision:
+        case Precision.FP8:
+            return round_e4m3(wide / scale).to(torch.float32) * scale
+        case Precision.INT8:
+            return round_int8(wide / scale) * scale
+        case Precision.NVFP4:
+            return nvfp4_values(*nvfp4_codes(wide, scale), scale)
+        case _:
+            return wide
+
+
+class EmulatedLinear(nn.Module):
+    """A quantised projection without bias; takes and gives the type of the model.
+
+    Its weight stays as it is stored, memory-mapped on the CPU, and is dequantised at each call: a model takes the
+    memory of its checkpoint.
+    """
+
+    codes: Tensor
+    scale: Tensor
+
+    def __init__(self, weight: QuantizedWeight, device: str | torch.device = "cpu") -> None:
+        super().__init__()
+        self.precision = weight.precision
+        self.out_features, self.in_features = weight.shape
+        self.global_scale, self.input_scale = weight.global_scale, weight.input_scale
+        self.register_buffer("codes", map_tensor(weight.data).to(device), persistent=False)
+        self.register_buffer("scale", map_tensor(weight.scale).view(weight.scale_shape).to(device), persistent=False)
+
+    @property
+    def input_limit(self) -> float | None:
+        """The largest magnitude that inputs keep; None if they are not quantised."""
+        return None if self.input_scale is None else self.input_scale * _LARGEST_CODE[self.precision]
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = dequantize(self.precision, self.codes, self.scale, self.global_scale)
+        if self.input_scale is None:
+            # A weight-only engine multiplies in the type of the activations.
+            return functional.linear(x, weight.to(x.dtype))
+        # On the device and in fp32, as the scale of the graph is.
+        scale = torch.tensor(self.input_scale, dtype=torch.float32, device=x.device)
+        return functional.linear(fake_quantize(x, self.precision, scale), weight).to(x.dtype)
+
+
+def emulate(model: nn.Module, quantized: Mapping[str, QuantizedWeight], device: str | torch.device = "cpu") -> None:
+    """Put an emulated projection in the place of each that is quantised; `quantized` by weight, as `model` names it."""
+    for name, weight in quantized.items():
+        model.set_submodule(name.removesuffix(".weight"), EmulatedLinear(weight, device))
