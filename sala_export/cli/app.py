@@ -1,7 +1,7 @@
 """The `sala-export` command.
 
-Exit codes: 0 success; 1 a stage failed (the message names its log); 2 bad input, nothing was written; 130 interrupted;
-143 terminated.
+Exit codes: 0 after success, 1 if a stage failed (the message names its log), 2 after bad input (nothing was written),
+130 if interrupted, 143 if terminated.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ for command in (plan, quantize, build, verify, generate, bench, inspect, export,
 
 
 def main() -> None:
-    """Run the command line; every expected failure is one line on stderr and an exit code."""
+    """Run the command line. Every expected failure becomes one line on stderr and an exit code."""
     # A path that the terminal's encoding lacks must not fail a command that has done its work.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     # A terminated command cleans up like an interrupted one.
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Run with these arguments; returns the exit code."""
+    """Run the command line with these arguments and return the exit code."""
     try:
         result = cli.main(args=arguments, prog_name="sala-export", standalone_mode=False)
         return result if isinstance(result, int) else 0

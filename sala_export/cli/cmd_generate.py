@@ -140,19 +140,19 @@ def generate(
 
 @dataclass(slots=True)
 class _Source:
-    """The prompt as bytes, and how much of it was read."""
+    """The prompt as bytes, with a count of the bytes that were read."""
 
     file: BinaryIO | None
-    """None: the prompt is `text`."""
+    """The file that the prompt is read from. None if the prompt is `text`."""
     text: bytes = b""
     bytes_total: int | None = None
     bytes_read: int = field(default=0, init=False)
     tokens_read: int = field(default=0, init=False)
 
     def blocks(self) -> Iterator[bytes]:
-        """What is there, as soon as it is there.
+        """Yield blocks of the prompt as soon as they arrive.
 
-        Raises: SessionError in the end if there was nothing.
+        Raises: SessionError at the end if the prompt was empty.
         """
         while block := self.text if self.file is None and not self.bytes_read else self._read():
             self.bytes_read += len(block)
@@ -165,7 +165,7 @@ class _Source:
         return b"" if self.file is None else getattr(self.file, "read1", self.file.read)(_BLOCK_BYTES)
 
     def tokens_expected(self) -> float | None:
-        """Tokens of the whole prompt if the rest is like what was read; None for a pipe."""
+        """Estimate the tokens of the whole prompt from what was read so far. None for a pipe."""
         return self.tokens_read * self.bytes_total / self.bytes_read if self.bytes_total and self.bytes_read else None
 
 

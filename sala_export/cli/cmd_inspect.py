@@ -41,7 +41,7 @@ def inspect(console: Console, bundle: Path, as_json: bool, verify: bool) -> None
 
 
 def describe(bundle: Bundle, report: EngineReport) -> dict[str, Any]:
-    """All that is shown, as plain JSON values. `report` is what TensorRT reported while building."""
+    """Everything that `inspect` shows, as plain JSON values. `report` is what TensorRT reported during the build."""
     manifest, engine = bundle.manifest, bundle.manifest.engine
     names = [profile.name.value for profile in report.profiles]
     tensors = manifest.weights.tensors.values()

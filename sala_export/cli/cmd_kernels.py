@@ -49,7 +49,7 @@ def _architecture(gpu: str) -> int:
 
 
 def describe(report: KernelReport) -> dict[str, Any]:
-    """All that is known of one cubin, as plain JSON values."""
+    """Everything that is known about one cubin, as plain JSON values."""
     shipped, facts = report.shipped, report.facts
     return {
         "operator": shipped.operator,

@@ -102,7 +102,7 @@ def _build_fields(build: BuildAccount) -> dict[str, Any]:
 
 
 def describe(found: Plan, model: str | None) -> dict[str, Any]:
-    """All that is shown, as plain JSON values; seconds and bytes."""
+    """Everything that `plan` shows, as plain JSON values, in seconds and bytes."""
     request = found.request
     return {
         "model": model or "published dimensions",

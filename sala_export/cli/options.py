@@ -44,7 +44,7 @@ class TokenList(click.ParamType[tuple[int, ...]]):
 
 
 def gpu_option(purpose: str) -> Callable[[Command], Command]:
-    """`--gpu`, one or several; `purpose` is what the command does for them."""
+    """Add `--gpu`, one or several. `purpose` is what the command does for them, e.g. `build`."""
     return click.option(
         "--gpu",
         required=True,
@@ -54,7 +54,7 @@ def gpu_option(purpose: str) -> Callable[[Command], Command]:
 
 
 def model_options(command: Command) -> Command:
-    """`--model`, `--revision` and `--layers`."""
+    """Add `--model`, `--revision` and `--layers`."""
     for option in (
         click.option("--layers", type=click.IntRange(min=1), help="Use only the first N layers."),
         click.option("--revision", help="Branch, tag or commit of the model on the hub."),
@@ -70,7 +70,7 @@ def model_options(command: Command) -> Command:
 
 
 def engine_options(command: Command) -> Command:
-    """`--precision`, `--max-context`, `--prefill-chunk` and `--max-batch`."""
+    """Add `--precision`, `--max-context`, `--prefill-chunk` and `--max-batch`."""
     recipes = "[default: from the GPU's recipe]"
     for option in (
         click.option("--max-batch", type=int, default=1, show_default=True, help="Largest batch size of the engine."),
@@ -86,7 +86,7 @@ def engine_options(command: Command) -> Command:
 
 
 def weights_option(command: Command) -> Command:
-    """`--weights`"""
+    """Add `--weights`."""
     return click.option(
         "--weights",
         type=click.Path(path_type=Path),
@@ -95,7 +95,7 @@ def weights_option(command: Command) -> Command:
 
 
 def write_options(command: Command) -> Command:
-    """`--copy` and `--force`."""
+    """Add `--copy` and `--force`."""
     for option in (
         click.option("--force", is_flag=True, help="Replace the output if it exists already."),
         click.option(
@@ -109,5 +109,5 @@ def write_options(command: Command) -> Command:
 
 
 def output_option(required: bool, text: str) -> Callable[[Command], Command]:
-    """`-o/--output`."""
+    """Add `-o/--output`."""
     return click.option("-o", "--output", type=click.Path(path_type=Path), required=required, help=text)
