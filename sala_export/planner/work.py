@@ -1,7 +1,7 @@
-"""What a model computes and moves, from its configuration alone.
+"""Counts what a model computes and moves, from its configuration alone.
 
 A phase is one kind of kernel over a whole prompt, or over one token of decoding. Operations count two per multiply-add.
-B batch is 1 throughout; T tokens of the prompt.
+Batch B is 1 throughout, and a prompt has T tokens.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..checkpoint.quantization import GATE_ROLES, QUANTIZABLE_ROLES
 
 
 class Kind(StrEnum):
-    """What bounds a phase, and how well kernels of its kind do."""
+    """Kinds of phases, by what bounds them."""
 
     GEMM = "matrix products"
     DENSE_ATTENTION = "dense attention"
@@ -36,31 +36,31 @@ class Phase:
     operations: float
     bytes: float
     quantized: bool = False
-    """Products of quantised weights, at the rate of their precision; all else is computed in 16 bits."""
+    """True for products of quantised weights, which run at the rate of their precision. All else runs in 16 bits."""
 
 
 class CostModel(Protocol):
-    """A model whose time and memory can be told."""
+    """A model whose time and memory can be predicted."""
 
     @property
     def name(self) -> str: ...
 
     def weights_bytes(self, weight_bits: float) -> float:
-        """All weights: those of the projections that are quantised in `weight_bits` each, all others in 16."""
+        """Bytes of all weights. Quantised projections take `weight_bits` for each weight, all others 16."""
 
     def cache_bytes(self, tokens: int) -> float:
-        """What a context of so many tokens keeps, 16 bits per element."""
+        """Bytes of the caches of a context of this many tokens, 16 bits per element."""
 
     def prefill(self, tokens: int, chunk: int, weight_bits: float) -> Sequence[Phase]:
-        """A prompt in chunks, at batch 1."""
+        """Phases of a prompt in chunks, at batch 1."""
 
     def decode(self, context: int, weight_bits: float) -> Sequence[Phase]:
-        """One token behind `context` others, at batch 1."""
+        """Phases of one token after `context` others, at batch 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sala:
-    """MiniCPM-SALA of any size; `sala.md` sections 2 and 3 for what each mixer computes."""
+    """MiniCPM-SALA of any size. docs/model.md says what each mixer computes."""
 
     config: SalaConfig
 
