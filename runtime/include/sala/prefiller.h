@@ -1,4 +1,4 @@
-// A prefill whose tokens arrive bit by bit: from a pipe, a tokenizer, another thread's queue.
+// A prefill whose tokens arrive bit by bit, for example from a pipe, a tokenizer or another thread's queue.
 
 #pragma once
 
@@ -14,8 +14,9 @@
 namespace sala {
 
 /// Cuts a stream of tokens into steps and runs each as soon as it is full. `Session::prefill` is one `feed` and one
-/// `finish`. The session may move, but must outlive it and not be used for anything else until `finish`
-/// (kInvalidArgument). Destroyed before that, tokens that did not fill a step are dropped.
+/// `finish`. You may move the session, but it must outlive the prefiller, and you must not use it for anything
+/// else until `finish` (kInvalidArgument). If you destroy the prefiller before that, tokens that did not fill a step
+/// are dropped.
 class Prefiller {
  public:
   /// `tokens_total`: tokens that will come, if known; it decides dense or sparse like PrefillOptions::context_length.
@@ -23,10 +24,10 @@ class Prefiller {
   static Expected<Prefiller> create(Session& session, PrefillOptions options,
                                     std::optional<int64_t> tokens_total = std::nullopt);
 
-  /// Takes tokens, any number of them. Refuses them whole with 1xx, which leaves the prefiller usable.
+  /// Takes any number of tokens. If it refuses them (1xx), it takes none, and you can go on.
   Status feed(std::span<const int32_t> token_ids);
 
-  /// Runs what is left and gives the logits of the last token; kEmptyPrompt if none came.
+  /// Runs the remaining tokens and returns the logits of the last one. kEmptyPrompt if none came.
   Expected<std::span<const float>> finish();
 
  private:

@@ -1,5 +1,5 @@
-// Outcomes of operations that can fail. Nothing in this library throws on failure; a message says what, where and what
-// to do.
+// Outcomes of operations that can fail. Nothing in this library throws on failure. A message says what failed, where,
+// and what to do.
 
 #pragma once
 
@@ -13,7 +13,7 @@
 namespace sala {
 
 enum class ErrorCode : int32_t {
-  // 1xx: what the caller gave. The object that refused it is as it was.
+  // 1xx: an argument was wrong. The object that refused it is as it was.
   kInvalidArgument = 100,
   kEmptyPrompt = 101,
   kTokenOutOfRange = 102,
@@ -53,7 +53,7 @@ struct Error {
   std::string message;
 };
 
-/// A value, or why there is none. Reading the value of a failed one is a bug of the caller.
+/// A value, or the error that explains why there is none. It is a bug to read the value of a failed one.
 template <class T>
 class [[nodiscard]] Expected {
  public:
@@ -76,7 +76,7 @@ using Status = Expected<std::monostate>;
 
 inline Status success() { return std::monostate{}; }
 
-/// An error whose message is the parts, printed one after the other.
+/// Makes an error whose message is the parts, printed one after the other.
 template <class... Parts>
 Error error(ErrorCode code, const Parts&... parts) {
   std::ostringstream text;
