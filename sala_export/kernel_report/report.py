@@ -1,4 +1,4 @@
-"""Every shipped kernel with what it needs of a GPU, known without one."""
+"""Reports what every shipped kernel needs of a GPU, without a GPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .tensor_cores import instructions_per_warp
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KernelReport:
-    """One cubin."""
+    """Report on one cubin."""
 
     shipped: ShippedKernel
     facts: CubinFacts
@@ -23,7 +23,7 @@ class KernelReport:
 
     @property
     def shared_bytes(self) -> int:
-        """Of a block, static and dynamic."""
+        """Shared memory of a block, static and dynamic."""
         return _shared_bytes(self.shipped, self.facts)
 
     @property
@@ -33,7 +33,7 @@ class KernelReport:
 
     @property
     def occupancy(self) -> float:
-        """Of the warps that a multiprocessor can hold."""
+        """Share of the warps that a multiprocessor can hold."""
         return self.warps / MULTIPROCESSORS[self.shipped.sm].warps
 
     @property
