@@ -20,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from sala_export.ops import published
 from sala_export.ops.common.contract import Contract
 from sala_export.ops.infllmv2_attention import reference as sparse_reference
 from sala_export.ops.infllmv2_attention import schema as sparse_schema
@@ -34,8 +33,8 @@ GEMM_SIZE = 2048
 TOLERANCE = 1e-5
 """Of the largest value, against the reference in float64."""
 
-LIGHTNING: dict[str, Any] = dict(published.LIGHTNING_ATTENTION)
-SPARSE: dict[str, Any] = dict(published.INFLLMV2_ATTENTION)
+LIGHTNING: dict[str, Any] = dict(lightning_schema.PUBLISHED)
+SPARSE: dict[str, Any] = dict(sparse_schema.PUBLISHED)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,6 +1,7 @@
-"""What every GPU kernel moves and computes beside the floor, from `ops/*/cost.py`: the account of docs/kernels.md.
+"""What every GPU kernel moves and computes beside the floor, from `ops/*/cost.py`: the account of
+docs/kernel_predictions.md.
 
-python -m benchmarks.kernel_account
+    python -m benchmarks.kernel_account     # print it; python -m benchmarks.record writes it into the page
 """
 
 from __future__ import annotations

@@ -17,9 +17,9 @@ from sala_export.model.rope import inv_freq_tensor, rope_cos_sin
 from sala_export.ops.common.contract import ACTIVATION, Contract
 from sala_export.ops.common.expr import evaluate
 from sala_export.ops.common.launch import KernelSet
+from sala_export.ops.infllmv2_attention.schema import PUBLISHED as SPARSE_SIZES
 from sala_export.ops.kernel_sets import KERNEL_SETS
-from sala_export.ops.published import INFLLMV2_ATTENTION as SPARSE_SIZES
-from sala_export.ops.published import LIGHTNING_ATTENTION as LIGHTNING_SIZES
+from sala_export.ops.lightning_attention.schema import PUBLISHED as LIGHTNING_SIZES
 from sala_export.ops.registry import CONTRACTS
 from sala_export.specs import DType, format_tokens
 

@@ -119,7 +119,7 @@ GOALS = (
         for context in ("32K", "128K", "1M")
     ),
 )
-"""Issue 5's. InfLLM-v2 with 96 blocks and selection is stated beside its floor by the table itself."""
+"""InfLLM-v2 with 96 blocks and selection is stated beside its floor by the table itself."""
 
 
 def goal_lines(rows: Sequence[Row]) -> list[str]:

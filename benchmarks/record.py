@@ -4,10 +4,11 @@
     python -m benchmarks.record           # write the tables again, after an edit of benchmarks/expected/reasons.toml
     python -m benchmarks.record --check   # only compare: exit code 1 if a document is not what would be written
 
-The raw figures go to benchmarks/results/. The tables of docs/kernels.md and docs/runtimes.md are made of everything
-there: the newest figures of each GPU, beside their goals, floors and predictions. Figures of a rehearsal, without a GPU
-or without a commit are refused. Times of an operator that failed its gate are left out and named. If anything is
-refused, nothing is written.
+The raw figures go to benchmarks/results/. Two pages are made of everything there, docs/kernel_measurements.md and
+docs/runtimes.md: the newest figures of each GPU, beside their goals, floors and predictions. docs/kernels.md gets a
+summary, and docs/kernel_predictions.md what was predicted. Figures of a rehearsal, without a GPU or without a commit
+are refused. Times of an operator that failed its gate are left out and named. If anything is refused, nothing is
+written.
 """
 
 from __future__ import annotations
@@ -22,12 +23,18 @@ from benchmarks.figures import FiguresError
 from benchmarks.record_common import RESULTS
 from benchmarks.record_kernels import kernels_section
 from benchmarks.record_runtimes import runtimes_section
+from benchmarks.record_summary import predictions_section, summary_section
 from benchmarks.recorded_figures import RecordError
 from benchmarks.recorded_run import Run, newest, read_run
 
 ROOT = Path(__file__).parents[1]
 FIGURES = "figures.jsonl"
-DOCUMENTS = {"kernels": Path("docs", "kernels.md"), "runtimes": Path("docs", "runtimes.md")}
+DOCUMENTS = {
+    "measurements": Path("docs", "kernel_measurements.md"),
+    "kernels": Path("docs", "kernels.md"),
+    "predictions": Path("docs", "kernel_predictions.md"),
+    "runtimes": Path("docs", "runtimes.md"),
+}
 """By the name in their mark."""
 _WARNING = "<!-- Written by `python -m benchmarks.record`: edits are lost. -->"
 
@@ -110,13 +117,20 @@ def _require_no_loss(old: Run | None, new: Run, path: Path) -> None:
 
 
 def documents(root: Path, runs: Iterable[Run]) -> dict[Path, str]:
-    """Both documents with their marked parts written anew."""
+    """All documents with their marked parts written anew."""
     expectations = read_expectations(root)
     shown = newest(runs)
-    sections = {"kernels": kernels_section(shown, expectations), "runtimes": runtimes_section(shown, expectations)}
-    require_used_reasons(expectations, [one for _, compared in sections.values() for one in compared])
+    measurements, compared_kernels = kernels_section(shown, expectations)
+    runtimes, compared_runtimes = runtimes_section(shown, expectations)
+    require_used_reasons(expectations, [*compared_kernels, *compared_runtimes])
+    sections = {
+        "measurements": measurements,
+        "kernels": summary_section(shown, expectations),
+        "predictions": predictions_section(expectations),
+        "runtimes": runtimes,
+    }
     paths = {name: root / relative for name, relative in DOCUMENTS.items()}
-    return {path: with_section(path, name, sections[name][0]) for name, path in paths.items()}
+    return {path: with_section(path, name, sections[name]) for name, path in paths.items()}
 
 
 def with_section(path: Path, name: str, section: str) -> str:

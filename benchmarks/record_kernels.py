@@ -1,13 +1,11 @@
-"""The results of docs/kernels.md: times of kernels and operators on every GPU that was measured."""
+"""The page docs/kernel_measurements.md: times of kernels and operators on every GPU that was measured."""
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from itertools import groupby
 
-from benchmarks.expectations import Comparison, Expectations, Place, comparison_cells, far_lines, predictions_table
-from benchmarks.gpu_machine import known_gpus
+from benchmarks.expectations import Comparison, Expectations, Place, comparison_cells, far_lines
 from benchmarks.kernel_tables import GOALS, HEADER, row_cells
 from benchmarks.record_common import course, headline, plain
 from benchmarks.recorded_figures import Overlap, Timed, Trial
@@ -34,46 +32,41 @@ Tiles are chosen by static gates until then."""
 LEGEND = """\
 Each table has one line for a call. *What* is an operator, one of its kernels, or the peer. *Least time* is the floor of
 an operator, and for a kernel what its bytes and operations take at the GPU's peak rates. Spread, roofline and floor are
-explained [below](#what-is-measured-and-how). *Predicted* figures were worked out before any GPU was at hand. They are
-for bf16 on the GPU's own path."""
+explained in [`kernels.md`](kernels.md#what-is-measured-and-how). *Predicted* figures were worked out before any GPU was
+at hand ([`kernel_predictions.md`](kernel_predictions.md)). They are for bf16 on the GPU's own path."""
 
 
 def has_kernels(run: Run) -> bool:
-    """Whether there is anything of a run in docs/kernels.md."""
+    """Whether there is anything of a run in docs/kernel_measurements.md."""
     return bool(run.kernels or run.gates or run.left_out or run.trials or run.overlaps or run.counters)
 
 
 def kernels_section(runs: Sequence[Run], expectations: Expectations) -> tuple[str, list[Comparison]]:
-    """The marked part of the document, and all measurements that have a prediction."""
+    """The marked part of the page, and all measurements that have a prediction."""
     shown = [run for run in runs if has_kernels(run)]
     blocks = [LEGEND if shown else NOTHING]
     found: list[Comparison] = []
     for run in shown:
-        comparisons = _comparisons(run, expectations)
+        comparisons = kernel_comparisons(run, expectations)
         found += comparisons.values()
         blocks += [headline(run), *_times(run, comparisons, expectations), *_gates(run), *_left_out(run)]
         blocks += [*_tuning(run.trials), *_overlaps(run.overlaps), *_counters(run), *course(run)]
-    blocks += ["### Predicted", _source(expectations), predictions_table(expectations)]
     return "\n\n".join(blocks), found
 
 
-def _source(expectations: Expectations) -> str:
-    without = [gpu for gpu in known_gpus() if not expectations.knows(gpu)]
-    text = f"Predicted by {expectations.source}. Nothing was predicted for {', '.join(without)}."
-    return textwrap.fill(f"{text} A figure of one GPU is never carried over to another.", width=120)
-
-
-def _name(timed: Timed) -> str:
+def name_of(timed: Timed) -> str:
+    """What a text calls a measurement."""
     return f"{timed.row.case}, {timed.row.what}, {CODE[timed.way]}"
 
 
-def _comparisons(run: Run, expectations: Expectations) -> dict[str, Comparison]:
+def kernel_comparisons(run: Run, expectations: Expectations) -> dict[str, Comparison]:
+    """What was measured and predicted, by the name that a text gives it."""
     found = {}
     for timed in run.kernels:
         if timed.way in PREDICTED_WAYS and timed.row.dtype == PREDICTED_DTYPE:
             place = Place(run.header.recipe, timed.row.case, timed.row.what)
             if comparison := expectations.compare(place, timed.row.seconds):
-                found[_name(timed)] = comparison
+                found[name_of(timed)] = comparison
     return found
 
 
@@ -86,11 +79,11 @@ def _times(run: Run, comparisons: dict[str, Comparison], expectations: Expectati
         row = timed.row
         cells = row_cells(row, [other.row for other in run.kernels if other.way == timed.way])
         least = row.floor_seconds if row.floor_seconds is not None else row.roofline_seconds
-        compared = comparisons.get(_name(timed)) if row.dtype == PREDICTED_DTYPE else None
+        compared = comparisons.get(name_of(timed)) if row.dtype == PREDICTED_DTYPE else None
         least_cell = "" if least is None else duration(least)
         code = CODE[timed.way]
         lines.append((*cells[:2], code, *cells[2:5], least_cell, *cells[5:], *comparison_cells(compared)))
-    return [markdown(header, lines), *_goals(run), *far_block(run, comparisons, expectations)]
+    return [markdown(header, lines), *goals_block(run), *far_block(run, comparisons, expectations)]
 
 
 def far_block(run: Run, comparisons: dict[str, Comparison], expectations: Expectations) -> list[str]:
@@ -105,7 +98,8 @@ def far_block(run: Run, comparisons: dict[str, Comparison], expectations: Expect
     return ["Where measurement and prediction differ by more than a third:\n\n" + "\n".join(far)]
 
 
-def _goals(run: Run) -> list[str]:
+def goals_block(run: Run) -> list[str]:
+    """Which goals a run met, in a list; nothing can be told of a run without kernels."""
     lines = []
     for goal in GOALS:
         found = {way: goal.line([one.row for one in run.kernels if one.way == way]) for way in PREDICTED_WAYS}

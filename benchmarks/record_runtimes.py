@@ -20,7 +20,7 @@ NOTHING = """\
 **No GPU was at hand, so nothing has been measured.** On a machine with an NVIDIA GPU, run
 `python -m benchmarks.first_light --output figures`. Bring the folder back and run
 `python -m benchmarks.record figures`. That writes the tables here. The predictions that they will
-stand beside are in [`kernels.md`](kernels.md#predicted)."""
+stand beside are in [`kernel_predictions.md`](kernel_predictions.md)."""
 
 
 def runtimes_section(runs: Sequence[Run], expectations: Expectations) -> tuple[str, list[Comparison]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .bundle.hashing import Hashing, Span
 from .bundle.manifest import MANIFEST_FILE, config_sha256, fingerprint
@@ -16,9 +16,6 @@ from .checkpoint.reader import CONFIG_FILE, TOKENIZER_FILE, Checkpoint
 from .errors import BundleError, RequestError
 from .progress import silent
 from .specs import Precision
-
-if TYPE_CHECKING:
-    from .runtime.text import Tokenizer
 
 _TEXT_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 """Of the configuration: they change no graph and no weight, and a bundle keeps its own."""
@@ -146,16 +143,12 @@ class ModelSource:
             return list(self.bundle.manifest.model.inv_freq)
         return list(self.config.inverse_frequencies())
 
-    def tokenizer(self) -> Tokenizer | None:
-        """Load the tokenizer. None if there is none. Raises: BundleError if its files are malformed."""
-        if self.bundle is None and not (self.directory / TOKENIZER_FILE).is_file():
-            return None
-        # Here, not above: token ids need no tokenizer library.
-        from .runtime.text import Tokenizer
-
+    @property
+    def tokenizer_folder(self) -> Path | None:
+        """The folder of the tokenizer's files, for `Tokenizer.from_directory`; None if the model has none."""
         if self.bundle is not None:
-            return Tokenizer.from_bundle(self.directory)
-        return Tokenizer.from_directory(self.directory)
+            return self.bundle.tokenizer_folder
+        return self.directory if (self.directory / TOKENIZER_FILE).is_file() else None
 
 
 def _compared_fields(config: SalaConfig) -> dict[str, Any]:

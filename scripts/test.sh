@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-scripts/install.sh test,dev
+scripts/install.sh test,dev,docs
 export PATH="$PWD/.venv/bin:$PATH" # tests build C++ with the CMake and Ninja of the test extra
 pre-commit run --all-files --show-diff-on-failure # ruff, clang-format, codespell and small things
 mypy

@@ -73,6 +73,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for reason, told in (
         ("no CUDA device", "gpu tests, for want of a CUDA device (--require gpu makes that a failure)"),
         ("a test of releases", "tests of releases, which take minutes (--release runs them)"),
+        (
+            "no site generator",
+            "tests of the documentation site (scripts/install.sh test,dev,docs installs what it needs)",
+        ),
     ):
         if count := sum(reason in text for text in skipped):
             terminalreporter.write_line(f"NOT RUN: {count} {told}", yellow=True)

@@ -1,6 +1,6 @@
 """Answer a prompt, and print the answer while it is written.
 
-    python examples/python/generate.py BUNDLE "Tell me about rivers."
+python examples/python/generate.py BUNDLE "Tell me about rivers."
 """
 
 import sys

@@ -24,8 +24,10 @@ from sala_export.ops.common.targets import AOT_ARCHITECTURES
 from sala_export.ops.kernel_sets import KERNEL_SETS
 from sala_export.ops.registry import CONTRACTS
 
+from .contracts import check_generated_files
+from .cpp import AotError
 from .kernel_index import IndexEntry, main_loop_sizes, write_index
-from .kernels import AotError, CompiledKernel, CompileJob, compile_job, compile_kernel
+from .kernels import CompiledKernel, CompileJob, compile_job, compile_kernel
 from .tables import Image, OperatorTables, write_tables
 
 _CUBIN_ALIGNMENT_BYTES = 64
@@ -54,8 +56,11 @@ def main() -> int:
 def build(contracts: Sequence[Contract], output_dir: Path, jobs: int) -> int:
     """Compile and write everything; returns the number of cubins.
 
-    Raises: AotError if a kernel cannot be shipped.
+    Raises: AotError if a kernel cannot be shipped, or an operator lacks kernels or its generated files.
     """
+    check_generated_files(contracts, Path())
+    if missing := {c.name for c in contracts} - KERNEL_SETS.keys():
+        raise AotError(f"{', '.join(sorted(missing))}: no kernels in sala_export/ops/kernel_sets.py")
     wanted = sorted({image.job for c in contracts for image in _images(c, KERNEL_SETS[c.name])})
     with ProcessPoolExecutor(jobs) as pool:
         compiled = dict(zip(wanted, pool.map(compile_kernel, wanted), strict=True))

@@ -16,13 +16,11 @@ from sala_export.ops.common.launch import KernelSet, Launch
 from sala_export.ops.common.targets import AOT_ARCHITECTURES
 from sala_export.ops.kernel_sets import KERNEL_SETS
 
+from .cpp import AotError
+
 _TRITON_TYPES: Mapping[str, str] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32"}
 _POINTER_DIVISOR = 16
 """What kernels may assume of every address; `kPointerDivisor` of the launcher checks it."""
-
-
-class AotError(Exception):
-    """A kernel that cannot be shipped, with the kernel and the reason in one line."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)

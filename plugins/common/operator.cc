@@ -7,42 +7,7 @@
 namespace sala {
 namespace {
 
-constexpr int64_t kUnbound = std::numeric_limits<int64_t>::min();
-constexpr int64_t kMaxKernelInteger = std::numeric_limits<int32_t>::max();            // kernels take sizes as 32 bits
 constexpr int64_t kMaxGrid[3] = {std::numeric_limits<int32_t>::max(), 65535, 65535};  // CUDA C++ Programming Guide
-
-template <class Range, class Print>
-std::string joined(const Range& range, Print print) {
-  std::ostringstream text;
-  const char* separator = "";
-  for (const auto& item : range) {
-    text << separator << print(item);
-    separator = ", ";
-  }
-  return text.str();
-}
-
-std::string bracketed(const std::string& text) { return std::string("[").append(text).append("]"); }
-
-std::string expected_shape(const TensorRule& rule) {
-  return bracketed(joined(rule.shape, [](const Extent& extent) { return extent.text; }));
-}
-
-std::string printed(std::span<const int64_t> shape) {
-  return bracketed(joined(shape, [](int64_t extent) { return extent; }));
-}
-
-bool holds(Relation relation, int64_t left, int64_t right) {
-  switch (relation) {
-    case Relation::kEqual:
-      return left == right;
-    case Relation::kAtLeast:
-      return left >= right;
-    case Relation::kAtMost:
-      return left <= right;
-  }
-  return false;
-}
 
 /// "head_dim = 64" for every variant.
 std::string printed_variants(const OperatorTable& table) {
@@ -87,11 +52,7 @@ int64_t bytes_of(const TensorView& tensor) {
 
 Expected<Operator> Operator::create(const OperatorTable& table, std::vector<int64_t> integers,
                                     std::vector<float> floats) {
-  for (size_t i = 0; i < integers.size(); ++i) {
-    if (integers[i] > kMaxKernelInteger || integers[i] < -kMaxKernelInteger) {
-      return error(table.type, ": attribute ", table.names[i], " = ", integers[i], " does not fit 32 bits");
-    }
-  }
+  if (const auto names = bind_attributes(table, integers); !names) return names.error();
   const int32_t variant = find_variant(table, integers);
   if (variant == kNone) {
     const auto print = [&](int32_t name) {
@@ -108,18 +69,20 @@ Expected<Call> Operator::bind(std::span<const TensorView> inputs, std::span<cons
     return error(table_->type, ": expected ", table_->inputs.size(), " inputs and ", table_->outputs.size(),
                  " outputs, got ", inputs.size(), " and ", outputs.size());
   }
-  Call call{std::vector<int64_t>(table_->names.size(), kUnbound), DataType::kActivation};
-  std::copy(integers_.begin(), integers_.end(), call.names.begin());
+  auto names = bind_attributes(*table_, integers_);
+  if (!names) return names.error();
+  Call call{std::move(*names), DataType::kActivation};
   const auto bind_all = [&](std::span<const TensorRule> rules, std::span<const TensorView> tensors) -> Status {
     for (size_t i = 0; i < rules.size(); ++i) {
       SALA_RETURN_IF_ERROR(check_type(rules[i], tensors[i].dtype, call.activation));
-      SALA_RETURN_IF_ERROR(bind_shape(rules[i], tensors[i].shape, call));
+      SALA_RETURN_IF_ERROR(bind_shape(*table_, rules[i], tensors[i].shape, call.names));
     }
     return success();
   };
   SALA_RETURN_IF_ERROR(bind_all(table_->inputs, inputs));
   SALA_RETURN_IF_ERROR(bind_all(table_->outputs, outputs));
-  SALA_RETURN_IF_ERROR(check_conditions(call));
+  SALA_RETURN_IF_ERROR(check_conditions(*table_, table_->conditions, call.names));
+  SALA_RETURN_IF_ERROR(check_conditions(*table_, table_->kernel_conditions, call.names));
   SALA_RETURN_IF_ERROR(check_grids(call));
   return call;
 }
@@ -140,36 +103,6 @@ Status Operator::check_type(const TensorRule& rule, DataType dtype, DataType& ac
   if (dtype == activation) return success();
   return error(table_->type, ": ", rule.name, " is ", name_of(dtype), ", expected ", name_of(activation),
                " as the tensors before it");
-}
-
-Status Operator::bind_shape(const TensorRule& rule, std::span<const int64_t> shape, Call& call) const {
-  if (shape.size() != rule.shape.size()) {
-    return error(table_->type, ": ", rule.name, " has shape ", printed(shape), ", expected ", expected_shape(rule));
-  }
-  for (size_t axis = 0; axis < shape.size(); ++axis) {
-    const Extent& extent = rule.shape[axis];
-    if (shape[axis] < 0 || shape[axis] > kMaxKernelInteger) {
-      return error(table_->type, ": ", rule.name, " has shape ", printed(shape), "; an extent must fit 31 bits");
-    }
-    if (extent.dimension != kNone && call.names[extent.dimension] == kUnbound) {
-      call.names[extent.dimension] = shape[axis];
-    } else if (const int64_t value = extent.value(call.names.data()); value != shape[axis]) {
-      return error(table_->type, ": ", rule.name, " has shape ", printed(shape), ", expected ", expected_shape(rule),
-                   " with ", extent.text, " = ", value);
-    }
-  }
-  return success();
-}
-
-Status Operator::check_conditions(const Call& call) const {
-  for (const Condition& condition : table_->conditions) {
-    const int64_t left = condition.left(call.names.data());
-    const int64_t right = condition.right(call.names.data());
-    if (!holds(condition.relation, left, right)) {
-      return error(table_->type, ": ", condition.text, " does not hold (", left, " and ", right, "): ", condition.doc);
-    }
-  }
-  return success();
 }
 
 Status Operator::check_grids(const Call& call) const {

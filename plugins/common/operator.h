@@ -7,8 +7,8 @@
 #include <string_view>
 #include <vector>
 
+#include "common/contract.h"
 #include "common/operator_table.h"
-#include "common/result.h"
 
 namespace sala {
 
@@ -23,7 +23,7 @@ struct TensorView {
 
 /// Sizes of one checked call.
 struct Call {
-  std::vector<int64_t> names;  // values of OperatorTable::names
+  Names names;
   DataType activation;
 };
 
@@ -58,8 +58,6 @@ class Operator {
       : table_(&table), integers_(std::move(integers)), floats_(std::move(floats)), variant_(variant) {}
 
   Status check_type(const TensorRule& rule, DataType dtype, DataType& activation) const;
-  Status bind_shape(const TensorRule& rule, std::span<const int64_t> shape, Call& call) const;
-  Status check_conditions(const Call& call) const;
   Status check_grids(const Call& call) const;
   std::vector<int64_t> workspace_ends(const Call& call) const;
 

@@ -1,49 +1,11 @@
-// An operator as data: its contract, its launches and its cubins. plugins/aot writes the tables at build time from
-// sala_export/ops/<op>/schema.py and triton_kernel.py, so that nothing about them is typed twice.
+// An operator on the GPU as data: its contract, its launches and its cubins. plugins/aot writes the tables at build
+// time from sala_export/ops/<op>/schema.py and triton_kernel.py, so that nothing about them is typed twice.
 
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
-#include <span>
+#include "common/contract_table.h"
 
 namespace sala {
-
-enum class DataType : uint8_t { kActivation, kFloat32, kFloat16, kBFloat16, kInt32, kInt64, kUnknown };
-
-/// Value of an expression; `names` holds the integer attributes, then the dimensions, as in OperatorTable::names.
-using Expression = int64_t (*)(const int64_t* names);
-
-constexpr int32_t kNone = -1;
-
-struct Extent {
-  const char* text;
-  Expression value;
-  int32_t dimension;  // index in OperatorTable::names that this extent defines when met first, else kNone
-};
-
-struct TensorRule {
-  const char* name;
-  DataType dtype;
-  std::span<const Extent> shape;
-  int32_t updates;  // outputs: index of the input that shares the buffer, else kNone
-};
-
-struct Attribute {
-  const char* name;
-  bool is_float;
-  int32_t index;  // among the integer attributes or among the float attributes
-};
-
-enum class Relation : uint8_t { kEqual, kAtLeast, kAtMost };
-
-struct Condition {
-  const char* text;
-  Expression left;
-  Relation relation;
-  Expression right;
-  const char* doc;
-};
 
 /// What a kernel parameter is filled with. `index` counts inputs, outputs, workspaces, names or float attributes.
 struct Argument {
@@ -76,20 +38,13 @@ struct Workspace {
   std::span<const Expression> shape;
 };
 
-struct OperatorTable {
-  const char* type;                       // ONNX node type and plugin name
-  std::span<const Attribute> attributes;  // in the contract's order
-  std::span<const char* const> names;     // integer attributes, then dimensions
-  int32_t num_integer_attributes;
-  int32_t num_float_attributes;
-  int32_t tokens;  // index in `names` of T; `decode` serves T == 1, `prefill` any T
-  std::span<const TensorRule> inputs;
-  std::span<const TensorRule> outputs;
-  std::span<const Condition> conditions;
-  std::span<const DataType> activations;    // element types that cubins exist for
-  std::span<const int32_t> variant_names;   // indices in `names`
-  std::span<const int64_t> variant_values;  // variant after variant, each as long as variant_names
-  std::span<const int32_t> sms;             // architectures that cubins exist for
+struct OperatorTable : ContractTable {
+  int32_t tokens;                                // index in `names` of T; `decode` serves T == 1, `prefill` any T
+  std::span<const Condition> kernel_conditions;  // what kernels need beyond the contract
+  std::span<const DataType> activations;         // element types that cubins exist for
+  std::span<const int32_t> variant_names;        // indices in `names`
+  std::span<const int64_t> variant_values;       // variant after variant, each as long as variant_names
+  std::span<const int32_t> sms;                  // architectures that cubins exist for
   std::span<const Workspace> workspaces;
   std::span<const Launch> prefill;
   std::span<const Launch> decode;

@@ -4,8 +4,9 @@
 
 #include <sstream>
 #include <string>
-#include <utility>
 #include <variant>
+
+#include "sala/expected.h"
 
 namespace sala {
 
@@ -13,23 +14,9 @@ struct Error {
   std::string message;
 };
 
-/// A value, or why there is none.
+/// A value, or why there is none; see BasicExpected.
 template <class T>
-class [[nodiscard]] Expected {
- public:
-  Expected(T value) : state_(std::move(value)) {}
-  Expected(Error error) : state_(std::move(error)) {}
-
-  explicit operator bool() const { return std::holds_alternative<T>(state_); }
-  T& operator*() { return std::get<T>(state_); }
-  const T& operator*() const { return std::get<T>(state_); }
-  T* operator->() { return &std::get<T>(state_); }
-  const T* operator->() const { return &std::get<T>(state_); }
-  const Error& error() const { return std::get<Error>(state_); }
-
- private:
-  std::variant<T, Error> state_;
-};
+using Expected = BasicExpected<T, Error>;
 
 using Status = Expected<std::monostate>;
 
@@ -44,9 +31,3 @@ Error error(const Parts&... parts) {
 }
 
 }  // namespace sala
-
-/// Leaves the function with the error of a failed Status or Expected.
-#define SALA_RETURN_IF_ERROR(expression)                                  \
-  do {                                                                    \
-    if (auto outcome_ = (expression); !outcome_) return outcome_.error(); \
-  } while (false)

@@ -216,14 +216,13 @@ RowView::RowView(const Plan& plan, const InfLLMv2AttentionTensors& tensors, int6
   const InfLLMv2AttentionSizes& sizes = plan.sizes;
   const int64_t head = batch * sizes.num_kv_heads + kv_head;
   const int64_t dim = sizes.head_dim;
-  keys_ = {tensors.k_cache_out + head * sizes.capacity * dim, tensors.v_cache_out + head * sizes.capacity * dim,
-           tensors.k1_cache_out + head * sizes.k1_capacity * dim,
-           tensors.k2_cache_out + head * sizes.k2_capacity * dim};
+  keys_ = {tensors.k_cache_out + head * sizes.C * dim, tensors.v_cache_out + head * sizes.C * dim,
+           tensors.k1_cache_out + head * sizes.C1 * dim, tensors.k2_cache_out + head * sizes.C2 * dim};
   const int64_t width = sizes.num_heads * dim;
   const int64_t packed_width = 2 * (sizes.num_heads + sizes.num_kv_heads) * dim;
-  q_ = tensors.qkvg + batch * sizes.tokens * packed_width + kv_head * plan.heads * dim;
+  q_ = tensors.qkvg + batch * sizes.T * packed_width + kv_head * plan.heads * dim;
   gate_ = q_ + width + 2 * sizes.num_kv_heads * dim;
-  y_ = tensors.y + batch * sizes.tokens * width + kv_head * plan.heads * dim;
+  y_ = tensors.y + batch * sizes.T * width + kv_head * plan.heads * dim;
   past_length_ = tensors.past_length[batch];
   is_sparse_ = tensors.context_length[batch] >= sizes.dense_len;
 }
@@ -241,21 +240,21 @@ void RowView::finish(const QueryRow& row, int64_t token, SoftmaxSum sum) const {
 
 Status run_prefill(const Plan& plan, const InfLLMv2AttentionTensors& tensors, const cpu::ParallelFor& parallel) {
   const InfLLMv2AttentionSizes& sizes = plan.sizes;
-  const int64_t tiles = (sizes.tokens + kTileTokens - 1) / kTileTokens;
+  const int64_t tiles = (sizes.T + kTileTokens - 1) / kTileTokens;
   const int64_t floats = Tile(plan, nullptr).floats();
   return cpu::parallel_for_with_scratch(
-      parallel, sizes.batch * sizes.num_kv_heads * tiles, floats, [&](int64_t i, float* scratch) {
+      parallel, sizes.B * sizes.num_kv_heads * tiles, floats, [&](int64_t i, float* scratch) {
         const int64_t head = i / tiles;
         const int64_t first = i % tiles * kTileTokens;
         Tile tile(plan, scratch);
         tile.run(RowView(plan, tensors, head / sizes.num_kv_heads, head % sizes.num_kv_heads), first,
-                 std::min(kTileTokens, sizes.tokens - first));
+                 std::min(kTileTokens, sizes.T - first));
       });
 }
 
 Status run_decode(const Plan& plan, const InfLLMv2AttentionTensors& tensors, const cpu::ParallelFor& parallel) {
   const InfLLMv2AttentionSizes& sizes = plan.sizes;
-  const int64_t count = sizes.batch * sizes.num_kv_heads * sizes.tokens;
+  const int64_t count = sizes.B * sizes.num_kv_heads * sizes.T;
   Arena counter(nullptr);
   SplitRow(plan, counter);
   const cpu::FloatBuffer memory = cpu::allocate_floats(count * counter.used());
@@ -264,11 +263,11 @@ Status run_decode(const Plan& plan, const InfLLMv2AttentionTensors& tensors, con
   std::vector<SplitRow> rows;
   rows.reserve(static_cast<size_t>(count));
   const auto view_of = [&](int64_t i) {
-    const int64_t head = i / sizes.tokens;
+    const int64_t head = i / sizes.T;
     return RowView(plan, tensors, head / sizes.num_kv_heads, head % sizes.num_kv_heads);
   };
   for (int64_t i = 0; i < count; ++i) {
-    view_of(i).start(rows.emplace_back(plan, arena).row, i % sizes.tokens);
+    view_of(i).start(rows.emplace_back(plan, arena).row, i % sizes.T);
   }
   SALA_RETURN_IF_ERROR(select_blocks(plan, rows, parallel));
   SALA_RETURN_IF_ERROR(for_parts(
@@ -286,7 +285,7 @@ Status run_decode(const Plan& plan, const InfLLMv2AttentionTensors& tensors, con
   for (int64_t i = 0; i < count; ++i) {
     SplitRow& row = rows[static_cast<size_t>(i)];
     merge_parts(plan, row, row.attend_parts(), true);
-    view_of(i).finish(row.row, i % sizes.tokens, row.sums[0]);
+    view_of(i).finish(row.row, i % sizes.T, row.sums[0]);
   }
   return success();
 }

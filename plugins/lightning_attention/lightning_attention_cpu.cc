@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <bit>
 #include <thread>
 #include <vector>
 
@@ -28,21 +27,6 @@ const LightningKernels& kernels_of(cpu::SimdLevel level) {
   }
 }
 
-Status check(const LightningAttentionSizes& sizes) {
-  if (sizes.batch < 0 || sizes.tokens < 1) {
-    return error("LightningAttention: batch = ", sizes.batch, ", tokens = ", sizes.tokens,
-                 "; a chunk holds at least one token");
-  }
-  if (sizes.num_heads < 1 || !std::has_single_bit(static_cast<uint64_t>(sizes.num_heads))) {
-    return error("LightningAttention: num_heads = ", sizes.num_heads,
-                 " is not a power of two; the decay formula holds for powers of two");
-  }
-  if (sizes.head_dim < 1 || sizes.head_dim % 32 != 0) {
-    return error("LightningAttention: head_dim = ", sizes.head_dim, "; the CPU kernels need a multiple of 32");
-  }
-  return success();
-}
-
 /// All passes of a call as one list of tasks without a barrier: threads never stand idle between two passes. A task may
 /// wait for earlier ones only; tasks are taken in order, so that those are done or being done.
 class Schedule {
@@ -52,9 +36,9 @@ class Schedule {
       : sizes_(sizes),
         tensors_(tensors),
         kernels_(kernels),
-        passes_((sizes.tokens + kPassTokens - 1) / kPassTokens),
-        heads_(sizes.batch * sizes.num_heads),
-        finishes_(std::min(sizes.tokens, kPassTokens) / kFinishTokens + 1),
+        passes_((sizes.T + kPassTokens - 1) / kPassTokens),
+        heads_(sizes.B * sizes.num_heads),
+        finishes_(std::min(sizes.T, kPassTokens) / kFinishTokens + 1),
         passes_of_head_(static_cast<size_t>(heads_)),
         heads_of_pass_(static_cast<size_t>(passes_)) {}
 
@@ -78,14 +62,14 @@ class Schedule {
     while (counter.load(std::memory_order_acquire) < value) std::this_thread::yield();
   }
 
-  int64_t tasks_of_pass() const { return heads_ + sizes_.batch * finishes_; }
+  int64_t tasks_of_pass() const { return heads_ + sizes_.B * finishes_; }
 
   void run_head(int64_t pass, int64_t head, float* scratch) {
     Counter& passes_done = passes_of_head_[static_cast<size_t>(head)];
     wait_for(passes_done, pass);
     const float* state = pass == 0 ? tensors_.state : tensors_.state_out;
     kernels_.run_head(sizes_, tensors_, state, head / sizes_.num_heads, head % sizes_.num_heads, pass * kPassTokens,
-                      std::min((pass + 1) * kPassTokens, sizes_.tokens), scratch);
+                      std::min((pass + 1) * kPassTokens, sizes_.T), scratch);
     passes_done.store(pass + 1, std::memory_order_release);
     heads_of_pass_[static_cast<size_t>(pass)].fetch_add(1, std::memory_order_acq_rel);
   }
@@ -93,7 +77,7 @@ class Schedule {
   void finish(int64_t pass, int64_t batch, int64_t part) {
     wait_for(heads_of_pass_[static_cast<size_t>(pass)], heads_);
     const int64_t first = pass * kPassTokens + part * kFinishTokens;
-    const int64_t last = std::min({first + kFinishTokens, (pass + 1) * kPassTokens, sizes_.tokens});
+    const int64_t last = std::min({first + kFinishTokens, (pass + 1) * kPassTokens, sizes_.T});
     for (int64_t token = first; token < last; ++token) kernels_.finish_token(sizes_, tensors_, batch, token);
   }
 
@@ -115,7 +99,9 @@ int64_t lightning_scratch_floats(const LightningAttentionSizes& sizes) {
 
 Status lightning_attention_cpu(const LightningAttentionSizes& sizes, const LightningAttentionTensors& tensors,
                                const cpu::ParallelFor& parallel, cpu::SimdLevel level) {
-  SALA_RETURN_IF_ERROR(check(sizes));
+  if (sizes.head_dim % 32 != 0) {
+    return error("LightningAttention: head_dim = ", sizes.head_dim, "; the CPU kernels need a multiple of 32");
+  }
   Schedule schedule(sizes, tensors, kernels_of(level));
   return cpu::parallel_for_with_scratch(parallel, schedule.tasks(), lightning_scratch_floats(sizes),
                                         [&](int64_t task, float* scratch) { schedule.run(task, scratch); });

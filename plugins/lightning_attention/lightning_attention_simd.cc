@@ -75,9 +75,9 @@ struct HeadView {
   HeadView(const LightningAttentionSizes& sizes, const LightningAttentionTensors& tensors, int64_t batch, int64_t head)
       : dim(sizes.head_dim),
         width(sizes.num_heads * sizes.head_dim),
-        qkvz(tensors.qkvz + batch * sizes.tokens * 4 * width + head * dim),
-        cos_sin(tensors.rope_cos_sin + batch * sizes.tokens * dim),
-        y(tensors.y + batch * sizes.tokens * width + head * dim),
+        qkvz(tensors.qkvz + batch * sizes.T * 4 * width + head * dim),
+        cos_sin(tensors.rope_cos_sin + batch * sizes.T * dim),
+        y(tensors.y + batch * sizes.T * width + head * dim),
         state(tensors.state_out + (batch * sizes.num_heads + head) * dim * dim) {}
 
   const float* q(int64_t token) const { return qkvz + token * 4 * width; }
@@ -193,7 +193,7 @@ void run_head(const LightningAttentionSizes& sizes, const LightningAttentionTens
 void finish_token(const LightningAttentionSizes& sizes, const LightningAttentionTensors& tensors, int64_t batch,
                   int64_t token) {
   const int64_t width = sizes.num_heads * sizes.head_dim;
-  const int64_t row = batch * sizes.tokens + token;
+  const int64_t row = batch * sizes.T + token;
   const float* z = tensors.qkvz + row * 4 * width + 3 * width;
   float* y = tensors.y + row * width;
   const float norm = 1.0f / sqrtf(mean_square(y, width) + sizes.eps);

@@ -1,8 +1,12 @@
 // The exported symbols of libsala_ort.so.
 
 #include <atomic>
+#include <iterator>
 #include <mutex>
 #include <string_view>
+#include <tuple>
+#include <utility>
+#include <vector>
 
 #include "onnxruntime/custom_op.h"
 
@@ -16,7 +20,14 @@ std::atomic<cpu::SimdLevel>& current_level() {
   return level;
 }
 
-/// The domain with both operators, made once. It is never released: sessions of any lifetime refer to it.
+/// The tables of callbacks, one for each of cpu::kOperators; they live as long as the library.
+template <size_t... kIndices>
+std::vector<const OrtCustomOp*> custom_ops(std::index_sequence<kIndices...>) {
+  static const std::tuple<CustomOp<kIndices>...> ops;
+  return {&std::get<kIndices>(ops)...};
+}
+
+/// The domain with all operators, made once. It is never released: sessions of any lifetime refer to it.
 OrtStatus* shared_domain(const OrtApi& api, OrtCustomOpDomain*& domain) {
   static std::mutex mutex;
   static OrtCustomOpDomain* shared = nullptr;
@@ -24,7 +35,7 @@ OrtStatus* shared_domain(const OrtApi& api, OrtCustomOpDomain*& domain) {
   if (shared == nullptr) {
     OrtCustomOpDomain* fresh = nullptr;
     if (OrtStatus* status = api.CreateCustomOpDomain("sala", &fresh)) return status;
-    for (const OrtCustomOp* op : {&lightning_attention_op(), &infllmv2_attention_op()}) {
+    for (const OrtCustomOp* op : custom_ops(std::make_index_sequence<std::size(cpu::kOperators)>())) {
       if (OrtStatus* status = api.CustomOpDomain_Add(fresh, op)) {
         api.ReleaseCustomOpDomain(fresh);
         return status;

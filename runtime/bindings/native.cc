@@ -170,7 +170,7 @@ Model load(const std::filesystem::path& bundle, const std::string& runtime,
            const std::optional<std::filesystem::path>& weights, nb::object on_progress, int32_t threads,
            bool verify_hashes) {
   LoadOptions options;
-  options.runtime = unwrap(runtime_from_name(runtime));
+  options.runtime = runtime;
   options.onnxruntime_library = onnxruntime_library.value_or("");
   options.operators_library = operators_library.value_or("");
   options.tensorrt.library = tensorrt_library.value_or("");
@@ -258,9 +258,11 @@ NB_MODULE(_native, module) {
                   "operators_library"_a.none(), "tensorrt_library"_a.none(), "runtime_cache"_a.none(), "decode_graph"_a,
                   "weights"_a.none(), "on_progress"_a.none(), "threads"_a, "verify_hashes"_a)
       .def_static("create", &create_model, "engine"_a, nb::kw_only(), "source"_a, "fingerprint"_a, "vocab_size"_a,
-                  "max_position_embeddings"_a, "eos_token_ids"_a, "inv_freq"_a, "kernel_size"_a, "kernel_stride"_a)
+                  "max_position_embeddings"_a, "eos_token_ids"_a, "inv_freq"_a, "kernel_size"_a, "kernel_stride"_a,
+                  "dense_len"_a)
       .def_prop_ro("runtime", [](const Model& model) { return std::string(model.engine().name()); })
       .def_prop_ro("runtime_reason", &Model::runtime_reason)
+      .def_prop_ro("on_host", [](const Model& model) { return &model.engine().memory() == &host_memory(); })
       .def_prop_ro("precision", [](const Model& model) { return std::string(model.engine().precision()); })
       .def_prop_ro("fingerprint", [](const Model& model) { return model.config().fingerprint; })
       .def_prop_ro("vocab_size", [](const Model& model) { return model.config().vocab_size; })

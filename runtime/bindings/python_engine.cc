@@ -118,11 +118,14 @@ class PythonExecution final : public Execution {
  public:
   explicit PythonExecution(nb::object execution) : execution_(std::move(execution)) {}
 
-  Status run(Profile, std::span<const Tensor> inputs, const Tensor& logits) override {
+  Status run(Profile, const StepInputs& step, std::span<float> logits) override {
     return called([&] {
       nb::dict arrays;
-      for (const Tensor& input : inputs) arrays[nb::str(input.name.data(), input.name.size())] = array_view(input);
-      execution_.attr("run")(arrays, array_view(logits));
+      for (const Tensor& input : step.tensors()) {
+        arrays[nb::str(input.name.data(), input.name.size())] = array_view(input);
+      }
+      const int64_t vocab_size = static_cast<int64_t>(logits.size());
+      execution_.attr("run")(arrays, array_view({{}, DType::kFloat32, {1, vocab_size}, logits.data()}));
       return std::monostate{};
     });
   }
@@ -205,7 +208,7 @@ class PythonEngine final : public Engine {
 
 Model create_model(nb::object engine, std::string source, std::string fingerprint, int64_t vocab_size,
                    int64_t max_position_embeddings, std::vector<int32_t> eos_token_ids, std::vector<float> inv_freq,
-                   int64_t kernel_size, int64_t kernel_stride) {
+                   int64_t kernel_size, int64_t kernel_stride, int64_t dense_len) {
   ModelConfig config;
   config.source = std::move(source);
   config.fingerprint = std::move(fingerprint);
@@ -215,6 +218,7 @@ Model create_model(nb::object engine, std::string source, std::string fingerprin
   config.inv_freq = std::move(inv_freq);
   config.kernel_size = kernel_size;
   config.kernel_stride = kernel_stride;
+  config.dense_len = dense_len;
   return unwrap(Model::create(std::move(config), std::make_shared<PythonEngine>(std::move(engine))));
 }
 

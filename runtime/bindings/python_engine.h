@@ -18,6 +18,6 @@ namespace sala::python {
 /// A model on an engine written in Python. The GIL must be held; what the engine's description raises is raised here.
 Model create_model(nanobind::object engine, std::string source, std::string fingerprint, int64_t vocab_size,
                    int64_t max_position_embeddings, std::vector<int32_t> eos_token_ids, std::vector<float> inv_freq,
-                   int64_t kernel_size, int64_t kernel_stride);
+                   int64_t kernel_size, int64_t kernel_stride, int64_t dense_len);
 
 }  // namespace sala::python

@@ -84,19 +84,11 @@ std::function<bool(std::string_view)> optional_number(std::optional<T>& target) 
   return [&target](std::string_view text) { return number(target.emplace())(text); };
 }
 
-std::function<bool(std::string_view)> runtime(sala::Runtime& target) {
-  return [&target](std::string_view name) {
-    const auto found = sala::runtime_from_name(name);
-    if (found) target = *found;
-    return static_cast<bool>(found);
-  };
-}
-
 template <class T>
-std::function<bool(std::string_view)> path(T& target) {
-  return [&target](std::string_view text) {
-    target = std::string(text);
-    return !text.empty();
+std::function<bool(std::string_view)> text(T& target) {
+  return [&target](std::string_view given) {
+    target = std::string(given);
+    return !given.empty();
   };
 }
 
@@ -117,10 +109,10 @@ sala::Expected<Arguments> parse(int count, char** values) {
   Arguments arguments;
   sala::SamplingOptions& sampling = arguments.generate.sampling;
   const std::map<std::string_view, std::function<bool(std::string_view)>> valued = {
-      {"--tokens", path(arguments.tokens)},
-      {"--weights", path(arguments.load.weights)},
-      {"--load-state", path(arguments.load_state)},
-      {"--save-state", path(arguments.save_state)},
+      {"--tokens", text(arguments.tokens)},
+      {"--weights", text(arguments.load.weights)},
+      {"--load-state", text(arguments.load_state)},
+      {"--save-state", text(arguments.save_state)},
       {"--max-new-tokens", number(arguments.generate.max_new_tokens)},
       {"--max-context", optional_number(arguments.session.max_context)},
       {"--chunk-tokens", optional_number(arguments.session.chunk_tokens)},
@@ -130,11 +122,11 @@ sala::Expected<Arguments> parse(int count, char** values) {
       {"--repetition-penalty", number(sampling.repetition_penalty)},
       {"--seed", number(sampling.seed)},
       {"--threads", number(arguments.load.threads)},
-      {"--onnxruntime", path(arguments.load.onnxruntime_library)},
-      {"--operators", path(arguments.load.operators_library)},
-      {"--tensorrt", path(arguments.load.tensorrt.library)},
-      {"--runtime-cache", path(arguments.load.tensorrt.runtime_cache)},
-      {"--runtime", runtime(arguments.load.runtime)},
+      {"--onnxruntime", text(arguments.load.onnxruntime_library)},
+      {"--operators", text(arguments.load.operators_library)},
+      {"--tensorrt", text(arguments.load.tensorrt.library)},
+      {"--runtime-cache", text(arguments.load.tensorrt.runtime_cache)},
+      {"--runtime", text(arguments.load.runtime)},
   };
   const std::map<std::string_view, bool*> flags = {{"--verify-hashes", &arguments.load.verify_hashes},
                                                    {"--no-decode-graph", &arguments.no_decode_graph},

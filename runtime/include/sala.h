@@ -44,7 +44,7 @@ extern "C" {
 #endif
 
 #define SALA_ABI_MAJOR 1
-#define SALA_ABI_MINOR 1
+#define SALA_ABI_MINOR 2
 #define SALA_ABI_VERSION (SALA_ABI_MAJOR * 1000 + SALA_ABI_MINOR)
 
 /* Returns the SALA_ABI_VERSION of the library that runs. */
@@ -116,12 +116,13 @@ typedef int32_t (*sala_load_callback)(int64_t done_bytes, int64_t total_bytes, v
 
 typedef struct sala_load_options {
   size_t struct_size;
-  const char* runtime;             /* "auto", "onnxruntime" or "tensorrt". NULL means "auto" */
-  const char* onnxruntime_library; /* libonnxruntime. NULL looks beside this library, in ../lib, in the system */
-  const char* operators_library;   /* libsala_ort.so. NULL looks beside this library and in ../lib */
-  const char* tensorrt_library;    /* libtensorrt_rtx or libnvinfer. NULL looks as for onnxruntime_library */
-  const char* runtime_cache;       /* file where TensorRT for RTX keeps what it compiled. NULL is beside the bundle */
-  void* cuda_stream;               /* a CUstream that all sessions use in turn. NULL gives each session its own */
+  const char* runtime; /* a name of docs/runtimes.md, or "auto": the first that this machine can run. NULL: "auto" */
+  const char*
+      onnxruntime_library;       /* path of libonnxruntime. NULL looks beside this library, in ../lib, in the system */
+  const char* operators_library; /* path of libsala_ort.so. NULL looks beside this library and in ../lib */
+  const char* tensorrt_library;  /* path of libtensorrt_rtx or libnvinfer. NULL looks as for onnxruntime_library */
+  const char* runtime_cache;     /* file where TensorRT for RTX keeps what it compiled. NULL is beside the bundle */
+  void* cuda_stream;             /* a CUstream that all sessions use in turn. NULL gives each session its own */
   sala_device_allocate device_allocate; /* for everything on the GPU, weights included. NULL is the driver's */
   sala_device_release device_release;   /* set it if and only if you set device_allocate */
   void* device_user_data;               /* passed to both */
@@ -205,9 +206,9 @@ typedef int (*sala_progress_callback)(const sala_prefill_progress* progress, voi
 
 typedef struct sala_prefill_options {
   size_t struct_size;
-  int64_t context_length; /* tokens of the whole context, where more will follow than this call brings: it is attended
-                             sparsely from the model's dense_len on. 0: the length after this call; for a stream of
-                             unknown length, sparse. */
+  int64_t context_length; /* only for one prompt that is cut over several calls, to read logits in between: the length
+                             of the context after the last of them. 0: the prompt ends with this call, or with
+                             sala_prefiller_finish */
   sala_progress_callback on_progress; /* NULL: none */
   void* user_data;                    /* for on_progress */
 } sala_prefill_options;
@@ -245,17 +246,23 @@ SALA_API void sala_session_stop(sala_session* session);
 
 /* ---- Streams ----------------------------------------------------------------------------------------------------- */
 
-/* A prefill whose tokens arrive bit by bit. Each step runs as soon as it is full. */
+/* A prefill whose tokens arrive bit by bit. The logits do not depend on how the prompt is cut.
+ *
+ * All tokens of a prompt are attended densely if the context has fewer tokens than the model's dense_len at the end of
+ * the prompt, else sparsely. So tokens wait until the context is that long or the finish ends the prompt. From then on
+ * every step runs as soon as it is full. Tokens that wait are not in the session: sala_session_position does not count
+ * them, and sala_session_save does not write them. */
 typedef struct sala_prefiller sala_prefiller;
 
-/* `tokens_total`: tokens that will come, -1 if unknown. The session must not do anything else until the finish. */
+/* `tokens_total`: tokens that will come, told to on_progress; -1 if unknown. The session must not do anything else
+ * until the finish. */
 SALA_API sala_error* sala_prefiller_create(sala_session* session, const sala_prefill_options* options,
                                            int64_t tokens_total, sala_prefiller** prefiller);
 /* Takes any number of tokens. If it refuses them (1xx), it takes none, and you can go on. */
 SALA_API sala_error* sala_prefiller_feed(sala_prefiller* prefiller, const int32_t* token_ids, size_t count);
-/* Runs the remaining tokens. sala_session_logits then has the logits of the last one. */
+/* Ends the prompt: runs what is left; sala_session_logits then has the logits of the last token. */
 SALA_API sala_error* sala_prefiller_finish(sala_prefiller* prefiller);
-/* Destroys a prefiller. Before the finish, tokens that did not fill a step are dropped. */
+/* Before the finish: tokens that wait are dropped. */
 SALA_API void sala_prefiller_destroy(sala_prefiller* prefiller);
 
 /* ---- Generation -------------------------------------------------------------------------------------------------- */

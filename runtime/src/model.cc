@@ -3,8 +3,7 @@
 #include <algorithm>
 
 #include "bundle/manifest.h"
-#include "engines/onnxruntime/engine.h"
-#include "engines/tensorrt/engine.h"
+#include "runtimes.h"
 #include "session/model_data.h"
 #include "session/session_core.h"
 #include "session/state_file.h"
@@ -38,44 +37,20 @@ Expected<ModelConfig> config_of(const Manifest& manifest, const LoadOptions& opt
   return config;
 }
 
-/// Whether an engine could not be made because this machine lacks what it is for, and not because something is broken.
-bool is_for_elsewhere(const Error& error) {
-  return error.code == ErrorCode::kDeviceMissing || error.code == ErrorCode::kDeviceUnsuitable ||
-         error.code == ErrorCode::kLibraryMissing || error.code == ErrorCode::kLibraryUnusable;
-}
-
-/// `reason` takes why `auto` did not take TensorRT.
-Expected<std::shared_ptr<const Engine>> load_engine(const std::filesystem::path& bundle, const Manifest& manifest,
-                                                    const LoadOptions& options, const WeightSource& source,
-                                                    std::string& reason) {
-  if (options.runtime != Runtime::kOnnxRuntime) {
-    auto engine = tensorrt::TensorRtEngine::create(bundle, manifest, options, source);
-    if (engine || options.runtime == Runtime::kTensorRt || !is_for_elsewhere(engine.error())) return engine;
-    reason = engine.error().message;
-  }
-  return OnnxRuntimeEngine::create(bundle, manifest, options, source);
-}
-
 }  // namespace
-
-Expected<Runtime> runtime_from_name(std::string_view name) {
-  if (name == "auto") return Runtime::kAuto;
-  if (name == "onnxruntime") return Runtime::kOnnxRuntime;
-  if (name == "tensorrt") return Runtime::kTensorRt;
-  return error(ErrorCode::kInvalidArgument, "runtime '", name, "' is unknown: choose auto, tensorrt or onnxruntime");
-}
 
 Expected<Model> Model::load(const std::filesystem::path& bundle, const LoadOptions& options) {
   if (options.threads < 0) {
     return error(ErrorCode::kInvalidArgument, "threads is ", options.threads, ", expected 0 for all cores, or a count");
   }
+  SALA_RETURN_IF_ERROR(check_runtime(options.runtime));
   const auto manifest = read_manifest(bundle);
   if (!manifest) return manifest.error();
   if (options.verify_hashes) SALA_RETURN_IF_ERROR(verify_hashes(bundle, *manifest));
   const auto source = source_of(bundle, *manifest, options);
   if (!source) return source.error();
   std::string reason;
-  auto engine = load_engine(bundle, *manifest, options, **source, reason);
+  auto engine = create_engine(bundle, *manifest, options, **source, reason);
   if (!engine) return engine.error();
   auto config = config_of(*manifest, options, **source);
   if (!config) return config.error();

@@ -120,9 +120,9 @@ TEST_F(CInterface, GenerationStopsAtATokenOfTheCallersChoice) {
   sala_generation_destroy(generation);
 }
 
-TEST_F(CInterface, FedInPiecesEqualsAWholePromptOfUnknownLength) {
+TEST_F(CInterface, FedInPiecesEqualsAWholePrompt) {
   Session session = mock_.session(100, 16);
-  const auto expected = values(*session.prefill(prompt(50), {.context_length = INT32_MAX, .on_progress = {}}));
+  const auto expected = values(*session.prefill(prompt(50)));
   sala_prefiller* prefiller = nullptr;
   ASSERT_EQ(code_of(sala_prefiller_create(session_, nullptr, -1, &prefiller)), 0);
   const auto ids = prompt(50);

@@ -13,13 +13,14 @@
 #include <vector>
 
 #include "mock_step.h"
+#include "safetensors_files.h"
 #include "sala/tensor.h"
 
 namespace sala::test {
 
 using Json = nlohmann::json;
 
-/// A tensor as a safetensors file holds it.
+/// A tensor of a checkpoint; `fixed` as in the manifest.
 struct TestTensor {
   DType dtype;
   Shape shape;
@@ -35,11 +36,6 @@ struct TestWeight {
   Json parts;
   std::string (*bytes)(const TestTensors& tensors, const Json& parts);
 };
-
-template <class T>
-std::string bytes_of_values(const std::vector<T>& values) {
-  return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T)};
-}
 
 template <class T>
 std::vector<T> values_of_bytes(const std::string& bytes) {
@@ -180,42 +176,13 @@ inline int64_t mock_weights(const std::vector<TestWeight>& weights, const TestTe
   return mixed;
 }
 
-/// The type names of safetensors.
-inline std::string safetensors_type(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return "F32";
-    case DType::kFloat16:
-      return "F16";
-    case DType::kBFloat16:
-      return "BF16";
-    case DType::kFloat8E4M3FN:
-      return "F8_E4M3";
-    case DType::kInt8:
-      return "I8";
-    default:
-      return "U8";
-  }
-}
-
-/// A safetensors file of these tensors, in the order of their names, and where each begins in it. The header has an odd
-/// length, so that numbers of several bytes lie across their boundaries.
+/// A safetensors file of these tensors, in the order of their names, and where each begins in it.
 inline std::string safetensors_file(const TestTensors& tensors, std::map<std::string, int64_t>& offsets) {
-  Json header = Json::object();
-  std::string data;
+  std::vector<FileTensor> listed;
   for (const auto& [name, tensor] : tensors) {
-    header[name] = {{"dtype", safetensors_type(tensor.dtype)},
-                    {"shape", tensor.shape},
-                    {"data_offsets", {data.size(), data.size() + tensor.bytes.size()}}};
-    data += tensor.bytes;
+    listed.push_back({name, safetensors_type(tensor.dtype), tensor.shape, tensor.bytes});
   }
-  std::string text = header.dump();
-  if (text.size() % 2 == 0) text += ' ';
-  const uint64_t length = text.size();
-  for (const auto& [name, fields] : header.items()) {
-    offsets[name] = static_cast<int64_t>(sizeof length + length) + fields["data_offsets"][0].get<int64_t>();
-  }
-  return std::string(reinterpret_cast<const char*>(&length), sizeof length) + text + data;
+  return safetensors(listed, &offsets);
 }
 
 }  // namespace sala::test

@@ -71,22 +71,19 @@ class MockExecution final : public Execution {
   MockExecution(std::span<const CacheBinding> caches, std::shared_ptr<MockLog> log)
       : caches_(caches.begin(), caches.end()), log_(std::move(log)) {}
 
-  Status run(Profile profile, std::span<const Tensor> inputs, const Tensor& logits) override {
-    const int64_t* ids = static_cast<const int64_t*>(inputs[0].data);
-    const int64_t tokens = inputs[0].shape[1];
-    const int64_t past = *static_cast<const int32_t*>(inputs[1].data);
-    const int64_t context = *static_cast<const int32_t*>(inputs[2].data);
-    const float* rope = static_cast<const float*>(inputs[3].data);
-    log_->steps.push_back({profile, tokens, past, context});
+  Status run(Profile profile, const StepInputs& step, std::span<float> logits) override {
+    const int64_t tokens = static_cast<int64_t>(step.input_ids.size());
+    const int64_t past = step.past_length;
+    log_->steps.push_back({profile, tokens, past, step.context_length});
     if (log_->fail_at == log_->steps.size() - 1) return error(ErrorCode::kEngineFailed, "the mock fails as told");
 
     float* state = static_cast<float*>(caches_[0].data);
     const MockCaches caches{rows(1), rows(2), rows(3), rows(4)};
-    for (int64_t t = 0; t < tokens; ++t) {
-      mock_state(state, ids[t], rope[2 * t + 1], context);
-      mock_caches(caches, past + t, ids[t]);
+    for (size_t t = 0; t < step.input_ids.size(); ++t) {
+      mock_state(state, step.input_ids[t], step.rope_cos_sin[2 * t + 1], step.context_length);
+      mock_caches(caches, past + static_cast<int64_t>(t), step.input_ids[t]);
     }
-    mock_logits(state, caches, past + tokens, log_->weights, static_cast<float*>(logits.data));
+    mock_logits(state, caches, past + tokens, log_->weights, logits.data());
     return success();
   }
 
@@ -147,6 +144,7 @@ inline ModelConfig mock_config() {
   config.inv_freq = {0.37f};
   config.kernel_size = kKernelSize;
   config.kernel_stride = kKernelStride;
+  config.dense_len = kDenseLength;
   return config;
 }
 

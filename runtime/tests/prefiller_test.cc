@@ -137,20 +137,100 @@ TEST(Prefill, ReportsProgressAfterEveryChunk) {
   EXPECT_EQ(done, (std::vector<int64_t>{8, 16, 20}));
 }
 
-TEST(Prefiller, RunsTheSameStepsHoweverTheStreamIsCut) {
-  const auto ids = prompt(53);
-  for (const size_t piece : {1u, 7u, 8u, 9u, 53u}) {
-    const Mock mock;
-    Session session = mock.session(100, 8);
-    auto prefiller = Prefiller::create(session, {});
-    for (size_t i = 0; i < ids.size(); i += piece) {
-      ASSERT_TRUE(prefiller->feed(std::span(ids).subspan(i, std::min(piece, ids.size() - i))));
-      EXPECT_EQ(session.position(), static_cast<int64_t>(std::min(i + piece, ids.size()) / 8 * 8));
-    }
-    ASSERT_TRUE(prefiller->finish());
-    ASSERT_EQ(mock.steps().size(), 7u);
-    EXPECT_EQ(mock.steps().back(), (Step{kPrefill, 5, 48, INT32_MAX})) << "an unknown length is sparse";
+/// Logits of `ids` fed in pieces of `piece` tokens.
+std::vector<float> streamed(const Mock& mock, std::span<const int32_t> ids, size_t piece) {
+  Session session = mock.session(400, 8);
+  auto prefiller = Prefiller::create(session, {});
+  for (; !ids.empty(); ids = ids.subspan(std::min(piece, ids.size()))) {
+    EXPECT_TRUE(prefiller->feed(ids.first(std::min(piece, ids.size()))));
   }
+  return values(*prefiller->finish());
+}
+
+TEST(Prefiller, RunsTheSameStepsHoweverThePromptIsCut) {
+  for (const int64_t tokens : {int64_t{1}, kDenseLength - 1, kDenseLength, kDenseLength + 1, int64_t{333}}) {
+    const auto ids = prompt(tokens);
+    const Mock whole;
+    Session session = whole.session(400, 8);
+    const auto wanted = values(*session.prefill(ids));
+    for (const size_t piece : {1u, 7u, 8u, 9u, 333u}) {
+      const Mock mock;
+      EXPECT_EQ(streamed(mock, ids, piece), wanted) << tokens << " in pieces of " << piece;
+      ASSERT_EQ(mock.steps().size(), whole.steps().size());
+      for (size_t i = 0; i < mock.steps().size(); ++i) {
+        EXPECT_EQ(mock.steps()[i].tokens, whole.steps()[i].tokens);
+        EXPECT_EQ(mock.steps()[i].context_length < kDenseLength, tokens < kDenseLength);
+      }
+    }
+  }
+}
+
+TEST(Prefiller, HoldsTokensBackUntilTheContextIsKnownToBeSparse) {
+  const auto ids = prompt(60);
+  const Mock mock;
+  Session session = mock.session(100, 8);
+  auto prefiller = Prefiller::create(session, {});
+  for (int64_t fed = 1; fed <= 60; ++fed) {
+    ASSERT_TRUE(prefiller->feed(std::span(ids).subspan(static_cast<size_t>(fed) - 1, 1)));
+    EXPECT_EQ(session.position(), fed < kDenseLength ? 0 : fed / 8 * 8);
+  }
+}
+
+TEST(Prefiller, WithoutDenseContextsRunsEveryStepAsSoonAsItIsFull) {
+  ModelConfig config = mock_config();
+  config.dense_len = -1;
+  const Mock mock(config);
+  Session session = mock.session(100, 8);
+  auto prefiller = Prefiller::create(session, {});
+  ASSERT_TRUE(prefiller->feed(prompt(17)));
+  EXPECT_EQ(session.position(), 16);
+}
+
+TEST(Prefiller, CountsWhatTheSessionHeldBefore) {
+  const auto ids = prompt(90);
+  for (const size_t before : {30u, 50u}) {
+    const Mock mock;
+    Session session = mock.session(100, 8), wanted = mock.session(100, 8);
+    for (Session* each : {&session, &wanted}) {
+      ASSERT_TRUE(each->prefill(std::span(ids).first(before)));
+      ASSERT_TRUE(each->sample({}));
+    }
+    const auto rest = std::span(ids).subspan(before, 37);
+    auto prefiller = Prefiller::create(session, {});
+    for (size_t i = 0; i < rest.size(); ++i) ASSERT_TRUE(prefiller->feed(rest.subspan(i, 1)));
+    EXPECT_EQ(values(*prefiller->finish()), values(*wanted.prefill(rest))) << before;
+  }
+}
+
+TEST(Prefiller, HoldsNothingBackWhereTheLengthIsGiven) {
+  const Mock mock;
+  Session session = mock.session(100, 8);
+  auto prefiller = Prefiller::create(session, {.context_length = 39, .on_progress = {}});
+  ASSERT_TRUE(prefiller->feed(prompt(10)));
+  EXPECT_EQ(mock.steps(), (std::vector<Step>{{kPrefill, 8, 0, 39}}));
+}
+
+TEST(Prefiller, DestroyedWhileTokensWaitLeavesTheSessionAsItWas) {
+  const Mock mock;
+  Session session = mock.session(100, 8);
+  ASSERT_TRUE(Prefiller::create(session, {})->feed(prompt(30)));
+  EXPECT_EQ(session.position(), 0);
+  EXPECT_TRUE(session.prefill(prompt(5)));
+}
+
+TEST(Prefiller, TakesNothingMoreAfterItWasStopped) {
+  const auto ids = prompt(60);
+  const Mock mock;
+  Session session = mock.session(100, 8);
+  const auto wanted = values(*mock.session(100, 8).prefill(ids));
+  PrefillOptions options;
+  options.on_progress = [](const PrefillProgress& progress) { return progress.tokens_done < 16; };
+  auto prefiller = Prefiller::create(session, options);
+  EXPECT_EQ(prefiller->feed(ids).error().code, ErrorCode::kStopped);
+  EXPECT_EQ(session.position(), 16);
+  EXPECT_EQ(prefiller->feed(prompt(1)).error().code, ErrorCode::kInvalidArgument);
+  EXPECT_EQ(prefiller->finish().error().code, ErrorCode::kInvalidArgument);
+  EXPECT_EQ(values(*session.prefill(std::span(ids).subspan(16))), wanted);
 }
 
 TEST(Prefiller, WithoutTokensIsAnEmptyPrompt) {

@@ -160,7 +160,7 @@ TEST_F(TensorRtLoad, OtherFailuresCarryTensorRtsWords) {
 TEST_F(TensorRtLoad, AutoTakesTensorRtWhereItsGpuIs) {
   FakeBundle bundle;
   LoadOptions options = TensorRtLoad::options();
-  options.runtime = Runtime::kAuto;
+  options.runtime = "auto";
   const auto model = Model::load(bundle.write(), options);
   ASSERT_TRUE(model) << model.error().message;
   EXPECT_EQ(model->engine().name(), "tensorrt");
@@ -171,7 +171,7 @@ TEST_F(TensorRtLoad, AutoDoesNotHideADamagedPlan) {
   bundle.write();
   bundle.files[kPlan][3] ^= 1;
   LoadOptions options = TensorRtLoad::options();
-  options.runtime = Runtime::kAuto;
+  options.runtime = "auto";
   const auto model = Model::load(bundle.write(), options);
   ASSERT_FALSE(model);
   expect_error(model.error(), ErrorCode::kBundleDamaged, {kPlan});

@@ -52,7 +52,7 @@ class TensorRt : public testing::Test {
 
   static LoadOptions options() {
     LoadOptions options;
-    options.runtime = Runtime::kTensorRt;
+    options.runtime = "tensorrt";
     options.tensorrt.library = FAKE_TENSORRT;
     return options;
   }

@@ -103,9 +103,9 @@ TEST_F(WeightInputs, AreConvertedAcrossBordersOfBlocks) {
 }
 
 TEST_F(WeightInputs, OfScalesRepeatASingleNumberAndTakeAFactor) {
-  store("a.safetensors", {{"one", "F32", {}, bytes_of_numbers<float>({0.1f})},
-                          {"rows", "F32", {3, 1}, bytes_of_numbers<float>({1.0f, 2.0f, 0.3f})},
-                          {"factor", "F32", {1}, bytes_of_numbers<float>({0.7f})}});
+  store("a.safetensors", {{"one", "F32", {}, bytes_of_values<float>({0.1f})},
+                          {"rows", "F32", {3, 1}, bytes_of_values<float>({1.0f, 2.0f, 0.3f})},
+                          {"factor", "F32", {1}, bytes_of_values<float>({0.7f})}});
   const WeightInput input{spec(DType::kFloat32, {7}),
                           {scales_of("one", 2, "factor"), scales_of("rows", 3, "factor"), scales_of("one", 2)}};
   const std::vector<float> expected{0.1f * 0.7f, 0.1f * 0.7f, 0.7f, 2.0f * 0.7f, 0.3f * 0.7f, 0.1f, 0.1f};
@@ -114,10 +114,10 @@ TEST_F(WeightInputs, OfScalesRepeatASingleNumberAndTakeAFactor) {
 }
 
 TEST_F(WeightInputs, OfOneNumberAreToldByEachPart) {
-  store("a.safetensors", {{"a", "F32", {}, bytes_of_numbers<float>({0.25f})},
-                          {"b", "F32", {1}, bytes_of_numbers<float>({0.25f})},
-                          {"c", "F32", {1}, bytes_of_numbers<float>({0.5f})},
-                          {"d", "F32", {2}, bytes_of_numbers<float>({0.25f, 0.25f})}});
+  store("a.safetensors", {{"a", "F32", {}, bytes_of_values<float>({0.25f})},
+                          {"b", "F32", {1}, bytes_of_values<float>({0.25f})},
+                          {"c", "F32", {1}, bytes_of_values<float>({0.5f})},
+                          {"d", "F32", {2}, bytes_of_values<float>({0.25f, 0.25f})}});
   EXPECT_EQ(floats({spec(DType::kFloat32, {1}), {{"a"}, {"b"}, scales_of("a", 1)}}), (std::vector<float>{0.25f}));
   EXPECT_EQ(floats({spec(DType::kFloat32, {1}), {{"a"}}}), (std::vector<float>{0.25f}));
   const auto differing = read({spec(DType::kFloat32, {1}), {{"a"}, {"c"}}});
@@ -130,7 +130,7 @@ TEST_F(WeightInputs, OfOneNumberAreToldByEachPart) {
 
 TEST_F(WeightInputs, OfFp8AreE4m3WithOneScale) {
   store("a.safetensors", {{"codes", "F8_E4M3", {2, 3}, bytes({0x38, 0xc0, 0x01, 0x7e, 0x08, 0x80})},
-                          {"scales", "F32", {}, bytes_of_numbers<float>({0.5f})}});
+                          {"scales", "F32", {}, bytes_of_values<float>({0.5f})}});
   EXPECT_EQ(floats({spec(DType::kFloat32, {2, 3}), {quantized(Codes::kFp8, 3)}}),
             (std::vector<float>{0.5f, -1.0f, 0x1p-10f, 224.0f, 0x1p-7f, 0.0f}));
 }
@@ -139,7 +139,7 @@ TEST_F(WeightInputs, OfInt8MayHaveAScalePerRowAndFollowPlainRows) {
   for (const Shape& shape : {Shape{2}, Shape{2, 1}}) {
     store("a.safetensors", {{"plain", "BF16", {1, 2}, bytes({0x80, 0x3f, 0x20, 0xc0})},
                             {"codes", "I8", {2, 2}, bytes({1, 0x80, 0x7f, 0xff})},
-                            {"scales", "F32", shape, bytes_of_numbers<float>({0.5f, 2.0f})}});
+                            {"scales", "F32", shape, bytes_of_values<float>({0.5f, 2.0f})}});
     EXPECT_EQ(floats({spec(DType::kFloat32, {3, 2}), {{"plain"}, quantized(Codes::kInt8, 2)}}, 16),
               (std::vector<float>{1.0f, -2.5f, 0.5f, -64.0f, 254.0f, -2.0f}));
   }
@@ -172,7 +172,7 @@ TEST_F(WeightInputs, AreDequantizedAcrossBordersOfBlocks) {
     scales.push_back(row % 2 == 0 ? 0.5f : 2.0f);
   }
   store("a.safetensors",
-        {{"codes", "I8", {kRows, kColumns}, codes}, {"scales", "F32", {kRows}, bytes_of_numbers(scales)}});
+        {{"codes", "I8", {kRows, kColumns}, codes}, {"scales", "F32", {kRows}, bytes_of_values(scales)}});
   const WeightInput input{spec(DType::kFloat32, {kRows, kColumns}), {quantized(Codes::kInt8, kColumns)}};
   for (const int64_t room : {int64_t{1} << 40, int64_t{999'996}}) {
     const auto values = floats(input, room);

@@ -22,6 +22,7 @@ MANIFEST_FILE = "bundle.json"
 GRAPH_FOLDER = "graph"
 ENGINE_FOLDER = "engine"
 TEXT_FOLDER = "text"
+TOKENIZER_FILE = "tokenizer.json"
 FLAVOURS = ("rtx", "tensorrt")
 """Names of the flavours: TensorRT for RTX and TensorRT."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..errors import BundleError
 from ..progress import ProgressCallback, silent
 from .hashing import Hashing, Span
-from .manifest import MANIFEST_FILE, Manifest
+from .manifest import MANIFEST_FILE, TOKENIZER_FILE, Manifest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +49,12 @@ class Bundle:
                     f"{file} has {file.stat().st_size} bytes, {MANIFEST_FILE} says {size}: copy the bundle again"
                 )
         return cls(directory=directory, manifest=manifest)
+
+    @property
+    def tokenizer_folder(self) -> Path | None:
+        """The folder of the tokenizer's files; None if the bundle was built from a checkpoint without them."""
+        files = [self.directory / name for name in self.manifest.text]
+        return next((file.parent for file in files if file.name == TOKENIZER_FILE), None)
 
     def verify_hashes(self, on_progress: ProgressCallback = silent) -> None:
         """Compare the hash of every file, and of every tensor in the weight files.

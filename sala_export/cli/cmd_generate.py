@@ -114,7 +114,6 @@ def generate(
 ) -> None:
     """Answer a prompt with a bundle, and print the text while it is generated.
 
-    Attention is dense or sparse by the length of the whole prompt, which is the same however the prompt is given.
     If you interrupt the command, it saves no state.
     """
     if (prompt is None) == (prompt_file is None):
@@ -123,7 +122,7 @@ def generate(
         raise RequestError(f"--save-state {save_state}: there is no directory {save_state.parent}")
     with ExitStack() as stack:
         source = _source(prompt, prompt_file, stack)
-        model, tokenizer, dense_len = _load(console, bundle, runtime, weights)
+        model, tokenizer = _load(console, bundle, runtime, weights)
         if load_state is None:
             session = model.session(max_context=max_context)
         else:
@@ -131,7 +130,7 @@ def generate(
         stop_tokens = {*model.eos_token_ids, *tokenizer.stop_token_ids}
         ids = _prompt_ids(source, tokenizer, session, chat=chat, stop_tokens=stop_tokens)
         with PrefillDisplay(console, source.tokens_expected) as display:
-            _prefill(session, ids, dense_len, display)
+            session.prefill(ids, on_progress=display)
     if sampling["max_new_tokens"]:
         _answer(console, session, sampling)
     if save_state is not None:
@@ -183,18 +182,19 @@ def _source(prompt: str | None, prompt_file: str | None, stack: ExitStack) -> _S
     return _Source(file, bytes_total=path.stat().st_size if path.is_file() else None)
 
 
-def _load(console: Console, bundle: Path, runtime: str, weights: Path | None) -> tuple[Model, Tokenizer, int]:
-    """The model, its tokenizer, and the tokens from which on attention is sparse."""
+def _load(console: Console, bundle: Path, runtime: str, weights: Path | None) -> tuple[Model, Tokenizer]:
+    """The model and its tokenizer."""
     from ..loading import TORCH, load
     from ..model_source import ModelSource
+    from ..runtime.text import Tokenizer
 
     source = ModelSource.open(bundle, other_weights=weights) if runtime == TORCH else ModelSource.of_bundle(bundle)
-    tokenizer = source.tokenizer()
-    if tokenizer is None:
+    if source.tokenizer_folder is None:
         raise UnsupportedError(
             f"{bundle} has no tokenizer, so it cannot read text: use sala_export.load and token ids, or build it again "
             "from a checkpoint with tokenizer.json"
         )
+    tokenizer = Tokenizer.from_directory(source.tokenizer_folder)
     if runtime == TORCH:
         model = load(bundle, runtime=runtime, tokenizer=tokenizer, weights=weights)
     else:
@@ -206,7 +206,7 @@ def _load(console: Console, bundle: Path, runtime: str, weights: Path | None) ->
                 weights=weights,
                 on_progress=load_progress(on_progress),
             )
-    return model, tokenizer, source.config.sparse_config.dense_len
+    return model, tokenizer
 
 
 def _prompt_ids(
@@ -242,21 +242,6 @@ def _utf8(data: bytes) -> str:
         return data.decode()
     except UnicodeDecodeError as error:
         raise SessionError(f"the prompt is not UTF-8 at byte {error.start}, counted from 0: convert it first") from None
-
-
-def _prefill(session: Session, ids: Iterator[list[int]], dense_len: int, display: PrefillDisplay) -> None:
-    """Run the prompt as it comes, attending as if it had come at once.
-
-    Only a context of less than `dense_len` tokens is dense. So tokens are held back until there are that many, or all:
-    then it is known which it will be.
-    """
-    held: list[int] = []
-    for part in ids:
-        held += part
-        if session.position + len(held) >= dense_len:
-            session.prefill(itertools.chain((held,), ids), on_progress=display)
-            return
-    session.prefill(held, on_progress=display)
 
 
 def _answer(console: Console, session: Session, sampling: _Sampling) -> None:

@@ -15,15 +15,11 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from ..errors import CheckpointError, RequestError, ShapeError
-from ..model.signature import PAST
-from ..ops.infllmv2_attention.schema import CONTRACT as INFLLMV2_ATTENTION
-from ..ops.registry import CONTRACTS
+from ..model.signature import LOGITS, PAST, SYMBOLIC_DIMENSIONS, TOKEN_INPUTS
+from ..ops.registry import CONTRACTS, INFLLMV2_ATTENTION
 from ..specs import CODE_TYPES, DType, TensorSpec
 
 OPERATOR_DOMAIN = "sala"
-TOKEN_INPUTS = ("input_ids", "past_length", "context_length", "rope_cos_sin")
-"""Inputs of a step besides its caches. See `model/signature.py`."""
-SYMBOLIC_DIMENSIONS = ("batch", "tokens", "capacity", "capacity_k1", "capacity_k2")
 
 _DTYPES: dict[int, DType] = {
     onnx.TensorProto.FLOAT: DType.FLOAT32,
@@ -151,7 +147,7 @@ def read_graph(path: Path) -> EngineGraph:
 
 
 def _is_of_step(name: str) -> bool:
-    return name in TOKEN_INPUTS or name.startswith(f"{PAST}.")
+    return name in TOKEN_INPUTS or name.startswith(PAST)
 
 
 def _check_weights(path: Path, weights: Sequence[TensorSpec]) -> None:
@@ -264,6 +260,6 @@ def _embedding(path: Path, graph: onnx.GraphProto, weights: Sequence[TensorSpec]
 
 def _vocabulary(path: Path, outputs: Sequence[TensorSpec]) -> int:
     for spec in outputs:
-        if spec.name == "logits" and isinstance(spec.shape[-1], int):
+        if spec.name == LOGITS and isinstance(spec.shape[-1], int):
             return spec.shape[-1]
-    raise ShapeError(f"{path}: expected an output 'logits' [batch, vocabulary]")
+    raise ShapeError(f"{path}: expected an output '{LOGITS}' [batch, vocabulary]")

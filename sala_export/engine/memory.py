@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from ..errors import RequestError, ShapeError
+from ..model.signature import LOGITS, PAST
 from ..specs import TensorSpec, format_bytes, format_tokens
 from .graph import EngineGraph, OperatorNode
 from .profiles import largest_sizes
@@ -70,7 +71,7 @@ def predict_memory(
     """
     sizes = largest_sizes(graph, request, request.prefill_chunk)
     parts = dict.fromkeys((*_CACHE_PARTS.values(), "io_bytes"), 0)
-    for spec in (*graph.inputs, *(spec for spec in graph.outputs if spec.name == "logits")):
+    for spec in (*graph.inputs, *(spec for spec in graph.outputs if spec.name == LOGITS)):
         parts[_part(graph, spec)] += spec.size_bytes(sizes)
     tokens = request.max_batch * request.prefill_chunk
     return MemoryUsage(
@@ -194,7 +195,7 @@ def _needs(request: EngineRequest, memory: MemoryUsage, recipe: GpuRecipe) -> st
 
 
 def _part(graph: EngineGraph, spec: TensorSpec) -> str:
-    if not spec.name.startswith("past_key_values."):
+    if not spec.name.startswith(PAST):
         return "io_bytes"
     word = spec.name.rpartition(".")[2]
     if word not in _CACHE_PARTS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from ..model.signature import BATCH, CAPACITY, CAPACITY_K1, CAPACITY_K2, TOKENS
 from .graph import EngineGraph
 from .request import EngineRequest
 
@@ -61,8 +62,8 @@ def make_profiles(graph: EngineGraph, request: EngineRequest) -> tuple[Profile, 
 
 
 def _sizes(graph: EngineGraph, batch: int, tokens: int, capacity: int) -> dict[str, int]:
-    sizes = {"batch": batch, "tokens": tokens, "capacity": capacity}
+    sizes = {BATCH: batch, TOKENS: tokens, CAPACITY: capacity}
     sparse = graph.sparse_sizes()
     if sparse:
-        sizes |= {"capacity_k1": sparse.k1_capacity(capacity), "capacity_k2": sparse.k2_capacity(capacity)}
+        sizes |= {CAPACITY_K1: sparse.k1_capacity(capacity), CAPACITY_K2: sparse.k2_capacity(capacity)}
     return sizes

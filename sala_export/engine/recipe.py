@@ -7,40 +7,86 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    InstanceOf,
+    Strict,
+    TypeAdapter,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+from pydantic_core import PydanticCustomError
 
 from ..errors import ConfigError, RequestError, SalaError
 from ..installation import recipe_folder
 from ..specs import ComputeCapability, parse_tokens
 
+_MEMBERS = "members"
+_EXPECTED = "expected"
+
+
+def _expected(what: str) -> WrapValidator:
+    """Says of a value that its type does not take what was expected there."""
+
+    def validate(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValidationError as error:
+            if error.errors()[0]["type"] == _EXPECTED:
+                raise
+            told = {"value": repr(value), "what": what}
+            raise PydanticCustomError(_EXPECTED, "is {value}, expected {what}", told) from None
+
+    return WrapValidator(validate)
+
+
+def _parsed(parse: Callable[[str], Any]) -> BeforeValidator:
+    return BeforeValidator(lambda value: parse(value) if isinstance(value, str) else value)
+
+
+_Text = Annotated[str, Strict(), Field(min_length=1), _expected("a string")]
+_Texts = Annotated[tuple[Annotated[str, Strict(), Field(min_length=1)], ...], _expected("a list of strings")]
+_Bytes = Annotated[int, Strict(), Field(gt=0), _expected("a positive integer")]
+_Number = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False), _expected("a positive number")]
+_Rates = Annotated[dict[str, _Number], _expected("a table of numbers by precision")]
+_Tokens = Annotated[int, Strict(), Field(gt=0), _parsed(parse_tokens), _expected("a token count, as in 8192 or '1M'")]
+_Capability = Annotated[ComputeCapability, InstanceOf(), _parsed(ComputeCapability.parse), _expected("a string")]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GpuRecipe:
-    """One GPU model. `load_recipe` loads it and checks every field."""
+    """One GPU model. Its fields but the name are the keys of a recipe file; `load_recipe` checks them."""
 
     name: str
     """File name of the recipe without `.toml`."""
-    gpu: str
+    gpu: _Text
     """Full name of the GPU, as its driver reports it."""
-    aliases: tuple[str, ...]
-    compute_capability: ComputeCapability
-    memory_bytes: int
+    aliases: _Texts
+    compute_capability: _Capability
+    memory_bytes: _Bytes
     """Total device memory that the driver reports."""
-    reserve_bytes: int
+    reserve_bytes: _Bytes
     """Part of the memory that is left to the CUDA context, loaded kernels and other programs."""
-    memory_gigabytes_per_second: float
+    memory_gigabytes_per_second: _Number
     """Peak bandwidth of the device memory, decimal."""
-    peak_tera_operations_per_second: Mapping[str, float]
+    peak_tera_operations_per_second: _Rates
     """Dense peak rate of the tensor cores by precision. A multiply-add is two operations."""
-    precisions: tuple[str, ...]
+    precisions: _Texts
     """Precisions that the GPU can run, whether or not this release builds them."""
-    default_max_context: int
-    """Longest context in tokens, if `--max-context` is not given."""
-    default_prefill_chunk: int
-    """Tokens per prefill step, if `--prefill-chunk` is not given."""
+    default_max_context: _Tokens
+    """In tokens, as the next."""
+    default_prefill_chunk: _Tokens
+
+
+_ADAPTER = TypeAdapter(GpuRecipe)
+_KEYS = tuple(field.name for field in fields(GpuRecipe) if field.name != "name")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,9 +177,9 @@ def load_recipe(name_or_path: str) -> GpuRecipe:
 
 def read_recipe(path: Path) -> GpuRecipe:
     """Load the recipe file of one GPU. Raises: RequestError if it cannot be read, ConfigError naming file and field."""
-    fields = _read_toml(path)
+    values = _read_toml(path)
     try:
-        return _recipe(path.stem, fields)
+        return _recipe(path.stem, values)
     except (ConfigError, RequestError) as error:
         raise ConfigError(f"{path}: {error}") from None
 
@@ -143,11 +189,11 @@ def read_members(path: Path) -> tuple[str, ...]:
 
     Raises: RequestError if it cannot be read, ConfigError naming file and field.
     """
-    fields = _read_toml(path)
-    if _MEMBERS not in fields:
+    values = _read_toml(path)
+    if _MEMBERS not in values:
         return ()
-    members = fields[_MEMBERS]
-    if len(fields) > 1:
+    members = values[_MEMBERS]
+    if len(values) > 1:
         raise ConfigError(f"{path}: {_MEMBERS} stands alone in the recipe of a group: remove the other keys")
     if not isinstance(members, list) or not members or not all(isinstance(name, str) and name for name in members):
         raise ConfigError(f"{path}: {_MEMBERS} is {members!r}, expected a list of names of recipes")
@@ -187,66 +233,28 @@ def _require_distinct(where: str, gpus: Sequence[GpuRecipe], error: type[SalaErr
         raise error(f"{where}: {twice} is named twice: name each GPU once")
 
 
-_MEMBERS = "members"
-
-_FIELDS: dict[str, str] = {
-    "gpu": "string",
-    "aliases": "strings",
-    "compute_capability": "string",
-    "memory_bytes": "integer",
-    "reserve_bytes": "integer",
-    "memory_gigabytes_per_second": "number",
-    "peak_tera_operations_per_second": "rates",
-    "precisions": "strings",
-    "default_max_context": "tokens",
-    "default_prefill_chunk": "tokens",
-}
-
-
-def _recipe(name: str, fields: Mapping[str, Any]) -> GpuRecipe:
-    for key in fields:
-        if key not in _FIELDS:
-            near = difflib.get_close_matches(key, _FIELDS, n=1, cutoff=0.0)
+def _recipe(name: str, values: Mapping[str, Any]) -> GpuRecipe:
+    for key in values:
+        if key not in _KEYS:
+            near = difflib.get_close_matches(key, _KEYS, n=1, cutoff=0.0)
             raise ConfigError(f"unknown key {key!r}, did you mean {near[0]!r}?")
-    missing = [key for key in _FIELDS if key not in fields]
+    missing = [key for key in _KEYS if key not in values]
     if missing:
         raise ConfigError(f"missing {', '.join(missing)}")
-    values = {key: _value(key, kind, fields[key]) for key, kind in _FIELDS.items()}
-    values["compute_capability"] = ComputeCapability.parse(values["compute_capability"])
-    if values["reserve_bytes"] >= values["memory_bytes"]:
+    try:
+        recipe = _ADAPTER.validate_python({"name": name, **values})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{'.'.join(map(str, first['loc']))} {first['msg']}") from None
+    _check_together(recipe)
+    return recipe
+
+
+def _check_together(recipe: GpuRecipe) -> None:
+    if recipe.reserve_bytes >= recipe.memory_bytes:
         raise ConfigError("reserve_bytes leaves nothing of memory_bytes")
-    unknown = [name for name in values["peak_tera_operations_per_second"] if name not in values["precisions"]]
+    unknown = [name for name in recipe.peak_tera_operations_per_second if name not in recipe.precisions]
     if unknown:
         raise ConfigError(f"peak_tera_operations_per_second.{unknown[0]} is not among precisions")
-    if values["default_prefill_chunk"] > values["default_max_context"]:
+    if recipe.default_prefill_chunk > recipe.default_max_context:
         raise ConfigError("default_prefill_chunk is larger than default_max_context")
-    return GpuRecipe(name=name, **values)
-
-
-def _value(key: str, kind: str, value: Any) -> Any:
-    """Check and convert one field."""
-    number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
-    match kind:
-        case "string" if isinstance(value, str) and value:
-            return value
-        case "strings" if isinstance(value, list) and all(isinstance(item, str) and item for item in value):
-            return tuple(value)
-        case "integer" if number and isinstance(value, int):
-            return value
-        case "number" if number:
-            return float(value)
-        case "rates" if isinstance(value, dict):
-            return {name: _value(f"{key}.{name}", "number", rate) for name, rate in value.items()}
-        case "tokens" if number and isinstance(value, int):
-            return value
-        case "tokens" if isinstance(value, str):
-            return parse_tokens(value)
-    expected = {
-        "string": "a string",
-        "strings": "a list of strings",
-        "integer": "a positive integer",
-        "number": "a positive number",
-        "rates": "a table of numbers by precision",
-        "tokens": "a token count, as in 8192 or '1M'",
-    }[kind]
-    raise ConfigError(f"{key} is {value!r}, expected {expected}")

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from ..ops.common.targets import AOT_ARCHITECTURES, SHARED_RESERVED_PER_BLOCK
 from .cubin import CubinFacts, read_cubin
-from .occupancy import MULTIPROCESSORS, SHARED_RESERVED_PER_BLOCK, blocks_per_multiprocessor
+from .occupancy import blocks_per_multiprocessor
 from .shipped import ShippedKernel
 from .tensor_cores import instructions_per_warp
 
@@ -34,7 +35,7 @@ class KernelReport:
     @property
     def occupancy(self) -> float:
         """Share of the warps that a multiprocessor can hold."""
-        return self.warps / MULTIPROCESSORS[self.shipped.sm].warps
+        return self.warps / AOT_ARCHITECTURES[self.shipped.sm].warps
 
     @property
     def expected_tensor_core_instructions(self) -> int:

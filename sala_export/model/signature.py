@@ -1,8 +1,7 @@
 """Names, types and shapes of everything that enters and leaves one step of the model.
 
-The exported graph, the engine profiles, the bundle manifest and every runtime share these names. Symbolic dimensions:
-`batch`, `tokens` (of this chunk), `capacity` (tokens that the caches can hold), `capacity_k1` and `capacity_k2`
-(compressed keys that they can hold).
+The exported graph, the engine profiles, the bundle manifest and every runtime share these names. In C++ they stand in
+`runtime/include/sala/step_names.h`.
 """
 
 from __future__ import annotations
@@ -12,8 +11,27 @@ from dataclasses import dataclass
 from ..checkpoint.config import Mixer, SalaConfig
 from ..specs import DType, TensorSpec
 
-PAST = "past_key_values"
-PRESENT = "present"
+INPUT_IDS = "input_ids"
+PAST_LENGTH = "past_length"
+CONTEXT_LENGTH = "context_length"
+ROPE_COS_SIN = "rope_cos_sin"
+TOKEN_INPUTS = (INPUT_IDS, PAST_LENGTH, CONTEXT_LENGTH, ROPE_COS_SIN)
+"""Inputs of a step besides its caches, in graph order."""
+LOGITS = "logits"
+PAST = "past_key_values."
+"""Prefix of a cache as it enters a step: `past_key_values.{layer}.{role}`."""
+PRESENT = "present."
+"""Prefix of a cache as it leaves a step."""
+
+BATCH = "batch"
+TOKENS = "tokens"
+"""Tokens of the step."""
+CAPACITY = "capacity"
+"""Tokens that the caches can hold."""
+CAPACITY_K1 = "capacity_k1"
+CAPACITY_K2 = "capacity_k2"
+"""Compressed keys that the caches can hold."""
+SYMBOLIC_DIMENSIONS = (BATCH, TOKENS, CAPACITY, CAPACITY_K1, CAPACITY_K2)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,31 +69,31 @@ def signature(config: SalaConfig, dtype: DType) -> Signature:
     for layer, mixer in enumerate(config.mixer_types):
         roles: dict[str, tuple[DType, tuple[int | str, ...]]]
         if mixer is Mixer.LIGHTNING:
-            roles = {"state": (DType.FLOAT32, ("batch", heads, dim, dim))}
+            roles = {"state": (DType.FLOAT32, (BATCH, heads, dim, dim))}
         else:
             roles = {
-                "key": (dtype, ("batch", kv_heads, "capacity", dim)),
-                "value": (dtype, ("batch", kv_heads, "capacity", dim)),
-                "k1": (dtype, ("batch", kv_heads, "capacity_k1", dim)),
-                "k2": (dtype, ("batch", kv_heads, "capacity_k2", dim)),
+                "key": (dtype, (BATCH, kv_heads, CAPACITY, dim)),
+                "value": (dtype, (BATCH, kv_heads, CAPACITY, dim)),
+                "k1": (dtype, (BATCH, kv_heads, CAPACITY_K1, dim)),
+                "k2": (dtype, (BATCH, kv_heads, CAPACITY_K2, dim)),
             }
         for role, (role_dtype, shape) in roles.items():
             caches.append(
                 CacheEntry(
                     layer=layer,
                     role=role,
-                    past=TensorSpec(f"{PAST}.{layer}.{role}", role_dtype, shape),
-                    present=TensorSpec(f"{PRESENT}.{layer}.{role}", role_dtype, shape),
+                    past=TensorSpec(f"{PAST}{layer}.{role}", role_dtype, shape),
+                    present=TensorSpec(f"{PRESENT}{layer}.{role}", role_dtype, shape),
                 )
             )
     return Signature(
         token_inputs=(
-            TensorSpec("input_ids", DType.INT64, ("batch", "tokens")),
-            TensorSpec("past_length", DType.INT32, ("batch",)),
-            TensorSpec("context_length", DType.INT32, ("batch",)),
-            TensorSpec("rope_cos_sin", DType.FLOAT32, ("batch", "tokens", dim)),
+            TensorSpec(INPUT_IDS, DType.INT64, (BATCH, TOKENS)),
+            TensorSpec(PAST_LENGTH, DType.INT32, (BATCH,)),
+            TensorSpec(CONTEXT_LENGTH, DType.INT32, (BATCH,)),
+            TensorSpec(ROPE_COS_SIN, DType.FLOAT32, (BATCH, TOKENS, dim)),
         ),
-        logits=TensorSpec("logits", DType.FLOAT32, ("batch", config.vocab_size)),
+        logits=TensorSpec(LOGITS, DType.FLOAT32, (BATCH, config.vocab_size)),
         caches=tuple(caches),
     )
 
@@ -83,8 +101,8 @@ def signature(config: SalaConfig, dtype: DType) -> Signature:
 def cache_sizes(config: SalaConfig, capacity: int, batch: int = 1) -> dict[str, int]:
     """Values of the symbolic cache dimensions for `capacity` tokens; compressed caches hold at least one key."""
     return {
-        "batch": batch,
-        "capacity": capacity,
-        "capacity_k1": max(1, config.sparse_config.k1_count(capacity)),
-        "capacity_k2": max(1, config.sparse_config.k2_count(capacity)),
+        BATCH: batch,
+        CAPACITY: capacity,
+        CAPACITY_K1: max(1, config.sparse_config.k1_count(capacity)),
+        CAPACITY_K2: max(1, config.sparse_config.k2_count(capacity)),
     }

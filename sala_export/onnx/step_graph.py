@@ -13,7 +13,7 @@ import onnx_ir as ir
 from ..checkpoint.config import Mixer, SalaConfig
 from ..checkpoint.keymap import EMBEDDING, FINAL_NORM, LM_HEAD, PACKED_ROLES
 from ..model.attributes import operator_attributes
-from ..model.signature import CacheEntry, signature
+from ..model.signature import INPUT_IDS, CacheEntry, signature
 from ..model.stream_unit import stream_unit
 from ..ops.common.contract import Contract
 from ..ops.registry import INFLLMV2_ATTENTION, LIGHTNING_ATTENTION
@@ -21,8 +21,8 @@ from ..specs import DType, stream_name
 from .graph_builder import IR_TYPES, GraphBuilder, Shape, shape_of
 
 DOMAIN = "sala"
-VERSION = 1
-PLUGIN_ATTRIBUTES = {"plugin_namespace": DOMAIN, "plugin_version": str(VERSION)}
+OPERATOR_VERSION = 1
+PLUGIN_ATTRIBUTES = {"plugin_namespace": DOMAIN, "plugin_version": str(OPERATOR_VERSION)}
 """String attributes of a `sala` node, by which TensorRT's parser finds its plugin."""
 
 
@@ -65,7 +65,7 @@ def build_step(config: SalaConfig, form: Form) -> ir.Model:
 class _StepBuilder:
     def __init__(self, config: SalaConfig, form: Form) -> None:
         self.config, self.form, self.graph = config, form, form.graph
-        self.graph.opset_imports[DOMAIN] = VERSION
+        self.graph.opset_imports[DOMAIN] = OPERATOR_VERSION
         self.step = signature(config, form.dtype)
         self.inputs = {spec.name: self.graph.input(spec) for spec in self.step.inputs}
         self.presents: dict[str, ir.Value] = {}
@@ -80,7 +80,7 @@ class _StepBuilder:
         return self.graph.model()
 
     def _embed(self) -> ir.Value:
-        table, ids = self.form.embedding(), self.inputs["input_ids"]
+        table, ids = self.form.embedding(), self.inputs[INPUT_IDS]
         with self.graph.module("embed_tokens"):
             shape = (*shape_of(ids), self.config.hidden_size)
             rows = self.graph.node("Gather", [table, ids], {"axis": 0}, shape=shape)

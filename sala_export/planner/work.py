@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
 
 from ..checkpoint.config import Mixer, SalaConfig
 from ..checkpoint.keymap import weights
@@ -39,25 +38,6 @@ class Phase:
     """True for products of quantised weights, which run at the rate of their precision. All else runs in 16 bits."""
 
 
-class CostModel(Protocol):
-    """A model whose time and memory can be predicted."""
-
-    @property
-    def name(self) -> str: ...
-
-    def weights_bytes(self, weight_bits: float) -> float:
-        """Bytes of all weights. Quantised projections take `weight_bits` for each weight, all others 16."""
-
-    def cache_bytes(self, tokens: int) -> float:
-        """Bytes of the caches of a context of this many tokens, 16 bits per element."""
-
-    def prefill(self, tokens: int, chunk: int, weight_bits: float) -> Sequence[Phase]:
-        """Phases of a prompt in chunks, at batch 1."""
-
-    def decode(self, context: int, weight_bits: float) -> Sequence[Phase]:
-        """Phases of one token after `context` others, at batch 1."""
-
-
 @dataclass(frozen=True, slots=True)
 class Sala:
     """MiniCPM-SALA of any size. docs/model.md says what each mixer computes."""
@@ -83,16 +63,19 @@ class Sala:
         return self.config.vocab_size * self.config.hidden_size
 
     def weights_bytes(self, weight_bits: float) -> float:
+        """Bytes of all weights. Quantised projections take `weight_bits` for each weight, all others 16."""
         others = sum(weight.elements for weight in weights(self.config)) - self._projections
         return self._projections * weight_bits / 8 + 2 * others
 
     def cache_bytes(self, tokens: int) -> float:
+        """Bytes of the caches of a context of this many tokens, 16 bits per element."""
         sparse = self.config.sparse_config
         row = 2 * self.config.num_key_value_heads * self.config.head_dim
         rows = 2 * tokens + sparse.k1_count(tokens) + sparse.k2_count(tokens)
         return self._sparse_layers * row * rows + self._state_bytes
 
     def prefill(self, tokens: int, chunk: int, weight_bits: float) -> Sequence[Phase]:
+        """Phases of a prompt in chunks, at batch 1."""
         config, sparse, heads, dim = self.config, self.config.sparse_config, self._heads, self.config.head_dim
         is_sparse = sparse.dense_len < 0 or tokens >= sparse.dense_len
         keys = _sum_of_keys(tokens, sparse.taken_blocks * sparse.block_size if is_sparse else tokens)
@@ -126,6 +109,7 @@ class Sala:
         )
 
     def decode(self, context: int, weight_bits: float) -> Sequence[Phase]:
+        """Phases of one token after `context` others, at batch 1."""
         sparse = self.config.sparse_config
         row = 2 * self.config.num_key_value_heads * self.config.head_dim * self._sparse_layers
         is_sparse = sparse.dense_len < 0 or context >= sparse.dense_len

@@ -45,7 +45,7 @@ class Model:
     @property
     def on_gpu(self) -> bool:
         """True if weights and caches are in the memory of a GPU."""
-        return self.runtime != "onnxruntime"
+        return not self._native.on_host
 
     def predicted_device_bytes(self, max_context: int, chunk_tokens: int) -> int | None:
         """Predict the bytes on the GPU while a session of these sizes runs. None if the engine cannot predict them."""

@@ -116,13 +116,14 @@ class Session:
         """Append to the context; logits of the last token, fp32 [vocab_size].
 
         Args:
-            prompt: text, token ids, or an iterator of pieces of either. Pieces run as they fill chunks, so a prompt of
-                any length takes the memory of its cache alone.
-            context_length: tokens of the whole context, where more will follow than this call brings; it decides
-                between dense and sparse attention. By default the context after this call. An iterator's length is not
-                known, so it takes the sparse rule unless this is given.
+            prompt: text, token ids, or an iterator of pieces of either, with the same result. From the model's
+                `dense_len` tokens on, the pieces of an iterator run as they fill chunks, so a prompt of any length
+                takes the memory of its cache alone.
+            context_length: only for one prompt that you cut over several calls, to read logits in between: the length
+                of the context after the last of them. By default the prompt ends with this call.
             on_progress: called after every chunk. What it raises ends the prefill at that chunk's border and comes out
-                here; so do Ctrl-C and what an iterator raises, whose tokens short of a chunk are dropped.
+                here; so do Ctrl-C and what an iterator raises. Tokens that have not run by then are dropped: go on
+                from `position`.
         Raises: SessionError if the prompt is empty, too long or has ids outside the vocabulary; RunError.
         """
         begins = self.position == 0

@@ -10,12 +10,12 @@ from typing import Any
 
 import tokenizers
 
+from ..bundle.manifest import TOKENIZER_FILE
 from ..bundle.reader import Bundle
 from ..errors import BundleError, SessionError
 from .chat import ChatTemplate
 from .text_cuts import CutRule, cut_rule
 
-TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"
 
@@ -82,9 +82,8 @@ class Tokenizer:
 
         Raises: BundleError if the bundle is damaged.
         """
-        names = [Path(name) for name in Bundle.open(bundle).manifest.text]
-        found = [bundle / name.parent for name in names if name.name == TOKENIZER_FILE]
-        return cls.from_directory(found[0]) if found else None
+        folder = Bundle.open(bundle).tokenizer_folder
+        return None if folder is None else cls.from_directory(folder)
 
     @property
     def streams(self) -> bool:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..model.layers import Cache
-from ..model.signature import signature
+from ..model.signature import INPUT_IDS, signature
 from ..runtime.python_engine import Address
 from ..specs import TensorSpec, format_bytes, format_tokens
 from .device_memory import TorchMemory, free_bytes, new_bytes
@@ -196,7 +196,7 @@ class TorchExecution:
         engine = self._engine
         with engine.lock, torch.inference_mode(), _device(engine.device), _sums_in_fp32():
             try:
-                step = self._step_of(inputs["input_ids"].shape[1])
+                step = self._step_of(inputs[INPUT_IDS].shape[1])
                 step.bring(inputs)
                 self._run(step)
                 # Waits for the device.

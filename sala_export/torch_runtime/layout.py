@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.config import Mixer, SalaConfig
-from ..model.signature import cache_sizes, signature
+from ..model.signature import BATCH, LOGITS, TOKENS, cache_sizes, signature
 from ..specs import DType, Precision, TensorSpec
 
 Workspaces = Callable[[Mixer, int], Iterable[TensorSpec]]
@@ -30,7 +30,6 @@ Workspaces = Callable[[Mixer, int], Iterable[TensorSpec]]
 _ALIGNMENT_BYTES = 256
 PACKED = {Mixer.LIGHTNING: "qkvz", Mixer.SPARSE: "qkvg"}
 """Names that the operators have for the packed projection that they read, by mixer."""
-TOKEN_INPUTS = ("input_ids", "past_length", "context_length", "rope_cos_sin")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,13 +68,13 @@ class Arena:
 def step_layout(config: SalaConfig, precision: Precision, tokens: int, workspaces: Workspaces) -> Layout:
     """The layout of a step of `tokens` tokens, batch 1."""
     x = precision.dtype
-    sizes = {"batch": 1, "tokens": tokens}
+    sizes = {BATCH: 1, TOKENS: tokens}
     inputs = [TensorSpec(spec.name, spec.dtype, spec.bound(sizes)) for spec in signature(config, x).token_inputs]
     places, input_bytes = _placed("", inputs, 0)
     rows = [TensorSpec(name, x, (tokens, config.hidden_size)) for name in ("hidden", "normed")]
     rows += [
         TensorSpec("head", x, (1, config.vocab_size)),
-        TensorSpec("logits", DType.FLOAT32, (1, config.vocab_size)),
+        TensorSpec(LOGITS, DType.FLOAT32, (1, config.vocab_size)),
     ]
     shared, start = _placed("", rows, input_bytes)
     places |= shared

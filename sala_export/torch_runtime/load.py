@@ -50,9 +50,6 @@ class LoadableModel(Protocol):
     def inv_freq(self) -> list[float]:
         """RoPE's frequencies."""
 
-    def tokenizer(self) -> TokenizerLike | None:
-        """The tokenizer. None if prompts are token ids."""
-
 
 class TorchModel(Model):
     """A model in the torch runtime. It can predict its memory and has the reference beside it."""
@@ -71,6 +68,7 @@ class TorchModel(Model):
             inv_freq=source.inv_freq(),
             kernel_size=config.sparse_config.kernel_size,
             kernel_stride=config.sparse_config.kernel_stride,
+            dense_len=config.sparse_config.dense_len,
         )
         super().__init__(native, tokenizer)
         self.engine = engine
@@ -121,7 +119,12 @@ def load_torch(
         torch.set_num_threads(threads)
     kind = _precision(precision, source.precision, source.name, chosen)
     operators = _operators(source.config, kind, chosen)
-    return assemble(source, kind, chosen, operators, tokenizer or source.tokenizer())
+    if tokenizer is None and source.tokenizer_folder is not None:
+        # Here, not above: token ids need no tokenizer library.
+        from ..runtime.text import Tokenizer
+
+        tokenizer = Tokenizer.from_directory(source.tokenizer_folder)
+    return assemble(source, kind, chosen, operators, tokenizer)
 
 
 def load_random(

@@ -68,9 +68,6 @@ class RandomModel:
     def inv_freq(self) -> list[float]:
         return list(self.config.inverse_frequencies())
 
-    def tokenizer(self) -> None:
-        """None, because prompts are token ids."""
-
     def fingerprint(self) -> str:
         """Hash that is equal for equal weights only. It includes the device, as devices draw different numbers."""
         told = {

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..model.half_precision import stream_scale
 from ..model.layers import Cache
-from .layout import PACKED, TOKEN_INPUTS, Arena, Layout
+from ..model.signature import INPUT_IDS, LOGITS, TOKEN_INPUTS
+from .layout import PACKED, Arena, Layout
 from .operators import Operators
 from .weights import PackedModel
 
@@ -35,8 +36,8 @@ class Step:
         self._device_inputs = arena.device[: layout.input_bytes]
         self._host_inputs = arena.host[: layout.input_bytes]
         self._host_views = layout.views(arena.host, TOKEN_INPUTS)
-        self.logits = buffers["logits"]
-        self._ids = buffers["input_ids"][0]
+        self.logits = buffers[LOGITS]
+        self._ids = buffers[INPUT_IDS][0]
         self._hidden, self._normed, self._head = buffers["hidden"], buffers["normed"], buffers["head"]
         self._gate_up = buffers["mlp/gate_up"]
         self._mixers = []

@@ -28,7 +28,7 @@ from ..errors import UnsupportedError
 from ..installation import onnxruntime_operators
 from ..model.layer_run import logits
 from ..model.rope import rope_cos_sin
-from ..model.signature import cache_sizes
+from ..model.signature import CONTEXT_LENGTH, INPUT_IDS, PAST_LENGTH, ROPE_COS_SIN, cache_sizes
 from ..numerics.weights import dequantize
 from ..onnx.layer_graph import write_layer
 from ..specs import stream_name
@@ -61,10 +61,10 @@ class BundleSubject:
     def layers(self, input_ids: Tensor) -> Iterator[LayerRows]:
         tokens = len(input_ids)
         feeds: dict[str, NDArray[Any]] = {
-            "input_ids": input_ids[None].numpy(),
-            "past_length": np.zeros(1, np.int32),
-            "context_length": np.full(1, tokens, np.int32),
-            "rope_cos_sin": rope_cos_sin(torch.arange(tokens)[None], self._inv_freq).numpy(),
+            INPUT_IDS: input_ids[None].numpy(),
+            PAST_LENGTH: np.zeros(1, np.int32),
+            CONTEXT_LENGTH: np.full(1, tokens, np.int32),
+            ROPE_COS_SIN: rope_cos_sin(torch.arange(tokens)[None], self._inv_freq).numpy(),
         }
         sizes = cache_sizes(self.config, tokens)
         caches = {

@@ -332,4 +332,4 @@ def test_rates_are_found_by_the_name_of_the_gpu() -> None:
 
 
 def test_account_in_the_document_is_that_of_the_code() -> None:
-    assert kernel_account.page() in (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
+    assert kernel_account.page() in (ROOT / "docs" / "kernel_predictions.md").read_text(encoding="utf-8")

@@ -148,7 +148,7 @@ def test_floor_of_an_h100_and_published_figures_stand_beside_the_measured() -> N
     made = imaginary()
     floor = made.floor(131072)
     assert floor is not None
-    # shared/anchors.md, computed independently: 2.5 s and 22.6 s; decode reads 18.35 GB of weights.
+    # Computed independently of this code: 2.5 s and 22.6 s; decode reads 18.35 GB of weights.
     assert floor.first_token == pytest.approx(2.5, abs=0.1)
     assert made.floor(1 << 20).first_token == pytest.approx(22.6, rel=0.03)  # type: ignore[union-attr]
     assert 0.0054 < floor.token < 0.0057

@@ -10,6 +10,7 @@ from support.made_up_figures import (
     COMMIT,
     GPU,
     LIGHTNING_CALL,
+    NAME,
     PREFILL,
     RAW,
     ROOT,
@@ -31,7 +32,7 @@ from support.made_up_figures import (
     write,
 )
 
-from benchmarks import record
+from benchmarks import kernel_account, record
 from benchmarks.kernel_cases import published_cases
 from benchmarks.record_common import plain
 from benchmarks.recorded_figures import operator_of
@@ -40,15 +41,20 @@ Capture = pytest.CaptureFixture[str]
 
 
 def recorded(root: Path, lines: list[Line], **expected: str) -> tuple[str, str]:
-    """Both documents after a run was recorded in a fresh copy."""
+    """The pages with all figures after a run was recorded in a fresh copy."""
     copy_of_documents(root / "copy", **expected)
     assert record.main([str(write(root / "run", lines))], root / "copy") == 0
     return documents(root / "copy")
 
 
 def documents(root: Path) -> tuple[str, str]:
-    kernels, runtimes = ((root / "docs" / name).read_text(encoding="utf-8") for name in ("kernels.md", "runtimes.md"))
+    names = ("kernel_measurements.md", "runtimes.md")
+    kernels, runtimes = ((root / "docs" / name).read_text(encoding="utf-8") for name in names)
     return kernels, runtimes
+
+
+def summary(root: Path) -> str:
+    return (root / "docs" / "kernels.md").read_text(encoding="utf-8")
 
 
 def paragraph(text: str, start: str) -> str:
@@ -72,6 +78,32 @@ def test_times_stand_beside_floor_peer_and_prediction(tmp_path: Path) -> None:
     assert (launch["least time"], launch["of roofline"], launch["of floor"]) == ("1 ms", "50 %", "")
     assert (launch["predicted"], launch["measured / predicted"]) == ("", "")
     assert "No measurement differs from its prediction by more than a third." in kernels
+
+
+def test_summary_has_a_line_for_an_operator_with_both_codes_and_the_peer(tmp_path: Path) -> None:
+    recorded(tmp_path, [header(), *times()], predictions=entry("operator", "2.5e-3"))
+    (row,) = table_with(summary(tmp_path / "copy"), "shipped", "JIT")
+    assert (row["call"], row["type"], row["shipped"], row["JIT"]) == (LIGHTNING_CALL, "bfloat16", "2.5 ms", "3 ms")
+    assert row["of floor"] == "40 %", "1 ms over the shipped code's 2.5 ms"
+    assert row["peer is slower than JIT by"] == "1.60 x"
+    assert (row["predicted"], row["measured / predicted"]) == ("2.5 ms", "1.00")
+
+
+def test_summary_shows_a_graph_where_one_was_timed_and_says_that_a_gate_failed(tmp_path: Path) -> None:
+    lines = [gate(), kernel("operator", 2e-3), kernel("operator in a CUDA graph", 1e-3)]
+    red = [gate("infllmv2_attention", error=2.0, passed=False), kernel("operator", 1.0, case=SPARSE_CALL)]
+    recorded(tmp_path, [header(), *lines, *red])
+    (row,) = table_with(summary(tmp_path / "copy"), "shipped", "JIT")
+    assert (row["call"], row["shipped"], row["JIT"]) == (LIGHTNING_CALL, "", "1 ms")
+    assert "before anything was timed: **1 of 2 failed**." in summary(tmp_path / "copy")
+
+
+def test_predictions_have_a_page_of_their_own(tmp_path: Path) -> None:
+    recorded(tmp_path, [header(), *times()], predictions=entry("operator", "2.5e-3"))
+    page = (tmp_path / "copy" / "docs" / "kernel_predictions.md").read_text(encoding="utf-8")
+    assert table_with(page, f"predicted, {NAME}")[0][f"predicted, {NAME}"] == "2.5 ms"
+    assert "Predicted by a guess." in page
+    assert kernel_account.page() in page
 
 
 def test_run_is_named_with_everything_it_depends_on(tmp_path: Path) -> None:
@@ -272,9 +304,9 @@ def test_second_time_changes_nothing_and_a_file_serves_as_its_folder(tmp_path: P
     root = copy_of_documents(tmp_path / "copy")
     folder = write(tmp_path / "run", [header(), *times()])
     assert record.main([str(folder)], root) == 0
-    assert capsys.readouterr().out.split() == ["written:", RAW, "written:", "docs/kernels.md"] + (
-        ["written:", "docs/runtimes.md"] if "docs/runtimes.md" in changed_from(root) else []
-    )
+    assert capsys.readouterr().out.split() == [
+        word for name in (RAW, *changed_from(root)) for word in ("written:", name)
+    ]
     first = snapshot(root)
     for arguments in ([str(folder)], [str(folder / "figures.jsonl")], []):
         assert record.main(arguments, root) == 0
@@ -284,11 +316,7 @@ def test_second_time_changes_nothing_and_a_file_serves_as_its_folder(tmp_path: P
 
 def changed_from(root: Path) -> list[str]:
     """Documents of a copy that differ from the checkout's."""
-    return [
-        name
-        for name in ("docs/kernels.md", "docs/runtimes.md")
-        if (root / name).read_bytes() != (ROOT / name).read_bytes()
-    ]
+    return [str(name) for name in record.DOCUMENTS.values() if (root / name).read_bytes() != (ROOT / name).read_bytes()]
 
 
 def test_same_run_with_more_lines_replaces_its_beginning_only(tmp_path: Path, capsys: Capture) -> None:
@@ -332,12 +360,15 @@ def test_check_compares_and_writes_nothing(tmp_path: Path, capsys: Capture) -> N
     root = copy_of_documents(tmp_path / "copy")
     assert record.main([str(write(tmp_path / "run", [header(), *times()]))], root) == 0
     assert record.main(["--check"], root) == 0
-    page = root / "docs" / "kernels.md"
+    page = root / "docs" / "kernel_measurements.md"
     page.write_text(page.read_text(encoding="utf-8").replace("2.5 ms", "1.5 ms"), encoding="utf-8")
     before = snapshot(root)
     capsys.readouterr()
     assert record.main(["--check"], root) == 1
-    assert capsys.readouterr().err == "docs/kernels.md is not what is recorded: run python -m benchmarks.record\n"
+    assert (
+        capsys.readouterr().err
+        == "docs/kernel_measurements.md is not what is recorded: run python -m benchmarks.record\n"
+    )
     assert snapshot(root) == before
     with pytest.raises(SystemExit) as caught:
         record.main(["--check", "figures"], root)

@@ -99,7 +99,7 @@ def test_malformed_figures_of_a_rehearsal_are_found_first(tmp_path: Path, capsys
 
 
 def test_checkout_gets_no_figures_of_a_rehearsal(tmp_path: Path, capsys: Capture) -> None:
-    watched = [ROOT / "docs" / "kernels.md", ROOT / "docs" / "runtimes.md"]
+    watched = [ROOT / name for name in record.DOCUMENTS.values()]
     before = [path.read_bytes() for path in watched]
     raw = sorted((ROOT / "benchmarks").rglob("*.jsonl"))
     assert record.main([str(write(tmp_path / "run", [header(rehearsal=True), *times()]))]) == 2

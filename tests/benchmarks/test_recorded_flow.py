@@ -130,7 +130,8 @@ def test_everything_that_is_written_is_recorded(tmp_path: Path, monkeypatch: pyt
 
     root = copy_of_documents(tmp_path / "copy")
     assert record.main([str(tmp_path)], root) == 0
-    kernels, runtimes = ((root / "docs" / name).read_text(encoding="utf-8") for name in ("kernels.md", "runtimes.md"))
+    names = ("kernel_measurements.md", "runtimes.md")
+    kernels, runtimes = ((root / "docs" / name).read_text(encoding="utf-8") for name in names)
     verdicts = {
         (row["operator"], row["code"]): (row["furthest off"], row["error"])
         for row in table_with(kernels, "furthest off", "error")

@@ -11,7 +11,7 @@ from sala_export.cli.app import run
 from sala_export.errors import BuildError
 from sala_export.installation import onnxruntime_operators, plugin_library
 from sala_export.kernel_report.cubin import _instructions, _loops, read_cubin
-from sala_export.kernel_report.occupancy import MULTIPROCESSORS, blocks_per_multiprocessor
+from sala_export.kernel_report.occupancy import blocks_per_multiprocessor
 from sala_export.kernel_report.report import KernelReport, report_kernels
 from sala_export.kernel_report.shipped import MainLoopProduct, shipped_kernels
 from sala_export.kernel_report.tensor_cores import instructions_per_warp
@@ -121,10 +121,10 @@ def test_occupancy_is_the_known_one(sm: int, threads: int, registers: int, share
     assert found == blocks
 
 
-def test_every_architecture_has_its_limits() -> None:
-    assert MULTIPROCESSORS.keys() == AOT_ARCHITECTURES.keys()
-    for sm, architecture in AOT_ARCHITECTURES.items():
-        assert architecture.shared_limit_bytes == MULTIPROCESSORS[sm].shared_bytes - 1024
+@pytest.mark.parametrize(("sm", "kibibytes"), [(86, 99), (89, 99), (90, 227), (120, 99)])
+def test_shared_memory_of_a_block_is_the_published_limit(sm: int, kibibytes: int) -> None:
+    """CUDA C++ Programming Guide, "Maximum amount of shared memory per thread block"."""
+    assert AOT_ARCHITECTURES[sm].shared_limit_bytes == kibibytes << 10
 
 
 @pytest.mark.parametrize(

@@ -6,57 +6,27 @@ import ast
 import inspect
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.contract_cases import contract_case
 from torch import Tensor
 
+from plugins.aot.contracts import check_generated_files
+from plugins.aot.cpp import AotError
 from sala_export.errors import ShapeError
 from sala_export.ops.common.contract import ACTIVATION, Contract
 from sala_export.ops.common.expr import evaluate, identifiers
 from sala_export.ops.common.markdown import page
-from sala_export.ops.infllmv2_attention import reference as infllmv2_reference
-from sala_export.ops.infllmv2_attention import torch_op as infllmv2_op
-from sala_export.ops.infllmv2_attention.schema import CONTRACT as INFLLMV2_ATTENTION
-from sala_export.ops.lightning_attention import reference as lightning_reference
-from sala_export.ops.lightning_attention import torch_op as lightning_op
-from sala_export.ops.lightning_attention.schema import CONTRACT as LIGHTNING_ATTENTION
-from sala_export.ops.registry import CONTRACTS
+from sala_export.ops.common.torch_contract import TorchOperator
+from sala_export.ops.kernel_sets import KERNEL_SETS
+from sala_export.ops.registry import CONTRACTS, INFLLMV2_ATTENTION, LIGHTNING_ATTENTION
 
 ROOT = Path(__file__).parents[2]
-
-DIMS = {"B": 2, "T": 5, "C": 70, "C1": 7, "C2": 1}
-"""Sizes of every free dimension in the calls below."""
-
-ATTRIBUTES: dict[str, dict[str, int | float]] = {
-    "lightning_attention": {"num_heads": 4, "head_dim": 8, "eps": 1e-6, "scale": 0.35},
-    "infllmv2_attention": {
-        "num_heads": 6,
-        "num_kv_heads": 2,
-        "head_dim": 8,
-        "scale": 0.35,
-        "kernel_size": 16,
-        "kernel_stride": 8,
-        "block_size": 16,
-        "topk": 2,
-        "window_size": 16,
-        "init_blocks": 1,
-        "dense_len": -1,
-    },
-}
-
-OPERATORS: dict[str, Callable[..., Any]] = {
-    "lightning_attention": lightning_op.lightning_attention,
-    "infllmv2_attention": infllmv2_op.infllmv2_attention_,
-}
-
-REFERENCES: dict[str, Callable[..., Any]] = {
-    "lightning_attention": lightning_reference.lightning_attention,
-    "infllmv2_attention": infllmv2_reference.infllmv2_attention,
-}
 
 Call = tuple[list[list[int]], list[str], dict[str, int | float]]
 
@@ -65,8 +35,9 @@ each_contract = pytest.mark.parametrize("contract", CONTRACTS, ids=lambda c: c.n
 
 def values(contract: Contract, changes: Mapping[str, int] | None = None) -> dict[str, int]:
     """Every name that a shape may use."""
-    integers = {a.name: int(ATTRIBUTES[contract.name][a.name]) for a in contract.attributes if a.type is int}
-    return {name: DIMS[name] for name in contract.dims} | integers | dict(changes or {})
+    case = contract_case(contract.name)
+    integers = {a.name: int(case.attributes[a.name]) for a in contract.attributes if a.type is int}
+    return dict(case.dims) | integers | dict(changes or {})
 
 
 def call(contract: Contract, changes: Mapping[str, int] | None = None, dtype: str = "float32") -> Call:
@@ -74,21 +45,28 @@ def call(contract: Contract, changes: Mapping[str, int] | None = None, dtype: st
     names = values(contract, changes)
     shapes = [[evaluate(text, names) for text in tensor.shape] for tensor in contract.inputs]
     dtypes = [dtype if tensor.dtype == ACTIVATION else tensor.dtype for tensor in contract.inputs]
-    attributes = {name: names.get(name, value) for name, value in ATTRIBUTES[contract.name].items()}
+    attributes = {name: names.get(name, value) for name, value in contract_case(contract.name).attributes.items()}
     return shapes, dtypes, attributes
 
 
 def tensors(contract: Contract, dtype: str = "float32") -> list[Tensor]:
-    """Inputs of a call that also runs: lengths are small, activations finite."""
+    """Inputs of a call that also runs: given values, or random ones."""
     generator = torch.Generator().manual_seed(0)
-    lengths = {"past_length": torch.tensor([0, 60]), "context_length": torch.tensor([5, 66])}
+    given = contract_case(contract.name).inputs
     shapes, dtypes, _ = call(contract, dtype=dtype)
     return [
-        (lengths[tensor.name] if tensor.name in lengths else torch.randn(shape, generator=generator)).to(
+        (torch.tensor(given[tensor.name]) if tensor.name in given else torch.randn(shape, generator=generator)).to(
             getattr(torch, name)
         )
         for tensor, shape, name in zip(contract.inputs, shapes, dtypes, strict=True)
     ]
+
+
+def torch_operator(contract: Contract) -> TorchOperator[Any]:
+    module = import_module(f"sala_export.ops.{contract.name}.torch_op")
+    (operator,) = (value for value in vars(module).values() if isinstance(value, TorchOperator))
+    assert operator.contract is contract
+    return operator
 
 
 @each_contract
@@ -185,29 +163,10 @@ def test_integer_attributes_take_integers_only(contract: Contract, wrong: Any) -
                 contract.bind(shapes, dtypes, attributes | {attribute.name: wrong})
 
 
-BROKEN_RULES: list[tuple[Contract, dict[str, int], str]] = [
-    (LIGHTNING_ATTENTION, {"T": 0}, "T >= 1"),
-    (LIGHTNING_ATTENTION, {"head_dim": 7}, "2 * fdiv(head_dim, 2) == head_dim"),
-    (LIGHTNING_ATTENTION, {"num_heads": 0}, "num_heads >= 1"),
-    (LIGHTNING_ATTENTION, {"num_heads": 12}, "num_heads * fdiv(1073741824, num_heads) == 1073741824"),
-    (LIGHTNING_ATTENTION, {"head_dim": 0}, "head_dim >= 2"),
-    (INFLLMV2_ATTENTION, {"T": 0}, "T >= 1"),
-    (INFLLMV2_ATTENTION, {"T": 71}, "C >= T"),
-    (INFLLMV2_ATTENTION, {"C1": 6}, "C1 >= fdiv(C - kernel_size, kernel_stride) + 1"),
-    (INFLLMV2_ATTENTION, {"C2": 0}, "C2 >= fdiv(C - 4 * kernel_size, 4 * kernel_stride) + 1"),
-    (INFLLMV2_ATTENTION, {"num_heads": 5}, "num_kv_heads * fdiv(num_heads, num_kv_heads) == num_heads"),
-    (INFLLMV2_ATTENTION, {"block_size": 12}, "kernel_stride * fdiv(block_size, kernel_stride) == block_size"),
-    (INFLLMV2_ATTENTION, {"kernel_size": 8, "C1": 9, "C2": 2}, "kernel_size >= kernel_stride + 1"),
-    (INFLLMV2_ATTENTION, {"window_size": 24}, "block_size * fdiv(window_size, block_size) == window_size"),
-    (INFLLMV2_ATTENTION, {"init_blocks": 2}, "topk >= init_blocks + 1"),
-    (INFLLMV2_ATTENTION, {"num_heads": 0}, "num_heads >= 1"),
-    (INFLLMV2_ATTENTION, {"num_kv_heads": 0}, "num_kv_heads >= 1"),
-    (INFLLMV2_ATTENTION, {"head_dim": 0}, "head_dim >= 1"),
-    (INFLLMV2_ATTENTION, {"kernel_size": 0}, "kernel_size >= 1"),
-    (INFLLMV2_ATTENTION, {"kernel_stride": 0}, "kernel_stride >= 1"),
-    (INFLLMV2_ATTENTION, {"block_size": 0}, "block_size >= 1"),
-    (INFLLMV2_ATTENTION, {"window_size": -16}, "window_size >= 0"),
-    (INFLLMV2_ATTENTION, {"init_blocks": -1}, "init_blocks >= 0"),
+BROKEN_RULES = [
+    pytest.param(contract, changes, rule, id=f"{contract.name}: {rule}")
+    for contract in CONTRACTS
+    for changes, rule in contract_case(contract.name).broken_rules
 ]
 
 
@@ -222,9 +181,10 @@ def test_broken_rule_is_refused_with_its_text_and_reason(
     assert str(error.value).endswith(f": {doc}")
 
 
-def test_every_rule_is_broken_by_some_case_above() -> None:
-    covered = {(contract.name, rule) for contract, _, rule in BROKEN_RULES}
-    assert covered == {(c.name, f"{r.left} {r.relation} {r.right}") for c in CONTRACTS for r in c.rules}
+@each_contract
+def test_every_rule_is_broken_by_some_case_above(contract: Contract) -> None:
+    covered = {rule for _, rule in contract_case(contract.name).broken_rules}
+    assert covered == {f"{r.left} {r.relation} {r.right}" for r in contract.rules}
 
 
 @each_contract
@@ -242,10 +202,9 @@ def test_contract_uses_only_names_that_it_defines(contract: Contract) -> None:
 @each_contract
 def test_updated_inputs_have_the_shape_and_type_of_their_outputs(contract: Contract) -> None:
     inputs = {tensor.name: tensor for tensor in contract.inputs}
-    updates = [output for output in contract.outputs if output.updates is not None]
-    assert updates
-    for output in updates:
-        assert output.updates is not None
+    for output in contract.outputs:
+        if output.updates is None:
+            continue
         before = inputs[output.updates]
         assert (output.shape, output.dtype) == (before.shape, before.dtype)
         assert output.name == f"{before.name}_out"
@@ -256,7 +215,7 @@ def test_updated_inputs_have_the_shape_and_type_of_their_outputs(contract: Contr
 def test_outputs_have_the_shapes_and_types_of_the_contract(contract: Contract, dtype: str) -> None:
     names = values(contract)
     inputs = dict(zip((tensor.name for tensor in contract.inputs), tensors(contract, dtype), strict=True))
-    given = OPERATORS[contract.name](*inputs.values(), **ATTRIBUTES[contract.name])
+    given = torch_operator(contract)(*inputs.values(), **contract_case(contract.name).attributes)
     # What is updated in place is the output of the contract.
     found = list(given) if isinstance(given, tuple) else [given]
     found += [inputs[str(output.updates)] for output in contract.outputs[len(found) :]]
@@ -267,7 +226,7 @@ def test_outputs_have_the_shapes_and_types_of_the_contract(contract: Contract, d
 
 @each_contract
 def test_reference_takes_inputs_by_position_and_attributes_by_keyword(contract: Contract) -> None:
-    parameters: Mapping[str, inspect.Parameter] = inspect.signature(REFERENCES[contract.name]).parameters
+    parameters: Mapping[str, inspect.Parameter] = inspect.signature(torch_operator(contract).reference).parameters
     positional = [n for n, p in parameters.items() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
     keyword = [n for n, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY]
     assert positional == [t.name for t in contract.inputs]
@@ -279,15 +238,27 @@ def test_torch_operators_refuse_what_the_contract_refuses() -> None:
     lightning, infllmv2 = tensors(LIGHTNING_ATTENTION), tensors(INFLLMV2_ATTENTION)
     lightning[5] = lightning[5][:, :3]
     with pytest.raises(ShapeError, match=r"^LightningAttention: state has shape \[2, 3, 8, 8\]"):
-        OPERATORS["lightning_attention"](*lightning, **ATTRIBUTES["lightning_attention"])
+        torch_operator(LIGHTNING_ATTENTION)(*lightning, **contract_case("lightning_attention").attributes)
     infllmv2[6] = infllmv2[6][:, :, :0]
     with pytest.raises(ShapeError, match=r"^InfLLMv2Attention: C2 >= fdiv"):
-        OPERATORS["infllmv2_attention"](*infllmv2, **ATTRIBUTES["infllmv2_attention"])
+        torch_operator(INFLLMV2_ATTENTION)(*infllmv2, **contract_case("infllmv2_attention").attributes)
 
 
-def test_operator_page_is_the_one_that_the_contracts_give() -> None:
-    written = (ROOT / "docs" / "operators.md").read_text(encoding="utf-8")
-    assert written == page(CONTRACTS), "run: python -m sala_export.ops.common.markdown docs/operators.md"
+def test_generated_files_are_what_the_contracts_give() -> None:
+    check_generated_files(CONTRACTS, ROOT)
+
+
+def test_generated_file_that_is_missing_is_named_with_the_command(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "operators.md").write_text(page(CONTRACTS, "make"), encoding="utf-8")
+    with pytest.raises(AotError, match=r"plugins/cpu/operators\.h.*docs/operators\.md: .* run python -m plugins\.aot"):
+        check_generated_files(CONTRACTS, tmp_path)
+
+
+def test_every_folder_with_a_contract_is_registered_with_its_kernels() -> None:
+    folders = {path.parent.name for path in (ROOT / "sala_export" / "ops").glob("*/schema.py")}
+    assert folders == {contract.name for contract in CONTRACTS}, "registry.py lists the operators"
+    assert folders == KERNEL_SETS.keys(), "kernel_sets.py lists their kernels"
 
 
 @each_contract

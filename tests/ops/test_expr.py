@@ -21,6 +21,11 @@ from sala_export.ops.common.expr import evaluate, identifiers
         ("cdiv(T - 97, 16)", -2),
         ("min(T, 64) + max(T, 64)", 129),
         ("max(0, fdiv(T - 32, 16) + 1)", 3),
+        ("is_power_of_two(num_heads)", 1),
+        ("is_power_of_two(T)", 0),
+        ("is_power_of_two(T - 64)", 1),
+        ("is_power_of_two(T - 65)", 0),
+        ("is_power_of_two(T - 67)", 0),
     ],
 )
 def test_expression_has_the_value_of_integer_arithmetic(text: str, value: int) -> None:
@@ -46,6 +51,7 @@ def test_unknown_name_is_a_key_error() -> None:
         "T if T else 1",
         "T < 2",
         "cdiv(T)",
+        "is_power_of_two(T, 2)",
         "min(T, 2, 3)",
         "abs(T, T)",
         "T.real",

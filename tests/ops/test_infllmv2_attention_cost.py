@@ -6,7 +6,7 @@ import pytest
 
 from sala_export.ops.infllmv2_attention import tiles
 from sala_export.ops.infllmv2_attention.cost import costs, floor, reread_bytes
-from sala_export.ops.published import INFLLMV2_ATTENTION as PUBLISHED
+from sala_export.ops.infllmv2_attention.schema import PUBLISHED
 
 CHUNK = 8192
 

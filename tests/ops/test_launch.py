@@ -9,8 +9,8 @@ from triton.compiler import ASTSource
 
 from plugins.aot.kernels import compile_job
 from sala_export.ops.common.launch import unsupported_reason
+from sala_export.ops.infllmv2_attention.schema import PUBLISHED as SPARSE
 from sala_export.ops.kernel_sets import KERNEL_SETS
-from sala_export.ops.published import INFLLMV2_ATTENTION as SPARSE
 from sala_export.ops.registry import CONTRACTS
 
 

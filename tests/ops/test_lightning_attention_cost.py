@@ -9,8 +9,8 @@ import pytest
 from sala_export.ops.common.cost import total
 from sala_export.ops.common.expr import evaluate
 from sala_export.ops.lightning_attention.cost import costs, floor
+from sala_export.ops.lightning_attention.schema import PUBLISHED as SALA
 from sala_export.ops.lightning_attention.triton_kernel import KERNELS
-from sala_export.ops.published import LIGHTNING_ATTENTION as SALA
 
 CHANNEL_BYTES = 32 * 128 * 2
 STATE_BYTES = 32 * 128 * 128 * 4

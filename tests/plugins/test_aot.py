@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,13 +11,16 @@ import triton
 import triton.language as tl
 from support.kernel_probes import deep_pipeline_kernel
 
-from plugins.aot import kernels
-from plugins.aot.kernels import AotError, compile_job, compile_kernel
+from plugins.aot import compile_kernels, kernels
+from plugins.aot.contracts import generated_files
+from plugins.aot.cpp import AotError
+from plugins.aot.kernels import compile_job, compile_kernel
 from plugins.aot.tables import OperatorTables, write_tables
 from sala_export.ops.common.contract import Contract, Tensor
 from sala_export.ops.common.launch import KernelSet, Launch, Tile, same_tile
 from sala_export.ops.common.targets import AOT_ARCHITECTURES
 from sala_export.ops.lightning_attention.schema import CONTRACT
+from sala_export.ops.registry import CONTRACTS
 
 
 @triton.jit
@@ -121,4 +125,16 @@ def test_output_extent_that_computes_with_dimensions_is_refused() -> None:
 def test_expression_over_unknown_names_is_refused() -> None:
     tensor = Tensor(name="qkvz", dtype="X", shape=("B", "T", "width"), doc="")
     with pytest.raises(AotError, match="'width' uses unknown names width"):
-        write_tables([_tables(replace(CONTRACT, inputs=(tensor,)))])
+        generated_files([replace(CONTRACT, inputs=(tensor,))])
+
+
+def test_operator_without_kernels_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compile_kernels, "KERNEL_SETS", {})
+    with pytest.raises(AotError, match=r"infllmv2_attention, lightning_attention: no kernels in .*kernel_sets\.py"):
+        compile_kernels.build(CONTRACTS, tmp_path, 1)
+
+
+def test_type_that_cpu_operators_do_not_take_is_named() -> None:
+    tensor = Tensor(name="codes", dtype="float16", shape=("B", "T"), doc="")
+    with pytest.raises(AotError, match="codes is float16: CPU operators take X, float32, int32, int64"):
+        generated_files([replace(CONTRACT, inputs=(tensor,))])

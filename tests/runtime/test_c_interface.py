@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from support.native_runtime import sanitized_build
 from support.passkey import needle_positions, passkey_config, passkey_prompt, write_passkey_checkpoint
 from support.runtime_bundles import tiny_cpu_bundle, write_cpu_bundle
 
+from sala_export.installation import VERSION
 from sala_export.runtime.model import Model
 
 HEADER = ROOT / "runtime" / "include" / "sala.h"
@@ -47,6 +47,15 @@ def test_logits_are_those_of_python(c: CSteps, model: Model, tokens: int) -> Non
     session = model.session(max_context=2048)
     assert_same(c.prefill(ids), session.prefill(ids))
     assert_same(c.decode([5, 6, 7]), [session.prefill([token]) for token in (5, 6, 7)][-1])
+
+
+@pytest.mark.parametrize("tokens", [511, 512, 513, 1403])
+def test_streamed_prompt_is_dense_or_sparse_as_a_whole_one(c: CSteps, model: Model, tokens: int) -> None:
+    ids = random_ids(tokens)
+    c.load(tiny_cpu_bundle())
+    c.session(2048, 64)
+    expected = model.session(max_context=2048, chunk_tokens=64).prefill(ids)
+    np.testing.assert_array_equal(c.stream(ids, 97), expected)
 
 
 def test_chunks_and_pieces_do_not_change_logits(c: CSteps, model: Model) -> None:
@@ -152,9 +161,9 @@ def test_exactly_the_functions_of_the_header_are_exported() -> None:
 
 
 def test_versions_agree() -> None:
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
-    assert f"project(sala_runtime VERSION {version} " in (ROOT / "runtime/CMakeLists.txt").read_text(encoding="utf-8")
-    library = sanitized_build() / "src" / "c_api" / "libsala.so"
+    build = sanitized_build()
+    assert f"CMAKE_PROJECT_VERSION:STATIC={VERSION}\n" in (build / "CMakeCache.txt").read_text(encoding="utf-8")
+    library = build / "src" / "c_api" / "libsala.so"
     header = HEADER.read_text(encoding="utf-8")
     major, minor = (re.search(rf"define SALA_ABI_{part} (\d+)", header)[1] for part in ("MAJOR", "MINOR"))  # type: ignore[index]
     assert library.resolve().name == f"libsala.so.{major}.{minor}"

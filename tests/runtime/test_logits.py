@@ -96,11 +96,28 @@ def test_restored_session_continues_with_exactly_the_same_logits(model: Model, t
     np.testing.assert_array_equal(restored.prefill(ids[600:]), session.prefill(ids[600:]))
 
 
+@pytest.fixture(scope="module")
+def golden_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    bundle = tmp_path_factory.mktemp("golden") / "golden.sala"
+    return sala_export.load(write_cpu_bundle(GOLDEN_CHECKPOINT, bundle), threads=2)
+
+
+@pytest.mark.parametrize("tokens", [1023, 1024, 1025, 1700])
+def test_streamed_prompt_is_dense_or_sparse_as_a_whole_one(golden_model: Model, tokens: int) -> None:
+    dense_len = 1024
+    ids = np.random.default_rng(6).integers(0, golden_model.vocab_size, tokens)
+    whole, streamed, sparse = (golden_model.session(max_context=CAPACITY, chunk_tokens=300) for _ in range(3))
+    logits = whole.prefill(ids)
+    np.testing.assert_array_equal(streamed.prefill(iter(np.array_split(ids, 17))), logits)
+    # Here, unlike in the tiny model, a context that is as long as this has blocks that are not chosen.
+    is_sparse = np.array_equal(sparse.prefill(ids, context_length=max(tokens, dense_len)), logits)
+    assert is_sparse == (tokens >= dense_len)
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_logits_equal_the_published_model(case: str, tmp_path: Path) -> None:
+def test_logits_equal_the_published_model(case: str, golden_model: Model) -> None:
     vectors = golden(case)
-    llm = sala_export.load(write_cpu_bundle(GOLDEN_CHECKPOINT, tmp_path / "golden.sala"), threads=2)
-    session = llm.session(max_context=CAPACITY, chunk_tokens=300)
+    session = golden_model.session(max_context=CAPACITY, chunk_tokens=300)
     prefill = as_tensor(session.prefill(vectors["input_ids"].numpy()))
     decode = [as_tensor(session.prefill([token])) for token in vectors["decode_ids"].tolist()]
     largest = _largest([vectors["prefill_logits"], vectors["decode_logits"]])

@@ -17,6 +17,7 @@ from sala_export.runtime.python_engine import Address
 from sala_export.specs import DType, TensorSpec
 
 VOCAB = 8
+DENSE_LEN = 16
 _KEYS = ("batch", 1, "capacity", 2)
 
 
@@ -106,6 +107,7 @@ def model_on(engine: Any) -> Model:
         inv_freq=[1.0, 0.5],
         kernel_size=4,
         kernel_stride=2,
+        dense_len=DENSE_LEN,
     )
     return Model(native, None)
 
@@ -126,6 +128,20 @@ def test_session_chunks_decodes_and_saves_through_it(tmp_path: Path) -> None:
     assert session.prefill([3]).argmax() == 3
     del session, restored
     assert engine.memory == {}, "sessions gave everything back"
+
+
+@pytest.mark.parametrize("tokens", [15, 16, 17, 40])
+@pytest.mark.parametrize("piece", [1, 7, 40])
+def test_streamed_prompt_runs_the_steps_of_a_whole_one(tokens: int, piece: int) -> None:
+    engine = Counter()
+    model = model_on(engine)
+    ids = [i % VOCAB for i in range(tokens)]
+    model.session(max_context=50).prefill(ids)
+    whole = [step[:2] for step in engine.steps]
+    engine.steps.clear()
+    model.session(max_context=50).prefill(ids[start : start + piece] for start in range(0, tokens, piece))
+    assert [step[:2] for step in engine.steps] == whole
+    assert {context >= DENSE_LEN for _, _, context in engine.steps} == {tokens >= DENSE_LEN}
 
 
 def raising(kind: type[BaseException], text: str) -> Callable[..., None]:

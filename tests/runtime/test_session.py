@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from sala_export.runtime.model import Model
 from sala_export.runtime.session import PrefillProgress, Session
 
 IDS = np.random.default_rng(0).integers(3, 512, 700)
-UNKNOWN_LENGTH = 2**31 - 1
+DENSE_LEN = 512
+"""Of the tiny model: shorter contexts are dense."""
 BEGIN = 3
 
 
@@ -69,20 +71,39 @@ def text_session(model: Model) -> Session:
     return Model(model._native, ByteTokenizer()).session(max_context=1024, chunk_tokens=64)
 
 
-@pytest.mark.parametrize(
-    "prompt",
-    [
-        pytest.param(lambda: iter(IDS.tolist()), id="one id after the other"),
-        pytest.param(lambda: (part for part in np.array_split(IDS, 9)), id="arrays"),
-        pytest.param(lambda: [IDS[:100].tolist(), IDS[100:].tolist()], id="list of lists"),
-    ],
-)
-def test_streamed_prompt_equals_a_whole_one_of_unknown_length(
-    session: Session, model: Model, prompt: Callable[[], Iterator[int]]
-) -> None:
-    whole = model.session(max_context=1024, chunk_tokens=64).prefill(IDS, context_length=UNKNOWN_LENGTH)
-    np.testing.assert_array_equal(session.prefill(prompt()), whole)
-    np.testing.assert_array_equal(session.tokens, IDS)
+LENGTHS = pytest.mark.parametrize("length", [DENSE_LEN - 1, DENSE_LEN, DENSE_LEN + 1, len(IDS)])
+
+
+@LENGTHS
+def test_prompt_of_ids_gives_the_same_logits_however_it_comes(model: Model, length: int) -> None:
+    ids = IDS[:length]
+    prompts = (ids.tolist(), iter(ids.tolist()), iter(np.array_split(ids, 9)), [ids[:100].tolist(), ids[100:].tolist()])
+    expected = model.session(max_context=1024, chunk_tokens=64).prefill(ids)
+    for prompt in prompts:
+        session = model.session(max_context=1024, chunk_tokens=64)
+        np.testing.assert_array_equal(session.prefill(prompt), expected)
+        np.testing.assert_array_equal(session.tokens, ids)
+
+
+@LENGTHS
+def test_prompt_of_text_gives_the_same_logits_however_it_comes(model: Model, tmp_path: Path, length: int) -> None:
+    text = "".join(chr(32 + i * i % 90) for i in range(length - 1))
+    (tmp_path / "prompt.txt").write_text(text)
+    expected = model.session(max_context=1024, chunk_tokens=64).prefill([BEGIN, *text.encode()])
+    with (tmp_path / "prompt.txt").open("rb") as file:
+        prompts = (text, text.encode(), iter(text), (text[i : i + 97] for i in range(0, length, 97)), file)
+        for prompt in prompts:
+            session = Model(model._native, ByteTokenizer()).session(max_context=1024, chunk_tokens=64)
+            np.testing.assert_array_equal(session.prefill(prompt), expected)
+
+
+def test_short_prompt_after_a_long_context_is_sparse_however_it_comes(model: Model) -> None:
+    answers = []
+    for prompt in (IDS[500:520], iter(IDS[500:520].tolist())):
+        session = model.session(max_context=1024, chunk_tokens=64)
+        session.prefill(IDS[:500])
+        answers.append(session.prefill(prompt))
+    np.testing.assert_array_equal(answers[0], answers[1])
 
 
 def test_context_length_shorter_than_the_context_is_refused(session: Session) -> None:
@@ -93,19 +114,32 @@ def test_context_length_shorter_than_the_context_is_refused(session: Session) ->
     assert session.position == 40
 
 
-def test_prompt_runs_while_it_is_still_being_read(session: Session) -> None:
+def test_prompt_runs_while_it_is_still_being_read_once_it_is_known_to_be_sparse(session: Session) -> None:
     positions = []
 
     def stream() -> Iterator[int]:
-        for i in range(200):
+        for token in IDS.tolist():
             positions.append(session.position)
-            yield int(IDS[i])
+            yield token
 
     session.prefill(stream())
-    assert positions[63] == 0
-    assert positions[64] == 64
-    assert positions[199] == 192
-    assert session.position == 200
+    assert positions == [fed // 64 * 64 if fed >= DENSE_LEN else 0 for fed in range(len(IDS))]
+    assert session.position == len(IDS)
+
+
+@pytest.mark.parametrize(("fed", "saved"), [(300, 0), (600, 576)])
+def test_state_saved_in_the_middle_of_a_stream_goes_on_from_its_position(
+    session: Session, model: Model, tmp_path: Path, fed: int, saved: int
+) -> None:
+    def stream() -> Iterator[int]:
+        yield from IDS[:fed].tolist()
+        session.save(tmp_path / "middle.state")
+        yield from IDS[fed:].tolist()
+
+    expected = session.prefill(stream())
+    restored = model.restore(tmp_path / "middle.state", max_context=1024, chunk_tokens=64)
+    assert restored.position == saved
+    np.testing.assert_array_equal(restored.prefill(IDS[saved:]), expected)
 
 
 def test_text_bytes_and_ids_may_be_mixed_in_a_stream(text_session: Session) -> None:
@@ -199,15 +233,16 @@ def test_exception_in_progress_stops_at_the_chunk_border_and_comes_out(session: 
     session.prefill(IDS[128:])
 
 
-def test_exception_of_the_iterator_leaves_the_chunks_that_ran(session: Session) -> None:
+@pytest.mark.parametrize(("fed", "ran"), [(100, 0), (600, 576)])
+def test_exception_of_the_iterator_leaves_the_chunks_that_ran(session: Session, fed: int, ran: int) -> None:
     def stream() -> Iterator[int]:
-        yield from IDS[:100].tolist()
+        yield from IDS[:fed].tolist()
         raise ConnectionResetError("the pipe broke")
 
     with pytest.raises(ConnectionResetError, match="the pipe broke"):
         session.prefill(stream())
-    assert session.position == 64
-    session.prefill(IDS[64:])
+    assert session.position == ran
+    session.prefill(IDS[ran:])
 
 
 @pytest.fixture
@@ -228,7 +263,7 @@ def test_ctrl_c_interrupts_a_prefill_at_a_chunk_border(session: Session) -> None
             session.prefill(IDS)
     assert session.position % 64 == 0 or session.position == len(IDS)
     if session.position < len(IDS):
-        session.prefill(IDS[session.position :], context_length=len(IDS))
+        session.prefill(IDS[session.position :])
     assert session.position == len(IDS)
 
 

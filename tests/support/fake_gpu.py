@@ -38,7 +38,7 @@ def fake_cuda() -> Path:
 def fake_tensorrt(soname: str) -> Path:
     """A TensorRT for RTX 1.7 under the name of the real one."""
     interface = REPOSITORY / "runtime" / "src" / "engines" / "tensorrt" / "interface.cc"
-    return _compile("tensorrt", soname, _FAKES / "fake_tensorrt.cc", interface)
+    return _compile("tensorrt", soname, _FAKES / "fake_step.cc", _FAKES / "fake_tensorrt.cc", interface)
 
 
 @functools.cache

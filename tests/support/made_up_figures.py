@@ -77,8 +77,8 @@ def write(folder: Path, lines: Sequence[Line], end: str = "\n") -> Path:
 
 
 def copy_of_documents(root: Path, predictions: str = "", reasons: str = "") -> Path:
-    """A checkout with both documents, without results, and with these entries below `[gpus]`."""
-    for name in ("docs/kernels.md", "docs/runtimes.md"):
+    """A checkout with all documents, without results, and with these entries below `[gpus]`."""
+    for name in record.DOCUMENTS.values():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, root / name)
     expected = root / "benchmarks" / "expected"

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sala_export.ops import published
-from sala_export.ops.infllmv2_attention.schema import CONTRACT as INFLLMV2_ATTENTION
-from sala_export.ops.lightning_attention.schema import CONTRACT as LIGHTNING_ATTENTION
+from sala_export.ops.infllmv2_attention import schema as infllmv2_attention
+from sala_export.ops.lightning_attention import schema as lightning_attention
 
 from .lightning_checks import random_inputs
 from .oracles import SparseSizes
@@ -42,7 +41,7 @@ def lightning_case(
     head_dim: int = 128,
     activation: str = "bfloat16",
     is_in_place: bool = True,
-    attributes: Attributes = published.LIGHTNING_ATTENTION,
+    attributes: Attributes = lightning_attention.PUBLISHED,
 ) -> GpuCase:
     """`steps` chunks of `tokens`, of up to two sequences, the first near position 70,000, after a long past."""
     attributes = _with_head_dim(attributes, head_dim)
@@ -56,7 +55,7 @@ def lightning_case(
     names = ("q_norm", "k_norm", "o_norm")
     constant = {name: norm.to(dtype) for name, norm in zip(names, norms, strict=True)}
     call = PluginCall(
-        contract=LIGHTNING_ATTENTION,
+        contract=lightning_attention.CONTRACT,
         attributes=attributes,
         dims={"B": len(qkvz), "T": tokens},
         activation=activation,
@@ -72,7 +71,7 @@ def sparse_case(
     head_dim: int = 128,
     activation: str = "bfloat16",
     is_in_place: bool = True,
-    attributes: Attributes = published.INFLLMV2_ATTENTION,
+    attributes: Attributes = infllmv2_attention.PUBLISHED,
 ) -> GpuCase:
     """One chunk of `tokens` for each of `pasts`, the tokens that each sequence has before it.
 
@@ -94,7 +93,7 @@ def sparse_case(
     ]
     dims = {"C": capacity, "C1": caches["k1_cache"].shape[2], "C2": caches["k2_cache"].shape[2]}
     call = PluginCall(
-        contract=INFLLMV2_ATTENTION,
+        contract=infllmv2_attention.CONTRACT,
         attributes=attributes,
         dims={"B": len(pasts[0]), "T": tokens, **dims},
         activation=activation,

@@ -6,6 +6,7 @@
 
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -80,16 +81,25 @@ struct EngineLimits {
   int64_t least_capacity = 1;        // tokens that caches must have room for, however short the context
 };
 
+/// What one step reads besides weights and caches, in host memory that is valid during the call.
+struct StepInputs {
+  std::span<const int64_t> input_ids;   // [tokens]
+  int32_t past_length = 0;              // tokens that the caches hold before this step
+  int32_t context_length = 0;           // at least past_length + tokens; the step is sparse from dense_len on
+  std::span<const float> rope_cos_sin;  // [tokens, head_dim], row by row
+
+  /// The same as tensors of batch 1 under the names of step_names.h. They refer to this object and are for reading.
+  std::array<Tensor, 4> tensors() const;
+};
+
 /// Runs steps on the caches of one session. One thread at a time may use it.
 class Execution {
  public:
   virtual ~Execution() = default;
 
-  /// Runs one step. After an error the contents of the caches are undefined.
-  ///
-  /// `inputs` are the step's token inputs (input_ids, past_length, context_length, rope_cos_sin) and `logits` its
-  /// output, all in host memory; the caches are those given at creation.
-  virtual Status run(Profile profile, std::span<const Tensor> inputs, const Tensor& logits) = 0;
+  /// Runs one step: reads `step`, updates the caches given at creation, and writes the last token's logits,
+  /// [vocab_size] in host memory. After an error the contents of the caches are undefined.
+  virtual Status run(Profile profile, const StepInputs& step, std::span<float> logits) = 0;
 };
 
 /// One cache of a session, under the names by which it enters and leaves a step.

@@ -28,12 +28,8 @@ struct ModelConfig {
   std::vector<float> inv_freq;  // RoPE, [head_dim / 2]
   int64_t kernel_size = 0;      // tokens of a compressed key k1, k2 takes four times as many
   int64_t kernel_stride = 0;    // tokens between neighbouring k1
+  int64_t dense_len = 0;        // contexts of fewer tokens are attended densely; -1: none is
 };
-
-enum class Runtime { kAuto, kOnnxRuntime, kTensorRt };
-
-/// Reads `auto`, `onnxruntime` or `tensorrt`. kInvalidArgument for another name.
-Expected<Runtime> runtime_from_name(std::string_view name);
 
 /// Your own device memory. The functions are called with the engine's GPU current, from any thread that uses the model.
 struct DeviceAllocator {
@@ -58,7 +54,8 @@ struct TensorRtOptions {
 };
 
 struct LoadOptions {
-  Runtime runtime = Runtime::kAuto;
+  /// A name of docs/runtimes.md, or `auto`: the first that this machine can run. kInvalidArgument for another name.
+  std::string runtime = "auto";
   /// Path of libonnxruntime. If empty, it is looked for beside this code, in ../lib from there, in a Python
   /// installation of the same prefix, and where the system looks.
   std::filesystem::path onnxruntime_library;

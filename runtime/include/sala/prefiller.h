@@ -13,21 +13,26 @@
 
 namespace sala {
 
-/// Cuts a stream of tokens into steps and runs each as soon as it is full. `Session::prefill` is one `feed` and one
-/// `finish`. You may move the session, but it must outlive the prefiller, and you must not use it for anything
-/// else until `finish` (kInvalidArgument). If you destroy the prefiller before that, tokens that did not fill a step
-/// are dropped.
+/// Cuts a stream of tokens into steps and runs them. `Session::prefill` is one `feed` and one `finish`, and a prompt
+/// gives the same steps and logits however it is cut into feeds.
+///
+/// All tokens of a prompt are attended densely if the context has fewer than `ModelConfig::dense_len` tokens at the end
+/// of the prompt, else sparsely. So tokens wait until the context is that long or `finish` ends the prompt. From then
+/// on every step runs as soon as it is full. Waiting tokens are not in the session: `position` does not count them,
+/// `save` does not write them, and a prefiller that is destroyed before `finish` drops them.
+///
+/// The session may move, but must outlive it and not be used for anything else until `finish` (kInvalidArgument). After
+/// kStopped or a failed step the prefiller has ended, and the session is at the border of the last step that ran.
 class Prefiller {
  public:
-  /// `tokens_total`: tokens that will come, if known; it decides dense or sparse like PrefillOptions::context_length.
-  /// kInvalidArgument if `context_length` cannot be.
+  /// `tokens_total`, if known, is only reported to `on_progress`. kInvalidArgument if `context_length` cannot be.
   static Expected<Prefiller> create(Session& session, PrefillOptions options,
                                     std::optional<int64_t> tokens_total = std::nullopt);
 
   /// Takes any number of tokens. If it refuses them (1xx), it takes none, and you can go on.
   Status feed(std::span<const int32_t> token_ids);
 
-  /// Runs the remaining tokens and returns the logits of the last one. kEmptyPrompt if none came.
+  /// Ends the prompt: runs what is left and gives the logits of the last token. kEmptyPrompt if no token came.
   Expected<std::span<const float>> finish();
 
  private:
@@ -35,17 +40,22 @@ class Prefiller {
   Prefiller(SessionCore& core, PrefillOptions options, std::optional<int64_t> tokens_total);
   static Expected<Prefiller> create(SessionCore& core, PrefillOptions options, std::optional<int64_t> tokens_total);
 
-  /// kSessionPoisoned, or kInvalidArgument if the session did something else meanwhile.
-  Status check_session() const;
-  Status run_chunk(std::span<const int32_t> token_ids);
+  /// kSessionPoisoned, or kInvalidArgument if this has ended or the session did something else meanwhile.
+  Status check_usable() const;
+  /// Tokens of the context with those that wait.
+  int64_t length() const;
+  /// Runs steps for as long as at least `least` tokens wait.
+  Status run_chunks(size_t least);
+  Status run_chunk(std::span<const int32_t> token_ids, int64_t context_length);
 
   SessionCore* core_;
   PrefillOptions options_;
   std::optional<int64_t> tokens_total_;
-  std::vector<int32_t> waiting_;  // tokens that do not fill a step yet, the session's pending token first
+  std::vector<int32_t> waiting_;  // for a full step or for the end, the session's pending token first
   int64_t tokens_fed_ = 0;
   int64_t tokens_done_ = 0;
   int64_t session_position_;  // as this object left it
+  bool has_ended_ = false;
   std::chrono::steady_clock::time_point start_;
 };
 

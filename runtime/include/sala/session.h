@@ -32,8 +32,8 @@ struct PrefillProgress {
 };
 
 struct PrefillOptions {
-  /// Tokens of the whole context, where more will follow than this call brings: the context is sparse if this is at
-  /// least the model's dense_len. By default the length after this call; for a stream of unknown length, sparse.
+  /// Only for one prompt that is cut over several calls, to read logits in between: the length of the context after the
+  /// last of them. By default the prompt ends with this call, or with `Prefiller::finish`.
   std::optional<int64_t> context_length;
   /// Called after every chunk. Return false to stop the prefill there.
   std::function<bool(const PrefillProgress&)> on_progress;
@@ -69,8 +69,8 @@ class Session {
   /// Appends tokens to the context, chunk by chunk, and returns the logits of the last one.
   ///
   /// A prompt that is empty (kEmptyPrompt), does not fit (kContextExceeded) or has a token outside the vocabulary
-  /// (kTokenOutOfRange) is refused whole. If `on_progress` or `stop` stops it (kStopped), the session holds the
-  /// chunks that had run, as `position` tells, and you can go on from there.
+  /// (kTokenOutOfRange) is refused whole. Stopped by `on_progress` or `stop` (kStopped), the session holds the chunks
+  /// that had run, as `position` tells, and goes on from there with the rest of the prompt.
   Expected<std::span<const float>> prefill(std::span<const int32_t> token_ids, const PrefillOptions& options = {});
 
   /// Appends one token and returns its logits.

@@ -7,8 +7,9 @@
 #include <sstream>
 #include <string>
 #include <string_view>
-#include <utility>
 #include <variant>
+
+#include "sala/expected.h"
 
 namespace sala {
 
@@ -53,24 +54,9 @@ struct Error {
   std::string message;
 };
 
-/// A value, or the error that explains why there is none. It is a bug to read the value of a failed one.
+/// A value, or why there is none; see BasicExpected.
 template <class T>
-class [[nodiscard]] Expected {
- public:
-  Expected(T value) : state_(std::move(value)) {}
-  Expected(Error error) : state_(std::move(error)) {}
-
-  explicit operator bool() const { return state_.index() == 0; }
-  T& operator*() & { return *std::get_if<0>(&state_); }
-  const T& operator*() const& { return *std::get_if<0>(&state_); }
-  T&& operator*() && { return std::move(*std::get_if<0>(&state_)); }
-  T* operator->() { return std::get_if<0>(&state_); }
-  const T* operator->() const { return std::get_if<0>(&state_); }
-  const Error& error() const { return *std::get_if<1>(&state_); }
-
- private:
-  std::variant<T, Error> state_;
-};
+using Expected = BasicExpected<T, Error>;
 
 using Status = Expected<std::monostate>;
 
@@ -85,9 +71,3 @@ Error error(ErrorCode code, const Parts&... parts) {
 }
 
 }  // namespace sala
-
-/// Leaves the function with the error of a failed Status or Expected.
-#define SALA_RETURN_IF_ERROR(expression)                                  \
-  do {                                                                    \
-    if (auto outcome_ = (expression); !outcome_) return outcome_.error(); \
-  } while (false)

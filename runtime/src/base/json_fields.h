@@ -9,6 +9,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace sala {
@@ -22,7 +23,8 @@ std::optional<Json> parse_json(std::string_view text);
 class Field {
  public:
   /// `problem` takes the first finding and must start empty; all three arguments outlive the field.
-  Field(const Json& value, std::string path, std::string& problem) : value_(&value), path_(path), problem_(&problem) {}
+  Field(const Json& value, std::string path, std::string& problem)
+      : value_(&value), path_(std::move(path)), problem_(&problem) {}
 
   /// A member of this object. A missing one is a problem.
   Field operator[](std::string_view name) const;

@@ -11,10 +11,8 @@ std::string text_or(const char* text, const char* otherwise) { return text != nu
 Expected<LoadOptions> load_options_of(const sala_load_options* options) {
   const auto given = options_of(options, kFirstLoadOptions, sala_load_options SALA_LOAD_OPTIONS_INIT);
   if (!given) return given.error();
-  const auto runtime = runtime_from_name(text_or(given->runtime, "auto"));
-  if (!runtime) return runtime.error();
   LoadOptions result;
-  result.runtime = *runtime;
+  result.runtime = text_or(given->runtime, "auto");
   result.onnxruntime_library = text_or(given->onnxruntime_library, "");
   result.operators_library = text_or(given->operators_library, "");
   result.tensorrt.library = text_or(given->tensorrt_library, "");

@@ -8,8 +8,7 @@ namespace sala {
 
 namespace {
 
-// A context length that is sparse for every model.
-constexpr int64_t kUnknownContextLength = INT32_MAX;
+constexpr int64_t kLongestContext = INT32_MAX;
 
 }  // namespace
 
@@ -29,70 +28,85 @@ Expected<Prefiller> Prefiller::create(Session& session, PrefillOptions options, 
 Expected<Prefiller> Prefiller::create(SessionCore& core, PrefillOptions options, std::optional<int64_t> tokens_total) {
   SALA_RETURN_IF_ERROR(core.usable());
   const int64_t least = core.position() + tokens_total.value_or(0);
-  if (!options.context_length) options.context_length = tokens_total ? least : kUnknownContextLength;
-  if (*options.context_length < least || *options.context_length > kUnknownContextLength) {
-    return error(ErrorCode::kInvalidArgument, "context_length is ", *options.context_length, ", expected ", least,
-                 " to ", kUnknownContextLength, ": it counts the whole context, what came before included");
+  if (const int64_t given = options.context_length.value_or(least); given < least || given > kLongestContext) {
+    return error(ErrorCode::kInvalidArgument, "context_length is ", given, ", expected ", least, " to ",
+                 kLongestContext, ": it counts the whole context, what came before included");
   }
   core.stop_requested() = false;
   return Prefiller(core, std::move(options), tokens_total);
 }
 
-Status Prefiller::check_session() const {
+Status Prefiller::check_usable() const {
   SALA_RETURN_IF_ERROR(core_->usable());
+  if (has_ended_) {
+    return error(ErrorCode::kInvalidArgument, "this prefill has ended, and the session holds ", core_->position(),
+                 " tokens: make another prefiller for those that follow");
+  }
   if (core_->position() != session_position_) {
     return error(ErrorCode::kInvalidArgument,
-                 "the session was used for something else before this prefill was finished: ", "finish it first");
+                 "the session was used for something else before this prefill was finished: finish it first");
   }
   return success();
 }
 
+int64_t Prefiller::length() const { return core_->past_length() + static_cast<int64_t>(waiting_.size()); }
+
 Status Prefiller::feed(std::span<const int32_t> token_ids) {
-  SALA_RETURN_IF_ERROR(check_session());
+  SALA_RETURN_IF_ERROR(check_usable());
   SALA_RETURN_IF_ERROR(core_->check_tokens(token_ids));
-  const int64_t before = core_->past_length() + static_cast<int64_t>(waiting_.size());
+  const int64_t before = length();
   const int64_t after = before + static_cast<int64_t>(token_ids.size());
   if (after > core_->max_context()) {
     return error(ErrorCode::kContextExceeded, "the prompt needs a context of at least ", after,
                  " tokens, max_context is ", core_->max_context(), " and ", before,
                  " are taken: make a session of larger max_context");
   }
-  if (after > *options_.context_length) {
+  if (options_.context_length && after > *options_.context_length) {
     return error(ErrorCode::kInvalidArgument, "context_length is ", *options_.context_length,
                  ", but the context grows to ", after, ": it counts the whole context");
   }
   tokens_fed_ += static_cast<int64_t>(token_ids.size());
-  const size_t chunk = static_cast<size_t>(core_->chunk_tokens());
-  while (waiting_.size() + token_ids.size() >= chunk) {
-    const size_t taken = chunk - waiting_.size();
-    waiting_.insert(waiting_.end(), token_ids.begin(), token_ids.begin() + static_cast<std::ptrdiff_t>(taken));
-    token_ids = token_ids.subspan(taken);
-    const std::vector<int32_t> step = std::exchange(waiting_, {});
-    SALA_RETURN_IF_ERROR(run_chunk(step));
-  }
   waiting_.insert(waiting_.end(), token_ids.begin(), token_ids.end());
-  return success();
+  if (!options_.context_length && after < core_->model().config.dense_len) return success();
+  return run_chunks(static_cast<size_t>(core_->chunk_tokens()));
 }
 
 Expected<std::span<const float>> Prefiller::finish() {
-  SALA_RETURN_IF_ERROR(check_session());
+  SALA_RETURN_IF_ERROR(check_usable());
   if (tokens_fed_ == 0) {
     return error(ErrorCode::kEmptyPrompt, "the prompt has no tokens: give at least one");
   }
-  if (!waiting_.empty()) {
-    const std::vector<int32_t> step = std::exchange(waiting_, {});
-    SALA_RETURN_IF_ERROR(run_chunk(step));
-  }
+  SALA_RETURN_IF_ERROR(run_chunks(1));
+  has_ended_ = true;
   return core_->logits();
 }
 
-Status Prefiller::run_chunk(std::span<const int32_t> token_ids) {
+Status Prefiller::run_chunks(size_t least) {
+  if (waiting_.size() < least) return success();
+  // In the middle of a stream this is no more than its length so far. All that matters is that it is sparse already.
+  const int64_t context_length = options_.context_length.value_or(length());
+  const size_t chunk = static_cast<size_t>(core_->chunk_tokens());
+  const std::vector<int32_t> taken = std::exchange(waiting_, {});
+  std::span<const int32_t> rest = taken;
+  while (rest.size() >= least) {
+    const auto step = rest.first(std::min(chunk, rest.size()));
+    if (const Status ran = run_chunk(step, context_length); !ran) {
+      has_ended_ = true;
+      return ran;
+    }
+    rest = rest.subspan(step.size());
+  }
+  waiting_.assign(rest.begin(), rest.end());
+  return success();
+}
+
+Status Prefiller::run_chunk(std::span<const int32_t> token_ids, int64_t context_length) {
   if (core_->stop_requested().exchange(false)) {
     return error(ErrorCode::kStopped, "prefill was stopped after ", tokens_done_,
                  " tokens; the session holds them and can go on");
   }
   const int64_t before = core_->position();
-  SALA_RETURN_IF_ERROR(core_->run(token_ids, *options_.context_length));
+  SALA_RETURN_IF_ERROR(core_->run(token_ids, context_length));
   session_position_ = core_->position();
   tokens_done_ += session_position_ - before;
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start_;

@@ -129,17 +129,10 @@ Status SessionCore::run(std::span<const int32_t> token_ids, int64_t context_leng
   input_ids_.assign(token_ids.begin(), token_ids.end());
   rope_cos_sin_.resize(static_cast<size_t>(tokens * head_dim));
   rope_cos_sin(past_length_, model_->config.inv_freq, rope_cos_sin_);
-  int32_t past = static_cast<int32_t>(past_length_);
-  int32_t context = static_cast<int32_t>(context_length);
-  const Tensor inputs[] = {
-      {"input_ids", DType::kInt64, {1, tokens}, input_ids_.data()},
-      {"past_length", DType::kInt32, {1}, &past},
-      {"context_length", DType::kInt32, {1}, &context},
-      {"rope_cos_sin", DType::kFloat32, {1, tokens, head_dim}, rope_cos_sin_.data()},
-  };
-  const Tensor logits{"logits", DType::kFloat32, {1, model_->config.vocab_size}, logits_.data()};
+  const StepInputs step{input_ids_, static_cast<int32_t>(past_length_), static_cast<int32_t>(context_length),
+                        rope_cos_sin_};
   has_logits_ = false;
-  const Status ran = execution_->run(tokens == 1 ? Profile::kDecode : Profile::kPrefill, inputs, logits);
+  const Status ran = execution_->run(tokens == 1 ? Profile::kDecode : Profile::kPrefill, step, logits_);
   if (!ran) {
     poisoned_ = true;
     return ran;

@@ -3,12 +3,13 @@
 #include <algorithm>
 #include <string_view>
 
+#include "sala/step_names.h"
+
 namespace sala {
 
-namespace {
+using namespace step_names;
 
-constexpr std::string_view kPastPrefix = "past_key_values.";
-constexpr std::string_view kPresentPrefix = "present.";
+namespace {
 
 int64_t windows(int64_t tokens, int64_t size, int64_t stride) {
   return tokens < size ? 0 : (tokens - size) / stride + 1;
@@ -20,7 +21,11 @@ const TensorSpec* find(std::span<const TensorSpec> specs, std::string_view name)
   return found == specs.end() ? nullptr : &*found;
 }
 
-Extent symbol(const char* name) { return {0, name}; }
+Extent symbol(std::string_view name) { return {0, std::string(name)}; }
+
+TensorSpec spec(std::string_view name, DType dtype, std::vector<Extent> shape) {
+  return {std::string(name), dtype, std::move(shape)};
+}
 
 Status require(std::span<const TensorSpec> specs, const TensorSpec& expected) {
   const TensorSpec* found = find(specs, expected.name);
@@ -33,17 +38,17 @@ Status require(std::span<const TensorSpec> specs, const TensorSpec& expected) {
 }
 
 Expected<CacheSpec> cache_of(const TensorSpec& past, std::span<const TensorSpec> outputs) {
-  CacheSpec cache{past, std::string(kPresentPrefix) + past.name.substr(kPastPrefix.size()), CacheRows::kAll, 0};
+  CacheSpec cache{past, std::string(kPresent) + past.name.substr(kPast.size()), CacheRows::kAll, 0};
   SALA_RETURN_IF_ERROR(require(outputs, {cache.present_name, past.dtype, past.shape}));
   for (size_t axis = 0; axis < past.shape.size(); ++axis) {
     const std::string& name = past.shape[axis].symbol;
-    if (name.empty() || name == "batch") continue;
-    if (name != "capacity" && name != "capacity_k1" && name != "capacity_k2") {
+    if (name.empty() || name == kBatch) continue;
+    if (name != kCapacity && name != kCapacityK1 && name != kCapacityK2) {
       return error(ErrorCode::kInvalidArgument, "cache ", past.name, " has the unknown dimension ", name);
     }
-    cache.rows = name == "capacity"      ? CacheRows::kTokens
-                 : name == "capacity_k1" ? CacheRows::kK1Windows
-                                         : CacheRows::kK2Windows;
+    cache.rows = name == kCapacity     ? CacheRows::kTokens
+                 : name == kCapacityK1 ? CacheRows::kK1Windows
+                                       : CacheRows::kK2Windows;
     cache.row_axis = axis;
   }
   return cache;
@@ -67,16 +72,16 @@ int64_t CacheSpec::valid_rows(const ModelConfig& config, int64_t tokens) const {
 Expected<StepInterface> StepInterface::create(const ModelConfig& config, const Engine& engine) {
   const auto inputs = engine.inputs();
   const auto outputs = engine.outputs();
-  const Extent batch = symbol("batch");
+  const Extent batch = symbol(kBatch), tokens = symbol(kTokens);
   const Extent rope_width{2 * static_cast<int64_t>(config.inv_freq.size()), {}};
-  SALA_RETURN_IF_ERROR(require(inputs, {"input_ids", DType::kInt64, {batch, symbol("tokens")}}));
-  SALA_RETURN_IF_ERROR(require(inputs, {"past_length", DType::kInt32, {batch}}));
-  SALA_RETURN_IF_ERROR(require(inputs, {"context_length", DType::kInt32, {batch}}));
-  SALA_RETURN_IF_ERROR(require(inputs, {"rope_cos_sin", DType::kFloat32, {batch, symbol("tokens"), rope_width}}));
-  SALA_RETURN_IF_ERROR(require(outputs, {"logits", DType::kFloat32, {batch, {config.vocab_size, {}}}}));
+  SALA_RETURN_IF_ERROR(require(inputs, spec(kInputIds, DType::kInt64, {batch, tokens})));
+  SALA_RETURN_IF_ERROR(require(inputs, spec(kPastLength, DType::kInt32, {batch})));
+  SALA_RETURN_IF_ERROR(require(inputs, spec(kContextLength, DType::kInt32, {batch})));
+  SALA_RETURN_IF_ERROR(require(inputs, spec(kRopeCosSin, DType::kFloat32, {batch, tokens, rope_width})));
+  SALA_RETURN_IF_ERROR(require(outputs, spec(kLogits, DType::kFloat32, {batch, {config.vocab_size, {}}})));
   StepInterface step;
   for (const TensorSpec& input : inputs) {
-    if (!input.name.starts_with(kPastPrefix)) continue;
+    if (!input.name.starts_with(kPast)) continue;
     auto cache = cache_of(input, outputs);
     if (!cache) return cache.error();
     step.caches.push_back(*std::move(cache));
@@ -90,10 +95,14 @@ Expected<StepInterface> StepInterface::create(const ModelConfig& config, const E
 
 SymbolSizes cache_sizes(const ModelConfig& config, int64_t capacity) {
   // Compressed caches hold at least one key, for a tensor may not be empty.
-  return {{"batch", 1},
-          {"capacity", capacity},
-          {"capacity_k1", std::max<int64_t>(1, windows(capacity, config.kernel_size, config.kernel_stride))},
-          {"capacity_k2", std::max<int64_t>(1, windows(capacity, 4 * config.kernel_size, 4 * config.kernel_stride))}};
+  const int64_t k1 = windows(capacity, config.kernel_size, config.kernel_stride);
+  const int64_t k2 = windows(capacity, 4 * config.kernel_size, 4 * config.kernel_stride);
+  SymbolSizes sizes;
+  sizes.emplace(kBatch, 1);
+  sizes.emplace(kCapacity, capacity);
+  sizes.emplace(kCapacityK1, std::max<int64_t>(1, k1));
+  sizes.emplace(kCapacityK2, std::max<int64_t>(1, k2));
+  return sizes;
 }
 
 }  // namespace sala

@@ -1,6 +1,6 @@
 // The tensors of one step of a SALA model, recognised among an engine's inputs and outputs.
 //
-// The names are those of sala_export/model/signature.py.
+// The names are those of sala/step_names.h.
 
 #pragma once
 

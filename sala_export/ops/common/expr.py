@@ -1,9 +1,9 @@
 """Integer expressions over named sizes, written so that Python and C++ read the same text.
 
 Operator contracts and kernel launches state sizes as text such as `4 * num_heads * head_dim` or `cdiv(T, 32)`.
-Python evaluates the text here; `plugins/aot` pastes it into generated C++, where `cdiv`, `min` and `max` have the
-same meaning on `int64_t`. Division is only available as `cdiv` (round up) and `fdiv` (round down): `/` and `//`
-mean different things in the two languages.
+Python evaluates the text here; `plugins/aot` pastes it into generated C++, where the functions have the same meaning on
+`int64_t`. Division is only available as `cdiv` (round up) and `fdiv` (round down): `/` and `//` mean different things
+in the two languages. `is_power_of_two` is 1 for 1, 2, 4 and so on, else 0.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Mapping
 
-_FUNCTIONS: dict[str, Callable[[int, int], int]] = {
-    "cdiv": lambda a, b: -(-a // b),
-    "fdiv": lambda a, b: a // b,
-    "min": min,
-    "max": max,
+_FUNCTIONS: Mapping[tuple[str, int], Callable[..., int]] = {
+    ("cdiv", 2): lambda a, b: -(-a // b),
+    ("fdiv", 2): lambda a, b: a // b,
+    ("min", 2): min,
+    ("max", 2): max,
+    ("is_power_of_two", 1): lambda a: int(a >= 1 and a & (a - 1) == 0),
 }
+"""By name and number of arguments; `plugins/common/expression.h` has the same for C++."""
 
 
 def evaluate(text: str, names: Mapping[str, int]) -> int:
@@ -34,7 +36,7 @@ def evaluate(text: str, names: Mapping[str, int]) -> int:
 def identifiers(text: str) -> set[str]:
     """The names that `text` depends on, functions left out."""
     found = {node.id for node in ast.walk(ast.parse(text, mode="eval")) if isinstance(node, ast.Name)}
-    return found - _FUNCTIONS.keys()
+    return found - {name for name, _ in _FUNCTIONS}
 
 
 def _value(node: ast.expr, names: Mapping[str, int]) -> int:
@@ -49,6 +51,6 @@ def _value(node: ast.expr, names: Mapping[str, int]) -> int:
             return _value(left, names) - _value(right, names)
         case ast.BinOp(left=left, op=ast.Mult(), right=right):
             return _value(left, names) * _value(right, names)
-        case ast.Call(func=ast.Name(id=name), args=[first, second], keywords=[]) if name in _FUNCTIONS:
-            return _FUNCTIONS[name](_value(first, names), _value(second, names))
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if (name, len(args)) in _FUNCTIONS:
+            return _FUNCTIONS[name, len(args)](*(_value(argument, names) for argument in args))
     raise ValueError(f"not an integer expression: {ast.unparse(node)}")

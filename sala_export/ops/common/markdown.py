@@ -1,20 +1,12 @@
-"""The page `docs/operators.md`, written from the contracts.
-
-`python -m sala_export.ops.common.markdown docs/operators.md` rewrites it; `tests/ops/test_contracts.py` fails while the
-file and the contracts differ.
-"""
+"""The page `docs/operators.md`, written from the contracts."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
-from ..registry import CONTRACTS
 from .contract import ACTIVATION, Contract, Tensor
 
 _PREAMBLE = f"""\
-<!-- Written by `python -m sala_export.ops.common.markdown docs/operators.md`. Edit schema.py instead. -->
 # Operators
 
 The operators of an exported model, in ONNX domain and TensorRT plugin namespace `sala`, version 1. Everything here
@@ -22,15 +14,16 @@ holds for all implementations alike.
 
 * `{ACTIVATION}` is one floating type per call, that of the activations: float32, float16 or bfloat16.
 * Tensors are dense and row-major. All attributes are required.
-* `fdiv(a, b)` divides and rounds down.
+* `fdiv(a, b)` divides and rounds down; `is_power_of_two(n)` is 1 for 1, 2, 4 and so on, else 0.
 * An output that is the new value of an input shares its buffer at run time: one address for both, updated in place.
 * A call that breaks a rule is refused with a `ShapeError` that names the operator and the tensor.
 """
 
 
-def page(contracts: Sequence[Contract]) -> str:
-    """The whole page as markdown."""
-    return "\n".join([_PREAMBLE, *(_section(contract) for contract in contracts)])
+def page(contracts: Sequence[Contract], command: str) -> str:
+    """The whole page as markdown; `command` is what writes it."""
+    note = f"<!-- Written by `{command}`. Edit schema.py instead. -->"
+    return "\n".join([note, _PREAMBLE, *(_section(contract) for contract in contracts)])
 
 
 def _section(contract: Contract) -> str:
@@ -56,13 +49,3 @@ def _tensor_cells(tensor: Tensor) -> tuple[str, ...]:
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Write the operator reference from the contracts.")
-    parser.add_argument("path", type=Path, help="markdown file to overwrite")
-    parser.parse_args().path.write_text(page(CONTRACTS), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -8,23 +8,35 @@ from dataclasses import dataclass
 from ...errors import UnsupportedError
 from ...specs import ComputeCapability
 
+SHARED_RESERVED_PER_BLOCK = 1024
+"""Bytes of shared memory that the system takes of each block."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Architecture:
-    """What cubins of one architecture may use, and where they run."""
+    """What cubins of one architecture may use, and where they run.
 
-    shared_limit_bytes: int
-    """Shared memory that a block may have (CUDA C++ Programming Guide, "Technical Specifications per Compute
-    Capability": the per-block maximum with opt-in)."""
+    The limits of a multiprocessor are those of the CUDA C++ Programming Guide, "Technical Specifications per Compute
+    Capability".
+    """
+
+    warps: int
+    blocks: int
+    shared_bytes: int
     is_arch_specific: bool
     """Triton compiles for `sm_<n>a`: the code runs on exactly this architecture."""
 
+    @property
+    def shared_limit_bytes(self) -> int:
+        """Shared memory that one block may have, with opt-in."""
+        return self.shared_bytes - SHARED_RESERVED_PER_BLOCK
+
 
 AOT_ARCHITECTURES: Mapping[int, Architecture] = {
-    86: Architecture(shared_limit_bytes=101376, is_arch_specific=False),
-    89: Architecture(shared_limit_bytes=101376, is_arch_specific=False),
-    90: Architecture(shared_limit_bytes=232448, is_arch_specific=True),
-    120: Architecture(shared_limit_bytes=101376, is_arch_specific=True),
+    86: Architecture(warps=48, blocks=16, shared_bytes=100 << 10, is_arch_specific=False),
+    89: Architecture(warps=48, blocks=24, shared_bytes=100 << 10, is_arch_specific=False),
+    90: Architecture(warps=64, blocks=32, shared_bytes=228 << 10, is_arch_specific=True),
+    120: Architecture(warps=48, blocks=24, shared_bytes=100 << 10, is_arch_specific=True),
 }
 """Architectures that cubins are made for, by 10 * major + minor."""
 

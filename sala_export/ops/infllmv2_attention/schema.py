@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ..common.contract import ACTIVATION, Attribute, Contract, Rule, Tensor
 
 _CACHE = ("B", "num_kv_heads", "C", "head_dim")
@@ -98,13 +100,13 @@ CONTRACT = Contract(
             left="C1",
             relation=">=",
             right="fdiv(C - kernel_size, kernel_stride) + 1",
-            doc="k1_cache must hold every complete window of a full cache",
+            doc="k1_cache and k2_cache hold every complete window of a full cache",
         ),
         Rule(
             left="C2",
             relation=">=",
             right="fdiv(C - 4 * kernel_size, 4 * kernel_stride) + 1",
-            doc="k2_cache must hold every complete window of a full cache",
+            doc="k1_cache and k2_cache hold every complete window of a full cache",
         ),
         Rule(
             left="num_kv_heads * fdiv(num_heads, num_kv_heads)",
@@ -128,13 +130,28 @@ CONTRACT = Contract(
             left="block_size * fdiv(window_size, block_size)",
             relation="==",
             right="window_size",
-            doc="the window holds a whole number of blocks",
+            doc="a window that is not a multiple of block_size would hold a part of a block",
         ),
         Rule(
             left="topk",
             relation=">=",
             right="init_blocks + 1",
-            doc="the forced blocks (initial, window and own) must fit among the taken ones",
+            doc="the forced blocks must fit among the taken ones: initial, window and own",
         ),
     ),
 )
+
+PUBLISHED: Mapping[str, int | float] = {
+    "num_heads": 32,
+    "num_kv_heads": 2,
+    "head_dim": 128,
+    "scale": 128**-0.5,
+    "kernel_size": 32,
+    "kernel_stride": 16,
+    "block_size": 64,
+    "topk": 64,
+    "window_size": 2048,
+    "init_blocks": 1,
+    "dense_len": 8192,
+}
+"""Attributes in the published model, for tests and benchmarks; an exported graph states its own."""

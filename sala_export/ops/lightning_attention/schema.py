@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ..common.contract import ACTIVATION, Attribute, Contract, Rule, Tensor
 
 CONTRACT = Contract(
@@ -67,10 +69,10 @@ CONTRACT = Contract(
     rules=(
         Rule(left="num_heads", relation=">=", right="1", doc="there is at least one head"),
         Rule(
-            left="num_heads * fdiv(1073741824, num_heads)",
+            left="is_power_of_two(num_heads)",
             relation="==",
-            right="1073741824",
-            doc="decay slopes are defined for powers of two, the divisors of 2^30",
+            right="1",
+            doc="the formula of the decay slopes holds for a power of two alone",
         ),
         Rule(left="head_dim", relation=">=", right="2", doc="RoPE turns at least one pair of channels"),
         Rule(left="T", relation=">=", right="1", doc="a chunk holds at least one token"),
@@ -82,3 +84,6 @@ CONTRACT = Contract(
         ),
     ),
 )
+
+PUBLISHED: Mapping[str, int | float] = {"num_heads": 32, "head_dim": 128, "eps": 1e-6, "scale": 128**-0.5}
+"""Attributes in the published model, for tests and benchmarks; an exported graph states its own."""

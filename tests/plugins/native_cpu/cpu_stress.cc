@@ -55,7 +55,7 @@ std::string run_lightning(SimdLevel level) {
   std::vector<float> y(static_cast<size_t>(batch * tokens * heads * dim));
   const bool in_place = draw(0, 1) == 1;
   const auto status = sala::ops::lightning_attention_cpu(
-      {batch, tokens, heads, dim, 1e-6f, 0.1f},
+      {heads, dim, batch, tokens, 1e-6f, 0.1f},
       {qkvz.data(), head_norm.data(), head_norm.data(), o_norm.data(), cos_sin.data(), state.data(), y.data(),
        in_place ? state.data() : fresh_state.data()},
       one_thread(), level);
@@ -64,13 +64,13 @@ std::string run_lightning(SimdLevel level) {
 
 sala::ops::InfLLMv2AttentionSizes sparse_sizes() {
   sala::ops::InfLLMv2AttentionSizes sizes{};
-  sizes.batch = draw(1, 2);
-  sizes.tokens = draw(0, 1) == 1 ? draw(1, 6) : draw(1, 300);
+  sizes.B = draw(1, 2);
+  sizes.T = draw(0, 1) == 1 ? draw(1, 6) : draw(1, 300);
   sizes.num_kv_heads = draw(1, 2);
   sizes.num_heads = sizes.num_kv_heads * draw(1, 20);
   sizes.head_dim = 16 * draw(1, 8);
   sizes.kernel_stride = int64_t{1} << draw(0, 4);
-  sizes.kernel_size = draw(1, 2 * sizes.kernel_stride + 1);
+  sizes.kernel_size = draw(sizes.kernel_stride + 1, 2 * sizes.kernel_stride + 1);
   sizes.block_size = sizes.kernel_stride << draw(0, 2);
   sizes.init_blocks = draw(0, 2);
   sizes.window_size = sizes.block_size * draw(0, 3);
@@ -83,19 +83,17 @@ sala::ops::InfLLMv2AttentionSizes sparse_sizes() {
 std::string run_sparse(SimdLevel level) {
   auto sizes = sparse_sizes();
   const int64_t past = draw(0, 500);
-  sizes.capacity = past + sizes.tokens;
-  const auto windows = [&](int64_t size, int64_t stride) {
-    return sizes.capacity < size ? 0 : (sizes.capacity - size) / stride + 1;
-  };
-  sizes.k1_capacity = windows(sizes.kernel_size, sizes.kernel_stride);
-  sizes.k2_capacity = windows(4 * sizes.kernel_size, 4 * sizes.kernel_stride);
-  const int64_t rows = sizes.batch * sizes.num_kv_heads * sizes.head_dim;
-  const auto qkvg = values(sizes.batch * sizes.tokens * 2 * (sizes.num_heads + sizes.num_kv_heads) * sizes.head_dim);
-  auto k = values(rows * sizes.capacity), v = values(rows * sizes.capacity);
-  auto k1 = values(rows * sizes.k1_capacity), k2 = values(rows * sizes.k2_capacity);
-  const std::vector<int32_t> lengths(static_cast<size_t>(sizes.batch), static_cast<int32_t>(past));
-  const std::vector<int32_t> contexts(lengths.size(), static_cast<int32_t>(sizes.capacity));
-  std::vector<float> y(static_cast<size_t>(sizes.batch * sizes.tokens * sizes.num_heads * sizes.head_dim));
+  sizes.C = past + sizes.T;
+  const auto windows = [&](int64_t size, int64_t stride) { return sizes.C < size ? 0 : (sizes.C - size) / stride + 1; };
+  sizes.C1 = windows(sizes.kernel_size, sizes.kernel_stride);
+  sizes.C2 = windows(4 * sizes.kernel_size, 4 * sizes.kernel_stride);
+  const int64_t rows = sizes.B * sizes.num_kv_heads * sizes.head_dim;
+  const auto qkvg = values(sizes.B * sizes.T * 2 * (sizes.num_heads + sizes.num_kv_heads) * sizes.head_dim);
+  auto k = values(rows * sizes.C), v = values(rows * sizes.C);
+  auto k1 = values(rows * sizes.C1), k2 = values(rows * sizes.C2);
+  const std::vector<int32_t> lengths(static_cast<size_t>(sizes.B), static_cast<int32_t>(past));
+  const std::vector<int32_t> contexts(lengths.size(), static_cast<int32_t>(sizes.C));
+  std::vector<float> y(static_cast<size_t>(sizes.B * sizes.T * sizes.num_heads * sizes.head_dim));
   const auto status =
       sala::ops::infllmv2_attention_cpu(sizes,
                                         {qkvg.data(), lengths.data(), contexts.data(), k.data(), v.data(), k1.data(),

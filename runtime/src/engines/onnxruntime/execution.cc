@@ -3,6 +3,8 @@
 #include <string>
 #include <utility>
 
+#include "sala/step_names.h"
+
 namespace sala {
 
 namespace {
@@ -61,9 +63,10 @@ Status OnnxRuntimeExecution::create_binding() {
   return success();
 }
 
-Status OnnxRuntimeExecution::run(Profile, std::span<const Tensor> inputs, const Tensor& logits) {
-  for (const Tensor& input : inputs) SALA_RETURN_IF_ERROR(bind_input(input));
-  SALA_RETURN_IF_ERROR(bind_output(logits));
+Status OnnxRuntimeExecution::run(Profile, const StepInputs& step, std::span<float> logits) {
+  for (const Tensor& input : step.tensors()) SALA_RETURN_IF_ERROR(bind_input(input));
+  const int64_t vocab_size = static_cast<int64_t>(logits.size());
+  SALA_RETURN_IF_ERROR(bind_output({step_names::kLogits, DType::kFloat32, {1, vocab_size}, logits.data()}));
   return library_.check(library_.api().RunWithBinding(&session_, nullptr, binding_.get()), "run a step");
 }
 

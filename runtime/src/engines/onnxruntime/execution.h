@@ -21,7 +21,7 @@ class OnnxRuntimeExecution final : public Execution {
                                                      std::span<const Weight> weights,
                                                      std::span<const CacheBinding> caches);
 
-  Status run(Profile profile, std::span<const Tensor> inputs, const Tensor& logits) override;
+  Status run(Profile profile, const StepInputs& step, std::span<float> logits) override;
 
  private:
   OnnxRuntimeExecution(OnnxRuntimeLibrary library, OrtSession& session)

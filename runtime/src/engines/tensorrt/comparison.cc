@@ -5,6 +5,8 @@
 #include <string_view>
 #include <utility>
 
+#include "sala/step_names.h"
+
 namespace sala::tensorrt {
 
 namespace {
@@ -53,16 +55,16 @@ class Comparison {
   }
 
   Status compare() const {
-    const auto profiles = call<int32_t>(engine_, interface_.get_nb_optimization_profiles);
+    const int32_t profiles = interface_.get_nb_optimization_profiles(engine_);
     if (profiles != 2) return damaged("has ", profiles, " profiles, expected prefill and decode");
-    const auto tensors = call<int32_t>(engine_, interface_.get_nb_io_tensors);
+    const int32_t tensors = interface_.get_nb_io_tensors(engine_);
     // Not the sizes of the maps: a name that is given twice counts twice.
     const size_t expected = manifest_.inputs.size() + manifest_.engine.weights.size() + manifest_.outputs.size();
     if (tensors != static_cast<int64_t>(expected)) {
       return damaged("has ", tensors, " tensors, ", kManifestFile, " says ", expected);
     }
     for (int32_t i = 0; i < tensors; ++i) {
-      SALA_RETURN_IF_ERROR(compare(call<const char*>(engine_, interface_.get_io_tensor_name, i)));
+      SALA_RETURN_IF_ERROR(compare(interface_.get_io_tensor_name(engine_, i)));
     }
     return success();
   }
@@ -76,29 +78,29 @@ class Comparison {
   }
 
   Status compare(const char* name) const {
-    const bool is_input = call<int32_t>(engine_, interface_.get_tensor_io_mode, name) == kInputTensor;
+    const bool is_input = interface_.get_tensor_io_mode(engine_, name) == kInputTensor;
     const Specs& specs = is_input ? inputs_ : outputs_;
     const auto found = specs.find(name);
     if (found == specs.end()) {
       return damaged("has the tensor ", name, ", which ", kManifestFile, " does not have there");
     }
     const TensorSpec& spec = *found->second;
-    if (call<int32_t>(engine_, interface_.get_tensor_data_type, name) != data_type(spec.dtype)) {
+    if (interface_.get_tensor_data_type(engine_, name) != data_type(spec.dtype)) {
       return damaged("has ", name, " in another type than ", name_of(spec.dtype), ", which ", kManifestFile, " says");
     }
     const Shape shape = spec.bound({});  // -1 for a symbol, as TensorRT has it
-    if (to_shape(call<Dims>(engine_, interface_.get_tensor_shape, name)) != shape) {
+    if (to_shape(interface_.get_tensor_shape(engine_, name)) != shape) {
       return damaged("has ", name, " in another shape than ", to_string(shape), ", which ", kManifestFile, " says");
     }
     return is_input && is_dynamic(spec) ? compare_largest(spec) : success();
   }
 
   Status compare_largest(const TensorSpec& spec) const {
-    for (const auto& [profile, index] : {std::pair("prefill", 0), std::pair("decode", 1)}) {
+    for (const auto& [profile, index] : {std::pair(step_names::kPrefill, 0), std::pair(step_names::kDecode, 1)}) {
       SymbolSizes sizes;
-      for (const auto& [symbol, range] : manifest_.engine.profiles.at(profile)) sizes[symbol] = range.max;
+      for (const auto& [symbol, range] : manifest_.engine.profiles.find(profile)->second) sizes[symbol] = range.max;
       const Shape largest = spec.bound(sizes);
-      if (to_shape(call<Dims>(engine_, interface_.get_profile_shape, spec.name.c_str(), index, kMaxShape)) != largest) {
+      if (to_shape(interface_.get_profile_shape(engine_, spec.name.c_str(), index, kMaxShape)) != largest) {
         return damaged("takes ", spec.name, " up to another shape in ", profile, " than ", to_string(largest),
                        ", which ", kManifestFile, " says");
       }

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "engines/tensorrt/execution.h"
+#include "sala/step_names.h"
 
 namespace sala::tensorrt {
 
@@ -13,8 +14,8 @@ namespace {
 constexpr int64_t kContextBytes = int64_t{64} << 20;
 
 EngineLimits limits_of(const ProfileRanges& prefill) {
-  const int64_t chunk = prefill.at("tokens").max;
-  const auto capacity = prefill.find("capacity");
+  const int64_t chunk = prefill.find(step_names::kTokens)->second.max;
+  const auto capacity = prefill.find(step_names::kCapacity);
   // Without sparse layers no cache grows; positions are int32, and a step may end at the last one.
   const Range range = capacity == prefill.end() ? Range{1, INT32_MAX - chunk} : capacity->second;
   return {
@@ -36,7 +37,7 @@ TensorRtEngine::TensorRtEngine(std::unique_ptr<const LoadedPlan> plan, const Man
       precision_(manifest.precision),
       inputs_(manifest.inputs),
       outputs_(manifest.outputs),
-      limits_(limits_of(manifest.engine.profiles.at("prefill"))) {}
+      limits_(limits_of(manifest.engine.profiles.find(step_names::kPrefill)->second)) {}
 
 Expected<std::optional<int64_t>> TensorRtEngine::free_cache_bytes() const {
   if (plan_->memory().is_of_caller()) return std::optional<int64_t>();

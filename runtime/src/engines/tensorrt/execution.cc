@@ -4,18 +4,25 @@
 #include <cstring>
 #include <string>
 
+#include "sala/step_names.h"
+
 namespace sala::tensorrt {
 
 namespace {
 
 CUdeviceptr address(const void* data) { return reinterpret_cast<CUdeviceptr>(data); }
 
+SymbolSizes sizes_of(int64_t tokens) {
+  return {{std::string(step_names::kBatch), 1}, {std::string(step_names::kTokens), tokens}};
+}
+
 int64_t step_bytes(const TensorSpec& spec, int64_t tokens) {
-  return bytes_of(spec.dtype, elements_of(spec.bound({{"batch", 1}, {"tokens", tokens}})));
+  return bytes_of(spec.dtype, elements_of(spec.bound(sizes_of(tokens))));
 }
 
 bool depends_on_tokens(const TensorSpec& spec) {
-  return std::any_of(spec.shape.begin(), spec.shape.end(), [](const Extent& each) { return each.symbol == "tokens"; });
+  return std::any_of(spec.shape.begin(), spec.shape.end(),
+                     [](const Extent& each) { return each.symbol == step_names::kTokens; });
 }
 
 }  // namespace
@@ -70,27 +77,26 @@ Expected<TensorRtExecution::Context> TensorRtExecution::create_context(Profile p
   void* engine = plan_.engine();
   Object config, context;
   if (interface.has_runtime_cache()) {
-    config.reset(call<void*>(engine, interface.create_runtime_config));
+    config.reset(interface.create_runtime_config(engine));
     if (!config) return plan_.failure("configure " + plan_.name());
-    call<void>(config.get(), interface.set_execution_context_allocation_strategy, kUserManaged);
+    interface.set_execution_context_allocation_strategy(config.get(), kUserManaged);
     if (profile == Profile::kDecode) {
       // The default compiles for the exact shapes in the background, and a graph would keep the slower kernels that
       // stand in until then.
-      call<void>(config.get(), interface.set_dynamic_shapes_kernel_specialization_strategy, kEagerSpecialization);
+      interface.set_dynamic_shapes_kernel_specialization_strategy(config.get(), kEagerSpecialization);
     }
     if (plan_.runtime_cache() != nullptr) SALA_RETURN_IF_ERROR(plan_.runtime_cache()->attach(config.get()));
-    context.reset(call<void*>(engine, interface.create_execution_context_with_runtime_config, config.get()));
+    context.reset(interface.create_execution_context_with_runtime_config(engine, config.get()));
   } else {
-    context.reset(call<void*>(engine, interface.create_execution_context, kUserManaged));
+    context.reset(interface.create_execution_context(engine, kUserManaged));
   }
   if (!context) return plan_.failure("make a context of " + plan_.name());
-  if (!call<bool>(context.get(), interface.set_optimization_profile_async, kProfileIndex[static_cast<size_t>(profile)],
-                  static_cast<void*>(stream_))) {
+  if (!interface.set_optimization_profile_async(context.get(), kProfileIndex[static_cast<size_t>(profile)], stream_)) {
     return plan_.failure("choose a profile of " + plan_.name());
   }
   SALA_RETURN_IF_ERROR(synchronize());
   const Buffer& activations = buffers_->activations();
-  call<void>(context.get(), interface.set_device_memory, activations.data(), activations.bytes());
+  interface.set_device_memory(context.get(), activations.data(), activations.bytes());
   return Context{std::move(config), std::move(context)};
 }
 
@@ -106,7 +112,7 @@ Status TensorRtExecution::bind(void* context) const {
   for (const TensorSpec& input : plan_.token_inputs()) {
     SALA_RETURN_IF_ERROR(set_address(context, input.name, buffers_->device(input.name)));
     if (depends_on_tokens(input)) continue;
-    SALA_RETURN_IF_ERROR(set_shape(context, input.name, input.bound({{"batch", 1}})));
+    SALA_RETURN_IF_ERROR(set_shape(context, input.name, input.bound(sizes_of(1))));
   }
   const std::string& logits = plan_.buffer_sizes().logits.name;
   return set_address(context, logits, buffers_->device(logits));
@@ -114,7 +120,7 @@ Status TensorRtExecution::bind(void* context) const {
 
 Status TensorRtExecution::set_address(void* context, std::string_view name, void* data) const {
   const std::string text(name);
-  if (call<bool>(context, plan_.interface().set_tensor_address, text.c_str(), data)) return success();
+  if (plan_.interface().set_tensor_address(context, text.c_str(), data)) return success();
   return plan_.failure("bind " + text);
 }
 
@@ -122,16 +128,14 @@ Status TensorRtExecution::set_shape(void* context, std::string_view name, const 
   const std::string text(name);
   Dims dims{static_cast<int32_t>(shape.size()), {}};
   std::copy(shape.begin(), shape.end(), dims.extents);
-  if (call<bool>(context, plan_.interface().set_input_shape, text.c_str(), static_cast<const Dims*>(&dims))) {
-    return success();
-  }
+  if (plan_.interface().set_input_shape(context, text.c_str(), &dims)) return success();
   return plan_.failure("take " + text + " of shape " + to_string(shape) + " in " + plan_.name());
 }
 
 Status TensorRtExecution::set_tokens(Profile profile, int64_t tokens) {
   for (const TensorSpec& input : plan_.token_inputs()) {
     if (!depends_on_tokens(input)) continue;
-    SALA_RETURN_IF_ERROR(set_shape(context(profile), input.name, input.bound({{"batch", 1}, {"tokens", tokens}})));
+    SALA_RETURN_IF_ERROR(set_shape(context(profile), input.name, input.bound(sizes_of(tokens))));
   }
   return success();
 }
@@ -149,8 +153,7 @@ Status TensorRtExecution::warm_up() {
 Status TensorRtExecution::capture_decode() {
   constexpr const char* kWithout = "; load with decode_graph = false (sala-run --no-decode-graph) to run without";
   const Interface& interface = plan_.interface();
-  if (interface.is_stream_capturable != kAbsent &&
-      !call<bool>(context(Profile::kDecode), interface.is_stream_capturable, static_cast<void*>(stream_))) {
+  if (interface.is_stream_capturable && !interface.is_stream_capturable(context(Profile::kDecode), stream_)) {
     return error(ErrorCode::kEngineFailed, "TensorRT cannot capture ", plan_.name(), " as a CUDA graph", kWithout);
   }
   auto graph = DecodeGraph::capture(plan_.driver(), stream_, [this] { return enqueue(Profile::kDecode, 1); });
@@ -159,12 +162,10 @@ Status TensorRtExecution::capture_decode() {
   return success();
 }
 
-Status TensorRtExecution::run(Profile profile, std::span<const Tensor> inputs, const Tensor& logits) {
+Status TensorRtExecution::run(Profile profile, const StepInputs& step, std::span<float> logits) {
   const Device::Current current(*plan_.device());
-  SALA_RETURN_IF_ERROR(stage(inputs));
-  const auto ids =
-      std::find_if(inputs.begin(), inputs.end(), [](const Tensor& each) { return each.name == "input_ids"; });
-  const int64_t tokens = ids == inputs.end() ? 0 : ids->shape[1];
+  SALA_RETURN_IF_ERROR(stage(step));
+  const int64_t tokens = static_cast<int64_t>(step.input_ids.size());
   if (profile == Profile::kDecode && decode_graph_) {
     SALA_RETURN_IF_ERROR(decode_graph_.launch(stream_));
   } else {
@@ -176,12 +177,12 @@ Status TensorRtExecution::run(Profile profile, std::span<const Tensor> inputs, c
     SALA_RETURN_IF_ERROR(enqueue(profile, tokens));
   }
   SALA_RETURN_IF_ERROR(synchronize());
-  std::memcpy(logits.data, buffers_->host(logits.name), static_cast<size_t>(buffers_->capacity(logits.name)));
+  std::memcpy(logits.data(), buffers_->host(step_names::kLogits), logits.size_bytes());
   return success();
 }
 
-Status TensorRtExecution::stage(std::span<const Tensor> inputs) {
-  for (const Tensor& input : inputs) {
+Status TensorRtExecution::stage(const StepInputs& step) {
+  for (const Tensor& input : step.tensors()) {
     const int64_t bytes = bytes_of(input.dtype, elements_of(input.shape));
     void* to = buffers_->host(input.name);
     if (to == nullptr || bytes > buffers_->capacity(input.name)) {
@@ -201,7 +202,7 @@ Status TensorRtExecution::enqueue(Profile profile, int64_t tokens) const {
                                               static_cast<size_t>(step_bytes(input, tokens)), stream_),
                      "copy inputs"));
   }
-  if (!call<bool>(context(profile), plan_.interface().enqueue, static_cast<void*>(stream_))) {
+  if (!plan_.interface().enqueue(context(profile), stream_)) {
     return plan_.failure("run " + plan_.name());
   }
   const std::string& logits = plan_.buffer_sizes().logits.name;

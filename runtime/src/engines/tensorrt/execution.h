@@ -25,7 +25,7 @@ class TensorRtExecution final : public Execution {
   TensorRtExecution& operator=(const TensorRtExecution&) = delete;
   ~TensorRtExecution() override;
 
-  Status run(Profile profile, std::span<const Tensor> inputs, const Tensor& logits) override;
+  Status run(Profile profile, const StepInputs& step, std::span<float> logits) override;
 
  private:
   struct Context {
@@ -49,7 +49,7 @@ class TensorRtExecution final : public Execution {
   Status warm_up();
   Status capture_decode();
 
-  Status stage(std::span<const Tensor> inputs);
+  Status stage(const StepInputs& step);
   /// Puts a step of `tokens` on the stream: inputs to the GPU, the engine, logits back.
   Status enqueue(Profile profile, int64_t tokens) const;
   Status synchronize() const;

@@ -18,25 +18,15 @@ constexpr Interface kTensorRt10 = {
     .get_nb_io_tensors = 30,
     .get_io_tensor_name = 31,
     .get_device_memory_size_for_profile = 53,
-    .create_execution_context_with_runtime_config = kAbsent,
-    .create_runtime_config = kAbsent,
     .set_optimization_profile_async = 17,
     .set_input_shape = 21,
     .set_tensor_address = 24,
     .enqueue = 37,
     .set_device_memory = 49,
-    .is_stream_capturable = kAbsent,
-    .set_execution_context_allocation_strategy = kAbsent,
-    .create_runtime_cache = kAbsent,
-    .set_runtime_cache = kAbsent,
-    .set_dynamic_shapes_kernel_specialization_strategy = kAbsent,
-    .cache_serialize = kAbsent,
-    .cache_deserialize = kAbsent,
     .versioned_logger = false,
 };
 
-/// TensorRT for RTX 1.6 and 1.7.
-constexpr Interface kTensorRtForRtx1 = {
+constexpr Interface kTensorRt11 = {
     .deserialize_cuda_engine = 3,
     .set_gpu_allocator = 7,
     .set_engine_host_code_allowed = 20,
@@ -49,38 +39,29 @@ constexpr Interface kTensorRtForRtx1 = {
     .get_nb_io_tensors = 26,
     .get_io_tensor_name = 27,
     .get_device_memory_size_for_profile = 45,
-    .create_execution_context_with_runtime_config = 47,
-    .create_runtime_config = 48,
     .set_optimization_profile_async = 16,
     .set_input_shape = 20,
     .set_tensor_address = 23,
     .enqueue = 36,
     .set_device_memory = 48,
-    .is_stream_capturable = 52,
-    .set_execution_context_allocation_strategy = 3,
-    .create_runtime_cache = 5,
-    .set_runtime_cache = 6,
-    .set_dynamic_shapes_kernel_specialization_strategy = 8,
-    .cache_serialize = 2,
-    .cache_deserialize = 3,
     .versioned_logger = true,
 };
 
-/// TensorRT 11: as TensorRT for RTX, without what only that has.
-constexpr Interface without_runtime_cache(Interface interface) {
-  interface.create_execution_context_with_runtime_config = kAbsent;
-  interface.create_runtime_config = kAbsent;
-  interface.is_stream_capturable = kAbsent;
-  interface.set_execution_context_allocation_strategy = kAbsent;
-  interface.create_runtime_cache = kAbsent;
-  interface.set_runtime_cache = kAbsent;
-  interface.set_dynamic_shapes_kernel_specialization_strategy = kAbsent;
-  interface.cache_serialize = kAbsent;
-  interface.cache_deserialize = kAbsent;
+constexpr Interface with_runtime_cache(Interface interface) {
+  interface.create_execution_context_with_runtime_config = 47;
+  interface.create_runtime_config = 48;
+  interface.is_stream_capturable = 52;
+  interface.set_execution_context_allocation_strategy = 3;
+  interface.create_runtime_cache = 5;
+  interface.set_runtime_cache = 6;
+  interface.set_dynamic_shapes_kernel_specialization_strategy = 8;
+  interface.cache_serialize = 2;
+  interface.cache_deserialize = 3;
   return interface;
 }
 
-constexpr Interface kTensorRt11 = without_runtime_cache(kTensorRtForRtx1);
+/// TensorRT for RTX 1.6 and 1.7: as TensorRT 11, and what only TensorRT for RTX has.
+constexpr Interface kTensorRtForRtx1 = with_runtime_cache(kTensorRt11);
 
 }  // namespace
 

@@ -18,45 +18,83 @@
 
 namespace sala::tensorrt {
 
-constexpr int kAbsent = -1;
+/// A virtual function of an object of TensorRT, for example `Function<bool(const char*, void*)>`: where a version has
+/// it in the table of its class. False if the version lacks it.
+template <class Signature>
+class Function;
 
-/// Positions of functions in their tables, named as in TensorRT's headers; kAbsent where a version lacks one.
-struct Interface {
-  int deserialize_cuda_engine;  // IRuntime
-  int set_gpu_allocator;
-  int set_engine_host_code_allowed;
+template <class Result, class... Arguments>
+class Function<Result(Arguments...)> {
+ public:
+  constexpr Function() = default;
+  constexpr Function(int position) : position_(position) {}
 
-  int create_execution_context;  // ICudaEngine
-  int get_nb_optimization_profiles;
-  int get_tensor_shape;
-  int get_tensor_data_type;
-  int get_tensor_io_mode;
-  int get_profile_shape;
-  int get_nb_io_tensors;
-  int get_io_tensor_name;
-  int get_device_memory_size_for_profile;
-  int create_execution_context_with_runtime_config;
-  int create_runtime_config;
+  constexpr explicit operator bool() const { return position_ >= 0; }
+  constexpr int position() const { return position_; }
 
-  int set_optimization_profile_async;  // IExecutionContext
-  int set_input_shape;
-  int set_tensor_address;
-  int enqueue;
-  int set_device_memory;
-  int is_stream_capturable;
+  /// Calls the function of `object`. The arguments are converted to the types of the signature.
+  Result operator()(void* object, Arguments... arguments) const {
+    void* implementation = static_cast<void**>(object)[1];
+    void* function = (*static_cast<void***>(implementation))[position_];
+    return reinterpret_cast<Result (*)(void*, Arguments...)>(function)(implementation, arguments...);
+  }
 
-  int set_execution_context_allocation_strategy;  // IRuntimeConfig
-  int create_runtime_cache;
-  int set_runtime_cache;
-  int set_dynamic_shapes_kernel_specialization_strategy;
-
-  int cache_serialize;  // IRuntimeCache
-  int cache_deserialize;
-
-  bool versioned_logger;  // ILogger derives from IVersionedInterface
-
-  bool has_runtime_cache() const { return create_runtime_cache != kAbsent; }
+ private:
+  int position_ = -1;
 };
+
+struct Dims {
+  int32_t count;
+  int64_t extents[8];
+};
+
+/// The functions of a version, named as in TensorRT's headers. An object of TensorRT is a void pointer here, an
+/// enumeration the integer below it, and a reference a pointer. A version may lack those with `= {}`.
+struct Interface {
+  // IRuntime
+  Function<void*(const void* plan, size_t bytes)> deserialize_cuda_engine;
+  Function<void(void* allocator)> set_gpu_allocator;
+  Function<void(bool allowed)> set_engine_host_code_allowed;
+
+  // ICudaEngine
+  Function<void*(int32_t strategy)> create_execution_context;
+  Function<int32_t()> get_nb_optimization_profiles;
+  Function<Dims(const char* name)> get_tensor_shape;
+  Function<int32_t(const char* name)> get_tensor_data_type;
+  Function<int32_t(const char* name)> get_tensor_io_mode;
+  Function<Dims(const char* name, int32_t profile, int32_t selector)> get_profile_shape;
+  Function<int32_t()> get_nb_io_tensors;
+  Function<const char*(int32_t index)> get_io_tensor_name;
+  Function<int64_t(int32_t profile)> get_device_memory_size_for_profile;
+  Function<void*(void* config)> create_execution_context_with_runtime_config = {};
+  Function<void*()> create_runtime_config = {};
+
+  // IExecutionContext
+  Function<bool(int32_t profile, void* stream)> set_optimization_profile_async;
+  Function<bool(const char* name, const Dims* dims)> set_input_shape;
+  Function<bool(const char* name, void* data)> set_tensor_address;
+  Function<bool(void* stream)> enqueue;
+  Function<void(void* memory, int64_t bytes)> set_device_memory;
+  Function<bool(void* stream)> is_stream_capturable = {};
+
+  // IRuntimeConfig
+  Function<void(int32_t strategy)> set_execution_context_allocation_strategy = {};
+  Function<void*()> create_runtime_cache = {};
+  Function<bool(const void* cache)> set_runtime_cache = {};
+  Function<void(int32_t strategy)> set_dynamic_shapes_kernel_specialization_strategy = {};
+
+  // IRuntimeCache
+  Function<void*()> cache_serialize = {};
+  Function<bool(const void* data, size_t bytes)> cache_deserialize = {};
+
+  bool versioned_logger = false;  // ILogger derives from IVersionedInterface
+
+  bool has_runtime_cache() const { return static_cast<bool>(create_runtime_cache); }
+};
+
+// IHostMemory has the same functions in every version that is known.
+constexpr Function<void*()> kHostMemoryData = 2;
+constexpr Function<size_t()> kHostMemorySize = 3;
 
 /// The interface of a version; null if its positions are not known. `flavour` as in bundle.json.
 const Interface* find_interface(std::string_view flavour, int major, int minor);
@@ -70,19 +108,6 @@ constexpr int32_t kUserManaged = 2;          // ExecutionContextAllocationStrate
 constexpr int32_t kEagerSpecialization = 1;  // DynamicShapesKernelSpecializationStrategy
 constexpr int32_t kInputTensor = 1;          // TensorIOMode
 constexpr int32_t kOutputTensor = 2;
-
-struct Dims {
-  int32_t count;
-  int64_t extents[8];
-};
-
-/// Calls a function of an object's implementation.
-template <class Result, class... Arguments>
-Result call(void* object, int position, Arguments... arguments) {
-  void* implementation = static_cast<void**>(object)[1];
-  void* function = (*static_cast<void***>(implementation))[position];
-  return reinterpret_cast<Result (*)(void*, Arguments...)>(function)(implementation, arguments...);
-}
 
 struct Destroy {
   void operator()(void* object) const { reinterpret_cast<void (*)(void*)>((*static_cast<void***>(object))[1])(object); }

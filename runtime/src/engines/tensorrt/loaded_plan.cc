@@ -9,18 +9,17 @@
 #include "engines/tensorrt/comparison.h"
 #include "engines/tensorrt/plan.h"
 #include "engines/tensorrt/weight_upload.h"
+#include "sala/step_names.h"
 #include "weights/weight_input.h"
 
 namespace sala::tensorrt {
 
 namespace {
 
-constexpr std::string_view kPastPrefix = "past_key_values.";
-
 Status check_profiles(const std::filesystem::path& bundle, const Manifest& manifest) {
-  for (const char* profile : {"prefill", "decode"}) {
+  for (const std::string_view profile : {step_names::kPrefill, step_names::kDecode}) {
     const auto found = manifest.engine.profiles.find(profile);
-    if (found == manifest.engine.profiles.end() || !found->second.contains("tokens")) {
+    if (found == manifest.engine.profiles.end() || !found->second.contains(step_names::kTokens)) {
       return error(ErrorCode::kBundleDamaged, (bundle / kManifestFile).string(), ": engine.profiles has no usable ",
                    profile, " (build the bundle again)");
     }
@@ -42,7 +41,7 @@ std::filesystem::path runtime_cache_file(const std::filesystem::path& bundle, co
 int64_t most_bytes(const TensorSpec& spec, const ProfileRanges& ranges) {
   SymbolSizes sizes;
   for (const auto& [symbol, range] : ranges) sizes[symbol] = range.max;
-  sizes["batch"] = 1;
+  sizes[std::string(step_names::kBatch)] = 1;
   return bytes_of(spec.dtype, elements_of(spec.bound(sizes)));
 }
 
@@ -86,7 +85,7 @@ Status LoadedPlan::start(const Library& library) {
   if (!runtime_) return failure("start");
   if (options_.allocator) {
     allocator_ = std::make_unique<Allocator>(*memory_);
-    call<void>(runtime_.get(), interface_->set_gpu_allocator, static_cast<void*>(allocator_.get()));
+    interface_->set_gpu_allocator(runtime_.get(), allocator_.get());
   }
   return success();
 }
@@ -96,9 +95,8 @@ Status LoadedPlan::deserialise(const std::filesystem::path& bundle, const Manife
   if (!plan) return plan.error();
   // Before anything of it is on the GPU.
   SALA_RETURN_IF_ERROR(check_room(manifest, plan->bytes()));
-  call<void>(runtime_.get(), interface_->set_engine_host_code_allowed, true);  // the plugin library in the plan
-  engine_.reset(call<void*>(runtime_.get(), interface_->deserialize_cuda_engine, static_cast<const void*>(plan->data()),
-                            static_cast<size_t>(plan->bytes())));
+  interface_->set_engine_host_code_allowed(runtime_.get(), true);  // the plugin library in the plan
+  engine_.reset(interface_->deserialize_cuda_engine(runtime_.get(), plan->data(), static_cast<size_t>(plan->bytes())));
   if (!engine_) return failure("load " + name_);
   return compare_with_manifest(*interface_, engine_.get(), manifest);
 }
@@ -117,19 +115,18 @@ Status LoadedPlan::check_room(const Manifest& manifest, int64_t plan_bytes) cons
 }
 
 void LoadedPlan::measure(const Manifest& manifest) {
-  const ProfileRanges& ranges = manifest.engine.profiles.at("prefill");
+  const ProfileRanges& ranges = manifest.engine.profiles.find(step_names::kPrefill)->second;
   for (const TensorSpec& input : manifest.inputs) {
-    if (input.name.starts_with(kPastPrefix)) continue;
+    if (input.name.starts_with(step_names::kPast)) continue;
     token_inputs_.push_back(input);
     buffer_sizes_.inputs.push_back({input.name, most_bytes(input, ranges)});
   }
   for (const TensorSpec& output : manifest.outputs) {
-    if (output.name == "logits") buffer_sizes_.logits = {output.name, most_bytes(output, ranges)};
+    if (output.name == step_names::kLogits) buffer_sizes_.logits = {output.name, most_bytes(output, ranges)};
   }
   for (const int32_t index : kProfileIndex) {
     buffer_sizes_.activation_bytes =
-        std::max(buffer_sizes_.activation_bytes,
-                 call<int64_t>(engine_.get(), interface_->get_device_memory_size_for_profile, index));
+        std::max(buffer_sizes_.activation_bytes, interface_->get_device_memory_size_for_profile(engine_.get(), index));
   }
 }
 

@@ -13,13 +13,8 @@ namespace {
 
 constexpr int64_t kFileLimitBytes = int64_t{4} << 30;
 
-// IHostMemory has the same functions in every version that is known.
-constexpr int kHostMemoryData = 2;
-constexpr int kHostMemorySize = 3;
-
 std::string_view bytes_of(void* host_memory) {
-  const auto* data = call<const char*>(host_memory, kHostMemoryData);
-  return {data, call<size_t>(host_memory, kHostMemorySize)};
+  return {static_cast<const char*>(kHostMemoryData(host_memory)), kHostMemorySize(host_memory)};
 }
 
 Status write_whole(const std::filesystem::path& path, std::string_view bytes) {
@@ -47,19 +42,18 @@ Status write_whole(const std::filesystem::path& path, std::string_view bytes) {
 Status RuntimeCache::attach(void* config) {
   const std::lock_guard lock(mutex_);
   if (!cache_) {
-    cache_.reset(call<void*>(config, interface_.create_runtime_cache));
+    cache_.reset(interface_.create_runtime_cache(config));
     if (!cache_) return error(ErrorCode::kEngineFailed, "TensorRT cannot make a runtime cache");
     std::error_code failed;
     if (std::filesystem::exists(file_, failed)) {
       const auto bytes = read_file(file_, kFileLimitBytes, ErrorCode::kEngineFailed);
       if (!bytes) return bytes.error();
-      if (call<bool>(cache_.get(), interface_.cache_deserialize, static_cast<const void*>(bytes->data()),
-                     bytes->size())) {
+      if (interface_.cache_deserialize(cache_.get(), bytes->data(), bytes->size())) {
         saved_digest_ = sha256(*bytes);
       }
     }
   }
-  if (!call<bool>(config, interface_.set_runtime_cache, static_cast<const void*>(cache_.get()))) {
+  if (!interface_.set_runtime_cache(config, cache_.get())) {
     return error(ErrorCode::kEngineFailed, "TensorRT does not take its runtime cache ", file_.string(),
                  ": remove that file");
   }
@@ -69,7 +63,7 @@ Status RuntimeCache::attach(void* config) {
 Status RuntimeCache::save() {
   const std::lock_guard lock(mutex_);
   if (!cache_) return success();
-  const Object serialized(call<void*>(cache_.get(), interface_.cache_serialize));
+  const Object serialized(interface_.cache_serialize(cache_.get()));
   if (!serialized) return error(ErrorCode::kEngineFailed, "TensorRT cannot serialise its runtime cache");
   const std::string_view bytes = bytes_of(serialized.get());
   std::string digest = sha256(bytes);

@@ -1,0 +1,36 @@
+// The operators on the CPU, by contract. Written by `python -m plugins.aot.contracts`.
+// clang-format off
+
+#pragma once
+
+#include "cpu/operator.h"
+#include "lightning_attention/lightning_attention_cpu.h"
+#include "infllmv2_attention/infllmv2_attention_cpu.h"
+
+namespace sala::cpu {
+
+inline constexpr Operator kOperators[] = {
+    {ops::lightning_attention::kContract,
+     [](const Arguments& arguments, const ParallelFor& parallel, SimdLevel level) {
+       const ops::LightningAttentionSizes sizes{arguments.names[0], arguments.names[1], arguments.names[2],
+           arguments.names[3], arguments.floats[0], arguments.floats[1]};
+       const ops::LightningAttentionTensors tensors{arguments.input<float>(0), arguments.input<float>(1),
+           arguments.input<float>(2), arguments.input<float>(3), arguments.input<float>(4), arguments.input<float>(5),
+           arguments.output<float>(0), arguments.output<float>(1)};
+       return ops::lightning_attention_cpu(sizes, tensors, parallel, level);
+     }},
+    {ops::infllmv2_attention::kContract,
+     [](const Arguments& arguments, const ParallelFor& parallel, SimdLevel level) {
+       const ops::InfLLMv2AttentionSizes sizes{arguments.names[0], arguments.names[1], arguments.names[2],
+           arguments.names[3], arguments.names[4], arguments.names[5], arguments.names[6], arguments.names[7],
+           arguments.names[8], arguments.names[9], arguments.names[10], arguments.names[11], arguments.names[12],
+           arguments.names[13], arguments.names[14], arguments.floats[0]};
+       const ops::InfLLMv2AttentionTensors tensors{arguments.input<float>(0), arguments.input<int32_t>(1),
+           arguments.input<int32_t>(2), arguments.input<float>(3), arguments.input<float>(4), arguments.input<float>(5),
+           arguments.input<float>(6), arguments.output<float>(0), arguments.output<float>(1),
+           arguments.output<float>(2), arguments.output<float>(3), arguments.output<float>(4)};
+       return ops::infllmv2_attention_cpu(sizes, tensors, parallel, level);
+     }},
+};
+
+}  // namespace sala::cpu
