@@ -17,7 +17,7 @@ from ..torch_runtime.weights import load_packed
 _CALLS = (31, 12, 1, 1, 1)
 """Tokens of each call: chunks of two lengths, and decode steps, the last of which replays what was captured."""
 BOUNDS = {Precision.FP32: 1e-4, Precision.BF16: 32 * 2.0**-9, Precision.FP16: 32 * 2.0**-11}
-"""Of the largest logit. 16 bits: 32 half-units in the last place, as ten roundings in each of many layers leave."""
+"""Largest errors relative to the largest logit. 16 bits: 32 half-units in the last place, for ten roundings a layer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

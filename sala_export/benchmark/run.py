@@ -33,7 +33,7 @@ class RandomSubject:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchmarkSubject:
-    """What is measured."""
+    """The model that is measured, and where."""
 
     model: str | RandomSubject
     """A bundle. For the torch runtime also a checkpoint directory, a hub id, or random weights."""

@@ -31,7 +31,7 @@ class CubinFacts:
     register_operands: int
     """`HGMMA` with operand A in registers."""
     overwritten_operands: tuple[str, ...]
-    """What may write these registers too early; none in right code."""
+    """Instructions that may write these registers too early. There are none in correct code."""
 
 
 def read_cubin(cubin: bytes) -> CubinFacts:

@@ -165,7 +165,7 @@ class KernelSet:
 
     @property
     def launches(self) -> tuple[Launch, ...]:
-        """Of both sequences."""
+        """Launches of both sequences."""
         return (*self.prefill, *self.decode)
 
     def workspace_specs(self, sizes: Mapping[str, int], activation: DType) -> tuple[TensorSpec, ...]:
