@@ -1,11 +1,14 @@
 """Pages speak to their reader in plain sentences: few semicolons, "you" where you act, an example near the top.
+Public docstrings stand without the name that they belong to.
 
 `PYTHONPATH=tests python tests/docs/test_plain_words.py` prints the counts of every page.
 """
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,6 +93,36 @@ def test_page_begins_with_something_to_look_at(path: Path) -> None:
 def test_code_and_recorded_tables_do_not_count() -> None:
     text = "You see.\n```\na; b; you\n```\n`c; d`\n<!-- record: x -->\n;;;\n<!-- /record -->\n[a](b;c)\n"
     assert count(text) == Counts(words=4, semicolons=0, you=1)
+
+
+def public_docstrings(tree: ast.Module | ast.ClassDef) -> Iterator[tuple[int, str]]:
+    """Line and text of the docstrings of public functions, classes and attributes."""
+    for before, node in zip([None, *tree.body], tree.body, strict=False):
+        match node:
+            case ast.ClassDef(name=name) | ast.FunctionDef(name=name) if not name.startswith("_"):
+                yield node.lineno, ast.get_docstring(node) or ""
+                if isinstance(node, ast.ClassDef):
+                    yield from public_docstrings(node)
+            case ast.Expr(value=ast.Constant(value=str(text))) if isinstance(before, ast.Assign | ast.AnnAssign):
+                target = before.target if isinstance(before, ast.AnnAssign) else before.targets[0]
+                if not ast.unparse(target).startswith("_"):
+                    yield node.lineno, text
+
+
+FRAGMENT = re.compile(r"(Of|Whether|As|None|False|True): |(Of|Whether|By|From the) ")
+"""Beginnings of docstrings that a reader must complete with the name before them."""
+
+
+@pytest.mark.parametrize("module", sorted((ROOT / "sala_export").rglob("*.py")), ids=name_of)
+def test_docstring_stands_without_the_name_it_belongs_to(module: Path) -> None:
+    found = public_docstrings(ast.parse(module.read_text(encoding="utf-8")))
+    assert [(line, text) for line, text in found if FRAGMENT.match(text)] == []
+
+
+def test_fragment_is_found() -> None:
+    module = 'class A:\n    """Of one."""\n    b: int\n    """Whether it is."""\n    _c: int\n    """Of it."""\n'
+    found = [text for _, text in public_docstrings(ast.parse(module)) if FRAGMENT.match(text)]
+    assert found == ["Of one.", "Whether it is."]
 
 
 def main() -> None:
