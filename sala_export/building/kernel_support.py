@@ -1,4 +1,4 @@
-"""Whether the shipped kernels can serve a model on a GPU, and what scratch they need; asked before a build."""
+"""Checks before a build that the shipped kernels serve a model on a GPU, and tells what scratch they need."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..specs import ComputeCapability, Precision
 
 
 def require_kernels(config: SalaConfig, precision: Precision, compute_capability: ComputeCapability) -> None:
-    """Refuse a GPU, or a model, that no shipped kernel serves; the graph alone can still be exported.
+    """Refuse a GPU or a model that no shipped kernel serves. You can still export its graph.
 
     Raises: UnsupportedError naming the architecture, or the operator and the size or type at fault.
     """
@@ -35,7 +35,7 @@ def operator_workspaces(
 ) -> dict[str, int]:
     """Scratch bytes of one call of each operator of a model, by ONNX type.
 
-    Args: `batch` sequences with caches for `capacity` tokens, and a chunk of `tokens`.
+    Args: `batch` sequences have caches for `capacity` tokens. A chunk has `tokens` tokens.
     """
     from ..ops.kernel_sets import KERNEL_SETS
 

@@ -1,7 +1,7 @@
-"""The graph that an export will give and the memory that its engine will take, from config.json alone.
+"""Plans, from config.json alone, the graph that an export will write and the memory that its engine will take.
 
 So a build that cannot fit is refused before anything is written, and `plan` needs no weights.
-`tests/building/test_planned_graph.py` holds it equal to what `read_graph` finds in the exported file.
+`tests/building/test_planned_graph.py` checks that `read_graph` finds the same in the exported file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .kernel_support import operator_workspaces
 
 
 def operator_node(config: SalaConfig, layer: int) -> OperatorNode:
-    """The node of domain `sala` in a layer, by the name that `onnx/step_graph.py` gives it."""
+    """Describe the node of domain `sala` in a layer, under the name that `onnx/step_graph.py` gives it."""
     kind = MIXERS[config.mixer_types[layer]]
     name = kind.contract.onnx_type
     return OperatorNode(name=f"layers.{layer}.self_attn/{name}", op_type=name, attributes=kind.attributes(config))
@@ -35,9 +35,9 @@ _LEADING_ONES = {"input_layernorm": 2, "post_attention_layernorm": 2, "norm": 1}
 
 
 def planned_graph(config: SalaConfig, precision: Precision, quantization: Quantization | None = None) -> EngineGraph:
-    """What `read_graph` will find in the engine's graph of this model in this precision.
+    """Describe the engine's graph of this model in this precision, as `read_graph` will find it.
 
-    Args: `quantization`, of a quantised checkpoint; None for what `Quantization.default` quantises.
+    Args: `quantization` is that of a quantised checkpoint. None stands for `Quantization.default`.
     """
     step = signature(config, precision.dtype)
     if precision.is_quantized and quantization is None:
@@ -102,7 +102,7 @@ def _constant_bytes(weight: Weight, quantization: Quantization | None) -> int:
 
 
 def planned_memory(graph: EngineGraph, config: SalaConfig, request: EngineRequest) -> MemoryUsage:
-    """What an engine takes on a GPU, the scratch of the shipped kernels included; `graph` is the planned one."""
+    """Predict the memory of an engine on a GPU, with the scratch of the shipped kernels, from its planned graph."""
     workspaces = operator_workspaces(
         config,
         request.precision,

@@ -1,8 +1,8 @@
-"""A checkpoint into a quantised one, layer by layer.
+"""Turns a checkpoint into a quantised one, layer by layer.
 
-The hidden rows of the calibration samples travel from layer to layer, in fp32 and unquantised; of the weights one layer
-is in memory at a time. Each layer becomes a file of its own when it is done, and the rows that leave it are kept beside
-it until the next is, so that an interrupted run goes on after its last layer, to the same bytes.
+The hidden rows of the calibration samples travel from layer to layer, in fp32 and unquantised. The weights of one layer
+are in memory at a time. Each layer becomes a file of its own when it is done, and the rows that leave it are kept
+beside it until the next is, so that an interrupted run goes on after its last layer, to the same bytes.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class QuantizeResult:
     directory: Path
     seconds: float
     peak_host_bytes: int
-    """Resident memory of this process at its peak."""
+    """Peak resident memory of this process, in bytes."""
 
 
 def quantize_checkpoint(
@@ -65,8 +65,8 @@ def quantize_checkpoint(
 ) -> QuantizeResult:
     """Write the directory `output`, a checkpoint in compressed-tensors' format, whole or not at all.
 
-    An interrupted run is taken up by the next one with equal arguments, and gives the same bytes on the same machine.
-    Raises: RequestError, CheckpointError or UnsupportedError for bad input; DiskFullError.
+    The next run with equal arguments continues an interrupted one, and gives the same bytes on the same machine.
+    Raises: RequestError, CheckpointError or UnsupportedError for bad input, or DiskFullError.
     """
     start = time.monotonic()
     _require_quantizable(checkpoint, recipe)

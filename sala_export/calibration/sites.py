@@ -1,4 +1,4 @@
-"""Where a layer quantises: each input of products, who reads it, and what makes it.
+"""The sites where a layer quantises: each input of products, its consumers, and its source.
 
 A *site* is one input of projections. The projections of a site share the scale of that input, and run as one product.
 An input can be divided by a scale per channel without a change of the function, if its consumers multiply their columns
@@ -29,10 +29,10 @@ from ..checkpoint.keymap import MIXER_MODULES
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Site:
-    """One input; modules are named within their layer."""
+    """One input of projections. Modules are named within their layer."""
 
     projections: tuple[str, ...]
-    """The quantised ones, in the order of the packed product."""
+    """Quantised projections of the input, in the order of the packed product."""
     kept: tuple[str, ...] = ()
     """Projections of the same input that are not quantised."""
     source: str

@@ -124,7 +124,7 @@ SCHEMES: Mapping[Precision, Scheme] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quantization:
-    """What `quantization_config` says."""
+    """The contents of `quantization_config`."""
 
     scheme: Scheme
     ignore: tuple[str, ...] = DEFAULT_IGNORE
@@ -132,7 +132,7 @@ class Quantization:
 
     @classmethod
     def default(cls, precision: Precision) -> Quantization:
-        """What `sala-export quantize` makes unless asked otherwise."""
+        """The choice that `sala-export quantize` makes by default."""
         return cls(scheme=SCHEMES[precision])
 
     @property
@@ -140,7 +140,7 @@ class Quantization:
         return self.scheme.precision
 
     def covers(self, weight_name: str) -> bool:
-        """Whether the projection that owns this weight is quantised; norms and the embedding never are."""
+        """True if the projection that owns this weight is quantised. Norms and the embedding never are."""
         module = weight_name.removesuffix(".weight")
         role = module.rpartition(".")[2]
         if role not in (*QUANTIZABLE_ROLES, *GATE_ROLES, "lm_head"):
@@ -151,7 +151,7 @@ class Quantization:
         )
 
     def stored_bytes(self, outputs: int, inputs: int) -> int:
-        """Of a quantised weight [outputs, inputs] and the scales of its groups."""
+        """Bytes of a quantised weight [outputs, inputs] and the scales of its groups."""
         return int(outputs * inputs * self.scheme.bits_per_weight) // 8
 
     def to_dict(self, *, weight_strategy: str | None = None) -> dict[str, Any]:
@@ -174,7 +174,7 @@ class Quantization:
 
 
 def read_quantization(config_file: Path) -> Quantization | None:
-    """What a config.json says of quantisation; None if it says nothing.
+    """Read from a config.json how its model is quantised. None if it is not.
 
     Raises: ConfigError for malformed fields, UnsupportedError for another method or scheme; both name file and field.
     """

@@ -28,7 +28,7 @@ class QuantizedWeight:
     """A quantised weight [out, in]: `decode(data) * scale * global_scale`, each block of it with its own scale."""
 
     name: str
-    """Of the weight that it stands for, `...q_proj.weight`."""
+    """Name of the weight that it stands for, `...q_proj.weight`."""
     precision: Precision
     shape: tuple[int, int]
     tensors: Mapping[str, TensorLocation]
@@ -47,7 +47,7 @@ class QuantizedWeight:
 
     @property
     def data_name(self) -> str:
-        """Of the tensor of codes."""
+        """Name of the tensor of codes."""
         return self._tensor_name(self.scheme.codes_role)
 
     @property
@@ -56,7 +56,7 @@ class QuantizedWeight:
 
     @property
     def input_scale_name(self) -> str:
-        """In fp8 and int8."""
+        """Name of the scale of the input, in fp8 and int8."""
         return self._tensor_name("input_scale")
 
     @property

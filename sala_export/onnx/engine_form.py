@@ -31,7 +31,7 @@ ENGINE_GRAPH_FILE = "engine.onnx"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WrittenEngineGraph:
-    """What `engine.onnx` takes, gives and holds."""
+    """Description of `engine.onnx`: its inputs, outputs and constants."""
 
     step: Signature
     weights: tuple[WeightInput, ...]

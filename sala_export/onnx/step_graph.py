@@ -25,11 +25,11 @@ PLUGIN_ATTRIBUTES = {"plugin_namespace": DOMAIN, "plugin_version": str(OPERATOR_
 
 
 class Form(Protocol):
-    """How a graph states weights and products. Weights go by their names in the checkpoint."""
+    """The way in which a graph states weights and products. Weights have their names in the checkpoint."""
 
     @property
     def graph(self) -> GraphBuilder:
-        """Where the nodes go."""
+        """The graph that gets the nodes."""
 
     @property
     def dtype(self) -> DType:

@@ -1,7 +1,7 @@
-"""What a model computes and moves, from its configuration alone.
+"""Counts what a model computes and moves, from its configuration alone.
 
 A phase is one kind of kernel over a whole prompt, or over one token of decoding. Operations count two per multiply-add.
-B batch is 1 throughout; T tokens of the prompt.
+Batch B is 1 throughout, and a prompt has T tokens.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..specs import DType
 
 
 class Kind(StrEnum):
-    """What bounds a phase, and how well kernels of its kind do."""
+    """Kinds of phases, by what bounds them."""
 
     GEMM = "matrix products"
     DENSE_ATTENTION = "dense attention"
@@ -38,7 +38,7 @@ class Phase:
     operations: float
     bytes: float
     quantized: bool = False
-    """Products of quantised weights, at the rate of their precision; all else is computed in 16 bits."""
+    """True for products of quantised weights, which run at the rate of their precision. All else runs in 16 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +66,17 @@ class Sala:
         return self.config.vocab_size * self.config.hidden_size
 
     def weights_bytes(self, weight_bits: float) -> float:
-        """All weights: those of the projections that are quantised in `weight_bits` each, all others in 16."""
+        """Bytes of all weights. Quantised projections take `weight_bits` for each weight, all others 16."""
         others = sum(weight.elements for weight in weights(self.config)) - self._projections
         return self._projections * weight_bits / 8 + 2 * others
 
     def cache_bytes(self, tokens: int) -> float:
-        """What a context of so many tokens keeps, 16 bits per element."""
+        """Bytes of the caches of a context of this many tokens, 16 bits per element."""
         sizes = cache_sizes(self.config, tokens)
         return sum(entry.past.size_bytes(sizes) for entry in signature(self.config, DType.BFLOAT16).caches)
 
     def prefill(self, tokens: int, chunk: int, weight_bits: float) -> Sequence[Phase]:
-        """A prompt in chunks, at batch 1."""
+        """Phases of a prompt in chunks, at batch 1."""
         calls = math.ceil(tokens / chunk)
         return (
             Phase(
@@ -99,7 +99,7 @@ class Sala:
         )
 
     def decode(self, context: int, weight_bits: float) -> Sequence[Phase]:
-        """One token behind `context` others, at batch 1."""
+        """Phases of one token after `context` others, at batch 1."""
         return (
             _decode_products(self._projections, self._gates + self._head, weight_bits),
             *self._of_operators(_DECODE, context),

@@ -1,4 +1,4 @@
-"""The operators as this project's Triton kernels: on a GPU, or interpreted on the CPU where Triton was told to."""
+"""Runs the operators as Triton kernels on a GPU, or in Triton's interpreter on the CPU."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from ..specs import Precision, TensorSpec
 
 
 class KernelOperators:
-    """Launches on the current stream, allocates nothing, waits for nothing and reads no position on the host."""
+    """Launches operators on the current stream. Allocates nothing, waits for nothing, reads no position on the host."""
 
     def __init__(self, config: SalaConfig, precision: Precision, device: torch.device) -> None:
-        """Raises: UnsupportedError if the kernels do not serve this GPU, or on it a model of these sizes and type."""
+        """Raises: UnsupportedError if the kernels do not serve this GPU, or a model of these sizes and type on it."""
         self._config = config
         self._precision = precision
         self._interpreted = device.type == "cpu"

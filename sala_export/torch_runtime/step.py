@@ -1,4 +1,4 @@
-"""One step of the model in memory that does not move: what a CUDA graph can hold.
+"""One step of the model in memory that does not move, so that a CUDA graph can hold it.
 
 It computes what `SalaForCausalLM.step` does, on the buffers of `layout.py`, with caches updated in place.
 """
@@ -22,9 +22,9 @@ from .weights import PackedModel
 
 
 class Step:
-    """A step of so many tokens on one session's caches.
+    """A step of a fixed number of tokens on one session's caches.
 
-    Reads the token inputs, writes `logits` fp32 [1, V] and the caches. Nothing that it launches depends on a position.
+    It reads the token inputs and writes `logits` fp32 [1, V] and the caches. No launch depends on a position.
     """
 
     def __init__(

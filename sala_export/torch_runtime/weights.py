@@ -1,6 +1,6 @@
-"""A model's weights on a device, projections that share an input packed, without a second copy of any.
+"""Loads a model's weights onto a device, packs projections that share an input, and copies none twice.
 
-The packed matrices are what is allocated; the parameters of the `SalaForCausalLM` around them are views of their rows.
+Only the packed matrices are allocated. The parameters of the `SalaForCausalLM` around them are views of their rows.
 So one matrix product serves q, k, v and the gate of a mixer, or gate and up of an MLP, and the reference model computes
 from the same bytes.
 """
@@ -23,7 +23,7 @@ from ..specs import Precision, format_bytes
 
 
 class WeightSource(Protocol):
-    """Where weights come from: a `Checkpoint`, or `RandomOnDevice`."""
+    """A source of weights: a `Checkpoint`, or `RandomOnDevice`."""
 
     @property
     def config(self) -> SalaConfig: ...
@@ -38,9 +38,9 @@ class PackedModel:
 
     model: SalaForCausalLM
     mixer_in: tuple[Tensor, ...]
-    """[4 H D, hidden] of q, k, v and z, or [2 (H + G) D, hidden] of q, k, v and the gate."""
+    """Packed weights [4 H D, hidden] of q, k, v and z, or [2 (H + G) D, hidden] of q, k, v and the gate."""
     mlp_in: tuple[Tensor, ...]
-    """[2 I, hidden] of gate and up."""
+    """Packed weights [2 I, hidden] of gate and up."""
     precision: Precision
 
     @property
@@ -61,7 +61,7 @@ class PackedModel:
 
 
 def weights_bytes(config: SalaConfig, precision: Precision) -> int:
-    """Bytes that `load_packed` takes on the device; a tied embedding counts once, as it is held."""
+    """Bytes that `load_packed` takes on the device. A tied embedding counts once."""
     return sum(weight.elements for weight in weights(config)) * precision.dtype.bytes
 
 

@@ -33,6 +33,7 @@ NOT_RUN = {
     "python3 -m benchmarks.first_light": GPU,
     "python -m benchmarks.first_light": GPU,
     "python -m benchmarks.record figures": "needs what a GPU brought back; tests/benchmarks/ records made-up figures",
+    "python -m benchmarks.kernels": GPU,
     "python -m benchmarks.ttft": GPU,
     "python -m benchmarks.passkey": GPU,
     "python -m benchmarks.block_overlap": GPU,
