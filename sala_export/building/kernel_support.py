@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..checkpoint.config import SalaConfig
 from ..errors import UnsupportedError
 from ..model.mixers import MIXERS
-from ..model.signature import cache_sizes
+from ..model.signature import CAPACITY_K1, CAPACITY_K2, cache_sizes
 from ..ops.common.launch import unsupported_reason
 from ..ops.common.targets import require_architecture
 from ..specs import ComputeCapability, Precision
@@ -40,7 +40,7 @@ def operator_workspaces(
     from ..ops.kernel_sets import KERNEL_SETS
 
     sizes = cache_sizes(config, capacity, batch)
-    dims = {"B": batch, "T": tokens, "C": capacity, "C1": sizes["capacity_k1"], "C2": sizes["capacity_k2"]}
+    dims = {"B": batch, "T": tokens, "C": capacity, "C1": sizes[CAPACITY_K1], "C2": sizes[CAPACITY_K2]}
     found: dict[str, int] = {}
     for mixer in dict.fromkeys(config.mixer_types):
         contract = MIXERS[mixer].contract
