@@ -225,12 +225,14 @@ def table(overlaps: Sequence[Overlap]) -> str:
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", choices=(*MODELS, "both"), default="random", help="(default: random)")
     parser.add_argument(
-        "--layers", type=int, default=10, help="of the random model, whose layers 0 and 9 are sparse (default: 10)"
+        "--model", choices=(*MODELS, "both"), default="random", help="model to look at (default: random)"
     )
-    parser.add_argument("--context", default="128K", help="tokens of the prompt (default: 128K)")
-    parser.add_argument("--chunk-tokens", type=int, help="tokens of one prefill step (default: the engine's)")
+    parser.add_argument(
+        "--layers", type=int, default=10, help="layers of the random model, of which 0 and 9 are sparse (default: 10)"
+    )
+    parser.add_argument("--context", default="128K", help="length of the prompt in tokens (default: 128K)")
+    parser.add_argument("--chunk-tokens", type=int, help="tokens per prefill step (default: the engine's)")
     add_figure_options(parser)
     return parser.parse_args(arguments)
 

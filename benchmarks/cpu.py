@@ -34,11 +34,11 @@ def memory_line(memory: PeakMemory) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--library", type=Path, help="libsala_ort.so to measure (default: the installed one)")
-    parser.add_argument("--threads", type=int, default=2, help="threads of every side (default: 2)")
+    parser.add_argument("--threads", type=int, default=2, help="threads that each side computes with (default: 2)")
     parser.add_argument("--rounds", type=int, default=15, help="measured runs of each side (default: 15)")
     parser.add_argument("--context", default="32K", help="context of InfLLM-v2 in tokens (default: 32K)")
     parser.add_argument("--memory-tokens", default="1M", help="tokens of the memory measurement (default: 1M)")
-    parser.add_argument("--json", type=Path, help="also write the numbers here")
+    parser.add_argument("--json", type=Path, help="also write the results to this JSON file")
     options = parser.parse_args()
     library = options.library or onnxruntime_operators()
     common = {"rounds": options.rounds, "threads": options.threads, "library": library}

@@ -222,10 +222,12 @@ _TOLD = {
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Options of the command line; exits with 2 if they make no sense."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.first_light", description=__doc__.split("\n")[0])
-    parser.add_argument("--output", type=Path, help="a new folder for figures, log and table")
-    parser.add_argument("--minutes", type=float, default=9, help="how long it may take in all (default: 9)")
-    parser.add_argument("--steps", help="letters of the steps to run, e.g. A,B (default: all); --plan lists them")
-    parser.add_argument("--plan", action="store_true", help="print what would run and when, and end")
+    parser.add_argument("--output", type=Path, help="new folder to write figures, log and table to")
+    parser.add_argument("--minutes", type=float, default=9, help="time that all steps together may take (default: 9)")
+    parser.add_argument("--steps", help="letters of the steps to run, e.g. A,B. --plan lists them (default: all)")
+    parser.add_argument(
+        "--plan", action="store_true", help="print which steps would run and when, without running them"
+    )
     options = parser.parse_args(arguments)
     if options.minutes * 60 <= CLOSING_SECONDS:
         parser.error(f"--minutes {options.minutes:g}: give at least 1")

@@ -259,10 +259,18 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Options of the command line; exits with 2 if they make no sense."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kernel_compilation", description=__doc__.split("\n")[0])
     parser.add_argument(
-        "--sm", type=int, action="append", choices=tuple(AOT_ARCHITECTURES), help="architectures (default: all)"
+        "--sm",
+        type=int,
+        action="append",
+        choices=tuple(AOT_ARCHITECTURES),
+        help="architectures to compile for (default: all)",
     )
-    parser.add_argument("--dtype", action="append", choices=DTYPES, help="types of activations (default: all)")
-    parser.add_argument("--head-dim", type=int, action="append", choices=HEAD_DIMS, help="head sizes (default: all)")
+    parser.add_argument(
+        "--dtype", action="append", choices=DTYPES, help="activation types to compile for (default: all)"
+    )
+    parser.add_argument(
+        "--head-dim", type=int, action="append", choices=HEAD_DIMS, help="head sizes to compile for (default: all)"
+    )
     parser.add_argument(
         "--processes", type=int, default=os.cpu_count() or 1, help="compilations at a time (default: one for each core)"
     )

@@ -202,9 +202,11 @@ def run_apart(ways: Sequence[Way], options: argparse.Namespace) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 2 if an operator is off or there is no GPU."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kernel_gate", description=__doc__.split("\n")[0])
-    parser.add_argument("--way", action="append", type=Way, choices=list(Way), help="which code (default: jit)")
-    parser.add_argument("--dtype", choices=DTYPES, default="both", help="activations (default: both 16-bit types)")
-    parser.add_argument("--repeats", type=int, default=20, help="runs that have to give equal bits (default: 20)")
+    parser.add_argument("--way", action="append", type=Way, choices=list(Way), help="code to check (default: jit)")
+    parser.add_argument("--dtype", choices=DTYPES, default="both", help="activation type (default: both 16-bit types)")
+    parser.add_argument(
+        "--repeats", type=int, default=20, help="number of runs that must give equal bits (default: 20)"
+    )
     add_figure_options(parser)
     options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     if not torch.cuda.is_available():

@@ -42,39 +42,41 @@ class RedGateError(Exception):
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Options of the command line; exits with 2 if they make no sense."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="contexts of 32K only, few rounds")
-    parser.add_argument("--only", help="only calls whose name has this in it, e.g. 'one token'")
-    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="activations (default: bf16)")
-    parser.add_argument("--rounds", type=int, help="rounds of each side (default: 20, with --quick 5)")
+    parser.add_argument("--quick", action="store_true", help="measure contexts up to 32K only, in few rounds")
+    parser.add_argument("--only", help="measure only calls with this in their name, e.g. 'one token'")
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="activation type (default: bf16)")
+    parser.add_argument("--rounds", type=int, help="number of rounds (default: 20, with --quick 5)")
     parser.add_argument("--seconds", type=float, help="measure for about this long (default: 15 s for each call)")
-    parser.add_argument("--gpu", help="recipe with the GPU's rates (default: found by the GPU's name)")
+    parser.add_argument("--gpu", help="recipe with the GPU's peak rates (default: found by the GPU's name)")
     code = parser.add_mutually_exclusive_group()
     code.add_argument(
         "--sm80-path",
         dest="way",
         action="store_const",
         const=Way.JIT_SM86,
-        help="tiles and instructions of SM86 on whatever GPU: mma.sync, as RTX cards run it",
+        help="use tiles and instructions of SM86 on any GPU: mma.sync, as RTX cards run it",
     )
     code.add_argument(
         "--shipped",
         dest="way",
         action="store_const",
         const=Way.SHIPPED,
-        help="the cubins of the installed plugin library in place of what Triton compiles here",
+        help="time the cubins of the installed plugin library instead of what Triton compiles here",
     )
-    parser.add_argument("--no-peers", action="store_true", help="without flash-linear-attention and torch's attention")
+    parser.add_argument(
+        "--no-peers", action="store_true", help="leave out flash-linear-attention and torch's attention"
+    )
     parser.add_argument(
         "--gate",
         choices=("stop", "report"),
         default="stop",
-        help="if a kernel is wrong: measure nothing, or say by how much and measure the others (default: stop)",
+        help="if a kernel is wrong, stop, or report by how much and measure the others (default: stop)",
     )
     parser.add_argument(
         "--gate-from", type=Path, help="take the results of benchmarks.kernel_gate from this file, if it has all"
     )
     parser.add_argument("--tune", metavar="KERNEL", choices=tunable(), help=f"try tiles of one of {tunable()}")
-    parser.add_argument("--once", action="store_true", help="run every call once and time nothing: for profilers")
+    parser.add_argument("--once", action="store_true", help="run every call once for a profiler, and time nothing")
     add_figure_options(parser)
     parser.set_defaults(way=Way.JIT)
     options = parser.parse_args(arguments)

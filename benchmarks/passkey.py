@@ -153,17 +153,27 @@ def table(rows: Sequence[Recall]) -> str:
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--lengths", default="8K,64K,256K,1M", help="tokens of the prompts (default: 8K,64K,256K,1M)")
+    parser.add_argument(
+        "--lengths", default="8K,64K,256K,1M", help="lengths of the prompts in tokens (default: 8K,64K,256K,1M)"
+    )
     precisions = [Precision.BF16, *QUANTIZED_PRECISIONS]
     parser.add_argument(
-        "--precision", type=Precision, choices=precisions, default=Precision.BF16, help="(default: bf16)"
+        "--precision",
+        type=Precision,
+        choices=precisions,
+        default=Precision.BF16,
+        help="precision of the model (default: bf16)",
     )
     parser.add_argument("--heads", type=int, default=4, help="query heads of the model (default: 4)")
-    parser.add_argument("--topk", type=int, default=8, help="blocks taken; 2 leaves no selected ones (default: 8)")
-    parser.add_argument("--threads", type=int, default=2, help="(default: 2)")
-    parser.add_argument("--runtime", default="auto", help="auto, onnxruntime, tensorrt or torch (default: auto)")
-    parser.add_argument("--device", help="of the torch runtime: cuda or cpu (default: the GPU)")
-    parser.add_argument("--json", type=Path, help="also write the numbers here")
+    parser.add_argument(
+        "--topk", type=int, default=8, help="blocks that a query takes. With 2, none are selected by score (default: 8)"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="threads that compute on the CPU (default: 2)")
+    parser.add_argument(
+        "--runtime", default="auto", help="runtime: auto, onnxruntime, tensorrt or torch (default: auto)"
+    )
+    parser.add_argument("--device", help="device for the torch runtime: cuda or cpu (default: the GPU)")
+    parser.add_argument("--json", type=Path, help="also write the results to this JSON file")
     add_figure_options(parser)
     return parser.parse_args(arguments)
 

@@ -87,7 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--processes", type=int, default=cores, help="compilations at a time (default: one for each core)"
     )
-    parser.add_argument("--sm", type=int, choices=sorted(AOT_ARCHITECTURES), help="architecture (default: the GPU's)")
+    parser.add_argument(
+        "--sm", type=int, choices=sorted(AOT_ARCHITECTURES), help="architecture to compile for (default: the GPU's)"
+    )
     add_figure_options(parser)
     options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     on_gpu = torch.cuda.is_available()

@@ -41,27 +41,36 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model", nargs="?", help="a bundle, or for the torch runtime a checkpoint directory or hub id")
     parser.add_argument(
-        "--preset", help="instead of MODEL: random weights of this size, 9b or tiny, made on the device"
+        "--preset",
+        help="measure random weights of this size, 9b or tiny, instead of MODEL. They are made on the device",
     )
-    parser.add_argument("--layers", type=int, help="of the preset, the first that many (default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="of the preset's weights (default: 0)")
-    parser.add_argument("--runtime", default="auto", help="auto, onnxruntime, tensorrt or torch (default: auto)")
-    parser.add_argument("--device", help="of the torch runtime (default: the GPU)")
-    parser.add_argument("--precision", help="of the torch runtime (default: the model's; on the CPU fp32)")
-    parser.add_argument("--contexts", default="64K,128K,256K,512K,1M", help="(default: 64K,128K,256K,512K,1M)")
-    parser.add_argument("--new-tokens", type=int, default=128, help="(default: 128)")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each length (default: 3)")
-    parser.add_argument("--chunk-tokens", type=int, help="tokens of one prefill step (default: the engine's)")
-    parser.add_argument("--gpu-recipe", help="for the floor (default: the recipe of this GPU, if there is one)")
-    parser.add_argument("--budget-seconds", type=float, help="begin no context that would not end within this time")
+    parser.add_argument("--layers", type=int, help="use only the first N layers of the preset (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the preset's weights (default: 0)")
+    parser.add_argument(
+        "--runtime", default="auto", help="runtime: auto, onnxruntime, tensorrt or torch (default: auto)"
+    )
+    parser.add_argument("--device", help="device for the torch runtime (default: the GPU)")
+    parser.add_argument("--precision", help="precision for the torch runtime (default: the model's, fp32 on the CPU)")
+    parser.add_argument(
+        "--contexts",
+        default="64K,128K,256K,512K,1M",
+        help="lengths of the prompts in tokens (default: 64K,128K,256K,512K,1M)",
+    )
+    parser.add_argument(
+        "--new-tokens", type=int, default=128, help="tokens to generate after each prompt (default: 128)"
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="number of runs at each length (default: 3)")
+    parser.add_argument("--chunk-tokens", type=int, help="tokens per prefill step (default: the engine's)")
+    parser.add_argument("--gpu-recipe", help="GPU recipe to compute the floor from (default: the recipe of this GPU)")
+    parser.add_argument("--budget-seconds", type=float, help="skip contexts that would not end within this time")
     parser.add_argument(
         "--gate",
         choices=("stop", "report"),
         default="stop",
-        help="if the runtime disagrees with the reference: measure nothing, or say so and measure (default: stop)",
+        help="if the runtime disagrees with the reference, stop, or report it and measure (default: stop)",
     )
-    parser.add_argument("--json", type=Path, help="also write everything here")
-    parser.add_argument("--plot", type=Path, help="also draw it: a .png, .svg or .pdf")
+    parser.add_argument("--json", type=Path, help="also write everything to this JSON file")
+    parser.add_argument("--plot", type=Path, help="also write a plot (.png, .svg or .pdf)")
     add_figure_options(parser)
     return parser.parse_args(arguments)
 

@@ -1,4 +1,4 @@
-"""From a MiniCPM-SALA checkpoint to ONNX graphs and TensorRT engines."""
+"""Turns MiniCPM-SALA checkpoints into ONNX graphs and TensorRT engines, and runs them."""
 
 from __future__ import annotations
 

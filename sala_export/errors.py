@@ -10,7 +10,7 @@ class SalaError(Exception):
 
 
 class InputError(SalaError):
-    """Something that the user gave is wrong; nothing was written."""
+    """Input from the user is wrong, and nothing was written."""
 
     exit_code = 2
 
@@ -28,7 +28,7 @@ class ShapeError(InputError):
 
 
 class UnsupportedError(InputError):
-    """A valid request that this toolkit, kernel set or GPU cannot serve."""
+    """A valid request that this toolkit, its kernels or the GPU cannot serve."""
 
 
 class RequestError(InputError):
@@ -44,7 +44,7 @@ class BundleError(InputError):
 
 
 class SessionError(InputError):
-    """A prompt, token id or option that a session cannot take. The session is as it was, or at a chunk border."""
+    """A session cannot take a prompt, token id or option. It is as it was, or at a chunk border."""
 
 
 class StateError(InputError):

@@ -1,4 +1,4 @@
-"""What was installed with this package: its version, its native libraries and its GPU recipes."""
+"""Finds what is installed with this package: its version, its native libraries and its GPU recipes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def plugin_library() -> Path:
 def soname_shim() -> Path:
     """A library of the name that the ONNX parser of TensorRT for RTX opens but its wheel lacks.
 
-    To be loaded into the process after `tensorrt_rtx` (on which it depends by name) and before the first parser.
+    Load it into the process after `tensorrt_rtx` (on which it depends by name) and before the first parser.
 
     Raises: BuildError as `plugin_library`.
     """

@@ -1,4 +1,4 @@
-"""`sala_export.load`: a model from what a user calls it, on the runtime that the user chooses."""
+"""`sala_export.load`, which loads a model by any of its names on the runtime that you choose."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .runtime.prompt import TokenizerLike
 
 TORCH = "torch"
-"""The runtime that is never taken unless asked for: `auto` does not import it."""
+"""The runtime that you have to ask for: `auto` does not import it."""
 
 
 def load(
@@ -31,20 +31,20 @@ def load(
     """Load a model to run it.
 
     Args:
-        model: a bundle directory; for the torch runtime also a checkpoint directory or a hub id.
+        model: a bundle directory. For the torch runtime also a checkpoint directory or a hub id.
         runtime: `auto`, `tensorrt` or `onnxruntime` as `sala_export.runtime.model.load_bundle` has them, or `torch`,
             which runs on any NVIDIA GPU that the kernels support, and on the CPU for verification. docs/runtimes.md
             says which for what.
         device, precision: for torch: `cuda`, `cuda:1` or `cpu`, by default a GPU if there is one; `fp32`, `bf16` or
             `fp16`, by default the model's own on a GPU and fp32 on the CPU.
-        threads: threads that compute on the CPU; 0 takes all cores.
+        threads: threads that compute on the CPU. 0 takes all cores.
         verify_hashes: compare every file of a bundle with its hash, not only what is loaded.
-        tokenizer: to use instead of the model's own.
+        tokenizer: a tokenizer to use instead of the model's own.
         weights: a checkpoint directory whose weights take the place of the bundle's, a fine-tune for example: of the
             same configuration, and with tensors of the same names, types and shapes.
-        engine_options: what `sala_export.runtime.model.load_bundle` takes besides these, of libraries to use for
-            example; not for torch.
-    Raises: BundleError or CheckpointError if the model is missing, damaged, of a newer schema or without weights;
+        engine_options: further arguments of `sala_export.runtime.model.load_bundle`, for example libraries to use.
+            Not for torch.
+    Raises: BundleError or CheckpointError if the model is missing, damaged, of a newer schema or without weights.
         UnsupportedError if a library or GPU is missing or cannot serve the model; RequestError or SessionError for a
         wrong option; RunError if there is no memory.
     """

@@ -1,4 +1,4 @@
-"""What a user calls a model to run: a bundle, a checkpoint directory or a hub id. Only JSON is read to tell."""
+"""Finds the model that a user names: a bundle, a checkpoint directory or a hub id. It reads only JSON."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class ModelSource:
 
     directory: Path
     name: str
-    """A hub id or the name of a directory; of a bundle, that of what it was built from."""
+    """A hub id or the name of a directory. For a bundle, the name of the model that it was built from."""
     config: SalaConfig
     bundle: Bundle | None
-    """None: a checkpoint."""
+    """The bundle. None if the model is a checkpoint."""
     other_weights: Path | None = None
     """A checkpoint whose weights take the place of the bundle's own."""
 
@@ -38,9 +38,9 @@ class ModelSource:
     def open(
         cls, model: str | Path, revision: str | None = None, other_weights: str | Path | None = None
     ) -> ModelSource:
-        """Find a model; a hub id is downloaded.
+        """Find a model. A hub id is downloaded.
 
-        Args: `other_weights`, a checkpoint directory, for a bundle alone.
+        Args: `other_weights`: a checkpoint directory, only for a bundle.
         Raises: BundleError, CheckpointError, ConfigError, UnsupportedError or RequestError naming what is wrong.
         """
         if (Path(model) / MANIFEST_FILE).is_file():
@@ -56,7 +56,7 @@ class ModelSource:
 
     @classmethod
     def of_bundle(cls, directory: Path, other_weights: str | Path | None = None) -> ModelSource:
-        """Raises: BundleError if the directory is none."""
+        """Open a bundle as a model. Raises: BundleError if the directory is none."""
         bundle = Bundle.open(directory)
         entry = bundle.manifest.model
         other = None if other_weights is None else Path(other_weights)
@@ -64,9 +64,9 @@ class ModelSource:
         return cls(directory=directory, name=name, config=entry.config, bundle=bundle, other_weights=other)
 
     def weights(self) -> Checkpoint:
-        """Where they are.
+        """Open the weights.
 
-        Raises: BundleError for a bundle without them; CheckpointError for missing or malformed ones; RequestError for
+        Raises: BundleError for a bundle without them, CheckpointError for missing or malformed ones, RequestError for
         weights that are not of the bundle's form.
         """
         if self.bundle is None:
@@ -108,7 +108,7 @@ class ModelSource:
         return checkpoint
 
     def quantized(self) -> Precision | None:
-        """In which its weights are quantised, from JSON alone; None if they are not.
+        """Precision in which the weights are quantised, from JSON alone. None if they are not.
 
         Raises: ConfigError or UnsupportedError.
         """
@@ -119,16 +119,16 @@ class ModelSource:
         return quantization.precision if quantization else None
 
     def precision(self) -> Precision:
-        """The bundle's, or the type of the checkpoint's weights. Raises: as `weights`."""
+        """Precision of the bundle, or type of the checkpoint's weights. Raises: as `weights`."""
         if self.bundle is not None:
             return self.bundle.manifest.precision
         dtype = self.weights().dtype
         return next(precision for precision in Precision if precision.dtype == dtype)
 
     def fingerprint(self) -> str:
-        """Equal for equal models, be they bundles or checkpoints; hashes the weights.
+        """Hash the model. Equal models, bundles or checkpoints, have equal fingerprints. This reads all weights.
 
-        Raises: as `weights`; BundleError naming a tensor of a bundle that is not what was built.
+        Raises: as `weights`, and BundleError naming a tensor of a bundle that is not what was built.
         """
         if self.bundle is not None and self.other_weights is None:
             self.bundle.verify_tensors()
@@ -138,7 +138,7 @@ class ModelSource:
             return fingerprint(config_sha256(self.config), hashing.result(silent))
 
     def inv_freq(self) -> list[float]:
-        """RoPE's frequencies: the table of the bundle, or of the configuration."""
+        """RoPE's frequencies, from the bundle or from the configuration."""
         if self.bundle is not None:
             return list(self.bundle.manifest.model.inv_freq)
         return list(self.config.inverse_frequencies())

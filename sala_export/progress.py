@@ -1,4 +1,4 @@
-"""How long work reports that it moves on."""
+"""Callbacks with which long work reports its progress."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ class ProgressCallback(Protocol):
     """Called from the working thread, often enough for a display, never in a hot loop."""
 
     def __call__(self, phase: str, done: int, total: int, unit: str = "steps") -> None:
-        """`done` of `total` units (`steps`, or `bytes`) of the named phase are finished; phases come one by one."""
+        """Report that `done` of `total` units (`steps` or `bytes`) of a phase are finished. Phases come one by one."""
 
 
 def silent(phase: str, done: int, total: int, unit: str = "steps") -> None:
-    """The progress of callers that show none."""
+    """Ignore progress, for callers that show none."""

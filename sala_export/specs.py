@@ -1,4 +1,4 @@
-"""Leaf vocabulary shared by every stage: element types, precisions, sizes and tensor specifications."""
+"""Vocabulary that every stage shares: element types, precisions, sizes and tensor specifications."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .errors import ConfigError, RequestError
 
 
 class DType(StrEnum):
-    """Element types that cross a stage boundary; the values are numpy's and torch's names."""
+    """Element types that cross a stage boundary. The values are numpy's and torch's names."""
 
     FLOAT32 = "float32"
     FLOAT16 = "float16"
@@ -20,18 +20,18 @@ class DType(StrEnum):
     INT64 = "int64"
     FLOAT8_E4M3FN = "float8_e4m3fn"
     FLOAT4_E2M1FN = "float4_e2m1fn"
-    """Two in a byte, the first in the low bits."""
+    """Four bits: two in a byte, the first in the low bits."""
     INT8 = "int8"
     UINT8 = "uint8"
 
     @property
     def bits(self) -> int:
-        """Size of one element."""
+        """Size of one element in bits."""
         return _ELEMENT_BITS[self]
 
     @property
     def bytes(self) -> int:
-        """Size of one element. Raises: ValueError for a type of less than a byte."""
+        """Size of one element in bytes. Raises: ValueError for a type of less than a byte."""
         if self.bits % 8:
             raise ValueError(f"an element of {self} is no whole number of bytes")
         return self.bits // 8
@@ -57,38 +57,31 @@ class Precision(StrEnum):
     BF16 = "bf16"
     FP16 = "fp16"
     FP8 = "fp8"
-    """Quantised, as the three below: docs/quantisation.md."""
+    """Quantised, like the three below. See docs/quantisation.md."""
     INT8 = "int8"
     INT4 = "int4"
     NVFP4 = "nvfp4"
 
     @property
     def dtype(self) -> DType:
-        """Type of the activations; of the weights too, unless they are quantised."""
+        """Type of the activations, and of the weights unless they are quantised."""
         return {Precision.FP32: DType.FLOAT32, Precision.FP16: DType.FLOAT16}.get(self, DType.BFLOAT16)
 
     @property
     def is_quantized(self) -> bool:
-        """Whether the projections multiply quantised weights."""
+        """True if the projections multiply quantised weights."""
         return self in QUANTIZED_PRECISIONS
 
 
-QUANTIZED_PRECISIONS = (Precision.FP8, Precision.INT8, Precision.INT4, Precision.NVFP4)
-
-CODE_TYPES = {
-    Precision.FP8: DType.FLOAT8_E4M3FN,
-    Precision.INT8: DType.INT8,
-    Precision.NVFP4: DType.FLOAT4_E2M1FN,
-}
-"""Types of quantised weights where they are inputs of an engine; those of int4 are constants of it."""
+QUANTIZED_PRECISIONS = tuple(each for each in Precision if each not in (Precision.FP32, Precision.BF16, Precision.FP16))
 
 RUNTIMES = ("auto", "tensorrt", "onnxruntime", "torch")
-"""What runs a model, by the names that users give."""
+"""Names of the runtimes that users can choose."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """Name, type and shape of a graph input or output; a string in the shape is a symbolic dimension."""
+    """Name, type and shape of a graph input or output. A string in the shape is a symbolic dimension."""
 
     name: str
     dtype: DType
@@ -105,7 +98,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, order=True, slots=True)
 class ComputeCapability:
-    """Generation of a GPU, e.g. 12.0."""
+    """Compute capability of a GPU, e.g. 12.0."""
 
     major: int
     minor: int

@@ -1,4 +1,4 @@
-"""Directories that appear whole or not at all."""
+"""Makes directories that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from .errors import DiskFullError, RequestError
 
 MARKER = ".sala-export"
-"""Written into directories that have no file of their own to know them by."""
+"""Name of a file that marks directories which have no file of their own to know them by."""
 
 _SUFFIX = ".partial"
 _KEY_FILE = ".resume"
@@ -26,8 +26,8 @@ _LONGEST_NAME_BYTES = 200  # file systems allow 255, and a suffix is added while
 def require_free_path(path: Path, *, marker: str, force: bool) -> None:
     """Refuse an output path that is taken, or whose parent cannot hold it.
 
-    With `force`, a directory that holds a file `marker` may be replaced: only what an earlier run wrote there, so that
-    a slip of the keyboard does not delete a home directory.
+    With `force`, a directory that holds a file `marker` may be replaced. So `force` deletes only what an earlier run
+    wrote, and a typing error does not delete a home directory.
 
     Raises: RequestError.
     """
@@ -50,11 +50,11 @@ class Staging:
 
     path: Path
     resumed: bool
-    """It was left by an earlier run of the same work, with what that run had finished."""
+    """True if an earlier run of the same work left the directory, with what it had finished."""
     key: str
 
     def keep(self) -> None:
-        """From now on an interruption or a failed stage leaves the directory to the next run with the same key."""
+        """Keep the directory after an interruption or a failed stage, for the next run with the same key."""
         unfinished = self.path / f"{_KEY_FILE}.new"
         unfinished.write_text(self.key, encoding="utf-8")
         _sync(unfinished)

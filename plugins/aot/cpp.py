@@ -36,12 +36,12 @@ class Names:
         self.all = [*self.integers, *contract.dims]
 
     def expression(self, text: str, constants: Mapping[str, int] | None = None) -> str:
-        """A C++ function of the integer attributes and dimensions; `constants` come as numbers.
+        """A C++ function of the integer attributes and dimensions; `constants` are written into it.
 
         Raises: AotError if the text names anything else.
         """
         values = {name: f"n[{i}]" for i, name in enumerate(self.all)}
-        values |= {name: str(value) for name, value in (constants or {}).items()}
+        values |= {name: f"int64_t{{{value}}}" for name, value in (constants or {}).items()}
         used = identifiers(text)
         if unknown := used - values.keys():
             raise AotError(f"{self.operator}: {text!r} uses unknown names {', '.join(sorted(unknown))}")

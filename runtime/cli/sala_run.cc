@@ -26,30 +26,30 @@ constexpr std::string_view kUsage = R"(usage: sala-run BUNDLE --tokens FILE [opt
 
 Runs a bundle on token ids and prints the ids that it generates.
 
-  --tokens FILE             ids of the prompt, decimal, separated by white space; - for standard input
-  --weights DIR             a checkpoint whose weights take the place of the bundle's: a fine-tune, for example
-  --load-state FILE         start from a saved session
-  --save-state FILE         save the session at the end
-  --max-new-tokens N        ids to generate (default 256)
-  --max-context N           tokens that the session can hold (default: what the model was made for)
-  --chunk-tokens N          tokens of one prefill step
-  --temperature T           0 takes the most likely token (default 0)
-  --top-k N                 draw from the N most likely tokens; 0: from all (default 0)
-  --top-p P                 draw from the most likely tokens of total probability P (default 1)
-  --repetition-penalty R    more than 1 makes tokens of the context less likely (default 1)
-  --seed N                  seed of the draws (default 0)
-  --runtime NAME            tensorrt: the engine, on a GPU; onnxruntime: the CPU; auto: what can (default auto)
-  --no-decode-graph         tensorrt: enqueue every decode step instead of replaying a captured one
-  --runtime-cache FILE      tensorrt: what was compiled for this GPU (default: beside the bundle)
-  --threads N               threads that load weights and, on the CPU, compute; 0: all cores (default 0)
-  --verify-hashes           compare every file but the weights with its hash first; these always are, when loaded
-  --onnxruntime PATH        libonnxruntime.so
-  --operators PATH          libsala_ort.so
-  --tensorrt PATH           libtensorrt_rtx.so.1 or libnvinfer.so
-  --json                    print one JSON object
-  --help                    print this
+  --tokens FILE             prompt as decimal token ids, separated by white space. - is stdin
+  --weights DIR             run the weights of this checkpoint, for example your fine-tune, on the bundle's engine
+  --load-state FILE         continue a saved session
+  --save-state FILE         save the session at the end, so that you can continue it later
+  --max-new-tokens N        stop after this many tokens (default 256)
+  --max-context N           room for prompt and answer together, in tokens (default: what the model was made for)
+  --chunk-tokens N          tokens per prefill step (default: the engine's)
+  --temperature T           sampling temperature, 0 always picks the most likely token (default 0)
+  --top-k N                 sample only from the N most likely tokens, 0 means all (default 0)
+  --top-p P                 sample only from the most likely tokens of total probability P (default 1)
+  --repetition-penalty R    values above 1 make repetition less likely (default 1)
+  --seed N                  random seed for sampling (default 0)
+  --runtime NAME            tensorrt runs on a GPU, onnxruntime on the CPU, auto chooses (default auto)
+  --no-decode-graph         with tensorrt, enqueue every decode step instead of replaying a CUDA graph
+  --runtime-cache FILE      with tensorrt, file of what was compiled for this GPU (default: beside the bundle)
+  --threads N               threads that load weights and, on the CPU, compute, 0 means all cores (default 0)
+  --verify-hashes           check the hash of every file first (weights are always checked when loaded)
+  --onnxruntime PATH        path of libonnxruntime.so
+  --operators PATH          path of libsala_ort.so
+  --tensorrt PATH           path of libtensorrt_rtx.so.1 or libnvinfer.so
+  --json                    print the result as JSON
+  --help                    print this message
 
-Exit codes: 0 done, 1 the run failed, 2 the bundle, a file or an option is wrong, 130 interrupted.
+Exit codes: 0 after success, 1 if the run failed, 2 if the bundle, a file or an option is wrong, 130 if interrupted.
 )";
 
 struct Arguments {

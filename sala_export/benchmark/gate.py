@@ -1,4 +1,4 @@
-"""The gate of a benchmark: what is measured must compute the model."""
+"""The gate of a benchmark: it measures only a runtime that computes the model correctly."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ..torch_runtime.weights import load_packed
 _CALLS = (31, 12, 1, 1, 1)
 """Tokens of each call: chunks of two lengths, and decode steps, the last of which replays what was captured."""
 BOUNDS = {Precision.FP32: 1e-4, Precision.BF16: 32 * 2.0**-9, Precision.FP16: 32 * 2.0**-11}
-"""Of the largest logit. 16 bits: 32 half-units in the last place, as ten roundings in each of many layers leave."""
+"""Largest errors relative to the largest logit. 16 bits: 32 half-units in the last place, for ten roundings a layer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Agreement:
-    """Largest error of a runtime's logits, of the largest logit."""
+    """Largest error of a runtime's logits, relative to the largest logit."""
 
     runtime: str
     precision: Precision
@@ -31,7 +31,7 @@ class Agreement:
 
     @property
     def problem(self) -> str | None:
-        """That they disagree; None if they agree. An error that is no number is within no bound."""
+        """A sentence that says how they disagree. None if they agree. An error that is NaN is within no bound."""
         if self.error <= self.bound:
             return None
         return (
@@ -41,7 +41,7 @@ class Agreement:
 
 
 def require_agreement(model: Model, source: LoadableModel, seed: int = 0) -> Agreement:
-    """`compare`. Raises: RunError if they disagree: then there is nothing to measure."""
+    """Compare as `compare` does. Raises: RunError if they disagree, because then there is nothing to measure."""
     found = compare(model, source, seed)
     if found.problem:
         raise RunError(f"{found.problem}: nothing was measured; run the tests of this GPU (pytest -m gpu)")

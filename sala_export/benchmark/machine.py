@@ -1,4 +1,4 @@
-"""The machine of a measurement: processor, GPU with driver and clocks, the state of the sources."""
+"""Describes the machine of a measurement: processor, GPU with driver and clocks, the state of the sources."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _GPU_FIELDS = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Machine:
-    """Everything that a number needs beside it to be believed."""
+    """Facts about a machine that belong beside every number measured on it."""
 
     processor: str
     cores: int | None
@@ -39,13 +39,13 @@ class Machine:
     python: str
     sala_export: str
     commit: str | None
-    """Of the checkout; `-dirty` with changes. None outside of one."""
+    """Commit of the checkout, with `-dirty` if files differ from it. None outside of a checkout."""
     gpus: tuple[Mapping[str, str], ...]
-    """As nvidia-smi tells now, all fields of `_GPU_FIELDS` as text; empty without a driver."""
+    """Every GPU, with all fields of `_GPU_FIELDS` as text, as nvidia-smi reports them. Empty without a driver."""
 
 
 def describe_machine() -> Machine:
-    """This machine, with its GPUs' clocks as they are now: ask after a measurement."""
+    """Describe this machine, with its GPUs' clocks as they are now. Call it after a measurement."""
     return Machine(
         processor=_processor(),
         cores=os.cpu_count(),
@@ -58,34 +58,34 @@ def describe_machine() -> Machine:
 
 
 def gpus() -> tuple[Mapping[str, str], ...]:
-    """What nvidia-smi says of every GPU, in its order; empty where there is none."""
+    """Ask nvidia-smi about every GPU, in its order. Empty if there is none."""
     found = _output(["nvidia-smi", f"--query-gpu={','.join(_GPU_FIELDS.values())}", "--format=csv,noheader,nounits"])
     rows = [line.split(", ") for line in (found or "").splitlines()]
     return tuple(dict(zip(_GPU_FIELDS, row, strict=True)) for row in rows if len(row) == len(_GPU_FIELDS))
 
 
 class GpuMemory:
-    """Device memory that this process has taken since, on all GPUs; other programs must be quiet meanwhile."""
+    """Device memory that this process takes, on all GPUs, from now on. Keep other programs quiet meanwhile."""
 
     def __init__(self) -> None:
         self._before = _used_bytes()
 
     def taken_bytes(self) -> int | None:
-        """Weights, caches and the CUDA context; None without a GPU.
+        """Bytes taken so far by weights, caches and the CUDA context. None without a GPU.
 
-        Engines keep what they took while a session lives, so this is a peak if it is asked before the session ends.
+        Engines keep their memory while a session lives, so this is a peak if you ask before the session ends.
         """
         now = _used_bytes()
         return None if self._before is None or now is None else now - self._before
 
 
 def peak_host_bytes() -> int:
-    """Most resident memory of this process so far."""
+    """Peak resident memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def as_json(machine: Machine) -> dict[str, Any]:
-    """Plain JSON values."""
+    """Return the machine as plain JSON values."""
     told = {name: getattr(machine, name) for name in machine.__slots__}
     return {**told, "gpus": [dict(gpu) for gpu in machine.gpus]}
 

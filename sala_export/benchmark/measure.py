@@ -1,4 +1,4 @@
-"""Time to the first token, decode rate and peak memory of one model on one runtime."""
+"""Measures time to the first token, decode rate and peak memory of one model on one runtime."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ StatusCallback = Callable[[str], None]
 """Called with one line before every run."""
 
 _PREFILL_GROWTH = 1.15
-"""Power of the context by which the time of a prefill is taken to grow: most work is per token, selection is not."""
+"""The time of a prefill is taken to grow with this power of the context. Selection grows faster than per token."""
 _WARM_UP_CHUNKS = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchmarkRequest:
-    """What to measure. Raises: RequestError for counts below one."""
+    """The request for a measurement. Raises: RequestError for counts below one."""
 
     contexts: tuple[int, ...]
-    """Tokens of the prompts; run in ascending order, so that a peak of memory belongs to the latest."""
+    """Lengths of the prompts in tokens. They run in ascending order, so a peak of memory belongs to the latest."""
     new_tokens: int
     repeats: int = 3
     chunk_tokens: int | None = None
-    """None: the engine's choice."""
+    """Tokens per prefill step. None lets the engine choose."""
     seed: int = 0
-    """Of the prompts, which are random tokens: time depends on their number alone, but for the blocks selected."""
+    """Random seed of the prompts. Apart from the blocks selected, time depends only on their length."""
 
     def __post_init__(self) -> None:
         if not self.contexts or min(self.contexts) < 1:
@@ -62,35 +62,35 @@ class Runs:
 
     @property
     def spread(self) -> float:
-        """Largest less smallest, of the median."""
+        """Largest minus smallest, relative to the median."""
         return (max(self.seconds) - min(self.seconds)) / self.median
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measurement:
-    """One length of prompt, at batch 1."""
+    """Measurement of one length of prompt, at batch 1."""
 
     context: int
     first_token: Runs
-    """From the call with the whole prompt to its first answer token."""
+    """Time from the call with the whole prompt to the first token of the answer."""
     token: Runs | None
-    """Of every further token, mean of a run; None where only one was asked for."""
+    """Time of every further token, mean of a run. None if only one token was asked for."""
     device_bytes: int | None
-    """On the GPU, as its driver tells; None on the CPU."""
+    """Bytes taken on the GPU, as its driver reports. None on the CPU."""
     predicted_device_bytes: int | None
-    """The runtime's own account before the session, without the CUDA context; None if it has none."""
+    """The runtime's own account before the session, without the CUDA context. None if it has none."""
     host_bytes: int
-    """Peak of this process so far, resident."""
+    """Peak resident memory of this process so far, in bytes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tolerance:
-    """For a run that goes on without the contexts that it cannot measure."""
+    """Makes a run go on without the contexts that it cannot measure."""
 
     left_out: Callable[[int, str], None]
     """Called with each such context and the reason, in one line."""
     deadline: float = math.inf
-    """On the clock `time.monotonic`; no context begins that would not end before it."""
+    """Deadline on the clock `time.monotonic`. No context begins that would not end before it."""
 
 
 def measure(
@@ -101,9 +101,9 @@ def measure(
     progress: StatusCallback,
     tolerance: Tolerance | None = None,
 ) -> Iterator[Measurement]:
-    """Measure every context, after proof that all of them fit; with a `tolerance`, every one that can be.
+    """Measure every context, after checking that all of them fit. With a `tolerance`, measure those that can be.
 
-    Args: `config`, the model's; `memory`, made before the model was loaded.
+    Args: `config` is the model's. `memory` was made before the model was loaded.
     Raises: without a `tolerance`, RequestError for a context that does not fit, RunError if a step fails.
     """
     if tolerance is not None:
@@ -137,9 +137,9 @@ def _measure_what_fits(
 
 
 def expected_seconds(last: Measurement, context: int, request: BenchmarkRequest, chunk_tokens: int) -> float:
-    """Of all runs of a context, from those of a shorter one.
+    """Predict the seconds of all runs of a context, from those of a shorter one.
 
-    A decode step reads all weights and few keys, so its time is taken to stay.
+    A decode step reads all weights and few keys, so its time is taken to stay the same.
     """
     runs = request.repeats + min(1.0, _WARM_UP_CHUNKS * chunk_tokens / context)
     prefill = last.first_token.median * math.pow(context / last.context, _PREFILL_GROWTH)
@@ -158,7 +158,7 @@ def _require_time(expected_seconds: float, deadline: float) -> None:
 def require_room(model: Model, config: SalaConfig, request: BenchmarkRequest) -> None:
     """Refuse the largest context if it does not fit, before minutes are spent on the others.
 
-    Raises: RequestError saying what it needs and what there is.
+    Raises: RequestError with what it needs and what is available.
     """
     largest = request.contexts[-1]
     _require_host_room(model, config, largest, request)

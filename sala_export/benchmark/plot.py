@@ -1,4 +1,4 @@
-"""A report as a picture: time to the first token over the length of the prompt."""
+"""Draws a report: time to the first token over the length of the prompt."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _MEASURED, _FLOOR, _PUBLISHED = "#0b6e4f", "#444444", ("#c1440e", "#d98e04")
 
 
 def draw(report: Report, path: Path) -> None:
-    """Write the picture in the format that the name asks for.
+    """Write the picture in the format of the file name's ending.
 
-    Raises: UnsupportedError if matplotlib is not installed; OSError if the file cannot be written.
+    Raises: UnsupportedError if matplotlib is not installed, OSError if the file cannot be written.
     """
     try:
         from matplotlib.figure import Figure

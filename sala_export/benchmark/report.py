@@ -1,4 +1,4 @@
-"""Measurements beside the floor of the GPU and the published figures: a table, JSON values."""
+"""Puts measurements beside the floor of the GPU and the published figures, as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Floor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """All of one benchmark."""
+    """The whole result of one benchmark."""
 
     model: str
     config: SalaConfig
@@ -41,11 +41,11 @@ class Report:
     machine: Machine
     recipe: GpuRecipe | None
     why_no_floor: str | None
-    """One sentence; None if there is a recipe."""
+    """A sentence that says why there is no floor. None if there is one."""
     rows: tuple[Measurement, ...]
 
     def floor(self, context: int) -> Floor | None:
-        """At a length of prompt; None without a recipe that knows the precision."""
+        """The floor at a length of prompt. None without a recipe that knows the precision."""
         if self.recipe is None:
             return None
         model, bits = Sala(self.config), WEIGHT_BITS[self.precision]
@@ -57,7 +57,7 @@ class Report:
         )
 
     def published(self, context: int) -> dict[str, float]:
-        """Seconds to the first token by GPU, of another implementation in bf16; empty for other models and lengths."""
+        """Published seconds to the first token by GPU, in bf16. Empty for other models and lengths."""
         if not is_published_model(self.config) or context not in CONTEXTS:
             return {}
         return {row.recipe: row.sala[CONTEXTS.index(context)] for row in TTFT_SECONDS if row.weights == "bf16"}
@@ -72,7 +72,7 @@ def make_report(
     machine: Machine,
     rows: Sequence[Measurement],
 ) -> Report:
-    """Put together what was measured of a model that users know by `name`."""
+    """Make the report on a model that users know by `name`."""
     known, reason = _floor_recipe(model, recipe)
     return Report(
         model=name,
@@ -103,9 +103,9 @@ def _floor_recipe(model: Model, recipe: GpuRecipe | None) -> tuple[GpuRecipe | N
 def find_recipe(
     option: str | None, machine_gpus: Sequence[Mapping[str, str]], more: Sequence[Path] = ()
 ) -> GpuRecipe | None:
-    """The recipe that the user names, else that of the first GPU by its driver's name; None if there is none.
+    """Find the recipe that the user names, else that of the first GPU by its driver's name. None if there is none.
 
-    Args: `more`, recipes to look among besides those of the package.
+    Args: `more` has recipes besides those of the package.
 
     Raises: RequestError or ConfigError for an unknown or malformed recipe.
     """
@@ -119,7 +119,7 @@ def find_recipe(
 
 
 def table(report: Report) -> str:
-    """For people: one row for each context, and a line on what was run where."""
+    """Write a table for people: one row for each context, and a line on what ran where."""
     published = sorted({gpu for row in report.rows for gpu in report.published(row.context)})
     heads = ["context", "first token", "spread", "tokens/s", "floor", "x floor", "ms/token", "spread", "floor"]
     heads += ["device memory", "predicted memory", "host memory", *(f"published {gpu}" for gpu in published)]
@@ -160,7 +160,7 @@ def _cells(report: Report, row: Measurement, published: Sequence[str]) -> list[s
 
 
 def describe(report: Report) -> dict[str, Any]:
-    """All that is known, as plain JSON values; seconds and bytes."""
+    """Everything in the report as plain JSON values, in seconds and bytes."""
     return {
         "model": {"source": report.model, "shapes": _shapes(report.config)},
         "runtime": report.runtime,
@@ -183,7 +183,7 @@ def _shapes(config: SalaConfig) -> dict[str, Any]:
 
 
 def describe_context(report: Report, row: Measurement) -> dict[str, Any]:
-    """What `describe` tells of one row."""
+    """One row of the report as `describe` writes it."""
     floor = report.floor(row.context)
     return {
         "context": row.context,

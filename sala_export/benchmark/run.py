@@ -1,4 +1,4 @@
-"""One benchmark from a model's name to its report."""
+"""Runs one benchmark, from a model's name to its report."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RandomSubject:
-    """A model to make up on the device: random weights of a preset's size."""
+    """A model with random weights of a preset's size, made on the device."""
 
     preset: str
     layers: int | None = None
-    """None: all of the preset."""
+    """Take only this many layers from the start. None takes all of the preset."""
     seed: int = 0
-    """Of the weights."""
+    """Random seed of the weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchmarkSubject:
-    """What is measured."""
+    """The model that is measured, and where."""
 
     model: str | RandomSubject
-    """A bundle; for the torch runtime also a checkpoint directory, a hub id, or random weights."""
+    """A bundle. For the torch runtime also a checkpoint directory, a hub id, or random weights."""
     weights: Path | None = None
-    """A checkpoint whose weights take the place of the bundle's; the report is named after it."""
+    """A checkpoint whose weights take the place of the bundle's. The report is named after it."""
     runtime: str = "auto"
     device: str | None = None
     precision: str | None = None
     gpu_recipe: str | None = None
-    """Name or path of the recipe that the floor is computed from; None: that of the GPU, if there is one."""
+    """Name or path of the recipe to compute the floor from. None takes that of the GPU, if there is one."""
     more_recipes: tuple[Path, ...] = ()
-    """To look for that of the GPU among, besides those of the package."""
+    """Recipes besides those of the package, among which that of the GPU may be."""
 
 
 def _ignore(_: Report) -> None:
@@ -61,13 +61,13 @@ def run_benchmark(
     on_row: Callable[[Report], None] = _ignore,
     tolerance: Tolerance | None = None,
 ) -> Report:
-    """Load, check, measure.
+    """Load a model, check it and measure it.
 
     Args:
-        gate: called with the loaded model before anything is measured; what it raises comes out.
+        gate: called with the loaded model before anything is measured. What it raises ends the benchmark.
         on_row: called after each context with the report so far, whose last row is the new one.
         tolerance: goes on without the contexts that do not fit, fail, or would take too long.
-    Raises: as `sala_export.load`; without a `tolerance`, RequestError for a context that does not fit and RunError if a
+    Raises: as `sala_export.load`. Without a `tolerance`, RequestError for a context that does not fit and RunError if a
         step fails.
     """
     recipe = find_recipe(subject.gpu_recipe, gpus(), subject.more_recipes)

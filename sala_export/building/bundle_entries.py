@@ -1,4 +1,4 @@
-"""What the stages made, in the words of the manifest."""
+"""Describes the results of the stages as entries of the manifest."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuiltGraphs:
-    """The three forms of one step."""
+    """The three graphs of one step."""
 
     step: Signature
-    """Of `model.onnx`."""
+    """Interface of `model.onnx`."""
     cpu: CpuGraph
     engine: WrittenEngineGraph
 
 
 def describe_model(source: str, config: SalaConfig, digests: Mapping[str, str]) -> ModelEntry:
-    """The model, whose tensors have these hashes, by name."""
+    """Describe the model, whose tensors have these hashes by name."""
     config_hash = config_sha256(config)
     return ModelEntry(
         source=source,
@@ -64,7 +64,7 @@ def describe_model(source: str, config: SalaConfig, digests: Mapping[str, str]) 
 def describe_weights(
     checkpoint: Checkpoint, digests: Mapping[str, str], constants: Collection[str], *, included: bool
 ) -> WeightsEntry:
-    """The checkpoint's tensors; the bytes of `constants` are part of the engine."""
+    """Describe the checkpoint's tensors. The bytes of `constants` are part of the engine."""
     files = {name: path.stat().st_size for name, path in sorted(checkpoint.shard_files().items())}
     return WeightsEntry(
         included=included,
@@ -85,7 +85,7 @@ def describe_weights(
 
 
 def describe_graph(config: SalaConfig, step: Signature, cpu: CpuGraph) -> GraphEntry:
-    """The graphs that ONNX tools and ONNX Runtime read, the first with the interface `step`."""
+    """Describe the graphs for ONNX tools and for ONNX Runtime. The first has the interface `step`."""
     from ..onnx.cpu_form import CPU_GRAPH_FILE
     from ..onnx.export import GRAPH_FILE
 
@@ -109,7 +109,7 @@ def describe_graph(config: SalaConfig, step: Signature, cpu: CpuGraph) -> GraphE
 def describe_engine(
     graph: EngineGraph, request: EngineRequest, graphs: BuiltGraphs, report: EngineReport, library_sha256: str
 ) -> EngineEntry:
-    """The engine that the report tells of, built from `graph` with the plugin library of this hash inside."""
+    """Describe the engine of a report, built from `graph` with the plugin library of this hash inside."""
     from ..onnx.engine_form import ENGINE_GRAPH_FILE
 
     ranges = {profile.name.value: _symbolic_ranges(profile, report.inputs) for profile in report.profiles}

@@ -1,21 +1,18 @@
-"""Whether the shipped kernels can serve a model on a GPU, and what scratch they need; asked before a build."""
+"""Checks before a build that the shipped kernels serve a model on a GPU, and tells what scratch they need."""
 
 from __future__ import annotations
 
-from ..checkpoint.config import Mixer, SalaConfig
+from ..checkpoint.config import SalaConfig
 from ..errors import UnsupportedError
-from ..model.attributes import operator_attributes
-from ..model.signature import cache_sizes
+from ..model.mixers import MIXERS
+from ..model.signature import CAPACITY_K1, CAPACITY_K2, cache_sizes
 from ..ops.common.launch import unsupported_reason
 from ..ops.common.targets import require_architecture
-from ..ops.registry import INFLLMV2_ATTENTION, LIGHTNING_ATTENTION
 from ..specs import ComputeCapability, Precision
-
-_CONTRACTS = {Mixer.LIGHTNING: LIGHTNING_ATTENTION, Mixer.SPARSE: INFLLMV2_ATTENTION}
 
 
 def require_kernels(config: SalaConfig, precision: Precision, compute_capability: ComputeCapability) -> None:
-    """Refuse a GPU, or a model, that no shipped kernel serves; the graph alone can still be exported.
+    """Refuse a GPU or a model that no shipped kernel serves. You can still export its graph.
 
     Raises: UnsupportedError naming the architecture, or the operator and the size or type at fault.
     """
@@ -23,14 +20,13 @@ def require_kernels(config: SalaConfig, precision: Precision, compute_capability
     # Loaded here because it imports Triton, which takes a second.
     from ..ops.kernel_sets import KERNEL_SETS
 
-    for mixer, contract in _CONTRACTS.items():
+    for mixer, kind in MIXERS.items():
         if mixer not in config.mixer_types:
             continue
-        attributes = operator_attributes(config, mixer)
-        reason = unsupported_reason(KERNEL_SETS[contract.name], attributes, precision.dtype)
+        reason = unsupported_reason(KERNEL_SETS[kind.contract.name], kind.attributes(config), precision.dtype)
         if reason:
             raise UnsupportedError(
-                f"{contract.onnx_type}: {reason}; `sala-export export` still writes the ONNX graph of such a model"
+                f"{kind.contract.onnx_type}: {reason}; `sala-export export` still writes the ONNX graph of such a model"
             )
 
 
@@ -39,18 +35,16 @@ def operator_workspaces(
 ) -> dict[str, int]:
     """Scratch bytes of one call of each operator of a model, by ONNX type.
 
-    Args: `batch` sequences with caches for `capacity` tokens, and a chunk of `tokens`.
+    Args: `batch` sequences have caches for `capacity` tokens. A chunk has `tokens` tokens.
     """
     from ..ops.kernel_sets import KERNEL_SETS
 
     sizes = cache_sizes(config, capacity, batch)
-    dims = {"B": batch, "T": tokens, "C": capacity, "C1": sizes["capacity_k1"], "C2": sizes["capacity_k2"]}
-    found = {}
-    for mixer, contract in _CONTRACTS.items():
-        if mixer not in config.mixer_types:
-            continue
-        kernels = KERNEL_SETS[contract.name]
-        attributes = {k: v for k, v in operator_attributes(config, mixer).items() if isinstance(v, int)}
-        specs = kernels.workspace_specs({**dims, **attributes}, precision.dtype)
-        found[contract.onnx_type] = sum(spec.size_bytes({}) for spec in specs)
+    dims = {"B": batch, "T": tokens, "C": capacity, "C1": sizes[CAPACITY_K1], "C2": sizes[CAPACITY_K2]}
+    found: dict[str, int] = {}
+    for mixer in dict.fromkeys(config.mixer_types):
+        contract = MIXERS[mixer].contract
+        specs = KERNEL_SETS[contract.name].workspace_specs({**dims, **MIXERS[mixer].sizes(config)}, precision.dtype)
+        # Mixers may share an operator.
+        found[contract.onnx_type] = max(found.get(contract.onnx_type, 0), sum(spec.size_bytes({}) for spec in specs))
     return found

@@ -1,4 +1,4 @@
-"""What the commands do: the stages checkpoint -> graph -> engine -> bundle, each run once and in order."""
+"""Runs the stages checkpoint -> graph -> engine -> bundle for the commands, each once and in order."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from ..engine.report import EngineReport
 from ..errors import BuildError, RequestError
 from ..installation import VERSION, plugin_library
 from ..progress import ProgressCallback, silent
-from ..specs import Precision
+from ..specs import QUANTIZED_PRECISIONS, Precision
 from ..staging import MARKER, require_free_path, staged_directory
 from .bundle_entries import BuiltGraphs, describe_engine, describe_graph, describe_model, describe_weights
 from .kernel_support import require_kernels
@@ -78,7 +78,7 @@ def quantize_model(
     force: bool = False,
     on_progress: ProgressCallback = silent,
 ) -> QuantizeResult:
-    """Quantise a model as the directory `output`, whole or not at all; an interrupted run is taken up by the next.
+    """Quantise a model as the directory `output`, whole or not at all. The next run continues an interrupted one.
 
     Raises: InputError for bad input.
     """
@@ -93,20 +93,20 @@ def quantize_model(
 def quantize_for_build(
     request: BuildRequest, samples: SampleRequest, on_progress: ProgressCallback = silent
 ) -> BuildRequest:
-    """Quantise the model of `request` first, by the best algorithm of its precision; returns the build of the result.
+    """Quantise the model of `request` by the best algorithm of its precision. Returns the request to build the result.
 
     The quantised checkpoint is written beside the bundle as MODEL-PRECISION and stays there, for other GPUs.
 
-    Raises: RequestError if the precision is none of a quantised model, or the checkpoint is there already; else as
+    Raises: RequestError if the precision is not a quantised one, or the checkpoint exists already. Otherwise as
         `quantize_model`.
     """
     from ..calibration.layer import QuantizationRecipe
 
     precision = request.engine.precision
     if not precision.is_quantized:
-        raise RequestError(
-            f"--calibration: an engine in {precision} needs none; choose --precision fp8, int8, int4 or nvfp4"
-        )
+        *others, last = QUANTIZED_PRECISIONS
+        choices = f"{', '.join(others)} or {last}"
+        raise RequestError(f"--calibration: an engine in {precision} needs none; choose --precision {choices}")
     require_free_path(request.output, marker=MANIFEST_FILE, force=request.force)
     quantised = request.output.parent / f"{request.model.name}-{precision}"
     if quantised.exists():
@@ -119,7 +119,7 @@ def quantize_for_build(
 def build_bundle(request: BuildRequest, on_progress: ProgressCallback = silent) -> Bundle:
     """Build an engine and everything around it as the directory `request.output`, whole or not at all.
 
-    Raises: InputError for bad input, before the long work where it can be known; ExportError or BuildError if a stage
+    Raises: InputError for bad input, before the long work where possible. ExportError or BuildError if a stage
     fails.
     """
     require_free_path(request.output, marker=MANIFEST_FILE, force=request.force)

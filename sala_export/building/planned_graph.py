@@ -1,7 +1,7 @@
-"""The graph that an export will give and the memory that its engine will take, from config.json alone.
+"""Plans, from config.json alone, the graph that an export will write and the memory that its engine will take.
 
 So a build that cannot fit is refused before anything is written, and `plan` needs no weights.
-`tests/building/test_planned_graph.py` holds it equal to what `read_graph` finds in the exported file.
+`tests/building/test_planned_graph.py` checks that `read_graph` finds the same in the exported file.
 """
 
 from __future__ import annotations
@@ -10,31 +10,24 @@ from collections.abc import Collection, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from ..checkpoint.config import Mixer, SalaConfig
+from ..checkpoint.config import SalaConfig
 from ..checkpoint.keymap import PACKED_ROLES, Weight, packed_name, weights
-from ..checkpoint.quantization import Quantization
+from ..checkpoint.quantization import Quantization, Scheme
 from ..checkpoint.reader import CONFIG_FILE
 from ..engine.graph import EngineGraph, OperatorNode
 from ..engine.memory import MemoryUsage, predict_memory
 from ..engine.request import EngineRequest
-from ..model.attributes import operator_attributes
+from ..model.mixers import MIXERS
 from ..model.signature import signature
-from ..ops.registry import INFLLMV2_ATTENTION, LIGHTNING_ATTENTION
-from ..specs import CODE_TYPES, DType, Precision, TensorSpec
+from ..specs import DType, Precision, TensorSpec
 from .kernel_support import operator_workspaces
-
-OPERATORS = {Mixer.LIGHTNING: LIGHTNING_ATTENTION.onnx_type, Mixer.SPARSE: INFLLMV2_ATTENTION.onnx_type}
-"""ONNX type of the operator that computes a mixer."""
 
 
 def operator_node(config: SalaConfig, layer: int) -> OperatorNode:
-    """The node of domain `sala` in a layer, by the name that `onnx/step_graph.py` gives it."""
-    mixer = config.mixer_types[layer]
-    return OperatorNode(
-        name=f"layers.{layer}.self_attn/{OPERATORS[mixer]}",
-        op_type=OPERATORS[mixer],
-        attributes=operator_attributes(config, mixer),
-    )
+    """Describe the node of domain `sala` in a layer, under the name that `onnx/step_graph.py` gives it."""
+    kind = MIXERS[config.mixer_types[layer]]
+    name = kind.contract.onnx_type
+    return OperatorNode(name=f"layers.{layer}.self_attn/{name}", op_type=name, attributes=kind.attributes(config))
 
 
 _LEADING_ONES = {"input_layernorm": 2, "post_attention_layernorm": 2, "norm": 1}
@@ -42,21 +35,23 @@ _LEADING_ONES = {"input_layernorm": 2, "post_attention_layernorm": 2, "norm": 1}
 
 
 def planned_graph(config: SalaConfig, precision: Precision, quantization: Quantization | None = None) -> EngineGraph:
-    """What `read_graph` will find in the engine's graph of this model in this precision.
+    """Describe the engine's graph of this model in this precision, as `read_graph` will find it.
 
-    Args: `quantization`, of a quantised checkpoint; None for what `Quantization.default` quantises.
+    Args: `quantization` is that of a quantised checkpoint. None stands for `Quantization.default`.
     """
     step = signature(config, precision.dtype)
     if precision.is_quantized and quantization is None:
         quantization = Quantization.default(precision)
     all_weights = weights(config)
     quantized = [weight for weight in all_weights if quantization and quantization.covers(weight.name)]
-    names = {weight.name for weight in quantized}
-    groups = list(_groups(all_weights, names))
+    schemes = {weight.name: quantization.scheme for weight in quantized if quantization}
+    groups = list(_groups(all_weights, schemes))
     return EngineGraph(
         path=Path(CONFIG_FILE),
         inputs=step.inputs,
-        weights=tuple(spec for group in groups for spec in _weight_inputs(group, precision, group[0].name in names)),
+        weights=tuple(
+            spec for group in groups for spec in _weight_inputs(group, precision, schemes.get(group[0].name))
+        ),
         outputs=step.outputs,
         operators=tuple(operator_node(config, layer) for layer in range(config.num_hidden_layers)),
         parameters=sum(weight.elements for weight in all_weights),
@@ -84,30 +79,30 @@ def _rows(group: Sequence[Weight]) -> int:
     return sum(weight.shape[0] for weight in group)
 
 
-def _weight_inputs(group: Sequence[Weight], precision: Precision, is_quantized: bool) -> Iterator[TensorSpec]:
+def _weight_inputs(group: Sequence[Weight], precision: Precision, scheme: Scheme | None) -> Iterator[TensorSpec]:
     """The inputs that hold a group, and the scales of its product where they are inputs too."""
     name, shape = packed_name([weight.name for weight in group]), (_rows(group), *group[0].shape[1:])
-    if not is_quantized:
+    if scheme is None:
         yield TensorSpec(name, precision.dtype, (*(1,) * _LEADING_ONES.get(group[0].role, 0), *shape))
-    elif precision in (Precision.FP8, Precision.INT8):
+    elif scheme.input_type is not None:
         module = name.removesuffix(".weight")
-        yield TensorSpec(f"{module}.input_scale", DType.FLOAT32, (1,))
-        yield TensorSpec(name, CODE_TYPES[precision], shape)
-        yield TensorSpec(f"{module}.output_scale", DType.FLOAT32, shape[:1])
-    elif precision in CODE_TYPES:
-        yield TensorSpec(name, CODE_TYPES[precision], shape)
+        if "input_scale" in scheme.tensors:
+            yield TensorSpec(f"{module}.input_scale", DType.FLOAT32, (1,))
+        yield TensorSpec(name, scheme.input_type, shape)
+        if scheme.group is None:
+            yield TensorSpec(f"{module}.output_scale", DType.FLOAT32, shape[:1])
 
 
 def _constant_bytes(weight: Weight, quantization: Quantization | None) -> int:
     """Of a quantised weight inside the graph: its codes and scales in int4, its block scales in nvfp4."""
-    if quantization is None or quantization.scheme.group is None:
+    if quantization is None:
         return 0
-    codes = weight.elements // 2 if quantization.precision in CODE_TYPES else 0
-    return quantization.stored_bytes(weight.shape[0], weight.shape[1]) - codes
+    inputs = weight.elements * quantization.scheme.bits // 8 if quantization.scheme.input_type else 0
+    return quantization.stored_bytes(weight.shape[0], weight.shape[1]) - inputs
 
 
 def planned_memory(graph: EngineGraph, config: SalaConfig, request: EngineRequest) -> MemoryUsage:
-    """What an engine takes on a GPU, the scratch of the shipped kernels included; `graph` is the planned one."""
+    """Predict the memory of an engine on a GPU, with the scratch of the shipped kernels, from its planned graph."""
     workspaces = operator_workspaces(
         config,
         request.precision,

@@ -1,4 +1,4 @@
-"""What the commands ask for: which model to take, and which bundle to build of it."""
+"""The requests of the commands: the model to take, and the bundle to build of it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ..specs import Precision
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelRequest:
-    """Which model to take, and how much of it."""
+    """A model to take, or its first layers."""
 
     model: str = DEFAULT_MODEL
     """A directory in Hugging Face layout, or a hub id."""
     revision: str | None = None
     layers: int | None = None
-    """Take the first so many layers only, with the residual scale of the whole model."""
+    """Take only this many layers from the start, with the residual scale of the whole model. None takes all."""
 
     @property
     def name(self) -> str:
@@ -31,7 +31,7 @@ class ModelRequest:
         return path.resolve().name if path.is_dir() else path.name
 
     def config(self) -> SalaConfig:
-        """The configuration of the model, or of its first `layers`; of a hub model, config.json alone is downloaded.
+        """Read the configuration of the model or its first `layers`. Of a hub model, only config.json is downloaded.
 
         Raises: CheckpointError, ConfigError, UnsupportedError or RequestError.
         """
@@ -39,14 +39,14 @@ class ModelRequest:
         return config if self.layers is None else config.truncated(self.layers)
 
     def stored_quantization(self) -> Quantization | None:
-        """How the model is quantised, from its config.json alone; None if it is not.
+        """Read from config.json alone how the model is quantised. None if it is not.
 
         Raises: ConfigError, UnsupportedError or CheckpointError.
         """
         return read_quantization(self._config_file())
 
     def stored_precision(self) -> Precision | None:
-        """The precision of a quantised model; None if it is not. Raises: as `stored_quantization`."""
+        """The precision of a quantised model. None if it is not quantised. Raises: as `stored_quantization`."""
         quantization = self.stored_quantization()
         return quantization.precision if quantization else None
 
@@ -54,7 +54,7 @@ class ModelRequest:
         return resolve_model(self.model, self.revision, config_only=True) / CONFIG_FILE
 
     def open(self) -> OpenedCheckpoint:
-        """Find, download if need be, and check the checkpoint.
+        """Find the checkpoint, download it if necessary, and check it.
 
         Raises: CheckpointError, ConfigError, UnsupportedError or RequestError.
         """
@@ -70,14 +70,14 @@ class ModelRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpenedCheckpoint:
-    """A model that was found."""
+    """A checkpoint that was found, with its configuration."""
 
     checkpoint: Checkpoint
     origin: str
-    """How a bundle names it: hub id and commit, or the name of the directory; no path of the machine that built it."""
+    """Name of the model in a bundle: hub id and commit, or the name of the directory, never a path of this machine."""
 
     def require_outside(self, output: Path) -> None:
-        """Refuse an output that holds the checkpoint, which `--force` would delete.
+        """Refuse an output that holds the checkpoint, because `--force` would delete it.
 
         Raises: RequestError.
         """
@@ -87,12 +87,12 @@ class OpenedCheckpoint:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildRequest:
-    """One bundle."""
+    """One bundle to build."""
 
     model: ModelRequest
     engine: EngineRequest
     output: Path
     copy_weights: bool = False
     include_weights: bool = True
-    """False: whoever runs the bundle gives it the weights."""
+    """Put the weight files into the bundle. If False, whoever runs the bundle gives it the weights."""
     force: bool = False

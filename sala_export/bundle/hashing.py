@@ -1,4 +1,4 @@
-"""SHA-256 of the files and tensors of a bundle."""
+"""Computes SHA-256 of the files and tensors of a bundle."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MOST_THREADS = 8
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Bytes of a file."""
+    """A range of bytes of a file."""
 
     file: Path
     offset: int
@@ -30,13 +30,13 @@ class Span:
 
 
 class Hashing:
-    """Spans that are being hashed by threads of their own, the largest first, while the caller does something else.
+    """Hashes spans in threads of their own, the largest first, while the caller does something else.
 
     Leaving the `with` block before `result` stops them.
     """
 
     def __init__(self, spans: Mapping[str, Span]) -> None:
-        """Args: `spans`, by a name for messages."""
+        """Args: `spans` by a name for messages."""
         self._total = sum(span.length for span in spans.values())
         self._versions = {span.file: _version(span.file) for span in spans.values()}
         self._stopped = False
@@ -56,7 +56,7 @@ class Hashing:
         self._pool.shutdown(cancel_futures=True)
 
     def watched(self, on_progress: ProgressCallback) -> ProgressCallback:
-        """`on_progress` for other work: it raises what `result` would, as soon as a span could not be hashed."""
+        """Wrap a progress callback of other work: it raises what `result` would, once a span could not be hashed."""
 
         def report(phase: str, done: int, total: int, unit: str = "steps") -> None:
             for future in self._futures:
@@ -111,7 +111,7 @@ def _version(file: Path) -> tuple[int, int]:
 
 
 def hash_files(directory: Path, paths: Sequence[Path], on_progress: ProgressCallback) -> tuple[FileEntry, ...]:
-    """Entries of `paths`, which lie below `directory`, in order of their names."""
+    """Make the entries of `paths`, which lie below `directory`, in order of their names."""
     spans = {path.relative_to(directory).as_posix(): Span(path, 0, path.stat().st_size) for path in sorted(paths)}
     with Hashing(spans) as hashing:
         digests = hashing.result(on_progress)

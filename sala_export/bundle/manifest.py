@@ -24,7 +24,7 @@ ENGINE_FOLDER = "engine"
 TEXT_FOLDER = "text"
 TOKENIZER_FILE = "tokenizer.json"
 FLAVOURS = ("rtx", "tensorrt")
-"""TensorRT for RTX, TensorRT."""
+"""Names of the flavours: TensorRT for RTX and TensorRT."""
 
 _CLOSED = ConfigDict(extra="forbid")
 
@@ -37,12 +37,12 @@ def _require_inside(name: str) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileEntry:
-    """One file."""
+    """One file of the bundle, with size and hash."""
 
     __pydantic_config__ = _CLOSED
 
     path: str
-    """Relative to the bundle, with `/`; never leads out of it."""
+    """Path relative to the bundle, with `/`. It never leads out of the bundle."""
     bytes: int
     sha256: str
 
@@ -62,15 +62,15 @@ class ModelEntry:
     config_sha256: str
     """SHA-256 of the configuration, see `config_sha256`."""
     inv_freq: tuple[float, ...]
-    """RoPE frequencies, each exactly an fp32 number; `rope_cos_sin` is made from fp32(position) * inv_freq."""
+    """RoPE frequencies, each exactly an fp32 number. `rope_cos_sin` is made from fp32(position) * inv_freq."""
     fingerprint: str
-    """Of configuration and weights, see `fingerprint`: states move between bundles where it and the precision are
+    """Hash of configuration and weights, see `fingerprint`. States move between bundles where it and the precision are
     equal."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightFile:
-    """A safetensors file of the checkpoint, as it was."""
+    """A safetensors file of the checkpoint, byte for byte."""
 
     __pydantic_config__ = _CLOSED
 
@@ -89,15 +89,15 @@ class TensorEntry:
 
     file: str
     offset: int
-    """Bytes from the start of the file; not always a multiple of the element size."""
+    """Bytes from the start of the file, not always a multiple of the element size."""
     bytes: int
     dtype: DType
-    """As it is stored: several codes of a four-bit weight share one number of this type."""
+    """Type as it is stored. Several codes of a four-bit weight share one number of this type."""
     shape: tuple[int, ...]
     sha256: str
-    """Of these bytes."""
+    """SHA-256 of the tensor's bytes."""
     fixed: bool = False
-    """Its bytes are also part of the engine or of a graph: weights that take its place must have the same hash."""
+    """True if the bytes are also in the engine or a graph. Weights that take its place must have the same hash."""
 
     def __post_init__(self) -> None:
         if self.offset < 0 or self.bytes < 0 or self.bytes != math.prod(self.shape) * self.dtype.bytes:
@@ -109,16 +109,16 @@ class TensorEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightsEntry:
-    """The checkpoint's weights, which stand in a bundle once and serve every runtime."""
+    """The checkpoint's weights, which are in a bundle once and serve every runtime."""
 
     __pydantic_config__ = _CLOSED
 
     included: bool
-    """False after `--no-weights`: whoever runs the bundle gives it weights of the same form."""
+    """False after `--no-weights`. Whoever runs the bundle then gives it weights of the same form."""
     files: tuple[WeightFile, ...]
-    """Whether they are included or not."""
+    """The checkpoint's files, also if they are not included."""
     tensors: Mapping[str, TensorEntry]
-    """By the name that the checkpoint gives them; what no graph reads is not listed."""
+    """Tensors by their names in the checkpoint. A tensor that no graph reads is not listed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,22 +134,22 @@ class OperatorEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Dequantization:
-    """How the codes of a tensor become numbers: `code * scale * global_scale`, each block with its own scale.
+    """The rule that turns codes into numbers: `code * scale * global_scale`, each block with its own scale.
 
     Codes by precision: fp8 is e4m3, int8 a signed byte, int4 a nibble that holds the code plus 8, nvfp4 a nibble of
-    e2m1; the first of two nibbles is the low one. The scales are fp32, fp32, bf16 and e4m3.
+    e2m1. The first of two nibbles is the low one. The scales are fp32, fp32, bf16 and e4m3.
     """
 
     __pydantic_config__ = _CLOSED
 
     precision: Precision
     columns: int
-    """Elements of a row."""
+    """Number of elements in a row."""
     scale: str
     """Name of the tensor of scales. One of a single number holds for all; one of shape [blocks along the rows, blocks
     along the columns] holds a scale for each of so many equal blocks."""
     global_scale: float
-    """Exactly an fp32 number."""
+    """Factor of all numbers, exactly an fp32 number."""
 
     def __post_init__(self) -> None:
         problems = {
@@ -189,16 +189,16 @@ class WeightPart:
 
     @property
     def tensors(self) -> tuple[str, ...]:
-        """The names of all tensors that it is made from."""
+        """Names of all tensors that the part is made from."""
         how = (self.dequantization.scale,) if self.dequantization else ()
         return (self.tensor, *((self.factor,) if self.factor else ()), *how)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightInput:
-    """A weight that a graph takes as an input: its parts, one after the other.
+    """A weight that a graph takes as an input, made of parts one after the other.
 
-    Parts of an input of one number, [1], each tell that number; they must agree.
+    If the input has shape [1], each part gives its one number, and they must agree.
     """
 
     __pydantic_config__ = _CLOSED
@@ -264,7 +264,7 @@ class GpuEntry:
     compute_capability: str
     memory_bytes: int
     reserve_bytes: int
-    """What is left to the CUDA context, kernels and other programs."""
+    """Bytes left to the CUDA context, kernels and other programs."""
     max_context: int
     """The longest context whose session fits beside the weights, at most the engine's own, in tokens."""
 
@@ -279,24 +279,24 @@ class EngineEntry:
     """It carries the plugin library, that is native code: a runtime must allow engine host code, and a user must trust
     the bundle's origin."""
     report: str
-    """What TensorRT reported while building: fused layers, types, memory."""
+    """File with what TensorRT reported while building: fused layers, types, memory."""
     log: str
     graph: str
-    """The graph that it was built from, whose inputs are those of the step and then `weights`."""
+    """File of the graph that the engine was built from. Its inputs are those of the step and then `weights`."""
     weights: tuple[WeightInput, ...]
     target: str
-    """What `--gpu` named."""
+    """Name of the target that `--gpu` named."""
     gpus: tuple[GpuEntry, ...]
-    """Those known of the target; the engine serves every GPU of the same compute capabilities."""
+    """Known GPUs of the target. The engine serves every GPU of the same compute capabilities."""
     compute_capabilities: tuple[str, ...]
     tensorrt_flavour: str
-    """`rtx` (TensorRT for RTX) or `tensorrt`; a plan runs only on its own."""
+    """`rtx` (TensorRT for RTX) or `tensorrt`. A plan runs only on its own flavour."""
     tensorrt_version: str
     plugin_library_sha256: str
     profiles: Mapping[str, Mapping[str, Range]]
     """Optimisation profiles in engine order: name -> symbolic dimension -> range."""
     device_memory_bytes: Mapping[str, int]
-    """By part, at the largest capacity and chunk, without what a GPU reserves."""
+    """Bytes by part, at the largest capacity and chunk, without what a GPU reserves."""
 
     def __post_init__(self) -> None:
         if self.tensorrt_flavour not in FLAVOURS:
@@ -322,7 +322,7 @@ class Manifest:
     graph: GraphEntry
     engine: EngineEntry
     text: tuple[str, ...]
-    """Tokenizer, chat template and generation config, as found in the checkpoint; empty: token ids only."""
+    """Files of tokenizer, chat template and generation config. Empty if the bundle takes token ids only."""
     files: tuple[FileEntry, ...]
     """Every file of the bundle but this one and those of the weights, whose tensors have hashes of their own."""
 
@@ -362,12 +362,12 @@ class Manifest:
         return [engine.plan, engine.report, engine.log, engine.graph, graph.file, graph.cpu.file, *self.text]
 
     def to_json(self) -> str:
-        """The text of bundle.json."""
+        """Write the manifest as the text of bundle.json."""
         return _ADAPTER.dump_json(self, indent=2).decode() + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str) -> Manifest:
-        """Parse and check the text of a bundle.json; `where` names it in errors.
+        """Parse and check the text of a bundle.json. `where` names it in errors.
 
         Raises: BundleError naming the first wrong field, or the schema version if it is not this release's.
         """
@@ -409,16 +409,16 @@ def _rebuild_command(content: Mapping[str, Any]) -> str:
 
 
 def config_sha256(config: SalaConfig) -> str:
-    """SHA-256 of a configuration, over its JSON with sorted keys."""
+    """Hash a configuration: SHA-256 over its JSON with sorted keys."""
     return hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()
 
 
 def fingerprint(config_hash: str, tensors: Mapping[str, str]) -> str:
-    """What two bundles share iff they hold the same model, in whatever files its tensors lie.
+    """Hash a model. Two bundles have the same fingerprint exactly if they hold the same model, in whatever files.
 
-    SHA-256 over the line `config HASH` and then, in the order of their names, a line `NAME HASH` for each tensor.
+    It is SHA-256 over the line `config HASH` and then, in the order of their names, a line `NAME HASH` for each tensor.
 
-    Args: `config_hash`, of `config_sha256`; `tensors`, SHA-256 by name.
+    Args: `config_hash` is from `config_sha256`, `tensors` has SHA-256 by name.
     """
     lines = [f"config {config_hash}\n", *(f"{name} {tensors[name]}\n" for name in sorted(tensors))]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

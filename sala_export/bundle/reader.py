@@ -1,4 +1,4 @@
-"""Opening a bundle: the manifest, and the proof that the files are those it describes."""
+"""Opens a bundle: reads the manifest and checks that the files are those it describes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Bundle:
 
     @classmethod
     def open(cls, directory: Path) -> Bundle:
-        """Read the manifest and compare sizes; hashes are left to `verify_hashes`.
+        """Read the manifest and compare sizes. `verify_hashes` compares hashes.
 
         Raises: BundleError naming the file that is missing, damaged or of another schema.
         """
@@ -57,18 +57,18 @@ class Bundle:
         return next((file.parent for file in files if file.name == TOKENIZER_FILE), None)
 
     def verify_hashes(self, on_progress: ProgressCallback = silent) -> None:
-        """Hash every file, and of the weight files every tensor.
+        """Compare the hash of every file, and of every tensor in the weight files.
 
         Raises: BundleError naming the first file or tensor whose content is not what was built.
         """
         self._verify({**self._files(), **self._tensors()}, on_progress)
 
     def verify_files(self) -> None:
-        """Hash every file but those of the weights. Raises: as `verify_hashes`."""
+        """Compare the hash of every file but those of the weights. Raises: as `verify_hashes`."""
         self._verify(self._files(), silent)
 
     def verify_tensors(self) -> None:
-        """Hash every tensor of the weights, if the bundle has them. Raises: as `verify_hashes`."""
+        """Compare the hash of every tensor of the weights, if the bundle has them. Raises: as `verify_hashes`."""
         self._verify(self._tensors(), silent)
 
     def _files(self) -> dict[str, tuple[Span, str]]:

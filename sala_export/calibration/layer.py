@@ -1,4 +1,4 @@
-"""One decoder layer: what its products see, and their quantised weights."""
+"""Quantises one decoder layer: records the inputs of its products, and computes their quantised weights."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ _SMOOTHING = {
 
 
 class Algorithm(StrEnum):
-    """How weights are rounded."""
+    """Algorithms that round weights."""
 
     RTN = "rtn"
-    """Round to nearest."""
+    """Rounding to nearest."""
     SMOOTHQUANT = "smoothquant"
-    """int8 and NVFP4: ranges of activations evened out first."""
+    """For int8 and NVFP4: the ranges of activations are evened out first."""
     AWQ = "awq"
-    """int4: important channels enlarged first, scales of groups chosen by their error."""
+    """For int4: important channels are enlarged first, and scales of groups are chosen by their error."""
     GPTQ = "gptq"
-    """int4: the same, and each rounding error made up for by the columns that follow."""
+    """For int4: as AWQ, and the columns that follow make up for each rounding error."""
 
 
 ALGORITHMS: Mapping[Precision, tuple[Algorithm, ...]] = {
@@ -56,12 +56,12 @@ ALGORITHMS: Mapping[Precision, tuple[Algorithm, ...]] = {
     Precision.INT4: (Algorithm.AWQ, Algorithm.GPTQ, Algorithm.RTN),
     Precision.NVFP4: (Algorithm.SMOOTHQUANT, Algorithm.RTN),
 }
-"""Those of each scheme, the default first."""
+"""Algorithms of each scheme, the default first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuantizationRecipe:
-    """How layers are quantised."""
+    """The choices by which layers are quantised."""
 
     precision: Precision
     algorithm: Algorithm
@@ -80,7 +80,7 @@ class QuantizationRecipe:
     def from_options(
         cls, precision: str, *, algorithm: str | None = None, include_gates: bool = False
     ) -> QuantizationRecipe:
-        """A recipe from command-line options; the algorithm defaults to the best of the precision."""
+        """Make a recipe from command-line options. The algorithm defaults to the best of the precision."""
         known = [each for each in ALGORITHMS if each == precision]
         if not known:
             raise RequestError(f"--precision {precision}: expected one of {', '.join(ALGORITHMS)}")
@@ -102,7 +102,7 @@ class SiteInputs:
 
     @contextmanager
     def record(self, layer: nn.Module) -> Iterator[None]:
-        """Keep what the first projection of each site is given."""
+        """Keep the input of the first projection of each site."""
         handles = [
             layer.get_submodule(site.projections[0]).register_forward_pre_hook(self._hook(site.projections[0]))
             for site in self._sites

@@ -1,8 +1,8 @@
-"""A checkpoint into a quantised one, layer by layer.
+"""Turns a checkpoint into a quantised one, layer by layer.
 
-The hidden rows of the calibration samples travel from layer to layer, in fp32 and unquantised; of the weights one layer
-is in memory at a time. Each layer becomes a file of its own when it is done, and the rows that leave it are kept beside
-it until the next is, so that an interrupted run goes on after its last layer, to the same bytes.
+The hidden rows of the calibration samples travel from layer to layer, in fp32 and unquantised. The weights of one layer
+are in memory at a time. Each layer becomes a file of its own when it is done, and the rows that leave it are kept
+beside it until the next is, so that an interrupted run goes on after its last layer, to the same bytes.
 """
 
 from __future__ import annotations
@@ -22,16 +22,15 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.keymap import EMBEDDING, FINAL_NORM, LM_HEAD, layer_weights, weights
-from ..checkpoint.quantization import DEFAULT_IGNORE, GATE_ROLES, QUANTIZATION_FIELD, SCHEMES, Quantization
+from ..checkpoint.quantization import DEFAULT_IGNORE, GATE_PATTERNS, QUANTIZATION_FIELD, SCHEMES, Quantization
 from ..checkpoint.reader import CONFIG_FILE, INDEX_FILE, TOKENIZER_FILE, Checkpoint
-from ..checkpoint.safetensors_header import read_header
+from ..checkpoint.safetensors_header import TYPE_NAMES, read_header
 from ..checkpoint.safetensors_writer import NewTensor, write_safetensors
 from ..errors import CheckpointError, DiskFullError, UnsupportedError
 from ..installation import VERSION
 from ..model.layer_run import LayerRun, embed, layer_prefix, make_layer
-from ..numerics.weights import INT4_GROUP, NVFP4_GROUP
 from ..progress import ProgressCallback, silent
-from ..specs import Precision, format_bytes
+from ..specs import DType, format_bytes
 from ..staging import MARKER, Staging, resumable_directory
 from .layer import QuantizationRecipe, SiteInputs, quantize_layer
 from .samples import SampleRequest
@@ -41,13 +40,6 @@ _ROWS_FILE = "hidden-rows-{:05}.safetensors"
 """Hidden rows that enter a layer; leaves with the next."""
 _ROWS = "rows"
 _PHASE = "quantize"
-_BYTES_PER_WEIGHT = {
-    Precision.FP8: 1.0,
-    Precision.INT8: 1.0,
-    Precision.INT4: 0.5 + 2 / INT4_GROUP,
-    Precision.NVFP4: 0.5 + 1 / NVFP4_GROUP,
-}
-"""Scales of groups included."""
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +51,7 @@ class QuantizeResult:
     directory: Path
     seconds: float
     peak_host_bytes: int
-    """Resident memory of this process at its peak."""
+    """Peak resident memory of this process, in bytes."""
 
 
 def quantize_checkpoint(
@@ -73,8 +65,8 @@ def quantize_checkpoint(
 ) -> QuantizeResult:
     """Write the directory `output`, a checkpoint in compressed-tensors' format, whole or not at all.
 
-    An interrupted run is taken up by the next one with equal arguments, and gives the same bytes on the same machine.
-    Raises: RequestError, CheckpointError or UnsupportedError for bad input; DiskFullError.
+    The next run with equal arguments continues an interrupted one, and gives the same bytes on the same machine.
+    Raises: RequestError, CheckpointError or UnsupportedError for bad input, or DiskFullError.
     """
     start = time.monotonic()
     _require_quantizable(checkpoint, recipe)
@@ -91,8 +83,7 @@ def quantize_checkpoint(
 
 def quantization(recipe: QuantizationRecipe) -> Quantization:
     """What the config.json of the result says."""
-    gates = tuple(f"re:.*{role}" for role in GATE_ROLES)
-    ignore = tuple(entry for entry in DEFAULT_IGNORE if not (recipe.include_gates and entry in gates))
+    ignore = tuple(entry for entry in DEFAULT_IGNORE if not (recipe.include_gates and entry in GATE_PATTERNS))
     return Quantization(scheme=SCHEMES[recipe.precision], ignore=ignore)
 
 
@@ -160,7 +151,7 @@ class _Run:
 
     def check_disk(self) -> None:
         """Raises: DiskFullError."""
-        per_weight = _BYTES_PER_WEIGHT[self._recipe.precision]
+        per_weight = SCHEMES[self._recipe.precision].bits_per_weight / 8
         linear = sum(w.elements for w in weights(self._config) if w.layer is not None and len(w.shape) == 2)
         rows = 2 * 4 * self._config.hidden_size * sum(len(ids) for ids in self._tokens)
         whole = self._checkpoint.weight_bytes() - linear * self._checkpoint.dtype.bytes
@@ -288,23 +279,10 @@ def _new_tensor(name: str, tensor: Tensor) -> NewTensor:
     flat = tensor.contiguous().view(-1)
     return NewTensor(
         name=name,
-        dtype=_DTYPES[tensor.dtype],
+        dtype=TYPE_NAMES[DType(str(tensor.dtype).removeprefix("torch."))],
         shape=tuple(tensor.shape),
         blocks=lambda: [flat.view(torch.uint8).numpy()],
     )
-
-
-_DTYPES = {
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.int32: "I32",
-    torch.int64: "I64",
-}
-"""As the format spells them."""
 
 
 def _write_json(path: Path, fields: dict[str, object]) -> None:

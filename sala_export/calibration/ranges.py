@@ -1,9 +1,9 @@
-"""Static scales of activations, from what calibration saw.
+"""Chooses static scales of activations from the inputs that calibration saw.
 
 fp8 and NVFP4 take the largest magnitude: their numbers are floating, so a wide range costs them next to nothing. int8
-has 255 even steps, so the range decides how fine they are, and it takes the one with the least squared error, **under
-which no token loses more than a tenth of itself** to clipping. Without that condition the least error is bought from
-rare tokens whose input is one large number, and recall lives on those (docs/calibration.md).
+has 255 even steps, so the range decides how fine they are, and it takes the one with the least squared error, **among
+those where no token loses more than a tenth of itself** to clipping. Without that condition clipping would remove rare
+tokens whose input is one large number, and recall depends on those (docs/calibration.md).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..checkpoint.quantization import SCHEMES
 from ..model.emulation import fake_quantize
 from ..numerics.weights import nvfp4_global_scale, per_tensor_scale
 from ..specs import Precision
@@ -24,14 +25,14 @@ _ROWS = 1024
 
 
 def input_scale(x: Tensor, precision: Precision, *, calibrated: bool) -> dict[str, Tensor]:
-    """The tensors that a projection needs to quantise its input, which calibration saw as `x` fp32 [N, in].
+    """Make the tensors that quantise the input of a projection, which calibration saw as `x` fp32 [N, in].
 
-    Args: `calibrated`: choose int8's range; otherwise it is the largest magnitude.
+    Args: `calibrated`: choose int8's range. Otherwise it is the largest magnitude.
     """
     largest = float(x.abs().max())
+    if SCHEMES[precision].input_activations is None:
+        return {}
     match precision:
-        case Precision.INT4:
-            return {}
         case Precision.NVFP4:
             return {"input_global_scale": nvfp4_global_scale(largest)}
         case Precision.INT8 if calibrated:

@@ -17,19 +17,19 @@ from ..checkpoint.reader import TOKENIZER_FILE
 from ..errors import CheckpointError, RequestError
 
 MIN_TOKENS = 16
-"""Of all samples together; fewer say nothing about the range of activations."""
+"""Fewest tokens of all samples together. Fewer say nothing about the range of activations."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleRequest:
-    """Which tokens to calibrate with."""
+    """The choice of tokens to calibrate with."""
 
     file: Path
-    """JSON lines, each an object with `text` or with `input_ids`."""
+    """File of JSON lines, each an object with `text` or with `input_ids`."""
     samples: int = 16
-    """Lines to take, from the first."""
+    """Number of lines to take, from the first."""
     sequence_length: int = 512
-    """Tokens to take of each, from the first; a shorter line gives a shorter sample."""
+    """Number of tokens to take of each line, from the first. A shorter line gives a shorter sample."""
 
     def __post_init__(self) -> None:
         for option, value in (("--samples", self.samples), ("--sequence-length", self.sequence_length)):
@@ -37,10 +37,10 @@ class SampleRequest:
                 raise RequestError(f"{option} {value}: expected at least 1")
 
     def read(self, config: SalaConfig, tokenizer_file: Path | None) -> list[Tensor]:
-        """The samples, each int64 [T].
+        """Read the samples, each int64 [T].
 
-        Args: `tokenizer_file`, the checkpoint's tokenizer.json, needed for `text`; None if there is none.
-        Raises: RequestError naming file and line; CheckpointError if there is no tokenizer, or a damaged one.
+        Args: `tokenizer_file` is the checkpoint's tokenizer.json, which `text` needs. None if there is none.
+        Raises: RequestError naming file and line, CheckpointError if there is no tokenizer, or a damaged one.
         """
         if self.sequence_length > config.max_position_embeddings:
             raise RequestError(

@@ -1,4 +1,4 @@
-"""Where a layer quantises: each input of products, who reads it, and what makes it.
+"""The sites where a layer quantises: each input of products, its consumers, and its source.
 
 A *site* is one input of projections. The projections of a site share the scale of that input, and run as one product.
 An input can be divided by a scale per channel without a change of the function, if its consumers multiply their columns
@@ -23,15 +23,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..checkpoint.config import Mixer, SalaConfig
+from ..checkpoint.config import SalaConfig
+from ..checkpoint.keymap import MIXER_MODULES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Site:
-    """One input; modules are named within their layer."""
+    """One input of projections. Modules are named within their layer."""
 
     projections: tuple[str, ...]
-    """The quantised ones, in the order of the packed product."""
+    """Quantised projections of the input, in the order of the packed product."""
     kept: tuple[str, ...] = ()
     """Projections of the same input that are not quantised."""
     source: str
@@ -46,23 +47,22 @@ class Site:
 
 def layer_sites(config: SalaConfig, layer: int, *, include_gates: bool) -> tuple[Site, ...]:
     """The sites of a layer, each after those whose scales change its weights."""
-    lightning = config.mixer_types[layer] is Mixer.LIGHTNING
-    gate = "self_attn.z_proj" if lightning else "self_attn.o_gate"
-    mixer = tuple(f"self_attn.{role}" for role in ("q_proj", "k_proj", "v_proj"))
+    modules = MIXER_MODULES[config.mixer_types[layer]]
+    *mixer, gate = (f"self_attn.{role}" for role in modules.packed)
     output = (
         Site(projections=("self_attn.o_proj",), source="self_attn.o_norm")
-        if lightning
+        if "o_norm" in modules.norms
         else Site(
             projections=("self_attn.o_proj",),
             source="self_attn.v_proj",
-            shared_by=config.num_attention_heads // config.num_key_value_heads,
+            shared_by=config.num_attention_heads // config.num_key_value_heads if modules.has_key_heads else 1,
         )
     )
     return (
         output,
         Site(projections=("mlp.down_proj",), source="mlp.up_proj"),
         Site(
-            projections=(*mixer, gate) if include_gates else mixer,
+            projections=(*mixer, gate) if include_gates else tuple(mixer),
             kept=() if include_gates else (gate,),
             source="input_layernorm",
         ),

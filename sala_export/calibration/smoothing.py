@@ -1,10 +1,10 @@
 """Scales per input channel that make a site easier to quantise: SmoothQuant's for int8 and NVFP4, AWQ's for int4.
 
 `x W^T = (x / s) (W s)^T`. SmoothQuant (arXiv 2211.10438) moves outliers of activations into weights where both are
-quantised to one range each; AWQ (arXiv 2306.00978) enlarges the weights of channels that carry the most, so that
-rounding within a group hurts them less. Both have one exponent, chosen here per site by the error that it is predicted
-to leave. Scales are powers of two, so that folding them into bf16 weights rounds nothing: norms, gates and all
-projections that are not quantised compute what they did, bit for bit.
+quantised to one range each. AWQ (arXiv 2306.00978) enlarges the weights of channels that carry the most, so that
+rounding within a group hurts them less. Both have one exponent, which is chosen per site by the predicted error. Scales
+are powers of two, so that folding them into bf16 weights rounds nothing: norms, gates and all projections that are not
+quantised compute what they did, bit for bit.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LEAST = 1e-5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Smoothing:
-    """What was chosen for a site."""
+    """The scales that were chosen for a site."""
 
     exponent: float
     scale: Tensor
@@ -38,7 +38,7 @@ class Smoothing:
 
 
 def smoothquant_scale(site: Site, x: Tensor, weights: Mapping[str, Tensor], head_dim: int) -> Smoothing:
-    """For int8. `x` fp32 [N, in]; weights fp32 [out, in] by module.
+    """Choose scales for int8. `x` is fp32 [N, in], weights are fp32 [out, in] by module.
 
     s = max|x|^a / max|W|^(1-a) per channel. Rounding leaves steps^2 / 12 of variance per element, so the outputs are
     off by
@@ -70,7 +70,7 @@ def smoothquant_scale(site: Site, x: Tensor, weights: Mapping[str, Tensor], head
 
 
 def nvfp4_scale(site: Site, x: Tensor, weights: Mapping[str, Tensor], head_dim: int) -> Smoothing:
-    """For NVFP4. `x` fp32 [N, in]; weights fp32 [out, in] by module.
+    """Choose scales for NVFP4. `x` is fp32 [N, in], weights are fp32 [out, in] by module.
 
     SmoothQuant's scales again, but rounding leaves an error in proportion to the largest magnitude of each 16 numbers:
     with A_g the largest of a group of a row of x / s, squared and summed over rows, and B_g the same of W s,
@@ -95,7 +95,7 @@ def nvfp4_scale(site: Site, x: Tensor, weights: Mapping[str, Tensor], head_dim: 
 
 
 def awq_scale(site: Site, x: Tensor, weights: Mapping[str, Tensor], head_dim: int) -> Smoothing:
-    """For int4. `x` fp32 [N, in]; weights fp32 [out, in] by module.
+    """Choose scales for int4. `x` is fp32 [N, in], weights are fp32 [out, in] by module.
 
     s = rms(x)^a per channel, for the exponent with the least sum over groups of
 

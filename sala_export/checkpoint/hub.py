@@ -1,4 +1,4 @@
-"""From what a user calls a model, a directory or a Hugging Face hub id, to a checkpoint directory."""
+"""Finds the checkpoint directory of a model that a user names by directory or Hugging Face hub id."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ Linear weights are [out, in]; there are no biases.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .config import Mixer, SalaConfig
@@ -15,6 +15,34 @@ from .config import Mixer, SalaConfig
 EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
 LM_HEAD = "lm_head.weight"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MixerModules:
+    """The modules of a mixer, below `self_attn`."""
+
+    gate: str
+    """The projection whose sigmoid multiplies what attention gives."""
+    norms: tuple[str, ...] = ()
+    has_key_heads: bool
+    """Whether there are `num_key_value_heads` of keys and values, else there are as many as of queries."""
+
+    @property
+    def packed(self) -> tuple[str, ...]:
+        """Projections of the mixer's input, which are one product, in the order of its rows."""
+        return ("q_proj", "k_proj", "v_proj", self.gate)
+
+
+MIXER_MODULES: Mapping[Mixer, MixerModules] = {
+    Mixer.LIGHTNING: MixerModules(gate="z_proj", norms=("q_norm", "k_norm", "o_norm"), has_key_heads=False),
+    Mixer.SPARSE: MixerModules(gate="o_gate", has_key_heads=True),
+}
+GATE_ROLES = tuple(dict.fromkeys(modules.gate for modules in MIXER_MODULES.values()))
+"""Gates of the mixers: kept in bf16 unless their q, k and v are quantised in the same way."""
+
+_MLP_PACK = ("gate_proj", "up_proj")
+PACKED_ROLES = (("q_proj", "k_proj", "v_proj", *GATE_ROLES), _MLP_PACK)
+"""Projections of one input, which the graph packs into one product in this order."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,10 +79,9 @@ def weights(config: SalaConfig) -> tuple[Weight, ...]:
 def layer_weights(config: SalaConfig, layer: int) -> tuple[Weight, ...]:
     """The weights of one decoder layer in the order of computation."""
     hidden, intermediate = config.hidden_size, config.intermediate_size
-    mixer = _lightning_mixer(config) if config.mixer_types[layer] is Mixer.LIGHTNING else _sparse_mixer(config)
     shapes = {
         "input_layernorm": (hidden,),
-        **{f"self_attn.{module}": shape for module, shape in mixer.items()},
+        **{f"self_attn.{role}": shape for role, shape in mixer_shapes(config, config.mixer_types[layer]).items()},
         "post_attention_layernorm": (hidden,),
         "mlp.gate_proj": (intermediate, hidden),
         "mlp.up_proj": (intermediate, hidden),
@@ -66,8 +93,29 @@ def layer_weights(config: SalaConfig, layer: int) -> tuple[Weight, ...]:
     )
 
 
-PACKED_ROLES = (("q_proj", "k_proj", "v_proj", "z_proj", "o_gate"), ("gate_proj", "up_proj"))
-"""Projections of one input, which the graph packs into one product in this order."""
+def mixer_shapes(config: SalaConfig, mixer: Mixer) -> dict[str, tuple[int, ...]]:
+    """Shape of every weight of a mixer by its module, in the order of computation."""
+    hidden, head_dim, modules = config.hidden_size, config.head_dim, MIXER_MODULES[mixer]
+    width = config.num_attention_heads * head_dim
+    key_width = config.num_key_value_heads * head_dim if modules.has_key_heads else width
+    norms = {"q_norm": (head_dim,), "k_norm": (head_dim,), "o_norm": (width,)}
+    return {
+        "q_proj": (width, hidden),
+        "k_proj": (key_width, hidden),
+        "v_proj": (key_width, hidden),
+        modules.gate: (width, hidden),
+        **{norm: norms[norm] for norm in modules.norms},
+        "o_proj": (hidden, width),
+    }
+
+
+def layer_packs(config: SalaConfig, layer: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the weights of a layer's packed products, in the order of their rows: those of the mixer, of the MLP."""
+    prefix, packed = f"model.layers.{layer}", MIXER_MODULES[config.mixer_types[layer]].packed
+    return (
+        tuple(f"{prefix}.self_attn.{role}.weight" for role in packed),
+        tuple(f"{prefix}.mlp.{role}.weight" for role in _MLP_PACK),
+    )
 
 
 def packed_name(names: Sequence[str]) -> str:
@@ -87,29 +135,3 @@ def packs(all_weights: Iterable[Weight]) -> tuple[tuple[Weight, ...], ...]:
     return tuple(
         tuple(layer[role] for role in roles if role in layer) for layer in by_layer.values() for roles in PACKED_ROLES
     )
-
-
-def _sparse_mixer(config: SalaConfig) -> dict[str, tuple[int, ...]]:
-    hidden, width = config.hidden_size, config.num_attention_heads * config.head_dim
-    kv_width = config.num_key_value_heads * config.head_dim
-    return {
-        "q_proj": (width, hidden),
-        "k_proj": (kv_width, hidden),
-        "v_proj": (kv_width, hidden),
-        "o_gate": (width, hidden),
-        "o_proj": (hidden, width),
-    }
-
-
-def _lightning_mixer(config: SalaConfig) -> dict[str, tuple[int, ...]]:
-    hidden, width, head_dim = config.hidden_size, config.num_attention_heads * config.head_dim, config.head_dim
-    return {
-        "q_proj": (width, hidden),
-        "k_proj": (width, hidden),
-        "v_proj": (width, hidden),
-        "z_proj": (width, hidden),
-        "q_norm": (head_dim,),
-        "k_norm": (head_dim,),
-        "o_norm": (width,),
-        "o_proj": (hidden, width),
-    }

@@ -12,43 +12,74 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, UnsupportedError
-from ..specs import Precision
+from ..numerics.number_formats import E2M1_MAX, E4M3_MAX, INT4_MAX, INT8_MAX
+from ..specs import DType, Precision
 from .config import read_config_fields
+from .keymap import GATE_ROLES
 
 QUANTIZATION_FIELD = "quantization_config"
 QUANT_METHOD = "compressed-tensors"
 
 QUANTIZABLE_ROLES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Projections that may be quantised by themselves."""
-GATE_ROLES = ("z_proj", "o_gate")
-"""Gates of the mixers: kept in bf16 unless their q, k and v are quantised in the same way."""
-DEFAULT_IGNORE = ("re:.*z_proj", "re:.*o_gate", "lm_head")
-
 _PATTERN = "re:"
+GATE_PATTERNS = tuple(f"{_PATTERN}.*{role}" for role in GATE_ROLES)
+DEFAULT_IGNORE = (*GATE_PATTERNS, "lm_head")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scheme:
-    """One way to quantise a projection."""
+    """One way to quantise a projection, and all that follows from it."""
 
     precision: Precision
     format: str
     """Word of compressed-tensors for how the tensors are stored."""
+    tensors: Mapping[str, DType]
+    """What stands for a weight, by role, and how it is stored: codes first, the scales in `weight_scale`."""
+    largest: float
+    """Largest magnitude of the number that a code stands for; activations of the same type go no further."""
+    input_type: DType | None
+    """Type of the codes where they are an input of an engine; None: they are constants of it."""
     group: int | None
     """Weights along the input that share a scale; None: a scale per tensor or per output channel."""
     weights: Mapping[str, Any]
     """Fields of a group's `weights` that decide; `strategy` may also be `channel` where `group` is None."""
     input_activations: Mapping[str, Any] | None
+    """Fields of a group's `input_activations`; None: activations are not quantised, products are of 16 bits."""
+
+    @property
+    def codes_role(self) -> str:
+        """Role of the tensor of codes."""
+        return next(iter(self.tensors))
+
+    @property
+    def bits(self) -> int:
+        """Of a code."""
+        return int(self.weights["num_bits"])
+
+    @property
+    def codes_per_element(self) -> int:
+        """Codes in an element of their tensor."""
+        return self.tensors[self.codes_role].bits // self.bits
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of a code and its share of the scale of its group."""
+        return self.bits + (self.tensors["weight_scale"].bits / self.group if self.group else 0)
 
 
 _INTEGER, _FLOAT = {"type": "int", "symmetric": True}, {"type": "float", "symmetric": True}
 _STATIC = {"strategy": "tensor", "dynamic": False}
+_SCALES = {"weight_scale": DType.FLOAT32, "input_scale": DType.FLOAT32}
 _BLOCKS = {"num_bits": 4, **_FLOAT, "strategy": "tensor_group", "group_size": 16}
 
 SCHEMES: Mapping[Precision, Scheme] = {
     Precision.FP8: Scheme(
         precision=Precision.FP8,
         format="float-quantized",
+        tensors={"weight": DType.FLOAT8_E4M3FN, **_SCALES},
+        largest=E4M3_MAX,
+        input_type=DType.FLOAT8_E4M3FN,
         group=None,
         weights={"num_bits": 8, **_FLOAT, "strategy": "tensor"},
         input_activations={"num_bits": 8, **_FLOAT, **_STATIC},
@@ -56,6 +87,9 @@ SCHEMES: Mapping[Precision, Scheme] = {
     Precision.INT8: Scheme(
         precision=Precision.INT8,
         format="int-quantized",
+        tensors={"weight": DType.INT8, **_SCALES},
+        largest=INT8_MAX,
+        input_type=DType.INT8,
         group=None,
         weights={"num_bits": 8, **_INTEGER, "strategy": "tensor"},
         input_activations={"num_bits": 8, **_INTEGER, **_STATIC},
@@ -63,6 +97,9 @@ SCHEMES: Mapping[Precision, Scheme] = {
     Precision.INT4: Scheme(
         precision=Precision.INT4,
         format="pack-quantized",
+        tensors={"weight_packed": DType.INT32, "weight_scale": DType.BFLOAT16, "weight_shape": DType.INT64},
+        largest=INT4_MAX,
+        input_type=None,
         group=128,
         weights={"num_bits": 4, **_INTEGER, "strategy": "group", "group_size": 128},
         input_activations=None,
@@ -70,6 +107,14 @@ SCHEMES: Mapping[Precision, Scheme] = {
     Precision.NVFP4: Scheme(
         precision=Precision.NVFP4,
         format="nvfp4-pack-quantized",
+        tensors={
+            "weight_packed": DType.UINT8,
+            "weight_scale": DType.FLOAT8_E4M3FN,
+            "weight_global_scale": DType.FLOAT32,
+            "input_global_scale": DType.FLOAT32,
+        },
+        largest=E2M1_MAX,
+        input_type=DType.FLOAT4_E2M1FN,
         group=16,
         weights=_BLOCKS,
         input_activations={**_BLOCKS, "dynamic": "local"},
@@ -79,7 +124,7 @@ SCHEMES: Mapping[Precision, Scheme] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quantization:
-    """What `quantization_config` says."""
+    """The contents of `quantization_config`."""
 
     scheme: Scheme
     ignore: tuple[str, ...] = DEFAULT_IGNORE
@@ -87,7 +132,7 @@ class Quantization:
 
     @classmethod
     def default(cls, precision: Precision) -> Quantization:
-        """What `sala-export quantize` makes unless asked otherwise."""
+        """The choice that `sala-export quantize` makes by default."""
         return cls(scheme=SCHEMES[precision])
 
     @property
@@ -95,7 +140,7 @@ class Quantization:
         return self.scheme.precision
 
     def covers(self, weight_name: str) -> bool:
-        """Whether the projection that owns this weight is quantised; norms and the embedding never are."""
+        """True if the projection that owns this weight is quantised. Norms and the embedding never are."""
         module = weight_name.removesuffix(".weight")
         role = module.rpartition(".")[2]
         if role not in (*QUANTIZABLE_ROLES, *GATE_ROLES, "lm_head"):
@@ -106,12 +151,8 @@ class Quantization:
         )
 
     def stored_bytes(self, outputs: int, inputs: int) -> int:
-        """Of a quantised weight [outputs, inputs] and the scales of its groups."""
-        elements = outputs * inputs
-        if self.scheme.group is None:
-            return elements
-        scale_bytes = 2 if self.precision is Precision.INT4 else 1
-        return elements // 2 + scale_bytes * elements // self.scheme.group
+        """Bytes of a quantised weight [outputs, inputs] and the scales of its groups."""
+        return int(outputs * inputs * self.scheme.bits_per_weight) // 8
 
     def to_dict(self, *, weight_strategy: str | None = None) -> dict[str, Any]:
         """The object `quantization_config` of config.json; `weight_strategy` `channel` for a scale per channel."""
@@ -133,7 +174,7 @@ class Quantization:
 
 
 def read_quantization(config_file: Path) -> Quantization | None:
-    """What a config.json says of quantisation; None if it says nothing.
+    """Read from a config.json how its model is quantised. None if it is not.
 
     Raises: ConfigError for malformed fields, UnsupportedError for another method or scheme; both name file and field.
     """

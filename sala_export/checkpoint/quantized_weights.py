@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 from ..errors import CheckpointError, UnsupportedError
 from ..numerics.number_formats import E4M3_VALUES
 from ..specs import DType, Precision
-from .keymap import Weight, packs
-from .quantization import GATE_ROLES, QUANTIZABLE_ROLES, Quantization, Scheme
-from .safetensors_header import StoredTensor
+from .keymap import GATE_ROLES, Weight, packs
+from .quantization import QUANTIZABLE_ROLES, SCHEMES, Quantization, Scheme
+from .safetensors_header import TYPE_NAMES, StoredTensor
 from .tensor_location import TensorLocation, locate
 
 _AGAIN = "quantise the original model with sala-export quantize"
-_INT4_PER_WORD = 8
 
 Found = Mapping[str, tuple[Path, StoredTensor]]
 """File and header entry of every tensor that is wanted, by name."""
@@ -29,7 +28,7 @@ class QuantizedWeight:
     """A quantised weight [out, in]: `decode(data) * scale * global_scale`, each block of it with its own scale."""
 
     name: str
-    """Of the weight that it stands for, `...q_proj.weight`."""
+    """Name of the weight that it stands for, `...q_proj.weight`."""
     precision: Precision
     shape: tuple[int, int]
     tensors: Mapping[str, TensorLocation]
@@ -43,9 +42,13 @@ class QuantizedWeight:
     reciprocal of the stored `input_global_scale`. None: activations are not quantised."""
 
     @property
+    def scheme(self) -> Scheme:
+        return SCHEMES[self.precision]
+
+    @property
     def data_name(self) -> str:
-        """Of the tensor of codes."""
-        return self._tensor_name(_ROLES[self.precision][0])
+        """Name of the tensor of codes."""
+        return self._tensor_name(self.scheme.codes_role)
 
     @property
     def scale_name(self) -> str:
@@ -53,7 +56,7 @@ class QuantizedWeight:
 
     @property
     def input_scale_name(self) -> str:
-        """In fp8 and int8."""
+        """Name of the scale of the input, in fp8 and int8."""
         return self._tensor_name("input_scale")
 
     @property
@@ -74,7 +77,7 @@ class QuantizedWeight:
 
 def tensor_names(weight: Weight, quantization: Quantization) -> tuple[str, ...]:
     """The tensors that a checkpoint holds in place of a quantised weight."""
-    return tuple(weight.name.removesuffix("weight") + role for role in _ROLES[quantization.precision])
+    return tuple(weight.name.removesuffix("weight") + role for role in quantization.scheme.tensors)
 
 
 def quantized_weights(
@@ -99,60 +102,47 @@ def quantized_weights(
     return quantized
 
 
-_ROLES: Mapping[Precision, tuple[str, ...]] = {
-    Precision.FP8: ("weight", "weight_scale", "input_scale"),
-    Precision.INT8: ("weight", "weight_scale", "input_scale"),
-    Precision.INT4: ("weight_packed", "weight_scale", "weight_shape"),
-    Precision.NVFP4: ("weight_packed", "weight_scale", "weight_global_scale", "input_global_scale"),
-}
 _SCALARS = ((1,), ())
 
 
 def _quantized_weight(weight: Weight, scheme: Scheme, found: Found) -> QuantizedWeight:
-    (outputs, inputs), group = weight.shape, scheme.group or 1
+    (outputs, inputs), module = weight.shape, weight.name.removesuffix("weight")
     tensors: dict[str, TensorLocation] = {}
 
-    def tensor(role: str, dtypes: Mapping[str, DType], *shapes: tuple[int, ...]) -> TensorLocation:
-        name = weight.name.removesuffix("weight") + role
-        tensors[name] = locate(found[name][0], name, found[name][1], dtypes, shapes, _AGAIN)
+    def tensor(role: str, *shapes: tuple[int, ...]) -> TensorLocation:
+        name, dtype = module + role, scheme.tensors[role]
+        tensors[name] = locate(found[name][0], name, found[name][1], {TYPE_NAMES[dtype]: dtype}, shapes, _AGAIN)
         return tensors[name]
 
-    def scalar(role: str) -> float:
-        where = tensor(role, {"F32": DType.FLOAT32}, *_SCALARS)
-        return _require_positive(where, weight.name.removesuffix("weight") + role, zero=False).item()
+    def scalar(role: str) -> float | None:
+        """The number in a tensor, if the scheme has it."""
+        if role not in scheme.tensors:
+            return None
+        return _require_positive(tensor(role, *_SCALARS), module + role, zero=False).item()
 
-    global_scale, input_scale = 1.0, None
-    match scheme.precision:
-        case Precision.INT4:
-            tensor("weight_packed", {"I32": DType.INT32}, (outputs, inputs // _INT4_PER_WORD))
-            scale = tensor("weight_scale", {"BF16": DType.BFLOAT16}, (outputs, inputs // group))
-            _check_shape(tensor("weight_shape", {"I64": DType.INT64}, (2,)), weight)
-            del tensors[weight.name.removesuffix("weight") + "weight_shape"]
-        case Precision.NVFP4:
-            tensor("weight_packed", {"U8": DType.UINT8}, (outputs, inputs // 2))
-            scale = tensor("weight_scale", {"F8_E4M3": DType.FLOAT8_E4M3FN}, (outputs, inputs // group))
-            global_scale = _reciprocal(scalar("weight_global_scale"))
-            input_scale = _reciprocal(scalar("input_global_scale"))
-        case _:
-            codes = {"F8_E4M3": DType.FLOAT8_E4M3FN} if scheme.precision is Precision.FP8 else {"I8": DType.INT8}
-            tensor("weight", codes, (outputs, inputs))
-            scale = tensor("weight_scale", {"F32": DType.FLOAT32}, *_SCALARS, (outputs, 1))
-            input_scale = scalar("input_scale")
+    tensor(scheme.codes_role, (outputs, inputs // scheme.codes_per_element))
+    scales = [(outputs, inputs // scheme.group)] if scheme.group else [*_SCALARS, (outputs, 1)]
+    scale = tensor("weight_scale", *scales)
+    if "weight_shape" in scheme.tensors:
+        _check_shape(tensor("weight_shape", (2,)), weight)
+        del tensors[f"{module}weight_shape"]
+    global_scale = _reciprocal(scalar("weight_global_scale"))
+    input_scale = scalar("input_scale") or _reciprocal(scalar("input_global_scale"))
     blocks = (1, 1) if scale.shape in _SCALARS else (scale.shape[0], scale.shape[1])
-    _require_positive(scale, weight.name.removesuffix("weight") + "weight_scale", zero=scheme.group is not None)
+    _require_positive(scale, f"{module}weight_scale", zero=scheme.group is not None)
     return QuantizedWeight(
         name=weight.name,
         precision=scheme.precision,
         shape=(outputs, inputs),
         tensors=tensors,
         scale_shape=blocks,
-        global_scale=global_scale,
+        global_scale=1.0 if global_scale is None else global_scale,
         input_scale=input_scale,
     )
 
 
-def _reciprocal(value: float) -> float:
-    return float(np.float32(1) / np.float32(value))
+def _reciprocal(value: float | None) -> float | None:
+    return None if value is None else float(np.float32(1) / np.float32(value))
 
 
 def _check_shape(where: TensorLocation, weight: Weight) -> None:

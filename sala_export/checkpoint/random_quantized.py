@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..numerics.number_formats import E2M1_VALUES, E4M3_MAX, E4M3_VALUES
-from ..specs import Precision
+from ..specs import DType
 from .keymap import Weight
-from .quantization import Quantization
+from .quantization import Quantization, Scheme
 from .random_weights import RandomWeights, normal_quantiles
+from .safetensors_header import TYPE_NAMES
 from .safetensors_writer import NewTensor
 
 _WEIGHT_LIMIT = 4.5
@@ -21,7 +22,6 @@ _INPUT_LIMIT = 16.0
 """Inputs of projections are of order 1: this covers normed rows, attention outputs and gated products."""
 _GROUP_LIMIT = 2.5
 """Of int4 and nvfp4, in standard deviations: about the largest of a group of calibrated weights."""
-_LARGEST = {Precision.FP8: 448.0, Precision.INT8: 127.0, Precision.INT4: 7.0, Precision.NVFP4: 6.0}
 _BLOCK_SCALES = 64
 """Different scales among the groups of a tensor, from 1 down to half of the largest."""
 
@@ -33,56 +33,50 @@ class RandomQuantizedWeights:
 
     def __init__(self, random: RandomWeights, quantization: Quantization) -> None:
         self.random = random
-        self.quantization = quantization
+        self.scheme = quantization.scheme
 
     def pack_tensors(self, pack: tuple[Weight, ...]) -> list[NewTensor]:
         """All tensors of a pack, weight by weight."""
         # A pack shares its scales, which follow from its widest weight.
         std = max(self.random.distribution(weight).std for weight in pack)
-        tensors = self._with_groups if self.quantization.scheme.group else self._with_one_scale
+        tensors = self._with_groups if self.scheme.group else self._with_one_scale
         return [tensor for weight in pack for tensor in tensors(weight, std)]
 
     def _with_one_scale(self, weight: Weight, std: float) -> tuple[NewTensor, ...]:
-        precision, largest = self.quantization.precision, _LARGEST[self.quantization.precision]
-        scale = _WEIGHT_LIMIT * std / largest
-        table = _codes(precision, self.random.distribution(weight).std / scale)
-        return (
-            NewTensor(
-                name=weight.name,
-                dtype="F8_E4M3" if precision is Precision.FP8 else "I8",
-                shape=weight.shape,
-                blocks=lambda: (table[draws] for draws in self.random.draws(weight)),
-            ),
-            _scalar(weight, "weight_scale", scale),
-            _scalar(weight, "input_scale", _INPUT_LIMIT / largest),
+        scale = _WEIGHT_LIMIT * std / self.scheme.largest
+        table = _codes(self.scheme, self.random.distribution(weight).std / scale)
+        codes = NewTensor(
+            name=weight.name,
+            dtype=self._type_name(self.scheme.codes_role),
+            shape=weight.shape,
+            blocks=lambda: (table[draws] for draws in self.random.draws(weight)),
         )
+        scales = {"weight_scale": scale, "input_scale": _INPUT_LIMIT / self.scheme.largest}
+        return (codes, *(_scalar(weight, role, scales[role]) for role in scales if role in self.scheme.tensors))
 
     def _with_groups(self, weight: Weight, std: float) -> tuple[NewTensor, ...]:
-        precision, largest = self.quantization.precision, _LARGEST[self.quantization.precision]
-        group, (outputs, inputs) = self.quantization.scheme.group or 1, weight.shape
+        scheme, largest, (outputs, inputs) = self.scheme, self.scheme.largest, weight.shape
         own = self.random.distribution(weight).std
-        table = _codes(precision, largest / _GROUP_LIMIT)
+        table = _codes(scheme, largest / _GROUP_LIMIT)
         # Means of group scales are three quarters of the largest.
         scale = _GROUP_LIMIT * own / largest / 0.75
-        is_int4, divisor = (
-            precision is Precision.INT4,
-            E4M3_MAX * _LARGEST[Precision.NVFP4] / (_WEIGHT_LIMIT * std),
-        )
-        scales = _bfloat16_scales(scale) if is_int4 else _e4m3_scales(scale * divisor)
-        groups = Weight(name=_sibling(weight, "weight_scale"), shape=(outputs, inputs // group))
+        divisor = E4M3_MAX * largest / (_WEIGHT_LIMIT * std)
+        has_global_scale = "weight_global_scale" in scheme.tensors
+        scales = _e4m3_scales(scale * divisor) if has_global_scale else _bfloat16_scales(scale)
+        groups = Weight(name=_sibling(weight, "weight_scale"), shape=(outputs, inputs // (scheme.group or 1)))
         packed = NewTensor(
-            name=_sibling(weight, "weight_packed"),
-            dtype="I32" if is_int4 else "U8",
-            shape=(outputs, inputs // (8 if is_int4 else 2)),
+            name=_sibling(weight, scheme.codes_role),
+            dtype=self._type_name(scheme.codes_role),
+            shape=(outputs, inputs // scheme.codes_per_element),
             blocks=lambda: (_nibbles(table[draws]) for draws in self.random.draws(weight)),
         )
         group_scales = NewTensor(
             name=groups.name,
-            dtype="BF16" if is_int4 else "F8_E4M3",
+            dtype=self._type_name("weight_scale"),
             shape=groups.shape,
             blocks=lambda: (scales[draws % _BLOCK_SCALES] for draws in self.random.draws(groups)),
         )
-        if is_int4:
+        if not has_global_scale:
             shape = np.array(weight.shape, np.int64)
             return (
                 packed,
@@ -96,6 +90,9 @@ class RandomQuantizedWeights:
             _scalar(weight, "input_global_scale", E4M3_MAX * largest / _INPUT_LIMIT),
         )
 
+    def _type_name(self, role: str) -> str:
+        return TYPE_NAMES[self.scheme.tensors[role]]
+
 
 def _sibling(weight: Weight, role: str) -> str:
     return weight.name.removesuffix("weight") + role
@@ -106,15 +103,15 @@ def _scalar(weight: Weight, role: str, value: float) -> NewTensor:
     return NewTensor(name=_sibling(weight, role), dtype="F32", shape=(1,), blocks=lambda: [data])
 
 
-def _codes(precision: Precision, std: float) -> Codes:
+def _codes(scheme: Scheme, std: float) -> Codes:
     """Code by 16 random bits of a normal number of standard deviation `std`, in units of the scale."""
-    values = np.clip(normal_quantiles() * std, -_LARGEST[precision], _LARGEST[precision])
-    match precision:
-        case Precision.FP8:
+    values = np.clip(normal_quantiles() * std, -scheme.largest, scheme.largest)
+    match scheme.input_type:
+        case DType.FLOAT8_E4M3FN:
             codes = _nearest(E4M3_VALUES[:127], np.abs(values)) | (values < 0) * 128
-        case Precision.INT8:
+        case DType.INT8:
             codes = np.rint(values).astype(np.int8).view(np.uint8)
-        case Precision.INT4:
+        case None:
             codes = np.rint(values) + 8
         case _:
             codes = _nearest(np.array(E2M1_VALUES, np.float32), np.abs(values)) | (values < 0) * 8

@@ -86,8 +86,8 @@ class RandomWeights:
 
     def distribution(self, weight: Weight) -> Distribution:
         """How the elements of `weight` are drawn."""
-        sparse = weight.layer is not None and self.config.mixer_types[weight.layer] is Mixer.SPARSE
-        return self._by_role.get(f"sparse {weight.role}" if sparse else "", self._by_role[weight.role])
+        mixer = "" if weight.layer is None else self.config.mixer_types[weight.layer]
+        return self._by_role.get(f"{mixer} {weight.role}", self._by_role[weight.role])
 
     def blocks(self, weight: Weight) -> Iterator[Bits]:
         """The elements of `weight` in memory order, in blocks of a few megabytes."""
@@ -122,7 +122,7 @@ class RandomWeights:
         return tuple(sorted(order[:outliers])), tuple(sorted(order[outliers : outliers + salient]))
 
     def _distributions(self, halfway: float, final: float) -> dict[str, Distribution]:
-        """By role; `sparse <role>` where sparse layers differ. Arguments: variance added by blocks so far."""
+        """By role; `<mixer> <role>` where a mixer differs. Arguments: variance added by blocks so far."""
         config = self.config
         width = config.num_attention_heads * config.head_dim
         values = {c: OUTLIER_VALUE * (-1) ** i for i, c in enumerate(self.outlier_channels)}
@@ -147,9 +147,12 @@ class RandomWeights:
             **dict.fromkeys(("input_layernorm", "post_attention_layernorm"), block_norm),
             **dict.fromkeys(("q_norm", "k_norm", "o_norm"), head_norm),
             **dict.fromkeys(("q_proj", "k_proj", "v_proj", "z_proj", "o_gate", "gate_proj", "up_proj"), from_hidden),
-            **dict.fromkeys(("sparse q_proj", "sparse k_proj"), projection(hidden, normed, _SPARSE_QK_STD, salient)),
+            **dict.fromkeys(
+                (f"{Mixer.SPARSE} q_proj", f"{Mixer.SPARSE} k_proj"),
+                projection(hidden, normed, _SPARSE_QK_STD, salient),
+            ),
             "o_proj": projection(width, _GATE_SQUARE),
-            "sparse o_proj": projection(width, _GATE_SQUARE * _SPARSE_OUTPUT_VARIANCE),
+            f"{Mixer.SPARSE} o_proj": projection(width, _GATE_SQUARE * _SPARSE_OUTPUT_VARIANCE),
             "down_proj": projection(config.intermediate_size, _SWIGLU_SQUARE),
             "lm_head": projection(hidden, self._normed_square(final, 1.0), LOGIT_STD * config.logit_divisor),
         }

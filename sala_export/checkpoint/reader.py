@@ -31,7 +31,7 @@ INDEX_FILE = "model.safetensors.index.json"
 
 TOKENIZER_FILE = "tokenizer.json"
 ACCESSORY_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
-"""What a text runtime needs beside the weights; all are optional."""
+"""Files that a text runtime needs beside the weights. All are optional."""
 
 _WEIGHT_DTYPES = {"BF16": DType.BFLOAT16, "F16": DType.FLOAT16, "F32": DType.FLOAT32}
 _CONVERT = "convert the checkpoint to bfloat16"
@@ -50,10 +50,10 @@ class Checkpoint:
     dtype: DType
     """Type of all weights that are not quantised: float32, float16 or bfloat16."""
     locations: Mapping[str, TensorLocation]
-    """By name, in the order of `keymap.weights`; other tensors of the files are left out."""
+    """Weights by name, in the order of `keymap.weights`. Other tensors of the files are left out."""
     quantization: Quantization | None = None
     quantized: Mapping[str, QuantizedWeight] = field(default_factory=dict)
-    """By name of the weight, `...q_proj.weight`, in the order of `keymap.weights`."""
+    """Quantised weights by name, `...q_proj.weight`, in the order of `keymap.weights`."""
 
     @classmethod
     def open(cls, directory: Path, layers: int | None = None) -> Checkpoint:
@@ -91,7 +91,7 @@ class Checkpoint:
 
     @property
     def precision(self) -> Precision | None:
-        """In which the projections are quantised; None if they are not."""
+        """Precision in which the projections are quantised. None if they are not."""
         return self.quantization.precision if self.quantization else None
 
     @classmethod

@@ -8,14 +8,28 @@ to point at weights in place.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from ..specs import DType
 
 LENGTH_BYTES = 8
 """Size of the header length at the start of the file."""
+
+TYPE_NAMES: Mapping[DType, str] = {
+    DType.FLOAT32: "F32",
+    DType.FLOAT16: "F16",
+    DType.BFLOAT16: "BF16",
+    DType.FLOAT8_E4M3FN: "F8_E4M3",
+    DType.INT8: "I8",
+    DType.UINT8: "U8",
+    DType.INT32: "I32",
+    DType.INT64: "I64",
+}
+"""Element types as the format spells them."""
 
 _MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library; a larger number is the start of some other kind of file."""

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from .safetensors_header import LENGTH_BYTES
+from .safetensors_header import LENGTH_BYTES, TYPE_NAMES
 
 _ALIGNMENT_BYTES = 8
-_ELEMENT_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1, "F8_E4M3": 1}
+_ELEMENT_BYTES = {name: dtype.bytes for dtype, name in TYPE_NAMES.items()}
 
 
 class Block(Protocol):

@@ -1,7 +1,7 @@
 """The `sala-export` command.
 
-Exit codes: 0 success; 1 a stage failed (the message names its log); 2 bad input, nothing was written; 130 interrupted;
-143 terminated.
+Exit codes: 0 after success, 1 if a stage failed (the message names its log), 2 after bad input (nothing was written),
+130 if interrupted, 143 if terminated.
 """
 
 from __future__ import annotations
@@ -29,10 +29,18 @@ from .output import show_log, stderr_console
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(VERSION, prog_name="sala-export")
-@click.option("-v", "--verbose", count=True, help="Say what is done; twice for details.")
+@click.option("-v", "--verbose", count=True, help="Show progress messages. Repeat for more detail.")
 @click.pass_context
 def cli(context: click.Context, verbose: int) -> None:
-    """Take MiniCPM-SALA from a checkpoint to ONNX graphs and TensorRT engines."""
+    """Turn a MiniCPM-SALA checkpoint into ONNX graphs and a TensorRT engine, and run the result.
+
+    For example, see what fits your GPU, build for it, and ask a question:
+
+    \b
+      sala-export plan --gpu rtx5090
+      sala-export build --gpu rtx5090 -o sala.sala
+      sala-export generate sala.sala --chat --prompt "What is a state?"
+    """
     context.obj = stderr_console()
     show_log(context.obj, verbose)
 
@@ -42,7 +50,7 @@ for command in (plan, quantize, build, verify, generate, bench, inspect, export,
 
 
 def main() -> None:
-    """Run the command line; every expected failure is one line on stderr and an exit code."""
+    """Run the command line. Every expected failure becomes one line on stderr and an exit code."""
     # A path that the terminal's encoding lacks must not fail a command that has done its work.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     # A terminated command cleans up like an interrupted one.
@@ -51,7 +59,7 @@ def main() -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Run with these arguments; returns the exit code."""
+    """Run the command line with these arguments and return the exit code."""
     try:
         result = cli.main(args=arguments, prog_name="sala-export", standalone_mode=False)
         return result if isinstance(result, int) else 0

@@ -16,20 +16,32 @@ from .output import print_json
 @click.argument("model")
 @weights_option
 @click.option(
-    "--context", type=TokenList(), default="64K,128K", show_default=True, help="Lengths of the prompts, in tokens."
+    "--context", type=TokenList(), default="64K,128K", show_default=True, help="Prompt lengths to measure, in tokens."
 )
 @click.option(
-    "--new-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Tokens to generate after each."
+    "--new-tokens",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    help="Tokens to generate after each prompt.",
 )
-@click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Runs of each length.")
-@click.option("--chunk-tokens", type=Tokens(), help="Tokens of one prefill step.  [default: the engine's]")
 @click.option(
-    "--runtime", type=click.Choice(RUNTIMES), default="auto", show_default=True, help="torch also takes checkpoints."
+    "--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Number of runs at each length."
 )
-@click.option("--device", help="Of the torch runtime: cuda, cuda:N or cpu.  [default: a GPU if there is one]")
-@click.option("--precision", help="Of the torch runtime: fp32, bf16 or fp16.  [default: the model's; on the CPU fp32]")
-@click.option("--gpu-recipe", help="Recipe of the GPU whose floor to show.  [default: that of this GPU, if any]")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.option("--chunk-tokens", type=Tokens(), help="Tokens per prefill step.  [default: the engine's]")
+@click.option(
+    "--runtime",
+    type=click.Choice(RUNTIMES),
+    default="auto",
+    show_default=True,
+    help="Runtime to measure. torch also takes checkpoints.",
+)
+@click.option("--device", help="Device for the torch runtime: cuda, cuda:N or cpu.  [default: a GPU if there is one]")
+@click.option(
+    "--precision", help="Precision for the torch runtime: fp32, bf16 or fp16.  [default: the model's, fp32 on the CPU]"
+)
+@click.option("--gpu-recipe", help="GPU recipe to compute the floor from.  [default: the recipe of this GPU]")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_obj
 def bench(
     console: Console,
@@ -46,9 +58,10 @@ def bench(
     gpu_recipe: str | None,
     as_json: bool,
 ) -> None:
-    """Measure time to the first token, decode rate and memory of a bundle, or a checkpoint on the torch runtime.
+    """Measure time to the first token, decode rate and memory.
 
-    Prompts are random tokens at batch 1. Contexts that do not fit are refused before anything is measured.
+    MODEL is a bundle, or a checkpoint directory or hub id with --runtime torch. Prompts are random tokens at batch 1.
+    If a context does not fit, the command says so before it measures anything.
     """
     from ..benchmark.measure import BenchmarkRequest
     from ..benchmark.report import describe, table

@@ -21,16 +21,18 @@ from .output import progress_display
     type=click.Choice([name.value for name in FlavourName]),
     default=FlavourName.AUTO.value,
     show_default=True,
-    help="rtx builds with TensorRT for RTX and needs no GPU; tensorrt builds on and for the GPU of this machine.",
+    help="rtx uses TensorRT for RTX and needs no GPU. tensorrt builds on the GPU of this machine, for that GPU.",
 )
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
-    help="Text samples (JSON lines). The model is quantised with them first and saved as MODEL-PRECISION beside the "
-    "bundle.",
+    help="Quantise the model first, with these text samples (JSON lines). The quantised checkpoint is saved as "
+    "MODEL-PRECISION beside the bundle.",
 )
 @click.option(
-    "--no-weights", is_flag=True, help="Do not copy the weight files. You then give them when you run: --weights DIR."
+    "--no-weights",
+    is_flag=True,
+    help="Leave out the weight files. To run the bundle you then give them: --weights DIR.",
 )
 @output_option(required=False, text="Bundle to write.  [default: MODEL-TARGET-PRECISION.sala]")
 @write_options

@@ -17,8 +17,8 @@ from .output import progress_display
 @click.option(
     "--precision",
     type=click.Choice([p.value for p in Precision]),
-    help="Type of the activations, or that of a quantised checkpoint; weights keep their bytes.  [default: the "
-    "checkpoint's if it is quantised, else bf16]",
+    help="Type of the activations. The weights stay as they are stored.  [default: the precision of a quantised "
+    "checkpoint, else bf16]",
 )
 @output_option(required=True, text="Directory to write.")
 @write_options
@@ -33,7 +33,7 @@ def export(
     copy: bool,
     force: bool,
 ) -> None:
-    """Write the ONNX graph alone, its weights beside it as the checkpoint stores them."""
+    """Write only the ONNX graph, with the checkpoint's own weight files beside it."""
     from ..building.pipeline import export_onnx
     from ..building.requests import ModelRequest
 

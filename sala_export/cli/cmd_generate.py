@@ -44,47 +44,58 @@ class _Sampling(TypedDict):
 @click.argument("bundle", type=click.Path(path_type=Path))
 @weights_option
 @click.option("--prompt", help="The prompt.")
-@click.option("--prompt-file", metavar="FILE", help="UTF-8 text of any length, run as it is read; - is standard input.")
-@click.option("--chat", is_flag=True, help="The prompt is a message: wrap it in the checkpoint's chat template.")
+@click.option("--prompt-file", metavar="FILE", help="Read the prompt from this UTF-8 file of any length. - is stdin.")
+@click.option("--chat", is_flag=True, help="Wrap the prompt in the checkpoint's chat template.")
 @click.option(
-    "--max-new-tokens", type=click.IntRange(min=0), default=256, show_default=True, help="End the answer here at last."
+    "--max-new-tokens",
+    type=click.IntRange(min=0),
+    default=256,
+    show_default=True,
+    help="Stop after this many tokens.",
 )
 @click.option(
     "--temperature",
     type=click.FloatRange(min=0),
     default=0.0,
     show_default=True,
-    help="0 takes the most likely token, more draws.",
+    help="Sampling temperature. 0 always picks the most likely token.",
 )
 @click.option(
     "--top-p",
     type=click.FloatRange(min=0, min_open=True, max=1),
     default=1.0,
     show_default=True,
-    help="Draw from the most likely tokens that together have this probability.",
+    help="Sample only from the most likely tokens that together have this probability.",
 )
-@click.option("--top-k", type=click.IntRange(min=0), default=0, help="Draw from that many tokens only.")
+@click.option(
+    "--top-k", type=click.IntRange(min=0), default=0, help="Sample only from the k most likely tokens. 0 means all."
+)
 @click.option(
     "--repetition-penalty",
     type=click.FloatRange(min=0, min_open=True),
     default=1.0,
     show_default=True,
-    help="More than 1 makes tokens of the context less likely.",
+    help="Values above 1 make repetition less likely.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the draws.")
-@click.option("--max-context", type=Tokens(), help="Tokens of prompt and answer together, as in 64K or 1M.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed for sampling.")
+@click.option("--max-context", type=Tokens(), help="Room for prompt and answer together, e.g. 64K or 1M.")
 @click.option(
-    "--save-state", type=click.Path(path_type=Path), help="Write the context, answer included, to go on from later."
+    "--save-state",
+    type=click.Path(path_type=Path),
+    help="Save the conversation to this file, so that you can continue it later.",
 )
 @click.option(
-    "--load-state", type=click.Path(path_type=Path), help="Go on from a saved context; with --chat, as its next turn."
+    "--load-state",
+    type=click.Path(path_type=Path),
+    help="Continue a saved conversation. With --chat, the prompt is the next turn.",
 )
 @click.option(
     "--runtime",
     type=click.Choice(RUNTIMES),
     default="auto",
     show_default=True,
-    help="tensorrt needs a GPU of the bundle, onnxruntime none; torch runs on any, from checkpoints too.",
+    help="tensorrt runs on a GPU that the bundle was built for, onnxruntime on the CPU, torch on any GPU or the CPU. "
+    "torch also takes checkpoints. auto chooses between tensorrt and onnxruntime.",
 )
 @click.pass_obj
 def generate(
@@ -101,9 +112,9 @@ def generate(
     runtime: str,
     **sampling: Unpack[_Sampling],
 ) -> None:
-    """Answer a prompt with a bundle, on stdout as it comes.
+    """Answer a prompt with a bundle, and print the text while it is generated.
 
-    Interrupted, it writes no state.
+    If you interrupt the command, it saves no state.
     """
     if (prompt is None) == (prompt_file is None):
         raise RequestError("give the prompt either as --prompt TEXT or as --prompt-file FILE")
@@ -128,19 +139,19 @@ def generate(
 
 @dataclass(slots=True)
 class _Source:
-    """The prompt as bytes, and how much of it was read."""
+    """The prompt as bytes, with a count of the bytes that were read."""
 
     file: BinaryIO | None
-    """None: the prompt is `text`."""
+    """The file that the prompt is read from. None if the prompt is `text`."""
     text: bytes = b""
     bytes_total: int | None = None
     bytes_read: int = field(default=0, init=False)
     tokens_read: int = field(default=0, init=False)
 
     def blocks(self) -> Iterator[bytes]:
-        """What is there, as soon as it is there.
+        """Yield blocks of the prompt as soon as they arrive.
 
-        Raises: SessionError in the end if there was nothing.
+        Raises: SessionError at the end if the prompt was empty.
         """
         while block := self.text if self.file is None and not self.bytes_read else self._read():
             self.bytes_read += len(block)
@@ -153,7 +164,7 @@ class _Source:
         return b"" if self.file is None else getattr(self.file, "read1", self.file.read)(_BLOCK_BYTES)
 
     def tokens_expected(self) -> float | None:
-        """Tokens of the whole prompt if the rest is like what was read; None for a pipe."""
+        """Estimate the tokens of the whole prompt from what was read so far. None for a pipe."""
         return self.tokens_read * self.bytes_total / self.bytes_read if self.bytes_total and self.bytes_read else None
 
 

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("--verify", is_flag=True, help="Check every file's hash. Fails if a file was changed.")
 @click.pass_obj
 def inspect(console: Console, bundle: Path, as_json: bool, verify: bool) -> None:
-    """Show what a bundle holds: model, GPUs, profiles, operators, matrix products, device memory."""
+    """Show what is in a bundle: model, GPUs, profiles, operators, matrix products, device memory."""
     from ..bundle.reader import Bundle
     from ..engine.report import EngineReport
 
@@ -41,7 +41,7 @@ def inspect(console: Console, bundle: Path, as_json: bool, verify: bool) -> None
 
 
 def describe(bundle: Bundle, report: EngineReport) -> dict[str, Any]:
-    """All that is shown, as plain JSON values. `report` is what TensorRT reported while building."""
+    """Everything that `inspect` shows, as plain JSON values. `report` is what TensorRT reported during the build."""
     manifest, engine = bundle.manifest, bundle.manifest.engine
     names = [profile.name.value for profile in report.profiles]
     tensors = manifest.weights.tensors.values()

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--gpu", help="Only the kernels that this GPU would run, e.g. rtx5090.  [default: all]")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.option("--gpu", help="Show only the kernels that this GPU would run, e.g. rtx5090.  [default: all]")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def kernels(gpu: str | None, as_json: bool) -> None:
-    """Say what the shipped GPU kernels need: registers, shared memory, occupancy, tensor-core instructions.
+    """Show registers, shared memory, occupancy and tensor-core instructions of the shipped GPU kernels.
 
-    Read from the cubins inside the installed plugin library; no GPU is needed.
+    The figures come from the compiled kernels in the installed plugin library. You need no GPU.
     """
     from ..installation import plugin_library
     from ..kernel_report.report import report_kernels
@@ -49,7 +49,7 @@ def _architecture(gpu: str) -> int:
 
 
 def describe(report: KernelReport) -> dict[str, Any]:
-    """All that is known of one cubin, as plain JSON values."""
+    """Everything that is known about one cubin, as plain JSON values."""
     shipped, facts = report.shipped, report.facts
     return {
         "operator": shipped.operator,

@@ -28,16 +28,16 @@ PUBLISHED_PRESET = "9b"
     "--model",
     help="Checkpoint directory or hub id. Only its config.json is read.  [default: the published dimensions]",
 )
-@click.option("--revision", help="Branch, tag or commit of a hub model.")
-@click.option("--layers", type=click.IntRange(min=1), help="Take only the first N layers.")
+@click.option("--revision", help="Branch, tag or commit of the model on the hub.")
+@click.option("--layers", type=click.IntRange(min=1), help="Use only the first N layers.")
 @engine_options
-@click.option("--compare", help="Compare with a dense model: qwen3-8b.")
+@click.option("--compare", help="Show a dense model beside it: qwen3-8b.")
 @click.option(
     "--plot",
     type=click.Path(path_type=Path),
     help="Write a plot of memory and time over context length (.png, .svg or .pdf).",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def plan(
     gpu: str,
     model: str | None,
@@ -53,8 +53,8 @@ def plan(
 ) -> None:
     """Predict memory, disk and speed before you build.
 
-    Times follow from a roofline of each GPU; docs/plan.md has the equations. A context that does not fit is reported,
-    and is no error.
+    The times come from a roofline of each GPU, explained in docs/plan.md. If your context does not fit, the command
+    says which one does. That is not an error.
     """
     from ..building.requests import ModelRequest
     from ..checkpoint.presets import PRESETS
@@ -102,7 +102,7 @@ def _build_fields(build: BuildAccount) -> dict[str, Any]:
 
 
 def describe(found: Plan, model: str | None) -> dict[str, Any]:
-    """All that is shown, as plain JSON values; seconds and bytes."""
+    """Everything that `plan` shows, as plain JSON values, in seconds and bytes."""
     request = found.request
     return {
         "model": model or "published dimensions",

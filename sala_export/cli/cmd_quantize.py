@@ -20,25 +20,29 @@ from .output import progress_display
     show_default=True,
     help="Checkpoint directory in Hugging Face layout, or a hub id.",
 )
-@click.option("--revision", help="Branch, tag or commit of a hub model.")
+@click.option("--revision", help="Branch, tag or commit of the model on the hub.")
 @click.option(
     "--precision",
     type=click.Choice([precision.value for precision in QUANTIZED_PRECISIONS]),
     required=True,
-    help="Type of weights and, but for int4, of activations in the products.",
+    help="Type of the weights. All but int4 also quantise the inputs of matrix products.",
 )
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
     required=True,
-    help='JSON lines with text such as the model will see: {"text": "..."} or {"input_ids": [...]}.',
+    help='Text like what the model will see, as JSON lines: {"text": "..."} or {"input_ids": [...]}.',
 )
-@click.option("--samples", type=int, default=16, show_default=True, help="Lines to take.")
-@click.option("--sequence-length", type=int, default=512, show_default=True, help="Tokens to take of each, at most.")
-@click.option("--algorithm", help="How weights are rounded; docs/calibration.md.  [default: the best of the precision]")
-@click.option("--include-gates", is_flag=True, help="Quantise z_proj and o_gate too.")
+@click.option("--samples", type=int, default=16, show_default=True, help="Use at most this many lines.")
+@click.option(
+    "--sequence-length", type=int, default=512, show_default=True, help="Use at most this many tokens of each line."
+)
+@click.option(
+    "--algorithm", help="How to round the weights, see docs/calibration.md.  [default: the best one for the precision]"
+)
+@click.option("--include-gates", is_flag=True, help="Also quantise the output gates, z_proj and o_gate.")
 @output_option(required=False, text="Directory to write.  [default: MODEL-PRECISION]")
-@click.option("--force", is_flag=True, help="Replace the output if it exists.")
+@click.option("--force", is_flag=True, help="Replace the output if it exists already.")
 @click.pass_obj
 def quantize(
     console: Console,
@@ -53,10 +57,10 @@ def quantize(
     output: Path | None,
     force: bool,
 ) -> None:
-    """Quantise a checkpoint, with scales from calibration text, on any machine.
+    """Quantise a checkpoint on any machine, with scales measured on your text.
 
-    Layer by layer, so that the whole model never is in memory. If it is interrupted, the same command goes on with the
-    layers that are finished.
+    The command works layer by layer, so it never holds the whole model in memory. If it is interrupted, run it again:
+    it keeps the layers that are finished.
     """
     from ..building.pipeline import quantize_model
     from ..building.requests import ModelRequest

@@ -21,14 +21,16 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("target", type=click.Path(path_type=Path))
 @model_options
-@click.option("--tokens", type=Tokens(), default=2048, show_default=True, help="Tokens to run through both.")
+@click.option("--tokens", type=Tokens(), default=2048, show_default=True, help="Number of tokens to compare on.")
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
-    help="JSON lines to take the tokens from, as quantize does.  [default: random tokens]",
+    help="Take the tokens from these text samples (JSON lines).  [default: random tokens]",
 )
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw it by layer: a .png, .svg or .pdf.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.option(
+    "--plot", type=click.Path(path_type=Path), help="Write a plot of the errors by layer (.png, .svg or .pdf)."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_obj
 def verify(
     console: Console,
@@ -41,10 +43,11 @@ def verify(
     plot: Path | None,
     as_json: bool,
 ) -> int:
-    """Say whether TARGET, a bundle or a quantised checkpoint, still answers as the original --model does.
+    """Check that a bundle or a quantised checkpoint still answers like the original.
 
-    Both run on the same tokens, on the CPU, layer by layer: a bundle's graph in ONNX Runtime, or emulated in torch
-    where that has no such type. Exit code 1 if a threshold of the precision is not kept; docs/calibration.md has them.
+    TARGET is the bundle or quantised checkpoint, --model the original. Both run on the same tokens, on the CPU, layer
+    by layer: a bundle's graph in ONNX Runtime, a quantised checkpoint emulated in torch. The exit code is 1 if an error
+    is above its threshold. docs/calibration.md has the thresholds.
     """
     from ..building.requests import ModelRequest
     from ..verification.targets import open_target

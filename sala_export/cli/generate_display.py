@@ -1,4 +1,4 @@
-"""What `generate` shows on stderr while a prompt is taken in: tokens, tokens/s, and the time left where it is known."""
+"""The progress of a prompt on stderr: tokens, tokens/s, and the time left if it is known."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 class PrefillDisplay:
-    """A bar on a terminal; elsewhere a line every ten seconds. Both end with a line of totals."""
+    """Shows a bar on a terminal, and elsewhere a line every ten seconds. Both end with a line of totals."""
 
     INTERVAL_S = 10.0
 
     def __init__(self, console: Console, tokens_expected: Callable[[], float | None]) -> None:
-        """Args: tokens_expected: estimates the length of a prompt while it is not known; None if it cannot."""
+        """Args: tokens_expected: estimates the length of a prompt that is not known yet, or returns None."""
         self._console = console
         self._tokens_expected = tokens_expected
         self._shown = time.monotonic()
@@ -49,7 +49,7 @@ class PrefillDisplay:
             self._print(f"prefill: {_tokens(self._last.tokens_done)} in {seconds}, {_rate(self._last)}")
 
     def __call__(self, progress: PrefillProgress) -> None:
-        """Show a state; called after every chunk."""
+        """Show how far the prefill is. The session calls this after every chunk."""
         self._last = progress
         expected = self._tokens_expected() if progress.tokens_total is None else progress.tokens_total
         amounts = f"{_tokens(progress.tokens_done, progress.tokens_total)}, {_rate(progress)}"

@@ -44,20 +44,20 @@ class TokenList(click.ParamType[tuple[int, ...]]):
 
 
 def gpu_option(purpose: str) -> Callable[[Command], Command]:
-    """`--gpu`, one or several; `purpose` is what the command does for them."""
+    """Add `--gpu`, one or several. `purpose` is what the command does for them, e.g. `build`."""
     return click.option(
         "--gpu",
         required=True,
-        help=f"GPU to {purpose} for: a name such as rtx5090, several as a6000,rtx5090, rtx for every RTX card from "
-        "Ampere on, or the path of a recipe (.toml).",
+        help=f"GPU to {purpose} for: a name such as rtx5090, several such as a6000,rtx5090, rtx for every RTX card "
+        "from Ampere on, or the path of your own recipe (.toml).",
     )
 
 
 def model_options(command: Command) -> Command:
-    """`--model`, `--revision` and `--layers`."""
+    """Add `--model`, `--revision` and `--layers`."""
     for option in (
-        click.option("--layers", type=click.IntRange(min=1), help="Take only the first N layers."),
-        click.option("--revision", help="Branch, tag or commit of a hub model."),
+        click.option("--layers", type=click.IntRange(min=1), help="Use only the first N layers."),
+        click.option("--revision", help="Branch, tag or commit of the model on the hub."),
         click.option(
             "--model",
             default=DEFAULT_MODEL,
@@ -70,7 +70,7 @@ def model_options(command: Command) -> Command:
 
 
 def engine_options(command: Command) -> Command:
-    """`--precision`, `--max-context`, `--prefill-chunk` and `--max-batch`."""
+    """Add `--precision`, `--max-context`, `--prefill-chunk` and `--max-batch`."""
     recipes = "[default: from the GPU's recipe]"
     for option in (
         click.option("--max-batch", type=int, default=1, show_default=True, help="Largest batch size of the engine."),
@@ -86,24 +86,28 @@ def engine_options(command: Command) -> Command:
 
 
 def weights_option(command: Command) -> Command:
-    """`--weights`"""
+    """Add `--weights`."""
     return click.option(
         "--weights",
         type=click.Path(path_type=Path),
-        help="Use the weights of this checkpoint, a fine-tune for example, on the bundle's engine.",
+        help="Run the weights of this checkpoint, for example your fine-tune, on the bundle's engine.",
     )(command)
 
 
 def write_options(command: Command) -> Command:
-    """`--copy` and `--force`."""
+    """Add `--copy` and `--force`."""
     for option in (
         click.option("--force", is_flag=True, help="Replace the output if it exists already."),
-        click.option("--copy", is_flag=True, help="Copy the weight files even where hard links are possible."),
+        click.option(
+            "--copy",
+            is_flag=True,
+            help="Copy the weight files. By default they are hard-linked where the file system can.",
+        ),
     ):
         command = option(command)
     return command
 
 
 def output_option(required: bool, text: str) -> Callable[[Command], Command]:
-    """`-o/--output`."""
+    """Add `-o/--output`."""
     return click.option("-o", "--output", type=click.Path(path_type=Path), required=required, help=text)

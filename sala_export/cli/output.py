@@ -25,7 +25,7 @@ from ..progress import ProgressCallback
 from ..specs import format_bytes
 
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
-"""Formats of pictures, by the end of the name that is asked for."""
+"""File name endings that plots can have."""
 
 _PHASES = {
     "write": "writing weights",
@@ -40,17 +40,17 @@ _QUICK_SECONDS = 1.0
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout."""
+    """Print one JSON document on stdout."""
     click.echo(json.dumps(value, indent=2))
 
 
 def stderr_console() -> Console:
-    """The console of progress and messages; rich honours NO_COLOR and plain pipes."""
+    """Create the console for progress and messages. It respects NO_COLOR and plain pipes."""
     return Console(stderr=True, highlight=False)
 
 
 def show_log(console: Console, verbosity: int) -> None:
-    """Send the library's log to stderr: warnings, with -v what it does, with -vv everything."""
+    """Send the library's log to stderr: warnings only, with -v progress messages, with -vv everything."""
     root = logging.getLogger("sala_export")
     root.handlers[:] = [_ConsoleHandler(console)]
     root.setLevel({0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG))
@@ -87,7 +87,7 @@ def progress_display(console: Console) -> Iterator[ProgressCallback]:
 
 
 def load_progress(on_progress: ProgressCallback) -> Callable[[int, int], None]:
-    """What shows the bytes of weights that are loaded, unless that is done before anyone would look for it."""
+    """Make a callback that shows how many bytes of weights are loaded. A load of less than a second shows nothing."""
     started = time.monotonic()
 
     def show(done: int, total: int) -> None:

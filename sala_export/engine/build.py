@@ -1,4 +1,4 @@
-"""Building an engine: the entry of the engine stage."""
+"""The entry of the engine stage: builds an engine from a graph."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def build_engine(
     TensorRT runs in a child process, which ends with this one. Plan and report appear whole or not at all. TensorRT's
     log stays if TensorRT fails.
 
-    Args: `plugin_library` computes this project's operators and becomes part of the plan; None for a graph without any.
+    Args: `plugin_library` computes this project's operators and becomes part of the plan. None for a graph without any.
     Raises: InputError before anything is written, if the request, the graph, a GPU's memory, this machine's memory or
-        its disk do not allow the build; BuildError if TensorRT fails.
+        its disk do not allow the build. BuildError if TensorRT fails.
     """
     described = read_graph(graph)
     _check(request, described, plugin_library, folder)
@@ -205,7 +205,7 @@ def _how_it_ended(status: int) -> str:
 
 
 def _append_output(log: Path, output: IO[bytes]) -> None:
-    """Keep what the process itself wrote, such as the last words of a native library, with the log."""
+    """Append the output of the process itself to the log, for example the last words of a native library."""
     output.seek(0)
     lines = output.read().decode("utf-8", errors="replace").splitlines()
     with log.open("a", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Reading the log of a build: without a GPU it is the only report of what is inside a plan.
+"""Reads the log of a build. Without a GPU it is the only report of what is inside a plan.
 
 The log has one record per message of TensorRT, `[SEVERITY] text`, where the text may go on over several lines.
 The layer report is one message in a grammar of its own:
@@ -36,11 +36,11 @@ _SUBGRAPH = re.compile(r"_myl(\d+)_\d+$")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerTensor:
-    """A tensor that a fused layer reads or writes; -1 is a size known at run time."""
+    """A tensor that a fused layer reads or writes. A size of -1 is known only at run time."""
 
     name: str
     dtype: str
-    """TensorRT's spelling, e.g. `BFloat16`."""
+    """Type as TensorRT spells it, e.g. `BFloat16`."""
     shape: tuple[int, ...]
 
 
@@ -50,31 +50,31 @@ class FusedLayer:
 
     name: str
     type: str
-    """TensorRT's word: `custom_layer` is a plugin, `gemm` and `runtime_fusion` matrix products, `kgen` the rest."""
+    """TensorRT's layer type: `custom_layer` is a plugin, `gemm` and `runtime_fusion` products, `kgen` the rest."""
     profile: int
     onnx_nodes: tuple[str, ...]
-    """Names of the graph's nodes that it computes."""
+    """Names of the graph's nodes that the layer computes."""
     inputs: tuple[LayerTensor, ...]
-    """Activations, and weights that are inputs of the engine."""
+    """Tensors that the layer reads: activations, and weights that are inputs of the engine."""
     constants: tuple[LayerTensor, ...]
     outputs: tuple[LayerTensor, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildLog:
-    """What a successful build logged."""
+    """The contents of the log of a successful build."""
 
     layers: tuple[FusedLayer, ...]
     activation_bytes: tuple[int, ...]
-    """By profile index."""
+    """Scratch memory in bytes, by profile index."""
     constant_bytes: int
-    """Of the constants inside the plan, each layout counted; TensorRT calls them weights."""
+    """Bytes of the constants inside the plan, each layout counted. TensorRT calls them weights."""
     plugin_libraries: tuple[str, ...]
-    """Names of the files whose bytes are inside the plan."""
+    """File names of the plugin libraries whose bytes are inside the plan."""
 
 
 def records(text: str) -> Iterator[tuple[str, str]]:
-    """Severity and text of every record."""
+    """Yield severity and text of every record of a log."""
     severity, lines = PROCESS_OUTPUT, list[str]()
     for line in text.splitlines():
         match = _RECORD.match(line)
@@ -88,9 +88,9 @@ def records(text: str) -> Iterator[tuple[str, str]]:
 
 
 def parse_build_log(path: Path, profiles: int) -> BuildLog:
-    """Read the log of a successful build with so many profiles.
+    """Read the log of a successful build with this number of profiles.
 
-    Raises: BuildError naming what the log should hold and does not, as it may after an update of TensorRT.
+    Raises: BuildError naming what is missing from the log, as may happen after an update of TensorRT.
     """
     messages = [text for _, text in records(path.read_text(encoding="utf-8", errors="replace"))]
 

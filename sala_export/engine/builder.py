@@ -1,4 +1,4 @@
-"""One engine build, in the process that calls it: what both TensorRTs share. Runs in the worker only."""
+"""Builds one engine in the process that calls it, for both TensorRTs. Only the worker process imports this."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _REPORTED_DEPTH = 2
 def build_plan(
     flavour: Flavour, trt: Any, job: BuildJob, log: TextIO, progress: ProgressCallback
 ) -> tuple[int, tuple[ComputeCapability, ...]]:
-    """Build the engine of a job and write its plan; returns the plan's bytes and the targets that TensorRT states.
+    """Build the engine of a job and write its plan. Returns the plan's size and the targets that TensorRT states.
 
-    Raises: BuildError with what TensorRT reported; UnsupportedError for an unknown target; OSError if log or plan
+    Raises: BuildError with what TensorRT reported, UnsupportedError for an unknown target, OSError if log or plan
         cannot be written.
     """
     logger = _logger(trt, log, [file.parent for file in (job.graph, job.plugin_library) if file])

@@ -1,4 +1,4 @@
-"""The seam between the two TensorRTs: what differs is behind `Flavour`, what they share is in `builder.py`."""
+"""The seam between the two TensorRTs. What differs is behind `Flavour`, what they share is in `builder.py`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .tensorrt_rtx import TensorRTForRTX
 
 
 class Flavour(Protocol):
-    """One TensorRT. The Python module that it loads is passed around as `trt: Any`: neither ships type information."""
+    """One TensorRT. Its Python module is passed around as `trt: Any`, because neither ships type information."""
 
     @property
     def name(self) -> FlavourName: ...
 
     @property
     def title(self) -> str:
-        """Name for messages."""
+        """Name of the flavour for messages."""
 
     def check(self, target: Target) -> None:
         """Refuse a target that this flavour cannot build for on this machine.
@@ -35,9 +35,9 @@ class Flavour(Protocol):
         """Make a builder configuration build for compute capabilities. Raises: UnsupportedError."""
 
     def targets(self, config: Any) -> tuple[ComputeCapability, ...]:
-        """What a builder configuration, after a build with it, says that it builds for."""
+        """Compute capabilities that a builder configuration states after a build."""
 
 
 def select_flavour(name: FlavourName) -> Flavour:
-    """The flavour of this name; `auto` is TensorRT for RTX, which needs no GPU."""
+    """Return the flavour of this name. `auto` is TensorRT for RTX, which needs no GPU."""
     return TensorRT() if name is FlavourName.TENSORRT else TensorRTForRTX()

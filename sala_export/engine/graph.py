@@ -1,7 +1,7 @@
-"""The graph of an engine, described: the step's interface, weights, operators and constants. No data is read.
+"""Describes the graph of an engine: the step's interface, weights, operators and constants. No data is read.
 
-Weights are inputs of the graph beside those of the step. Constants are what some quantised forms keep inside: codes and
-scales of int4, block scales of nvfp4.
+Weights are inputs of the graph beside those of the step. Some quantised forms keep constants inside: codes and scales
+of int4, block scales of nvfp4.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 
+from ..checkpoint.quantization import SCHEMES
 from ..errors import CheckpointError, RequestError, ShapeError
 from ..model.signature import LOGITS, PAST, SYMBOLIC_DIMENSIONS, TOKEN_INPUTS
 from ..ops.registry import CONTRACTS, INFLLMV2_ATTENTION
-from ..specs import CODE_TYPES, DType, TensorSpec
+from ..specs import DType, TensorSpec
 
 OPERATOR_DOMAIN = "sala"
 
@@ -31,6 +32,7 @@ _DTYPES: dict[int, DType] = {
     onnx.TensorProto.FLOAT4E2M1: DType.FLOAT4_E2M1FN,
     onnx.TensorProto.INT8: DType.INT8,
 }
+_CODE_TYPES = {scheme.input_type for scheme in SCHEMES.values()}
 _CONSTANT_BITS = {onnx.TensorProto.INT4: 4, **{type_: dtype.bits for type_, dtype in _DTYPES.items()}}
 
 
@@ -41,7 +43,7 @@ class OperatorNode:
     name: str
     op_type: str
     attributes: Mapping[str, int | float]
-    """The attributes of the operator's contract."""
+    """Values of the attributes that the operator's contract lists."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,38 +51,38 @@ class EngineGraph:
     """A graph whose weights are inputs."""
 
     path: Path
-    """For errors: the file that was described."""
+    """The file that was described, for error messages."""
     inputs: tuple[TensorSpec, ...]
-    """Of the step: tokens, lengths, RoPE rows and caches."""
+    """Inputs of the step: tokens, lengths, RoPE rows and caches."""
     weights: tuple[TensorSpec, ...]
-    """All other inputs, of fixed shapes. Quantised weights hold codes; numbers of type float32 are their scales."""
+    """All other inputs, of fixed shapes. Quantised weights hold codes, and float32 inputs are their scales."""
     outputs: tuple[TensorSpec, ...]
     operators: tuple[OperatorNode, ...]
     parameters: int
-    """Weight elements, scales apart, whether inputs or constants."""
+    """Number of weight elements, inputs and constants, without scales."""
     quantized_parameters: int
-    """Those of them that are quantised."""
+    """Number of weight elements that are quantised."""
     constant_bytes: int
-    """Of the quantised weights and block scales inside the graph."""
+    """Bytes of the quantised weights and block scales inside the graph."""
     hidden_size: int
     widest_projection: int
-    """Output features of the widest product of every token."""
+    """Output features of the widest product that every token passes."""
     activation_dtype: DType
 
     @property
     def input_weights_bytes(self) -> int:
-        """Of the weights, and their scales, that are inputs."""
+        """Bytes of the weights, and their scales, that are inputs."""
         return sum(spec.size_bytes({}) for spec in self.weights)
 
     @property
     def weights_bytes(self) -> int:
-        """Of all weights and their scales on the GPU, inputs and constants."""
+        """Bytes of all weights and their scales on the GPU, inputs and constants."""
         return self.input_weights_bytes + self.constant_bytes
 
     def sparse_sizes(self) -> SparseSizes | None:
-        """Sizes of the block-sparse operator, which all its nodes share; None if the graph has none.
+        """Sizes of the block-sparse operator, which all its nodes share. None if the graph has none.
 
-        Raises: ShapeError if nodes disagree, since they share one symbolic capacity.
+        Raises: ShapeError if nodes disagree, because they share one symbolic capacity.
         """
         found: dict[SparseSizes, str] = {}
         for node in self.operators:
@@ -94,18 +96,18 @@ class EngineGraph:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SparseSizes:
-    """The sizes that tie the capacities of the compressed caches to that of the key cache; in tokens."""
+    """The sizes, in tokens, that tie the capacities of the compressed caches to that of the key cache."""
 
     kernel_size: int
     kernel_stride: int
     block_size: int
 
     def k1_capacity(self, capacity: int) -> int:
-        """Complete k1 windows among `capacity` keys, at least 1: TensorRT takes no empty tensor."""
+        """Number of complete k1 windows among `capacity` keys, at least 1, because TensorRT takes no empty tensor."""
         return max(1, (capacity - self.kernel_size) // self.kernel_stride + 1)
 
     def k2_capacity(self, capacity: int) -> int:
-        """Complete k2 windows, which are and stride four times as long, at least 1."""
+        """Number of complete k2 windows, at least 1. Window and stride are four times those of k1."""
         return max(1, (capacity - 4 * self.kernel_size) // (4 * self.kernel_stride) + 1)
 
 
@@ -138,7 +140,7 @@ def read_graph(path: Path) -> EngineGraph:
         outputs=outputs,
         operators=tuple(_operator(path, node) for node in graph.node if node.domain == OPERATOR_DOMAIN),
         parameters=inside + sum(_count(spec) for spec in weights if not _is_scale(spec, embedding.dtype)),
-        quantized_parameters=inside + sum(_count(spec) for spec in weights if spec.dtype in CODE_TYPES.values()),
+        quantized_parameters=inside + sum(_count(spec) for spec in weights if spec.dtype in _CODE_TYPES),
         constant_bytes=sum(constant.bytes for constant in constants),
         hidden_size=int(embedding.shape[1]),
         widest_projection=max(int(embedding.shape[1]), *matrices, *(constant.shape[1] for constant in codes)),

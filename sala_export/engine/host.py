@@ -1,4 +1,4 @@
-"""Whether this machine has the memory and the disk space for a build."""
+"""Checks that this machine has the memory and the disk space for a build."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _PLAN_BYTES_PER_OPERATOR = 1 << 20
 
 
 def host_bytes_needed(constant_bytes: int) -> int:
-    """Upper estimate of the resident peak of a build with so many bytes of constants, mapped files included."""
+    """Estimate from above the resident peak of a build with this many bytes of constants, mapped files included."""
     return int(constant_bytes * _PEAK_PER_CONSTANT_BYTE) + _FIXED_HOST_BYTES
 
 
 def plan_bytes(graph: EngineGraph) -> int:
-    """Upper estimate of the bytes of a plan, its log and its report: constants, kernels and the plugin library."""
+    """Estimate from above the bytes of a plan, its log and its report."""
     return graph.constant_bytes + _FIXED_PLAN_BYTES + _PLAN_BYTES_PER_OPERATOR * len(graph.operators)
 
 
 def available_host_bytes() -> int:
-    """Memory that a new process can take without swapping, within the limit of this control group (version 2)."""
+    """Bytes that a new process can take without swapping, within the limit of this control group (version 2)."""
     fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
     available = int(fields["MemAvailable"].split()[0]) * 1024
     group = _control_group()
@@ -49,9 +49,9 @@ def available_host_bytes() -> int:
 
 
 def check_memory(constant_bytes: int) -> None:
-    """Refuse to build an engine with so many bytes of constants where the process would be killed for want of memory.
+    """Refuse a build with this many bytes of constants if the machine lacks the memory.
 
-    Raises: RequestError saying what is needed and what there is.
+    Raises: RequestError with what is needed and what is available.
     """
     needed, available = host_bytes_needed(constant_bytes), available_host_bytes()
     if needed > available:
@@ -62,9 +62,9 @@ def check_memory(constant_bytes: int) -> None:
 
 
 def check_disk(needed_bytes: int, folder: Path) -> None:
-    """Refuse to write so many bytes where the disk has no room for them.
+    """Refuse to write this many bytes if the disk has no room for them.
 
-    Raises: DiskFullError saying what is needed and what there is.
+    Raises: DiskFullError with what is needed and what is available.
     """
     free = shutil.disk_usage(folder).free
     if needed_bytes > free:

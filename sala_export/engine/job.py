@@ -1,4 +1,4 @@
-"""What the parent tells the worker process, one JSON document on stdin, and what it answers: JSON lines on a pipe."""
+"""Messages between parent and worker process: a job as JSON on stdin, progress and result as JSON lines on a pipe."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class BuildJob:
     log: Path
     profiles: tuple[Profile, ...]
     plugin_library: Path | None
-    """Becomes part of the plan; None for a graph without this project's operators."""
+    """Plugin library that becomes part of the plan. None for a graph without this project's operators."""
 
     def to_json(self) -> bytes:
         return _JOB.dump_json(self)
@@ -35,15 +35,15 @@ class BuildJob:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildResult:
-    """How a build ended, unless the process died."""
+    """The end of a build in a process that did not die."""
 
     tensorrt_version: str = ""
     compute_capabilities: tuple[str, ...] = ()
-    """Read back from TensorRT after the build."""
+    """Compute capabilities that TensorRT states after the build."""
     plan_bytes: int = 0
     peak_host_bytes: int = 0
     error_type: str = ""
-    """Class of `sala_export.errors`; empty after success."""
+    """Name of a class in `sala_export.errors`. Empty after success."""
     error: str = ""
 
 
@@ -52,17 +52,17 @@ _RESULT = TypeAdapter(BuildResult)
 
 
 def progress_line(phase: str, done: int, total: int) -> str:
-    """A line of the pipe that says how far the build is."""
+    """Make a line of the pipe that says how far the build is."""
     return json.dumps([phase, done, total]) + "\n"
 
 
 def result_line(result: BuildResult) -> str:
-    """The last line of the pipe."""
+    """Make the last line of the pipe."""
     return _RESULT.dump_json(result).decode() + "\n"
 
 
 def read_line(line: str) -> tuple[str, int, int] | BuildResult:
-    """Phase, steps done and steps in all; or the result."""
+    """Read a line of the pipe: phase, steps done and steps in all, or else the result."""
     if line.startswith("{"):
         return _RESULT.validate_json(line)
     phase, done, total = json.loads(line)

@@ -1,6 +1,6 @@
 """Device memory of an engine and its session, by part: predicted before the build, exact after it.
 
-What a GPU leaves to others, the `reserve_bytes` of its recipe, is no part of the account: it differs from GPU to GPU.
+The account does not include the `reserve_bytes` of a recipe, which are left to others and differ from GPU to GPU.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .request import EngineRequest
 _CONTEXT_STEP = 1024
 
 PARTIAL_SUM_BYTES = 8_192_000
-"""Scratch of a matrix product whose sum is split because it has few rows: 8000 KiB in every engine looked at."""
+"""Scratch of a matrix product that splits its sum because it has few rows: 8000 KiB in every engine looked at."""
 
 NO_WORKSPACES: Mapping[str, int] = MappingProxyType({})
 
@@ -39,13 +39,13 @@ class MemoryUsage:
     """Bytes on the GPU while one session of the largest context runs."""
 
     weights_bytes: int
-    """Inputs and constants of the engine."""
+    """Weights, both inputs and constants of the engine."""
     key_value_bytes: int
     compressed_key_bytes: int
     state_bytes: int
     """Recurrent states of the lightning layers."""
     activation_bytes: int
-    """Scratch of the larger profile; a session runs one profile at a time."""
+    """Scratch of the larger profile, because a session runs one profile at a time."""
     io_bytes: int
     """Token ids, lengths, RoPE rows and logits."""
 
@@ -61,9 +61,9 @@ class MemoryUsage:
 def predict_memory(
     graph: EngineGraph, request: EngineRequest, workspaces: Mapping[str, int] = NO_WORKSPACES
 ) -> MemoryUsage:
-    """The account before the build: everything but activations follows from the graph; those are estimated.
+    """Predict the account before the build. Activations are estimated, everything else follows from the graph.
 
-    Caches count once, since `present.*` is bound to the memory of `past_key_values.*`.
+    Caches count once, because `present.*` is bound to the memory of `past_key_values.*`.
 
     Args: `workspaces`, scratch bytes of one call of each operator at the largest sizes, by ONNX type
         (`kernel_support.operator_workspaces`); an operator without an entry is taken to need none.
@@ -82,7 +82,7 @@ def predict_memory(
 
 
 def estimate_activations(graph: EngineGraph, tokens: int, workspaces: Mapping[str, int] = NO_WORKSPACES) -> int:
-    """Upper estimate of the scratch memory of a call, in bytes.
+    """Estimate from above the scratch memory of a call, in bytes.
 
     Moments of a layer that can be the fullest, counted in elements per token:
 
@@ -109,9 +109,9 @@ def estimate_activations(graph: EngineGraph, tokens: int, workspaces: Mapping[st
 
 
 def mixer_width(node: OperatorNode) -> int:
-    """Elements per token of the packed projection that an operator reads and of the rows that it gives.
+    """Elements per token of the packed projection that an operator reads and of the rows that it writes.
 
-    A lightning layer packs q, k, v and the gate; a sparse one too, with keys and values of its own, fewer heads.
+    Both mixers pack q, k, v and the gate. A sparse layer has fewer heads of keys and values.
     """
     heads, dim = int(node.attributes["num_heads"]), int(node.attributes["head_dim"])
     kv_heads = int(node.attributes.get("num_kv_heads", heads))
@@ -119,19 +119,21 @@ def mixer_width(node: OperatorNode) -> int:
 
 
 def attention_width(node: OperatorNode) -> int:
-    """Elements per token of the rows that an operator gives."""
+    """Elements per token of the rows that an operator writes."""
     return int(node.attributes["num_heads"]) * int(node.attributes["head_dim"])
 
 
 def fits(memory: MemoryUsage, recipe: GpuRecipe) -> bool:
-    """Whether a GPU holds all of it beside what it leaves to others."""
+    """True if a GPU holds all of the account beside what it leaves to others."""
     return memory.total_bytes + recipe.reserve_bytes <= recipe.memory_bytes
 
 
 def check_fits(graph: EngineGraph, request: EngineRequest, memory: MemoryUsage) -> None:
-    """Refuse what a GPU of the target cannot hold: of a single GPU the context asked for, of several any at all.
+    """Refuse a target that cannot hold the engine.
 
-    Args: `memory` is the account of `request`; how it shrinks with the context follows from the graph.
+    A single GPU must hold the context of the request, each of several at least some context.
+
+    Args: `memory` is the account of `request`. How it shrinks with the context follows from the graph.
     Raises: RequestError naming the GPU, the parts and what to do: the largest context that fits, a multiple of 1K, if
         there is one.
     """
@@ -152,7 +154,7 @@ def check_fits(graph: EngineGraph, request: EngineRequest, memory: MemoryUsage) 
 def contexts(graph: EngineGraph, request: EngineRequest, memory: MemoryUsage) -> tuple[tuple[GpuRecipe, int], ...]:
     """The longest context of the engine that fits each GPU of the target, in tokens.
 
-    It is that of the request, or where it does not fit a multiple of 1K. Args: as `check_fits`, which has passed.
+    It is that of the request, or a multiple of 1K where that does not fit. Args: as `check_fits`, which has passed.
     """
     found = ((recipe, largest_context(graph, request, memory, recipe)) for recipe in request.target.gpus)
     return tuple((recipe, context) for recipe, context in found if context is not None)
@@ -163,7 +165,7 @@ def largest_context(
 ) -> int | None:
     """The longest context, at least the chunk, whose caches fit a GPU beside the other parts of `memory`, in tokens.
 
-    It is `limit`, by default the context of the request, or a smaller multiple of 1K; None if no context fits.
+    It is `limit`, by default the context of the request, or a smaller multiple of 1K. None if no context fits.
     """
     limit = limit or request.max_context
 

@@ -1,4 +1,4 @@
-"""The two optimisation profiles of an engine, with shapes by input of the step; weights have one shape each."""
+"""The two optimisation profiles of an engine, with shapes by input of the step. Weights have one shape each."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class ProfileName(StrEnum):
     """Profiles in the order of their index in the engine."""
 
     PREFILL = "prefill"
-    """1 to `prefill_chunk` tokens."""
+    """Calls of 1 to `prefill_chunk` tokens."""
     DECODE = "decode"
-    """One token."""
+    """Calls of one token."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,12 +38,12 @@ class Profile:
 
 
 def largest_sizes(graph: EngineGraph, request: EngineRequest, tokens: int) -> dict[str, int]:
-    """Every symbolic dimension at its largest, for calls of `tokens` tokens."""
+    """Largest size of every symbolic dimension, for calls of `tokens` tokens."""
     return _sizes(graph, request.max_batch, tokens, request.max_context)
 
 
 def make_profiles(graph: EngineGraph, request: EngineRequest) -> tuple[Profile, ...]:
-    """Prefill and decode. Both range over the same caches, so that one set of buffers serves both.
+    """Make the profiles prefill and decode. Both range over the same caches, so one set of buffers serves both.
 
     A session may allocate caches for less than `max_context`, down to one block of the block-sparse operator.
     """

@@ -1,6 +1,6 @@
-"""GPU recipes: what is known of a GPU that engines are built for, as data in `engines/*.toml`.
+"""GPU recipes: facts about a GPU that engines are built for, as data in `engines/*.toml`.
 
-A file of the key `members` alone is a group: it names recipes, and `--gpu` takes its name for all of them.
+A file with only the key `members` is a group. It names recipes, and `--gpu` takes its name for all of them.
 """
 
 from __future__ import annotations
@@ -73,13 +73,13 @@ class GpuRecipe:
     memory_bytes: _Bytes
     """Total device memory that the driver reports."""
     reserve_bytes: _Bytes
-    """Part of it that is left to the CUDA context, loaded kernels and other programs."""
+    """Part of the memory that is left to the CUDA context, loaded kernels and other programs."""
     memory_gigabytes_per_second: _Number
     """Peak bandwidth of the device memory, decimal."""
     peak_tera_operations_per_second: _Rates
-    """Dense peak rate of the tensor cores by precision; a multiply-add is two operations."""
+    """Dense peak rate of the tensor cores by precision. A multiply-add is two operations."""
     precisions: _Texts
-    """What the GPU can run at all, whether or not this release builds it."""
+    """Precisions that the GPU can run, whether or not this release builds them."""
     default_max_context: _Tokens
     """In tokens, as the next."""
     default_prefill_chunk: _Tokens
@@ -91,39 +91,38 @@ _KEYS = tuple(field.name for field in fields(GpuRecipe) if field.name != "name")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Target:
-    """What `--gpu` names: the GPUs of one engine."""
+    """The GPUs of one engine, as `--gpu` names them."""
 
     name: str
-    """Of the recipe or the group; of a list, its recipes joined by `-`."""
+    """Name of the recipe or the group. For a list, the names of its recipes joined by `-`."""
     gpus: tuple[GpuRecipe, ...]
-    """At least one, each once."""
+    """Recipes of the GPUs, at least one, each once."""
 
     @classmethod
     def of(cls, recipe: GpuRecipe) -> Target:
-        """A single GPU."""
+        """Make a target of a single GPU."""
         return cls(name=recipe.name, gpus=(recipe,))
 
     @property
     def compute_capabilities(self) -> tuple[ComputeCapability, ...]:
-        """Each once, ascending."""
+        """Compute capabilities of the GPUs, each once, ascending."""
         return tuple(sorted({recipe.compute_capability for recipe in self.gpus}))
 
     @property
     def default_max_context(self) -> int:
-        """The largest of the GPUs: smaller ones run the same engine with smaller caches. In tokens."""
+        """The largest default of the GPUs, in tokens. Smaller GPUs run the same engine with smaller caches."""
         return max(recipe.default_max_context for recipe in self.gpus)
 
     @property
     def default_prefill_chunk(self) -> int:
-        """The smallest of the GPUs, whose scratch memory every GPU must hold. In tokens."""
+        """The smallest default of the GPUs, in tokens, because every GPU must hold the scratch memory of a chunk."""
         return min(recipe.default_prefill_chunk for recipe in self.gpus)
 
 
 def load_target(text: str) -> Target:
-    """The target that `--gpu` names.
+    """Load the target that `--gpu` names.
 
-    Args: `text` is the name, alias or path (ending in `.toml`) of a recipe, that of a group, or a list of them with
-        commas between.
+    Args: `text` is the name, alias or path (ending in `.toml`) of a recipe or group, or several with commas between.
     Raises: RequestError for an unknown or repeated name or a missing file, ConfigError naming file and field.
     """
     parts = [part.strip() for part in text.split(",")]
@@ -136,7 +135,7 @@ def load_target(text: str) -> Target:
 
 
 def names_of(recipes: Sequence[GpuRecipe], *, capabilities: bool = False) -> str:
-    """Full names of GPUs for a sentence: `A`, `A and B`, `A, B and C`; with their `(SM86)` if asked for."""
+    """Full names of GPUs for a sentence: `A`, `A and B`, `A, B and C`. With `capabilities`, each has its `(SM86)`."""
     names = [f"{each.gpu} ({each.compute_capability.sm})" if capabilities else each.gpu for each in recipes]
     return " and ".join((*([", ".join(names[:-1])] if names[1:] else []), names[-1]))
 
@@ -154,8 +153,8 @@ def group_paths() -> dict[str, Path]:
 def load_recipe(name_or_path: str) -> GpuRecipe:
     """Load the recipe of one GPU by name or alias, or from a path that ends in `.toml`.
 
-    Raises: RequestError for an unknown name (lists the known ones), a group or a missing file; ConfigError naming file
-        and field.
+    Raises: RequestError for an unknown name (lists the known ones), a group or a missing file, ConfigError naming
+        file and field.
     """
     if name_or_path.endswith(".toml"):
         return read_recipe(Path(name_or_path))
@@ -186,7 +185,7 @@ def read_recipe(path: Path) -> GpuRecipe:
 
 
 def read_members(path: Path) -> tuple[str, ...]:
-    """The recipes that a group's file names; empty for the file of a single GPU.
+    """The recipes that a group's file names. Empty for the file of a single GPU.
 
     Raises: RequestError if it cannot be read, ConfigError naming file and field.
     """

@@ -1,4 +1,4 @@
-"""What came out of a build, to be kept with the plan."""
+"""The report of a build, which is kept with the plan."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ PLUGIN_LAYER = "custom_layer"
 """TensorRT's type of a layer that a plugin computes."""
 
 PRODUCT_LAYERS = ("gemm", "runtime_fusion")
-"""TensorRT's types of layers that are matrix products, alone or with what follows."""
+"""TensorRT's types of layers that are matrix products, alone or with their epilogue."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineReport:
-    """One built engine: what was asked, and what TensorRT reported."""
+    """One built engine: its request, and what TensorRT reported."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     flavour: FlavourName
     tensorrt_version: str
     target: str
-    """What `--gpu` named."""
+    """Name of the target that `--gpu` named."""
     gpus: tuple[str, ...]
-    """Full names of its GPUs."""
+    """Full names of the target's GPUs."""
     compute_capabilities: tuple[str, ...]
-    """As TensorRT stated them after the build, e.g. `12.0`."""
+    """Compute capabilities that TensorRT stated after the build, e.g. `12.0`."""
     precision: Precision
     max_context: int
     prefill_chunk: int
     max_batch: int
     profiles: tuple[Profile, ...]
     inputs: tuple[TensorSpec, ...]
-    """Of the step."""
+    """Inputs of the step."""
     weights: tuple[TensorSpec, ...]
-    """All other inputs."""
+    """All other inputs, which are weights."""
     outputs: tuple[TensorSpec, ...]
     operators: tuple[OperatorNode, ...]
     """Nodes of this project's operators in the graph."""
@@ -52,15 +52,15 @@ class EngineReport:
     activation_bytes: tuple[int, ...]
     """Scratch memory by profile index."""
     constant_bytes: int
-    """Of the constants inside the plan."""
+    """Bytes of the constants inside the plan."""
     plugin_libraries: tuple[str, ...]
     """File names of the plugin libraries inside the plan."""
     memory: MemoryUsage
     """The account with TensorRT's own numbers for constants and activations."""
     parameters: int
-    """Weight elements, inputs and constants."""
+    """Number of weight elements, inputs and constants."""
     quantized_parameters: int
-    """Those of them that are quantised."""
+    """Number of weight elements that are quantised."""
     plan_bytes: int
     build_seconds: float
     """Wall time of the whole build, parsing and writing included."""
@@ -79,8 +79,8 @@ class EngineReport:
     def product_layers(self, profile: int) -> dict[str, FusedLayer]:
         """The layer that computes each matrix product of a profile, by the name of its node in the graph.
 
-        Kernels before and behind a quantised product, for its scales, are told under the product's name too: they are
-        it only where no layer of a product's own type is, as in small models.
+        TensorRT also lists kernels before and behind a quantised product, for its scales, under the product's name.
+        They count only if no layer has a product's own type, as in small models.
         """
         layers = [layer for layer in self.layers if layer.profile == profile]
         found: dict[str, FusedLayer] = {}
@@ -90,13 +90,13 @@ class EngineReport:
         return found
 
     def weights_of(self, layer: FusedLayer) -> tuple[LayerTensor, ...]:
-        """The matrices of weights, or scales of their blocks, that a layer reads: inputs first, then constants."""
+        """The weight matrices, or their block scales, that a layer reads: inputs first, then constants."""
         matrices = {spec.name for spec in self.weights if len(spec.shape) == 2}
         inputs = tuple(tensor for tensor in layer.inputs if tensor.name in matrices)
         return inputs + tuple(tensor for tensor in layer.constants if len(tensor.shape) > 1)
 
     def activations_of(self, layer: FusedLayer) -> tuple[LayerTensor, ...]:
-        """What a layer reads besides weights."""
+        """Tensors that a layer reads besides weights."""
         weights = {spec.name for spec in self.weights}
         return tuple(tensor for tensor in layer.inputs if tensor.name not in weights)
 
@@ -105,7 +105,7 @@ class EngineReport:
         return tuple(layer for layer in self.layers if (layer.profile, layer.type) == (profile, type_))
 
     def write(self, path: Path) -> None:
-        """Write JSON that `read` reads back to an equal report; the file appears whole or not at all."""
+        """Write JSON that `read` reads back to an equal report. The file appears whole or not at all."""
         partial = path.with_name(f"{path.name}.partial")
         try:
             partial.write_bytes(_ADAPTER.dump_json(self, indent=2) + b"\n")
@@ -115,7 +115,7 @@ class EngineReport:
 
     @classmethod
     def read(cls, path: Path) -> EngineReport:
-        """Read what `write` wrote. Raises: BundleError for anything but a report of this version."""
+        """Read a report that `write` wrote. Raises: BundleError for anything but a report of this version."""
         try:
             return _ADAPTER.validate_json(path.read_bytes())
         except ValidationError as error:

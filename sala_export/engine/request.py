@@ -1,4 +1,4 @@
-"""What an engine is asked to be."""
+"""The request for an engine: GPUs, precision and sizes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..specs import QUANTIZED_PRECISIONS, Precision, format_tokens
 from .recipe import GpuRecipe, Target, names_of
 
 MAX_BATCH = 256
-"""Kernels put batch times heads into a grid dimension of at most 65535."""
+"""Largest batch. Kernels put batch times heads into a grid dimension of at most 65535."""
 
 BUILT_PRECISIONS = (Precision.BF16, Precision.FP16, *QUANTIZED_PRECISIONS)
 """Precisions that this release builds engines of."""
@@ -22,23 +22,23 @@ _NEAREST = {
     Precision.INT4: (Precision.NVFP4, Precision.INT8, Precision.FP8),
     Precision.NVFP4: (Precision.FP8, Precision.INT8, Precision.INT4),
 }
-"""What comes nearest to a quantised precision in speed, best first; after these the 16-bit types."""
+"""Precisions nearest in speed to a quantised one, best first. The 16-bit types come after these."""
 
 
 class FlavourName(StrEnum):
-    """Which TensorRT builds the engine."""
+    """Names of the TensorRT that builds the engine."""
 
     AUTO = "auto"
-    """TensorRT for RTX: it needs no GPU to build."""
+    """TensorRT for RTX, because it needs no GPU to build."""
     RTX = "rtx"
     """TensorRT for RTX."""
     TENSORRT = "tensorrt"
-    """TensorRT proper: builds on and for the GPU of this machine."""
+    """TensorRT proper, which builds on the GPU of this machine, for that GPU."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineRequest:
-    """One engine: for which GPUs, in what precision, of which sizes.
+    """One engine to build: its GPUs, its precision and its sizes.
 
     Raises: RequestError or UnsupportedError naming the command-line option that is wrong.
     """
@@ -46,11 +46,11 @@ class EngineRequest:
     target: Target
     precision: Precision = Precision.BF16
     max_context: int
-    """Tokens that the caches hold at most."""
+    """Largest number of tokens that the caches hold."""
     prefill_chunk: int
-    """Tokens that one call of the engine takes at most."""
+    """Largest number of tokens that one call of the engine takes."""
     max_batch: int = 1
-    """Sequences that one call takes at most."""
+    """Largest number of sequences that one call takes."""
     flavour: FlavourName = FlavourName.AUTO
 
     def __post_init__(self) -> None:
@@ -81,9 +81,9 @@ class EngineRequest:
         max_batch: int = 1,
         flavour: FlavourName = FlavourName.AUTO,
     ) -> EngineRequest:
-        """A request from command-line options; what is None comes from the recipes.
+        """Make a request from command-line options. An option that is None comes from the recipes.
 
-        The recipes' chunk gives way to a smaller context; a chunk that was asked for does not.
+        If the context is smaller than the recipes' chunk, the chunk shrinks. A chunk that you ask for does not.
         """
         context = target.default_max_context if max_context is None else max_context
         return cls(
@@ -97,9 +97,9 @@ class EngineRequest:
 
 
 def require_precision(name: str, target: Target) -> Precision:
-    """The precision of this name, if all GPUs of the target run it and this release builds it.
+    """Return the precision of this name, if all GPUs of the target run it and this release builds it.
 
-    Raises: UnsupportedError saying which of the two fails, with the best that there is instead.
+    Raises: UnsupportedError saying which of the two fails, and the best precision to use instead.
     """
     precision = name.lower()
     known = next((each for each in Precision if each == precision), None)

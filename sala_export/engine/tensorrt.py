@@ -1,4 +1,4 @@
-"""TensorRT proper: times kernels while it builds, on and for the GPU of this machine."""
+"""TensorRT proper, which times kernels while it builds, on the GPU of this machine and for it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
 
 
 def present_capability() -> ComputeCapability | None:
-    """Compute capability of the first CUDA device, as the driver reports it; None without a driver or a device."""
+    """Compute capability of the first CUDA device, as the driver reports it. None without a driver or a device."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -34,14 +34,14 @@ def present_capability() -> ComputeCapability | None:
 
 @dataclass(frozen=True, slots=True)
 class TensorRT:
-    """The flavour of `tensorrt`; see `flavour.Flavour`."""
+    """The flavour `tensorrt`. See `flavour.Flavour`."""
 
     name = FlavourName.TENSORRT
     title = "TensorRT"
     present: Callable[[], ComputeCapability | None] = present_capability
 
     def check(self, target: Target) -> None:
-        """Refuse another GPU than the one that is here. Raises: UnsupportedError."""
+        """Refuse any GPU but that of this machine. Raises: UnsupportedError."""
         wanted, names = target.compute_capabilities, names_of(target.gpus)
         if len(wanted) > 1:
             raise UnsupportedError(
@@ -70,10 +70,10 @@ class TensorRT:
             ) from None
 
     def set_targets(self, trt: Any, config: Any, capabilities: Sequence[ComputeCapability]) -> None:
-        """The target is the GPU of this machine, which `check` compared with the recipe."""
+        """Do nothing: the target is the GPU of this machine, which `check` compared with the recipe."""
 
     def targets(self, config: Any) -> tuple[ComputeCapability, ...]:
-        """The GPU of this machine. Raises: UnsupportedError if it is gone since `check`."""
+        """Return the capability of this machine's GPU. Raises: UnsupportedError if it is gone since `check`."""
         here = self.present()
         if here is None:
             raise UnsupportedError("the GPU of this machine cannot be reached any more: see the driver's log")

@@ -1,4 +1,4 @@
-"""TensorRT for RTX: builds ahead of time, for GPUs that need not be present."""
+"""TensorRT for RTX, which builds for GPUs that need not be present."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .request import FlavourName
 
 
 class TensorRTForRTX:
-    """The flavour of `tensorrt_rtx`; see `flavour.Flavour`."""
+    """The flavour `rtx`. See `flavour.Flavour`."""
 
     name = FlavourName.RTX
     title = "TensorRT for RTX"
 
     def check(self, target: Target) -> None:
-        """Nothing to check before the library is loaded: its list of targets is in `set_targets`."""
+        """Do nothing: `set_targets` checks the targets, once the library is loaded."""
 
     def load(self) -> Any:
-        """Import `tensorrt_rtx`. Raises: UnsupportedError; BuildError if this package is not installed in full."""
+        """Import `tensorrt_rtx`. Raises: UnsupportedError, or BuildError if this package is not installed in full."""
         try:
             module = importlib.import_module("tensorrt_rtx")
         except ImportError as error:
@@ -37,7 +37,7 @@ class TensorRTForRTX:
         return module
 
     def set_targets(self, trt: Any, config: Any, capabilities: Sequence[ComputeCapability]) -> None:
-        """Ask for compute capabilities. Raises: UnsupportedError listing those that there are."""
+        """Ask for compute capabilities. Raises: UnsupportedError listing those that TensorRT knows."""
         targets = trt.ComputeCapability.__members__
         for capability in capabilities:
             if capability.sm not in targets:
@@ -51,6 +51,6 @@ class TensorRTForRTX:
             config.set_compute_capability(targets[capability.sm], index)
 
     def targets(self, config: Any) -> tuple[ComputeCapability, ...]:
-        """The configuration's targets."""
+        """Return the targets of a builder configuration."""
         found = (config.get_compute_capability(index) for index in range(config.num_compute_capabilities))
         return tuple(ComputeCapability.from_sm(capability.name) for capability in found)

@@ -1,7 +1,7 @@
 """The process that a build runs in: `python -m sala_export.engine.worker PIPE_FD PARENT_PID`.
 
-A build may abort inside a native library, and gives little of its memory back. In a process of its own neither reaches
-the caller.
+A build may abort inside a native library, and frees little of its memory. A process of its own keeps both from the
+caller.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(arguments: list[str]) -> int:
-    """Run the job on stdin. Returns the exit status: 0 when the last line of the pipe says how the build ended."""
+    """Run the job on stdin. Returns 0 if the last line of the pipe says how the build ended."""
     descriptor, parent = arguments
     die_with_parent(int(parent))
     job = BuildJob.from_json(sys.stdin.buffer.read())
@@ -63,7 +63,7 @@ def _run(job: BuildJob, progress: ProgressCallback) -> BuildResult:
 
 
 def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends in any way."""
+    """Make the operating system kill this process when its parent ends in any way."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         sys.exit("the parent process has ended")
@@ -72,7 +72,7 @@ def die_with_parent(parent: int) -> None:
 def peak_resident_bytes() -> int:
     """Largest resident memory of this process so far.
 
-    Not from getrusage: its figure survives exec, so that a large parent would be counted.
+    It is not from getrusage, whose figure survives exec, so that a large parent would be counted.
     """
     status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     match = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)

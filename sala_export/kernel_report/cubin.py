@@ -1,4 +1,4 @@
-"""What a cubin needs and holds, from NVIDIA's own tools, which come with Triton."""
+"""Reads what a cubin needs and holds, with NVIDIA's own tools, which come with Triton."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _TENSOR_CORE = re.compile(r"\b(HMMA|HGMMA)\.(\w+)")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CubinFacts:
-    """Per thread: registers, stack and spills. Per block: shared memory that is not asked for at launch."""
+    """Facts about a cubin: registers, stack and spills of a thread, and the static shared memory of a block."""
 
     registers: int
     stack_bytes: int
     static_shared_bytes: int
     spill_instructions: int
-    """Loads and stores of local memory."""
+    """Number of loads and stores of local memory."""
     tensor_core_instructions: int
     """`HMMA.16816` and `HGMMA` of the loop that has the most, per warp and turn; 0 without such a loop."""
     uses_warp_groups: bool
@@ -31,11 +31,11 @@ class CubinFacts:
     register_operands: int
     """`HGMMA` with operand A in registers."""
     overwritten_operands: tuple[str, ...]
-    """What may write these registers too early; none in right code."""
+    """Instructions that may write these registers too early. There are none in correct code."""
 
 
 def read_cubin(cubin: bytes) -> CubinFacts:
-    """Resources as `cuobjdump -res-usage` gives them, and the instructions of `nvdisasm`.
+    """Read resources with `cuobjdump -res-usage`, and instructions with `nvdisasm`.
 
     Raises: BuildError if Triton came without these tools, or they fail.
     """
@@ -63,7 +63,7 @@ def read_cubin(cubin: bytes) -> CubinFacts:
 
 
 def disassemble(cubin: bytes) -> str:
-    """What `nvdisasm -c` prints. Raises: BuildError as `read_cubin`."""
+    """Return the output of `nvdisasm -c`. Raises: BuildError as `read_cubin`."""
     import triton
 
     return _run(triton.knobs.nvidia.nvdisasm.path, "-c", cubin)

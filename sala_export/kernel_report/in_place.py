@@ -36,7 +36,7 @@ class Access:
     """The pointers among the kernel's arguments that the address comes from."""
     shape: tuple[int, ...]
     threads: tuple[Basis, ...]
-    """Of lanes and warps; a scalar is loaded by all threads."""
+    """Bases of lanes and warps. A scalar is loaded by all threads."""
 
     @property
     def has_copies(self) -> bool:

@@ -1,4 +1,4 @@
-"""Every shipped kernel with what it needs of a GPU, known without one."""
+"""Reports what every shipped kernel needs of a GPU, without a GPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .tensor_cores import instructions_per_warp
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KernelReport:
-    """One cubin."""
+    """Report on one cubin."""
 
     shipped: ShippedKernel
     facts: CubinFacts
@@ -24,7 +24,7 @@ class KernelReport:
 
     @property
     def shared_bytes(self) -> int:
-        """Of a block, static and dynamic."""
+        """Shared memory of a block, static and dynamic."""
         return _shared_bytes(self.shipped, self.facts)
 
     @property
@@ -34,7 +34,7 @@ class KernelReport:
 
     @property
     def occupancy(self) -> float:
-        """Of the warps that a multiprocessor can hold."""
+        """Share of the warps that a multiprocessor can hold."""
         return self.warps / AOT_ARCHITECTURES[self.shipped.sm].warps
 
     @property

@@ -1,4 +1,4 @@
-"""The cubins of the installed plugin library, which are what engines run, with what the library says of them."""
+"""Finds the cubins of the installed plugin library, which engines run, and what the library says about them."""
 
 from __future__ import annotations
 

@@ -14,16 +14,10 @@ from torch.nn import functional
 
 from ..checkpoint.mapped_tensor import map_tensor
 from ..checkpoint.quantized_weights import QuantizedWeight
-from ..numerics.number_formats import E2M1_MAX, E4M3_MAX, INT8_MAX
+from ..numerics.number_formats import E4M3_MAX
 from ..numerics.rounding import round_e4m3, round_int8
 from ..numerics.weights import dequantize, nvfp4_codes, nvfp4_values
 from ..specs import Precision
-
-_LARGEST_CODE = {
-    Precision.FP8: E4M3_MAX,
-    Precision.INT8: INT8_MAX,
-    Precision.NVFP4: E4M3_MAX * E2M1_MAX,
-}
 
 
 def fake_quantize(x: Tensor, precision: Precision, scale: Tensor | float) -> Tensor:
@@ -57,6 +51,8 @@ class EmulatedLinear(nn.Module):
     def __init__(self, weight: QuantizedWeight, device: str | torch.device = "cpu") -> None:
         super().__init__()
         self.precision = weight.precision
+        # The e4m3 scale of a group multiplies its codes.
+        self._largest_code = weight.scheme.largest * (E4M3_MAX if weight.scheme.group else 1.0)
         self.out_features, self.in_features = weight.shape
         self.global_scale, self.input_scale = weight.global_scale, weight.input_scale
         self.register_buffer("codes", map_tensor(weight.data).to(device), persistent=False)
@@ -65,7 +61,7 @@ class EmulatedLinear(nn.Module):
     @property
     def input_limit(self) -> float | None:
         """The largest magnitude that inputs keep; None if they are not quantised."""
-        return None if self.input_scale is None else self.input_scale * _LARGEST_CODE[self.precision]
+        return None if self.input_scale is None else self.input_scale * self._largest_code
 
     def forward(self, x: Tensor) -> Tensor:
         weight = dequantize(self.precision, self.codes, self.scale, self.global_scale)

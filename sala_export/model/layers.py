@@ -5,17 +5,20 @@ B batch, T tokens of the chunk, H hidden size. Module and parameter names are th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..checkpoint.config import Mixer, SalaConfig
+from ..checkpoint.keymap import MIXER_MODULES, mixer_shapes
+from ..ops.common.torch_contract import TorchOperator
 from ..ops.infllmv2_attention.torch_op import infllmv2_attention_
 from ..ops.lightning_attention.torch_op import lightning_attention
-from .attributes import operator_attributes
 from .half_precision import gated_product, stream_scale
+from .mixers import MIXERS
 
 Cache = tuple[Tensor, ...]
 """Tensors of one layer in the order of `signature.py`: `(state,)` or `(key, value, k1, k2)`."""
@@ -31,6 +34,16 @@ class StepInputs:
     """int32 [B]"""
     rope_cos_sin: Tensor
     """fp32 [B, T, head_dim]"""
+
+    def named(self) -> dict[str, Tensor]:
+        """The tensors by the operators' names for them."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+
+_OPERATORS: Mapping[str, TorchOperator[Any]] = {
+    operator.contract.name: operator for operator in (lightning_attention, infllmv2_attention_)
+}
+"""By contract. An operator gives its outputs, or the first alone if it updates its caches in place."""
 
 
 class RMSNorm(nn.Module):
@@ -58,11 +71,6 @@ class Linear(nn.Linear):
         super().__init__(in_features, out_features, bias=False)
 
 
-def packed(x: Tensor, projections: Sequence[nn.Module]) -> Tensor:
-    """Several projections of one input, side by side along the output."""
-    return torch.cat([projection(x) for projection in projections], dim=-1)
-
-
 class MLP(nn.Module):
     """`down(silu(gate x) * up x)`, in the unit of the residual stream."""
 
@@ -77,54 +85,33 @@ class MLP(nn.Module):
         return hidden
 
 
-class LightningMixer(nn.Module):
-    """Linear attention with constant decay; cache `(state,)`."""
+class TokenMixer(nn.Module):
+    """The packed projection, the operator of a mixer and the output projection."""
 
-    def __init__(self, config: SalaConfig) -> None:
+    o_proj: Linear
+
+    def __init__(self, config: SalaConfig, mixer: Mixer) -> None:
         super().__init__()
-        width = config.num_attention_heads * config.head_dim
-        self.q_proj = Linear(config.hidden_size, width)
-        self.k_proj = Linear(config.hidden_size, width)
-        self.v_proj = Linear(config.hidden_size, width)
-        self.z_proj = Linear(config.hidden_size, width)
-        self.o_proj = Linear(width, config.hidden_size)
-        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
-        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
-        self.o_norm = RMSNorm(width, config.rms_norm_eps)
-        self.attributes = operator_attributes(config, Mixer.LIGHTNING)
+        self.kind, self.roles = MIXERS[mixer], MIXER_MODULES[mixer]
+        self.attributes = self.kind.attributes(config)
+        for role, shape in mixer_shapes(config, mixer).items():
+            module = RMSNorm(shape[0], config.rms_norm_eps) if len(shape) == 1 else Linear(shape[1], shape[0])
+            self.add_module(role, module)
 
     def forward(self, x: Tensor, cache: Cache, step: StepInputs) -> tuple[Tensor, Cache]:
-        projections = (self.q_proj, self.k_proj, self.v_proj, self.z_proj)
-        y, state = lightning_attention(
-            packed(x, projections),
-            self.q_norm.weight,
-            self.k_norm.weight,
-            self.o_norm.weight,
-            step.rope_cos_sin,
-            *cache,
-            **self.attributes,
-        )
-        return self.o_proj(y), (state,)
+        projections = torch.cat([self.get_submodule(role)(x) for role in self.roles.packed], dim=-1)
+        y, cache = self.operate(self.operator_inputs(projections, cache, step.named()), cache)
+        return self.o_proj(y), cache
 
+    def operator_inputs(self, packed: Tensor, cache: Cache, others: Mapping[str, Tensor]) -> list[Tensor]:
+        """What the operator takes, in its order. Args: `others`, the inputs of the step by name, and any more."""
+        norms = {norm: self.get_parameter(f"{norm}.weight") for norm in self.roles.norms}
+        return self.kind.inputs(packed, cache, {**others, **norms})
 
-class SparseMixer(nn.Module):
-    """InfLLM-v2 attention; cache `(key, value, k1, k2)`, updated in place."""
-
-    def __init__(self, config: SalaConfig) -> None:
-        super().__init__()
-        width = config.num_attention_heads * config.head_dim
-        kv_width = config.num_key_value_heads * config.head_dim
-        self.q_proj = Linear(config.hidden_size, width)
-        self.k_proj = Linear(config.hidden_size, kv_width)
-        self.v_proj = Linear(config.hidden_size, kv_width)
-        self.o_gate = Linear(config.hidden_size, width)
-        self.o_proj = Linear(width, config.hidden_size)
-        self.attributes = operator_attributes(config, Mixer.SPARSE)
-
-    def forward(self, x: Tensor, cache: Cache, step: StepInputs) -> tuple[Tensor, Cache]:
-        projections = (self.q_proj, self.k_proj, self.v_proj, self.o_gate)
-        inputs = (packed(x, projections), step.past_length, step.context_length, *cache)
-        return self.o_proj(infllmv2_attention_(*inputs, **self.attributes)), cache
+    def operate(self, inputs: Sequence[Tensor], cache: Cache) -> tuple[Tensor, Cache]:
+        """What the operator gives of `operator_inputs`, and the cache after it; it may be `cache`, updated in place."""
+        given = _OPERATORS[self.kind.contract.name](*inputs, **self.attributes)
+        return (given, cache) if isinstance(given, Tensor) else (given[0], given[1:])
 
 
 class DecoderLayer(nn.Module):
@@ -132,7 +119,7 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: SalaConfig, mixer: Mixer) -> None:
         super().__init__()
-        self.self_attn = LightningMixer(config) if mixer is Mixer.LIGHTNING else SparseMixer(config)
+        self.self_attn = TokenMixer(config, mixer)
         self.mlp = MLP(config)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)

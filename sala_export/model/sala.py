@@ -1,4 +1,4 @@
-"""MiniCPM-SALA as an `nn.Module`: the whole-context form that users call and the cached step of runtimes."""
+"""MiniCPM-SALA as an `nn.Module`: `forward` for whole contexts, and the cached `step` of runtimes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .signature import cache_sizes, signature
 
 
 class SalaModel(nn.Module):
-    """Embedding, decoder layers and final norm; parameter names as in the checkpoint under `model.`."""
+    """Embedding, decoder layers and final norm. Parameters have their names in the checkpoint, below `model.`."""
 
     def __init__(self, config: SalaConfig) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class SalaModel(nn.Module):
     def forward(
         self, input_ids: Tensor, step: StepInputs, caches: Sequence[Cache], last_only: bool
     ) -> tuple[Tensor, list[Cache]]:
-        """Normed hidden rows [B, T, H], or [B, H] of the last token, and the updated caches by layer."""
+        """Compute normed hidden rows [B, T, H], or [B, H] of the last token. Returns them and the caches by layer."""
         rows = self.embed_tokens(input_ids)
         hidden = rows * (self.scale_emb * stream_scale(rows.dtype))
         updated: list[Cache] = []
@@ -44,7 +44,7 @@ class SalaModel(nn.Module):
 class SalaForCausalLM(nn.Module):
     """The language model.
 
-    `forward` takes a whole context. `step` takes one chunk and the caches of everything before it; any split of a
+    `forward` takes a whole context. `step` takes one chunk and the caches of everything before it. Any split of a
     context into chunks gives the same logits, to rounding, as long as `context_length` is the same.
     """
 
@@ -60,7 +60,7 @@ class SalaForCausalLM(nn.Module):
     def from_pretrained(
         cls, path: str | Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
     ) -> SalaForCausalLM:
-        """Load a checkpoint directory; `dtype` defaults to the checkpoint's own.
+        """Load a checkpoint directory. `dtype` defaults to the checkpoint's own.
 
         On the CPU and in the checkpoint's dtype the weights stay memory-mapped files. Products of a quantised
         checkpoint are emulated: they round as an engine's do, and take longer.
@@ -83,7 +83,7 @@ class SalaForCausalLM(nn.Module):
         return self.lm_head.weight.dtype
 
     def new_caches(self, batch: int, capacity: int) -> list[Cache]:
-        """Empty caches by layer for `capacity` tokens, in the layout of `signature.py`."""
+        """Make empty caches by layer for `capacity` tokens, in the layout of `signature.py`."""
         device = self.lm_head.weight.device
         sizes = cache_sizes(self.config, capacity, batch)
         caches: list[list[Tensor]] = [[] for _ in self.config.mixer_types]
@@ -93,7 +93,7 @@ class SalaForCausalLM(nn.Module):
         return [tuple(cache) for cache in caches]
 
     def rope(self, past_length: Tensor, tokens: int) -> Tensor:
-        """`rope_cos_sin` of the next `tokens` positions, fp32 [B, T, head_dim]."""
+        """Compute `rope_cos_sin` of the next `tokens` positions, fp32 [B, T, head_dim]."""
         inv_freq = inv_freq_tensor(self.config.rope_theta, self.config.head_dim).to(past_length.device)
         positions = past_length[:, None] + torch.arange(tokens, device=past_length.device)
         return rope_cos_sin(positions, inv_freq)
@@ -116,7 +116,7 @@ class SalaForCausalLM(nn.Module):
         return self._run(input_ids, past_length, context_length, rope_cos_sin, caches, last_only=True)
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """fp32 logits [B, T, V] of a whole context, input_ids int64 [B, T]."""
+        """Compute fp32 logits [B, T, V] of a whole context, input_ids int64 [B, T]."""
         batch, tokens = input_ids.shape
         past_length = torch.zeros(batch, dtype=torch.int32, device=input_ids.device)
         rope = self.rope(past_length, tokens)

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..checkpoint.config import Mixer, SalaConfig
+from ..checkpoint.config import SalaConfig
+from ..ops.common.contract import ACTIVATION, Tensor
+from ..ops.common.expr import evaluate
 from ..specs import DType, TensorSpec
+from .mixers import MIXERS, MixerKind
 
 INPUT_IDS = "input_ids"
 PAST_LENGTH = "past_length"
@@ -32,6 +35,8 @@ CAPACITY_K1 = "capacity_k1"
 CAPACITY_K2 = "capacity_k2"
 """Compressed keys that the caches can hold."""
 SYMBOLIC_DIMENSIONS = (BATCH, TOKENS, CAPACITY, CAPACITY_K1, CAPACITY_K2)
+_OF_OPERATORS = dict(zip(("B", "T", "C", "C1", "C2"), SYMBOLIC_DIMENSIONS, strict=True))
+"""By the operators' names for them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,26 +69,17 @@ class Signature:
 
 def signature(config: SalaConfig, dtype: DType) -> Signature:
     """The step signature of a model whose activations have type `dtype`."""
-    heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     caches: list[CacheEntry] = []
     for layer, mixer in enumerate(config.mixer_types):
-        roles: dict[str, tuple[DType, tuple[int | str, ...]]]
-        if mixer is Mixer.LIGHTNING:
-            roles = {"state": (DType.FLOAT32, (BATCH, heads, dim, dim))}
-        else:
-            roles = {
-                "key": (dtype, (BATCH, kv_heads, CAPACITY, dim)),
-                "value": (dtype, (BATCH, kv_heads, CAPACITY, dim)),
-                "k1": (dtype, (BATCH, kv_heads, CAPACITY_K1, dim)),
-                "k2": (dtype, (BATCH, kv_heads, CAPACITY_K2, dim)),
-            }
-        for role, (role_dtype, shape) in roles.items():
+        kind = MIXERS[mixer]
+        for role, tensor in zip(kind.cache_roles, kind.caches, strict=True):
+            spec = operator_tensor(kind, tensor, config, dtype)
             caches.append(
                 CacheEntry(
                     layer=layer,
                     role=role,
-                    past=TensorSpec(f"{PAST}{layer}.{role}", role_dtype, shape),
-                    present=TensorSpec(f"{PRESENT}{layer}.{role}", role_dtype, shape),
+                    past=TensorSpec(f"{PAST}{layer}.{role}", spec.dtype, spec.shape),
+                    present=TensorSpec(f"{PRESENT}{layer}.{role}", spec.dtype, spec.shape),
                 )
             )
     return Signature(
@@ -91,11 +87,18 @@ def signature(config: SalaConfig, dtype: DType) -> Signature:
             TensorSpec(INPUT_IDS, DType.INT64, (BATCH, TOKENS)),
             TensorSpec(PAST_LENGTH, DType.INT32, (BATCH,)),
             TensorSpec(CONTEXT_LENGTH, DType.INT32, (BATCH,)),
-            TensorSpec(ROPE_COS_SIN, DType.FLOAT32, (BATCH, TOKENS, dim)),
+            TensorSpec(ROPE_COS_SIN, DType.FLOAT32, (BATCH, TOKENS, config.head_dim)),
         ),
         logits=TensorSpec(LOGITS, DType.FLOAT32, (BATCH, config.vocab_size)),
         caches=tuple(caches),
     )
+
+
+def operator_tensor(kind: MixerKind, tensor: Tensor, config: SalaConfig, dtype: DType) -> TensorSpec:
+    """A tensor of a mixer's operator in a model whose activations have type `dtype`."""
+    sizes = kind.sizes(config)
+    shape = tuple(_OF_OPERATORS.get(extent) or evaluate(extent, sizes) for extent in tensor.shape)
+    return TensorSpec(tensor.name, dtype if tensor.dtype == ACTIVATION else DType(tensor.dtype), shape)
 
 
 def cache_sizes(config: SalaConfig, capacity: int, batch: int = 1) -> dict[str, int]:

@@ -22,7 +22,7 @@ from ..checkpoint.keymap import EMBEDDING, LM_HEAD, packed_name, weights
 from ..checkpoint.quantized_weights import QuantizedWeight
 from ..checkpoint.reader import Checkpoint
 from ..model.signature import Signature, signature
-from ..specs import DType, Precision, TensorSpec
+from ..specs import DType, TensorSpec
 from .fake_quantization import rounded, rounded_nvfp4
 from .graph_builder import OPSET, QUANTIZED_OPSET, GraphBuilder, shape_of
 from .products import Names, add_scaled, split_product
@@ -101,12 +101,12 @@ class CpuForm:
         quantized = [self._checkpoint.quantized[name] for name in names if name in self._checkpoint.quantized]
         if not quantized or quantized[0].input_scale is None:
             return x
-        precision = quantized[0].precision
-        if precision is Precision.NVFP4:
+        dtype = quantized[0].scheme.input_type
+        if dtype is None or quantized[0].scheme.group:
             return rounded_nvfp4(self.graph, x, quantized[0].input_scale)
         spec = TensorSpec(f"{packed_name(names).removesuffix('.weight')}.input_scale", DType.FLOAT32, (1,))
         scale = self._input(spec, *(WeightPart(tensor=weight.input_scale_name) for weight in quantized))
-        return rounded(self.graph, x, precision, scale)
+        return rounded(self.graph, x, dtype, scale)
 
 
 def dequantized_part(weight: QuantizedWeight) -> WeightPart:

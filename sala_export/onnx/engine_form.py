@@ -19,7 +19,7 @@ from ..checkpoint.keymap import EMBEDDING, FINAL_NORM, packed_name
 from ..checkpoint.quantized_weights import QuantizedWeight
 from ..checkpoint.reader import Checkpoint
 from ..model.signature import Signature, signature
-from ..specs import CODE_TYPES, DType, Precision, TensorSpec
+from ..specs import DType, Precision, TensorSpec
 from .engine_constants import Arrays, EngineConstants, int4_columns, scale_columns
 from .graph_builder import IR_TYPES, OPSET, QUANTIZED_OPSET, GraphBuilder, shape_of
 from .nvfp4 import NVFP4_BLOCK, nvfp4_input
@@ -31,7 +31,7 @@ ENGINE_GRAPH_FILE = "engine.onnx"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WrittenEngineGraph:
-    """What `engine.onnx` takes, gives and holds."""
+    """Description of `engine.onnx`: its inputs, outputs and constants."""
 
     step: Signature
     weights: tuple[WeightInput, ...]
@@ -123,9 +123,9 @@ class EngineForm:
 
     def _scaled_product(self, rows: ir.Value, weights: Sequence[QuantizedWeight]) -> ir.Value:
         """fp8 and int8: a product of codes, rounded to `dtype` and then multiplied by both scales in fp32."""
-        graph, name, codes = self.graph, _module(weights), CODE_TYPES[weights[0].precision]
+        graph, name = self.graph, _module(weights)
         steps = graph.node("Div", [graph.cast(rows, DType.FLOAT32), self._input_scale(weights)])
-        one, stored = graph.number(1.0, DType.FLOAT32), IR_TYPES[codes]
+        one, stored = graph.number(1.0, DType.FLOAT32), IR_TYPES[_code_type(weights)]
         quantized = graph.node("QuantizeLinear", [steps, one], {"output_dtype": int(stored)}, dtype=stored)
         weight = self._codes(weights)
         product = self._gemm(self._dequantized(quantized, one), self._dequantized(weight, one))
@@ -217,7 +217,7 @@ class EngineForm:
 
     def _codes(self, weights: Sequence[QuantizedWeight]) -> ir.Value:
         """Quantised weights as one input."""
-        spec = TensorSpec(f"{_module(weights)}.weight", CODE_TYPES[weights[0].precision], _packed_shape(weights))
+        spec = TensorSpec(f"{_module(weights)}.weight", _code_type(weights), _packed_shape(weights))
         return self._input(spec, [WeightPart(tensor=weight.data_name) for weight in weights])
 
     def _input_scale(self, weights: Sequence[QuantizedWeight]) -> ir.Value:
@@ -235,6 +235,13 @@ class EngineForm:
 def _module(weights: Sequence[QuantizedWeight]) -> str:
     """`model.layers.0.self_attn.q_proj+k_proj+v_proj`"""
     return packed_name(tuple(weight.name for weight in weights)).removesuffix(".weight")
+
+
+def _code_type(weights: Sequence[QuantizedWeight]) -> DType:
+    """Type of codes that are an input."""
+    dtype = weights[0].scheme.input_type
+    assert dtype is not None
+    return dtype
 
 
 def _packed_shape(weights: Sequence[QuantizedWeight]) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from ..specs import CODE_TYPES, DType, Precision
+from ..specs import DType
 from .graph_builder import IR_TYPES, GraphBuilder, shape_of
 from .nvfp4 import NVFP4_BLOCK
 
@@ -13,12 +13,12 @@ _LEAST_SCALE = 1e-30
 """In place of a scale of zero, whose numbers come out as zero: they are multiplied by that scale again."""
 
 
-def rounded(graph: GraphBuilder, x: ir.Value, precision: Precision, scale: ir.Value) -> ir.Value:
+def rounded(graph: GraphBuilder, x: ir.Value, dtype: DType, scale: ir.Value) -> ir.Value:
     """The numbers that a product of fp8 or int8 sees of its input: fp32 [batch, tokens, in].
 
-    Args: `scale` fp32 [1].
+    Args: `dtype` of the codes; `scale` fp32 [1].
     """
-    stored = IR_TYPES[CODE_TYPES[precision]]
+    stored = IR_TYPES[dtype]
     codes = graph.node("QuantizeLinear", [x, scale], {"output_dtype": int(stored)}, dtype=stored)
     return graph.node("DequantizeLinear", [codes, scale], dtype=ir.DataType.FLOAT)
 

@@ -15,17 +15,11 @@ from ..checkpoint.keymap import EMBEDDING
 from ..checkpoint.quantized_weights import QuantizedWeight
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.tensor_location import TensorLocation
-from ..specs import CODE_TYPES, DType, Precision
+from ..specs import DType, Precision
 from .graph_builder import IR_TYPES, OPSET, QUANTIZED_OPSET, GraphBuilder, Shape, shape_of
 from .nvfp4 import nvfp4_input
 from .products import Names, add_scaled, split_product
 
-_STORED_TYPES = {
-    Precision.INT4: ir.DataType.UINT4,
-    **{precision: IR_TYPES[dtype] for precision, dtype in CODE_TYPES.items()},
-}
-"""ONNX type of quantised numbers."""
-_SCALE_TYPES = {Precision.INT4: ir.DataType.BFLOAT16, Precision.NVFP4: ir.DataType.FLOAT8E4M3FN}
 _INT4_ZERO = 8
 
 
@@ -102,7 +96,7 @@ class ModelForm:
         graph = self.graph
         if weight.input_scale is None:
             return x
-        stored, dtype = _STORED_TYPES[weight.precision], IR_TYPES[self.dtype]
+        stored, dtype = _stored_type(weight), IR_TYPES[self.dtype]
         if weight.precision is Precision.NVFP4:
             return nvfp4_input(graph, x, graph.number(weight.input_scale, DType.FLOAT32))
         factor = self._scalar(weight, weight.input_scale_name)
@@ -112,11 +106,11 @@ class ModelForm:
     def _dequantized(self, weight: QuantizedWeight) -> ir.Value:
         """The weight [out, in] in `dtype`."""
         graph, dtype = self.graph, IR_TYPES[self.dtype]
-        codes = self._external(weight.data_name, weight.data, _STORED_TYPES[weight.precision], weight.shape)
+        codes = self._external(weight.data_name, weight.data, _stored_type(weight), weight.shape)
         attributes: dict[str, int] = {"output_dtype": int(dtype)}
         inputs = [codes]
-        if weight.precision in (Precision.INT4, Precision.NVFP4):
-            scale = self._external(weight.scale_name, weight.scale, _SCALE_TYPES[weight.precision], weight.scale_shape)
+        if weight.scheme.group:
+            scale = self._external(weight.scale_name, weight.scale, IR_TYPES[weight.scale.dtype], weight.scale_shape)
             attributes = {"axis": 1, "block_size": weight.shape[1] // weight.scale_shape[1]}
             if weight.precision is Precision.INT4:
                 inputs += [scale, self._zero_points(weight.scale_shape)]
@@ -152,3 +146,9 @@ class ModelForm:
                 stored = ir.DataType.UINT4
                 self._zeros[shape] = self.graph.node("Cast", [wide], {"to": int(stored)}, dtype=stored)
         return self._zeros[shape]
+
+
+def _stored_type(weight: QuantizedWeight) -> ir.DataType:
+    """ONNX type of its codes."""
+    dtype = weight.scheme.input_type
+    return ir.DataType.UINT4 if dtype is None else IR_TYPES[dtype]

@@ -11,7 +11,7 @@ NVFP4_BLOCK = 16
 
 
 def nvfp4_input(graph: GraphBuilder, x: ir.Value, factor: ir.Value) -> ir.Value:
-    """What a product sees of `x` [..., in], in its type: e2m1 numbers in blocks of 16 with an e4m3 scale each.
+    """Quantise `x` [..., in] for a product: e2m1 numbers in blocks of 16 with an e4m3 scale each, in the type of `x`.
 
     Args: `factor`, a constant fp32 [] that the scales are multiplied by.
     """

@@ -10,13 +10,11 @@ from typing import Protocol
 
 import onnx_ir as ir
 
-from ..checkpoint.config import Mixer, SalaConfig
-from ..checkpoint.keymap import EMBEDDING, FINAL_NORM, LM_HEAD, PACKED_ROLES
-from ..model.attributes import operator_attributes
+from ..checkpoint.config import SalaConfig
+from ..checkpoint.keymap import EMBEDDING, FINAL_NORM, LM_HEAD, MIXER_MODULES, layer_packs
+from ..model.mixers import MIXERS, MixerKind
 from ..model.signature import INPUT_IDS, CacheEntry, signature
 from ..model.stream_unit import stream_unit
-from ..ops.common.contract import Contract
-from ..ops.registry import INFLLMV2_ATTENTION, LIGHTNING_ATTENTION
 from ..specs import DType, stream_name
 from .graph_builder import IR_TYPES, GraphBuilder, Shape, shape_of
 
@@ -27,11 +25,11 @@ PLUGIN_ATTRIBUTES = {"plugin_namespace": DOMAIN, "plugin_version": str(OPERATOR_
 
 
 class Form(Protocol):
-    """How a graph states weights and products. Weights go by their names in the checkpoint."""
+    """The way in which a graph states weights and products. Weights have their names in the checkpoint."""
 
     @property
     def graph(self) -> GraphBuilder:
-        """Where the nodes go."""
+        """The graph that gets the nodes."""
 
     @property
     def dtype(self) -> DType:
@@ -91,12 +89,13 @@ class _StepBuilder:
     def _layer(self, layer: int, stream: ir.Value) -> ir.Value:
         """The stream after a layer: mixer and MLP, each normed before and scaled by `residual_scale` after."""
         prefix, scale = f"model.layers.{layer}", self.config.residual_scale
+        mixer_in, mlp_in = layer_packs(self.config, layer)
         x = self._norm(stream, f"{prefix}.input_layernorm.weight")
-        mixed = self._mixer(layer, x)
+        mixed = self._mixer(layer, self.form.product(x, mixer_in))
         unit = stream_unit(self.form.dtype)
         stream = self.form.residual_product(stream, mixed, f"{prefix}.self_attn.o_proj.weight", scale * unit)
         x = self._norm(stream, f"{prefix}.post_attention_layernorm.weight")
-        gated = self._gated(layer, x)
+        gated = self._gated(layer, self.form.product(x, mlp_in))
         # The MLP's products are in the unit of the stream already.
         stream = self.form.residual_product(stream, gated, f"{prefix}.mlp.down_proj.weight", scale)
         stream.name = stream_name(layer + 1)
@@ -116,28 +115,20 @@ class _StepBuilder:
             narrow = graph.cast(scaled, self.form.dtype)
             return graph.node("Mul", [narrow, self.form.norm_weight(weight)])
 
-    def _mixer(self, layer: int, x: ir.Value) -> ir.Value:
-        """What the operator of a layer gives [B, T, width]."""
+    def _mixer(self, layer: int, packed: ir.Value) -> ir.Value:
+        """What the operator of a layer gives [B, T, width] of its packed projection."""
         mixer = self.config.mixer_types[layer]
-        prefix = f"model.layers.{layer}.self_attn"
         caches = [entry for entry in self.step.caches if entry.layer == layer]
         pasts = [self.inputs[entry.past.name] for entry in caches]
-        if mixer is Mixer.LIGHTNING:
-            packed = self._packed(x, prefix, ("q_proj", "k_proj", "v_proj", "z_proj"))
-            norms = [self.form.operator_weight(f"{prefix}.{norm}.weight") for norm in ("q_norm", "k_norm", "o_norm")]
-            inputs = [packed, *norms, self.inputs["rope_cos_sin"], *pasts]
-            return self._operator(LIGHTNING_ATTENTION, layer, mixer, inputs, caches)
-        packed = self._packed(x, prefix, ("q_proj", "k_proj", "v_proj", "o_gate"))
-        inputs = [packed, self.inputs["past_length"], self.inputs["context_length"], *pasts]
-        return self._operator(INFLLMV2_ATTENTION, layer, mixer, inputs, caches)
+        norms = {
+            norm: self.form.operator_weight(f"model.layers.{layer}.self_attn.{norm}.weight")
+            for norm in MIXER_MODULES[mixer].norms
+        }
+        inputs = MIXERS[mixer].inputs(packed, pasts, {**self.inputs, **norms})
+        return self._operator(MIXERS[mixer], layer, inputs, caches)
 
-    def _packed(self, x: ir.Value, prefix: str, roles: tuple[str, ...]) -> ir.Value:
-        return self.form.product(x, tuple(f"{prefix}.{role}.weight" for role in roles))
-
-    def _operator(
-        self, contract: Contract, layer: int, mixer: Mixer, inputs: list[ir.Value], caches: list[CacheEntry]
-    ) -> ir.Value:
-        given = operator_attributes(self.config, mixer)
+    def _operator(self, kind: MixerKind, layer: int, inputs: list[ir.Value], caches: list[CacheEntry]) -> ir.Value:
+        contract, given = kind.contract, kind.attributes(self.config)
         attributes = {each.name: each.type(given[each.name]) for each in contract.attributes}
         width = self.config.num_attention_heads * self.config.head_dim
         outputs: list[tuple[str | None, ir.DataType, Shape]] = [
@@ -151,11 +142,13 @@ class _StepBuilder:
         self.presents |= {str(present.name): present for present in presents}
         return y
 
-    def _gated(self, layer: int, x: ir.Value) -> ir.Value:
-        """`silu(gate x) * up x` [B, T, I], in float16 computed in fp32 and scaled as `stream_unit.py` says."""
+    def _gated(self, layer: int, packed: ir.Value) -> ir.Value:
+        """`silu(gate x) * up x` [B, T, I] of the packed projection of x.
+
+        In float16 it is computed in fp32 and scaled as `stream_unit.py` says.
+        """
         graph, dtype, width = self.graph, self.form.dtype, self.config.intermediate_size
-        packed = self._packed(x, f"model.layers.{layer}.mlp", PACKED_ROLES[1])
-        rows = shape_of(x)[:-1]
+        rows = shape_of(packed)[:-1]
         with graph.module(f"layers.{layer}.mlp"):
             # Not two slices of the row: TensorRT would split the product in two, with a copy of its weights.
             pair = graph.node("Reshape", [packed, graph.integers(0, 0, 2, width)], shape=(*rows, 2, width))

@@ -1,4 +1,4 @@
-"""What a build and its engine will take, before anything is built."""
+"""Predicts what a build and its engine will take, before anything is built."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ _HASHED_BYTES_PER_SECOND = 1.3e9
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ContextRow:
-    """One length of prompt, at batch 1."""
+    """Prediction for one length of prompt, at batch 1."""
 
     context: int
     memory_bytes: int
-    """Of the engine, its caches, and what the GPU reserves."""
+    """Bytes of the engine, its caches, and what the GPU reserves."""
     fits: bool
     prefill: Estimate
     decode: Estimate
-    """One token behind the prompt."""
+    """Time of one token after the prompt."""
     published_prefill: float | None
-    """Seconds, by another implementation; None where nothing is published for this GPU and model."""
+    """Seconds of another implementation. None if nothing is published for this GPU and model."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BaselineRow:
-    """The same length on a dense model of bf16 weights."""
+    """Prediction for the same length on a dense model with bf16 weights."""
 
     context: int
     memory_bytes: float
@@ -61,18 +61,18 @@ class BaselineRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildAccount:
-    """What building takes on this machine. All but the available memory is predicted."""
+    """Resources that a build takes on this machine. All but the available memory is predicted."""
 
     seconds: float
-    """On two cores, with weights linked."""
+    """Time on two cores, with weights linked."""
     host_bytes: int
-    """Resident peak."""
+    """Peak resident memory in bytes."""
     available_bytes: int
     plan_bytes: int
     scratch_bytes: int
-    """On top of the plan while TensorRT builds: its constants in the form of ONNX."""
+    """Disk on top of the plan while TensorRT builds: its constants in the form of ONNX."""
     copied_bytes: int
-    """On top of both if the weight files cannot be hard-linked."""
+    """Disk on top of both if the weight files cannot be hard-linked."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,30 +86,30 @@ class Check:
 
     @property
     def ratio(self) -> float:
-        """Predicted to published: below 1, this engine is predicted to be faster."""
+        """Predicted over published time. Below 1, this engine is predicted to be faster."""
         return self.estimate.predicted / self.published
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GpuPlan:
-    """The engine on one GPU of its target."""
+    """Plan of the engine on one GPU of its target."""
 
     recipe: GpuRecipe
     fits: bool
-    """Whether the context asked for does."""
+    """True if the context of the request fits this GPU."""
     largest_context: int | None
-    """The longest that an engine could have here, whatever was asked for; None if no context fits."""
+    """The longest context that an engine could have here, whatever the request. None if no context fits."""
     rows: tuple[ContextRow, ...]
     baseline_rows: tuple[BaselineRow, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """All that `sala-export plan` tells."""
+    """Everything that `sala-export plan` shows."""
 
     request: EngineRequest
     memory: MemoryUsage
-    """Of the engine at the context asked for, without what each GPU reserves."""
+    """Memory of the engine at the context of the request, without what each GPU reserves."""
     gpus: tuple[GpuPlan, ...]
     baseline: Dense | None
     build: BuildAccount
@@ -123,10 +123,11 @@ def make_plan(
     is_published: bool,
     quantization: Quantization | None = None,
 ) -> Plan:
-    """Everything about an engine of `request` for the model `config`.
+    """Plan an engine of `request` for the model `config`.
 
-    Args: `compare` names a baseline of `BASELINES`; `is_published`: the configuration is that of the published model,
-        so that published figures apply; `quantization`, of a quantised checkpoint in the precision of the request.
+    Args: `compare` names a baseline of `BASELINES`. `is_published` says that the configuration is that of the published
+        model, so that published figures apply. `quantization` is that of a quantised checkpoint in the precision of
+        the request.
     Raises: RequestError for an unknown baseline.
     """
     if compare is not None and compare.lower() not in BASELINES:
@@ -184,8 +185,10 @@ def _row(
 def baseline_row(
     model: Dense, recipe: GpuRecipe, context: int, weights: str = "bf16", chunk: int = 8192
 ) -> BaselineRow:
-    """A dense model on a GPU: its weights, its cache for the prompt and the published runs' 1K answer, what the recipe
-    leaves to others, and as activations two rows and the MLP of one chunk."""
+    """Plan a dense model on a GPU.
+
+    Its memory is its weights, its cache for the prompt and the published runs' 1K answer, what the recipe leaves to
+    others, and as activations two rows and the MLP of one chunk."""
     bits = WEIGHT_BITS[weights]
     activations = 2 * chunk * (2 * model.hidden_size + 3 * model.intermediate_size)
     memory = model.weights_bytes(bits) + model.cache_bytes(context + GENERATED_TOKENS) + activations
@@ -202,7 +205,7 @@ def baseline_row(
 
 
 def published_checks(config: SalaConfig) -> tuple[Check, ...]:
-    """The ten published bf16 figures beside what this model of time says for the same GPU."""
+    """The ten published bf16 figures beside the predictions for the same GPU."""
     return tuple(
         Check(
             gpu=row.recipe,
@@ -219,7 +222,7 @@ def published_checks(config: SalaConfig) -> tuple[Check, ...]:
 
 
 def account_of_build(graph: EngineGraph, precision: Precision) -> BuildAccount:
-    """What building the engine of a graph, and the bundle around it, takes on this machine."""
+    """Predict what it takes on this machine to build the engine of a graph and the bundle around it."""
     per_layer = _SECONDS_PER_QUANTIZED_LAYER if precision.is_quantized else _SECONDS_PER_LAYER
     tensorrt = per_layer * len(graph.operators)
     tensorrt += _SECONDS_PER_CONSTANT_BYTE.get(precision, 0.0) * graph.constant_bytes
@@ -235,7 +238,7 @@ def account_of_build(graph: EngineGraph, precision: Precision) -> BuildAccount:
 
 
 def fit_sentence(plan: Plan, gpu: GpuPlan) -> str:
-    """One line: whether the context fits a GPU, and the largest that does."""
+    """Say in one line whether the context fits a GPU, and which is the largest that does."""
     asked, name = format_tokens(plan.request.max_context), gpu.recipe.gpu
     if gpu.largest_context is None:
         parts = plan.memory

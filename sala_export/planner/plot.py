@@ -1,4 +1,4 @@
-"""A plan as a picture, a row for each GPU: time to the first token and device memory over the length of the prompt."""
+"""Draws a plan: time to the first token and device memory over the length of the prompt, a row for each GPU."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _SALA, _DENSE, _LIMIT = "#0b6e4f", "#c1440e", "#444444"
 
 
 def draw(plan: Plan, path: Path) -> None:
-    """Write the picture in the format that the name asks for.
+    """Write the picture in the format of the file name's ending.
 
-    Raises: UnsupportedError if matplotlib is not installed; OSError if the file cannot be written.
+    Raises: UnsupportedError if matplotlib is not installed, OSError if the file cannot be written.
     """
     try:
         from matplotlib.figure import Figure

@@ -1,6 +1,6 @@
 """Published figures: MiniCPM-SALA technical report (arXiv 2602.11761), batch 1, seconds to the first token.
 
-Its A6000D is the RTX PRO 6000D (recipe a6000d), not the RTX A6000. None stands for out of memory. Every run also
+The report's A6000D is the RTX PRO 6000D (recipe a6000d), not the RTX A6000. None means out of memory. Every run also
 generated 1K tokens.
 """
 
@@ -16,7 +16,7 @@ from .work import Dense
 _PRESET = "9b"
 
 CONTEXTS = tuple(64 * 1024 << i for i in range(5))
-"""64K to 1M tokens."""
+"""Lengths of the published prompts, 64K to 1M tokens."""
 GENERATED_TOKENS = 1024
 
 QWEN3_8B = Dense(
@@ -38,7 +38,7 @@ class Published:
 
     recipe: str
     weights: str
-    """`bf16`, or `int4` with 16-bit activations."""
+    """Type of the weights: `bf16`, or `int4` with 16-bit activations."""
     sala: tuple[float, ...]
     qwen3_8b: tuple[float | None, ...]
 
@@ -72,12 +72,12 @@ TTFT_SECONDS = (
 
 
 def is_published_model(config: SalaConfig) -> bool:
-    """Whether published figures apply: every size that decides time and memory is the published one."""
+    """True if published figures apply, that is, if every size that decides time and memory is the published one."""
     published = PRESETS[_PRESET].config
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
     return all(getattr(config, name) == getattr(published, name) for name in (*names, "mixer_types", "sparse_config"))
 
 
 def published_seconds(recipe: str, weights: str) -> Published | None:
-    """The row of a GPU; None if the report has none."""
+    """Find the report's seconds of a GPU. None if the report has none."""
     return next((row for row in TTFT_SECONDS if (row.recipe, row.weights) == (recipe, weights)), None)

@@ -1,29 +1,27 @@
-"""Time from work: the floor that no kernel beats, and a prediction with what kernels are known or taken to reach."""
+"""Computes time from work: the floor that no kernel beats, and a prediction from what kernels reach."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ..checkpoint.quantization import SCHEMES
 from ..engine.recipe import GpuRecipe
 from ..errors import UnsupportedError
+from ..specs import Precision
 from .work import Kind, Phase
 
 WEIGHT_BITS: Mapping[str, float] = {
     "bf16": 16.0,
     "fp16": 16.0,
-    "fp8": 8.0,
-    "int8": 8.0,
-    "int4": 4.125,
-    "nvfp4": 4.5,
+    **{precision.value: scheme.bits_per_weight for precision, scheme in SCHEMES.items()},
 }
-"""Per weight of a quantised projection; int4 with a 16-bit scale for each group of 128, nvfp4 with one of 8 bits for
-each 16."""
+"""Bits per weight of a quantised projection, its share of the scale of its group included."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Efficiency:
-    """Share of the peak that kernels of a kind reach, of the tensor cores and of the memory."""
+    """Share of the peak of tensor cores and memory that kernels of a kind reach."""
 
     operations: float
     bytes: float
@@ -58,23 +56,23 @@ PREFILL: Mapping[Kind, Efficiency] = {
 }
 
 DECODE_BYTES = 0.85
-"""Share of the bandwidth that products with one row reach; assumed."""
+"""Share of the bandwidth that products with one row reach (assumed)."""
 DECODE_LAUNCH_SECONDS = 2e-6
-"""Between kernels of a CUDA graph; assumed."""
+"""Seconds between kernels of a CUDA graph (assumed)."""
 DECODE_KERNELS_PER_LAYER = 9
-"""Two norms, four products, the operator's two, one activation; assumed."""
+"""Kernels of a decode step per layer: two norms, four products, the operator's two, one activation (assumed)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
-    """Seconds; `floor` is the roofline of the GPU's peak rates, `predicted` adds what kernels lose."""
+    """A time in seconds. `floor` is the roofline of the GPU's peak rates, `predicted` adds what kernels lose."""
 
     floor: float
     predicted: float
 
 
 def time_of_prefill(phases: Sequence[Phase], recipe: GpuRecipe, precision: str) -> Estimate:
-    """Phases run one after the other; each takes the longer of its operations and its bytes.
+    """Time of a prefill. Phases run one after the other, and each takes the longer of its operations and its bytes.
 
     Products of quantised weights run at the GPU's rate for their type, all else at that for 16 bits: attention, the
     gates, lm_head, and int4, which quantises weights alone.
@@ -91,7 +89,7 @@ def time_of_prefill(phases: Sequence[Phase], recipe: GpuRecipe, precision: str) 
 
 
 def time_of_decode(phases: Sequence[Phase], layers: int, recipe: GpuRecipe) -> Estimate:
-    """One token at batch 1, which is bound by what it reads."""
+    """Time of one token at batch 1, which is bound by the bytes that it reads."""
     floor = sum(phase.bytes for phase in phases) / (recipe.memory_gigabytes_per_second * 1e9)
     launches = layers * DECODE_KERNELS_PER_LAYER * DECODE_LAUNCH_SECONDS
     return Estimate(floor=floor, predicted=floor / DECODE_BYTES + launches)
@@ -102,7 +100,8 @@ def _peak(recipe: GpuRecipe, precision: str, *, quantized: bool) -> float:
 
     Raises: UnsupportedError for a recipe that does not state the rate.
     """
-    type_ = precision if WEIGHT_BITS[precision] == 16 or (quantized and precision != "int4") else "bf16"
+    scheme = SCHEMES.get(Precision(precision))
+    type_ = precision if scheme is None or (quantized and scheme.input_activations) else "bf16"
     rates = recipe.peak_tera_operations_per_second
     if type_ not in rates:
         raise UnsupportedError(

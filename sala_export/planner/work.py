@@ -1,23 +1,26 @@
-"""What a model computes and moves, from its configuration alone.
+"""Counts what a model computes and moves, from its configuration alone.
 
 A phase is one kind of kernel over a whole prompt, or over one token of decoding. Operations count two per multiply-add.
-B batch is 1 throughout; T tokens of the prompt.
+Batch B is 1 throughout, and a prompt has T tokens.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from ..checkpoint.config import Mixer, SalaConfig
-from ..checkpoint.keymap import weights
-from ..checkpoint.quantization import GATE_ROLES, QUANTIZABLE_ROLES
+from ..checkpoint.keymap import GATE_ROLES, layer_packs, weights
+from ..checkpoint.quantization import QUANTIZABLE_ROLES
+from ..model.signature import cache_sizes, signature
+from ..specs import DType
 
 
 class Kind(StrEnum):
-    """What bounds a phase, and how well kernels of its kind do."""
+    """Kinds of phases, by what bounds them."""
 
     GEMM = "matrix products"
     DENSE_ATTENTION = "dense attention"
@@ -35,7 +38,7 @@ class Phase:
     operations: float
     bytes: float
     quantized: bool = False
-    """Products of quantised weights, at the rate of their precision; all else is computed in 16 bits."""
+    """True for products of quantised weights, which run at the rate of their precision. All else runs in 16 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,28 +66,18 @@ class Sala:
         return self.config.vocab_size * self.config.hidden_size
 
     def weights_bytes(self, weight_bits: float) -> float:
-        """All weights: those of the projections that are quantised in `weight_bits` each, all others in 16."""
+        """Bytes of all weights. Quantised projections take `weight_bits` for each weight, all others 16."""
         others = sum(weight.elements for weight in weights(self.config)) - self._projections
         return self._projections * weight_bits / 8 + 2 * others
 
     def cache_bytes(self, tokens: int) -> float:
-        """What a context of so many tokens keeps, 16 bits per element."""
-        sparse = self.config.sparse_config
-        row = 2 * self.config.num_key_value_heads * self.config.head_dim
-        rows = 2 * tokens + sparse.k1_count(tokens) + sparse.k2_count(tokens)
-        return self._sparse_layers * row * rows + self._state_bytes
+        """Bytes of the caches of a context of this many tokens, 16 bits per element."""
+        sizes = cache_sizes(self.config, tokens)
+        return sum(entry.past.size_bytes(sizes) for entry in signature(self.config, DType.BFLOAT16).caches)
 
     def prefill(self, tokens: int, chunk: int, weight_bits: float) -> Sequence[Phase]:
-        """A prompt in chunks, at batch 1."""
-        config, sparse, heads, dim = self.config, self.config.sparse_config, self._heads, self.config.head_dim
-        is_sparse = sparse.dense_len < 0 or tokens >= sparse.dense_len
-        keys = _sum_of_keys(tokens, sparse.taken_blocks * sparse.block_size if is_sparse else tokens)
-        scores = 0
-        if is_sparse:
-            scores += _sum_of_windows(tokens, sparse.kernel_size, sparse.kernel_stride)
-            scores += _sum_of_windows(tokens, 4 * sparse.kernel_size, 4 * sparse.kernel_stride)
+        """Phases of a prompt in chunks, at batch 1."""
         calls = math.ceil(tokens / chunk)
-        rows = self._lightning_layers * heads * tokens
         return (
             Phase(
                 kind=Kind.GEMM,
@@ -97,63 +90,90 @@ class Sala:
                 operations=2.0 * self._gates * tokens + 2.0 * self._head * calls,
                 bytes=2.0 * calls * (self._gates + self._head),
             ),
-            Phase(kind=Kind.SELECTION, operations=2.0 * heads * dim * scores * self._sparse_layers, bytes=0.0),
-            Phase(kind=Kind.SPARSE_ATTENTION, operations=4.0 * heads * dim * keys * self._sparse_layers, bytes=0.0),
-            # The chunk form over tiles of 64 tokens: the state in and out, and two products within the tile.
-            Phase(kind=Kind.LIGHTNING, operations=rows * 4.0 * (dim + 64) * dim, bytes=rows * 8.0 * dim),
+            *self._of_operators(_PREFILL, tokens),
             Phase(
                 kind=Kind.ELEMENTWISE,
                 operations=0.0,
-                bytes=float(tokens * self._elementwise_bytes(config, quantized=weight_bits < 16)),
+                bytes=float(tokens * self._elementwise_bytes(quantized=weight_bits < 16)),
             ),
         )
 
     def decode(self, context: int, weight_bits: float) -> Sequence[Phase]:
-        """One token behind `context` others, at batch 1."""
-        sparse = self.config.sparse_config
-        row = 2 * self.config.num_key_value_heads * self.config.head_dim * self._sparse_layers
-        is_sparse = sparse.dense_len < 0 or context >= sparse.dense_len
-        taken = min(context, sparse.taken_blocks * sparse.block_size) if is_sparse else context
-        compressed = sparse.k1_count(context) + sparse.k2_count(context) if is_sparse else 0
+        """Phases of one token after `context` others, at batch 1."""
         return (
             _decode_products(self._projections, self._gates + self._head, weight_bits),
-            Phase(kind=Kind.SELECTION, operations=0.0, bytes=float(row * compressed)),
-            Phase(kind=Kind.SPARSE_ATTENTION, operations=0.0, bytes=float(2 * row * taken)),
-            Phase(kind=Kind.LIGHTNING, operations=0.0, bytes=2.0 * self._state_bytes),
+            *self._of_operators(_DECODE, context),
         )
 
-    def _elementwise_bytes(self, config: SalaConfig, *, quantized: bool) -> int:
+    def _of_operators(self, costs: Mapping[Mixer, OperatorCost], tokens: int) -> tuple[Phase, ...]:
+        layers = Counter(self.config.mixer_types)
+        return tuple(
+            phase for mixer in Mixer if mixer in layers for phase in costs[mixer](self.config, layers[mixer], tokens)
+        )
+
+    def _elementwise_bytes(self, *, quantized: bool) -> int:
         """Per token, between matrix products and operators, 16 bits per element.
 
         In each layer: two norms read and write a row, two sums read two rows and write one, `silu(gate) * up` reads
-        both and writes their product; a sparse operator reads its packed projection and writes its rows. A quantised
-        layer reads and writes its packed projection once more to bring both of its products together, and reads the
-        operator's rows to write them in at most half the bits; norms and `silu(gate) * up` write theirs so themselves.
+        both and writes their product. A quantised layer reads and writes its packed projection once more to bring both
+        of its products together, and reads the operator's rows to write them in at most half the bits; norms and
+        `silu(gate) * up` write theirs so themselves.
         """
-        width, kv_width = self._heads * config.head_dim, config.num_key_value_heads * config.head_dim
-        layer = 10 * config.hidden_size + 3 * config.intermediate_size
-        sparse = 3 * width + 2 * kv_width
-        found = 2 * (layer * config.num_hidden_layers + sparse * self._sparse_layers)
+        config, layers = self.config, self.config.num_hidden_layers
+        found = 2 * (10 * config.hidden_size + 3 * config.intermediate_size) * layers
         if quantized:
-            packed = 4 * width * self._lightning_layers + 2 * (width + kv_width) * self._sparse_layers
-            found += 2 * 2 * packed + 3 * width * config.num_hidden_layers
+            rows = {weight.name: weight.shape[0] for weight in weights(config)}
+            packed = sum(rows[name] for layer in range(layers) for name in layer_packs(config, layer)[0])
+            found += 2 * 2 * packed + 3 * config.num_attention_heads * config.head_dim * layers
         return found
 
-    @property
-    def _heads(self) -> int:
-        return self.config.num_attention_heads
 
-    @property
-    def _sparse_layers(self) -> int:
-        return len(self.config.layers_of(Mixer.SPARSE))
+OperatorCost = Callable[[SalaConfig, int, int], tuple[Phase, ...]]
+"""The phases of so many layers of one mixer, over a prompt of so many tokens or for one token behind so many."""
 
-    @property
-    def _lightning_layers(self) -> int:
-        return len(self.config.layers_of(Mixer.LIGHTNING))
 
-    @property
-    def _state_bytes(self) -> float:
-        return 4.0 * self._lightning_layers * self._heads * self.config.head_dim**2
+def _sparse_prefill(config: SalaConfig, layers: int, tokens: int) -> tuple[Phase, ...]:
+    """The operator also reads its packed projection and writes its rows."""
+    sparse, width = config.sparse_config, config.num_attention_heads * config.head_dim
+    is_sparse = sparse.dense_len < 0 or tokens >= sparse.dense_len
+    keys = _sum_of_keys(tokens, sparse.taken_blocks * sparse.block_size if is_sparse else tokens)
+    scores = 0
+    if is_sparse:
+        scores += _sum_of_windows(tokens, sparse.kernel_size, sparse.kernel_stride)
+        scores += _sum_of_windows(tokens, 4 * sparse.kernel_size, 4 * sparse.kernel_stride)
+    moved = 3 * width + 2 * config.num_key_value_heads * config.head_dim
+    return (
+        Phase(kind=Kind.SELECTION, operations=2.0 * width * scores * layers, bytes=0.0),
+        Phase(kind=Kind.SPARSE_ATTENTION, operations=4.0 * width * keys * layers, bytes=0.0),
+        Phase(kind=Kind.ELEMENTWISE, operations=0.0, bytes=2.0 * moved * layers * tokens),
+    )
+
+
+def _sparse_decode(config: SalaConfig, layers: int, context: int) -> tuple[Phase, ...]:
+    sparse, row = config.sparse_config, 2 * config.num_key_value_heads * config.head_dim * layers
+    is_sparse = sparse.dense_len < 0 or context >= sparse.dense_len
+    taken = min(context, sparse.taken_blocks * sparse.block_size) if is_sparse else context
+    compressed = sparse.k1_count(context) + sparse.k2_count(context) if is_sparse else 0
+    return (
+        Phase(kind=Kind.SELECTION, operations=0.0, bytes=float(row * compressed)),
+        Phase(kind=Kind.SPARSE_ATTENTION, operations=0.0, bytes=float(2 * row * taken)),
+    )
+
+
+def _lightning_prefill(config: SalaConfig, layers: int, tokens: int) -> tuple[Phase, ...]:
+    """The chunk form over tiles of 64 tokens: the state in and out, and two products within the tile."""
+    rows, dim = layers * config.num_attention_heads * tokens, config.head_dim
+    return (Phase(kind=Kind.LIGHTNING, operations=rows * 4.0 * (dim + 64) * dim, bytes=rows * 8.0 * dim),)
+
+
+def _lightning_decode(config: SalaConfig, layers: int, context: int) -> tuple[Phase, ...]:
+    """The state is read and written, whatever the context."""
+    state_bytes = 4.0 * layers * config.num_attention_heads * config.head_dim**2
+    return (Phase(kind=Kind.LIGHTNING, operations=0.0, bytes=2.0 * state_bytes),)
+
+
+_PREFILL: Mapping[Mixer, OperatorCost] = {Mixer.SPARSE: _sparse_prefill, Mixer.LIGHTNING: _lightning_prefill}
+_DECODE: Mapping[Mixer, OperatorCost] = {Mixer.SPARSE: _sparse_decode, Mixer.LIGHTNING: _lightning_decode}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,4 +1,4 @@
-"""The C++ runtime as Python sees it (runtime/bindings). Errors are those of sala_export.errors."""
+"""The C++ runtime as Python sees it (runtime/bindings). It raises the errors of sala_export.errors."""
 
 from collections.abc import Callable
 from os import PathLike

@@ -21,7 +21,7 @@ from ..errors import BundleError, SessionError
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 
 Message = Mapping[str, Any]
-"""`role` and `content`, and what else the template knows."""
+"""One message of a conversation: `role`, `content`, and further keys that the template knows."""
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # White space shows whether a template trims what it is given.
@@ -30,7 +30,7 @@ _ANSWER_PROBE = "answer-in-the-context"
 
 
 class ChatTemplate:
-    """A compiled template."""
+    """A compiled chat template."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str], origin: str) -> None:
         """Args: origin: names the file in errors. Raises: BundleError if the template does not compile."""
@@ -48,7 +48,7 @@ class ChatTemplate:
 
     @classmethod
     def from_directory(cls, directory: Path, tokenizer_config: Mapping[str, Any]) -> ChatTemplate | None:
-        """The template of a checkpoint: the file chat_template.jinja, or else the field of tokenizer_config.json."""
+        """Read the template of a checkpoint: chat_template.jinja, or else the field of tokenizer_config.json."""
         path = directory / CHAT_TEMPLATE_FILE
         field = tokenizer_config.get("chat_template")
         if path.is_file():
@@ -66,7 +66,7 @@ class ChatTemplate:
         return cls(source, {name: text for name, text in contents.items() if isinstance(text, str)}, origin)
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: object) -> str:
-        """The conversation as text, special tokens spelled out; encode it with `add_special_tokens=False`.
+        """Write a conversation as text with its special tokens. Encode it with `add_special_tokens=False`.
 
         Raises: SessionError if the template refuses the messages.
         """
@@ -78,7 +78,7 @@ class ChatTemplate:
             raise SessionError(f"{self._origin}: the chat template refuses the messages: {error}") from None
 
     def turn(self, prompt: str, *, goes_on: bool) -> str:
-        """A user's message up to where the model's answer begins.
+        """Write a user's message up to where the model's answer begins.
 
         Args: goes_on: the context holds a conversation up to the text of an answer; the result begins with what ends
         that answer.
@@ -95,7 +95,7 @@ class ChatTemplate:
         return conversation.partition(_ANSWER_PROBE)[2]
 
     def around_prompt(self, *, goes_on: bool) -> tuple[str, str] | None:
-        """The text of `turn` before and after a prompt that is yet to come; None if the template changes prompts."""
+        """The text of `turn` before and after a prompt that is not known yet. None if the template changes prompts."""
         parts = self.turn(_PROMPT_PROBE, goes_on=goes_on).split(_PROMPT_PROBE)
         return (parts[0], parts[1]) if len(parts) == 2 else None
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Model:
-    """A loaded bundle, immutable; shared by its sessions, which may run in different threads."""
+    """A loaded bundle. It is immutable and shared by its sessions, which may run in different threads."""
 
     def __init__(self, native: _native.Model, tokenizer: TokenizerLike | None) -> None:
         self._native = native
@@ -24,36 +24,36 @@ class Model:
 
     @property
     def runtime(self) -> str:
-        """Name of the engine that runs it: `tensorrt` or `onnxruntime`."""
+        """Name of the engine that runs the model: `tensorrt` or `onnxruntime`."""
         return self._native.runtime
 
     @property
     def runtime_reason(self) -> str:
-        """Why `auto` did not take TensorRT; empty if it did, or was not asked."""
+        """The reason why `auto` did not take TensorRT. Empty if it did, or if you chose a runtime yourself."""
         return self._native.runtime_reason
 
     @property
     def precision(self) -> str:
-        """Type of activations and caches; a state restores where this and the model are the same."""
+        """Type of activations and caches. You can restore a state where this and the model are the same."""
         return self._native.precision
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of configuration and weights, equal for equal models: a state restores where it is."""
+        """SHA-256 of configuration and weights. You can restore a state where this and the precision are the same."""
         return self._native.fingerprint
 
     @property
     def on_gpu(self) -> bool:
-        """Whether weights and caches are in the memory of a GPU."""
+        """True if weights and caches are in the memory of a GPU."""
         return not self._native.on_host
 
     def predicted_device_bytes(self, max_context: int, chunk_tokens: int) -> int | None:
-        """Bytes on the GPU while a session of these sizes runs; None if the engine does not know before."""
+        """Predict the bytes on the GPU while a session of these sizes runs. None if the engine cannot predict them."""
         return None
 
     @property
     def default_chunk_tokens(self) -> int:
-        """Tokens of a prefill step of a session that does not choose."""
+        """Tokens per prefill step, unless you choose another number for a session."""
         return self._native.default_chunk_tokens
 
     @property
@@ -65,20 +65,20 @@ class Model:
         return tuple(self._native.eos_token_ids)
 
     def session(self, *, max_context: int | None = None, chunk_tokens: int | None = None) -> Session:
-        """A session with an empty context.
+        """Create a session with an empty context.
 
         Args:
-            max_context: tokens that it can hold; by default what the model was made for.
-            chunk_tokens: tokens of one prefill step; by default the engine's choice. Results do not depend on it.
+            max_context: tokens that the session can hold. By default what the model was made for.
+            chunk_tokens: tokens per prefill step. By default the engine chooses. Results do not depend on it.
         Raises: SessionError for sizes that the engine does not serve; RunError if there is no memory.
         """
         native = self._native.create_session(max_context=max_context, chunk_tokens=chunk_tokens)
         return self._session(native)
 
     def restore(self, path: str | Path, *, max_context: int | None = None, chunk_tokens: int | None = None) -> Session:
-        """A session as `Session.save` left it; it may have another `max_context`.
+        """Create a session from a file of `Session.save`. It may have another `max_context`.
 
-        Raises: StateError if the file is not a state of this model and precision; SessionError if it does not fit.
+        Raises: StateError if the file is no state of this model and precision, SessionError if it does not fit.
         """
         native = self._native.restore(Path(path), max_context=max_context, chunk_tokens=chunk_tokens)
         return self._session(native)
@@ -106,20 +106,20 @@ def load_bundle(
     """Load a bundle directory.
 
     Args:
-        runtime: `tensorrt` runs the engine on a GPU that it was built for; `onnxruntime` runs on the CPU, whatever
-            GPUs those were; `auto` takes TensorRT if such a GPU and the library are here, and `Model.runtime_reason`
+        runtime: `tensorrt` runs the engine on a GPU that it was built for. `onnxruntime` runs on the CPU, whatever
+            GPUs those were. `auto` takes TensorRT if such a GPU and the library are here, and `Model.runtime_reason`
             tells why not.
         weights: a checkpoint directory whose weights take the place of the bundle's, a fine-tune for example: of the
             same configuration, names, types and shapes.
-        on_progress: called with the bytes of the weights that are loaded, and all bytes; what it raises ends the load.
-        threads: threads that load weights and, on the CPU, compute; 0 takes all cores.
-        verify_hashes: compare every file with its hash, not only what is loaded; of the weights, only that.
-        tokenizer: to use instead of the bundle's own.
+        on_progress: called with the bytes of weights loaded so far and in all. If it raises, the load ends.
+        threads: threads that load weights and, on the CPU, compute. 0 takes all cores.
+        verify_hashes: compare every file with its hash. Of the weights, only what is loaded is compared.
+        tokenizer: a tokenizer to use instead of the bundle's own.
         onnxruntime_library, operators_library, tensorrt_library: libonnxruntime, libsala_ort and libtensorrt_rtx (or
             libnvinfer) to use instead of those installed.
         runtime_cache: file where TensorRT for RTX keeps what it compiled for this GPU; by default beside the bundle,
             where that folder can be written. It holds code: keep it as safe as the bundle.
-        decode_graph: replay a captured decode step; False enqueues every step.
+        decode_graph: replay a captured decode step. False enqueues every step.
     Raises: BundleError if the bundle is missing, damaged, of another schema or without weights, or if `weights` are not
         of its form; UnsupportedError if the runtime's library, driver or GPU is missing or another than needed;
         SessionError for a wrong option; RunError if there is no memory.

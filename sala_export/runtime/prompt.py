@@ -1,4 +1,4 @@
-"""What a prompt may be, and the token ids in it."""
+"""Prompts in any form, as text, bytes, ids or an iterator, and the token ids in them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TokenIds = Sequence[int] | NDArray[np.integer]
 """Ids of consecutive tokens."""
 
 Piece = str | bytes | int | TokenIds
-"""What an iterator of a prompt may give: text, UTF-8 bytes cut anywhere, one id or several."""
+"""One piece of a prompt that comes as an iterator: text, UTF-8 bytes cut anywhere, one id or several."""
 
 Prompt = str | TokenIds | Iterable[Piece]
 
@@ -23,27 +23,27 @@ class EncoderLike(Protocol):
     """Turns text that arrives in pieces into the ids of the whole text."""
 
     def push(self, data: bytes) -> Sequence[int]:
-        """Ids that no later byte can change any more."""
+        """Take a piece of text. Returns the ids that no later piece can change."""
 
     def finish(self) -> Sequence[int]:
-        """The remaining ids."""
+        """End the text. Returns the remaining ids."""
 
 
 class DecoderLike(Protocol):
     """Turns ids that arrive one by one into text whose pieces are valid on their own."""
 
     def push(self, token_id: int) -> str:
-        """Text that no later id can change any more."""
+        """Take an id. Returns the text that no later id can change."""
 
     def finish(self) -> str:
-        """The remaining text."""
+        """End the ids. Returns the remaining text."""
 
 
 class TokenizerLike(Protocol):
-    """What a session needs to speak text; `text.Tokenizer` is one."""
+    """A tokenizer as a session needs it to read and write text. `text.Tokenizer` is one."""
 
     stop_token_ids: tuple[int, ...]
-    """Tokens that end a text, besides those of the model's config."""
+    """Tokens that end an answer, besides those of the model's config."""
 
     def encode(self, text: str, *, add_special_tokens: bool) -> Sequence[int]: ...
 
@@ -53,9 +53,9 @@ class TokenizerLike(Protocol):
 
 
 def whole_prompt(prompt: Prompt, tokenizer: TokenizerLike | None, *, begins: bool) -> NDArray[np.int32] | None:
-    """Ids of a prompt that is given whole, int32 [tokens]; None for a stream.
+    """Token ids of a prompt that is given whole, int32 [tokens]. None for a stream.
 
-    Args: begins: the prompt begins a context, so its text begins with the tokens that the tokenizer puts there.
+    Args: begins: True if the prompt begins a context. Its text then gets the tokens that begin a text.
     Raises: SessionError as `token_array`; UnsupportedError for text without a tokenizer.
     """
     if isinstance(prompt, str):
@@ -68,7 +68,7 @@ def whole_prompt(prompt: Prompt, tokenizer: TokenizerLike | None, *, begins: boo
 
 
 def streamed_prompt(prompt: Prompt, tokenizer: TokenizerLike | None, *, begins: bool) -> Iterator[NDArray[np.int32]]:
-    """Ids of a stream as they become certain, int32 [tokens] each. `begins` and raises as `whole_prompt`."""
+    """Yield token ids of a stream as they become certain, int32 [tokens]. Arguments and errors as `whole_prompt`."""
     encoder: EncoderLike | None = None
     pieces: Iterable[Piece] = (prompt,) if isinstance(prompt, bytes) else prompt
     for piece in pieces:
@@ -86,9 +86,9 @@ def streamed_prompt(prompt: Prompt, tokenizer: TokenizerLike | None, *, begins: 
 
 
 def token_array(ids: TokenIds) -> NDArray[np.int32]:
-    """Ids as int32 [n].
+    """Convert token ids to an int32 array [n].
 
-    Raises: SessionError if they are no integers of one dimension, or exceed int32.
+    Raises: SessionError if the ids are no integers of one dimension, or exceed int32.
     """
     array = np.asarray(ids)
     if array.size == 0:
@@ -102,7 +102,7 @@ def token_array(ids: TokenIds) -> NDArray[np.int32]:
 
 
 def require_tokenizer(tokenizer: TokenizerLike | None) -> TokenizerLike:
-    """The tokenizer. Raises: UnsupportedError if there is none."""
+    """Return the tokenizer. Raises: UnsupportedError if the model has none."""
     if tokenizer is None:
         raise UnsupportedError("the bundle has no tokenizer, so text cannot be read or written: use token ids")
     return tokenizer

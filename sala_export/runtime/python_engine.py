@@ -1,8 +1,9 @@
-"""What an engine written in Python gives the C++ session (runtime/bindings/python_engine.h).
+"""The interface of an engine that you write in Python and run behind the C++ session.
 
-It is the Python spelling of `sala::Engine`, `Memory` and `Execution` (runtime/include/sala/engine.h). Exceptions end a
-session's call: MemoryError as a RunError with it as the cause, a step that fails poisons the session, errors of
-`sala_export.errors` and KeyboardInterrupt come out as they are.
+It is the Python spelling of `sala::Engine`, `Memory` and `Execution` (runtime/include/sala/engine.h). The other side is
+runtime/bindings/python_engine.h. An exception ends the call of the session. A MemoryError becomes a RunError with it as
+the cause. A step that fails poisons the session. Errors of `sala_export.errors` and KeyboardInterrupt come out as they
+are.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from ..specs import TensorSpec
 
 Address = int
-"""Of a byte in the engine's memory, on whatever device that is."""
+"""Address of a byte in the engine's memory, on whatever device that is."""
 
 
 class PythonExecution(Protocol):
@@ -25,21 +26,21 @@ class PythonExecution(Protocol):
     def run(self, inputs: Mapping[str, NDArray[Any]], logits: NDArray[np.float32]) -> None:
         """Run one step, update the caches and write the last token's logits.
 
-        Args: `inputs`, the token inputs by name (`input_ids` [1, T] and so on); `logits` fp32 [1, V], to be written.
-            All are views of memory that is valid during the call.
+        Args: `inputs` are the token inputs by name (`input_ids` [1, T] and so on). Write `logits`, fp32 [1, V].
+            All are views of memory that is valid during the call only.
         """
 
 
 class PythonEngine(Protocol):
-    """Immutable but for its memory; the first seven are read once."""
+    """An engine. It is immutable apart from its memory, and its first seven attributes are read once."""
 
     name: str
     precision: str
-    """As in bundle.json; states pass between engines of one precision."""
+    """Precision as in bundle.json. States move between engines of the same precision."""
     inputs: Sequence[TensorSpec]
     outputs: Sequence[TensorSpec]
     max_context: int
-    """Tokens that a session can hold at most."""
+    """Largest number of tokens that a session can hold."""
     max_chunk_tokens: int
     default_chunk_tokens: int
 
@@ -50,19 +51,19 @@ class PythonEngine(Protocol):
         """
 
     def allocate(self, size: int) -> Address:
-        """Zeros, `size` bytes. Raises: MemoryError."""
+        """Allocate `size` bytes of zeros. Raises: MemoryError."""
 
     def release(self, address: Address) -> None:
-        """Take back what `allocate` gave."""
+        """Free an allocation of `allocate`."""
 
     def clear(self, address: Address) -> None:
-        """Set to zero the whole of what `allocate` gave."""
+        """Set a whole allocation of `allocate` to zero."""
 
     def read(self, host: NDArray[np.uint8], address: Address) -> None:
-        """Copy bytes to the host; `address` may lie within an allocation."""
+        """Copy bytes to the host. `address` may lie within an allocation."""
 
     def write(self, address: Address, host: NDArray[np.uint8]) -> None:
         """Copy bytes from the host."""
 
     def create_execution(self, caches: Mapping[str, tuple[Address, Sequence[int]]]) -> PythonExecution:
-        """For a session whose caches, by the names of `inputs`, have these addresses and shapes for good."""
+        """Create an execution for a session. Its caches keep these addresses and shapes for good."""

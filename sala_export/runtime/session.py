@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrefillProgress:
-    """How far a prefill is, reported after every chunk."""
+    """The progress of a prefill, reported after every chunk."""
 
     tokens_done: int
-    """Of this call."""
+    """Tokens of this call that have run."""
     tokens_total: int | None
-    """Of this call; None while a stream goes on."""
+    """Tokens of this call in all. None while a stream goes on."""
     seconds: float
-    """Since the call began."""
+    """Seconds since the call began."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -36,36 +36,36 @@ class PrefillProgress:
 
     @property
     def seconds_left(self) -> float | None:
-        """At the rate so far; None for a stream."""
+        """Seconds left at the rate so far. None for a stream."""
         if self.tokens_total is None or self.tokens_done == 0:
             return None
         return self.seconds * (self.tokens_total - self.tokens_done) / self.tokens_done
 
 
 class GenerateOptions(TypedDict, total=False):
-    """Keywords of `Session.generate`."""
+    """Keyword arguments of `Session.generate`."""
 
     max_new_tokens: int
-    """256 if not given."""
+    """Stop after this many tokens. 256 by default."""
     temperature: float
-    """0, if not given, takes the most likely token."""
+    """Sampling temperature. 0, the default, always picks the most likely token."""
     top_k: int
-    """Draw from that many tokens only; 0: all."""
+    """Sample only from the k most likely tokens. 0 means all."""
     top_p: float
-    """Draw from the most likely tokens that together have this probability; 1: all."""
+    """Sample only from the most likely tokens that together have this probability. 1 means all."""
     repetition_penalty: float
-    """More than 1 makes tokens of the context less likely."""
+    """Values above 1 make tokens of the context less likely."""
     seed: int
-    """A seed gives the same text however generation is cut into calls, saved or restored."""
+    """Random seed for sampling. It gives the same text, however you cut, save or restore the generation."""
     stop_tokens: Sequence[int] | None
-    """Tokens that end the text; by default those that the configs of model and tokenizer name."""
+    """Tokens that end the text. By default those that the configs of model and tokenizer name."""
 
 
 class Session:
-    """One context, which grows by `prefill` and `generate`. For one thread at a time, except `stop`.
+    """One context, which grows by `prefill` and `generate`. Use it from one thread at a time, except `stop`.
 
-    After a SessionError it is usable: as it was, or at the border of the last chunk that ran. After a RunError of a
-    step its context is lost, and only `reset` helps.
+    After a SessionError you can go on: the session is as it was, or at the border of the last chunk that ran. After a
+    RunError of a step its context is lost, and only `reset` helps.
     """
 
     def __init__(
@@ -78,17 +78,17 @@ class Session:
 
     @property
     def position(self) -> int:
-        """Tokens of the context, generated ones included."""
+        """Number of tokens in the context, generated ones included."""
         return self._native.position
 
     @property
     def max_context(self) -> int:
-        """Tokens that the session can hold."""
+        """Number of tokens that the session can hold."""
         return self._native.max_context
 
     @property
     def chunk_tokens(self) -> int:
-        """Tokens of one prefill step."""
+        """Number of tokens per prefill step."""
         return self._native.chunk_tokens
 
     @property
@@ -98,12 +98,12 @@ class Session:
 
     @property
     def logits(self) -> NDArray[np.float32] | None:
-        """A copy of the last token's logits, fp32 [vocab_size]; None before a prefill and after generating."""
+        """A copy of the last token's logits, fp32 [vocab_size]. None before a prefill and after generating."""
         return self._native.logits
 
     @property
     def finish_reason(self) -> str | None:
-        """Why the last generation ended: `stop_token`, `max_new_tokens` or `max_context`; None while it goes on."""
+        """Why the last generation ended: `stop_token`, `max_new_tokens` or `max_context`. None while it runs."""
         return None if self._generation is None else self._generation.finish_reason
 
     def prefill(
@@ -134,17 +134,17 @@ class Session:
         return prefiller.finish()
 
     def generate(self, **options: Unpack[GenerateOptions]) -> Iterator[str]:
-        """Pieces of generated text, as soon as each is certain. Options as in `GenerateOptions`.
+        """Yield generated text, each piece as soon as it is certain. `GenerateOptions` has the options.
 
-        A stop token joins the context but not the text. The iterator may be left at any point: what it gave out is the
-        context that goes on.
+        A stop token joins the context but not the text. You may leave the iterator at any point. The context then holds
+        what it gave out.
         Raises: SessionError for a wrong option or before the first prefill; UnsupportedError without a tokenizer.
         """
         decoder = require_tokenizer(self._tokenizer).stream_decoder()
         return _decoded(self.generate_tokens(**options), decoder)
 
     def generate_tokens(self, **options: Unpack[GenerateOptions]) -> Iterator[int]:
-        """The same as ids."""
+        """Yield generated token ids. Everything else is as in `generate`."""
         stop_tokens = options.get("stop_tokens")
         if stop_tokens is None:
             stop_tokens = self._default_stop_tokens
@@ -161,18 +161,18 @@ class Session:
         return iter(generation.next, None)
 
     def save(self, path: str | Path) -> None:
-        """Write a state file; `path` appears whole or not at all.
+        """Write a state file. `path` appears whole or not at all.
 
         Raises: StateError if it cannot be written.
         """
         self._native.save(Path(path))
 
     def reset(self) -> None:
-        """Forget the context."""
+        """Forget the context and begin with an empty one."""
         self._native.reset()
 
     def stop(self) -> None:
-        """End a running prefill of another thread at its next chunk border; it raises SessionError there."""
+        """End a prefill that runs in another thread, at its next chunk border. It raises SessionError there."""
         self._native.stop()
 
 

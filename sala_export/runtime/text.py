@@ -1,4 +1,4 @@
-"""Text to token ids and back, also piece by piece; from the text/ folder of a bundle."""
+"""Tokenizers: text to token ids and back, also piece by piece, from the text/ folder of a bundle."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class Tokenizer:
-    """The tokenizer of a checkpoint. Immutable, and may be used by several threads."""
+    """The tokenizer of a checkpoint. It is immutable, and several threads may use it."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Tokenizer:
 
     @classmethod
     def from_directory(cls, directory: Path) -> Tokenizer:
-        """Read tokenizer.json, and beside it the chat template and stop tokens where there are any.
+        """Read tokenizer.json, and the chat template and stop tokens beside it if there are any.
 
         Raises: BundleError naming the file that is missing or malformed.
         """
@@ -78,7 +78,7 @@ class Tokenizer:
 
     @classmethod
     def from_bundle(cls, bundle: Path) -> Tokenizer | None:
-        """The tokenizer of a bundle; None if it was built from a checkpoint without one.
+        """Read the tokenizer of a bundle. None if the bundle was built from a checkpoint without one.
 
         Raises: BundleError if the bundle is damaged.
         """
@@ -87,40 +87,40 @@ class Tokenizer:
 
     @property
     def streams(self) -> bool:
-        """Whether `stream_encoder` gives ids before the text ends: `text_cuts` says which tokenizers can."""
+        """True if `stream_encoder` gives ids before the text ends. `text_cuts` says which tokenizers can."""
         return self._rule is not None
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Ids of a text; of an empty one none at all, not even those that begin a text.
+        """Encode a text as token ids. An empty text gives none at all, not even those that begin a text.
 
-        Args: add_special_tokens: begin (and end) the text as the tokenizer is set up to, with `<s>` for example. Leave
-        it out for what goes on with a context, and for rendered chats, which spell such tokens themselves.
+        Args: add_special_tokens: begin (and end) the text as the tokenizer is set up to, for example with `<s>`. Set it
+        to False for text that continues a context, and for rendered chats, which spell such tokens themselves.
         """
         return self._tokenizer.encode(_checked(text), add_special_tokens=add_special_tokens).ids if text else []
 
     def stream_encoder(self, *, add_special_tokens: bool = True) -> StreamEncoder:
-        """An encoder for one text that arrives in pieces."""
+        """Create an encoder for one text that arrives in pieces."""
         before, after = (self._before, self._after) if add_special_tokens else ([], [])
         return StreamEncoder(self._tokenizer, self._rule, before, after)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of ids, without special tokens."""
+        """Decode token ids as text, without special tokens."""
         return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
 
     def stream_decoder(self) -> StreamDecoder:
-        """A decoder for one text whose ids arrive one by one."""
+        """Create a decoder for one text whose ids arrive one by one."""
         return StreamDecoder(self._tokenizer, self._special)
 
     def token(self, token_id: int) -> str | None:
-        """The spelling of one token in the vocabulary; None if there is no such token."""
+        """The spelling of one token in the vocabulary. None if there is no such token."""
         return self._tokenizer.id_to_token(token_id)
 
 
 class StreamEncoder:
-    """Ids of a text that arrives in pieces: over all calls exactly those of the whole text.
+    """Encodes a text that arrives in pieces. Over all calls you get exactly the ids of the whole text.
 
-    Text is given to the tokenizer up to the last point where `text_cuts` proves that nothing can join across it; the
-    rest waits. With a tokenizer that it has no rule for, all text waits for `finish`.
+    Text is given to the tokenizer up to the last point where `text_cuts` proves that nothing can join across it. The
+    rest waits. If `text_cuts` has no rule for the tokenizer, all text waits for `finish`.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class StreamEncoder:
         """The character before `_waiting`; empty at the start."""
 
     def push(self, piece: str | bytes) -> list[int]:
-        """Ids that no later piece can change; bytes are UTF-8 and may be cut within a character.
+        """Take a piece and return the ids that no later piece can change. Bytes are UTF-8 and may be cut anywhere.
 
         Raises: SessionError with the offset of the first byte that is not UTF-8, counted over all bytes pushed.
         """
@@ -158,7 +158,7 @@ class StreamEncoder:
         return []
 
     def finish(self) -> list[int]:
-        """The remaining ids; the encoder is then used up.
+        """End the text and return the remaining ids. The encoder is then used up.
 
         Raises: SessionError if the text ends within a character.
         """
@@ -203,7 +203,7 @@ class StreamEncoder:
 
 
 class StreamDecoder:
-    """Text of ids that arrive one by one, in pieces that are whole characters; special tokens have no text.
+    """Decodes ids that arrive one by one into pieces of whole characters. Special tokens have no text.
 
     A piece is the text of all ids so far less the text given out. Only the last few ids are decoded again: those of the
     last piece, because decoders treat the first word of a text differently, and those that have no piece yet.
@@ -216,7 +216,7 @@ class StreamDecoder:
         self._held: list[int] = []
 
     def push(self, token_id: int) -> str:
-        """Text that no later id can change; empty while the last character is not whole."""
+        """Take an id and return the text that no later id can change. Empty while the last character is not whole."""
         if token_id in self._special:
             return ""
         self._held.append(token_id)
@@ -228,7 +228,7 @@ class StreamDecoder:
         return text
 
     def finish(self) -> str:
-        """The remaining text, with replacement characters where it never became valid."""
+        """End the ids and return the remaining text. Bytes that are no valid text become replacement characters."""
         text = self._new_text()
         self._given, self._held = self._held, []
         return text

@@ -1,4 +1,4 @@
-"""Where a text may be cut so that its parts, tokenised one by one, give the ids of the whole.
+"""Rules for cutting a text so that its parts, tokenised one by one, give the ids of the whole.
 
 A tokenizer may join characters across any point, so a cut needs a proof. The rules here look at the two characters
 around a point only, and are derived from tokenizer.json:
@@ -26,18 +26,18 @@ Spec = Mapping[str, Any]
 
 
 class CutRule(Protocol):
-    """Says where a cut is proven safe.
+    """A rule that says where a cut is proven safe.
 
     The right part must be tokenised with the character before it in front, and the ids of that character taken off
     again: what a normalizer puts in front of a text is then put there and not into the middle.
     """
 
     def allows(self, before: str, after: str) -> bool:
-        """Whether any text with these two neighbouring characters may be cut between them."""
+        """True if every text with these two neighbouring characters may be cut between them."""
 
 
 def cut_rule(spec: Spec) -> CutRule | None:
-    """The rule for the tokenizer of a tokenizer.json; None if nothing is known about it, so that it is never cut."""
+    """Find the rule for a tokenizer.json. None if nothing is known about it. Text is then never cut."""
     added = [token for token in spec.get("added_tokens") or () if token["content"]]
     if any(token["lstrip"] or token["rstrip"] or token["single_word"] for token in added):
         return None

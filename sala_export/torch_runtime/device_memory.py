@@ -1,4 +1,4 @@
-"""Memory of a device by address, as the C++ session asks for it."""
+"""Allocates memory of a device by address, as the C++ session asks for it."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ..specs import format_bytes
 
 
 class Allocation(Protocol):
-    """Bytes that are zero at first and after `clear`."""
+    """An allocation whose bytes are zero at first and after `clear`."""
 
     tensor: Tensor
-    """uint8 [size]"""
+    """The bytes, uint8 [size]."""
 
     def clear(self) -> None: ...
 
 
 class TorchMemory:
-    """Allocations on one device. Safe to use from several threads as far as each uses its own allocations."""
+    """Memory of one device. Several threads may use it if each uses its own allocations."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -34,7 +34,7 @@ class TorchMemory:
         """Of `_allocations`, ascending."""
 
     def allocate(self, size: int) -> Address:
-        """Zeros. Raises: MemoryError."""
+        """Allocate zeros and return their address. Raises: MemoryError."""
         # No address may be given twice, not even for nothing.
         allocation = _allocate(self._device, max(size, 1))
         address = allocation.tensor.data_ptr()
@@ -56,7 +56,7 @@ class TorchMemory:
         self.bytes_at(address, len(host)).copy_(torch.from_numpy(host))
 
     def bytes_at(self, address: Address, size: int) -> Tensor:
-        """uint8 [size] from an address on, which lies within one allocation."""
+        """View uint8 [size] from an address on, which lies within one allocation."""
         first = self._addresses[bisect.bisect_right(self._addresses, address) - 1]
         return self._allocations[first].tensor[address - first :][:size]
 
@@ -98,11 +98,11 @@ class _HostPages:
 
 
 def new_bytes(device: torch.device, size: int) -> Tensor:
-    """Zeros, uint8 [size], which live as long as the tensor. Raises: MemoryError."""
+    """Allocate zeros, uint8 [size], which live as long as the tensor. Raises: MemoryError."""
     return _allocate(device, size).tensor if size else torch.empty(0, dtype=torch.uint8, device=device)
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes of a GPU that this process can still take: what is free, and what its allocator holds in reserve."""
+    """Bytes of a GPU that this process can still take: free ones, and those that its allocator holds in reserve."""
     reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(torch.cuda.mem_get_info(device)[0]) + reserve

@@ -1,8 +1,8 @@
 """Norms and gates of the torch runtime on a GPU, where TensorRT would fuse them itself.
 
-Rows of X, the activation type, arithmetic in fp32. Each reads its operands once and
-writes its result over one of them. The width of a row is known when a kernel is compiled: what is a multiple of 16
-bytes is loaded and stored by 16 bytes at a time.
+Rows are of X, the activation type, and arithmetic is in fp32. Each kernel reads its operands once and writes its result
+over one of them. The width of a row is known when a kernel is compiled. If it is a multiple of 16 bytes, rows are
+loaded and stored 16 bytes at a time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def add_norm_kernel(
     ADDS: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ) -> None:
-    """`hidden += scale * delta` if ADDS; then `delta = cast(hidden / rms(hidden)) * weight`.
+    """Compute `hidden += scale * delta` if ADDS, then `delta = cast(hidden / rms(hidden)) * weight`.
 
     Grid (T,), BLOCK_H >= hidden_size.
     """
@@ -52,7 +52,7 @@ def add_norm_kernel(
 
 @triton.jit
 def gated_product_kernel(gate_up_ptr: tl.tensor, scale: tl.tensor, width: tl.constexpr, BLOCK_I: tl.constexpr) -> None:
-    """`gate = scale * silu(gate) * up` of rows [gate, up], `width` each; grid (T, width / BLOCK_I)."""
+    """Compute `gate = scale * silu(gate) * up` of rows [gate, up], `width` each. Grid (T, width / BLOCK_I)."""
     row = tl.program_id(0).to(tl.int64) * 2 * width
     o_i = tl.program_id(1) * BLOCK_I + tl.arange(0, BLOCK_I)
     m_i = o_i < width
@@ -63,10 +63,10 @@ def gated_product_kernel(gate_up_ptr: tl.tensor, scale: tl.tensor, width: tl.con
 
 
 def norm_options(hidden_size: int) -> dict[str, Any]:
-    """What `add_norm_kernel` is compiled with for rows of that size, beside ADDS.
+    """Options to compile `add_norm_kernel` with for rows of this size, beside ADDS.
 
-    8 elements or more for a thread, and never more threads than elements: two threads with one element would race, for
-    one of them adds to it in place while the other may not have read it yet.
+    A thread has 8 elements or more, and there are never more threads than elements. Two threads with one element would
+    race, because one of them adds to it in place while the other may not have read it yet.
     """
     block = max(_WARP, triton.next_power_of_2(hidden_size))
     warps = min(_MOST_WARPS, max(1, block // (_THREAD_ELEMENTS * _WARP)))
@@ -74,5 +74,5 @@ def norm_options(hidden_size: int) -> dict[str, Any]:
 
 
 def gate_options(width: int) -> dict[str, Any]:
-    """What `gated_product_kernel` is compiled with for rows [gate, up] of `width` each."""
+    """Options to compile `gated_product_kernel` with for rows [gate, up] of `width` each."""
     return {"width": width, "BLOCK_I": _MOST_WARPS * _WARP * _THREAD_ELEMENTS, "num_warps": _MOST_WARPS}

@@ -26,9 +26,9 @@ from .weights import PackedModel
 
 MAX_CHUNK_TOKENS = 65536
 MAX_CONTEXT = 2**31 - 1 - MAX_CHUNK_TOKENS
-"""Positions are int32, and a step may end at the last one."""
+"""Largest context. Positions are int32, and a step may end at the last one."""
 LIBRARY_BYTES = 128 << 20
-"""Left free on a GPU: workspaces of cuBLAS for two streams, 32 MiB each on the largest GPUs, and compiled kernels."""
+"""Bytes left free on a GPU for workspaces of cuBLAS (two streams, at most 32 MiB each) and compiled kernels."""
 _CONTEXT_STEP = 1024
 
 
@@ -39,9 +39,9 @@ class SessionMemory:
     weights_bytes: int
     cache_bytes: int
     step_bytes: int
-    """The arena of a chunk; sessions of one model share it."""
+    """Bytes of the arena of a chunk, which sessions of one model share."""
     decode_bytes: int
-    """The arena of one token, which a CUDA graph holds fast."""
+    """Bytes of the arena of one token, which a CUDA graph keeps."""
 
     @property
     def total_bytes(self) -> int:
@@ -49,9 +49,9 @@ class SessionMemory:
 
 
 class TorchEngine:
-    """`runtime.python_engine.PythonEngine` in PyTorch.
+    """An engine in PyTorch, as `runtime.python_engine.PythonEngine` describes it.
 
-    Sessions take turns: a step has the arenas, and on a GPU the current stream of its thread, for itself.
+    Sessions take turns. A step has the arenas, and on a GPU the current stream of its thread, for itself.
     """
 
     name = "torch"
@@ -83,11 +83,11 @@ class TorchEngine:
         return self.packed.device
 
     def layout(self, tokens: int) -> Layout:
-        """Of a step of so many tokens."""
+        """Layout of a step of this many tokens."""
         return step_layout(self.packed.config, self.packed.precision, tokens, self.operators.workspaces)
 
     def memory(self, max_context: int, chunk_tokens: int) -> SessionMemory:
-        """What a session of these sizes takes, the weights included."""
+        """Account for the memory of a session of these sizes, the weights included."""
         return SessionMemory(
             weights_bytes=self._weights_bytes,
             cache_bytes=cache_bytes(self.packed.config, self.packed.precision, max_context),
@@ -96,7 +96,7 @@ class TorchEngine:
         )
 
     def prepare(self, max_context: int, chunk_tokens: int) -> None:
-        """Hold an arena for chunks of that size. Raises: MemoryError if it and the caches do not fit a GPU."""
+        """Allocate an arena for chunks of this size. Raises: MemoryError if it and the caches do not fit a GPU."""
         with self.lock:
             layout = self.layout(chunk_tokens)
             if self.device.type == "cuda":
@@ -106,7 +106,7 @@ class TorchEngine:
             self.arena(layout)
 
     def arena(self, layout: Layout) -> Arena:
-        """The arena of chunks, large enough for `layout`: another one than before if it had to grow."""
+        """Return an arena of chunks that is large enough for `layout`. It is a new one if it had to grow."""
         if not self._arena.holds(layout):
             # The old one goes first: both together may not fit.
             self._arena = self._new_arena(None)
@@ -116,7 +116,7 @@ class TorchEngine:
         return self._arena
 
     def create_execution(self, caches: Mapping[str, tuple[Address, Sequence[int]]]) -> TorchExecution:
-        """For a session whose caches have these addresses and shapes."""
+        """Create an execution for a session whose caches have these addresses and shapes."""
         config = self.packed.config
         layers: list[list[Tensor]] = [[] for _ in config.mixer_types]
         for entry in signature(config, self.packed.precision.dtype).caches:
@@ -184,15 +184,15 @@ class TorchExecution:
 
     @property
     def decode_step(self) -> Step:
-        """Serves every step of one token, at every position."""
+        """The step of one token, which serves every position."""
         return self._decode
 
     def forget_chunks(self) -> None:
-        """Let go of the arena of chunks, which is to be replaced."""
+        """Release the arena of chunks, which is about to be replaced."""
         self._prefill = None
 
     def run(self, inputs: Mapping[str, NDArray[Any]], logits: NDArray[np.float32]) -> None:
-        """As `runtime.python_engine.PythonExecution.run`."""
+        """Run one step. See `runtime.python_engine.PythonExecution.run`."""
         engine = self._engine
         with engine.lock, torch.inference_mode(), _device(engine.device), _sums_in_fp32():
             try:

@@ -1,4 +1,4 @@
-"""The operators as this project's Triton kernels: on a GPU, or interpreted on the CPU where Triton was told to."""
+"""Runs the operators as Triton kernels on a GPU, or in Triton's interpreter on the CPU."""
 
 from __future__ import annotations
 
@@ -10,49 +10,38 @@ import triton
 from torch import Tensor
 
 from ..checkpoint.config import Mixer, SalaConfig
-from ..model.attributes import operator_attributes
 from ..model.half_precision import stream_scale
-from ..model.layers import Cache, DecoderLayer, LightningMixer, RMSNorm
-from ..ops.common.contract import Contract
+from ..model.layers import Cache, DecoderLayer, RMSNorm
+from ..model.mixers import MIXERS
 from ..ops.common.triton_interpreter import gpu_arithmetic
 from ..ops.common.triton_run import bind_kernels, require_launchable, served_architecture
 from ..ops.kernel_sets import KERNEL_SETS
-from ..ops.registry import INFLLMV2_ATTENTION, LIGHTNING_ATTENTION
 from ..specs import Precision, TensorSpec
-
-_CONTRACTS: Mapping[Mixer, Contract] = {Mixer.LIGHTNING: LIGHTNING_ATTENTION, Mixer.SPARSE: INFLLMV2_ATTENTION}
 
 
 class KernelOperators:
-    """Launches on the current stream, allocates nothing, waits for nothing and reads no position on the host."""
+    """Launches operators on the current stream. Allocates nothing, waits for nothing, reads no position on the host."""
 
     def __init__(self, config: SalaConfig, precision: Precision, device: torch.device) -> None:
-        """Raises: UnsupportedError if the kernels do not serve this GPU, or on it a model of these sizes and type."""
+        """Raises: UnsupportedError if the kernels do not serve this GPU, or a model of these sizes and type on it."""
         self._config = config
         self._precision = precision
         self._interpreted = device.type == "cpu"
         sm = served_architecture(device)
         for mixer in dict.fromkeys(config.mixer_types):
-            contract = _CONTRACTS[mixer]
+            contract, attributes = MIXERS[mixer].contract, MIXERS[mixer].attributes(config)
             activation = getattr(torch, precision.dtype)
-            attributes = operator_attributes(config, mixer)
             require_launchable(contract, KERNEL_SETS[contract.name], attributes, activation, device, sm)
 
     def workspaces(self, mixer: Mixer, tokens: int) -> tuple[TensorSpec, ...]:
-        attributes = operator_attributes(self._config, mixer)
-        sizes = {name: value for name, value in attributes.items() if isinstance(value, int)} | {"B": 1, "T": tokens}
-        return KERNEL_SETS[_CONTRACTS[mixer].name].workspace_specs(sizes, self._precision.dtype)
+        kind = MIXERS[mixer]
+        sizes = {**kind.sizes(self._config), "B": 1, "T": tokens}
+        return KERNEL_SETS[kind.contract.name].workspace_specs(sizes, self._precision.dtype)
 
     def bound_mixer(self, layer: DecoderLayer, cache: Cache, buffers: Mapping[str, Tensor]) -> Callable[[], None]:
-        module = layer.self_attn
-        mixer = Mixer.LIGHTNING if isinstance(module, LightningMixer) else Mixer.SPARSE
-        contract = _CONTRACTS[mixer]
-        updated = [output.updates for output in contract.outputs if output.updates is not None]
-        named = {**buffers, **dict(zip(updated, cache, strict=True))}
-        if isinstance(module, LightningMixer):
-            named |= {name: getattr(module, name).weight for name in ("q_norm", "k_norm", "o_norm")}
-        inputs = [named[tensor.name] for tensor in contract.inputs]
-        return bind_kernels(contract, KERNEL_SETS[contract.name], inputs, module.attributes, given=buffers).run
+        mixer, contract = layer.self_attn, layer.self_attn.kind.contract
+        inputs = mixer.operator_inputs(buffers[mixer.kind.packed.name], cache, buffers)
+        return bind_kernels(contract, KERNEL_SETS[contract.name], inputs, mixer.attributes, given=buffers).run
 
     def norm(self, norm: RMSNorm, hidden: Tensor, out: Tensor) -> None:
         self._add_norm(norm, hidden, out, 0.0, adds=False)

@@ -1,15 +1,15 @@
-"""Where everything that a step writes lies, known from the configuration before a byte is allocated.
+"""Gives everything that a step writes its place, from the configuration and before a byte is allocated.
 
-One arena holds it all. Token inputs come first, so that one copy brings them; the rows of the residual stream next;
-then the two halves of a layer, mixer and MLP, share what is left, since they run one after the other, as layers do.
-T tokens of the step; X the activation type.
+One arena holds it all. Token inputs come first, so that one copy brings them. The rows of the residual stream are next.
+The two halves of a layer, mixer and MLP, share the rest, because they run one after the other, as layers do. A step has
+T tokens, and X is the activation type.
 
     token inputs | hidden [T, H] | normed [T, H] | ... | lightning: qkvz, y, workspaces
                                                        | sparse:    qkvg, y, workspaces
                                                        | mlp:       gate and up [T, 2 I]
 
-`normed` also takes what the projections back to the stream give: their input has been consumed by then. The product
-`silu(gate) * up` overwrites `gate`. So a step of 9B in bf16 takes 82 KB per token.
+`normed` also takes the results of the projections back to the stream, whose input has been consumed by then. The
+product `silu(gate) * up` overwrites `gate`. So a step of 9B in bf16 takes 82 KB per token.
 """
 
 from __future__ import annotations
@@ -21,29 +21,28 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.config import Mixer, SalaConfig
-from ..model.signature import BATCH, LOGITS, TOKENS, cache_sizes, signature
+from ..model.mixers import MIXERS
+from ..model.signature import BATCH, LOGITS, TOKENS, cache_sizes, operator_tensor, signature
 from ..specs import DType, Precision, TensorSpec
 
 Workspaces = Callable[[Mixer, int], Iterable[TensorSpec]]
-"""Scratch tensors of a mixer's operator for a step of so many tokens."""
+"""Gives the scratch tensors of a mixer's operator for a step of this many tokens."""
 
 _ALIGNMENT_BYTES = 256
-PACKED = {Mixer.LIGHTNING: "qkvz", Mixer.SPARSE: "qkvg"}
-"""The operator's name for the packed projection that it reads."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """Places of tensors in an arena, by name; those of a mixer begin with `lightning-attn/` or `minicpm4/`."""
+    """Places of tensors in an arena by name. Names of a mixer begin with `lightning-attn/` or `minicpm4/`."""
 
     places: Mapping[str, tuple[int, TensorSpec]]
-    """Offset in bytes."""
+    """Tensors and their offsets in bytes, by name."""
     input_bytes: int
-    """Of the token inputs, which begin at 0."""
+    """Bytes of the token inputs, which begin at 0."""
     total_bytes: int
 
     def views(self, arena: Tensor, names: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """Tensors over `arena`, uint8 of at least `total_bytes` (or of what `names` need)."""
+        """Make tensors over `arena`, uint8 of at least `total_bytes` (or of the bytes that `names` need)."""
         found = {}
         for name in self.places if names is None else names:
             offset, spec = self.places[name]
@@ -54,12 +53,12 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Arena:
-    """Memory that steps up to some length take turns in."""
+    """Memory that steps up to some length use in turn."""
 
     device: Tensor
-    """uint8, the `total_bytes` of a layout"""
+    """Memory of the device, uint8 [total_bytes of a layout]."""
     host: Tensor
-    """uint8, its `input_bytes`; pinned where the device is a GPU"""
+    """Memory of the host, uint8 [input_bytes of the layout]. It is pinned if the device is a GPU."""
 
     def holds(self, layout: Layout) -> bool:
         return layout.total_bytes <= len(self.device) and layout.input_bytes <= len(self.host)
@@ -87,13 +86,13 @@ def step_layout(config: SalaConfig, precision: Precision, tokens: int, workspace
 
 
 def _phases(config: SalaConfig, x: DType, tokens: int, workspaces: Workspaces) -> dict[str, list[TensorSpec]]:
-    width, kv_width = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    packed = {Mixer.LIGHTNING: 4 * width, Mixer.SPARSE: 2 * (width + kv_width)}
+    sizes = {BATCH: 1, TOKENS: tokens}
     phases = {"mlp": [TensorSpec("gate_up", x, (tokens, 2 * config.intermediate_size))]}
     for mixer in dict.fromkeys(config.mixer_types):
+        kind = MIXERS[mixer]
+        specs = [operator_tensor(kind, tensor, config, x) for tensor in (kind.packed, kind.rows)]
         phases[mixer] = [
-            TensorSpec(PACKED[mixer], x, (1, tokens, packed[mixer])),
-            TensorSpec("y", x, (1, tokens, width)),
+            *(TensorSpec(spec.name, spec.dtype, spec.bound(sizes)) for spec in specs),
             *workspaces(mixer, tokens),
         ]
     return phases

@@ -1,4 +1,4 @@
-"""Loading a model into the torch runtime."""
+"""Loads a model into the torch runtime."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..runtime.prompt import TokenizerLike
 
 GPU_CHUNK_TOKENS = 8192
-"""Enough rows for the matrix products of any GPU; 9B in bf16 takes 0.63 GiB for a step of them."""
+"""Tokens per prefill step on a GPU: enough rows for any GPU, and 0.63 GiB for a step of 9B in bf16."""
 CPU_CHUNK_TOKENS = 512
 
 PRECISIONS = (Precision.FP32, Precision.BF16, Precision.FP16)
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class LoadableModel(Protocol):
-    """What the runtime asks of a model before it is loaded: a `ModelSource` on disk, or a `RandomModel`."""
+    """A model before it is loaded: a `ModelSource` on disk, or a `RandomModel`."""
 
     @property
     def name(self) -> str: ...
@@ -45,14 +45,14 @@ class LoadableModel(Protocol):
     def weights(self) -> WeightSource: ...
 
     def fingerprint(self) -> str:
-        """States move between models where it and the precision are equal."""
+        """Hash of the model. States move between models where it and the precision are equal."""
 
     def inv_freq(self) -> list[float]:
         """RoPE's frequencies."""
 
 
 class TorchModel(Model):
-    """A model in the torch runtime, which can tell its memory and has the reference beside it."""
+    """A model in the torch runtime. It can predict its memory and has the reference beside it."""
 
     def __init__(
         self, engine: TorchEngine, source: LoadableModel, fingerprint: str, tokenizer: TokenizerLike | None
@@ -87,7 +87,7 @@ class TorchModel(Model):
         return self.memory(max_context, chunk_tokens).total_bytes if self.on_gpu else None
 
     def memory(self, max_context: int, chunk_tokens: int | None = None) -> SessionMemory:
-        """Bytes on the device while a session of these sizes runs; nothing is allocated."""
+        """Predict the bytes on the device while a session of these sizes runs. Nothing is allocated."""
         return self.engine.memory(max_context, chunk_tokens or self.engine.default_chunk_tokens)
 
 
@@ -101,7 +101,7 @@ def load_torch(
     tokenizer: TokenizerLike | None = None,
     weights: str | Path | None = None,
 ) -> TorchModel:
-    """Load a bundle, a checkpoint directory or a hub id; arguments and errors as `sala_export.load`."""
+    """Load a bundle, a checkpoint directory or a hub id. Arguments and errors are those of `sala_export.load`."""
     chosen = _device(device)
     source = ModelSource.open(model, other_weights=weights)
     quantized = source.quantized()
@@ -135,14 +135,14 @@ def load_random(
     precision: str | None = None,
     seed: int = 0,
 ) -> TorchModel:
-    """Load a model of a preset's size with random weights, drawn on the device itself: no file, no copy on the host.
+    """Load a model of a preset's size with random weights. They are drawn on the device, without a copy on the host.
 
     Args:
-        preset: `9b` or `tiny`, as of `sala-export random-checkpoint`, whose distributions these are.
-        layers: the first that many of the preset; by default all.
-        device, precision: as of `load_torch`; the model's own precision is bf16.
-        seed: of the weights.
-    Raises: RequestError or UnsupportedError for a wrong option; RunError if the device has no room for the weights.
+        preset: `9b` or `tiny`, with the distributions of `sala-export random-checkpoint`.
+        layers: take only this many layers from the start. By default all.
+        device, precision: as in `load_torch`. The model's own precision is bf16.
+        seed: random seed of the weights.
+    Raises: RequestError or UnsupportedError for a wrong option, RunError if the device has no room for the weights.
     """
     chosen = _device(device)
     kind = _precision(precision, lambda: Precision.BF16, f"random {preset}", chosen)

@@ -1,4 +1,4 @@
-"""What a step asks for besides matrix products, and the reference's answer, which runs on any device."""
+"""The operations of a step besides matrix products, and the reference for them, which runs on any device."""
 
 from __future__ import annotations
 
@@ -9,63 +9,50 @@ from torch import Tensor
 
 from ..checkpoint.config import Mixer
 from ..model.half_precision import gated_product
-from ..model.layers import Cache, DecoderLayer, LightningMixer, RMSNorm
-from ..ops.infllmv2_attention.torch_op import infllmv2_attention_
-from ..ops.lightning_attention.reference import lightning_attention
+from ..model.layers import Cache, DecoderLayer, RMSNorm
 from ..specs import TensorSpec
 
 
 class Operators(Protocol):
-    """T tokens, H hidden size, I intermediate size; everything is written where the caller says."""
+    """Operations on T tokens, hidden size H, intermediate size I. Results go where the caller says."""
 
     def workspaces(self, mixer: Mixer, tokens: int) -> Iterable[TensorSpec]:
-        """Scratch tensors that `bound_mixer` finds among its buffers."""
+        """Scratch tensors that `bound_mixer` needs among its buffers."""
 
     def bound_mixer(self, layer: DecoderLayer, cache: Cache, buffers: Mapping[str, Tensor]) -> Callable[[], None]:
-        """What runs the layer's attention operator on these tensors, as often as called: `y` and the cache change.
+        """Make a function that runs the layer's attention operator on these tensors. It writes `y` and the caches.
 
-        Args: `buffers`, the operator's token inputs, packed projection, `y` and workspaces by its names for them.
+        Args: `buffers` has token inputs, packed projection, `y` and workspaces by the operator's names.
         Raises: ShapeError or UnsupportedError if the operator cannot serve them.
         """
 
     def norm(self, norm: RMSNorm, hidden: Tensor, out: Tensor) -> None:
-        """`out = norm(hidden)`, both [T, H]."""
+        """Compute `out = norm(hidden)`, both [T, H]."""
 
     def add_norm(self, norm: RMSNorm, hidden: Tensor, delta: Tensor, scale: float) -> None:
-        """`hidden += scale * delta`, then `delta = norm(hidden)`, all [T, H]."""
+        """Compute `hidden += scale * delta`, then `delta = norm(hidden)`, all [T, H]."""
 
     def gated_product(self, gate_up: Tensor) -> Tensor:
-        """`silu(gate) * up` of [T, 2 I], written over the gate: a view [T, I]."""
+        """Compute `silu(gate) * up` of [T, 2 I] over the gate. Returns a view [T, I] of it."""
 
 
 class ReferenceOperators:
-    """The operators in plain PyTorch; they allocate what they need and read lengths on the host."""
+    """Operators in plain PyTorch, which allocate what they need and read lengths on the host."""
 
     def workspaces(self, mixer: Mixer, tokens: int) -> tuple[TensorSpec, ...]:
         return ()
 
     def bound_mixer(self, layer: DecoderLayer, cache: Cache, buffers: Mapping[str, Tensor]) -> Callable[[], None]:
         mixer = layer.self_attn
-        y = buffers["y"]
-        if isinstance(mixer, LightningMixer):
-            norms = (mixer.q_norm.weight, mixer.k_norm.weight, mixer.o_norm.weight)
-            (state,) = cache
+        inputs = mixer.operator_inputs(buffers[mixer.kind.packed.name], cache, buffers)
 
-            def run_lightning() -> None:
-                rows, after = lightning_attention(
-                    buffers["qkvz"], *norms, buffers["rope_cos_sin"], state, **mixer.attributes
-                )
-                y.copy_(rows)
-                state.copy_(after)
+        def run() -> None:
+            y, updated = mixer.operate(inputs, cache)
+            buffers[mixer.kind.rows.name].copy_(y)
+            for kept, after in zip(cache, updated, strict=True):
+                kept.copy_(after)
 
-            return run_lightning
-
-        inputs = (buffers["qkvg"], buffers["past_length"], buffers["context_length"], *cache)
-
-        def run_sparse() -> None:
-            y.copy_(infllmv2_attention_(*inputs, **mixer.attributes))
-
-        return run_sparse
+        return run
 
     def norm(self, norm: RMSNorm, hidden: Tensor, out: Tensor) -> None:
         out.copy_(norm(hidden))

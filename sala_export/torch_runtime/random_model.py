@@ -1,7 +1,7 @@
-"""Models of published size without a checkpoint: their weights are drawn on the device that runs them.
+"""Makes models of published size without a checkpoint. Their weights are drawn on the device that runs them.
 
-The distributions are those of `checkpoint.random_weights`, tensor by tensor; the numbers are others than those of a
-checkpoint that `sala-export random-checkpoint` writes, and depend on the device.
+The distributions are those of `checkpoint.random_weights`, tensor by tensor. The numbers differ from those that
+`sala-export random-checkpoint` writes, and depend on the device.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class RandomOnDevice:
         self._random = RandomWeights(config, seed)
 
     def fill(self, weight: Weight, out: Tensor) -> None:
-        """Draw a weight; a seed gives the same numbers on the same device, however many layers the model has."""
+        """Draw a weight. A seed gives the same numbers on the same device, however many layers the model has."""
         distribution = self._random.distribution(weight)
         generator = torch.Generator(out.device).manual_seed(self._random.entropy(weight) % 2**_SEED_BITS)
         out.normal_(distribution.mean, distribution.std, generator=generator)
@@ -40,7 +40,7 @@ class RandomOnDevice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RandomModel:
-    """What `load_random` makes, as `ModelSource` is what `load_torch` finds on a disk."""
+    """A model with random weights, which `load_random` makes. `ModelSource` is its counterpart on a disk."""
 
     preset: str
     config: SalaConfig
@@ -52,7 +52,7 @@ class RandomModel:
     def of_preset(
         cls, name: str, layers: int | None, *, seed: int, precision: Precision, device: torch.device
     ) -> RandomModel:
-        """Args: `layers`, how many of the preset's first layers; None takes all.
+        """Args: `layers`: take only this many layers from the start. None takes all.
 
         Raises: RequestError if the preset is unknown or shorter.
         """
@@ -69,7 +69,7 @@ class RandomModel:
         return list(self.config.inverse_frequencies())
 
     def fingerprint(self) -> str:
-        """Equal for equal weights alone: what draws them is part of it, as devices draw different numbers."""
+        """Hash that is equal for equal weights only. It includes the device, as devices draw different numbers."""
         told = {
             "preset": self.preset,
             "layers": self.config.num_hidden_layers,

@@ -1,4 +1,4 @@
-"""One step of the model in memory that does not move: what a CUDA graph can hold.
+"""One step of the model in memory that does not move, so that a CUDA graph can hold it.
 
 It computes what `SalaForCausalLM.step` does, on the buffers of `layout.py`, with caches updated in place.
 """
@@ -14,16 +14,17 @@ from torch import Tensor
 
 from ..model.half_precision import stream_scale
 from ..model.layers import Cache
+from ..model.mixers import MIXERS
 from ..model.signature import INPUT_IDS, LOGITS, TOKEN_INPUTS
-from .layout import PACKED, Arena, Layout
+from .layout import Arena, Layout
 from .operators import Operators
 from .weights import PackedModel
 
 
 class Step:
-    """A step of so many tokens on one session's caches.
+    """A step of a fixed number of tokens on one session's caches.
 
-    Reads the token inputs, writes `logits` fp32 [1, V] and the caches. Nothing that it launches depends on a position.
+    It reads the token inputs and writes `logits` fp32 [1, V] and the caches. No launch depends on a position.
     """
 
     def __init__(
@@ -49,7 +50,8 @@ class Step:
             own = {name.removeprefix(prefix): x for name, x in buffers.items() if name.startswith(prefix)}
             own |= {name: buffers[name] for name in TOKEN_INPUTS}
             self._mixers.append(operators.bound_mixer(layer, cache, own))
-            self._rows.append((own[PACKED[mixer]][0], own["y"][0]))
+            kind = MIXERS[mixer]
+            self._rows.append((own[kind.packed.name][0], own[kind.rows.name][0]))
 
     @property
     def tokens(self) -> int:

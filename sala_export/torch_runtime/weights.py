@@ -1,35 +1,29 @@
-"""A model's weights on a device, projections that share an input packed, without a second copy of any.
+"""Loads a model's weights onto a device, packs projections that share an input, and copies none twice.
 
-The packed matrices are what is allocated; the parameters of the `SalaForCausalLM` around them are views of their rows.
+Only the packed matrices are allocated. The parameters of the `SalaForCausalLM` around them are views of their rows.
 So one matrix product serves q, k, v and the gate of a mixer, or gate and up of an MLP, and the reference model computes
 from the same bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
-from ..checkpoint.config import Mixer, SalaConfig
-from ..checkpoint.keymap import EMBEDDING, LM_HEAD, Weight, weights
+from ..checkpoint.config import SalaConfig
+from ..checkpoint.keymap import EMBEDDING, LM_HEAD, Weight, layer_packs, weights
 from ..errors import RunError
 from ..model.layers import DecoderLayer
 from ..model.sala import SalaForCausalLM
 from ..specs import Precision, format_bytes
 
-_MIXER_IN = {
-    Mixer.LIGHTNING: ("q_proj", "k_proj", "v_proj", "z_proj"),
-    Mixer.SPARSE: ("q_proj", "k_proj", "v_proj", "o_gate"),
-}
-_MLP_IN = ("gate_proj", "up_proj")
-
 
 class WeightSource(Protocol):
-    """Where weights come from: a `Checkpoint`, or `RandomOnDevice`."""
+    """A source of weights: a `Checkpoint`, or `RandomOnDevice`."""
 
     @property
     def config(self) -> SalaConfig: ...
@@ -44,9 +38,9 @@ class PackedModel:
 
     model: SalaForCausalLM
     mixer_in: tuple[Tensor, ...]
-    """[4 H D, hidden] of q, k, v and z, or [2 (H + G) D, hidden] of q, k, v and the gate."""
+    """Packed weights [4 H D, hidden] of q, k, v and z, or [2 (H + G) D, hidden] of q, k, v and the gate."""
     mlp_in: tuple[Tensor, ...]
-    """[2 I, hidden] of gate and up."""
+    """Packed weights [2 I, hidden] of gate and up."""
     precision: Precision
 
     @property
@@ -67,7 +61,7 @@ class PackedModel:
 
 
 def weights_bytes(config: SalaConfig, precision: Precision) -> int:
-    """Bytes that `load_packed` takes on the device; a tied embedding counts once, as it is held."""
+    """Bytes that `load_packed` takes on the device. A tied embedding counts once."""
     return sum(weight.elements for weight in weights(config)) * precision.dtype.bytes
 
 
@@ -99,28 +93,20 @@ def _load(source: WeightSource, precision: Precision, device: torch.device) -> P
         source.fill(weight, out)
         state[weight.name] = out
 
-    def pack(prefix: str, roles: tuple[str, ...]) -> Tensor:
-        parts = [waiting.pop(f"{prefix}.{role}.weight") for role in roles]
+    def pack(names: tuple[str, ...]) -> Tensor:
+        parts = [waiting.pop(name) for name in names]
         rows = [weight.shape[0] for weight in parts]
         packed = torch.empty(sum(rows), config.hidden_size, dtype=dtype, device=device)
         for weight, part in zip(parts, torch.split(packed, rows), strict=True):
             fill(weight, part)
         return packed
 
-    mixer_in, mlp_in = _pack_layers(config, pack)
+    packs = [layer_packs(config, layer) for layer in range(config.num_hidden_layers)]
+    packed = [(pack(mixer), pack(mlp)) for mixer, mlp in packs]
     for weight in waiting.values():
         fill(weight, torch.empty(weight.shape, dtype=dtype, device=device))
     if config.tie_word_embeddings:
         state[LM_HEAD] = state[EMBEDDING]
     model.load_state_dict(state, assign=True)
+    mixer_in, mlp_in = zip(*packed, strict=True)
     return PackedModel(model=model.requires_grad_(False).eval(), mixer_in=mixer_in, mlp_in=mlp_in, precision=precision)
-
-
-def _pack_layers(
-    config: SalaConfig, pack: Callable[[str, tuple[str, ...]], Tensor]
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    mixers, mlps = [], []
-    for layer, mixer in enumerate(config.mixer_types):
-        mixers.append(pack(f"model.layers.{layer}.self_attn", _MIXER_IN[mixer]))
-        mlps.append(pack(f"model.layers.{layer}.mlp", _MLP_IN))
-    return tuple(mixers), tuple(mlps)

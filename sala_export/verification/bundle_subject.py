@@ -1,8 +1,8 @@
-"""The CPU form of a bundle in ONNX Runtime, one layer at a time.
+"""Runs the CPU form of a bundle in ONNX Runtime, one layer at a time.
 
-`cpu.onnx` is cut into graphs of one layer each, and each gets its weights, converted to fp32, when its turn comes: so a
-model takes the memory of its largest layer. It is the graph that the bundle runs on a CPU, and it rounds what is
-quantised as the engine does.
+`cpu.onnx` is cut into graphs of one layer each. A layer gets its weights, converted to fp32, when its turn comes, so a
+model takes the memory of its largest layer. The bundle runs the same graph on a CPU. It rounds quantised values as the
+engine does.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from .subject import LayerRows
 
 
 class BundleSubject:
-    """A bundle's own graph on the CPU. Of activations it shows the residual stream alone."""
+    """A bundle's own graph on the CPU. It shows only the residual stream of the activations."""
 
     def __init__(self, bundle: Bundle, layers: int | None = None) -> None:
-        """Args: `layers`: the first that many.
+        """Args: `layers`: run only this many layers from the start.
 
-        Raises: UnsupportedError if the bundle was built without its weights; RequestError for `layers`.
+        Raises: UnsupportedError if the bundle was built without its weights, RequestError for `layers`.
         """
         manifest = bundle.manifest
         if not manifest.weights.included:

@@ -1,4 +1,4 @@
-"""How far two models are apart on the same tokens: hidden rows of each layer, and logits.
+"""Measures how far two models are apart on the same tokens: hidden rows of each layer, and logits.
 
 T tokens, H hidden size, V vocabulary. Sums are taken in fp64.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowErrors:
-    """The residual stream after a layer, of the model under test against the original's."""
+    """Errors of the residual stream after a layer, of the model under test against the original."""
 
     cosine: float
     """Mean over tokens of the cosine between the two rows."""
@@ -41,7 +41,7 @@ def row_errors(original: Tensor, tested: Tensor) -> RowErrors:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LogitErrors:
-    """The next-token distributions of the model under test against the original's."""
+    """Errors of the next-token distributions of the model under test against the original."""
 
     tokens: int
     kl: float
@@ -50,10 +50,10 @@ class LogitErrors:
     top1: float
     """Share of tokens with the same most likely successor."""
     original_perplexity: float
-    """Of the tokens themselves, each predicted from those before it."""
+    """Perplexity of the tokens under the original, each predicted from those before it."""
     tested_perplexity: float
     logit_std: float
-    """Standard deviation of the original's logits: what the numbers above are to be judged by."""
+    """Standard deviation of the original's logits, by which you judge the numbers above."""
 
     @property
     def perplexity_ratio(self) -> float:
@@ -61,7 +61,7 @@ class LogitErrors:
 
 
 class LogitComparison:
-    """Gathers logits of consecutive rows, so that those of all tokens never exist at once."""
+    """Compares logits of consecutive rows, so that those of all tokens never exist at once."""
 
     def __init__(self) -> None:
         self._tokens = self._agreeing = self._predicted = 0
@@ -70,8 +70,9 @@ class LogitComparison:
         self._losses = [0.0, 0.0]
 
     def add(self, original: Tensor, tested: Tensor, successors: Tensor) -> None:
-        """Logits fp32 [T, V] of some rows; `successors` int64 [T or T - 1]: the tokens after them, the last row of a
-        text has none."""
+        """Add logits fp32 [T, V] of some rows.
+
+        Args: `successors` int64 [T or T - 1] are the tokens after the rows. The last row of a text has none."""
         log_p, log_q = original.log_softmax(-1), tested.log_softmax(-1)
         kl = (log_p.exp() * (log_p - log_q)).sum(-1, dtype=torch.float64)
         self._tokens += len(kl)
@@ -87,7 +88,7 @@ class LogitComparison:
         self._elements += original.numel()
 
     def result(self) -> LogitErrors:
-        """Of all rows so far, two at least."""
+        """Return the errors of all rows so far, at least two."""
         mean = self._sum / self._elements
         return LogitErrors(
             tokens=self._tokens,

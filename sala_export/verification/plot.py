@@ -1,4 +1,4 @@
-"""A verification as a picture: cosine, error and largest activation by layer."""
+"""Draws a verification: cosine, error and largest activation by layer."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _LINE, _LIMIT = "#0b6e4f", "#c1440e"
 
 
 def draw(found: Verification, path: Path) -> None:
-    """Write the picture in the format that the name asks for.
+    """Write the picture in the format of the file name's ending.
 
-    Raises: UnsupportedError if matplotlib is not installed; OSError if the file cannot be written.
+    Raises: UnsupportedError if matplotlib is not installed, OSError if the file cannot be written.
     """
     try:
         from matplotlib.figure import Figure

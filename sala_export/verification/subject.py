@@ -1,4 +1,4 @@
-"""What is compared: anything that gives the hidden rows of a model layer by layer, and logits of its last ones."""
+"""The models that `verify` compares. Each gives its hidden rows layer by layer, and logits of the last ones."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from ..model.layers import Linear
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerRows:
-    """What one layer gave."""
+    """The rows of one layer, with the magnitudes in it."""
 
     rows: Tensor
-    """The residual stream after it, fp32 [T, H]."""
+    """The residual stream after the layer, fp32 [T, H]."""
     largest_activation: float | None = None
-    """Magnitude, of the stream and of all inputs and outputs of projections; None if not seen."""
+    """Largest magnitude of the stream and of all inputs and outputs of projections. None if not seen."""
     input_range: float | None = None
-    """Largest magnitude of an input over the static range that it is quantised to; above 1 it saturates. None: no input
-    is quantised, or it was not seen."""
+    """Largest magnitude of an input over the static range that it is quantised to. Above 1 it saturates. None if no
+    input is quantised, or it was not seen."""
     saturated: float | None = None
     """Share of input elements that saturate."""
 
@@ -38,17 +38,17 @@ class Subject(Protocol):
 
     config: SalaConfig
     description: str
-    """For people: what computes, and how."""
+    """Text for people that says which model computes, and how."""
 
     def layers(self, input_ids: Tensor) -> Iterator[LayerRows]:
-        """Rows after each layer, from the first, of one context int64 [T]; one layer in memory at a time."""
+        """Yield the rows after each layer of one context, int64 [T], with one layer in memory at a time."""
 
     def logits(self, rows: Tensor) -> Tensor:
-        """fp32 [T, V] of rows [T, H] that the last layer gave."""
+        """Compute logits fp32 [T, V] of rows [T, H] of the last layer."""
 
 
 class CheckpointSubject:
-    """A checkpoint in torch, in fp32; quantised products are emulated."""
+    """A checkpoint in torch, in fp32. Quantised products are emulated."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint

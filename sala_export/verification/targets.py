@@ -1,4 +1,4 @@
-"""From what a user wants verified, a bundle or a quantised checkpoint, to the two models that are compared."""
+"""Opens the two models that `verify` compares, from a bundle or a quantised checkpoint."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .subject import CheckpointSubject, Subject
 
 
 def open_target(target: Path, original: Checkpoint, layers: int | None) -> tuple[Subject, Subject, Precision]:
-    """The original, the model under test and its precision.
+    """Open the original and the model under test. Returns both and the precision.
 
-    Args: `layers`: take the first that many of both.
-    Raises: RequestError if `target` is neither, or not quantised; BundleError, CheckpointError or ConfigError.
+    Args: `layers`: take only this many layers of both.
+    Raises: RequestError if `target` is neither, or not quantised. BundleError, CheckpointError or ConfigError.
     """
     if original.precision is not None:
         raise RequestError(

@@ -1,4 +1,4 @@
-"""What each precision must keep to pass; docs/calibration.md has the measurements that they are drawn from."""
+"""Limits that each precision must keep to pass. docs/calibration.md has the measurements behind them."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ class Thresholds:
     """Limits that a model under test must keep."""
 
     kl: float
-    """Mean KL of the logits, at most, in nats."""
+    """Largest mean KL of the logits, in nats."""
     top1: float
-    """Share of tokens with the same most likely successor, at least."""
+    """Least share of tokens with the same most likely successor."""
     cosine: float
-    """Mean cosine of hidden rows, at least, in every layer."""
+    """Least mean cosine of hidden rows in every layer."""
     perplexity_ratio: float
-    """Perplexity of a text over the original's, at most."""
+    """Largest ratio of perplexities on text, tested over original."""
 
     def failures(self, layers: list[RowErrors], logits: LogitErrors, *, text: bool) -> list[str]:
-        """One sentence for each limit that is not kept.
+        """Say in one sentence each which limits are not kept.
 
-        Args: `text`: whether the tokens are text; of random ones perplexity is a matter of chance, and not judged.
+        Args: `text`: the tokens are text. With random tokens perplexity is a matter of chance, and not judged.
         """
         # NaN is worse than any number.
         worst = min(range(len(layers)), key=lambda i: (not math.isnan(layers[i].cosine), layers[i].cosine))

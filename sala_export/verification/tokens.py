@@ -1,4 +1,4 @@
-"""The tokens that both models are run on."""
+"""Chooses the tokens that both models run on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LEAST = 2
 
 
 def verification_tokens(checkpoint: Checkpoint, tokens: int, file: Path | None) -> Tensor:
-    """int64 [T] with T = `tokens`, or as many as `file` has: its lines one after the other, or random tokens.
+    """Take `tokens` tokens, int64 [T], at random or from the lines of `file`, which may have fewer.
 
     Raises: RequestError or CheckpointError as `SampleRequest.read`, and if there are too many or too few.
     """

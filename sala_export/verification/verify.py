@@ -1,4 +1,4 @@
-"""Two models side by side, layer by layer, on the same tokens."""
+"""Runs two models side by side, layer by layer, on the same tokens."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PHASE = "verify"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerResult:
-    """One layer of the model under test."""
+    """Result of one layer of the model under test."""
 
     errors: RowErrors
     largest_activation: float | None
@@ -34,7 +34,7 @@ class LayerResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verification:
-    """What was found."""
+    """Result of a verification."""
 
     original: str
     tested: str
@@ -43,7 +43,7 @@ class Verification:
     logits: LogitErrors
     thresholds: Thresholds
     failures: tuple[str, ...]
-    """Empty: it passes."""
+    """Sentences that say which limits were not kept. If there are none, the model passes."""
     activation_limit: float
     """Largest finite number of the type of activations."""
     seconds: float
@@ -54,7 +54,7 @@ class Verification:
         return not self.failures
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values only."""
+        """Return the result as plain JSON values."""
         fields = asdict(self)
         fields["precision"] = self.precision.value
         fields["logits"]["perplexity_ratio"] = self.logits.perplexity_ratio
@@ -70,9 +70,9 @@ def run_verification(
     text: bool,
     on_progress: ProgressCallback = silent,
 ) -> Verification:
-    """Run both on one context int64 [T], of two tokens at least; the memory of a layer of each at a time.
+    """Run both models on one context int64 [T] of at least two tokens, with one layer of each in memory.
 
-    Args: `text`: whether the tokens are text, so that their perplexity says something.
+    Args: `text`: the tokens are text, so that their perplexity says something.
     Raises: RequestError if they are different models.
     """
     if original.config != tested.config:

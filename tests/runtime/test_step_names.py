@@ -7,15 +7,14 @@ import re
 from support.documents import ROOT
 
 from sala_export.engine.profiles import ProfileName
-from sala_export.model import signature
 
-HEADER = ROOT / "runtime" / "include" / "sala" / "step_names.h"
-_CONSTANT = re.compile(r'constexpr std::string_view k(\w+) = "([^"]*)";')
+_CPP = re.compile(r'^constexpr std::string_view k(\w+) = "(.*)";', re.MULTILINE)
+_PYTHON = re.compile(r'^([A-Z_0-9]+) = "(.*)"$', re.MULTILINE)
 
 
 def test_step_names_are_the_same_in_both_languages() -> None:
-    in_cpp = dict(_CONSTANT.findall(HEADER.read_text(encoding="utf-8")))
-    constants = {name: value for name, value in vars(signature).items() if name.isupper() and isinstance(value, str)}
-    in_python = {name.replace("_", "").lower(): value for name, value in constants.items()}
-    in_python |= {profile.name.lower(): profile.value for profile in ProfileName}
-    assert {name.lower(): value for name, value in in_cpp.items()} == in_python
+    header = (ROOT / "runtime/include/sala/step_names.h").read_text(encoding="utf-8")
+    module = (ROOT / "sala_export/model/signature.py").read_text(encoding="utf-8")
+    in_cpp = {name.lower(): value for name, value in _CPP.findall(header)}
+    in_python = {name.replace("_", "").lower(): value for name, value in _PYTHON.findall(module)}
+    assert in_cpp == in_python | {profile.name.lower(): profile.value for profile in ProfileName}

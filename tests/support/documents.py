@@ -15,6 +15,7 @@ _PATTERNS = (
     "*.md",
     "docs/**/*.md",
     "docker/**/*.md",
+    "engines/*.md",
     "plugins/**/*.md",
     "runtime/**/*.md",
     "sala_export/**/*.md",

@@ -19,13 +19,12 @@ TESTED_ELSEWHERE = {"docs/embedding.md": "tests/embedding/test_page.py"}
 """Pages whose commands another test runs."""
 
 GPU = "needs an NVIDIA GPU"
-MINUTES = "takes minutes; the full test suite or the quickstart is what it runs"
 NOT_RUN = {
     "docker ": "needs an engine for images",
     "scripts/install.sh": "changes the installation that the tests run in",
-    "scripts/quickstart.sh": MINUTES,
-    "scripts/test.sh": MINUTES,
+    "scripts/test.sh": "runs the tests that run this one",
     "scripts/gpu_pack.sh": "builds for another Python, minutes; tests/scripts/ tests it",
+    "sala-export kernels": "takes two minutes to take every kernel apart; tests/kernel_report/ does it",
     "source ": "changes the shell of the reader",
     "pip install": "changes the installation that the tests run in",
     "python -m http.server": "does not end by itself",
@@ -33,6 +32,7 @@ NOT_RUN = {
     "python3 -m benchmarks.first_light": GPU,
     "python -m benchmarks.first_light": GPU,
     "python -m benchmarks.record figures": "needs what a GPU brought back; tests/benchmarks/ records made-up figures",
+    "python -m benchmarks.kernels": GPU,
     "python -m benchmarks.ttft": GPU,
     "python -m benchmarks.passkey": GPU,
     "python -m benchmarks.block_overlap": GPU,
@@ -102,6 +102,7 @@ def make_workshop(folder: Path) -> Path:
         (folder / name).write_text("\n".join(lines), encoding="utf-8")
     (folder / "book.txt").write_text("It was a dark and stormy night. " * 40, encoding="utf-8")
     (folder / "question.txt").write_text("How does it end?", encoding="utf-8")
+    shutil.copy(ROOT / "engines" / "rtx5090.toml", folder / "my-card.toml")
     (folder / "ids.txt").write_text("5 17 42 99\n", encoding="utf-8")
     return folder
 

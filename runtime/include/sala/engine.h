@@ -1,4 +1,4 @@
-// What runs a step of the model: ONNX Runtime on the CPU, TensorRT on a GPU, a mock in tests.
+// The interface of engines, which run steps of the model: ONNX Runtime on the CPU, TensorRT on a GPU, a mock in tests.
 //
 // An engine is immutable and shared. It makes executions, one for every session, each with the session's caches bound
 // for its whole life. The session owns the caches, in memory that the engine provides, and the execution updates them
@@ -48,14 +48,14 @@ class Buffer {
   int64_t bytes_ = 0;
 };
 
-/// Where an engine's caches live. Safe to use from several threads.
+/// The memory of an engine's caches. Several threads may use it.
 class Memory {
  public:
   virtual ~Memory() = default;
 
-  /// Zeros; kOutOfMemory if there is no room.
+  /// Allocates zeros. kOutOfMemory if there is no room.
   virtual Expected<Buffer> allocate(int64_t bytes) = 0;
-  /// Sets to zero the whole of a buffer that `allocate` gave.
+  /// Sets a whole buffer of `allocate` to zero.
   virtual Status clear(Buffer& buffer) = 0;
   /// Copies to the host.
   virtual Status read(void* host, const void* from, int64_t bytes) = 0;
@@ -67,17 +67,17 @@ class Memory {
   virtual void release(void* data, int64_t bytes) noexcept = 0;
 };
 
-/// Pages of the host, given by the system when first written: an allocation costs what is used of it.
+/// Memory of the host. The system gives pages when they are first written, so an allocation costs what you use of it.
 Memory& host_memory();
 
-/// Which form of the step serves a call: engines are tuned for both apart.
+/// The two forms of a step. Engines are tuned for each.
 enum class Profile { kPrefill, kDecode };
 
-/// What sessions of an engine may ask for.
+/// Limits of an engine's sessions.
 struct EngineLimits {
-  int64_t max_context = 0;           // tokens that caches can hold at most
+  int64_t max_context = 0;           // largest number of tokens that caches can hold
   int64_t max_chunk_tokens = 0;      // tokens of one step of the prefill profile
-  int64_t default_chunk_tokens = 0;  // what to take where the caller does not choose
+  int64_t default_chunk_tokens = 0;  // tokens per prefill step if the caller does not choose
   int64_t least_capacity = 1;        // tokens that caches must have room for, however short the context
 };
 
@@ -92,7 +92,7 @@ struct StepInputs {
   std::array<Tensor, 4> tensors() const;
 };
 
-/// Runs steps on the caches of one session. For one thread at a time.
+/// Runs steps on the caches of one session. One thread at a time may use it.
 class Execution {
  public:
   virtual ~Execution() = default;
@@ -117,23 +117,23 @@ class Engine {
 
   /// `onnxruntime`, `tensorrt`, ...
   virtual std::string_view name() const = 0;
-  /// Type of activations and caches, as in bundle.json: `fp32`, `bf16` or `fp16`. States pass between engines of one
-  /// precision.
+  /// Type of activations and caches, as in bundle.json: `fp32`, `bf16` or `fp16`. States move between engines of the
+  /// same precision.
   virtual std::string_view precision() const = 0;
   virtual std::span<const TensorSpec> inputs() const = 0;
   virtual std::span<const TensorSpec> outputs() const = 0;
   virtual EngineLimits limits() const = 0;
-  /// Where the caches must be allocated; lives at least as long as the engine.
+  /// Memory in which the caches must be allocated. It lives at least as long as the engine.
   virtual Memory& memory() const = 0;
 
-  /// Bytes of `memory()` that a new session's caches may take; nothing if that only shows when they are allocated.
+  /// Bytes of `memory()` that a new session's caches may take. Nothing if that only shows when they are allocated.
   virtual Expected<std::optional<int64_t>> free_cache_bytes() const { return std::optional<int64_t>(); }
 
   /// Makes room for the steps of a session, before its caches are allocated. kOutOfMemory, saying by how much, if steps
-  /// and caches do not fit. By default there is room as far as allocations tell.
+  /// and caches do not fit. By default it does nothing, and only the allocations show whether there is room.
   virtual Status prepare(int64_t /*max_context*/, int64_t /*chunk_tokens*/) const { return success(); }
 
-  /// The buffers of `caches` must outlive the execution, and the engine must too.
+  /// Creates an execution for a session. The buffers of `caches` and the engine must outlive it.
   virtual Expected<std::unique_ptr<Execution>> create_execution(std::span<const CacheBinding> caches) const = 0;
 };
 

@@ -1,4 +1,4 @@
-// A loaded model: immutable, safe to share between threads, the maker of sessions.
+// A loaded model. It is immutable, safe to share between threads, and makes sessions.
 
 #pragma once
 
@@ -18,57 +18,60 @@
 
 namespace sala {
 
-/// What sessions need to know of a model.
+/// Facts about a model that its sessions need.
 struct ModelConfig {
-  std::string source;       // where the weights came from
-  std::string fingerprint;  // equal for equal models
+  std::string source;       // hub id or name of the checkpoint that the weights came from
+  std::string fingerprint;  // hash that is equal for equal models
   int64_t vocab_size = 0;
-  int64_t max_position_embeddings = 0;  // tokens that the model was made for; sessions may be longer
+  int64_t max_position_embeddings = 0;  // tokens that the model was made for, sessions may be longer
   std::vector<int32_t> eos_token_ids;
   std::vector<float> inv_freq;  // RoPE, [head_dim / 2]
-  int64_t kernel_size = 0;      // tokens of a compressed key k1; k2 takes four times as many
+  int64_t kernel_size = 0;      // tokens of a compressed key k1, k2 takes four times as many
   int64_t kernel_stride = 0;    // tokens between neighbouring k1
   int64_t dense_len = 0;        // contexts of fewer tokens are attended densely; -1: none is
 };
 
-/// Device memory of the caller's. Called with the engine's GPU current, from any thread that uses the model.
+/// Your own device memory. The functions are called with the engine's GPU current, from any thread that uses the model.
 struct DeviceAllocator {
-  std::function<void*(int64_t bytes)> allocate;  // at a multiple of 256, on the engine's GPU; null if there is no room
+  std::function<void*(int64_t bytes)> allocate;  // at a multiple of 256, on the engine's GPU, null if there is no room
   std::function<void(void* data, int64_t bytes)> release;
 };
 
 struct TensorRtOptions {
-  /// libtensorrt_rtx or libnvinfer; empty: looked for as `onnxruntime_library` is, in the Python package's folder too.
+  /// Path of libtensorrt_rtx or libnvinfer. If empty, it is looked for as `onnxruntime_library` is, and in the folder
+  /// of the Python package.
   std::filesystem::path library;
-  /// Where TensorRT for RTX keeps what it compiled for this GPU; empty: beside the bundle, with `.runtime-cache` added
-  /// to its name. Written anew when something was added. It holds code: as trustworthy as whoever can write it.
+  /// File where TensorRT for RTX keeps what it compiled for this GPU. If empty, it is beside the bundle, with
+  /// `.runtime-cache` added to its name. It is written anew when something was added. It holds code, so let only people
+  /// you trust write it.
   std::filesystem::path runtime_cache;
-  /// Capture a decode step as a CUDA graph and replay it; false: enqueue every step.
+  /// True captures a decode step as a CUDA graph and replays it. False enqueues every step.
   bool decode_graph = true;
-  /// A CUstream of the engine's GPU that all sessions use, one after the other; null: each session has its own.
+  /// A CUstream of the engine's GPU that all sessions use, one after the other. If null, each session has its own.
   void* stream = nullptr;
-  /// For everything on the GPU, weights included; by default the driver's.
+  /// Allocator for everything on the GPU, weights included. By default the driver's.
   std::optional<DeviceAllocator> allocator;
 };
 
 struct LoadOptions {
   /// A name of docs/runtimes.md, or `auto`: the first that this machine can run. kInvalidArgument for another name.
   std::string runtime = "auto";
-  /// libonnxruntime; empty: looked for beside this code, in ../lib from there, in a Python installation of the same
-  /// prefix, and where the system looks.
+  /// Path of libonnxruntime. If empty, it is looked for beside this code, in ../lib from there, in a Python
+  /// installation of the same prefix, and where the system looks.
   std::filesystem::path onnxruntime_library;
-  /// libsala_ort.so, the operators; empty: looked for likewise, but not where the system looks.
+  /// Path of libsala_ort.so, the operators. If empty, it is looked for likewise, but not where the system looks.
   std::filesystem::path operators_library;
   TensorRtOptions tensorrt;
-  /// A checkpoint directory whose weights take the place of the bundle's: of the same configuration, names, types and
-  /// shapes, a fine-tune for example. Empty: the bundle's own.
+  /// A checkpoint directory whose weights take the place of the bundle's, for example a fine-tune of the same
+  /// configuration, names, types and shapes. If empty, the bundle's own weights are loaded.
   std::filesystem::path weights;
-  /// Told of the weights' bytes while they are loaded, from 0 to all, in the thread that called; false stops the load
-  /// (kStopped). Other weights for constants of the engine (int4, nvfp4) are compared before, and told of likewise.
+  /// Called with the bytes of weights loaded so far and in all, in the thread that called. Return false to stop the
+  /// load (kStopped). Other weights for constants of the engine (int4, nvfp4) are compared before, and reported
+  /// likewise.
   std::function<bool(int64_t done, int64_t total)> on_progress;
-  /// Threads that load weights and, on the CPU, compute; 0: as many as the machine has cores.
+  /// Threads that load weights and, on the CPU, compute. 0 means as many as the machine has cores.
   int32_t threads = 0;
-  /// Hash every file of the bundle but the weights first. Weights, graph and plan are hashed anyhow, when they are
+  /// Hash every file of the bundle but the weights first. Weights, graph and plan are always hashed when they are
   /// loaded.
   bool verify_hashes = false;
 };
@@ -77,25 +80,25 @@ struct ModelData;
 
 class Model {
  public:
-  /// Opens a bundle directory and loads its engine and weights. `auto` takes TensorRT if a GPU of the bundle's and its
-  /// library are here, else ONNX Runtime; what is wrong with an engine that could run here is an error.
+  /// Opens a bundle directory and loads its engine and weights. `auto` takes TensorRT if its library
+  /// and a GPU of the bundle are here, else ONNX Runtime. If an engine could run here but is broken, you get an error.
   static Expected<Model> load(const std::filesystem::path& bundle, const LoadOptions& options = {});
 
-  /// A model on an engine of the caller's. kInvalidArgument if the engine's tensors are not those of a SALA step.
+  /// Makes a model on your own engine. kInvalidArgument if the engine's tensors are not those of a SALA step.
   static Expected<Model> create(ModelConfig config, std::shared_ptr<const Engine> engine);
 
   const ModelConfig& config() const;
   const Engine& engine() const;
-  /// Why `auto` did not take TensorRT; empty if it did, or was not asked.
+  /// The reason why `auto` did not take TensorRT. Empty if it did, or if you chose a runtime yourself.
   const std::string& runtime_reason() const;
-  /// Tokens of a session that does not choose: what the model was made for, as far as the engine goes.
+  /// Tokens that a session can hold if you do not choose: what the model was made for, at most the engine's limit.
   int64_t default_max_context() const;
 
-  /// A session of its own position and caches; the model may be destroyed before it.
+  /// Creates a session with its own position and caches. You may destroy the model before it.
   Expected<Session> create_session(const SessionOptions& options = {}) const;
 
-  /// A session as `Session::save` left it; its `max_context` may differ. Nothing is allocated for a file that is
-  /// refused.
+  /// Creates a session from a file of `Session::save`. Its `max_context` may differ. Nothing is allocated for a file
+  /// that is refused.
   Expected<Session> restore(const std::filesystem::path& state_file, const SessionOptions& options = {}) const;
 
  private:

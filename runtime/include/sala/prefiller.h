@@ -1,4 +1,4 @@
-// A prefill whose tokens arrive bit by bit: from a pipe, a tokenizer, another thread's queue.
+// A prefill whose tokens arrive bit by bit, for example from a pipe, a tokenizer or another thread's queue.
 
 #pragma once
 
@@ -29,7 +29,7 @@ class Prefiller {
   static Expected<Prefiller> create(Session& session, PrefillOptions options,
                                     std::optional<int64_t> tokens_total = std::nullopt);
 
-  /// Takes tokens, any number of them. Refuses them whole with 1xx, which leaves the prefiller usable.
+  /// Takes any number of tokens. If it refuses them (1xx), it takes none, and you can go on.
   Status feed(std::span<const int32_t> token_ids);
 
   /// Ends the prompt: runs what is left and gives the logits of the last token. kEmptyPrompt if no token came.

@@ -21,32 +21,33 @@ class Prefiller;
 class SessionCore;
 
 struct SessionOptions {
-  std::optional<int64_t> max_context;   // tokens; Model::default_max_context() if not given
-  std::optional<int64_t> chunk_tokens;  // tokens of one prefill step; the engine's default if not given
+  std::optional<int64_t> max_context;   // in tokens, by default Model::default_max_context()
+  std::optional<int64_t> chunk_tokens;  // tokens per prefill step, by default the engine's
 };
 
 struct PrefillProgress {
-  int64_t tokens_done;                  // of this call
-  std::optional<int64_t> tokens_total;  // of this call; none for a stream of unknown length
-  double seconds;                       // since the call began
+  int64_t tokens_done;                  // tokens of this call that have run
+  std::optional<int64_t> tokens_total;  // tokens of this call, none for a stream of unknown length
+  double seconds;                       // seconds since the call began
 };
 
 struct PrefillOptions {
   /// Only for one prompt that is cut over several calls, to read logits in between: the length of the context after the
   /// last of them. By default the prompt ends with this call, or with `Prefiller::finish`.
   std::optional<int64_t> context_length;
-  /// Called after every chunk; false stops the prefill there.
+  /// Called after every chunk. Return false to stop the prefill there.
   std::function<bool(const PrefillProgress&)> on_progress;
 };
 
 struct GenerateOptions {
   int64_t max_new_tokens = 256;
   SamplingOptions sampling;
-  /// Tokens that end the text; the model's eos tokens if not given.
+  /// Tokens that end the text. By default the model's eos tokens.
   std::optional<std::vector<int32_t>> stop_tokens;
 };
 
-/// For one thread at a time, except `stop`. Movable; a moved-from session may only be destroyed or assigned to.
+/// One context with its caches. Use it from one thread at a time, except `stop`. You may move it, and may then only
+/// destroy or assign to the session that you moved from.
 ///
 /// Wrong arguments (1xx) leave a session as it was. A step that fails (kEngineFailed) poisons it: its caches hold
 /// neither the old nor the new context, and only `reset` or destruction are valid.
@@ -56,40 +57,40 @@ class Session {
   Session& operator=(Session&&) noexcept;
   ~Session();
 
-  /// Tokens of the context, the last generated one included.
+  /// Number of tokens in the context, the last generated one included.
   int64_t position() const;
   int64_t max_context() const;
   int64_t chunk_tokens() const;
   std::span<const int32_t> tokens() const;
-  /// fp32 [vocab_size] of the last token; empty before the first prefill and between `sample` and the next step.
-  /// Valid until the next call that changes the session.
+  /// Logits of the last token, fp32 [vocab_size]. Empty before the first prefill and between `sample` and the next
+  /// step. Valid until the next call that changes the session.
   std::span<const float> logits() const;
 
-  /// Appends tokens to the context, chunk by chunk, and gives the logits of the last one.
+  /// Appends tokens to the context, chunk by chunk, and returns the logits of the last one.
   ///
   /// A prompt that is empty (kEmptyPrompt), does not fit (kContextExceeded) or has a token outside the vocabulary
   /// (kTokenOutOfRange) is refused whole. Stopped by `on_progress` or `stop` (kStopped), the session holds the chunks
   /// that had run, as `position` tells, and goes on from there with the rest of the prompt.
   Expected<std::span<const float>> prefill(std::span<const int32_t> token_ids, const PrefillOptions& options = {});
 
-  /// Appends one token and gives its logits.
+  /// Appends one token and returns its logits.
   Expected<std::span<const float>> decode(int32_t token_id);
 
-  /// Draws the next token from `logits` and appends it; it runs with the next step, whichever call that is.
+  /// Samples the next token from `logits` and appends it. It runs with the next step, whichever call that is.
   /// kNoLogits before the first prefill and after another `sample`, kContextExceeded if the context is full.
   Expected<int32_t> sample(const SamplingOptions& options);
 
-  /// Tokens one by one. The session may move, but must outlive the result.
+  /// Generates tokens one by one. You may move the session, but it must outlive the result.
   Expected<Generation> generate(GenerateOptions options);
 
   /// Writes everything that `Model::restore` needs to continue with the same logits. The file appears whole or not at
   /// all, and replaces one of the same name only when it is complete.
   Status save(const std::filesystem::path& path) const;
 
-  /// Forgets the context, and heals a poisoned session.
+  /// Forgets the context. A poisoned session is usable again.
   Status reset();
 
-  /// Asks a running prefill to stop after its current chunk; from any thread.
+  /// Asks a running prefill to stop after its current chunk. Any thread may call it.
   void stop() noexcept;
 
  private:
@@ -101,13 +102,14 @@ class Session {
 
 enum class FinishReason { kNone, kStopToken, kMaxNewTokens, kMaxContext };
 
-/// Tokens of one `Session::generate`, drawn when asked for.
+/// Tokens of one `Session::generate`, sampled when you ask for them.
 class Generation {
  public:
-  /// The next token, or nothing when it is finished. A stop token joins the context but is not given out.
+  /// Returns the next token, or nothing when the generation is finished. A stop token joins the context but is not
+  /// returned.
   Expected<std::optional<int32_t>> next();
 
-  /// Why `next` gave nothing.
+  /// The reason why `next` returned nothing.
   FinishReason finish_reason() const { return finish_reason_; }
 
  private:

@@ -1,5 +1,5 @@
-// Outcomes of operations that can fail. Nothing in this library throws on failure; a message says what, where and what
-// to do.
+// Outcomes of operations that can fail. Nothing in this library throws on failure. A message says what failed, where,
+// and what to do.
 
 #pragma once
 
@@ -14,7 +14,7 @@
 namespace sala {
 
 enum class ErrorCode : int32_t {
-  // 1xx: what the caller gave. The object that refused it is as it was.
+  // 1xx: an argument was wrong. The object that refused it is as it was.
   kInvalidArgument = 100,
   kEmptyPrompt = 101,
   kTokenOutOfRange = 102,
@@ -62,7 +62,7 @@ using Status = Expected<std::monostate>;
 
 inline Status success() { return std::monostate{}; }
 
-/// An error whose message is the parts, printed one after the other.
+/// Makes an error whose message is the parts, printed one after the other.
 template <class... Parts>
 Error error(ErrorCode code, const Parts&... parts) {
   std::ostringstream text;

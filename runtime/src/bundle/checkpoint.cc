@@ -187,7 +187,7 @@ std::map<std::string, std::set<int64_t>> rows_of_scales(const Manifest& manifest
         if (part.rows > 0) rows[part.tensor].insert(part.rows);
         if (!part.dequantization) continue;
         const Dequantization& how = *part.dequantization;
-        if (how.codes != Codes::kFp8 && how.codes != Codes::kInt8) continue;
+        if (!format_of(how.codes).is_by_row) continue;
         rows[how.scale].insert(manifest.tensors.at(part.tensor).bytes / how.columns);
       }
     }

@@ -60,14 +60,19 @@ std::vector<FileEntry> files_of(const Field& field) {
   return result;
 }
 
+/// The format of a quantised precision, or the end of the table.
+auto find_codes(std::string_view precision) {
+  return std::find_if(kCodeFormats.begin(), kCodeFormats.end(),
+                      [&](const CodeFormat& format) { return format.precision == precision; });
+}
+
 Dequantization dequantization_of(const Field& field) {
   field.allow_only({"precision", "columns", "scale", "global_scale"});
   Dequantization result;
   const std::string precision = field["precision"].string();
-  const std::array names{"fp8", "int8", "int4", "nvfp4"};
-  const auto found = std::find(names.begin(), names.end(), precision);
-  field["precision"].expect(found != names.end(), "is not a quantised precision");
-  result.codes = static_cast<Codes>(std::min<size_t>(static_cast<size_t>(found - names.begin()), names.size() - 1));
+  const auto* found = find_codes(precision);
+  field["precision"].expect(found != kCodeFormats.end(), "is not a quantised precision");
+  if (found != kCodeFormats.end()) result.codes = static_cast<Codes>(found - kCodeFormats.begin());
   result.columns = field["columns"].integer(1);
   result.scale = field["scale"].string();
   result.global_scale = static_cast<float>(field["global_scale"].number());
@@ -288,9 +293,9 @@ Expected<Manifest> parse_manifest(std::string_view text, const std::string& wher
   manifest.config = config_of(root["model"]);
   manifest.config_sha256 = root["model"]["config_sha256"].string();
   manifest.precision = root["precision"].string();
-  const std::array precisions{"bf16", "fp16", "fp8", "int8", "int4", "nvfp4"};
-  root["precision"].expect(std::find(precisions.begin(), precisions.end(), manifest.precision) != precisions.end(),
-                           "is not a precision");
+  const std::string& precision = manifest.precision;
+  const bool is_known = precision == "bf16" || precision == "fp16" || find_codes(precision) != kCodeFormats.end();
+  root["precision"].expect(is_known, "is not a precision");
   read_weights(root["weights"], manifest);
   read_graph(root["graph"], manifest);
   manifest.engine = engine_of(root["engine"], manifest.needed_files);

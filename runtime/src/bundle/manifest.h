@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/json_fields.h"
+#include "bundle/codes.h"
 #include "sala/model.h"
 #include "sala/status.h"
 #include "sala/tensor.h"
@@ -38,11 +39,7 @@ struct StoredTensor {
 
 using StoredTensors = std::map<std::string, StoredTensor, std::less<>>;  // by name
 
-/// What the codes of a quantised weight are, by its precision: e4m3, signed bytes, nibbles that hold the code plus 8,
-/// nibbles of e2m1; the first of two nibbles is the low one. Scales are fp32, fp32, bf16 and e4m3.
-enum class Codes { kFp8, kInt8, kInt4, kNvfp4 };
-
-/// How they become numbers: `code * scale * global_scale`, each block of the weight with its own scale.
+/// How codes become numbers: `code * scale * global_scale`, each block of the weight with its own scale.
 struct Dequantization {
   Codes codes = Codes::kFp8;
   int64_t columns = 1;  // elements of a row

@@ -4,36 +4,11 @@
 #include <optional>
 #include <utility>
 
-#include "weights/number_formats.h"
+#include "base/number_formats.h"
 
 namespace sala {
 
 namespace {
-
-float number_of(Codes codes, int code) {
-  switch (codes) {
-    case Codes::kFp8:
-      return from_e4m3(code);
-    case Codes::kInt8:
-      return static_cast<float>(code < 128 ? code : code - 256);
-    case Codes::kInt4:
-      return static_cast<float>((code & 15) - 8);
-    case Codes::kNvfp4:
-      return from_e2m1(code);
-  }
-  return 0.0f;
-}
-
-DType type_of_scales(Codes codes) {
-  switch (codes) {
-    case Codes::kInt4:
-      return DType::kBFloat16;
-    case Codes::kNvfp4:
-      return DType::kFloat8E4M3FN;
-    default:
-      return DType::kFloat32;
-  }
-}
 
 /// Blocks along the rows and along the columns.
 std::optional<std::pair<int64_t, int64_t>> blocks_of(const Shape& scales) {
@@ -46,31 +21,30 @@ std::optional<std::pair<int64_t, int64_t>> blocks_of(const Shape& scales) {
 
 }  // namespace
 
-int64_t codes_per_byte(Codes codes) { return codes == Codes::kInt4 || codes == Codes::kNvfp4 ? 2 : 1; }
-
 int64_t quantized_elements(const Dequantization& how, const StoredTensor& codes, const StoredTensor& scales) {
-  const int64_t row_bytes = how.columns / codes_per_byte(how.codes);
-  if (how.columns % codes_per_byte(how.codes) != 0 || codes.bytes % row_bytes != 0) return -1;
+  const CodeFormat& format = format_of(how.codes);
+  const int64_t row_bytes = how.columns / format.per_byte;
+  if (how.columns % format.per_byte != 0 || codes.bytes % row_bytes != 0) return -1;
   const int64_t rows = codes.bytes / row_bytes;
   const auto blocks = blocks_of(scales.shape);
   if (!blocks || rows % blocks->first != 0 || how.columns % blocks->second != 0) return -1;
-  if (scales.dtype != type_of_scales(how.codes)) return -1;
+  if (scales.dtype != format.scales) return -1;
   return elements_of({rows, how.columns});
 }
 
 Dequantizer::Dequantizer(const Dequantization& how, const StoredTensor& codes, const StoredTensor& scales,
                          std::string bytes)
-    : codes_(how.codes), global_scale_(how.global_scale), columns_(how.columns), scales_(std::move(bytes)) {
+    : format_(format_of(how.codes)), global_scale_(how.global_scale), columns_(how.columns), scales_(std::move(bytes)) {
   const auto blocks = *blocks_of(scales.shape);
-  rows_per_scale_ = codes.bytes / (columns_ / codes_per_byte(codes_)) / blocks.first;
+  rows_per_scale_ = codes.bytes / (columns_ / format_.per_byte) / blocks.first;
   columns_per_scale_ = columns_ / blocks.second;
   row_scales_.resize(static_cast<size_t>(blocks.second));
-  for (int code = 0; code < 256; ++code) table_[static_cast<size_t>(code)] = number_of(codes_, code);
+  for (int code = 0; code < 256; ++code) table_[static_cast<size_t>(code)] = format_.number(code);
 }
 
 void Dequantizer::begin_row() {
   const size_t count = row_scales_.size();
-  const DType dtype = type_of_scales(codes_);
+  const DType dtype = format_.scales;
   const char* from = scales_.data() + bytes_of(dtype, row_ / rows_per_scale_ * static_cast<int64_t>(count));
   if (dtype == DType::kFloat8E4M3FN) {
     for (size_t i = 0; i < count; ++i) row_scales_[i] = from_e4m3(static_cast<uint8_t>(from[i]));
@@ -81,7 +55,7 @@ void Dequantizer::begin_row() {
 }
 
 void Dequantizer::dequantize(const uint8_t* codes, int64_t count, float* to) {
-  const bool nibbles = codes_per_byte(codes_) == 2;
+  const bool nibbles = format_.per_byte == 2;
   for (int64_t done = 0; done < count;) {
     if (column_ == 0) begin_row();
     const int64_t block = column_ / columns_per_scale_;

@@ -7,12 +7,10 @@
 #include <string>
 #include <vector>
 
+#include "bundle/codes.h"
 #include "bundle/manifest.h"
 
 namespace sala {
-
-/// Codes in a byte: 1 or 2.
-int64_t codes_per_byte(Codes codes);
 
 /// Elements that the tensor `codes` holds; -1 if its bytes are no whole number of rows, or the scales are not of their
 /// type, or not one for each of equal blocks.
@@ -30,7 +28,7 @@ class Dequantizer {
  private:
   void begin_row();
 
-  Codes codes_;
+  const CodeFormat& format_;
   float global_scale_;
   int64_t columns_;
   int64_t rows_per_scale_;

@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "weights/number_formats.h"
+#include "base/number_formats.h"
 #include "weights/quantized_weights.h"
 
 namespace sala {
@@ -179,7 +179,7 @@ class Dequantized final : public Streamed {
       : Streamed(reader), how_(how), codes_(reader.tensor()), source_(source) {}
 
   Expected<int64_t> next(char* to, int64_t room) override {
-    const int64_t per_byte = codes_per_byte(how_.codes);
+    const int64_t per_byte = format_of(how_.codes).per_byte;
     const int64_t bytes = std::min({room / static_cast<int64_t>(sizeof(float)) / per_byte, kStagingBytes, left()});
     if (bytes == 0) return 0;
     if (!dequantizer_) {

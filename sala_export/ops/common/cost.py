@@ -17,11 +17,11 @@ class KernelCost:
     kernel: str
     """Name of the kernel, or of the operator for a sum or a floor."""
     bytes_read: int
-    """From device memory: each distinct byte once per pass over it."""
+    """Bytes read from device memory, each distinct byte once per pass over it."""
     bytes_written: int
-    """To device memory."""
+    """Bytes written to device memory."""
     operations: int
-    """Of tensor-core products, 2 for each multiply-add; what a tile computes beyond the problem counts too."""
+    """Operations of tensor-core products, 2 for each multiply-add, also those of a tile beyond the problem."""
 
     def __post_init__(self) -> None:
         if min(self.bytes_read, self.bytes_written, self.operations) < 0:

@@ -90,7 +90,7 @@ class Launch:
     """The `@triton.jit` function; its name is the kernel's name everywhere."""
     grid: tuple[str, str, str]
     tiles: Mapping[int, Tile]
-    """By architecture, 10 * major + minor."""
+    """Tiles by architecture, 10 * major + minor."""
     main_loop: tuple[Product, ...] = ()
     """The products of one turn of the innermost loop that has any; empty for a kernel without tensor-core products."""
 
@@ -165,7 +165,7 @@ class KernelSet:
 
     @property
     def launches(self) -> tuple[Launch, ...]:
-        """Of both sequences."""
+        """Launches of both sequences."""
         return (*self.prefill, *self.decode)
 
     def workspace_specs(self, sizes: Mapping[str, int], activation: DType) -> tuple[TensorSpec, ...]:

@@ -15,7 +15,10 @@ bool is_convertible(DType dtype);
 /// the range becomes infinite. Both at multiples of their size.
 void convert(const void* from, DType from_type, void* to, DType to_type, int64_t count);
 
-float from_e4m3(int code);  // 8 bits
-float from_e2m1(int code);  // the low 4 bits
+// What a code of 8 bits, or of the low 4 of them, stands for.
+float from_e4m3(int code);
+float from_int8(int code);
+float from_int4(int code);  // stored plus 8
+float from_e2m1(int code);
 
 }  // namespace sala

@@ -1,4 +1,4 @@
-#include "weights/number_formats.h"
+#include "base/number_formats.h"
 
 #include <algorithm>
 #include <array>
@@ -101,6 +101,10 @@ float from_e4m3(int code) {
                                         : std::ldexp(static_cast<float>(8 + mantissa), exponent - 10);
   return code & 128 ? -magnitude : magnitude;
 }
+
+float from_int8(int code) { return static_cast<float>(code < 128 ? code : code - 256); }
+
+float from_int4(int code) { return static_cast<float>((code & 15) - 8); }
 
 float from_e2m1(int code) {
   constexpr std::array<float, 8> kMagnitudes{0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f};
