@@ -154,7 +154,7 @@ class AsItIs final : public Streamed {
 
 class Converted final : public Streamed {
  public:
-  Converted(WeightSource::Reader reader, DType target)
+  Converted(const WeightSource::Reader& reader, DType target)
       : Streamed(reader), stored_(reader.tensor().dtype), target_(target) {}
 
   Expected<int64_t> next(char* to, int64_t room) override {
@@ -175,7 +175,7 @@ class Converted final : public Streamed {
 
 class Dequantized final : public Streamed {
  public:
-  Dequantized(const Dequantization& how, WeightSource::Reader reader, const WeightSource& source)
+  Dequantized(const Dequantization& how, const WeightSource::Reader& reader, const WeightSource& source)
       : Streamed(reader), how_(how), codes_(reader.tensor()), source_(source) {}
 
   Expected<int64_t> next(char* to, int64_t room) override {
