@@ -15,16 +15,14 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ..checkpoint.config import SalaConfig
 from ..errors import BundleError, ConfigError
-from ..specs import DType, Precision, TensorSpec
+from ..specs import DType, FlavourName, Precision, TensorSpec
 
 SCHEMA_VERSION = 4
 MANIFEST_FILE = "bundle.json"
 GRAPH_FOLDER = "graph"
 ENGINE_FOLDER = "engine"
 TEXT_FOLDER = "text"
-TOKENIZER_FILE = "tokenizer.json"
-FLAVOURS = ("rtx", "tensorrt")
-"""Names of the flavours: TensorRT for RTX and TensorRT."""
+_FLAVOURS = (FlavourName.RTX, FlavourName.TENSORRT)
 
 _CLOSED = ConfigDict(extra="forbid")
 
@@ -299,10 +297,10 @@ class EngineEntry:
     """Bytes by part, at the largest capacity and chunk, without what a GPU reserves."""
 
     def __post_init__(self) -> None:
-        if self.tensorrt_flavour not in FLAVOURS:
+        if self.tensorrt_flavour not in _FLAVOURS:
             raise BundleError(
                 f"{MANIFEST_FILE}: engine.tensorrt_flavour is {self.tensorrt_flavour!r}, expected one of "
-                f"{', '.join(FLAVOURS)} (build the bundle again)"
+                f"{', '.join(_FLAVOURS)} (build the bundle again)"
             )
         if not self.compute_capabilities:
             raise BundleError(f"{MANIFEST_FILE}: engine.compute_capabilities is empty (build the bundle again)")

@@ -23,14 +23,14 @@ from torch import Tensor
 
 from ..checkpoint.keymap import EMBEDDING, FINAL_NORM, LM_HEAD, layer_weights, weights
 from ..checkpoint.quantization import DEFAULT_IGNORE, GATE_PATTERNS, QUANTIZATION_FIELD, SCHEMES, Quantization
-from ..checkpoint.reader import CONFIG_FILE, INDEX_FILE, TOKENIZER_FILE, Checkpoint
+from ..checkpoint.reader import CONFIG_FILE, INDEX_FILE, Checkpoint
 from ..checkpoint.safetensors_header import TYPE_NAMES, read_header
 from ..checkpoint.safetensors_writer import NewTensor, write_safetensors
 from ..errors import CheckpointError, DiskFullError, UnsupportedError
 from ..installation import VERSION
 from ..model.layer_run import LayerRun, embed, layer_prefix, make_layer
 from ..progress import ProgressCallback, silent
-from ..specs import DType, format_bytes
+from ..specs import TOKENIZER_FILE, DType, format_bytes
 from ..staging import MARKER, Staging, resumable_directory
 from .layer import QuantizationRecipe, SiteInputs, quantize_layer
 from .samples import SampleRequest

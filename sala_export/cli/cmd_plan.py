@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from ..planner.plan import BaselineRow, BuildAccount, ContextRow, GpuPlan, Plan
     from ..planner.roofline import Estimate
 
-PUBLISHED_PRESET = "9b"
-
 
 @click.command()
 @gpu_option("plan")
@@ -57,11 +55,10 @@ def plan(
     says which one does. That is not an error.
     """
     from ..building.requests import ModelRequest
-    from ..checkpoint.presets import PRESETS
     from ..engine.recipe import load_target
     from ..engine.request import EngineRequest
     from ..planner.plan import make_plan
-    from ..planner.published import is_published_model
+    from ..planner.published import PUBLISHED_CONFIG, is_published_model
 
     if plot is not None and plot.suffix not in PLOT_SUFFIXES:
         raise RequestError(f"--plot {plot}: expected a name that ends in {', '.join(PLOT_SUFFIXES)}")
@@ -74,7 +71,7 @@ def plan(
         prefill_chunk=prefill_chunk,
         max_batch=max_batch,
     )
-    config = source.config() if source else PRESETS[PUBLISHED_PRESET].config
+    config = source.config() if source else PUBLISHED_CONFIG
     if source is None and layers is not None:
         config = config.truncated(layers)
     if quantization is not None and quantization.precision is not request.precision:

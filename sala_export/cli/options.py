@@ -10,7 +10,7 @@ import click
 
 from ..checkpoint.config import DEFAULT_MODEL
 from ..errors import RequestError
-from ..specs import parse_tokens
+from ..specs import BUILT_PRECISIONS, one_of, parse_tokens
 
 Command = Callable[..., Any]
 
@@ -78,7 +78,7 @@ def engine_options(command: Command) -> Command:
         click.option("--max-context", type=Tokens(), help=f"Longest context in tokens, e.g. 1M.  {recipes}"),
         click.option(
             "--precision",
-            help="bf16, fp16, fp8, int8, int4 or nvfp4.  [default: the precision of a quantised checkpoint, else bf16]",
+            help=f"{one_of(BUILT_PRECISIONS)}.  [default: the precision of a quantised checkpoint, else bf16]",
         ),
     ):
         command = option(command)

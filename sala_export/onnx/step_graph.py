@@ -15,10 +15,10 @@ from ..checkpoint.keymap import EMBEDDING, FINAL_NORM, LM_HEAD, MIXER_MODULES, l
 from ..model.mixers import MIXERS, MixerKind
 from ..model.signature import INPUT_IDS, CacheEntry, signature
 from ..model.stream_unit import stream_unit
+from ..ops.common.contract import DOMAIN
 from ..specs import DType, stream_name
 from .graph_builder import IR_TYPES, GraphBuilder, Shape, shape_of
 
-DOMAIN = "sala"
 OPERATOR_VERSION = 1
 PLUGIN_ATTRIBUTES = {"plugin_namespace": DOMAIN, "plugin_version": str(OPERATOR_VERSION)}
 """String attributes of a `sala` node, by which TensorRT's parser finds its plugin."""
