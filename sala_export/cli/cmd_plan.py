@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ..errors import RequestError
 from ..specs import format_bytes, format_tokens
-from .options import engine_options, gpu_option
+from .options import engine_options, gpu_option, json_option, layers_option, revision_option
 from .output import PLOT_SUFFIXES, print_json
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     "--model",
     help="Checkpoint directory or hub id. Only its config.json is read.  [default: the published dimensions]",
 )
-@click.option("--revision", help="Branch, tag or commit of the model on the hub.")
-@click.option("--layers", type=click.IntRange(min=1), help="Use only the first N layers.")
+@revision_option
+@layers_option
 @engine_options
 @click.option("--compare", help="Show a dense model beside it: qwen3-8b.")
 @click.option(
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Write a plot of memory and time over context length (.png, .svg or .pdf).",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option
 def plan(
     gpu: str,
     model: str | None,
