@@ -16,7 +16,7 @@ from .options import engine_options, gpu_option, json_option, layers_option, rev
 from .output import PLOT_SUFFIXES, print_json
 
 if TYPE_CHECKING:
-    from ..planner.plan import BaselineRow, BuildAccount, ContextRow, GpuPlan, Plan
+    from ..planner.plan import BaselineRow, ContextRow, GpuPlan, Plan
     from ..planner.roofline import Estimate
 
 
@@ -87,17 +87,6 @@ def plan(
         _print_tables(found, model)
 
 
-def _build_fields(build: BuildAccount) -> dict[str, Any]:
-    return {
-        "host_bytes": build.host_bytes,
-        "available_host_bytes": build.available_bytes,
-        "plan_bytes": build.plan_bytes,
-        "scratch_bytes": build.scratch_bytes,
-        "copied_bytes_unless_linked": build.copied_bytes,
-        "seconds_predicted": build.seconds,
-    }
-
-
 def describe(found: Plan, model: str | None) -> dict[str, Any]:
     """Everything that `plan` shows, as plain JSON values, in seconds and bytes."""
     request = found.request
@@ -111,7 +100,7 @@ def describe(found: Plan, model: str | None) -> dict[str, Any]:
         "max_batch": request.max_batch,
         "device_memory_bytes": {**found.memory.parts(), "total": found.memory.total_bytes},
         "gpus": [_gpu_fields(gpu, found) for gpu in found.gpus],
-        "build": _build_fields(found.build),
+        "build": asdict(found.build),
         "published": [
             {
                 "gpu": check.gpu,
@@ -214,10 +203,10 @@ def _context_table(gpu: GpuPlan, found: Plan) -> Table:
 def _build_table(found: Plan) -> Table:
     build = found.build
     table = Table("building on this machine", "", box=None)
-    table.add_row("time, predicted", f"{build.seconds:.0f} s on two cores")
-    table.add_row("memory", f"{format_bytes(build.host_bytes)} of {format_bytes(build.available_bytes)} free")
+    table.add_row("time, predicted", f"{build.seconds_predicted:.0f} s on two cores")
+    table.add_row("memory", f"{format_bytes(build.host_bytes)} of {format_bytes(build.available_host_bytes)} free")
     written = build.plan_bytes + build.scratch_bytes
-    both = format_bytes(written + build.copied_bytes)
+    both = format_bytes(written + build.copied_bytes_unless_linked)
     table.add_row("disk", f"{format_bytes(written)} beside linked weights, {both} if they are copied")
     if build.scratch_bytes:
         size = format_bytes(build.scratch_bytes)

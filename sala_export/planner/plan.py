@@ -63,16 +63,16 @@ class BaselineRow:
 class BuildAccount:
     """Resources that a build takes on this machine. All but the available memory is predicted."""
 
-    seconds: float
-    """Time on two cores, with weights linked."""
     host_bytes: int
     """Peak resident memory in bytes."""
-    available_bytes: int
+    available_host_bytes: int
     plan_bytes: int
     scratch_bytes: int
     """Disk on top of the plan while TensorRT builds: its constants in the form of ONNX."""
-    copied_bytes: int
+    copied_bytes_unless_linked: int
     """Disk on top of both if the weight files cannot be hard-linked."""
+    seconds_predicted: float
+    """Time on two cores, with weights linked."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -228,12 +228,12 @@ def account_of_build(graph: EngineGraph, precision: Precision) -> BuildAccount:
     tensorrt += _SECONDS_PER_CONSTANT_BYTE.get(precision, 0.0) * graph.constant_bytes
     hashing = graph.weights_bytes / _HASHED_BYTES_PER_SECOND
     return BuildAccount(
-        seconds=_START_SECONDS + max(tensorrt, (tensorrt + hashing) / 2),
         host_bytes=host_bytes_needed(graph.constant_bytes),
-        available_bytes=available_host_bytes(),
+        available_host_bytes=available_host_bytes(),
         plan_bytes=plan_bytes(graph),
         scratch_bytes=graph.constant_bytes,
-        copied_bytes=graph.weights_bytes,
+        copied_bytes_unless_linked=graph.weights_bytes,
+        seconds_predicted=_START_SECONDS + max(tensorrt, (tensorrt + hashing) / 2),
     )
 
 
