@@ -16,7 +16,7 @@ from .options import engine_options, gpu_option, json_option, layers_option, rev
 from .output import PLOT_SUFFIXES, print_json
 
 if TYPE_CHECKING:
-    from ..planner.plan import BaselineRow, ContextRow, GpuPlan, Plan
+    from ..planner.plan import ContextRow, GpuPlan, Plan
     from ..planner.roofline import Estimate
 
 
@@ -129,7 +129,7 @@ def _gpu_fields(gpu: GpuPlan, found: Plan) -> dict[str, Any]:
     }
 
 
-def _row_fields(row: ContextRow | BaselineRow) -> dict[str, Any]:
+def _row_fields(row: ContextRow) -> dict[str, Any]:
     return {
         "context": row.context,
         "device_memory_bytes": row.memory_bytes,

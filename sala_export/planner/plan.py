@@ -37,26 +37,14 @@ class ContextRow:
     """Prediction for one length of prompt, at batch 1."""
 
     context: int
-    memory_bytes: int
-    """Bytes of the engine, its caches, and what the GPU reserves."""
+    memory_bytes: float
+    """Bytes of weights, caches, what else an engine takes, and what the GPU reserves."""
     fits: bool
     prefill: Estimate
     decode: Estimate
     """Time of one token after the prompt."""
     published_prefill: float | None
     """Seconds of another implementation. None if nothing is published for this GPU and model."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BaselineRow:
-    """Prediction for the same length on a dense model with bf16 weights."""
-
-    context: int
-    memory_bytes: float
-    fits: bool
-    prefill: Estimate
-    decode: Estimate
-    published_prefill: float | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,7 +88,8 @@ class GpuPlan:
     largest_context: int | None
     """The longest context that an engine could have here, whatever the request. None if no context fits."""
     rows: tuple[ContextRow, ...]
-    baseline_rows: tuple[BaselineRow, ...]
+    baseline_rows: tuple[ContextRow, ...]
+    """The same lengths on the dense model, with bf16 weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,9 +171,7 @@ def _row(
     )
 
 
-def baseline_row(
-    model: Dense, recipe: GpuRecipe, context: int, weights: str = "bf16", chunk: int = 8192
-) -> BaselineRow:
+def baseline_row(model: Dense, recipe: GpuRecipe, context: int, weights: str = "bf16", chunk: int = 8192) -> ContextRow:
     """Plan a dense model on a GPU.
 
     Its memory is its weights, its cache for the prompt and the published runs' 1K answer, what the recipe leaves to
@@ -194,7 +181,7 @@ def baseline_row(
     memory = model.weights_bytes(bits) + model.cache_bytes(context + GENERATED_TOKENS) + activations
     memory += recipe.reserve_bytes
     row = published_seconds(recipe.name, weights)
-    return BaselineRow(
+    return ContextRow(
         context=context,
         memory_bytes=memory,
         fits=memory <= recipe.memory_bytes,
