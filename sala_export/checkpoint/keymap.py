@@ -25,7 +25,7 @@ class MixerModules:
     """The projection whose sigmoid multiplies what attention gives."""
     norms: tuple[str, ...] = ()
     has_key_heads: bool
-    """Whether there are `num_key_value_heads` of keys and values, else there are as many as of queries."""
+    """True if keys and values have `num_key_value_heads` heads, False if they have as many as the queries."""
 
     @property
     def packed(self) -> tuple[str, ...]:

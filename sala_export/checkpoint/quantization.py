@@ -54,7 +54,7 @@ class Scheme:
 
     @property
     def bits(self) -> int:
-        """Of a code."""
+        """Bits of one code."""
         return int(self.weights["num_bits"])
 
     @property
@@ -64,7 +64,7 @@ class Scheme:
 
     @property
     def bits_per_weight(self) -> float:
-        """Of a code and its share of the scale of its group."""
+        """Bits of one code and of its share of the scale of its group."""
         return self.bits + (self.tensors["weight_scale"].bits / self.group if self.group else 0)
 
 
