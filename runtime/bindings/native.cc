@@ -86,6 +86,12 @@ struct PySession {
          "the session is already at work, here or in another thread: use one session a thread"});
 }
 
+/// The session, if no call is in it. None enters while the lock of the interpreter is held.
+Session& idle(PySession& session) {
+  if (session.busy) raise_busy();
+  return session.session;
+}
+
 /// Keeps other threads out of a session while the lock of the interpreter is released.
 class Working {
  public:
@@ -105,14 +111,10 @@ class Working {
   PyThreadState* state_;
 };
 
-nb::object tokens(const PySession& session) {
-  if (session.busy) raise_busy();
-  return copy(session.session.tokens());
-}
+nb::object tokens(PySession& session) { return copy(idle(session).tokens()); }
 
-nb::object logits(const PySession& session) {
-  if (session.busy) raise_busy();
-  const auto values = session.session.logits();
+nb::object logits(PySession& session) {
+  const auto values = idle(session).logits();
   return values.empty() ? nb::none() : copy(values);
 }
 
@@ -129,7 +131,7 @@ class PyPrefiller {
       : owner_(std::move(owner)),
         session_(nb::cast<PySession&>(owner_)),
         reporter_(std::make_shared<ProgressReporter>(std::move(on_progress))),
-        prefiller_(unwrap(Prefiller::create(session_.session,
+        prefiller_(unwrap(Prefiller::create(idle(session_),
                                             {context_length,
                                              [reporter = reporter_](const PrefillProgress& progress) {
                                                return (*reporter)(progress.tokens_done, progress.tokens_total,
@@ -203,7 +205,7 @@ PyGeneration* generate(nb::object owner, int64_t max_new_tokens, double temperat
   PySession& session = nb::cast<PySession&>(owner);
   GenerateOptions options{
       max_new_tokens, {temperature, top_k, top_p, repetition_penalty, seed}, std::move(stop_tokens)};
-  return new PyGeneration{owner, session, unwrap(session.session.generate(std::move(options)))};
+  return new PyGeneration{owner, session, unwrap(idle(session).generate(std::move(options)))};
 }
 
 std::optional<int32_t> next(PyGeneration& generation) {

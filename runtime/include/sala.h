@@ -251,7 +251,10 @@ SALA_API void sala_session_stop(sala_session* session);
  * All tokens of a prompt are attended densely if the context has fewer tokens than the model's dense_len at the end of
  * the prompt, else sparsely. So tokens wait until the context is that long or the finish ends the prompt. From then on
  * every step runs as soon as it is full. Tokens that wait are not in the session: sala_session_position does not count
- * them, and sala_session_save does not write them. */
+ * them, and sala_session_save does not write them.
+ *
+ * After SALA_ERROR_STOPPED or a failed step the prefiller has ended. The tokens behind the last step that ran are
+ * dropped. */
 typedef struct sala_prefiller sala_prefiller;
 
 /* `tokens_total`: tokens that will come, told to on_progress; -1 if unknown. The session must not do anything else

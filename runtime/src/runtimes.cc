@@ -1,5 +1,7 @@
 #include "runtimes.h"
 
+#include <iterator>
+
 #include "engines/onnxruntime/engine.h"
 #include "engines/tensorrt/engine.h"
 

@@ -9,7 +9,6 @@
 #include <nlohmann/json.hpp>
 #include <random>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "mock_step.h"

@@ -4,7 +4,7 @@
 
 #include <cstring>
 #include <memory>
-#include <mutex>
+#include <new>
 #include <optional>
 #include <string>
 #include <vector>
@@ -62,8 +62,9 @@ struct Step {
 
 struct MockLog {
   std::vector<Step> steps;
-  std::optional<size_t> fail_at;  // index of the step that fails
-  int64_t weights = 0;            // of `mock_weight`
+  std::optional<size_t> fail_at;   // index of the step that fails
+  std::optional<size_t> throw_at;  // index of the step that throws std::bad_alloc
+  int64_t weights = 0;             // of `mock_weight`
 };
 
 class MockExecution final : public Execution {
@@ -76,6 +77,7 @@ class MockExecution final : public Execution {
     const int64_t past = step.past_length;
     log_->steps.push_back({profile, tokens, past, step.context_length});
     if (log_->fail_at == log_->steps.size() - 1) return error(ErrorCode::kEngineFailed, "the mock fails as told");
+    if (log_->throw_at == log_->steps.size() - 1) throw std::bad_alloc();
 
     float* state = static_cast<float*>(caches_[0].data);
     const MockCaches caches{rows(1), rows(2), rows(3), rows(4)};

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <stdexcept>
+
 #include "mock_engine.h"
 
 namespace sala::test {
@@ -231,6 +233,31 @@ TEST(Prefiller, TakesNothingMoreAfterItWasStopped) {
   EXPECT_EQ(prefiller->feed(prompt(1)).error().code, ErrorCode::kInvalidArgument);
   EXPECT_EQ(prefiller->finish().error().code, ErrorCode::kInvalidArgument);
   EXPECT_EQ(values(*session.prefill(std::span(ids).subspan(16))), wanted);
+}
+
+TEST(Prefiller, TakesNothingMoreAfterItsCallbackThrew) {
+  const Mock mock;
+  Session session = mock.session(100, 8);
+  PrefillOptions options;
+  options.on_progress = [](const PrefillProgress&) -> bool { throw std::runtime_error("from outside"); };
+  auto prefiller = Prefiller::create(session, options);
+  EXPECT_THROW(static_cast<void>(prefiller->feed(prompt(60))), std::runtime_error);
+  EXPECT_EQ(session.position(), 8);
+  const auto outcome = prefiller->finish();
+  ASSERT_FALSE(outcome) << "52 tokens of the prompt did not run";
+  EXPECT_EQ(outcome.error().code, ErrorCode::kInvalidArgument);
+}
+
+TEST(Prefiller, WithoutTokensLeavesThePendingOne) {
+  const Mock mock;
+  Session session = mock.session(100, 1);
+  ASSERT_TRUE(session.prefill(prompt(kDenseLength)));
+  ASSERT_TRUE(session.sample({}));
+  const auto outcome = session.prefill({});
+  ASSERT_FALSE(outcome);
+  EXPECT_EQ(outcome.error().code, ErrorCode::kEmptyPrompt);
+  EXPECT_TRUE(session.logits().empty());
+  EXPECT_EQ(mock.steps().size(), static_cast<size_t>(kDenseLength));
 }
 
 TEST(Prefiller, WithoutTokensIsAnEmptyPrompt) {

@@ -184,6 +184,14 @@ TEST(Session, SampleNeedsLogitsEachTime) {
   EXPECT_EQ(session.sample({}).error().code, ErrorCode::kNoLogits);
 }
 
+TEST(Session, IsPoisonedByAStepThatThrows) {
+  const Mock mock;
+  Session session = mock.session(100, 8);
+  mock.engine->log_->throw_at = 1;
+  EXPECT_THROW(static_cast<void>(session.prefill(prompt(20))), std::bad_alloc);
+  EXPECT_EQ(session.prefill(prompt(1)).error().code, ErrorCode::kSessionPoisoned);
+}
+
 TEST(Session, IsPoisonedByAFailedStepUntilReset) {
   const Mock mock;
   Session session = mock.session(100, 8);

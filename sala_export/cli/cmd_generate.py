@@ -171,7 +171,8 @@ class _Source:
 def _source(prompt: str | None, prompt_file: str | None, stack: ExitStack) -> _Source:
     if prompt_file is None:
         # A shell may pass bytes that are no UTF-8; they come back here, to be refused with their offset.
-        return _Source(None, (prompt or "").encode("utf-8", "surrogateescape"))
+        text = (prompt or "").encode("utf-8", "surrogateescape")
+        return _Source(None, text, bytes_total=len(text))
     if prompt_file == STDIN:
         return _Source(sys.stdin.buffer)
     path = Path(prompt_file)

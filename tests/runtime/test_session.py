@@ -277,8 +277,19 @@ def test_stop_from_another_thread_ends_a_prefill(session: Session) -> None:
         session.prefill(IDS, on_progress=stop)
 
 
+def test_stop_holds_when_a_second_prefill_is_refused(session: Session) -> None:
+    def stop(progress: PrefillProgress) -> None:
+        session.stop()
+        with pytest.raises(SessionError, match="already at work"):
+            session.prefill([1])
+
+    with pytest.raises(SessionError, match="stopped after 64 tokens"):
+        session.prefill(IDS, on_progress=stop)
+
+
 def test_session_refuses_to_be_entered_twice(session: Session) -> None:
-    for enter in (session.reset, lambda: session.prefill([1]), lambda: session.tokens, lambda: session.logits):
+    reads = (lambda: session.tokens, lambda: session.logits)
+    for enter in (session.reset, session.generate_tokens, lambda: session.prefill([1]), *reads):
         with pytest.raises(SessionError, match="already at work"):
             session.prefill(IDS[:64], on_progress=lambda _, enter=enter: enter())
 

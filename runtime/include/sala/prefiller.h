@@ -22,7 +22,8 @@ namespace sala {
 /// `save` does not write them, and a prefiller that is destroyed before `finish` drops them.
 ///
 /// The session may move, but must outlive it and not be used for anything else until `finish` (kInvalidArgument). After
-/// kStopped or a failed step the prefiller has ended, and the session is at the border of the last step that ran.
+/// kStopped, a failed step or an exception of `on_progress` the prefiller has ended, and the session is at the border
+/// of the last step that ran.
 class Prefiller {
  public:
   /// `tokens_total`, if known, is only reported to `on_progress`. kInvalidArgument if `context_length` cannot be.

@@ -1,7 +1,6 @@
 #include "bundle/manifest.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <utility>
 

@@ -1,6 +1,7 @@
 #include "sala/prefiller.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "session/session_core.h"
 
@@ -53,6 +54,7 @@ int64_t Prefiller::length() const { return core_->past_length() + static_cast<in
 
 Status Prefiller::feed(std::span<const int32_t> token_ids) {
   SALA_RETURN_IF_ERROR(check_usable());
+  if (token_ids.empty()) return success();
   SALA_RETURN_IF_ERROR(core_->check_tokens(token_ids));
   const int64_t before = length();
   const int64_t after = before + static_cast<int64_t>(token_ids.size());
@@ -65,8 +67,8 @@ Status Prefiller::feed(std::span<const int32_t> token_ids) {
     return error(ErrorCode::kInvalidArgument, "context_length is ", *options_.context_length,
                  ", but the context grows to ", after, ": it counts the whole context");
   }
-  tokens_fed_ += static_cast<int64_t>(token_ids.size());
   waiting_.insert(waiting_.end(), token_ids.begin(), token_ids.end());
+  tokens_fed_ += static_cast<int64_t>(token_ids.size());
   if (!options_.context_length && after < core_->model().config.dense_len) return success();
   return run_chunks(static_cast<size_t>(core_->chunk_tokens()));
 }
@@ -88,15 +90,15 @@ Status Prefiller::run_chunks(size_t least) {
   const size_t chunk = static_cast<size_t>(core_->chunk_tokens());
   const std::vector<int32_t> taken = std::exchange(waiting_, {});
   std::span<const int32_t> rest = taken;
+  // Until all has run: neither an error nor an exception of `on_progress` lets a prompt go on that lost tokens.
+  has_ended_ = true;
   while (rest.size() >= least) {
     const auto step = rest.first(std::min(chunk, rest.size()));
-    if (const Status ran = run_chunk(step, context_length); !ran) {
-      has_ended_ = true;
-      return ran;
-    }
+    SALA_RETURN_IF_ERROR(run_chunk(step, context_length));
     rest = rest.subspan(step.size());
   }
   waiting_.assign(rest.begin(), rest.end());
+  has_ended_ = false;
   return success();
 }
 

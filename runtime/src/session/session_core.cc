@@ -132,15 +132,13 @@ Status SessionCore::run(std::span<const int32_t> token_ids, int64_t context_leng
   const StepInputs step{input_ids_, static_cast<int32_t>(past_length_), static_cast<int32_t>(context_length),
                         rope_cos_sin_};
   has_logits_ = false;
-  const Status ran = execution_->run(tokens == 1 ? Profile::kDecode : Profile::kPrefill, step, logits_);
-  if (!ran) {
-    poisoned_ = true;
-    return ran;
-  }
+  poisoned_ = true;  // until the step has run: an engine that finds no memory may throw
+  SALA_RETURN_IF_ERROR(execution_->run(tokens == 1 ? Profile::kDecode : Profile::kPrefill, step, logits_));
   tokens_.resize(static_cast<size_t>(past_length_));
   tokens_.insert(tokens_.end(), token_ids.begin(), token_ids.end());
   past_length_ += tokens;
   has_logits_ = true;
+  poisoned_ = false;
   return success();
 }
 
