@@ -79,6 +79,9 @@ QUANTIZED_PRECISIONS = tuple(each for each in Precision if each not in (Precisio
 BUILT_PRECISIONS = (Precision.BF16, Precision.FP16, *QUANTIZED_PRECISIONS)
 """Precisions that this release builds engines of."""
 
+OPERATOR_DOMAIN = "sala"
+"""ONNX domain and TensorRT plugin namespace of the operators."""
+
 TOKENIZER_FILE = "tokenizer.json"
 """Name of the tokenizer in checkpoints and bundles."""
 

@@ -17,9 +17,8 @@ from google.protobuf.message import DecodeError
 from ..checkpoint.quantization import SCHEMES
 from ..errors import CheckpointError, RequestError, ShapeError
 from ..model.signature import LOGITS, PAST, SYMBOLIC_DIMENSIONS, TOKEN_INPUTS
-from ..ops.common.contract import DOMAIN
 from ..ops.registry import CONTRACTS, INFLLMV2_ATTENTION
-from ..specs import DType, TensorSpec
+from ..specs import OPERATOR_DOMAIN, DType, TensorSpec
 
 _DTYPES: dict[int, DType] = {
     onnx.TensorProto.FLOAT: DType.FLOAT32,
@@ -137,7 +136,7 @@ def read_graph(path: Path) -> EngineGraph:
         inputs=tuple(spec for spec in specs if _is_of_step(spec.name)),
         weights=weights,
         outputs=outputs,
-        operators=tuple(_operator(path, node) for node in graph.node if node.domain == DOMAIN),
+        operators=tuple(_operator(path, node) for node in graph.node if node.domain == OPERATOR_DOMAIN),
         parameters=inside + sum(_count(spec) for spec in weights if not _is_scale(spec, embedding.dtype)),
         quantized_parameters=inside + sum(_count(spec) for spec in weights if spec.dtype in _CODE_TYPES),
         constant_bytes=sum(constant.bytes for constant in constants),

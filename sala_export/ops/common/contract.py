@@ -12,9 +12,6 @@ from dataclasses import dataclass
 from ...errors import ShapeError
 from .expr import evaluate
 
-DOMAIN = "sala"
-"""ONNX domain and TensorRT plugin namespace of the operators."""
-
 ACTIVATION = "X"
 """Element type variable: the one type that all activations of a call share (float32, float16 or bfloat16)."""
 
