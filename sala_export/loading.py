@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import RequestError, SessionError
 from .runtime.model import Model, load_bundle
-from .specs import RUNTIMES
+from .specs import RUNTIMES, one_of
 
 if TYPE_CHECKING:
     from .runtime.prompt import TokenizerLike
@@ -49,7 +49,7 @@ def load(
         wrong option; RunError if there is no memory.
     """
     if runtime not in RUNTIMES:
-        raise SessionError(f"runtime '{runtime}' is unknown: choose {', '.join(RUNTIMES[:-1])} or {RUNTIMES[-1]}")
+        raise SessionError(f"runtime '{runtime}' is unknown: choose {one_of(RUNTIMES)}")
     if runtime == TORCH:
         from .torch_runtime.load import load_torch
 

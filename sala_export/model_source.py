@@ -12,10 +12,10 @@ from .bundle.manifest import MANIFEST_FILE, config_sha256, fingerprint
 from .bundle.reader import Bundle
 from .checkpoint.config import SalaConfig
 from .checkpoint.quantization import read_quantization
-from .checkpoint.reader import CONFIG_FILE, TOKENIZER_FILE, Checkpoint
+from .checkpoint.reader import CONFIG_FILE, Checkpoint
 from .errors import BundleError, RequestError
 from .progress import silent
-from .specs import Precision
+from .specs import TOKENIZER_FILE, Precision
 
 _TEXT_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 """Of the configuration: they change no graph and no weight, and a bundle keeps its own."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -75,8 +76,28 @@ class Precision(StrEnum):
 
 QUANTIZED_PRECISIONS = tuple(each for each in Precision if each not in (Precision.FP32, Precision.BF16, Precision.FP16))
 
+BUILT_PRECISIONS = (Precision.BF16, Precision.FP16, *QUANTIZED_PRECISIONS)
+"""Precisions that this release builds engines of."""
+
+OPERATOR_DOMAIN = "sala"
+"""ONNX domain and TensorRT plugin namespace of the operators."""
+
+TOKENIZER_FILE = "tokenizer.json"
+"""Name of the tokenizer in checkpoints and bundles."""
+
 RUNTIMES = ("auto", "tensorrt", "onnxruntime", "torch")
 """Names of the runtimes that users can choose."""
+
+
+class FlavourName(StrEnum):
+    """Names of the TensorRT that builds the engine."""
+
+    AUTO = "auto"
+    """TensorRT for RTX, because it needs no GPU to build."""
+    RTX = "rtx"
+    """TensorRT for RTX."""
+    TENSORRT = "tensorrt"
+    """TensorRT proper, which builds on the GPU of this machine, for that GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +176,11 @@ def format_tokens(count: int) -> str:
         if count >= factor and count % factor == 0:
             return f"{count // factor}{suffix}"
     return str(count)
+
+
+def one_of(names: Sequence[str]) -> str:
+    """Names to choose from, for a sentence: `fp8, int8 or int4`."""
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def format_bytes(count: float) -> str:

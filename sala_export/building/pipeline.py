@@ -20,7 +20,7 @@ from ..bundle.manifest import (
     Manifest,
 )
 from ..bundle.reader import Bundle
-from ..checkpoint.reader import TOKENIZER_FILE, Checkpoint
+from ..checkpoint.reader import Checkpoint
 from ..engine.build import LOG_FILE, build_engine
 from ..engine.flavour import select_flavour
 from ..engine.graph import EngineGraph
@@ -30,7 +30,7 @@ from ..engine.report import EngineReport
 from ..errors import BuildError, RequestError
 from ..installation import VERSION, plugin_library
 from ..progress import ProgressCallback, silent
-from ..specs import QUANTIZED_PRECISIONS, Precision
+from ..specs import QUANTIZED_PRECISIONS, TOKENIZER_FILE, Precision, one_of
 from ..staging import MARKER, require_free_path, staged_directory
 from .bundle_entries import BuiltGraphs, describe_engine, describe_graph, describe_model, describe_weights
 from .kernel_support import require_kernels
@@ -104,8 +104,7 @@ def quantize_for_build(
 
     precision = request.engine.precision
     if not precision.is_quantized:
-        *others, last = QUANTIZED_PRECISIONS
-        choices = f"{', '.join(others)} or {last}"
+        choices = one_of(QUANTIZED_PRECISIONS)
         raise RequestError(f"--calibration: an engine in {precision} needs none; choose --precision {choices}")
     require_free_path(request.output, marker=MANIFEST_FILE, force=request.force)
     quantised = request.output.parent / f"{request.model.name}-{precision}"

@@ -15,18 +15,25 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ..checkpoint.config import SalaConfig
 from ..errors import BundleError, ConfigError
-from ..specs import DType, Precision, TensorSpec
+from ..specs import DType, FlavourName, Precision, TensorSpec
 
 SCHEMA_VERSION = 4
 MANIFEST_FILE = "bundle.json"
 GRAPH_FOLDER = "graph"
 ENGINE_FOLDER = "engine"
 TEXT_FOLDER = "text"
-TOKENIZER_FILE = "tokenizer.json"
-FLAVOURS = ("rtx", "tensorrt")
-"""Names of the flavours: TensorRT for RTX and TensorRT."""
+_FLAVOURS = (FlavourName.RTX, FlavourName.TENSORRT)
 
-_CLOSED = ConfigDict(extra="forbid")
+
+class _Entry:
+    """An object of the file. pydantic refuses a field that it does not have."""
+
+    __slots__ = ()
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+
+def _malformed(what: str) -> BundleError:
+    return BundleError(f"{MANIFEST_FILE}: {what} (build the bundle again)")
 
 
 def _require_inside(name: str) -> None:
@@ -36,10 +43,8 @@ def _require_inside(name: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FileEntry:
+class FileEntry(_Entry):
     """One file of the bundle, with size and hash."""
-
-    __pydantic_config__ = _CLOSED
 
     path: str
     """Path relative to the bundle, with `/`. It never leads out of the bundle."""
@@ -51,10 +56,8 @@ class FileEntry:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ModelEntry:
+class ModelEntry(_Entry):
     """The model, independent of precision and engine."""
-
-    __pydantic_config__ = _CLOSED
 
     source: str
     """Hub id with revision, or the name of the checkpoint directory."""
@@ -69,10 +72,8 @@ class ModelEntry:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class WeightFile:
+class WeightFile(_Entry):
     """A safetensors file of the checkpoint, byte for byte."""
-
-    __pydantic_config__ = _CLOSED
 
     path: str
     bytes: int
@@ -82,10 +83,8 @@ class WeightFile:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TensorEntry:
+class TensorEntry(_Entry):
     """A tensor of the checkpoint: little endian, row major, without gaps."""
-
-    __pydantic_config__ = _CLOSED
 
     file: str
     offset: int
@@ -101,17 +100,15 @@ class TensorEntry:
 
     def __post_init__(self) -> None:
         if self.offset < 0 or self.bytes < 0 or self.bytes != math.prod(self.shape) * self.dtype.bytes:
-            raise BundleError(
-                f"{MANIFEST_FILE}: a tensor of {self.file} has offset {self.offset} and {self.bytes} bytes, which is "
-                f"not what {self.dtype} {list(self.shape)} takes (build the bundle again)"
+            raise _malformed(
+                f"a tensor of {self.file} has offset {self.offset} and {self.bytes} bytes, which is not what "
+                f"{self.dtype} {list(self.shape)} takes"
             )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class WeightsEntry:
+class WeightsEntry(_Entry):
     """The checkpoint's weights, which are in a bundle once and serve every runtime."""
-
-    __pydantic_config__ = _CLOSED
 
     included: bool
     """False after `--no-weights`. Whoever runs the bundle then gives it weights of the same form."""
@@ -122,10 +119,8 @@ class WeightsEntry:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class OperatorEntry:
+class OperatorEntry(_Entry):
     """One node of domain `sala` in the graph."""
-
-    __pydantic_config__ = _CLOSED
 
     layer: int
     type: str
@@ -133,14 +128,12 @@ class OperatorEntry:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Dequantization:
+class Dequantization(_Entry):
     """The rule that turns codes into numbers: `code * scale * global_scale`, each block with its own scale.
 
     Codes by precision: fp8 is e4m3, int8 a signed byte, int4 a nibble that holds the code plus 8, nvfp4 a nibble of
     e2m1. The first of two nibbles is the low one. The scales are fp32, fp32, bf16 and e4m3.
     """
-
-    __pydantic_config__ = _CLOSED
 
     precision: Precision
     columns: int
@@ -159,11 +152,11 @@ class Dequantization:
         }
         for problem, is_there in problems.items():
             if is_there:
-                raise BundleError(f"{MANIFEST_FILE}: a quantised part of a weight {problem} (build the bundle again)")
+                raise _malformed(f"a quantised part of a weight {problem}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class WeightPart:
+class WeightPart(_Entry):
     """Consecutive elements of a weight input, from one tensor, in one of three forms.
 
     * Plain: the tensor's numbers, converted to the input's type. Where the input's type has codes (float8_e4m3fn,
@@ -173,8 +166,6 @@ class WeightPart:
     * Dequantised, if `dequantization` is given: the numbers that the tensor's codes stand for, fp32.
     """
 
-    __pydantic_config__ = _CLOSED
-
     tensor: str
     rows: int | None = None
     factor: str | None = None
@@ -182,9 +173,9 @@ class WeightPart:
 
     def __post_init__(self) -> None:
         if (self.rows is not None and (self.rows < 1 or self.dequantization)) or (self.factor and self.rows is None):
-            raise BundleError(
-                f"{MANIFEST_FILE}: the part {self.tensor} of a weight has rows {self.rows}, factor {self.factor!r} and "
-                "a dequantization that do not go together (build the bundle again)"
+            raise _malformed(
+                f"the part {self.tensor} of a weight has rows {self.rows}, factor {self.factor!r} and a dequantization "
+                "that do not go together"
             )
 
     @property
@@ -195,26 +186,22 @@ class WeightPart:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class WeightInput:
+class WeightInput(_Entry):
     """A weight that a graph takes as an input, made of parts one after the other.
 
     If the input has shape [1], each part gives its one number, and they must agree.
     """
-
-    __pydantic_config__ = _CLOSED
 
     spec: TensorSpec
     parts: tuple[WeightPart, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CpuGraphEntry:
+class CpuGraphEntry(_Entry):
     """The same step computed in fp32 by ONNX Runtime, whatever the precision of the engine.
 
     Its weights are inputs, so that a runtime converts the stored bytes once, packed, and no optimiser copies them.
     """
-
-    __pydantic_config__ = _CLOSED
 
     file: str
     inputs: tuple[TensorSpec, ...]
@@ -223,10 +210,8 @@ class CpuGraphEntry:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GraphEntry:
+class GraphEntry(_Entry):
     """The ONNX graph and the interface of its step, which is also the engine's."""
-
-    __pydantic_config__ = _CLOSED
 
     file: str
     inputs: tuple[TensorSpec, ...]
@@ -236,10 +221,8 @@ class GraphEntry:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Range:
+class Range(_Entry):
     """Smallest, tuned-for and largest value of a symbolic dimension."""
-
-    __pydantic_config__ = _CLOSED
 
     min: int
     opt: int
@@ -247,17 +230,12 @@ class Range:
 
     def __post_init__(self) -> None:
         if not 0 <= self.min <= self.opt <= self.max:
-            raise BundleError(
-                f"{MANIFEST_FILE}: engine.profiles: min {self.min}, opt {self.opt}, max {self.max} do not ascend "
-                "(build the bundle again)"
-            )
+            raise _malformed(f"engine.profiles: min {self.min}, opt {self.opt}, max {self.max} do not ascend")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GpuEntry:
+class GpuEntry(_Entry):
     """A GPU that the engine was built for, and what fits on it."""
-
-    __pydantic_config__ = _CLOSED
 
     recipe: str
     name: str
@@ -270,10 +248,8 @@ class GpuEntry:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EngineEntry:
+class EngineEntry(_Entry):
     """The TensorRT engine: one plan of code alone, whose weights are inputs, for one compute capability or several."""
-
-    __pydantic_config__ = _CLOSED
 
     plan: str
     """It carries the plugin library, that is native code: a runtime must allow engine host code, and a user must trust
@@ -299,20 +275,16 @@ class EngineEntry:
     """Bytes by part, at the largest capacity and chunk, without what a GPU reserves."""
 
     def __post_init__(self) -> None:
-        if self.tensorrt_flavour not in FLAVOURS:
-            raise BundleError(
-                f"{MANIFEST_FILE}: engine.tensorrt_flavour is {self.tensorrt_flavour!r}, expected one of "
-                f"{', '.join(FLAVOURS)} (build the bundle again)"
-            )
+        if self.tensorrt_flavour not in _FLAVOURS:
+            expected = ", ".join(_FLAVOURS)
+            raise _malformed(f"engine.tensorrt_flavour is {self.tensorrt_flavour!r}, expected one of {expected}")
         if not self.compute_capabilities:
-            raise BundleError(f"{MANIFEST_FILE}: engine.compute_capabilities is empty (build the bundle again)")
+            raise _malformed("engine.compute_capabilities is empty")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Manifest:
+class Manifest(_Entry):
     """The whole of `bundle.json`."""
-
-    __pydantic_config__ = _CLOSED
 
     schema_version: int
     created_by: str
@@ -328,10 +300,7 @@ class Manifest:
 
     def __post_init__(self) -> None:
         if 2 * len(self.model.inv_freq) != self.model.config.head_dim:
-            raise BundleError(
-                f"{MANIFEST_FILE}: model.inv_freq has {len(self.model.inv_freq)} numbers, expected head_dim / 2 "
-                "(build the bundle again)"
-            )
+            raise _malformed(f"model.inv_freq has {len(self.model.inv_freq)} numbers, expected head_dim / 2")
         self._check_tensors()
 
     def _check_tensors(self) -> None:
@@ -339,22 +308,13 @@ class Manifest:
         sizes = {file.path: file.bytes for file in self.weights.files}
         for name, tensor in self.weights.tensors.items():
             if tensor.file not in sizes:
-                raise BundleError(
-                    f"{MANIFEST_FILE}: weights.tensors.{name} is in {tensor.file}, which is not among weights.files "
-                    "(build the bundle again)"
-                )
+                raise _malformed(f"weights.tensors.{name} is in {tensor.file}, which is not among weights.files")
             if tensor.offset + tensor.bytes > sizes[tensor.file]:
-                raise BundleError(
-                    f"{MANIFEST_FILE}: weights.tensors.{name} ends behind the end of {tensor.file} (build the bundle "
-                    "again)"
-                )
+                raise _malformed(f"weights.tensors.{name} ends behind the end of {tensor.file}")
         for weight in (*self.graph.cpu.weights, *self.engine.weights):
             for name in (name for part in weight.parts for name in part.tensors):
                 if name not in self.weights.tensors:
-                    raise BundleError(
-                        f"{MANIFEST_FILE}: weight {weight.spec.name} needs {name}, which is not among weights.tensors "
-                        "(build the bundle again)"
-                    )
+                    raise _malformed(f"weight {weight.spec.name} needs {name}, which is not among weights.tensors")
 
     def needed_files(self) -> list[str]:
         """Every file that another field of the manifest names, those of the weights apart."""

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from ..errors import BundleError
 from ..progress import ProgressCallback, silent
+from ..specs import TOKENIZER_FILE
 from .hashing import Hashing, Span
-from .manifest import MANIFEST_FILE, TOKENIZER_FILE, Manifest
+from .manifest import MANIFEST_FILE, Manifest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,14 +23,14 @@ from torch import Tensor
 
 from ..checkpoint.keymap import EMBEDDING, FINAL_NORM, LM_HEAD, layer_weights, weights
 from ..checkpoint.quantization import DEFAULT_IGNORE, GATE_PATTERNS, QUANTIZATION_FIELD, SCHEMES, Quantization
-from ..checkpoint.reader import CONFIG_FILE, INDEX_FILE, TOKENIZER_FILE, Checkpoint
+from ..checkpoint.reader import CONFIG_FILE, INDEX_FILE, Checkpoint
 from ..checkpoint.safetensors_header import TYPE_NAMES, read_header
 from ..checkpoint.safetensors_writer import NewTensor, write_safetensors
 from ..errors import CheckpointError, DiskFullError, UnsupportedError
 from ..installation import VERSION
 from ..model.layer_run import LayerRun, embed, layer_prefix, make_layer
 from ..progress import ProgressCallback, silent
-from ..specs import DType, format_bytes
+from ..specs import TOKENIZER_FILE, DType, format_bytes
 from ..staging import MARKER, Staging, resumable_directory
 from .layer import QuantizationRecipe, SiteInputs, quantize_layer
 from .samples import SampleRequest
@@ -218,13 +218,8 @@ class _Run:
     def _read_rows(self, layer: int) -> list[Tensor]:
         file = self._rows_file(layer)
         stored = read_header(file)[_ROWS]
-        rows = (
-            torch.from_file(str(file), shared=False, size=stored.length + stored.offset, dtype=torch.uint8)[
-                stored.offset :
-            ]
-            .view(torch.float32)
-            .view(stored.shape)
-        )
+        whole = torch.from_file(str(file), shared=False, size=stored.offset + stored.length, dtype=torch.uint8)
+        rows = whole[stored.offset :].view(torch.float32).view(stored.shape)
         return [part.clone() for part in torch.split(rows, [len(ids) for ids in self._tokens])]
 
 
@@ -237,11 +232,8 @@ def _require_quantizable(checkpoint: Checkpoint, recipe: QuantizationRecipe) -> 
     config = checkpoint.config
     group = SCHEMES[recipe.precision].group or 1
     for layer in range(config.num_hidden_layers):
-        projections = {
-            module
-            for site in layer_sites(config, layer, include_gates=recipe.include_gates)
-            for module in site.projections
-        }
+        sites = layer_sites(config, layer, include_gates=recipe.include_gates)
+        projections = {module for site in sites for module in site.projections}
         for weight in layer_weights(config, layer):
             module = weight.name.removeprefix(layer_prefix(layer)).removesuffix(".weight")
             if module in projections and weight.shape[1] % group:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.config import SalaConfig
-from ..checkpoint.reader import TOKENIZER_FILE
 from ..errors import CheckpointError, RequestError
+from ..specs import TOKENIZER_FILE
 
 MIN_TOKENS = 16
 """Fewest tokens of all samples together. Fewer say nothing about the range of activations."""

@@ -136,10 +136,6 @@ class SalaConfig:
         """1/sqrt(head_dim), the factor on q k^T in both mixers."""
         return 1.0 / math.sqrt(self.head_dim)
 
-    def layers_of(self, mixer: Mixer) -> tuple[int, ...]:
-        """Indices of the layers with this mixer."""
-        return tuple(i for i, m in enumerate(self.mixer_types) if m is mixer)
-
     def inverse_frequencies(self) -> tuple[float, ...]:
         """RoPE's by pair of channels, each exactly an fp32 number."""
         return tuple(float(x) for x in inverse_frequencies(self.rope_theta, self.head_dim))

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import RequestError
 from ..progress import ProgressCallback, silent
-from ..specs import QUANTIZED_PRECISIONS, Precision, format_bytes
+from ..specs import QUANTIZED_PRECISIONS, TOKENIZER_FILE, Precision, format_bytes
 from ..staging import MARKER, require_free_path, staged_directory
 from .config import SalaConfig
 from .keymap import Weight, packs, weights
@@ -18,7 +18,7 @@ from .presets import preset
 from .quantization import QUANTIZATION_FIELD, Quantization
 from .random_quantized import RandomQuantizedWeights
 from .random_weights import RandomWeights
-from .reader import CONFIG_FILE, INDEX_FILE, TOKENIZER_FILE
+from .reader import CONFIG_FILE, INDEX_FILE
 from .safetensors_writer import NewTensor, write_safetensors
 from .synthetic_tokenizer import build_tokenizer, tokenizer_config
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, RequestError
-from ..specs import DType, Precision
+from ..specs import TOKENIZER_FILE, DType, Precision
 from .config import SalaConfig
 from .keymap import Weight, weights
 from .quantization import Quantization, read_quantization
@@ -29,7 +29,6 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
-TOKENIZER_FILE = "tokenizer.json"
 ACCESSORY_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 """Files that a text runtime needs beside the weights. All are optional."""
 

@@ -8,7 +8,7 @@ import click
 from rich.console import Console
 
 from ..specs import RUNTIMES
-from .options import TokenList, Tokens, weights_option
+from .options import TokenList, Tokens, json_option, weights_option
 from .output import print_json
 
 
@@ -41,7 +41,7 @@ from .output import print_json
     "--precision", help="Precision for the torch runtime: fp32, bf16 or fp16.  [default: the model's, fp32 on the CPU]"
 )
 @click.option("--gpu-recipe", help="GPU recipe to compute the floor from.  [default: the recipe of this GPU]")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option
 @click.pass_obj
 def bench(
     console: Console,

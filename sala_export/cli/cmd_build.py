@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from ..engine.request import FlavourName
+from ..specs import FlavourName
 from .options import engine_options, gpu_option, model_options, output_option, write_options
 from .output import progress_display
 

@@ -200,13 +200,8 @@ def _load(console: Console, bundle: Path, runtime: str, weights: Path | None) ->
         model = load(bundle, runtime=runtime, tokenizer=tokenizer, weights=weights)
     else:
         with progress_display(console) as on_progress:
-            model = load(
-                bundle,
-                runtime=runtime,
-                tokenizer=tokenizer,
-                weights=weights,
-                on_progress=load_progress(on_progress),
-            )
+            shown = load_progress(on_progress)
+            model = load(bundle, runtime=runtime, tokenizer=tokenizer, weights=weights, on_progress=shown)
     return model, tokenizer
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..specs import format_bytes, format_tokens
+from .options import json_option
 from .output import print_json, progress_display
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option
 @click.option("--verify", is_flag=True, help="Check every file's hash. Fails if a file was changed.")
 @click.pass_obj
 def inspect(console: Console, bundle: Path, as_json: bool, verify: bool) -> None:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import UnsupportedError
+from .options import json_option
 from .output import print_json
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--gpu", help="Show only the kernels that this GPU would run, e.g. rtx5090.  [default: all]")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option
 def kernels(gpu: str | None, as_json: bool) -> None:
     """Show registers, shared memory, occupancy and tensor-core instructions of the shipped GPU kernels.
 

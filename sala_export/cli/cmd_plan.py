@@ -12,14 +12,12 @@ from rich.table import Table
 
 from ..errors import RequestError
 from ..specs import format_bytes, format_tokens
-from .options import engine_options, gpu_option
+from .options import engine_options, gpu_option, json_option, layers_option, revision_option
 from .output import PLOT_SUFFIXES, print_json
 
 if TYPE_CHECKING:
-    from ..planner.plan import BaselineRow, BuildAccount, ContextRow, GpuPlan, Plan
+    from ..planner.plan import ContextRow, GpuPlan, Plan
     from ..planner.roofline import Estimate
-
-PUBLISHED_PRESET = "9b"
 
 
 @click.command()
@@ -28,8 +26,8 @@ PUBLISHED_PRESET = "9b"
     "--model",
     help="Checkpoint directory or hub id. Only its config.json is read.  [default: the published dimensions]",
 )
-@click.option("--revision", help="Branch, tag or commit of the model on the hub.")
-@click.option("--layers", type=click.IntRange(min=1), help="Use only the first N layers.")
+@revision_option
+@layers_option
 @engine_options
 @click.option("--compare", help="Show a dense model beside it: qwen3-8b.")
 @click.option(
@@ -37,7 +35,7 @@ PUBLISHED_PRESET = "9b"
     type=click.Path(path_type=Path),
     help="Write a plot of memory and time over context length (.png, .svg or .pdf).",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option
 def plan(
     gpu: str,
     model: str | None,
@@ -57,11 +55,10 @@ def plan(
     says which one does. That is not an error.
     """
     from ..building.requests import ModelRequest
-    from ..checkpoint.presets import PRESETS
     from ..engine.recipe import load_target
     from ..engine.request import EngineRequest
     from ..planner.plan import make_plan
-    from ..planner.published import is_published_model
+    from ..planner.published import PUBLISHED_CONFIG, is_published_model
 
     if plot is not None and plot.suffix not in PLOT_SUFFIXES:
         raise RequestError(f"--plot {plot}: expected a name that ends in {', '.join(PLOT_SUFFIXES)}")
@@ -74,7 +71,7 @@ def plan(
         prefill_chunk=prefill_chunk,
         max_batch=max_batch,
     )
-    config = source.config() if source else PRESETS[PUBLISHED_PRESET].config
+    config = source.config() if source else PUBLISHED_CONFIG
     if source is None and layers is not None:
         config = config.truncated(layers)
     if quantization is not None and quantization.precision is not request.precision:
@@ -90,17 +87,6 @@ def plan(
         _print_tables(found, model)
 
 
-def _build_fields(build: BuildAccount) -> dict[str, Any]:
-    return {
-        "host_bytes": build.host_bytes,
-        "available_host_bytes": build.available_bytes,
-        "plan_bytes": build.plan_bytes,
-        "scratch_bytes": build.scratch_bytes,
-        "copied_bytes_unless_linked": build.copied_bytes,
-        "seconds_predicted": build.seconds,
-    }
-
-
 def describe(found: Plan, model: str | None) -> dict[str, Any]:
     """Everything that `plan` shows, as plain JSON values, in seconds and bytes."""
     request = found.request
@@ -114,7 +100,7 @@ def describe(found: Plan, model: str | None) -> dict[str, Any]:
         "max_batch": request.max_batch,
         "device_memory_bytes": {**found.memory.parts(), "total": found.memory.total_bytes},
         "gpus": [_gpu_fields(gpu, found) for gpu in found.gpus],
-        "build": _build_fields(found.build),
+        "build": asdict(found.build),
         "published": [
             {
                 "gpu": check.gpu,
@@ -143,7 +129,7 @@ def _gpu_fields(gpu: GpuPlan, found: Plan) -> dict[str, Any]:
     }
 
 
-def _row_fields(row: ContextRow | BaselineRow) -> dict[str, Any]:
+def _row_fields(row: ContextRow) -> dict[str, Any]:
     return {
         "context": row.context,
         "device_memory_bytes": row.memory_bytes,
@@ -217,10 +203,10 @@ def _context_table(gpu: GpuPlan, found: Plan) -> Table:
 def _build_table(found: Plan) -> Table:
     build = found.build
     table = Table("building on this machine", "", box=None)
-    table.add_row("time, predicted", f"{build.seconds:.0f} s on two cores")
-    table.add_row("memory", f"{format_bytes(build.host_bytes)} of {format_bytes(build.available_bytes)} free")
+    table.add_row("time, predicted", f"{build.seconds_predicted:.0f} s on two cores")
+    table.add_row("memory", f"{format_bytes(build.host_bytes)} of {format_bytes(build.available_host_bytes)} free")
     written = build.plan_bytes + build.scratch_bytes
-    both = format_bytes(written + build.copied_bytes)
+    both = format_bytes(written + build.copied_bytes_unless_linked)
     table.add_row("disk", f"{format_bytes(written)} beside linked weights, {both} if they are copied")
     if build.scratch_bytes:
         size = format_bytes(build.scratch_bytes)

@@ -7,20 +7,14 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from ..checkpoint.config import DEFAULT_MODEL
 from ..specs import QUANTIZED_PRECISIONS, format_bytes
-from .options import output_option
+from .options import force_option, model_option, output_option, revision_option
 from .output import progress_display
 
 
 @click.command()
-@click.option(
-    "--model",
-    default=DEFAULT_MODEL,
-    show_default=True,
-    help="Checkpoint directory in Hugging Face layout, or a hub id.",
-)
-@click.option("--revision", help="Branch, tag or commit of the model on the hub.")
+@model_option
+@revision_option
 @click.option(
     "--precision",
     type=click.Choice([precision.value for precision in QUANTIZED_PRECISIONS]),
@@ -42,7 +36,7 @@ from .output import progress_display
 )
 @click.option("--include-gates", is_flag=True, help="Also quantise the output gates, z_proj and o_gate.")
 @output_option(required=False, text="Directory to write.  [default: MODEL-PRECISION]")
-@click.option("--force", is_flag=True, help="Replace the output if it exists already.")
+@force_option
 @click.pass_obj
 def quantize(
     console: Console,

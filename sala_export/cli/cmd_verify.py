@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ..errors import RequestError
 from ..specs import format_bytes
-from .options import Tokens, model_options
+from .options import Tokens, json_option, model_options
 from .output import PLOT_SUFFIXES, print_json, progress_display
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option(
     "--plot", type=click.Path(path_type=Path), help="Write a plot of the errors by layer (.png, .svg or .pdf)."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option
 @click.pass_obj
 def verify(
     console: Console,

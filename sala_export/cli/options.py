@@ -10,7 +10,7 @@ import click
 
 from ..checkpoint.config import DEFAULT_MODEL
 from ..errors import RequestError
-from ..specs import parse_tokens
+from ..specs import BUILT_PRECISIONS, one_of, parse_tokens
 
 Command = Callable[..., Any]
 
@@ -53,20 +53,26 @@ def gpu_option(purpose: str) -> Callable[[Command], Command]:
     )
 
 
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+layers_option = click.option("--layers", type=click.IntRange(min=1), help="Use only the first N layers.")
+revision_option = click.option("--revision", help="Branch, tag or commit of the model on the hub.")
+model_option = click.option(
+    "--model",
+    default=DEFAULT_MODEL,
+    show_default=True,
+    help="Checkpoint directory in Hugging Face layout, or a hub id.",
+)
+weights_option = click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    help="Run the weights of this checkpoint, for example your fine-tune, on the bundle's engine.",
+)
+force_option = click.option("--force", is_flag=True, help="Replace the output if it exists already.")
+
+
 def model_options(command: Command) -> Command:
     """Add `--model`, `--revision` and `--layers`."""
-    for option in (
-        click.option("--layers", type=click.IntRange(min=1), help="Use only the first N layers."),
-        click.option("--revision", help="Branch, tag or commit of the model on the hub."),
-        click.option(
-            "--model",
-            default=DEFAULT_MODEL,
-            show_default=True,
-            help="Checkpoint directory in Hugging Face layout, or a hub id.",
-        ),
-    ):
-        command = option(command)
-    return command
+    return model_option(revision_option(layers_option(command)))
 
 
 def engine_options(command: Command) -> Command:
@@ -78,34 +84,17 @@ def engine_options(command: Command) -> Command:
         click.option("--max-context", type=Tokens(), help=f"Longest context in tokens, e.g. 1M.  {recipes}"),
         click.option(
             "--precision",
-            help="bf16, fp16, fp8, int8, int4 or nvfp4.  [default: the precision of a quantised checkpoint, else bf16]",
+            help=f"{one_of(BUILT_PRECISIONS)}.  [default: the precision of a quantised checkpoint, else bf16]",
         ),
     ):
         command = option(command)
     return command
-
-
-def weights_option(command: Command) -> Command:
-    """Add `--weights`."""
-    return click.option(
-        "--weights",
-        type=click.Path(path_type=Path),
-        help="Run the weights of this checkpoint, for example your fine-tune, on the bundle's engine.",
-    )(command)
 
 
 def write_options(command: Command) -> Command:
     """Add `--copy` and `--force`."""
-    for option in (
-        click.option("--force", is_flag=True, help="Replace the output if it exists already."),
-        click.option(
-            "--copy",
-            is_flag=True,
-            help="Copy the weight files. By default they are hard-linked where the file system can.",
-        ),
-    ):
-        command = option(command)
-    return command
+    text = "Copy the weight files. By default they are hard-linked where the file system can."
+    return click.option("--copy", is_flag=True, help=text)(force_option(command))
 
 
 def output_option(required: bool, text: str) -> Callable[[Command], Command]:

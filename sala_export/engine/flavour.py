@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from ..specs import ComputeCapability
+from ..specs import ComputeCapability, FlavourName
 from .recipe import Target
-from .request import FlavourName
 from .tensorrt import TensorRT
 from .tensorrt_rtx import TensorRTForRTX
 

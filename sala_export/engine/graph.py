@@ -18,9 +18,7 @@ from ..checkpoint.quantization import SCHEMES
 from ..errors import CheckpointError, RequestError, ShapeError
 from ..model.signature import LOGITS, PAST, SYMBOLIC_DIMENSIONS, TOKEN_INPUTS
 from ..ops.registry import CONTRACTS, INFLLMV2_ATTENTION
-from ..specs import DType, TensorSpec
-
-OPERATOR_DOMAIN = "sala"
+from ..specs import OPERATOR_DOMAIN, DType, TensorSpec
 
 _DTYPES: dict[int, DType] = {
     onnx.TensorProto.FLOAT: DType.FLOAT32,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from ..specs import FlavourName
 from .profiles import Profile
-from .request import FlavourName
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

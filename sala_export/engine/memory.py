@@ -5,6 +5,7 @@ The account does not include the `reserve_bytes` of a recipe, which are left to 
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -178,11 +179,10 @@ def largest_context(
 
     if holds(limit):
         return limit
-    low, high = -(-request.prefill_chunk // _CONTEXT_STEP) - 1, limit // _CONTEXT_STEP
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if holds(middle * _CONTEXT_STEP) else (low, middle - 1)
-    return low * _CONTEXT_STEP if low * _CONTEXT_STEP >= request.prefill_chunk else None
+    smallest = -(-request.prefill_chunk // _CONTEXT_STEP) * _CONTEXT_STEP
+    contexts = range(smallest, limit + 1, _CONTEXT_STEP)
+    held = bisect(contexts, False, key=lambda context: not holds(context))
+    return contexts[held - 1] if held else None
 
 
 def _needs(request: EngineRequest, memory: MemoryUsage, recipe: GpuRecipe) -> str:

@@ -8,12 +8,11 @@ from pathlib import Path
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ..errors import BundleError
-from ..specs import Precision, TensorSpec
+from ..specs import FlavourName, Precision, TensorSpec
 from .build_log import FusedLayer, LayerTensor
 from .graph import OperatorNode
 from .memory import MemoryUsage
 from .profiles import Profile
-from .request import FlavourName
 
 PLUGIN_LAYER = "custom_layer"
 """TensorRT's type of a layer that a plugin computes."""

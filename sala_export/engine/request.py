@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 from ..errors import RequestError, UnsupportedError
-from ..specs import QUANTIZED_PRECISIONS, Precision, format_tokens
+from ..specs import BUILT_PRECISIONS, FlavourName, Precision, format_tokens
 from .recipe import GpuRecipe, Target, names_of
 
 MAX_BATCH = 256
 """Largest batch. Kernels put batch times heads into a grid dimension of at most 65535."""
-
-BUILT_PRECISIONS = (Precision.BF16, Precision.FP16, *QUANTIZED_PRECISIONS)
-"""Precisions that this release builds engines of."""
 
 _NEAREST = {
     Precision.FP8: (Precision.INT8, Precision.INT4),
@@ -23,17 +19,6 @@ _NEAREST = {
     Precision.NVFP4: (Precision.FP8, Precision.INT8, Precision.INT4),
 }
 """Precisions nearest in speed to a quantised one, best first. The 16-bit types come after these."""
-
-
-class FlavourName(StrEnum):
-    """Names of the TensorRT that builds the engine."""
-
-    AUTO = "auto"
-    """TensorRT for RTX, because it needs no GPU to build."""
-    RTX = "rtx"
-    """TensorRT for RTX."""
-    TENSORRT = "tensorrt"
-    """TensorRT proper, which builds on the GPU of this machine, for that GPU."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UnsupportedError
-from ..specs import ComputeCapability
+from ..specs import ComputeCapability, FlavourName
 from .recipe import Target, names_of
-from .request import FlavourName
 
 # Values of enum CUdevice_attribute in cuda.h.
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76

@@ -9,9 +9,8 @@ from typing import Any
 
 from ..errors import UnsupportedError
 from ..installation import soname_shim
-from ..specs import ComputeCapability
+from ..specs import ComputeCapability, FlavourName
 from .recipe import Target
-from .request import FlavourName
 
 
 class TensorRTForRTX:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from ..specs import DType
+from ..checkpoint.quantization import SCHEMES
+from ..specs import DType, Precision
 from .graph_builder import IR_TYPES, GraphBuilder, shape_of
 from .nvfp4 import NVFP4_BLOCK
 
-_E2M1_LARGEST = 6.0
 _LEAST_SCALE = 1e-30
 """In place of a scale of zero, whose numbers come out as zero: they are multiplied by that scale again."""
 
@@ -30,7 +30,8 @@ def rounded_nvfp4(graph: GraphBuilder, x: ir.Value, input_scale: float) -> ir.Va
     Runtime has no float4. Neighbours in e2m1 are 0.5 apart below 2, 1 apart below 4 and 2 apart above; in units of that
     step, to round to even is to round the mantissa to even.
     """
-    node, factor, largest = graph.node, _number(graph, input_scale), _number(graph, _E2M1_LARGEST)
+    node, factor = graph.node, _number(graph, input_scale)
+    largest = _number(graph, SCHEMES[Precision.NVFP4].largest)
     *rows, columns = shape_of(x)
     shape = (*rows, int(columns) // NVFP4_BLOCK, NVFP4_BLOCK)
     groups = node("Reshape", [x, graph.integers(0, 0, -1, NVFP4_BLOCK)], shape=shape)

@@ -80,15 +80,8 @@ class ModelForm:
 
     def _external(self, name: str, where: TensorLocation, dtype: ir.DataType, shape: Shape) -> ir.Value:
         """An initializer whose bytes are those of a stored tensor."""
-        tensor = ir.ExternalTensor(
-            self._placed[where.file],
-            where.offset,
-            where.length,
-            dtype,
-            shape=ir.Shape(shape),
-            name=name,
-            base_dir=self._folder,
-        )
+        file, span = self._placed[where.file], (where.offset, where.length)
+        tensor = ir.ExternalTensor(file, *span, dtype, shape=ir.Shape(shape), name=name, base_dir=self._folder)
         return self.graph.initializer(name, tensor)
 
     def _quantized_input(self, x: ir.Value, weight: QuantizedWeight) -> ir.Value:
@@ -136,15 +129,9 @@ class ModelForm:
             # Not ConstantOfShape in UINT4, which ONNX Runtime lacks.
             with self.graph.module("int4_zero_points"):
                 value = ir.tensor(np.array([_INT4_ZERO], np.uint8))
-                wide = self.graph.node(
-                    "ConstantOfShape",
-                    [self.graph.integers(*shape)],
-                    {"value": value},
-                    dtype=ir.DataType.UINT8,
-                    shape=shape,
-                )
-                stored = ir.DataType.UINT4
-                self._zeros[shape] = self.graph.node("Cast", [wide], {"to": int(stored)}, dtype=stored)
+                sizes, wide, stored = [self.graph.integers(*shape)], ir.DataType.UINT8, ir.DataType.UINT4
+                codes = self.graph.node("ConstantOfShape", sizes, {"value": value}, dtype=wide, shape=shape)
+                self._zeros[shape] = self.graph.node("Cast", [codes], {"to": int(stored)}, dtype=stored)
         return self._zeros[shape]
 
 

@@ -15,12 +15,11 @@ from ..checkpoint.keymap import EMBEDDING, FINAL_NORM, LM_HEAD, MIXER_MODULES, l
 from ..model.mixers import MIXERS, MixerKind
 from ..model.signature import INPUT_IDS, CacheEntry, signature
 from ..model.stream_unit import stream_unit
-from ..specs import DType, stream_name
+from ..specs import OPERATOR_DOMAIN, DType, stream_name
 from .graph_builder import IR_TYPES, GraphBuilder, Shape, shape_of
 
-DOMAIN = "sala"
 OPERATOR_VERSION = 1
-PLUGIN_ATTRIBUTES = {"plugin_namespace": DOMAIN, "plugin_version": str(OPERATOR_VERSION)}
+PLUGIN_ATTRIBUTES = {"plugin_namespace": OPERATOR_DOMAIN, "plugin_version": str(OPERATOR_VERSION)}
 """String attributes of a `sala` node, by which TensorRT's parser finds its plugin."""
 
 
@@ -63,7 +62,7 @@ def build_step(config: SalaConfig, form: Form) -> ir.Model:
 class _StepBuilder:
     def __init__(self, config: SalaConfig, form: Form) -> None:
         self.config, self.form, self.graph = config, form, form.graph
-        self.graph.opset_imports[DOMAIN] = OPERATOR_VERSION
+        self.graph.opset_imports[OPERATOR_DOMAIN] = OPERATOR_VERSION
         self.step = signature(config, form.dtype)
         self.inputs = {spec.name: self.graph.input(spec) for spec in self.step.inputs}
         self.presents: dict[str, ir.Value] = {}
@@ -137,7 +136,7 @@ class _StepBuilder:
         outputs += [(entry.present.name, IR_TYPES[entry.present.dtype], entry.present.shape) for entry in caches]
         with self.graph.module(f"layers.{layer}.self_attn"):
             y, *presents = self.graph.nodes(
-                contract.onnx_type, inputs, {**attributes, **PLUGIN_ATTRIBUTES}, outputs, domain=DOMAIN
+                contract.onnx_type, inputs, {**attributes, **PLUGIN_ATTRIBUTES}, outputs, domain=OPERATOR_DOMAIN
             )
         self.presents |= {str(present.name): present for present in presents}
         return y

@@ -37,8 +37,8 @@ class ContextRow:
     """Prediction for one length of prompt, at batch 1."""
 
     context: int
-    memory_bytes: int
-    """Bytes of the engine, its caches, and what the GPU reserves."""
+    memory_bytes: float
+    """Bytes of weights, caches, what else an engine takes, and what the GPU reserves."""
     fits: bool
     prefill: Estimate
     decode: Estimate
@@ -48,31 +48,19 @@ class ContextRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BaselineRow:
-    """Prediction for the same length on a dense model with bf16 weights."""
-
-    context: int
-    memory_bytes: float
-    fits: bool
-    prefill: Estimate
-    decode: Estimate
-    published_prefill: float | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class BuildAccount:
     """Resources that a build takes on this machine. All but the available memory is predicted."""
 
-    seconds: float
-    """Time on two cores, with weights linked."""
     host_bytes: int
     """Peak resident memory in bytes."""
-    available_bytes: int
+    available_host_bytes: int
     plan_bytes: int
     scratch_bytes: int
     """Disk on top of the plan while TensorRT builds: its constants in the form of ONNX."""
-    copied_bytes: int
+    copied_bytes_unless_linked: int
     """Disk on top of both if the weight files cannot be hard-linked."""
+    seconds_predicted: float
+    """Time on two cores, with weights linked."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,7 +88,8 @@ class GpuPlan:
     largest_context: int | None
     """The longest context that an engine could have here, whatever the request. None if no context fits."""
     rows: tuple[ContextRow, ...]
-    baseline_rows: tuple[BaselineRow, ...]
+    baseline_rows: tuple[ContextRow, ...]
+    """The same lengths on the dense model, with bf16 weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,9 +171,7 @@ def _row(
     )
 
 
-def baseline_row(
-    model: Dense, recipe: GpuRecipe, context: int, weights: str = "bf16", chunk: int = 8192
-) -> BaselineRow:
+def baseline_row(model: Dense, recipe: GpuRecipe, context: int, weights: str = "bf16", chunk: int = 8192) -> ContextRow:
     """Plan a dense model on a GPU.
 
     Its memory is its weights, its cache for the prompt and the published runs' 1K answer, what the recipe leaves to
@@ -194,7 +181,7 @@ def baseline_row(
     memory = model.weights_bytes(bits) + model.cache_bytes(context + GENERATED_TOKENS) + activations
     memory += recipe.reserve_bytes
     row = published_seconds(recipe.name, weights)
-    return BaselineRow(
+    return ContextRow(
         context=context,
         memory_bytes=memory,
         fits=memory <= recipe.memory_bytes,
@@ -228,12 +215,12 @@ def account_of_build(graph: EngineGraph, precision: Precision) -> BuildAccount:
     tensorrt += _SECONDS_PER_CONSTANT_BYTE.get(precision, 0.0) * graph.constant_bytes
     hashing = graph.weights_bytes / _HASHED_BYTES_PER_SECOND
     return BuildAccount(
-        seconds=_START_SECONDS + max(tensorrt, (tensorrt + hashing) / 2),
         host_bytes=host_bytes_needed(graph.constant_bytes),
-        available_bytes=available_host_bytes(),
+        available_host_bytes=available_host_bytes(),
         plan_bytes=plan_bytes(graph),
         scratch_bytes=graph.constant_bytes,
-        copied_bytes=graph.weights_bytes,
+        copied_bytes_unless_linked=graph.weights_bytes,
+        seconds_predicted=_START_SECONDS + max(tensorrt, (tensorrt + hashing) / 2),
     )
 
 

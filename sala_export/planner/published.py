@@ -13,7 +13,7 @@ from ..checkpoint.config import SalaConfig
 from ..checkpoint.presets import PRESETS
 from .work import Dense
 
-_PRESET = "9b"
+PUBLISHED_CONFIG = PRESETS["9b"].config
 
 CONTEXTS = tuple(64 * 1024 << i for i in range(5))
 """Lengths of the published prompts, 64K to 1M tokens."""
@@ -73,7 +73,7 @@ TTFT_SECONDS = (
 
 def is_published_model(config: SalaConfig) -> bool:
     """True if published figures apply, that is, if every size that decides time and memory is the published one."""
-    published = PRESETS[_PRESET].config
+    published = PUBLISHED_CONFIG
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
     return all(getattr(config, name) == getattr(published, name) for name in (*names, "mixer_types", "sparse_config"))
 

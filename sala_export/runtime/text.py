@@ -10,9 +10,9 @@ from typing import Any
 
 import tokenizers
 
-from ..bundle.manifest import TOKENIZER_FILE
 from ..bundle.reader import Bundle
 from ..errors import BundleError, SessionError
+from ..specs import TOKENIZER_FILE
 from .chat import ChatTemplate
 from .text_cuts import CutRule, cut_rule
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from bisect import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -156,14 +157,9 @@ class TorchEngine:
         """What to ask for instead: the largest context, or the largest power of two of a chunk, that fits."""
         chunks = [size for shift in range(16, -1, -1) if (size := 1 << shift) < chunk_tokens]
         chunk = next((size for size in chunks if self._session_bytes(max_context, size) <= free), None)
-        low, high = 0, (max_context - 1) // _CONTEXT_STEP
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self._session_bytes(middle * _CONTEXT_STEP, chunk_tokens) <= free:
-                low = middle
-            else:
-                high = middle - 1
-        fitting = [f"max_context {format_tokens(low * _CONTEXT_STEP)}"] if low else []
+        contexts = range(_CONTEXT_STEP, max_context, _CONTEXT_STEP)
+        fits = bisect(contexts, free, key=lambda context: self._session_bytes(context, chunk_tokens))
+        fitting = [f"max_context {format_tokens(contexts[fits - 1])}"] if fits else []
         fitting += [f"chunk_tokens {chunk}"] if chunk else []
         if not fitting:
             return "choose both smaller, or end what else runs there"

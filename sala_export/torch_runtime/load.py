@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,7 +19,7 @@ from ..specs import Precision
 from .engine import SessionMemory, TorchEngine
 from .operators import Operators, ReferenceOperators
 from .random_model import RandomModel
-from .weights import PackedModel, WeightSource, load_packed, weights_bytes
+from .weights import PackedModel, load_packed, weights_bytes
 
 if TYPE_CHECKING:
     from ..runtime.prompt import TokenizerLike
@@ -30,25 +30,10 @@ CPU_CHUNK_TOKENS = 512
 
 PRECISIONS = (Precision.FP32, Precision.BF16, Precision.FP16)
 
+LoadableModel = ModelSource | RandomModel
+"""A model before it is loaded, on disk or random."""
+
 logger = logging.getLogger(__name__)
-
-
-class LoadableModel(Protocol):
-    """A model before it is loaded: a `ModelSource` on disk, or a `RandomModel`."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def config(self) -> SalaConfig: ...
-
-    def weights(self) -> WeightSource: ...
-
-    def fingerprint(self) -> str:
-        """Hash of the model. States move between models where it and the precision are equal."""
-
-    def inv_freq(self) -> list[float]:
-        """RoPE's frequencies."""
 
 
 class TorchModel(Model):

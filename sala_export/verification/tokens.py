@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..calibration.samples import SampleRequest
-from ..checkpoint.reader import TOKENIZER_FILE, Checkpoint
+from ..checkpoint.reader import Checkpoint
 from ..errors import RequestError
+from ..specs import TOKENIZER_FILE
 
 _LEAST = 2
 """So that one token is predicted."""

@@ -304,6 +304,7 @@ def test_second_time_changes_nothing_and_a_file_serves_as_its_folder(tmp_path: P
     root = copy_of_documents(tmp_path / "copy")
     folder = write(tmp_path / "run", [header(), *times()])
     assert record.main([str(folder)], root) == 0
+    assert {"docs/kernels.md", "docs/kernel_measurements.md"} <= set(changed_from(root))
     assert capsys.readouterr().out.split() == [
         word for name in (RAW, *changed_from(root)) for word in ("written:", name)
     ]

@@ -11,10 +11,9 @@ from sala_export.building.kernel_support import operator_workspaces, require_ker
 from sala_export.checkpoint.config import SalaConfig
 from sala_export.checkpoint.reader import Checkpoint
 from sala_export.engine.recipe import load_recipe, recipe_paths
-from sala_export.engine.request import BUILT_PRECISIONS
 from sala_export.errors import UnsupportedError
 from sala_export.ops.kernel_sets import KERNEL_SETS
-from sala_export.specs import ComputeCapability, Precision
+from sala_export.specs import BUILT_PRECISIONS, ComputeCapability, Precision
 
 
 @pytest.fixture(scope="module")

@@ -156,7 +156,7 @@ def test_rope_parameters_per_layer_type_are_refused(fields: dict[str, Any]) -> N
 def test_a_model_without_sparse_layers_needs_no_sparse_config(fields: dict[str, Any]) -> None:
     del fields["sparse_config"]
     config = SalaConfig.from_dict(fields | {"mixer_types": ["lightning-attn"] * 3})
-    assert config.layers_of(Mixer.SPARSE) == ()
+    assert config.mixer_types == (Mixer.LIGHTNING,) * 3
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +28,13 @@ def fails(capsys: Capture, arguments: list[str], *, code: int = 2) -> str:
     assert len(lines) == 1
     assert "Traceback" not in captured.err
     return lines[0]
+
+
+def test_program_starts_without_what_only_some_commands_need() -> None:
+    heavy = {"onnx", "onnx_ir", "pydantic", "tokenizers", "torch", "triton"}
+    source = f"import sys, sala_export.cli.app; sys.exit(str({heavy} & sys.modules.keys() or ''))"
+    started = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)
+    assert started.stderr.strip() == ""
 
 
 @pytest.mark.parametrize(("gpu", "capabilities"), [("rtx", ["8.6", "8.9", "12.0"]), ("a6000", ["8.6"])])

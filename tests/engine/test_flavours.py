@@ -11,11 +11,10 @@ import pytest
 
 from sala_export.engine.flavour import select_flavour
 from sala_export.engine.recipe import load_target
-from sala_export.engine.request import FlavourName
 from sala_export.engine.tensorrt import TensorRT, present_capability
 from sala_export.engine.tensorrt_rtx import TensorRTForRTX
 from sala_export.errors import UnsupportedError
-from sala_export.specs import ComputeCapability
+from sala_export.specs import ComputeCapability, FlavourName
 
 
 @pytest.mark.parametrize(

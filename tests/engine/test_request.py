@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from sala_export.engine.recipe import Target, load_recipe, load_target
-from sala_export.engine.request import BUILT_PRECISIONS, EngineRequest, require_precision
+from sala_export.engine.request import EngineRequest, require_precision
 from sala_export.errors import RequestError, UnsupportedError
-from sala_export.specs import DType, Precision
+from sala_export.specs import BUILT_PRECISIONS, DType, Precision
 
 
 def test_request_takes_from_the_recipe_what_is_not_given() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from sala_export.engine.job import BuildJob, BuildResult, progress_line, read_line, result_line
 from sala_export.engine.profiles import Profile, ProfileName, ShapeRange
-from sala_export.engine.request import FlavourName
+from sala_export.specs import FlavourName
 
 PACKAGE_PARENT = Path(__file__).parents[2]
 

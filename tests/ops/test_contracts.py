@@ -202,9 +202,10 @@ def test_contract_uses_only_names_that_it_defines(contract: Contract) -> None:
 @each_contract
 def test_updated_inputs_have_the_shape_and_type_of_their_outputs(contract: Contract) -> None:
     inputs = {tensor.name: tensor for tensor in contract.inputs}
-    for output in contract.outputs:
-        if output.updates is None:
-            continue
+    updates = [output for output in contract.outputs if output.updates is not None]
+    assert updates
+    for output in updates:
+        assert output.updates is not None
         before = inputs[output.updates]
         assert (output.shape, output.dtype) == (before.shape, before.dtype)
         assert output.name == f"{before.name}_out"
