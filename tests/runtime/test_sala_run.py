@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import subprocess
@@ -87,7 +88,11 @@ def test_ids_come_from_standard_input(prompt: Path) -> None:
         pytest.param(["b", "--tokens", "-", "--maxtokens", "3"], "unknown option --maxtokens", id="unknown option"),
         pytest.param(["b", "--tokens", "-", "--seed", "x"], "--seed: 'x'", id="no number"),
         pytest.param(["b", "--tokens", "-", "--top-k", "3.5"], "--top-k: '3.5'", id="no whole number"),
-        pytest.param(["b", "--tokens", "-", "--runtime", "cuda"], "--runtime: 'cuda'", id="no runtime"),
+        pytest.param(
+            ["b", "--tokens", "-", "--runtime", "cuda"],
+            "runtime 'cuda' is unknown: choose auto, tensorrt or onnxruntime",
+            id="no runtime",
+        ),
         pytest.param(["missing.sala", "--tokens", "-"], "BundleMissing: missing.sala", id="no such bundle"),
     ],
 )
@@ -113,7 +118,9 @@ def test_interrupt_ends_it_between_chunks_without_a_state(prompt: Path, tmp_path
     command = [sanitized_build() / "sala-run", tiny_cpu_bundle(), *map(str, options)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        assert process.stderr.readline().startswith("prefill 1/150 tokens")
+        # A slow load of the weights reports first.
+        lines = itertools.dropwhile(lambda line: line.startswith("weights "), process.stderr)
+        assert next(lines).startswith("prefill 1/150 tokens")
         process.send_signal(signal.SIGINT)
         stdout, _ = process.communicate()
     assert process.returncode == 130
