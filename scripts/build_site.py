@@ -86,7 +86,8 @@ def _listing(folder: Path, root: Path) -> str:
 def build(root: Path) -> int:
     """Build the site of a checkout. Returns the exit code of the generator: 0, or 1 if it found anything wrong."""
     site = root / _SITE
-    shutil.rmtree(site, ignore_errors=True)
+    if site.exists():
+        shutil.rmtree(site)
     write_pages(root, site / "pages")
     command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
     return subprocess.run(command, cwd=root, check=False).returncode

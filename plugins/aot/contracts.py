@@ -39,8 +39,11 @@ def generated_files(contracts: Sequence[Contract]) -> dict[Path, str]:
 
 def check_generated_files(contracts: Sequence[Contract], root: Path) -> None:
     """Raises: AotError naming the files below `root` that are missing or out of date, and the command to run."""
-    files = generated_files(contracts)
-    if old := [str(p) for p, text in files.items() if not (root / p).is_file() or (root / p).read_text() != text]:
+
+    def is_old(path: Path, text: str) -> bool:
+        return not path.is_file() or path.read_text(encoding="utf-8") != text
+
+    if old := [str(path) for path, text in generated_files(contracts).items() if is_old(root / path, text)]:
         raise AotError(f"{', '.join(old)}: not what the contracts say: run {_COMMAND}")
 
 

@@ -25,7 +25,6 @@ NOT_RUN = {
     "scripts/test.sh": "runs the tests that run this one",
     "scripts/gpu_pack.sh": "builds for another Python, minutes; tests/scripts/ tests it",
     "sala-export kernels": "takes two minutes to take every kernel apart; tests/kernel_report/ does it",
-    "sala-run ": "needs an ONNX Runtime of the system; tests/embedding/ runs it after docs/embedding.md",
     "source ": "changes the shell of the reader",
     "pip install": "changes the installation that the tests run in",
     "python -m http.server": "does not end by itself",
