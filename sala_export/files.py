@@ -1,0 +1,136 @@
+"""Opens files so that what was checked is what is read.
+
+A path names whatever lies there at the moment. So a file is opened once, its kind and size are looked at through the
+descriptor, and it is read through the same descriptor, whatever takes its name meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import weakref
+from pathlib import Path
+from typing import Any, NoReturn
+
+from .errors import InputError
+
+MOST_TEXT_BYTES = 64 << 20
+"""Limit of the text files of bundles and checkpoints: the largest tokenizer.json in use is a fifth of it."""
+
+
+class OpenedFile:
+    """A regular file, open for reading. It is closed when nothing refers to it any more."""
+
+    def __init__(self, path: Path, descriptor: int, status: os.stat_result, error: type[InputError]) -> None:
+        self.path = path
+        """For messages."""
+        self.descriptor = descriptor
+        self.size = status.st_size
+        """Bytes when it was opened."""
+        self._error = error
+        weakref.finalize(self, os.close, descriptor)
+
+    @classmethod
+    def open(cls, path: Path, *, error: type[InputError], directory: Directory | None = None) -> OpenedFile:
+        """Open a file; with `directory`, the one of this relative path below it.
+
+        Raises: `error`, in one line, for what is missing, cannot be read or is no regular file.
+        """
+        shown = path if directory is None else directory.path / path
+        # O_NONBLOCK does nothing to a file, and does not wait for the other end of a FIFO.
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+        try:
+            descriptor = os.open(path, flags, dir_fd=None if directory is None else directory.descriptor)
+        except (OSError, ValueError) as failure:
+            raise error(f"{shown} {_reason(failure)}") from None
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(descriptor)
+            raise error(f"{shown} is not a file")
+        return cls(shown, descriptor, status, error)
+
+    @property
+    def version(self) -> tuple[int, int, int]:
+        """What changes with the content: size in bytes, and the times of the last write and change in ns."""
+        status = os.fstat(self.descriptor)
+        return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Read `length` bytes from `offset`. Raises: `error` if the file ends before or cannot be read."""
+        block = bytearray(length)
+        self.read_into(offset, memoryview(block))
+        return bytes(block)
+
+    def read_into(self, offset: int, block: memoryview) -> None:
+        """Fill `block`, of bytes, from `offset`. Several threads may read at once. Raises: as `read`."""
+        while block:
+            try:
+                count = os.preadv(self.descriptor, [block], offset)
+            except OSError as failure:
+                raise self._error(f"{self.path} cannot be read: {failure.strerror}") from None
+            if not count:
+                raise self._error(f"{self.path} ends at byte {offset}: it is truncated, fetch it again")
+            block, offset = block[count:], offset + count
+
+    def read_all(self, limit: int = MOST_TEXT_BYTES) -> bytes:
+        """Read the whole file. Raises: `error` if it has more than `limit` bytes, or as `read`."""
+        if self.size > limit:
+            raise self._error(f"{self.path} has {self.size} bytes, expected at most {limit}")
+        return self.read(0, self.size)
+
+
+class Directory:
+    """A directory whose files are opened relative to itself, whatever takes its name meanwhile."""
+
+    def __init__(self, path: Path, *, error: type[InputError]) -> None:
+        """Raises: `error` for what is missing or no directory."""
+        self.path = path
+        try:
+            self.descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except (OSError, ValueError) as failure:
+            raise error(f"{path} {_reason(failure)}") from None
+        self._error = error
+        weakref.finalize(self, os.close, self.descriptor)
+
+    def open(self, name: str) -> OpenedFile:
+        """Open the file of this relative path. Raises: `error` of the directory, as `OpenedFile.open`."""
+        return OpenedFile.open(Path(name), error=self._error, directory=self)
+
+    def has(self, name: str) -> bool:
+        """True if something has this relative path."""
+        try:
+            os.stat(name, dir_fd=self.descriptor)
+        except (OSError, ValueError):
+            return False
+        return True
+
+
+def read_json(file: OpenedFile, *, error: type[InputError], limit: int = MOST_TEXT_BYTES) -> Any:
+    """Read a file as one JSON value. Raises: `error` naming the file, as `parse_json`."""
+    return parse_json(file.read_all(limit), str(file.path), error=error)
+
+
+def parse_json(text: bytes, where: str, *, error: type[InputError]) -> Any:
+    """Parse UTF-8 text as one JSON value; NaN and Infinity, which Python alone takes, are refused.
+
+    Raises: `error` naming `where`.
+    """
+    try:
+        return json.loads(text.decode(), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as failure:
+        raise error(f"{where} cannot be read as JSON: {failure}") from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _reason(failure: OSError | ValueError) -> str:
+    """Why a path cannot be opened, for the end of a sentence that begins with it."""
+    if isinstance(failure, FileNotFoundError):
+        return "does not exist"
+    if isinstance(failure, NotADirectoryError):
+        return "is not a directory"
+    # A name with a null character is a ValueError.
+    return f"cannot be opened: {failure.strerror if isinstance(failure, OSError) else failure}"
