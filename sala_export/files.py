@@ -10,6 +10,7 @@ import json
 import os
 import stat
 import weakref
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -104,6 +105,15 @@ class Directory:
         except (OSError, ValueError):
             return False
         return True
+
+
+@dataclass(frozen=True, slots=True)
+class TextFile:
+    """A small file that was read whole."""
+
+    path: Path
+    """For messages."""
+    content: bytes
 
 
 def read_json(file: OpenedFile, *, error: type[InputError], limit: int = MOST_TEXT_BYTES) -> Any:
