@@ -107,7 +107,9 @@ TEST_F(ReplacedFiles, ANewFileHasTheUsualModeAndNothingElseIsLeft) {
 TEST_F(ReplacedFiles, AReplacedFileKeepsItsModeAndOwner) {
   write_text(path_, "old");
   fs::permissions(path_, fs::perms(0604));
-  if (getuid() == 0) ASSERT_EQ(chown(path_.c_str(), 1234, 4321), 0);
+  if (getuid() == 0) {
+    ASSERT_EQ(chown(path_.c_str(), 1234, 4321), 0);
+  }
   struct stat before {}, after {};
   stat(path_.c_str(), &before);
   ASSERT_TRUE(replace(path_, "new"));
