@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
@@ -18,12 +17,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..errors import BundleError, SessionError
 
-CHAT_TEMPLATE_FILE = "chat_template.jinja"
-
 Message = Mapping[str, Any]
 """One message of a conversation: `role`, `content`, and further keys that the template knows."""
 
-_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # White space shows whether a template trims what it is given.
 _PROMPT_PROBE = " \n prompt-of-unknown-length \n "
 _ANSWER_PROBE = "answer-in-the-context"
@@ -45,25 +41,6 @@ class ChatTemplate:
             raise BundleError(f"{origin}: the chat template does not compile: {error}") from None
         self._special_tokens = dict(special_tokens)
         self._origin = origin
-
-    @classmethod
-    def from_directory(cls, directory: Path, tokenizer_config: Mapping[str, Any]) -> ChatTemplate | None:
-        """Read the template of a checkpoint: chat_template.jinja, or else the field of tokenizer_config.json."""
-        path = directory / CHAT_TEMPLATE_FILE
-        field = tokenizer_config.get("chat_template")
-        if path.is_file():
-            source: object = path.read_text(encoding="utf-8")
-            origin = str(path)
-        else:
-            # Several templates come as a list with names.
-            named = {entry["name"]: entry["template"] for entry in field} if isinstance(field, list) else {}
-            source = named.get("default") if named else field
-            origin = str(directory / "tokenizer_config.json")
-        if not isinstance(source, str):
-            return None
-        spelled = {name: tokenizer_config.get(name) for name in _SPECIAL_TOKENS}
-        contents = {name: token["content"] if isinstance(token, dict) else token for name, token in spelled.items()}
-        return cls(source, {name: text for name, text in contents.items() if isinstance(text, str)}, origin)
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: object) -> str:
         """Write a conversation as text with its special tokens. Encode it with `add_special_tokens=False`.
