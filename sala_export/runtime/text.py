@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import tokenizers
 
 from ..bundle.reader import Bundle
 from ..errors import BundleError, SessionError
+from ..files import TextFile
 from ..specs import TOKENIZER_FILE
 from .chat import ChatTemplate
 from .text_cuts import CutRule, cut_rule
@@ -77,13 +79,21 @@ class Tokenizer:
         )
 
     @classmethod
+    def from_files(cls, files: Mapping[str, TextFile]) -> Tokenizer:
+        """Make a tokenizer of files by name."""
+        with tempfile.TemporaryDirectory() as folder:
+            for name, file in files.items():
+                (Path(folder) / name).write_bytes(file.content)
+            return cls.from_directory(Path(folder))
+
+    @classmethod
     def from_bundle(cls, bundle: Path) -> Tokenizer | None:
         """Read the tokenizer of a bundle. None if the bundle was built from a checkpoint without one.
 
         Raises: BundleError if the bundle is damaged.
         """
-        folder = Bundle.open(bundle).tokenizer_folder
-        return None if folder is None else cls.from_directory(folder)
+        files = Bundle.open(bundle).text_files()
+        return cls.from_files(files) if files else None
 
     @property
     def streams(self) -> bool:
