@@ -93,13 +93,7 @@ def _load(subject: BenchmarkSubject) -> tuple[Model, LoadableModel]:
     if isinstance(subject.model, RandomSubject):
         return _load_random(subject.model, subject)
     source = _source(subject.model, subject.runtime, subject.weights)
-    model = load(
-        subject.model,
-        runtime=subject.runtime,
-        device=subject.device,
-        precision=subject.precision,
-        weights=subject.weights,
-    )
+    model = load(source, runtime=subject.runtime, device=subject.device, precision=subject.precision)
     return model, source
 
 
@@ -122,7 +116,7 @@ def _load_random(random: RandomSubject, subject: BenchmarkSubject) -> tuple[Mode
 def _source(model: str, runtime: str, weights: Path | None) -> ModelSource:
     if runtime == TORCH:
         return ModelSource.open(model, other_weights=weights)
-    if not Path(model, MANIFEST_FILE).is_file():
+    if not Path(model, MANIFEST_FILE).exists():
         raise RequestError(
             f"{model} is no bundle, which runtime {runtime} needs: choose --runtime torch for a checkpoint, or build a "
             "bundle"

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoint.config import DEFAULT_MODEL, SalaConfig
+from ..checkpoint.folder import CheckpointFolder
 from ..checkpoint.hub import resolve_model
-from ..checkpoint.quantization import Quantization, read_quantization
-from ..checkpoint.reader import CONFIG_FILE, Checkpoint
+from ..checkpoint.quantization import Quantization
+from ..checkpoint.reader import Checkpoint
 from ..engine.request import EngineRequest
 from ..errors import RequestError
 from ..specs import Precision
@@ -35,7 +36,7 @@ class ModelRequest:
 
         Raises: CheckpointError, ConfigError, UnsupportedError or RequestError.
         """
-        config = SalaConfig.from_file(self._config_file())
+        config = self._configured().config
         return config if self.layers is None else config.truncated(self.layers)
 
     def stored_quantization(self) -> Quantization | None:
@@ -43,15 +44,15 @@ class ModelRequest:
 
         Raises: ConfigError, UnsupportedError or CheckpointError.
         """
-        return read_quantization(self._config_file())
+        return self._configured().quantization()
 
     def stored_precision(self) -> Precision | None:
         """The precision of a quantised model. None if it is not quantised. Raises: as `stored_quantization`."""
         quantization = self.stored_quantization()
         return quantization.precision if quantization else None
 
-    def _config_file(self) -> Path:
-        return resolve_model(self.model, self.revision, config_only=True) / CONFIG_FILE
+    def _configured(self) -> CheckpointFolder:
+        return CheckpointFolder.open(resolve_model(self.model, self.revision, config_only=True))
 
     def open(self) -> OpenedCheckpoint:
         """Find the checkpoint, download it if necessary, and check it.

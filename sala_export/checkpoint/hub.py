@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ..errors import CheckpointError, RequestError
 from .config import DEFAULT_MODEL
-from .reader import ACCESSORY_FILES, CONFIG_FILE, INDEX_FILE
+from .folder import ACCESSORY_FILES, CONFIG_FILE
+from .reader import INDEX_FILE
 
 _PATTERNS = (CONFIG_FILE, INDEX_FILE, "*.safetensors", *ACCESSORY_FILES)
 """Weights and text files only: the repository's Python code and copies of the weights in other formats stay there."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError
+from ..files import OpenedFile
 from ..specs import DType
 from .safetensors_header import StoredTensor
 
@@ -19,8 +19,8 @@ from .safetensors_header import StoredTensor
 class TensorLocation:
     """The bytes of a tensor: little endian, row major, contiguous."""
 
-    file: Path
-    """The shard in the checkpoint directory. In a hub snapshot it is a symlink: resolve it before hard linking."""
+    file: OpenedFile
+    """The shard of the checkpoint."""
     offset: int
     """Bytes from the start of the file; not always a multiple of the element size."""
     length: int
@@ -29,12 +29,15 @@ class TensorLocation:
     shape: tuple[int, ...]
 
     def raw(self) -> NDArray[np.uint8]:
-        """The bytes, mapped: pages are read when touched."""
-        return np.memmap(self.file, dtype=np.uint8, mode="r", offset=self.offset, shape=(self.length,))
+        """Read the bytes. Raises: CheckpointError or BundleError if the file was cut off meanwhile."""
+        # A mapped file that somebody cuts off ends the process with a bus error.
+        block = np.empty(self.length, np.uint8)
+        self.file.read_into(self.offset, block.data)
+        return block
 
 
 def locate(
-    file: Path,
+    file: OpenedFile,
     name: str,
     stored: StoredTensor,
     dtypes: Mapping[str, DType],

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ..bundle.manifest import MANIFEST_FILE
 from ..bundle.reader import Bundle
-from ..checkpoint.reader import CONFIG_FILE, Checkpoint
+from ..checkpoint.folder import CONFIG_FILE
+from ..checkpoint.reader import Checkpoint
 from ..errors import RequestError
 from ..specs import Precision
 from .bundle_subject import BundleSubject
@@ -23,14 +24,14 @@ def open_target(target: Path, original: Checkpoint, layers: int | None) -> tuple
         raise RequestError(
             f"--model {original.directory} is quantised itself: give the checkpoint that it was made from"
         )
-    if (target / CONFIG_FILE).is_file():
+    if (target / CONFIG_FILE).exists():
         tested = Checkpoint.open(target, layers=layers)
         if tested.precision is None:
             raise RequestError(
                 f"{target} is not quantised: there is nothing to verify before a bundle is built from it"
             )
         return CheckpointSubject(original), CheckpointSubject(tested), tested.precision
-    if (target / MANIFEST_FILE).is_file() or not target.is_dir():
+    if (target / MANIFEST_FILE).exists() or not target.is_dir():
         # A path that does not exist is refused as a bundle is.
         bundle = Bundle.open(target)
         return CheckpointSubject(original), BundleSubject(bundle, layers), bundle.manifest.precision

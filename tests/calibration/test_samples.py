@@ -19,7 +19,7 @@ def read(path: Path, lines: list[str], **options: int) -> list[list[int]]:
     file = path / "lines.jsonl"
     file.write_text("\n".join(lines), encoding="utf-8")
     checkpoint = Checkpoint.open(tiny_checkpoint())
-    tokenizer = checkpoint.accessory_files()["tokenizer.json"]
+    tokenizer = checkpoint.text_files()["tokenizer.json"]
     return [ids.tolist() for ids in SampleRequest(file=file, **options).read(checkpoint.config, tokenizer)]
 
 
