@@ -30,7 +30,8 @@ class OpenedFile:
         self.size = status.st_size
         """Bytes when it was opened."""
         self._version = _version(status)
-        self._error = error
+        self.error = error
+        """What is raised for whatever is wrong with the file."""
         weakref.finalize(self, os.close, descriptor)
 
     @classmethod
@@ -67,7 +68,7 @@ class OpenedFile:
     def require_unchanged(self) -> None:
         """Refuse what was read if something wrote to the file meanwhile. Raises: `error`."""
         if self.version != self._version:
-            raise self._error(f"{self.path} was changed while it was read: try again when nothing writes to it")
+            raise self.error(f"{self.path} was changed while it was read: try again when nothing writes to it")
 
     def is_at(self, status: os.stat_result) -> bool:
         """True if `status` is of this very file."""
@@ -81,19 +82,20 @@ class OpenedFile:
 
     def read_into(self, offset: int, block: memoryview) -> None:
         """Fill `block`, of bytes, from `offset`. Several threads may read at once. Raises: as `read`."""
+        end = offset + len(block)
         while block:
             try:
                 count = os.preadv(self.descriptor, [block], offset)
             except OSError as failure:
-                raise self._error(f"{self.path} cannot be read: {failure.strerror}") from None
+                raise self.error(f"{self.path} cannot be read: {failure.strerror}") from None
             if not count:
-                raise self._error(f"{self.path} ends at byte {offset}: it is truncated, fetch it again")
+                raise self.error(f"{self.path} ends before byte {end}: it is truncated, fetch it again")
             block, offset = block[count:], offset + count
 
     def read_all(self, limit: int = MOST_TEXT_BYTES) -> bytes:
         """Read the whole file. Raises: `error` if it has more than `limit` bytes, or as `read`."""
         if self.size > limit:
-            raise self._error(f"{self.path} has {self.size} bytes, expected at most {limit}")
+            raise self.error(f"{self.path} has {self.size} bytes, expected at most {limit}")
         return self.read(0, self.size)
 
 
@@ -142,6 +144,20 @@ class TextFile:
     def read(cls, file: OpenedFile) -> TextFile:
         """Read a file. Raises: as `OpenedFile.read_all`."""
         return cls(file.path, file.read_all())
+
+
+def exists(path: Path) -> bool:
+    """True if something has this path. False also for what can be no path, a whole prompt for example."""
+    try:
+        path.stat()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def is_directory(path: Path) -> bool:
+    """True if a directory has this path. False also for what can be no path."""
+    return exists(path) and path.is_dir()
 
 
 def read_json(file: OpenedFile, *, error: type[InputError], limit: int = MOST_TEXT_BYTES) -> Any:

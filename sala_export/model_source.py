@@ -18,7 +18,7 @@ from .checkpoint.config import SalaConfig
 from .checkpoint.folder import CONFIG_FILE, CheckpointFolder
 from .checkpoint.reader import Checkpoint
 from .errors import BundleError, RequestError
-from .files import TextFile
+from .files import TextFile, exists, is_directory
 from .progress import silent
 from .specs import TOKENIZER_FILE, Precision
 
@@ -46,14 +46,14 @@ class ModelSource:
         Args: `other_weights`: a checkpoint directory, only for a bundle.
         Raises: BundleError, CheckpointError, ConfigError, UnsupportedError or RequestError naming what is wrong.
         """
-        if (Path(model) / MANIFEST_FILE).exists():
+        if exists(Path(model) / MANIFEST_FILE):
             return cls.of_bundle(Path(model), other_weights)
         if other_weights is not None:
             raise RequestError(f"weights {other_weights}: {model} is a checkpoint itself; give weights to a bundle")
         from .checkpoint.hub import resolve_model
 
         folder = CheckpointFolder.open(resolve_model(str(model), revision))
-        name = folder.path.absolute().name if Path(model).is_dir() else str(model)
+        name = folder.path.absolute().name if is_directory(Path(model)) else str(model)
         return cls(opened=folder, name=name, config=folder.config)
 
     @classmethod
@@ -101,7 +101,7 @@ class ModelSource:
 
     def _of_the_same_form(self, bundle: Bundle, directory: Path) -> Checkpoint:
         """The checkpoint in `directory`, whose configuration and types are those of the bundle."""
-        if not (directory / CONFIG_FILE).exists():
+        if not exists(directory / CONFIG_FILE):
             raise RequestError(
                 f"{directory} has no {CONFIG_FILE}: weights are a checkpoint's directory in Hugging Face layout"
             )

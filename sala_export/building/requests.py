@@ -7,11 +7,12 @@ from pathlib import Path
 
 from ..checkpoint.config import DEFAULT_MODEL, SalaConfig
 from ..checkpoint.folder import CheckpointFolder
-from ..checkpoint.hub import resolve_model
+from ..checkpoint.hub import local_path, resolve_model
 from ..checkpoint.quantization import Quantization
 from ..checkpoint.reader import Checkpoint
 from ..engine.request import EngineRequest
 from ..errors import RequestError
+from ..files import is_directory
 from ..specs import Precision
 
 
@@ -28,8 +29,8 @@ class ModelRequest:
     @property
     def name(self) -> str:
         """The model's own name, without owner or folders."""
-        path = Path(self.model).expanduser()
-        return path.resolve().name if path.is_dir() else path.name
+        path = local_path(self.model)
+        return path.resolve().name if is_directory(path) else path.name
 
     def config(self) -> SalaConfig:
         """Read the configuration of the model or its first `layers`. Of a hub model, only config.json is downloaded.
@@ -63,7 +64,7 @@ class ModelRequest:
         self.config()
         directory = resolve_model(self.model, self.revision)
         origin = self.name
-        if not Path(self.model).expanduser().is_dir():
+        if not is_directory(local_path(self.model)):
             # A hub snapshot lies in a folder named after its commit, which says more than a branch.
             origin = f"{self.model}@{directory.name}"
         return OpenedCheckpoint(checkpoint=Checkpoint.open(directory, layers=self.layers), origin=origin)

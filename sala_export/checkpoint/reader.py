@@ -213,8 +213,9 @@ def _common_dtype(locations: Mapping[str, TensorLocation]) -> DType:
     (common, count), *others = Counter(location.dtype for location in locations.values()).most_common()
     if others:
         odd = [name for name, location in locations.items() if location.dtype != common]
-        raise CheckpointError(
-            f"{locations[odd[0]].file}: {_listed(odd)} is not {common} as the other {count} weights are: "
+        file = locations[odd[0]].file
+        raise file.error(
+            f"{file}: {_listed(odd)} is not {common} as the other {count} weights are: "
             "convert the checkpoint to one type"
         )
     return common

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import InputError
 from ..files import OpenedFile
 from ..specs import DType
 
@@ -52,7 +52,7 @@ class StoredTensor:
 def read_header(file: OpenedFile) -> dict[str, StoredTensor]:
     """All tensors of a file by name; the data is not read, only checked to be there.
 
-    Raises: CheckpointError if the file cannot be read, is truncated or its header is damaged.
+    Raises: the error of the file if it cannot be read, is truncated or its header is damaged.
     """
     if file.size < LENGTH_BYTES:
         raise _truncated(file, LENGTH_BYTES)
@@ -94,11 +94,9 @@ def _is_count(number: object) -> bool:
     return type(number) is int and 0 <= number <= _LARGEST_OFFSET
 
 
-def _damaged(file: OpenedFile, what: str) -> CheckpointError:
-    return CheckpointError(f"{file} is not a valid safetensors file: {what}; download it again")
+def _damaged(file: OpenedFile, what: str) -> InputError:
+    return file.error(f"{file} is not a valid safetensors file: {what}; download it again")
 
 
-def _truncated(file: OpenedFile, needed: int) -> CheckpointError:
-    return CheckpointError(
-        f"{file} is truncated: it has {file.size} bytes, its header needs {needed}; download it again"
-    )
+def _truncated(file: OpenedFile, needed: int) -> InputError:
+    return file.error(f"{file} is truncated: it has {file.size} bytes, its header needs {needed}; download it again")

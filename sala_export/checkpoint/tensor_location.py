@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import CheckpointError
 from ..files import OpenedFile
 from ..specs import DType
 from .safetensors_header import StoredTensor
@@ -29,7 +28,7 @@ class TensorLocation:
     shape: tuple[int, ...]
 
     def raw(self) -> NDArray[np.uint8]:
-        """Read the bytes. Raises: CheckpointError or BundleError if the file was cut off meanwhile."""
+        """Read the bytes. Raises: the error of the file if it was cut off meanwhile."""
         # A mapped file that somebody cuts off ends the process with a bus error.
         block = np.empty(self.length, np.uint8)
         self.file.read_into(self.offset, block.data)
@@ -47,18 +46,18 @@ def locate(
     """The tensor `name` of a file, if it has one of these types (by their words in safetensors) and of these shapes.
 
     Args: `convert` tells a user what to do about another type.
-    Raises: CheckpointError naming file and tensor.
+    Raises: the error of the file, naming file and tensor.
     """
     dtype = dtypes.get(stored.dtype)
     if dtype is None:
         expected = f"expected {'one of ' if len(dtypes) > 1 else ''}{', '.join(dtypes)}"
-        raise CheckpointError(f"{file}: {name} has type {stored.dtype}, {expected}: {convert}")
+        raise file.error(f"{file}: {name} has type {stored.dtype}, {expected}: {convert}")
     if stored.shape not in shapes:
         wanted = " or ".join(str(list(shape)) for shape in shapes)
-        raise CheckpointError(f"{file}: {name} has shape {list(stored.shape)}, but config.json calls for {wanted}")
+        raise file.error(f"{file}: {name} has shape {list(stored.shape)}, but config.json calls for {wanted}")
     size = dtype.bytes * math.prod(stored.shape)
     if stored.length != size:
-        raise CheckpointError(
+        raise file.error(
             f"{file}: {name} takes {stored.length} bytes, but its shape and type need {size}: download the file again"
         )
     return TensorLocation(file=file, offset=stored.offset, length=stored.length, dtype=dtype, shape=stored.shape)

@@ -61,7 +61,7 @@ def place_weights(
 
 
 def _copy(source: OpenedFile, target: Path) -> None:
-    with target.open("xb", buffering=0) as file:
+    with target.open("xb") as file:
         for offset in range(0, source.size, _BLOCK_BYTES):
             file.write(source.read(offset, min(_BLOCK_BYTES, source.size - offset)))
 
