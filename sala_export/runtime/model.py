@@ -107,8 +107,8 @@ def load_bundle(
 ) -> Model:
     """Load a bundle directory, or a bundle that is open.
 
-    Files are opened once. If the bundle is replaced meanwhile, the model is the old one or the new one, tokenizer
-    included, or the load is refused. `verify_hashes` also finds files of two bundles in one directory.
+    Files are opened once, and whatever is loaded is hashed. If the bundle is replaced meanwhile, the model is wholly
+    the old one or the new one, tokenizer included, or the load is refused.
 
     Args:
         runtime: `tensorrt` runs the engine on a GPU that it was built for. `onnxruntime` runs on the CPU, whatever
