@@ -66,6 +66,11 @@ class ModelSource:
         return cls(opened=bundle, name=name, config=entry.config, other_weights=other)
 
     @property
+    def path(self) -> Path:
+        """The directory that was opened, for messages."""
+        return self.opened.directory if isinstance(self.opened, Bundle) else self.opened.path
+
+    @property
     def bundle(self) -> Bundle | None:
         """The bundle. None if the model is a checkpoint."""
         return self.opened if isinstance(self.opened, Bundle) else None

@@ -68,7 +68,8 @@ def _copy(source: OpenedFile, target: Path) -> None:
 
 def _linked(source: OpenedFile, target: Path) -> bool:
     try:
-        os.link(f"/proc/self/fd/{source.descriptor}", target, follow_symlinks=True)
+        # Without a descriptor of a directory, which an absolute path ignores, Python calls link(), which links the link.
+        os.link(f"/proc/self/fd/{source.descriptor}", target, src_dir_fd=source.descriptor, follow_symlinks=True)
     except OSError as error:
         if error.errno not in _CANNOT_LINK:
             raise

@@ -92,7 +92,7 @@ def load_torch(
     quantized = source.quantized()
     if quantized is not None:
         raise UnsupportedError(
-            f"{source.name} is quantised to {quantized}: the torch runtime takes plain weights alone; run a bundle of "
+            f"{source.path} is quantised to {quantized}: the torch runtime takes plain weights alone; run a bundle of "
             "it on another runtime, or load the original checkpoint"
         )
     if verify_hashes and source.bundle is not None:

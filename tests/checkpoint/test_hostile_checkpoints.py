@@ -171,7 +171,7 @@ def test_weights_that_are_cut_off_while_open_are_refused(directory: Path) -> Non
 
 @pytest.mark.parametrize("copy", [False, True])
 @pytest.mark.parametrize("gone", [False, True])
-def test_weights_that_were_opened_are_placed(directory: Path, tmp_path: Path, copy: bool, gone: bool) -> None:
+def test_weights_that_were_opened_are_placed_whatever_has_their_names(directory: Path, tmp_path: Path, copy: bool, gone: bool) -> None:
     files = Checkpoint.open(directory).shard_files()
     if gone:
         (directory / SHARD).unlink()
@@ -180,7 +180,8 @@ def test_weights_that_were_opened_are_placed(directory: Path, tmp_path: Path, co
     (directory / SHARD).write_text("another")
     (tmp_path / "graph").mkdir()
     place_weights(files.values(), tmp_path / "graph", copy=copy)
-    for name in files:
+    for name, file in files.items():
+        assert file.is_at((tmp_path / "graph" / name).stat()) == (not copy and not (gone and name == SHARD))
         assert (tmp_path / "graph" / name).read_bytes() == (GOLDEN_CHECKPOINT / name).read_bytes()
 
 

@@ -110,6 +110,8 @@ def test_read_only_file_system_gives_copies(tmp_path: Path) -> None:
         for name, file in opened.shard_files().items():
             assert (graph / name).read_bytes() == file.path.read_bytes()
             (graph / name).open("r+b").close()
+        # What is open cannot be unmounted.
+        del opened, file
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="acts as two users")
