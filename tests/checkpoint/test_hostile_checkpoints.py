@@ -171,7 +171,9 @@ def test_weights_that_are_cut_off_while_open_are_refused(directory: Path) -> Non
 
 @pytest.mark.parametrize("copy", [False, True])
 @pytest.mark.parametrize("gone", [False, True])
-def test_weights_that_were_opened_are_placed_whatever_has_their_names(directory: Path, tmp_path: Path, copy: bool, gone: bool) -> None:
+def test_weights_that_were_opened_are_placed_whatever_has_their_names(
+    directory: Path, tmp_path: Path, copy: bool, gone: bool
+) -> None:
     files = Checkpoint.open(directory).shard_files()
     if gone:
         (directory / SHARD).unlink()
