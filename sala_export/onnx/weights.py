@@ -68,7 +68,7 @@ def _copy(source: OpenedFile, target: Path) -> None:
 
 def _linked(source: OpenedFile, target: Path) -> bool:
     try:
-        # Without a descriptor of a directory, which an absolute path ignores, Python calls link(), which links the link.
+        # An absolute path ignores the descriptor of a directory. Without one, Python links the symbolic link itself.
         os.link(f"/proc/self/fd/{source.descriptor}", target, src_dir_fd=source.descriptor, follow_symlinks=True)
     except OSError as error:
         if error.errno not in _CANNOT_LINK:

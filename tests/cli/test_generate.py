@@ -41,7 +41,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    found = Tokenizer.from_bundle(tiny_text_bundle())
+    found = Tokenizer.from_files(Bundle.open(tiny_text_bundle()).text_files())
     assert found is not None
     return found
 
