@@ -249,10 +249,9 @@ Status ReplacedFile::begin() {
   if (!wrapper_.is_open()) {
     return error(ErrorCode::kInvalidArgument, path_.string(), " has been written already: open it once more");
   }
+  bytes_ = 0;
   if (content_.is_open()) {
-    if (ftruncate(content_.get(), 0) != 0 || lseek(content_.get(), 0, SEEK_SET) != 0) {
-      return failed(std::strerror(errno));
-    }
+    if (ftruncate(content_.get(), 0) != 0) return failed(std::strerror(errno));
     return success();
   }
   constexpr int kFlags = O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC;
@@ -262,14 +261,8 @@ Status ReplacedFile::begin() {
 }
 
 Status ReplacedFile::write(const void* from, int64_t bytes) {
-  const char* next = static_cast<const char*>(from);
-  while (bytes > 0) {
-    const auto most = static_cast<size_t>(std::min(bytes, kTransferBytes));
-    const ssize_t count = uninterrupted([&] { return ::write(content_.get(), next, most); });
-    if (count < 0) return failed(std::strerror(errno));
-    next += count;
-    bytes -= count;
-  }
+  SALA_RETURN_IF_ERROR(write_at(bytes_, from, bytes));
+  bytes_ += bytes;
   return success();
 }
 

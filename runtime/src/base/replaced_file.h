@@ -90,6 +90,7 @@ class ReplacedFile {
   Descriptor folder_;
   Descriptor wrapper_;
   Descriptor content_;
+  int64_t bytes_ = 0;  // appended so far
   pid_t process_ = 0;  // a child that inherits this object removes nothing
 };
 
