@@ -90,8 +90,8 @@ Expected<Entries> entries_of(int directory, ErrorCode code) {
 
 /// The content of the file `owner`, as far as it is one of ours; nothing if it is something else.
 std::optional<std::string> owner_line(int wrapper) {
-  const int file = uninterrupted(
-      [&] { return ::openat(wrapper, kOwner, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC); });
+  const int file =
+      uninterrupted([&] { return ::openat(wrapper, kOwner, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC); });
   if (file < 0) return std::nullopt;
   std::string text(kOwnerLine.size() + 1, '\0');
   struct stat status;
@@ -173,8 +173,7 @@ Status ReplacedFile::find() {
     return failed("choose a name of at most " + std::to_string(kLongestNameBytes) + " bytes");
   }
   wrapper_name_ = "." + name_ + ".partial";
-  folder_ = Descriptor(uninterrupted(
-      [&] { return ::open(folder_path_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
+  folder_ = Descriptor(uninterrupted([&] { return ::open(folder_path_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
   if (!folder_.is_open()) return failed("folder " + folder_path_.string() + ": " + std::strerror(errno));
   if (!is_there) return success();
   struct stat found;

@@ -154,8 +154,9 @@ Expected<StateInfo> check_metadata(const SafetensorsHeader& header, const File& 
     return error(ErrorCode::kStateForeign, path, " is not a saved session: give a file that Session::save wrote");
   }
   if (value("version") == "1") {
-    return error(ErrorCode::kStateVersion, path, " has state version '1', which has no hash, so damage would not show: ",
-                 "this release reads ", kVersion, "; use the release that wrote it, or prefill again");
+    return error(ErrorCode::kStateVersion, path,
+                 " has state version '1', which has no hash to show damage: ", "this release reads ", kVersion,
+                 "; use the release that wrote it, or prefill again");
   }
   if (value("version") != kVersion) {
     return error(ErrorCode::kStateVersion, path, " has state version '", value("version"), "', this release reads ",
