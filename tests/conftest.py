@@ -19,6 +19,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fuzz-seconds", type=int, default=2, help="How long each target of tests/runtime/test_fuzz.py runs."
     )
+    parser.addoption("--fuzz-inputs", type=int, default=300, help="How many inputs each fuzzer in Python tries.")
     parser.addoption(
         "--plugin-driver", help="A built plugin_driver for tests/plugins/test_plugin_gpu.py, which else builds it."
     )
