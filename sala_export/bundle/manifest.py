@@ -338,12 +338,12 @@ class Manifest(_Entry):
         if len(names) != len(inputs) + len(weights):
             yield "two inputs of a graph have one name"
         most_rows = sum(file.bytes for file in self.weights.files)
-        for weight, part in ((weight, part) for weight in weights for part in weight.parts):
-            for name in part.tensors:
-                if name not in self.weights.tensors:
-                    yield f"weight {weight.spec.name} needs {name}, which is not among weights.tensors"
+        for name, part in ((weight.spec.name, part) for weight in weights for part in weight.parts):
+            for tensor in part.tensors:
+                if tensor not in self.weights.tensors:
+                    yield f"weight {name} needs {tensor}, which is not among weights.tensors"
             if part.rows is not None and part.rows > most_rows:
-                yield f"weight {weight.spec.name} has {part.rows} rows, more than all weights have bytes"
+                yield f"weight {name} has {part.rows} rows, more than all weights have bytes"
 
     def _profile_problems(self) -> Iterator[str]:
         """Both profiles give each symbolic dimension of the step its range."""

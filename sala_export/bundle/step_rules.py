@@ -11,6 +11,10 @@ from .values import INT32_MAX, INT64_MAX, MOST_DIMENSIONS
 
 _MOST = {"batch": 1, "tokens": INT32_MAX, "capacity": INT32_MAX, "capacity_k1": INT32_MAX, "capacity_k2": INT32_MAX}
 """The symbolic dimensions, each with the most that it may be."""
+_COUNTS = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"),
+    *("dim_model_base", "max_position_embeddings", "residual_depth"),
+)
 _OF_CACHES = {"batch", "capacity", "capacity_k1", "capacity_k2"}
 _PAST, _PRESENT = "past_key_values.", "present."
 
@@ -18,18 +22,14 @@ _PAST, _PRESENT = "past_key_values.", "present."
 def config_problems(config: SalaConfig) -> Iterator[str]:
     """What is wrong with the numbers of a configuration, beside what its own constructor refuses."""
     sparse = config.sparse_config
-    least = {
-        name: 1
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
-    } | {"head_dim": 2, "dim_model_base": 1, "max_position_embeddings": 1, "residual_depth": 1}
-    for name, smallest in least.items():
-        if not smallest <= getattr(config, name) <= (INT32_MAX if name == "vocab_size" else INT64_MAX):
+    for name in _COUNTS:
+        if not 1 <= getattr(config, name) <= (INT32_MAX if name == "vocab_size" else INT64_MAX):
             yield f"{name} is {getattr(config, name)}"
     for name in type(sparse).__slots__:
         if getattr(sparse, name) > (INT32_MAX if name in ("kernel_size", "kernel_stride") else INT64_MAX):
             yield f"sparse_config.{name} is {getattr(sparse, name)}"
     for name in ("rms_norm_eps", "rope_theta", "scale_emb", "scale_depth"):
-        if not 0 < getattr(config, name) < math.inf:
+        if not getattr(config, name) > 0:
             yield f"{name} is {getattr(config, name)}, expected a positive number"
     if not config.mixer_types:
         yield "mixer_types is empty"

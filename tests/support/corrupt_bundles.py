@@ -101,7 +101,9 @@ def _text(old: bytes, new: bytes, says: str, *, last: bool = False) -> Corruptio
     """Replaces the first, or the last, occurrence in the text of the manifest."""
 
     def spoil(bundle: Path) -> None:
-        before, found, after = (bytes.rpartition if last else bytes.partition)((bundle / MANIFEST_FILE).read_bytes(), old)
+        before, found, after = (bytes.rpartition if last else bytes.partition)(
+            (bundle / MANIFEST_FILE).read_bytes(), old
+        )
         assert found
         (bundle / MANIFEST_FILE).write_bytes(before + new + after)
 
@@ -170,7 +172,9 @@ CORRUPTIONS: dict[str, Corruption] = {
         "window_size: is not a multiple of block_size",
         "model.config: sparse_config: window_size 100 is not a multiple",
     ),
-    "frequency beyond fp32": _set("model.inv_freq.1", 0.1, "model.inv_freq[1]: is not an fp32 number", "0.1 is not an fp32"),
+    "frequency beyond fp32": _set(
+        "model.inv_freq.1", 0.1, "model.inv_freq[1]: is not an fp32 number", "0.1 is not an fp32"
+    ),
     "one frequency too few": _manifest(
         lambda m: m["model"]["inv_freq"].pop(), "model.inv_freq: expected head_dim / 2 numbers", "expected head_dim / 2"
     ),
@@ -180,10 +184,14 @@ CORRUPTIONS: dict[str, Corruption] = {
     "unknown precision": _set("precision", "fp7", "precision: is not a precision", "precision: "),
     "precision that no engine has": _set("precision", "fp32", "precision: is not a precision", "precision is fp32"),
     "sparse layers without their sizes": _manifest(
-        lambda m: m["model"]["config"].update(sparse_config={}), "sparse_config.", "sparse_config.kernel_size is missing"
+        lambda m: m["model"]["config"].update(sparse_config={}),
+        "sparse_config.",
+        "sparse_config.kernel_size is missing",
     ),
     "RoPE without a base": _set("model.config.rope_theta", 0, "rope_theta: is not positive", "rope_theta is 0"),
-    "size that is a float": _set("model.config.hidden_size", 256.0, "hidden_size: expected an integer", "hidden_size: "),
+    "size that is a float": _set(
+        "model.config.hidden_size", 256.0, "hidden_size: expected an integer", "hidden_size: "
+    ),
     "flag that is a number": _set("weights.included", 1, "weights.included: expected true", "weights.included: "),
     "size beyond 64 bits": _set("files.0.bytes", 2**64, "files[0].bytes: expected an integer", "files.0.bytes: "),
     "hash in capitals": _set("model.fingerprint", "A" * 64, "fingerprint: expected a SHA-256", "model.fingerprint: "),
@@ -224,7 +232,9 @@ CORRUPTIONS: dict[str, Corruption] = {
         "graph.cpu.weights.0.spec.name", "renamed", "has other inputs than bundle.json says", None
     ),
     "cache that does not come out": _manifest(
-        lambda m: m["graph"]["cpu"]["outputs"].pop(), "has no tensor present.", "graph.cpu: the step has no output present."
+        lambda m: m["graph"]["cpu"]["outputs"].pop(),
+        "has no tensor present.",
+        "graph.cpu: the step has no output present.",
     ),
     "cache that comes out as another type": _set(
         "graph.cpu.outputs.8.dtype", "int8", "another type or shape", "graph.cpu: the step has no output present."
@@ -289,7 +299,9 @@ CORRUPTIONS: dict[str, Corruption] = {
     "path that is not the shortest": _set(
         "files.0.path", "engine/./build.log", "files[0].path: names a file outside", "in the shortest way"
     ),
-    "file twice": _manifest(lambda m: m["files"].append(m["files"][0]), "files has engine/build.log twice", "one file twice"),
+    "file twice": _manifest(
+        lambda m: m["files"].append(m["files"][0]), "files has engine/build.log twice", "one file twice"
+    ),
     "report not listed": _set(
         "engine.report",
         "engine/other.json",
