@@ -68,7 +68,7 @@ struct Arguments {
 volatile std::sig_atomic_t interrupted = 0;
 
 sala::Error wrong(const std::string& message) {
-  return {ErrorCode::kInvalidArgument, message + " (see sala-run --help)"};
+  return error(ErrorCode::kInvalidArgument, message, " (see sala-run --help)");
 }
 
 template <class T>
