@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
+from ..errors import BundleError
+from .options import MOST_TOKENS, GenerateOptions, generate_options, optional_number, whole_number
 from .prompt import TokenizerLike
 from .session import Session
 
 if TYPE_CHECKING:
+    from ..bundle.reader import Bundle
+    from ..files import TextFile
     from . import _native
 
 
@@ -72,24 +76,53 @@ class Model:
             chunk_tokens: tokens per prefill step. By default the engine chooses. Results do not depend on it.
         Raises: SessionError for sizes that the engine does not serve; RunError if there is no memory.
         """
-        native = self._native.create_session(max_context=max_context, chunk_tokens=chunk_tokens)
-        return self._session(native)
+        native = self._native.create_session(
+            max_context=optional_number("max_context", max_context, 1, MOST_TOKENS),
+            chunk_tokens=optional_number("chunk_tokens", chunk_tokens, 1, MOST_TOKENS),
+        )
+        return Session(native, self.tokenizer, self._default_stop_tokens)
 
     def restore(self, path: str | Path, *, max_context: int | None = None, chunk_tokens: int | None = None) -> Session:
         """Create a session from a file of `Session.save`. It may have another `max_context`.
 
         Raises: StateError if the file is no state of this model and precision, SessionError if it does not fit.
         """
-        native = self._native.restore(Path(path), max_context=max_context, chunk_tokens=chunk_tokens)
-        return self._session(native)
+        native = self._native.restore(
+            Path(path),
+            max_context=optional_number("max_context", max_context, 1, MOST_TOKENS),
+            chunk_tokens=optional_number("chunk_tokens", chunk_tokens, 1, MOST_TOKENS),
+        )
+        return Session(native, self.tokenizer, self._default_stop_tokens)
 
-    def _session(self, native: _native.Session) -> Session:
+    def state_bytes(self, tokens: int) -> int:
+        """Bytes of the file that a session of so many tokens saves.
+
+        If the last token was generated, it has not run yet, and the file takes a little less.
+        Raises: SessionError for more tokens than a session can hold.
+        """
+        return self._native.state_bytes(whole_number("tokens", tokens, 0, MOST_TOKENS))
+
+    def check_generate(self, **options: Unpack[GenerateOptions]) -> None:
+        """Check options of `Session.generate` before there is anything to generate from.
+
+        Raises: SessionError naming the first option that is wrong, its value and what is expected.
+        """
+        self._native.check_generate(generate_options(options, self._default_stop_tokens))
+
+    @property
+    def _default_stop_tokens(self) -> list[int]:
         tokenizer_stops = self.tokenizer.stop_token_ids if self.tokenizer else ()
-        return Session(native, self.tokenizer, sorted({*self.eos_token_ids, *tokenizer_stops}))
+        for token in tokenizer_stops:
+            if not 0 <= token < self.vocab_size:
+                raise BundleError(
+                    f"the tokenizer's configs name stop token {token}, and the vocabulary ends at "
+                    f"{self.vocab_size - 1}: use the tokenizer of this model"
+                )
+        return sorted({*self.eos_token_ids, *tokenizer_stops})
 
 
 def load_bundle(
-    bundle: str | Path,
+    bundle: str | Path | Bundle,
     *,
     runtime: str = "auto",
     weights: str | Path | None = None,
@@ -103,7 +136,10 @@ def load_bundle(
     runtime_cache: Path | None = None,
     decode_graph: bool = True,
 ) -> Model:
-    """Load a bundle directory.
+    """Load a bundle directory, or a bundle that is open.
+
+    Files are opened once, and whatever is loaded is hashed. If the bundle is replaced meanwhile, the model is wholly
+    the old one or the new one, tokenizer included, or the load is refused.
 
     Args:
         runtime: `tensorrt` runs the engine on a GPU that it was built for. `onnxruntime` runs on the CPU, whatever
@@ -125,11 +161,15 @@ def load_bundle(
         SessionError for a wrong option; RunError if there is no memory.
     """
     # Here, not above: the command line must start without these libraries.
+    from ..bundle.reader import Bundle
     from . import _native
-    from .text import Tokenizer
 
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
+    if tokenizer is None:
+        tokenizer = tokenizer_of(opened.text_files())
     native = _native.Model.load(
-        Path(bundle),
+        opened.directory,
+        bundle_descriptor=opened.descriptor,
         runtime=runtime,
         onnxruntime_library=onnxruntime_library or _wheel_library(),
         operators_library=operators_library,
@@ -141,7 +181,19 @@ def load_bundle(
         threads=threads,
         verify_hashes=verify_hashes,
     )
-    return Model(native, tokenizer or Tokenizer.from_bundle(Path(bundle)))
+    # The native runtime opened the files by name in the same directory.
+    opened.require_unchanged()
+    return Model(native, tokenizer)
+
+
+def tokenizer_of(text_files: Mapping[str, TextFile]) -> TokenizerLike | None:
+    """The tokenizer that these files make. None if there are none. Raises: BundleError naming a malformed file."""
+    if not text_files:
+        return None
+    # Here, not above: token ids need no tokenizer library.
+    from .text import Tokenizer
+
+    return Tokenizer.from_files(text_files)
 
 
 def _wheel_library() -> Path | None:

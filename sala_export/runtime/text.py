@@ -8,7 +8,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ..bundle.reader import Bundle
 from ..errors import BundleError, SessionError
 from ..files import Directory, TextFile
 from ..specs import TOKENIZER_FILE
@@ -70,6 +69,7 @@ class Tokenizer:
         generation = TextFields(files.get(GENERATION_CONFIG_FILE), GENERATION_CONFIG_FILE)
         special = special_tokens(config)
         template = chat_template(config, files.get(CHAT_TEMPLATE_FILE))
+        chat = None if template is None else ChatTemplate(template[0], special, template[1])
         try:
             with hidden_panics():
                 library = LibraryTokenizer.from_json(file.content.decode(), str(file.path))
@@ -78,7 +78,7 @@ class Tokenizer:
                 tokenizer = cls(
                     library,
                     rule=cut_rule(spec),
-                    chat=None if template is None else ChatTemplate(template[0], special, template[1]),
+                    chat=chat,
                     stop_token_ids=stop_token_ids(generation, special, library),
                 )
                 tokenizer._try_out()
@@ -96,15 +96,6 @@ class Tokenizer:
         names = (TOKENIZER_CONFIG_FILE, GENERATION_CONFIG_FILE, CHAT_TEMPLATE_FILE)
         found = [opened.open(name) for name in (TOKENIZER_FILE, *filter(opened.has, names))]
         return cls.from_files({file.path.name: TextFile(file.path, file.read_all()) for file in found})
-
-    @classmethod
-    def from_bundle(cls, bundle: Path) -> Tokenizer | None:
-        """Read the tokenizer of a bundle. None if the bundle was built from a checkpoint without one.
-
-        Raises: BundleError if the bundle is damaged.
-        """
-        folder = Bundle.open(bundle).tokenizer_folder
-        return None if folder is None else cls.from_directory(folder)
 
     def _try_out(self) -> None:
         """Raises: SessionError if the library fails at a text or at the tokens of one."""
