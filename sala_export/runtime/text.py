@@ -69,6 +69,7 @@ class Tokenizer:
         generation = TextFields(files.get(GENERATION_CONFIG_FILE), GENERATION_CONFIG_FILE)
         special = special_tokens(config)
         template = chat_template(config, files.get(CHAT_TEMPLATE_FILE))
+        chat = None if template is None else ChatTemplate(template[0], special, template[1])
         try:
             with hidden_panics():
                 library = LibraryTokenizer.from_json(file.content.decode(), str(file.path))
@@ -77,7 +78,7 @@ class Tokenizer:
                 tokenizer = cls(
                     library,
                     rule=cut_rule(spec),
-                    chat=None if template is None else ChatTemplate(template[0], special, template[1]),
+                    chat=chat,
                     stop_token_ids=stop_token_ids(generation, special, library),
                 )
                 tokenizer._try_out()

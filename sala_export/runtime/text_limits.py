@@ -31,5 +31,6 @@ def refuse_growth(spec: Spec, where: str) -> None:
 def _template_ids(step: Spec) -> Iterator[int]:
     special: dict[str, Any] = step["special_tokens"]
     for piece in step["single"]:
-        if "SpecialToken" in piece:
-            yield len(special[piece["SpecialToken"]["id"]]["ids"])
+        # The library takes templates whose tokens it does not know.
+        name = piece.get("SpecialToken", {}).get("id")
+        yield len(special[name]["ids"]) if name in special else 0
