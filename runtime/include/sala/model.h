@@ -71,7 +71,7 @@ struct LoadOptions {
   /// load (kStopped). Other weights for constants of the engine (int4, nvfp4) are compared before, and reported
   /// likewise.
   std::function<bool(int64_t done, int64_t total)> on_progress;
-  /// Threads that load weights and, on the CPU, compute. 0 means as many as the machine has cores.
+  /// Threads that load weights and, on the CPU, compute, at most 1,024. 0 means as many as the machine has cores.
   int32_t threads = 0;
   /// Hash every file of the bundle but the weights first. Weights, graph and plan are always hashed when they are
   /// loaded.
@@ -98,6 +98,14 @@ class Model {
 
   /// Creates a session with its own position and caches. You may destroy the model before it.
   Expected<Session> create_session(const SessionOptions& options = {}) const;
+
+  /// Bytes of the file that a session of so many tokens writes. If the last of them was drawn and has not run, it takes
+  /// less. kInvalidArgument for more tokens than a session can hold.
+  Expected<int64_t> state_bytes(int64_t tokens) const;
+
+  /// Checks the options of `Session::generate` before there is anything to generate from. kInvalidArgument naming the
+  /// first that is out of its range.
+  Status check(const GenerateOptions& options) const;
 
   /// Creates a session from a file of `Session::save`. Its `max_context` may differ. Nothing is allocated for a file
   /// that is refused.
