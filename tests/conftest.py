@@ -15,7 +15,7 @@ import torch
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require", choices=["gpu"], action="append", default=[], help="Fail where this is missing.")
     parser.addoption("--release", action="store_true", help="Also run the tests of a release, which take minutes.")
-    parser.addoption("--kills", type=int, default=4, help="How often tests/e2e/test_kill.py kills a build.")
+    parser.addoption("--kills", type=int, default=3, help="How often tests/e2e/test_kill.py kills each command.")
     parser.addoption(
         "--fuzz-seconds", type=int, default=2, help="How long each target of tests/runtime/test_fuzz.py runs."
     )
