@@ -32,6 +32,7 @@ from sala_export.benchmark.measure import BenchmarkRequest, Tolerance
 from sala_export.benchmark.report import Report, describe, describe_context, table
 from sala_export.benchmark.run import BenchmarkSubject, RandomSubject, run_benchmark
 from sala_export.errors import RequestError, RunError, SalaError
+from sala_export.plotting import plot_file
 from sala_export.runtime.model import Model
 from sala_export.specs import format_tokens, parse_tokens
 from sala_export.torch_runtime.load import LoadableModel
@@ -143,6 +144,16 @@ class Recorder:
 
 def run(options: argparse.Namespace, recorder: Recorder) -> None:
     """Raises: SalaError."""
+    with plot_file(options.plot) as save_plot:
+        report = measure(options, recorder)
+        if save_plot is not None:
+            from sala_export.benchmark.plot import draw
+
+            save_plot(draw(report))
+
+
+def measure(options: argparse.Namespace, recorder: Recorder) -> Report:
+    """Measure, print and write the report. Raises: SalaError."""
     budget = math.inf if options.budget_seconds is None else options.budget_seconds
     tolerance = Tolerance(left_out=recorder.problem, deadline=time.monotonic() + budget)
     goes_on = options.figures is not None or options.budget_seconds is not None
@@ -168,10 +179,7 @@ def run(options: argparse.Namespace, recorder: Recorder) -> None:
     if options.json:
         content = {**describe(report), "agreement": asdict(agreement)}
         options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    if options.plot:
-        from sala_export.benchmark.plot import draw
-
-        draw(report, options.plot)
+    return report
 
 
 def main(arguments: list[str] | None = None) -> int:

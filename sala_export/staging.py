@@ -1,11 +1,25 @@
-"""Makes directories that appear whole or not at all."""
+"""Makes directories and files that appear whole or not at all, whatever ends the process.
+
+What is made for `NAME` lies in a wrapper beside it, the directory `.NAME.partial`, until it is whole:
+
+* `owner`, written first, tells that the wrapper is ours. So nothing else of that name is ever taken or removed.
+* `content` is the directory or file to be. One rename puts it in its place, or one exchange with what stands there.
+* `key`, for work that can go on after an interruption, is of what `content` holds a part of.
+
+The wrapper is locked with flock for as long as somebody writes. So a second writer of the same path knows at once, and
+what a killed process left is known by its lock being free, whatever number processes have. Saved states follow the same
+rules (runtime/src/base/replaced_file.h).
+"""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import errno
 import fcntl
 import os
 import shutil
-import tempfile
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,30 +30,45 @@ from .errors import DiskFullError, RequestError
 MARKER = ".sala-export"
 """Name of a file that marks directories which have no file of their own to know them by."""
 
-_SUFFIX = ".partial"
-_KEY_FILE = ".resume"
-"""In a staging directory that is worth going on with: the key of the work that it holds a part of."""
+OWNER_TEXT = b"sala-export removes this directory with its next run\n"
+"""The whole content of a wrapper's `owner`."""
 
-_LONGEST_NAME_BYTES = 200  # file systems allow 255, and a suffix is added while writing
+_OWNER, _CONTENT, _KEY = "owner", "content", "key"
+_LONGEST_NAME_BYTES = 200  # file systems allow 255, and the wrapper's name is longer
+
+_RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
+_NO_SUCH_RENAME = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def require_free_path(path: Path, *, marker: str, force: bool) -> None:
-    """Refuse an output path that is taken, or whose parent cannot hold it.
+    """Refuse an output path that is taken, that another process is writing, or whose parent cannot hold it.
 
     With `force`, a directory that holds a file `marker` may be replaced. So `force` deletes only what an earlier run
     wrote, and a typing error does not delete a home directory.
 
     Raises: RequestError.
     """
-    if len(os.fsencode(path.name)) > _LONGEST_NAME_BYTES:
-        raise RequestError(f"{path.name[:40]}...: choose a name of at most {_LONGEST_NAME_BYTES} bytes")
-    if not path.parent.is_dir():
-        raise RequestError(f"{path.parent} is not a directory: create it before writing {path.name} there")
+    _require_free(path, marker=marker, force=force)
+    wrapper = _wrapper_of(path.absolute())
+    if os.path.lexists(wrapper):
+        with contextlib.suppress(FileNotFoundError):  # its writer has just finished
+            os.close(_locked(wrapper, path))
+
+
+def _require_free(path: Path, *, marker: str, force: bool) -> None:
+    _require_place(path)
     if path.exists() or path.is_symlink():
         if not force:
             raise RequestError(f"{path} exists: choose another place, or replace it with --force")
         if path.is_symlink() or not (path / marker).is_file():
             raise RequestError(f"{path} has no {marker}: --force only replaces what this command wrote")
+
+
+def _require_place(path: Path) -> None:
+    if len(os.fsencode(path.name)) > _LONGEST_NAME_BYTES:
+        raise RequestError(f"{path.name[:40]}...: choose a name of at most {_LONGEST_NAME_BYTES} bytes")
+    if not path.parent.is_dir():
+        raise RequestError(f"{path.parent} is not a directory: create it before writing {path.name} there")
     if not os.access(path.parent, os.W_OK):
         raise RequestError(f"{path.parent} is not writable: choose another place")
 
@@ -55,20 +84,21 @@ class Staging:
 
     def keep(self) -> None:
         """Keep the directory after an interruption or a failed stage, for the next run with the same key."""
-        unfinished = self.path / f"{_KEY_FILE}.new"
-        unfinished.write_text(self.key, encoding="utf-8")
+        key = self.path.with_name(_KEY)
+        unfinished = key.with_suffix(".new")
+        unfinished.write_text(_key_line(self.path, self.key), encoding="utf-8")
         _sync(unfinished)
-        unfinished.rename(self.path / _KEY_FILE)
-        _sync(self.path)
+        unfinished.rename(key)
+        _sync(key.parent)
 
     @property
     def is_kept(self) -> bool:
-        return (self.path / _KEY_FILE).is_file()
+        return self.path.with_name(_KEY).is_file()
 
 
 @contextmanager
 def staged_directory(path: Path, *, marker: str, force: bool = False) -> Iterator[Path]:
-    """Yield an empty directory beside `path` that becomes `path` when the block succeeds.
+    """Yield an empty directory that becomes `path` when the block succeeds.
 
     It gets an empty file `marker` if the block wrote none. If the block raises, nothing is left behind. What a killed
     process left for the same `path` is removed first.
@@ -90,99 +120,234 @@ def resumable_directory(path: Path, *, marker: str, force: bool, key: str) -> It
     Raises: RequestError as `require_free_path`, also if `path` was taken while the block ran.
     """
     path = path.absolute()
-    require_free_path(path, marker=marker, force=force)
-    found = _take_up(path, key)
-    directory, lock = found or _new(path)
-    staging = Staging(path=directory, resumed=found is not None, key=key)
-    worth_keeping = False
-    try:
-        directory.chmod(0o777 & ~_umask())
-        yield staging
-        if not (directory / marker).exists():
-            (directory / marker).touch()
-        (directory / _KEY_FILE).unlink(missing_ok=True)
-        _sync_tree(directory)
-        require_free_path(path, marker=marker, force=force)
-        _put_in_place(directory, path)
-    except BaseException as error:
-        worth_keeping = staging.is_kept and not isinstance(error, DiskFullError | OSError)
-        raise
-    finally:
-        if directory.exists() and not worth_keeping:
-            shutil.rmtree(directory)
-        os.close(lock)
+    _require_free(path, marker=marker, force=force)
+    with _locked_wrapper(path) as wrapper:
+        if path.exists():
+            _require_exchange(wrapper, path)
+        resumed = bool(key) and _holds_part_of(wrapper, key)
+        if not resumed:
+            _clear(wrapper)
+            (wrapper / _CONTENT).mkdir()
+        staging = Staging(path=wrapper / _CONTENT, resumed=resumed, key=key)
+        worth_keeping = False
+        try:
+            yield staging
+            if not (staging.path / marker).exists():
+                (staging.path / marker).touch()
+            _sync_tree(staging.path)
+            _require_free(path, marker=marker, force=force)
+            _put_in_place(staging.path, path, marker)
+        except BaseException as error:
+            worth_keeping = staging.is_kept and not isinstance(error, DiskFullError | OSError)
+            raise
+        finally:
+            if not worth_keeping:
+                _remove(wrapper)
+
+
+@contextmanager
+def staged_file(path: Path) -> Iterator[Path]:
+    """Yield the path of a file to write, which becomes `path` when the block succeeds.
+
+    A file that stands there is replaced, and its mode and owner are kept. If `path` is a link, what it leads to is
+    replaced. If the block raises, everything is as it was.
+
+    Raises: RequestError if `path` is something else than a file, cannot be written, or is being written by another
+        process.
+    """
+    target = Path(os.path.realpath(path))
+    _require_place(target)
+    before = target.lstat() if os.path.lexists(target) else None
+    if before is not None and not stat.S_ISREG(before.st_mode):
+        raise RequestError(f"{path} is not a file: choose another name")
+    with _locked_wrapper(target) as wrapper:
+        _clear(wrapper)
+        content = wrapper / _CONTENT
+        try:
+            yield content
+            if before is not None:
+                _take_over(content, before)
+            _sync(content)
+            content.rename(target)
+            _sync(target.parent)
+        finally:
+            _remove(wrapper)
+
+
+def _take_over(file: Path, before: os.stat_result) -> None:
+    """Give a file the owner and the mode of the one that it replaces."""
+    now = file.stat()
+    if (now.st_uid, now.st_gid) != (before.st_uid, before.st_gid):
+        try:
+            os.chown(file, before.st_uid, before.st_gid)
+        except PermissionError:
+            # It stays ours, so it must not run as us.
+            file.chmod(stat.S_IMODE(before.st_mode) & ~(stat.S_ISUID | stat.S_ISGID))
+            return
+    file.chmod(stat.S_IMODE(before.st_mode))
+
+
+def _put_in_place(content: Path, path: Path, marker: str) -> None:
+    """One rename or one exchange: at every moment the old or the new directory stands at `path`."""
+    if path.exists():
+        _rename(content, path, _RENAME_EXCHANGE)
+        if not (content / marker).is_file():
+            _rename(content, path, _RENAME_EXCHANGE)
+            raise RequestError(f"{path} was replaced while this command ran, by what it did not write: it is kept")
+    else:
+        try:
+            _rename(content, path, _RENAME_NOREPLACE)
+        except OSError as error:
+            if error.errno not in _NO_SUCH_RENAME:
+                raise
+            # What this file system has replaces no more than an empty directory.
+            content.rename(path)
     _sync(path.parent)
 
 
-def _put_in_place(staging: Path, path: Path) -> None:
-    """Rename, moving what stands there aside first: at every moment the old or the new directory is whole."""
-    if not path.exists():
-        staging.rename(path)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_SUFFIX, dir=path.parent))
-    path.rename(aside / path.name)
-    staging.rename(path)
-    shutil.rmtree(aside)
-
-
-def _new(path: Path) -> tuple[Path, int]:
-    """An empty directory and its lock."""
-    while True:
-        directory = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_SUFFIX, dir=path.parent))
-        lock = _locked(directory)
-        if lock is not None:
-            return directory, lock
-        # Another run found it before it was locked, took it for abandoned and removes it.
-
-
-def _take_up(path: Path, key: str) -> tuple[Path, int] | None:
-    """Of what earlier runs left for `path`: a directory with this key, and its lock; all others are removed."""
-    found = None
-    for sibling in sorted(path.parent.iterdir()):
-        if not (sibling.name.startswith(f".{path.name}.") and sibling.name.endswith(_SUFFIX) and sibling.is_dir()):
-            continue
-        lock = _locked(sibling)
-        if lock is None:
-            continue  # another process is writing there
-        if key and found is None and _key_of(sibling) == key:
-            found = sibling, lock
-            continue
-        # The key goes first, so that half a directory is never taken up.
-        (sibling / _KEY_FILE).unlink(missing_ok=True)
-        shutil.rmtree(sibling)
-        os.close(lock)
-    return found
-
-
-def _key_of(directory: Path) -> str | None:
-    file = directory / _KEY_FILE
-    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
-
-
-def _locked(directory: Path) -> int | None:
-    """Lock a directory for as long as this process lives, which tells others that it is not abandoned.
-
-    Returns: the lock, to be closed in the end; None if another process has it or the directory is gone.
-    """
+def _require_exchange(wrapper: Path, path: Path) -> None:
+    """Try an exchange before the work whose result needs one."""
+    one, other = wrapper / "one", wrapper / "other"
+    for probe in (one, other):
+        probe.mkdir(exist_ok=True)
     try:
-        lock = os.open(directory, os.O_RDONLY)
+        _rename(one, other, _RENAME_EXCHANGE)
+    except OSError as error:
+        if error.errno not in _NO_SUCH_RENAME:
+            raise
+        _remove(wrapper)
+        raise RequestError(
+            f"{path}: this file system cannot exchange two directories, so --force would leave a moment without "
+            "either: remove it first, or choose another disk"
+        ) from None
+    for probe in (one, other):
+        probe.rmdir()
+
+
+def _rename(old: Path, new: Path, flags: int) -> None:
+    """renameat2(2), which Python does not have."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    at_cwd = -100
+    if libc.renameat2(at_cwd, os.fsencode(old), at_cwd, os.fsencode(new), flags) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(old), None, str(new))
+
+
+def _wrapper_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+@contextmanager
+def _locked_wrapper(path: Path) -> Iterator[Path]:
+    """The wrapper of `path`, with its `owner` and what an earlier run left, locked for as long as the block runs."""
+    wrapper = _wrapper_of(path)
+    while True:
+        try:
+            wrapper.mkdir(mode=0o700)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise RequestError(f"{path.parent} cannot be written: {error.strerror}; choose another place") from None
+        try:
+            lock = _locked(wrapper, path)
+        except FileNotFoundError:
+            continue  # its owner removed it in between
+        if _is_at(lock, wrapper):
+            break
+        os.close(lock)
+    try:
+        _claim(wrapper, lock)
+        yield wrapper
+    finally:
+        os.close(lock)
+
+
+def _locked(wrapper: Path, path: Path) -> int:
+    """Open and lock a wrapper. Raises: RequestError if another process has it, or if it is not ours."""
+    try:
+        lock = os.open(wrapper, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
-        return None
+        raise
+    except OSError:
+        raise _in_the_way(wrapper) from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(lock).st_uid != os.geteuid() or _owner_text(lock) not in (b"", OWNER_TEXT):
+            raise _in_the_way(wrapper)
     except BlockingIOError:
         os.close(lock)
-        return None
-    if not directory.exists():
+        raise RequestError(f"another process is writing {path}: wait for it, or choose another path") from None
+    except RequestError:
         os.close(lock)
-        return None
+        raise
     return lock
 
 
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+def _owner_text(wrapper: int) -> bytes | None:
+    """What the `owner` of a wrapper says. Empty if a kill was faster than its writing, None if it is not ours."""
+    entries = set(os.listdir(wrapper))
+    try:
+        owner = os.open(_OWNER, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=wrapper)
+    except FileNotFoundError:
+        return None if entries else b""
+    except OSError:
+        return None
+    try:
+        text = os.read(owner, len(OWNER_TEXT) + 1) if stat.S_ISREG(os.fstat(owner).st_mode) else b"?"
+    finally:
+        os.close(owner)
+    return text if text or entries == {_OWNER} else None
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _claim(wrapper: Path, lock: int) -> None:
+    """Write the `owner` of a new wrapper."""
+    if _owner_text(lock) == OWNER_TEXT:
+        return
+    owner = wrapper / _OWNER
+    owner.write_bytes(OWNER_TEXT)
+    _sync(owner)
+    _sync(wrapper)
+
+
+def _in_the_way(wrapper: Path) -> RequestError:
+    return RequestError(f"{wrapper} is in the way, and not of sala-export: move it elsewhere, or choose another path")
+
+
+def _key_line(content: Path, key: str) -> str:
+    """What `key` holds: the number of the directory too, for after an exchange another one has its name."""
+    return f"{content.stat().st_ino} {key}"
+
+
+def _holds_part_of(wrapper: Path, key: str) -> bool:
+    """True if an earlier run with this key left its work."""
+    file, content = wrapper / _KEY, wrapper / _CONTENT
+    if not file.is_file() or not content.is_dir():
+        return False
+    return file.read_text(encoding="utf-8", errors="replace") == _key_line(content, key)
+
+
+def _clear(wrapper: Path) -> None:
+    """Remove everything but the owner. The key goes first, so that half a directory is never taken up."""
+    (wrapper / _KEY).unlink(missing_ok=True)
+    for entry in sorted(wrapper.iterdir()):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != _OWNER:
+            entry.unlink()
+
+
+def _remove(wrapper: Path) -> None:
+    """Remove a wrapper. The owner goes last, so that what a kill leaves is still known."""
+    _clear(wrapper)
+    (wrapper / _OWNER).unlink()
+    wrapper.rmdir()
 
 
 def _sync_tree(directory: Path) -> None:

@@ -1,13 +1,27 @@
-"""Directories that appear whole or not at all."""
+"""Directories and files that appear whole or not at all."""
 
 from __future__ import annotations
 
+import errno
+import os
+import socket
+import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from sala_export import staging
 from sala_export.errors import BuildError, DiskFullError, RequestError
-from sala_export.staging import MARKER, resumable_directory, staged_directory
+from sala_export.staging import (
+    MARKER,
+    OWNER_TEXT,
+    require_free_path,
+    resumable_directory,
+    staged_directory,
+    staged_file,
+)
 
 
 def write(path: Path, text: str, *, force: bool = False) -> None:
@@ -61,19 +75,113 @@ def test_path_taken_while_writing_is_kept(tmp_path: Path, force: bool) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-def test_directory_of_a_live_writer_is_not_taken_for_abandoned(tmp_path: Path) -> None:
-    (tmp_path / ".out.dead.partial").mkdir()
+def test_second_writer_of_a_path_is_refused_at_once(tmp_path: Path) -> None:
     with staged_directory(tmp_path / "out", marker=MARKER) as first:
-        assert not (tmp_path / ".out.dead.partial").exists()
-        with (
-            pytest.raises(RequestError, match="exists"),
-            staged_directory(tmp_path / "out", marker=MARKER) as second,
-        ):
-            assert first.is_dir()
-            assert second != first
-            (tmp_path / "out").mkdir()
-        (tmp_path / "out").rmdir()
-    assert (tmp_path / "out").is_dir()
+        (first / "file").touch()
+        for attempt in (write_out, require_out):
+            with pytest.raises(RequestError, match=r"another process is writing .*out: wait for it"):
+                attempt(tmp_path)
+    assert (tmp_path / "out" / "file").is_file()
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def write_out(folder: Path) -> None:
+    write(folder / "out", "second")
+
+
+def require_out(folder: Path) -> None:
+    require_free_path(folder / "out", marker=MARKER, force=True)
+
+
+def leave(path: Path, files: dict[str, bytes]) -> Path:
+    """The wrapper of `path` as something ended that held these files."""
+    wrapper = path.with_name(f".{path.name}.partial")
+    wrapper.mkdir()
+    for name, content in files.items():
+        (wrapper / name).parent.mkdir(exist_ok=True)
+        (wrapper / name).write_bytes(content)
+    return wrapper
+
+
+@pytest.mark.parametrize(
+    "files", [{}, {"owner": b""}, {"owner": OWNER_TEXT}, {"owner": OWNER_TEXT, "content/file": b"half", "key": b"1 a"}]
+)
+def test_wrapper_of_a_killed_process_is_taken_over(tmp_path: Path, files: dict[str, bytes]) -> None:
+    leave(tmp_path / "out", files)
+    write(tmp_path / "out", "whole")
+    assert (tmp_path / "out" / "file").read_text(encoding="utf-8") == "whole"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [{"thesis.txt": b"mine"}, {"owner": b"", "thesis.txt": b"mine"}, {"owner": b"me"}, {"owner/file": b"", "key": b""}],
+)
+def test_wrapper_of_somebody_else_is_refused_and_left(tmp_path: Path, files: dict[str, bytes]) -> None:
+    wrapper = leave(tmp_path / "out", files)
+    for attempt in (write_out, require_out):
+        with pytest.raises(RequestError, match=r"\.out\.partial is in the way, and not of sala-export"):
+            attempt(tmp_path)
+    assert {str(p.relative_to(wrapper)): p.read_bytes() for p in wrapper.rglob("*") if p.is_file()} == files
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "dangling link"])
+def test_what_is_no_wrapper_is_refused_and_left(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "there").mkdir()
+    wrapper = tmp_path / ".out.partial"
+    if kind == "file":
+        wrapper.write_text("mine", encoding="utf-8")
+    else:
+        wrapper.symlink_to("there" if kind == "link" else "nowhere")
+    with pytest.raises(RequestError, match="is in the way"):
+        write(tmp_path / "out", "whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".out.partial", "there"]
+
+
+def test_names_that_begin_alike_are_left(tmp_path: Path) -> None:
+    """`.out.sala.partial` is of `out.sala`, whatever is written to `out`."""
+    neighbour = leave(tmp_path / "out.sala", {"owner": OWNER_TEXT, "content/shard": b"hours of work"})
+    write(tmp_path / "out", "whole")
+    assert (neighbour / "content" / "shard").read_bytes() == b"hours of work"
+
+
+def test_reader_sees_a_whole_directory_at_every_moment(tmp_path: Path) -> None:
+    """While it is replaced, again and again, by this process and another."""
+    write(tmp_path / "out", "0")
+    code = (
+        "import sys; from pathlib import Path; from test_staging import write\n"
+        "for number in range(200): write(Path(sys.argv[1]), str(number), force=True)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path / "out"], env=environment) as writer:
+        seen = set()
+        while writer.poll() is None:
+            seen.add((tmp_path / "out" / "file").read_text(encoding="utf-8"))
+    assert writer.returncode == 0
+    assert len(seen) > 5
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_force_on_a_disk_without_exchange_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "out", "first")
+    real = staging._rename
+
+    def without_exchange(old: Path, new: Path, flags: int) -> None:
+        if flags == staging._RENAME_EXCHANGE:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(old, new, flags)
+
+    monkeypatch.setattr(staging, "_rename", without_exchange)
+    with (
+        pytest.raises(RequestError, match="this file system cannot exchange two directories"),
+        staged_directory(tmp_path / "out", marker=MARKER, force=True),
+    ):
+        pytest.fail("the work began")
+    assert (tmp_path / "out" / "file").read_text(encoding="utf-8") == "first"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 def test_long_name_is_refused(tmp_path: Path) -> None:
@@ -99,8 +207,7 @@ def begin(path: Path, key: str, error: BaseException | None, *, keep: bool = Tru
 def test_kept_work_is_taken_up_by_the_same_work(tmp_path: Path, error: BaseException) -> None:
     with pytest.raises(type(error)):
         begin(tmp_path / "out", "a", error)
-    (left,) = tmp_path.iterdir()
-    assert left.name.startswith(".out.")
+    assert [path.name for path in tmp_path.iterdir()] == [".out.partial"]
     assert begin(tmp_path / "out", "a", None)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [MARKER, "half"]
@@ -133,31 +240,80 @@ def test_empty_key_goes_on_with_nothing(tmp_path: Path) -> None:
     assert not begin(tmp_path / "out", "", None)
 
 
-def test_work_in_progress_is_not_taken_up(tmp_path: Path) -> None:
-    with resumable_directory(tmp_path / "out", marker=MARKER, force=False, key="a") as first:
-        first.keep()
-        with (
-            pytest.raises(BuildError),
-            resumable_directory(tmp_path / "out", marker=MARKER, force=False, key="a") as second,
-        ):
-            assert second.path != first.path
-            assert not second.resumed
-            raise BuildError("enough")
-        assert first.path.is_dir()
+def test_kept_work_that_was_put_in_its_place_is_not_taken_up(tmp_path: Path) -> None:
+    """Killed right after the exchange, the wrapper holds the old directory beside the key of the new one."""
+    write(tmp_path / "out", "old")
+    with pytest.raises(BuildError):
+        begin(tmp_path / "out", "a", BuildError("failed"), force=True)
+    content = tmp_path / ".out.partial" / "content"
+    (content / MARKER).touch()
+    staging._rename(content, tmp_path / "out", staging._RENAME_EXCHANGE)
+    assert (content / "file").read_text(encoding="utf-8") == "old"
+    assert not begin(tmp_path / "out", "a", None, force=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_only_one_of_several_halves_is_taken_up(tmp_path: Path) -> None:
-    for _ in range(2):
-        with (
-            pytest.raises(BuildError),
-            resumable_directory(tmp_path / "out", marker=MARKER, force=False, key="a") as outer,
-            resumable_directory(tmp_path / "out", marker=MARKER, force=False, key="a") as inner,
-        ):
-            outer.keep()
-            inner.keep()
-            raise BuildError("failed")
-        assert len(list(tmp_path.iterdir())) == 2
-    with resumable_directory(tmp_path / "out", marker=MARKER, force=False, key="a") as staging:
-        assert staging.resumed
-        assert [path.name for path in tmp_path.iterdir()] == [staging.path.name]
+def replace(path: Path, text: str) -> None:
+    with staged_file(path) as file:
+        file.write_text(text, encoding="utf-8")
+
+
+def test_file_appears_and_is_replaced_with_its_mode(tmp_path: Path) -> None:
+    replace(tmp_path / "plot", "first")
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE((tmp_path / "plot").stat().st_mode) == 0o666 & ~umask
+    (tmp_path / "plot").chmod(0o600)
+    replace(tmp_path / "plot", "second")
+    assert (tmp_path / "plot").read_text(encoding="utf-8") == "second"
+    assert stat.S_IMODE((tmp_path / "plot").stat().st_mode) == 0o600
+    assert [p.name for p in tmp_path.iterdir()] == ["plot"]
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_link_is_written_through(tmp_path: Path, exists: bool) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "plot").symlink_to("far/real")
+    if exists:
+        (tmp_path / "far" / "real").write_text("first", encoding="utf-8")
+    replace(tmp_path / "plot", "second")
+    assert (tmp_path / "plot").is_symlink()
+    assert (tmp_path / "far" / "real").read_text(encoding="utf-8") == "second"
+    assert [p.name for p in (tmp_path / "far").iterdir()] == ["real"]
+
+
+@pytest.mark.parametrize("kind", ["fifo", "directory", "socket", "circle"])
+def test_what_is_no_file_is_refused_and_left(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "plot"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "circle":
+        path.symlink_to("plot")
+    else:
+        with socket.socket(socket.AF_UNIX) as endpoint:
+            endpoint.bind(str(path))
+    before = path.lstat()
+    with pytest.raises(RequestError, match="plot is not a file"):
+        replace(path, "text")
+    assert path.lstat() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["plot"]
+
+
+def test_failed_writing_keeps_the_old_file(tmp_path: Path) -> None:
+    replace(tmp_path / "plot", "first")
+    with pytest.raises(ZeroDivisionError), staged_file(tmp_path / "plot") as file:
+        file.write_text("half", encoding="utf-8")
+        raise ZeroDivisionError
+    assert (tmp_path / "plot").read_text(encoding="utf-8") == "first"
+    assert [p.name for p in tmp_path.iterdir()] == ["plot"]
+
+
+def test_second_writer_of_a_file_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("plot")
+    with staged_file(tmp_path / "plot") as file:
+        with pytest.raises(RequestError, match="another process is writing"):
+            replace(tmp_path / "link", "second")
+        file.write_text("first", encoding="utf-8")
+    assert (tmp_path / "plot").read_text(encoding="utf-8") == "first"

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..errors import UnsupportedError
 from ..specs import format_tokens
 from .report import Report
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _MEASURED, _FLOOR, _PUBLISHED = "#0b6e4f", "#444444", ("#c1440e", "#d98e04")
 
 
-def draw(report: Report, path: Path) -> None:
-    """Write the picture in the format of the file name's ending.
+def draw(report: Report) -> Figure:
+    """Draw what was measured, the floor of the GPU and what was published. It needs matplotlib."""
+    from matplotlib.figure import Figure
 
-    Raises: UnsupportedError if matplotlib is not installed, OSError if the file cannot be written.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UnsupportedError("--plot needs matplotlib: pip install 'sala-export[plot]'") from None
     contexts = [row.context for row in report.rows]
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes: Any = figure.subplots()
@@ -39,4 +35,4 @@ def draw(report: Report, path: Path) -> None:
     axes.set_xlabel("tokens of the prompt")
     axes.set_ylabel("seconds to the first token")
     axes.legend(frameon=False)
-    figure.savefig(path)
+    return figure

@@ -137,7 +137,7 @@ class _Run:
         """The last shard, the index and everything that is not a weight."""
         names = [name for name in (FINAL_NORM, LM_HEAD) if name in self._checkpoint.locations]
         _write_whole(self._shard(self._shards - 1), {name: self._checkpoint.tensor(name) for name in names})
-        self._rows_file(self._config.num_hidden_layers).unlink()
+        self._rows_file(self._config.num_hidden_layers).unlink(missing_ok=True)
         directory = self._staging.path
         headers = {self._shard(number).name: read_header(self._shard(number)) for number in range(self._shards)}
         total = sum(tensor.length for header in headers.values() for tensor in header.values())
@@ -166,6 +166,8 @@ class _Run:
 
     def _start(self) -> tuple[int, list[Tensor]]:
         """The first layer to do and the rows that enter it."""
+        if self._shard(self._shards - 1).is_file():
+            return self._config.num_hidden_layers, []  # killed while it finished
         for layer in range(self._config.num_hidden_layers, -1, -1):
             if self._rows_file(layer).is_file() and self._shard(layer).is_file():
                 logger.info("going on after %d of %d layers", layer, self._config.num_hidden_layers)

@@ -10,10 +10,10 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from ..errors import RequestError
+from ..plotting import plot_file
 from ..specs import format_bytes, format_tokens
 from .options import engine_options, gpu_option, json_option, layers_option, revision_option
-from .output import PLOT_SUFFIXES, print_json
+from .output import print_json
 
 if TYPE_CHECKING:
     from ..planner.plan import ContextRow, GpuPlan, Plan
@@ -60,8 +60,6 @@ def plan(
     from ..planner.plan import make_plan
     from ..planner.published import PUBLISHED_CONFIG, is_published_model
 
-    if plot is not None and plot.suffix not in PLOT_SUFFIXES:
-        raise RequestError(f"--plot {plot}: expected a name that ends in {', '.join(PLOT_SUFFIXES)}")
     source = None if model is None else ModelRequest(model=model, revision=revision, layers=layers)
     quantization = source.stored_quantization() if source else None
     request = EngineRequest.from_options(
@@ -76,11 +74,12 @@ def plan(
         config = config.truncated(layers)
     if quantization is not None and quantization.precision is not request.precision:
         quantization = None
-    found = make_plan(config, request, compare, is_published_model(config), quantization)
-    if plot is not None:
-        from ..planner.plot import draw
+    with plot_file(plot) as save_plot:
+        found = make_plan(config, request, compare, is_published_model(config), quantization)
+        if save_plot is not None:
+            from ..planner.plot import draw
 
-        draw(found, plot)
+            save_plot(draw(found))
     if as_json:
         print_json(describe(found, model))
     else:

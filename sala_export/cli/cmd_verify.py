@@ -9,10 +9,10 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from ..errors import RequestError
+from ..plotting import plot_file
 from ..specs import format_bytes
 from .options import Tokens, json_option, model_options
-from .output import PLOT_SUFFIXES, print_json, progress_display
+from .output import print_json, progress_display
 
 if TYPE_CHECKING:
     from ..verification.verify import LayerResult, Verification
@@ -54,19 +54,18 @@ def verify(
     from ..verification.tokens import verification_tokens
     from ..verification.verify import run_verification
 
-    if plot is not None and plot.suffix not in PLOT_SUFFIXES:
-        raise RequestError(f"--plot {plot}: expected a name that ends in {', '.join(PLOT_SUFFIXES)}")
-    source = ModelRequest(model=model, revision=revision, layers=layers).open()
-    original, tested, precision = open_target(target, source.checkpoint, layers)
-    input_ids = verification_tokens(source.checkpoint, tokens, calibration)
-    with progress_display(console) as on_progress:
-        found = run_verification(
-            original, tested, precision, input_ids, text=calibration is not None, on_progress=on_progress
-        )
-    if plot is not None:
-        from ..verification.plot import draw
+    with plot_file(plot) as save_plot:
+        source = ModelRequest(model=model, revision=revision, layers=layers).open()
+        original, tested, precision = open_target(target, source.checkpoint, layers)
+        input_ids = verification_tokens(source.checkpoint, tokens, calibration)
+        with progress_display(console) as on_progress:
+            found = run_verification(
+                original, tested, precision, input_ids, text=calibration is not None, on_progress=on_progress
+            )
+        if save_plot is not None:
+            from ..verification.plot import draw
 
-        draw(found, plot)
+            save_plot(draw(found))
     if as_json:
         print_json(found.to_dict())
     else:

@@ -24,9 +24,6 @@ from rich.progress import (
 from ..progress import ProgressCallback
 from ..specs import format_bytes
 
-PLOT_SUFFIXES = (".png", ".svg", ".pdf")
-"""File name endings that plots can have."""
-
 _PHASES = {
     "write": "writing weights",
     "copy": "copying weights",

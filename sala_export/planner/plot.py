@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UnsupportedError
 from ..specs import format_tokens
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from .plan import GpuPlan, Plan
 
 _SALA, _DENSE, _LIMIT = "#0b6e4f", "#c1440e", "#444444"
 
 
-def draw(plan: Plan, path: Path) -> None:
-    """Write the picture in the format of the file name's ending.
+def draw(plan: Plan) -> Figure:
+    """Draw a row of two plots, of time and of memory, for each GPU. It needs matplotlib."""
+    from matplotlib.figure import Figure
 
-    Raises: UnsupportedError if matplotlib is not installed, OSError if the file cannot be written.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UnsupportedError("--plot needs matplotlib: pip install 'sala-export[plot]'") from None
     figure = Figure(figsize=(11, 4.5 * len(plan.gpus)), layout="constrained")
     for gpu, (time, memory) in zip(plan.gpus, figure.subplots(len(plan.gpus), 2, squeeze=False), strict=True):
         baseline = plan.baseline.name if plan.baseline else ""
         _draw_time(time, gpu, baseline)
         _draw_memory(memory, gpu, baseline)
     figure.suptitle(f"MiniCPM-SALA in {plan.request.precision}, predicted")
-    figure.savefig(path, dpi=150)
+    return figure
 
 
 def _draw_time(axes: Any, plan: GpuPlan, baseline: str) -> None:

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UnsupportedError
-
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from .verify import Verification
 
 _LINE, _LIMIT = "#0b6e4f", "#c1440e"
 
 
-def draw(found: Verification, path: Path) -> None:
-    """Write the picture in the format of the file name's ending.
+def draw(found: Verification) -> Figure:
+    """Draw the errors by layer, and the largest activations. It needs matplotlib."""
+    from matplotlib.figure import Figure
 
-    Raises: UnsupportedError if matplotlib is not installed, OSError if the file cannot be written.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UnsupportedError("--plot needs matplotlib: pip install 'sala-export[plot]'") from None
     figure = Figure(figsize=(12, 4), layout="constrained")
     cosine, error, activation = figure.subplots(1, 3)
     layers = range(len(found.layers))
@@ -45,7 +39,7 @@ def draw(found: Verification, path: Path) -> None:
         f"{found.precision} {verdict}: mean KL {found.logits.kl:.4f}, top-1 agreement {found.logits.top1:.1%} "
         f"on {found.logits.tokens} tokens"
     )
-    figure.savefig(path, dpi=150)
+    return figure
 
 
 def _finish(axes: Any, label: str) -> None:

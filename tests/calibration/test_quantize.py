@@ -96,31 +96,33 @@ from sala_export.calibration.layer import QuantizationRecipe
 from sala_export.calibration.samples import SampleRequest
 from sala_export.checkpoint.reader import Checkpoint
 
-source, samples, output, kill_at, threads = sys.argv[1:]
+source, samples, output, function, kill_at, threads = sys.argv[1:]
 torch.set_num_threads(int(threads))  # sums of another number of threads round differently, so they start afresh
 calls = 0
-write = module._write_whole
+write = getattr(module, function)
 
-def counted(path, tensors):
+def counted(path, content):
     global calls
     calls += 1
     if calls == int(kill_at):
         # In the middle of the file.
-        path.with_name(f"{path.name}.new").write_bytes(b"half")
+        path.with_name(f"{path.name}.new" if function == "_write_whole" else path.name).write_bytes(b"half")
         os.kill(os.getpid(), signal.SIGKILL)
-    write(path, tensors)
+    write(path, content)
 
-module._write_whole = counted
+setattr(module, function, counted)
 request = SampleRequest(file=Path(samples), samples=2, sequence_length=40)
 recipe = QuantizationRecipe.from_options("int8")
 module.quantize_checkpoint(Checkpoint.open(Path(source)), recipe, request, Path(output))
 """
 
 
-def test_killed_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+# Shards and rows are: embedding, rows; then rows and shard of each layer; then the last shard. The first run dies in
+# the second layer's, the other in config.json, which is written when all else is there.
+@pytest.mark.parametrize(("function", "kill_at", "finished"), [("_write_whole", 6, 2), ("_write_json", 2, LAYERS + 1)])
+def test_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, function: str, kill_at: int, finished: int) -> None:
     source, whole, output = tiny_checkpoint(LAYERS), tmp_path / "whole", tmp_path / "out"
     quantize(source, whole, Precision.INT8)
-    # Writes: embedding, rows; then rows and shard of each layer; then the last shard. It dies in the second layer's.
     arguments = [
         sys.executable,
         "-c",
@@ -128,20 +130,21 @@ def test_killed_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
         str(source),
         str(samples_file()),
         str(output),
-        "6",
+        function,
+        str(kill_at),
         str(torch.get_num_threads()),
     ]
     assert subprocess.run(arguments, check=False).returncode == -signal.SIGKILL
     assert not output.exists()
-    (left,) = [path for path in tmp_path.iterdir() if path.name.startswith(".out.")]
-    shards = {path: path.stat().st_mtime_ns for path in left.glob("model-0000[12]-*.safetensors")}
-    assert len(shards) == 2
+    pattern = f"model-0000[1-{finished}]-*.safetensors"
+    shards = {path.name: path.stat().st_mtime_ns for path in (tmp_path / ".out.partial" / "content").glob(pattern)}
+    assert len(shards) == finished
     quantize(source, output, Precision.INT8)
     assert sorted(path.name for path in output.iterdir()) == sorted(path.name for path in whole.iterdir())
     for path in whole.iterdir():
         assert (output / path.name).read_bytes() == path.read_bytes(), path.name
     # What was finished was not done again.
-    assert {left / path.name: path.stat().st_mtime_ns for path in output.glob("model-0000[12]-*")} == shards
+    assert {path.name: path.stat().st_mtime_ns for path in output.glob(pattern)} == shards
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from sala_export.errors import RequestError, UnsupportedError
 from sala_export.planner.plan import GpuPlan, Plan, baseline_row, fit_sentence, make_plan, published_checks
 from sala_export.planner.plot import draw
 from sala_export.planner.published import CONTEXTS, QWEN3_8B, TTFT_SECONDS
+from sala_export.plotting import plot_file
 
 NINE = PRESETS["9b"].config
 
@@ -164,13 +164,25 @@ def test_unknown_baseline_is_refused() -> None:
 @pytest.mark.parametrize("gpu", ["rtx5090", "rtx4090", "rtx"])
 def test_picture_is_written(tmp_path: Path, gpu: str, compare: str | None) -> None:
     path = tmp_path / "plan.svg"
-    draw(make_plan(NINE, request(gpu), compare, is_published=True), path)
+    with plot_file(path) as save:
+        assert save is not None
+        save(draw(make_plan(NINE, request(gpu), compare, is_published=True)))
     text = path.read_text(encoding="utf-8")
     assert text.startswith("<?xml")
     assert len(text) > 10_000
 
 
 def test_picture_without_matplotlib_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(UnsupportedError, match=r"--plot needs matplotlib: pip install 'sala-export\[plot\]'"):
-        draw(make_plan(NINE, request("rtx5090"), None, is_published=True), tmp_path / "plan.png")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with (
+        pytest.raises(UnsupportedError, match=r"--plot needs matplotlib: pip install 'sala-export\[plot\]'"),
+        plot_file(tmp_path / "plan.png"),
+    ):
+        pytest.fail("the work began")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_picture_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "plan.png").mkdir()
+    with pytest.raises(RequestError, match="is not a file"), plot_file(tmp_path / "plan.png"):
+        pytest.fail("the work began")
