@@ -21,6 +21,7 @@
 #include "sala/model.h"
 #include "sala/prefiller.h"
 #include "sala/sampler.h"
+#include "sala/state_target.h"
 
 namespace nb = nanobind;
 using nb::literals::operator""_a;
@@ -111,6 +112,50 @@ class Working {
   PyThreadState* state_;
 };
 
+/// A state target until it is closed, and whether a call is in it.
+class PyStateTarget {
+ public:
+  explicit PyStateTarget(StateTarget opened) : target_(std::move(opened)) {}
+
+  /// Does `work` with the target, as the only one.
+  template <class Work>
+  void use(Work&& work) {
+    const Alone alone(busy_);
+    if (!target_) raise({ErrorCode::kInvalidArgument, "this state target is closed: open the path once more"});
+    unwrap(work(*target_));
+  }
+
+  void close() {
+    const Alone alone(busy_);
+    target_.reset();
+  }
+
+ private:
+  class Alone {
+   public:
+    explicit Alone(std::atomic<bool>& busy) : busy_(busy) {
+      if (busy.exchange(true)) raise({ErrorCode::kInvalidArgument, "another call is at work with this state target"});
+    }
+    Alone(const Alone&) = delete;
+    Alone& operator=(const Alone&) = delete;
+    ~Alone() { busy_ = false; }
+
+   private:
+    std::atomic<bool>& busy_;
+  };
+
+  std::optional<StateTarget> target_;
+  std::atomic<bool> busy_ = false;
+};
+
+PyStateTarget* open_target(const std::filesystem::path& path) {
+  auto opened = [&] {
+    const nb::gil_scoped_release unlocked;
+    return StateTarget::open(path);
+  }();
+  return new PyStateTarget(unwrap(std::move(opened)));
+}
+
 nb::object tokens(PySession& session) { return copy(idle(session).tokens()); }
 
 nb::object logits(PySession& session) {
@@ -200,12 +245,9 @@ PySession* restore(const Model& model, const std::filesystem::path& path, std::o
   return new PySession(unwrap(std::move(session)));
 }
 
-PyGeneration* generate(nb::object owner, int64_t max_new_tokens, double temperature, int64_t top_k, double top_p,
-                       double repetition_penalty, uint64_t seed, std::optional<std::vector<int32_t>> stop_tokens) {
+PyGeneration* generate(nb::object owner, const GenerateOptions& options) {
   PySession& session = nb::cast<PySession&>(owner);
-  GenerateOptions options{
-      max_new_tokens, {temperature, top_k, top_p, repetition_penalty, seed}, std::move(stop_tokens)};
-  return new PyGeneration{owner, session, unwrap(idle(session).generate(std::move(options)))};
+  return new PyGeneration{owner, session, unwrap(idle(session).generate(options))};
 }
 
 std::optional<int32_t> next(PyGeneration& generation) {
@@ -236,6 +278,13 @@ void save(PySession& session, const std::filesystem::path& path) {
     return session.session.save(path);
   }();
   unwrap(saved);
+}
+
+void save_to(PySession& session, PyStateTarget& target) {
+  target.use([&](StateTarget& opened) {
+    const Working working(session);
+    return session.session.save(opened);
+  });
 }
 
 void reset(PySession& session) {
@@ -278,7 +327,29 @@ NB_MODULE(_native, module) {
             return new PySession(unwrap(model.create_session({max_context, chunk_tokens})));
           },
           nb::kw_only(), "max_context"_a.none(), "chunk_tokens"_a.none())
-      .def("restore", &restore, "path"_a, nb::kw_only(), "max_context"_a.none(), "chunk_tokens"_a.none());
+      .def("restore", &restore, "path"_a, nb::kw_only(), "max_context"_a.none(), "chunk_tokens"_a.none())
+      .def("state_bytes", [](const Model& model, int64_t count) { return unwrap(model.state_bytes(count)); }, "tokens"_a)
+      .def("check_generate",
+           [](const Model& model, const GenerateOptions& options) { unwrap(model.check(options)); }, "options"_a);
+
+  nb::class_<GenerateOptions>(module, "GenerateOptions")
+      .def("__init__",
+           [](GenerateOptions* options, int64_t max_new_tokens, double temperature, int64_t top_k, double top_p,
+              double repetition_penalty, uint64_t seed, std::optional<std::vector<int32_t>> stop_tokens) {
+             new (options) GenerateOptions{
+                 max_new_tokens, {temperature, top_k, top_p, repetition_penalty, seed}, std::move(stop_tokens)};
+           },
+           nb::kw_only(), "max_new_tokens"_a, "temperature"_a, "top_k"_a, "top_p"_a, "repetition_penalty"_a, "seed"_a,
+           "stop_tokens"_a.none());
+
+  nb::class_<PyStateTarget>(module, "StateTarget")
+      .def_static("open", &open_target, "path"_a)
+      .def("require_room",
+           [](PyStateTarget& target, int64_t size) {
+             target.use([&](StateTarget& opened) { return opened.require_room(size); });
+           },
+           "size"_a)
+      .def("close", &PyStateTarget::close);
 
   nb::class_<PySession>(module, "Session")
       .def_prop_ro("position", [](const PySession& session) { return session.session.position(); })
@@ -286,9 +357,9 @@ NB_MODULE(_native, module) {
       .def_prop_ro("chunk_tokens", [](const PySession& session) { return session.session.chunk_tokens(); })
       .def_prop_ro("tokens", &tokens)
       .def_prop_ro("logits", &logits)
-      .def("generate", &generate, nb::kw_only(), "max_new_tokens"_a, "temperature"_a, "top_k"_a, "top_p"_a,
-           "repetition_penalty"_a, "seed"_a, "stop_tokens"_a.none())
+      .def("generate", &generate, "options"_a)
       .def("save", &save, "path"_a)
+      .def("save_to", &save_to, "target"_a)
       .def("reset", &reset)
       .def("stop", [](PySession& session) { session.session.stop(); });
 

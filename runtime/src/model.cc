@@ -84,6 +84,10 @@ Expected<Session> Model::create_session(const SessionOptions& options) const {
   return Session(*std::move(core));
 }
 
+Expected<int64_t> Model::state_bytes(int64_t tokens) const { return sala::state_bytes(*data_, tokens); }
+
+Status Model::check(const GenerateOptions& options) const { return check_generate(options, data_->config); }
+
 Expected<Session> Model::restore(const std::filesystem::path& state_file, const SessionOptions& options) const {
   auto core = restore_state(state_file, data_, options);
   if (!core) return core.error();

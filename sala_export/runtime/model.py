@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
+from ..errors import BundleError
+from .options import MOST_TOKENS, GenerateOptions, generate_options, optional_number, whole_number
 from .prompt import TokenizerLike
 from .session import Session
 
@@ -72,20 +74,49 @@ class Model:
             chunk_tokens: tokens per prefill step. By default the engine chooses. Results do not depend on it.
         Raises: SessionError for sizes that the engine does not serve; RunError if there is no memory.
         """
-        native = self._native.create_session(max_context=max_context, chunk_tokens=chunk_tokens)
-        return self._session(native)
+        native = self._native.create_session(
+            max_context=optional_number("max_context", max_context, 1, MOST_TOKENS),
+            chunk_tokens=optional_number("chunk_tokens", chunk_tokens, 1, MOST_TOKENS),
+        )
+        return Session(native, self.tokenizer, self._default_stop_tokens)
 
     def restore(self, path: str | Path, *, max_context: int | None = None, chunk_tokens: int | None = None) -> Session:
         """Create a session from a file of `Session.save`. It may have another `max_context`.
 
         Raises: StateError if the file is no state of this model and precision, SessionError if it does not fit.
         """
-        native = self._native.restore(Path(path), max_context=max_context, chunk_tokens=chunk_tokens)
-        return self._session(native)
+        native = self._native.restore(
+            Path(path),
+            max_context=optional_number("max_context", max_context, 1, MOST_TOKENS),
+            chunk_tokens=optional_number("chunk_tokens", chunk_tokens, 1, MOST_TOKENS),
+        )
+        return Session(native, self.tokenizer, self._default_stop_tokens)
 
-    def _session(self, native: _native.Session) -> Session:
+    def state_bytes(self, tokens: int) -> int:
+        """Bytes of the file that a session of so many tokens saves.
+
+        If the last token was generated, it has not run yet, and the file takes a little less.
+        Raises: SessionError for more tokens than a session can hold.
+        """
+        return self._native.state_bytes(whole_number("tokens", tokens, 0, MOST_TOKENS))
+
+    def check_generate(self, **options: Unpack[GenerateOptions]) -> None:
+        """Check options of `Session.generate` before there is anything to generate from.
+
+        Raises: SessionError naming the first option that is wrong, its value and what is expected.
+        """
+        self._native.check_generate(generate_options(options, self._default_stop_tokens))
+
+    @property
+    def _default_stop_tokens(self) -> list[int]:
         tokenizer_stops = self.tokenizer.stop_token_ids if self.tokenizer else ()
-        return Session(native, self.tokenizer, sorted({*self.eos_token_ids, *tokenizer_stops}))
+        for token in tokenizer_stops:
+            if not 0 <= token < self.vocab_size:
+                raise BundleError(
+                    f"the tokenizer's configs name stop token {token}, and the vocabulary ends at "
+                    f"{self.vocab_size - 1}: use the tokenizer of this model"
+                )
+        return sorted({*self.eos_token_ids, *tokenizer_stops})
 
 
 def load_bundle(

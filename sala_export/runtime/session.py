@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .options import MOST_TOKENS, GenerateOptions, generate_options, optional_number, whole_number
 from .prompt import DecoderLike, Prompt, TokenizerLike, require_tokenizer, streamed_prompt, whole_prompt
 
 if TYPE_CHECKING:
@@ -42,23 +43,39 @@ class PrefillProgress:
         return self.seconds * (self.tokens_total - self.tokens_done) / self.tokens_done
 
 
-class GenerateOptions(TypedDict, total=False):
-    """Keyword arguments of `Session.generate`."""
+class StateTarget:
+    """A path that a state will be saved to, taken before the work whose result it will hold.
 
-    max_new_tokens: int
-    """Stop after this many tokens. 256 by default."""
-    temperature: float
-    """Sampling temperature. 0, the default, always picks the most likely token."""
-    top_k: int
-    """Sample only from the k most likely tokens. 0 means all."""
-    top_p: float
-    """Sample only from the most likely tokens that together have this probability. 1 means all."""
-    repetition_penalty: float
-    """Values above 1 make tokens of the context less likely."""
-    seed: int
-    """Random seed for sampling. It gives the same text, however you cut, save or restore the generation."""
-    stop_tokens: Sequence[int] | None
-    """Tokens that end the text. By default those that the configs of model and tokenizer name."""
+    Open it before a long prefill, with `with`: what would make a save fail shows at once. Until `Session.save`
+    succeeds, what was at the path stays there untouched. Leaving the block without a save leaves everything as it was.
+
+    Raises: StateError for a directory, FIFO, device or socket, for a missing or read-only folder, and while another
+        process writes to the path. A link is written through.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        from . import _native
+
+        self.path = Path(path)
+        """The path as it was given."""
+        self._native = _native.StateTarget.open(self.path)
+
+    def require_room(self, size: int) -> None:
+        """Compare a size in bytes, `Model.state_bytes` for example, with what may be written here.
+
+        Raises: StateError if the disk has less room, or if this process may not write so large a file.
+        """
+        self._native.require_room(whole_number("size", size, 0, 2**63 - 1))
+
+    def close(self) -> None:
+        """Let the path go. Other processes can then write to it."""
+        self._native.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
 
 
 class Session:
@@ -145,27 +162,19 @@ class Session:
 
     def generate_tokens(self, **options: Unpack[GenerateOptions]) -> Iterator[int]:
         """Yield generated token ids. Everything else is as in `generate`."""
-        stop_tokens = options.get("stop_tokens")
-        if stop_tokens is None:
-            stop_tokens = self._default_stop_tokens
-        generation = self._native.generate(
-            max_new_tokens=options.get("max_new_tokens", 256),
-            temperature=options.get("temperature", 0.0),
-            top_k=options.get("top_k", 0),
-            top_p=options.get("top_p", 1.0),
-            repetition_penalty=options.get("repetition_penalty", 1.0),
-            seed=options.get("seed", 0),
-            stop_tokens=list(stop_tokens),
-        )
+        generation = self._native.generate(generate_options(options, self._default_stop_tokens))
         self._generation = generation
         return iter(generation.next, None)
 
-    def save(self, path: str | Path) -> None:
-        """Write a state file. `path` appears whole or not at all.
+    def save(self, target: str | Path | StateTarget) -> None:
+        """Write a state file. It appears whole or not at all, and keeps the mode of a file that it replaces.
 
-        Raises: StateError if it cannot be written.
+        Raises: StateError if it cannot be written. What was at the path is then untouched, and you can try again.
         """
-        self._native.save(Path(path))
+        if isinstance(target, StateTarget):
+            self._native.save_to(target._native)
+        else:
+            self._native.save(Path(target))
 
     def reset(self) -> None:
         """Forget the context and begin with an empty one."""
@@ -190,7 +199,7 @@ def _prefiller(
 
     return _native.Prefiller(
         session,
-        context_length=context_length,
+        context_length=optional_number("context_length", context_length, 1, MOST_TOKENS),
         tokens_total=tokens_total,
         on_progress=None if on_progress is None else report,
     )

@@ -96,6 +96,14 @@ class Model {
   /// Creates a session with its own position and caches. You may destroy the model before it.
   Expected<Session> create_session(const SessionOptions& options = {}) const;
 
+  /// Bytes of the file that a session of so many tokens writes. If the last of them was drawn and has not run, it takes
+  /// less. kInvalidArgument for more tokens than a session can hold.
+  Expected<int64_t> state_bytes(int64_t tokens) const;
+
+  /// Checks the options of `Session::generate` before there is anything to generate from. kInvalidArgument naming the
+  /// first that is out of its range.
+  Status check(const GenerateOptions& options) const;
+
   /// Creates a session from a file of `Session::save`. Its `max_context` may differ. Nothing is allocated for a file
   /// that is refused.
   Expected<Session> restore(const std::filesystem::path& state_file, const SessionOptions& options = {}) const;

@@ -19,6 +19,7 @@ class Generation;
 class Model;
 class Prefiller;
 class SessionCore;
+class StateTarget;
 
 struct SessionOptions {
   std::optional<int64_t> max_context;   // in tokens, by default Model::default_max_context()
@@ -84,7 +85,10 @@ class Session {
   Expected<Generation> generate(GenerateOptions options);
 
   /// Writes everything that `Model::restore` needs to continue with the same logits. The file appears whole or not at
-  /// all, and replaces one of the same name only when it is complete.
+  /// all, and replaces one of the same name, whose mode it keeps, only when it is complete. kStateUnwritable, with the
+  /// reason, leaves what was there untouched.
+  Status save(StateTarget& target) const;
+  /// The same, on a target that is opened for this save.
   Status save(const std::filesystem::path& path) const;
 
   /// Forgets the context. A poisoned session is usable again.

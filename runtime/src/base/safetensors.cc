@@ -67,7 +67,8 @@ std::string write_safetensors_header(SafetensorsHeader& header) {
   }
   std::string text = json.dump();
   text.append(static_cast<size_t>(-static_cast<int64_t>(text.size()) & (kAlignmentBytes - 1)), ' ');
-  int64_t offset = kLengthBytes + static_cast<int64_t>(text.size());
+  header.data_start = kLengthBytes + static_cast<int64_t>(text.size());
+  int64_t offset = header.data_start;
   for (SafetensorsTensor& tensor : header.tensors) {
     tensor.offset = offset;
     offset += tensor.bytes;
@@ -124,6 +125,7 @@ Expected<SafetensorsHeader> read_safetensors_header(const File& file, const Safe
   }
   std::string problem;
   SafetensorsHeader header;
+  header.data_start = text->second;
   for (const auto& [name, entry] : Field(*json, "", problem).members()) {
     if (name == kMetadata) {
       for (const auto& [key, value] : entry.members()) header.metadata[key] = value.string();

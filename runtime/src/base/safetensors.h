@@ -26,6 +26,7 @@ struct SafetensorsTensor {
 struct SafetensorsHeader {
   std::map<std::string, std::string> metadata;
   std::vector<SafetensorsTensor> tensors;  // in the order of their data
+  int64_t data_start = 0;                  // bytes from the start of the file
 };
 
 /// Header length and header for tensors that follow each other in this order; their offsets are set.

@@ -1,10 +1,25 @@
 #include "sala/session.h"
 
 #include "sala/prefiller.h"
+#include "sala/state_target.h"
 #include "session/session_core.h"
 #include "session/state_file.h"
 
 namespace sala {
+
+Status check_generate(const GenerateOptions& options, const ModelConfig& config) {
+  SALA_RETURN_IF_ERROR(check(options.sampling));
+  if (options.max_new_tokens < 0) {
+    return error(ErrorCode::kInvalidArgument, "max_new_tokens is ", options.max_new_tokens, ", expected 0 or more");
+  }
+  for (const int32_t token : options.stop_tokens.value_or(std::vector<int32_t>())) {
+    if (token < 0 || token >= config.vocab_size) {
+      return error(ErrorCode::kInvalidArgument, "stop_tokens has ", token, ", expected 0 to ", config.vocab_size - 1,
+                   ", the ids of this model's vocabulary");
+    }
+  }
+  return success();
+}
 
 Session::Session(std::unique_ptr<SessionCore> core) : core_(std::move(core)) {}
 Session::Session(Session&&) noexcept = default;
@@ -30,10 +45,7 @@ Expected<int32_t> Session::sample(const SamplingOptions& options) { return core_
 
 Expected<Generation> Session::generate(GenerateOptions options) {
   SALA_RETURN_IF_ERROR(core_->usable());
-  SALA_RETURN_IF_ERROR(check(options.sampling));
-  if (options.max_new_tokens < 0) {
-    return error(ErrorCode::kInvalidArgument, "max_new_tokens is ", options.max_new_tokens, ", expected at least 0");
-  }
+  SALA_RETURN_IF_ERROR(check_generate(options, core_->model().config));
   if (core_->position() == 0) {
     return error(ErrorCode::kNoLogits, "the context is empty: prefill a prompt before generating");
   }
@@ -41,7 +53,14 @@ Expected<Generation> Session::generate(GenerateOptions options) {
   return Generation(*core_, std::move(options));
 }
 
-Status Session::save(const std::filesystem::path& path) const { return save_state(path, *core_); }
+Status Session::save(StateTarget& target) const { return save_state(*target.file_, *core_); }
+
+Status Session::save(const std::filesystem::path& path) const {
+  SALA_RETURN_IF_ERROR(core_->usable());
+  auto target = StateTarget::open(path);
+  if (!target) return target.error();
+  return save(*target);
+}
 
 Status Session::reset() { return core_->reset(); }
 

@@ -21,6 +21,9 @@
 
 namespace sala {
 
+/// kInvalidArgument for options that no session of this model takes.
+Status check_generate(const GenerateOptions& options, const ModelConfig& config);
+
 class SessionCore {
  public:
   static Expected<std::unique_ptr<SessionCore>> create(std::shared_ptr<const ModelData> model,

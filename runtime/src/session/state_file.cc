@@ -1,21 +1,22 @@
 #include "session/state_file.h"
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <array>
 #include <charconv>
-#include <system_error>
+#include <string_view>
+#include <utility>
 
 #include "base/file.h"
 #include "base/safetensors.h"
+#include "base/sha256.h"
 
 namespace sala {
 
 namespace {
 
 constexpr const char* kFormat = "sala-state";
-constexpr const char* kVersion = "1";
+constexpr const char* kVersion = "2";
+constexpr const char* kSha256 = "sha256";
+const std::string kNoHash(64, '0');
 constexpr const char* kTokenIds = "token_ids";
 constexpr const char* kLogits = "logits";
 constexpr int64_t kStagingBytes = int64_t{4} << 20;
@@ -70,57 +71,70 @@ SafetensorsHeader describe(const ModelData& model, int64_t position, int64_t pas
   return header;
 }
 
-Status write_cache(const SessionCore& session, size_t index, File& file, std::vector<char>& staging) {
-  const auto& cache = session.caches()[index];
-  const ValidRows valid =
-      valid_rows(session.model().config, session.model().step.caches[index], cache.shape, session.past_length());
-  for (int64_t piece = 0; piece < valid.pieces; ++piece) {
-    const char* from = static_cast<const char*>(cache.buffer.data()) + piece * valid.stride_bytes;
-    for (int64_t done = 0; done < valid.piece_bytes;) {
-      const int64_t bytes = std::min(kStagingBytes, valid.piece_bytes - done);
-      SALA_RETURN_IF_ERROR(session.model().engine->memory().read(staging.data(), from + done, bytes));
-      SALA_RETURN_IF_ERROR(file.write(staging.data(), bytes));
-      done += bytes;
-    }
+/// Bytes of a file with this header, whose text has `header_bytes`; -1 if they exceed the address space.
+int64_t file_bytes(const SafetensorsHeader& header, size_t header_bytes) {
+  int64_t total = static_cast<int64_t>(header_bytes);
+  for (const SafetensorsTensor& tensor : header.tensors) {
+    if (tensor.bytes < 0 || __builtin_add_overflow(total, tensor.bytes, &total)) return -1;
   }
-  return success();
+  return total;
 }
 
-Status write_all(const SessionCore& session, File& file) {
-  SafetensorsHeader header = describe(session.model(), session.position(), session.past_length());
-  const std::string text = write_safetensors_header(header);
-  SALA_RETURN_IF_ERROR(file.write(text.data(), static_cast<int64_t>(text.size())));
-  SALA_RETURN_IF_ERROR(file.write(session.tokens().data(), bytes_of(DType::kInt32, session.position())));
-  const auto logits = session.logits();
-  SALA_RETURN_IF_ERROR(file.write(logits.data(), static_cast<int64_t>(logits.size_bytes())));
-  std::vector<char> staging(static_cast<size_t>(kStagingBytes));
-  for (size_t i = 0; i < session.caches().size(); ++i) SALA_RETURN_IF_ERROR(write_cache(session, i, file, staging));
-  return file.flush();
+/// Where the digits of the hash are in the text of a header; npos if they are not. No other value can hold this text:
+/// its quotes would be escaped.
+size_t place_of_hash(std::string_view header_text, std::string_view digits) {
+  const std::string before = std::string("\"") + kSha256 + "\":\"";
+  const size_t found = header_text.find(before + std::string(digits) + '"');
+  return found == std::string_view::npos ? found : found + before.size();
 }
 
-/// A file name that is removed at the end, unless it was given its final name.
-class TemporaryFile {
+/// Writes a state, and hashes what it writes.
+class Writer {
  public:
-  explicit TemporaryFile(std::filesystem::path path) : path_(std::move(path)) {}
-  TemporaryFile(const TemporaryFile&) = delete;
-  TemporaryFile& operator=(const TemporaryFile&) = delete;
-  ~TemporaryFile() {
-    std::error_code ignored;  // there is nobody to tell, and the failure that led here is told
-    if (!path_.empty()) std::filesystem::remove(path_, ignored);
-  }
+  Writer(ReplacedFile& file, const SessionCore& session) : file_(file), session_(session) {}
 
-  Status rename_to(const std::filesystem::path& target) {
-    std::error_code failure;
-    std::filesystem::rename(path_, target, failure);
-    if (failure) {
-      return error(ErrorCode::kStateUnwritable, target.string(), " cannot be replaced: ", failure.message());
-    }
-    path_.clear();
-    return success();
+  Status run() {
+    SafetensorsHeader header = describe(session_.model(), session_.position(), session_.past_length());
+    header.metadata[kSha256] = kNoHash;
+    const std::string text = write_safetensors_header(header);
+    SALA_RETURN_IF_ERROR(file_.require_allowed(file_bytes(header, text.size())));
+    SALA_RETURN_IF_ERROR(file_.begin());
+    SALA_RETURN_IF_ERROR(write(text.data(), text.size()));
+    SALA_RETURN_IF_ERROR(write(session_.tokens().data(), session_.tokens().size() * sizeof(int32_t)));
+    SALA_RETURN_IF_ERROR(write(session_.logits().data(), session_.logits().size_bytes()));
+    for (size_t i = 0; i < session_.caches().size(); ++i) SALA_RETURN_IF_ERROR(write_cache(i));
+    const std::string digits = hash_.finish();
+    const auto place = static_cast<int64_t>(place_of_hash(text, kNoHash));
+    SALA_RETURN_IF_ERROR(file_.write_at(place, digits.data(), static_cast<int64_t>(digits.size())));
+    return file_.commit();
   }
 
  private:
-  std::filesystem::path path_;
+  Status write(const void* from, size_t bytes) {
+    hash_.update({static_cast<const char*>(from), bytes});
+    return file_.write(from, static_cast<int64_t>(bytes));
+  }
+
+  Status write_cache(size_t index) {
+    const ModelData& model = session_.model();
+    const auto& cache = session_.caches()[index];
+    const ValidRows valid = valid_rows(model.config, model.step.caches[index], cache.shape, session_.past_length());
+    for (int64_t piece = 0; piece < valid.pieces; ++piece) {
+      const char* from = static_cast<const char*>(cache.buffer.data()) + piece * valid.stride_bytes;
+      for (int64_t done = 0; done < valid.piece_bytes;) {
+        const int64_t bytes = std::min(kStagingBytes, valid.piece_bytes - done);
+        SALA_RETURN_IF_ERROR(model.engine->memory().read(staging_.data(), from + done, bytes));
+        SALA_RETURN_IF_ERROR(write(staging_.data(), static_cast<size_t>(bytes)));
+        done += bytes;
+      }
+    }
+    return success();
+  }
+
+  ReplacedFile& file_;
+  const SessionCore& session_;
+  Sha256 hash_;
+  std::vector<char> staging_ = std::vector<char>(static_cast<size_t>(kStagingBytes));
 };
 
 /// What a valid header says beyond its tensors.
@@ -137,6 +151,10 @@ Expected<StateInfo> check_metadata(const SafetensorsHeader& header, const File& 
   };
   if (value("format") != kFormat) {
     return error(ErrorCode::kStateForeign, path, " is not a saved session: give a file that Session::save wrote");
+  }
+  if (value("version") == "1") {
+    return error(ErrorCode::kStateVersion, path, " has state version '1', which has no hash, so damage would not show: ",
+                 "this release reads ", kVersion, "; use the release that wrote it, or prefill again");
   }
   if (value("version") != kVersion) {
     return error(ErrorCode::kStateVersion, path, " has state version '", value("version"), "', this release reads ",
@@ -168,6 +186,7 @@ Expected<StateInfo> check_metadata(const SafetensorsHeader& header, const File& 
 
 Status check_tensors(const SafetensorsHeader& header, const File& file, const ModelData& model, const StateInfo& info) {
   const SafetensorsHeader expected = describe(model, info.position, info.past_length);
+  int64_t offset = header.data_start;
   const auto damaged = [&](const auto&... parts) {
     return error(ErrorCode::kStateDamaged, file.path().string(), " is damaged: ", parts..., "; save the session again");
   };
@@ -179,6 +198,8 @@ Status check_tensors(const SafetensorsHeader& header, const File& file, const Mo
       return damaged("tensor ", wanted.name, " is ", found->type, " ", to_string(found->shape), ", expected ",
                      name_of(*wanted.dtype), " ", to_string(wanted.shape));
     }
+    if (found->offset != offset) return damaged("tensor ", wanted.name, " is not where a state has it");
+    offset += wanted.bytes;
   }
   if (header.tensors.size() != expected.tensors.size()) {
     return damaged("it has ", header.tensors.size(), " tensors, expected ", expected.tensors.size());
@@ -186,72 +207,111 @@ Status check_tensors(const SafetensorsHeader& header, const File& file, const Mo
   return success();
 }
 
-const SafetensorsTensor& stored(const SafetensorsHeader& header, const std::string& name) {
-  return *std::find_if(header.tensors.begin(), header.tensors.end(),
-                       [&](const SafetensorsTensor& tensor) { return tensor.name == name; });
-}
+/// Reads a checked file into a new session, from its first byte to its last, and compares their hash.
+class Reader {
+ public:
+  Reader(const File& file, const SafetensorsHeader& header, const StateInfo& info)
+      : file_(file), header_(header), info_(info) {}
 
-Status read_cache(const SessionCore& session, size_t index, int64_t tokens, const SafetensorsHeader& header,
-                  const File& file, std::vector<char>& staging) {
-  const CacheSpec& spec = session.model().step.caches[index];
-  const auto& cache = session.caches()[index];
-  const ValidRows valid = valid_rows(session.model().config, spec, cache.shape, tokens);
-  int64_t offset = stored(header, spec.past.name).offset;
-  for (int64_t piece = 0; piece < valid.pieces; ++piece) {
-    char* to = static_cast<char*>(cache.buffer.data()) + piece * valid.stride_bytes;
-    for (int64_t done = 0; done < valid.piece_bytes;) {
-      const int64_t bytes = std::min(kStagingBytes, valid.piece_bytes - done);
-      SALA_RETURN_IF_ERROR(file.read(offset, staging.data(), bytes));
-      SALA_RETURN_IF_ERROR(session.model().engine->memory().write(to + done, staging.data(), bytes));
-      offset += bytes;
-      done += bytes;
+  /// Hashes the header, with zeros for the digits of the hash.
+  Status begin() {
+    std::string text(static_cast<size_t>(header_.data_start), '\0');
+    SALA_RETURN_IF_ERROR(file_.read(0, text.data(), header_.data_start));
+    const auto digits = header_.metadata.find(kSha256);
+    const size_t place = digits == header_.metadata.end() || digits->second.size() != kNoHash.size()
+                             ? std::string::npos
+                             : place_of_hash(text, digits->second);
+    if (place == std::string::npos) return damaged("its header has no SHA-256");
+    hash_.update(text.replace(place, kNoHash.size(), kNoHash));
+    offset_ = header_.data_start;
+    return success();
+  }
+
+  Status fill(SessionCore& session) {
+    auto tokens = read_vector<int32_t>(kTokenIds);
+    if (!tokens) return tokens.error();
+    std::vector<float> logits;
+    if (info_.past_length == info_.position && info_.position > 0) {
+      auto read = read_vector<float>(kLogits);
+      if (!read) return read.error();
+      logits = *std::move(read);
     }
+    for (size_t i = 0; i < session.caches().size(); ++i) SALA_RETURN_IF_ERROR(read_cache(session, i));
+    if (hash_.finish() != header_.metadata.at(kSha256)) {
+      return damaged("a bit or more of it has changed, its SHA-256 is another");
+    }
+    if (!session.check_tokens(*tokens)) return damaged("it has tokens outside the vocabulary");
+    session.restore(*std::move(tokens), info_.past_length, std::move(logits));
+    return success();
   }
-  return success();
-}
 
-template <class T>
-Expected<std::vector<T>> read_vector(const SafetensorsHeader& header, const char* name, const File& file) {
-  const SafetensorsTensor& tensor = stored(header, name);
-  std::vector<T> values(static_cast<size_t>(elements_of(tensor.shape)));
-  SALA_RETURN_IF_ERROR(file.read(tensor.offset, values.data(), tensor.bytes));
-  return values;
-}
+ private:
+  Error damaged(const std::string& what) const {
+    return error(ErrorCode::kStateDamaged, file_.path().string(), " is damaged: ", what,
+                 "; save the session again, or take another copy");
+  }
 
-/// Reads a checked file into a new session.
-Status fill(SessionCore& session, const SafetensorsHeader& header, const File& file, const StateInfo& info) {
-  auto tokens = read_vector<int32_t>(header, kTokenIds, file);
-  if (!tokens) return tokens.error();
-  if (!session.check_tokens(*tokens)) {
-    return error(ErrorCode::kStateDamaged, file.path().string(),
-                 " is damaged: it has tokens outside the vocabulary; save the session again");
+  /// Reads on. The tensors of a state are in the order of `describe`, so each byte comes once.
+  Status read(void* to, int64_t bytes) {
+    SALA_RETURN_IF_ERROR(file_.read(offset_, to, bytes));
+    hash_.update({static_cast<const char*>(to), static_cast<size_t>(bytes)});
+    offset_ += bytes;
+    return success();
   }
-  std::vector<float> logits;
-  if (info.past_length == info.position && info.position > 0) {
-    auto read = read_vector<float>(header, kLogits, file);
-    if (!read) return read.error();
-    logits = *std::move(read);
+
+  template <class T>
+  Expected<std::vector<T>> read_vector(const char* name) {
+    const auto tensor = std::find_if(header_.tensors.begin(), header_.tensors.end(),
+                                     [&](const SafetensorsTensor& each) { return each.name == name; });
+    std::vector<T> values(static_cast<size_t>(elements_of(tensor->shape)));
+    SALA_RETURN_IF_ERROR(read(values.data(), tensor->bytes));
+    return values;
   }
-  std::vector<char> staging(static_cast<size_t>(kStagingBytes));
-  for (size_t i = 0; i < session.caches().size(); ++i) {
-    SALA_RETURN_IF_ERROR(read_cache(session, i, info.past_length, header, file, staging));
+
+  Status read_cache(const SessionCore& session, size_t index) {
+    const ModelData& model = session.model();
+    const auto& cache = session.caches()[index];
+    const ValidRows valid = valid_rows(model.config, model.step.caches[index], cache.shape, info_.past_length);
+    for (int64_t piece = 0; piece < valid.pieces; ++piece) {
+      char* to = static_cast<char*>(cache.buffer.data()) + piece * valid.stride_bytes;
+      for (int64_t done = 0; done < valid.piece_bytes;) {
+        const int64_t bytes = std::min(kStagingBytes, valid.piece_bytes - done);
+        SALA_RETURN_IF_ERROR(read(staging_.data(), bytes));
+        SALA_RETURN_IF_ERROR(model.engine->memory().write(to + done, staging_.data(), bytes));
+        done += bytes;
+      }
+    }
+    return success();
   }
-  session.restore(*std::move(tokens), info.past_length, std::move(logits));
-  return success();
-}
+
+  const File& file_;
+  const SafetensorsHeader& header_;
+  const StateInfo& info_;
+  Sha256 hash_;
+  int64_t offset_ = 0;
+  std::vector<char> staging_ = std::vector<char>(static_cast<size_t>(kStagingBytes));
+};
 
 }  // namespace
 
-Status save_state(const std::filesystem::path& path, const SessionCore& session) {
+Status save_state(ReplacedFile& target, const SessionCore& session) {
   SALA_RETURN_IF_ERROR(session.usable());
-  static std::atomic<uint64_t> counter = 0;
-  std::filesystem::path partial = path;
-  partial += ".partial-" + std::to_string(getpid()) + "-" + std::to_string(counter++);
-  auto file = File::create(partial, ErrorCode::kStateUnwritable);
-  if (!file) return file.error();
-  TemporaryFile temporary(partial);
-  SALA_RETURN_IF_ERROR(write_all(session, *file));
-  return temporary.rename_to(path);
+  const Status saved = Writer(target, session).run();
+  if (!saved) target.abandon();
+  return saved;
+}
+
+Expected<int64_t> state_bytes(const ModelData& model, int64_t tokens) {
+  const int64_t most = model.engine->limits().max_context;
+  if (tokens < 0 || tokens > most) {
+    return error(ErrorCode::kInvalidArgument, "tokens is ", tokens, ", expected 0 to ", most,
+                 ", which is what this engine serves");
+  }
+  SafetensorsHeader header = describe(model, tokens, tokens);
+  header.metadata[kSha256] = kNoHash;
+  const int64_t bytes = file_bytes(header, write_safetensors_header(header).size());
+  if (bytes < 0) return error(ErrorCode::kInvalidArgument, "a state of ", tokens, " tokens exceeds the address space");
+  return bytes;
 }
 
 Expected<std::unique_ptr<SessionCore>> restore_state(const std::filesystem::path& path,
@@ -273,9 +333,11 @@ Expected<std::unique_ptr<SessionCore>> restore_state(const std::filesystem::path
     return error(ErrorCode::kContextExceeded, path.string(), " holds ", info->position, " tokens, max_context is ",
                  *chosen.max_context, ": choose at least as many");
   }
+  Reader reader(*file, *header, *info);
+  SALA_RETURN_IF_ERROR(reader.begin());
   auto session = SessionCore::create(std::move(model), chosen);
   if (!session) return session.error();
-  SALA_RETURN_IF_ERROR(fill(**session, *header, *file, *info));
+  SALA_RETURN_IF_ERROR(reader.fill(**session));
   return session;
 }
 

@@ -3,7 +3,8 @@
 // A state file is a safetensors file. Its metadata:
 //
 //   format       "sala-state"
-//   version      "1"
+//   version      "2"
+//   sha256       hash of the whole file in which these 64 digits are zeros
 //   model        fingerprint of the model
 //   precision    type of the caches: "fp32" or "bf16"
 //   past_length  tokens in the caches
@@ -15,18 +16,24 @@
 
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <memory>
 
+#include "base/replaced_file.h"
 #include "sala/status.h"
 #include "session/session_core.h"
 
 namespace sala {
 
-/// Replaces `path` when the file is complete; on failure nothing is left behind.
-Status save_state(const std::filesystem::path& path, const SessionCore& session);
+/// Replaces the file of `target` when the state is complete. After a failure that file is as it was.
+Status save_state(ReplacedFile& target, const SessionCore& session);
 
-/// A session with the context of the file. The file is checked whole before anything is allocated.
+/// Bytes of the file of a session whose `tokens` tokens have all run. kInvalidArgument for more than a session holds.
+Expected<int64_t> state_bytes(const ModelData& model, int64_t tokens);
+
+/// A session with the context of the file. Sizes, types and shapes are compared before anything is allocated, the hash
+/// while the caches are filled.
 Expected<std::unique_ptr<SessionCore>> restore_state(const std::filesystem::path& path,
                                                      std::shared_ptr<const ModelData> model,
                                                      const SessionOptions& options);

@@ -1,10 +1,9 @@
 #include "engines/tensorrt/runtime_cache.h"
 
-#include <unistd.h>
-
 #include <string_view>
 
 #include "base/file.h"
+#include "base/replaced_file.h"
 #include "base/sha256.h"
 
 namespace sala::tensorrt {
@@ -17,24 +16,14 @@ std::string_view bytes_of(void* host_memory) {
   return {static_cast<const char*>(kHostMemoryData(host_memory)), kHostMemorySize(host_memory)};
 }
 
-Status write_whole(const std::filesystem::path& path, std::string_view bytes) {
-  const std::filesystem::path part = path.string() + "." + std::to_string(getpid()) + ".part";
-  std::error_code failed;
-  std::filesystem::remove(part, failed);  // of a process of the same number that was killed
-  const Status written = [&]() -> Status {
-    auto file = File::create(part, ErrorCode::kEngineFailed);
-    if (!file) return file.error();
-    SALA_RETURN_IF_ERROR(file->write(bytes.data(), static_cast<int64_t>(bytes.size())));
-    return file->flush();
-  }();
-  if (written) std::filesystem::rename(part, path, failed);
-  if (!written || failed) {
-    std::error_code ignored;  // the first failure is the one to tell
-    std::filesystem::remove(part, ignored);
-  }
-  if (!written) return written;
-  if (failed) return error(ErrorCode::kEngineFailed, path.string(), " cannot be written: ", failed.message());
-  return success();
+/// Whether it wrote the file: not while another process does.
+Expected<bool> write_whole(const std::filesystem::path& path, std::string_view bytes) {
+  auto file = ReplacedFile::try_open(path, ErrorCode::kEngineFailed);
+  if (!file) return file.error();
+  if (!*file) return false;
+  SALA_RETURN_IF_ERROR((*file)->write(bytes.data(), static_cast<int64_t>(bytes.size())));
+  SALA_RETURN_IF_ERROR((*file)->commit());
+  return true;
 }
 
 }  // namespace
@@ -68,8 +57,9 @@ Status RuntimeCache::save() {
   const std::string_view bytes = bytes_of(serialized.get());
   std::string digest = sha256(bytes);
   if (digest == saved_digest_) return success();
-  SALA_RETURN_IF_ERROR(write_whole(file_, bytes));
-  saved_digest_ = std::move(digest);
+  const auto is_written = write_whole(file_, bytes);
+  if (!is_written) return is_written.error();
+  if (*is_written) saved_digest_ = std::move(digest);
   return success();
 }
 

@@ -21,7 +21,7 @@ class RuntimeCache {
   /// take, because another version or GPU wrote it, is written anew by `save`.
   Status attach(void* config);
 
-  /// Writes the file if there is something new; it appears whole or not at all.
+  /// Writes the file if there is something new and no other process writes it. It appears whole or not at all.
   Status save();
 
  private:

@@ -1,0 +1,103 @@
+"""Numbers that a caller gives, checked before they reach the C++ runtime, whose own types end somewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, TypedDict
+
+import numpy as np
+
+from ..errors import SessionError
+
+if TYPE_CHECKING:
+    from . import _native
+
+MOST_TOKENS = 2**31 - 1
+"""Tokens of the longest context that any engine serves. Token ids end there too."""
+
+MOST_THREADS = 1024
+
+_LONGEST_SHOWN = 40
+
+
+class GenerateOptions(TypedDict, total=False):
+    """Keyword arguments of `Session.generate`."""
+
+    max_new_tokens: int
+    """Stop after this many tokens. 256 by default."""
+    temperature: float
+    """Sampling temperature. 0, the default, always picks the most likely token."""
+    top_k: int
+    """Sample only from the k most likely tokens. 0 means all."""
+    top_p: float
+    """Sample only from the most likely tokens that together have this probability. 1 means all."""
+    repetition_penalty: float
+    """Values above 1 make tokens of the context less likely. 0.01 to 100."""
+    seed: int
+    """Random seed for sampling. It gives the same text, however you cut, save or restore the generation."""
+    stop_tokens: Sequence[int] | None
+    """Tokens that end the text. By default those that the configs of model and tokenizer name."""
+
+
+def whole_number(name: str, value: object, least: int, most: int) -> int:
+    """The value of an option that takes a whole number from `least` to `most`; NumPy's integers are taken too.
+
+    Raises: SessionError naming the option, its value and the range.
+    """
+    if isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) <= most:
+        return int(value)
+    raise SessionError(f"{name} is {_shown(value)}, expected a whole number from {least} to {most}")
+
+
+def optional_number(name: str, value: object, least: int, most: int) -> int | None:
+    """As `whole_number`, of an option that may be None."""
+    return None if value is None else whole_number(name, value, least, most)
+
+
+def real_number(name: str, value: object) -> float:
+    """The value of an option that takes a number, whose range the C++ runtime checks.
+
+    Raises: SessionError naming the option and its value.
+    """
+    try:
+        if isinstance(value, Real) and not isinstance(value, bool):
+            return float(value)
+    except OverflowError:
+        pass  # an integer larger than every fp64 number
+    raise SessionError(f"{name} is {_shown(value)}, expected a number")
+
+
+def generate_options(options: GenerateOptions, default_stop_tokens: Iterable[int]) -> _native.GenerateOptions:
+    """Options of a generation as the C++ runtime takes them, which checks them further.
+
+    Raises: SessionError for a value that is no number of the kind that the option takes, and for an unknown option.
+    """
+    from . import _native
+
+    if unknown := sorted(options.keys() - GenerateOptions.__annotations__.keys()):
+        raise SessionError(f"{unknown[0]} is no option: choose {', '.join(GenerateOptions.__annotations__)}")
+    stop_tokens = options.get("stop_tokens")
+    return _native.GenerateOptions(
+        max_new_tokens=whole_number("max_new_tokens", options.get("max_new_tokens", 256), 0, 2**63 - 1),
+        temperature=real_number("temperature", options.get("temperature", 0.0)),
+        top_k=whole_number("top_k", options.get("top_k", 0), 0, 2**63 - 1),
+        top_p=real_number("top_p", options.get("top_p", 1.0)),
+        repetition_penalty=real_number("repetition_penalty", options.get("repetition_penalty", 1.0)),
+        seed=whole_number("seed", options.get("seed", 0), 0, 2**64 - 1),
+        stop_tokens=list(default_stop_tokens) if stop_tokens is None else _token_ids(stop_tokens),
+    )
+
+
+def _token_ids(value: object) -> list[int]:
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise SessionError(f"stop_tokens is {_shown(value)}, expected a list of token ids")
+    return [whole_number("an id of stop_tokens", each, 0, MOST_TOKENS) for each in value]
+
+
+def _shown(value: object) -> str:
+    """A value in a message. Python refuses to print integers of thousands of digits."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"a number of {value.bit_length()} bits"
+    text = str(value) if isinstance(value, np.generic) else repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "..."
