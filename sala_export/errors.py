@@ -2,11 +2,47 @@
 
 from __future__ import annotations
 
+import re
+
+_SHORT_ESCAPES = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
+# Control characters; what turns the direction of text; separators of lines and paragraphs; halves of surrogate pairs.
+# The C++ runtime escapes the same in runtime/src/base/status.cc.
+_UNPRINTABLE = "\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+_NOT_IN_A_LINE = re.compile(f"[{_UNPRINTABLE}]")
+_NOT_IN_A_TEXT = re.compile(f"(?![\n\t])[{_UNPRINTABLE}]")
+
+
+def printable(text: str) -> str:
+    r"""Make text one line that does nothing to a terminal: what is no visible character comes out as an escape.
+
+    For example, the escape character becomes `\x1b` and a right-to-left override `\u202e`. A byte of a file name that
+    is no UTF-8 comes out as that byte, `\xff`. Other text stays as it is.
+    """
+    return _NOT_IN_A_LINE.sub(_escape, text)
+
+
+def printable_text(text: str) -> str:
+    """Make text do nothing to a terminal, as `printable` does, but keep its lines and tabulators."""
+    return _NOT_IN_A_TEXT.sub(_escape, text)
+
+
+def _escape(match: re.Match[str]) -> str:
+    character = match[0]
+    code = ord(character)
+    # Python's stand-in for a byte that is no UTF-8.
+    if 0xDC80 <= code <= 0xDCFF:
+        code -= 0xDC00
+    return _SHORT_ESCAPES.get(character) or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
+
 
 class SalaError(Exception):
     """Root of all errors raised on purpose. `exit_code` is what the command line returns."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        """Args: message: one line that says what is wrong, where, and what to do. `printable` makes it one."""
+        super().__init__(printable(message))
 
 
 class InputError(SalaError):

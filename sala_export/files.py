@@ -29,14 +29,18 @@ class OpenedFile:
         self.descriptor = descriptor
         self.size = status.st_size
         """Bytes when it was opened."""
-        self._error = error
+        self._version = _version(status)
+        self.error = error
+        """What is raised for whatever is wrong with the file."""
         weakref.finalize(self, os.close, descriptor)
 
     @classmethod
-    def open(cls, path: Path, *, error: type[InputError], directory: Directory | None = None) -> OpenedFile:
+    def open(
+        cls, path: Path, *, error: type[InputError], directory: Directory | None = None, advice: str = ""
+    ) -> OpenedFile:
         """Open a file; with `directory`, the one of this relative path below it.
 
-        Raises: `error`, in one line, for what is missing, cannot be read or is no regular file.
+        Raises: `error`, in one line that ends with `advice`, for what is missing, cannot be read or is no regular file.
         """
         shown = path if directory is None else directory.path / path
         # O_NONBLOCK does nothing to a file, and does not wait for the other end of a FIFO.
@@ -44,18 +48,31 @@ class OpenedFile:
         try:
             descriptor = os.open(path, flags, dir_fd=None if directory is None else directory.descriptor)
         except (OSError, ValueError) as failure:
-            raise error(f"{shown} {_reason(failure)}") from None
+            raise error(f"{shown} {_reason(failure)}{advice and ': '}{advice}") from None
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             os.close(descriptor)
-            raise error(f"{shown} is not a file")
+            raise error(f"{shown} is not a file{advice and ': '}{advice}")
         return cls(shown, descriptor, status, error)
 
+    def __str__(self) -> str:
+        """The path, for messages."""
+        return str(self.path)
+
     @property
-    def version(self) -> tuple[int, int, int]:
-        """What changes with the content: size in bytes, and the times of the last write and change in ns."""
-        status = os.fstat(self.descriptor)
-        return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    def version(self) -> tuple[int, int]:
+        """What changes with the content: size in bytes, and the time of the last write in ns."""
+        # Not the time of the last change of the inode: a hard link to the file changes it.
+        return _version(os.fstat(self.descriptor))
+
+    def require_unchanged(self) -> None:
+        """Refuse what was read if something wrote to the file meanwhile. Raises: `error`."""
+        if self.version != self._version:
+            raise self.error(f"{self.path} was changed while it was read: try again when nothing writes to it")
+
+    def is_at(self, status: os.stat_result) -> bool:
+        """True if `status` is of this very file."""
+        return os.path.samestat(status, os.fstat(self.descriptor))
 
     def read(self, offset: int, length: int) -> bytes:
         """Read `length` bytes from `offset`. Raises: `error` if the file ends before or cannot be read."""
@@ -65,46 +82,54 @@ class OpenedFile:
 
     def read_into(self, offset: int, block: memoryview) -> None:
         """Fill `block`, of bytes, from `offset`. Several threads may read at once. Raises: as `read`."""
+        end = offset + len(block)
         while block:
             try:
                 count = os.preadv(self.descriptor, [block], offset)
             except OSError as failure:
-                raise self._error(f"{self.path} cannot be read: {failure.strerror}") from None
+                raise self.error(f"{self.path} cannot be read: {failure.strerror}") from None
             if not count:
-                raise self._error(f"{self.path} ends at byte {offset}: it is truncated, fetch it again")
+                raise self.error(f"{self.path} ends before byte {end}: it is truncated, fetch it again")
             block, offset = block[count:], offset + count
 
     def read_all(self, limit: int = MOST_TEXT_BYTES) -> bytes:
         """Read the whole file. Raises: `error` if it has more than `limit` bytes, or as `read`."""
         if self.size > limit:
-            raise self._error(f"{self.path} has {self.size} bytes, expected at most {limit}")
+            raise self.error(f"{self.path} has {self.size} bytes, expected at most {limit}")
         return self.read(0, self.size)
 
 
 class Directory:
     """A directory whose files are opened relative to itself, whatever takes its name meanwhile."""
 
-    def __init__(self, path: Path, *, error: type[InputError]) -> None:
-        """Raises: `error` for what is missing or no directory."""
+    def __init__(self, path: Path, *, error: type[InputError], advice: str = "") -> None:
+        """Raises: `error`, in one line that ends with `advice`, for what is missing or no directory."""
         self.path = path
         try:
             self.descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except (OSError, ValueError) as failure:
-            raise error(f"{path} {_reason(failure)}") from None
+            raise error(f"{path} {_reason(failure)}{advice and ': '}{advice}") from None
         self._error = error
         weakref.finalize(self, os.close, self.descriptor)
 
-    def open(self, name: str) -> OpenedFile:
+    def __str__(self) -> str:
+        """The path, for messages."""
+        return str(self.path)
+
+    def open(self, name: str, advice: str = "") -> OpenedFile:
         """Open the file of this relative path. Raises: `error` of the directory, as `OpenedFile.open`."""
-        return OpenedFile.open(Path(name), error=self._error, directory=self)
+        return OpenedFile.open(Path(name), error=self._error, directory=self, advice=advice)
+
+    def status(self, name: str) -> os.stat_result | None:
+        """What has this relative path now, links followed. None if nothing has it."""
+        try:
+            return os.stat(name, dir_fd=self.descriptor)
+        except (OSError, ValueError):
+            return None
 
     def has(self, name: str) -> bool:
         """True if something has this relative path."""
-        try:
-            os.stat(name, dir_fd=self.descriptor)
-        except (OSError, ValueError):
-            return False
-        return True
+        return self.status(name) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +139,25 @@ class TextFile:
     path: Path
     """For messages."""
     content: bytes
+
+    @classmethod
+    def read(cls, file: OpenedFile) -> TextFile:
+        """Read a file. Raises: as `OpenedFile.read_all`."""
+        return cls(file.path, file.read_all())
+
+
+def exists(path: Path) -> bool:
+    """True if something has this path. False also for what can be no path, a whole prompt for example."""
+    try:
+        path.stat()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def is_directory(path: Path) -> bool:
+    """True if a directory has this path. False also for what can be no path."""
+    return exists(path) and path.is_dir()
 
 
 def read_json(file: OpenedFile, *, error: type[InputError], limit: int = MOST_TEXT_BYTES) -> Any:
@@ -134,6 +178,10 @@ def parse_json(text: bytes, where: str, *, error: type[InputError]) -> Any:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _version(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns
 
 
 def _reason(failure: OSError | ValueError) -> str:

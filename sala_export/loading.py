@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import RequestError, SessionError
+from .model_source import ModelSource
 from .runtime.model import Model, load_bundle
 from .specs import RUNTIMES, one_of
 
@@ -17,7 +18,7 @@ TORCH = "torch"
 
 
 def load(
-    model: str | Path,
+    model: str | Path | ModelSource,
     *,
     runtime: str = "auto",
     device: str | None = None,
@@ -31,7 +32,8 @@ def load(
     """Load a model to run it.
 
     Args:
-        model: a bundle directory. For the torch runtime also a checkpoint directory or a hub id.
+        model: a bundle directory. For the torch runtime also a checkpoint directory or a hub id. A `ModelSource` is
+            such a model that is open, and has its `weights`.
         runtime: `auto`, `tensorrt` or `onnxruntime` as `sala_export.runtime.model.load_bundle` has them, or `torch`,
             which runs on any NVIDIA GPU that the kernels support, and on the CPU for verification. docs/runtimes.md
             says which for what.
@@ -69,12 +71,13 @@ def load(
             raise RequestError(
                 f"{option} {value} is for the torch runtime; a bundle fixes it for runtime {runtime} (leave it out)"
             )
+    source = model if isinstance(model, ModelSource) else ModelSource.of_bundle(Path(model), weights)
     return load_bundle(
-        model,
+        source.require_bundle(),
         runtime=runtime,
         threads=threads,
         verify_hashes=verify_hashes,
         tokenizer=tokenizer,
-        weights=weights,
+        weights=source.other_weights,
         **engine_options,
     )

@@ -1,9 +1,13 @@
-"""Finds the model that a user names: a bundle, a checkpoint directory or a hub id. It reads only JSON."""
+"""Opens the model that a user names: a bundle, a checkpoint directory or a hub id. It reads only JSON.
+
+Every directory and file is opened once, so all that a source gives is of one model, whatever takes its place meanwhile.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +15,10 @@ from .bundle.hashing import Hashing, Span
 from .bundle.manifest import MANIFEST_FILE, config_sha256, fingerprint
 from .bundle.reader import Bundle
 from .checkpoint.config import SalaConfig
-from .checkpoint.quantization import read_quantization
-from .checkpoint.reader import CONFIG_FILE, Checkpoint
+from .checkpoint.folder import CONFIG_FILE, CheckpointFolder
+from .checkpoint.reader import Checkpoint
 from .errors import BundleError, RequestError
+from .files import TextFile, exists, is_directory
 from .progress import silent
 from .specs import TOKENIZER_FILE, Precision
 
@@ -21,16 +26,14 @@ _TEXT_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 """Of the configuration: they change no graph and no weight, and a bundle keeps its own."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelSource:
-    """A model on disk."""
+    """An open model."""
 
-    directory: Path
+    opened: Bundle | CheckpointFolder
     name: str
     """A hub id or the name of a directory. For a bundle, the name of the model that it was built from."""
     config: SalaConfig
-    bundle: Bundle | None
-    """The bundle. None if the model is a checkpoint."""
     other_weights: Path | None = None
     """A checkpoint whose weights take the place of the bundle's own."""
 
@@ -43,16 +46,15 @@ class ModelSource:
         Args: `other_weights`: a checkpoint directory, only for a bundle.
         Raises: BundleError, CheckpointError, ConfigError, UnsupportedError or RequestError naming what is wrong.
         """
-        if (Path(model) / MANIFEST_FILE).is_file():
+        if exists(Path(model) / MANIFEST_FILE):
             return cls.of_bundle(Path(model), other_weights)
         if other_weights is not None:
             raise RequestError(f"weights {other_weights}: {model} is a checkpoint itself; give weights to a bundle")
         from .checkpoint.hub import resolve_model
 
-        directory = resolve_model(str(model), revision)
-        config = SalaConfig.from_file(directory / CONFIG_FILE)
-        name = directory.absolute().name if Path(model).is_dir() else str(model)
-        return cls(directory=directory, name=name, config=config, bundle=None)
+        folder = CheckpointFolder.open(resolve_model(str(model), revision))
+        name = folder.path.absolute().name if is_directory(Path(model)) else str(model)
+        return cls(opened=folder, name=name, config=folder.config)
 
     @classmethod
     def of_bundle(cls, directory: Path, other_weights: str | Path | None = None) -> ModelSource:
@@ -61,48 +63,69 @@ class ModelSource:
         entry = bundle.manifest.model
         other = None if other_weights is None else Path(other_weights)
         name = entry.source if other is None else other.absolute().name
-        return cls(directory=directory, name=name, config=entry.config, bundle=bundle, other_weights=other)
+        return cls(opened=bundle, name=name, config=entry.config, other_weights=other)
+
+    @property
+    def path(self) -> Path:
+        """The directory that was opened, for messages."""
+        return self.opened.directory if isinstance(self.opened, Bundle) else self.opened.path
+
+    @property
+    def bundle(self) -> Bundle | None:
+        """The bundle. None if the model is a checkpoint."""
+        return self.opened if isinstance(self.opened, Bundle) else None
+
+    def require_bundle(self) -> Bundle:
+        """The bundle. Raises: RequestError if the model is a checkpoint."""
+        if self.bundle is None:
+            raise RequestError(
+                f"{self.name} is a checkpoint, which only the torch runtime takes: choose it, or build a bundle"
+            )
+        return self.bundle
 
     def weights(self) -> Checkpoint:
-        """Open the weights.
+        """The weights, which the first call opens.
 
         Raises: BundleError for a bundle without them, CheckpointError for missing or malformed ones, RequestError for
         weights that are not of the bundle's form.
         """
-        if self.bundle is None:
-            return Checkpoint.open(self.directory)
+        return self._weights
+
+    @cached_property
+    def _weights(self) -> Checkpoint:
+        if isinstance(self.opened, CheckpointFolder):
+            return Checkpoint.open(self.opened)
         if self.other_weights is not None:
-            return self._of_the_same_form(self.other_weights)
-        weights = self.bundle.manifest.weights
+            return self._of_the_same_form(self.opened, self.other_weights)
+        weights, directory = self.opened.manifest.weights, self.opened.directory
         if not weights.included:
             raise BundleError(
-                f"{self.directory} was built with --no-weights: give the checkpoint's directory as weights (--weights "
-                "DIR)"
+                f"{directory} was built with --no-weights: give the checkpoint's directory as weights (--weights DIR)"
             )
-        return Checkpoint.of_files(self.directory, self.config, [self.directory / file.path for file in weights.files])
+        return Checkpoint.of_files(directory, self.config, [self.opened.file(file.path) for file in weights.files])
 
-    def _of_the_same_form(self, directory: Path) -> Checkpoint:
+    def _of_the_same_form(self, bundle: Bundle, directory: Path) -> Checkpoint:
         """The checkpoint in `directory`, whose configuration and types are those of the bundle."""
-        assert self.bundle is not None
-        if not (directory / CONFIG_FILE).is_file():
+        if not exists(directory / CONFIG_FILE):
             raise RequestError(
                 f"{directory} has no {CONFIG_FILE}: weights are a checkpoint's directory in Hugging Face layout"
             )
-        config = SalaConfig.from_file(directory / CONFIG_FILE).truncated(self.config.num_hidden_layers)
+        folder = CheckpointFolder.open(directory)
+        config = folder.config.truncated(self.config.num_hidden_layers)
         theirs = _compared_fields(config)
         for name, value in _compared_fields(self.config).items():
             if theirs[name] != value:
                 raise RequestError(
-                    f"{directory / CONFIG_FILE}: {name} is {json.dumps(theirs[name])}, {self.directory} was built for "
-                    f"{json.dumps(value)}: build a bundle from this checkpoint"
+                    f"{directory / CONFIG_FILE}: {name} is {json.dumps(theirs[name])}, {bundle.directory} was built "
+                    f"for {json.dumps(value)}: build a bundle from this checkpoint"
                 )
-        checkpoint = Checkpoint.open(directory, layers=self.config.num_hidden_layers)
-        expected = self.bundle.manifest.weights.tensors
+        checkpoint = Checkpoint.open(folder, layers=self.config.num_hidden_layers)
+        expected = bundle.manifest.weights.tensors
         for name, where in checkpoint.tensors().items():
             if name not in expected or where.dtype != expected[name].dtype:
                 built = expected[name].dtype if name in expected else "a bundle without it"
                 raise RequestError(
-                    f"{where.file}: {name} is {where.dtype}, {self.directory} was built for {built}: build a bundle "
+                    f"{where.file}: {name} is {where.dtype}, {bundle.directory} was built for {built}: build a bundle "
                     "from this checkpoint"
                 )
         return checkpoint
@@ -112,10 +135,10 @@ class ModelSource:
 
         Raises: ConfigError or UnsupportedError.
         """
-        if self.bundle is not None:
-            precision = self.bundle.manifest.precision
+        if isinstance(self.opened, Bundle):
+            precision = self.opened.manifest.precision
             return precision if precision.is_quantized else None
-        quantization = read_quantization(self.directory / CONFIG_FILE)
+        quantization = self.opened.quantization()
         return quantization.precision if quantization else None
 
     def precision(self) -> Precision:
@@ -128,7 +151,8 @@ class ModelSource:
     def fingerprint(self) -> str:
         """Hash the model. Equal models, bundles or checkpoints, have equal fingerprints. This reads all weights.
 
-        Raises: as `weights`, and BundleError naming a tensor of a bundle that is not what was built.
+        Raises: as `weights`, BundleError naming a tensor of a bundle that is not what was built, and BundleError or
+        CheckpointError if something writes to the weights.
         """
         if self.bundle is not None and self.other_weights is None:
             self.bundle.verify_tensors()
@@ -143,12 +167,22 @@ class ModelSource:
             return list(self.bundle.manifest.model.inv_freq)
         return list(self.config.inverse_frequencies())
 
-    @property
-    def tokenizer_folder(self) -> Path | None:
-        """The folder of the tokenizer's files, for `Tokenizer.from_directory`; None if the model has none."""
+    def text_files(self) -> dict[str, TextFile]:
+        """Read the tokenizer's files, for `Tokenizer.from_files`. Empty if the model has no tokenizer.
+
+        Raises: BundleError or CheckpointError naming a file that cannot be read or, in a bundle, is not what was built.
+        """
+        files = self.opened.text_files()
+        return files if TOKENIZER_FILE in files else {}
+
+    def require_unchanged(self) -> None:
+        """Refuse what was read of the weights, and of a bundle, if something wrote to the files meanwhile.
+
+        Raises: BundleError or CheckpointError naming the file.
+        """
         if self.bundle is not None:
-            return self.bundle.tokenizer_folder
-        return self.directory if (self.directory / TOKENIZER_FILE).is_file() else None
+            self.bundle.require_unchanged()
+        self.weights().require_unchanged()
 
 
 def _compared_fields(config: SalaConfig) -> dict[str, Any]:

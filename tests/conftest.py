@@ -17,6 +17,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--release", action="store_true", help="Also run the tests of a release, which take minutes.")
     parser.addoption("--kills", type=int, default=3, help="How often tests/e2e/test_kill.py kills each command.")
     parser.addoption(
+        "--loads", type=int, default=60, help="How often tests/e2e/test_replaced_bundle.py loads a bundle in each way."
+    )
+    parser.addoption(
         "--fuzz-seconds", type=int, default=2, help="How long each target of tests/runtime/test_fuzz.py runs."
     )
     parser.addoption(

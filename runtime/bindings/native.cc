@@ -215,8 +215,9 @@ Model load(const std::filesystem::path& bundle, const std::string& runtime,
            const std::optional<std::filesystem::path>& tensorrt_library,
            const std::optional<std::filesystem::path>& runtime_cache, bool decode_graph,
            const std::optional<std::filesystem::path>& weights, nb::object on_progress, int32_t threads,
-           bool verify_hashes) {
+           bool verify_hashes, int bundle_descriptor) {
   LoadOptions options;
+  options.bundle_descriptor = bundle_descriptor;
   options.runtime = runtime;
   options.onnxruntime_library = onnxruntime_library.value_or("");
   options.operators_library = operators_library.value_or("");
@@ -307,7 +308,8 @@ NB_MODULE(_native, module) {
   nb::class_<Model>(module, "Model")
       .def_static("load", &load, "bundle"_a, nb::kw_only(), "runtime"_a, "onnxruntime_library"_a.none(),
                   "operators_library"_a.none(), "tensorrt_library"_a.none(), "runtime_cache"_a.none(), "decode_graph"_a,
-                  "weights"_a.none(), "on_progress"_a.none(), "threads"_a, "verify_hashes"_a)
+                  "weights"_a.none(), "on_progress"_a.none(), "threads"_a, "verify_hashes"_a,
+                  "bundle_descriptor"_a = -1)
       .def_static("create", &create_model, "engine"_a, nb::kw_only(), "source"_a, "fingerprint"_a, "vocab_size"_a,
                   "max_position_embeddings"_a, "eos_token_ids"_a, "inv_freq"_a, "kernel_size"_a, "kernel_stride"_a,
                   "dense_len"_a)

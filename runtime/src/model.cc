@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "bundle/manifest.h"
+#include "bundle/bundle.h"
 #include "runtimes.h"
 #include "session/model_data.h"
 #include "session/session_core.h"
@@ -13,10 +13,9 @@ namespace sala {
 
 namespace {
 
-Expected<std::unique_ptr<WeightSource>> source_of(const std::filesystem::path& bundle, const Manifest& manifest,
-                                                  const LoadOptions& options) {
-  return options.weights.empty() ? WeightSource::of_bundle(bundle, manifest)
-                                 : WeightSource::of_checkpoint(options.weights, manifest, options);
+Expected<std::unique_ptr<WeightSource>> source_of(const Bundle& bundle, const LoadOptions& options) {
+  return options.weights.empty() ? WeightSource::of_bundle(bundle)
+                                 : WeightSource::of_checkpoint(options.weights, bundle.manifest, options);
 }
 
 /// The last name of a path, which may end with a slash.
@@ -39,20 +38,20 @@ Expected<ModelConfig> config_of(const Manifest& manifest, const LoadOptions& opt
 
 }  // namespace
 
-Expected<Model> Model::load(const std::filesystem::path& bundle, const LoadOptions& options) {
+Expected<Model> Model::load(const std::filesystem::path& path, const LoadOptions& options) {
   if (options.threads < 0) {
     return error(ErrorCode::kInvalidArgument, "threads is ", options.threads, ", expected 0 for all cores, or a count");
   }
   SALA_RETURN_IF_ERROR(check_runtime(options.runtime));
-  const auto manifest = read_manifest(bundle);
-  if (!manifest) return manifest.error();
-  if (options.verify_hashes) SALA_RETURN_IF_ERROR(verify_hashes(bundle, *manifest));
-  const auto source = source_of(bundle, *manifest, options);
+  const auto bundle = Bundle::open(path, options.bundle_descriptor);
+  if (!bundle) return bundle.error();
+  if (options.verify_hashes) SALA_RETURN_IF_ERROR(bundle->verify_hashes());
+  const auto source = source_of(*bundle, options);
   if (!source) return source.error();
   std::string reason;
-  auto engine = create_engine(bundle, *manifest, options, **source, reason);
+  auto engine = create_engine(*bundle, options, **source, reason);
   if (!engine) return engine.error();
-  auto config = config_of(*manifest, options, **source);
+  auto config = config_of(bundle->manifest, options, **source);
   if (!config) return config.error();
   return create(*std::move(config), *std::move(engine), std::move(reason));
 }

@@ -13,8 +13,8 @@ constexpr std::string_view kAuto = "auto";
 
 struct Runtime {
   std::string_view name;
-  Expected<std::shared_ptr<const Engine>> (*create)(const std::filesystem::path& bundle, const Manifest& manifest,
-                                                    const LoadOptions& options, const WeightSource& source);
+  Expected<std::shared_ptr<const Engine>> (*create)(const Bundle& bundle, const LoadOptions& options,
+                                                    const WeightSource& source);
 };
 
 /// In the order in which `auto` tries them.
@@ -41,13 +41,12 @@ Status check_runtime(std::string_view name) {
   return error(ErrorCode::kInvalidArgument, "runtime '", name, "' is unknown: choose ", known);
 }
 
-Expected<std::shared_ptr<const Engine>> create_engine(const std::filesystem::path& bundle, const Manifest& manifest,
-                                                      const LoadOptions& options, const WeightSource& source,
-                                                      std::string& reason) {
+Expected<std::shared_ptr<const Engine>> create_engine(const Bundle& bundle, const LoadOptions& options,
+                                                      const WeightSource& source, std::string& reason) {
   const Runtime& last = *(std::end(kRuntimes) - 1);
   for (const Runtime& each : kRuntimes) {
     if (options.runtime != kAuto && options.runtime != each.name) continue;
-    auto engine = each.create(bundle, manifest, options, source);
+    auto engine = each.create(bundle, options, source);
     const bool is_choice = options.runtime == each.name || &each == &last;
     if (engine || is_choice || !is_for_elsewhere(engine.error())) return engine;
     reason = engine.error().message;

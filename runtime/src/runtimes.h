@@ -2,12 +2,11 @@
 
 #pragma once
 
-#include <filesystem>
 #include <memory>
 #include <string>
 #include <string_view>
 
-#include "bundle/manifest.h"
+#include "bundle/bundle.h"
 #include "sala/engine.h"
 #include "sala/model.h"
 #include "weights/weight_source.h"
@@ -19,8 +18,7 @@ Status check_runtime(std::string_view name);
 
 /// The engine of `options.runtime`. With `auto` that is the first runtime of the table in runtimes.cc that this machine
 /// has the hardware and the libraries for, and `reason` takes why those before it were passed over.
-Expected<std::shared_ptr<const Engine>> create_engine(const std::filesystem::path& bundle, const Manifest& manifest,
-                                                      const LoadOptions& options, const WeightSource& source,
-                                                      std::string& reason);
+Expected<std::shared_ptr<const Engine>> create_engine(const Bundle& bundle, const LoadOptions& options,
+                                                      const WeightSource& source, std::string& reason);
 
 }  // namespace sala

@@ -7,11 +7,13 @@
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/sha256.h"
-#include "bundle/manifest.h"
+#include "bundle/bundle.h"
 #include "safetensors_files.h"
 
 namespace sala::test {
@@ -48,6 +50,17 @@ class CheckpointTest : public testing::Test {
                                         sha256(tensor.data),
                                         false};
     }
+  }
+
+  /// The bundle with its files of now.
+  Bundle bundle() const {
+    Bundle result{directory_, manifest_, {}};
+    for (const auto& [name, size] : manifest_.weight_files) {
+      auto file = File::open(directory_ / name, ErrorCode::kBundleDamaged);
+      EXPECT_TRUE(file) << file.error().message;
+      if (file) result.files[name] = std::make_shared<const File>(*std::move(file));
+    }
+    return result;
   }
 
   std::filesystem::path directory_;

@@ -4,8 +4,6 @@
 
 #include <gtest/gtest.h>
 
-#include <filesystem>
-#include <fstream>
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -15,7 +13,6 @@
 namespace sala::test {
 namespace {
 
-namespace fs = std::filesystem;
 using Json = nlohmann::json;
 
 Json empty(const char* path) { return {{"path", path}, {"bytes", 0}, {"sha256", sha256(std::string())}}; }
@@ -326,87 +323,6 @@ TEST(Manifest, RefusesTextThatIsNoJsonObject) {
   }
   const std::string deep(100'000, '[');
   EXPECT_EQ(parse_manifest(deep, "b").error().code, ErrorCode::kBundleDamaged);
-}
-
-class Bundle : public testing::Test {
- protected:
-  void SetUp() override {
-    directory_ = fs::path(testing::TempDir()) / testing::UnitTest::GetInstance()->current_test_info()->name();
-    fs::remove_all(directory_);
-    fs::create_directories(directory_ / "graph");
-    fs::create_directories(directory_ / "engine");
-    fs::create_directories(directory_ / "text");
-    const Json manifest = valid();
-    write("bundle.json", manifest.dump());
-    for (const Json& file : manifest["files"]) write(file["path"].get<std::string>().c_str(), "");
-    write("graph/cpu.onnx", "abc");
-    write("graph/m.safetensors", std::string(27, 'x'));
-  }
-  void TearDown() override { fs::remove_all(directory_); }
-  void write(const char* name, const std::string& text) { std::ofstream(directory_ / name, std::ios::binary) << text; }
-
-  ErrorCode read() const {
-    const auto manifest = read_manifest(directory_);
-    return manifest ? ErrorCode{} : manifest.error().code;
-  }
-
-  fs::path directory_;
-};
-
-TEST_F(Bundle, IsReadWithItsSizesAndHashes) {
-  const auto manifest = read_manifest(directory_);
-  ASSERT_TRUE(manifest) << manifest.error().message;
-  EXPECT_TRUE(verify_hashes(directory_, *manifest));
-}
-
-TEST_F(Bundle, IsRefusedIfItIsNone) {
-  EXPECT_EQ(read_manifest(directory_ / "missing").error().code, ErrorCode::kBundleMissing);
-  EXPECT_EQ(read_manifest(directory_ / "bundle.json").error().code, ErrorCode::kBundleMissing);
-  fs::remove(directory_ / "bundle.json");
-  EXPECT_EQ(read(), ErrorCode::kBundleMissing);
-}
-
-TEST_F(Bundle, IsRefusedWithAFileMissingOrOfAnotherSize) {
-  write("graph/cpu.onnx", "ab");
-  EXPECT_EQ(read(), ErrorCode::kBundleDamaged);
-  fs::remove(directory_ / "graph/cpu.onnx");
-  EXPECT_EQ(read(), ErrorCode::kBundleDamaged);
-}
-
-TEST_F(Bundle, IsRefusedWithWeightsOfAnotherSizeUnlessItWasBuiltWithoutThem) {
-  write("graph/m.safetensors", std::string(26, 'x'));
-  EXPECT_EQ(read(), ErrorCode::kBundleDamaged);
-  fs::remove(directory_ / "graph/m.safetensors");
-  EXPECT_EQ(read(), ErrorCode::kBundleDamaged);
-  Json json = valid();
-  json["weights"]["included"] = false;
-  write("bundle.json", json.dump());
-  EXPECT_EQ(read(), ErrorCode{});
-}
-
-TEST_F(Bundle, IsRefusedWithAChangedFile) {
-  write("graph/cpu.onnx", "abd");
-  const auto manifest = read_manifest(directory_);
-  ASSERT_TRUE(manifest);
-  EXPECT_EQ(verify_hashes(directory_, *manifest).error().code, ErrorCode::kBundleDamaged);
-}
-
-TEST_F(Bundle, WithoutWeightsSaysHowToGiveThem) {
-  Json json = valid();
-  json["weights"]["included"] = false;
-  write("bundle.json", json.dump());
-  const auto model = Model::load(directory_);
-  ASSERT_FALSE(model);
-  EXPECT_EQ(model.error().code, ErrorCode::kWeightsMissing);
-  EXPECT_NE(model.error().message.find("(--weights DIR)"), std::string::npos) << model.error().message;
-}
-
-TEST_F(Bundle, NeedsALibraryThatCanBeLoaded) {
-  LoadOptions options;
-  options.onnxruntime_library = directory_ / "graph/cpu.onnx";
-  const auto model = Model::load(directory_, options);
-  ASSERT_FALSE(model);
-  EXPECT_EQ(model.error().code, ErrorCode::kLibraryMissing);
 }
 
 }  // namespace

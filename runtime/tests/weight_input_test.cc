@@ -27,7 +27,7 @@ WeightPart quantized(Codes codes, int64_t columns, float global_scale = 1.0f) {
 class WeightInputs : public CheckpointTest {
  protected:
   std::unique_ptr<WeightSource> source() const {
-    auto opened = WeightSource::of_bundle(directory_, manifest_);
+    auto opened = WeightSource::of_bundle(bundle());
     EXPECT_TRUE(opened) << opened.error().message;
     return *std::move(opened);
   }

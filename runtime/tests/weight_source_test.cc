@@ -67,7 +67,7 @@ class Sources : public CheckpointTest {
 };
 
 TEST_F(Sources, ReadTheTensorsOfABundle) {
-  const auto source = WeightSource::of_bundle(directory_, manifest_);
+  const auto source = WeightSource::of_bundle(bundle());
   ASSERT_TRUE(source) << source.error().message;
   EXPECT_EQ((*source)->tensor("a.weight").shape, (Shape{2, 2}));
   EXPECT_EQ(*(*source)->read_all("b.weight"), "ijkl");
@@ -82,7 +82,7 @@ TEST_F(Sources, ReadTheTensorsOfABundle) {
 
 TEST_F(Sources, NameADamagedTensor) {
   write_tensors({tensors_[0], {"b.weight", "F32", {1}, "ijkm"}});
-  const auto source = WeightSource::of_bundle(directory_, manifest_);
+  const auto source = WeightSource::of_bundle(bundle());
   ASSERT_TRUE(source);
   EXPECT_TRUE((*source)->read_all("a.weight"));
   const auto damaged = (*source)->read_all("b.weight");
@@ -95,13 +95,13 @@ TEST_F(Sources, NameADamagedTensor) {
 
 TEST_F(Sources, OfABundleMustHaveTheirHashes) {
   manifest_.tensors.at("a.weight").sha256 = "";
-  const auto source = WeightSource::of_bundle(directory_, manifest_);
+  const auto source = WeightSource::of_bundle(bundle());
   ASSERT_TRUE(source);
   EXPECT_FALSE((*source)->read_all("a.weight"));
 }
 
 TEST_F(Sources, NameATensorBehindTheEndOfItsFile) {
-  const auto source = WeightSource::of_bundle(directory_, manifest_);
+  const auto source = WeightSource::of_bundle(bundle());
   ASSERT_TRUE(source);
   fs::resize_file(directory_ / "model.safetensors", fs::file_size(directory_ / "model.safetensors") - 2);
   const auto truncated = (*source)->read_all("b.weight");
@@ -113,7 +113,7 @@ TEST_F(Sources, NameATensorBehindTheEndOfItsFile) {
 
 TEST_F(Sources, OfABundleWithoutWeightsSayHowToGiveThem) {
   manifest_.weights_included = false;
-  const auto source = WeightSource::of_bundle(directory_, manifest_);
+  const auto source = WeightSource::of_bundle(bundle());
   ASSERT_FALSE(source);
   EXPECT_EQ(source.error().code, ErrorCode::kWeightsMissing);
   EXPECT_NE(source.error().message.find("--no-weights: give the checkpoint's directory as weights (--weights DIR)"),
@@ -124,8 +124,8 @@ TEST_F(Sources, OfABundleWithoutWeightsSayHowToGiveThem) {
 TEST_F(Sources, HaveTheFingerprintOfTheirFormat) {
   const std::string expected = sha256("config c0ffee\na.weight " + sha256(std::string("abcdefgh")) + "\nb.weight " +
                                       sha256(std::string("ijkl")) + "\n");
-  const auto bundle = WeightSource::of_bundle(directory_, manifest_);
-  EXPECT_EQ(*(*bundle)->fingerprint(), expected);
+  const auto own = WeightSource::of_bundle(bundle());
+  EXPECT_EQ(*(*own)->fingerprint(), expected);
   const auto checkpoint = WeightSource::of_checkpoint(directory_, manifest_);
   ASSERT_TRUE((*checkpoint)->read_all("a.weight"));  // the other was not read yet
   EXPECT_EQ(*(*checkpoint)->fingerprint(), expected);

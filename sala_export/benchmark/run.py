@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..bundle.manifest import MANIFEST_FILE
 from ..errors import RequestError
+from ..files import exists
 from ..loading import TORCH, load
 from ..model_source import ModelSource
 from ..runtime.model import Model
@@ -93,13 +94,7 @@ def _load(subject: BenchmarkSubject) -> tuple[Model, LoadableModel]:
     if isinstance(subject.model, RandomSubject):
         return _load_random(subject.model, subject)
     source = _source(subject.model, subject.runtime, subject.weights)
-    model = load(
-        subject.model,
-        runtime=subject.runtime,
-        device=subject.device,
-        precision=subject.precision,
-        weights=subject.weights,
-    )
+    model = load(source, runtime=subject.runtime, device=subject.device, precision=subject.precision)
     return model, source
 
 
@@ -122,7 +117,7 @@ def _load_random(random: RandomSubject, subject: BenchmarkSubject) -> tuple[Mode
 def _source(model: str, runtime: str, weights: Path | None) -> ModelSource:
     if runtime == TORCH:
         return ModelSource.open(model, other_weights=weights)
-    if not Path(model, MANIFEST_FILE).is_file():
+    if not exists(Path(model, MANIFEST_FILE)):
         raise RequestError(
             f"{model} is no bundle, which runtime {runtime} needs: choose --runtime torch for a checkpoint, or build a "
             "bundle"

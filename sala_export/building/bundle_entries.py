@@ -65,13 +65,13 @@ def describe_weights(
     checkpoint: Checkpoint, digests: Mapping[str, str], constants: Collection[str], *, included: bool
 ) -> WeightsEntry:
     """Describe the checkpoint's tensors. The bytes of `constants` are part of the engine."""
-    files = {name: path.stat().st_size for name, path in sorted(checkpoint.shard_files().items())}
+    files = {name: file.size for name, file in sorted(checkpoint.shard_files().items())}
     return WeightsEntry(
         included=included,
         files=tuple(WeightFile(path=f"{GRAPH_FOLDER}/{name}", bytes=size) for name, size in files.items()),
         tensors={
             name: TensorEntry(
-                file=f"{GRAPH_FOLDER}/{where.file.name}",
+                file=f"{GRAPH_FOLDER}/{where.file.path.name}",
                 offset=where.offset,
                 bytes=where.length,
                 dtype=where.dtype,

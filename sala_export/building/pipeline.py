@@ -27,7 +27,8 @@ from ..engine.graph import EngineGraph
 from ..engine.host import check_disk, check_memory, plan_bytes
 from ..engine.memory import check_fits
 from ..engine.report import EngineReport
-from ..errors import BuildError, RequestError
+from ..errors import BuildError, CheckpointError, RequestError
+from ..files import OpenedFile
 from ..installation import VERSION, plugin_library
 from ..progress import ProgressCallback, silent
 from ..specs import QUANTIZED_PRECISIONS, TOKENIZER_FILE, Precision, one_of
@@ -125,7 +126,9 @@ def build_bundle(request: BuildRequest, on_progress: ProgressCallback = silent) 
     library = plugin_library()
     source = request.model.open()
     source.require_outside(request.output)
-    plan = _check(request, source)
+    plan, texts = _check(request, source), source.checkpoint.text_files()
+    if TOKENIZER_FILE not in texts:
+        logger.warning("%s has no %s: the bundle will take token ids, not text", source.origin, TOKENIZER_FILE)
     with staged_directory(request.output, marker=MANIFEST_FILE, force=request.force) as staging:
         for folder in (GRAPH_FOLDER, ENGINE_FOLDER, TEXT_FOLDER):
             (staging / folder).mkdir()
@@ -135,8 +138,9 @@ def build_bundle(request: BuildRequest, on_progress: ProgressCallback = silent) 
             graphs = _export(request, source.checkpoint, staging, placed, on_progress)
             report = _build(request, staging, graphs, library, hashing.watched(on_progress))
             digests = hashing.result(on_progress)
-        for name, file in source.checkpoint.accessory_files().items():
-            shutil.copyfile(file, staging / TEXT_FOLDER / name)
+        source.checkpoint.require_unchanged()
+        for name, file in texts.items():
+            (staging / TEXT_FOLDER / name).write_bytes(file.content)
         (entry,) = hash_files(library.parent, [library], silent)
         engine = describe_engine(plan, request.engine, graphs, report, entry.sha256)
         manifest = _manifest(request, source, graphs, engine, digests, staging)
@@ -157,15 +161,13 @@ def _check(request: BuildRequest, source: OpenedCheckpoint) -> EngineGraph:
     graph = planned_graph(checkpoint.config, engine.precision, checkpoint.quantization)
     check_fits(graph, engine, planned_memory(graph, checkpoint.config, engine))
     check_memory(graph.constant_bytes)
-    if TOKENIZER_FILE not in checkpoint.accessory_files():
-        logger.warning("%s has no %s: the bundle will take token ids, not text", source.origin, TOKENIZER_FILE)
     return graph
 
 
 def _place_weights(
     request: BuildRequest, checkpoint: Checkpoint, graph: EngineGraph, staging: Path, on_progress: ProgressCallback
-) -> dict[Path, str]:
-    """Put the weight files beside the graph, if the bundle is to have them; returns their names by path."""
+) -> dict[OpenedFile, str]:
+    """Put the weight files beside the graph, if the bundle is to have them; returns their names there."""
     from ..onnx.weights import copied_bytes, place_weights
 
     folder, files = staging / GRAPH_FOLDER, {where.file for where in checkpoint.tensors().values()}
@@ -173,23 +175,29 @@ def _place_weights(
     # Constants lie beside the graph while TensorRT reads them into the plan.
     check_disk(plan_bytes(graph) + graph.constant_bytes + copied, staging)
     if not request.include_weights:
-        return {file: file.name for file in files}
+        return {file: file.path.name for file in files}
     return place_weights(files, folder, copy=request.copy_weights, on_progress=on_progress)
 
 
-def _spans(checkpoint: Checkpoint, placed: dict[Path, str], staging: Path) -> dict[str, Span]:
+def _spans(checkpoint: Checkpoint, placed: dict[OpenedFile, str], staging: Path) -> dict[str, Span]:
     """The tensors of the weights, by name: in the bundle's own copies if there are any, else where messages name them
     as the user does."""
 
-    def file(path: Path) -> Path:
-        own = staging / GRAPH_FOLDER / placed[path]
-        return own if own.exists() and not own.samefile(path) else path
+    def hashed(file: OpenedFile, name: str) -> OpenedFile:
+        own = staging / GRAPH_FOLDER / name
+        copied = own.exists() and not file.is_at(own.stat())
+        return OpenedFile.open(own, error=CheckpointError) if copied else file
 
-    return {name: Span(file(where.file), where.offset, where.length) for name, where in checkpoint.tensors().items()}
+    files = {file: hashed(file, name) for file, name in placed.items()}
+    return {name: Span(files[where.file], where.offset, where.length) for name, where in checkpoint.tensors().items()}
 
 
 def _export(
-    request: BuildRequest, checkpoint: Checkpoint, staging: Path, placed: dict[Path, str], on_progress: ProgressCallback
+    request: BuildRequest,
+    checkpoint: Checkpoint,
+    staging: Path,
+    placed: dict[OpenedFile, str],
+    on_progress: ProgressCallback,
 ) -> BuiltGraphs:
     """Write the three forms of the step's graph."""
     from ..onnx.cpu_form import export_cpu_graph

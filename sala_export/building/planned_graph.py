@@ -11,9 +11,9 @@ from itertools import groupby
 from pathlib import Path
 
 from ..checkpoint.config import SalaConfig
+from ..checkpoint.folder import CONFIG_FILE
 from ..checkpoint.keymap import PACKED_ROLES, Weight, packed_name, weights
 from ..checkpoint.quantization import Quantization, Scheme
-from ..checkpoint.reader import CONFIG_FILE
 from ..engine.graph import EngineGraph, OperatorNode
 from ..engine.memory import MemoryUsage, predict_memory
 from ..engine.request import EngineRequest

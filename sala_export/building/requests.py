@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoint.config import DEFAULT_MODEL, SalaConfig
-from ..checkpoint.hub import resolve_model
-from ..checkpoint.quantization import Quantization, read_quantization
-from ..checkpoint.reader import CONFIG_FILE, Checkpoint
+from ..checkpoint.folder import CheckpointFolder
+from ..checkpoint.hub import local_path, resolve_model
+from ..checkpoint.quantization import Quantization
+from ..checkpoint.reader import Checkpoint
 from ..engine.request import EngineRequest
 from ..errors import RequestError
+from ..files import is_directory
 from ..specs import Precision
 
 
@@ -27,15 +29,15 @@ class ModelRequest:
     @property
     def name(self) -> str:
         """The model's own name, without owner or folders."""
-        path = Path(self.model).expanduser()
-        return path.resolve().name if path.is_dir() else path.name
+        path = local_path(self.model)
+        return path.resolve().name if is_directory(path) else path.name
 
     def config(self) -> SalaConfig:
         """Read the configuration of the model or its first `layers`. Of a hub model, only config.json is downloaded.
 
         Raises: CheckpointError, ConfigError, UnsupportedError or RequestError.
         """
-        config = SalaConfig.from_file(self._config_file())
+        config = self._configured().config
         return config if self.layers is None else config.truncated(self.layers)
 
     def stored_quantization(self) -> Quantization | None:
@@ -43,15 +45,15 @@ class ModelRequest:
 
         Raises: ConfigError, UnsupportedError or CheckpointError.
         """
-        return read_quantization(self._config_file())
+        return self._configured().quantization()
 
     def stored_precision(self) -> Precision | None:
         """The precision of a quantised model. None if it is not quantised. Raises: as `stored_quantization`."""
         quantization = self.stored_quantization()
         return quantization.precision if quantization else None
 
-    def _config_file(self) -> Path:
-        return resolve_model(self.model, self.revision, config_only=True) / CONFIG_FILE
+    def _configured(self) -> CheckpointFolder:
+        return CheckpointFolder.open(resolve_model(self.model, self.revision, config_only=True))
 
     def open(self) -> OpenedCheckpoint:
         """Find the checkpoint, download it if necessary, and check it.
@@ -62,7 +64,7 @@ class ModelRequest:
         self.config()
         directory = resolve_model(self.model, self.revision)
         origin = self.name
-        if not Path(self.model).expanduser().is_dir():
+        if not is_directory(local_path(self.model)):
             # A hub snapshot lies in a folder named after its commit, which says more than a branch.
             origin = f"{self.model}@{directory.name}"
         return OpenedCheckpoint(checkpoint=Checkpoint.open(directory, layers=self.layers), origin=origin)

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from ..errors import BundleError
+from ..files import OpenedFile
 from ..progress import ProgressCallback
 from .manifest import FileEntry
 
@@ -24,7 +25,7 @@ _MOST_THREADS = 8
 class Span:
     """A range of bytes of a file."""
 
-    file: Path
+    file: OpenedFile
     offset: int
     length: int
 
@@ -38,12 +39,12 @@ class Hashing:
     def __init__(self, spans: Mapping[str, Span]) -> None:
         """Args: `spans` by a name for messages."""
         self._total = sum(span.length for span in spans.values())
-        self._versions = {span.file: _version(span.file) for span in spans.values()}
+        self._files = {span.file for span in spans.values()}
         self._stopped = False
         self._pool = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1))
         largest_first = sorted(spans.items(), key=lambda item: -item[1].length)
         self._futures: dict[Future[str], tuple[str, int]] = {
-            self._pool.submit(self._hash, name, span): (name, span.length) for name, span in largest_first
+            self._pool.submit(self._hash, span): (name, span.length) for name, span in largest_first
         }
 
     def __enter__(self) -> Self:
@@ -69,7 +70,7 @@ class Hashing:
     def result(self, on_progress: ProgressCallback) -> dict[str, str]:
         """Wait for the digests, by name, in lower-case hexadecimal digits.
 
-        Raises: BundleError naming a file that cannot be read, ends before a span, or was changed since the start.
+        Raises: the error of a file that cannot be read, ends before a span, or was changed since it was opened.
         """
         done, digests = 0, {}
         for future in as_completed(self._futures):
@@ -77,42 +78,25 @@ class Hashing:
             digests[name] = future.result()
             done += length
             on_progress("hash", done, self._total, "bytes")
-        for file, version in self._versions.items():
-            if _version(file) != version:
-                raise BundleError(f"{file} was changed while it was hashed: try again when nothing writes to it")
+        for file in self._files:
+            file.require_unchanged()
         return digests
 
-    def _hash(self, name: str, span: Span) -> str:
-        try:
-            return self._digest(name, span)
-        except OSError as error:
-            raise BundleError(f"{span.file} cannot be read: {error.strerror}") from None
-
-    def _digest(self, name: str, span: Span) -> str:
-        digest, block = hashlib.sha256(), bytearray(_BLOCK_BYTES)
-        with span.file.open("rb", buffering=0) as file:
-            file.seek(span.offset)
-            left = span.length
-            while left and not self._stopped:
-                count = file.readinto(memoryview(block)[: min(left, _BLOCK_BYTES)])
-                if not count:
-                    raise BundleError(
-                        f"{span.file} ends {left} bytes before the end of {name}: it is truncated, fetch it again"
-                    )
-                digest.update(memoryview(block)[:count])
-                left -= count
+    def _hash(self, span: Span) -> str:
+        digest, block = hashlib.sha256(), memoryview(bytearray(min(_BLOCK_BYTES, span.length)))
+        at, end = span.offset, span.offset + span.length
+        while at < end and not self._stopped:
+            part = block[: end - at]
+            span.file.read_into(at, part)
+            digest.update(part)
+            at += len(part)
         return digest.hexdigest()
-
-
-def _version(file: Path) -> tuple[int, int]:
-    """What changes with the content of a file: its size, and when it was written."""
-    status = file.stat()
-    return status.st_size, status.st_mtime_ns
 
 
 def hash_files(directory: Path, paths: Sequence[Path], on_progress: ProgressCallback) -> tuple[FileEntry, ...]:
     """Make the entries of `paths`, which lie below `directory`, in order of their names."""
-    spans = {path.relative_to(directory).as_posix(): Span(path, 0, path.stat().st_size) for path in sorted(paths)}
+    files = [OpenedFile.open(path, error=BundleError) for path in sorted(paths)]
+    spans = {file.path.relative_to(directory).as_posix(): Span(file, 0, file.size) for file in files}
     with Hashing(spans) as hashing:
         digests = hashing.result(on_progress)
     return tuple(FileEntry(path=name, bytes=span.length, sha256=digests[name]) for name, span in spans.items())

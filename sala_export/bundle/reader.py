@@ -1,99 +1,144 @@
-"""Opens a bundle: reads the manifest and checks that the files are those it describes."""
+"""Opens a bundle: reads the manifest and checks that the files are those it describes.
+
+Directory and files are opened once. All that is read later is read through these descriptors, so a bundle that takes
+the place of this one meanwhile changes nothing.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BundleError
+from ..files import Directory, OpenedFile, TextFile
 from ..progress import ProgressCallback, silent
 from ..specs import TOKENIZER_FILE
 from .hashing import Hashing, Span
 from .manifest import MANIFEST_FILE, Manifest
 
+_AGAIN = "copy the bundle again, with all its files"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bundle:
-    """A bundle on disk whose files exist with the sizes that its manifest gives."""
+    """An open bundle whose files have the sizes that its manifest gives."""
 
-    directory: Path
+    folder: Directory
     manifest: Manifest
+    files: Mapping[str, OpenedFile]
+    """The manifest and every file that it names, by its path in the bundle."""
 
     @classmethod
     def open(cls, directory: Path) -> Bundle:
-        """Read the manifest and compare sizes. `verify_hashes` compares hashes.
+        """Read the manifest, open all files and compare their sizes. `verify_hashes` compares hashes.
 
         Raises: BundleError naming the file that is missing, damaged or of another schema.
         """
-        path = directory / MANIFEST_FILE
-        if not directory.is_dir():
-            raise BundleError(f"{directory} is not a directory: a bundle is the directory that `build` writes")
-        try:
-            text = path.read_bytes()
-        except FileNotFoundError:
-            raise BundleError(f"{directory} has no {MANIFEST_FILE}: it is not a bundle") from None
-        manifest = Manifest.from_json(text, str(path))
-        listed = {entry.path for entry in manifest.files}
+        folder = Directory(directory, error=BundleError, advice="a bundle is the directory that `build` writes")
+        if not folder.has(MANIFEST_FILE):
+            raise BundleError(f"{directory} has no {MANIFEST_FILE}: it is not a bundle")
+        opened = folder.open(MANIFEST_FILE)
+        manifest = Manifest.from_json(opened.read_all(), str(opened))
+        listed = {entry.path: entry.bytes for entry in manifest.files}
         for name in manifest.needed_files():
             if name not in listed:
-                raise BundleError(f"{path} needs {name!r}, which is not among its files: build the bundle again")
-        listed_sizes = {entry.path: entry.bytes for entry in manifest.files}
+                raise BundleError(f"{opened} needs {name!r}, which is not among its files: build the bundle again")
         if manifest.weights.included:
-            listed_sizes |= {file.path: file.bytes for file in manifest.weights.files}
-        for name, size in listed_sizes.items():
-            file = directory / name
-            if not file.is_file():
-                raise BundleError(f"{file} is missing: copy the bundle again, with all its files")
-            if file.stat().st_size != size:
-                raise BundleError(
-                    f"{file} has {file.stat().st_size} bytes, {MANIFEST_FILE} says {size}: copy the bundle again"
-                )
-        return cls(directory=directory, manifest=manifest)
+            listed |= {file.path: file.bytes for file in manifest.weights.files}
+        files = {name: _open_listed(folder, name, size) for name, size in listed.items()}
+        return cls(folder=folder, manifest=manifest, files={MANIFEST_FILE: opened, **files})
 
     @property
-    def tokenizer_folder(self) -> Path | None:
-        """The folder of the tokenizer's files; None if the bundle was built from a checkpoint without them."""
-        files = [self.directory / name for name in self.manifest.text]
-        return next((file.parent for file in files if file.name == TOKENIZER_FILE), None)
+    def directory(self) -> Path:
+        """The path that was opened, for messages."""
+        return self.folder.path
+
+    @property
+    def descriptor(self) -> int:
+        """Descriptor of the directory, open as long as the bundle is."""
+        return self.folder.descriptor
+
+    def file(self, name: str) -> OpenedFile:
+        """The open file of this path in the bundle, which the manifest names."""
+        return self.files[name]
+
+    def text_files(self) -> dict[str, TextFile]:
+        """Read the files of the tokenizer, by their names without folders, and compare their hashes.
+
+        Returns: no file at all if the bundle was built from a checkpoint without a tokenizer.
+        Raises: BundleError naming a file whose content is not what was built.
+        """
+        if not any(Path(name).name == TOKENIZER_FILE for name in self.manifest.text):
+            return {}
+        hashes = {entry.path: entry.sha256 for entry in self.manifest.files}
+        found = {}
+        for name in self.manifest.text:
+            text = TextFile.read(self.file(name))
+            _require_hash(str(text.path), hashlib.sha256(text.content).hexdigest(), hashes[name])
+            found[text.path.name] = text
+        return found
+
+    def require_unchanged(self) -> None:
+        """Refuse what was read if the bundle's files were written to, or others took their names.
+
+        Who opens the files by name through `descriptor` calls it afterwards: then those were the same files.
+
+        Raises: BundleError naming the file.
+        """
+        for name, file in self.files.items():
+            file.require_unchanged()
+            now = self.folder.status(name)
+            # What has no name by now was deleted with the directory, and was open by then.
+            if now is not None and not file.is_at(now):
+                raise BundleError(f"{file} was replaced while the bundle was read: load it again")
 
     def verify_hashes(self, on_progress: ProgressCallback = silent) -> None:
         """Compare the hash of every file, and of every tensor in the weight files.
 
         Raises: BundleError naming the first file or tensor whose content is not what was built.
         """
-        self._verify({**self._files(), **self._tensors()}, on_progress)
+        self._verify({**self._file_spans(), **self._tensor_spans()}, on_progress)
 
     def verify_files(self) -> None:
         """Compare the hash of every file but those of the weights. Raises: as `verify_hashes`."""
-        self._verify(self._files(), silent)
+        self._verify(self._file_spans(), silent)
 
     def verify_tensors(self) -> None:
         """Compare the hash of every tensor of the weights, if the bundle has them. Raises: as `verify_hashes`."""
-        self._verify(self._tensors(), silent)
+        self._verify(self._tensor_spans(), silent)
 
-    def _files(self) -> dict[str, tuple[Span, str]]:
+    def _file_spans(self) -> dict[str, tuple[Span, str]]:
         """Where each file is and its hash, by what messages call it."""
-        found = {}
-        for entry in self.manifest.files:
-            path = self.directory / entry.path
-            found[str(path)] = (Span(path, 0, entry.bytes), entry.sha256)
-        return found
+        entries = [(self.file(entry.path), entry) for entry in self.manifest.files]
+        return {str(file): (Span(file, 0, entry.bytes), entry.sha256) for file, entry in entries}
 
-    def _tensors(self) -> dict[str, tuple[Span, str]]:
+    def _tensor_spans(self) -> dict[str, tuple[Span, str]]:
         """The same of each tensor."""
         weights, found = self.manifest.weights, {}
         for name, tensor in weights.tensors.items() if weights.included else ():
-            path = self.directory / tensor.file
-            found[f"{name} in {path}"] = (Span(path, tensor.offset, tensor.bytes), tensor.sha256)
+            file = self.file(tensor.file)
+            found[f"{name} in {file}"] = (Span(file, tensor.offset, tensor.bytes), tensor.sha256)
         return found
 
     def _verify(self, expected: Mapping[str, tuple[Span, str]], on_progress: ProgressCallback) -> None:
         with Hashing({what: span for what, (span, _) in expected.items()}) as hashing:
             found = hashing.result(on_progress)
         for what, (_, sha256) in expected.items():
-            if found[what] != sha256:
-                raise BundleError(
-                    f"{what} has another SHA-256 than {MANIFEST_FILE} says: it was changed or damaged, copy the bundle "
-                    "again"
-                )
+            _require_hash(what, found[what], sha256)
+
+
+def _open_listed(folder: Directory, name: str, size: int) -> OpenedFile:
+    """Open a file that has this size in bytes by the manifest."""
+    file = folder.open(name, advice=_AGAIN)
+    if file.size != size:
+        raise BundleError(f"{file} has {file.size} bytes, {MANIFEST_FILE} says {size}: {_AGAIN}")
+    return file
+
+
+def _require_hash(what: str, found: str, expected: str) -> None:
+    if found != expected:
+        raise BundleError(
+            f"{what} has another SHA-256 than {MANIFEST_FILE} says: it was changed or damaged, copy the bundle again"
+        )

@@ -21,12 +21,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..checkpoint.folder import CONFIG_FILE
 from ..checkpoint.keymap import EMBEDDING, FINAL_NORM, LM_HEAD, layer_weights, weights
 from ..checkpoint.quantization import DEFAULT_IGNORE, GATE_PATTERNS, QUANTIZATION_FIELD, SCHEMES, Quantization
-from ..checkpoint.reader import CONFIG_FILE, INDEX_FILE, Checkpoint
-from ..checkpoint.safetensors_header import TYPE_NAMES, read_header
+from ..checkpoint.reader import INDEX_FILE, Checkpoint
+from ..checkpoint.safetensors_header import TYPE_NAMES, StoredTensor, read_header
 from ..checkpoint.safetensors_writer import NewTensor, write_safetensors
 from ..errors import CheckpointError, DiskFullError, UnsupportedError
+from ..files import OpenedFile, TextFile
 from ..installation import VERSION
 from ..model.layer_run import LayerRun, embed, layer_prefix, make_layer
 from ..progress import ProgressCallback, silent
@@ -70,13 +72,14 @@ def quantize_checkpoint(
     """
     start = time.monotonic()
     _require_quantizable(checkpoint, recipe)
-    tokens = samples.read(checkpoint.config, checkpoint.accessory_files().get(TOKENIZER_FILE))
+    texts = checkpoint.text_files()
+    tokens = samples.read(checkpoint.config, texts.get(TOKENIZER_FILE))
     key = _resume_key(checkpoint, recipe, tokens)
     with resumable_directory(output, marker=MARKER, force=force, key=key) as staging:
         run = _Run(checkpoint, recipe, tokens, staging)
         run.check_disk()
         run.layers(on_progress)
-        run.finish()
+        run.finish(texts)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return QuantizeResult(directory=output, seconds=time.monotonic() - start, peak_host_bytes=peak)
 
@@ -133,21 +136,22 @@ class _Run:
                 format_bytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024),
             )
 
-    def finish(self) -> None:
+    def finish(self, texts: Mapping[str, TextFile]) -> None:
         """The last shard, the index and everything that is not a weight."""
         names = [name for name in (FINAL_NORM, LM_HEAD) if name in self._checkpoint.locations]
         _write_whole(self._shard(self._shards - 1), {name: self._checkpoint.tensor(name) for name in names})
         self._rows_file(self._config.num_hidden_layers).unlink(missing_ok=True)
         directory = self._staging.path
-        headers = {self._shard(number).name: read_header(self._shard(number)) for number in range(self._shards)}
+        headers = {self._shard(number).name: _header(self._shard(number)) for number in range(self._shards)}
         total = sum(tensor.length for header in headers.values() for tensor in header.values())
         weight_map = {name: shard for shard, header in headers.items() for name in header}
         _write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
-        fields = json.loads((self._checkpoint.directory / CONFIG_FILE).read_text(encoding="utf-8"))
-        fields[QUANTIZATION_FIELD] = quantization(self._recipe).to_dict()
-        _write_json(directory / CONFIG_FILE, fields)
-        for name, file in self._checkpoint.accessory_files().items():
-            shutil.copyfile(file, directory / name)
+        fields = self._checkpoint.folder.config_fields if self._checkpoint.folder else {}
+        quantized = {QUANTIZATION_FIELD: quantization(self._recipe).to_dict()}
+        _write_json(directory / CONFIG_FILE, {**fields, **quantized})
+        for name, file in texts.items():
+            (directory / name).write_bytes(file.content)
+        self._checkpoint.require_unchanged()
 
     def check_disk(self) -> None:
         """Raises: DiskFullError."""
@@ -219,7 +223,7 @@ class _Run:
 
     def _read_rows(self, layer: int) -> list[Tensor]:
         file = self._rows_file(layer)
-        stored = read_header(file)[_ROWS]
+        stored = _header(file)[_ROWS]
         whole = torch.from_file(str(file), shared=False, size=stored.offset + stored.length, dtype=torch.uint8)
         rows = whole[stored.offset :].view(torch.float32).view(stored.shape)
         return [part.clone() for part in torch.split(rows, [len(ids) for ids in self._tokens])]
@@ -252,12 +256,15 @@ def _resume_key(checkpoint: Checkpoint, recipe: QuantizationRecipe, tokens: list
         "torch": (torch.__version__, torch.get_num_threads()),
         "recipe": asdict(recipe),
         "config": asdict(checkpoint.config),
-        "weights": {
-            name: (file.stat().st_size, file.stat().st_mtime_ns) for name, file in checkpoint.shard_files().items()
-        },
+        "weights": {name: file.version for name, file in checkpoint.shard_files().items()},
         "tokens": [ids.tolist() for ids in tokens],
     }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _header(path: Path) -> dict[str, StoredTensor]:
+    """The header of a file that this run or the interrupted one before it wrote."""
+    return read_header(OpenedFile.open(path, error=CheckpointError))
 
 
 def _write_whole(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..checkpoint.config import SalaConfig
 from ..errors import CheckpointError, RequestError
+from ..files import TextFile
 from ..specs import TOKENIZER_FILE
 
 MIN_TOKENS = 16
@@ -36,7 +37,7 @@ class SampleRequest:
             if value < 1:
                 raise RequestError(f"{option} {value}: expected at least 1")
 
-    def read(self, config: SalaConfig, tokenizer_file: Path | None) -> list[Tensor]:
+    def read(self, config: SalaConfig, tokenizer_file: TextFile | None) -> list[Tensor]:
         """Read the samples, each int64 [T].
 
         Args: `tokenizer_file` is the checkpoint's tokenizer.json, which `text` needs. None if there is none.
@@ -84,7 +85,7 @@ def _lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _object(line: str, where: str) -> dict[str, Any]:
     try:
         fields = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(f'{where} is not JSON ({error}): expected a line such as {{"text": "..."}}') from None
     if not isinstance(fields, dict):
         raise RequestError(f'{where} holds {type(fields).__name__}, expected an object such as {{"text": "..."}}')
@@ -111,16 +112,18 @@ def _require_in_vocabulary(ids: list[int], vocab_size: int, where: str) -> None:
         raise RequestError(f"{where}: token {outside[0]} is outside the vocabulary of {vocab_size}")
 
 
-def _load_tokenizer(file: Path | None, where: str) -> tokenizers.Tokenizer:
+def _load_tokenizer(file: TextFile | None, where: str) -> tokenizers.Tokenizer:
     if file is None:
         raise CheckpointError(
             f"{where} is text, but the checkpoint has no {TOKENIZER_FILE}: copy it there, or give `input_ids`"
         )
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        tokenizer = tokenizers.Tokenizer.from_buffer(file.content)
     # The library raises plain Exception for whatever it finds wrong with a file.
     except Exception as error:
-        raise CheckpointError(f"{file} is no tokenizer that this version of `tokenizers` reads: {error}") from error
+        raise CheckpointError(
+            f"{file.path} is no tokenizer that this version of `tokenizers` reads: {error}"
+        ) from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Any
 
 from ..errors import ConfigError, RequestError, UnsupportedError
@@ -152,9 +152,8 @@ class SalaConfig:
         return replace(self, mixer_types=self.mixer_types[:layers])
 
     @classmethod
-    def from_file(cls, path: Path) -> SalaConfig:
-        """Read a config.json."""
-        fields = read_config_fields(path)
+    def from_fields(cls, fields: Mapping[str, Any], path: Path) -> SalaConfig:
+        """Check and convert the fields of the config.json at `path`, which errors name."""
         try:
             return cls.from_dict(fields)
         except (ConfigError, UnsupportedError) as error:
@@ -209,21 +208,6 @@ class SalaConfig:
         }
 
 
-def read_config_fields(path: Path) -> dict[str, Any]:
-    """The object that a config.json holds. Raises: ConfigError if there is none."""
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{path} does not exist: --model takes a directory in Hugging Face layout or a hub id"
-        ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise ConfigError(f"{path} holds {type(fields).__name__}, expected a JSON object")
-    return fields
-
-
 _SERVED_VALUES: Mapping[str, bool | str] = {
     "attention_bias": False,
     "hidden_act": "silu",
@@ -242,12 +226,12 @@ def _refuse_unsupported(fields: JsonFields) -> None:
     model_type = fields.value("model_type")
     if model_type != MODEL_TYPE:
         raise UnsupportedError(
-            f"model_type is {model_type!r}, expected {MODEL_TYPE!r}: this is no MiniCPM-SALA checkpoint"
+            f"model_type is {shown(model_type)}, expected {MODEL_TYPE!r}: this is no MiniCPM-SALA checkpoint"
         )
     for name, served in _SERVED_VALUES.items():
         value = fields.value(name, served)
         if value != served:
-            raise UnsupportedError(f"{name} is {value!r}: only {served!r} is served")
+            raise UnsupportedError(f"{name} is {shown(value)}: only {served!r} is served")
 
 
 def _heads(fields: JsonFields) -> tuple[int, int, int]:
@@ -280,7 +264,7 @@ def _rope_theta(fields: JsonFields) -> float:
         # `type` is the older name of `rope_type`.
         kind = nested.value("rope_type", nested.value("type", "default"))
         if kind != "default":
-            raise UnsupportedError(f"{name}.rope_type is {kind!r}: only plain RoPE is served")
+            raise UnsupportedError(f"{name}.rope_type is {shown(kind)}: only plain RoPE is served")
         if "rope_theta" in nested or (name == "rope_parameters" and name in fields and not given):
             given.append(nested.number("rope_theta"))
     if len(set(given)) > 1:
@@ -293,7 +277,7 @@ def _mixers(fields: JsonFields) -> tuple[Mixer, ...]:
     known = sorted(mixer.value for mixer in Mixer)
     for i, name in enumerate(names):
         if name not in known:
-            raise UnsupportedError(f"mixer_types[{i}] is {name!r}: known mixers are {', '.join(known)}")
+            raise UnsupportedError(f"mixer_types[{i}] is {shown(name)}: known mixers are {', '.join(known)}")
     layers = fields.integer("num_hidden_layers")
     if layers != len(names):
         raise ConfigError(f"num_hidden_layers is {layers} but mixer_types has {len(names)} entries")

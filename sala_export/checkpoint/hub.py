@@ -7,8 +7,10 @@ import os
 from pathlib import Path
 
 from ..errors import CheckpointError, RequestError
+from ..files import exists, is_directory
 from .config import DEFAULT_MODEL
-from .reader import ACCESSORY_FILES, CONFIG_FILE, INDEX_FILE
+from .folder import ACCESSORY_FILES, CONFIG_FILE
+from .reader import INDEX_FILE
 
 _PATTERNS = (CONFIG_FILE, INDEX_FILE, "*.safetensors", *ACCESSORY_FILES)
 """Weights and text files only: the repository's Python code and copies of the weights in other formats stay there."""
@@ -27,18 +29,26 @@ def resolve_model(
     Raises: RequestError if a directory is given together with a revision; CheckpointError, one line, if `model` is
     neither a directory nor a hub id, or cannot be downloaded.
     """
-    path = Path(model).expanduser()
-    if path.is_dir():
+    path = local_path(model)
+    if is_directory(path):
         if revision is not None:
             raise RequestError(f"--revision {revision} only applies to a hub id, but {model} is a directory")
         return path
-    if path.exists():
+    if exists(path):
         raise CheckpointError(f"{model} is a file: give the directory that holds {CONFIG_FILE} and the weights")
     if _looks_like_path(model):
         raise CheckpointError(
             f"{model} does not exist: give a checkpoint directory or a hub id such as {DEFAULT_MODEL}"
         )
     return _download(model, revision, cache_dir, (CONFIG_FILE,) if config_only else _PATTERNS)
+
+
+def local_path(model: str) -> Path:
+    """The path that `model` is, if it is one, with `~` replaced by the home directory."""
+    try:
+        return Path(model).expanduser()
+    except RuntimeError:  # there is no such user
+        return Path(model)
 
 
 def _looks_like_path(model: str) -> bool:

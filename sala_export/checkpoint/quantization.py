@@ -9,12 +9,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Any
 
 from ..errors import ConfigError, UnsupportedError
 from ..numerics.number_formats import E2M1_MAX, E4M3_MAX, INT4_MAX, INT8_MAX
 from ..specs import DType, Precision
-from .config import read_config_fields
 from .keymap import GATE_ROLES
 
 QUANTIZATION_FIELD = "quantization_config"
@@ -173,12 +173,12 @@ class Quantization:
         }
 
 
-def read_quantization(config_file: Path) -> Quantization | None:
-    """Read from a config.json how its model is quantised. None if it is not.
+def read_quantization(config_fields: Mapping[str, Any], config_file: Path) -> Quantization | None:
+    """Read from the object in a config.json how its model is quantised. None if it is not.
 
     Raises: ConfigError for malformed fields, UnsupportedError for another method or scheme; both name file and field.
     """
-    fields = read_config_fields(config_file).get(QUANTIZATION_FIELD)
+    fields = config_fields.get(QUANTIZATION_FIELD)
     if fields is None:
         return None
     try:
@@ -190,16 +190,17 @@ def read_quantization(config_file: Path) -> Quantization | None:
 def _quantization(fields: Any) -> Quantization:
     """Errors begin with the path of the field below `quantization_config`."""
     if not isinstance(fields, dict):
-        raise ConfigError(f" is {fields!r}, expected an object")
+        raise ConfigError(f" is {shown(fields)}, expected an object")
     if fields.get("quant_method") != QUANT_METHOD:
         raise UnsupportedError(
-            f".quant_method is {fields.get('quant_method')!r}: only {QUANT_METHOD} is read; take the original model "
-            "and quantise it with sala-export quantize"
+            f".quant_method is {shown(fields.get('quant_method'))}: only {QUANT_METHOD} is read; take the original "
+            "model and quantise it with sala-export quantize"
         )
     by_format = {scheme.format: scheme for scheme in SCHEMES.values()}
-    scheme = by_format.get(fields.get("format", ""))
+    form = fields.get("format")
+    scheme = by_format.get(form) if isinstance(form, str) else None
     if scheme is None:
-        raise UnsupportedError(f".format is {fields.get('format')!r}: known are {', '.join(by_format)}")
+        raise UnsupportedError(f".format is {shown(form)}: known are {', '.join(by_format)}")
     if fields.get("kv_cache_scheme") is not None:
         raise UnsupportedError(".kv_cache_scheme is given: caches are 16 bits, quantise without it")
     groups = fields.get("config_groups")
@@ -213,7 +214,7 @@ def _quantization(fields: Any) -> Quantization:
     _check_arguments(f"{where}.input_activations", group.get("input_activations"), scheme.input_activations)
     ignore = fields.get("ignore", [])
     if not isinstance(ignore, list) or not all(isinstance(entry, str) for entry in ignore):
-        raise ConfigError(f".ignore is {ignore!r}, expected a list of module names")
+        raise ConfigError(f".ignore is {shown(ignore)}, expected a list of module names")
     return Quantization(scheme=scheme, ignore=_checked_patterns(ignore))
 
 
@@ -223,14 +224,14 @@ def _check_arguments(where: str, given: Any, expected: Mapping[str, Any] | None,
             raise UnsupportedError(f"{where} is given, but weights of this format go with activations of 16 bits")
         return
     if not isinstance(given, dict):
-        raise ConfigError(f"{where} is {given!r}, expected an object")
+        raise ConfigError(f"{where} is {shown(given)}, expected an object")
     for field, value in expected.items():
         accepted = [value, "channel"] if field == "strategy" and channels else [value]
         if given.get(field) not in accepted:
             wanted = " or ".join(map(repr, accepted))
-            raise UnsupportedError(f"{where}.{field} is {given.get(field)!r}: only {wanted} is served")
+            raise UnsupportedError(f"{where}.{field} is {shown(given.get(field))}: only {wanted} is served")
     if given.get("actorder") not in (None, "weight", "static"):
-        raise UnsupportedError(f"{where}.actorder is {given['actorder']!r}: columns must stay in their order")
+        raise UnsupportedError(f"{where}.actorder is {shown(given['actorder'])}: columns must stay in their order")
 
 
 def _checked_patterns(ignore: Sequence[str]) -> tuple[str, ...]:
@@ -238,6 +239,6 @@ def _checked_patterns(ignore: Sequence[str]) -> tuple[str, ...]:
         if entry.startswith(_PATTERN):
             try:
                 re.compile(entry.removeprefix(_PATTERN))
-            except re.error as error:
-                raise ConfigError(f".ignore holds {entry!r}, which is no regular expression: {error}") from None
+            except (re.error, OverflowError, RecursionError) as error:
+                raise ConfigError(f".ignore holds {shown(entry)}, which is no regular expression: {error}") from None
     return tuple(ignore)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError, UnsupportedError
+from ..files import OpenedFile
 from ..numerics.number_formats import E4M3_VALUES
 from ..specs import DType, Precision
 from .keymap import GATE_ROLES, Weight, packs
@@ -19,7 +19,7 @@ from .tensor_location import TensorLocation, locate
 
 _AGAIN = "quantise the original model with sala-export quantize"
 
-Found = Mapping[str, tuple[Path, StoredTensor]]
+Found = Mapping[str, tuple[OpenedFile, StoredTensor]]
 """File and header entry of every tensor that is wanted, by name."""
 
 
@@ -169,9 +169,9 @@ def _as_float32(where: TensorLocation) -> NDArray[np.float32]:
     raw = where.raw()
     match where.dtype:
         case DType.FLOAT32:
-            return np.array(raw).view("<f4").astype(np.float32, copy=False)
+            return raw.view("<f4").astype(np.float32, copy=False)
         case DType.BFLOAT16:
-            return (np.array(raw).view("<u2").astype(np.uint32) << 16).view(np.float32)
+            return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
         case _:
             return E4M3_VALUES[raw]
 

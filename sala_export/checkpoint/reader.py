@@ -6,18 +6,20 @@ here imports torch until a tensor is asked for.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from reprlib import repr as shown
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, RequestError
-from ..specs import TOKENIZER_FILE, DType, Precision
+from ..files import Directory, OpenedFile, TextFile, read_json
+from ..specs import DType, Precision
 from .config import SalaConfig
+from .folder import CheckpointFolder
 from .keymap import Weight, weights
-from .quantization import Quantization, read_quantization
+from .quantization import Quantization
 from .quantized_weights import QuantizedWeight, quantized_weights, tensor_names
 from .safetensors_header import StoredTensor, read_header
 from .tensor_location import TensorLocation, locate
@@ -25,12 +27,8 @@ from .tensor_location import TensorLocation, locate
 if TYPE_CHECKING:
     import torch
 
-CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-
-ACCESSORY_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
-"""Files that a text runtime needs beside the weights. All are optional."""
 
 _WEIGHT_DTYPES = {"BF16": DType.BFLOAT16, "F16": DType.FLOAT16, "F32": DType.FLOAT32}
 _CONVERT = "convert the checkpoint to bfloat16"
@@ -45,6 +43,7 @@ class Checkpoint:
     """
 
     directory: Path
+    """For messages."""
     config: SalaConfig
     dtype: DType
     """Type of all weights that are not quantised: float32, float16 or bfloat16."""
@@ -53,9 +52,11 @@ class Checkpoint:
     quantization: Quantization | None = None
     quantized: Mapping[str, QuantizedWeight] = field(default_factory=dict)
     """Quantised weights by name, `...q_proj.weight`, in the order of `keymap.weights`."""
+    folder: CheckpointFolder | None = None
+    """The open directory. None if a bundle holds the weights."""
 
     @classmethod
-    def open(cls, directory: Path, layers: int | None = None) -> Checkpoint:
+    def open(cls, directory: Path | CheckpointFolder, layers: int | None = None) -> Checkpoint:
         """Read and check a checkpoint directory; with `layers`, only the first that many.
 
         Shards that hold no weight of the layers taken need not exist.
@@ -63,12 +64,9 @@ class Checkpoint:
         Raises: ConfigError or UnsupportedError for the configuration, RequestError for `layers`, CheckpointError for
         the files; each names the file and the field or tensor.
         """
-        if not directory.is_dir():
-            raise CheckpointError(f"{directory} is not a directory: a checkpoint is one in Hugging Face layout")
-        config = SalaConfig.from_file(directory / CONFIG_FILE)
-        if layers is not None:
-            config = config.truncated(layers)
-        quantization = read_quantization(directory / CONFIG_FILE)
+        folder = directory if isinstance(directory, CheckpointFolder) else CheckpointFolder.open(directory)
+        config = folder.config if layers is None else folder.config.truncated(layers)
+        quantization = folder.quantization()
         names: list[str] = []
         plain = []
         for weight in weights(config):
@@ -77,15 +75,16 @@ class Checkpoint:
             else:
                 names.append(weight.name)
                 plain.append(weight)
-        found = _find(directory, names)
+        found = _find(folder.directory, names)
         locations = {weight.name: _plain(*found[weight.name], weight) for weight in plain}
         return cls(
-            directory=directory,
+            directory=folder.path,
             config=config,
             dtype=_common_dtype(locations),
             locations=locations,
             quantization=quantization,
             quantized=quantized_weights(weights(config), quantization, found) if quantization else {},
+            folder=folder,
         )
 
     @property
@@ -94,7 +93,7 @@ class Checkpoint:
         return self.quantization.precision if self.quantization else None
 
     @classmethod
-    def of_files(cls, directory: Path, config: SalaConfig, files: Iterable[Path]) -> Checkpoint:
+    def of_files(cls, directory: Path, config: SalaConfig, files: Iterable[OpenedFile]) -> Checkpoint:
         """The weights of `config` in safetensors files that a manifest lists, as in a bundle.
 
         Raises: CheckpointError naming the directory or file and the tensor.
@@ -128,24 +127,33 @@ class Checkpoint:
         return found
 
     def tensor(self, name: str) -> torch.Tensor:
-        """A weight that is not quantised, as a CPU tensor over the mapped file: pages are read when touched and writes
-        stay private."""
-        from .mapped_tensor import map_tensor
+        """Read a weight that is not quantised, into memory of its own on the CPU.
 
-        return map_tensor(self.locations[name])
+        Raises: CheckpointError or BundleError if the file was cut off since it was opened.
+        """
+        from .torch_tensor import read_tensor
+
+        return read_tensor(self.locations[name])
 
     def fill(self, weight: Weight, out: torch.Tensor) -> None:
         """Copy a weight that is not quantised to `out`, of its shape, on any device and in any type."""
         out.copy_(self.tensor(weight.name))
 
-    def shard_files(self) -> dict[str, Path]:
-        """The files that hold the weights: name in the checkpoint -> real path, symlinks resolved."""
-        return {location.file.name: location.file.resolve() for location in self.tensors().values()}
+    def shard_files(self) -> dict[str, OpenedFile]:
+        """The files that hold the weights, by their names in the checkpoint."""
+        return {location.file.path.name: location.file for location in self.tensors().values()}
 
-    def accessory_files(self) -> dict[str, Path]:
-        """Those of `ACCESSORY_FILES` that exist: name -> real path, symlinks resolved."""
-        found = {name: self.directory / name for name in ACCESSORY_FILES}
-        return {name: path.resolve() for name, path in found.items() if path.is_file()}
+    def text_files(self) -> dict[str, TextFile]:
+        """Read the accessory files of the directory, by name. Raises: as `CheckpointFolder.text_files`."""
+        return self.folder.text_files() if self.folder else {}
+
+    def require_unchanged(self) -> None:
+        """Refuse what was read if something wrote to the weights meanwhile.
+
+        Raises: CheckpointError or BundleError naming the file.
+        """
+        for file in self.shard_files().values():
+            file.require_unchanged()
 
     def weight_bytes(self) -> int:
         """Size of all weights together, their scales included, those of inputs not."""
@@ -153,51 +161,49 @@ class Checkpoint:
         return quantized + sum(location.length for location in self.locations.values())
 
 
-def _find(directory: Path, names: Sequence[str]) -> dict[str, tuple[Path, StoredTensor]]:
+def _find(directory: Directory, names: Sequence[str]) -> dict[str, tuple[OpenedFile, StoredTensor]]:
     """Shard and header entry of every wanted tensor."""
-    single = directory / WEIGHTS_FILE
-    shard_of = dict.fromkeys(names, single) if single.is_file() else _read_index(directory, names)
+    single = directory.has(WEIGHTS_FILE)
+    shard_of = dict.fromkeys(names, WEIGHTS_FILE) if single else _read_index(directory, names)
     shards = tuple(dict.fromkeys(shard_of.values()))
-    absent = [shard.name for shard in shards if not shard.is_file()]
+    absent = [shard for shard in shards if not directory.has(shard)]
     if absent:
         raise CheckpointError(f"{directory} lacks {_listed(absent)}: download the checkpoint again")
-    headers = {shard: read_header(shard) for shard in shards}
+    files = {shard: directory.open(shard) for shard in shards}
+    headers = {shard: read_header(file) for shard, file in files.items()}
     lacking = [name for name in names if name not in headers[shard_of[name]]]
     if lacking:
-        files = _listed(list(dict.fromkeys(shard_of[name].name for name in lacking)))
+        places = _listed(list(dict.fromkeys(shard_of[name] for name in lacking)))
         raise CheckpointError(
-            f"{directory}: {files} should hold {_listed(lacking)} but does not: "
+            f"{directory}: {places} should hold {_listed(lacking)} but does not: "
             "the checkpoint is incomplete or of another model"
         )
-    return {name: (shard_of[name], headers[shard_of[name]][name]) for name in names}
+    return {name: (files[shard_of[name]], headers[shard_of[name]][name]) for name in names}
 
 
-def _read_index(directory: Path, names: Iterable[str]) -> dict[str, Path]:
-    """The shard that the index gives for each of `names`."""
-    path = directory / INDEX_FILE
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+def _read_index(directory: Directory, names: Iterable[str]) -> dict[str, str]:
+    """The name of the shard that the index gives for each of `names`."""
+    if not directory.has(INDEX_FILE):
         raise CheckpointError(
             f"{directory} has neither {WEIGHTS_FILE} nor {INDEX_FILE}: weights must be safetensors files"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
+        )
+    file = directory.open(INDEX_FILE)
+    index = read_json(file, error=CheckpointError)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict):
-        raise CheckpointError(f"{path} has no weight_map object: download it again")
+        raise CheckpointError(f"{file} has no weight_map object: download it again")
     unlisted = [name for name in names if name not in weight_map]
     if unlisted:
-        raise CheckpointError(f"{path} does not list {_listed(unlisted)}: it is incomplete or of another model")
+        raise CheckpointError(f"{file} does not list {_listed(unlisted)}: it is incomplete or of another model")
     for name in names:
         shard = weight_map[name]
         # A path with folders could point outside the checkpoint, and bundles place shards by their bare names.
         if not isinstance(shard, str) or shard != Path(shard).name or not shard.endswith(".safetensors"):
-            raise CheckpointError(f"{path} places {name} in {shard!r}, expected a .safetensors file beside it")
-    return {name: directory / weight_map[name] for name in names}
+            raise CheckpointError(f"{file} places {name} in {shown(shard)}, expected a .safetensors file beside it")
+    return {name: weight_map[name] for name in names}
 
 
-def _plain(file: Path, stored: StoredTensor, weight: Weight) -> TensorLocation:
+def _plain(file: OpenedFile, stored: StoredTensor, weight: Weight) -> TensorLocation:
     """A weight that is not quantised."""
     return locate(file, weight.name, stored, _WEIGHT_DTYPES, [weight.shape], _CONVERT)
 
@@ -207,8 +213,9 @@ def _common_dtype(locations: Mapping[str, TensorLocation]) -> DType:
     (common, count), *others = Counter(location.dtype for location in locations.values()).most_common()
     if others:
         odd = [name for name, location in locations.items() if location.dtype != common]
-        raise CheckpointError(
-            f"{locations[odd[0]].file}: {_listed(odd)} is not {common} as the other {count} weights are: "
+        file = locations[odd[0]].file
+        raise file.error(
+            f"{file}: {_listed(odd)} is not {common} as the other {count} weights are: "
             "convert the checkpoint to one type"
         )
     return common

@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import InputError
+from ..files import OpenedFile
 from ..specs import DType
 
 LENGTH_BYTES = 8
@@ -31,6 +31,7 @@ TYPE_NAMES: Mapping[DType, str] = {
 }
 """Element types as the format spells them."""
 
+_LARGEST_OFFSET = 2**63 - 1
 _MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library; a larger number is the start of some other kind of file."""
 
@@ -48,54 +49,54 @@ class StoredTensor:
     """Bytes."""
 
 
-def read_header(path: Path) -> dict[str, StoredTensor]:
+def read_header(file: OpenedFile) -> dict[str, StoredTensor]:
     """All tensors of a file by name; the data is not read, only checked to be there.
 
-    Raises: CheckpointError if the file cannot be read, is truncated or its header is damaged.
+    Raises: the error of the file if it cannot be read, is truncated or its header is damaged.
     """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            header_bytes = int.from_bytes(file.read(LENGTH_BYTES), "little")
-            text = file.read(min(header_bytes, _MAX_HEADER_BYTES))
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    if file.size < LENGTH_BYTES:
+        raise _truncated(file, LENGTH_BYTES)
+    header_bytes = int.from_bytes(file.read(0, LENGTH_BYTES), "little")
     if header_bytes > _MAX_HEADER_BYTES:
-        raise _damaged(path, f"its header claims {header_bytes} bytes")
+        raise _damaged(file, f"its header claims {header_bytes} bytes")
     data_start = LENGTH_BYTES + header_bytes
-    if size < data_start:
-        raise _truncated(path, size, data_start)
-    tensors = _parse(path, text, data_start)
+    if file.size < data_start:
+        raise _truncated(file, data_start)
+    tensors = _parse(file, file.read(LENGTH_BYTES, header_bytes), data_start)
     end = max((tensor.offset + tensor.length for tensor in tensors.values()), default=data_start)
-    if size < end:
-        raise _truncated(path, size, end)
+    if file.size < end:
+        raise _truncated(file, end)
     return tensors
 
 
-def _parse(path: Path, text: bytes, data_start: int) -> dict[str, StoredTensor]:
+def _parse(file: OpenedFile, text: bytes, data_start: int) -> dict[str, StoredTensor]:
     try:
         header = json.loads(text)
-    except ValueError as error:
-        raise _damaged(path, f"its header is not JSON ({error})") from None
+    except (ValueError, RecursionError) as error:
+        raise _damaged(file, f"its header is not JSON ({error})") from None
     if not isinstance(header, dict):
-        raise _damaged(path, "its header is not a JSON object")
+        raise _damaged(file, "its header is not a JSON object")
     return {
-        name: _stored_tensor(path, name, entry, data_start) for name, entry in header.items() if name != "__metadata__"
+        name: _stored_tensor(file, name, entry, data_start) for name, entry in header.items() if name != "__metadata__"
     }
 
 
-def _stored_tensor(path: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
+def _stored_tensor(file: OpenedFile, name: str, entry: Any, data_start: int) -> StoredTensor:
     match entry:
-        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]} if (
-            all(isinstance(extent, int) and extent >= 0 for extent in shape) and 0 <= begin <= end
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [begin, end]} if (
+            all(_is_count(number) for number in (*shape, begin, end)) and begin <= end
         ):
             return StoredTensor(dtype=dtype, shape=tuple(shape), offset=data_start + begin, length=end - begin)
-    raise _damaged(path, f"its header entry of {name} is malformed")
+    raise _damaged(file, f"its header entry of {name} is malformed")
 
 
-def _damaged(path: Path, what: str) -> CheckpointError:
-    return CheckpointError(f"{path} is not a valid safetensors file: {what}; download it again")
+def _is_count(number: object) -> bool:
+    return type(number) is int and 0 <= number <= _LARGEST_OFFSET
 
 
-def _truncated(path: Path, size: int, needed: int) -> CheckpointError:
-    return CheckpointError(f"{path} is truncated: it has {size} bytes, its header needs {needed}; download it again")
+def _damaged(file: OpenedFile, what: str) -> InputError:
+    return file.error(f"{file} is not a valid safetensors file: {what}; download it again")
+
+
+def _truncated(file: OpenedFile, needed: int) -> InputError:
+    return file.error(f"{file} is truncated: it has {file.size} bytes, its header needs {needed}; download it again")

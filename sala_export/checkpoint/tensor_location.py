@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import CheckpointError
+from ..files import OpenedFile
 from ..specs import DType
 from .safetensors_header import StoredTensor
 
@@ -19,8 +18,8 @@ from .safetensors_header import StoredTensor
 class TensorLocation:
     """The bytes of a tensor: little endian, row major, contiguous."""
 
-    file: Path
-    """The shard in the checkpoint directory. In a hub snapshot it is a symlink: resolve it before hard linking."""
+    file: OpenedFile
+    """The shard of the checkpoint."""
     offset: int
     """Bytes from the start of the file; not always a multiple of the element size."""
     length: int
@@ -29,12 +28,15 @@ class TensorLocation:
     shape: tuple[int, ...]
 
     def raw(self) -> NDArray[np.uint8]:
-        """The bytes, mapped: pages are read when touched."""
-        return np.memmap(self.file, dtype=np.uint8, mode="r", offset=self.offset, shape=(self.length,))
+        """Read the bytes. Raises: the error of the file if it was cut off meanwhile."""
+        # A mapped file that somebody cuts off ends the process with a bus error.
+        block = np.empty(self.length, np.uint8)
+        self.file.read_into(self.offset, block.data)
+        return block
 
 
 def locate(
-    file: Path,
+    file: OpenedFile,
     name: str,
     stored: StoredTensor,
     dtypes: Mapping[str, DType],
@@ -44,18 +46,18 @@ def locate(
     """The tensor `name` of a file, if it has one of these types (by their words in safetensors) and of these shapes.
 
     Args: `convert` tells a user what to do about another type.
-    Raises: CheckpointError naming file and tensor.
+    Raises: the error of the file, naming file and tensor.
     """
     dtype = dtypes.get(stored.dtype)
     if dtype is None:
         expected = f"expected {'one of ' if len(dtypes) > 1 else ''}{', '.join(dtypes)}"
-        raise CheckpointError(f"{file}: {name} has type {stored.dtype}, {expected}: {convert}")
+        raise file.error(f"{file}: {name} has type {stored.dtype}, {expected}: {convert}")
     if stored.shape not in shapes:
         wanted = " or ".join(str(list(shape)) for shape in shapes)
-        raise CheckpointError(f"{file}: {name} has shape {list(stored.shape)}, but config.json calls for {wanted}")
+        raise file.error(f"{file}: {name} has shape {list(stored.shape)}, but config.json calls for {wanted}")
     size = dtype.bytes * math.prod(stored.shape)
     if stored.length != size:
-        raise CheckpointError(
+        raise file.error(
             f"{file}: {name} takes {stored.length} bytes, but its shape and type need {size}: download the file again"
         )
     return TensorLocation(file=file, offset=stored.offset, length=stored.length, dtype=dtype, shape=stored.shape)

@@ -190,18 +190,19 @@ def _load(console: Console, bundle: Path, runtime: str, weights: Path | None) ->
     from ..runtime.text import Tokenizer
 
     source = ModelSource.open(bundle, other_weights=weights) if runtime == TORCH else ModelSource.of_bundle(bundle)
-    if source.tokenizer_folder is None:
+    texts = source.text_files()
+    if not texts:
         raise UnsupportedError(
             f"{bundle} has no tokenizer, so it cannot read text: use sala_export.load and token ids, or build it again "
             "from a checkpoint with tokenizer.json"
         )
-    tokenizer = Tokenizer.from_directory(source.tokenizer_folder)
+    tokenizer = Tokenizer.from_files(texts)
     if runtime == TORCH:
-        model = load(bundle, runtime=runtime, tokenizer=tokenizer, weights=weights)
+        model = load(source, runtime=runtime, tokenizer=tokenizer)
     else:
         with progress_display(console) as on_progress:
             shown = load_progress(on_progress)
-            model = load(bundle, runtime=runtime, tokenizer=tokenizer, weights=weights, on_progress=shown)
+            model = load(source, runtime=runtime, tokenizer=tokenizer, on_progress=shown)
     return model, tokenizer
 
 

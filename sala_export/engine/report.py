@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ..errors import BundleError
+from ..files import OpenedFile
 from ..specs import FlavourName, Precision, TensorSpec
 from .build_log import FusedLayer, LayerTensor
 from .graph import OperatorNode
@@ -113,14 +114,14 @@ class EngineReport:
             partial.unlink(missing_ok=True)
 
     @classmethod
-    def read(cls, path: Path) -> EngineReport:
+    def read(cls, file: OpenedFile) -> EngineReport:
         """Read a report that `write` wrote. Raises: BundleError for anything but a report of this version."""
         try:
-            return _ADAPTER.validate_json(path.read_bytes())
+            return _ADAPTER.validate_json(file.read_all())
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"])
-            raise BundleError(f"{path}: {field}: {first['msg']} (build the bundle again)") from None
+            raise BundleError(f"{file}: {field}: {first['msg']} (build the bundle again)") from None
 
 
 _ADAPTER = TypeAdapter(EngineReport)

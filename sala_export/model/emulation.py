@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..checkpoint.mapped_tensor import map_tensor
 from ..checkpoint.quantized_weights import QuantizedWeight
+from ..checkpoint.torch_tensor import read_tensor
 from ..numerics.number_formats import E4M3_MAX
 from ..numerics.rounding import round_e4m3, round_int8
 from ..numerics.weights import dequantize, nvfp4_codes, nvfp4_values
@@ -41,7 +41,7 @@ def fake_quantize(x: Tensor, precision: Precision, scale: Tensor | float) -> Ten
 class EmulatedLinear(nn.Module):
     """A quantised projection without bias; takes and gives the type of the model.
 
-    Its weight stays as it is stored, memory-mapped on the CPU, and is dequantised at each call: a model takes the
+    Its weight stays as it is stored and is dequantised at each call: a model takes the
     memory of its checkpoint.
     """
 
@@ -55,8 +55,8 @@ class EmulatedLinear(nn.Module):
         self._largest_code = weight.scheme.largest * (E4M3_MAX if weight.scheme.group else 1.0)
         self.out_features, self.in_features = weight.shape
         self.global_scale, self.input_scale = weight.global_scale, weight.input_scale
-        self.register_buffer("codes", map_tensor(weight.data).to(device), persistent=False)
-        self.register_buffer("scale", map_tensor(weight.scale).view(weight.scale_shape).to(device), persistent=False)
+        self.register_buffer("codes", read_tensor(weight.data).to(device), persistent=False)
+        self.register_buffer("scale", read_tensor(weight.scale).view(weight.scale_shape).to(device), persistent=False)
 
     @property
     def input_limit(self) -> float | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from ..checkpoint.reader import Checkpoint
+from ..files import OpenedFile
 from ..model.signature import Signature, signature
 from ..specs import Precision
 from .model_form import ModelForm
@@ -33,7 +34,9 @@ def export_graph(
     return write_graph(checkpoint, directory, precision, placed)
 
 
-def write_graph(checkpoint: Checkpoint, directory: Path, precision: Precision, placed: Mapping[Path, str]) -> Signature:
+def write_graph(
+    checkpoint: Checkpoint, directory: Path, precision: Precision, placed: Mapping[OpenedFile, str]
+) -> Signature:
     """Write `model.onnx` alone into `directory`.
 
     No weight is read: initializers point into the checkpoint's files, which are to lie in `directory` under the names

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
+from google.protobuf.message import DecodeError
 
 from ..errors import ExportError
+from ..files import OpenedFile
 from ..specs import stream_name
 
+_MOST_GRAPH_BYTES = (2 << 30) - 1
+"""The limit of protobuf. Weights are not part of the file."""
 
-def write_layer(graph: Path, layer: int, path: Path) -> None:
+
+def write_layer(graph: OpenedFile, layer: int, path: Path) -> None:
     """Write the part of the file `graph` that computes one layer to `path`.
 
     It begins with the embedding, or with the residual stream `hidden_states.{layer}`, which `step_graph.py` names, and
@@ -18,7 +24,11 @@ def write_layer(graph: Path, layer: int, path: Path) -> None:
 
     Raises: ExportError if the graph has no such layer.
     """
-    model = ir.load(graph)
+    try:
+        proto = onnx.load_model_from_string(graph.read_all(_MOST_GRAPH_BYTES))
+    except DecodeError:
+        raise ExportError(f"{graph} is no ONNX graph: build the bundle again") from None
+    model = ir.from_proto(proto)
     streams = {value.name: value for node in model.graph for value in node.outputs}
     begin, end = stream_name(layer), stream_name(layer + 1)
     if begin not in streams or end not in streams:

@@ -15,6 +15,7 @@ from ..checkpoint.keymap import EMBEDDING
 from ..checkpoint.quantized_weights import QuantizedWeight
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.tensor_location import TensorLocation
+from ..files import OpenedFile
 from ..specs import DType, Precision
 from .graph_builder import IR_TYPES, OPSET, QUANTIZED_OPSET, GraphBuilder, Shape, shape_of
 from .nvfp4 import nvfp4_input
@@ -26,7 +27,9 @@ _INT4_ZERO = 8
 class ModelForm:
     """See `step_graph.Form`."""
 
-    def __init__(self, checkpoint: Checkpoint, precision: Precision, placed: Mapping[Path, str], folder: Path) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, precision: Precision, placed: Mapping[OpenedFile, str], folder: Path
+    ) -> None:
         """Args: `placed`, the checkpoint's files, which lie in `folder`, by path."""
         self.graph = GraphBuilder(QUANTIZED_OPSET if checkpoint.quantized else OPSET)
         self.dtype = precision.dtype

@@ -2,7 +2,7 @@
 
 ONNX external data is (file, offset, length), so an initializer can point into a safetensors shard. Runtimes refuse
 locations outside the graph's folder, and some refuse symbolic links out of it (hub snapshots are such), but all of them
-follow hard links.
+follow hard links. What is linked or copied is the file that was opened, whatever has its name by now.
 """
 
 from __future__ import annotations
@@ -15,34 +15,35 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import DiskFullError
+from ..files import OpenedFile
 from ..progress import ProgressCallback, silent
 from ..specs import format_bytes
 
 logger = logging.getLogger(__name__)
 
-_CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES}
+_BLOCK_BYTES = 8 << 20
+_CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.ENOENT}
+"""The last is of a file that was deleted, and of a system without /proc."""
 
 
-def copied_bytes(files: Iterable[Path], directory: Path, *, copy: bool) -> int:
+def copied_bytes(files: Iterable[OpenedFile], directory: Path, *, copy: bool) -> int:
     """Bytes that `place_weights` is bound to copy: all if asked to, else those of other file systems."""
     device = directory.stat().st_dev
-    sources = {file.resolve(strict=True).stat() for file in files}
-    return sum(source.st_size for source in sources if copy or source.st_dev != device)
+    return sum(file.size for file in set(files) if copy or os.fstat(file.descriptor).st_dev != device)
 
 
 def place_weights(
-    files: Iterable[Path], directory: Path, *, copy: bool, on_progress: ProgressCallback = silent
-) -> dict[Path, str]:
-    """Put every file into `directory` under its own name; returns that name by source path.
+    files: Iterable[OpenedFile], directory: Path, *, copy: bool, on_progress: ProgressCallback = silent
+) -> dict[OpenedFile, str]:
+    """Put every file into `directory` under its own name; returns that name by source.
 
-    Hard links where the file system can, else copies; `copy` asks for copies. Symbolic links are resolved first.
+    Hard links where the file system can, else copies; `copy` asks for copies.
 
-    Raises: DiskFullError if a copy would not fit the disk.
+    Raises: DiskFullError if a copy would not fit the disk, CheckpointError if a file was cut off meanwhile.
     """
-    placed = {file: file.name for file in sorted(set(files))}
-    sources = {file.resolve(strict=True): directory / name for file, name in placed.items()}
-    copies = [source for source, target in sources.items() if copy or not _linked(source, target)]
-    needed, free = sum(source.stat().st_size for source in copies), shutil.disk_usage(directory).free
+    placed = {file: file.path.name for file in sorted(set(files), key=lambda file: file.path)}
+    copies = [file for file, name in placed.items() if copy or not _linked(file, directory / name)]
+    needed, free = sum(file.size for file in copies), shutil.disk_usage(directory).free
     if needed > free:
         raise DiskFullError(
             f"not enough disk to copy the weights: {format_bytes(needed)} needed, {format_bytes(free)} free; put the "
@@ -53,15 +54,22 @@ def place_weights(
     done = 0
     for source in copies:
         on_progress("copy", done, needed, "bytes")
-        shutil.copyfile(source, sources[source])
-        done += source.stat().st_size
+        _copy(source, directory / placed[source])
+        done += source.size
         on_progress("copy", done, needed, "bytes")
     return placed
 
 
-def _linked(source: Path, target: Path) -> bool:
+def _copy(source: OpenedFile, target: Path) -> None:
+    with target.open("xb") as file:
+        for offset in range(0, source.size, _BLOCK_BYTES):
+            file.write(source.read(offset, min(_BLOCK_BYTES, source.size - offset)))
+
+
+def _linked(source: OpenedFile, target: Path) -> bool:
     try:
-        os.link(source, target)
+        # An absolute path ignores the descriptor of a directory. Without one, Python links the symbolic link itself.
+        os.link(f"/proc/self/fd/{source.descriptor}", target, src_dir_fd=source.descriptor, follow_symlinks=True)
     except OSError as error:
         if error.errno not in _CANNOT_LINK:
             raise

@@ -1,8 +1,8 @@
 """Chat templates: the Jinja programs with which a checkpoint writes a conversation down as text.
 
-They come with a checkpoint, so they run in Jinja's immutable sandbox. They see what Hugging Face's convention promises:
-`messages`, `add_generation_prompt`, `tools`, `documents`, the special tokens by name (`bos_token`, ...), the functions
-`raise_exception` and `strftime_now`, and `tojson` without HTML escapes.
+They come with a checkpoint, so they run in a sandbox (`chat_sandbox`). They see what Hugging Face's convention
+promises: `messages`, `add_generation_prompt`, `tools`, `documents`, the special tokens by name (`bos_token`, ...), the
+functions `raise_exception` and `strftime_now`, and `tojson` without HTML escapes.
 """
 
 from __future__ import annotations
@@ -10,23 +10,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..errors import BundleError, SessionError
-
-CHAT_TEMPLATE_FILE = "chat_template.jinja"
+from .chat_budget import budget_for
+from .chat_sandbox import ChatSandbox
 
 Message = Mapping[str, Any]
 """One message of a conversation: `role`, `content`, and further keys that the template knows."""
 
-_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # White space shows whether a template trims what it is given.
 _PROMPT_PROBE = " \n prompt-of-unknown-length \n "
 _ANSWER_PROBE = "answer-in-the-context"
+_MOST_REASON = 300
 
 
 class ChatTemplate:
@@ -34,48 +32,30 @@ class ChatTemplate:
 
     def __init__(self, source: str, special_tokens: Mapping[str, str], origin: str) -> None:
         """Args: origin: names the file in errors. Raises: BundleError if the template does not compile."""
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.filters["tojson"] = _to_json
+        environment = ChatSandbox()
+        environment.add_filter("tojson", _to_json)
         environment.globals.update(raise_exception=_raise, strftime_now=_strftime_now)
         try:
-            self._template = environment.from_string(source)
-        except jinja2.TemplateSyntaxError as error:
-            raise BundleError(f"{origin}: the chat template does not compile: {error}") from None
+            with budget_for(source):
+                self._template = environment.compiled(source)
+        # Whatever Jinja or Python's compiler finds wrong with the code of a stranger: also RecursionError, MemoryError.
+        except Exception as error:
+            raise BundleError(f"{origin}: the chat template does not compile: {_reason(error)}") from None
         self._special_tokens = dict(special_tokens)
         self._origin = origin
-
-    @classmethod
-    def from_directory(cls, directory: Path, tokenizer_config: Mapping[str, Any]) -> ChatTemplate | None:
-        """Read the template of a checkpoint: chat_template.jinja, or else the field of tokenizer_config.json."""
-        path = directory / CHAT_TEMPLATE_FILE
-        field = tokenizer_config.get("chat_template")
-        if path.is_file():
-            source: object = path.read_text(encoding="utf-8")
-            origin = str(path)
-        else:
-            # Several templates come as a list with names.
-            named = {entry["name"]: entry["template"] for entry in field} if isinstance(field, list) else {}
-            source = named.get("default") if named else field
-            origin = str(directory / "tokenizer_config.json")
-        if not isinstance(source, str):
-            return None
-        spelled = {name: tokenizer_config.get(name) for name in _SPECIAL_TOKENS}
-        contents = {name: token["content"] if isinstance(token, dict) else token for name, token in spelled.items()}
-        return cls(source, {name: text for name, text in contents.items() if isinstance(text, str)}, origin)
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: object) -> str:
         """Write a conversation as text with its special tokens. Encode it with `add_special_tokens=False`.
 
-        Raises: SessionError if the template refuses the messages.
+        Raises: SessionError if the template refuses the messages, fails, or would take too much time or memory.
         """
         values = {"tools": None, "documents": None, **self._special_tokens, **variables}
         try:
-            return self._template.render(messages=messages, add_generation_prompt=add_generation_prompt, **values)
-        # TypeError and its like come from expressions of the template over values it does not expect.
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
-            raise SessionError(f"{self._origin}: the chat template refuses the messages: {error}") from None
+            with budget_for((messages, variables)):
+                return self._template.render(messages=messages, add_generation_prompt=add_generation_prompt, **values)
+        # The template is a program of a stranger, and whatever it raises is its fault.
+        except Exception as error:
+            raise SessionError(f"{self._origin}: the chat template refuses the messages: {_reason(error)}") from None
 
     def turn(self, prompt: str, *, goes_on: bool) -> str:
         """Write a user's message up to where the model's answer begins.
@@ -100,8 +80,20 @@ class ChatTemplate:
         return (parts[0], parts[1]) if len(parts) == 2 else None
 
 
-def _to_json(value: object, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+def _reason(error: Exception) -> str:
+    text = str(error)[:_MOST_REASON]
+    # Jinja's own errors are sentences; of Python's, some have no text at all.
+    return text if isinstance(error, jinja2.TemplateError) and text else f"{type(error).__name__}: {text}"
+
+
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise(message: str) -> NoReturn:

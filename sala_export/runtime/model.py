@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -13,6 +13,8 @@ from .prompt import TokenizerLike
 from .session import Session
 
 if TYPE_CHECKING:
+    from ..bundle.reader import Bundle
+    from ..files import TextFile
     from . import _native
 
 
@@ -120,7 +122,7 @@ class Model:
 
 
 def load_bundle(
-    bundle: str | Path,
+    bundle: str | Path | Bundle,
     *,
     runtime: str = "auto",
     weights: str | Path | None = None,
@@ -134,7 +136,10 @@ def load_bundle(
     runtime_cache: Path | None = None,
     decode_graph: bool = True,
 ) -> Model:
-    """Load a bundle directory.
+    """Load a bundle directory, or a bundle that is open.
+
+    Files are opened once, and whatever is loaded is hashed. If the bundle is replaced meanwhile, the model is wholly
+    the old one or the new one, tokenizer included, or the load is refused.
 
     Args:
         runtime: `tensorrt` runs the engine on a GPU that it was built for. `onnxruntime` runs on the CPU, whatever
@@ -156,11 +161,15 @@ def load_bundle(
         SessionError for a wrong option; RunError if there is no memory.
     """
     # Here, not above: the command line must start without these libraries.
+    from ..bundle.reader import Bundle
     from . import _native
-    from .text import Tokenizer
 
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
+    if tokenizer is None:
+        tokenizer = tokenizer_of(opened.text_files())
     native = _native.Model.load(
-        Path(bundle),
+        opened.directory,
+        bundle_descriptor=opened.descriptor,
         runtime=runtime,
         onnxruntime_library=onnxruntime_library or _wheel_library(),
         operators_library=operators_library,
@@ -172,7 +181,19 @@ def load_bundle(
         threads=threads,
         verify_hashes=verify_hashes,
     )
-    return Model(native, tokenizer or Tokenizer.from_bundle(Path(bundle)))
+    # The native runtime opened the files by name in the same directory.
+    opened.require_unchanged()
+    return Model(native, tokenizer)
+
+
+def tokenizer_of(text_files: Mapping[str, TextFile]) -> TokenizerLike | None:
+    """The tokenizer that these files make. None if there are none. Raises: BundleError naming a malformed file."""
+    if not text_files:
+        return None
+    # Here, not above: token ids need no tokenizer library.
+    from .text import Tokenizer
+
+    return Tokenizer.from_files(text_files)
 
 
 def _wheel_library() -> Path | None:

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import codecs
+import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import tokenizers
-
-from ..bundle.reader import Bundle
 from ..errors import BundleError, SessionError
+from ..files import Directory, TextFile
 from ..specs import TOKENIZER_FILE
 from .chat import ChatTemplate
+from .library_tokenizer import LibraryTokenizer, hidden_panics
 from .text_cuts import CutRule, cut_rule
-
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
-GENERATION_CONFIG_FILE = "generation_config.json"
+from .text_fields import (
+    CHAT_TEMPLATE_FILE,
+    GENERATION_CONFIG_FILE,
+    TOKENIZER_CONFIG_FILE,
+    TextFields,
+    chat_template,
+    special_tokens,
+    stop_token_ids,
+)
 
 _BLOCK_CHARACTERS = 4096
 """A stream is tokenised in blocks of at least this size, so that many small pieces cost no more than few large ones."""
+_PROBED_TOKENS = 300
+"""More than the bytes with which a vocabulary may begin."""
+_PROBE_TEXTS = ("a", "  The fox's\n\t12,5 %", "\u5f53\u7136 \u20ac e\u0301 \U0001f642\u200d \x00")
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -29,7 +37,7 @@ class Tokenizer:
 
     def __init__(
         self,
-        tokenizer: tokenizers.Tokenizer,
+        tokenizer: LibraryTokenizer,
         *,
         rule: CutRule | None,
         chat: ChatTemplate | None = None,
@@ -41,49 +49,58 @@ class Tokenizer:
         """None if the checkpoint has no chat template."""
         self.stop_token_ids = tuple(stop_token_ids)
         """Tokens that end a text, as generation_config.json and tokenizer_config.json name them."""
-        self._special = frozenset(
-            token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special
-        )
-        # What surrounds every text, read off a text whose own token is not special.
-        probe = tokenizer.encode("a")
-        mask = probe.special_tokens_mask
-        self._before = probe.ids[: mask.index(0)]
-        self._after = probe.ids[len(mask) - mask[::-1].index(0) :]
+        self._special = frozenset(token_id for token_id, token in tokenizer.added_tokens.items() if token.special)
+        self._before, self._after = _around_texts(tokenizer)
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, TextFile]) -> Tokenizer:
+        """Make a tokenizer of tokenizer.json, and of the chat template and stop tokens beside it if there are any.
+
+        Args: files: by name, `tokenizer.json` and, where they exist, `tokenizer_config.json`, `generation_config.json`
+        and `chat_template.jinja`.
+        Raises: BundleError naming the file that is missing or malformed.
+        """
+        file = files.get(TOKENIZER_FILE)
+        if file is None:
+            raise BundleError(f"{TOKENIZER_FILE} is missing: copy the bundle again")
+        TextFields(file, TOKENIZER_FILE)
+        config = TextFields(files.get(TOKENIZER_CONFIG_FILE), TOKENIZER_CONFIG_FILE)
+        generation = TextFields(files.get(GENERATION_CONFIG_FILE), GENERATION_CONFIG_FILE)
+        special = special_tokens(config)
+        template = chat_template(config, files.get(CHAT_TEMPLATE_FILE))
+        try:
+            with hidden_panics():
+                library = LibraryTokenizer.from_json(file.content.decode(), str(file.path))
+                tokenizer = cls(
+                    library,
+                    rule=cut_rule(json.loads(library.to_json())),
+                    chat=None if template is None else ChatTemplate(template[0], special, template[1]),
+                    stop_token_ids=stop_token_ids(generation, special, library),
+                )
+                tokenizer._try_out()
+        except SessionError as error:
+            raise BundleError(str(error)) from None
+        return tokenizer
 
     @classmethod
     def from_directory(cls, directory: Path) -> Tokenizer:
-        """Read tokenizer.json, and the chat template and stop tokens beside it if there are any.
+        """Read the files that `from_files` names from a directory.
 
-        Raises: BundleError naming the file that is missing or malformed.
+        Raises: BundleError naming the file that is missing, malformed or no regular file.
         """
-        path = directory / TOKENIZER_FILE
-        spec = _read_json(path)
-        if spec is None:
-            raise BundleError(f"{path} does not exist: copy the bundle again")
-        try:
-            tokenizer = tokenizers.Tokenizer.from_str(json.dumps(spec))
-        # The library raises plain Exception for whatever it finds wrong with a file.
-        except Exception as error:
-            raise BundleError(f"{path} is no tokenizer that this version of `tokenizers` reads: {error}") from error
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        config = _read_json(directory / TOKENIZER_CONFIG_FILE) or {}
-        generation = _read_json(directory / GENERATION_CONFIG_FILE) or {}
-        return cls(
-            tokenizer,
-            rule=cut_rule(spec),
-            chat=ChatTemplate.from_directory(directory, config),
-            stop_token_ids=_stop_token_ids(tokenizer, config, generation),
-        )
+        opened = Directory(directory, error=BundleError)
+        names = (TOKENIZER_CONFIG_FILE, GENERATION_CONFIG_FILE, CHAT_TEMPLATE_FILE)
+        found = [opened.open(name) for name in (TOKENIZER_FILE, *filter(opened.has, names))]
+        return cls.from_files({file.path.name: TextFile(file.path, file.read_all()) for file in found})
 
-    @classmethod
-    def from_bundle(cls, bundle: Path) -> Tokenizer | None:
-        """Read the tokenizer of a bundle. None if the bundle was built from a checkpoint without one.
-
-        Raises: BundleError if the bundle is damaged.
-        """
-        folder = Bundle.open(bundle).tokenizer_folder
-        return None if folder is None else cls.from_directory(folder)
+    def _try_out(self) -> None:
+        """Raises: SessionError if the library fails at a text or at the tokens of one."""
+        for text in _PROBE_TEXTS:
+            encoder, decoder = self.stream_encoder(), self.stream_decoder()
+            for token_id in [*encoder.push(text), *encoder.finish(), *self.encode(text)]:
+                decoder.push(token_id)
+            decoder.finish()
+        self.decode(range(_PROBED_TOKENS))
 
     @property
     def streams(self) -> bool:
@@ -105,7 +122,7 @@ class Tokenizer:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Decode token ids as text, without special tokens."""
-        return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        return self._tokenizer.decode(token_ids, skip_special_tokens=True)
 
     def stream_decoder(self) -> StreamDecoder:
         """Create a decoder for one text whose ids arrive one by one."""
@@ -113,7 +130,7 @@ class Tokenizer:
 
     def token(self, token_id: int) -> str | None:
         """The spelling of one token in the vocabulary. None if there is no such token."""
-        return self._tokenizer.id_to_token(token_id)
+        return self._tokenizer.token(token_id)
 
 
 class StreamEncoder:
@@ -124,7 +141,7 @@ class StreamEncoder:
     """
 
     def __init__(
-        self, tokenizer: tokenizers.Tokenizer, rule: CutRule | None, before: Sequence[int], after: Sequence[int]
+        self, tokenizer: LibraryTokenizer, rule: CutRule | None, before: Sequence[int], after: Sequence[int]
     ) -> None:
         self._tokenizer = tokenizer
         self._rule = rule
@@ -209,7 +226,7 @@ class StreamDecoder:
     last piece, because decoders treat the first word of a text differently, and those that have no piece yet.
     """
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, special: Iterable[int]) -> None:
+    def __init__(self, tokenizer: LibraryTokenizer, special: Iterable[int]) -> None:
         self._tokenizer = tokenizer
         self._special = frozenset(special)
         self._given: list[int] = []
@@ -252,23 +269,15 @@ def _checked(text: str) -> str:
     return text
 
 
-def _stop_token_ids(tokenizer: tokenizers.Tokenizer, config: dict[str, Any], generation: dict[str, Any]) -> list[int]:
-    named = generation.get("eos_token_id")
-    ids = named if isinstance(named, list) else [named]
-    spelling = config.get("eos_token")
-    content = spelling.get("content") if isinstance(spelling, dict) else spelling
-    ids.append(tokenizer.token_to_id(content) if isinstance(content, str) else None)
-    return list(dict.fromkeys(token_id for token_id in ids if isinstance(token_id, int)))
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a file; None if there is no file."""
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise BundleError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise BundleError(f"{path} holds {type(fields).__name__}, expected a JSON object")
-    return fields
+def _around_texts(tokenizer: LibraryTokenizer) -> tuple[list[int], list[int]]:
+    """What surrounds every text, read off a text that has a token of its own."""
+    own = (tokenizer.decode([token_id], skip_special_tokens=True) for token_id in range(_PROBED_TOKENS))
+    for text in itertools.chain(["a"], own):
+        probe = tokenizer.encode(text, add_special_tokens=True)
+        mask = probe.special_tokens_mask
+        if 0 not in mask:
+            continue
+        before, after = probe.ids[: mask.index(0)], probe.ids[len(mask) - mask[::-1].index(0) :]
+        if before + tokenizer.encode(text, add_special_tokens=False).ids + after == probe.ids:
+            return before, after
+    raise SessionError(f"{tokenizer.origin}: the tokenizer finds no token in any text, or puts special ones inside")

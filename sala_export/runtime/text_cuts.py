@@ -37,7 +37,10 @@ class CutRule(Protocol):
 
 
 def cut_rule(spec: Spec) -> CutRule | None:
-    """Find the rule for a tokenizer.json. None if nothing is known about it. Text is then never cut."""
+    """Find the rule for a tokenizer.json as the library writes it. None if nothing is known about it.
+
+    Text is then never cut.
+    """
     added = [token for token in spec.get("added_tokens") or () if token["content"]]
     if any(token["lstrip"] or token["rstrip"] or token["single_word"] for token in added):
         return None
@@ -151,7 +154,10 @@ def _merge_cuts(
         return text.translate(table)
 
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
-    if any(_is_special_symbol(side, model) for merge in merges for side in merge):
+    if any(not side or _is_special_symbol(side, model) for merge in merges for side in merge):
+        return None
+    # The library joins by id, and merges are spelled with one of the spellings of an id.
+    if len(set(model["vocab"].values())) < len(model["vocab"]):
         return None
     return _MergeCuts(
         added=_AddedTokens.of(added, spell, prefix),

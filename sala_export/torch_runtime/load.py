@@ -14,7 +14,7 @@ import torch
 from ..checkpoint.config import SalaConfig
 from ..errors import RequestError, UnsupportedError
 from ..model_source import ModelSource
-from ..runtime.model import Model
+from ..runtime.model import Model, tokenizer_of
 from ..specs import Precision
 from .engine import SessionMemory, TorchEngine
 from .operators import Operators, ReferenceOperators
@@ -77,7 +77,7 @@ class TorchModel(Model):
 
 
 def load_torch(
-    model: str | Path,
+    model: str | Path | ModelSource,
     *,
     device: str | None = None,
     precision: str | None = None,
@@ -88,12 +88,12 @@ def load_torch(
 ) -> TorchModel:
     """Load a bundle, a checkpoint directory or a hub id. Arguments and errors are those of `sala_export.load`."""
     chosen = _device(device)
-    source = ModelSource.open(model, other_weights=weights)
+    source = model if isinstance(model, ModelSource) else ModelSource.open(model, other_weights=weights)
     quantized = source.quantized()
     if quantized is not None:
         raise UnsupportedError(
-            f"{model} is quantised to {quantized}: the torch runtime takes plain weights alone; run a bundle of it on "
-            "another runtime, or load the original checkpoint"
+            f"{source.path} is quantised to {quantized}: the torch runtime takes plain weights alone; run a bundle of "
+            "it on another runtime, or load the original checkpoint"
         )
     if verify_hashes and source.bundle is not None:
         # Weights are hashed while they are loaded, asked or not.
@@ -104,12 +104,12 @@ def load_torch(
         torch.set_num_threads(threads)
     kind = _precision(precision, source.precision, source.name, chosen)
     operators = _operators(source.config, kind, chosen)
-    if tokenizer is None and source.tokenizer_folder is not None:
-        # Here, not above: token ids need no tokenizer library.
-        from ..runtime.text import Tokenizer
-
-        tokenizer = Tokenizer.from_directory(source.tokenizer_folder)
-    return assemble(source, kind, chosen, operators, tokenizer)
+    if tokenizer is None:
+        tokenizer = tokenizer_of(source.text_files())
+    loaded = assemble(source, kind, chosen, operators, tokenizer)
+    # Weights are copied and hashed at different moments.
+    source.require_unchanged()
+    return loaded
 
 
 def load_random(

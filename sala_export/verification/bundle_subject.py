@@ -22,8 +22,8 @@ from torch import Tensor
 from ..bundle.manifest import CpuGraphEntry, WeightPart
 from ..bundle.reader import Bundle
 from ..checkpoint.keymap import EMBEDDING, FINAL_NORM, LM_HEAD
-from ..checkpoint.mapped_tensor import map_tensor
 from ..checkpoint.tensor_location import TensorLocation
+from ..checkpoint.torch_tensor import read_tensor
 from ..errors import UnsupportedError
 from ..installation import onnxruntime_operators
 from ..model.layer_run import logits
@@ -51,7 +51,7 @@ class BundleSubject:
         config = manifest.model.config
         self.config = config if layers is None else config.truncated(layers)
         self.description = f"ONNX Runtime {onnxruntime.__version__}, {manifest.precision}"
-        self._directory = bundle.directory
+        self._bundle = bundle
         self._tensors = manifest.weights.tensors
         self._graph: CpuGraphEntry = manifest.graph.cpu
         self._weights = {weight.spec.name: weight for weight in self._graph.weights}
@@ -88,7 +88,7 @@ class BundleSubject:
     ) -> NDArray[np.float32]:
         """The residual stream after a layer, fp32 [1, T, H]."""
         path = folder / "layer.onnx"
-        write_layer(self._directory / self._graph.file, layer, path)
+        write_layer(self._bundle.file(self._graph.file), layer, path)
         options = onnxruntime.SessionOptions()
         options.register_custom_ops_library(str(onnxruntime_operators()))
         # Weights are inputs: nothing is gained by planning memory for a single run.
@@ -124,9 +124,9 @@ class BundleSubject:
 
     def _stored(self, name: str) -> Tensor:
         tensor = self._tensors[name]
-        return map_tensor(
+        return read_tensor(
             TensorLocation(
-                file=self._directory / tensor.file,
+                file=self._bundle.file(tensor.file),
                 offset=tensor.offset,
                 length=tensor.bytes,
                 dtype=tensor.dtype,

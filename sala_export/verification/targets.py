@@ -6,8 +6,10 @@ from pathlib import Path
 
 from ..bundle.manifest import MANIFEST_FILE
 from ..bundle.reader import Bundle
-from ..checkpoint.reader import CONFIG_FILE, Checkpoint
+from ..checkpoint.folder import CONFIG_FILE
+from ..checkpoint.reader import Checkpoint
 from ..errors import RequestError
+from ..files import exists, is_directory
 from ..specs import Precision
 from .bundle_subject import BundleSubject
 from .subject import CheckpointSubject, Subject
@@ -23,14 +25,14 @@ def open_target(target: Path, original: Checkpoint, layers: int | None) -> tuple
         raise RequestError(
             f"--model {original.directory} is quantised itself: give the checkpoint that it was made from"
         )
-    if (target / CONFIG_FILE).is_file():
+    if exists(target / CONFIG_FILE):
         tested = Checkpoint.open(target, layers=layers)
         if tested.precision is None:
             raise RequestError(
                 f"{target} is not quantised: there is nothing to verify before a bundle is built from it"
             )
         return CheckpointSubject(original), CheckpointSubject(tested), tested.precision
-    if (target / MANIFEST_FILE).is_file() or not target.is_dir():
+    if exists(target / MANIFEST_FILE) or not is_directory(target):
         # A path that does not exist is refused as a bundle is.
         bundle = Bundle.open(target)
         return CheckpointSubject(original), BundleSubject(bundle, layers), bundle.manifest.precision

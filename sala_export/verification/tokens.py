@@ -29,4 +29,4 @@ def verification_tokens(checkpoint: Checkpoint, tokens: int, file: Path | None) 
     if file is None:
         return torch.randint(0, config.vocab_size, (tokens,), generator=torch.Generator().manual_seed(0))
     request = SampleRequest(file=file, samples=tokens, sequence_length=tokens)
-    return torch.cat(request.read(config, checkpoint.accessory_files().get(TOKENIZER_FILE)))[:tokens]
+    return torch.cat(request.read(config, checkpoint.text_files().get(TOKENIZER_FILE)))[:tokens]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from support.checkpoints import copy_checkpoint, tiny_checkpoint
+from support.opened_files import opened
 
 from sala_export.building import pipeline
 from sala_export.building.pipeline import build_bundle, export_onnx
@@ -50,7 +51,7 @@ def test_failed_build_keeps_its_log_under_a_free_name(tmp_path: Path, monkeypatc
 
 def test_file_that_cannot_be_hashed_ends_the_build_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker would wait for its parent forever."""
-    unreadable = {"a tensor": Span(Path("/proc/self/mem"), 0, 8)}
+    unreadable = {"a tensor": Span(opened(Path("/proc/self/mem")), 0, 8)}
     monkeypatch.setattr(pipeline, "_spans", lambda *_: unreadable)
     workers: list[subprocess.Popen[bytes]] = []
     start = subprocess.Popen
@@ -77,7 +78,7 @@ def test_copies_are_told_in_bytes_and_an_interruption_leaves_none(tmp_path: Path
 
     with pytest.raises(KeyboardInterrupt):
         build_bundle(replace(request(tmp_path / "out.sala"), copy_weights=True), on_progress)
-    total = sum(file.stat().st_size for file in Checkpoint.open(tiny_checkpoint()).shard_files().values())
+    total = sum(file.size for file in Checkpoint.open(tiny_checkpoint()).shard_files().values())
     assert (told[0], told[-1]) == ((0, total, "bytes"), (total, total, "bytes"))
     assert len(told) > 2
     assert list(tmp_path.iterdir()) == []

@@ -129,7 +129,7 @@ DAMAGE = {
         edit(lambda m: m["engine"].update(report="../../etc/hostname")),
         r"needs '\.\./\.\./etc/hostname', which is not among its files",
     ),
-    "file missing": (remove("engine/engine.plan"), r"engine\.plan is missing: copy the bundle again"),
+    "file missing": (remove("engine/engine.plan"), r"engine\.plan does not exist: copy the bundle again"),
     "file truncated": (truncate("graph/model.onnx"), r"model\.onnx has \d+ bytes, bundle\.json says \d+"),
 }
 
@@ -170,7 +170,10 @@ def test_changed_weight_is_found_by_the_hash_of_its_tensor(tmp_path: Path) -> No
 
 
 def test_no_bundle_at_all_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="is not a directory"):
+    (tmp_path / "file").touch()
+    with pytest.raises(BundleError, match="file is not a directory: a bundle is the directory that `build` writes"):
+        Bundle.open(tmp_path / "file")
+    with pytest.raises(BundleError, match=r"none\.sala does not exist: a bundle is the directory that `build` writes"):
         Bundle.open(tmp_path / "none.sala")
 
 

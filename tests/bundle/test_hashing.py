@@ -7,14 +7,14 @@ import time
 from pathlib import Path
 
 import pytest
+from support.opened_files import opened
 
 from sala_export.bundle import hashing
 from sala_export.bundle.hashing import Hashing, Span, hash_files
 from sala_export.errors import BundleError
 from sala_export.progress import silent
 
-ENDLESS = Span(Path("/dev/zero"), 0, 1 << 50)
-UNREADABLE = Span(Path("/proc/self/mem"), 0, 64)
+UNREADABLE = Span(opened(Path("/proc/self/mem")), 0, 64)
 """Nothing is mapped at address 0: reading it is an I/O error."""
 
 
@@ -23,7 +23,8 @@ def test_spans_of_any_place_and_size(tmp_path: Path, monkeypatch: pytest.MonkeyP
     content = bytes(range(256)) * 3
     (tmp_path / "file").write_bytes(content)
     places = [(0, 0), (0, 1), (5, 7), (1, 699), (700, 68), (768, 0), (0, 768)]
-    spans = {f"{at}+{size}": Span(tmp_path / "file", at, size) for at, size in places}
+    file = opened(tmp_path / "file")
+    spans = {f"{at}+{size}": Span(file, at, size) for at, size in places}
     told: list[tuple[str, int, int, str]] = []
     with Hashing(spans) as running:
         digests = running.result(lambda *step: told.append(step))  # type: ignore[arg-type]
@@ -43,8 +44,8 @@ def test_files_are_listed_in_the_order_of_their_names(tmp_path: Path) -> None:
 def test_file_that_ends_too_early_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(bytes(100))
     with (
-        pytest.raises(BundleError, match=r"/file ends 20 bytes before the end of the tensor: it is truncated"),
-        Hashing({"the tensor": Span(tmp_path / "file", 90, 30)}) as running,
+        pytest.raises(BundleError, match=r"/file ends before byte 120: it is truncated"),
+        Hashing({"the tensor": Span(opened(tmp_path / "file"), 90, 30)}) as running,
     ):
         running.result(silent)
 
@@ -59,10 +60,10 @@ def test_file_that_cannot_be_read_is_named() -> None:
 
 def test_file_that_changes_meanwhile_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(bytes(100))
-    with Hashing({"a tensor": Span(tmp_path / "file", 0, 100)}) as running:
+    with Hashing({"a tensor": Span(opened(tmp_path / "file"), 0, 100)}) as running:
         with (tmp_path / "file").open("ab") as file:
             file.write(b"more")
-        with pytest.raises(BundleError, match=r"/file was changed while it was hashed: try again"):
+        with pytest.raises(BundleError, match=r"/file was changed while it was read: try again"):
             running.result(silent)
 
 
@@ -87,8 +88,11 @@ def test_other_work_ends_as_soon_as_a_span_fails() -> None:
     assert time.monotonic() - begin < 5
 
 
-def test_leaving_stops_the_threads() -> None:
+def test_leaving_stops_the_threads(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("wb") as hole:
+        hole.truncate(1 << 42)
+    endless = Span(opened(tmp_path / "file"), 0, 1 << 42)
     begin = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), Hashing({str(i): ENDLESS for i in range(20)}):
+    with pytest.raises(KeyboardInterrupt), Hashing({str(i): endless for i in range(20)}):
         raise KeyboardInterrupt
     assert time.monotonic() - begin < 5

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.calibration import LAYERS, quantized_tiny, samples_file
 from support.checkpoints import copy_checkpoint, edit_json, tiny_checkpoint
+from support.opened_files import header
 from support.quantized_reference import dequantized, stored_tensors
 
 from sala_export.calibration.layer import Algorithm, QuantizationRecipe
@@ -20,7 +21,6 @@ from sala_export.calibration.quantize import quantize_checkpoint
 from sala_export.calibration.samples import SampleRequest
 from sala_export.checkpoint.quantization import SCHEMES
 from sala_export.checkpoint.reader import Checkpoint
-from sala_export.checkpoint.safetensors_header import read_header
 from sala_export.cli.app import run
 from sala_export.errors import CheckpointError, RequestError, UnsupportedError
 from sala_export.specs import Precision
@@ -41,10 +41,10 @@ def test_checkpoint_has_every_tensor_and_opens(precision: Precision) -> None:
     assert len(opened.quantized) == 7 * LAYERS
     assert {name.split(".")[-2] for name in opened.locations} >= {"z_proj", "o_gate", "lm_head", "embed_tokens"}
     index = json.loads((path / "model.safetensors.index.json").read_text(encoding="utf-8"))
-    stored = {name: shard.name for shard in path.glob("*.safetensors") for name in read_header(shard)}
+    stored = {name: shard.name for shard in path.glob("*.safetensors") for name in header(shard)}
     assert index["weight_map"] == stored
     assert index["metadata"]["total_size"] == sum(
-        tensor.length for shard in path.glob("*.safetensors") for tensor in read_header(shard).values()
+        tensor.length for shard in path.glob("*.safetensors") for tensor in header(shard).values()
     )
     source = tiny_checkpoint(LAYERS)
     assert (path / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
@@ -227,7 +227,7 @@ def test_inputs_that_make_no_whole_group_are_refused(tmp_path: Path) -> None:
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     source = copy_checkpoint(tiny_checkpoint(1), tmp_path / "bad")
     name = "model.layers.0.self_attn.q_proj.weight"
-    shard = next(path for path in source.glob("*.safetensors") if name in read_header(path))
+    shard = next(path for path in source.glob("*.safetensors") if name in header(path))
     tensors = load_file(shard)
     tensors[name][3, 4] = float("nan")
     save_file(tensors, shard)

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 from support.checkpoints import tiny_checkpoint
+from support.opened_files import opened
 
 from sala_export.calibration.samples import SampleRequest
 from sala_export.checkpoint.reader import Checkpoint
 from sala_export.errors import CheckpointError, RequestError
+from sala_export.files import TextFile
 
 TEXT = "a text of some words that is repeated " * 8
 
@@ -19,7 +21,7 @@ def read(path: Path, lines: list[str], **options: int) -> list[list[int]]:
     file = path / "lines.jsonl"
     file.write_text("\n".join(lines), encoding="utf-8")
     checkpoint = Checkpoint.open(tiny_checkpoint())
-    tokenizer = checkpoint.accessory_files()["tokenizer.json"]
+    tokenizer = checkpoint.text_files()["tokenizer.json"]
     return [ids.tolist() for ids in SampleRequest(file=file, **options).read(checkpoint.config, tokenizer)]
 
 
@@ -77,5 +79,5 @@ def test_text_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
     with pytest.raises(CheckpointError, match="is no tokenizer"):
         SampleRequest(file=tmp_path / "lines.jsonl").read(
-            Checkpoint.open(tiny_checkpoint()).config, tmp_path / "tokenizer.json"
+            Checkpoint.open(tiny_checkpoint()).config, TextFile.read(opened(tmp_path / "tokenizer.json"))
         )

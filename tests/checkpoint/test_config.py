@@ -9,6 +9,7 @@ import pytest
 from support.golden import GOLDEN_CHECKPOINT
 
 from sala_export.checkpoint.config import Mixer, SalaConfig, SparseConfig
+from sala_export.checkpoint.folder import CheckpointFolder
 from sala_export.errors import ConfigError, InputError, RequestError, UnsupportedError
 
 
@@ -27,7 +28,7 @@ def refusal(fields: dict[str, Any], **changes: Any) -> InputError:
 
 
 def test_published_fields_are_read() -> None:
-    config = SalaConfig.from_file(GOLDEN_CHECKPOINT / "config.json")
+    config = CheckpointFolder.open(GOLDEN_CHECKPOINT).config
     assert config.mixer_types == (Mixer.SPARSE, Mixer.LIGHTNING, Mixer.SPARSE)
     assert config.sparse_config == SparseConfig(topk=4, window_size=256, dense_len=1024)
     assert (config.eos_token_id, config.bos_token_id, config.pad_token_id) == ((2, 255), 1, 2)
@@ -171,10 +172,10 @@ def test_a_model_without_sparse_layers_needs_no_sparse_config(fields: dict[str, 
 def test_unreadable_file_is_refused_by_path(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "config.json"
     with pytest.raises(ConfigError, match="does not exist"):
-        SalaConfig.from_file(path)
+        CheckpointFolder.open(tmp_path)
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=message) as caught:
-        SalaConfig.from_file(path)
+        CheckpointFolder.open(tmp_path)
     assert str(path) in str(caught.value)
 
 

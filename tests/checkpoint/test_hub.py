@@ -86,10 +86,10 @@ def test_download_takes_weights_and_text_files_only_and_serves_offline(
     assert not any(name in path for name in unwanted for path in asked)
     checkpoint = Checkpoint.open(snapshot)
     # The cache holds symbolic links to blobs, which a bundle must not link to.
-    assert all(location.file.is_symlink() for location in checkpoint.locations.values())
-    found = [*checkpoint.shard_files().values(), *checkpoint.accessory_files().values()]
-    assert len(found) == 5
-    assert {path.parent.name for path in found} == {"blobs"}
+    assert all(location.file.path.is_symlink() for location in checkpoint.locations.values())
+    assert len(checkpoint.shard_files()) == 3
+    assert {file.path.resolve().parent.name for file in checkpoint.shard_files().values()} == {"blobs"}
+    assert checkpoint.text_files().keys() == {"tokenizer.json", "chat_template.jinja"}
 
     asked = serve(unreachable)
     assert resolve_model(DEFAULT_MODEL, cache_dir=tmp_path / "cache") == snapshot

@@ -6,7 +6,8 @@ from dataclasses import replace
 from safetensors import safe_open
 from support.golden import GOLDEN_CHECKPOINT
 
-from sala_export.checkpoint.config import Mixer, SalaConfig
+from sala_export.checkpoint.config import Mixer
+from sala_export.checkpoint.folder import CheckpointFolder
 from sala_export.checkpoint.keymap import LM_HEAD, layer_weights, weights
 from sala_export.checkpoint.presets import PRESETS
 
@@ -16,7 +17,7 @@ def test_names_and_shapes_are_those_of_the_published_code() -> None:
     for shard in GOLDEN_CHECKPOINT.glob("*.safetensors"):
         with safe_open(shard, framework="pt") as file:
             stored |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    config = SalaConfig.from_file(GOLDEN_CHECKPOINT / "config.json")
+    config = CheckpointFolder.open(GOLDEN_CHECKPOINT).config
     assert {weight.name: weight.shape for weight in weights(config)} == stored
 
 
@@ -26,7 +27,7 @@ def test_parameters_of_the_published_dimensions_add_up() -> None:
 
 def test_order_is_that_of_computation() -> None:
     index = json.loads((GOLDEN_CHECKPOINT / "model.safetensors.index.json").read_text(encoding="utf-8"))
-    found = weights(SalaConfig.from_file(GOLDEN_CHECKPOINT / "config.json"))
+    found = weights(CheckpointFolder.open(GOLDEN_CHECKPOINT).config)
     assert len(found) == len(index["weight_map"])
     assert [weight.layer for weight in found] == [None] + [0] * 10 + [1] * 13 + [2] * 10 + [None, None]
     assert [w.role for w in found[:2]] == ["embed_tokens", "input_layernorm"]

@@ -61,7 +61,7 @@ def test_tensors_are_those_of_the_safetensors_library() -> None:
         with safe_open(GOLDEN_CHECKPOINT / shard, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118
                 assert torch.equal(checkpoint.tensor(name), file.get_tensor(name))
-                assert checkpoint.locations[name].file.name == shard
+                assert checkpoint.locations[name].file.path.name == shard
     assert checkpoint.dtype is DType.BFLOAT16
     assert checkpoint.weight_bytes() == 3673984
 
@@ -70,7 +70,7 @@ def test_locations_are_the_bytes_of_the_file() -> None:
     checkpoint = Checkpoint.open(GOLDEN_CHECKPOINT)
     for name in checkpoint.locations:
         location = checkpoint.locations[name]
-        content = location.file.read_bytes()[location.offset : location.offset + location.length]
+        content = location.file.path.read_bytes()[location.offset : location.offset + location.length]
         expected = checkpoint.tensor(name).view(torch.uint8).numpy().tobytes()
         assert (content, location.shape) == (expected, tuple(checkpoint.tensor(name).shape))
 
@@ -138,15 +138,14 @@ def test_hub_snapshot_of_symlinks_is_resolved(directory: Path, tmp_path: Path) -
         blob.rename(blobs / f"{i}")
     checkpoint = Checkpoint.open(directory)
     assert sorted(checkpoint.shard_files()) == SHARDS
-    assert {path.parent for path in checkpoint.shard_files().values()} == {blobs}
-    assert checkpoint.accessory_files().keys() == {"tokenizer.json"}
-    assert checkpoint.accessory_files()["tokenizer.json"].parent == blobs
+    assert {file.path.resolve().parent for file in checkpoint.shard_files().values()} == {blobs}
+    assert {name: file.content for name, file in checkpoint.text_files().items()} == {"tokenizer.json": b"{}"}
 
 
-def test_accessory_files_are_found() -> None:
+def test_text_files_are_found() -> None:
     expected = {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}
-    assert Checkpoint.open(tiny_checkpoint()).accessory_files().keys() == expected
-    assert Checkpoint.open(GOLDEN_CHECKPOINT).accessory_files() == {}
+    assert Checkpoint.open(tiny_checkpoint()).text_files().keys() == expected
+    assert Checkpoint.open(GOLDEN_CHECKPOINT).text_files() == {}
 
 
 def test_first_layers_are_taken_alone() -> None:
@@ -266,4 +265,6 @@ def test_index_that_leaves_the_directory_is_refused(directory: Path, shard: obje
 
 
 def test_path_that_is_no_directory_is_refused(tmp_path: Path) -> None:
-    assert "is not a directory" in refusal(tmp_path / "absent")
+    (tmp_path / "file").touch()
+    assert "file is not a directory: a checkpoint is a directory in" in refusal(tmp_path / "file")
+    assert "absent does not exist: a checkpoint is a directory in" in refusal(tmp_path / "absent")

@@ -19,6 +19,7 @@ from support.runtime_bundles import tiny_cpu_bundle
 from support.text_bundles import tiny_text_bundle
 
 import sala_export
+from sala_export.bundle.reader import Bundle
 from sala_export.cli import cmd_generate
 from sala_export.cli.app import run
 from sala_export.cli.generate_display import PrefillDisplay
@@ -41,9 +42,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    found = Tokenizer.from_bundle(tiny_text_bundle())
-    assert found is not None
-    return found
+    return Tokenizer.from_files(Bundle.open(tiny_text_bundle()).text_files())
 
 
 def generate(capsys: Capture, *arguments: str) -> str:

@@ -11,6 +11,7 @@ import onnx
 import pytest
 from support.engines import MAX_CONTEXT, PREFILL_CHUNK, BuiltEngine
 from support.graphs import MiniGraph
+from support.opened_files import opened
 
 from sala_export.engine import build
 from sala_export.engine.build import LOG_FILE, PLAN_FILE, REPORT_FILE, build_engine
@@ -113,11 +114,11 @@ def test_progress_comes_by_phases_that_end(engine: BuiltEngine) -> None:
 
 def test_report_is_written_beside_the_plan(engine: BuiltEngine, tmp_path: Path) -> None:
     written = engine.plan.parent / REPORT_FILE
-    assert EngineReport.read(written) == engine.report
+    assert EngineReport.read(opened(written)) == engine.report
     broken = tmp_path / REPORT_FILE
     broken.write_text(written.read_text(encoding="utf-8").replace('"plan_bytes"', '"plan_size"'), encoding="utf-8")
     with pytest.raises(BundleError, match=r"report\.json: plan_.*build the bundle again"):
-        EngineReport.read(broken)
+        EngineReport.read(opened(broken))
 
 
 def _request_of(report: EngineReport) -> EngineRequest:

@@ -14,7 +14,7 @@ from support.small_models import write_small_checkpoint
 from torch import Tensor
 
 from sala_export import SalaForCausalLM
-from sala_export.checkpoint.config import SalaConfig
+from sala_export.checkpoint.folder import CheckpointFolder
 from sala_export.checkpoint.reader import Checkpoint
 from sala_export.model import half_precision, stream_unit
 from sala_export.onnx.export import GRAPH_FILE, export_graph
@@ -150,7 +150,7 @@ def test_float16_graph_agrees_with_bfloat16(tmp_path: Path, case: str) -> None:
 
 def test_float16_is_nearer_to_the_golden_logits_than_bfloat16() -> None:
     """The first 300 rows of the golden prompt see the same blocks in any precision: all of them."""
-    config = SalaConfig.from_file(GOLDEN_CHECKPOINT / "config.json")
+    config = CheckpointFolder.open(GOLDEN_CHECKPOINT).config
     rows = config.sparse_config.taken_blocks * config.sparse_config.block_size
     ids = golden("golden")["input_ids"][None, :rows]
     expected = load(GOLDEN_CHECKPOINT, torch.float32)(ids)

@@ -15,6 +15,7 @@ from support.checkpoints import tiny_checkpoint
 from support.closeness import assert_close
 from support.golden import GOLDEN_CHECKPOINT, golden
 from support.graph_runner import GraphRunner
+from support.opened_files import opened
 from support.quantized_checkpoints import write_quantized_checkpoint
 from support.quantized_reference import dequantized, quantized_model, stored_tensors
 from support.small_models import write_small_checkpoint
@@ -193,7 +194,7 @@ def test_layers_one_by_one_give_what_the_whole_gives(tmp_path: Path, precision: 
     expected = runner.feed(ids)
     feeds = dict(runner.first_feeds(ids))
     for layer in range(2):
-        write_layer(tmp_path / CPU_GRAPH_FILE, layer, tmp_path / "layer.onnx")
+        write_layer(opened(tmp_path / CPU_GRAPH_FILE), layer, tmp_path / "layer.onnx")
         part = session(tmp_path / "layer.onnx")
         names = [value.name for value in part.get_inputs()]
         assert names[0] == ("input_ids" if layer == 0 else "hidden_states.1")
@@ -214,5 +215,5 @@ def test_layers_one_by_one_give_what_the_whole_gives(tmp_path: Path, precision: 
 def test_layer_that_is_not_there_is_refused(tmp_path: Path, layer: int) -> None:
     export_cpu_graph(Checkpoint.open(tiny_checkpoint(2)), tmp_path)
     with pytest.raises(ExportError, match=rf"cpu.onnx has no layer {layer}: .* \(build the bundle again\)"):
-        write_layer(tmp_path / CPU_GRAPH_FILE, layer, tmp_path / "layer.onnx")
+        write_layer(opened(tmp_path / CPU_GRAPH_FILE), layer, tmp_path / "layer.onnx")
     assert not (tmp_path / "layer.onnx").exists()

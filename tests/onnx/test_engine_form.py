@@ -15,6 +15,7 @@ from onnx import TensorProto
 from support.checkpoints import copy_checkpoint, edit_json, tiny_checkpoint
 from support.closeness import assert_close
 from support.engine_graphs import evaluate
+from support.opened_files import opened
 from support.quantized_checkpoints import write_quantized_checkpoint
 from support.quantized_reference import quantized_model
 from support.small_models import write_small_checkpoint
@@ -247,8 +248,9 @@ def test_int4_columns_of_uneven_parts(tmp_path: Path, rows: tuple[int, ...]) -> 
     raw = np.random.default_rng(0).integers(0, 256, (sum(rows), 12), np.uint8)
     (tmp_path / "codes").write_bytes(b"head" + raw.tobytes())
     begins = [4 + 12 * sum(rows[:i]) for i in range(len(rows))]
+    codes = opened(tmp_path / "codes")
     parts = [
-        TensorLocation(file=tmp_path / "codes", offset=begin, length=12 * n, dtype=DType.INT32, shape=(n, 3))
+        TensorLocation(file=codes, offset=begin, length=12 * n, dtype=DType.INT32, shape=(n, 3))
         for begin, n in zip(begins, rows, strict=True)
     ]
     columns = nibbles(int4_columns(parts), sum(rows))

@@ -98,13 +98,13 @@ def tiny_bf16(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_weights_are_the_checkpoints_own_bytes(tiny_bf16: Path) -> None:
     checkpoint = Checkpoint.open(tiny_checkpoint())
     for name, source in checkpoint.shard_files().items():
-        assert (tiny_bf16 / name).stat().st_ino == source.stat().st_ino, "hard-linked, not copied"
+        assert (tiny_bf16 / name).stat().st_ino == source.path.stat().st_ino, "hard-linked, not copied"
     graph = ir.load(tiny_bf16 / GRAPH_FILE).graph
     external = {n: v.const_value for n, v in graph.initializers.items() if isinstance(v.const_value, ir.ExternalTensor)}
     assert external.keys() == checkpoint.locations.keys()
     for name, tensor in external.items():
         where = checkpoint.locations[name]
-        assert (tensor.location, tensor.offset, tensor.length) == (where.file.name, where.offset, where.length)
+        assert (tensor.location, tensor.offset, tensor.length) == (where.file.path.name, where.offset, where.length)
     inline = sum(v.const_value.nbytes for n, v in graph.initializers.items() if n not in external)
     assert inline < 1024, "nothing but scalars and shapes lies in the graph itself"
     assert not any(node.op_type == "Cast" and node.name.endswith(".weight/Cast") for node in graph)
@@ -263,8 +263,8 @@ def test_weights_are_copied_where_links_fail(tmp_path: Path, monkeypatch: pytest
     checkpoint = Checkpoint.open(tiny_checkpoint())
     export_graph(checkpoint, tmp_path, Precision.BF16)
     for name, source in checkpoint.shard_files().items():
-        assert (tmp_path / name).stat().st_ino != source.stat().st_ino
-        assert (tmp_path / name).read_bytes() == source.read_bytes()
+        assert (tmp_path / name).stat().st_ino != source.path.stat().st_ino
+        assert (tmp_path / name).read_bytes() == source.path.read_bytes()
 
 
 def test_truncated_model_keeps_its_shards_and_scale(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def test_weights_and_scales_stay_in_the_checkpoints_files(precision: Precision) 
     assert external.keys() == checkpoint.tensors().keys() - left_out
     for name, tensor in external.items():
         where = checkpoint.tensors()[name]
-        assert (tensor.location, tensor.offset, tensor.length) == (where.file.name, where.offset, where.length)
+        assert (tensor.location, tensor.offset, tensor.length) == (where.file.path.name, where.offset, where.length)
     assert sum(v.const_value.nbytes for n, v in initializers.items() if n not in external) < 1024
     assert (folder / GRAPH_FILE).stat().st_size < 100_000
 

@@ -14,6 +14,7 @@ from support.tokenizer_files import byte_level, hard_text, metaspace, sentencepi
 
 from sala_export.errors import BundleError, SessionError
 from sala_export.runtime import text
+from sala_export.runtime.library_tokenizer import LibraryTokenizer
 from sala_export.runtime.text import Tokenizer
 from sala_export.runtime.text_cuts import cut_rule
 
@@ -62,7 +63,7 @@ UNKNOWN_KINDS: dict[str, Callable[[], Spec]] = {
 
 def make(spec: Spec) -> tuple[Tokenizer, tokenizers.Tokenizer]:
     library = tokenizers.Tokenizer.from_str(json.dumps(spec))
-    return Tokenizer(library, rule=cut_rule(spec)), library
+    return Tokenizer(LibraryTokenizer(library, "tokenizer.json"), rule=cut_rule(spec)), library
 
 
 def stream(tokenizer: Tokenizer, data: bytes, cuts: random.Random, largest: int) -> tuple[list[int], int]:
@@ -105,7 +106,7 @@ def test_texts_tell_cuts_at_the_wrong_places(monkeypatch: pytest.MonkeyPatch, ki
     _, library = make(STREAMABLE[kind]())
     chance = random.Random(0)
     texts = [hard_text(chance, 30) for _ in range(30)]
-    wrong = Tokenizer(library, rule=AnyCut())
+    wrong = Tokenizer(LibraryTokenizer(library, "tokenizer.json"), rule=AnyCut())
     assert any(stream(wrong, whole.encode(), chance, 9)[0] != library.encode(whole).ids for whole in texts)
 
 

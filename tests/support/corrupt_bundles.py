@@ -249,7 +249,7 @@ CORRUPTIONS: dict[str, Corruption] = {
         spoil=lambda bundle: (bundle / "graph" / "model.onnx").unlink(),
         error="BundleDamaged",
         says="model.onnx cannot be opened",
-        reader_says="model.onnx is missing: copy the bundle again",
+        reader_says="model.onnx does not exist: copy the bundle again",
     ),
     "file of another size": Corruption(
         spoil=lambda bundle: _shorten(bundle / "engine" / "engine.plan"),
@@ -261,7 +261,7 @@ CORRUPTIONS: dict[str, Corruption] = {
         spoil=lambda bundle: _replace_by_folder(bundle / "graph" / "model.onnx"),
         error="BundleDamaged",
         says="model.onnx is not a file",
-        reader_says="model.onnx is missing",
+        reader_says="model.onnx is not a file: copy the bundle again",
     ),
     "changed graph": Corruption(
         spoil=lambda bundle: _change_byte(bundle / "graph" / "cpu.onnx"),

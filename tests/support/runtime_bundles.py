@@ -67,7 +67,7 @@ def write_cpu_bundle(source: Path, directory: Path, *, include_weights: bool = T
         (directory / name).write_text("not used by the CPU", encoding="utf-8")
     files = hash_files(directory, [path for path in directory.rglob("*") if path.is_file()], silent)
     for name, file in checkpoint.shard_files().items() if include_weights else ():
-        shutil.copyfile(file, graph / name)
+        shutil.copyfile(file.path, graph / name)
     digests = tensor_digests(checkpoint)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,

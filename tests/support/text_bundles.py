@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +24,8 @@ def write_text_bundle(source: Path, directory: Path) -> Path:
     manifest = Bundle.open(write_cpu_bundle(source, directory)).manifest
     folder = directory / TEXT_FOLDER
     folder.mkdir()
-    for name, file in Checkpoint.open(source).accessory_files().items():
-        shutil.copyfile(file, folder / name)
+    for name, file in Checkpoint.open(source).text_files().items():
+        (folder / name).write_bytes(file.content)
     files = hash_files(directory, list(folder.iterdir()), silent)
     changed = replace(manifest, text=tuple(entry.path for entry in files), files=(*manifest.files, *files))
     (directory / MANIFEST_FILE).write_text(changed.to_json(), encoding="utf-8")

@@ -13,6 +13,8 @@ from sala_export.checkpoint.quantization import Quantization
 from sala_export.checkpoint.quantized_weights import QuantizedWeight
 from sala_export.checkpoint.reader import Checkpoint
 from sala_export.checkpoint.tensor_location import TensorLocation
+from sala_export.errors import CheckpointError
+from sala_export.files import OpenedFile
 from sala_export.specs import DType, Precision
 
 _CODES = {
@@ -46,12 +48,13 @@ def write_quantized_weights(checkpoint: Checkpoint) -> None:
     """Fill the file with random bytes up to the end of the quantised weights."""
     tensors = [tensor for weight in checkpoint.quantized.values() for tensor in weight.tensors.values()]
     size = max(tensor.offset + tensor.length for tensor in tensors)
-    tensors[0].file.write_bytes(np.random.default_rng(0).bytes(size))
+    tensors[0].file.path.write_bytes(np.random.default_rng(0).bytes(size))
 
 
 class _Places:
     def __init__(self, file: Path) -> None:
-        self.file, self.end = file, 0
+        file.touch()
+        self.file, self.end = OpenedFile.open(file, error=CheckpointError), 0
 
     def tensor(self, dtype: DType, shape: tuple[int, ...]) -> TensorLocation:
         offset, length = self.end, dtype.bytes * math.prod(shape)

@@ -104,7 +104,7 @@ def test_bundle_is_verified_with_fewer_layers_on_text(capsys: Capture, tmp_path:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["nothing.sala"], ["nothing.sala is not a directory"]),
+        (["nothing.sala"], ["nothing.sala does not exist: a bundle is the directory"]),
         (["."], ["has neither bundle.json nor config.json"]),
         (["QUANTISED", "--plot", "picture.gif"], ["--plot picture.gif", ".png"]),
         (["QUANTISED", "--tokens", "1"], ["--tokens 1: expected 2 to 524288"]),

@@ -1,5 +1,6 @@
 #include "base/file.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -7,6 +8,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <memory>
 
 namespace sala {
 
@@ -15,10 +17,14 @@ namespace {
 // The largest transfer that every system takes in one call.
 constexpr int64_t kTransferBytes = int64_t{1} << 30;
 
-int open_descriptor(const std::filesystem::path& path, int flags) {
+// O_NONBLOCK does nothing to a file, and does not wait for the other end of what is none.
+constexpr int kReadFile = O_RDONLY | O_NONBLOCK | O_NOCTTY;
+constexpr int kReadDirectory = O_RDONLY | O_DIRECTORY;
+
+int open_descriptor(const std::filesystem::path& path, int flags, int directory = AT_FDCWD) {
   int descriptor;
   do {
-    descriptor = ::open(path.c_str(), flags | O_CLOEXEC, 0666);
+    descriptor = ::openat(directory, path.c_str(), flags | O_CLOEXEC, 0666);
   } while (descriptor < 0 && errno == EINTR);
   return descriptor;
 }
@@ -30,11 +36,13 @@ Error File::failed(const char* action) const {
 }
 
 Expected<File> File::open(const std::filesystem::path& path, ErrorCode if_failed) {
-  // O_NONBLOCK does nothing to a file, and does not wait for the other end of what is none.
-  File file(path, open_descriptor(path, O_RDONLY | O_NONBLOCK), if_failed);
+  return opened(File(path, open_descriptor(path, kReadFile), if_failed));
+}
+
+Expected<File> File::opened(File file) {
   struct stat status;
   if (file.descriptor_ < 0 || fstat(file.descriptor_, &status) != 0) return file.failed("opened");
-  if (!S_ISREG(status.st_mode)) return sala::error(if_failed, path.string(), " is not a file");
+  if (!S_ISREG(status.st_mode)) return sala::error(file.code_, file.path_.string(), " is not a file");
   file.bytes_ = status.st_size;
   return file;
 }
@@ -80,15 +88,64 @@ Status File::flush() {
   return success();
 }
 
-Expected<std::string> read_file(const std::filesystem::path& path, int64_t limit_bytes, ErrorCode if_failed) {
-  auto file = File::open(path, if_failed);
-  if (!file) return file.error();
-  if (file->bytes() > limit_bytes) {
-    return error(if_failed, path.string(), " has ", file->bytes(), " bytes, expected at most ", limit_bytes);
+Expected<std::string> read_file(const File& file, int64_t limit_bytes) {
+  if (file.bytes() > limit_bytes) {
+    return error(file.code(), file.path().string(), " has ", file.bytes(), " bytes, expected at most ", limit_bytes);
   }
-  std::string text(static_cast<size_t>(file->bytes()), '\0');
-  SALA_RETURN_IF_ERROR(file->read(0, text.data(), file->bytes()));
+  std::string text(static_cast<size_t>(file.bytes()), '\0');
+  SALA_RETURN_IF_ERROR(file.read(0, text.data(), file.bytes()));
   return text;
+}
+
+Expected<std::string> read_file(const std::filesystem::path& path, int64_t limit_bytes, ErrorCode if_failed) {
+  const auto file = File::open(path, if_failed);
+  if (!file) return file.error();
+  return read_file(*file, limit_bytes);
+}
+
+Expected<Directory> Directory::open(const std::filesystem::path& path, ErrorCode if_failed) {
+  Directory directory(path, open_descriptor(path, kReadDirectory), if_failed);
+  if (directory.descriptor_ >= 0) return directory;
+  if (errno == ENOENT || errno == ENOTDIR) return error(if_failed, path.string(), " is not a directory");
+  return error(if_failed, path.string(), " cannot be opened: ", std::strerror(errno));
+}
+
+Expected<Directory> Directory::of(int descriptor, const std::filesystem::path& path, ErrorCode if_failed) {
+  struct stat status;
+  Directory directory(path, fcntl(descriptor, F_DUPFD_CLOEXEC, 0), if_failed);
+  if (directory.descriptor_ >= 0 && fstat(directory.descriptor_, &status) == 0 && S_ISDIR(status.st_mode)) {
+    return directory;
+  }
+  return error(if_failed, path.string(), ": descriptor ", descriptor, " is not that of a directory");
+}
+
+Directory::~Directory() {
+  if (descriptor_ >= 0) ::close(descriptor_);
+}
+
+Expected<File> Directory::open(const std::filesystem::path& name) const {
+  return File::opened(File(path_ / name, open_descriptor(name, kReadFile, descriptor_), code_));
+}
+
+bool Directory::has(const std::filesystem::path& name) const {
+  struct stat status;
+  return fstatat(descriptor_, name.c_str(), &status, 0) == 0;
+}
+
+Expected<std::vector<std::string>> Directory::names() const {
+  // A descriptor of its own: how far a listing has come belongs to it.
+  const int descriptor = open_descriptor(".", kReadDirectory, descriptor_);
+  const std::unique_ptr<DIR, int (*)(DIR*)> listing(descriptor < 0 ? nullptr : fdopendir(descriptor), closedir);
+  if (!listing) {
+    const Error failure = error(code_, path_.string(), " cannot be read: ", std::strerror(errno));
+    if (descriptor >= 0) ::close(descriptor);
+    return failure;
+  }
+  std::vector<std::string> names;
+  errno = 0;
+  while (const dirent* entry = readdir(listing.get())) names.emplace_back(entry->d_name);
+  if (errno != 0) return error(code_, path_.string(), " cannot be read: ", std::strerror(errno));
+  return names;
 }
 
 }  // namespace sala

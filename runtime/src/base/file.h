@@ -4,7 +4,11 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
+#include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "sala/status.h"
 
@@ -12,6 +16,7 @@ namespace sala {
 
 class File {
  public:
+  /// Fails if it is no regular file, and does not wait for the other end of a FIFO.
   static Expected<File> open(const std::filesystem::path& path, ErrorCode if_failed);
   /// Fails if the file exists.
   static Expected<File> create(const std::filesystem::path& path, ErrorCode if_failed);
@@ -25,6 +30,8 @@ class File {
 
   int64_t bytes() const { return bytes_; }
   const std::filesystem::path& path() const { return path_; }
+  /// Of its errors.
+  ErrorCode code() const { return code_; }
 
   /// Fills `to`; a file that ends before is an error.
   Status read(int64_t offset, void* to, int64_t bytes) const;
@@ -34,8 +41,11 @@ class File {
   Status flush();
 
  private:
+  friend class Directory;
   File(std::filesystem::path path, int descriptor, ErrorCode code)
       : path_(std::move(path)), descriptor_(descriptor), code_(code) {}
+  /// Looks at what was opened.
+  static Expected<File> opened(File file);
   Error failed(const char* action) const;
 
   std::filesystem::path path_;
@@ -44,7 +54,40 @@ class File {
   int64_t bytes_ = 0;  // size when opened
 };
 
+/// By name. Several may share a file that is open once.
+using OpenedFiles = std::map<std::string, std::shared_ptr<const File>>;
+
 /// The whole of a file, refused if it has more than `limit_bytes`.
+Expected<std::string> read_file(const File& file, int64_t limit_bytes);
 Expected<std::string> read_file(const std::filesystem::path& path, int64_t limit_bytes, ErrorCode if_failed);
+
+/// A directory whose files are opened relative to itself, whatever takes its name meanwhile.
+class Directory {
+ public:
+  static Expected<Directory> open(const std::filesystem::path& path, ErrorCode if_failed);
+  /// The one that `descriptor`, which stays the caller's, stands for. `path` is for messages.
+  static Expected<Directory> of(int descriptor, const std::filesystem::path& path, ErrorCode if_failed);
+
+  Directory(Directory&& other) noexcept
+      : path_(std::move(other.path_)), descriptor_(std::exchange(other.descriptor_, -1)), code_(other.code_) {}
+  Directory& operator=(Directory&&) = delete;
+  ~Directory();
+
+  const std::filesystem::path& path() const { return path_; }
+  /// As `File::open`, of the file of this relative path.
+  Expected<File> open(const std::filesystem::path& name) const;
+  /// Whether something has this relative path.
+  bool has(const std::filesystem::path& name) const;
+  /// Of everything in it.
+  Expected<std::vector<std::string>> names() const;
+
+ private:
+  Directory(std::filesystem::path path, int descriptor, ErrorCode code)
+      : path_(std::move(path)), descriptor_(descriptor), code_(code) {}
+
+  std::filesystem::path path_;
+  int descriptor_;
+  ErrorCode code_;
+};
 
 }  // namespace sala

@@ -26,16 +26,13 @@ Error unsuitable(const Parts&... parts) {
   return error(ErrorCode::kWeightsUnsuitable, parts...);
 }
 
-bool is_there(const std::filesystem::path& path) {
-  std::error_code ignored;  // what cannot be examined cannot be read either
-  return std::filesystem::exists(path, ignored);
-}
-
-Expected<Json> read_object(const std::filesystem::path& path) {
-  const auto text = read_file(path, kJsonLimitBytes, ErrorCode::kWeightsUnsuitable);
+Expected<Json> read_object(const Directory& directory, const char* name) {
+  const auto file = directory.open(name);
+  if (!file) return file.error();
+  const auto text = read_file(*file, kJsonLimitBytes);
   if (!text) return text.error();
   auto json = parse_json(*text);
-  if (!json || !json->is_object()) return unsuitable(path.string(), " is not a JSON object: download it again");
+  if (!json || !json->is_object()) return unsuitable(file->path().string(), " is not a JSON object: download it again");
   return *std::move(json);
 }
 
@@ -70,8 +67,9 @@ const Json& defaults() {
 }
 
 /// Compares the configuration of a bundle with that of a config.json.
-Status compare_config(const std::filesystem::path& path, const Json& built_for) {
-  const auto file = read_object(path);
+Status compare_config(const Directory& directory, const Json& built_for) {
+  const std::filesystem::path path = directory.path() / kConfigFile;
+  const auto file = read_object(directory, kConfigFile);
   if (!file) return file.error();
   const auto compare = [&](const std::string& name, const Json* there, const Json& here) -> Status {
     if (there == nullptr) {
@@ -114,12 +112,11 @@ Status compare_config(const std::filesystem::path& path, const Json& built_for) 
 /// What files hold of the tensors of a manifest.
 struct Contents {
   std::map<std::string, std::pair<std::string, SafetensorsTensor>> tensors;  // by name, with the name of the file
-  std::map<std::string, File> files;
+  OpenedFiles files;
 };
 
-Status add(Contents& contents, const std::filesystem::path& directory, const std::string& name,
-           const Manifest& manifest) {
-  auto file = File::open(directory / name, ErrorCode::kWeightsUnsuitable);
+Status add(Contents& contents, const Directory& directory, const std::string& name, const Manifest& manifest) {
+  auto file = directory.open(name);
   if (!file) return unsuitable(file.error().message, ": ", kCheckpoint.if_foreign);
   const auto header = read_safetensors_header(*file, kCheckpoint);
   if (!header) return header.error();
@@ -129,18 +126,19 @@ Status add(Contents& contents, const std::filesystem::path& directory, const std
     is_needed = true;
     const auto [at, is_new] = contents.tensors.try_emplace(tensor.name, name, tensor);
     if (!is_new) {
-      return unsuitable(directory.string(), ": tensor ", tensor.name, " is in ", at->second.first, " and in ", name,
-                        ": leave the one that counts");
+      return unsuitable(directory.path().string(), ": tensor ", tensor.name, " is in ", at->second.first, " and in ",
+                        name, ": leave the one that counts");
     }
   }
   // It stays open, so that tensors are read from the file whose header this is, whatever takes its name.
-  if (is_needed) contents.files.emplace(name, *std::move(file));
+  if (is_needed) contents.files[name] = std::make_shared<const File>(*std::move(file));
   return success();
 }
 
 /// The files in which an index places the tensors of a manifest.
-Expected<std::set<std::string>> indexed_files(const std::filesystem::path& path, const Manifest& manifest) {
-  const auto index = read_object(path);
+Expected<std::set<std::string>> indexed_files(const Directory& directory, const Manifest& manifest) {
+  const std::filesystem::path path = directory.path() / kIndexFile;
+  const auto index = read_object(directory, kIndexFile);
   if (!index) return index.error();
   const Json* places = member(&*index, "weight_map");
   if (places == nullptr || !places->is_object()) {
@@ -161,18 +159,17 @@ Expected<std::set<std::string>> indexed_files(const std::filesystem::path& path,
 }
 
 /// model.safetensors, else what the index names, else every safetensors file.
-Expected<std::set<std::string>> weight_files(const std::filesystem::path& directory, const Manifest& manifest) {
-  if (is_there(directory / kWeightsFile)) return std::set<std::string>{kWeightsFile};
-  if (is_there(directory / kIndexFile)) return indexed_files(directory / kIndexFile, manifest);
+Expected<std::set<std::string>> weight_files(const Directory& directory, const Manifest& manifest) {
+  if (directory.has(kWeightsFile)) return std::set<std::string>{kWeightsFile};
+  if (directory.has(kIndexFile)) return indexed_files(directory, manifest);
+  const auto names = directory.names();
+  if (!names) return names.error();
   std::set<std::string> files;
-  std::error_code failure;
-  for (std::filesystem::directory_iterator entry(directory, failure), end; !failure && entry != end;
-       entry.increment(failure)) {
-    if (entry->path().extension() == kExtension) files.insert(entry->path().filename().string());
+  for (const std::string& name : *names) {
+    if (std::filesystem::path(name).extension() == kExtension) files.insert(name);
   }
-  if (failure) return unsuitable(directory.string(), " cannot be read: ", failure.message());
   if (files.empty()) {
-    return error(ErrorCode::kWeightsMissing, directory.string(), " has no ", kExtension,
+    return error(ErrorCode::kWeightsMissing, directory.path().string(), " has no ", kExtension,
                  " file: weights are a checkpoint's directory in Hugging Face layout");
   }
   return files;
@@ -207,30 +204,31 @@ std::string describe(std::string_view type, const Shape& shape) { return std::st
 
 }  // namespace
 
-Expected<CheckpointContents> open_checkpoint(const std::filesystem::path& directory, const Manifest& manifest) {
-  if (!is_there(directory / kConfigFile)) {
-    return error(ErrorCode::kWeightsMissing, directory.string(), " has no ", kConfigFile,
-                 ": weights are a checkpoint's directory in Hugging Face layout");
+Expected<CheckpointContents> open_checkpoint(const std::filesystem::path& path, const Manifest& manifest) {
+  const auto directory = Directory::open(path, ErrorCode::kWeightsUnsuitable);
+  if (!directory || !directory->has(kConfigFile)) {
+    const std::string problem = directory ? path.string() + " has no " + kConfigFile : directory.error().message;
+    return error(ErrorCode::kWeightsMissing, problem, ": weights are a checkpoint's directory in Hugging Face layout");
   }
-  SALA_RETURN_IF_ERROR(compare_config(directory / kConfigFile, manifest.model_config));
-  const auto files = weight_files(directory, manifest);
+  SALA_RETURN_IF_ERROR(compare_config(*directory, manifest.model_config));
+  const auto files = weight_files(*directory, manifest);
   if (!files) return files.error();
   Contents contents;
-  for (const std::string& file : *files) SALA_RETURN_IF_ERROR(add(contents, directory, file, manifest));
+  for (const std::string& file : *files) SALA_RETURN_IF_ERROR(add(contents, *directory, file, manifest));
   const auto scales = rows_of_scales(manifest);
   CheckpointContents result;
   for (const auto& [name, wanted] : manifest.tensors) {
     const auto found = contents.tensors.find(name);
     const std::string needed = describe(name_of(wanted.dtype), wanted.shape);
     if (found == contents.tensors.end()) {
-      return unsuitable(directory.string(), " has no tensor ", name, " (", needed, "), which this bundle of precision ",
+      return unsuitable(path.string(), " has no tensor ", name, " (", needed, "), which this bundle of precision ",
                         manifest.precision, " needs: give weights of the same form");
     }
     const auto& [file, tensor] = found->second;
     const auto rows = scales.find(name);
     const bool fits = tensor.shape == wanted.shape || (rows != scales.end() && serves(tensor.shape, rows->second));
     if (tensor.dtype != wanted.dtype || !fits) {
-      return unsuitable((directory / file).string(), ": tensor ", name, " is ",
+      return unsuitable((path / file).string(), ": tensor ", name, " is ",
                         describe(tensor.dtype ? name_of(*tensor.dtype) : tensor.type, tensor.shape),
                         ", this bundle of precision ", manifest.precision, " was built for ", needed,
                         ": give weights of the same form");

@@ -3,8 +3,6 @@
 #pragma once
 
 #include <filesystem>
-#include <map>
-#include <string>
 
 #include "base/file.h"
 #include "bundle/manifest.h"
@@ -14,12 +12,12 @@ namespace sala {
 
 /// What a checkpoint has of `manifest.tensors`.
 struct CheckpointContents {
-  StoredTensors tensors;              // `sha256` is what the bytes of a fixed one must have
-  std::map<std::string, File> files;  // those of the tensors, by StoredTensor::file
+  StoredTensors tensors;  // `sha256` is what the bytes of a fixed one must have
+  OpenedFiles files;      // those of the tensors, by StoredTensor::file
 };
 
-/// kWeightsMissing if `directory` is no checkpoint. kWeightsUnsuitable, naming the field, tensor or file, if its
+/// kWeightsMissing if `path` is no checkpoint. kWeightsUnsuitable, naming the field, tensor or file, if its
 /// configuration or a tensor's type or shape is not what the bundle was built for, or a file is damaged.
-Expected<CheckpointContents> open_checkpoint(const std::filesystem::path& directory, const Manifest& manifest);
+Expected<CheckpointContents> open_checkpoint(const std::filesystem::path& path, const Manifest& manifest);
 
 }  // namespace sala

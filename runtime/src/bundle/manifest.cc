@@ -2,11 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <utility>
 
-#include "base/file.h"
 #include "base/json_fields.h"
-#include "base/sha256.h"
 #include "bundle/model_config.h"
 
 namespace sala {
@@ -14,7 +13,6 @@ namespace sala {
 namespace {
 
 constexpr int64_t kSchemaVersion = 4;
-constexpr int64_t kManifestLimitBytes = int64_t{64} << 20;
 
 DType dtype_of(const Field& field) {
   const std::string name = field.string();
@@ -251,17 +249,6 @@ Status check_version(const Json& content, const std::string& where) {
                kSchemaVersion, ": ", advice);
 }
 
-/// Compares the size of a file of the bundle.
-Status check_size(const std::filesystem::path& path, int64_t bytes) {
-  const auto file = File::open(path, ErrorCode::kBundleDamaged);
-  if (!file) return error(ErrorCode::kBundleDamaged, file.error().message, ": copy the bundle again");
-  if (file->bytes() != bytes) {
-    return error(ErrorCode::kBundleDamaged, path.string(), " has ", file->bytes(), " bytes, ", kManifestFile, " says ",
-                 bytes, ": copy the bundle again");
-  }
-  return success();
-}
-
 }  // namespace
 
 std::vector<std::string> WeightPart::tensors() const {
@@ -306,40 +293,6 @@ Expected<Manifest> parse_manifest(std::string_view text, const std::string& wher
   manifest.model_config = (*document)["model"]["config"];
   SALA_RETURN_IF_ERROR(check_references(manifest, where));
   return manifest;
-}
-
-Expected<Manifest> read_manifest(const std::filesystem::path& bundle) {
-  std::error_code ignored;  // a path that cannot be examined is no directory
-  if (!std::filesystem::is_directory(bundle, ignored)) {
-    return error(ErrorCode::kBundleMissing, bundle.string(),
-                 " is not a directory: a bundle is the directory that `sala-export build` writes");
-  }
-  const std::filesystem::path path = bundle / kManifestFile;
-  if (!std::filesystem::exists(path, ignored)) {
-    return error(ErrorCode::kBundleMissing, bundle.string(), " has no ", kManifestFile, ": it is not a bundle");
-  }
-  const auto text = read_file(path, kManifestLimitBytes, ErrorCode::kBundleDamaged);
-  if (!text) return text.error();
-  auto manifest = parse_manifest(*text, path.string());
-  if (!manifest) return manifest;
-  for (const FileEntry& entry : manifest->files) SALA_RETURN_IF_ERROR(check_size(bundle / entry.path, entry.bytes));
-  if (!manifest->weights_included) return manifest;
-  for (const auto& [file, bytes] : manifest->weight_files) SALA_RETURN_IF_ERROR(check_size(bundle / file, bytes));
-  return manifest;
-}
-
-Status verify_hashes(const std::filesystem::path& bundle, const Manifest& manifest) {
-  for (const FileEntry& entry : manifest.files) {
-    const auto file = File::open(bundle / entry.path, ErrorCode::kBundleDamaged);
-    if (!file) return file.error();
-    const auto digest = sha256(*file);
-    if (!digest) return digest.error();
-    if (*digest != entry.sha256) {
-      return error(ErrorCode::kBundleDamaged, file->path().string(), " has another SHA-256 than ", kManifestFile,
-                   " says: it was changed or damaged, copy the bundle again");
-    }
-  }
-  return success();
 }
 
 }  // namespace sala

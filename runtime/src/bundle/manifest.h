@@ -3,10 +3,10 @@
 #pragma once
 
 #include <cstdint>
-#include <filesystem>
 #include <map>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -120,13 +120,7 @@ struct Manifest {
   const FileEntry* file(const std::string& path) const;
 };
 
-/// Reads and checks bundle.json and compares the sizes of all files.
-Expected<Manifest> read_manifest(const std::filesystem::path& bundle);
-
 /// Parses the text of a bundle.json; `where` names it in messages.
 Expected<Manifest> parse_manifest(std::string_view text, const std::string& where);
-
-/// Hashes every file but those of the weights, whose tensors are hashed when they are loaded.
-Status verify_hashes(const std::filesystem::path& bundle, const Manifest& manifest);
 
 }  // namespace sala

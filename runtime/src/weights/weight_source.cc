@@ -15,20 +15,14 @@ constexpr int64_t kBlockBytes = int64_t{1} << 20;
 
 }  // namespace
 
-Expected<std::unique_ptr<WeightSource>> WeightSource::of_bundle(const std::filesystem::path& bundle,
-                                                                const Manifest& manifest) {
-  if (!manifest.weights_included) {
-    return error(ErrorCode::kWeightsMissing, bundle.string(),
+Expected<std::unique_ptr<WeightSource>> WeightSource::of_bundle(const Bundle& bundle) {
+  if (!bundle.manifest.weights_included) {
+    return error(ErrorCode::kWeightsMissing, bundle.path.string(),
                  " was built with --no-weights: give the checkpoint's directory as weights (--weights DIR)");
   }
-  std::unique_ptr<WeightSource> source(new WeightSource(bundle, manifest, /*is_of_bundle=*/true));
-  source->tensors_ = manifest.tensors;
-  for (const auto& [name, tensor] : source->tensors_) {
-    if (source->files_.contains(tensor.file)) continue;
-    auto file = File::open(bundle / tensor.file, ErrorCode::kBundleDamaged);
-    if (!file) return file.error();
-    source->files_.emplace(tensor.file, *std::move(file));
-  }
+  std::unique_ptr<WeightSource> source(new WeightSource(bundle.path, bundle.manifest, /*is_of_bundle=*/true));
+  source->tensors_ = bundle.manifest.tensors;
+  source->files_ = bundle.files;
   return source;
 }
 
@@ -52,7 +46,7 @@ const StoredTensor& WeightSource::tensor(std::string_view name) const { return t
 
 WeightSource::Reader WeightSource::open(std::string_view name) const {
   const StoredTensor& stored = tensor(name);
-  return Reader(*this, name, stored, files_.at(stored.file));
+  return Reader(*this, name, stored, *files_.at(stored.file));
 }
 
 Status WeightSource::Reader::read(void* to, int64_t bytes) {

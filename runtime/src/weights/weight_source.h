@@ -14,7 +14,7 @@
 
 #include "base/file.h"
 #include "base/sha256.h"
-#include "bundle/manifest.h"
+#include "bundle/bundle.h"
 #include "sala/status.h"
 
 namespace sala {
@@ -24,8 +24,7 @@ namespace sala {
 class WeightSource {
  public:
   /// The bundle's own. kWeightsMissing if it was built without.
-  static Expected<std::unique_ptr<WeightSource>> of_bundle(const std::filesystem::path& bundle,
-                                                           const Manifest& manifest);
+  static Expected<std::unique_ptr<WeightSource>> of_bundle(const Bundle& bundle);
   /// Those of a checkpoint directory in Hugging Face layout. kWeightsUnsuitable, naming the field or the tensor, if its
   /// configuration, or the name, type or shape of a tensor, or the bytes of a fixed one, are not what the bundle was
   /// built for. Fixed tensors are read for that, with the threads and the progress of `options`.
@@ -86,7 +85,7 @@ class WeightSource {
   bool is_of_bundle_;
   std::string config_sha256_;
   StoredTensors tensors_;
-  std::map<std::string, File> files_;  // by StoredTensor::file
+  OpenedFiles files_;  // by StoredTensor::file
   mutable std::mutex mutex_;
   mutable std::map<std::string, std::string> hashes_;  // of the tensors that were read to their end
 };

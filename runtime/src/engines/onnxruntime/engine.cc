@@ -32,11 +32,12 @@ Expected<std::filesystem::path> operators_library(const LoadOptions& options) {
 }
 
 /// The bytes of the graph, proved to be those that were exported.
-Expected<std::string> read_graph(const std::filesystem::path& bundle, const Manifest& manifest) {
-  const std::filesystem::path path = bundle / manifest.cpu.file;
-  auto graph = read_file(path, kGraphLimitBytes, ErrorCode::kBundleDamaged);
-  if (graph && sha256(*graph) != manifest.file(manifest.cpu.file)->sha256) {
-    return error(ErrorCode::kBundleDamaged, path.string(), " has another SHA-256 than ", kManifestFile,
+Expected<std::string> read_graph(const Bundle& bundle) {
+  const std::string& name = bundle.manifest.cpu.file;
+  const File& file = bundle.file(name);
+  auto graph = read_file(file, kGraphLimitBytes);
+  if (graph && sha256(*graph) != bundle.manifest.file(name)->sha256) {
+    return error(ErrorCode::kBundleDamaged, file.path().string(), " has another SHA-256 than ", kManifestFile,
                  " says: it was changed or damaged, copy the bundle again");
   }
   return graph;
@@ -44,15 +45,15 @@ Expected<std::string> read_graph(const std::filesystem::path& bundle, const Mani
 
 }  // namespace
 
-Expected<std::shared_ptr<const Engine>> OnnxRuntimeEngine::create(const std::filesystem::path& bundle,
-                                                                  const Manifest& manifest, const LoadOptions& options,
+Expected<std::shared_ptr<const Engine>> OnnxRuntimeEngine::create(const Bundle& bundle, const LoadOptions& options,
                                                                   const WeightSource& source) {
+  const Manifest& manifest = bundle.manifest;
   auto library = OnnxRuntimeLibrary::load(options.onnxruntime_library);
   if (!library) return library.error();
   std::shared_ptr<OnnxRuntimeEngine> engine(new OnnxRuntimeEngine(*library));
   engine->inputs_ = manifest.cpu.inputs;
   engine->outputs_ = manifest.cpu.outputs;
-  SALA_RETURN_IF_ERROR(engine->open_graph(bundle, manifest, options));
+  SALA_RETURN_IF_ERROR(engine->open_graph(bundle, options));
   SALA_RETURN_IF_ERROR(engine->check_inputs(manifest));
   auto weights = load_weights(manifest, source, options);
   if (!weights) return weights.error();
@@ -60,11 +61,10 @@ Expected<std::shared_ptr<const Engine>> OnnxRuntimeEngine::create(const std::fil
   return std::shared_ptr<const Engine>(std::move(engine));
 }
 
-Status OnnxRuntimeEngine::open_graph(const std::filesystem::path& bundle, const Manifest& manifest,
-                                     const LoadOptions& options) {
+Status OnnxRuntimeEngine::open_graph(const Bundle& bundle, const LoadOptions& options) {
   const auto operators = operators_library(options);
   if (!operators) return operators.error();
-  const auto graph = read_graph(bundle, manifest);
+  const auto graph = read_graph(bundle);
   if (!graph) return graph.error();
   const OrtApi& api = library_.api();
 
@@ -87,7 +87,8 @@ Status OnnxRuntimeEngine::open_graph(const std::filesystem::path& bundle, const 
   if (auto opened = library_.check(
           api.CreateSessionFromArray(environment, graph->data(), graph->size(), created, &session), "open the graph");
       !opened) {
-    return error(ErrorCode::kLibraryUnusable, (bundle / manifest.cpu.file).string(), ": ", opened.error().message);
+    return error(ErrorCode::kLibraryUnusable, bundle.file(bundle.manifest.cpu.file).path().string(), ": ",
+                 opened.error().message);
   }
   session_.reset(session);
   return success();

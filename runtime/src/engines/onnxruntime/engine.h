@@ -4,11 +4,10 @@
 
 #include <onnxruntime_c_api.h>
 
-#include <filesystem>
 #include <memory>
 #include <vector>
 
-#include "bundle/manifest.h"
+#include "bundle/bundle.h"
 #include "engines/onnxruntime/library.h"
 #include "sala/engine.h"
 #include "sala/model.h"
@@ -20,8 +19,8 @@ namespace sala {
 class OnnxRuntimeEngine final : public Engine {
  public:
   /// Loads the library, the operators, the graph and the weights.
-  static Expected<std::shared_ptr<const Engine>> create(const std::filesystem::path& bundle, const Manifest& manifest,
-                                                        const LoadOptions& options, const WeightSource& source);
+  static Expected<std::shared_ptr<const Engine>> create(const Bundle& bundle, const LoadOptions& options,
+                                                        const WeightSource& source);
 
   std::string_view name() const override { return "onnxruntime"; }
   std::string_view precision() const override { return "fp32"; }
@@ -37,7 +36,7 @@ class OnnxRuntimeEngine final : public Engine {
         environment_(nullptr, library.api().ReleaseEnv),
         session_(nullptr, library.api().ReleaseSession) {}
 
-  Status open_graph(const std::filesystem::path& bundle, const Manifest& manifest, const LoadOptions& options);
+  Status open_graph(const Bundle& bundle, const LoadOptions& options);
   Status check_inputs(const Manifest& manifest) const;
 
   OnnxRuntimeLibrary library_;

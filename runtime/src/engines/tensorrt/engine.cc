@@ -24,12 +24,11 @@ EngineLimits limits_of(const ProfileRanges& prefill) {
 
 }  // namespace
 
-Expected<std::shared_ptr<const Engine>> TensorRtEngine::create(const std::filesystem::path& bundle,
-                                                               const Manifest& manifest, const LoadOptions& options,
+Expected<std::shared_ptr<const Engine>> TensorRtEngine::create(const Bundle& bundle, const LoadOptions& options,
                                                                const WeightSource& source) {
-  auto plan = LoadedPlan::load(bundle, manifest, options, source);
+  auto plan = LoadedPlan::load(bundle, options, source);
   if (!plan) return plan.error();
-  return std::shared_ptr<const Engine>(new TensorRtEngine(*std::move(plan), manifest));
+  return std::shared_ptr<const Engine>(new TensorRtEngine(*std::move(plan), bundle.manifest));
 }
 
 TensorRtEngine::TensorRtEngine(std::unique_ptr<const LoadedPlan> plan, const Manifest& manifest)

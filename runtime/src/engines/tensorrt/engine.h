@@ -2,12 +2,11 @@
 
 #pragma once
 
-#include <filesystem>
 #include <memory>
 #include <string>
 #include <vector>
 
-#include "bundle/manifest.h"
+#include "bundle/bundle.h"
 #include "engines/tensorrt/loaded_plan.h"
 #include "sala/engine.h"
 #include "sala/model.h"
@@ -20,8 +19,8 @@ class TensorRtEngine final : public Engine {
   /// Finds the GPU and the library, proves the plan, loads it and uploads the weights. kDeviceMissing,
   /// kDeviceUnsuitable, kLibraryMissing and kLibraryUnusable say that the bundle cannot run on this machine's GPU, if
   /// it has one.
-  static Expected<std::shared_ptr<const Engine>> create(const std::filesystem::path& bundle, const Manifest& manifest,
-                                                        const LoadOptions& options, const WeightSource& source);
+  static Expected<std::shared_ptr<const Engine>> create(const Bundle& bundle, const LoadOptions& options,
+                                                        const WeightSource& source);
 
   std::string_view name() const override { return "tensorrt"; }
   std::string_view precision() const override { return precision_; }

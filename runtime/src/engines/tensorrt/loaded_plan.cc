@@ -16,12 +16,13 @@ namespace sala::tensorrt {
 
 namespace {
 
-Status check_profiles(const std::filesystem::path& bundle, const Manifest& manifest) {
+Status check_profiles(const Bundle& bundle) {
+  const auto& profiles = bundle.manifest.engine.profiles;
   for (const std::string_view profile : {step_names::kPrefill, step_names::kDecode}) {
-    const auto found = manifest.engine.profiles.find(profile);
-    if (found == manifest.engine.profiles.end() || !found->second.contains(step_names::kTokens)) {
-      return error(ErrorCode::kBundleDamaged, (bundle / kManifestFile).string(), ": engine.profiles has no usable ",
-                   profile, " (build the bundle again)");
+    const auto found = profiles.find(profile);
+    if (found == profiles.end() || !found->second.contains(step_names::kTokens)) {
+      return error(ErrorCode::kBundleDamaged, (bundle.path / kManifestFile).string(),
+                   ": engine.profiles has no usable ", profile, " (build the bundle again)");
     }
   }
   return success();
@@ -49,9 +50,9 @@ bool contains(const std::string& text, std::string_view part) { return text.find
 
 }  // namespace
 
-Expected<std::unique_ptr<const LoadedPlan>> LoadedPlan::load(const std::filesystem::path& bundle,
-                                                             const Manifest& manifest, const LoadOptions& options,
+Expected<std::unique_ptr<const LoadedPlan>> LoadedPlan::load(const Bundle& bundle, const LoadOptions& options,
                                                              const WeightSource& source) {
+  const Manifest& manifest = bundle.manifest;
   std::unique_ptr<LoadedPlan> plan(new LoadedPlan());
   plan->options_ = options.tensorrt;
   plan->name_ = manifest.engine.plan;
@@ -62,17 +63,17 @@ Expected<std::unique_ptr<const LoadedPlan>> LoadedPlan::load(const std::filesyst
   const auto library = Library::load(manifest.engine, plan->options_.library);
   if (!library) return library.error();
   // From here on this machine can run the engine: what is wrong now is not hidden by another runtime.
-  SALA_RETURN_IF_ERROR(check_profiles(bundle, manifest));
+  SALA_RETURN_IF_ERROR(check_profiles(bundle));
   SALA_RETURN_IF_ERROR(check_inputs(manifest.engine.weights, source));
   const Device::Current current(*plan->device_);
   SALA_RETURN_IF_ERROR(plan->start(*library));
-  SALA_RETURN_IF_ERROR(plan->deserialise(bundle, manifest));
+  SALA_RETURN_IF_ERROR(plan->deserialise(bundle));
   plan->measure(manifest);
   auto weights =
       upload_weights(*plan->device_, *plan->memory_, *plan->pinned_, manifest.engine.weights, source, options);
   if (!weights) return weights.error();
   plan->weights_ = *std::move(weights);
-  plan->open_runtime_cache(bundle);
+  plan->open_runtime_cache(bundle.path);
   return std::unique_ptr<const LoadedPlan>(std::move(plan));
 }
 
@@ -90,8 +91,9 @@ Status LoadedPlan::start(const Library& library) {
   return success();
 }
 
-Status LoadedPlan::deserialise(const std::filesystem::path& bundle, const Manifest& manifest) {
-  const auto plan = read_plan(bundle, manifest);
+Status LoadedPlan::deserialise(const Bundle& bundle) {
+  const Manifest& manifest = bundle.manifest;
+  const auto plan = read_plan(bundle);
   if (!plan) return plan.error();
   // Before anything of it is on the GPU.
   SALA_RETURN_IF_ERROR(check_room(manifest, plan->bytes()));

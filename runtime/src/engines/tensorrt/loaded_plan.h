@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "bundle/manifest.h"
+#include "bundle/bundle.h"
 #include "engines/tensorrt/allocator.h"
 #include "engines/tensorrt/device.h"
 #include "engines/tensorrt/device_memory.h"
@@ -27,8 +27,8 @@ constexpr int32_t kProfileIndex[] = {0, 1};  // by Profile: prefill, decode
 /// Immutable after `load`. Members are destroyed from the last to the first, as TensorRT needs it.
 class LoadedPlan {
  public:
-  static Expected<std::unique_ptr<const LoadedPlan>> load(const std::filesystem::path& bundle, const Manifest& manifest,
-                                                          const LoadOptions& options, const WeightSource& source);
+  static Expected<std::unique_ptr<const LoadedPlan>> load(const Bundle& bundle, const LoadOptions& options,
+                                                          const WeightSource& source);
 
   const CudaDriver& driver() const { return device_->driver(); }
   const std::shared_ptr<const Device>& device() const { return device_; }
@@ -54,7 +54,7 @@ class LoadedPlan {
   LoadedPlan() = default;
 
   Status start(const Library& library);
-  Status deserialise(const std::filesystem::path& bundle, const Manifest& manifest);
+  Status deserialise(const Bundle& bundle);
   Status check_room(const Manifest& manifest, int64_t plan_bytes) const;
   void measure(const Manifest& manifest);
   void open_runtime_cache(const std::filesystem::path& bundle);

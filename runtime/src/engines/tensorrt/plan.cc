@@ -50,24 +50,19 @@ std::optional<EmbeddedLibrary> find_embedded_library(std::string_view data, int6
   return std::nullopt;
 }
 
-Expected<Buffer> read_plan(const std::filesystem::path& bundle, const Manifest& manifest) {
-  const FileEntry* entry = manifest.file(manifest.engine.plan);
-  if (entry == nullptr) {
-    return error(ErrorCode::kBundleDamaged, (bundle / kManifestFile).string(), ": plan ", manifest.engine.plan,
-                 " is not among files (build the bundle again)");
-  }
-  const auto file = File::open(bundle / manifest.engine.plan, ErrorCode::kBundleDamaged);
-  if (!file) return file.error();
-  auto buffer = host_memory().allocate(file->bytes());
+Expected<Buffer> read_plan(const Bundle& bundle) {
+  const std::string& name = bundle.manifest.engine.plan;
+  const File& file = bundle.file(name);
+  auto buffer = host_memory().allocate(file.bytes());
   if (!buffer) return buffer.error();
-  SALA_RETURN_IF_ERROR(file->read(0, buffer->data(), file->bytes()));
+  SALA_RETURN_IF_ERROR(file.read(0, buffer->data(), file.bytes()));
   // What is hashed is what TensorRT gets: these bytes, not the file.
-  const std::string_view bytes(static_cast<const char*>(buffer->data()), static_cast<size_t>(file->bytes()));
-  if (sha256(bytes) != entry->sha256) {
-    return error(ErrorCode::kBundleDamaged, file->path().string(), " has another SHA-256 than ", kManifestFile, " says",
+  const std::string_view bytes(static_cast<const char*>(buffer->data()), static_cast<size_t>(file.bytes()));
+  if (sha256(bytes) != bundle.manifest.file(name)->sha256) {
+    return error(ErrorCode::kBundleDamaged, file.path().string(), " has another SHA-256 than ", kManifestFile, " says",
                  kCopyAgain);
   }
-  SALA_RETURN_IF_ERROR(check_host_code(file->path().string(), bytes, manifest));
+  SALA_RETURN_IF_ERROR(check_host_code(file.path().string(), bytes, bundle.manifest));
   return buffer;
 }
 

@@ -2,11 +2,10 @@
 
 #pragma once
 
-#include <filesystem>
 #include <optional>
 #include <string_view>
 
-#include "bundle/manifest.h"
+#include "bundle/bundle.h"
 #include "sala/engine.h"
 #include "sala/status.h"
 
@@ -14,7 +13,7 @@ namespace sala::tensorrt {
 
 /// The bytes of the plan in host memory. kBundleDamaged unless they have the hash that bundle.json says, and the plugin
 /// library of the hash that bundle.json says is among them as the only host code.
-Expected<Buffer> read_plan(const std::filesystem::path& bundle, const Manifest& manifest);
+Expected<Buffer> read_plan(const Bundle& bundle);
 
 /// A shared library of the host inside of `data`.
 struct EmbeddedLibrary {

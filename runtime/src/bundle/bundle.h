@@ -1,0 +1,31 @@
+// A bundle whose files were opened once: what was checked is what is read, whatever takes their names meanwhile.
+
+#pragma once
+
+#include <filesystem>
+#include <string>
+
+#include "base/file.h"
+#include "bundle/manifest.h"
+#include "sala/status.h"
+
+namespace sala {
+
+struct Bundle {
+  std::filesystem::path path;  // for messages
+  Manifest manifest;
+  OpenedFiles files;  // by their paths in the manifest: its files, and those of the weights if it includes them
+
+  /// Reads and checks bundle.json, opens every file and compares the sizes. With a `descriptor` of a directory, of that
+  /// one: then `path` is for messages alone. kBundleMissing if there is none, kBundleDamaged or kBundleSchema naming
+  /// the field or the file.
+  static Expected<Bundle> open(const std::filesystem::path& path, int descriptor = -1);
+
+  /// Hashes every file but those of the weights, whose tensors are hashed when they are loaded.
+  Status verify_hashes() const;
+
+  /// The open file of a path that `manifest` lists.
+  const File& file(const std::string& name) const { return *files.at(name); }
+};
+
+}  // namespace sala

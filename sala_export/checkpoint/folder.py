@@ -1,0 +1,64 @@
+"""An open checkpoint directory: its configuration, and the files beside the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError, ConfigError
+from ..files import Directory, OpenedFile, TextFile, read_json
+from ..specs import TOKENIZER_FILE
+from .config import SalaConfig
+from .quantization import Quantization, read_quantization
+
+CONFIG_FILE = "config.json"
+
+ACCESSORY_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+"""Files that a text runtime needs beside the weights. All are optional."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointFolder:
+    """A directory in Hugging Face layout, opened once. Whatever is read later is of this one directory."""
+
+    directory: Directory
+    config_fields: Mapping[str, Any]
+    """The object in config.json."""
+    config: SalaConfig
+
+    @classmethod
+    def open(cls, path: Path) -> CheckpointFolder:
+        """Open a directory and read config.json.
+
+        Raises: CheckpointError if there is no directory; ConfigError or UnsupportedError naming the file and the field.
+        """
+        directory = Directory(path, error=CheckpointError, advice="a checkpoint is a directory in Hugging Face layout")
+        file = OpenedFile.open(
+            Path(CONFIG_FILE),
+            error=ConfigError,
+            directory=directory,
+            advice="--model takes a directory in Hugging Face layout or a hub id",
+        )
+        fields = read_json(file, error=ConfigError)
+        if not isinstance(fields, dict):
+            raise ConfigError(f"{file} holds {type(fields).__name__}, expected a JSON object")
+        return cls(directory=directory, config_fields=fields, config=SalaConfig.from_fields(fields, file.path))
+
+    @property
+    def path(self) -> Path:
+        """The path that was opened, for messages."""
+        return self.directory.path
+
+    def quantization(self) -> Quantization | None:
+        """How the model is quantised. None if it is not.
+
+        Raises: ConfigError for malformed fields, UnsupportedError for another method or scheme; both name the field.
+        """
+        return read_quantization(self.config_fields, self.path / CONFIG_FILE)
+
+    def text_files(self) -> dict[str, TextFile]:
+        """Read those of `ACCESSORY_FILES` that exist, by name. Raises: CheckpointError naming the file."""
+        there = [name for name in ACCESSORY_FILES if self.directory.has(name)]
+        return {name: TextFile.read(self.directory.open(name)) for name in there}

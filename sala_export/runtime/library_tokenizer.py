@@ -1,0 +1,125 @@
+"""The `tokenizers` library behind a boundary: whatever it raises is one line, its panics included.
+
+It is written in Rust. Where that code meets what it does not expect, it panics: it prints to the standard error of the
+process, and Python gets a `PanicException`, which is no `Exception`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import ParamSpec, TypeVar
+
+import tokenizers
+
+from ..errors import BundleError, SalaError, SessionError
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+_STDERR = 2
+_MOST_REASON = 300
+_one_capture = threading.Lock()
+"""Two threads that redirect the descriptor at a time would put back each other's file."""
+_captured_panics: list[str] = []
+
+
+class LibraryTokenizer:
+    """A tokenizer of the library. Its methods raise SessionError naming the file where the library fails."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, origin: str) -> None:
+        """Args: origin: names the file in errors."""
+        self._tokenizer = tokenizer
+        self.origin = origin
+        self.added_tokens: dict[int, tokenizers.AddedToken] = self._run(tokenizer.get_added_tokens_decoder)
+
+    @classmethod
+    def from_json(cls, text: str, origin: str) -> LibraryTokenizer:
+        """Make a tokenizer of the text of a tokenizer.json, without its truncation and padding.
+
+        Raises: BundleError naming `origin` if the library does not take the file.
+        """
+        tokenizer = _guarded(_read, BundleError, f"{origin} is no tokenizer that this version of `tokenizers` reads")(
+            text
+        )
+        return cls(tokenizer, origin)
+
+    def to_json(self) -> str:
+        """The tokenizer.json that the library writes: every field is there, and of its type."""
+        return self._run(self._tokenizer.to_str)
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> tokenizers.Encoding:
+        """Encode a text."""
+        return self._run(self._tokenizer.encode, text, add_special_tokens=add_special_tokens)
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """Decode token ids as text."""
+        return self._run(self._tokenizer.decode, list(token_ids), skip_special_tokens=skip_special_tokens)
+
+    def token(self, token_id: int) -> str | None:
+        """The spelling of one token. None if there is no such token."""
+        return self._run(self._tokenizer.id_to_token, token_id) if 0 <= token_id < 1 << 32 else None
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a spelling. None if there is no such token."""
+        return self._run(self._tokenizer.token_to_id, token)
+
+    def _run(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return _guarded(function, SessionError, f"{self.origin}: the tokenizer fails")(*args, **kwargs)
+
+
+@contextmanager
+def hidden_panics() -> Iterator[None]:
+    """Keep what panics print from the standard error of the process; everything else is written there at the end."""
+    with _one_capture:
+        try:
+            shown = os.dup(_STDERR)
+        except OSError:  # It is closed: nothing is printed.
+            yield
+            return
+        hidden = os.memfd_create("stderr")
+        os.dup2(hidden, _STDERR)
+        _captured_panics.clear()
+        try:
+            yield
+        finally:
+            os.dup2(shown, _STDERR)
+            os.close(shown)
+            _give_back(os.pread(hidden, os.fstat(hidden).st_size, 0), _captured_panics)
+            os.close(hidden)
+
+
+def _give_back(written: bytes, panics: Sequence[str]) -> None:
+    for panic in panics:
+        header = rb"\n?thread '[^\n]*panicked at [^\n]*\n"
+        trace = rb"(?:stack backtrace:\n(?: [^\n]*\n)*)?(?:note: [^\n]*RUST_BACKTRACE[^\n]*\n)?"
+        message = re.escape(panic.encode(errors="replace"))
+        written = re.sub(header + message + rb"\n" + trace, b"", written, count=1)
+    while written:
+        written = written[os.write(_STDERR, written) :]
+
+
+def _read(text: str) -> tokenizers.Tokenizer:
+    tokenizer = tokenizers.Tokenizer.from_str(text)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _guarded(function: Callable[_P, _T], error: type[SalaError], what: str) -> Callable[_P, _T]:
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            return function(*args, **kwargs)
+        # The library raises plain Exception for whatever it finds wrong, and its panics cannot be imported by name.
+        except BaseException as failure:
+            is_panic = type(failure).__name__ == "PanicException"
+            if not is_panic and not isinstance(failure, Exception):
+                raise
+            if is_panic:
+                _captured_panics.append(str(failure))
+            raise error(f"{what}: {str(failure)[:_MOST_REASON]}") from None
+
+    return run

@@ -1,0 +1,110 @@
+"""What the JSON files of a tokenizer say, checked field by field: everybody writes them, and no type is certain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import BundleError
+from ..files import TextFile, parse_json
+from .library_tokenizer import LibraryTokenizer
+
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+GENERATION_CONFIG_FILE = "generation_config.json"
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
+
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_BYTE_ORDER_MARK = "\ufeff"
+
+
+class TextFields:
+    """The JSON object in a file. No file is an object without fields."""
+
+    def __init__(self, file: TextFile | None, name: str) -> None:
+        """Args: name: for messages, where there is no file. Raises: BundleError if the file holds no JSON object."""
+        self.where = name if file is None else str(file.path)
+        """For messages."""
+        self.fields: dict[str, Any] = {}
+        if file is not None:
+            value = parse_json(file.content, self.where, error=BundleError)
+            if not isinstance(value, dict):
+                raise BundleError(f"{self.where} holds {type(value).__name__}, expected a JSON object")
+            self.fields = value
+
+    def wrong(self, field: str, expected: str) -> BundleError:
+        """The error of a field that is of the wrong type."""
+        return BundleError(f"{self.where}: {field} is not {expected}: mend the file, or fetch it again")
+
+
+def special_tokens(config: TextFields) -> dict[str, str]:
+    """Spellings of the special tokens that tokenizer_config.json names, by their names, such as `bos_token`.
+
+    Raises: BundleError naming a field that holds neither text nor an object with the text as its `content`.
+    """
+    found = {}
+    for name in _SPECIAL_TOKENS:
+        token = config.fields.get(name)
+        content = token.get("content") if isinstance(token, dict) else token
+        if isinstance(content, str):
+            found[name] = content
+        elif token is not None:
+            raise config.wrong(name, "a token's text, or an object with its content")
+    return found
+
+
+def stop_token_ids(generation: TextFields, special: Mapping[str, str], tokenizer: LibraryTokenizer) -> tuple[int, ...]:
+    """Tokens that end a text: those of generation_config.json, and `eos_token` of tokenizer_config.json.
+
+    Args: special: as `special_tokens` gives them.
+    Raises: BundleError if generation_config.json names what is no token of the vocabulary.
+    """
+    named = generation.fields.get("eos_token_id")
+    ids = named if isinstance(named, list) else [] if named is None else [named]
+    for index, stop in enumerate(ids):
+        field = f"eos_token_id[{index}]" if isinstance(named, list) else "eos_token_id"
+        # A bool is an int to Python.
+        if type(stop) is not int or not 0 <= stop < 1 << 31:
+            raise generation.wrong(field, "a token id")
+        if tokenizer.token(stop) is None:
+            raise generation.wrong(field, "the id of a token of this tokenizer")
+    spelled = tokenizer.token_id(special["eos_token"]) if "eos_token" in special else None
+    return tuple(dict.fromkeys(ids if spelled is None else [*ids, spelled]))
+
+
+def chat_template(config: TextFields, file: TextFile | None) -> tuple[str, str] | None:
+    """The source of the chat template, and the name of its file: chat_template.jinja, or else tokenizer_config.json.
+
+    None if there is none. Raises: BundleError naming the file that is no UTF-8 text, or the field of the wrong type.
+    """
+    if file is not None:
+        return _text(file), str(file.path)
+    field = config.fields.get("chat_template")
+    if isinstance(field, list):
+        # Several templates come as a list with names.
+        field = {_entry(config, index, "name"): _entry(config, index, "template") for index in range(len(field))}.get(
+            "default"
+        )
+    if field is None:
+        return None
+    if not isinstance(field, str):
+        raise config.wrong("chat_template", "text, or a list of templates with names")
+    return field, config.where
+
+
+def _entry(config: TextFields, index: int, key: str) -> str:
+    entry = config.fields["chat_template"][index]
+    value = entry.get(key) if isinstance(entry, dict) else None
+    if not isinstance(value, str):
+        raise config.wrong(f"chat_template[{index}].{key}", "text")
+    return value
+
+
+def _text(file: TextFile) -> str:
+    try:
+        text = file.content.decode()
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{file.path} is not UTF-8 at byte {error.start}, counted from 0: convert it first") from None
+    if text.startswith(_BYTE_ORDER_MARK):
+        # It would stand in front of every prompt.
+        raise BundleError(f"{file.path} begins with a byte order mark: save it as UTF-8 without one")
+    return text

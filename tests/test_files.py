@@ -1,0 +1,111 @@
+"""Files that are opened once: what is refused, and that what was opened is what is read."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.hostile_files import NO_FILES, put_hole
+
+from sala_export.errors import BundleError, CheckpointError
+from sala_export.files import MOST_TEXT_BYTES, Directory, OpenedFile, TextFile, parse_json, read_json
+
+
+def refusal(action: Callable[[], object]) -> str:
+    """The message of the BundleError, which comes at once."""
+    begin = time.monotonic()
+    with pytest.raises(BundleError) as caught:
+        action()
+    assert time.monotonic() - begin < 2
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("kind", NO_FILES)
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    NO_FILES[kind](path)
+    text = refusal(lambda: OpenedFile.open(path, error=BundleError, advice="copy it again"))
+    assert text.startswith(f"{path} ")
+    assert text.endswith(": copy it again")
+
+
+def test_descriptors_are_closed_with_the_last_reference(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    gc.collect()  # errors hold the frames that they passed
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(50):
+        directory = Directory(tmp_path, error=BundleError)
+        directory.open("file")
+        with pytest.raises(BundleError, match="folder is not a file"):
+            directory.open("folder")
+    del directory
+    gc.collect()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_directory_that_is_replaced_stays_what_was_opened(tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    opened = Directory(tmp_path / "old", error=BundleError)
+    (tmp_path / "old").rename(tmp_path / "away")
+    (tmp_path / "new").rename(tmp_path / "old")
+    file = opened.open("file")
+    (tmp_path / "away" / "file").unlink()
+    assert file.read_all() == b"old"
+    assert not opened.has("file")
+    assert (tmp_path / "old" / "file").read_text() == "new"
+
+
+def test_a_file_that_is_cut_off_is_refused_when_it_is_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(100))
+    file = OpenedFile.open(tmp_path / "file", error=BundleError)
+    os.truncate(tmp_path / "file", 60)
+    assert file.read(0, 60) == bytes(60)
+    assert "file ends before byte 100: it is truncated" in refusal(file.read_all)
+    assert "was changed while it was read" in refusal(file.require_unchanged)
+
+
+def test_a_change_is_seen_and_a_hard_link_is_none(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"one")
+    file = OpenedFile.open(tmp_path / "file", error=BundleError)
+    (tmp_path / "link").hardlink_to(tmp_path / "file")
+    file.require_unchanged()
+    time.sleep(0.02)  # times of writes have steps of milliseconds
+    (tmp_path / "link").write_bytes(b"two")
+    assert "file was changed while it was read: try again" in refusal(file.require_unchanged)
+
+
+def test_more_than_the_limit_is_not_read(tmp_path: Path) -> None:
+    put_hole(tmp_path / "file")
+    file = OpenedFile.open(tmp_path / "file", error=BundleError)
+    assert f"has {1 << 40} bytes, expected at most {MOST_TEXT_BYTES}" in refusal(lambda: TextFile.read(file))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"{",
+        b"\xff",
+        b"NaN",
+        b'{"a": -Infinity}',
+        b"[" * 200_000,
+        b"[" * 100_000 + b"]" * 100_000,
+        b"1" * 5000,
+        b"{} {}",
+    ],
+    ids=["empty", "open", "not UTF-8", "NaN", "Infinity", "deep and open", "deep", "long number", "two values"],
+)
+def test_what_is_no_json_is_one_line(tmp_path: Path, text: bytes) -> None:
+    assert refusal(lambda: parse_json(text, "here", error=BundleError)).startswith("here cannot be read as JSON: ")
+    (tmp_path / "file").write_bytes(text)
+    with pytest.raises(CheckpointError, match=r"/file cannot be read as JSON: "):
+        read_json(OpenedFile.open(tmp_path / "file", error=CheckpointError), error=CheckpointError)
