@@ -97,13 +97,3 @@ class BuildError(SalaError):
 
 class RunError(SalaError):
     """A step of the model failed, or there is no memory for it."""
-
-
-def printable(text: str) -> str:
-    """Escape control characters, line ends included."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def printable_text(text: str) -> str:
-    """As `printable`, but line ends and tabs stay."""
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
