@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
 
 _received: list[int] = []
 """Signals that asked this process to end its work."""
+
+_raises_at_once = True
 
 
 def leave_at_once() -> None:
@@ -22,6 +24,28 @@ def interrupt_work() -> None:
     """Let a signal raise KeyboardInterrupt in the main thread."""
     _handle(_interrupt)
     sys.unraisablehook = _not_lost
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Hold KeyboardInterrupt back until `raise_received` or the end of the block, so that no step is cut in two."""
+    with _raising_at_once(False):
+        yield
+    raise_received()
+
+
+@contextmanager
+def raising() -> Iterator[None]:
+    """Inside `held_back`, let a signal raise KeyboardInterrupt at once again, for example while a read waits."""
+    with _raising_at_once(True):
+        raise_received()
+        yield
+
+
+def raise_received() -> None:
+    """Raise KeyboardInterrupt for a signal that was held back."""
+    if _received:
+        raise KeyboardInterrupt
 
 
 def was_interrupted() -> bool:
@@ -41,9 +65,20 @@ def _handle(handler: Callable[[int, FrameType | None], object]) -> None:
             signal.signal(number, handler)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+def _interrupt(number: int, frame: FrameType | None) -> None:
     _received.append(number)
-    raise KeyboardInterrupt
+    if _raises_at_once:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _raising_at_once(value: bool) -> Iterator[None]:
+    global _raises_at_once
+    before, _raises_at_once = _raises_at_once, value
+    try:
+        yield
+    finally:
+        _raises_at_once = before
 
 
 def _not_lost(event: sys.UnraisableHookArgs) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from support.checkpoints import tiny_checkpoint
 from support.text_bundles import tiny_text_bundle
 
@@ -140,6 +141,10 @@ WRITING_COMMANDS = {
     "generate": WritingCommand(output="out.state", make=_generate, digest=_file_digest),
     "sala-run": WritingCommand(output="out.state", make=sala_run, digest=_file_digest),
 }
+
+_IN_EVERY_RUN = ("random-checkpoint", "plan", "generate", "sala-run")
+QUICK = [pytest.param(name, marks=() if name in _IN_EVERY_RUN else pytest.mark.release) for name in WRITING_COMMANDS]
+"""Names of all commands, for `parametrize`. Those that write like another one wait for a release."""
 
 
 def copy_output(source: Path, target: Path) -> None:
