@@ -1,5 +1,6 @@
 // Any file as a state, on the mock engine: restored into a session that works, or refused with 3xx, or because it does
-// not fit. A state that is taken is saved and restored again with the same logits.
+// not fit. A state that is taken is saved and restored again with the same logits. Every input is tried twice: as it is,
+// and with the hash that fits it, without which hardly a mutation would get past the hash.
 
 #include <sys/mman.h>
 #include <unistd.h>
@@ -10,6 +11,7 @@
 #include <string>
 
 #include "mock_engine.h"
+#include "state_hash.h"
 
 namespace {
 
@@ -19,8 +21,9 @@ using namespace sala::test;
 /// A file in memory, under a name.
 class MemoryFile {
  public:
-  MemoryFile(const uint8_t* data, size_t size) : descriptor_(memfd_create("state", 0)) {
-    if (descriptor_ < 0 || ::write(descriptor_, data, size) != static_cast<ssize_t>(size)) std::abort();
+  explicit MemoryFile(const std::string& content) : descriptor_(memfd_create("state", 0)) {
+    const auto size = static_cast<ssize_t>(content.size());
+    if (descriptor_ < 0 || ::write(descriptor_, content.data(), content.size()) != size) std::abort();
   }
   MemoryFile(const MemoryFile&) = delete;
   MemoryFile& operator=(const MemoryFile&) = delete;
@@ -53,16 +56,22 @@ void check_taken(const Mock& mock, Session& session) {
   if (std::memcmp(again->logits().data(), session.logits().data(), session.logits().size_bytes()) != 0) std::abort();
 }
 
-}  // namespace
-
-extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+void try_file(const std::string& content) {
   static const Mock mock;
-  const MemoryFile file(data, size);
+  const MemoryFile file(content);
   auto session = mock.model.restore(file.path(), {.max_context = kMaxContext, .chunk_tokens = {}});
   if (session) {
     check_taken(mock, *session);
   } else if (!expected(session.error().code) || session.error().message.empty()) {
     std::abort();
   }
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  const std::string content(reinterpret_cast<const char*>(data), size);
+  try_file(content);
+  try_file(with_hash(content));
   return 0;
 }

@@ -44,7 +44,7 @@ extern "C" {
 #endif
 
 #define SALA_ABI_MAJOR 1
-#define SALA_ABI_MINOR 2
+#define SALA_ABI_MINOR 3
 #define SALA_ABI_VERSION (SALA_ABI_MAJOR * 1000 + SALA_ABI_MINOR)
 
 /* Returns the SALA_ABI_VERSION of the library that runs. */
@@ -126,7 +126,7 @@ typedef struct sala_load_options {
   sala_device_allocate device_allocate; /* for everything on the GPU, weights included. NULL is the driver's */
   sala_device_release device_release;   /* set it if and only if you set device_allocate */
   void* device_user_data;               /* passed to both */
-  int32_t threads;         /* threads that load weights and, on the CPU, compute. 0 means one for each core */
+  int32_t threads;         /* threads that load weights and, on the CPU, compute, at most 1,024. 0: one for each core */
   int32_t verify_hashes;   /* not 0 hashes all files but weights first. Loaded files are always hashed */
   int32_t no_decode_graph; /* not 0 enqueues every decode step instead of replaying a CUDA graph */
   /* Since 1.1. */
@@ -161,6 +161,9 @@ SALA_API int64_t sala_model_max_position_embeddings(const sala_model* model);
 SALA_API int64_t sala_model_default_max_context(const sala_model* model);
 /* Returns the tokens that end a text, and their number in `count`. */
 SALA_API const int32_t* sala_model_eos_token_ids(const sala_model* model, size_t* count);
+/* Tells the bytes of the file that a session of so many tokens saves. If the last of them was sampled and has not run,
+ * it takes less. Since 1.3. */
+SALA_API sala_error* sala_model_state_bytes(const sala_model* model, int64_t tokens, int64_t* bytes);
 
 /* ---- Sessions ---------------------------------------------------------------------------------------------------- */
 
@@ -227,7 +230,7 @@ typedef struct sala_sampling_options {
   double temperature;        /* 0 always picks the most likely token */
   int64_t top_k;             /* keep only the k most likely tokens, 0 keeps all */
   double top_p;              /* keep the fewest tokens whose probabilities sum to at least this */
-  double repetition_penalty; /* values above 1 make tokens of the context less likely */
+  double repetition_penalty; /* values above 1 make tokens of the context less likely. 0.01 to 100 */
   uint64_t seed;
 } sala_sampling_options;
 
@@ -237,11 +240,30 @@ typedef struct sala_sampling_options {
 SALA_API sala_error* sala_session_sample(sala_session* session, const sala_sampling_options* options,
                                          int32_t* token_id);
 
-/* Writes everything that sala_session_restore needs. The file appears whole or not at all. */
+/* Writes everything that sala_session_restore needs. The file appears whole or not at all. One that it replaces keeps
+ * its mode. */
 SALA_API sala_error* sala_session_save(const sala_session* session, const char* state_file);
+/* A path that this process alone may write a state to, from the open until the destroy. Open it before a long prefill:
+ * what would make a save fail shows at once. A link is written through. Refused with SALA_ERROR_STATE_UNWRITABLE are a
+ * directory, FIFO, device or socket, a missing or read-only folder, and a path that another process is writing to. A
+ * target is for one thread at a time. */
+typedef struct sala_state_target sala_state_target;
+
+/* Since 1.3. */
+SALA_API sala_error* sala_state_target_open(const char* state_file, sala_state_target** target);
+/* Compares a size, that of sala_model_state_bytes for example, with the room on the disk and the limits of this process.
+ * Since 1.3. */
+SALA_API sala_error* sala_state_target_require_room(const sala_state_target* target, int64_t bytes);
+/* Without a save that succeeded, everything is left as it was. Since 1.3. */
+SALA_API void sala_state_target_destroy(sala_state_target* target);
+/* Saves as sala_session_save does. One save may succeed, and after a failed one you can try again. Since 1.3. */
+SALA_API sala_error* sala_session_save_to(const sala_session* session, sala_state_target* target);
+
 /* Forgets the context. A poisoned session is usable again. */
 SALA_API sala_error* sala_session_reset(sala_session* session);
-/* Asks a running prefill to stop after its current chunk. Any thread may call it. */
+/* Ends a prefill that runs after its current chunk, or else the next one before its first (SALA_ERROR_STOPPED). Each
+ * stop ends at most one: a prefill that finishes nevertheless uses it up, and sala_session_reset forgets it. A call that
+ * is refused leaves it, and so do decode, sample and generation. Any thread may call this. */
 SALA_API void sala_session_stop(sala_session* session);
 
 /* ---- Streams ----------------------------------------------------------------------------------------------------- */
@@ -288,6 +310,10 @@ enum {
   SALA_FINISH_MAX_NEW_TOKENS = 2,
   SALA_FINISH_MAX_CONTEXT = 3
 };
+
+/* Checks the options of a generation before there is a session. Since 1.3. */
+SALA_API sala_error* sala_model_check_generate(const sala_model* model, const sala_generate_options* options,
+                                               const sala_sampling_options* sampling);
 
 SALA_API sala_error* sala_generation_create(sala_session* session, const sala_generate_options* options,
                                             const sala_sampling_options* sampling, sala_generation** generation);

@@ -13,6 +13,8 @@ namespace sala {
 
 namespace {
 
+constexpr int32_t kMostThreads = 1024;
+
 Expected<std::unique_ptr<WeightSource>> source_of(const Bundle& bundle, const LoadOptions& options) {
   return options.weights.empty() ? WeightSource::of_bundle(bundle)
                                  : WeightSource::of_checkpoint(options.weights, bundle.manifest, options);
@@ -39,8 +41,9 @@ Expected<ModelConfig> config_of(const Manifest& manifest, const LoadOptions& opt
 }  // namespace
 
 Expected<Model> Model::load(const std::filesystem::path& path, const LoadOptions& options) {
-  if (options.threads < 0) {
-    return error(ErrorCode::kInvalidArgument, "threads is ", options.threads, ", expected 0 for all cores, or a count");
+  if (options.threads < 0 || options.threads > kMostThreads) {
+    return error(ErrorCode::kInvalidArgument, "threads is ", options.threads, ", expected 0 for all cores, or 1 to ",
+                 kMostThreads);
   }
   SALA_RETURN_IF_ERROR(check_runtime(options.runtime));
   const auto bundle = Bundle::open(path, options.bundle_descriptor);

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <filesystem>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -337,6 +338,97 @@ TEST_F(CInterface, SavesAndRestores) {
   sala_session_destroy(restored);
   EXPECT_EQ(code_of(sala_session_restore(model_.get(), "none", nullptr, &restored)), SALA_ERROR_STATE_UNREADABLE);
   std::remove(path.c_str());
+}
+
+class CState : public CInterface {
+ protected:
+  void SetUp() override {
+    CInterface::SetUp();
+    folder_ = std::filesystem::path(testing::TempDir()) / testing::UnitTest::GetInstance()->current_test_info()->name();
+    std::filesystem::remove_all(folder_);
+    std::filesystem::create_directories(folder_);
+    path_ = folder_ / "a.state";
+  }
+  void TearDown() override {
+    std::filesystem::remove_all(folder_);
+    CInterface::TearDown();
+  }
+
+  std::filesystem::path folder_;
+  std::string path_;
+};
+
+TEST_F(CState, IsSavedToATargetThatWasOpenedFirst) {
+  sala_state_target* target = nullptr;
+  ASSERT_EQ(code_of(sala_state_target_open(path_.c_str(), &target)), 0);
+  sala_state_target* second = nullptr;
+  EXPECT_EQ(code_of(sala_state_target_open(path_.c_str(), &second)), SALA_ERROR_STATE_UNWRITABLE);
+  EXPECT_EQ(second, nullptr);
+  ASSERT_EQ(prefill(prompt(20)), 0);
+  int64_t bytes = 0;
+  ASSERT_EQ(code_of(sala_model_state_bytes(model_.get(), 20, &bytes)), 0);
+  EXPECT_EQ(code_of(sala_state_target_require_room(target, bytes)), 0);
+  EXPECT_EQ(code_of(sala_state_target_require_room(target, INT64_MAX)), SALA_ERROR_STATE_UNWRITABLE);
+  EXPECT_EQ(code_of(sala_state_target_require_room(target, -1)), SALA_ERROR_INVALID_ARGUMENT);
+  ASSERT_EQ(code_of(sala_session_save_to(session_, target)), 0);
+  EXPECT_EQ(code_of(sala_session_save_to(session_, target)), SALA_ERROR_INVALID_ARGUMENT) << "one save";
+  sala_state_target_destroy(target);
+  EXPECT_EQ(static_cast<int64_t>(std::filesystem::file_size(path_)), bytes);
+  sala_session* restored = nullptr;
+  ASSERT_EQ(code_of(sala_session_restore(model_.get(), path_.c_str(), nullptr, &restored)), 0);
+  EXPECT_EQ(sala_session_position(restored), 20);
+  sala_session_destroy(restored);
+}
+
+TEST_F(CState, ATargetThatIsNotSavedToLeavesNothing) {
+  sala_state_target* target = nullptr;
+  ASSERT_EQ(code_of(sala_state_target_open(path_.c_str(), &target)), 0);
+  EXPECT_FALSE(std::filesystem::is_empty(folder_));
+  sala_state_target_destroy(target);
+  EXPECT_TRUE(std::filesystem::is_empty(folder_));
+  EXPECT_EQ(code_of(sala_state_target_open(folder_.c_str(), &target)), SALA_ERROR_STATE_UNWRITABLE);
+  EXPECT_EQ(code_of(sala_state_target_open(nullptr, &target)), SALA_ERROR_INVALID_ARGUMENT);
+  EXPECT_EQ(code_of(sala_session_save_to(session_, nullptr)), SALA_ERROR_INVALID_ARGUMENT);
+  sala_state_target_destroy(nullptr);
+}
+
+TEST_F(CInterface, ChecksOptionsBeforeThereIsASession) {
+  sala_generate_options options = SALA_GENERATE_OPTIONS_INIT;
+  sala_sampling_options sampling = SALA_SAMPLING_OPTIONS_INIT;
+  EXPECT_EQ(code_of(sala_model_check_generate(model_.get(), &options, &sampling)), 0);
+  EXPECT_EQ(code_of(sala_model_check_generate(model_.get(), nullptr, nullptr)), 0);
+  sampling.top_p = 0;
+  EXPECT_EQ(message_of(sala_model_check_generate(model_.get(), &options, &sampling)),
+            "top_p is 0, expected more than 0 and at most 1");
+  const int32_t outside = static_cast<int32_t>(kVocabSize);
+  options.stop_tokens = &outside;
+  options.stop_token_count = 1;
+  EXPECT_EQ(code_of(sala_model_check_generate(model_.get(), &options, nullptr)), SALA_ERROR_INVALID_ARGUMENT);
+  options.stop_tokens = nullptr;
+  EXPECT_EQ(code_of(sala_model_check_generate(model_.get(), &options, nullptr)), SALA_ERROR_INVALID_ARGUMENT);
+  EXPECT_EQ(code_of(sala_model_check_generate(nullptr, nullptr, nullptr)), SALA_ERROR_INVALID_ARGUMENT);
+  int64_t bytes = -7;
+  EXPECT_EQ(code_of(sala_model_state_bytes(model_.get(), -1, &bytes)), SALA_ERROR_INVALID_ARGUMENT);
+  EXPECT_EQ(bytes, -7);
+}
+
+TEST_F(CInterface, AStopOutlivesCallsThatAreRefused) {
+  sala_prefill_options options = SALA_PREFILL_OPTIONS_INIT;
+  options.user_data = session_;
+  options.on_progress = [](const sala_prefill_progress*, void* data) {
+    auto* session = static_cast<sala_session*>(data);
+    sala_session_stop(session);
+    const int32_t id = 3;
+    sala_prefiller* refused = nullptr;
+    EXPECT_EQ(code_of(sala_session_prefill(session, &id, 1, nullptr)), SALA_ERROR_INVALID_ARGUMENT);
+    EXPECT_EQ(code_of(sala_prefiller_create(session, nullptr, -1, &refused)), SALA_ERROR_INVALID_ARGUMENT);
+    return 1;
+  };
+  EXPECT_EQ(prefill(prompt(60), &options), SALA_ERROR_STOPPED);
+  EXPECT_EQ(sala_session_position(session_), 16);
+  sala_prefiller* prefiller = nullptr;
+  EXPECT_EQ(code_of(sala_prefiller_create(session_, nullptr, INT64_MAX, &prefiller)), SALA_ERROR_INVALID_ARGUMENT);
+  EXPECT_EQ(code_of(sala_prefiller_create(session_, nullptr, INT64_MIN, &prefiller)), SALA_ERROR_INVALID_ARGUMENT);
 }
 
 }  // namespace

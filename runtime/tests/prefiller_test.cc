@@ -125,6 +125,133 @@ TEST(Prefill, StopFromOutsideEndsIt) {
   EXPECT_EQ(session.position(), 8);
 }
 
+/// The position after a stop, which ends `session`'s next prefill.
+int64_t stopped_at(Session& session) {
+  const auto outcome = session.prefill(prompt(30));
+  EXPECT_FALSE(outcome);
+  if (!outcome) EXPECT_EQ(outcome.error().code, ErrorCode::kStopped);
+  return session.position();
+}
+
+TEST(Stop, SentWhileNothingRunsEndsTheNextPrefillBeforeItsFirstChunk) {
+  const Mock mock;
+  Session session = mock.session(100, 8);
+  session.stop();
+  EXPECT_EQ(stopped_at(session), 0);
+  EXPECT_TRUE(session.prefill(prompt(30))) << "it was used up";
+}
+
+TEST(Stop, SentAfterThePrefillerWasMadeCounts) {
+  const Mock mock;
+  Session session = mock.session(100, 8);
+  auto prefiller = Prefiller::create(session, {});
+  session.stop();
+  EXPECT_EQ(prefiller->feed(prompt(60)).error().code, ErrorCode::kStopped);
+  EXPECT_EQ(session.position(), 0);
+}
+
+TEST(Stop, IsNotForgottenByCallsThatAreRefused) {
+  const Mock mock;
+  Session session = mock.session(100, 8);
+  session.stop();
+  EXPECT_FALSE(session.prefill({}));
+  EXPECT_FALSE(session.prefill(prompt(101)));
+  EXPECT_FALSE(session.prefill(prompt(4), {.context_length = 2, .on_progress = {}}));
+  EXPECT_FALSE(Prefiller::create(session, {}, -1));
+  EXPECT_EQ(stopped_at(session), 0);
+}
+
+TEST(Stop, DuringTheLastChunkIsUsedUpByThePrefillThatFinishes) {
+  const Mock mock;
+  Session session = mock.session(100, 8);
+  PrefillOptions options;
+  options.on_progress = [&](const PrefillProgress& progress) {
+    if (progress.tokens_done == 11) session.stop();
+    return true;
+  };
+  ASSERT_TRUE(session.prefill(prompt(11), options));
+  EXPECT_TRUE(session.prefill(prompt(20)));
+}
+
+TEST(Stop, ByTheCallbackOfTheLastChunkDoesNotReachTheNextPrefill) {
+  const Mock mock;
+  Session session = mock.session(100, 8);
+  PrefillOptions options;
+  options.on_progress = [](const PrefillProgress& progress) { return progress.tokens_done < 11; };
+  ASSERT_TRUE(session.prefill(prompt(11), options));
+  EXPECT_TRUE(session.prefill(prompt(20)));
+}
+
+TEST(Stop, WhileACallbackThrowsDoesNotReachTheNextPrefill) {
+  const Mock mock;
+  Session session = mock.session(100, 8);
+  PrefillOptions options;
+  options.on_progress = [&](const PrefillProgress&) -> bool {
+    session.stop();
+    throw std::runtime_error("from outside");
+  };
+  EXPECT_THROW(static_cast<void>(session.prefill(prompt(30), options)), std::runtime_error);
+  EXPECT_TRUE(session.prefill(prompt(20)));
+}
+
+TEST(Stop, IsForgottenByAReset) {
+  const Mock mock;
+  Session session = mock.session(100, 8);
+  session.stop();
+  ASSERT_TRUE(session.reset());
+  EXPECT_TRUE(session.prefill(prompt(20)));
+}
+
+TEST(Stop, IsLeftByDecodeAndGenerate) {
+  const Mock mock;
+  Session session = mock.session(100, 8);
+  ASSERT_TRUE(session.prefill(prompt(9)));
+  session.stop();
+  ASSERT_TRUE(session.decode(5));
+  ASSERT_TRUE(session.generate({.max_new_tokens = 1, .sampling = {}, .stop_tokens = {}})->next());
+  EXPECT_EQ(stopped_at(session), 11);
+}
+
+TEST(Stop, KeepsThePendingTokenAndTellsWhereTheSessionStands) {
+  const Mock mock;
+  Session session = mock.session(100, 8);
+  ASSERT_TRUE(session.prefill(prompt(9)));
+  const auto drawn = session.sample({});
+  ASSERT_TRUE(drawn);
+  auto prefiller = Prefiller::create(session, {});
+  ASSERT_TRUE(prefiller->feed(prompt(20)));
+  session.stop();
+  const auto stopped = prefiller->finish();
+  ASSERT_FALSE(stopped);
+  EXPECT_NE(stopped.error().message.find("the session holds 10"), std::string::npos) << stopped.error().message;
+  const auto refused = prefiller->feed(prompt(3));
+  ASSERT_FALSE(refused);
+  EXPECT_NE(refused.error().message.find("the session holds 10"), std::string::npos) << refused.error().message;
+  EXPECT_FALSE(prefiller->finish());
+  EXPECT_EQ(session.tokens().back(), *drawn);
+  ASSERT_TRUE(session.prefill(prompt(20)));
+  EXPECT_EQ(session.position(), 30);
+}
+
+TEST(Prefiller, RefusesCountsThatNoContextHas) {
+  const Mock mock;
+  Session session = mock.session(100, 8);
+  ASSERT_TRUE(session.prefill(prompt(9)));
+  constexpr int64_t kMost = INT32_MAX;
+  for (const int64_t total : {int64_t{-1}, INT64_MIN, INT64_MAX, INT64_MAX - 8, kMost, kMost - 8}) {
+    const auto outcome = Prefiller::create(session, {}, total);
+    ASSERT_FALSE(outcome) << total;
+    EXPECT_EQ(outcome.error().code, ErrorCode::kInvalidArgument);
+    EXPECT_NE(outcome.error().message.find("tokens_total is " + std::to_string(total)), std::string::npos);
+  }
+  EXPECT_TRUE(Prefiller::create(session, {}, kMost - 9));
+  for (const int64_t length : {int64_t{-1}, int64_t{0}, int64_t{8}, kMost + 1, INT64_MAX, INT64_MIN}) {
+    const auto outcome = Prefiller::create(session, {.context_length = length, .on_progress = {}});
+    ASSERT_FALSE(outcome) << length;
+    EXPECT_EQ(outcome.error().code, ErrorCode::kInvalidArgument);
+  }
+}
+
 TEST(Prefill, ReportsProgressAfterEveryChunk) {
   const Mock mock;
   Session session = mock.session(100, 8);

@@ -261,5 +261,28 @@ TEST(Model, RefusesAnEngineOfOtherTensors) {
   EXPECT_EQ(code([](MockEngine& e) { e.inputs_.push_back({"mask", DType::kInt64, {}}); }), ErrorCode::kInvalidArgument);
 }
 
+TEST(Model, ChecksOptionsOfGenerationAsASessionDoes) {
+  const Mock mock;
+  Session session = mock.session();
+  ASSERT_TRUE(session.prefill(prompt(5)));
+  const std::pair<GenerateOptions, const char*> wrong[] = {
+      {{.max_new_tokens = -1, .sampling = {}, .stop_tokens = {}}, "max_new_tokens is -1"},
+      {{.max_new_tokens = 1, .sampling = {}, .stop_tokens = {{3, -1}}}, "stop_tokens has -1"},
+      {{.max_new_tokens = 1, .sampling = {}, .stop_tokens = {{static_cast<int32_t>(kVocabSize)}}}, "stop_tokens has"},
+      {{.max_new_tokens = 1, .sampling = {.temperature = -1}, .stop_tokens = {}}, "temperature is -1"},
+  };
+  for (const auto& [options, message] : wrong) {
+    for (const Status& outcome : {mock.model.check(options), Status(session.generate(options).error())}) {
+      ASSERT_FALSE(outcome);
+      EXPECT_EQ(outcome.error().code, ErrorCode::kInvalidArgument);
+      EXPECT_NE(outcome.error().message.find(message), std::string::npos) << outcome.error().message;
+    }
+  }
+  EXPECT_TRUE(mock.model.check({.max_new_tokens = INT64_MAX, .sampling = {}, .stop_tokens = {{0, 1}}}));
+  EXPECT_EQ(mock.model.create_session({0, 16}).error().code, ErrorCode::kInvalidArgument);
+  EXPECT_EQ(mock.model.create_session({INT64_MAX, 16}).error().code, ErrorCode::kInvalidArgument);
+  EXPECT_EQ(mock.model.create_session({64, -1}).error().code, ErrorCode::kInvalidArgument);
+}
+
 }  // namespace
 }  // namespace sala::test

@@ -8,6 +8,8 @@
 #include <nlohmann/json.hpp>
 
 #include "mock_engine.h"
+#include "sala/state_target.h"
+#include "state_hash.h"
 
 namespace sala::test {
 namespace {
@@ -33,17 +35,15 @@ class StateFile : public testing::Test {
   }
   void write(const std::string& text) const { std::ofstream(path_, std::ios::binary) << text; }
 
-  /// Rewrites the file with a changed header.
+  /// Rewrites the file with a changed header, and the hash of that.
   void change_header(const std::function<void(nlohmann::json&)>& change) const {
     const std::string whole = text();
-    uint64_t length = 0;
-    std::memcpy(&length, whole.data(), sizeof length);
-    auto header = nlohmann::json::parse(whole.substr(8, length));
+    auto header = nlohmann::json::parse(whole.substr(8, header_bytes(whole)));
     change(header);
     const std::string changed = header.dump();
-    length = changed.size();
-    write(std::string(reinterpret_cast<const char*>(&length), sizeof length) + changed +
-          whole.substr(8 + header_bytes(whole)));
+    const uint64_t length = changed.size();
+    write(with_hash(std::string(reinterpret_cast<const char*>(&length), sizeof length) + changed +
+                    whole.substr(8 + header_bytes(whole))));
   }
 
   static uint64_t header_bytes(const std::string& whole) {
@@ -133,6 +133,95 @@ TEST_F(StateFile, RefusesAMissingFileAndADirectory) {
   EXPECT_EQ(mock_.model.restore(directory_).error().code, ErrorCode::kStateUnreadable);
 }
 
+TEST_F(StateFile, IsRefusedWithAnyBitChanged) {
+  const std::string whole = text();
+  const fs::path copy = directory_ / "changed.state";
+  for (size_t bit = 0; bit < 8 * whole.size(); ++bit) {
+    std::string changed = whole;
+    changed[bit / 8] = static_cast<char>(changed[bit / 8] ^ (1 << (bit % 8)));
+    std::ofstream(copy, std::ios::binary) << changed;
+    const auto restored = mock_.model.restore(copy);
+    ASSERT_FALSE(restored) << "byte " << bit / 8 << ", bit " << bit % 8;
+    ASSERT_EQ(static_cast<int32_t>(restored.error().code) / 100, 3) << restored.error().message;
+  }
+}
+
+TEST_F(StateFile, SaysThatABitHasChanged) {
+  std::string changed = text();
+  changed.back() = static_cast<char>(changed.back() ^ 1);
+  write(changed);
+  const auto restored = mock_.model.restore(path_);
+  ASSERT_FALSE(restored);
+  EXPECT_EQ(restored.error().code, ErrorCode::kStateDamaged);
+  EXPECT_NE(restored.error().message.find("a bit or more"), std::string::npos) << restored.error().message;
+}
+
+TEST_F(StateFile, RefusesAHeaderWithoutAHash) {
+  for (const nlohmann::json& digits : {nlohmann::json("0"), nlohmann::json(std::string(64, 'x')), nlohmann::json()}) {
+    const std::string whole = text();
+    change_header([&](nlohmann::json& header) {
+      header["__metadata__"]["sha256"] = digits;
+      if (digits.is_null()) header["__metadata__"].erase("sha256");
+    });
+    EXPECT_EQ(mock_.model.restore(path_).error().code, ErrorCode::kStateDamaged) << digits;
+    write(whole);
+  }
+}
+
+TEST_F(StateFile, RefusesVersionOneWithTheReason) {
+  change_header([](nlohmann::json& header) { header["__metadata__"]["version"] = "1"; });
+  const auto restored = mock_.model.restore(path_);
+  ASSERT_FALSE(restored);
+  EXPECT_EQ(restored.error().code, ErrorCode::kStateVersion);
+  EXPECT_NE(restored.error().message.find("has no hash"), std::string::npos) << restored.error().message;
+}
+
+TEST_F(StateFile, RefusesTensorsInAnotherOrder) {
+  // Keys and values have the same size, so the file stays a valid safetensors file.
+  change_header([](nlohmann::json& header) {
+    std::swap(header["past_key_values.1.key"]["data_offsets"], header["past_key_values.1.value"]["data_offsets"]);
+  });
+  EXPECT_EQ(refusal(), ErrorCode::kStateDamaged);
+}
+
+TEST_F(StateFile, TakesTheBytesThatTheModelSays) {
+  for (const int64_t tokens : {0, 1, 15, 21, 70, 123}) {
+    Session session = mock_.session();
+    if (tokens > 0) ASSERT_TRUE(session.prefill(prompt(tokens)));
+    ASSERT_TRUE(session.save(path_));
+    EXPECT_EQ(*mock_.model.state_bytes(tokens), static_cast<int64_t>(fs::file_size(path_)));
+    if (tokens == 0) continue;
+    ASSERT_TRUE(session.sample({}));
+    ASSERT_TRUE(session.save(path_));
+    EXPECT_GT(*mock_.model.state_bytes(tokens + 1), static_cast<int64_t>(fs::file_size(path_)));
+  }
+  for (const int64_t wrong : {int64_t{-1}, (int64_t{1} << 20) + 1, INT64_MAX}) {
+    EXPECT_EQ(mock_.model.state_bytes(wrong).error().code, ErrorCode::kInvalidArgument) << wrong;
+  }
+}
+
+TEST_F(StateFile, ATargetIsSavedToOnceAndAgainAfterAFailure) {
+  const std::string before = text();
+  Session session = mock_.session();
+  ASSERT_TRUE(session.prefill(prompt(5)));
+  {
+    auto target = StateTarget::open(path_);
+    ASSERT_TRUE(target);
+    EXPECT_EQ(target->path(), path_);
+    EXPECT_TRUE(target->require_room(*mock_.model.state_bytes(5)));
+    EXPECT_EQ(target->require_room(-1).error().code, ErrorCode::kInvalidArgument);
+    EXPECT_EQ(session.save(path_).error().code, ErrorCode::kStateUnwritable);
+    mock_.engine->memory_.fail_reads_ = true;
+    EXPECT_FALSE(session.save(*target));
+    EXPECT_EQ(text(), before);
+    mock_.engine->memory_.fail_reads_ = false;
+    EXPECT_TRUE(session.save(*target));
+    EXPECT_EQ(mock_.model.restore(path_)->position(), 5);
+    EXPECT_EQ(session.save(*target).error().code, ErrorCode::kInvalidArgument);
+  }
+  EXPECT_EQ(files(), 1u);
+}
+
 TEST_F(StateFile, RefusesEveryTruncation) {
   const std::string whole = text();
   const size_t data_start = 8 + header_bytes(whole);
@@ -149,13 +238,13 @@ TEST_F(StateFile, RefusesBytesAfterItsEnd) {
   EXPECT_EQ(refusal(), ErrorCode::kStateDamaged);
 }
 
-TEST_F(StateFile, SurvivesEveryChangedHeaderByte) {
+TEST_F(StateFile, SurvivesEveryChangedHeaderByteWithItsHash) {
   const std::string whole = text();
   for (size_t i = 0; i < 8 + header_bytes(whole); ++i) {
     for (const char changed : {'\0', '9', '"', '\xff'}) {
       std::string damaged = whole;
       damaged[i] = changed;
-      write(damaged);
+      write(with_hash(damaged));
       const auto restored = mock_.model.restore(path_);
       if (restored) {
         EXPECT_EQ(restored->position(), 21);
@@ -176,7 +265,7 @@ TEST_F(StateFile, RefusesForeignFiles) {
 }
 
 TEST_F(StateFile, RefusesAnotherFormatVersion) {
-  change_header([](nlohmann::json& header) { header["__metadata__"]["version"] = "2"; });
+  change_header([](nlohmann::json& header) { header["__metadata__"]["version"] = "3"; });
   EXPECT_EQ(refusal(), ErrorCode::kStateVersion);
 }
 
@@ -228,7 +317,7 @@ TEST_F(StateFile, RefusesTokensOutsideTheVocabulary) {
   std::string whole = text();
   const int32_t wrong = kVocabSize;
   std::memcpy(whole.data() + 8 + header_bytes(whole), &wrong, sizeof wrong);
-  write(whole);
+  write(with_hash(whole));
   EXPECT_EQ(mock_.model.restore(path_).error().code, ErrorCode::kStateDamaged);
 }
 

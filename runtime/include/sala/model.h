@@ -71,7 +71,7 @@ struct LoadOptions {
   /// load (kStopped). Other weights for constants of the engine (int4, nvfp4) are compared before, and reported
   /// likewise.
   std::function<bool(int64_t done, int64_t total)> on_progress;
-  /// Threads that load weights and, on the CPU, compute. 0 means as many as the machine has cores.
+  /// Threads that load weights and, on the CPU, compute, at most 1,024. 0 means as many as the machine has cores.
   int32_t threads = 0;
   /// Hash every file of the bundle but the weights first. Weights, graph and plan are always hashed when they are
   /// loaded.

@@ -26,7 +26,7 @@ namespace sala {
 /// of the last step that ran.
 class Prefiller {
  public:
-  /// `tokens_total`, if known, is only reported to `on_progress`. kInvalidArgument if `context_length` cannot be.
+  /// `tokens_total`, if known, is only reported to `on_progress`. kInvalidArgument if it or `context_length` cannot be.
   static Expected<Prefiller> create(Session& session, PrefillOptions options,
                                     std::optional<int64_t> tokens_total = std::nullopt);
 
@@ -48,6 +48,8 @@ class Prefiller {
   /// Runs steps for as long as at least `least` tokens wait.
   Status run_chunks(size_t least);
   Status run_chunk(std::span<const int32_t> token_ids, int64_t context_length);
+  /// Makes nothing of a stop that came while this ran.
+  void use_up_stop() noexcept;
 
   SessionCore* core_;
   PrefillOptions options_;
@@ -57,6 +59,8 @@ class Prefiller {
   int64_t tokens_done_ = 0;
   int64_t session_position_;  // as this object left it
   bool has_ended_ = false;
+  bool is_told_to_stop_ = false;  // by on_progress
+  bool heeds_stop_ = true;        // of Session::stop
   std::chrono::steady_clock::time_point start_;
 };
 

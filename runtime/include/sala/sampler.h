@@ -13,7 +13,7 @@ struct SamplingOptions {
   double temperature = 0.0;         // 0 always picks the most likely token
   int64_t top_k = 0;                // keep only the k most likely tokens, 0 keeps all
   double top_p = 1.0;               // keep the fewest tokens whose probabilities sum to at least this
-  double repetition_penalty = 1.0;  // values above 1 make tokens of the context less likely
+  double repetition_penalty = 1.0;  // values above 1 make tokens of the context less likely; 0.01 to 100
   uint64_t seed = 0;
 };
 

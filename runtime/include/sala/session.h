@@ -94,7 +94,9 @@ class Session {
   /// Forgets the context. A poisoned session is usable again.
   Status reset();
 
-  /// Asks a running prefill to stop after its current chunk. Any thread may call it.
+  /// Ends a prefill that runs after its current chunk, or else the next one before its first (kStopped). Each stop ends
+  /// at most one: a prefill that finishes nevertheless uses it up, and `reset` forgets it. A call that is refused leaves
+  /// it, and so do `decode`, `sample` and `generate`, which never look at it. Any thread may call this.
   void stop() noexcept;
 
  private:

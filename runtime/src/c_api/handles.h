@@ -10,6 +10,7 @@
 #include "sala/model.h"
 #include "sala/prefiller.h"
 #include "sala/session.h"
+#include "sala/state_target.h"
 
 namespace sala::c {
 
@@ -57,6 +58,10 @@ struct sala_model {
 
 struct sala_session {
   std::shared_ptr<sala::c::SharedSession> shared;
+};
+
+struct sala_state_target {
+  sala::StateTarget target;
 };
 
 struct sala_prefiller {

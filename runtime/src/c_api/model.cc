@@ -100,4 +100,14 @@ const int32_t* sala_model_eos_token_ids(const sala_model* model, size_t* count) 
   return model != nullptr ? model->model.config().eos_token_ids.data() : nullptr;
 }
 
+sala_error* sala_model_state_bytes(const sala_model* model, int64_t tokens, int64_t* bytes) {
+  return sala::c::guarded([&]() -> sala::Status {
+    SALA_RETURN_IF_ERROR(sala::c::require({{"model", model}, {"bytes", bytes}}));
+    const auto size = model->model.state_bytes(tokens);
+    if (!size) return size.error();
+    *bytes = *size;
+    return sala::success();
+  });
+}
+
 }  // extern "C"

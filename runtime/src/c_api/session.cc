@@ -112,7 +112,11 @@ sala_error* sala_session_prefill(sala_session* session, const int32_t* token_ids
 }
 
 sala_error* sala_session_decode(sala_session* session, int32_t token_id) {
-  return sala_session_prefill(session, &token_id, 1, nullptr);
+  return sala::c::guarded([&]() -> sala::Status {
+    SALA_RETURN_IF_ERROR(sala::c::require({{"session", session}}));
+    return sala::c::exclusively(
+        *session->shared, [&](sala::Session& each) { return sala::c::without_value(each.decode(token_id)); });
+  });
 }
 
 sala_error* sala_session_sample(sala_session* session, const sala_sampling_options* options, int32_t* token_id) {
@@ -133,6 +137,33 @@ sala_error* sala_session_save(const sala_session* session, const char* state_fil
   return sala::c::guarded([&]() -> sala::Status {
     SALA_RETURN_IF_ERROR(sala::c::require({{"session", session}, {"state_file", state_file}}));
     return sala::c::exclusively(*session->shared, [&](const sala::Session& each) { return each.save(state_file); });
+  });
+}
+
+sala_error* sala_state_target_open(const char* state_file, sala_state_target** target) {
+  return sala::c::guarded([&]() -> sala::Status {
+    SALA_RETURN_IF_ERROR(sala::c::require({{"state_file", state_file}, {"target", target}}));
+    auto opened = sala::StateTarget::open(state_file);
+    if (!opened) return opened.error();
+    *target = new sala_state_target{*std::move(opened)};
+    return sala::success();
+  });
+}
+
+sala_error* sala_state_target_require_room(const sala_state_target* target, int64_t bytes) {
+  return sala::c::guarded([&]() -> sala::Status {
+    SALA_RETURN_IF_ERROR(sala::c::require({{"target", target}}));
+    return target->target.require_room(bytes);
+  });
+}
+
+void sala_state_target_destroy(sala_state_target* target) { delete target; }
+
+sala_error* sala_session_save_to(const sala_session* session, sala_state_target* target) {
+  return sala::c::guarded([&]() -> sala::Status {
+    SALA_RETURN_IF_ERROR(sala::c::require({{"session", session}, {"target", target}}));
+    return sala::c::exclusively(*session->shared,
+                                [&](const sala::Session& each) { return each.save(target->target); });
   });
 }
 

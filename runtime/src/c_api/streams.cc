@@ -18,6 +18,10 @@ Expected<GenerateOptions> generate_options_of(const sala_generate_options* optio
   const auto sampling_options = sampling_options_of(sampling);
   if (!sampling_options) return sampling_options.error();
   GenerateOptions result{given->max_new_tokens, *sampling_options, std::nullopt};
+  if (given->stop_tokens == nullptr && given->stop_token_count != 0) {
+    return error(ErrorCode::kInvalidArgument, "stop_token_count is ", given->stop_token_count,
+                 ", expected 0 where stop_tokens is NULL");
+  }
   if (given->stop_tokens != nullptr) {
     result.stop_tokens.emplace(given->stop_tokens, given->stop_tokens + given->stop_token_count);
   }
@@ -68,6 +72,16 @@ sala_error* sala_prefiller_finish(sala_prefiller* prefiller) {
 }
 
 void sala_prefiller_destroy(sala_prefiller* prefiller) { delete prefiller; }
+
+sala_error* sala_model_check_generate(const sala_model* model, const sala_generate_options* options,
+                                      const sala_sampling_options* sampling) {
+  return sala::c::guarded([&]() -> sala::Status {
+    SALA_RETURN_IF_ERROR(sala::c::require({{"model", model}}));
+    const auto generate_options = sala::c::generate_options_of(options, sampling);
+    if (!generate_options) return generate_options.error();
+    return model->model.check(*generate_options);
+  });
+}
 
 sala_error* sala_generation_create(sala_session* session, const sala_generate_options* options,
                                    const sala_sampling_options* sampling, sala_generation** generation) {

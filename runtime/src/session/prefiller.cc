@@ -28,19 +28,22 @@ Expected<Prefiller> Prefiller::create(Session& session, PrefillOptions options, 
 
 Expected<Prefiller> Prefiller::create(SessionCore& core, PrefillOptions options, std::optional<int64_t> tokens_total) {
   SALA_RETURN_IF_ERROR(core.usable());
+  if (const int64_t most = kLongestContext - core.position(); tokens_total.value_or(0) < 0 || tokens_total > most) {
+    return error(ErrorCode::kInvalidArgument, "tokens_total is ", *tokens_total, ", expected 0 to ", most,
+                 ", and none if it is unknown");
+  }
   const int64_t least = core.position() + tokens_total.value_or(0);
   if (const int64_t given = options.context_length.value_or(least); given < least || given > kLongestContext) {
     return error(ErrorCode::kInvalidArgument, "context_length is ", given, ", expected ", least, " to ",
                  kLongestContext, ": it counts the whole context, what came before included");
   }
-  core.stop_requested() = false;
   return Prefiller(core, std::move(options), tokens_total);
 }
 
 Status Prefiller::check_usable() const {
   SALA_RETURN_IF_ERROR(core_->usable());
   if (has_ended_) {
-    return error(ErrorCode::kInvalidArgument, "this prefill has ended, and the session holds ", core_->position(),
+    return error(ErrorCode::kInvalidArgument, "this prefill has ended, the session holds ", core_->position(),
                  " tokens: make another prefiller for those that follow");
   }
   if (core_->position() != session_position_) {
@@ -80,6 +83,7 @@ Expected<std::span<const float>> Prefiller::finish() {
   }
   SALA_RETURN_IF_ERROR(run_chunks(1));
   has_ended_ = true;
+  use_up_stop();
   return core_->logits();
 }
 
@@ -92,6 +96,12 @@ Status Prefiller::run_chunks(size_t least) {
   std::span<const int32_t> rest = taken;
   // Until all has run: neither an error nor an exception of `on_progress` lets a prompt go on that lost tokens.
   has_ended_ = true;
+  struct AtTheEnd {
+    Prefiller& prefiller;
+    ~AtTheEnd() {
+      if (prefiller.has_ended_) prefiller.use_up_stop();
+    }
+  } at_the_end{*this};
   while (rest.size() >= least) {
     const auto step = rest.first(std::min(chunk, rest.size()));
     SALA_RETURN_IF_ERROR(run_chunk(step, context_length));
@@ -102,10 +112,14 @@ Status Prefiller::run_chunks(size_t least) {
   return success();
 }
 
+void Prefiller::use_up_stop() noexcept {
+  if (heeds_stop_) core_->stop_requested() = false;
+}
+
 Status Prefiller::run_chunk(std::span<const int32_t> token_ids, int64_t context_length) {
-  if (core_->stop_requested().exchange(false)) {
-    return error(ErrorCode::kStopped, "prefill was stopped after ", tokens_done_,
-                 " tokens; the session holds them and can go on");
+  if (is_told_to_stop_ || (heeds_stop_ && core_->stop_requested())) {
+    return error(ErrorCode::kStopped, "prefill was stopped after ", tokens_done_, " tokens: the session holds ",
+                 core_->position(), ", go on with those that are missing");
   }
   const int64_t before = core_->position();
   SALA_RETURN_IF_ERROR(core_->run(token_ids, context_length));
@@ -113,7 +127,7 @@ Status Prefiller::run_chunk(std::span<const int32_t> token_ids, int64_t context_
   tokens_done_ += session_position_ - before;
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start_;
   if (options_.on_progress && !options_.on_progress({tokens_done_, tokens_total_, elapsed.count()})) {
-    core_->stop_requested() = true;
+    is_told_to_stop_ = true;
   }
   return success();
 }

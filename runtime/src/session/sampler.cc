@@ -117,12 +117,13 @@ Status check(const SamplingOptions& options) {
     return error(ErrorCode::kInvalidArgument, name, " is ", value, ", expected ", expected);
   };
   if (!(std::isfinite(options.temperature) && options.temperature >= 0)) {
-    return wrong("temperature", options.temperature, "0 for the most likely token, or a positive number");
+    return wrong("temperature", options.temperature, "0 for the most likely token, or a positive number that is finite");
   }
   if (options.top_k < 0) return wrong("top_k", static_cast<double>(options.top_k), "0 for all tokens, or a count");
   if (!(options.top_p > 0 && options.top_p <= 1)) return wrong("top_p", options.top_p, "more than 0 and at most 1");
-  if (!(std::isfinite(options.repetition_penalty) && options.repetition_penalty > 0)) {
-    return wrong("repetition_penalty", options.repetition_penalty, "a positive number, 1 for none");
+  // Beyond, logits of a sound engine would overflow fp32.
+  if (!(options.repetition_penalty >= 0.01 && options.repetition_penalty <= 100)) {
+    return wrong("repetition_penalty", options.repetition_penalty, "0.01 to 100, 1 for none");
   }
   return success();
 }

@@ -39,7 +39,13 @@ Expected<std::span<const float>> Session::prefill(std::span<const int32_t> token
   return prefiller->finish();
 }
 
-Expected<std::span<const float>> Session::decode(int32_t token_id) { return prefill({&token_id, 1}); }
+Expected<std::span<const float>> Session::decode(int32_t token_id) {
+  auto prefiller = Prefiller::create(*core_, {}, 1);
+  if (!prefiller) return prefiller.error();
+  prefiller->heeds_stop_ = false;
+  SALA_RETURN_IF_ERROR(prefiller->feed({&token_id, 1}));
+  return prefiller->finish();
+}
 
 Expected<int32_t> Session::sample(const SamplingOptions& options) { return core_->sample(options); }
 

@@ -162,6 +162,7 @@ Status SessionCore::reset() {
   for (Cache& cache : caches_) SALA_RETURN_IF_ERROR(model_->engine->memory().clear(cache.buffer));
   restore({}, 0, {});
   poisoned_ = false;
+  stop_requested_ = false;
   return success();
 }
 
