@@ -28,7 +28,8 @@ namespace {
 
 constexpr const char* kNoMemory = "sala-run: there is not enough memory: end other programs, or choose a smaller model";
 
-void tell(const std::string& line) { std::fprintf(stderr, "sala-run: %s\n", line.c_str()); }
+/// Prints a line, in which names of files may be anything.
+void tell(const std::string& line) { std::fprintf(stderr, "sala-run: %s\n", printable(line).c_str()); }
 
 /// `5,331` for 5331.
 std::string grouped(int64_t number) {
