@@ -68,7 +68,9 @@ bool is_instance(const nanobind::object& exception, nanobind::handle type) {
 
 Error from_python(const nanobind::python_error& raised) {
   const nanobind::object exception = nanobind::borrow(raised.value());
-  const nanobind::str text(exception);
+  // `printable`, because text of Python with half a surrogate pair has no UTF-8.
+  const nanobind::object printable = nanobind::module_::import_("sala_export.errors").attr("printable");
+  const nanobind::str text(printable(nanobind::str(exception)));
   const bool is_own = is_instance(exception, error_class("SalaError"));
   const bool is_memory = is_instance(exception, PyExc_MemoryError);
   std::string message = text.c_str();
@@ -79,8 +81,9 @@ Error from_python(const nanobind::python_error& raised) {
                          : is_instance(exception, error_class("SessionError")) ? ErrorCode::kInvalidArgument
                                                                                : ErrorCode::kEngineFailed;
   Py_XDECREF(std::exchange(last_cause.exception, nanobind::object(exception).release().ptr()));
-  last_cause.message = message;
-  return {code, std::move(message)};
+  Error made = error(code, message);
+  last_cause.message = made.message;
+  return made;
 }
 
 void raise(const Error& error) {

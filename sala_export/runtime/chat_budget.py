@@ -68,8 +68,8 @@ def look_at(value: object) -> int:
         return len(value)
     if value is None or isinstance(value, bool | float):
         return 5
-    size, values = _measured(value, 2 * _current.get().work // STEP)
-    spend((STEP * values + (size >> 3)) // 2)
+    size, values = _measured(value, _current.get().work // STEP)
+    spend(STEP * values + (size >> 4))
     return size
 
 
@@ -90,9 +90,9 @@ def _measured(value: object, most: int) -> tuple[int, int]:
             size += item.bit_length() // 3
         elif isinstance(item, range):
             size += 8 * len(item)
-        elif isinstance(item, Mapping):
+        elif isinstance(item, dict | Mapping):
             members = [part for pair in item.items() for part in pair]
-        elif isinstance(item, Collection):
+        elif isinstance(item, list | tuple | Collection):
             members = item
         size += 2 + 2 * len(members)
         values += 1

@@ -24,11 +24,12 @@ _ROUND, _LOOKED_AT, _SHOWN, _SLICED = "a round", "looked at", "put out", "sliced
 _FILTER, _CALL, _NODE = 8 * STEP, 4 * STEP, STEP // 2
 _LIST_ITEM = 16
 """Characters that one item of a list counts as."""
-_MOST_SOURCE, _MOST_NODES = 1 << 18, 1 << 15
+_MOST_SOURCE, _MOST_NODES = 1 << 18, 1 << 14
 _MOST_POWER_BITS = 1 << 16
-_RUN_OFTEN = (nodes.For, nodes.Macro, nodes.CallBlock, nodes.Block)
 _COMPARISONS = ["==", "eq", "equalto", "!=", "ne", "<", "lt", "lessthan", ">", "gt", "greaterthan"]
 _COMPARISONS += ["<=", "le", ">=", "ge", "in"]
+_REMAINDERS = ["divisibleby", "even", "odd"]
+"""Tests that apply `%` to their value, which makes text of text."""
 _LEFT_OUT_FILTERS = ("urlize",)
 """Its expressions take the square of a text's length, and it writes HTML."""
 _LEFT_OUT_GLOBALS = ("lipsum",)
@@ -55,7 +56,9 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
             _SLICED: _sliced,
         }
         for name in _COMPARISONS:
-            self.tests[name] = _paid_test(self.tests[name])
+            self.tests[name] = _paid_comparison(self.tests[name])
+        for name in _REMAINDERS:
+            self.tests[name] = _paid_remainder(self.tests[name])
 
     def add_filter(self, name: str, function: Callable[..., Any]) -> None:
         """Let templates use a filter, in place of Jinja's own of this name."""
@@ -169,10 +172,18 @@ def _memory(value: Any) -> int:
     return _LIST_ITEM * len(value) if isinstance(value, Sized) else 1
 
 
-def _paid_test(test: Any) -> Callable[..., Any]:
+def _paid_comparison(test: Any) -> Callable[..., Any]:
     def run(*args: Any) -> Any:
         look_at(args)
         return test(*args)
+
+    return run
+
+
+def _paid_remainder(test: Any) -> Callable[..., Any]:
+    def run(value: Any, *divisor: Any) -> Any:
+        make(_result_size("%", value, divisor))
+        return test(value, *divisor)
 
     return run
 
@@ -206,7 +217,13 @@ def _pay_for_all(tree: nodes.Template) -> None:
     """Wrap what the sandbox does not see: rounds of loops and macros, comparisons, keys, slices, and `~`."""
     # All prices first: what is added costs nothing.
     filtered = [(loop, _charge(loop.test)) for loop in tree.find_all(nodes.For) if loop.test is not None]
-    bodies = [(run.body, _charge(run)) for kind in _RUN_OFTEN for run in tree.find_all(kind)]
+    run_often: list[nodes.For | nodes.Macro | nodes.CallBlock | nodes.Block] = [
+        *tree.find_all(nodes.For),
+        *tree.find_all(nodes.Macro),
+        *tree.find_all(nodes.CallBlock),
+        *tree.find_all(nodes.Block),
+    ]
+    bodies = [(each.body, _charge(each)) for each in run_often]
     for loop, charge in filtered:
         loop.test = nodes.And(charge, loop.test, lineno=loop.lineno)
     for body, charge in bodies:

@@ -62,12 +62,17 @@ using Status = Expected<std::monostate>;
 
 inline Status success() { return std::monostate{}; }
 
-/// Makes an error whose message is the parts, printed one after the other.
+/// Makes text one line that does nothing to a terminal: control characters, what turns the direction of text,
+/// separators of lines and bytes that are no UTF-8 come out as escapes, `\x1b` or `\u202e`. Other text stays as it is.
+std::string printable(std::string_view text);
+
+/// Makes an error whose message is the parts, printed one after the other. The message is one line, as `printable` has
+/// it.
 template <class... Parts>
 Error error(ErrorCode code, const Parts&... parts) {
   std::ostringstream text;
   (text << ... << parts);
-  return Error{code, text.str()};
+  return Error{code, printable(text.str())};
 }
 
 }  // namespace sala

@@ -35,8 +35,8 @@ void ParallelLoad::run(const std::function<Status(ParallelLoad&)>& worker) noexc
   try {
     finish(worker(*this));
   } catch (const std::bad_alloc&) {
-    finish(Error{ErrorCode::kOutOfMemory,
-                 "the host has no memory left to load the weights with: end other programs, or give fewer threads"});
+    finish(error(ErrorCode::kOutOfMemory,
+                 "the host has no memory left to load the weights with: end other programs, or give fewer threads"));
   }
 }
 
