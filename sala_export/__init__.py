@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
-from .installation import VERSION
-
-__version__ = VERSION
-__all__ = ["SalaForCausalLM", "__version__", "load"]
-
+TYPE_CHECKING = False  # that of `typing`, whose import takes longer than all of this
 if TYPE_CHECKING:
+    from typing import Any
+
+    from .installation import VERSION
     from .loading import load
     from .model.sala import SalaForCausalLM
 
+    __version__ = VERSION
 
-_LAZY = {"SalaForCausalLM": ".model.sala", "load": ".loading"}
+__all__ = ["SalaForCausalLM", "__version__", "load"]
+
+_LAZY = {
+    "SalaForCausalLM": (".model.sala", "SalaForCausalLM"),
+    "__version__": (".installation", "VERSION"),
+    "load": (".loading", "load"),
+}
 """Public names by module, loaded on first use: the command line and the kernel compiler must not wait for torch."""
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name], __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    module, attribute = _LAZY[name]
+    return getattr(importlib.import_module(module, __name__), attribute)

@@ -158,18 +158,24 @@ def stream_name(layer: int) -> str:
     return f"{STREAM}{layer}"
 
 
-_SIZE = re.compile(r"^\s*(\d+)\s*([KMkm]?)\s*$")
+_SIZE = re.compile(r"^\s*(\d{1,20})\s*([KMkm]?)\s*$")
+
+MOST_TOKENS = 2**31 - 1
+"""Tokens of the longest context that any engine serves."""
 
 
 def parse_tokens(text: str) -> int:
     """Read a token count: plain digits, or binary `K` and `M` (`64K` is 65536, `1M` is 1048576).
 
-    Raises: RequestError if the text is neither, or the count is zero.
+    Raises: RequestError if the text is neither, or the count is zero or more than any engine serves.
     """
     match = _SIZE.match(text)
     count = int(match[1]) * {"": 1, "k": 1024, "m": 1024 * 1024}[match[2].lower()] if match else 0
-    if count <= 0:
-        raise RequestError(f"{text!r} is not a token count: write digits, or digits with K or M, as in 64K or 1M")
+    if not 0 < count <= MOST_TOKENS:
+        raise RequestError(
+            f"{text[:40]!r} is not a token count of 1 to {MOST_TOKENS}: write digits, or digits with K or M, as in "
+            "64K or 1M"
+        )
     return count
 
 

@@ -15,7 +15,7 @@ import torch
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require", choices=["gpu"], action="append", default=[], help="Fail where this is missing.")
     parser.addoption("--release", action="store_true", help="Also run the tests of a release, which take minutes.")
-    parser.addoption("--kills", type=int, default=4, help="How often tests/e2e/test_kill.py kills a build.")
+    parser.addoption("--kills", type=int, default=3, help="How often tests/e2e/test_kill.py kills each command.")
     parser.addoption(
         "--loads", type=int, default=60, help="How often tests/e2e/test_replaced_bundle.py loads a bundle in each way."
     )
@@ -78,6 +78,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for reason, told in (
         ("no CUDA device", "gpu tests, for want of a CUDA device (--require gpu makes that a failure)"),
         ("a test of releases", "tests of releases, which take minutes (--release runs them)"),
+        ("mounting needs root", "tests of disks and containers, which need root and the right to mount"),
         (
             "no site generator",
             "tests of the documentation site (scripts/install.sh test,dev,docs installs what it needs)",

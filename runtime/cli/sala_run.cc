@@ -1,98 +1,56 @@
 // sala-run: token ids in, generated token ids out.
 
-#include <charconv>
+#include <sys/stat.h>
+
 #include <chrono>
-#include <csignal>
 #include <cstdio>
+#include <cstring>
+#include <exception>
 #include <functional>
-#include <iostream>
-#include <iterator>
-#include <map>
+#include <new>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
+#include "arguments.h"
 #include "sala/model.h"
-#include "sala/prefiller.h"
+#include "sala/state_target.h"
+#include "signals.h"
+#include "standard_streams.h"
 #include "token_ids.h"
+
+namespace sala::cli {
 
 namespace {
 
-using sala::ErrorCode;
+constexpr const char* kNoMemory = "sala-run: there is not enough memory: end other programs, or choose a smaller model";
 
-constexpr std::string_view kUsage = R"(usage: sala-run BUNDLE --tokens FILE [options]
+/// Prints a line, in which names of files may be anything.
+void tell(const std::string& line) { std::fprintf(stderr, "sala-run: %s\n", printable(line).c_str()); }
 
-Runs a bundle on token ids and prints the ids that it generates.
-
-  --tokens FILE             prompt as decimal token ids, separated by white space. - is stdin
-  --weights DIR             run the weights of this checkpoint, for example your fine-tune, on the bundle's engine
-  --load-state FILE         continue a saved session
-  --save-state FILE         save the session at the end, so that you can continue it later
-  --max-new-tokens N        stop after this many tokens (default 256)
-  --max-context N           room for prompt and answer together, in tokens (default: what the model was made for)
-  --chunk-tokens N          tokens per prefill step (default: the engine's)
-  --temperature T           sampling temperature, 0 always picks the most likely token (default 0)
-  --top-k N                 sample only from the N most likely tokens, 0 means all (default 0)
-  --top-p P                 sample only from the most likely tokens of total probability P (default 1)
-  --repetition-penalty R    values above 1 make repetition less likely (default 1)
-  --seed N                  random seed for sampling (default 0)
-  --runtime NAME            tensorrt runs on a GPU, onnxruntime on the CPU, auto chooses (default auto)
-  --no-decode-graph         with tensorrt, enqueue every decode step instead of replaying a CUDA graph
-  --runtime-cache FILE      with tensorrt, file of what was compiled for this GPU (default: beside the bundle)
-  --threads N               threads that load weights and, on the CPU, compute, 0 means all cores (default 0)
-  --verify-hashes           check the hash of every file first (weights are always checked when loaded)
-  --onnxruntime PATH        path of libonnxruntime.so
-  --operators PATH          path of libsala_ort.so
-  --tensorrt PATH           path of libtensorrt_rtx.so.1 or libnvinfer.so
-  --json                    print the result as JSON
-  --help                    print this message
-
-Exit codes: 0 after success, 1 if the run failed, 2 if the bundle, a file or an option is wrong, 130 if interrupted.
-)";
-
-struct Arguments {
-  std::string bundle;
-  std::optional<std::string> tokens;
-  std::optional<std::string> load_state;
-  std::optional<std::string> save_state;
-  sala::LoadOptions load;
-  sala::SessionOptions session;
-  sala::GenerateOptions generate;
-  bool no_decode_graph = false;
-  bool json = false;
-  bool help = false;
-};
-
-volatile std::sig_atomic_t interrupted = 0;
-
-sala::Error wrong(const std::string& message) {
-  return error(ErrorCode::kInvalidArgument, message, " (see sala-run --help)");
+/// `5,331` for 5331.
+std::string grouped(int64_t number) {
+  std::string text = std::to_string(number);
+  for (auto at = static_cast<int64_t>(text.size()) - 3; at > 0; at -= 3) text.insert(static_cast<size_t>(at), ",");
+  return text;
 }
 
-template <class T>
-std::function<bool(std::string_view)> number(T& target) {
-  return [&target](std::string_view text) {
-    const auto parsed = std::from_chars(text.data(), text.data() + text.size(), target);
-    return parsed.ec == std::errc() && parsed.ptr == text.data() + text.size();
-  };
+/// Runs a body that returns a Status; an exception that ends it becomes one.
+template <class Body>
+Status guarded(Body&& body) {
+  try {
+    return body();
+  } catch (const std::bad_alloc&) {
+    return error(ErrorCode::kOutOfMemory, "there is not enough memory: end other programs, or choose a smaller model");
+  } catch (const std::exception& thrown) {
+    return error(ErrorCode::kEngineFailed, "the run was ended by an exception: ", thrown.what());
+  }
 }
 
-template <class T>
-std::function<bool(std::string_view)> optional_number(std::optional<T>& target) {
-  return [&target](std::string_view text) { return number(target.emplace())(text); };
-}
-
-template <class T>
-std::function<bool(std::string_view)> text(T& target) {
-  return [&target](std::string_view given) {
-    target = std::string(given);
-    return !given.empty();
-  };
-}
-
-/// Shows how far the weights are, every second, and lets Ctrl-C stop them.
+/// Shows how far the weights are, every second, and lets a signal stop them.
 std::function<bool(int64_t, int64_t)> load_progress() {
   using Clock = std::chrono::steady_clock;
   return [shown = Clock::now()](int64_t done, int64_t total) mutable {
@@ -101,148 +59,243 @@ std::function<bool(int64_t, int64_t)> load_progress() {
       std::fprintf(stderr, "weights %lld/%lld MiB\n", static_cast<long long>(done >> 20),
                    static_cast<long long>(total >> 20));
     }
-    return interrupted == 0;
+    return received_signal == 0;
   };
 }
 
-sala::Expected<Arguments> parse(int count, char** values) {
-  Arguments arguments;
-  sala::SamplingOptions& sampling = arguments.generate.sampling;
-  const std::map<std::string_view, std::function<bool(std::string_view)>> valued = {
-      {"--tokens", text(arguments.tokens)},
-      {"--weights", text(arguments.load.weights)},
-      {"--load-state", text(arguments.load_state)},
-      {"--save-state", text(arguments.save_state)},
-      {"--max-new-tokens", number(arguments.generate.max_new_tokens)},
-      {"--max-context", optional_number(arguments.session.max_context)},
-      {"--chunk-tokens", optional_number(arguments.session.chunk_tokens)},
-      {"--temperature", number(sampling.temperature)},
-      {"--top-k", number(sampling.top_k)},
-      {"--top-p", number(sampling.top_p)},
-      {"--repetition-penalty", number(sampling.repetition_penalty)},
-      {"--seed", number(sampling.seed)},
-      {"--threads", number(arguments.load.threads)},
-      {"--onnxruntime", text(arguments.load.onnxruntime_library)},
-      {"--operators", text(arguments.load.operators_library)},
-      {"--tensorrt", text(arguments.load.tensorrt.library)},
-      {"--runtime-cache", text(arguments.load.tensorrt.runtime_cache)},
-      {"--runtime", text(arguments.load.runtime)},
-  };
-  const std::map<std::string_view, bool*> flags = {{"--verify-hashes", &arguments.load.verify_hashes},
-                                                   {"--no-decode-graph", &arguments.no_decode_graph},
-                                                   {"--json", &arguments.json},
-                                                   {"--help", &arguments.help}};
-  for (int i = 1; i < count; ++i) {
-    const std::string name = values[i];
-    if (const auto flag = flags.find(name); flag != flags.end()) {
-      *flag->second = true;
-    } else if (const auto option = valued.find(name); option != valued.end()) {
-      if (i + 1 == count) return wrong(name + " needs a value");
-      const std::string value = values[++i];
-      if (!option->second(value)) return wrong(name + ": '" + value + "' is not a valid value");
-    } else if (name.starts_with("--")) {
-      return wrong("unknown option " + name);
-    } else if (arguments.bundle.empty()) {
-      arguments.bundle = name;
-    } else {
-      return wrong("one bundle is enough, '" + name + "' is too much");
+/// The file of token ids, or standard input. It closes what it opened.
+class TokenFile {
+ public:
+  static Expected<TokenFile> open(const std::string& path) {
+    TokenFile file(path, path == "-" ? STDIN_FILENO : ::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    struct stat status = {};
+    if (file.descriptor_ < 0 || fstat(file.descriptor_, &status) != 0) {
+      return error(ErrorCode::kInvalidArgument, "--tokens ", path, " cannot be opened: ", std::strerror(errno));
+    }
+    if (S_ISDIR(status.st_mode)) return error(ErrorCode::kInvalidArgument, "--tokens ", path, " is a directory");
+    return file;
+  }
+
+  TokenFile(TokenFile&& other) noexcept
+      : path_(std::move(other.path_)), descriptor_(std::exchange(other.descriptor_, STDIN_FILENO)) {}
+  TokenFile& operator=(TokenFile&&) = delete;
+  ~TokenFile() {
+    if (descriptor_ > STDIN_FILENO) close(descriptor_);
+  }
+
+  /// All ids. kContextExceeded as soon as there are more than `most`: a stream may never end.
+  Expected<std::vector<int32_t>> read(int64_t most) {
+    TokenIdStream stream(path_);
+    std::vector<int32_t> tokens;
+    char block[65536];
+    for (;;) {
+      const auto count = read_block(block, sizeof block);
+      if (!count) return count.error();
+      const auto more = *count > 0 ? stream.push({block, *count}) : stream.finish();
+      if (!more) return more.error();
+      tokens.insert(tokens.end(), more->begin(), more->end());
+      if (static_cast<int64_t>(tokens.size()) > most) {
+        return error(ErrorCode::kContextExceeded, "--tokens ", path_, " has more than ", most,
+                     " token ids, for which the context has room: choose a larger --max-context");
+      }
+      if (*count == 0) return tokens;
     }
   }
-  arguments.load.tensorrt.decode_graph = !arguments.no_decode_graph;
-  arguments.load.on_progress = load_progress();
-  if (!arguments.help && arguments.bundle.empty()) return wrong("the bundle is missing");
-  if (!arguments.help && !arguments.tokens && !arguments.load_state) return wrong("--tokens is missing");
-  return arguments;
-}
 
-sala::Expected<std::vector<int32_t>> read_tokens(const std::string& path) {
-  std::FILE* file = path == "-" ? stdin : std::fopen(path.c_str(), "re");
-  if (file == nullptr) return wrong(path + " cannot be opened");
-  std::string text;
-  char block[65536];
-  size_t count;
-  while ((count = std::fread(block, 1, sizeof block, file)) > 0) text.append(block, count);
-  const bool failed = std::ferror(file) != 0;
-  if (file != stdin) std::fclose(file);
-  if (failed) return wrong(path + " cannot be read");
-  return sala::parse_token_ids(text, path);
-}
+ private:
+  TokenFile(std::string path, int descriptor) : path_(std::move(path)), descriptor_(descriptor) {}
 
-std::string_view name_of(sala::FinishReason reason) {
+  /// 0 bytes at the end.
+  Expected<size_t> read_block(char* block, size_t size) {
+    while (wait_readable(descriptor_)) {
+      const ssize_t count = ::read(descriptor_, block, size);
+      if (count >= 0) return static_cast<size_t>(count);
+      if (errno != EINTR && errno != EAGAIN) {
+        return error(ErrorCode::kInvalidArgument, "--tokens ", path_, " cannot be read: ", std::strerror(errno));
+      }
+    }
+    return error(ErrorCode::kStopped, "interrupted");
+  }
+
+  std::string path_;
+  int descriptor_;
+};
+
+std::string_view name_of(FinishReason reason) {
   switch (reason) {
-    case sala::FinishReason::kStopToken:
+    case FinishReason::kStopToken:
       return "stop_token";
-    case sala::FinishReason::kMaxNewTokens:
+    case FinishReason::kMaxNewTokens:
       return "max_new_tokens";
-    case sala::FinishReason::kMaxContext:
+    case FinishReason::kMaxContext:
       return "max_context";
-    case sala::FinishReason::kNone:
+    case FinishReason::kNone:
       break;
   }
   return "none";
 }
 
-sala::Status generate(sala::Session& session, const Arguments& arguments) {
-  auto generation = session.generate(arguments.generate);
+/// What a run works with, taken one after the other before the first step.
+struct Run {
+  const Arguments& arguments;
+  Output& output;
+  std::optional<TokenFile> file;
+  std::optional<StateTarget> target;
+  std::optional<Model> model;
+  std::optional<Session> session;
+  std::vector<int32_t> prompt;
+  int64_t tokens_before = 0;  // of the session that was loaded
+};
+
+Status open_files(Run& run) {
+  const Arguments& arguments = run.arguments;
+  if (arguments.tokens) {
+    auto file = TokenFile::open(*arguments.tokens);
+    if (!file) return file.error();
+    run.file.emplace(*std::move(file));
+  }
+  keep_signals();
+  if (!arguments.save_state) return success();
+  auto target = StateTarget::open(*arguments.save_state);
+  if (!target) return target.error();
+  run.target.emplace(*std::move(target));
+  return success();
+}
+
+/// Refuses a state that would not fit on its disk. `tokens` is as many as are known to come.
+Status require_room(const Run& run, int64_t tokens) {
+  if (!run.target) return success();
+  const int64_t left = run.session->max_context() - run.session->position();
+  const auto bytes = run.model->state_bytes(run.session->position() + std::min(tokens, left));
+  return bytes ? run.target->require_room(*bytes) : Status(bytes.error());
+}
+
+Status load(Run& run) {
+  const Arguments& arguments = run.arguments;
+  LoadOptions options = arguments.load;
+  options.on_progress = load_progress();
+  auto model = Model::load(arguments.bundle, options);
+  if (!model) return model.error();
+  run.model.emplace(*std::move(model));
+  if (const std::string& reason = run.model->runtime_reason(); !reason.empty()) tell("not on tensorrt: " + reason);
+  SALA_RETURN_IF_ERROR(run.model->check(arguments.generate));
+  auto session = arguments.load_state ? run.model->restore(*arguments.load_state, arguments.session)
+                                      : run.model->create_session(arguments.session);
+  if (!session) return session.error();
+  run.session.emplace(*std::move(session));
+  run.tokens_before = run.session->position();
+  return require_room(run, 0);
+}
+
+Status read_prompt(Run& run) {
+  if (!run.file) return success();
+  auto tokens = run.file->read(run.session->max_context() - run.session->position());
+  if (!tokens) return tokens.error();
+  run.prompt = *std::move(tokens);
+  const int64_t prompt_tokens = static_cast<int64_t>(run.prompt.size());
+  const int64_t new_tokens = std::min(run.arguments.generate.max_new_tokens, run.session->max_context());
+  return require_room(run, prompt_tokens + new_tokens);
+}
+
+Status prefill(Run& run) {
+  if (!run.file) return success();
+  PrefillOptions options;
+  options.on_progress = [](const PrefillProgress& progress) {
+    std::fprintf(stderr, "prefill %lld/%lld tokens  %.1f tok/s\n", static_cast<long long>(progress.tokens_done),
+                 static_cast<long long>(progress.tokens_total.value_or(0)),
+                 static_cast<double>(progress.tokens_done) / progress.seconds);
+    return received_signal == 0;
+  };
+  const auto logits = run.session->prefill(run.prompt, options);
+  return logits ? success() : Status(logits.error());
+}
+
+Status generate(Run& run) {
+  auto generation = run.session->generate(run.arguments.generate);
   if (!generation) return generation.error();
-  const auto prompt_tokens = session.position();
+  const auto prompt_tokens = run.session->position();
+  const bool json = run.arguments.json;
   std::vector<int32_t> tokens;
-  while (interrupted == 0) {
+  while (received_signal == 0 && run.output.error() == 0) {
     const auto token = generation->next();
     if (!token) return token.error();
     if (!*token) break;
     tokens.push_back(**token);
-    if (!arguments.json) std::cout << (tokens.size() > 1 ? " " : "") << **token << std::flush;
+    if (!json) run.output.write((tokens.size() > 1 ? " " : "") + std::to_string(**token));
   }
-  if (!arguments.json) {
-    std::cout << std::endl;
-    return sala::success();
+  if (!json) {
+    run.output.write("\n");
+    return success();
   }
   const nlohmann::json result = {
       {"prompt_tokens", prompt_tokens}, {"tokens", tokens}, {"finish_reason", name_of(generation->finish_reason())}};
-  std::cout << result.dump() << std::endl;
-  return sala::success();
+  run.output.write(result.dump() + "\n");
+  return success();
 }
 
-sala::Status run(const Arguments& arguments) {
-  const auto model = sala::Model::load(arguments.bundle, arguments.load);
-  if (!model) return model.error();
-  if (const std::string& reason = model->runtime_reason(); !reason.empty()) {
-    std::fprintf(stderr, "sala-run: not on tensorrt: %s\n", reason.c_str());
+/// Saves what had run when the work ended early, and says where it stands. A wrong argument says enough itself.
+void save_early(Run& run) {
+  const std::string& path = *run.arguments.save_state;
+  const int64_t tokens = run.session ? run.session->position() : 0;
+  if (tokens == run.tokens_before) {
+    if (received_signal != 0) tell("no new tokens had run: " + path + " is as it was");
+    return;
   }
-  auto session = arguments.load_state ? model->restore(*arguments.load_state, arguments.session)
-                                      : model->create_session(arguments.session);
-  if (!session) return session.error();
-  if (arguments.tokens) {
-    const auto tokens = read_tokens(*arguments.tokens);
-    if (!tokens) return tokens.error();
-    sala::PrefillOptions options;
-    options.on_progress = [](const sala::PrefillProgress& progress) {
-      std::fprintf(stderr, "prefill %lld/%lld tokens  %.1f tok/s\n", static_cast<long long>(progress.tokens_done),
-                   static_cast<long long>(progress.tokens_total.value_or(0)),
-                   static_cast<double>(progress.tokens_done) / progress.seconds);
-      return interrupted == 0;
-    };
-    if (const auto logits = session->prefill(*tokens, options); !logits) return logits.error();
+  const Status saved = guarded([&] { return run.session->save(*run.target); });
+  if (!saved) return tell("what had run could not be saved to " + path + ": " + saved.error().message);
+  tell("saved the " + grouped(tokens) + " tokens that had run to " + path + ": continue with --load-state " + path);
+}
+
+Status run(const Arguments& arguments, Output& output) {
+  Run run{.arguments = arguments, .output = output};
+  const Status outcome = guarded([&]() -> Status {
+    for (const auto step : {open_files, load, read_prompt, prefill, generate}) SALA_RETURN_IF_ERROR(step(run));
+    return success();
+  });
+  if (!run.target) return outcome;
+  if (outcome && received_signal == 0 && output.error() == 0) return run.session->save(*run.target);
+  save_early(run);
+  return outcome;
+}
+
+/// Says why the run failed, if it did; returns the exit code.
+int exit_code(const Status& outcome, const Output& output) {
+  if (received_signal != 0) return 128 + received_signal;
+  if (output.error() == EPIPE) return 128 + SIGPIPE;
+  if (output.error() != 0) {
+    tell(std::string("standard output cannot be written: ") + std::strerror(output.error()) +
+         ": free some space there, or send it elsewhere");
+    return 1;
   }
-  SALA_RETURN_IF_ERROR(generate(*session, arguments));
-  if (arguments.save_state && interrupted == 0) return session->save(*arguments.save_state);
-  return sala::success();
+  if (outcome) return 0;
+  const ErrorCode code = outcome.error().code;
+  tell(std::string(sala::name_of(code)) + ": " + outcome.error().message);
+  return code >= ErrorCode::kEngineFailed || code == ErrorCode::kOutOfMemory ? 1 : 2;
+}
+
+int program(int count, char** values) {
+  leave_on_signals();
+  if (!fill_closed_streams()) {
+    tell("standard output is closed: send it to a file, a pipe or /dev/null");
+    return 2;
+  }
+  Output output;
+  const auto arguments = parse(count, values);
+  if (!arguments) return exit_code(arguments.error(), output);
+  if (!arguments->help) return exit_code(run(*arguments, output), output);
+  output.write(kUsage);
+  return exit_code(success(), output);
 }
 
 }  // namespace
 
+}  // namespace sala::cli
+
 int main(int count, char** values) {
-  const auto arguments = parse(count, values);
-  if (arguments && arguments->help) {
-    std::cout << kUsage;
-    return 0;
+  try {
+    return sala::cli::program(count, values);
+  } catch (const std::exception&) {  // there was no memory for a message
+    std::fprintf(stderr, "%s\n", sala::cli::kNoMemory);
+    return 1;
   }
-  std::signal(SIGINT, [](int) { interrupted = 1; });
-  const sala::Status outcome = arguments ? run(*arguments) : sala::Status(arguments.error());
-  if (interrupted != 0) return 130;
-  if (outcome) return 0;
-  std::cerr << "sala-run: " << sala::name_of(outcome.error().code) << ": " << outcome.error().message << std::endl;
-  const bool while_running = outcome.error().code >= ErrorCode::kEngineFailed;
-  return while_running ? 1 : 2;
 }

@@ -1,18 +1,17 @@
 """The `sala-export` command.
 
 Exit codes: 0 after success, 1 if a stage failed (the message names its log), 2 after bad input (nothing was written),
-130 if interrupted, 143 if terminated.
+130 if interrupted, 143 if terminated, 141 if the reader of standard output went away.
 """
 
 from __future__ import annotations
 
 import errno
-import signal
 import sys
 
 import click
 
-from ..errors import SalaError
+from ..errors import SalaError, printable
 from ..installation import VERSION
 from .cmd_bench import bench
 from .cmd_build import build
@@ -25,6 +24,8 @@ from .cmd_quantize import quantize
 from .cmd_random_checkpoint import random_checkpoint
 from .cmd_verify import verify
 from .output import show_log, stderr_console
+from .signals import exit_code_of_signal, interrupt_work, leave_at_once, was_interrupted
+from .streams import OutputError, discard_output
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -50,19 +51,28 @@ for command in (plan, quantize, build, verify, generate, bench, inspect, export,
 
 
 def main() -> None:
-    """Run the command line. Every expected failure becomes one line on stderr and an exit code."""
-    # A path that the terminal's encoding lacks must not fail a command that has done its work.
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    # A terminated command cleans up like an interrupted one.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    sys.exit(run(sys.argv[1:]))
+    """Run the command line of this process and leave with its exit code. `start.main` has prepared the process."""
+    interrupt_work()
+    try:
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # while the end of another one was told
+        code = exit_code_of_signal()
+    leave_at_once()
+    try:
+        sys.stdout.flush()
+    except OutputError:  # told already, or less important than what was
+        discard_output()
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
     """Run the command line with these arguments and return the exit code."""
     try:
         result = cli.main(args=arguments, prog_name="sala-export", standalone_mode=False)
+        sys.stdout.flush()
         return result if isinstance(result, int) else 0
+    except OutputError as error:
+        return error.exit_code if error.reader_is_gone else _fail(str(error), error.exit_code)
     except SalaError as error:
         return _fail(str(error), error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -71,14 +81,19 @@ def run(arguments: list[str]) -> int:
     except click.ClickException as error:
         return _fail(error.format_message(), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        return _fail("interrupted", 130)
-    except BrokenPipeError:
-        return 0
+        return _fail("interrupted", exit_code_of_signal())
     except OSError as error:
         hint = ": free some space, or choose another --output" if error.errno == errno.ENOSPC else ""
         return _fail(f"{error.filename or 'a file'}: {error.strerror}{hint}", 1)
+    except MemoryError:
+        return _fail("there is not enough memory: end other programs, or choose a smaller model or context", 1)
+    except Exception:
+        if not was_interrupted():
+            raise
+        # A library turned the exception of the signal into one of its own.
+        return _fail("interrupted", exit_code_of_signal())
 
 
 def _fail(message: str, code: int) -> int:
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    click.echo(f"error: {printable(' '.join(message.split()))}", err=True)
     return code

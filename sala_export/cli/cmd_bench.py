@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from ..errors import printable_text
 from ..specs import RUNTIMES
 from .options import TokenList, Tokens, json_option, weights_option
 from .output import print_json
@@ -82,4 +83,4 @@ def bench(
     if as_json:
         print_json(describe(report))
     else:
-        click.echo(table(report))
+        click.echo(printable_text(table(report)))

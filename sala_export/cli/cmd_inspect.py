@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ..specs import format_bytes, format_tokens
 from .options import json_option
-from .output import print_json, progress_display
+from .output import print_json, progress_display, table_console
 
 if TYPE_CHECKING:
     from ..bundle.reader import Bundle
@@ -118,8 +118,7 @@ def _gemms(report: EngineReport) -> list[dict[str, Any]]:
 
 
 def _print_tables(d: dict[str, Any]) -> None:
-    # Tables keep their columns when they go to a file or a pipe.
-    console = Console(highlight=False, width=None if Console().is_terminal else 160)
+    console = table_console(160)
     facts = Table(show_header=False, box=None)
     for name, text in _facts(d).items():
         facts.add_row(name, text)

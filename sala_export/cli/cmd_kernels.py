@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from ..errors import UnsupportedError
 from .options import json_option
-from .output import print_json
+from .output import print_json, table_console
 
 if TYPE_CHECKING:
     from ..kernel_report.report import KernelReport
@@ -75,8 +74,7 @@ def describe(report: KernelReport) -> dict[str, Any]:
 
 
 def _print_table(reports: tuple[KernelReport, ...]) -> None:
-    # Tables keep their columns when they go to a file or a pipe.
-    console = Console(highlight=False, width=None if Console().is_terminal else 200)
+    console = table_console()
     table = Table(
         *("kernel", "SM", "type", "for", "threads", "registers", "spills", "stack", "shared", "blocks", "occupancy"),
         *("MMA in the loop", "expected"),

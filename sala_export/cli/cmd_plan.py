@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from ..plotting import plot_file
 from ..specs import format_bytes, format_tokens
 from .options import engine_options, gpu_option, json_option, layers_option, revision_option
-from .output import print_json
+from .output import print_json, table_console
 
 if TYPE_CHECKING:
     from ..planner.plan import ContextRow, GpuPlan, Plan
@@ -146,8 +145,7 @@ def _print_tables(found: Plan, model: str | None) -> None:
     from ..engine.recipe import names_of
     from ..planner.plan import fit_sentence
 
-    # Tables keep their columns when they go to a file or a pipe.
-    console = Console(highlight=False, width=None if Console().is_terminal else 200)
+    console = table_console()
     request = found.request
     name, gpus = model or "MiniCPM-SALA, published dimensions", names_of(request.target.gpus)
     chunk = format_tokens(request.prefill_chunk)

@@ -12,7 +12,7 @@ from rich.table import Table
 from ..plotting import plot_file
 from ..specs import format_bytes
 from .options import Tokens, json_option, model_options
-from .output import print_json, progress_display
+from .output import print_json, progress_display, table_console
 
 if TYPE_CHECKING:
     from ..verification.verify import LayerResult, Verification
@@ -74,8 +74,7 @@ def verify(
 
 
 def _print_tables(found: Verification) -> None:
-    # Tables keep their columns when they go to a file or a pipe.
-    console = Console(highlight=False, width=None if Console().is_terminal else 200)
+    console = table_console()
     console.print(f"{found.precision}: {found.tested}, against {found.original}; {found.logits.tokens} tokens")
     console.print(f"{found.seconds:.0f} s, peak memory {format_bytes(found.peak_host_bytes)}")
     console.print()

@@ -63,7 +63,7 @@ class PrefillDisplay:
             self._print(f"prefill: {amounts}")
 
     def _print(self, line: str) -> None:
-        self._console.print(line, soft_wrap=True, markup=False)
+        self._console.print(line, soft_wrap=True)
 
 
 def _tokens(done: int, total: int | None = None) -> str:

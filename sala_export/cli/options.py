@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,22 @@ class Tokens(click.ParamType[int]):
             return parse_tokens(value)
         except RequestError as error:
             self.fail(str(error), param, ctx)
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers, of which NaN is none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{number} is not a finite number.", param, ctx)
+        return float(number)
+
+
+MOST_COUNT = 2**63 - 1
+"""The largest number that the runtimes count to."""
+
+SEED = click.IntRange(min=0, max=2**64 - 1)
 
 
 class TokenList(click.ParamType[tuple[int, ...]]):

@@ -20,7 +20,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
+from ..errors import printable
 from ..progress import ProgressCallback
 from ..specs import format_bytes
 
@@ -41,9 +43,22 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
+class _PlainConsole(Console):
+    """Prints strings as they are: no markup, and control characters of names from bundles escaped."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+
 def stderr_console() -> Console:
     """Create the console for progress and messages. It respects NO_COLOR and plain pipes."""
-    return Console(stderr=True, highlight=False)
+    return _PlainConsole(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+def table_console(width: int = 200) -> Console:
+    """Create the console for tables on stdout. They keep their columns when they go to a file or a pipe."""
+    is_terminal = Console().is_terminal
+    return _PlainConsole(highlight=False, markup=False, emoji=False, width=None if is_terminal else width)
 
 
 def show_log(console: Console, verbosity: int) -> None:
@@ -62,7 +77,7 @@ class _ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = f"{record.levelname.lower()}: {record.getMessage()}"
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(text, soft_wrap=True)
 
 
 @contextmanager
@@ -73,9 +88,9 @@ def progress_display(console: Console) -> Iterator[ProgressCallback]:
         return
     with Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TextColumn("{task.fields[amount]}"),
+        TextColumn("{task.fields[amount]}", markup=False),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
 import shutil
-import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -22,7 +19,7 @@ from support.text_bundles import tiny_text_bundle
 import sala_export
 from sala_export.bundle.hashing import hash_files
 from sala_export.bundle.reader import Bundle
-from sala_export.cli import cmd_generate
+from sala_export.cli import generate_prompt
 from sala_export.cli.app import run
 from sala_export.cli.generate_display import PrefillDisplay
 from sala_export.progress import silent
@@ -200,14 +197,12 @@ def test_bad_input_is_one_line(capsys: Capture, monkeypatch: pytest.MonkeyPatch,
 @pytest.mark.parametrize("flags", [(), ("--chat",)])
 @pytest.mark.parametrize("start", [b"abc", LONG.encode() * 5], ids=["at once", "after chunks that ran"])
 def test_invalid_utf8_on_the_pipe_is_named_by_offset(
-    capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, start: bytes, flags: tuple[str, ...]
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, start: bytes, flags: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr(cmd_generate, "_BLOCK_BYTES", 4500)
+    monkeypatch.setattr(generate_prompt, "_BLOCK_BYTES", 4500)
     pipe(monkeypatch, start + b"\xe4\xbd\xff and more")
-    state = tmp_path / "a.state"
-    line = fails(capsys, tiny_text_bundle(), "--prompt-file", "-", "--save-state", str(state), *flags)
+    line = fails(capsys, tiny_text_bundle(), "--prompt-file", "-", *flags)
     assert f"not UTF-8 at byte {len(start)}," in line
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -226,26 +221,6 @@ def test_state_of_another_model_is_refused(capsys: Capture, tmp_path: Path) -> N
     other = Path(shutil.copytree(tiny_text_bundle(), tmp_path / "other.sala"))
     edit_json(other / "bundle.json", lambda fields: fields["model"].update(fingerprint="0" * 64))
     assert state in fails(capsys, other, "--prompt", "a", "--load-state", state)
-
-
-def test_interrupted_prefill_leaves_no_state(tmp_path: Path) -> None:
-    program = "from sala_export.cli.app import main; main()"
-    arguments = ["generate", str(tiny_text_bundle()), "--prompt-file", "-", "--save-state", str(tmp_path / "a.state")]
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, *arguments],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdin is not None
-    # More than a pipe holds: once it is written, the first tokens are on their way to the model, a minute of work.
-    process.stdin.write(LONG.encode() * 50)
-    process.stdin.flush()
-    process.send_signal(signal.SIGINT)
-    out, told = process.communicate(timeout=60)
-    assert (process.returncode, out, told.strip()) == (130, b"", b"error: interrupted")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_help_names_every_option_in_kebab_case(capsys: Capture) -> None:

@@ -1,65 +1,64 @@
-"""Builds killed at any moment: `pytest tests/e2e/test_kill.py --kills 100` before a release, a few in every run."""
+"""Commands killed at any instant: `pytest tests/e2e/test_kill.py --kills 40` before a release, a few in every run."""
 
 from __future__ import annotations
 
+import errno
 import random
-import shutil
-import subprocess
-import sys
-import time
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
-from support.checkpoints import tiny_checkpoint
+from support.fault_ground import Ground
+from support.file_faults import Effect, Fault, Outcome
+from support.writing_commands import QUICK, WRITING_COMMANDS
 
-from sala_export.bundle.reader import Bundle
-
-PROGRAM = Path(sys.executable).with_name("sala-export")
-OUTPUT = "out.sala"
-ROUNDS_BETWEEN_WHOLE_BUILDS = 10
+ROUNDS_BETWEEN_WHOLE_RUNS = 5
 
 
-def start(directory: Path) -> subprocess.Popen[str]:
-    arguments = ["-v", "build", "--gpu", "rtx", "--model", str(tiny_checkpoint()), "-o", OUTPUT]
-    small = ["--max-context", "4K", "--prefill-chunk", "256", "--layers", "3"]
-    return subprocess.Popen(
-        [PROGRAM, *arguments, *small], cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def instants(calls: Sequence[str], count: int, chance: random.Random) -> list[int]:
+    """Numbers of calls: half at random, half of those that give or take names, the last of which are the worst."""
+    naming = [number for number, name in enumerate(calls, 1) if not name.startswith(("write", "pwrite", "sendfile"))]
+    worst = [number for number in naming if calls[number - 1].startswith("rename")]
+    chosen = [*worst[: count // 2], *chance.sample(naming, min(count // 4, len(naming)))]
+    return [*chosen, *chance.choices(range(1, len(calls) + 1), k=count - len(chosen))]
 
 
-def finish(directory: Path) -> None:
-    """A build that is left alone."""
-    process = start(directory)
-    _, told = process.communicate(timeout=300)
-    assert process.returncode == 0, told
+@pytest.fixture(scope="module", params=QUICK)
+def ground(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Ground:
+    return Ground(WRITING_COMMANDS[request.param], tmp_path_factory.mktemp(request.param))
 
 
-def check_whole(directory: Path) -> None:
-    """Nothing is there but a bundle that is what its manifest says."""
-    assert [path.name for path in directory.iterdir()] == [OUTPUT]
-    Bundle.open(directory / OUTPUT).verify_hashes()
-
-
-def test_builds_killed_at_random_leave_no_half_bundle_and_nothing_to_clean(
-    tmp_path: Path, pytestconfig: pytest.Config
-) -> None:
-    began = time.monotonic()
-    finish(tmp_path)
-    whole_build_s = time.monotonic() - began
-    check_whole(tmp_path)
-    shutil.rmtree(tmp_path / OUTPUT)
-
+def test_killed_commands_leave_old_or_new_and_the_next_run_cleans(ground: Ground, pytestconfig: pytest.Config) -> None:
     chance = random.Random(0)
     kills = pytestconfig.getoption("--kills")
-    for round_ in range(1, kills + 1):
-        process = start(tmp_path)
-        time.sleep(chance.uniform(0.0, whole_build_s))
-        process.kill()
-        process.communicate(timeout=60)
-        if (tmp_path / OUTPUT).exists():
-            check_whole(tmp_path)
-            shutil.rmtree(tmp_path / OUTPUT)
-        if round_ % ROUNDS_BETWEEN_WHOLE_BUILDS == 0 or round_ == kills:
-            finish(tmp_path)
-            check_whole(tmp_path)
-            shutil.rmtree(tmp_path / OUTPUT)
+    for round_, number in enumerate(instants(ground.calls, kills, chance), 1):
+        ground.put_old()
+        effect = chance.choice((Effect.KILL_BEFORE, Effect.KILL_AFTER))
+        ground.run(fault=Fault(at=number, effect=effect))
+        ground.check_whole()
+        if round_ % ROUNDS_BETWEEN_WHOLE_RUNS == 0:
+            ground.finish()
+    ground.finish()
+
+
+def test_commands_whose_disk_fails_say_so_in_a_line_and_lose_nothing(
+    ground: Ground, pytestconfig: pytest.Config
+) -> None:
+    chance = random.Random(1)
+    for number in instants(ground.calls, pytestconfig.getoption("--kills"), chance):
+        ground.put_old()
+        effect = chance.choice((Effect.FAIL, Effect.FAIL_FROM))
+        error = chance.choice((errno.ENOSPC, errno.EIO, errno.EROFS))
+        done = ground.run(fault=Fault(at=number, effect=effect, error=error))
+        ground.check_whole()
+        check_one_line(done)
+    ground.finish()
+
+
+def check_one_line(done: Outcome) -> None:
+    """A failed command ends as documented: exit code 1 or 2, and its last line says what is wrong."""
+    assert done.status in (0, 1, 2), done.told
+    assert "Traceback" not in done.told
+    assert "terminate called" not in done.told
+    if done.status:
+        *_, last = done.told.splitlines()
+        assert last.startswith(("error: ", "sala-run: ")), done.told

@@ -1,0 +1,124 @@
+#include "arguments.h"
+
+#include <charconv>
+#include <cmath>
+#include <functional>
+#include <map>
+#include <type_traits>
+
+#include "sala/sampler.h"
+
+namespace sala::cli {
+
+extern const std::string_view kUsage = R"(usage: sala-run BUNDLE --tokens FILE [options]
+
+Runs a bundle on token ids and prints the ids that it generates.
+
+  --tokens FILE             prompt as decimal token ids, separated by white space. - is stdin
+  --weights DIR             run the weights of this checkpoint, for example your fine-tune, on the bundle's engine
+  --load-state FILE         continue a saved session
+  --save-state FILE         save the session at the end, however it ends, so that you can continue it later
+  --max-new-tokens N        stop after this many tokens (default 256)
+  --max-context N           room for prompt and answer together, in tokens (default: what the model was made for)
+  --chunk-tokens N          tokens per prefill step (default: the engine's)
+  --temperature T           sampling temperature, 0 always picks the most likely token (default 0)
+  --top-k N                 sample only from the N most likely tokens, 0 means all (default 0)
+  --top-p P                 sample only from the most likely tokens of total probability P (default 1)
+  --repetition-penalty R    values above 1 make repetition less likely (default 1)
+  --seed N                  random seed for sampling (default 0)
+  --runtime NAME            tensorrt runs on a GPU, onnxruntime on the CPU, auto chooses (default auto)
+  --no-decode-graph         with tensorrt, enqueue every decode step instead of replaying a CUDA graph
+  --runtime-cache FILE      with tensorrt, file of what was compiled for this GPU (default: beside the bundle)
+  --threads N               threads that load weights and, on the CPU, compute, 0 means all cores (default 0)
+  --verify-hashes           check the hash of every file first (weights are always checked when loaded)
+  --onnxruntime PATH        path of libonnxruntime.so
+  --operators PATH          path of libsala_ort.so
+  --tensorrt PATH           path of libtensorrt_rtx.so.1 or libnvinfer.so
+  --json                    print the result as JSON
+  --help                    print this message
+
+Exit codes: 0 after success, 1 if the run failed or its output could not be written, 2 if the bundle, a file or an
+option is wrong, 130 if interrupted, 143 if terminated, 141 if the reader of standard output went away.
+)";
+
+namespace {
+
+Error wrong(std::string_view message) { return error(ErrorCode::kInvalidArgument, message, " (see sala-run --help)"); }
+
+template <class T>
+std::function<bool(std::string_view)> number(T& target) {
+  return [&target](std::string_view text) {
+    const auto parsed = std::from_chars(text.data(), text.data() + text.size(), target);
+    if constexpr (std::is_floating_point_v<T>) {
+      if (!std::isfinite(target)) return false;
+    }
+    return parsed.ec == std::errc() && parsed.ptr == text.data() + text.size();
+  };
+}
+
+template <class T>
+std::function<bool(std::string_view)> optional_number(std::optional<T>& target) {
+  return [&target](std::string_view text) { return number(target.emplace())(text); };
+}
+
+template <class T>
+std::function<bool(std::string_view)> text(T& target) {
+  return [&target](std::string_view given) {
+    target = std::string(given);
+    return !given.empty();
+  };
+}
+
+}  // namespace
+
+Expected<Arguments> parse(int count, char** values) {
+  Arguments arguments;
+  SamplingOptions& sampling = arguments.generate.sampling;
+  const std::map<std::string_view, std::function<bool(std::string_view)>> valued = {
+      {"--tokens", text(arguments.tokens)},
+      {"--weights", text(arguments.load.weights)},
+      {"--load-state", text(arguments.load_state)},
+      {"--save-state", text(arguments.save_state)},
+      {"--max-new-tokens", number(arguments.generate.max_new_tokens)},
+      {"--max-context", optional_number(arguments.session.max_context)},
+      {"--chunk-tokens", optional_number(arguments.session.chunk_tokens)},
+      {"--temperature", number(sampling.temperature)},
+      {"--top-k", number(sampling.top_k)},
+      {"--top-p", number(sampling.top_p)},
+      {"--repetition-penalty", number(sampling.repetition_penalty)},
+      {"--seed", number(sampling.seed)},
+      {"--threads", number(arguments.load.threads)},
+      {"--onnxruntime", text(arguments.load.onnxruntime_library)},
+      {"--operators", text(arguments.load.operators_library)},
+      {"--tensorrt", text(arguments.load.tensorrt.library)},
+      {"--runtime-cache", text(arguments.load.tensorrt.runtime_cache)},
+      {"--runtime", text(arguments.load.runtime)},
+  };
+  const std::map<std::string_view, bool*> flags = {{"--verify-hashes", &arguments.load.verify_hashes},
+                                                   {"--no-decode-graph", &arguments.no_decode_graph},
+                                                   {"--json", &arguments.json},
+                                                   {"--help", &arguments.help}};
+  for (int i = 1; i < count; ++i) {
+    const std::string name = values[i];
+    if (const auto flag = flags.find(name); flag != flags.end()) {
+      *flag->second = true;
+    } else if (const auto option = valued.find(name); option != valued.end()) {
+      if (i + 1 == count) return wrong(name + " needs a value");
+      const std::string value = values[++i];
+      if (!option->second(value)) return wrong(name + ": '" + value + "' is not a valid value");
+    } else if (name.starts_with("--")) {
+      return wrong("unknown option " + name);
+    } else if (arguments.bundle.empty()) {
+      arguments.bundle = name;
+    } else {
+      return wrong("one bundle is enough, '" + name + "' is too much");
+    }
+  }
+  arguments.load.tensorrt.decode_graph = !arguments.no_decode_graph;
+  if (!arguments.help && arguments.bundle.empty()) return wrong("the bundle is missing");
+  if (!arguments.help && !arguments.tokens && !arguments.load_state) return wrong("--tokens is missing");
+  SALA_RETURN_IF_ERROR(check(sampling));
+  return arguments;
+}
+
+}  // namespace sala::cli

@@ -1,0 +1,146 @@
+"""The prompt of `generate`: text, a file or a stream, as token ids while it arrives."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import stat
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from ..errors import RequestError, SessionError, UnsupportedError
+from .signals import raising
+
+if TYPE_CHECKING:
+    from ..runtime.chat import ChatTemplate
+    from ..runtime.session import Session
+    from ..runtime.text import StreamEncoder, Tokenizer
+
+STDIN = "-"
+_BLOCK_BYTES = 64 * 1024
+
+
+@dataclass(slots=True)
+class PromptSource:
+    """The prompt as bytes, with a count of the bytes that were read."""
+
+    file: BinaryIO | None
+    """The file that the prompt is read from. None if the prompt is `text`."""
+    text: bytes = b""
+    bytes_total: int | None = None
+    bytes_read: int = field(default=0, init=False)
+    tokens_read: int = field(default=0, init=False)
+
+    @classmethod
+    def open(cls, prompt: str | None, prompt_file: str | None, stack: ExitStack) -> PromptSource:
+        """Open what `--prompt` or `--prompt-file` gives. Raises: RequestError for what is no text, or cannot be read.
+
+        A FIFO is a stream like standard input, and is waited for.
+        """
+        if prompt_file is None:
+            # A shell may pass bytes that are no UTF-8; they come back here, to be refused with their offset.
+            text = (prompt or "").encode("utf-8", "surrogateescape")
+            return cls(None, text, bytes_total=len(text))
+        if prompt_file == STDIN:
+            if sys.stdin is None:
+                raise RequestError("--prompt-file -: standard input is closed")
+            return cls(sys.stdin.buffer)
+        path = Path(prompt_file)
+        try:
+            file = stack.enter_context(path.open("rb"))
+        except (OSError, ValueError) as error:  # a name with a null character is a ValueError
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise RequestError(f"--prompt-file {prompt_file}: {reason}") from None
+        status = os.fstat(file.fileno())
+        if stat.S_ISBLK(status.st_mode) or (stat.S_ISCHR(status.st_mode) and not file.isatty()):
+            raise RequestError(f"--prompt-file {prompt_file} is a device: give a file or a stream of text")
+        return cls(file, bytes_total=status.st_size if stat.S_ISREG(status.st_mode) else None)
+
+    def blocks(self) -> Iterator[bytes]:
+        """Yield blocks of the prompt as soon as they arrive.
+
+        Raises: SessionError at the end if the prompt was empty, or where it cannot be read any more.
+        """
+        while block := self.text if self.file is None and not self.bytes_read else self._read():
+            self.bytes_read += len(block)
+            yield block
+        if not self.bytes_read:
+            raise SessionError("the prompt is empty: give at least one character")
+
+    def _read(self) -> bytes:
+        if self.file is None:
+            return b""
+        # read1, where there is one, gives what a pipe holds instead of waiting for a full block.
+        read = getattr(self.file, "read1", self.file.read)
+        try:
+            with raising():
+                block: bytes = read(_BLOCK_BYTES)
+        except OSError as error:
+            raise SessionError(f"the prompt cannot be read after byte {self.bytes_read}: {error.strerror}") from None
+        return block
+
+    def tokens_expected(self) -> float | None:
+        """Estimate the tokens of the whole prompt from what was read so far. None for a pipe."""
+        return self.tokens_read * self.bytes_total / self.bytes_read if self.bytes_total and self.bytes_read else None
+
+
+def require_chat(tokenizer: Tokenizer) -> ChatTemplate:
+    """The chat template. Raises: UnsupportedError if there is none."""
+    if tokenizer.chat is None:
+        raise UnsupportedError("--chat: the checkpoint came without a chat template; leave --chat out")
+    return tokenizer.chat
+
+
+def prompt_ids(
+    source: PromptSource, tokenizer: Tokenizer, session: Session, *, chat: bool, stop_tokens: set[int]
+) -> Iterator[list[int]]:
+    """Yield the tokens of the prompt, some at a time, for as long as they fit into the context.
+
+    Raises: SessionError where the prompt is no UTF-8, empty, cannot be read or exceeds the context; UnsupportedError
+        for a chat without a template.
+    """
+    goes_on = session.position > 0
+    before = after = ""
+    blocks = source.blocks()
+    if chat:
+        template = require_chat(tokenizer)
+        around = template.around_prompt(goes_on=goes_on)
+        if around is None:
+            # The template changes what it is given, so it has to see the whole prompt.
+            before, blocks = template.turn(_utf8(b"".join(blocks)), goes_on=goes_on), iter(())
+        else:
+            before, after = around
+        last = int(session.tokens[-1]) if goes_on else None
+        if last in stop_tokens:  # the context holds the end of the answer already
+            before = before.removeprefix(tokenizer.token(last) or "")
+    encoder = tokenizer.stream_encoder(add_special_tokens=not chat and not goes_on)
+    pieces = _encoded(encoder, itertools.chain((before,), blocks, (after,)))
+    yield from _fitting(pieces, source, session.position, session.max_context)
+
+
+def _encoded(encoder: StreamEncoder, pieces: Iterable[str | bytes]) -> Iterator[list[int]]:
+    for piece in pieces:
+        yield encoder.push(piece)
+    yield encoder.finish()
+
+
+def _fitting(pieces: Iterable[list[int]], source: PromptSource, position: int, max_context: int) -> Iterator[list[int]]:
+    for ids in pieces:
+        source.tokens_read += len(ids)
+        if position + source.tokens_read > max_context:
+            raise SessionError(
+                f"the prompt needs a context of at least {position + source.tokens_read} tokens, and max_context is "
+                f"{max_context}: choose a larger --max-context"
+            )
+        yield ids
+
+
+def _utf8(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise SessionError(f"the prompt is not UTF-8 at byte {error.start}, counted from 0: convert it first") from None
