@@ -76,8 +76,8 @@ class ChatTemplate:
         _, answer, following = conversation.partition(_ANSWER_PROBE)
         if not answer:
             raise SessionError(
-                f"{self._origin}: the chat template does not write down what the model answered, so no conversation can "
-                "go on: begin a new one"
+                f"{self._origin}: the chat template leaves out what the model answered, so no conversation can go on: "
+                "begin a new one"
             )
         return following
 
