@@ -104,6 +104,9 @@ class FlavourName(StrEnum):
 class TensorSpec:
     """Name, type and shape of a graph input or output. A string in the shape is a symbolic dimension."""
 
+    # For pydantic, which reads bundle.json: unknown fields are refused.
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
     name: str
     dtype: DType
     shape: tuple[int | str, ...]

@@ -22,6 +22,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fuzz-seconds", type=int, default=2, help="How long each target of tests/runtime/test_fuzz.py runs."
     )
+    parser.addoption("--fuzz-inputs", type=int, default=300, help="How many inputs each fuzzer in Python tries.")
+    parser.addoption("--fuzz-seed", type=int, default=0, help="The seed of the first manifest that is fuzzed.")
     parser.addoption(
         "--plugin-driver", help="A built plugin_driver for tests/plugins/test_plugin_gpu.py, which else builds it."
     )

@@ -330,27 +330,31 @@ NB_MODULE(_native, module) {
           },
           nb::kw_only(), "max_context"_a.none(), "chunk_tokens"_a.none())
       .def("restore", &restore, "path"_a, nb::kw_only(), "max_context"_a.none(), "chunk_tokens"_a.none())
-      .def("state_bytes", [](const Model& model, int64_t count) { return unwrap(model.state_bytes(count)); }, "tokens"_a)
-      .def("check_generate",
-           [](const Model& model, const GenerateOptions& options) { unwrap(model.check(options)); }, "options"_a);
+      .def(
+          "state_bytes", [](const Model& model, int64_t count) { return unwrap(model.state_bytes(count)); }, "tokens"_a)
+      .def(
+          "check_generate", [](const Model& model, const GenerateOptions& options) { unwrap(model.check(options)); },
+          "options"_a);
 
   nb::class_<GenerateOptions>(module, "GenerateOptions")
-      .def("__init__",
-           [](GenerateOptions* options, int64_t max_new_tokens, double temperature, int64_t top_k, double top_p,
-              double repetition_penalty, uint64_t seed, std::optional<std::vector<int32_t>> stop_tokens) {
-             new (options) GenerateOptions{
-                 max_new_tokens, {temperature, top_k, top_p, repetition_penalty, seed}, std::move(stop_tokens)};
-           },
-           nb::kw_only(), "max_new_tokens"_a, "temperature"_a, "top_k"_a, "top_p"_a, "repetition_penalty"_a, "seed"_a,
-           "stop_tokens"_a.none());
+      .def(
+          "__init__",
+          [](GenerateOptions* options, int64_t max_new_tokens, double temperature, int64_t top_k, double top_p,
+             double repetition_penalty, uint64_t seed, std::optional<std::vector<int32_t>> stop_tokens) {
+            new (options) GenerateOptions{
+                max_new_tokens, {temperature, top_k, top_p, repetition_penalty, seed}, std::move(stop_tokens)};
+          },
+          nb::kw_only(), "max_new_tokens"_a, "temperature"_a, "top_k"_a, "top_p"_a, "repetition_penalty"_a, "seed"_a,
+          "stop_tokens"_a.none());
 
   nb::class_<PyStateTarget>(module, "StateTarget")
       .def_static("open", &open_target, "path"_a)
-      .def("require_room",
-           [](PyStateTarget& target, int64_t size) {
-             target.use([&](StateTarget& opened) { return opened.require_room(size); });
-           },
-           "size"_a)
+      .def(
+          "require_room",
+          [](PyStateTarget& target, int64_t size) {
+            target.use([&](StateTarget& opened) { return opened.require_room(size); });
+          },
+          "size"_a)
       .def("close", &PyStateTarget::close);
 
   nb::class_<PySession>(module, "Session")

@@ -1,6 +1,6 @@
 // Any file as a state, on the mock engine: restored into a session that works, or refused with 3xx, or because it does
-// not fit. A state that is taken is saved and restored again with the same logits. Every input is tried twice: as it is,
-// and with the hash that fits it, without which hardly a mutation would get past the hash.
+// not fit. A state that is taken is saved and restored again with the same logits. Every input is tried twice: as it
+// is, and with the hash that fits it, without which hardly a mutation would get past the hash.
 
 #include <sys/mman.h>
 #include <unistd.h>

@@ -251,8 +251,8 @@ typedef struct sala_state_target sala_state_target;
 
 /* Since 1.3. */
 SALA_API sala_error* sala_state_target_open(const char* state_file, sala_state_target** target);
-/* Compares a size, that of sala_model_state_bytes for example, with the room on the disk and the limits of this process.
- * Since 1.3. */
+/* Compares a size, that of sala_model_state_bytes for example, with the room on the disk and the limits of this
+ * process. Since 1.3. */
 SALA_API sala_error* sala_state_target_require_room(const sala_state_target* target, int64_t bytes);
 /* Without a save that succeeded, everything is left as it was. Since 1.3. */
 SALA_API void sala_state_target_destroy(sala_state_target* target);
@@ -262,8 +262,8 @@ SALA_API sala_error* sala_session_save_to(const sala_session* session, sala_stat
 /* Forgets the context. A poisoned session is usable again. */
 SALA_API sala_error* sala_session_reset(sala_session* session);
 /* Ends a prefill that runs after its current chunk, or else the next one before its first (SALA_ERROR_STOPPED). Each
- * stop ends at most one: a prefill that finishes nevertheless uses it up, and sala_session_reset forgets it. A call that
- * is refused leaves it, and so do decode, sample and generation. Any thread may call this. */
+ * stop ends at most one: a prefill that finishes nevertheless uses it up, and sala_session_reset forgets it. A call
+ * that is refused leaves it, and so do decode, sample and generation. Any thread may call this. */
 SALA_API void sala_session_stop(sala_session* session);
 
 /* ---- Streams ----------------------------------------------------------------------------------------------------- */

@@ -26,6 +26,7 @@ constexpr int64_t kChunk = 16;
 constexpr int64_t kCapacity = 4096;
 constexpr int64_t kLeastCapacity = 8;
 constexpr int64_t kActivationBytes[2] = {8192, 512};  // by profile
+constexpr const char* kConfigHash = "c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00";
 constexpr const char* kPlan = "engine/engine.plan";
 
 /// A host library as a plan holds it: an ELF header that says so, and section headers at the end.
@@ -186,7 +187,7 @@ class FakeBundle {
                 {"model",
                  {{"source", config.source},
                   {"config", config_json()},
-                  {"config_sha256", "c0"},
+                  {"config_sha256", kConfigHash},
                   {"inv_freq", config.inv_freq}}},
                 {"precision", "bf16"},
                 {"graph",
@@ -194,7 +195,11 @@ class FakeBundle {
                   {"inputs", json_of(step.inputs_)},
                   {"outputs", json_of(step.outputs_)},
                   {"operators", none},
-                  {"cpu", {{"file", "graph/cpu.onnx"}, {"inputs", none}, {"outputs", none}, {"weights", none}}}}},
+                  {"cpu",
+                   {{"file", "graph/cpu.onnx"},
+                    {"inputs", json_of(step.inputs_)},
+                    {"outputs", json_of(step.outputs_)},
+                    {"weights", none}}}}},
                 {"text", none}};
     take_weights();
   }
@@ -256,7 +261,7 @@ class FakeBundle {
   std::filesystem::path runtime_cache() const { return directory_.string() + ".runtime-cache"; }
 
   static std::string fingerprint(const TestTensors& tensors) {
-    std::string lines = "config c0\n";
+    std::string lines = "config " + std::string(kConfigHash) + "\n";
     for (const auto& [name, tensor] : tensors) lines += name + " " + sha256(tensor.bytes) + "\n";
     return sha256(lines);
   }

@@ -47,13 +47,8 @@ Json valid_config() {
 }
 
 Json stored(int offset, int bytes, const char* dtype, const Json& shape, bool fixed) {
-  return {{"file", "graph/m.safetensors"},
-          {"offset", offset},
-          {"bytes", bytes},
-          {"dtype", dtype},
-          {"shape", shape},
-          {"sha256", "cc"},
-          {"fixed", fixed}};
+  return {{"file", "graph/m.safetensors"}, {"offset", offset}, {"bytes", bytes}, {"dtype", dtype}, {"shape", shape},
+          {"sha256", sha256("cc")},        {"fixed", fixed}};
 }
 
 Json valid_weights() {
@@ -69,6 +64,7 @@ Json valid_weights() {
 
 Json valid_engine(const Json& weight) {
   const Json range = {{"min", 1}, {"opt", 2}, {"max", 3}};
+  const Json ranges = {{"tokens", range}, {"capacity", range}};
   return {{"plan", "engine/engine.plan"},
           {"report", "engine/report.json"},
           {"log", "engine/build.log"},
@@ -85,13 +81,26 @@ Json valid_engine(const Json& weight) {
           {"compute_capabilities", {"8.6", "12.0"}},
           {"tensorrt_flavour", "rtx"},
           {"tensorrt_version", "1.7"},
-          {"plugin_library_sha256", "bb"},
-          {"profiles", {{"prefill", {{"tokens", range}}}}},
+          {"plugin_library_sha256", sha256("bb")},
+          {"profiles", {{"prefill", ranges}, {"decode", ranges}}},
           {"device_memory_bytes", {{"weights", 5}}}};
 }
 
+Json tensor(const char* name, const char* dtype, const Json& shape) {
+  return {{"name", name}, {"dtype", dtype}, {"shape", shape}};
+}
+
+Json step_inputs() {
+  return {tensor("input_ids", "int64", {"batch", "tokens"}), tensor("past_length", "int32", {"batch"}),
+          tensor("context_length", "int32", {"batch"}), tensor("rope_cos_sin", "float32", {"batch", "tokens", 4}),
+          tensor("past_key_values.0.key", "float32", {"batch", 2, "capacity", 4})};
+}
+
+Json step_outputs() {
+  return {tensor("logits", "float32", {"batch", 10}), tensor("present.0.key", "float32", {"batch", 2, "capacity", 4})};
+}
+
 Json valid() {
-  const Json tensor = {{"name", "x"}, {"dtype", "float32"}, {"shape", {"batch", 4}}};
   const Json scales = {{"tensor", "scale"}, {"rows", 6}, {"factor", "factor"}, {"dequantization", nullptr}};
   const Json plain = {{"tensor", "plain"}, {"rows", nullptr}, {"factor", nullptr}, {"dequantization", nullptr}};
   const Json how = {{"precision", "nvfp4"}, {"columns", 4}, {"scale", "scales"}, {"global_scale", 0.5}};
@@ -102,20 +111,20 @@ Json valid() {
       {"model",
        {{"source", "m"},
         {"config", valid_config()},
-        {"config_sha256", "dd"},
+        {"config_sha256", sha256("dd")},
         {"inv_freq", {1.0, 0.009999999776482582}},
-        {"fingerprint", "f00d"}}},
+        {"fingerprint", sha256("f00d")}}},
       {"precision", "bf16"},
       {"weights", valid_weights()},
       {"graph",
        {{"file", "graph/model.onnx"},
-        {"inputs", {tensor}},
-        {"outputs", {tensor}},
+        {"inputs", step_inputs()},
+        {"outputs", step_outputs()},
         {"operators", {{{"layer", 0}, {"type", "LightningAttention"}, {"node", "n"}}}},
         {"cpu",
          {{"file", "graph/cpu.onnx"},
-          {"inputs", {tensor}},
-          {"outputs", {tensor}},
+          {"inputs", step_inputs()},
+          {"outputs", step_outputs()},
           {"weights",
            {{{"spec", {{"name", "w"}, {"dtype", "float32"}, {"shape", {6, 4}}}}, {"parts", {plain, dequantised}}}}}}}}},
       {"engine", valid_engine({{"spec", {{"name", "s"}, {"dtype", "float32"}, {"shape", {6}}}}, {"parts", {scales}}})},
@@ -218,6 +227,17 @@ TEST(Manifest, RefusesValuesThatCannotBe) {
       {"/graph/cpu/inputs/0/dtype", "float8"},
       {"/graph/cpu/inputs/0/shape/1", -4},
       {"/graph/cpu/inputs/0/shape/1", 4.5},
+      {"/graph/cpu/inputs/0/shape/1", "words"},
+      {"/graph/cpu/inputs/4/shape/1", 0},
+      {"/graph/cpu/inputs/4/shape/1", INT64_MAX},
+      {"/graph/cpu/outputs/1/dtype", "int8"},
+      {"/graph/cpu/outputs/1/name", "present.1.key"},
+      {"/graph/inputs/1/name", "input_ids"},
+      {"/graph/inputs/3/shape/2", 8},
+      {"/graph/cpu/weights/0/spec/shape/0", "tokens"},
+      {"/graph/cpu/weights/0/spec/shape/0", 0},
+      {"/graph/cpu/weights/0/spec/name", "input_ids"},
+      {"/graph/cpu/weights/0/parts", Json::array()},
       {"/weights/included", 1},
       {"/weights/files/0/path", "../m.safetensors"},
       {"/weights/files/0/path", "graph/other.safetensors"},
@@ -235,6 +255,10 @@ TEST(Manifest, RefusesValuesThatCannotBe) {
       {"/weights/tensors/plain/shape", {2, 5}},
       {"/weights/tensors/plain/shape", {INT64_MAX, INT64_MAX}},
       {"/weights/tensors/plain/sha256", 1},
+      {"/weights/tensors/plain/sha256", std::string(64, 'A')},
+      {"/weights/tensors/plain/sha256", std::string(63, 'a')},
+      {"/weights/tensors/plain/shape", {8, 0}},
+      {"/weights/files/0/path", "graph/cpu.onnx"},
       {"/weights/tensors/plain/fixed", 1},
       {"/graph/cpu/weights/0/parts/0/tensor", "none"},
       {"/graph/cpu/weights/0/parts/1/rows", 4},
@@ -243,13 +267,19 @@ TEST(Manifest, RefusesValuesThatCannotBe) {
       {"/graph/cpu/weights/0/parts/1/dequantization/scale", "none"},
       {"/graph/cpu/weights/0/parts/1/dequantization/global_scale", 0.0},
       {"/graph/cpu/weights/0/parts/1/dequantization/global_scale", 1e300},
+      {"/graph/cpu/weights/0/parts/1/dequantization/global_scale", 0.1},
       {"/engine/weights/0/parts/0/tensor", "none"},
       {"/engine/weights/0/parts/0/rows", 0},
+      {"/engine/weights/0/parts/0/rows", 28},
+      {"/engine/weights/0/parts/0/factor", ""},
       {"/engine/weights/0/parts/0/rows", nullptr},
       {"/engine/weights/0/parts/0/factor", "none"},
       {"/engine/compute_capabilities", Json::array()},
       {"/engine/gpus/0/max_context", -1},
       {"/engine/profiles/prefill/tokens/max", "many"},
+      {"/engine/profiles/prefill/tokens/min", 0},
+      {"/engine/profiles/prefill/tokens/max", int64_t{1} << 31},
+      {"/engine/profiles/decode", {{"tokens", {{"min", 1}, {"opt", 1}, {"max", 1}}}}},
       {"/engine/profiles/prefill/tokens/max", 1},
       {"/engine/tensorrt_flavour", "trt"},
       {"/engine/plan", "../engine.plan"},
@@ -260,6 +290,9 @@ TEST(Manifest, RefusesValuesThatCannotBe) {
       {"/model/config/unknown", 1},
       {"/model/config/hidden_size", 0},
       {"/model/config/pad_token_id", "0"},
+      {"/model/config/bos_token_id", 10},
+      {"/model/config/rope_theta", 0},
+      {"/model/config/scale_emb", true},
       {"/model/config/mixer_types/0", "mamba"},
       {"/model/config/sparse_config/kernel_stride", 0},
       {"/model/config/sparse_config/kernel_size", 16},
@@ -271,6 +304,11 @@ TEST(Manifest, RefusesValuesThatCannotBe) {
       {"/files/0/path", "graph/../../cpu.onnx"},
       {"/files/0/path", "/etc/passwd"},
       {"/files/0/path", ""},
+      {"/files/0/path", "."},
+      {"/files/0/path", "graph//cpu.onnx"},
+      {"/files/0/path", "graph/./cpu.onnx"},
+      {"/files/0/path", "graph/cpu.onnx/"},
+      {"/files/1/path", "graph/cpu.onnx"},
       {"/files/0/bytes", -1},
       {"/text/0", "../tokenizer.json"},
   };
@@ -323,6 +361,24 @@ TEST(Manifest, RefusesTextThatIsNoJsonObject) {
   }
   const std::string deep(100'000, '[');
   EXPECT_EQ(parse_manifest(deep, "b").error().code, ErrorCode::kBundleDamaged);
+}
+
+TEST(Manifest, RefusesWhatParsersReadInSeveralWays) {
+  const std::string text = valid().dump();
+  ASSERT_TRUE(parse_manifest(text, "b"));
+  EXPECT_FALSE(parse_manifest("\xef\xbb\xbf" + text, "b")) << "a byte order mark";
+  EXPECT_FALSE(parse_manifest(text + std::string(1, '\0'), "b")) << "a null character";
+  EXPECT_FALSE(parse_manifest(R"({"created_by": "me", )" + text.substr(1), "b")) << "a field twice";
+  EXPECT_FALSE(parse_manifest(R"({"created_b\u0079": "me", )" + text.substr(1), "b")) << "a field twice, escaped";
+  EXPECT_TRUE(parse_manifest(" " + text + "\n", "b"));
+}
+
+TEST(Json, IsRefusedBeyondSixtyFourLevels) {
+  const auto nested = [](size_t levels) { return std::string(levels, '[') + std::string(levels, ']'); };
+  EXPECT_TRUE(parse_json(nested(64)));
+  EXPECT_FALSE(parse_json(nested(65)));
+  EXPECT_FALSE(parse_json(nested(20'000'000))) << "takes no memory";
+  EXPECT_TRUE(parse_json("[\"" + std::string(100, '[') + "\\\"" + std::string(100, '[') + "\"]")) << "in a string";
 }
 
 }  // namespace

@@ -129,7 +129,9 @@ TEST(Prefill, StopFromOutsideEndsIt) {
 int64_t stopped_at(Session& session) {
   const auto outcome = session.prefill(prompt(30));
   EXPECT_FALSE(outcome);
-  if (!outcome) EXPECT_EQ(outcome.error().code, ErrorCode::kStopped);
+  if (!outcome) {
+    EXPECT_EQ(outcome.error().code, ErrorCode::kStopped);
+  }
   return session.position();
 }
 

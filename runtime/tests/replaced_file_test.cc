@@ -32,7 +32,7 @@ std::string text_of(const fs::path& path) {
 void write_text(const fs::path& path, const std::string& text) { std::ofstream(path, std::ios::binary) << text; }
 
 mode_t mode_of(const fs::path& path) {
-  struct stat status {};
+  struct stat status{};
   EXPECT_EQ(stat(path.c_str(), &status), 0) << path;
   return status.st_mode & 07777;
 }
@@ -107,8 +107,10 @@ TEST_F(ReplacedFiles, ANewFileHasTheUsualModeAndNothingElseIsLeft) {
 TEST_F(ReplacedFiles, AReplacedFileKeepsItsModeAndOwner) {
   write_text(path_, "old");
   fs::permissions(path_, fs::perms(0604));
-  if (getuid() == 0) ASSERT_EQ(chown(path_.c_str(), 1234, 4321), 0);
-  struct stat before {}, after {};
+  if (getuid() == 0) {
+    ASSERT_EQ(chown(path_.c_str(), 1234, 4321), 0);
+  }
+  struct stat before{}, after{};
   stat(path_.c_str(), &before);
   ASSERT_TRUE(replace(path_, "new"));
   stat(path_.c_str(), &after);
@@ -223,7 +225,9 @@ TEST_F(ReplacedFiles, AChildThatInheritsOneRemovesNothing) {
   ASSERT_TRUE(file);
   const pid_t child = fork();
   if (child == 0) {
-    { const ReplacedFile inherited = *std::move(file); }
+    {
+      const ReplacedFile inherited = *std::move(file);
+    }
     _exit(0);
   }
   waitpid(child, nullptr, 0);
@@ -287,7 +291,7 @@ TEST_F(ReplacedFiles, KnowsTheLimitsOfDiskAndProcess) {
   ASSERT_TRUE(file);
   EXPECT_TRUE(file->require_room(1 << 20));
   EXPECT_NE(file->require_room(INT64_MAX).error().message.find("free"), std::string::npos);
-  struct rlimit before {};
+  struct rlimit before{};
   ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
   struct rlimit tight = before;
   tight.rlim_cur = 4096;

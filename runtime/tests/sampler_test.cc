@@ -63,10 +63,10 @@ TEST(Sampler, DrawsAnewAtEveryPosition) {
 TEST(Sampler, RefusesOptionsOutOfRange) {
   constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
-  const SamplingOptions wrong[] = {{-0.1, 0, 1, 1, 0}, {kNaN, 0, 1, 1, 0}, {kInfinity, 0, 1, 1, 0}, {1, -1, 1, 1, 0},
-                                   {1, 0, 0, 1, 0},    {1, 0, 1.01, 1, 0}, {1, 0, kNaN, 1, 0},      {1, 0, 1, 0, 0},
-                                   {1, 0, 1, -2, 0},   {1, 0, 1, kNaN, 0}, {1, 0, 1, 1e-300, 0},
-                                   {1, 0, 1, 1e300, 0}, {1, 0, 1, 0.0099, 0}, {1, 0, 1, 100.1, 0}};
+  const SamplingOptions wrong[] = {
+      {-0.1, 0, 1, 1, 0},   {kNaN, 0, 1, 1, 0},  {kInfinity, 0, 1, 1, 0}, {1, -1, 1, 1, 0},   {1, 0, 0, 1, 0},
+      {1, 0, 1.01, 1, 0},   {1, 0, kNaN, 1, 0},  {1, 0, 1, 0, 0},         {1, 0, 1, -2, 0},   {1, 0, 1, kNaN, 0},
+      {1, 0, 1, 1e-300, 0}, {1, 0, 1, 1e300, 0}, {1, 0, 1, 0.0099, 0},    {1, 0, 1, 100.1, 0}};
   for (const SamplingOptions& options : wrong) {
     EXPECT_EQ(sample(kLogits, {}, options).error().code, ErrorCode::kInvalidArgument);
   }
@@ -79,8 +79,8 @@ TEST(Sampler, TakesEveryOptionThatItDoesNotRefuse) {
   for (const double temperature : {0.0, kLeast, 1.0, kLargest}) {
     for (const double top_p : {kLeast, 0.5, 1.0}) {
       for (const double penalty : {0.01, 1.0, 100.0}) {
-        const auto token = sample(logits, std::vector<int32_t>{0, 1, 2, 3, 4},
-                                  {temperature, INT64_MAX, top_p, penalty, UINT64_MAX});
+        const auto token =
+            sample(logits, std::vector<int32_t>{0, 1, 2, 3, 4}, {temperature, INT64_MAX, top_p, penalty, UINT64_MAX});
         ASSERT_TRUE(token) << token.error().message;
         EXPECT_LT(*token, 5);
       }

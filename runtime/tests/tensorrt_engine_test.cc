@@ -89,7 +89,7 @@ TEST_F(TensorRtEngine, RuntimeCacheLiesBesideTheBundleAndIsReadAgain) {
   EXPECT_EQ(count(take_events(), "cache read"), 1);
   EXPECT_EQ(content(bundle.runtime_cache()), "compiled 6");
   for (const auto& entry : std::filesystem::directory_iterator(bundle.runtime_cache().parent_path())) {
-    EXPECT_NE(entry.path().extension(), ".part");
+    EXPECT_NE(entry.path().extension(), ".partial");
   }
 }
 

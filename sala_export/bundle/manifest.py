@@ -6,16 +6,17 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import PurePosixPath
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from ..checkpoint.config import SalaConfig
+from ..checkpoint.config import SalaConfig, SparseConfig
 from ..errors import BundleError, ConfigError
-from ..specs import DType, FlavourName, Precision, TensorSpec
+from ..specs import BUILT_PRECISIONS, DType, FlavourName, Precision, TensorSpec
+from .step_rules import config_problems, spec_problems, step_problems
+from .values import Extent, Fp32, Natural, PathInside, Positive, Sha256, Shape, parse
 
 SCHEMA_VERSION = 4
 MANIFEST_FILE = "bundle.json"
@@ -36,23 +37,13 @@ def _malformed(what: str) -> BundleError:
     return BundleError(f"{MANIFEST_FILE}: {what} (build the bundle again)")
 
 
-def _require_inside(name: str) -> None:
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise BundleError(f"{MANIFEST_FILE} names the file {name!r}, which lies outside the bundle")
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileEntry(_Entry):
     """One file of the bundle, with size and hash."""
 
-    path: str
-    """Path relative to the bundle, with `/`. It never leads out of the bundle."""
-    bytes: int
-    sha256: str
-
-    def __post_init__(self) -> None:
-        _require_inside(self.path)
+    path: PathInside
+    bytes: Natural
+    sha256: Sha256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,11 +53,11 @@ class ModelEntry(_Entry):
     source: str
     """Hub id with revision, or the name of the checkpoint directory."""
     config: SalaConfig
-    config_sha256: str
+    config_sha256: Sha256
     """SHA-256 of the configuration, see `config_sha256`."""
-    inv_freq: tuple[float, ...]
+    inv_freq: tuple[Fp32, ...]
     """RoPE frequencies, each exactly an fp32 number. `rope_cos_sin` is made from fp32(position) * inv_freq."""
-    fingerprint: str
+    fingerprint: Sha256
     """Hash of configuration and weights, see `fingerprint`. States move between bundles where it and the precision are
     equal."""
 
@@ -75,11 +66,8 @@ class ModelEntry(_Entry):
 class WeightFile(_Entry):
     """A safetensors file of the checkpoint, byte for byte."""
 
-    path: str
-    bytes: int
-
-    def __post_init__(self) -> None:
-        _require_inside(self.path)
+    path: PathInside
+    bytes: Natural
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,22 +75,22 @@ class TensorEntry(_Entry):
     """A tensor of the checkpoint: little endian, row major, without gaps."""
 
     file: str
-    offset: int
+    offset: Natural
     """Bytes from the start of the file, not always a multiple of the element size."""
-    bytes: int
+    bytes: Natural
     dtype: DType
     """Type as it is stored. Several codes of a four-bit weight share one number of this type."""
-    shape: tuple[int, ...]
-    sha256: str
+    shape: Shape
+    sha256: Sha256
     """SHA-256 of the tensor's bytes."""
     fixed: bool = False
     """True if the bytes are also in the engine or a graph. Weights that take its place must have the same hash."""
 
     def __post_init__(self) -> None:
-        if self.offset < 0 or self.bytes < 0 or self.bytes != math.prod(self.shape) * self.dtype.bytes:
+        if self.bytes != math.prod(self.shape) * self.dtype.bytes:
             raise _malformed(
-                f"a tensor of {self.file} has offset {self.offset} and {self.bytes} bytes, which is not what "
-                f"{self.dtype} {list(self.shape)} takes"
+                f"a tensor of {self.file} has {self.bytes} bytes, which is not what {self.dtype} {list(self.shape)} "
+                "takes"
             )
 
 
@@ -122,7 +110,7 @@ class WeightsEntry(_Entry):
 class OperatorEntry(_Entry):
     """One node of domain `sala` in the graph."""
 
-    layer: int
+    layer: Natural
     type: str
     node: str
 
@@ -136,19 +124,18 @@ class Dequantization(_Entry):
     """
 
     precision: Precision
-    columns: int
+    columns: Positive
     """Number of elements in a row."""
     scale: str
     """Name of the tensor of scales. One of a single number holds for all; one of shape [blocks along the rows, blocks
     along the columns] holds a scale for each of so many equal blocks."""
-    global_scale: float
+    global_scale: Fp32
     """Factor of all numbers, exactly an fp32 number."""
 
     def __post_init__(self) -> None:
         problems = {
             f"has the precision {self.precision}, which has no codes": not self.precision.is_quantized,
-            f"has {self.columns} columns": self.columns < 1,
-            f"has the global_scale {self.global_scale}": not 0 < self.global_scale < math.inf,
+            f"has the global_scale {self.global_scale}": not self.global_scale > 0,
         }
         for problem, is_there in problems.items():
             if is_there:
@@ -167,12 +154,13 @@ class WeightPart(_Entry):
     """
 
     tensor: str
-    rows: int | None = None
+    rows: Positive | None = None
     factor: str | None = None
     dequantization: Dequantization | None = None
 
     def __post_init__(self) -> None:
-        if (self.rows is not None and (self.rows < 1 or self.dequantization)) or (self.factor and self.rows is None):
+        has_rows, has_factor = self.rows is not None, self.factor is not None
+        if (has_rows and self.dequantization) or (has_factor and not has_rows) or self.factor == "":
             raise _malformed(
                 f"the part {self.tensor} of a weight has rows {self.rows}, factor {self.factor!r} and a dequantization "
                 "that do not go together"
@@ -195,6 +183,12 @@ class WeightInput(_Entry):
     spec: TensorSpec
     parts: tuple[WeightPart, ...]
 
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise _malformed(f"weight {self.spec.name} has no parts")
+        for problem in spec_problems(self.spec, {}):
+            raise _malformed(f"weight {problem}")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CpuGraphEntry(_Entry):
@@ -203,7 +197,7 @@ class CpuGraphEntry(_Entry):
     Its weights are inputs, so that a runtime converts the stored bytes once, packed, and no optimiser copies them.
     """
 
-    file: str
+    file: PathInside
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     weights: tuple[WeightInput, ...]
@@ -213,7 +207,7 @@ class CpuGraphEntry(_Entry):
 class GraphEntry(_Entry):
     """The ONNX graph and the interface of its step, which is also the engine's."""
 
-    file: str
+    file: PathInside
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     operators: tuple[OperatorEntry, ...]
@@ -224,12 +218,12 @@ class GraphEntry(_Entry):
 class Range(_Entry):
     """Smallest, tuned-for and largest value of a symbolic dimension."""
 
-    min: int
-    opt: int
-    max: int
+    min: Extent
+    opt: Extent
+    max: Extent
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min <= self.opt <= self.max:
+        if not self.min <= self.opt <= self.max:
             raise _malformed(f"engine.profiles: min {self.min}, opt {self.opt}, max {self.max} do not ascend")
 
 
@@ -240,10 +234,10 @@ class GpuEntry(_Entry):
     recipe: str
     name: str
     compute_capability: str
-    memory_bytes: int
-    reserve_bytes: int
+    memory_bytes: Natural
+    reserve_bytes: Natural
     """Bytes left to the CUDA context, kernels and other programs."""
-    max_context: int
+    max_context: Natural
     """The longest context whose session fits beside the weights, at most the engine's own, in tokens."""
 
 
@@ -251,13 +245,13 @@ class GpuEntry(_Entry):
 class EngineEntry(_Entry):
     """The TensorRT engine: one plan of code alone, whose weights are inputs, for one compute capability or several."""
 
-    plan: str
+    plan: PathInside
     """It carries the plugin library, that is native code: a runtime must allow engine host code, and a user must trust
     the bundle's origin."""
-    report: str
+    report: PathInside
     """File with what TensorRT reported while building: fused layers, types, memory."""
-    log: str
-    graph: str
+    log: PathInside
+    graph: PathInside
     """File of the graph that the engine was built from. Its inputs are those of the step and then `weights`."""
     weights: tuple[WeightInput, ...]
     target: str
@@ -268,10 +262,10 @@ class EngineEntry(_Entry):
     tensorrt_flavour: str
     """`rtx` (TensorRT for RTX) or `tensorrt`. A plan runs only on its own flavour."""
     tensorrt_version: str
-    plugin_library_sha256: str
+    plugin_library_sha256: Sha256
     profiles: Mapping[str, Mapping[str, Range]]
     """Optimisation profiles in engine order: name -> symbolic dimension -> range."""
-    device_memory_bytes: Mapping[str, int]
+    device_memory_bytes: Mapping[str, Natural]
     """Bytes by part, at the largest capacity and chunk, without what a GPU reserves."""
 
     def __post_init__(self) -> None:
@@ -293,28 +287,70 @@ class Manifest(_Entry):
     weights: WeightsEntry
     graph: GraphEntry
     engine: EngineEntry
-    text: tuple[str, ...]
+    text: tuple[PathInside, ...]
     """Files of tokenizer, chat template and generation config. Empty if the bundle takes token ids only."""
     files: tuple[FileEntry, ...]
     """Every file of the bundle but this one and those of the weights, whose tensors have hashes of their own."""
 
     def __post_init__(self) -> None:
-        if 2 * len(self.model.inv_freq) != self.model.config.head_dim:
-            raise _malformed(f"model.inv_freq has {len(self.model.inv_freq)} numbers, expected head_dim / 2")
-        self._check_tensors()
+        for problem in self._problems():
+            raise _malformed(problem)
 
-    def _check_tensors(self) -> None:
-        """Tensors lie inside their files, and parts of weights name tensors."""
+    def _problems(self) -> Iterator[str]:
+        """What several fields say together, and cannot be."""
+        for problem in config_problems(self.model.config):
+            yield f"model.config: {problem}"
+        if 2 * len(self.model.inv_freq) != self.model.config.head_dim:
+            yield f"model.inv_freq has {len(self.model.inv_freq)} numbers, expected head_dim / 2"
+        if self.precision not in BUILT_PRECISIONS:
+            yield f"precision is {self.precision}, which no engine has"
+        yield from self._file_problems()
+        yield from self._tensor_problems()
+        graph = self.graph
+        for name, part, dtype in (("graph", graph, self.precision.dtype), ("graph.cpu", graph.cpu, DType.FLOAT32)):
+            for problem in step_problems(self.model.config, part.inputs, part.outputs, dtype):
+                yield f"{name}: {problem}"
+        yield from self._weight_problems(graph.cpu.inputs, graph.cpu.weights)
+        yield from self._weight_problems(graph.inputs, self.engine.weights)
+        yield from self._profile_problems()
+
+    def _file_problems(self) -> Iterator[str]:
+        """Every file is listed once, and those that other fields name are listed."""
+        listed = {file.path for file in self.files}
+        for name in self.needed_files():
+            if name not in listed:
+                yield f"it needs {name!r}, which is not among files"
+        if len(listed | {file.path for file in self.weights.files}) != len(self.files) + len(self.weights.files):
+            yield "files and weights.files have one file twice"
+
+    def _tensor_problems(self) -> Iterator[str]:
+        """Tensors lie inside their files."""
         sizes = {file.path: file.bytes for file in self.weights.files}
         for name, tensor in self.weights.tensors.items():
             if tensor.file not in sizes:
-                raise _malformed(f"weights.tensors.{name} is in {tensor.file}, which is not among weights.files")
-            if tensor.offset + tensor.bytes > sizes[tensor.file]:
-                raise _malformed(f"weights.tensors.{name} ends behind the end of {tensor.file}")
-        for weight in (*self.graph.cpu.weights, *self.engine.weights):
-            for name in (name for part in weight.parts for name in part.tensors):
-                if name not in self.weights.tensors:
-                    raise _malformed(f"weight {weight.spec.name} needs {name}, which is not among weights.tensors")
+                yield f"weights.tensors.{name} is in {tensor.file}, which is not among weights.files"
+            elif tensor.offset + tensor.bytes > sizes[tensor.file]:
+                yield f"weights.tensors.{name} ends behind the end of {tensor.file}"
+
+    def _weight_problems(self, inputs: Sequence[TensorSpec], weights: Sequence[WeightInput]) -> Iterator[str]:
+        """Weights have names of their own, name tensors, and have no more rows than all weights have bytes."""
+        names = {spec.name for spec in inputs} | {weight.spec.name for weight in weights}
+        if len(names) != len(inputs) + len(weights):
+            yield "two inputs of a graph have one name"
+        most_rows = sum(file.bytes for file in self.weights.files)
+        for name, part in ((weight.spec.name, part) for weight in weights for part in weight.parts):
+            for tensor in part.tensors:
+                if tensor not in self.weights.tensors:
+                    yield f"weight {name} needs {tensor}, which is not among weights.tensors"
+            if part.rows is not None and part.rows > most_rows:
+                yield f"weight {name} has {part.rows} rows, more than all weights have bytes"
+
+    def _profile_problems(self) -> Iterator[str]:
+        """Both profiles give each symbolic dimension of the step its range."""
+        symbols = {size for spec in self.graph.inputs for size in spec.shape if isinstance(size, str)} - {"batch"}
+        for name in ("prefill", "decode"):
+            if missing := symbols - self.engine.profiles.get(name, {}).keys():
+                yield f"engine.profiles.{name} has no {min(missing)}"
 
     def needed_files(self) -> list[str]:
         """Every file that another field of the manifest names, those of the weights apart."""
@@ -332,7 +368,7 @@ class Manifest(_Entry):
         Raises: BundleError naming the first wrong field, or the schema version if it is not this release's.
         """
         try:
-            content = json.loads(text)
+            content = parse(text if isinstance(text, bytes) else text.encode())
             version = content.get("schema_version")
         except (ValueError, AttributeError, RecursionError):
             raise BundleError(f"{where} is not a JSON object: the bundle is damaged, build it again") from None
@@ -341,13 +377,17 @@ class Manifest(_Entry):
             hint = "update sala-export" if newer else f"build it again: {_rebuild_command(content)}"
             raise BundleError(f"{where} has schema_version {version!r}, this release reads {SCHEMA_VERSION}: {hint}")
         try:
-            return _ADAPTER.validate_json(text)
+            manifest = _ADAPTER.validate_json(text, strict=True)
         except ConfigError as error:
             raise BundleError(f"{where}: model.config: {error} (build the bundle again)") from None
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"])
             raise BundleError(f"{where}: {field}: {first['msg']} (build the bundle again)") from None
+        given = content["model"]["config"]["sparse_config"].keys()
+        if missing := [name for name in SparseConfig.__slots__ if name not in given]:
+            raise BundleError(f"{where}: model.config.sparse_config.{missing[0]} is missing (build the bundle again)")
+        return manifest
 
 
 _ADAPTER = TypeAdapter(Manifest)

@@ -42,9 +42,6 @@ class Bundle:
         opened = folder.open(MANIFEST_FILE)
         manifest = Manifest.from_json(opened.read_all(), str(opened))
         listed = {entry.path: entry.bytes for entry in manifest.files}
-        for name in manifest.needed_files():
-            if name not in listed:
-                raise BundleError(f"{opened} needs {name!r}, which is not among its files: build the bundle again")
         if manifest.weights.included:
             listed |= {file.path: file.bytes for file in manifest.weights.files}
         files = {name: _open_listed(folder, name, size) for name, size in listed.items()}

@@ -146,9 +146,9 @@ class _Run:
         total = sum(tensor.length for header in headers.values() for tensor in header.values())
         weight_map = {name: shard for shard, header in headers.items() for name in header}
         _write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
-        fields = self._checkpoint.folder.config_fields if self._checkpoint.folder else {}
+        assert self._checkpoint.folder is not None, "weights of bundles are not quantised"
         quantized = {QUANTIZATION_FIELD: quantization(self._recipe).to_dict()}
-        _write_json(directory / CONFIG_FILE, {**fields, **quantized})
+        _write_json(directory / CONFIG_FILE, {**self._checkpoint.folder.config_fields, **quantized})
         for name, file in texts.items():
             (directory / name).write_bytes(file.content)
         self._checkpoint.require_unchanged()

@@ -19,6 +19,8 @@ from ..specs import TOKENIZER_FILE
 
 MIN_TOKENS = 16
 """Fewest tokens of all samples together. Fewer say nothing about the range of activations."""
+_MOST_LINE = 64 << 20
+"""Characters. A million tokens have a tenth."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +75,9 @@ def _lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every line that is not blank, with its place for messages."""
     try:
         with file.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
+            for number, line in enumerate(iter(lambda: lines.readline(_MOST_LINE), ""), start=1):
+                if len(line) == _MOST_LINE:
+                    raise RequestError(f"{file}:{number} has {_MOST_LINE} characters or more: expected JSON lines")
                 if line.strip():
                     yield f"{file}:{number}", _object(line, f"{file}:{number}")
     except OSError as error:

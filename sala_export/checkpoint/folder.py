@@ -14,6 +14,8 @@ from .config import SalaConfig
 from .quantization import Quantization, read_quantization
 
 CONFIG_FILE = "config.json"
+_MOST_CONFIG_BYTES = 1 << 20
+"""A few kilobytes are usual. Of a list of layers, each gives a dozen weights to look for."""
 
 ACCESSORY_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 """Files that a text runtime needs beside the weights. All are optional."""
@@ -41,7 +43,7 @@ class CheckpointFolder:
             directory=directory,
             advice="--model takes a directory in Hugging Face layout or a hub id",
         )
-        fields = read_json(file, error=ConfigError)
+        fields = read_json(file, error=ConfigError, limit=_MOST_CONFIG_BYTES)
         if not isinstance(fields, dict):
             raise ConfigError(f"{file} holds {type(fields).__name__}, expected a JSON object")
         return cls(directory=directory, config_fields=fields, config=SalaConfig.from_fields(fields, file.path))

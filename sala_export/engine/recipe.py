@@ -25,9 +25,11 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from ..errors import ConfigError, RequestError, SalaError
+from ..files import OpenedFile
 from ..installation import recipe_folder
 from ..specs import ComputeCapability, parse_tokens
 
+_MOST_RECIPE_BYTES = 1 << 20
 _MEMBERS = "members"
 _EXPECTED = "expected"
 
@@ -202,10 +204,13 @@ def read_members(path: Path) -> tuple[str, ...]:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RequestError(f"--gpu {path}: cannot read the recipe: {error.strerror}") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        text = OpenedFile.open(path, error=RequestError).read_all(_MOST_RECIPE_BYTES)
+    except RequestError as error:
+        raise RequestError(f"--gpu {path}: cannot read the recipe: {error}") from None
+    try:
+        return tomllib.loads(text.decode())
+    # A number of thousands of digits is a plain ValueError.
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
 
 

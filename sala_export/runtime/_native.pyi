@@ -23,6 +23,7 @@ class Model:
         on_progress: Callable[[int, int], None] | None,
         threads: int,
         verify_hashes: bool,
+        bundle_descriptor: int = -1,
     ) -> Model: ...
     @staticmethod
     def create(

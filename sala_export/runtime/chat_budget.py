@@ -16,7 +16,7 @@ from jinja2.exceptions import TemplateRuntimeError
 STEP = 64
 """Work that takes about a microsecond."""
 
-_WORK, _WORK_PER_CHARACTER, _WORK_PER_VALUE = 1 << 25, 64, 1 << 17
+_WORK, _WORK_PER_CHARACTER, _WORK_PER_VALUE = 1 << 24, 64, 1 << 17
 _TEXT, _TEXT_PER_CHARACTER = 1 << 24, 64
 _MOST_VALUES = 1 << 22
 _MOST_DEPTH = 100
@@ -37,7 +37,7 @@ _current: ContextVar[_Budget] = ContextVar("budget of the template that runs")
 @contextmanager
 def budget_for(values: object) -> Iterator[None]:
     """Give what runs inside a budget of its own. Args: values: what the template is given."""
-    token = _current.set(_Budget(*_measured(values, _MOST_VALUES)))
+    token = _current.set(_Budget(*_measured(values, _MOST_VALUES)[:2]))
     try:
         yield
     finally:
@@ -63,23 +63,28 @@ def make(characters: int) -> None:
 
 def look_at(value: object) -> int:
     """Pay for reading a value with all that it holds, and return its characters as text, about. Raises: as `spend`."""
+    return look_into(value)[0]
+
+
+def look_into(value: object) -> tuple[int, int]:
+    """As `look_at`, and the sum of the absolute integers that it holds."""
     if isinstance(value, str | bytes):
         spend(1 + (len(value) >> 4))
-        return len(value)
+        return len(value), 0
     if value is None or isinstance(value, bool | float):
-        return 5
-    size, values = _measured(value, _current.get().work // STEP)
+        return 5, 0
+    size, values, numbers = _measured(value, _current.get().work // STEP)
     spend(STEP * values + (size >> 4))
-    return size
+    return size, numbers
 
 
-def _measured(value: object, most: int) -> tuple[int, int]:
-    """Characters of a value as text, about, and how many values it holds.
+def _measured(value: object, most: int) -> tuple[int, int, int]:
+    """Characters of a value as text, about, how many values it holds, and the sum of its absolute integers.
 
     What it holds by several ways counts each time, as it does in a text. Raises: TemplateRuntimeError if there are more
     than `most`, or if lists are nested too deeply.
     """
-    size = values = 0
+    size = values = numbers = 0
     waiting = [(value, 0)]
     while waiting:
         item, depth = waiting.pop()
@@ -88,8 +93,10 @@ def _measured(value: object, most: int) -> tuple[int, int]:
             size += len(item)
         elif isinstance(item, int):
             size += item.bit_length() // 3
+            numbers += abs(item)
         elif isinstance(item, range):
             size += 8 * len(item)
+            values += len(item) >> 3
         elif isinstance(item, dict | Mapping):
             members = [part for pair in item.items() for part in pair]
         elif isinstance(item, list | tuple | Collection):
@@ -101,4 +108,4 @@ def _measured(value: object, most: int) -> tuple[int, int]:
         if depth > _MOST_DEPTH:
             raise TemplateRuntimeError(f"it nests values more than {_MOST_DEPTH} deep")
         waiting.extend((member, depth + 1) for member in members)
-    return size, values
+    return size, values, numbers

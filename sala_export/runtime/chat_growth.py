@@ -23,15 +23,16 @@ def is_shallow(name: str, value: object) -> bool:
     return name in _SHALLOW and not isinstance(value, str | bytes)
 
 
-def growth(name: str, value: Any, args: tuple[Any, ...], size: int, args_size: int) -> int:
+def growth(name: str, value: Any, args: tuple[Any, ...], *, size: int, args_size: int, numbers: int) -> int:
     """Characters, or as much memory, that a filter or method needs at most, beyond a few times what it is given.
 
-    Args: size, args_size: characters of the value and of the arguments as text.
+    Args: size, args_size: characters of the value and of the arguments as text; numbers: the sum of the absolute
+    integers that the arguments hold.
     """
     use = _Use(
         value,
         texts=tuple(each for each in args if isinstance(each, str | bytes)),
-        numbers=sum(abs(each) for each in args if isinstance(each, int)),
+        numbers=numbers,
         longest=max(map(_length, args), default=0),
         size=size,
         args_size=args_size,
@@ -49,7 +50,7 @@ class _Use:
     texts: tuple[str | bytes, ...]
     """Arguments that are text."""
     numbers: int
-    """The sum of those that are integers."""
+    """The sum of the absolute integers that they hold."""
     longest: int
     """Items or characters of the longest argument."""
     size: int
@@ -80,10 +81,11 @@ def _split(use: _Use) -> int:
 
 
 def _formatted(use: _Use) -> int:
-    """Widths are numbers in the format or in arguments, and each field may be all arguments."""
+    """Widths are numbers in the format, or in arguments that it asks for; each field may be all arguments."""
     text = use.value.decode("latin-1") if isinstance(use.value, bytes) else str(use.value)
     widths = sum(int(width) if len(width) < 20 else _TOO_MUCH for width in re.findall("[0-9]+", text))
-    return len(text) + widths + (text.count("%") + text.count("{")) * (use.args_size + use.numbers)
+    asked = use.numbers if re.search(r"\*|\{[^{}]*\{", text) else 0
+    return len(text) + widths + (text.count("%") + text.count("{")) * (use.args_size + asked)
 
 
 def _replaced(use: _Use) -> int:

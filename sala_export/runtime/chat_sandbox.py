@@ -17,7 +17,7 @@ from jinja2.runtime import Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from .chat_budget import STEP, look_at, make, spend
+from .chat_budget import STEP, look_at, look_into, make, spend
 from .chat_growth import growth, is_shallow
 
 _ROUND, _LOOKED_AT, _SHOWN, _SLICED = "a round", "looked at", "put out", "sliced"
@@ -25,7 +25,7 @@ _FILTER, _CALL, _NODE = 8 * STEP, 4 * STEP, STEP // 2
 _LIST_ITEM = 16
 """Characters that one item of a list counts as."""
 _MOST_SOURCE, _MOST_NODES = 1 << 18, 1 << 14
-_MOST_POWER_BITS = 1 << 16
+_MOST_BITS = 1 << 16
 _COMPARISONS = ["==", "eq", "equalto", "!=", "ne", "<", "lt", "lessthan", ">", "gt", "greaterthan"]
 _COMPARISONS += ["<=", "le", ">=", "ge", "in"]
 _REMAINDERS = ["divisibleby", "even", "odd"]
@@ -38,7 +38,7 @@ _LEFT_OUT_GLOBALS = ("lipsum",)
 class ChatSandbox(ImmutableSandboxedEnvironment):
     """Jinja as chat templates know it. Compile and render within `chat_budget.budget_for`."""
 
-    intercepted_binops = frozenset(["+", "*", "**", "%"])
+    intercepted_binops = frozenset(["+", "-", "*", "/", "//", "%", "**"])
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"], finalize=_shown)
@@ -82,7 +82,7 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Apply an operator once its result is paid for."""
-        make(_result_size(operator, left, right))
+        _pay_for_result(operator, left, right)
         return super().call_binop(context, operator, left, right)
 
     def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -123,7 +123,8 @@ class _PlainNamespace(Namespace):
 
 def _pay(name: str, value: Any, args: tuple[Any, ...]) -> None:
     size = 0 if is_shallow(name, value) else look_at(value)
-    make(growth(name, value, args, size, sum(map(look_at, args))))
+    args_size, numbers = look_into(args)
+    make(growth(name, value, args, size=size, args_size=args_size, numbers=numbers))
 
 
 def _listed(values: tuple[Any, ...], name: str) -> tuple[Any, ...]:
@@ -151,25 +152,24 @@ def _counted(items: Iterator[Any]) -> Iterator[Any]:
         yield item
 
 
-def _result_size(operator: str, left: Any, right: Any) -> int:
-    """Characters, or as much memory, that the result of an operator takes at most."""
-    if operator == "%":
-        return growth("format", left, (right,), 0, look_at(right)) if isinstance(left, str | bytes) else 1
-    if isinstance(left, int) and isinstance(right, int):
-        if operator == "**" and left.bit_length() * max(right, 0) > _MOST_POWER_BITS:
-            raise TemplateRuntimeError("it computes a number that is too large")
-        return (left.bit_length() + right.bit_length()) // 3 + 1 if operator != "**" else _MOST_POWER_BITS // 3
-    sizes = [_memory(side) for side in (left, right)]
-    if operator == "*":
-        times = [abs(side) for side in (left, right) if isinstance(side, int)]
-        return sum(sizes) * (times[0] if times else 1)
-    return sum(sizes)
+def _pay_for_result(operator: str, left: Any, right: Any) -> None:
+    if operator == "%" and isinstance(left, str | bytes):
+        _pay("format", left, (right,))
+        return
+    times = [side for side in (left, right) if isinstance(side, int)]
+    bits = sum(side.bit_length() for side in times)
+    if operator == "**" and isinstance(left, int) and isinstance(right, int):
+        bits = left.bit_length() * max(right, 0)
+    if bits > _MOST_BITS:
+        raise TemplateRuntimeError("it computes numbers that are too large")
+    size = _memory(left) + _memory(right)
+    make(size * abs(times[0]) if operator == "*" and len(times) == 1 else size)
 
 
 def _memory(value: Any) -> int:
     if isinstance(value, str | bytes):
         return len(value)
-    return _LIST_ITEM * len(value) if isinstance(value, Sized) else 1
+    return _LIST_ITEM * len(value) if isinstance(value, Sized) else 0
 
 
 def _paid_comparison(test: Any) -> Callable[..., Any]:
@@ -182,7 +182,7 @@ def _paid_comparison(test: Any) -> Callable[..., Any]:
 
 def _paid_remainder(test: Any) -> Callable[..., Any]:
     def run(value: Any, *divisor: Any) -> Any:
-        make(_result_size("%", value, divisor))
+        _pay_for_result("%", value, divisor[0] if divisor else 2)
         return test(value, *divisor)
 
     return run

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from ..errors import BundleError
-from .options import MOST_TOKENS, GenerateOptions, generate_options, optional_number, whole_number
+from .options import MOST_THREADS, MOST_TOKENS, GenerateOptions, generate_options, optional_number, whole_number
 from .prompt import TokenizerLike
 from .session import Session
 
@@ -148,7 +148,7 @@ def load_bundle(
         weights: a checkpoint directory whose weights take the place of the bundle's, a fine-tune for example: of the
             same configuration, names, types and shapes.
         on_progress: called with the bytes of weights loaded so far and in all. If it raises, the load ends.
-        threads: threads that load weights and, on the CPU, compute. 0 takes all cores.
+        threads: threads that load weights and, on the CPU, compute, at most 1,024. 0 takes all cores.
         verify_hashes: compare every file with its hash. Of the weights, only what is loaded is compared.
         tokenizer: a tokenizer to use instead of the bundle's own.
         onnxruntime_library, operators_library, tensorrt_library: libonnxruntime, libsala_ort and libtensorrt_rtx (or
@@ -164,6 +164,7 @@ def load_bundle(
     from ..bundle.reader import Bundle
     from . import _native
 
+    threads = whole_number("threads", threads, 0, MOST_THREADS)
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
     if tokenizer is None:
         tokenizer = tokenizer_of(opened.text_files())

@@ -23,6 +23,7 @@ from .text_fields import (
     special_tokens,
     stop_token_ids,
 )
+from .text_limits import refuse_growth
 
 _BLOCK_CHARACTERS = 4096
 """A stream is tokenised in blocks of at least this size, so that many small pieces cost no more than few large ones."""
@@ -68,13 +69,16 @@ class Tokenizer:
         generation = TextFields(files.get(GENERATION_CONFIG_FILE), GENERATION_CONFIG_FILE)
         special = special_tokens(config)
         template = chat_template(config, files.get(CHAT_TEMPLATE_FILE))
+        chat = None if template is None else ChatTemplate(template[0], special, template[1])
         try:
             with hidden_panics():
                 library = LibraryTokenizer.from_json(file.content.decode(), str(file.path))
+                spec = json.loads(library.to_json())
+                refuse_growth(spec, str(file.path))
                 tokenizer = cls(
                     library,
-                    rule=cut_rule(json.loads(library.to_json())),
-                    chat=None if template is None else ChatTemplate(template[0], special, template[1]),
+                    rule=cut_rule(spec),
+                    chat=chat,
                     stop_token_ids=stop_token_ids(generation, special, library),
                 )
                 tokenizer._try_out()

@@ -36,6 +36,17 @@ class CutRule(Protocol):
         """True if every text with these two neighbouring characters may be cut between them."""
 
 
+def steps(component: Spec | None, name: str) -> Iterator[Spec]:
+    """Yield the steps of a component that may be missing or a Sequence. Args: name: of the list in a Sequence."""
+    if component is None:
+        return
+    if component["type"] == "Sequence":
+        for part in component[name]:
+            yield from steps(part, name)
+    else:
+        yield component
+
+
 def cut_rule(spec: Spec) -> CutRule | None:
     """Find the rule for a tokenizer.json as the library writes it. None if nothing is known about it.
 
@@ -49,25 +60,14 @@ def cut_rule(spec: Spec) -> CutRule | None:
         model.get(name) for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
     ):
         return None
-    normalizers = list(_parts(spec.get("normalizer"), "normalizers"))
-    pre_tokenizers = list(_parts(spec.get("pre_tokenizer"), "pretokenizers"))
+    normalizers = list(steps(spec.get("normalizer"), "normalizers"))
+    pre_tokenizers = list(steps(spec.get("pre_tokenizer"), "pretokenizers"))
     match [part["type"] for part in pre_tokenizers]:
         case ["ByteLevel"] if pre_tokenizers[0].get("use_regex", True) and not normalizers:
             return _WordCuts(_AddedTokens.of(added, str, ""))
         case [] | ["Metaspace"]:
             return _merge_cuts(model, normalizers, pre_tokenizers, added)
     return None
-
-
-def _parts(component: Spec | None, name: str) -> Iterator[Spec]:
-    """The steps of a component that may be missing or a Sequence."""
-    if component is None:
-        return
-    if component["type"] == "Sequence":
-        for part in component[name]:
-            yield from _parts(part, name)
-    else:
-        yield component
 
 
 @dataclass(frozen=True, slots=True)

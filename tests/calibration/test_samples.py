@@ -72,6 +72,11 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
         SampleRequest(file=tmp_path / "binary.jsonl").read(config, None)
 
 
+def test_endless_line_is_refused() -> None:
+    with pytest.raises(RequestError, match=r"/dev/zero:1 has 67108864 characters or more: expected JSON lines"):
+        SampleRequest(file=Path("/dev/zero")).read(Checkpoint.open(tiny_checkpoint()).config, None)
+
+
 def test_text_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "lines.jsonl").write_text(json.dumps({"text": TEXT}), encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"the checkpoint has no tokenizer.json: copy it there"):

@@ -74,7 +74,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "size beyond int32": (change_config(hidden_size=1 << 31), "hidden_size is 2147483648, expected at most 2147483647"),
     "size of 4000 digits": (change_config(vocab_size=int("9" * 4000)), "vocab_size is 99999"),
     "number beyond fp64": (change_config(scale_emb=10**400), "scale_emb is 1000000"),
-    "long list in place of a number": (change_config(hidden_size=[[1] * 9] * 99999), "hidden_size is [[1, 1, 1, 1, "),
+    "long list in place of a number": (change_config(hidden_size=[[1] * 9] * 9999), "hidden_size is [[1, 1, 1, 1, "),
     "long text in place of a number": (change_config(hidden_size="x" * 999999), "hidden_size is 'xxxx"),
     "long word": (change_config(hidden_act="x" * 999999), "hidden_act is 'xxxx"),
     "deep config": (write(CONFIG_FILE, '{"a":' * 99999), "cannot be read as JSON"),

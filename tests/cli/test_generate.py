@@ -6,6 +6,7 @@ import io
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,12 @@ from support.runtime_bundles import tiny_cpu_bundle
 from support.text_bundles import tiny_text_bundle
 
 import sala_export
+from sala_export.bundle.hashing import hash_files
 from sala_export.bundle.reader import Bundle
 from sala_export.cli import generate_prompt
 from sala_export.cli.app import run
 from sala_export.cli.generate_display import PrefillDisplay
+from sala_export.progress import silent
 from sala_export.runtime.model import Model
 from sala_export.runtime.session import PrefillProgress
 from sala_export.runtime.text import Tokenizer
@@ -142,13 +145,11 @@ def without_tokenizer(_: Path) -> Path:
 def without_template(folder: Path) -> Path:
     bundle = Path(shutil.copytree(tiny_text_bundle(), folder / "bundle.sala"))
     config = bundle / "text" / "tokenizer_config.json"
-    size = config.stat().st_size
     edit_json(config, lambda fields: fields.pop("chat_template"))
+    (listed,) = hash_files(bundle, [config], silent)
     edit_json(
         bundle / "bundle.json",
-        lambda fields: [
-            entry.update(bytes=config.stat().st_size) for entry in fields["files"] if entry["bytes"] == size
-        ],
+        lambda fields: [entry.update(asdict(listed)) for entry in fields["files"] if entry["path"] == listed.path],
     )
     return bundle
 

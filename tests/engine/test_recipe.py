@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.documents import ROOT
+from support.hostile_files import NO_FILES
 
 from sala_export.engine.recipe import (
     ComputeCapability,
@@ -92,7 +93,7 @@ def test_recipe_of_the_user_is_read_from_its_path(tmp_path: Path) -> None:
 
 
 def test_recipe_path_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"--gpu .*none\.toml: cannot read the recipe: No such file"):
+    with pytest.raises(RequestError, match=r"--gpu .*none\.toml: cannot read the recipe: \S+none\.toml does not exist"):
         load_recipe(str(tmp_path / "none.toml"))
 
 
@@ -122,9 +123,18 @@ def test_wrong_recipe_is_refused_naming_file_and_field(
         read_recipe(write(tmp_path, **changes))
 
 
-def test_recipe_that_is_no_toml_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", NO_FILES)
+def test_recipe_that_is_no_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    path = write(tmp_path)
+    NO_FILES[kind](path)
+    with pytest.raises(RequestError, match=r"--gpu .*mine\.toml: cannot read the recipe: .*mine\.toml "):
+        read_recipe(path)
+
+
+@pytest.mark.parametrize("text", ["gpu: Card", "a = " + "[" * 99999, "a = " + "1" * 5000], ids=["yaml", "deep", "long"])
+def test_recipe_that_is_no_toml_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "mine.toml"
-    path.write_text("gpu: Card", encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=r"mine\.toml is not valid TOML"):
         read_recipe(path)
 
@@ -162,7 +172,7 @@ def test_group_and_recipe_of_the_user_are_read_from_their_paths(tmp_path: Path) 
         ("a6000,rtx", r"^--gpu a6000,rtx: a6000 is named twice"),
         ("a6000,", r"^--gpu a6000,: a name is missing; write a name, or several as in a6000,rtx5090$"),
         ("", r"^--gpu : a name is missing"),
-        ("none.toml", r"^--gpu none\.toml: cannot read the recipe: No such file"),
+        ("none.toml", r"^--gpu none\.toml: cannot read the recipe: none\.toml does not exist"),
     ],
 )
 def test_target_that_is_none_is_refused(text: str, message: str) -> None:

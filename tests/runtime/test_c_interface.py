@@ -15,8 +15,10 @@ from support.native_runtime import sanitized_build
 from support.passkey import needle_positions, passkey_config, passkey_prompt, write_passkey_checkpoint
 from support.runtime_bundles import tiny_cpu_bundle, write_cpu_bundle
 
+from sala_export.errors import StateError
 from sala_export.installation import VERSION
 from sala_export.runtime.model import Model
+from sala_export.runtime.session import StateTarget
 
 HEADER = ROOT / "runtime" / "include" / "sala.h"
 TOLERANCE = 1e-4
@@ -118,6 +120,22 @@ def test_a_state_crosses_python_cpp_and_c(c: CSteps, model: Model, tmp_path: Pat
     assert drawn == list(session.generate_tokens(max_new_tokens=9))
 
 
+def test_a_target_of_c_is_closed_to_python_until_it_is_saved_to(c: CSteps, model: Model, tmp_path: Path) -> None:
+    path = tmp_path / "a.state"
+    c.load(tiny_cpu_bundle())
+    c.session(256)
+    c.ask(f"target {path}")
+    with pytest.raises(StateError, match="another process is writing"):
+        StateTarget(path)
+    c.prefill(random_ids(20, seed=4))
+    c.ask("finish 20")
+    assert path.stat().st_size == model.state_bytes(20)
+    with StateTarget(path), pytest.raises(CError) as error:
+        c.ask(f"target {path}")
+    assert error.value.name == "StateUnwritable"
+    assert [each.name for each in tmp_path.iterdir()] == ["a.state"]
+
+
 def test_facts_are_those_of_python(c: CSteps, model: Model) -> None:
     c.load(tiny_cpu_bundle())
     engine, precision, fingerprint, vocab_size, max_context, eos_count, eos = c.ask("facts").split()
@@ -137,6 +155,9 @@ def test_facts_are_those_of_python(c: CSteps, model: Model) -> None:
         ("decode 512", "TokenOutOfRange"),
         ("generate 3 0 0", "NoLogits"),
         ("save missing/a.state", "StateUnwritable"),
+        ("target missing/a.state", "StateUnwritable"),
+        ("check 3 -1 0", "InvalidArgument"),
+        ("check -1 0 0", "InvalidArgument"),
     ],
 )
 def test_refusal_has_code_name_and_one_line(c: CSteps, wrong: str, name: str) -> None:
@@ -157,7 +178,7 @@ def test_exactly_the_functions_of_the_header_are_exported() -> None:
     listed = subprocess.run(["nm", "-D", "--defined-only", library], capture_output=True, text=True, check=True).stdout
     exported = {line.split()[-1].partition("@@")[0] for line in listed.splitlines()}
     assert len(declared_functions()) > 30
-    assert exported - {"SALA_1.0"} == declared_functions()
+    assert exported - {"SALA_1.0", "SALA_1.3"} == declared_functions()
 
 
 def test_versions_agree() -> None:

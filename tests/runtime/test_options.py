@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sala_export.errors import SessionError
-from sala_export.runtime.model import Model
+from sala_export.runtime.model import Model, load_bundle
 from sala_export.runtime.session import Session
 
 HUGE = 10**5000
@@ -90,6 +90,12 @@ def test_sizes_of_sessions_are_checked(name: str, model: Model) -> None:
         with pytest.raises(SessionError, match=name):
             model.session(**{name: value})  # type: ignore[arg-type]
     model.session(**{name: np.int32(16)})  # type: ignore[arg-type]
+
+
+def test_threads_are_checked_before_the_bundle_is_looked_at() -> None:
+    for value in (-1, 1025, 1_000_000, 2**31, 2**64, 1.0, "2", True, None):
+        with pytest.raises(SessionError, match=r"threads is .*expected a whole number from 0 to 1024"):
+            load_bundle("no-bundle", threads=value)  # type: ignore[arg-type]
 
 
 def test_context_length_is_checked(session: Session) -> None:

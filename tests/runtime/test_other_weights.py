@@ -167,7 +167,7 @@ def test_unsuitable_weights_are_refused_by_name(name: str, runtime: str, fine_tu
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
 def test_no_directory_at_all_is_refused(runtime: str, tmp_path: Path) -> None:
-    with pytest.raises(SalaError, match=r"nowhere has no config\.json: weights are a checkpoint's directory"):
+    with pytest.raises(SalaError, match=r"nowhere .*: weights are a checkpoint's directory"):
         sala_export.load(tiny_cpu_bundle(), runtime=runtime, weights=tmp_path / "nowhere")
 
 

@@ -287,6 +287,32 @@ def test_stop_holds_when_a_second_prefill_is_refused(session: Session) -> None:
         session.prefill(IDS, on_progress=stop)
 
 
+def test_stop_sent_before_a_prefill_ends_it_before_its_first_chunk(session: Session) -> None:
+    session.stop()
+    for refused in ([], [10**6], IDS.reshape(1, -1)):
+        with pytest.raises(SessionError):
+            session.prefill(refused)
+    with pytest.raises(SessionError, match="stopped after 0 tokens: the session holds 0"):
+        session.prefill(IDS)
+    session.prefill(IDS)
+    assert session.position == len(IDS)
+
+
+def test_stopped_stream_loses_no_token_of_the_context(session: Session) -> None:
+    session.prefill(IDS[:10])
+    drawn = next(session.generate_tokens(stop_tokens=[]))
+
+    def stream() -> Iterator[int]:
+        yield from IDS[10:40].tolist()
+        session.stop()
+
+    with pytest.raises(SessionError, match="the session holds 11"):
+        session.prefill(stream())
+    assert session.tokens.tolist() == [*IDS[:10].tolist(), drawn]
+    session.prefill(IDS[10:40])
+    assert session.position == 41
+
+
 def test_session_refuses_to_be_entered_twice(session: Session) -> None:
     reads = (lambda: session.tokens, lambda: session.logits)
     for enter in (session.reset, session.generate_tokens, lambda: session.prefill([1]), *reads):

@@ -97,6 +97,24 @@ def _leave_out_weights(fields: Fields) -> None:
     fields["weights"]["included"] = False
 
 
+def _text(old: bytes, new: bytes, says: str, *, last: bool = False) -> Corruption:
+    """Replaces the first, or the last, occurrence in the text of the manifest."""
+
+    def spoil(bundle: Path) -> None:
+        before, found, after = (bytes.rpartition if last else bytes.partition)(
+            (bundle / MANIFEST_FILE).read_bytes(), old
+        )
+        assert found
+        (bundle / MANIFEST_FILE).write_bytes(before + new + after)
+
+    return Corruption(spoil=spoil, error="BundleDamaged", says=says, reader_says=MANIFEST_FILE)
+
+
+def _caches_of_codes(fields: Fields) -> None:
+    for spec in (*fields["graph"]["cpu"]["inputs"][4:], *fields["graph"]["cpu"]["outputs"][1:]):
+        spec["dtype"] = "int8"
+
+
 def _halve(tensor: Fields) -> None:
     """Leaves a tensor of half as many elements."""
     tensor.update(bytes=tensor["bytes"] // 2, shape=[tensor["shape"][0] // 2])
@@ -116,6 +134,11 @@ CORRUPTIONS: dict[str, Corruption] = {
         says="is not a JSON object",
         reader_says="is not a JSON object",
     ),
+    "field twice": _text(b'"created_by"', b'"created_by": "me", "created_by"', "is not a JSON object"),
+    "byte order mark": _text(b"{", b"\xef\xbb\xbf{", "is not a JSON object"),
+    "text behind the end": _text(b"}\n", b"}\n\0", "is not a JSON object", last=True),
+    "half a character": _text(b'"created_by": "', b'"created_by": "\\ud800', "is not a JSON object"),
+    "too many levels": _text(b'"created_by": ', b'"created_by": ' + b"[" * 10**6, "is not a JSON object"),
     "older schema": _set(
         "schema_version",
         1,
@@ -149,14 +172,29 @@ CORRUPTIONS: dict[str, Corruption] = {
         "window_size: is not a multiple of block_size",
         "model.config: sparse_config: window_size 100 is not a multiple",
     ),
-    "frequency beyond fp32": _set("model.inv_freq.1", 0.1, "model.inv_freq[1]: is not an fp32 number", None),
+    "frequency beyond fp32": _set(
+        "model.inv_freq.1", 0.1, "model.inv_freq[1]: is not an fp32 number", "0.1 is not an fp32"
+    ),
     "one frequency too few": _manifest(
         lambda m: m["model"]["inv_freq"].pop(), "model.inv_freq: expected head_dim / 2 numbers", "expected head_dim / 2"
     ),
     "end token outside the vocabulary": _set(
-        "model.config.eos_token_id.0", 512, "eos_token_id[0]: is not a token of the vocabulary", None
+        "model.config.eos_token_id.0", 512, "eos_token_id[0]: is not a token of the vocabulary", "token 512 is not in"
     ),
     "unknown precision": _set("precision", "fp7", "precision: is not a precision", "precision: "),
+    "precision that no engine has": _set("precision", "fp32", "precision: is not a precision", "precision is fp32"),
+    "sparse layers without their sizes": _manifest(
+        lambda m: m["model"]["config"].update(sparse_config={}),
+        "sparse_config.",
+        "sparse_config.kernel_size is missing",
+    ),
+    "RoPE without a base": _set("model.config.rope_theta", 0, "rope_theta: is not positive", "rope_theta is 0"),
+    "size that is a float": _set(
+        "model.config.hidden_size", 256.0, "hidden_size: expected an integer", "hidden_size: "
+    ),
+    "flag that is a number": _set("weights.included", 1, "weights.included: expected true", "weights.included: "),
+    "size beyond 64 bits": _set("files.0.bytes", 2**64, "files[0].bytes: expected an integer", "files.0.bytes: "),
+    "hash in capitals": _set("model.fingerprint", "A" * 64, "fingerprint: expected a SHA-256", "model.fingerprint: "),
     # The graph.
     "unknown element type": _set(
         "graph.inputs.0.dtype", "float8", "graph.inputs[0].dtype: is not an element type", "graph.inputs.0.dtype: "
@@ -169,7 +207,7 @@ CORRUPTIONS: dict[str, Corruption] = {
         lambda t: t.update(offset=10**12), "ends behind the end of", "ends behind the end of"
     ),
     "tensor at a negative offset": _tensor(
-        lambda t: t.update(offset=-2), "offset: expected an integer of at least 0", "has offset -2"
+        lambda t: t.update(offset=-2), "offset: expected an integer of at least 0", "norm.weight.offset: "
     ),
     "tensor whose bytes are not its shape's": _tensor(
         lambda t: t.update(bytes=t["bytes"] - 1), "bytes: is not what its type and shape take", "which is not what"
@@ -187,20 +225,52 @@ CORRUPTIONS: dict[str, Corruption] = {
     "part of an unknown tensor": _part(
         {"tensor": "model.other"}, "needs model.other, which is not among", "needs model.other, which is not among"
     ),
-    "scales for no rows": _part({"rows": 0}, "rows: expected an integer of at least 1", "has rows 0"),
+    "scales for no rows": _part({"rows": 0}, "rows: expected an integer of at least 1", "parts.0.rows: "),
     "factor of no scales": _part({"factor": "model.norm.weight"}, "factor", "has rows None, factor"),
     "weight with too few elements": _tensor(_halve, "for the shape", None),
     "weight that is no input of the graph": _set(
         "graph.cpu.weights.0.spec.name", "renamed", "has other inputs than bundle.json says", None
     ),
     "cache that does not come out": _manifest(
-        lambda m: m["graph"]["cpu"]["outputs"].pop(), "the engine has no tensor present.", None, error="InvalidArgument"
+        lambda m: m["graph"]["cpu"]["outputs"].pop(),
+        "has no tensor present.",
+        "graph.cpu: the step has no output present.",
     ),
+    "cache that comes out as another type": _set(
+        "graph.cpu.outputs.8.dtype", "int8", "another type or shape", "graph.cpu: the step has no output present."
+    ),
+    "caches of codes": _manifest(_caches_of_codes, "past_key_values.0.key is int8", "past_key_values.0.key is int8"),
+    "logits of another vocabulary": _set(
+        "graph.outputs.0.shape.1", 511, "tensor logits has another", "graph: the step has no output logits"
+    ),
+    "input of an unknown size": _set(
+        "graph.inputs.0.shape.1", "words", "inputs[0].shape[1]: is not a dimension of a step", "input input_ids of type"
+    ),
+    "input twice": _manifest(
+        lambda m: m["graph"]["inputs"].append(m["graph"]["inputs"][4]), "has two tensors past_key_values.", "one name"
+    ),
+    "weight with the name of an input": _set(
+        "graph.cpu.weights.0.spec.name", "input_ids", "two inputs have the name input_ids", "have one name"
+    ),
+    "weight of a symbolic size": _set(
+        "graph.cpu.weights.0.spec.shape.0", "tokens", "weights[0].spec: has a symbolic", "dimension that is no size"
+    ),
+    "weight of more bytes than memory": _set(
+        "graph.cpu.weights.0.spec.shape", [2**62, 4], "weights[0].spec: has a symbolic", "exceeds memory"
+    ),
+    "weight of nothing": _set("graph.cpu.weights.0.parts", [], "weights[0].parts: is empty", "has no parts"),
+    "tensor without elements": _tensor(lambda t: t.update(shape=[0], bytes=0), "shape[0]: expected", "shape.0: "),
+    "tensor of nine dimensions": _tensor(lambda t: t["shape"].extend([1] * 8), "more than 8 dimensions", "shape: "),
+    "scales for more rows than bytes": _part({"rows": 10**12}, "more than all weights have bytes", "more than all"),
     # The engine.
     "engine for no GPU": _set(
         "engine.compute_capabilities", [], "engine.compute_capabilities: is empty", "compute_capabilities is empty"
     ),
     "GPU without a name": _drop("engine.gpus.0.name", "engine.gpus[0].name: is missing", "engine.gpus.0.name: "),
+    "engine without a profile": _drop("engine.profiles.decode", "has no decode", "engine.profiles.decode has no "),
+    "profile without a dimension": _drop(
+        "engine.profiles.prefill.capacity", "prefill has no capacity", "engine.profiles.prefill has no capacity"
+    ),
     "unknown flavour": _set(
         "engine.tensorrt_flavour",
         "trt",
@@ -226,11 +296,17 @@ CORRUPTIONS: dict[str, Corruption] = {
     "absolute path": _set(
         "files.0.path", "/etc/hostname", "files[0].path: names a file outside", "lies outside the bundle"
     ),
+    "path that is not the shortest": _set(
+        "files.0.path", "engine/./build.log", "files[0].path: names a file outside", "in the shortest way"
+    ),
+    "file twice": _manifest(
+        lambda m: m["files"].append(m["files"][0]), "files has engine/build.log twice", "one file twice"
+    ),
     "report not listed": _set(
         "engine.report",
         "engine/other.json",
         "needs engine/other.json, which is not among files",
-        "needs 'engine/other.json', which is not among its files",
+        "needs 'engine/other.json', which is not among files",
     ),
     "text not listed": _set(
         "text", ["text/tokenizer.json"], "needs text/tokenizer.json, which is not", "needs 'text/tokenizer.json'"
@@ -239,12 +315,12 @@ CORRUPTIONS: dict[str, Corruption] = {
     "codes of a precision without": _quantised(
         {"precision": "bf16"}, "precision: is not a quantised precision", "the precision bf16, which has no codes"
     ),
-    "codes in rows of nothing": _quantised({"columns": 0}, "columns: expected an integer of at least 1", "0 columns"),
+    "codes in rows of nothing": _quantised({"columns": 0}, "columns: expected an integer of at least 1", "columns: "),
     "scale that is nowhere": _quantised(
         {"scale": "model.other"}, "needs model.other, which is not among", "needs model.other, which is not among"
     ),
     "global scale of nothing": _quantised({"global_scale": 0.0}, "global_scale: is no scale", "the global_scale 0.0"),
-    "negative size": _set("files.0.bytes", -1, "files[0].bytes: expected an integer of at least 0", "says -1"),
+    "negative size": _set("files.0.bytes", -1, "files[0].bytes: expected an integer of at least 0", "files.0.bytes: "),
     "file missing": Corruption(
         spoil=lambda bundle: (bundle / "graph" / "model.onnx").unlink(),
         error="BundleDamaged",

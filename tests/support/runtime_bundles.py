@@ -19,9 +19,10 @@ from sala_export.bundle.manifest import (
     EngineEntry,
     GpuEntry,
     Manifest,
+    Range,
 )
 from sala_export.checkpoint.reader import Checkpoint
-from sala_export.model.signature import signature
+from sala_export.model.signature import SYMBOLIC_DIMENSIONS, signature
 from sala_export.onnx.cpu_form import export_cpu_graph
 from sala_export.onnx.export import GRAPH_FILE
 from sala_export.progress import silent
@@ -29,6 +30,7 @@ from sala_export.specs import Precision
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="sala-test-cpu-bundles-")
 
+_RANGES = {name: Range(min=1, opt=1, max=1024) for name in SYMBOLIC_DIMENSIONS}
 _ENGINE = EngineEntry(
     plan=f"{ENGINE_FOLDER}/engine.plan",
     report=f"{ENGINE_FOLDER}/report.json",
@@ -49,8 +51,8 @@ _ENGINE = EngineEntry(
     compute_capabilities=("7.7",),
     tensorrt_flavour="rtx",
     tensorrt_version="1.2.3",
-    plugin_library_sha256="",
-    profiles={},
+    plugin_library_sha256="0" * 64,
+    profiles={"prefill": _RANGES, "decode": _RANGES},
     device_memory_bytes={},
 )
 

@@ -22,6 +22,7 @@ from support.tokenizer_files import byte_level, hard_text, metaspace, sentencepi
 
 from sala_export.errors import SalaError, printable
 from sala_export.files import TextFile
+from sala_export.runtime import text
 from sala_export.runtime.chat import ChatTemplate
 from sala_export.runtime.text import Tokenizer
 
@@ -155,10 +156,10 @@ def hostile_files(chance: random.Random) -> dict[str, TextFile]:
 
 def _use_files(chance: random.Random) -> str:
     tokenizer = Tokenizer.from_files(hostile_files(chance))
-    text = hard_text(chance, 20)
+    prompt = hard_text(chance, 20)
     encoder, decoder = tokenizer.stream_encoder(), tokenizer.stream_decoder()
-    streamed = [token_id for piece in (text, text.encode()) for token_id in encoder.push(piece)] + encoder.finish()
-    whole = tokenizer.encode(text + text)
+    streamed = [token_id for piece in (prompt, prompt.encode()) for token_id in encoder.push(piece)] + encoder.finish()
+    whole = tokenizer.encode(prompt + prompt)
     if tokenizer.streams and streamed != whole:
         raise AssertionError("the ids of a stream are not those of the whole")
     for token_id in whole:
@@ -167,7 +168,7 @@ def _use_files(chance: random.Random) -> str:
     tokenizer.decode(whole)
     if tokenizer.chat is not None:
         for goes_on in (False, True):
-            tokenizer.chat.turn(text, goes_on=goes_on)
+            tokenizer.chat.turn(prompt, goes_on=goes_on)
             tokenizer.chat.around_prompt(goes_on=goes_on)
     return "served"
 
@@ -211,6 +212,8 @@ def main() -> int:
     parser.add_argument("inputs", type=int)
     parser.add_argument("--first", type=int, default=0)
     options = parser.parse_args()
+    # As many cuts of streams as there can be.
+    text._BLOCK_CHARACTERS = 1
     outcomes: Counter[str] = Counter()
     warm = 0
     for number in range(options.first, options.first + options.inputs):

@@ -95,8 +95,8 @@ class Session {
   Status reset();
 
   /// Ends a prefill that runs after its current chunk, or else the next one before its first (kStopped). Each stop ends
-  /// at most one: a prefill that finishes nevertheless uses it up, and `reset` forgets it. A call that is refused leaves
-  /// it, and so do `decode`, `sample` and `generate`, which never look at it. Any thread may call this.
+  /// at most one: a prefill that finishes nevertheless uses it up, and `reset` forgets it. A call that is refused
+  /// leaves it, and so do `decode`, `sample` and `generate`, which never look at it. Any thread may call this.
   void stop() noexcept;
 
  private:

@@ -24,7 +24,7 @@ constexpr int kReadDirectory = O_RDONLY | O_DIRECTORY;
 int open_descriptor(const std::filesystem::path& path, int flags, int directory = AT_FDCWD) {
   int descriptor;
   do {
-    descriptor = ::openat(directory, path.c_str(), flags | O_CLOEXEC, 0666);
+    descriptor = ::openat(directory, path.c_str(), flags | O_CLOEXEC);
   } while (descriptor < 0 && errno == EINTR);
   return descriptor;
 }
@@ -47,12 +47,6 @@ Expected<File> File::opened(File file) {
   return file;
 }
 
-Expected<File> File::create(const std::filesystem::path& path, ErrorCode if_failed) {
-  File file(path, open_descriptor(path, O_WRONLY | O_CREAT | O_EXCL), if_failed);
-  if (file.descriptor_ < 0) return file.failed("created");
-  return file;
-}
-
 File::~File() {
   if (descriptor_ >= 0) ::close(descriptor_);
 }
@@ -68,23 +62,6 @@ Status File::read(int64_t offset, void* to, int64_t bytes) const {
     offset += count;
     bytes -= count;
   }
-  return success();
-}
-
-Status File::write(const void* from, int64_t bytes) {
-  const char* next = static_cast<const char*>(from);
-  while (bytes > 0) {
-    const ssize_t count = ::write(descriptor_, next, static_cast<size_t>(std::min(bytes, kTransferBytes)));
-    if (count < 0 && errno == EINTR) continue;
-    if (count < 0) return failed("written");
-    next += count;
-    bytes -= count;
-  }
-  return success();
-}
-
-Status File::flush() {
-  if (fsync(descriptor_) != 0) return failed("written");
   return success();
 }
 

@@ -18,8 +18,6 @@ class File {
  public:
   /// Fails if it is no regular file, and does not wait for the other end of a FIFO.
   static Expected<File> open(const std::filesystem::path& path, ErrorCode if_failed);
-  /// Fails if the file exists.
-  static Expected<File> create(const std::filesystem::path& path, ErrorCode if_failed);
 
   File(File&& other) noexcept
       : path_(std::move(other.path_)), descriptor_(other.descriptor_), code_(other.code_), bytes_(other.bytes_) {
@@ -35,10 +33,6 @@ class File {
 
   /// Fills `to`; a file that ends before is an error.
   Status read(int64_t offset, void* to, int64_t bytes) const;
-  /// Appends.
-  Status write(const void* from, int64_t bytes);
-  /// Brings what was written to the disk.
-  Status flush();
 
  private:
   friend class Directory;

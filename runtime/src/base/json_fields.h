@@ -16,8 +16,12 @@ namespace sala {
 
 using Json = nlohmann::json;
 
-/// The document, or nothing if the text is not JSON.
+/// The document, or nothing if the text is not JSON in UTF-8, begins with a byte order mark, or is nested more than 64
+/// levels deep, which is looked at before anything is built of it.
 std::optional<Json> parse_json(std::string_view text);
+
+/// The same; nothing if an object has two members of one name, too.
+std::optional<Json> parse_unambiguous_json(std::string_view text);
 
 /// A JSON value with its path from the root, for messages.
 class Field {
@@ -36,11 +40,15 @@ class Field {
   /// Every member that is not named is a problem.
   void allow_only(std::initializer_list<std::string_view> names) const;
 
-  /// At least `least`, which it is too where the value is something else.
-  int64_t integer(int64_t least = INT64_MIN) const;
+  /// From `least` to `most`; `least` where the value is something else.
+  int64_t integer(int64_t least = INT64_MIN, int64_t most = INT64_MAX) const;
   double number() const;
+  /// Exactly an fp32 number.
+  float fp32() const;
   bool flag() const;
   std::string string() const;
+  /// A SHA-256: 64 digits of 0-9 and a-f.
+  std::string sha256() const;
   bool is_string() const { return value_->is_string(); }
   bool is_null() const { return value_->is_null(); }
 

@@ -90,8 +90,8 @@ Expected<Entries> entries_of(int directory, ErrorCode code) {
 
 /// The content of the file `owner`, as far as it is one of ours; nothing if it is something else.
 std::optional<std::string> owner_line(int wrapper) {
-  const int file = uninterrupted(
-      [&] { return ::openat(wrapper, kOwner, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC); });
+  const int file =
+      uninterrupted([&] { return ::openat(wrapper, kOwner, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC); });
   if (file < 0) return std::nullopt;
   std::string text(kOwnerLine.size() + 1, '\0');
   struct stat status;
@@ -173,8 +173,7 @@ Status ReplacedFile::find() {
     return failed("choose a name of at most " + std::to_string(kLongestNameBytes) + " bytes");
   }
   wrapper_name_ = "." + name_ + ".partial";
-  folder_ = Descriptor(uninterrupted(
-      [&] { return ::open(folder_path_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
+  folder_ = Descriptor(uninterrupted([&] { return ::open(folder_path_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
   if (!folder_.is_open()) return failed("folder " + folder_path_.string() + ": " + std::strerror(errno));
   if (!is_there) return success();
   struct stat found;
@@ -249,10 +248,9 @@ Status ReplacedFile::begin() {
   if (!wrapper_.is_open()) {
     return error(ErrorCode::kInvalidArgument, path_.string(), " has been written already: open it once more");
   }
+  bytes_ = 0;
   if (content_.is_open()) {
-    if (ftruncate(content_.get(), 0) != 0 || lseek(content_.get(), 0, SEEK_SET) != 0) {
-      return failed(std::strerror(errno));
-    }
+    if (ftruncate(content_.get(), 0) != 0) return failed(std::strerror(errno));
     return success();
   }
   constexpr int kFlags = O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC;
@@ -262,14 +260,8 @@ Status ReplacedFile::begin() {
 }
 
 Status ReplacedFile::write(const void* from, int64_t bytes) {
-  const char* next = static_cast<const char*>(from);
-  while (bytes > 0) {
-    const auto most = static_cast<size_t>(std::min(bytes, kTransferBytes));
-    const ssize_t count = uninterrupted([&] { return ::write(content_.get(), next, most); });
-    if (count < 0) return failed(std::strerror(errno));
-    next += count;
-    bytes -= count;
-  }
+  SALA_RETURN_IF_ERROR(write_at(bytes_, from, bytes));
+  bytes_ += bytes;
   return success();
 }
 

@@ -1,9 +1,9 @@
 // Files that appear whole or not at all.
 //
-// What is written lies in a directory beside the file, `.NAME.partial`, in `content`. The directory is locked (flock) for
-// as long as somebody writes, so that a second writer is refused, and what a killed writer left is known by its lock
-// being free. Its file `owner` says whose it is: nothing else is ever taken over or removed. sala_export/staging.py
-// follows the same rules, and each sees the other's locks.
+// What is written lies in a directory beside the file, `.NAME.partial`, in `content`. The directory is locked (flock)
+// for as long as somebody writes, so that a second writer is refused, and what a killed writer left is known by its
+// lock being free. Its file `owner` says whose it is: nothing else is ever taken over or removed. In Python,
+// sala_export/staging.py follows the same rules, and each sees the other's locks.
 
 #pragma once
 
@@ -22,8 +22,8 @@ namespace sala {
 class ReplacedFile {
  public:
   /// Takes the place of a file that is there or will be: from now on no other process writes it. A link is written
-  /// through. An error of code `if_failed` for what is no file, a missing or read-only folder, and while another process
-  /// writes it.
+  /// through. An error of code `if_failed` for what is no file, for a missing or read-only folder, and while another
+  /// process writes it.
   static Expected<ReplacedFile> open(const std::filesystem::path& path, ErrorCode if_failed);
   /// The same, but nothing while another process writes it.
   static Expected<std::optional<ReplacedFile>> try_open(const std::filesystem::path& path, ErrorCode if_failed);
@@ -90,6 +90,7 @@ class ReplacedFile {
   Descriptor folder_;
   Descriptor wrapper_;
   Descriptor content_;
+  int64_t bytes_ = 0;  // appended so far
   pid_t process_ = 0;  // a child that inherits this object removes nothing
 };
 

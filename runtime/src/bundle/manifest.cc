@@ -1,18 +1,28 @@
 #include "bundle/manifest.h"
 
 #include <algorithm>
-#include <cmath>
-#include <filesystem>
+#include <set>
+#include <span>
 #include <utility>
 
 #include "base/json_fields.h"
 #include "bundle/model_config.h"
+#include "sala/step_names.h"
+#include "session/step_interface.h"
 
 namespace sala {
 
 namespace {
 
 constexpr int64_t kSchemaVersion = 4;
+constexpr size_t kMostDimensions = 8;  // as in TensorRT
+
+/// The symbolic dimensions of a step, each with the most that it may be.
+const SymbolSizes kSymbols = {{std::string(step_names::kBatch), 1},
+                              {std::string(step_names::kTokens), INT32_MAX},
+                              {std::string(step_names::kCapacity), INT32_MAX},
+                              {std::string(step_names::kCapacityK1), INT32_MAX},
+                              {std::string(step_names::kCapacityK2), INT32_MAX}};
 
 DType dtype_of(const Field& field) {
   const std::string name = field.string();
@@ -24,20 +34,32 @@ DType dtype_of(const Field& field) {
   return DType::kFloat32;
 }
 
+/// Names of folders and a file, with one slash between each two, so that two paths never are one file.
 std::string path_of(const Field& field) {
   const std::string text = field.string();
-  const std::filesystem::path path(text);
-  bool inside = !path.empty() && path.is_relative() && text.find('\0') == std::string::npos;
-  for (const auto& part : path) inside = inside && part != "..";
-  field.expect(inside, "names a file outside the bundle");
+  bool is_inside = text.find('\0') == std::string::npos;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find('/', begin), text.size());
+    const std::string_view part = std::string_view(text).substr(begin, end - begin);
+    is_inside = is_inside && !part.empty() && part != "." && part != "..";
+    begin = end + 1;
+  }
+  field.expect(is_inside, "names a file outside the bundle, or not in the shortest way");
   return text;
+}
+
+std::vector<Field> extents_of(const Field& tensor) {
+  auto extents = tensor["shape"].elements();
+  tensor["shape"].expect(extents.size() <= kMostDimensions, "has more than 8 dimensions");
+  return extents;
 }
 
 TensorSpec tensor_of(const Field& field) {
   field.allow_only({"name", "dtype", "shape"});
   TensorSpec spec{field["name"].string(), dtype_of(field["dtype"]), {}};
-  for (const Field& extent : field["shape"].elements()) {
-    spec.shape.push_back(extent.is_string() ? Extent{0, extent.string()} : Extent{extent.integer(0), {}});
+  for (const Field& extent : extents_of(field)) {
+    spec.shape.push_back(extent.is_string() ? Extent{0, extent.string()} : Extent{extent.integer(1), {}});
+    if (extent.is_string()) extent.expect(kSymbols.contains(spec.shape.back().symbol), "is not a dimension of a step");
   }
   return spec;
 }
@@ -52,7 +74,7 @@ std::vector<FileEntry> files_of(const Field& field) {
   std::vector<FileEntry> result;
   for (const Field& entry : field.elements()) {
     entry.allow_only({"path", "bytes", "sha256"});
-    result.push_back({path_of(entry["path"]), entry["bytes"].integer(0), entry["sha256"].string()});
+    result.push_back({path_of(entry["path"]), entry["bytes"].integer(0), entry["sha256"].sha256()});
   }
   return result;
 }
@@ -72,8 +94,8 @@ Dequantization dequantization_of(const Field& field) {
   if (found != kCodeFormats.end()) result.codes = static_cast<Codes>(found - kCodeFormats.begin());
   result.columns = field["columns"].integer(1);
   result.scale = field["scale"].string();
-  result.global_scale = static_cast<float>(field["global_scale"].number());
-  field["global_scale"].expect(std::isfinite(result.global_scale) && result.global_scale > 0.0f, "is no scale");
+  result.global_scale = field["global_scale"].fp32();
+  field["global_scale"].expect(result.global_scale > 0.0f, "is no scale");
   return result;
 }
 
@@ -84,7 +106,10 @@ WeightPart part_of(const Field& part) {
   part.allow_only({"tensor", "rows", "factor", "dequantization"});
   WeightPart result{.tensor = part["tensor"].string(), .rows = 0, .factor = {}, .dequantization = {}};
   if (given(part, "rows")) result.rows = part["rows"].integer(1);
-  if (given(part, "factor")) result.factor = part["factor"].string();
+  if (given(part, "factor")) {
+    result.factor = part["factor"].string();
+    part["factor"].expect(!result.factor.empty(), "is empty");
+  }
   if (given(part, "dequantization")) result.dequantization = dequantization_of(part["dequantization"]);
   part.expect(result.rows == 0 || !result.dequantization, "is dequantised and has rows of scales");
   part.expect(result.factor.empty() || result.rows != 0, "has a factor without rows of scales");
@@ -97,6 +122,8 @@ std::vector<WeightInput> weights_of(const Field& field) {
     weight.allow_only({"spec", "parts"});
     WeightInput input{tensor_of(weight["spec"]), {}};
     for (const Field& part : weight["parts"].elements()) input.parts.push_back(part_of(part));
+    weight["parts"].expect(!input.parts.empty(), "is empty");
+    weight["spec"].expect(input.bytes() > 0, "has a symbolic dimension, or takes more than memory");
     result.push_back(std::move(input));
   }
   return result;
@@ -110,8 +137,8 @@ StoredTensor stored_tensor_of(const Field& field) {
   tensor.bytes = field["bytes"].integer(0);
   tensor.dtype = dtype_of(field["dtype"]);
   field["dtype"].expect(tensor.dtype != DType::kFloat4E2M1FN, "is not a type of stored tensors");
-  for (const Field& extent : field["shape"].elements()) tensor.shape.push_back(extent.integer(0));
-  tensor.sha256 = field["sha256"].string();
+  for (const Field& extent : extents_of(field)) tensor.shape.push_back(extent.integer(1));
+  tensor.sha256 = field["sha256"].sha256();
   if (field.has("fixed")) tensor.fixed = field["fixed"].flag();
   field["bytes"].expect(tensor.bytes == bytes_of(tensor.dtype, elements_of(tensor.shape)),
                         "is not what its type and shape take");
@@ -161,9 +188,9 @@ std::map<std::string, ProfileRanges, std::less<>> profiles_of(const Field& field
     ProfileRanges& ranges = result[profile];
     for (const auto& [symbol, range] : symbols.members()) {
       range.allow_only({"min", "opt", "max"});
-      const int64_t min = range["min"].integer(0);
-      const int64_t opt = range["opt"].integer(0);
-      const int64_t max = range["max"].integer(0);
+      const int64_t min = range["min"].integer(1, INT32_MAX);
+      const int64_t opt = range["opt"].integer(1, INT32_MAX);
+      const int64_t max = range["max"].integer(1, INT32_MAX);
       range.expect(min <= opt && opt <= max, "min, opt and max do not ascend");
       ranges[symbol] = {min, max};
     }
@@ -199,29 +226,107 @@ EngineEntry engine_of(const Field& engine, std::vector<std::string>& needed_file
           .compute_capabilities = std::move(capabilities),
           .tensorrt_flavour = flavour,
           .tensorrt_version = engine["tensorrt_version"].string(),
-          .plugin_library_sha256 = engine["plugin_library_sha256"].string(),
+          .plugin_library_sha256 = engine["plugin_library_sha256"].sha256(),
           .profiles = profiles_of(engine["profiles"])};
 }
 
-/// Files that other fields name must be listed, and so must the tensors that weights are made of.
-Status check_references(const Manifest& manifest, const std::string& where) {
-  const auto damaged = [&](const auto&... parts) {
-    return error(ErrorCode::kBundleDamaged, where, ": ", parts..., " (build the bundle again)");
-  };
-  for (const std::string& name : manifest.needed_files) {
-    if (manifest.file(name) == nullptr) return damaged("it needs ", name, ", which is not among files");
+template <class... Parts>
+Error damaged(const Parts&... parts) {
+  return error(ErrorCode::kBundleDamaged, parts...);
+}
+
+/// Every file is listed once, and those that other fields name are listed.
+Status check_files(const Manifest& manifest) {
+  std::set<std::string_view> listed;
+  for (const FileEntry& entry : manifest.files) {
+    if (!listed.insert(entry.path).second) return damaged("files has ", entry.path, " twice");
   }
-  for (const auto* inputs : {&manifest.cpu.weights, &manifest.engine.weights}) {
-    for (const WeightInput& input : *inputs) {
-      for (const WeightPart& part : input.parts) {
-        for (const std::string& name : part.tensors()) {
-          if (manifest.tensors.contains(name)) continue;
-          return damaged("weight ", input.spec.name, " needs ", name, ", which is not among weights.tensors");
-        }
+  for (const std::string& name : manifest.needed_files) {
+    if (!listed.contains(name)) return damaged("it needs ", name, ", which is not among files");
+  }
+  for (const auto& [name, bytes] : manifest.weight_files) {
+    if (!listed.insert(name).second) return damaged("weights.files has ", name, ", which is listed before");
+  }
+  return success();
+}
+
+/// Of all weights together; at most what an integer holds.
+int64_t stored_bytes(const Manifest& manifest) {
+  int64_t total = 0;
+  for (const auto& [name, bytes] : manifest.weight_files) total += std::min(bytes, INT64_MAX - total);
+  return total;
+}
+
+/// A weight is made of tensors that are listed, and has no more rows than all weights have bytes.
+Status check_weight(const WeightInput& input, const StoredTensors& tensors, int64_t most_rows) {
+  for (const WeightPart& part : input.parts) {
+    for (const std::string& name : part.tensors()) {
+      if (tensors.contains(name)) continue;
+      return damaged("weight ", input.spec.name, " needs ", name, ", which is not among weights.tensors");
+    }
+    if (part.rows > most_rows) {
+      return damaged("weight ", input.spec.name, " has ", part.rows, " rows, more than all weights have bytes");
+    }
+  }
+  return success();
+}
+
+/// The inputs and outputs of a graph are those of a step of this model, and each fits memory. Its caches have the type
+/// of its activations, or are fp32.
+Status check_graph(const ModelConfig& config, std::span<const TensorSpec> inputs, std::span<const TensorSpec> outputs,
+                   DType activations) {
+  const auto step = StepInterface::create(config, inputs, outputs);
+  if (!step) return damaged(step.error().message);
+  for (const CacheSpec& cache : step->caches) {
+    if (cache.past.dtype == activations || cache.past.dtype == DType::kFloat32) continue;
+    return damaged("cache ", cache.past.name, " is ", name_of(cache.past.dtype));
+  }
+  for (const auto specs : {inputs, outputs}) {
+    for (const TensorSpec& spec : specs) {
+      if (bytes_of(spec.dtype, elements_of(spec.bound(kSymbols))) < 0) return damaged(spec.name, " exceeds memory");
+    }
+  }
+  return success();
+}
+
+/// Weights have names of their own among the inputs of their graph.
+Status check_weights(const std::vector<WeightInput>& weights, std::span<const TensorSpec> inputs,
+                     const Manifest& manifest) {
+  std::set<std::string_view> names;
+  for (const TensorSpec& input : inputs) names.insert(input.name);
+  const int64_t most_rows = stored_bytes(manifest);
+  for (const WeightInput& weight : weights) {
+    if (!names.insert(weight.spec.name).second) return damaged("two inputs have the name ", weight.spec.name);
+    SALA_RETURN_IF_ERROR(check_weight(weight, manifest.tensors, most_rows));
+  }
+  return success();
+}
+
+/// Both profiles give each symbolic dimension of the step its range.
+Status check_profiles(const Manifest& manifest) {
+  for (const std::string_view name : {step_names::kPrefill, step_names::kDecode}) {
+    const auto profile = manifest.engine.profiles.find(name);
+    if (profile == manifest.engine.profiles.end()) return damaged("engine.profiles has no ", name);
+    for (const TensorSpec& input : manifest.inputs) {
+      for (const Extent& extent : input.shape) {
+        const std::string& symbol = extent.symbol;
+        if (symbol.empty() || symbol == step_names::kBatch || profile->second.contains(symbol)) continue;
+        return damaged("engine.profiles.", name, " has no ", symbol);
       }
     }
   }
   return success();
+}
+
+/// What several fields say together.
+Status check_together(const Manifest& manifest) {
+  const DType activations = manifest.precision == "fp16" ? DType::kFloat16 : DType::kBFloat16;
+  SALA_RETURN_IF_ERROR(check_files(manifest));
+  SALA_RETURN_IF_ERROR(check_graph(manifest.config, manifest.inputs, manifest.outputs, activations));
+  SALA_RETURN_IF_ERROR(check_graph(manifest.config, manifest.cpu.inputs, manifest.cpu.outputs, DType::kFloat32));
+  SALA_RETURN_IF_ERROR(check_weights(manifest.cpu.weights, manifest.cpu.inputs, manifest));
+  SALA_RETURN_IF_ERROR(check_weights(manifest.engine.weights, manifest.inputs, manifest));
+  return check_profiles(manifest);
 }
 
 /// The command that builds the bundle of an older manifest again, as far as that tells what was asked for in words that
@@ -265,7 +370,7 @@ const FileEntry* Manifest::file(const std::string& path) const {
 }
 
 Expected<Manifest> parse_manifest(std::string_view text, const std::string& where) {
-  const auto document = parse_json(text);
+  const auto document = parse_unambiguous_json(text);
   if (!document || !document->is_object()) {
     return error(ErrorCode::kBundleDamaged, where, " is not a JSON object: the bundle is damaged, build it again");
   }
@@ -277,7 +382,7 @@ Expected<Manifest> parse_manifest(std::string_view text, const std::string& wher
   Manifest manifest;
   root["created_by"].string();
   manifest.config = config_of(root["model"]);
-  manifest.config_sha256 = root["model"]["config_sha256"].string();
+  manifest.config_sha256 = root["model"]["config_sha256"].sha256();
   manifest.precision = root["precision"].string();
   const std::string& precision = manifest.precision;
   const bool is_known = precision == "bf16" || precision == "fp16" || find_codes(precision) != kCodeFormats.end();
@@ -291,7 +396,9 @@ Expected<Manifest> parse_manifest(std::string_view text, const std::string& wher
     return error(ErrorCode::kBundleDamaged, where, ": ", problem, " (build the bundle again)");
   }
   manifest.model_config = (*document)["model"]["config"];
-  SALA_RETURN_IF_ERROR(check_references(manifest, where));
+  if (const Status checked = check_together(manifest); !checked) {
+    return damaged(where, ": ", checked.error().message, " (build the bundle again)");
+  }
   return manifest;
 }
 

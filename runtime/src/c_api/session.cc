@@ -114,8 +114,8 @@ sala_error* sala_session_prefill(sala_session* session, const int32_t* token_ids
 sala_error* sala_session_decode(sala_session* session, int32_t token_id) {
   return sala::c::guarded([&]() -> sala::Status {
     SALA_RETURN_IF_ERROR(sala::c::require({{"session", session}}));
-    return sala::c::exclusively(
-        *session->shared, [&](sala::Session& each) { return sala::c::without_value(each.decode(token_id)); });
+    return sala::c::exclusively(*session->shared,
+                                [&](sala::Session& each) { return sala::c::without_value(each.decode(token_id)); });
   });
 }
 
@@ -162,8 +162,7 @@ void sala_state_target_destroy(sala_state_target* target) { delete target; }
 sala_error* sala_session_save_to(const sala_session* session, sala_state_target* target) {
   return sala::c::guarded([&]() -> sala::Status {
     SALA_RETURN_IF_ERROR(sala::c::require({{"session", session}, {"target", target}}));
-    return sala::c::exclusively(*session->shared,
-                                [&](const sala::Session& each) { return each.save(target->target); });
+    return sala::c::exclusively(*session->shared, [&](const sala::Session& each) { return each.save(target->target); });
   });
 }
 

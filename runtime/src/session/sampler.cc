@@ -117,7 +117,7 @@ Status check(const SamplingOptions& options) {
     return error(ErrorCode::kInvalidArgument, name, " is ", value, ", expected ", expected);
   };
   if (!(std::isfinite(options.temperature) && options.temperature >= 0)) {
-    return wrong("temperature", options.temperature, "0 for the most likely token, or a positive number that is finite");
+    return wrong("temperature", options.temperature, "0 for the most likely token, or a finite number above it");
   }
   if (options.top_k < 0) return wrong("top_k", static_cast<double>(options.top_k), "0 for all tokens, or a count");
   if (!(options.top_p > 0 && options.top_p <= 1)) return wrong("top_p", options.top_p, "more than 0 and at most 1");

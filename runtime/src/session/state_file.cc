@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <memory>
 #include <string_view>
 #include <utility>
 
@@ -123,8 +124,8 @@ class Writer {
       const char* from = static_cast<const char*>(cache.buffer.data()) + piece * valid.stride_bytes;
       for (int64_t done = 0; done < valid.piece_bytes;) {
         const int64_t bytes = std::min(kStagingBytes, valid.piece_bytes - done);
-        SALA_RETURN_IF_ERROR(model.engine->memory().read(staging_.data(), from + done, bytes));
-        SALA_RETURN_IF_ERROR(write(staging_.data(), static_cast<size_t>(bytes)));
+        SALA_RETURN_IF_ERROR(model.engine->memory().read(staging_.get(), from + done, bytes));
+        SALA_RETURN_IF_ERROR(write(staging_.get(), static_cast<size_t>(bytes)));
         done += bytes;
       }
     }
@@ -134,7 +135,7 @@ class Writer {
   ReplacedFile& file_;
   const SessionCore& session_;
   Sha256 hash_;
-  std::vector<char> staging_ = std::vector<char>(static_cast<size_t>(kStagingBytes));
+  std::unique_ptr<char[]> staging_ = std::make_unique_for_overwrite<char[]>(kStagingBytes);
 };
 
 /// What a valid header says beyond its tensors.
@@ -153,8 +154,9 @@ Expected<StateInfo> check_metadata(const SafetensorsHeader& header, const File& 
     return error(ErrorCode::kStateForeign, path, " is not a saved session: give a file that Session::save wrote");
   }
   if (value("version") == "1") {
-    return error(ErrorCode::kStateVersion, path, " has state version '1', which has no hash, so damage would not show: ",
-                 "this release reads ", kVersion, "; use the release that wrote it, or prefill again");
+    return error(ErrorCode::kStateVersion, path,
+                 " has state version '1', which has no hash to show damage: ", "this release reads ", kVersion,
+                 "; use the release that wrote it, or prefill again");
   }
   if (value("version") != kVersion) {
     return error(ErrorCode::kStateVersion, path, " has state version '", value("version"), "', this release reads ",
@@ -276,8 +278,8 @@ class Reader {
       char* to = static_cast<char*>(cache.buffer.data()) + piece * valid.stride_bytes;
       for (int64_t done = 0; done < valid.piece_bytes;) {
         const int64_t bytes = std::min(kStagingBytes, valid.piece_bytes - done);
-        SALA_RETURN_IF_ERROR(read(staging_.data(), bytes));
-        SALA_RETURN_IF_ERROR(model.engine->memory().write(to + done, staging_.data(), bytes));
+        SALA_RETURN_IF_ERROR(read(staging_.get(), bytes));
+        SALA_RETURN_IF_ERROR(model.engine->memory().write(to + done, staging_.get(), bytes));
         done += bytes;
       }
     }
@@ -289,7 +291,7 @@ class Reader {
   const StateInfo& info_;
   Sha256 hash_;
   int64_t offset_ = 0;
-  std::vector<char> staging_ = std::vector<char>(static_cast<size_t>(kStagingBytes));
+  std::unique_ptr<char[]> staging_ = std::make_unique_for_overwrite<char[]>(kStagingBytes);
 };
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include "session/step_interface.h"
 
 #include <algorithm>
+#include <map>
 #include <string_view>
 
 #include "sala/step_names.h"
@@ -15,10 +16,15 @@ int64_t windows(int64_t tokens, int64_t size, int64_t stride) {
   return tokens < size ? 0 : (tokens - size) / stride + 1;
 }
 
-const TensorSpec* find(std::span<const TensorSpec> specs, std::string_view name) {
-  const auto found =
-      std::find_if(specs.begin(), specs.end(), [&](const TensorSpec& spec) { return spec.name == name; });
-  return found == specs.end() ? nullptr : &*found;
+using ByName = std::map<std::string_view, const TensorSpec*>;
+
+Expected<ByName> by_name(std::span<const TensorSpec> specs) {
+  ByName result;
+  for (const TensorSpec& spec : specs) {
+    if (result.emplace(spec.name, &spec).second) continue;
+    return error(ErrorCode::kInvalidArgument, "the step has two tensors ", spec.name);
+  }
+  return result;
 }
 
 Extent symbol(std::string_view name) { return {0, std::string(name)}; }
@@ -27,17 +33,18 @@ TensorSpec spec(std::string_view name, DType dtype, std::vector<Extent> shape) {
   return {std::string(name), dtype, std::move(shape)};
 }
 
-Status require(std::span<const TensorSpec> specs, const TensorSpec& expected) {
-  const TensorSpec* found = find(specs, expected.name);
-  if (found == nullptr) return error(ErrorCode::kInvalidArgument, "the engine has no tensor ", expected.name);
-  if (found->dtype != expected.dtype || found->shape != expected.shape) {
-    return error(ErrorCode::kInvalidArgument, "the engine's tensor ", expected.name,
-                 " has another type or shape than a step of this model");
+Status require(const ByName& specs, const TensorSpec& expected) {
+  const auto at = specs.find(expected.name);
+  if (at == specs.end()) return error(ErrorCode::kInvalidArgument, "the step has no tensor ", expected.name);
+  const TensorSpec& found = *at->second;
+  if (found.dtype != expected.dtype || found.shape != expected.shape) {
+    return error(ErrorCode::kInvalidArgument, "tensor ", expected.name,
+                 " has another type or shape than in a step of this model");
   }
   return success();
 }
 
-Expected<CacheSpec> cache_of(const TensorSpec& past, std::span<const TensorSpec> outputs) {
+Expected<CacheSpec> cache_of(const TensorSpec& past, const ByName& outputs) {
   CacheSpec cache{past, std::string(kPresent) + past.name.substr(kPast.size()), CacheRows::kAll, 0};
   SALA_RETURN_IF_ERROR(require(outputs, {cache.present_name, past.dtype, past.shape}));
   for (size_t axis = 0; axis < past.shape.size(); ++axis) {
@@ -45,6 +52,9 @@ Expected<CacheSpec> cache_of(const TensorSpec& past, std::span<const TensorSpec>
     if (name.empty() || name == kBatch) continue;
     if (name != kCapacity && name != kCapacityK1 && name != kCapacityK2) {
       return error(ErrorCode::kInvalidArgument, "cache ", past.name, " has the unknown dimension ", name);
+    }
+    if (cache.rows != CacheRows::kAll) {
+      return error(ErrorCode::kInvalidArgument, "cache ", past.name, " grows along two dimensions");
     }
     cache.rows = name == kCapacity     ? CacheRows::kTokens
                  : name == kCapacityK1 ? CacheRows::kK1Windows
@@ -69,25 +79,27 @@ int64_t CacheSpec::valid_rows(const ModelConfig& config, int64_t tokens) const {
   return tokens;
 }
 
-Expected<StepInterface> StepInterface::create(const ModelConfig& config, const Engine& engine) {
-  const auto inputs = engine.inputs();
-  const auto outputs = engine.outputs();
+Expected<StepInterface> StepInterface::create(const ModelConfig& config, std::span<const TensorSpec> inputs,
+                                              std::span<const TensorSpec> outputs) {
+  const auto into = by_name(inputs), out = by_name(outputs);
+  if (!into) return into.error();
+  if (!out) return out.error();
   const Extent batch = symbol(kBatch), tokens = symbol(kTokens);
   const Extent rope_width{2 * static_cast<int64_t>(config.inv_freq.size()), {}};
-  SALA_RETURN_IF_ERROR(require(inputs, spec(kInputIds, DType::kInt64, {batch, tokens})));
-  SALA_RETURN_IF_ERROR(require(inputs, spec(kPastLength, DType::kInt32, {batch})));
-  SALA_RETURN_IF_ERROR(require(inputs, spec(kContextLength, DType::kInt32, {batch})));
-  SALA_RETURN_IF_ERROR(require(inputs, spec(kRopeCosSin, DType::kFloat32, {batch, tokens, rope_width})));
-  SALA_RETURN_IF_ERROR(require(outputs, spec(kLogits, DType::kFloat32, {batch, {config.vocab_size, {}}})));
+  SALA_RETURN_IF_ERROR(require(*into, spec(kInputIds, DType::kInt64, {batch, tokens})));
+  SALA_RETURN_IF_ERROR(require(*into, spec(kPastLength, DType::kInt32, {batch})));
+  SALA_RETURN_IF_ERROR(require(*into, spec(kContextLength, DType::kInt32, {batch})));
+  SALA_RETURN_IF_ERROR(require(*into, spec(kRopeCosSin, DType::kFloat32, {batch, tokens, rope_width})));
+  SALA_RETURN_IF_ERROR(require(*out, spec(kLogits, DType::kFloat32, {batch, {config.vocab_size, {}}})));
   StepInterface step;
   for (const TensorSpec& input : inputs) {
     if (!input.name.starts_with(kPast)) continue;
-    auto cache = cache_of(input, outputs);
+    auto cache = cache_of(input, *out);
     if (!cache) return cache.error();
     step.caches.push_back(*std::move(cache));
   }
   if (inputs.size() != step.caches.size() + 4 || outputs.size() != step.caches.size() + 1) {
-    return error(ErrorCode::kInvalidArgument, "the engine has ", inputs.size(), " inputs and ", outputs.size(),
+    return error(ErrorCode::kInvalidArgument, "the step has ", inputs.size(), " inputs and ", outputs.size(),
                  " outputs, of which ", step.caches.size(), " are caches: some tensor is not part of a step");
   }
   return step;

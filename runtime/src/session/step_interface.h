@@ -6,10 +6,10 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
-#include "sala/engine.h"
 #include "sala/model.h"
 #include "sala/status.h"
 #include "sala/tensor.h"
@@ -33,7 +33,8 @@ struct StepInterface {
   std::vector<CacheSpec> caches;  // in graph order
 
   /// kInvalidArgument naming the tensor that is missing or is not what a step has.
-  static Expected<StepInterface> create(const ModelConfig& config, const Engine& engine);
+  static Expected<StepInterface> create(const ModelConfig& config, std::span<const TensorSpec> inputs,
+                                        std::span<const TensorSpec> outputs);
 };
 
 /// Values of the symbolic dimensions of a session's caches.

@@ -5,7 +5,8 @@
  *   load BUNDLE                      session MAX_CONTEXT CHUNK       restore STATE MAX_CONTEXT CHUNK
  *   prefill TOKENS CONTEXT_LENGTH    stream TOKENS CONTEXT_LENGTH PIECE    decode TOKEN
  *   logits FILE                      generate COUNT TEMPERATURE SEED       facts
- *   save STATE                       reset */
+ *   save STATE                       reset                             check COUNT TEMPERATURE SEED
+ *   target STATE, to save to it after steps of this session that follow    finish TOKENS, the room it must have */
 
 #include <sala.h>
 #include <stdio.h>
@@ -16,6 +17,7 @@ static const char* onnxruntime;
 static const char* operators;
 static sala_model* model;
 static sala_session* session;
+static sala_state_target* target;
 
 static void answer(sala_error* error) {
   if (error == NULL) {
@@ -103,6 +105,26 @@ static sala_error* generate(long count, double temperature, long seed) {
   return error;
 }
 
+/* Saves to the target that was opened, if its disk has room for `tokens` tokens, and lets it go. */
+static sala_error* finish(long tokens) {
+  int64_t bytes = 0;
+  sala_error* error = sala_model_state_bytes(model, tokens, &bytes);
+  if (error == NULL) error = sala_state_target_require_room(target, bytes);
+  if (error == NULL) error = sala_session_save_to(session, target);
+  sala_state_target_destroy(target);
+  target = NULL;
+  return error;
+}
+
+static sala_error* check(long count, double temperature, long seed) {
+  sala_generate_options options = SALA_GENERATE_OPTIONS_INIT;
+  sala_sampling_options sampling = SALA_SAMPLING_OPTIONS_INIT;
+  options.max_new_tokens = count;
+  sampling.temperature = temperature;
+  sampling.seed = (uint64_t)seed;
+  return sala_model_check_generate(model, &options, &sampling);
+}
+
 static void write_logits(const char* path) {
   size_t count;
   const float* logits = sala_session_logits(session, &count);
@@ -131,6 +153,10 @@ int main(int count, char** arguments) {
     a = b = 0;
     if (sscanf(line, "generate %ld %lf %ld", &a, &real, &b) == 3) {
       answer(generate(a, real, b));
+    } else if (sscanf(line, "check %ld %lf %ld", &a, &real, &b) == 3) {
+      answer(check(a, real, b));
+    } else if (sscanf(line, "finish %ld", &a) == 1) {
+      answer(finish(a));
     } else if (sscanf(line, "session %ld %ld", &a, &b) == 2) {
       answer(begin(NULL, a, b));
     } else if (sscanf(line, "decode %ld", &a) == 1) {
@@ -142,6 +168,7 @@ int main(int count, char** arguments) {
       if (strcmp(verb, "stream") == 0) answer(prefill(path, a, b));
       if (strcmp(verb, "logits") == 0) write_logits(path);
       if (strcmp(verb, "save") == 0) answer(sala_session_save(session, path));
+      if (strcmp(verb, "target") == 0) answer(sala_state_target_open(path, &target));
     } else if (strncmp(line, "facts", 5) == 0) {
       facts();
     } else if (strncmp(line, "reset", 5) == 0) {
@@ -151,6 +178,7 @@ int main(int count, char** arguments) {
     }
     fflush(stdout);
   }
+  sala_state_target_destroy(target);
   sala_session_destroy(session);
   sala_model_destroy(model);
   return 0;

@@ -16,18 +16,6 @@ namespace sala::tensorrt {
 
 namespace {
 
-Status check_profiles(const Bundle& bundle) {
-  const auto& profiles = bundle.manifest.engine.profiles;
-  for (const std::string_view profile : {step_names::kPrefill, step_names::kDecode}) {
-    const auto found = profiles.find(profile);
-    if (found == profiles.end() || !found->second.contains(step_names::kTokens)) {
-      return error(ErrorCode::kBundleDamaged, (bundle.path / kManifestFile).string(),
-                   ": engine.profiles has no usable ", profile, " (build the bundle again)");
-    }
-  }
-  return success();
-}
-
 /// The file that is given, or that beside the bundle if it can be written; empty if not.
 std::filesystem::path runtime_cache_file(const std::filesystem::path& bundle, const std::filesystem::path& given) {
   if (!given.empty()) return given;
@@ -63,7 +51,6 @@ Expected<std::unique_ptr<const LoadedPlan>> LoadedPlan::load(const Bundle& bundl
   const auto library = Library::load(manifest.engine, plan->options_.library);
   if (!library) return library.error();
   // From here on this machine can run the engine: what is wrong now is not hidden by another runtime.
-  SALA_RETURN_IF_ERROR(check_profiles(bundle));
   SALA_RETURN_IF_ERROR(check_inputs(manifest.engine.weights, source));
   const Device::Current current(*plan->device_);
   SALA_RETURN_IF_ERROR(plan->start(*library));
