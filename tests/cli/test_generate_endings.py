@@ -18,13 +18,17 @@ from sala_export import loading
 from sala_export.cli import generate_prompt
 from sala_export.cli.app import run
 from sala_export.errors import RunError, SessionError
+from sala_export.runtime import text
 from sala_export.runtime.model import Model
 from sala_export.runtime.session import Session
 
 Capture = pytest.CaptureFixture[str]
 
 SENTENCE = "temig yemo tete re so se kige dudelu. "
-"""About ten tokens. The tiny model is dense up to 512."""
+"""About 14 tokens. The tiny model is dense up to 512."""
+
+HELD_BACK = 300
+"""More tokens than the encoder keeps of a stream, because what follows may still change them."""
 
 
 @pytest.fixture(scope="module")
@@ -33,18 +37,20 @@ def model() -> Model:
 
 
 def ends(capsys: Capture, code: int, *arguments: object) -> list[str]:
-    """Run until an early end; returns the lines on stderr but those of progress."""
+    """Run until an early end; returns the lines on stderr that are not of progress."""
     capsys.readouterr()
     assert run(["generate", str(tiny_text_bundle()), "--runtime", "onnxruntime", *map(str, arguments)]) == code
-    return [line for line in capsys.readouterr().err.splitlines() if not line.startswith(("prefill: ", "generated: "))]
+    progress = ("loading weights", "prefill: ", "generated: ")
+    return [line for line in capsys.readouterr().err.splitlines() if not line.startswith(progress)]
 
 
 def pipe(monkeypatch: pytest.MonkeyPatch, data: bytes, block: int) -> None:
     monkeypatch.setattr(generate_prompt, "_BLOCK_BYTES", block)
+    monkeypatch.setattr(text, "_BLOCK_CHARACTERS", block)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
 
 
-@pytest.mark.parametrize("sentences", [5, 120], ids=["that waited", "that ran in chunks"])
+@pytest.mark.parametrize("sentences", [34, 120], ids=["that waited", "that ran in chunks"])
 def test_error_in_a_stream_saves_the_tokens_before_it(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Model, sentences: int
 ) -> None:
@@ -57,20 +63,19 @@ def test_error_in_a_stream_saves_the_tokens_before_it(
     assert f"saved the {restored.position:,} tokens that had run to {state}: continue with --load-state" in saved
     whole = model.session(max_context=4096)
     whole.prefill(good.decode())
-    # The last tokens before the error could still have become others.
-    assert whole.position - 20 < restored.position <= whole.position
+    assert whole.position - HELD_BACK < restored.position <= whole.position
     assert restored.tokens.tolist() == whole.tokens[: restored.position].tolist()
 
 
 def test_stream_longer_than_the_context_saves_what_fitted(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Model
 ) -> None:
-    pipe(monkeypatch, SENTENCE.encode() * 50, 4 * len(SENTENCE))
+    pipe(monkeypatch, SENTENCE.encode() * 100, 4 * len(SENTENCE))
     state = tmp_path / "a.state"
-    saved, error = ends(capsys, 2, "--prompt-file", "-", "--max-context", 200, "--save-state", state)
-    assert "max_context is 200: choose a larger --max-context" in error
+    saved, error = ends(capsys, 2, "--prompt-file", "-", "--max-context", 800, "--save-state", state)
+    assert "max_context is 800: choose a larger --max-context" in error
     assert "saved the " in saved
-    assert 150 < model.restore(state, max_context=4096).position <= 200
+    assert 800 - HELD_BACK < model.restore(state, max_context=4096).position <= 800
     assert ends(capsys, 0, "--load-state", state, "--prompt", "on", "--max-context", "1K", "--max-new-tokens", 1) == []
 
 
@@ -172,7 +177,7 @@ def test_signal_ends_the_work_between_steps_and_saves_it(
     program = "from sala_export.cli.start import main; main()"
     options = ["--runtime", runtime, "--max-new-tokens", "100000", "--max-context", "120K", "--save-state", str(state)]
     process = subprocess.Popen(
-        [sys.executable, "-c", program, "generate", str(tiny_text_bundle()), "--prompt", SENTENCE, *options],
+        [sys.executable, "-c", program, "generate", str(tiny_text_bundle()), "--prompt", "muki", *options],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "CUDA_VISIBLE_DEVICES": ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -113,19 +115,110 @@ def test_wrong_ids_are_refused(ids: str, message: str) -> None:
     assert message in done.stderr
 
 
-def test_interrupt_ends_it_between_chunks_without_a_state(prompt: Path, tmp_path: Path) -> None:
-    options = ["--tokens", prompt, "--chunk-tokens", 1, "--save-state", tmp_path / "a.state", *libraries()]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_it_between_chunks_and_saves_what_had_run(
+    model: Model, prompt: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    state = tmp_path / "a.state"
+    options = ["--tokens", prompt, "--chunk-tokens", 1, "--save-state", state, *libraries()]
     command = [sanitized_build() / "sala-run", tiny_cpu_bundle(), *map(str, options)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         # A slow load of the weights reports first.
         lines = itertools.dropwhile(lambda line: line.startswith("weights "), process.stderr)
         assert next(lines).startswith("prefill 1/150 tokens")
-        process.send_signal(signal.SIGINT)
-        stdout, _ = process.communicate()
-    assert process.returncode == 130
-    assert stdout == ""
-    assert [path.name for path in tmp_path.iterdir()] == [prompt.name]
+        process.send_signal(number)
+        *_, saved = lines
+        assert process.stdout is not None
+        assert process.stdout.read() == ""
+    assert process.returncode == 128 + number
+    position = model.restore(state).position
+    assert (
+        saved == f"sala-run: saved the {position} tokens that had run to {state}: continue with --load-state {state}\n"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.state", prompt.name]
+
+
+def test_signal_while_it_waits_for_ids_ends_it(tmp_path: Path) -> None:
+    options = ["--tokens", "-", "--save-state", str(tmp_path / "a.state"), *map(str, libraries())]
+    command = [sanitized_build() / "sala-run", tiny_cpu_bundle(), *options]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not list(tmp_path.iterdir()):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
+        *_, told = process.stderr
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "no new tokens had run" in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_output_that_cannot_be_written_is_named_and_the_state_saved(prompt: Path, tmp_path: Path) -> None:
+    state = tmp_path / "a.state"
+    options = ["--tokens", prompt, "--max-new-tokens", 4, "--save-state", state, *libraries()]
+    with Path("/dev/full").open("w") as full:
+        command = [sanitized_build() / "sala-run", tiny_cpu_bundle(), *map(str, options)]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    *_, saved, error = done.stderr.splitlines()
+    assert "saved the 151 tokens" in saved
+    assert "standard output cannot be written: No space left on device" in error
+
+
+@pytest.mark.parametrize("json_too", [(), ("--json",)])
+def test_full_output_fails_the_run(prompt: Path, json_too: tuple[str, ...]) -> None:
+    command = [sanitized_build() / "sala-run", tiny_cpu_bundle(), "--tokens", prompt, *json_too, *libraries()]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*map(str, command), "--max-new-tokens", "1"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert "standard output" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--temperature", "nan"], "--temperature: 'nan'"),
+        (["--temperature", "-2"], "temperature is -2"),
+        (["--top-p", "1.5"], "top_p is 1.5"),
+        (["--seed", str(2**64)], "--seed"),
+        (["--top-k", str(2**63)], "--top-k"),
+        (["--max-new-tokens", str(2**63)], "--max-new-tokens"),
+        (["--save-state", "/dev/null"], "/dev/null"),
+        (["--save-state", "/"], "StateUnwritable"),
+        (["--tokens", "/"], "is a directory"),
+        (["--seed", "\x1b[31m"], r"--seed: '\x1b[31m'"),
+    ],
+)
+def test_wrong_options_are_refused_before_the_bundle_is_opened(options: list[str], message: str) -> None:
+    done = sala_run("no bundle", "--tokens", "-", *options)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (b"1 " * 70_000, "more than 64 token ids"),
+        (b"\0" * 200_000, "is not a token id"),
+        (b"9" * 200_000, "...' is not"),
+    ],
+)
+def test_streams_that_do_not_end_are_refused_on_the_way(ids: bytes, message: str) -> None:
+    options = ["--tokens", "-", "--max-context", "64", *map(str, libraries())]
+    command = [sanitized_build() / "sala-run", tiny_cpu_bundle(), *options]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        with contextlib.suppress(BrokenPipeError):
+            while True:  # until it has seen enough
+                process.stdin.write(ids)
+        told = process.stderr.read().decode()
+        process.stdin = None
+    assert process.returncode == 2
+    assert message in told
 
 
 def test_help_names_every_option() -> None:
