@@ -152,7 +152,7 @@ TEST(Manifest, ReadsWhatTheRuntimeNeeds) {
   EXPECT_EQ(manifest->config.inv_freq, (std::vector<float>{1.0f, 0.01f}));
   EXPECT_EQ(manifest->config.kernel_stride, 16);
   EXPECT_EQ(manifest->config.dense_len, 512);
-  EXPECT_EQ(manifest->cpu.inputs[0].shape, (std::vector<Extent>{{0, "batch"}, {4, ""}}));
+  EXPECT_EQ(manifest->cpu.inputs[4].shape, (std::vector<Extent>{{0, "batch"}, {2, ""}, {0, "capacity"}, {4, ""}}));
   const auto& parts = manifest->cpu.weights[0].parts;
   EXPECT_EQ(parts[0].tensor, "plain");
   EXPECT_EQ(parts[0].rows, 0);

@@ -383,7 +383,8 @@ class Manifest(_Entry):
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"])
-            raise BundleError(f"{where}: {field}: {first['msg']} (build the bundle again)") from None
+            problem = first["msg"].removeprefix("Value error, ")
+            raise BundleError(f"{where}: {field}: {problem} (build the bundle again)") from None
         given = content["model"]["config"]["sparse_config"].keys()
         if missing := [name for name in SparseConfig.__slots__ if name not in given]:
             raise BundleError(f"{where}: model.config.sparse_config.{missing[0]} is missing (build the bundle again)")

@@ -62,6 +62,7 @@ class ChatTemplate:
 
         Args: goes_on: the context holds a conversation up to the text of an answer; the result begins with what ends
         that answer.
+        Raises: SessionError as `render`, or if a template leaves answers out.
         """
         if not goes_on:
             return self.render([{"role": "user", "content": prompt}])
@@ -72,7 +73,13 @@ class ChatTemplate:
                 {"role": "user", "content": prompt},
             ]
         )
-        return conversation.partition(_ANSWER_PROBE)[2]
+        _, answer, following = conversation.partition(_ANSWER_PROBE)
+        if not answer:
+            raise SessionError(
+                f"{self._origin}: the chat template leaves out what the model answered, so no conversation can go on: "
+                "begin a new one"
+            )
+        return following
 
     def around_prompt(self, *, goes_on: bool) -> tuple[str, str] | None:
         """The text of `turn` before and after a prompt that is not known yet. None if the template changes prompts."""

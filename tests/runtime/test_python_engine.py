@@ -200,7 +200,7 @@ def test_engine_with_wrong_tensors_is_refused() -> None:
     class Other(Counter):
         outputs = Counter.outputs[1:]
 
-    with pytest.raises(SessionError, match="the engine has no tensor logits"):
+    with pytest.raises(SessionError, match="the step has no tensor logits"):
         model_on(Other())
 
 

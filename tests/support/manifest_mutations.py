@@ -26,7 +26,8 @@ _STRINGS = (
 )
 _BYTES = (b"\x00", b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\xef\xbb\xbf", b'"', b"\\", b"{", b"[", b",", b":", b"\r\n")
 
-type_of_slot = tuple[Any, Any]
+_Slot = tuple[Any, Any]
+"""A container, and the place of a member in it."""
 
 
 def mutant(bases: Sequence[bytes], seed: int) -> bytes:
@@ -51,9 +52,9 @@ def _written(document: Any) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def _slot(document: Any, chance: random.Random) -> type_of_slot:
+def _slot(document: Any, chance: random.Random) -> _Slot:
     """A container and the place of a member, found from the root downwards: each field is as likely as a long list."""
-    at: type_of_slot = (document, chance.choice(list(document)))
+    at: _Slot = (document, chance.choice(list(document)))
     while chance.random() < 0.85:
         value = at[0][at[1]]
         if not isinstance(value, dict | list) or not value:
