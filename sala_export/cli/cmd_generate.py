@@ -132,8 +132,12 @@ def generate(
         else:
             session = model.restore(load_state, max_context=max_context)
         stop_tokens = {*model.eos_token_ids, *tokenizer.stop_token_ids}
-        ids: Iterable[list[int]] = prompt_ids(source, tokenizer, session, chat=chat, stop_tokens=stop_tokens)
-        if source.file is None:  # all of it is known
+        # A prompt that is known whole is refused whole.
+        fills = target is not None and source.file is not None
+        ids: Iterable[list[int]] = prompt_ids(
+            source, tokenizer, session, chat=chat, fills=fills, stop_tokens=stop_tokens
+        )
+        if source.file is None:
             ids = [*ids]
         if target is not None:
             require_room(target, model, session, source.tokens_read + sampling["max_new_tokens"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import os
 import stat
@@ -60,14 +61,27 @@ class PromptSource:
             raise RequestError(f"--prompt-file {prompt_file} is a device: give a file or a stream of text")
         return cls(file, bytes_total=status.st_size if stat.S_ISREG(status.st_mode) else None)
 
-    def blocks(self) -> Iterator[bytes]:
+    def text_blocks(self) -> Iterator[str]:
         """Yield blocks of the prompt as soon as they arrive.
 
-        Raises: SessionError at the end if the prompt was empty, or where it cannot be read any more.
+        Raises: SessionError where it is no UTF-8 or cannot be read any more, behind all text before; and if the prompt
+            was empty.
         """
-        while block := self.text if self.file is None and not self.bytes_read else self._read():
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        decoded = 0  # bytes
+        is_at_end = False
+        while not is_at_end:
+            block = self.text if self.file is None and not self.bytes_read else self._read()
             self.bytes_read += len(block)
-            yield block
+            is_at_end = not block
+            try:
+                yield decoder.decode(block, final=is_at_end)
+            except UnicodeDecodeError as error:
+                yield error.object[: error.start].decode()
+                raise SessionError(
+                    f"the prompt is not UTF-8 at byte {decoded + error.start}, counted from 0: convert it first"
+                ) from None
+            decoded = self.bytes_read - len(decoder.getstate()[0])
         if not self.bytes_read:
             raise SessionError("the prompt is empty: give at least one character")
 
@@ -96,51 +110,53 @@ def require_chat(tokenizer: Tokenizer) -> ChatTemplate:
 
 
 def prompt_ids(
-    source: PromptSource, tokenizer: Tokenizer, session: Session, *, chat: bool, stop_tokens: set[int]
+    source: PromptSource, tokenizer: Tokenizer, session: Session, *, chat: bool, fills: bool, stop_tokens: set[int]
 ) -> Iterator[list[int]]:
-    """Yield the tokens of the prompt, some at a time, for as long as they fit into the context.
+    """Yield the tokens of the prompt, some at a time.
 
+    Args: fills: give all tokens before an error, also those that could still have changed, and of a prompt that exceeds
+        the context as many as fit.
     Raises: SessionError where the prompt is no UTF-8, empty, cannot be read or exceeds the context; UnsupportedError
         for a chat without a template.
     """
     goes_on = session.position > 0
     before = after = ""
-    blocks = source.blocks()
+    blocks = source.text_blocks()
     if chat:
         template = require_chat(tokenizer)
         around = template.around_prompt(goes_on=goes_on)
         if around is None:
             # The template changes what it is given, so it has to see the whole prompt.
-            before, blocks = template.turn(_utf8(b"".join(blocks)), goes_on=goes_on), iter(())
+            before, blocks = template.turn("".join(blocks), goes_on=goes_on), iter(())
         else:
             before, after = around
         last = int(session.tokens[-1]) if goes_on else None
         if last in stop_tokens:  # the context holds the end of the answer already
             before = before.removeprefix(tokenizer.token(last) or "")
     encoder = tokenizer.stream_encoder(add_special_tokens=not chat and not goes_on)
-    pieces = _encoded(encoder, itertools.chain((before,), blocks, (after,)))
-    yield from _fitting(pieces, source, session.position, session.max_context)
-
-
-def _encoded(encoder: StreamEncoder, pieces: Iterable[str | bytes]) -> Iterator[list[int]]:
-    for piece in pieces:
-        yield encoder.push(piece)
-    yield encoder.finish()
-
-
-def _fitting(pieces: Iterable[list[int]], source: PromptSource, position: int, max_context: int) -> Iterator[list[int]]:
+    pieces = _encoded(encoder, source, itertools.chain((before,), blocks, (after,)), fills=fills)
+    position, room = session.position, session.max_context - session.position
     for ids in pieces:
+        earlier = source.tokens_read
         source.tokens_read += len(ids)
-        if position + source.tokens_read > max_context:
+        if source.tokens_read > room:
+            if fills:
+                yield ids[: room - earlier]
             raise SessionError(
                 f"the prompt needs a context of at least {position + source.tokens_read} tokens, and max_context is "
-                f"{max_context}: choose a larger --max-context"
+                f"{session.max_context}: choose a larger --max-context"
             )
         yield ids
 
 
-def _utf8(data: bytes) -> str:
+def _encoded(
+    encoder: StreamEncoder, source: PromptSource, pieces: Iterable[str], *, fills: bool
+) -> Iterator[list[int]]:
     try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise SessionError(f"the prompt is not UTF-8 at byte {error.start}, counted from 0: convert it first") from None
+        for piece in pieces:
+            yield encoder.push(piece)
+    except SessionError:
+        if fills and source.bytes_read:
+            yield encoder.finish()
+        raise
+    yield encoder.finish()

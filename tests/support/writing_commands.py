@@ -142,7 +142,7 @@ WRITING_COMMANDS = {
     "sala-run": WritingCommand(output="out.state", make=sala_run, digest=_file_digest),
 }
 
-_IN_EVERY_RUN = ("random-checkpoint", "plan", "generate", "sala-run")
+_IN_EVERY_RUN = ("random-checkpoint", "generate", "sala-run")
 QUICK = [pytest.param(name, marks=() if name in _IN_EVERY_RUN else pytest.mark.release) for name in WRITING_COMMANDS]
 """Names of all commands, for `parametrize`. Those that write like another one wait for a release."""
 
