@@ -6,6 +6,7 @@ process, and Python gets a `PanicException`, which is no `Exception`.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import threading
@@ -16,6 +17,7 @@ from typing import ParamSpec, TypeVar
 import tokenizers
 
 from ..errors import BundleError, SalaError, SessionError
+from .tokenizer_limits import Spec
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -37,19 +39,20 @@ class LibraryTokenizer:
         self.added_tokens: dict[int, tokenizers.AddedToken] = self._run(tokenizer.get_added_tokens_decoder)
 
     @classmethod
-    def from_json(cls, text: str, origin: str) -> LibraryTokenizer:
-        """Make a tokenizer of the text of a tokenizer.json, without its truncation and padding.
+    def from_json(cls, content: bytes, origin: str) -> LibraryTokenizer:
+        """Make a tokenizer of the content of a tokenizer.json, without its truncation and padding.
 
         Raises: BundleError naming `origin` if the library does not take the file.
         """
         tokenizer = _guarded(_read, BundleError, f"{origin} is no tokenizer that this version of `tokenizers` reads")(
-            text
+            content
         )
         return cls(tokenizer, origin)
 
-    def to_json(self) -> str:
-        """The tokenizer.json that the library writes: every field is there, and of its type."""
-        return self._run(self._tokenizer.to_str)
+    def spec(self) -> Spec:
+        """The tokenizer.json that the library writes, parsed: every field is there, and of its type."""
+        spec: Spec = json.loads(self._run(self._tokenizer.to_str))
+        return spec
 
     def encode(self, text: str, *, add_special_tokens: bool) -> tokenizers.Encoding:
         """Encode a text."""
@@ -102,8 +105,8 @@ def _give_back(written: bytes, panics: Sequence[str]) -> None:
         written = written[os.write(_STDERR, written) :]
 
 
-def _read(text: str) -> tokenizers.Tokenizer:
-    tokenizer = tokenizers.Tokenizer.from_str(text)
+def _read(content: bytes) -> tokenizers.Tokenizer:
+    tokenizer = tokenizers.Tokenizer.from_buffer(content)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
