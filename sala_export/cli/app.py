@@ -52,12 +52,15 @@ for command in (plan, quantize, build, verify, generate, bench, inspect, export,
 
 def main() -> None:
     """Run the command line of this process and leave with its exit code. `start.main` has prepared the process."""
-    interrupt_work()
     try:
+        interrupt_work()
         code = run(sys.argv[1:])
+        leave_at_once()
     except KeyboardInterrupt:  # while the end of another one was told
+        leave_at_once()
         code = exit_code_of_signal()
-    leave_at_once()
+    if was_interrupted():  # a pipe that nobody reads must not hold the end up
+        discard_output()
     try:
         sys.stdout.flush()
     except OutputError:  # told already, or less important than what was
