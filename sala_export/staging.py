@@ -91,10 +91,6 @@ class Staging:
         unfinished.rename(key)
         _sync(key.parent)
 
-    @property
-    def is_kept(self) -> bool:
-        return self.path.with_name(_KEY).is_file()
-
 
 @contextmanager
 def staged_directory(path: Path, *, marker: str, force: bool = False) -> Iterator[Path]:
@@ -122,15 +118,15 @@ def resumable_directory(path: Path, *, marker: str, force: bool, key: str) -> It
     path = path.absolute()
     _require_free(path, marker=marker, force=force)
     with _locked_wrapper(path) as wrapper:
-        if path.exists():
-            _require_exchange(wrapper, path)
-        resumed = bool(key) and _holds_part_of(wrapper, key)
-        if not resumed:
-            _clear(wrapper)
-            (wrapper / _CONTENT).mkdir()
-        staging = Staging(path=wrapper / _CONTENT, resumed=resumed, key=key)
         worth_keeping = False
         try:
+            if path.exists():
+                _require_exchange(wrapper, path)
+            resumed = _holds_part_of(wrapper, key)
+            if not resumed:
+                _clear(wrapper)
+                (wrapper / _CONTENT).mkdir()
+            staging = Staging(path=wrapper / _CONTENT, resumed=resumed, key=key)
             yield staging
             if not (staging.path / marker).exists():
                 (staging.path / marker).touch()
@@ -138,7 +134,7 @@ def resumable_directory(path: Path, *, marker: str, force: bool, key: str) -> It
             _require_free(path, marker=marker, force=force)
             _put_in_place(staging.path, path, marker)
         except BaseException as error:
-            worth_keeping = staging.is_kept and not isinstance(error, DiskFullError | OSError)
+            worth_keeping = _holds_part_of(wrapper, key) and not isinstance(error, DiskFullError | OSError)
             raise
         finally:
             if not worth_keeping:
@@ -161,9 +157,9 @@ def staged_file(path: Path) -> Iterator[Path]:
     if before is not None and not stat.S_ISREG(before.st_mode):
         raise RequestError(f"{path} is not a file: choose another name")
     with _locked_wrapper(target) as wrapper:
-        _clear(wrapper)
         content = wrapper / _CONTENT
         try:
+            _clear(wrapper)
             yield content
             if before is not None:
                 _take_over(content, before)
@@ -215,7 +211,6 @@ def _require_exchange(wrapper: Path, path: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_SUCH_RENAME:
             raise
-        _remove(wrapper)
         raise RequestError(
             f"{path}: this file system cannot exchange two directories, so --force would leave a moment without "
             "either: remove it first, or choose another disk"
@@ -274,11 +269,13 @@ def _locked(wrapper: Path, path: Path) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(lock).st_uid != os.geteuid() or _owner_text(lock) not in (b"", OWNER_TEXT):
             raise _in_the_way(wrapper)
-    except BlockingIOError:
+    except BaseException as error:
         os.close(lock)
-        raise RequestError(f"another process is writing {path}: wait for it, or choose another path") from None
-    except RequestError:
-        os.close(lock)
+        if isinstance(error, BlockingIOError):
+            raise RequestError(f"another process is writing {path}: wait for it, or choose another path") from None
+        if isinstance(error, OSError):
+            _remove_if_empty(wrapper)
+            raise RequestError(f"{wrapper} cannot be locked: {error.strerror}; choose another disk") from None
         raise
     return lock
 
@@ -311,9 +308,20 @@ def _claim(wrapper: Path, lock: int) -> None:
     if _owner_text(lock) == OWNER_TEXT:
         return
     owner = wrapper / _OWNER
-    owner.write_bytes(OWNER_TEXT)
-    _sync(owner)
-    _sync(wrapper)
+    try:
+        owner.write_bytes(OWNER_TEXT)
+        _sync(owner)
+        _sync(wrapper)
+    except BaseException:
+        # Part of the line would not be known again.
+        owner.unlink(missing_ok=True)
+        _remove_if_empty(wrapper)
+        raise
+
+
+def _remove_if_empty(wrapper: Path) -> None:
+    with contextlib.suppress(OSError):
+        wrapper.rmdir()
 
 
 def _in_the_way(wrapper: Path) -> RequestError:
@@ -326,9 +334,9 @@ def _key_line(content: Path, key: str) -> str:
 
 
 def _holds_part_of(wrapper: Path, key: str) -> bool:
-    """True if an earlier run with this key left its work."""
+    """True if the work of this key is there and to be kept. An empty key has none."""
     file, content = wrapper / _KEY, wrapper / _CONTENT
-    if not file.is_file() or not content.is_dir():
+    if not key or not file.is_file() or not content.is_dir():
         return False
     return file.read_text(encoding="utf-8", errors="replace") == _key_line(content, key)
 
