@@ -11,7 +11,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import ParamSpec, TypeVar
 
 import tokenizers
@@ -101,8 +101,9 @@ def _give_back(written: bytes, panics: Sequence[str]) -> None:
         trace = rb"(?:stack backtrace:\n(?: [^\n]*\n)*)?(?:note: [^\n]*RUST_BACKTRACE[^\n]*\n)?"
         message = re.escape(panic.encode(errors="replace"))
         written = re.sub(header + message + rb"\n" + trace, b"", written, count=1)
-    while written:
-        written = written[os.write(_STDERR, written) :]
+    with suppress(OSError):  # Nobody can be told.
+        while written:
+            written = written[os.write(_STDERR, written) :]
 
 
 def _read(content: bytes) -> tokenizers.Tokenizer:

@@ -15,11 +15,11 @@ from support.text_bundles import tiny_text_bundle
 
 import sala_export
 from sala_export import loading
-from sala_export.cli import generate_prompt
+from sala_export.cli import generate_prompt, signals
 from sala_export.cli.app import run
 from sala_export.errors import RunError, SessionError
 from sala_export.runtime.model import Model
-from sala_export.runtime.session import Session
+from sala_export.runtime.session import Session, StateTarget
 from sala_export.runtime.text import StreamDecoder
 
 Capture = pytest.CaptureFixture[str]
@@ -190,6 +190,25 @@ def test_signal_ends_the_work_between_steps_and_saves_it(
         f"saved the {restored.position:,} tokens that had run to {state}: continue with --load-state {state}"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["a.state"]
+
+
+def test_signal_during_the_last_save_says_that_it_is_saved(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Model
+) -> None:
+    save = Session.save
+
+    def interrupted(session: Session, target: StateTarget) -> None:
+        signals._interrupt(signal.SIGTERM, None)
+        save(session, target)
+
+    state = tmp_path / "a.state"
+    monkeypatch.setattr(signals, "_received", [])
+    monkeypatch.setattr(Session, "save", interrupted)
+    saved, _, error = ends(
+        capsys, 143, "--prompt", SENTENCE, "--max-context", "1K", "--max-new-tokens", 2, "--save-state", state
+    )
+    assert f"saved the {model.restore(state).position} tokens that had run to {state}" in saved
+    assert error == "error: interrupted"
 
 
 # What a child runs in place of a model's tokens: an answer larger than any pipe, and tokens without end or text.
