@@ -6,7 +6,7 @@ What is made for `NAME` lies in a wrapper beside it, the directory `.NAME.partia
 * `content` is the directory or file to be. One rename puts it in its place, or one exchange with what stands there.
 * `key`, for work that can go on after an interruption, is of what `content` holds a part of.
 
-The wrapper is locked with flock for as long as somebody writes. So a second writer of the same path knows at once, and
+The `owner` is locked with flock for as long as somebody writes. So a second writer of the same path knows at once, and
 what a killed process left is known by its lock being free, whatever number processes have. Saved states follow the same
 rules (runtime/src/base/replaced_file.h).
 """
@@ -37,6 +37,9 @@ _OWNER, _CONTENT, _KEY = "owner", "content", "key"
 _LONGEST_NAME_BYTES = 200  # file systems allow 255, and the wrapper's name is longer
 
 _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
+_NO_SURPRISE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+"""Of an open: no link is followed and no other end waited for."""
+
 _NO_SUCH_RENAME = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -252,7 +255,7 @@ def _locked_wrapper(path: Path) -> Iterator[Path]:
             lock = _locked(wrapper, path)
         except FileNotFoundError:
             continue  # its owner removed it in between
-        if _is_at(lock, wrapper):
+        if _is_at(lock, wrapper / _OWNER):
             break
         os.close(lock)
     try:
@@ -263,40 +266,62 @@ def _locked_wrapper(path: Path) -> Iterator[Path]:
 
 
 def _locked(wrapper: Path, path: Path) -> int:
-    """Open and lock a wrapper. Raises: RequestError if another process has it, or if it is not ours."""
+    """Open and lock the `owner` of a wrapper, which an empty one gets now.
+
+    It is a file, and open for writing, because NFS locks nothing else.
+
+    Raises: RequestError if another process has it, or if the wrapper is not ours; FileNotFoundError if it is gone.
+    """
+    with _opened_wrapper(wrapper) as folder:
+        try:
+            owner = os.open(_OWNER, os.O_RDWR | os.O_CREAT | _NO_SURPRISE, 0o600, dir_fd=folder)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            raise _in_the_way(wrapper) from None
+        try:
+            _lock(owner, path)
+            if not _is_ours(folder, owner):
+                raise _in_the_way(wrapper)
+        except RequestError:
+            os.close(owner)
+            raise
+    return owner
+
+
+def _lock(descriptor: int, path: Path) -> None:
     try:
-        lock = os.open(wrapper, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RequestError(f"another process is writing {path}: wait for it, or choose another path") from None
+    except OSError as error:
+        raise RequestError(f"{path}: its disk locks no files ({error.strerror}): choose another disk") from None
+
+
+@contextmanager
+def _opened_wrapper(wrapper: Path) -> Iterator[int]:
+    """A wrapper that may be ours, for as long as the block runs."""
+    try:
+        folder = os.open(wrapper, os.O_RDONLY | os.O_DIRECTORY | _NO_SURPRISE)
     except FileNotFoundError:
         raise
     except OSError:
         raise _in_the_way(wrapper) from None
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(lock).st_uid != os.geteuid() or _owner_text(lock) not in (b"", OWNER_TEXT):
+        entries = set(os.listdir(folder))  # noqa: PTH208 -- of a descriptor
+        if os.fstat(folder).st_uid != os.geteuid() or (entries and _OWNER not in entries):
             raise _in_the_way(wrapper)
-    except BlockingIOError:
-        os.close(lock)
-        raise RequestError(f"another process is writing {path}: wait for it, or choose another path") from None
-    except RequestError:
-        os.close(lock)
-        raise
-    return lock
-
-
-def _owner_text(wrapper: int) -> bytes | None:
-    """What the `owner` of a wrapper says. Empty if a kill was faster than its writing, None if it is not ours."""
-    entries = set(os.listdir(wrapper))
-    try:
-        owner = os.open(_OWNER, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=wrapper)
-    except FileNotFoundError:
-        return None if entries else b""
-    except OSError:
-        return None
-    try:
-        text = os.read(owner, len(OWNER_TEXT) + 1) if stat.S_ISREG(os.fstat(owner).st_mode) else b"?"
+        yield folder
     finally:
-        os.close(owner)
-    return text if text or entries == {_OWNER} else None
+        os.close(folder)
+
+
+def _is_ours(folder: int, owner: int) -> bool:
+    """Whether the `owner` of a wrapper says so. A kill may have been faster than its writing."""
+    if not stat.S_ISREG(os.fstat(owner).st_mode):
+        return False
+    text = os.pread(owner, len(OWNER_TEXT) + 1, 0)
+    return text == OWNER_TEXT or (not text and set(os.listdir(folder)) == {_OWNER})
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
@@ -308,11 +333,10 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 def _claim(wrapper: Path, lock: int) -> None:
     """Write the `owner` of a new wrapper."""
-    if _owner_text(lock) == OWNER_TEXT:
+    if os.pread(lock, 1, 0):
         return
-    owner = wrapper / _OWNER
-    owner.write_bytes(OWNER_TEXT)
-    _sync(owner)
+    os.pwrite(lock, OWNER_TEXT, 0)
+    os.fsync(lock)
     _sync(wrapper)
 
 
@@ -347,7 +371,8 @@ def _remove(wrapper: Path) -> None:
     """Remove a wrapper. The owner goes last, so that what a kill leaves is still known."""
     _clear(wrapper)
     (wrapper / _OWNER).unlink()
-    wrapper.rmdir()
+    with contextlib.suppress(OSError):  # the next writer has taken it over already
+        wrapper.rmdir()
 
 
 def _sync_tree(directory: Path) -> None:

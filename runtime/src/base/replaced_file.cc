@@ -88,30 +88,21 @@ Expected<Entries> entries_of(int directory, ErrorCode code) {
   return entries;
 }
 
-/// The content of the file `owner`, as far as it is one of ours; nothing if it is something else.
-std::optional<std::string> owner_line(int wrapper) {
-  const int file =
-      uninterrupted([&] { return ::openat(wrapper, kOwner, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC); });
-  if (file < 0) return std::nullopt;
+/// The content of a file `owner`, as far as it is one of ours; nothing if it is something else.
+std::optional<std::string> owner_line(int owner) {
   std::string text(kOwnerLine.size() + 1, '\0');
   struct stat status;
   ssize_t count = -1;
-  if (fstat(file, &status) == 0 && S_ISREG(status.st_mode)) count = ::pread(file, text.data(), text.size(), 0);
-  ::close(file);
+  if (fstat(owner, &status) == 0 && S_ISREG(status.st_mode)) count = ::pread(owner, text.data(), text.size(), 0);
   if (count < 0) return std::nullopt;
   text.resize(static_cast<size_t>(count));
   return text;
 }
 
-bool write_owner(int wrapper) {
-  constexpr int kFlags = O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
-  const int file = uninterrupted([&] { return ::openat(wrapper, kOwner, kFlags, 0600); });
-  if (file < 0) return false;
-  const ssize_t count = uninterrupted([&] { return ::write(file, kOwnerLine.data(), kOwnerLine.size()); });
-  const int reason = count < 0 ? errno : ENOSPC;
-  ::close(file);
-  errno = reason;
-  return count == static_cast<ssize_t>(kOwnerLine.size());
+bool write_owner(int owner) {
+  const ssize_t count = uninterrupted([&] { return ::pwrite(owner, kOwnerLine.data(), kOwnerLine.size(), 0); });
+  if (count >= 0 && count != static_cast<ssize_t>(kOwnerLine.size())) errno = ENOSPC;
+  return count == static_cast<ssize_t>(kOwnerLine.size()) && fsync(owner) == 0;
 }
 
 std::string mebibytes(uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
@@ -148,7 +139,7 @@ Expected<std::optional<ReplacedFile>> ReplacedFile::try_open(const std::filesyst
   if (!*is_locked) return std::optional<ReplacedFile>();
   SALA_RETURN_IF_ERROR(file.take_over());
   file.process_ = getpid();  // from here on it is ours to remove
-  if (!write_owner(file.wrapper_.get())) return file.failed(std::strerror(errno));
+  if (!write_owner(file.owner_.get())) return file.failed(std::strerror(errno));
   SALA_RETURN_IF_ERROR(file.begin());
   return std::optional(std::move(file));
 }
@@ -194,14 +185,26 @@ Expected<bool> ReplacedFile::lock() {
     Descriptor wrapper(uninterrupted([&] { return ::openat(folder_.get(), wrapper_name_.c_str(), kFlags); }));
     if (!wrapper.is_open() && errno == ENOENT) continue;  // another process was done with it just now
     if (!wrapper.is_open()) return not_ours();
-    if (uninterrupted([&] { return ::flock(wrapper.get(), LOCK_EX | LOCK_NB); }) != 0) {
+    struct stat status;
+    if (fstat(wrapper.get(), &status) != 0 || status.st_uid != geteuid()) return not_ours();
+    const auto entries = entries_of(wrapper.get(), code_);
+    if (!entries) return failed(entries.error().message);
+    if (!entries->owner && (entries->content || entries->others)) return not_ours();
+    // A file, and open for writing: NFS locks nothing else.
+    constexpr int kOwnerFlags = O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
+    Descriptor owner(uninterrupted([&] { return ::openat(wrapper.get(), kOwner, kOwnerFlags, 0600); }));
+    if (!owner.is_open() && errno == ENOENT) continue;
+    if (!owner.is_open()) return not_ours();
+    if (uninterrupted([&] { return ::flock(owner.get(), LOCK_EX | LOCK_NB); }) != 0) {
       if (errno == EWOULDBLOCK) return false;
-      return failed(std::string("its folder cannot be locked: ") + std::strerror(errno));
+      return failed(std::string("its disk locks no files: ") + std::strerror(errno));
     }
+    const std::string name = wrapper_name_ + "/" + kOwner;
     struct stat ours, named;
-    if (fstat(wrapper.get(), &ours) == 0 &&
-        fstatat(folder_.get(), wrapper_name_.c_str(), &named, AT_SYMLINK_NOFOLLOW) == 0 && is_same(ours, named)) {
+    if (fstat(owner.get(), &ours) == 0 && fstatat(folder_.get(), name.c_str(), &named, AT_SYMLINK_NOFOLLOW) == 0 &&
+        is_same(ours, named)) {
       wrapper_ = std::move(wrapper);
+      owner_ = std::move(owner);
       return true;
     }
   }
@@ -211,14 +214,9 @@ Expected<bool> ReplacedFile::lock() {
 Status ReplacedFile::take_over() {
   const auto entries = entries_of(wrapper_.get(), code_);
   if (!entries) return failed(entries.error().message);
-  if (entries->others) return not_ours();
-  if (entries->owner) {
-    const auto line = owner_line(wrapper_.get());
-    const bool is_cut_short = line && line->empty() && !entries->content;  // killed at its first instant
-    if (line != kOwnerLine && !is_cut_short) return not_ours();
-  } else if (entries->content) {
-    return not_ours();
-  }
+  const auto line = owner_line(owner_.get());
+  const bool is_cut_short = line && line->empty() && !entries->content;  // killed at its first instant
+  if (entries->others || (line != kOwnerLine && !is_cut_short)) return not_ours();
   // A directory stays: it is work that another command can go on with.
   if (entries->content && ::unlinkat(wrapper_.get(), kContent, 0) != 0) return not_ours();
   return success();
@@ -290,9 +288,9 @@ Status ReplacedFile::keep_attributes() {
   // Few may give a file away. Where it fails, the file stays its writer's.
   const bool is_owner_kept = (own.st_uid == replaced.st_uid && own.st_gid == replaced.st_gid) ||
                              fchown(content_.get(), replaced.st_uid, replaced.st_gid) == 0;
-  constexpr mode_t kBits = 07777;
-  const bool is_mode_kept = is_owner_kept && (own.st_mode & kBits) == (replaced.st_mode & kBits);
-  if (!is_mode_kept && fchmod(content_.get(), replaced.st_mode & kBits) != 0) return failed(std::strerror(errno));
+  // And then it must not run as its writer.
+  const mode_t mode = replaced.st_mode & (is_owner_kept ? 07777 : 0777);
+  if ((own.st_mode & 07777) != mode && fchmod(content_.get(), mode) != 0) return failed(std::strerror(errno));
   return success();
 }
 
@@ -317,6 +315,7 @@ void ReplacedFile::remove() noexcept {
   ::unlinkat(folder_.get(), wrapper_name_.c_str(), AT_REMOVEDIR);
   content_ = Descriptor();
   wrapper_ = Descriptor();
+  owner_ = Descriptor();
 }
 
 }  // namespace sala
