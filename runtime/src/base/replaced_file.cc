@@ -108,10 +108,12 @@ bool write_owner(int wrapper) {
   const int file = uninterrupted([&] { return ::openat(wrapper, kOwner, kFlags, 0600); });
   if (file < 0) return false;
   const ssize_t count = uninterrupted([&] { return ::write(file, kOwnerLine.data(), kOwnerLine.size()); });
-  const int reason = count < 0 ? errno : ENOSPC;
+  int reason = count < 0 ? errno : count == static_cast<ssize_t>(kOwnerLine.size()) ? 0 : ENOSPC;
+  // Before there is any content, so that what a power cut leaves is known too.
+  if (reason == 0 && uninterrupted([&] { return fsync(file); }) != 0) reason = errno;
   ::close(file);
   errno = reason;
-  return count == static_cast<ssize_t>(kOwnerLine.size());
+  return reason == 0;
 }
 
 std::string mebibytes(uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
@@ -187,20 +189,27 @@ Status ReplacedFile::find() {
 
 Expected<bool> ReplacedFile::lock() {
   for (int attempt = 0; attempt < kMostAttempts; ++attempt) {
-    if (::mkdirat(folder_.get(), wrapper_name_.c_str(), 0700) != 0 && errno != EEXIST) {
-      return failed(std::strerror(errno));
-    }
+    const bool is_new = ::mkdirat(folder_.get(), wrapper_name_.c_str(), 0700) == 0;
+    if (!is_new && errno != EEXIST) return failed(std::strerror(errno));
+    const auto leaving_nothing = [&](Error reason) {
+      if (is_new) ::unlinkat(folder_.get(), wrapper_name_.c_str(), AT_REMOVEDIR);
+      return reason;
+    };
     constexpr int kFlags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
     Descriptor wrapper(uninterrupted([&] { return ::openat(folder_.get(), wrapper_name_.c_str(), kFlags); }));
     if (!wrapper.is_open() && errno == ENOENT) continue;  // another process was done with it just now
+    if (!wrapper.is_open() && (errno == EMFILE || errno == ENFILE))
+      return leaving_nothing(failed(std::strerror(errno)));
     if (!wrapper.is_open()) return not_ours();
     if (uninterrupted([&] { return ::flock(wrapper.get(), LOCK_EX | LOCK_NB); }) != 0) {
       if (errno == EWOULDBLOCK) return false;
-      return failed(std::string("its folder cannot be locked: ") + std::strerror(errno));
+      return leaving_nothing(failed(std::string("its folder cannot be locked: ") + std::strerror(errno)));
     }
     struct stat ours, named;
     if (fstat(wrapper.get(), &ours) == 0 &&
         fstatat(folder_.get(), wrapper_name_.c_str(), &named, AT_SYMLINK_NOFOLLOW) == 0 && is_same(ours, named)) {
+      // Whoever made it could put something else in the place of what is written there.
+      if (!is_new && ours.st_uid != geteuid()) return not_ours();
       wrapper_ = std::move(wrapper);
       return true;
     }
@@ -287,12 +296,12 @@ Status ReplacedFile::keep_attributes() {
   if (!S_ISREG(replaced.st_mode)) return failed("something else than a file has taken its place");
   struct stat own;
   if (fstat(content_.get(), &own) != 0) return failed(std::strerror(errno));
-  // Few may give a file away. Where it fails, the file stays its writer's.
+  // Few may give a file away. Where it fails, the file stays its writer's, and must not run as the writer.
   const bool is_owner_kept = (own.st_uid == replaced.st_uid && own.st_gid == replaced.st_gid) ||
                              fchown(content_.get(), replaced.st_uid, replaced.st_gid) == 0;
   constexpr mode_t kBits = 07777;
-  const bool is_mode_kept = is_owner_kept && (own.st_mode & kBits) == (replaced.st_mode & kBits);
-  if (!is_mode_kept && fchmod(content_.get(), replaced.st_mode & kBits) != 0) return failed(std::strerror(errno));
+  const mode_t mode = replaced.st_mode & (is_owner_kept ? kBits : kBits & ~(S_ISUID | S_ISGID));
+  if ((own.st_mode & kBits) != mode && fchmod(content_.get(), mode) != 0) return failed(std::strerror(errno));
   return success();
 }
 
@@ -300,7 +309,8 @@ Status ReplacedFile::commit() {
   SALA_RETURN_IF_ERROR(keep_attributes());
   if (uninterrupted([&] { return fsync(content_.get()); }) != 0) return failed(std::strerror(errno));
   if (renameat(wrapper_.get(), kContent, folder_.get(), name_.c_str()) != 0) return failed(std::strerror(errno));
-  const bool is_on_disk = uninterrupted([&] { return fsync(folder_.get()); }) == 0;
+  // EINVAL: this file system brings folders to the disk without being asked.
+  const bool is_on_disk = uninterrupted([&] { return fsync(folder_.get()); }) == 0 || errno == EINVAL;
   const int reason = errno;
   remove();
   if (!is_on_disk) return failed(std::string("its folder cannot be brought to the disk: ") + std::strerror(reason));
