@@ -139,11 +139,11 @@ std::string_view name_of(FinishReason reason) {
 struct Run {
   const Arguments& arguments;
   Output& output;
-  std::optional<TokenFile> file;
-  std::optional<StateTarget> target;
-  std::optional<Model> model;
-  std::optional<Session> session;
-  std::vector<int32_t> prompt;
+  std::optional<TokenFile> file{};
+  std::optional<StateTarget> target{};
+  std::optional<Model> model{};
+  std::optional<Session> session{};
+  std::vector<int32_t> prompt{};
   int64_t tokens_before = 0;  // of the session that was loaded
 };
 

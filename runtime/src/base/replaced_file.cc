@@ -198,9 +198,8 @@ Expected<bool> ReplacedFile::lock() {
     constexpr int kFlags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
     Descriptor wrapper(uninterrupted([&] { return ::openat(folder_.get(), wrapper_name_.c_str(), kFlags); }));
     if (!wrapper.is_open() && errno == ENOENT) continue;  // another process was done with it just now
-    if (!wrapper.is_open() && (errno == EMFILE || errno == ENFILE))
-      return leaving_nothing(failed(std::strerror(errno)));
-    if (!wrapper.is_open()) return not_ours();
+    if (!wrapper.is_open() && (errno == ENOTDIR || errno == ELOOP || errno == EACCES)) return not_ours();
+    if (!wrapper.is_open()) return leaving_nothing(failed(std::strerror(errno)));
     if (uninterrupted([&] { return ::flock(wrapper.get(), LOCK_EX | LOCK_NB); }) != 0) {
       if (errno == EWOULDBLOCK) return false;
       return leaving_nothing(failed(std::string("its folder cannot be locked: ") + std::strerror(errno)));
