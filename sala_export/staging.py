@@ -40,6 +40,8 @@ _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
 _NO_SURPRISE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 """Of an open: no link is followed and no other end waited for."""
 
+_OF_ANOTHER_KIND = (errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EISDIR, errno.ENXIO)
+
 _NO_SUCH_RENAME = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -55,7 +57,7 @@ def require_free_path(path: Path, *, marker: str, force: bool) -> None:
     wrapper = _wrapper_of(path.absolute())
     if os.path.lexists(wrapper):
         with contextlib.suppress(FileNotFoundError):  # its writer has just finished
-            os.close(_locked(wrapper, path))
+            os.close(_locked(wrapper, path, is_new=False))
 
 
 def _require_free(path: Path, *, marker: str, force: bool) -> None:
@@ -243,42 +245,51 @@ def _wrapper_of(path: Path) -> Path:
 @contextmanager
 def _locked_wrapper(path: Path) -> Iterator[Path]:
     """The wrapper of `path`, with its `owner` and what an earlier run left, locked for as long as the block runs."""
-    wrapper = _wrapper_of(path)
-    while True:
+    wrapper, lock = _wrapper_of(path), None
+    while lock is None:
+        is_new = False
         try:
-            wrapper.mkdir(mode=0o700)
-        except FileExistsError:
-            pass
+            with contextlib.suppress(FileExistsError):
+                wrapper.mkdir(mode=0o700)
+                is_new = True
+            lock = _claimed(wrapper, path, is_new=is_new)
         except OSError as error:
-            raise RequestError(f"{path.parent} cannot be written: {error.strerror}; choose another place") from None
-        try:
-            lock = _locked(wrapper, path)
-        except FileNotFoundError:
-            continue  # its owner removed it in between
-        if _is_at(lock, wrapper / _OWNER):
-            break
-        os.close(lock)
+            if is_new:
+                shutil.rmtree(wrapper, ignore_errors=True)
+            raise RequestError(f"{path} cannot be written: {error.strerror}; choose another place") from None
     try:
-        _claim(wrapper, lock)
         yield wrapper
     finally:
         os.close(lock)
 
 
-def _locked(wrapper: Path, path: Path) -> int:
+def _claimed(wrapper: Path, path: Path, *, is_new: bool) -> int | None:
+    """Lock a wrapper and write its `owner`. None if the process that had it has just removed it."""
+    try:
+        lock = _locked(wrapper, path, is_new=is_new)
+    except FileNotFoundError:
+        return None
+    try:
+        if _is_at(lock, wrapper / _OWNER):
+            _claim(wrapper, lock)
+            return lock
+    except OSError:
+        os.close(lock)
+        raise
+    os.close(lock)
+    return None
+
+
+def _locked(wrapper: Path, path: Path, *, is_new: bool) -> int:
     """Open and lock the `owner` of a wrapper, which an empty one gets now.
 
     It is a file, and open for writing, because NFS locks nothing else.
 
     Raises: RequestError if another process has it, or if the wrapper is not ours; FileNotFoundError if it is gone.
     """
-    with _opened_wrapper(wrapper) as folder:
-        try:
+    with _opened_wrapper(wrapper, is_new=is_new) as folder:
+        with _in_the_way_of_another_kind(wrapper):
             owner = os.open(_OWNER, os.O_RDWR | os.O_CREAT | _NO_SURPRISE, 0o600, dir_fd=folder)
-        except FileNotFoundError:
-            raise
-        except OSError:
-            raise _in_the_way(wrapper) from None
         try:
             _lock(owner, path)
             if not _is_ours(folder, owner):
@@ -299,21 +310,30 @@ def _lock(descriptor: int, path: Path) -> None:
 
 
 @contextmanager
-def _opened_wrapper(wrapper: Path) -> Iterator[int]:
+def _opened_wrapper(wrapper: Path, *, is_new: bool) -> Iterator[int]:
     """A wrapper that may be ours, for as long as the block runs."""
-    try:
+    with _in_the_way_of_another_kind(wrapper):
         folder = os.open(wrapper, os.O_RDONLY | os.O_DIRECTORY | _NO_SURPRISE)
-    except FileNotFoundError:
-        raise
-    except OSError:
-        raise _in_the_way(wrapper) from None
     try:
         entries = set(os.listdir(folder))  # noqa: PTH208 -- of a descriptor
-        if os.fstat(folder).st_uid != os.geteuid() or (entries and _OWNER not in entries):
+        # Whoever made it could put something else in the place of what is written there.
+        is_of_another_user = not is_new and os.fstat(folder).st_uid != os.geteuid()
+        if is_of_another_user or (entries and _OWNER not in entries):
             raise _in_the_way(wrapper)
         yield folder
     finally:
         os.close(folder)
+
+
+@contextmanager
+def _in_the_way_of_another_kind(wrapper: Path) -> Iterator[None]:
+    """Tell what is not of the kind that we make from what this process or its disk lacks."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _OF_ANOTHER_KIND:
+            raise _in_the_way(wrapper) from None
+        raise
 
 
 def _is_ours(folder: int, owner: int) -> bool:

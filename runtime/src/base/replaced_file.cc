@@ -43,6 +43,11 @@ const char* kind_of(mode_t mode) {
   return "a device";
 }
 
+/// Whether an open failed because of what has the name, and not of this process or its disk.
+bool is_of_another_kind(int reason) {
+  return reason == ENOTDIR || reason == ELOOP || reason == EACCES || reason == EISDIR || reason == ENXIO;
+}
+
 bool is_same(const struct stat& a, const struct stat& b) { return a.st_dev == b.st_dev && a.st_ino == b.st_ino; }
 
 /// Whether something is mounted on the path itself, which no rename replaces.
@@ -178,26 +183,28 @@ Status ReplacedFile::find() {
 
 Expected<bool> ReplacedFile::lock() {
   for (int attempt = 0; attempt < kMostAttempts; ++attempt) {
-    if (::mkdirat(folder_.get(), wrapper_name_.c_str(), 0700) != 0 && errno != EEXIST) {
-      return failed(std::strerror(errno));
-    }
+    const bool is_new = ::mkdirat(folder_.get(), wrapper_name_.c_str(), 0700) == 0;
+    if (!is_new && errno != EEXIST) return failed(std::strerror(errno));
+    const auto refused = [&](int reason) {
+      if (!is_new) return is_of_another_kind(reason) ? not_ours() : failed(std::strerror(reason));
+      ::unlinkat(folder_.get(), wrapper_name_.c_str(), AT_REMOVEDIR);
+      return failed(std::strerror(reason));
+    };
     constexpr int kFlags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
     Descriptor wrapper(uninterrupted([&] { return ::openat(folder_.get(), wrapper_name_.c_str(), kFlags); }));
     if (!wrapper.is_open() && errno == ENOENT) continue;  // another process was done with it just now
-    if (!wrapper.is_open()) return not_ours();
-    struct stat status;
-    if (fstat(wrapper.get(), &status) != 0 || status.st_uid != geteuid()) return not_ours();
-    const auto entries = entries_of(wrapper.get(), code_);
-    if (!entries) return failed(entries.error().message);
-    if (!entries->owner && (entries->content || entries->others)) return not_ours();
+    if (!wrapper.is_open()) return refused(errno);
+    if (!is_new) SALA_RETURN_IF_ERROR(check_found(wrapper.get()));
     // A file, and open for writing: NFS locks nothing else.
     constexpr int kOwnerFlags = O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
     Descriptor owner(uninterrupted([&] { return ::openat(wrapper.get(), kOwner, kOwnerFlags, 0600); }));
     if (!owner.is_open() && errno == ENOENT) continue;
-    if (!owner.is_open()) return not_ours();
+    if (!owner.is_open()) return refused(errno);
     if (uninterrupted([&] { return ::flock(owner.get(), LOCK_EX | LOCK_NB); }) != 0) {
       if (errno == EWOULDBLOCK) return false;
-      return failed(std::string("its disk locks no files: ") + std::strerror(errno));
+      const int reason = errno;
+      if (is_new) ::unlinkat(wrapper.get(), kOwner, 0);
+      return refused(reason);
     }
     const std::string name = wrapper_name_ + "/" + kOwner;
     struct stat ours, named;
@@ -209,6 +216,16 @@ Expected<bool> ReplacedFile::lock() {
     }
   }
   return false;
+}
+
+Status ReplacedFile::check_found(int wrapper) const {
+  struct stat status;
+  // Whoever made it could put something else in the place of what is written there.
+  if (fstat(wrapper, &status) != 0 || status.st_uid != geteuid()) return not_ours();
+  const auto entries = entries_of(wrapper, code_);
+  if (!entries) return failed(entries.error().message);
+  if (!entries->owner && (entries->content || entries->others)) return not_ours();
+  return success();
 }
 
 Status ReplacedFile::take_over() {
@@ -285,7 +302,7 @@ Status ReplacedFile::keep_attributes() {
   if (!S_ISREG(replaced.st_mode)) return failed("something else than a file has taken its place");
   struct stat own;
   if (fstat(content_.get(), &own) != 0) return failed(std::strerror(errno));
-  // Few may give a file away. Where it fails, the file stays its writer's.
+  // Few may give a file away. Where it fails, the file stays its writer's, and must not run as the writer.
   const bool is_owner_kept = (own.st_uid == replaced.st_uid && own.st_gid == replaced.st_gid) ||
                              fchown(content_.get(), replaced.st_uid, replaced.st_gid) == 0;
   // And then it must not run as its writer.
@@ -298,7 +315,8 @@ Status ReplacedFile::commit() {
   SALA_RETURN_IF_ERROR(keep_attributes());
   if (uninterrupted([&] { return fsync(content_.get()); }) != 0) return failed(std::strerror(errno));
   if (renameat(wrapper_.get(), kContent, folder_.get(), name_.c_str()) != 0) return failed(std::strerror(errno));
-  const bool is_on_disk = uninterrupted([&] { return fsync(folder_.get()); }) == 0;
+  // EINVAL: this file system brings folders to the disk without being asked.
+  const bool is_on_disk = uninterrupted([&] { return fsync(folder_.get()); }) == 0 || errno == EINVAL;
   const int reason = errno;
   remove();
   if (!is_on_disk) return failed(std::string("its folder cannot be brought to the disk: ") + std::strerror(reason));

@@ -77,6 +77,8 @@ class ReplacedFile {
   Status find();
   /// Whether the wrapper is ours to write in, and not another process's.
   Expected<bool> lock();
+  /// Refuses a wrapper that was there before and is plainly not ours.
+  Status check_found(int wrapper) const;
   Status take_over();
   /// Makes `content` like the file that it replaces.
   Status keep_attributes();
