@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from .errors import InputError
 
 MOST_TEXT_BYTES = 64 << 20
-"""Limit of the text files of bundles and checkpoints: the largest tokenizer.json in use is a fifth of it."""
+"""Limit of the text files of bundles and checkpoints: the largest tokenizer.json in use is about half of it."""
 
 
 class OpenedFile:

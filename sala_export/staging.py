@@ -96,10 +96,6 @@ class Staging:
         unfinished.rename(key)
         _sync(key.parent)
 
-    @property
-    def is_kept(self) -> bool:
-        return self.path.with_name(_KEY).is_file()
-
 
 @contextmanager
 def staged_directory(path: Path, *, marker: str, force: bool = False) -> Iterator[Path]:
@@ -127,15 +123,15 @@ def resumable_directory(path: Path, *, marker: str, force: bool, key: str) -> It
     path = path.absolute()
     _require_free(path, marker=marker, force=force)
     with _locked_wrapper(path) as wrapper:
-        if path.exists():
-            _require_exchange(wrapper, path)
-        resumed = bool(key) and _holds_part_of(wrapper, key)
-        if not resumed:
-            _clear(wrapper)
-            (wrapper / _CONTENT).mkdir()
-        staging = Staging(path=wrapper / _CONTENT, resumed=resumed, key=key)
         worth_keeping = False
         try:
+            if path.exists():
+                _require_exchange(wrapper, path)
+            resumed = _holds_part_of(wrapper, key)
+            if not resumed:
+                _clear(wrapper)
+                (wrapper / _CONTENT).mkdir()
+            staging = Staging(path=wrapper / _CONTENT, resumed=resumed, key=key)
             yield staging
             if not (staging.path / marker).exists():
                 (staging.path / marker).touch()
@@ -143,7 +139,7 @@ def resumable_directory(path: Path, *, marker: str, force: bool, key: str) -> It
             _require_free(path, marker=marker, force=force)
             _put_in_place(staging.path, path, marker)
         except BaseException as error:
-            worth_keeping = staging.is_kept and not isinstance(error, DiskFullError | OSError)
+            worth_keeping = _holds_part_of(wrapper, key) and not isinstance(error, DiskFullError | OSError)
             raise
         finally:
             if not worth_keeping:
@@ -166,9 +162,9 @@ def staged_file(path: Path) -> Iterator[Path]:
     if before is not None and not stat.S_ISREG(before.st_mode):
         raise RequestError(f"{path} is not a file: choose another name")
     with _locked_wrapper(target) as wrapper:
-        _clear(wrapper)
         content = wrapper / _CONTENT
         try:
+            _clear(wrapper)
             yield content
             if before is not None:
                 _take_over(content, before)
@@ -220,7 +216,6 @@ def _require_exchange(wrapper: Path, path: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_SUCH_RENAME:
             raise
-        _remove(wrapper)
         raise RequestError(
             f"{path}: this file system cannot exchange two directories, so --force would leave a moment without "
             "either: remove it first, or choose another disk"
@@ -255,7 +250,7 @@ def _locked_wrapper(path: Path) -> Iterator[Path]:
             lock = _claimed(wrapper, path, is_new=is_new)
         except OSError as error:
             if is_new:
-                shutil.rmtree(wrapper, ignore_errors=True)
+                _remove_if_empty(wrapper)
             raise RequestError(f"{path} cannot be written: {error.strerror}; choose another place") from None
     try:
         yield wrapper
@@ -273,7 +268,7 @@ def _claimed(wrapper: Path, path: Path, *, is_new: bool) -> int | None:
         if _is_at(lock, wrapper / _OWNER):
             _claim(wrapper, lock)
             return lock
-    except OSError:
+    except BaseException:
         os.close(lock)
         raise
     os.close(lock)
@@ -291,21 +286,23 @@ def _locked(wrapper: Path, path: Path, *, is_new: bool) -> int:
         with _in_the_way_of_another_kind(wrapper):
             owner = os.open(_OWNER, os.O_RDWR | os.O_CREAT | _NO_SURPRISE, 0o600, dir_fd=folder)
         try:
-            _lock(owner, path)
+            _lock(owner, wrapper, path)
             if not _is_ours(folder, owner):
                 raise _in_the_way(wrapper)
-        except RequestError:
+        except BaseException:
             os.close(owner)
             raise
     return owner
 
 
-def _lock(descriptor: int, path: Path) -> None:
+def _lock(owner: int, wrapper: Path, path: Path) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise RequestError(f"another process is writing {path}: wait for it, or choose another path") from None
     except OSError as error:
+        if not os.pread(owner, 1, 0):
+            _remove_new(wrapper)
         raise RequestError(f"{path}: its disk locks no files ({error.strerror}): choose another disk") from None
 
 
@@ -355,9 +352,25 @@ def _claim(wrapper: Path, lock: int) -> None:
     """Write the `owner` of a new wrapper."""
     if os.pread(lock, 1, 0):
         return
-    os.pwrite(lock, OWNER_TEXT, 0)
-    os.fsync(lock)
-    _sync(wrapper)
+    written = 0
+    try:
+        while written < len(OWNER_TEXT):
+            written += os.pwrite(lock, OWNER_TEXT[written:], written)
+        os.fsync(lock)
+        _sync(wrapper)
+    except BaseException:
+        _remove_new(wrapper)  # part of the line would not be known again
+        raise
+
+
+def _remove_new(wrapper: Path) -> None:
+    (wrapper / _OWNER).unlink(missing_ok=True)
+    _remove_if_empty(wrapper)
+
+
+def _remove_if_empty(wrapper: Path) -> None:
+    with contextlib.suppress(OSError):
+        wrapper.rmdir()
 
 
 def _in_the_way(wrapper: Path) -> RequestError:
@@ -370,9 +383,9 @@ def _key_line(content: Path, key: str) -> str:
 
 
 def _holds_part_of(wrapper: Path, key: str) -> bool:
-    """True if an earlier run with this key left its work."""
+    """True if the work of this key is there and to be kept. An empty key has none."""
     file, content = wrapper / _KEY, wrapper / _CONTENT
-    if not file.is_file() or not content.is_dir():
+    if not key or not file.is_file() or not content.is_dir():
         return False
     return file.read_text(encoding="utf-8", errors="replace") == _key_line(content, key)
 
@@ -391,8 +404,7 @@ def _remove(wrapper: Path) -> None:
     """Remove a wrapper. The owner goes last, so that what a kill leaves is still known."""
     _clear(wrapper)
     (wrapper / _OWNER).unlink()
-    with contextlib.suppress(OSError):  # the next writer has taken it over already
-        wrapper.rmdir()
+    _remove_if_empty(wrapper)  # the next writer may have taken it over already
 
 
 def _sync_tree(directory: Path) -> None:

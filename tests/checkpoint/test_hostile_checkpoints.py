@@ -106,7 +106,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
                         },
                     }
                 },
-                "ignore": ["re:" + "(" * 9999],
+                "ignore": ["re:" + "(" * 999],
             }
         ),
         "which is no regular expression",
