@@ -191,7 +191,7 @@ def test_disk_without_locks_is_refused_before_the_work(tmp_path: Path, monkeypat
 
     monkeypatch.setattr("fcntl.flock", refuse)
     descriptors = len(list(Path("/proc/self/fd").iterdir()))
-    with pytest.raises(RequestError, match=r"\.out\.partial cannot be locked: No locks available; choose"):
+    with pytest.raises(RequestError, match=r"out: its disk locks no files \(No locks available\): choose"):
         write(tmp_path / "out", "first")
     assert list(tmp_path.iterdir()) == []
     assert len(list(Path("/proc/self/fd").iterdir())) == descriptors

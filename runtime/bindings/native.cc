@@ -302,9 +302,7 @@ int32_t sample_token(const LogitArray& logits, const TokenArray& context, double
   return unwrap(sample({logits.data(), logits.size()}, view(context), options));
 }
 
-}  // namespace
-
-NB_MODULE(_native, module) {
+void bind_model(nb::module_& module) {
   nb::class_<Model>(module, "Model")
       .def_static("load", &load, "bundle"_a, nb::kw_only(), "runtime"_a, "onnxruntime_library"_a.none(),
                   "operators_library"_a.none(), "tensorrt_library"_a.none(), "runtime_cache"_a.none(), "decode_graph"_a,
@@ -335,7 +333,9 @@ NB_MODULE(_native, module) {
       .def(
           "check_generate", [](const Model& model, const GenerateOptions& options) { unwrap(model.check(options)); },
           "options"_a);
+}
 
+void bind_session(nb::module_& module) {
   nb::class_<GenerateOptions>(module, "GenerateOptions")
       .def(
           "__init__",
@@ -376,7 +376,13 @@ NB_MODULE(_native, module) {
       .def("finish", &PyPrefiller::finish);
 
   nb::class_<PyGeneration>(module, "Generation").def("next", &next).def_prop_ro("finish_reason", &finish_reason);
+}
 
+}  // namespace
+
+NB_MODULE(_native, module) {
+  bind_model(module);
+  bind_session(module);
   module.def("sample", &sample_token, "logits"_a, "context"_a, nb::kw_only(), "temperature"_a, "top_k"_a, "top_p"_a,
              "repetition_penalty"_a, "seed"_a);
 }

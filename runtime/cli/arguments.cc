@@ -3,6 +3,7 @@
 #include <charconv>
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <map>
 #include <type_traits>
 
@@ -46,19 +47,18 @@ namespace {
 Error wrong(std::string_view message) { return error(ErrorCode::kInvalidArgument, message, " (see sala-run --help)"); }
 
 template <class T>
-std::function<bool(std::string_view)> number(T& target) {
-  return [&target](std::string_view text) {
+std::function<bool(std::string_view)> number(T& target, T least = std::numeric_limits<T>::lowest()) {
+  return [&target, least](std::string_view text) {
     const auto parsed = std::from_chars(text.data(), text.data() + text.size(), target);
     if constexpr (std::is_floating_point_v<T>) {
       if (!std::isfinite(target)) return false;
     }
-    return parsed.ec == std::errc() && parsed.ptr == text.data() + text.size();
+    return parsed.ec == std::errc() && parsed.ptr == text.data() + text.size() && target >= least;
   };
 }
 
-template <class T>
-std::function<bool(std::string_view)> optional_number(std::optional<T>& target) {
-  return [&target](std::string_view text) { return number(target.emplace())(text); };
+std::function<bool(std::string_view)> positive(std::optional<int64_t>& target) {
+  return [&target](std::string_view text) { return number(target.emplace(), int64_t{1})(text); };
 }
 
 template <class T>
@@ -79,9 +79,9 @@ Expected<Arguments> parse(int count, char** values) {
       {"--weights", text(arguments.load.weights)},
       {"--load-state", text(arguments.load_state)},
       {"--save-state", text(arguments.save_state)},
-      {"--max-new-tokens", number(arguments.generate.max_new_tokens)},
-      {"--max-context", optional_number(arguments.session.max_context)},
-      {"--chunk-tokens", optional_number(arguments.session.chunk_tokens)},
+      {"--max-new-tokens", number(arguments.generate.max_new_tokens, int64_t{0})},
+      {"--max-context", positive(arguments.session.max_context)},
+      {"--chunk-tokens", positive(arguments.session.chunk_tokens)},
       {"--temperature", number(sampling.temperature)},
       {"--top-k", number(sampling.top_k)},
       {"--top-p", number(sampling.top_p)},

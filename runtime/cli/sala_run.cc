@@ -26,7 +26,7 @@ namespace sala::cli {
 
 namespace {
 
-constexpr const char* kNoMemory = "sala-run: there is not enough memory: end other programs, or choose a smaller model";
+constexpr const char* kNoMemory = "there is not enough memory: end other programs, or choose a smaller model";
 
 /// Prints a line, in which names of files may be anything.
 void tell(const std::string& line) { std::fprintf(stderr, "sala-run: %s\n", printable(line).c_str()); }
@@ -44,7 +44,7 @@ Status guarded(Body&& body) {
   try {
     return body();
   } catch (const std::bad_alloc&) {
-    return error(ErrorCode::kOutOfMemory, "there is not enough memory: end other programs, or choose a smaller model");
+    return error(ErrorCode::kOutOfMemory, kNoMemory);
   } catch (const std::exception& thrown) {
     return error(ErrorCode::kEngineFailed, "the run was ended by an exception: ", thrown.what());
   }
@@ -107,7 +107,7 @@ class TokenFile {
 
   /// 0 bytes at the end.
   Expected<size_t> read_block(char* block, size_t size) {
-    while (wait_readable(descriptor_)) {
+    while (received_signal == 0 && wait_ready(descriptor_, POLLIN)) {
       const ssize_t count = ::read(descriptor_, block, size);
       if (count >= 0) return static_cast<size_t>(count);
       if (errno != EINTR && errno != EAGAIN) {
@@ -139,16 +139,26 @@ std::string_view name_of(FinishReason reason) {
 struct Run {
   const Arguments& arguments;
   Output& output;
-  std::optional<TokenFile> file;
-  std::optional<StateTarget> target;
-  std::optional<Model> model;
-  std::optional<Session> session;
-  std::vector<int32_t> prompt;
+  std::optional<TokenFile> file{};
+  std::optional<StateTarget> target{};
+  std::optional<Model> model{};
+  std::optional<Session> session{};
+  std::vector<int32_t> prompt{};
   int64_t tokens_before = 0;  // of the session that was loaded
 };
 
+/// Refuses what cannot be a state before the bundle is loaded.
+Status check_state_file(const std::string& path) {
+  struct stat status = {};
+  if (stat(path.c_str(), &status) != 0 || access(path.c_str(), R_OK) != 0) {
+    return error(ErrorCode::kStateUnreadable, path, " cannot be opened: ", std::strerror(errno));
+  }
+  return S_ISREG(status.st_mode) ? success() : Status(error(ErrorCode::kStateUnreadable, path, " is not a file"));
+}
+
 Status open_files(Run& run) {
   const Arguments& arguments = run.arguments;
+  if (arguments.load_state) SALA_RETURN_IF_ERROR(check_state_file(*arguments.load_state));
   if (arguments.tokens) {
     auto file = TokenFile::open(*arguments.tokens);
     if (!file) return file.error();
@@ -233,17 +243,12 @@ Status generate(Run& run) {
   return success();
 }
 
-/// Saves what had run when the work ended early, and says where it stands. A wrong argument says enough itself.
-void save_early(Run& run) {
+/// Says where the state stands after the work ended early.
+void tell_saved(const Run& run, const Status& saved) {
   const std::string& path = *run.arguments.save_state;
-  const int64_t tokens = run.session ? run.session->position() : 0;
-  if (tokens == run.tokens_before) {
-    if (received_signal != 0) tell("no new tokens had run: " + path + " is as it was");
-    return;
-  }
-  const Status saved = guarded([&] { return run.session->save(*run.target); });
   if (!saved) return tell("what had run could not be saved to " + path + ": " + saved.error().message);
-  tell("saved the " + grouped(tokens) + " tokens that had run to " + path + ": continue with --load-state " + path);
+  tell("saved the " + grouped(run.session->position()) + " tokens that had run to " + path +
+       ": continue with --load-state " + path);
 }
 
 Status run(const Arguments& arguments, Output& output) {
@@ -253,8 +258,15 @@ Status run(const Arguments& arguments, Output& output) {
     return success();
   });
   if (!run.target) return outcome;
-  if (outcome && received_signal == 0 && output.error() == 0) return run.session->save(*run.target);
-  save_early(run);
+  const auto is_early = [&] { return !outcome || received_signal != 0 || output.error() != 0; };
+  if (is_early() && (!run.session || run.session->position() == run.tokens_before)) {
+    // A wrong argument says enough itself.
+    if (received_signal != 0) tell("no new tokens had run: " + *arguments.save_state + " is as it was");
+    return outcome;
+  }
+  const Status saved = guarded([&] { return run.session->save(*run.target); });
+  if (!is_early()) return saved;
+  tell_saved(run, saved);
   return outcome;
 }
 
@@ -295,7 +307,7 @@ int main(int count, char** values) {
   try {
     return sala::cli::program(count, values);
   } catch (const std::exception&) {  // there was no memory for a message
-    std::fprintf(stderr, "%s\n", sala::cli::kNoMemory);
+    std::fprintf(stderr, "sala-run: %s\n", sala::cli::kNoMemory);
     return 1;
   }
 }

@@ -6,11 +6,15 @@
 #include <poll.h>
 #include <unistd.h>
 
+#include <atomic>
+#include <cerrno>
 #include <csignal>
 
 namespace sala::cli {
 
-inline volatile std::sig_atomic_t received_signal = 0;
+/// The last one, or 0. The thread that it interrupts need not be the one that asks.
+inline std::atomic<int> received_signal = 0;
+static_assert(std::atomic<int>::is_always_lock_free, "a handler may write it");
 
 /// Installs a handler that lets system calls return; a signal that whoever started the process ignores stays ignored.
 inline void handle_signals(void (*handler)(int)) {
@@ -36,17 +40,16 @@ inline void keep_signals() {
   handle_signals([](int number) { received_signal = number; });
 }
 
-/// Waits until a descriptor can be read. False after a signal, which cannot come unnoticed before the wait begins.
-inline bool wait_readable(int descriptor) {
-  sigset_t blocked, before;
-  sigemptyset(&blocked);
-  sigaddset(&blocked, SIGINT);
-  sigaddset(&blocked, SIGTERM);
-  sigprocmask(SIG_BLOCK, &blocked, &before);
-  pollfd readable{descriptor, POLLIN, 0};
-  if (received_signal == 0) ppoll(&readable, 1, nullptr, &before);
-  sigprocmask(SIG_SETMASK, &before, nullptr);
-  return received_signal == 0;
+/// Waits until a descriptor is ready for `events` of poll(2), or has an error for the call that follows. False if a
+/// signal comes before it is.
+inline bool wait_ready(int descriptor, short events) {
+  constexpr int kMilliseconds = 100;  // of looking again, for a signal may interrupt another thread than this one
+  do {
+    pollfd ready{descriptor, events, 0};
+    const int count = poll(&ready, 1, kMilliseconds);
+    if (count > 0 || (count < 0 && errno != EINTR)) return true;
+  } while (received_signal == 0);
+  return false;
 }
 
 }  // namespace sala::cli

@@ -3,11 +3,14 @@
 #pragma once
 
 #include <fcntl.h>
-#include <poll.h>
+#include <limits.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <string_view>
+
+#include "signals.h"
 
 namespace sala::cli {
 
@@ -23,18 +26,21 @@ inline bool fill_closed_streams() {
   return has_output;
 }
 
-/// Standard output. After a write that failed it takes nothing more.
+/// Standard output. After a write that failed, or that a signal ended while no reader took anything, it takes nothing
+/// more.
 class Output {
  public:
   void write(std::string_view text) {
     while (error_ == 0 && !text.empty()) {
-      const ssize_t count = ::write(STDOUT_FILENO, text.data(), text.size());
+      if (!wait_ready(STDOUT_FILENO, POLLOUT)) {
+        error_ = EINTR;
+        return;
+      }
+      // A pipe that is ready takes so much at once.
+      const ssize_t count = ::write(STDOUT_FILENO, text.data(), std::min<size_t>(text.size(), PIPE_BUF));
       if (count >= 0) {
         text.remove_prefix(static_cast<size_t>(count));
-      } else if (errno == EAGAIN) {  // another program has made it non-blocking
-        pollfd writable{STDOUT_FILENO, POLLOUT, 0};
-        poll(&writable, 1, -1);
-      } else if (errno != EINTR) {
+      } else if (errno != EINTR && errno != EAGAIN) {
         error_ = errno;
       }
     }

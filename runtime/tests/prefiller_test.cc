@@ -422,6 +422,22 @@ TEST(Prefiller, RefusesTheStreamThatOutgrowsItsContextLength) {
   EXPECT_EQ(outcome.error().code, ErrorCode::kInvalidArgument);
 }
 
+TEST(Prefiller, NoticesAnotherContextOfTheSameLength) {
+  const Mock mock;
+  Session session = mock.session(20, 8);
+  ASSERT_TRUE(session.prefill(prompt(5)));
+  ASSERT_TRUE(session.sample({}));
+  auto prefiller = Prefiller::create(session, {});
+  ASSERT_TRUE(prefiller->feed(prompt(14)));
+  // As many tokens, of which none is pending: with those that wait they are more than the caches hold.
+  ASSERT_TRUE(session.reset());
+  ASSERT_TRUE(session.prefill(prompt(6)));
+  const auto outcome = prefiller->finish();
+  ASSERT_FALSE(outcome);
+  EXPECT_EQ(outcome.error().code, ErrorCode::kInvalidArgument);
+  EXPECT_EQ(session.position(), 6);
+}
+
 TEST(Prefiller, NoticesThatItsSessionWasUsedMeanwhile) {
   const Mock mock;
   Session session = mock.session();

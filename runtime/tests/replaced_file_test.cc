@@ -120,6 +120,43 @@ TEST_F(ReplacedFiles, AReplacedFileKeepsItsModeAndOwner) {
   EXPECT_EQ(after.st_gid, before.st_gid);
 }
 
+TEST_F(ReplacedFiles, AFileThatCannotBeGivenAwayDoesNotRunAsItsWriter) {
+  if (getuid() != 0) GTEST_SKIP() << "only root can change who it is";
+  write_text(path_, "old");
+  chmod(folder_.c_str(), 0777);
+  chmod(path_.c_str(), 06757);
+  ASSERT_EQ(seteuid(1234), 0);
+  const Status done = replace(path_, "new");
+  ASSERT_EQ(seteuid(0), 0);
+  ASSERT_TRUE(done) << done.error().message;
+  EXPECT_EQ(text_of(path_), "new");
+  EXPECT_EQ(mode_of(path_), 0757u);
+}
+
+TEST_F(ReplacedFiles, AWrapperOfAnotherUserIsNotTaken) {
+  if (getuid() != 0) GTEST_SKIP() << "only root can give a folder away";
+  fs::create_directory(wrapper_);
+  ASSERT_EQ(chown(wrapper_.c_str(), 1234, 1234), 0);
+  expect_refused(path_, "in the way");
+  EXPECT_TRUE(fs::is_empty(wrapper_));
+}
+
+TEST_F(ReplacedFiles, WithoutADescriptorThereIsAReasonAndNothingLeft) {
+  // The lowest free number is the folder's. There is none for the wrapper.
+  const int next = dup(0);
+  close(next);
+  struct rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+  struct rlimit tight = before;
+  tight.rlim_cur = static_cast<rlim_t>(next) + 1;
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &tight), 0);
+  const auto file = ReplacedFile::open(path_, kCode);
+  setrlimit(RLIMIT_NOFILE, &before);
+  ASSERT_FALSE(file);
+  EXPECT_NE(file.error().message.find("Too many open files"), std::string::npos) << file.error().message;
+  EXPECT_EQ(names(), std::set<std::string>{});
+}
+
 TEST_F(ReplacedFiles, LinksAreWrittenThrough) {
   fs::create_directory(folder_ / "there");
   write_text(folder_ / "there" / "file", "old");

@@ -1,5 +1,8 @@
 // How a session is set up on TensorRT: contexts, memory, the captured step, the runtime cache.
 
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <fstream>
 
@@ -100,6 +103,25 @@ TEST_F(TensorRtEngine, RuntimeCacheOfAnotherTensorRtIsWrittenAnew) {
   const auto model = load(bundle);
   ASSERT_TRUE(model->create_session());
   EXPECT_EQ(content(bundle.runtime_cache()), "compiled 2");
+}
+
+TEST_F(TensorRtEngine, RuntimeCacheThatMayNotBeWrittenIsLeftAlone) {
+  if (getuid() != 0) GTEST_SKIP() << "only root can change who it is";
+  FakeBundle bundle;
+  const std::filesystem::path path = bundle.write();
+  std::ofstream(bundle.runtime_cache()) << "of root";
+  ASSERT_EQ(chmod(bundle.runtime_cache().c_str(), 0644), 0);
+  ASSERT_EQ(chmod(path.parent_path().c_str(), 0777), 0);
+  ASSERT_EQ(setresuid(1234, 1234, 0), 0);
+  std::string problem;
+  if (const auto model = Model::load(path, TensorRtEngine::options()); !model) {
+    problem = model.error().message;
+  } else if (const auto session = model->create_session(); !session) {
+    problem = session.error().message;
+  }
+  ASSERT_EQ(setresuid(0, 0, 0), 0);
+  EXPECT_EQ(problem, "");
+  EXPECT_EQ(content(bundle.runtime_cache()), "of root");
 }
 
 TEST_F(TensorRtEngine, RuntimeCacheMayBeGivenAndMustThenBeWritable) {

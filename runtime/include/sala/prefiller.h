@@ -57,7 +57,7 @@ class Prefiller {
   std::vector<int32_t> waiting_;  // for a full step or for the end, the session's pending token first
   int64_t tokens_fed_ = 0;
   int64_t tokens_done_ = 0;
-  int64_t session_position_;  // as this object left it
+  uint64_t session_changes_;  // as this object left it
   bool has_ended_ = false;
   bool is_told_to_stop_ = false;  // by on_progress
   bool heeds_stop_ = true;        // of Session::stop

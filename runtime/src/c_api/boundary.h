@@ -30,7 +30,7 @@ sala_error* guarded(Body&& body) noexcept {
   } catch (const std::bad_alloc&) {
     return give_out_of_memory();
   } catch (const std::exception& thrown) {
-    return give(SALA_ERROR_INTERNAL, "Internal", thrown.what());
+    return give(SALA_ERROR_INTERNAL, "Internal", printable(thrown.what()));
   } catch (...) {  // a progress callback written in C++ can throw anything
     return give(SALA_ERROR_INTERNAL, "Internal",
                 "an exception of an unknown type was thrown: catch it in the callback");

@@ -17,7 +17,7 @@ Prefiller::Prefiller(SessionCore& core, PrefillOptions options, std::optional<in
     : core_(&core),
       options_(std::move(options)),
       tokens_total_(tokens_total),
-      session_position_(core.position()),
+      session_changes_(core.changes()),
       start_(std::chrono::steady_clock::now()) {
   if (const auto pending = core.pending_token()) waiting_.push_back(*pending);
 }
@@ -46,7 +46,7 @@ Status Prefiller::check_usable() const {
     return error(ErrorCode::kInvalidArgument, "this prefill has ended, the session holds ", core_->position(),
                  " tokens: make another prefiller for those that follow");
   }
-  if (core_->position() != session_position_) {
+  if (core_->changes() != session_changes_) {
     return error(ErrorCode::kInvalidArgument,
                  "the session was used for something else before this prefill was finished: finish it first");
   }
@@ -123,8 +123,8 @@ Status Prefiller::run_chunk(std::span<const int32_t> token_ids, int64_t context_
   }
   const int64_t before = core_->position();
   SALA_RETURN_IF_ERROR(core_->run(token_ids, context_length));
-  session_position_ = core_->position();
-  tokens_done_ += session_position_ - before;
+  session_changes_ = core_->changes();
+  tokens_done_ += core_->position() - before;
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start_;
   if (options_.on_progress && !options_.on_progress({tokens_done_, tokens_total_, elapsed.count()})) {
     is_told_to_stop_ = true;

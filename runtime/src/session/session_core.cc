@@ -132,6 +132,7 @@ Status SessionCore::run(std::span<const int32_t> token_ids, int64_t context_leng
   const StepInputs step{input_ids_, static_cast<int32_t>(past_length_), static_cast<int32_t>(context_length),
                         rope_cos_sin_};
   has_logits_ = false;
+  ++changes_;
   poisoned_ = true;  // until the step has run: an engine that finds no memory may throw
   SALA_RETURN_IF_ERROR(execution_->run(tokens == 1 ? Profile::kDecode : Profile::kPrefill, step, logits_));
   tokens_.resize(static_cast<size_t>(past_length_));
@@ -154,6 +155,7 @@ Expected<int32_t> SessionCore::sample(const SamplingOptions& options) {
   const auto token = sala::sample(logits_, tokens_, options);
   if (!token) return token;
   tokens_.push_back(*token);
+  ++changes_;
   has_logits_ = false;
   return token;
 }
@@ -168,6 +170,7 @@ Status SessionCore::reset() {
 
 void SessionCore::restore(std::vector<int32_t> tokens, int64_t past_length, std::vector<float> logits) {
   tokens_ = std::move(tokens);
+  ++changes_;
   past_length_ = past_length;
   has_logits_ = !logits.empty();
   if (has_logits_) logits_ = std::move(logits);

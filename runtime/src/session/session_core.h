@@ -36,6 +36,8 @@ class SessionCore {
   int64_t past_length() const { return past_length_; }
   int64_t max_context() const { return max_context_; }
   int64_t chunk_tokens() const { return chunk_tokens_; }
+  /// How often the context has changed, so that whoever works on it notices another.
+  uint64_t changes() const { return changes_; }
   std::optional<int32_t> pending_token() const;
   std::span<const float> logits() const;
 
@@ -76,6 +78,7 @@ class SessionCore {
   std::unique_ptr<Execution> execution_;  // refers to caches_
   std::vector<int32_t> tokens_;
   int64_t past_length_ = 0;
+  uint64_t changes_ = 0;
   std::vector<float> logits_;  // [vocab_size] after the last step
   bool has_logits_ = false;
   bool poisoned_ = false;

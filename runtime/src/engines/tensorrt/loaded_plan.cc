@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <string_view>
 #include <utility>
 
@@ -24,7 +25,10 @@ std::filesystem::path runtime_cache_file(const std::filesystem::path& bundle, co
   if (failed) return {};
   if (!whole.has_filename()) whole = whole.parent_path();  // "out.sala/"
   if (access(whole.parent_path().c_str(), W_OK) != 0) return {};
-  return whole.string() + ".runtime-cache";
+  whole += ".runtime-cache";
+  // That of another user may be one that this process may not write.
+  const bool is_writable = access(whole.c_str(), W_OK) == 0 || errno == ENOENT;
+  return is_writable ? whole : std::filesystem::path();
 }
 
 int64_t most_bytes(const TensorSpec& spec, const ProfileRanges& ranges) {
