@@ -6,6 +6,7 @@ descriptor, and it is read through the same descriptor, whatever takes its name 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -17,7 +18,10 @@ from typing import Any, NoReturn
 from .errors import InputError
 
 MOST_TEXT_BYTES = 64 << 20
-"""Limit of the text files of bundles and checkpoints: the largest tokenizer.json in use is a fifth of it."""
+"""Limit of the text files of bundles and checkpoints: the largest tokenizer.json in use is about half of it."""
+
+_OF_PROCESS = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE)
+"""What says nothing about the file, but about who opens it."""
 
 
 class OpenedFile:
@@ -40,7 +44,8 @@ class OpenedFile:
     ) -> OpenedFile:
         """Open a file; with `directory`, the one of this relative path below it.
 
-        Raises: `error`, in one line that ends with `advice`, for what is missing, cannot be read or is no regular file.
+        Raises: `error`, in one line, for what is missing, cannot be read or is no regular file. The line ends with
+            `advice`, unless this process has no right to the file, or too many others open.
         """
         shown = path if directory is None else directory.path / path
         # O_NONBLOCK does nothing to a file, and does not wait for the other end of a FIFO.
@@ -48,7 +53,7 @@ class OpenedFile:
         try:
             descriptor = os.open(path, flags, dir_fd=None if directory is None else directory.descriptor)
         except (OSError, ValueError) as failure:
-            raise error(f"{shown} {_reason(failure)}{advice and ': '}{advice}") from None
+            raise error(f"{shown} {_reason(failure, advice)}") from None
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             os.close(descriptor)
@@ -103,12 +108,12 @@ class Directory:
     """A directory whose files are opened relative to itself, whatever takes its name meanwhile."""
 
     def __init__(self, path: Path, *, error: type[InputError], advice: str = "") -> None:
-        """Raises: `error`, in one line that ends with `advice`, for what is missing or no directory."""
+        """Raises: `error`, in one line that ends with `advice` as in `OpenedFile.open`, if there is no directory."""
         self.path = path
         try:
             self.descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except (OSError, ValueError) as failure:
-            raise error(f"{path} {_reason(failure)}{advice and ': '}{advice}") from None
+            raise error(f"{path} {_reason(failure, advice)}") from None
         self._error = error
         weakref.finalize(self, os.close, self.descriptor)
 
@@ -184,11 +189,14 @@ def _version(status: os.stat_result) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _reason(failure: OSError | ValueError) -> str:
+def _reason(failure: OSError | ValueError, advice: str) -> str:
     """Why a path cannot be opened, for the end of a sentence that begins with it."""
     if isinstance(failure, FileNotFoundError):
-        return "does not exist"
-    if isinstance(failure, NotADirectoryError):
-        return "is not a directory"
-    # A name with a null character is a ValueError.
-    return f"cannot be opened: {failure.strerror if isinstance(failure, OSError) else failure}"
+        what = "does not exist"
+    elif isinstance(failure, NotADirectoryError):
+        what = "is not a directory"
+    else:
+        # A name with a null character is a ValueError.
+        what = f"cannot be opened: {failure.strerror if isinstance(failure, OSError) else failure}"
+    is_of_process = isinstance(failure, OSError) and failure.errno in _OF_PROCESS
+    return what if is_of_process or not advice else f"{what}: {advice}"

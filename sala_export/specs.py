@@ -161,7 +161,7 @@ def stream_name(layer: int) -> str:
 _SIZE = re.compile(r"^\s*(\d{1,20})\s*([KMkm]?)\s*$")
 
 MOST_TOKENS = 2**31 - 1
-"""Tokens of the longest context that any engine serves."""
+"""Tokens of the longest context that any engine serves. Token ids end there too."""
 
 
 def parse_tokens(text: str) -> int:

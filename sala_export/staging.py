@@ -6,7 +6,7 @@ What is made for `NAME` lies in a wrapper beside it, the directory `.NAME.partia
 * `content` is the directory or file to be. One rename puts it in its place, or one exchange with what stands there.
 * `key`, for work that can go on after an interruption, is of what `content` holds a part of.
 
-The wrapper is locked with flock for as long as somebody writes. So a second writer of the same path knows at once, and
+The `owner` is locked with flock for as long as somebody writes. So a second writer of the same path knows at once, and
 what a killed process left is known by its lock being free, whatever number processes have. Saved states follow the same
 rules (runtime/src/base/replaced_file.h).
 """
@@ -37,6 +37,11 @@ _OWNER, _CONTENT, _KEY = "owner", "content", "key"
 _LONGEST_NAME_BYTES = 200  # file systems allow 255, and the wrapper's name is longer
 
 _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
+_NO_SURPRISE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+"""Of an open: no link is followed and no other end waited for."""
+
+_OF_ANOTHER_KIND = (errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EISDIR, errno.ENXIO)
+
 _NO_SUCH_RENAME = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -52,7 +57,7 @@ def require_free_path(path: Path, *, marker: str, force: bool) -> None:
     wrapper = _wrapper_of(path.absolute())
     if os.path.lexists(wrapper):
         with contextlib.suppress(FileNotFoundError):  # its writer has just finished
-            os.close(_locked(wrapper, path))
+            os.close(_locked(wrapper, path, is_new=False))
 
 
 def _require_free(path: Path, *, marker: str, force: bool) -> None:
@@ -91,10 +96,6 @@ class Staging:
         unfinished.rename(key)
         _sync(key.parent)
 
-    @property
-    def is_kept(self) -> bool:
-        return self.path.with_name(_KEY).is_file()
-
 
 @contextmanager
 def staged_directory(path: Path, *, marker: str, force: bool = False) -> Iterator[Path]:
@@ -122,15 +123,15 @@ def resumable_directory(path: Path, *, marker: str, force: bool, key: str) -> It
     path = path.absolute()
     _require_free(path, marker=marker, force=force)
     with _locked_wrapper(path) as wrapper:
-        if path.exists():
-            _require_exchange(wrapper, path)
-        resumed = bool(key) and _holds_part_of(wrapper, key)
-        if not resumed:
-            _clear(wrapper)
-            (wrapper / _CONTENT).mkdir()
-        staging = Staging(path=wrapper / _CONTENT, resumed=resumed, key=key)
         worth_keeping = False
         try:
+            if path.exists():
+                _require_exchange(wrapper, path)
+            resumed = _holds_part_of(wrapper, key)
+            if not resumed:
+                _clear(wrapper)
+                (wrapper / _CONTENT).mkdir()
+            staging = Staging(path=wrapper / _CONTENT, resumed=resumed, key=key)
             yield staging
             if not (staging.path / marker).exists():
                 (staging.path / marker).touch()
@@ -138,7 +139,7 @@ def resumable_directory(path: Path, *, marker: str, force: bool, key: str) -> It
             _require_free(path, marker=marker, force=force)
             _put_in_place(staging.path, path, marker)
         except BaseException as error:
-            worth_keeping = staging.is_kept and not isinstance(error, DiskFullError | OSError)
+            worth_keeping = _holds_part_of(wrapper, key) and not isinstance(error, DiskFullError | OSError)
             raise
         finally:
             if not worth_keeping:
@@ -161,9 +162,9 @@ def staged_file(path: Path) -> Iterator[Path]:
     if before is not None and not stat.S_ISREG(before.st_mode):
         raise RequestError(f"{path} is not a file: choose another name")
     with _locked_wrapper(target) as wrapper:
-        _clear(wrapper)
         content = wrapper / _CONTENT
         try:
+            _clear(wrapper)
             yield content
             if before is not None:
                 _take_over(content, before)
@@ -215,7 +216,6 @@ def _require_exchange(wrapper: Path, path: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_SUCH_RENAME:
             raise
-        _remove(wrapper)
         raise RequestError(
             f"{path}: this file system cannot exchange two directories, so --force would leave a moment without "
             "either: remove it first, or choose another disk"
@@ -240,63 +240,105 @@ def _wrapper_of(path: Path) -> Path:
 @contextmanager
 def _locked_wrapper(path: Path) -> Iterator[Path]:
     """The wrapper of `path`, with its `owner` and what an earlier run left, locked for as long as the block runs."""
-    wrapper = _wrapper_of(path)
-    while True:
+    wrapper, lock = _wrapper_of(path), None
+    while lock is None:
+        is_new = False
         try:
-            wrapper.mkdir(mode=0o700)
-        except FileExistsError:
-            pass
+            with contextlib.suppress(FileExistsError):
+                wrapper.mkdir(mode=0o700)
+                is_new = True
+            lock = _claimed(wrapper, path, is_new=is_new)
         except OSError as error:
-            raise RequestError(f"{path.parent} cannot be written: {error.strerror}; choose another place") from None
-        try:
-            lock = _locked(wrapper, path)
-        except FileNotFoundError:
-            continue  # its owner removed it in between
-        if _is_at(lock, wrapper):
-            break
-        os.close(lock)
+            if is_new:
+                _remove_if_empty(wrapper)
+            raise RequestError(f"{path} cannot be written: {error.strerror}; choose another place") from None
     try:
-        _claim(wrapper, lock)
         yield wrapper
     finally:
         os.close(lock)
 
 
-def _locked(wrapper: Path, path: Path) -> int:
-    """Open and lock a wrapper. Raises: RequestError if another process has it, or if it is not ours."""
+def _claimed(wrapper: Path, path: Path, *, is_new: bool) -> int | None:
+    """Lock a wrapper and write its `owner`. None if the process that had it has just removed it."""
     try:
-        lock = os.open(wrapper, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        lock = _locked(wrapper, path, is_new=is_new)
     except FileNotFoundError:
-        raise
-    except OSError:
-        raise _in_the_way(wrapper) from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(lock).st_uid != os.geteuid() or _owner_text(lock) not in (b"", OWNER_TEXT):
-            raise _in_the_way(wrapper)
-    except BlockingIOError:
-        os.close(lock)
-        raise RequestError(f"another process is writing {path}: wait for it, or choose another path") from None
-    except RequestError:
-        os.close(lock)
-        raise
-    return lock
-
-
-def _owner_text(wrapper: int) -> bytes | None:
-    """What the `owner` of a wrapper says. Empty if a kill was faster than its writing, None if it is not ours."""
-    entries = set(os.listdir(wrapper))
-    try:
-        owner = os.open(_OWNER, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=wrapper)
-    except FileNotFoundError:
-        return None if entries else b""
-    except OSError:
         return None
     try:
-        text = os.read(owner, len(OWNER_TEXT) + 1) if stat.S_ISREG(os.fstat(owner).st_mode) else b"?"
+        if _is_at(lock, wrapper / _OWNER):
+            _claim(wrapper, lock)
+            return lock
+    except BaseException:
+        os.close(lock)
+        raise
+    os.close(lock)
+    return None
+
+
+def _locked(wrapper: Path, path: Path, *, is_new: bool) -> int:
+    """Open and lock the `owner` of a wrapper, which an empty one gets now.
+
+    It is a file, and open for writing, because NFS locks nothing else.
+
+    Raises: RequestError if another process has it, or if the wrapper is not ours; FileNotFoundError if it is gone.
+    """
+    with _opened_wrapper(wrapper, is_new=is_new) as folder:
+        with _in_the_way_of_another_kind(wrapper):
+            owner = os.open(_OWNER, os.O_RDWR | os.O_CREAT | _NO_SURPRISE, 0o600, dir_fd=folder)
+        try:
+            _lock(owner, wrapper, path)
+            if not _is_ours(folder, owner):
+                raise _in_the_way(wrapper)
+        except BaseException:
+            os.close(owner)
+            raise
+    return owner
+
+
+def _lock(owner: int, wrapper: Path, path: Path) -> None:
+    try:
+        fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RequestError(f"another process is writing {path}: wait for it, or choose another path") from None
+    except OSError as error:
+        if not os.pread(owner, 1, 0):
+            _remove_new(wrapper)
+        raise RequestError(f"{path}: its disk locks no files ({error.strerror}): choose another disk") from None
+
+
+@contextmanager
+def _opened_wrapper(wrapper: Path, *, is_new: bool) -> Iterator[int]:
+    """A wrapper that may be ours, for as long as the block runs."""
+    with _in_the_way_of_another_kind(wrapper):
+        folder = os.open(wrapper, os.O_RDONLY | os.O_DIRECTORY | _NO_SURPRISE)
+    try:
+        entries = set(os.listdir(folder))  # noqa: PTH208 -- of a descriptor
+        # Whoever made it could put something else in the place of what is written there.
+        is_of_another_user = not is_new and os.fstat(folder).st_uid != os.geteuid()
+        if is_of_another_user or (entries and _OWNER not in entries):
+            raise _in_the_way(wrapper)
+        yield folder
     finally:
-        os.close(owner)
-    return text if text or entries == {_OWNER} else None
+        os.close(folder)
+
+
+@contextmanager
+def _in_the_way_of_another_kind(wrapper: Path) -> Iterator[None]:
+    """Tell what is not of the kind that we make from what this process or its disk lacks."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _OF_ANOTHER_KIND:
+            raise _in_the_way(wrapper) from None
+        raise
+
+
+def _is_ours(folder: int, owner: int) -> bool:
+    """Whether the `owner` of a wrapper says so. A kill may have been faster than its writing."""
+    if not stat.S_ISREG(os.fstat(owner).st_mode):
+        return False
+    text = os.pread(owner, len(OWNER_TEXT) + 1, 0)
+    return text == OWNER_TEXT or (not text and set(os.listdir(folder)) == {_OWNER})
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
@@ -308,12 +350,27 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 def _claim(wrapper: Path, lock: int) -> None:
     """Write the `owner` of a new wrapper."""
-    if _owner_text(lock) == OWNER_TEXT:
+    if os.pread(lock, 1, 0):
         return
-    owner = wrapper / _OWNER
-    owner.write_bytes(OWNER_TEXT)
-    _sync(owner)
-    _sync(wrapper)
+    written = 0
+    try:
+        while written < len(OWNER_TEXT):
+            written += os.pwrite(lock, OWNER_TEXT[written:], written)
+        os.fsync(lock)
+        _sync(wrapper)
+    except BaseException:
+        _remove_new(wrapper)  # part of the line would not be known again
+        raise
+
+
+def _remove_new(wrapper: Path) -> None:
+    (wrapper / _OWNER).unlink(missing_ok=True)
+    _remove_if_empty(wrapper)
+
+
+def _remove_if_empty(wrapper: Path) -> None:
+    with contextlib.suppress(OSError):
+        wrapper.rmdir()
 
 
 def _in_the_way(wrapper: Path) -> RequestError:
@@ -326,9 +383,9 @@ def _key_line(content: Path, key: str) -> str:
 
 
 def _holds_part_of(wrapper: Path, key: str) -> bool:
-    """True if an earlier run with this key left its work."""
+    """True if the work of this key is there and to be kept. An empty key has none."""
     file, content = wrapper / _KEY, wrapper / _CONTENT
-    if not file.is_file() or not content.is_dir():
+    if not key or not file.is_file() or not content.is_dir():
         return False
     return file.read_text(encoding="utf-8", errors="replace") == _key_line(content, key)
 
@@ -347,7 +404,7 @@ def _remove(wrapper: Path) -> None:
     """Remove a wrapper. The owner goes last, so that what a kill leaves is still known."""
     _clear(wrapper)
     (wrapper / _OWNER).unlink()
-    wrapper.rmdir()
+    _remove_if_empty(wrapper)  # the next writer may have taken it over already
 
 
 def _sync_tree(directory: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import time
@@ -33,6 +34,18 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
     text = refusal(lambda: OpenedFile.open(path, error=BundleError, advice="copy it again"))
     assert text.startswith(f"{path} ")
     assert text.endswith(": copy it again")
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES])
+def test_advice_is_not_given_where_the_file_is_not_at_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "open", refuse)
+    text = refusal(lambda: OpenedFile.open(tmp_path, error=BundleError, advice="copy it again"))
+    assert text == f"{tmp_path} cannot be opened: {os.strerror(number)}"
 
 
 def test_descriptors_are_closed_with_the_last_reference(tmp_path: Path) -> None:

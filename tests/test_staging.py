@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -182,6 +183,53 @@ def test_force_on_a_disk_without_exchange_is_refused_before_the_work(
         pytest.fail("the work began")
     assert (tmp_path / "out" / "file").read_text(encoding="utf-8") == "first"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_disk_without_locks_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(RequestError, match=r"out: its disk locks no files \(No locks available\): choose"):
+        write(tmp_path / "out", "first")
+    assert list(tmp_path.iterdir()) == []
+    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
+
+
+@pytest.mark.parametrize("limit", [0, 20])
+def test_disk_too_full_to_begin_leaves_nothing(tmp_path: Path, limit: int) -> None:
+    program = (
+        "import resource, signal, sys; from pathlib import Path; from sala_export.staging import *\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))\n"
+        "with staged_directory(Path(sys.argv[1]), marker=MARKER): pass"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "out"), str(limit)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "File too large" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupt_after_the_exchange_leaves_nothing_of_the_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_in_place = staging._put_in_place
+
+    def interrupted(*arguments: Any) -> None:
+        put_in_place(*arguments)
+        raise KeyboardInterrupt
+
+    write(tmp_path / "out", "first")
+    monkeypatch.setattr(staging, "_put_in_place", interrupted)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        resumable_directory(tmp_path / "out", marker=MARKER, force=True, key="k") as place,
+    ):
+        (place.path / "file").write_text("second", encoding="utf-8")
+        place.keep()
+    assert (tmp_path / "out" / "file").read_text(encoding="utf-8") == "second"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_long_name_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
 MOST_DIMENSIONS = 8
-"""Of a tensor, as in TensorRT."""
+"""Limit of the dimensions of a tensor, as in TensorRT."""
 
 
 def _inside(path: str) -> str:
@@ -33,7 +33,7 @@ def _fp32(value: float) -> float:
 Natural: TypeAlias = Annotated[int, Field(ge=0, le=INT64_MAX)]
 Positive: TypeAlias = Annotated[int, Field(ge=1, le=INT64_MAX)]
 Extent: TypeAlias = Annotated[int, Field(ge=1, le=INT32_MAX)]
-"""Of a dimension, which positions of a sequence must count."""
+"""Largest size of a dimension that positions of a sequence count."""
 Shape: TypeAlias = Annotated[tuple[Positive, ...], Field(max_length=MOST_DIMENSIONS)]
 Fp32: TypeAlias = Annotated[float, AfterValidator(_fp32)]
 """Exactly an fp32 number."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tokenizers
 import torch
 from torch import Tensor
 
 from ..checkpoint.config import SalaConfig
-from ..errors import CheckpointError, RequestError
+from ..checkpoint.library_tokenizer import LibraryTokenizer, hidden_panics
+from ..checkpoint.tokenizer_limits import refuse_growth
+from ..errors import BundleError, CheckpointError, RequestError, SessionError
 from ..files import TextFile
 from ..specs import TOKENIZER_FILE
 
@@ -50,7 +52,7 @@ class SampleRequest:
                 f"--sequence-length {self.sequence_length} is more than the {config.max_position_embeddings} tokens "
                 "that the model was made for"
             )
-        tokenizer: tokenizers.Tokenizer | None = None
+        tokenizer: LibraryTokenizer | None = None
         found: list[Tensor] = []
         for where, fields in _lines(self.file):
             if len(found) == self.samples:
@@ -59,7 +61,7 @@ class SampleRequest:
                 ids = _checked_ids(fields["input_ids"], config.vocab_size, where)
             else:
                 tokenizer = tokenizer or _load_tokenizer(tokenizer_file, where)
-                ids = tokenizer.encode(_text(fields, where)).ids
+                ids = _encoded(tokenizer, _text(fields, where))
                 _require_in_vocabulary(ids, config.vocab_size, where)
             if ids:
                 found.append(torch.tensor(ids[: self.sequence_length]))
@@ -116,18 +118,26 @@ def _require_in_vocabulary(ids: list[int], vocab_size: int, where: str) -> None:
         raise RequestError(f"{where}: token {outside[0]} is outside the vocabulary of {vocab_size}")
 
 
-def _load_tokenizer(file: TextFile | None, where: str) -> tokenizers.Tokenizer:
+def _load_tokenizer(file: TextFile | None, where: str) -> LibraryTokenizer:
     if file is None:
         raise CheckpointError(
             f"{where} is text, but the checkpoint has no {TOKENIZER_FILE}: copy it there, or give `input_ids`"
         )
-    try:
-        tokenizer = tokenizers.Tokenizer.from_buffer(file.content)
-    # The library raises plain Exception for whatever it finds wrong with a file.
-    except Exception as error:
-        raise CheckpointError(
-            f"{file.path} is no tokenizer that this version of `tokenizers` reads: {error}"
-        ) from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+    with _failing_as_a_checkpoint():
+        tokenizer = LibraryTokenizer.from_json(file.content, str(file.path))
+        refuse_growth(tokenizer.spec(), str(file.path))
     return tokenizer
+
+
+def _encoded(tokenizer: LibraryTokenizer, text: str) -> list[int]:
+    with _failing_as_a_checkpoint():
+        return tokenizer.encode(text, add_special_tokens=True).ids
+
+
+@contextmanager
+def _failing_as_a_checkpoint() -> Iterator[None]:
+    try:
+        with hidden_panics():
+            yield
+    except (BundleError, SessionError) as error:
+        raise CheckpointError(str(error)) from None

@@ -5,8 +5,7 @@ The tensors themselves are checked in `quantized_weights.py`; docs/quantisation.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as shown
@@ -15,6 +14,7 @@ from typing import Any
 from ..errors import ConfigError, UnsupportedError
 from ..numerics.number_formats import E2M1_MAX, E4M3_MAX, INT4_MAX, INT8_MAX
 from ..specs import DType, Precision
+from .ignored_modules import PATTERN, is_ignored, require_quick
 from .keymap import GATE_ROLES
 
 QUANTIZATION_FIELD = "quantization_config"
@@ -22,8 +22,7 @@ QUANT_METHOD = "compressed-tensors"
 
 QUANTIZABLE_ROLES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Projections that may be quantised by themselves."""
-_PATTERN = "re:"
-GATE_PATTERNS = tuple(f"{_PATTERN}.*{role}" for role in GATE_ROLES)
+GATE_PATTERNS = tuple(f"{PATTERN}.*{role}" for role in GATE_ROLES)
 DEFAULT_IGNORE = (*GATE_PATTERNS, "lm_head")
 
 
@@ -145,10 +144,7 @@ class Quantization:
         role = module.rpartition(".")[2]
         if role not in (*QUANTIZABLE_ROLES, *GATE_ROLES, "lm_head"):
             return False
-        return not any(
-            re.match(entry.removeprefix(_PATTERN), module) if entry.startswith(_PATTERN) else entry == module
-            for entry in self.ignore
-        )
+        return not is_ignored(module, self.ignore)
 
     def stored_bytes(self, outputs: int, inputs: int) -> int:
         """Bytes of a quantised weight [outputs, inputs] and the scales of its groups."""
@@ -215,7 +211,8 @@ def _quantization(fields: Any) -> Quantization:
     ignore = fields.get("ignore", [])
     if not isinstance(ignore, list) or not all(isinstance(entry, str) for entry in ignore):
         raise ConfigError(f".ignore is {shown(ignore)}, expected a list of module names")
-    return Quantization(scheme=scheme, ignore=_checked_patterns(ignore))
+    require_quick(ignore)
+    return Quantization(scheme=scheme, ignore=tuple(ignore))
 
 
 def _check_arguments(where: str, given: Any, expected: Mapping[str, Any] | None, *, channels: bool = False) -> None:
@@ -232,13 +229,3 @@ def _check_arguments(where: str, given: Any, expected: Mapping[str, Any] | None,
             raise UnsupportedError(f"{where}.{field} is {shown(given.get(field))}: only {wanted} is served")
     if given.get("actorder") not in (None, "weight", "static"):
         raise UnsupportedError(f"{where}.actorder is {shown(given['actorder'])}: columns must stay in their order")
-
-
-def _checked_patterns(ignore: Sequence[str]) -> tuple[str, ...]:
-    for entry in ignore:
-        if entry.startswith(_PATTERN):
-            try:
-                re.compile(entry.removeprefix(_PATTERN))
-            except (re.error, OverflowError, RecursionError) as error:
-                raise ConfigError(f".ignore holds {shown(entry)}, which is no regular expression: {error}") from None
-    return tuple(ignore)

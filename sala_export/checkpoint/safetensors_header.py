@@ -32,8 +32,8 @@ TYPE_NAMES: Mapping[DType, str] = {
 """Element types as the format spells them."""
 
 _LARGEST_OFFSET = 2**63 - 1
-_MAX_HEADER_BYTES = 100_000_000
-"""The limit of the safetensors library; a larger number is the start of some other kind of file."""
+_MAX_HEADER_BYTES = 16 << 20
+"""As in the C++ runtime. A thousand layers take less than 1 MiB; a larger number begins some other kind of file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,7 +1,7 @@
 """The `sala-export` command.
 
-Exit codes: 0 after success, 1 if a stage failed (the message names its log), 2 after bad input (nothing was written),
-130 if interrupted, 143 if terminated, 141 if the reader of standard output went away.
+Exit codes: 0 after success, 1 if a stage failed (the message names its log), 2 after bad input (nothing was written,
+unless a state was asked for), 130 if interrupted, 143 if terminated, 141 if the reader of standard output went away.
 """
 
 from __future__ import annotations
@@ -52,12 +52,15 @@ for command in (plan, quantize, build, verify, generate, bench, inspect, export,
 
 def main() -> None:
     """Run the command line of this process and leave with its exit code. `start.main` has prepared the process."""
-    interrupt_work()
     try:
+        interrupt_work()
         code = run(sys.argv[1:])
+        leave_at_once()
     except KeyboardInterrupt:  # while the end of another one was told
+        leave_at_once()
         code = exit_code_of_signal()
-    leave_at_once()
+    if was_interrupted():  # a pipe that nobody reads must not hold the end up
+        discard_output()
     try:
         sys.stdout.flush()
     except OutputError:  # told already, or less important than what was

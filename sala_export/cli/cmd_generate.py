@@ -20,7 +20,7 @@ from .generate_prompt import PromptSource, prompt_ids, require_chat
 from .generate_state import open_target, require_room, saved_at_the_end
 from .options import MOST_COUNT, SEED, FiniteRange, Tokens, weights_option
 from .output import load_progress, progress_display
-from .signals import raise_received
+from .signals import raise_received, raising
 
 if TYPE_CHECKING:
     from ..runtime.model import Model
@@ -144,7 +144,7 @@ def generate(
         with saved_at_the_end(console, session, target):
             _prefill(console, session, ids, source, goes_on_after_error=target is not None)
             if sampling["max_new_tokens"]:
-                _answer(console, session, sampling)
+                _answer(console, session, tokenizer, sampling)
 
 
 def _load(
@@ -212,13 +212,19 @@ def _prefill(
         raise errors[0]
 
 
-def _answer(console: Console, session: Session, sampling: _Sampling) -> None:
+def _answer(console: Console, session: Session, tokenizer: Tokenizer, sampling: _Sampling) -> None:
     start, position = time.monotonic(), session.position
-    shown = printable_text if sys.stdout.isatty() else str
-    for piece in session.generate(**sampling):
-        click.echo(shown(piece), nl=False)
-        raise_received()
-    click.echo()
+    decoder = tokenizer.stream_decoder()
+    for token_id in session.generate_tokens(**sampling):
+        _show(decoder.push(token_id))
+    _show(decoder.finish())
+    _show("\n")
     seconds, tokens = time.monotonic() - start, session.position - position
     reason = (session.finish_reason or "").replace("_", "-")
     console.print(f"generated: {tokens:,} tokens, {tokens / seconds:,.1f} tokens/s, ended by {reason}", soft_wrap=True)
+
+
+def _show(text: str) -> None:
+    """Write a piece of the answer, which may be empty. A signal counts here, also while a full pipe makes it wait."""
+    with raising():
+        click.echo(printable_text(text) if sys.stdout.isatty() else text, nl=False)

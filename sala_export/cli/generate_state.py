@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from ..errors import SalaError, StateError
-from .signals import held_back
+from .signals import held_back, was_interrupted
 
 if TYPE_CHECKING:
     from ..runtime.model import Model
@@ -52,14 +52,20 @@ def saved_at_the_end(console: Console, session: Session, target: StateTarget | N
             raise
         if target is not None:
             session.save(target)
+            if was_interrupted():  # during the last step or the save, and the command ends as interrupted
+                console.print(_saved(session, target), soft_wrap=True)
 
 
 def _save_early(console: Console, session: Session, target: StateTarget) -> None:
-    path = target.path
     try:
         session.save(target)
     except SalaError as error:
-        line = f"what had run could not be saved to {path}: {error}"
+        line = f"what had run could not be saved to {target.path}: {error}"
     else:
-        line = f"saved the {session.position:,} tokens that had run to {path}: continue with --load-state {path}"
+        line = _saved(session, target)
     console.print(line, soft_wrap=True)
+
+
+def _saved(session: Session, target: StateTarget) -> str:
+    path = target.path
+    return f"saved the {session.position:,} tokens that had run to {path}: continue with --load-state {path}"

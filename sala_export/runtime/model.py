@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from ..errors import BundleError
-from .options import MOST_THREADS, MOST_TOKENS, GenerateOptions, generate_options, optional_number, whole_number
+from ..specs import MOST_TOKENS
+from .options import MOST_THREADS, GenerateOptions, generate_options, optional_number, whole_number
 from .prompt import TokenizerLike
 from .session import Session
 

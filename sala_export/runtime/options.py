@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, TypedDict
 import numpy as np
 
 from ..errors import SessionError
+from ..specs import MOST_TOKENS
 
 if TYPE_CHECKING:
     from . import _native
-
-MOST_TOKENS = 2**31 - 1
-"""Tokens of the longest context that any engine serves. Token ids end there too."""
 
 MOST_THREADS = 1024
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Self, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from .options import MOST_TOKENS, GenerateOptions, generate_options, optional_number, whole_number
+from ..specs import MOST_TOKENS
+from .options import GenerateOptions, generate_options, optional_number, whole_number
 from .prompt import DecoderLike, Prompt, TokenizerLike, require_tokenizer, streamed_prompt, whole_prompt
 
 if TYPE_CHECKING:

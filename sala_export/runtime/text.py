@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import codecs
 import itertools
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from ..checkpoint.library_tokenizer import LibraryTokenizer, hidden_panics
+from ..checkpoint.tokenizer_limits import refuse_growth
 from ..errors import BundleError, SessionError
 from ..files import Directory, TextFile
 from ..specs import TOKENIZER_FILE
 from .chat import ChatTemplate
-from .library_tokenizer import LibraryTokenizer, hidden_panics
 from .text_cuts import CutRule, cut_rule
 from .text_fields import (
     CHAT_TEMPLATE_FILE,
@@ -23,7 +23,6 @@ from .text_fields import (
     special_tokens,
     stop_token_ids,
 )
-from .text_limits import refuse_growth
 
 _BLOCK_CHARACTERS = 4096
 """A stream is tokenised in blocks of at least this size, so that many small pieces cost no more than few large ones."""
@@ -72,8 +71,8 @@ class Tokenizer:
         chat = None if template is None else ChatTemplate(template[0], special, template[1])
         try:
             with hidden_panics():
-                library = LibraryTokenizer.from_json(file.content.decode(), str(file.path))
-                spec = json.loads(library.to_json())
+                library = LibraryTokenizer.from_json(file.content, str(file.path))
+                spec = library.spec()
                 refuse_growth(spec, str(file.path))
                 tokenizer = cls(
                     library,

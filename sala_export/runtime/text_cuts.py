@@ -16,13 +16,12 @@ around a point only, and are derived from tokenizer.json:
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 from unicodedata import ucd_3_2_0
 
-Spec = Mapping[str, Any]
-"""A tokenizer.json, or a part of one."""
+from ..checkpoint.tokenizer_limits import Spec, steps
 
 
 class CutRule(Protocol):
@@ -34,17 +33,6 @@ class CutRule(Protocol):
 
     def allows(self, before: str, after: str) -> bool:
         """True if every text with these two neighbouring characters may be cut between them."""
-
-
-def steps(component: Spec | None, name: str) -> Iterator[Spec]:
-    """Yield the steps of a component that may be missing or a Sequence. Args: name: of the list in a Sequence."""
-    if component is None:
-        return
-    if component["type"] == "Sequence":
-        for part in component[name]:
-            yield from steps(part, name)
-    else:
-        yield component
 
 
 def cut_rule(spec: Spec) -> CutRule | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..checkpoint.library_tokenizer import LibraryTokenizer
 from ..errors import BundleError
 from ..files import TextFile, parse_json
-from .library_tokenizer import LibraryTokenizer
 
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.checkpoints import tiny_checkpoint
-from support.opened_files import opened
 
 from sala_export.calibration.samples import SampleRequest
 from sala_export.checkpoint.reader import Checkpoint
@@ -81,8 +81,33 @@ def test_text_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "lines.jsonl").write_text(json.dumps({"text": TEXT}), encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"the checkpoint has no tokenizer.json: copy it there"):
         SampleRequest(file=tmp_path / "lines.jsonl").read(Checkpoint.open(tiny_checkpoint()).config, None)
-    (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(CheckpointError, match="is no tokenizer"):
+
+
+DOUBLE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"model": None}, "is no tokenizer"),
+        ({"version": "\udcff"}, "is no tokenizer"),
+        ({"continuing_subword_prefix": "longer than any"}, "is no tokenizer"),
+        ({"normalizer": {"type": "Sequence", "normalizers": [DOUBLE] * 40}}, "its normalizer may make a text"),
+    ],
+    ids=["no model", "no UTF-8", "a panic", "endless growth"],
+)
+def test_tokenizer_that_cannot_be_used_is_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], changed: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "lines.jsonl").write_text(json.dumps({"text": TEXT}), encoding="utf-8")
+    checkpoint = Checkpoint.open(tiny_checkpoint())
+    spec = json.loads(checkpoint.text_files()["tokenizer.json"].content)
+    part = spec["model"] if "continuing_subword_prefix" in changed else spec
+    part |= changed
+    content = json.dumps(spec, ensure_ascii=False).encode(errors="surrogateescape")
+    with pytest.raises(CheckpointError, match=message) as caught:
         SampleRequest(file=tmp_path / "lines.jsonl").read(
-            Checkpoint.open(tiny_checkpoint()).config, TextFile.read(opened(tmp_path / "tokenizer.json"))
+            checkpoint.config, TextFile(tmp_path / "tokenizer.json", content)
         )
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")

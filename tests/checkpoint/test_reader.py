@@ -180,6 +180,7 @@ def test_truncated_shard_is_refused(directory: Path, size: int) -> None:
     ("content", "message"),
     [
         (b"\xff" * 4096, "its header claims 18446744073709551615 bytes"),
+        (((16 << 20) + 1).to_bytes(8, "little") + b" ", "its header claims 16777217 bytes"),
         (b"version https://git-lfs.github.com/spec/v1\n" * 3, "its header claims"),
         ((8).to_bytes(8, "little") + b"not json", "its header is not JSON"),
         ((8).to_bytes(8, "little") + b"\xff" * 8, "its header is not JSON"),

@@ -15,11 +15,12 @@ from support.text_bundles import tiny_text_bundle
 
 import sala_export
 from sala_export import loading
-from sala_export.cli import generate_prompt
+from sala_export.cli import generate_prompt, signals
 from sala_export.cli.app import run
 from sala_export.errors import RunError, SessionError
 from sala_export.runtime.model import Model
-from sala_export.runtime.session import Session
+from sala_export.runtime.session import Session, StateTarget
+from sala_export.runtime.text import StreamDecoder
 
 Capture = pytest.CaptureFixture[str]
 
@@ -103,7 +104,7 @@ def test_failure_while_generating_saves_the_prompt(
     def fail(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(Session, "generate", fail)
+    monkeypatch.setattr(Session, "generate_tokens", fail)
     state = tmp_path / "a.state"
     saved, error = ends(capsys, 1, "--prompt", SENTENCE, "--max-context", "1K", "--save-state", state)
     assert "not enough memory" in error
@@ -191,8 +192,67 @@ def test_signal_ends_the_work_between_steps_and_saves_it(
     assert [path.name for path in tmp_path.iterdir()] == ["a.state"]
 
 
+def test_signal_during_the_last_save_says_that_it_is_saved(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Model
+) -> None:
+    save = Session.save
+
+    def interrupted(session: Session, target: StateTarget) -> None:
+        signals._interrupt(signal.SIGTERM, None)
+        save(session, target)
+
+    state = tmp_path / "a.state"
+    monkeypatch.setattr(signals, "_received", [])
+    monkeypatch.setattr(Session, "save", interrupted)
+    saved, _, error = ends(
+        capsys, 143, "--prompt", SENTENCE, "--max-context", "1K", "--max-new-tokens", 2, "--save-state", state
+    )
+    assert f"saved the {model.restore(state).position} tokens that had run to {state}" in saved
+    assert error == "error: interrupted"
+
+
+# What a child runs in place of a model's tokens: an answer larger than any pipe, and tokens without end or text.
+LARGE = "Session.generate_tokens = lambda *_, **__: iter([5])\nStreamDecoder.push = lambda *_: 'x' * (1 << 21)"
+SILENT = "Session.generate_tokens = silent"
+PROGRAM = """
+import os
+from sala_export.cli.start import main
+from sala_export.runtime.session import Session
+from sala_export.runtime.text import StreamDecoder
+from sala_export.runtime.text import StreamDecoder
+
+def silent(*_, **__):
+    os.write(1, b"it begins")
+    while True:
+        yield 0
+
+{answer}
+main()
+"""
+
+
+@pytest.mark.parametrize("answer", [LARGE, SILENT], ids=["nobody reads", "no text"])
+def test_signal_ends_an_answer_that_waits_or_shows_nothing(tmp_path: Path, model: Model, answer: str) -> None:
+    state = tmp_path / "a.state"
+    command = ["generate", str(tiny_text_bundle()), "--runtime", "onnxruntime", "--prompt", "muki", "--max-context"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM.format(answer=answer), *command, "1K", "--save-state", str(state)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.read(1)  # it generates, and nobody reads the rest
+    time.sleep(0.1)
+    process.terminate()
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert f"saved the {model.restore(state, max_context=4096).position} tokens" in process.stderr.read().decode()
+
+
 def test_text_on_a_terminal_cannot_command_it(capsys: Capture, monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
-    monkeypatch.setattr(Session, "generate", lambda *_, **__: iter(["a\x1b]0;owned\x07", "b\n"]))
+    monkeypatch.setattr(Session, "generate_tokens", lambda *_, **__: iter([5]))
+    monkeypatch.setattr(StreamDecoder, "push", lambda *_: "a\x1b]0;owned\x07b\n")
     assert run(["generate", str(tiny_text_bundle()), "--prompt", "a", "--runtime", "onnxruntime"]) == 0
     assert capsys.readouterr().out == "a\x1b]0;owned\x07b\n\n"
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)

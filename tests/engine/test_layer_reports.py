@@ -72,7 +72,7 @@ def checkpoint_of(precision: Precision) -> Checkpoint:
         return unwritten_checkpoint(config, precision, file)
     narrow = replace(config.truncated(2), hidden_size=1024, intermediate_size=2048)
     checkpoint = unwritten_checkpoint(narrow, precision, file)
-    if not file.exists():
+    if not file.stat().st_size:
         write_quantized_weights(checkpoint)
     return checkpoint
 

@@ -12,9 +12,9 @@ import pytest
 import tokenizers
 from support.tokenizer_files import byte_level, hard_text, metaspace, sentencepiece
 
+from sala_export.checkpoint.library_tokenizer import LibraryTokenizer
 from sala_export.errors import BundleError, SessionError
 from sala_export.runtime import text
-from sala_export.runtime.library_tokenizer import LibraryTokenizer
 from sala_export.runtime.text import Tokenizer
 from sala_export.runtime.text_cuts import cut_rule
 

@@ -15,9 +15,9 @@ import pytest
 import tokenizers
 from support.tokenizer_files import byte_level, sentencepiece
 
+from sala_export.checkpoint.library_tokenizer import LibraryTokenizer, hidden_panics
 from sala_export.errors import BundleError, SalaError, SessionError, printable
 from sala_export.files import TextFile
-from sala_export.runtime.library_tokenizer import LibraryTokenizer, hidden_panics
 from sala_export.runtime.text import Tokenizer
 from sala_export.runtime.text_cuts import cut_rule
 
@@ -160,14 +160,14 @@ def test_what_others_print_meanwhile_is_printed(capfd: pytest.CaptureFixture[str
     with hidden_panics():
         os.write(2, b"before\n")
         with pytest.raises(BundleError):
-            LibraryTokenizer.from_json(json.dumps(panicking()), "tokenizer.json")
+            LibraryTokenizer.from_json(json.dumps(panicking()).encode(), "tokenizer.json")
         os.write(2, b"after\n")
     assert capfd.readouterr().err == "before\nafter\n"
 
 
 def test_panic_is_hidden_with_and_without_a_backtrace() -> None:
-    script = "import json, os, sys\nfrom sala_export.runtime.library_tokenizer import *\nwith hidden_panics():\n"
-    script += "    for _ in range(2):\n        try: LibraryTokenizer.from_json(sys.argv[1], 'x')\n"
+    script = "import json, os, sys\nfrom sala_export.checkpoint.library_tokenizer import *\nwith hidden_panics():\n"
+    script += "    for _ in range(2):\n        try: LibraryTokenizer.from_json(sys.argv[1].encode(), 'x')\n"
     script += "        except BaseException as error: print(type(error).__name__)\n"
     for backtrace in ("0", "1", "full"):
         command = [sys.executable, "-c", script, json.dumps(panicking())]
@@ -184,7 +184,7 @@ def test_threads_that_load_at_a_time_leave_standard_error_as_it_was() -> None:
     def load() -> None:
         for _ in range(20):
             with hidden_panics(), pytest.raises(BundleError):
-                LibraryTokenizer.from_json(text, "x")
+                LibraryTokenizer.from_json(text.encode(), "x")
 
     threads = [threading.Thread(target=load) for _ in range(4)]
     for thread in threads:

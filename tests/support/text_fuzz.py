@@ -90,7 +90,7 @@ def _mutate(chance: random.Random, root: Any) -> Any:
     """Change one place of a JSON value, as likely near its root as deep in a vocabulary."""
     place, key = _place(chance, root)
     if place is None:
-        return chance.choice(_ODD_VALUES)
+        return copy.deepcopy(chance.choice(_ODD_VALUES))
     match chance.randrange(6):
         case 0:
             del place[key]
@@ -105,7 +105,7 @@ def _mutate(chance: random.Random, root: Any) -> Any:
             other, other_key = _place(chance, root)
             place[key] = copy.deepcopy(root if other is None else other[other_key])
         case _:
-            place[key] = chance.choice(_ODD_VALUES)
+            place[key] = copy.deepcopy(chance.choice(_ODD_VALUES))
     return root
 
 

@@ -43,6 +43,11 @@ const char* kind_of(mode_t mode) {
   return "a device";
 }
 
+/// Whether an open failed because of what has the name, and not of this process or its disk.
+bool is_of_another_kind(int reason) {
+  return reason == ENOTDIR || reason == ELOOP || reason == EACCES || reason == EISDIR || reason == ENXIO;
+}
+
 bool is_same(const struct stat& a, const struct stat& b) { return a.st_dev == b.st_dev && a.st_ino == b.st_ino; }
 
 /// Whether something is mounted on the path itself, which no rename replaces.
@@ -88,32 +93,21 @@ Expected<Entries> entries_of(int directory, ErrorCode code) {
   return entries;
 }
 
-/// The content of the file `owner`, as far as it is one of ours; nothing if it is something else.
-std::optional<std::string> owner_line(int wrapper) {
-  const int file =
-      uninterrupted([&] { return ::openat(wrapper, kOwner, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC); });
-  if (file < 0) return std::nullopt;
+/// The content of a file `owner`, as far as it is one of ours; nothing if it is something else.
+std::optional<std::string> owner_line(int owner) {
   std::string text(kOwnerLine.size() + 1, '\0');
   struct stat status;
   ssize_t count = -1;
-  if (fstat(file, &status) == 0 && S_ISREG(status.st_mode)) count = ::pread(file, text.data(), text.size(), 0);
-  ::close(file);
+  if (fstat(owner, &status) == 0 && S_ISREG(status.st_mode)) count = ::pread(owner, text.data(), text.size(), 0);
   if (count < 0) return std::nullopt;
   text.resize(static_cast<size_t>(count));
   return text;
 }
 
-bool write_owner(int wrapper) {
-  constexpr int kFlags = O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
-  const int file = uninterrupted([&] { return ::openat(wrapper, kOwner, kFlags, 0600); });
-  if (file < 0) return false;
-  const ssize_t count = uninterrupted([&] { return ::write(file, kOwnerLine.data(), kOwnerLine.size()); });
-  int reason = count < 0 ? errno : count == static_cast<ssize_t>(kOwnerLine.size()) ? 0 : ENOSPC;
-  // Before there is any content, so that what a power cut leaves is known too.
-  if (reason == 0 && uninterrupted([&] { return fsync(file); }) != 0) reason = errno;
-  ::close(file);
-  errno = reason;
-  return reason == 0;
+bool write_owner(int owner) {
+  const ssize_t count = uninterrupted([&] { return ::pwrite(owner, kOwnerLine.data(), kOwnerLine.size(), 0); });
+  if (count >= 0 && count != static_cast<ssize_t>(kOwnerLine.size())) errno = ENOSPC;
+  return count == static_cast<ssize_t>(kOwnerLine.size()) && fsync(owner) == 0;
 }
 
 std::string mebibytes(uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
@@ -150,7 +144,7 @@ Expected<std::optional<ReplacedFile>> ReplacedFile::try_open(const std::filesyst
   if (!*is_locked) return std::optional<ReplacedFile>();
   SALA_RETURN_IF_ERROR(file.take_over());
   file.process_ = getpid();  // from here on it is ours to remove
-  if (!write_owner(file.wrapper_.get())) return file.failed(std::strerror(errno));
+  if (!write_owner(file.owner_.get())) return file.failed(std::strerror(errno));
   SALA_RETURN_IF_ERROR(file.begin());
   return std::optional(std::move(file));
 }
@@ -191,42 +185,55 @@ Expected<bool> ReplacedFile::lock() {
   for (int attempt = 0; attempt < kMostAttempts; ++attempt) {
     const bool is_new = ::mkdirat(folder_.get(), wrapper_name_.c_str(), 0700) == 0;
     if (!is_new && errno != EEXIST) return failed(std::strerror(errno));
-    const auto leaving_nothing = [&](Error reason) {
-      if (is_new) ::unlinkat(folder_.get(), wrapper_name_.c_str(), AT_REMOVEDIR);
-      return reason;
+    const auto refused = [&](int reason) {
+      if (!is_new) return is_of_another_kind(reason) ? not_ours() : failed(std::strerror(reason));
+      ::unlinkat(folder_.get(), wrapper_name_.c_str(), AT_REMOVEDIR);
+      return failed(std::strerror(reason));
     };
     constexpr int kFlags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
     Descriptor wrapper(uninterrupted([&] { return ::openat(folder_.get(), wrapper_name_.c_str(), kFlags); }));
     if (!wrapper.is_open() && errno == ENOENT) continue;  // another process was done with it just now
-    if (!wrapper.is_open() && (errno == ENOTDIR || errno == ELOOP || errno == EACCES)) return not_ours();
-    if (!wrapper.is_open()) return leaving_nothing(failed(std::strerror(errno)));
-    if (uninterrupted([&] { return ::flock(wrapper.get(), LOCK_EX | LOCK_NB); }) != 0) {
+    if (!wrapper.is_open()) return refused(errno);
+    if (!is_new) SALA_RETURN_IF_ERROR(check_found(wrapper.get()));
+    // A file, and open for writing: NFS locks nothing else.
+    constexpr int kOwnerFlags = O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
+    Descriptor owner(uninterrupted([&] { return ::openat(wrapper.get(), kOwner, kOwnerFlags, 0600); }));
+    if (!owner.is_open() && errno == ENOENT) continue;
+    if (!owner.is_open()) return refused(errno);
+    if (uninterrupted([&] { return ::flock(owner.get(), LOCK_EX | LOCK_NB); }) != 0) {
       if (errno == EWOULDBLOCK) return false;
-      return leaving_nothing(failed(std::string("its folder cannot be locked: ") + std::strerror(errno)));
+      const int reason = errno;
+      if (is_new) ::unlinkat(wrapper.get(), kOwner, 0);
+      return refused(reason);
     }
+    const std::string name = wrapper_name_ + "/" + kOwner;
     struct stat ours, named;
-    if (fstat(wrapper.get(), &ours) == 0 &&
-        fstatat(folder_.get(), wrapper_name_.c_str(), &named, AT_SYMLINK_NOFOLLOW) == 0 && is_same(ours, named)) {
-      // Whoever made it could put something else in the place of what is written there.
-      if (!is_new && ours.st_uid != geteuid()) return not_ours();
+    if (fstat(owner.get(), &ours) == 0 && fstatat(folder_.get(), name.c_str(), &named, AT_SYMLINK_NOFOLLOW) == 0 &&
+        is_same(ours, named)) {
       wrapper_ = std::move(wrapper);
+      owner_ = std::move(owner);
       return true;
     }
   }
   return false;
 }
 
+Status ReplacedFile::check_found(int wrapper) const {
+  struct stat status;
+  // Whoever made it could put something else in the place of what is written there.
+  if (fstat(wrapper, &status) != 0 || status.st_uid != geteuid()) return not_ours();
+  const auto entries = entries_of(wrapper, code_);
+  if (!entries) return failed(entries.error().message);
+  if (!entries->owner && (entries->content || entries->others)) return not_ours();
+  return success();
+}
+
 Status ReplacedFile::take_over() {
   const auto entries = entries_of(wrapper_.get(), code_);
   if (!entries) return failed(entries.error().message);
-  if (entries->others) return not_ours();
-  if (entries->owner) {
-    const auto line = owner_line(wrapper_.get());
-    const bool is_cut_short = line && line->empty() && !entries->content;  // killed at its first instant
-    if (line != kOwnerLine && !is_cut_short) return not_ours();
-  } else if (entries->content) {
-    return not_ours();
-  }
+  const auto line = owner_line(owner_.get());
+  const bool is_cut_short = line && line->empty() && !entries->content;  // killed at its first instant
+  if (entries->others || (line != kOwnerLine && !is_cut_short)) return not_ours();
   // A directory stays: it is work that another command can go on with.
   if (entries->content && ::unlinkat(wrapper_.get(), kContent, 0) != 0) return not_ours();
   return success();
@@ -298,9 +305,9 @@ Status ReplacedFile::keep_attributes() {
   // Few may give a file away. Where it fails, the file stays its writer's, and must not run as the writer.
   const bool is_owner_kept = (own.st_uid == replaced.st_uid && own.st_gid == replaced.st_gid) ||
                              fchown(content_.get(), replaced.st_uid, replaced.st_gid) == 0;
-  constexpr mode_t kBits = 07777;
-  const mode_t mode = replaced.st_mode & (is_owner_kept ? kBits : kBits & ~(S_ISUID | S_ISGID));
-  if ((own.st_mode & kBits) != mode && fchmod(content_.get(), mode) != 0) return failed(std::strerror(errno));
+  // And then it must not run as its writer.
+  const mode_t mode = replaced.st_mode & (is_owner_kept ? 07777 : 0777);
+  if ((own.st_mode & 07777) != mode && fchmod(content_.get(), mode) != 0) return failed(std::strerror(errno));
   return success();
 }
 
@@ -326,6 +333,7 @@ void ReplacedFile::remove() noexcept {
   ::unlinkat(folder_.get(), wrapper_name_.c_str(), AT_REMOVEDIR);
   content_ = Descriptor();
   wrapper_ = Descriptor();
+  owner_ = Descriptor();
 }
 
 }  // namespace sala

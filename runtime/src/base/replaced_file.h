@@ -1,8 +1,8 @@
 // Files that appear whole or not at all.
 //
-// What is written lies in a directory beside the file, `.NAME.partial`, in `content`. The directory is locked (flock)
-// for as long as somebody writes, so that a second writer is refused, and what a killed writer left is known by its
-// lock being free. Its file `owner` says whose it is: nothing else is ever taken over or removed. In Python,
+// What is written lies in a directory beside the file, `.NAME.partial`, in `content`. Its file `owner` is locked
+// (flock) for as long as somebody writes, so that a second writer is refused, and what a killed writer left is known by
+// its lock being free. It says whose the directory is: nothing else is ever taken over or removed. In Python,
 // sala_export/staging.py follows the same rules, and each sees the other's locks.
 
 #pragma once
@@ -77,6 +77,8 @@ class ReplacedFile {
   Status find();
   /// Whether the wrapper is ours to write in, and not another process's.
   Expected<bool> lock();
+  /// Refuses a wrapper that was there before and is plainly not ours.
+  Status check_found(int wrapper) const;
   Status take_over();
   /// Makes `content` like the file that it replaces.
   Status keep_attributes();
@@ -89,6 +91,7 @@ class ReplacedFile {
   std::string wrapper_name_;
   Descriptor folder_;
   Descriptor wrapper_;
+  Descriptor owner_;  // holds the lock
   Descriptor content_;
   int64_t bytes_ = 0;  // appended so far
   pid_t process_ = 0;  // a child that inherits this object removes nothing

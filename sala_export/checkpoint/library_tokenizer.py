@@ -6,16 +6,18 @@ process, and Python gets a `PanicException`, which is no `Exception`.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import ParamSpec, TypeVar
 
 import tokenizers
 
 from ..errors import BundleError, SalaError, SessionError
+from .tokenizer_limits import Spec
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -37,19 +39,20 @@ class LibraryTokenizer:
         self.added_tokens: dict[int, tokenizers.AddedToken] = self._run(tokenizer.get_added_tokens_decoder)
 
     @classmethod
-    def from_json(cls, text: str, origin: str) -> LibraryTokenizer:
-        """Make a tokenizer of the text of a tokenizer.json, without its truncation and padding.
+    def from_json(cls, content: bytes, origin: str) -> LibraryTokenizer:
+        """Make a tokenizer of the content of a tokenizer.json, without its truncation and padding.
 
         Raises: BundleError naming `origin` if the library does not take the file.
         """
         tokenizer = _guarded(_read, BundleError, f"{origin} is no tokenizer that this version of `tokenizers` reads")(
-            text
+            content
         )
         return cls(tokenizer, origin)
 
-    def to_json(self) -> str:
-        """The tokenizer.json that the library writes: every field is there, and of its type."""
-        return self._run(self._tokenizer.to_str)
+    def spec(self) -> Spec:
+        """The tokenizer.json that the library writes, parsed: every field is there, and of its type."""
+        spec: Spec = json.loads(self._run(self._tokenizer.to_str))
+        return spec
 
     def encode(self, text: str, *, add_special_tokens: bool) -> tokenizers.Encoding:
         """Encode a text."""
@@ -98,12 +101,13 @@ def _give_back(written: bytes, panics: Sequence[str]) -> None:
         trace = rb"(?:stack backtrace:\n(?: [^\n]*\n)*)?(?:note: [^\n]*RUST_BACKTRACE[^\n]*\n)?"
         message = re.escape(panic.encode(errors="replace"))
         written = re.sub(header + message + rb"\n" + trace, b"", written, count=1)
-    while written:
-        written = written[os.write(_STDERR, written) :]
+    with suppress(OSError):  # Nobody can be told.
+        while written:
+            written = written[os.write(_STDERR, written) :]
 
 
-def _read(text: str) -> tokenizers.Tokenizer:
-    tokenizer = tokenizers.Tokenizer.from_str(text)
+def _read(content: bytes) -> tokenizers.Tokenizer:
+    tokenizer = tokenizers.Tokenizer.from_buffer(content)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..errors import BundleError
-from .text_cuts import Spec, steps
+
+Spec = Mapping[str, Any]
+"""A tokenizer.json, or a part of one."""
 
 _MOST_GROWTH = 1 << 16
 """Of a text by all steps together. Those of checkpoints replace a character by a character or two."""
+
+
+def steps(component: Spec | None, name: str) -> Iterator[Spec]:
+    """Yield the steps of a component that may be missing or a Sequence. Args: name: of the list in a Sequence."""
+    if component is None:
+        return
+    if component["type"] == "Sequence":
+        for part in component[name]:
+            yield from steps(part, name)
+    else:
+        yield component
 
 
 def refuse_growth(spec: Spec, where: str) -> None:
