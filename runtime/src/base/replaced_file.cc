@@ -305,7 +305,6 @@ Status ReplacedFile::keep_attributes() {
   // Few may give a file away. Where it fails, the file stays its writer's, and must not run as the writer.
   const bool is_owner_kept = (own.st_uid == replaced.st_uid && own.st_gid == replaced.st_gid) ||
                              fchown(content_.get(), replaced.st_uid, replaced.st_gid) == 0;
-  // And then it must not run as its writer.
   const mode_t mode = replaced.st_mode & (is_owner_kept ? 07777 : 0777);
   if ((own.st_mode & 07777) != mode && fchmod(content_.get(), mode) != 0) return failed(std::strerror(errno));
   return success();
