@@ -124,13 +124,13 @@ TEST_F(ReplacedFiles, AFileThatCannotBeGivenAwayDoesNotRunAsItsWriter) {
   if (getuid() != 0) GTEST_SKIP() << "only root can change who it is";
   write_text(path_, "old");
   chmod(folder_.c_str(), 0777);
-  chmod(path_.c_str(), 06757);
+  chmod(path_.c_str(), 06777);
   ASSERT_EQ(seteuid(1234), 0);
   const Status done = replace(path_, "new");
   ASSERT_EQ(seteuid(0), 0);
   ASSERT_TRUE(done) << done.error().message;
   EXPECT_EQ(text_of(path_), "new");
-  EXPECT_EQ(mode_of(path_), 0757u);
+  EXPECT_EQ(mode_of(path_), 0777u);
 }
 
 TEST_F(ReplacedFiles, AWrapperOfAnotherUserIsNotTaken) {

@@ -249,16 +249,11 @@ TEST_F(Sources, AreRefusedWithAnotherConfiguration) {
 
 TEST_F(Sources, AreRefusedWithAConfigurationThatIsNestedDeeply) {
   const std::string deep = std::string(100'000, '[') + std::string(100'000, ']');
-  const std::pair<const char*, const char*> expected[] = {
-      {"rope_theta", "rope_theta is not what this bundle was built for"},
-      {"mixer_types", "mixer_types is not what this bundle was built for"},
-      {"sparse_config", "sparse_config.topk is 64, this bundle was built for 4"}};
-  for (const auto& [name, message] : expected) {
-    std::string text = config_.dump();
-    config_.erase(name);
-    write("config.json", config_.dump().insert(1, "\"" + std::string(name) + "\": " + deep + ","));
-    expect_refused({message});
-    config_ = Json::parse(text);
+  for (const std::string name : {"rope_theta", "mixer_types", "sparse_config"}) {
+    Json config = config_;
+    config.erase(name);
+    write("config.json", config.dump().insert(1, "\"" + name + "\": " + deep + ","));
+    expect_refused({"config.json is not a JSON object"});
   }
 }
 
