@@ -65,7 +65,9 @@ def _require_free(path: Path, *, marker: str, force: bool) -> None:
     if path.exists() or path.is_symlink():
         if not force:
             raise RequestError(f"{path} exists: choose another place, or replace it with --force")
-        if path.is_symlink() or not (path / marker).is_file():
+        if path.is_symlink():
+            raise RequestError(f"{path} is a link, which --force does not replace: give the path that it leads to")
+        if not (path / marker).is_file():
             raise RequestError(f"{path} has no {marker}: --force only replaces what this command wrote")
 
 

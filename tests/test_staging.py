@@ -185,6 +185,14 @@ def test_force_on_a_disk_without_exchange_is_refused_before_the_work(
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+def test_force_does_not_replace_a_link(tmp_path: Path) -> None:
+    write(tmp_path / "out", "first")
+    (tmp_path / "link").symlink_to("out")
+    with pytest.raises(RequestError, match="link is a link, which --force does not replace: give the path"):
+        write(tmp_path / "link", "second", force=True)
+    assert (tmp_path / "link" / "file").read_text(encoding="utf-8") == "first"
+
+
 def test_disk_without_locks_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
