@@ -39,7 +39,8 @@ Runs a bundle on token ids and prints the ids that it generates.
   --help                    print this message
 
 Exit codes: 0 after success, 1 if the run failed or its output could not be written, 2 if the bundle, a file or an
-option is wrong, 130 if interrupted, 143 if terminated, 141 if the reader of standard output went away.
+option is wrong, 129 if its terminal was lost, 130 if interrupted, 143 if terminated, 141 if the reader of standard
+output went away.
 )";
 
 namespace {

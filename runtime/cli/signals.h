@@ -1,4 +1,4 @@
-// Ctrl-C and SIGTERM: they end the process at once until there is something to clean up or to save, and then are asked
+// Ctrl-C, SIGTERM and the loss of the terminal: they end the process at once until there is something to clean up or to save, and then are asked
 // for between steps.
 
 #pragma once
@@ -18,7 +18,7 @@ static_assert(std::atomic<int>::is_always_lock_free, "a handler may write it");
 
 /// Installs a handler that lets system calls return; a signal that whoever started the process ignores stays ignored.
 inline void handle_signals(void (*handler)(int)) {
-  for (const int number : {SIGINT, SIGTERM}) {
+  for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
     struct sigaction action = {};
     sigaction(number, nullptr, &action);
     if (action.sa_handler == SIG_IGN) continue;

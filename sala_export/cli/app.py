@@ -1,7 +1,8 @@
 """The `sala-export` command.
 
 Exit codes: 0 after success, 1 if a stage failed (the message names its log), 2 after bad input (nothing was written,
-unless a state was asked for), 130 if interrupted, 143 if terminated, 141 if the reader of standard output went away.
+unless a state was asked for), 129 if its terminal was lost, 130 if interrupted, 143 if terminated, 141 if the reader of
+standard output went away.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: both end the work by an exception, so that everything cleans up after itself."""
+"""Ctrl-C, SIGTERM and the loss of the terminal: they end the work by an exception, so that everything cleans up."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def was_interrupted() -> bool:
 
 
 def exit_code_of_signal() -> int:
-    """The exit code after KeyboardInterrupt: 130 after Ctrl-C, 143 after SIGTERM."""
+    """The exit code after KeyboardInterrupt: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."""
     return 128 + (_received[-1] if _received else signal.SIGINT)
 
 
 def _handle(handler: Callable[[int, FrameType | None], object]) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # Whoever started the process may have them ignored, as `nohup` does.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)

@@ -56,7 +56,8 @@ def stop_token_ids(generation: TextFields, special: Mapping[str, str], tokenizer
     """Tokens that end a text: those of generation_config.json, and `eos_token` of tokenizer_config.json.
 
     Args: special: as `special_tokens` gives them.
-    Raises: BundleError if generation_config.json names what is no token of the vocabulary.
+    An id that the tokenizer does not know may be one of the model's: vocabularies are padded.
+    Raises: BundleError if generation_config.json names what is no token id.
     """
     named = generation.fields.get("eos_token_id")
     ids = named if isinstance(named, list) else [] if named is None else [named]
@@ -65,8 +66,6 @@ def stop_token_ids(generation: TextFields, special: Mapping[str, str], tokenizer
         # A bool is an int to Python.
         if type(stop) is not int or not 0 <= stop < 1 << 31:
             raise generation.wrong(field, "a token id")
-        if tokenizer.token(stop) is None:
-            raise generation.wrong(field, "the id of a token of this tokenizer")
     spelled = tokenizer.token_id(special["eos_token"]) if "eos_token" in special else None
     return tuple(dict.fromkeys(ids if spelled is None else [*ids, spelled]))
 

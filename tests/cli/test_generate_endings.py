@@ -22,6 +22,11 @@ from sala_export.runtime.model import Model
 from sala_export.runtime.session import Session, StateTarget
 from sala_export.runtime.text import StreamDecoder
 
+SIGNALS = [
+    each for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN
+]
+"""Those that end a program, unless whoever runs the tests has them ignored, as `nohup` does."""
+
 Capture = pytest.CaptureFixture[str]
 
 SENTENCE = "temig yemo tete re so se kige dudelu. "
@@ -50,6 +55,7 @@ def pipe(monkeypatch: pytest.MonkeyPatch, data: bytes, block: int) -> None:
 def test_error_in_a_stream_saves_the_tokens_before_it(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Model, sentences: int
 ) -> None:
+
     good = SENTENCE.encode() * sentences
     pipe(monkeypatch, good + b"\xc3\x28 rest", len(SENTENCE))
     state = tmp_path / "a.state"
@@ -164,7 +170,7 @@ def test_room_for_the_state_is_looked_at_before_the_prefill(
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_signal_ends_the_work_between_steps_and_saves_it(
     tmp_path: Path, model: Model, number: signal.Signals, runtime: str
 ) -> None:

@@ -9,6 +9,11 @@ import sys
 
 import pytest
 
+SIGNALS = [
+    each for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN
+]
+"""Those that end a program, unless whoever runs the tests has them ignored, as `nohup` does."""
+
 # Runs the program, and sends it a signal when it looks for its module number N.
 PROGRAM = """
 import os, sys
@@ -23,12 +28,13 @@ class Finder:
             os.kill(os.getpid(), self.number)
 
 from sala_export.cli import start
+
 sys.meta_path.insert(0, Finder())
 start.main()
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("module", [1, 2, 3, 7, 40, 150, 400, 560])
 def test_signal_while_modules_are_imported_is_quiet(module: int, number: signal.Signals) -> None:
     command = [sys.executable, "-c", PROGRAM, str(module), str(int(number)), "plan", "--gpu", "rtx5090", "--json"]

@@ -20,6 +20,12 @@ from support.runtime_bundles import tiny_cpu_bundle
 from sala_export.installation import onnxruntime_operators
 from sala_export.runtime.model import Model, _wheel_library
 
+SIGNALS = [
+    each for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN
+]
+"""Those that end a program, unless whoever runs the tests has them ignored, as `nohup` does."""
+
+
 IDS = np.random.default_rng(0).integers(3, 512, 150)
 
 
@@ -117,7 +123,7 @@ def test_wrong_ids_are_refused(ids: str, message: str) -> None:
     assert message in done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_signal_ends_it_between_chunks_and_saves_what_had_run(
     model: Model, prompt: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
