@@ -1,5 +1,5 @@
-// Ctrl-C, SIGTERM and the loss of the terminal: they end the process at once until there is something to clean up or to save, and then are asked
-// for between steps.
+// Ctrl-C, SIGTERM and the loss of the terminal: they end the process at once until there is something to clean up or to
+// save, and then are asked for between steps.
 
 #pragma once
 

@@ -80,8 +80,8 @@ def test_stop_tokens_come_in_any_list(model: Model) -> None:
 
 
 def test_unknown_option_is_refused_with_the_known_ones(model: Model) -> None:
-    with pytest.raises(SessionError, match="temprature is no option: choose max_new_tokens"):
-        model.check_generate(temprature=1.0)  # type: ignore[call-arg]
+    with pytest.raises(SessionError, match="warmth is no option: choose max_new_tokens"):
+        model.check_generate(warmth=1.0)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("name", ["max_context", "chunk_tokens"])
