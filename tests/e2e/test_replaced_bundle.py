@@ -20,7 +20,7 @@ from support.text_bundles import write_text_bundle
 
 import sala_export
 from sala_export.checkpoint.random_checkpoint import write_random_checkpoint
-from sala_export.errors import BundleError
+from sala_export.errors import InputError
 from sala_export.runtime.model import Model
 from sala_export.runtime.text import Tokenizer
 
@@ -114,7 +114,7 @@ def load_often(load: Callable[[], Model], expected: list[Shown], loads: int) -> 
     while ends.total() < loads or not ends.keys() & {"model 0", "model 1"}:
         try:
             model = load()
-        except BundleError as error:
+        except InputError as error:  # where nothing has the path for a moment, it is no bundle
             ends["refused in one line" if len(str(error).splitlines()) == 1 else str(error)] += 1
             continue
         shown = show(model)
