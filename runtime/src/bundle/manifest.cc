@@ -6,9 +6,9 @@
 #include <utility>
 
 #include "base/json_fields.h"
+#include "base/step_interface.h"
 #include "bundle/model_config.h"
 #include "sala/step_names.h"
-#include "session/step_interface.h"
 
 namespace sala {
 

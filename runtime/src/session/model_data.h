@@ -5,9 +5,9 @@
 #include <memory>
 #include <string>
 
+#include "base/step_interface.h"
 #include "sala/engine.h"
 #include "sala/model.h"
-#include "session/step_interface.h"
 
 namespace sala {
 

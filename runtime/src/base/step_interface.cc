@@ -1,4 +1,4 @@
-#include "session/step_interface.h"
+#include "base/step_interface.h"
 
 #include <algorithm>
 #include <map>
