@@ -17,6 +17,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import logging
 import os
 import shutil
 import stat
@@ -26,6 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import DiskFullError, RequestError
+
+logger = logging.getLogger(__name__)
 
 MARKER = ".sala-export"
 """Name of a file that marks directories which have no file of their own to know them by."""
@@ -42,6 +45,8 @@ _NO_SURPRISE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 _OF_ANOTHER_KIND = (errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EISDIR, errno.ENXIO)
 
+_OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
 _NO_SUCH_RENAME = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -56,7 +61,7 @@ def require_free_path(path: Path, *, marker: str, force: bool) -> None:
     _require_free(path, marker=marker, force=force)
     wrapper = _wrapper_of(path.absolute())
     if os.path.lexists(wrapper):
-        with contextlib.suppress(FileNotFoundError):  # its writer has just finished
+        with _writable(path), contextlib.suppress(FileNotFoundError):  # its writer has just finished
             os.close(_locked(wrapper, path, is_new=False))
 
 
@@ -124,7 +129,7 @@ def resumable_directory(path: Path, *, marker: str, force: bool, key: str) -> It
     """
     path = path.absolute()
     _require_free(path, marker=marker, force=force)
-    with _locked_wrapper(path) as wrapper:
+    with _naming(path), _locked_wrapper(path) as wrapper:
         worth_keeping = False
         try:
             if path.exists():
@@ -163,7 +168,7 @@ def staged_file(path: Path) -> Iterator[Path]:
     before = target.lstat() if os.path.lexists(target) else None
     if before is not None and not stat.S_ISREG(before.st_mode):
         raise RequestError(f"{path} is not a file: choose another name")
-    with _locked_wrapper(target) as wrapper:
+    with _naming(target), _locked_wrapper(target) as wrapper:
         content = wrapper / _CONTENT
         try:
             _clear(wrapper)
@@ -240,20 +245,41 @@ def _wrapper_of(path: Path) -> Path:
 
 
 @contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    """Say of what fails here that `path` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise RequestError(f"{path} cannot be written: {error.strerror}; choose another place") from None
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Give what fails here without a name, as a write to an open file does, the name of what was to be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in _OF_DISK:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def _locked_wrapper(path: Path) -> Iterator[Path]:
     """The wrapper of `path`, with its `owner` and what an earlier run left, locked for as long as the block runs."""
     wrapper, lock = _wrapper_of(path), None
     while lock is None:
         is_new = False
-        try:
-            with contextlib.suppress(FileExistsError):
-                wrapper.mkdir(mode=0o700)
-                is_new = True
-            lock = _claimed(wrapper, path, is_new=is_new)
-        except OSError as error:
-            if is_new:
-                _remove_if_empty(wrapper)
-            raise RequestError(f"{path} cannot be written: {error.strerror}; choose another place") from None
+        with _writable(path):
+            try:
+                with contextlib.suppress(FileExistsError):
+                    wrapper.mkdir(mode=0o700)
+                    is_new = True
+                lock = _claimed(wrapper, path, is_new=is_new)
+            except OSError:
+                if is_new:
+                    _remove_if_empty(wrapper)
+                raise
     try:
         yield wrapper
     finally:
@@ -403,9 +429,17 @@ def _clear(wrapper: Path) -> None:
 
 
 def _remove(wrapper: Path) -> None:
-    """Remove a wrapper. The owner goes last, so that what a kill leaves is still known."""
-    _clear(wrapper)
-    (wrapper / _OWNER).unlink()
+    """Remove a wrapper. The owner goes last, so that what a kill leaves is still known.
+
+    What the work gave, or why it failed, counts more than what cannot be removed after it. So that is only a warning.
+    """
+    try:
+        _clear(wrapper)
+        (wrapper / _OWNER).unlink()
+    except OSError as error:
+        reason = error.strerror
+        logger.warning("%s cannot be removed now (%s): the next run for the same path removes it", wrapper, reason)
+        return
     _remove_if_empty(wrapper)  # the next writer may have taken it over already
 
 

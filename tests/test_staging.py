@@ -48,6 +48,35 @@ def test_failure_leaves_the_old_directory_and_nothing_else(tmp_path: Path) -> No
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+def test_error_of_a_write_names_what_was_to_be_written(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left") as caught, staged_file(tmp_path / "out"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "out")
+
+
+def test_what_cannot_be_removed_hides_neither_success_nor_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(wrapper: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(wrapper))
+
+    with staged_directory(tmp_path / "out", marker=MARKER) as directory:
+        (directory / "file").write_text("whole", encoding="utf-8")
+        monkeypatch.setattr(staging, "_clear", failing)
+    assert (tmp_path / "out" / "file").read_text(encoding="utf-8") == "whole"
+    monkeypatch.undo()
+    with pytest.raises(ZeroDivisionError), staged_file(tmp_path / "file") as file:
+        file.touch()
+        monkeypatch.setattr(staging, "_clear", failing)
+        raise ZeroDivisionError
+    (_, told) = caplog.messages
+    monkeypatch.undo()
+    assert told.startswith(str(tmp_path / ".file.partial"))
+    assert "the next run for the same path removes it" in told
+    write(tmp_path / "out", "again", force=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".file.partial", "out"]
+
+
 def test_force_replaces_what_was_written_before(tmp_path: Path) -> None:
     write(tmp_path / "out", "first")
     write(tmp_path / "out", "second", force=True)

@@ -142,7 +142,8 @@ def _write_accessories(directory: Path, config: SalaConfig, quantization: Quanti
     sampling = {"do_sample": True, "temperature": 0.7, "top_p": 0.8}
     _write_json(directory / "generation_config.json", {**tokens, **sampling})
     _write_json(directory / "tokenizer_config.json", tokenizer_config(config))
-    build_tokenizer(config.vocab_size).save(str(directory / TOKENIZER_FILE))
+    tokenizer = build_tokenizer(config.vocab_size).to_str(pretty=True)  # save() tells of a full disk as Exception
+    (directory / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
 
 
 def _write_json(path: Path, fields: dict[str, Any]) -> None:

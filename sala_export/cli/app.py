@@ -88,7 +88,8 @@ def run(arguments: list[str]) -> int:
         return _fail("interrupted", exit_code_of_signal())
     except OSError as error:
         hint = ": free some space, or choose another --output" if error.errno == errno.ENOSPC else ""
-        return _fail(f"{error.filename or 'a file'}: {error.strerror}{hint}", 1)
+        name = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{name}{error.strerror or error}{hint}", 1)
     except MemoryError:
         return _fail("there is not enough memory: end other programs, or choose a smaller model or context", 1)
     except Exception:

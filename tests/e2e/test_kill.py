@@ -12,6 +12,7 @@ from support.file_faults import Effect, Fault, Outcome
 from support.writing_commands import QUICK, WRITING_COMMANDS
 
 ROUNDS_BETWEEN_WHOLE_RUNS = 5
+MOST_OPENINGS = 12
 
 
 def instants(calls: Sequence[str], count: int, chance: random.Random) -> list[int]:
@@ -20,6 +21,12 @@ def instants(calls: Sequence[str], count: int, chance: random.Random) -> list[in
     worst = [number for number in naming if calls[number - 1].startswith("rename")]
     chosen = [*worst[: count // 2], *chance.sample(naming, min(count // 4, len(naming)))]
     return [*chosen, *chance.choices(range(1, len(calls) + 1), k=count - len(chosen))]
+
+
+def openings(calls: Sequence[str], chance: random.Random) -> list[int]:
+    """Numbers of calls that open a file to write it: all of a command with few files, since each may be a library's."""
+    numbers = [number for number, name in enumerate(calls, 1) if name.startswith("open")]
+    return chance.sample(numbers, min(MOST_OPENINGS, len(numbers)))
 
 
 @pytest.fixture(scope="module", params=QUICK)
@@ -44,21 +51,23 @@ def test_commands_whose_disk_fails_say_so_in_a_line_and_lose_nothing(
     ground: Ground, pytestconfig: pytest.Config
 ) -> None:
     chance = random.Random(1)
-    for number in instants(ground.calls, pytestconfig.getoption("--kills"), chance):
+    chosen = instants(ground.calls, pytestconfig.getoption("--kills"), chance)
+    for number in [*openings(ground.calls, chance), *chosen]:
         ground.put_old()
         effect = chance.choice((Effect.FAIL, Effect.FAIL_FROM))
         error = chance.choice((errno.ENOSPC, errno.EIO, errno.EROFS))
         done = ground.run(fault=Fault(at=number, effect=effect, error=error))
         ground.check_whole()
-        check_one_line(done)
+        check_one_line(done, ground.command.output)
     ground.finish()
 
 
-def check_one_line(done: Outcome) -> None:
-    """A failed command ends as documented: exit code 1 or 2, and its last line says what is wrong."""
+def check_one_line(done: Outcome, output: str) -> None:
+    """A failed command ends as documented: exit code 1 or 2, and its last line says what is wrong, and where."""
     assert done.status in (0, 1, 2), done.told
     assert "Traceback" not in done.told
     assert "terminate called" not in done.told
     if done.status:
         *_, last = done.told.splitlines()
         assert last.startswith(("error: ", "sala-run: ")), done.told
+        assert f"/{output}" in last or f".{output}.partial" in last or f" {output}" in last, done.told

@@ -7,7 +7,7 @@ import subprocess
 from support.embedding import ROOT, command_blocks, run
 
 PREFIX = ROOT / "build" / "sala-aarch64"
-_LIBRARIES = ("lib/libsala.so.1.2", "lib/libsala_ort.so", "bin/sala-run")
+_LIBRARIES = ("lib/libsala.so.1", "lib/libsala_ort.so", "bin/sala-run")
 
 
 def test_package_is_compiled_for_aarch64() -> None:

@@ -235,7 +235,9 @@ Status ReplacedFile::take_over() {
   const bool is_cut_short = line && line->empty() && !entries->content;  // killed at its first instant
   if (entries->others || (line != kOwnerLine && !is_cut_short)) return not_ours();
   // A directory stays: it is work that another command can go on with.
-  if (entries->content && ::unlinkat(wrapper_.get(), kContent, 0) != 0) return not_ours();
+  if (entries->content && ::unlinkat(wrapper_.get(), kContent, 0) != 0) {
+    return is_of_another_kind(errno) ? not_ours() : failed(std::strerror(errno));
+  }
   return success();
 }
 
