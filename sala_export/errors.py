@@ -11,6 +11,8 @@ _UNPRINTABLE = "\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\u
 _NOT_IN_A_LINE = re.compile(f"[{_UNPRINTABLE}]")
 _NOT_IN_A_TEXT = re.compile(f"(?![\n\t])[{_UNPRINTABLE}]")
 
+_LONGEST_MESSAGE = 4000
+
 
 def printable(text: str) -> str:
     r"""Make text one line that does nothing to a terminal: what is no visible character comes out as an escape.
@@ -24,6 +26,13 @@ def printable(text: str) -> str:
 def printable_text(text: str) -> str:
     """Make text do nothing to a terminal, as `printable` does, but keep its lines and tabulators."""
     return _NOT_IN_A_TEXT.sub(_escape, text)
+
+
+def _shortened(message: str) -> str:
+    """A message without its middle if a value in it is long, so that what is wrong and what to do stay in sight."""
+    if len(message) <= _LONGEST_MESSAGE:
+        return message
+    return f"{message[: _LONGEST_MESSAGE // 2]} ... {message[-_LONGEST_MESSAGE // 4 :]}"
 
 
 def _escape(match: re.Match[str]) -> str:
@@ -41,8 +50,11 @@ class SalaError(Exception):
     exit_code = 1
 
     def __init__(self, message: str) -> None:
-        """Args: message: one line that says what is wrong, where, and what to do. `printable` makes it one."""
-        super().__init__(printable(message))
+        """Args: message: one line that says what is wrong, where, and what to do.
+
+        `printable` makes it one, and of more than 4000 characters the middle is left out.
+        """
+        super().__init__(printable(_shortened(message)))
 
 
 class InputError(SalaError):

@@ -132,12 +132,13 @@ def resumable_directory(path: Path, *, marker: str, force: bool, key: str) -> It
     with _naming(path), _locked_wrapper(path) as wrapper:
         worth_keeping = False
         try:
-            if path.exists():
-                _require_exchange(wrapper, path)
-            resumed = _holds_part_of(wrapper, key)
-            if not resumed:
-                _clear(wrapper)
-                (wrapper / _CONTENT).mkdir()
+            with _writable(path):
+                if path.exists():
+                    _require_exchange(wrapper, path)
+                resumed = _holds_part_of(wrapper, key)
+                if not resumed:
+                    _clear(wrapper)
+                    (wrapper / _CONTENT).mkdir()
             staging = Staging(path=wrapper / _CONTENT, resumed=resumed, key=key)
             yield staging
             if not (staging.path / marker).exists():
@@ -171,7 +172,8 @@ def staged_file(path: Path) -> Iterator[Path]:
     with _naming(target), _locked_wrapper(target) as wrapper:
         content = wrapper / _CONTENT
         try:
-            _clear(wrapper)
+            with _writable(target):
+                _clear(wrapper)
             yield content
             if before is not None:
                 _take_over(content, before)

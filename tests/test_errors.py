@@ -43,5 +43,13 @@ def test_half_a_surrogate_pair_can_be_printed() -> None:
     assert message.encode()
 
 
+def test_long_value_leaves_the_beginning_and_the_end_of_a_message() -> None:
+    message = str(BundleError(f'model is "{"x" * 10_000_000}": copy it again'))
+    assert len(message) < 4000
+    assert message.startswith('model is "x')
+    assert message.endswith('x": copy it again')
+    assert str(BundleError("x" * 4000)) == "x" * 4000
+
+
 def test_text_keeps_its_lines() -> None:
     assert printable_text("one\n\ttwo\r\x1b[31m\x07\u202e end") == "one\n\ttwo\\r\\x1b[31m\\x07\\u202e end"

@@ -33,5 +33,19 @@ TEST(Status, MessagesArePrintableLines) {
   }
 }
 
+TEST(Status, LongValueLeavesTheBeginningAndTheEndOfAMessage) {
+  for (const char* character : {"x", "\u00e9", "\u20ac", "\U0001f600", "\x80"}) {
+    std::string value;
+    while (value.size() < 10'000'000) value += character;
+    const std::string message = error(ErrorCode::kBundleDamaged, "model is \"", value, "\": copy it again").message;
+    EXPECT_LE(message.size(), 4 * 4000U);
+    EXPECT_TRUE(message.starts_with("model is \"")) << message;
+    EXPECT_TRUE(message.ends_with("\": copy it again")) << message;
+    EXPECT_EQ(message.find("\\x") != std::string::npos, std::string_view(character) == "\x80") << message;
+  }
+  const std::string longest(4000, 'x');
+  EXPECT_EQ(error(ErrorCode::kBundleDamaged, longest).message, longest);
+}
+
 }  // namespace
 }  // namespace sala

@@ -66,13 +66,17 @@ inline Status success() { return std::monostate{}; }
 /// separators of lines and bytes that are no UTF-8 come out as escapes, `\x1b` or `\u202e`. Other text stays as it is.
 std::string printable(std::string_view text);
 
-/// Makes an error whose message is the parts, printed one after the other. The message is one line, as `printable` has
-/// it.
+/// Text without its middle if it is longer than 4000 bytes, so that a message with a long value still says what is
+/// wrong and what to do.
+std::string shortened(std::string_view text);
+
+/// Makes an error whose message is the parts, printed one after the other. The message is one line, as `shortened` and
+/// `printable` have it.
 template <class... Parts>
 Error error(ErrorCode code, const Parts&... parts) {
   std::ostringstream text;
   (text << ... << parts);
-  return Error{code, printable(text.str())};
+  return Error{code, printable(shortened(text.str()))};
 }
 
 }  // namespace sala

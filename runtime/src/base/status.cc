@@ -76,6 +76,20 @@ std::string printable(std::string_view text) {
   return result;
 }
 
+std::string shortened(std::string_view text) {
+  constexpr size_t kLongest = 4000;
+  if (text.size() <= kLongest) return std::string(text);
+  const auto at_a_character = [&](size_t i) {
+    const auto continues = [&](size_t j) { return (static_cast<unsigned char>(text[j]) & 0xc0) == 0x80; };
+    for (size_t start = i; start + 4 > i; --start) {
+      if (!continues(start)) return start;
+    }
+    return i;  // no UTF-8
+  };
+  const size_t last = at_a_character(text.size() - kLongest / 4);
+  return std::string(text.substr(0, at_a_character(kLongest / 2))) + " ... " + std::string(text.substr(last));
+}
+
 std::string_view name_of(ErrorCode code) {
   switch (code) {
     case ErrorCode::kInvalidArgument:
