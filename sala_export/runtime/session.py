@@ -143,7 +143,8 @@ class Session:
             on_progress: called after every chunk. What it raises ends the prefill at that chunk's border and comes out
                 here; so do Ctrl-C and what an iterator raises. Tokens that have not run by then are dropped: go on
                 from `position`.
-        Raises: SessionError if the prompt is empty, too long or has ids outside the vocabulary; RunError.
+        Raises: SessionError if the prompt is empty, too long, of another type or has ids outside the vocabulary;
+            RunError.
         """
         begins = self.position == 0
         whole = whole_prompt(prompt, self._tokenizer, begins=begins)
