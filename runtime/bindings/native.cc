@@ -390,6 +390,7 @@ void bind_session(nb::module_& module) {
 }  // namespace
 
 NB_MODULE(_native, module) {
+  nb::set_leak_warnings(false);  // a daemon thread may hold a session when the interpreter ends
   bind_model(module);
   bind_session(module);
   module.def("sample", &sample_token, "logits"_a, "context"_a, nb::kw_only(), "temperature"_a, "top_k"_a, "top_p"_a,

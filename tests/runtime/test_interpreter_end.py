@@ -12,8 +12,8 @@ PROGRAM = """
 import sys, threading, time
 import sala_export
 
-bundle, runtime, work = sys.argv[1:]
-model = sala_export.load(bundle, runtime=runtime, threads=1)
+bundle, work = sys.argv[1:]
+model = sala_export.load(bundle, runtime="onnxruntime", threads=1)
 session = model.session(max_context=20000)
 session.prefill([1, 2, 3])
 
@@ -26,7 +26,7 @@ def generate():
 
 def load():
     while True:
-        sala_export.load(bundle, runtime=runtime, threads=1)
+        sala_export.load(bundle, runtime="onnxruntime", threads=1)
 
 threading.Thread(target=globals()[work], daemon=True).start()
 time.sleep(0.3)
@@ -34,8 +34,8 @@ time.sleep(0.3)
 
 
 @pytest.mark.parametrize("work", ["prefill", "generate", "load"])
-@pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
-def test_daemon_thread_does_not_end_the_process_early(runtime: str, work: str) -> None:
-    command = [sys.executable, "-c", PROGRAM, tiny_text_bundle(), runtime, work]
+def test_daemon_thread_does_not_end_the_process_early(work: str) -> None:
+    """In the torch runtime it may: torch itself ends the process when the interpreter ends within one of its calls."""
+    command = [sys.executable, "-c", PROGRAM, tiny_text_bundle(), work]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")
