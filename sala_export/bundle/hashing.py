@@ -90,6 +90,8 @@ class Hashing:
             span.file.read_into(at, part)
             digest.update(part)
             at += len(part)
+        if not self._stopped:
+            span.file.remember(span.offset, span.length, digest.hexdigest())
         return digest.hexdigest()
 
 
