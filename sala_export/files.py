@@ -66,17 +66,12 @@ class OpenedFile:
         """The path, for messages."""
         return str(self.path)
 
-    @property
-    def version(self) -> tuple[int, int]:
-        """What most writes change: size in bytes, and the time of the last write in ns."""
-        return _version(os.fstat(self.descriptor))
-
     def require_unchanged(self) -> None:
         """Refuse what was read if something wrote to the file meanwhile. Raises: `error`."""
         then, now = self._status, os.fstat(self.descriptor)
         # Copying tools set the time of the last write back. Nothing sets the inode's, but hard links change it too.
-        has_new_inode_time = now.st_ctime_ns != then.st_ctime_ns and now.st_nlink == then.st_nlink
-        if has_new_inode_time or _version(now) != _version(then):
+        is_written = (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns)
+        if is_written or (now.st_ctime_ns != then.st_ctime_ns and now.st_nlink == then.st_nlink):
             raise self._changed()
 
     def remember(self, offset: int, length: int, sha256: str) -> None:
@@ -225,10 +220,6 @@ def parse_json(text: bytes, where: str, *, error: type[InputError]) -> Any:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
-
-
-def _version(status: os.stat_result) -> tuple[int, int]:
-    return status.st_size, status.st_mtime_ns
 
 
 def _reason(failure: OSError | ValueError, advice: str) -> str:

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .bundle.hashing import Hashing, Span
+from .bundle.hashing import Hashing, tensor_spans
 from .bundle.manifest import MANIFEST_FILE, config_sha256, fingerprint
 from .bundle.reader import Bundle
 from .checkpoint.config import SalaConfig
@@ -157,9 +157,8 @@ class ModelSource:
         CheckpointError if something writes to the weights.
         """
         digests = self.weights().digests()
-        tensors = self.weights().tensors().items()
-        unread = {name: Span(where.file, where.offset, where.length) for name, where in tensors if name not in digests}
-        with Hashing(unread) as hashing:
+        spans = tensor_spans(self.weights())
+        with Hashing({name: span for name, span in spans.items() if name not in digests}) as hashing:
             digests |= hashing.result(silent)
         if self.bundle is None or self.other_weights is not None:
             return fingerprint(config_sha256(self.config), digests)

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from ..checkpoint.reader import Checkpoint
 from ..errors import BundleError
 from ..files import OpenedFile
 from ..progress import ProgressCallback
@@ -93,6 +94,11 @@ class Hashing:
         if not self._stopped:
             span.file.remember(span.offset, span.length, digest.hexdigest())
         return digest.hexdigest()
+
+
+def tensor_spans(checkpoint: Checkpoint) -> dict[str, Span]:
+    """Where each tensor of a checkpoint lies, by its name."""
+    return {name: Span(where.file, where.offset, where.length) for name, where in checkpoint.tensors().items()}
 
 
 def hash_files(directory: Path, paths: Sequence[Path], on_progress: ProgressCallback) -> tuple[FileEntry, ...]:
