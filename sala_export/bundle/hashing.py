@@ -9,13 +9,15 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from ..checkpoint.reader import Checkpoint
 from ..errors import BundleError
 from ..files import OpenedFile
 from ..progress import ProgressCallback
 from .manifest import FileEntry
+
+if TYPE_CHECKING:
+    from ..checkpoint.reader import Checkpoint
 
 _BLOCK_BYTES = 8 << 20
 _MOST_THREADS = 8
