@@ -179,7 +179,7 @@ class TextFile:
 
     @property
     def sha256(self) -> str:
-        """Of the content, in lower-case hexadecimal digits."""
+        """SHA-256 of the content, in lower-case hexadecimal digits."""
         return hashlib.sha256(self.content).hexdigest()
 
     @classmethod

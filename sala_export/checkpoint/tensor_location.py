@@ -47,7 +47,7 @@ class TensorLocation:
 
     @property
     def sha256(self) -> str | None:
-        """Of the bytes as they were read. None if nobody has hashed them."""
+        """SHA-256 of the bytes as they were read, in hexadecimal digits. None if nobody has hashed them."""
         return self.file.remembered(self.offset, self.length)
 
 
