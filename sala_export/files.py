@@ -7,6 +7,7 @@ descriptor, and it is read through the same descriptor, whatever takes its name 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import stat
@@ -33,7 +34,8 @@ class OpenedFile:
         self.descriptor = descriptor
         self.size = status.st_size
         """Bytes when it was opened."""
-        self._version = _version(status)
+        self._status = status
+        self._hashes: dict[tuple[int, int], str] = {}
         self.error = error
         """What is raised for whatever is wrong with the file."""
         weakref.finalize(self, os.close, descriptor)
@@ -64,16 +66,28 @@ class OpenedFile:
         """The path, for messages."""
         return str(self.path)
 
-    @property
-    def version(self) -> tuple[int, int]:
-        """What changes with the content: size in bytes, and the time of the last write in ns."""
-        # Not the time of the last change of the inode: a hard link to the file changes it.
-        return _version(os.fstat(self.descriptor))
-
     def require_unchanged(self) -> None:
         """Refuse what was read if something wrote to the file meanwhile. Raises: `error`."""
-        if self.version != self._version:
-            raise self.error(f"{self.path} was changed while it was read: try again when nothing writes to it")
+        then, now = self._status, os.fstat(self.descriptor)
+        # Copying tools set the time of the last write back. Nothing sets the inode's, but hard links change it too.
+        is_written = (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns)
+        if is_written or (now.st_ctime_ns != then.st_ctime_ns and now.st_nlink == then.st_nlink):
+            raise self._changed()
+
+    def remember(self, offset: int, length: int, sha256: str) -> None:
+        """Keep the SHA-256 of a range of bytes that was read. Several threads may do so at once.
+
+        Raises: `error` if the same range had another SHA-256 when it was read before.
+        """
+        if self._hashes.setdefault((offset, length), sha256) != sha256:
+            raise self._changed()
+
+    def remembered(self, offset: int, length: int) -> str | None:
+        """SHA-256 of a range of bytes as it was read. None if nobody has hashed just this range."""
+        return self._hashes.get((offset, length))
+
+    def _changed(self) -> InputError:
+        return self.error(f"{self.path} was changed while it was read: try again when nothing writes to it")
 
     def is_at(self, status: os.stat_result) -> bool:
         """True if `status` is of this very file."""
@@ -115,26 +129,44 @@ class Directory:
         except (OSError, ValueError) as failure:
             raise error(f"{path} {_reason(failure, advice)}") from None
         self._error = error
+        self._opened: dict[str, OpenedFile] = {}
         weakref.finalize(self, os.close, self.descriptor)
 
     def __str__(self) -> str:
         """The path, for messages."""
         return str(self.path)
 
-    def open(self, name: str, advice: str = "") -> OpenedFile:
-        """Open the file of this relative path. Raises: `error` of the directory, as `OpenedFile.open`."""
-        return OpenedFile.open(Path(name), error=self._error, directory=self, advice=advice)
+    def open(self, name: str, advice: str = "", error: type[InputError] | None = None) -> OpenedFile:
+        """Open the file of this relative path, the first time that it is asked for.
 
-    def status(self, name: str) -> os.stat_result | None:
+        Raises: `error`, by default that of the directory, as `OpenedFile.open`.
+        """
+        if name not in self._opened:
+            self._opened[name] = OpenedFile.open(Path(name), error=error or self._error, directory=self, advice=advice)
+        return self._opened[name]
+
+    def has(self, name: str) -> bool:
+        """True if something has this relative path."""
+        return self._status(name) is not None
+
+    def require_unchanged(self) -> None:
+        """Refuse what was read if something wrote to a file that was opened here, or another has its name by now.
+
+        Raises: the error of the file.
+        """
+        for name, file in self._opened.items():
+            file.require_unchanged()
+            now = self._status(name)
+            # What has no name by now was deleted with the directory, and was open by then.
+            if now is not None and not file.is_at(now):
+                raise file.error(f"{file} was replaced while it was read: try again when nothing writes to it")
+
+    def _status(self, name: str) -> os.stat_result | None:
         """What has this relative path now, links followed. None if nothing has it."""
         try:
             return os.stat(name, dir_fd=self.descriptor)
         except (OSError, ValueError):
             return None
-
-    def has(self, name: str) -> bool:
-        """True if something has this relative path."""
-        return self.status(name) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +176,11 @@ class TextFile:
     path: Path
     """For messages."""
     content: bytes
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the content, in lower-case hexadecimal digits."""
+        return hashlib.sha256(self.content).hexdigest()
 
     @classmethod
     def read(cls, file: OpenedFile) -> TextFile:
@@ -183,10 +220,6 @@ def parse_json(text: bytes, where: str, *, error: type[InputError]) -> Any:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
-
-
-def _version(status: os.stat_result) -> tuple[int, int]:
-    return status.st_size, status.st_mtime_ns
 
 
 def _reason(failure: OSError | ValueError, advice: str) -> str:

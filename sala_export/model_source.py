@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .bundle.hashing import Hashing, Span
+from .bundle.hashing import Hashing, tensor_spans
 from .bundle.manifest import MANIFEST_FILE, config_sha256, fingerprint
 from .bundle.reader import Bundle
 from .checkpoint.config import SalaConfig
@@ -149,17 +149,22 @@ class ModelSource:
         return next(precision for precision in Precision if precision.dtype == dtype)
 
     def fingerprint(self) -> str:
-        """Hash the model. Equal models, bundles or checkpoints, have equal fingerprints. This reads all weights.
+        """Hash the model. Equal models, bundles or checkpoints, have equal fingerprints.
+
+        It is of the bytes that `Checkpoint.fill` of the weights has copied. Tensors that it has not copied are read.
 
         Raises: as `weights`, BundleError naming a tensor of a bundle that is not what was built, and BundleError or
         CheckpointError if something writes to the weights.
         """
-        if self.bundle is not None and self.other_weights is None:
-            self.bundle.verify_tensors()
-            return self.bundle.manifest.model.fingerprint
-        tensors = self.weights().tensors().items()
-        with Hashing({name: Span(where.file, where.offset, where.length) for name, where in tensors}) as hashing:
-            return fingerprint(config_sha256(self.config), hashing.result(silent))
+        digests = self.weights().digests()
+        spans = tensor_spans(self.weights())
+        with Hashing({name: span for name, span in spans.items() if name not in digests}) as hashing:
+            digests |= hashing.result(silent)
+        if self.bundle is None or self.other_weights is not None:
+            return fingerprint(config_sha256(self.config), digests)
+        for name, sha256 in digests.items():
+            self.bundle.require_tensor(name, sha256)
+        return self.bundle.manifest.model.fingerprint
 
     def inv_freq(self) -> list[float]:
         """RoPE's frequencies, from the bundle or from the configuration."""
@@ -176,13 +181,13 @@ class ModelSource:
         return files if TOKENIZER_FILE in files else {}
 
     def require_unchanged(self) -> None:
-        """Refuse what was read of the weights, and of a bundle, if something wrote to the files meanwhile.
+        """Refuse what was read of a checkpoint, which has no hashes, if something wrote to its files meanwhile.
 
-        Raises: BundleError or CheckpointError naming the file.
+        Raises: ConfigError or CheckpointError naming the file.
         """
-        if self.bundle is not None:
-            self.bundle.require_unchanged()
-        self.weights().require_unchanged()
+        folder = self.weights().folder
+        if folder is not None:
+            folder.directory.require_unchanged()
 
 
 def _compared_fields(config: SalaConfig) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -94,6 +95,42 @@ def test_a_change_is_seen_and_a_hard_link_is_none(tmp_path: Path) -> None:
     time.sleep(0.02)  # times of writes have steps of milliseconds
     (tmp_path / "link").write_bytes(b"two")
     assert "file was changed while it was read: try again" in refusal(file.require_unchanged)
+
+
+def test_a_change_is_seen_when_the_time_of_the_last_write_is_set_back(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"one")
+    file, before = OpenedFile.open(path, error=BundleError), path.stat()
+    time.sleep(0.02)
+    path.write_bytes(b"two")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    assert "file was changed while it was read: try again" in refusal(file.require_unchanged)
+
+
+def test_bytes_that_are_read_twice_are_the_same_bytes(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"one two")
+    file = OpenedFile.open(tmp_path / "file", error=BundleError)
+    one, two = (hashlib.sha256(text).hexdigest() for text in (b"one", b"two"))
+    assert file.remembered(0, 3) is None
+    for _ in range(2):
+        file.remember(0, 3, one)
+        file.remember(4, 3, two)
+    assert (file.remembered(0, 3), file.remembered(4, 3), file.remembered(0, 7)) == (one, two, None)
+    assert "file was changed while it was read: try again" in refusal(lambda: file.remember(0, 3, two))
+
+
+def test_files_of_a_directory_are_opened_once_and_a_file_that_takes_a_name_is_found(tmp_path: Path) -> None:
+    for name in ("kept", "gone", "taken"):
+        (tmp_path / name).write_text(name)
+    folder = Directory(tmp_path, error=BundleError)
+    kept, _, _ = (folder.open(name) for name in ("kept", "gone", "taken"))
+    (tmp_path / "gone").unlink()
+    folder.require_unchanged()
+    (tmp_path / "new").write_text("taken")
+    (tmp_path / "new").rename(tmp_path / "taken")
+    assert f"{tmp_path / 'taken'} was replaced while it was read: try again" in refusal(folder.require_unchanged)
+    assert folder.open("kept") is kept
 
 
 def test_more_than_the_limit_is_not_read(tmp_path: Path) -> None:

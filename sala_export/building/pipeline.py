@@ -67,6 +67,7 @@ def export_onnx(
     with staged_directory(output, marker=MARKER, force=force) as staging:
         on_progress("graph", 0, 1)
         export_graph(source.checkpoint, staging, precision, copy_weights=copy_weights)
+        source.checkpoint.require_unchanged()
         on_progress("graph", 1, 1)
 
 
@@ -138,6 +139,7 @@ def build_bundle(request: BuildRequest, on_progress: ProgressCallback = silent) 
             graphs = _export(request, source.checkpoint, staging, placed, on_progress)
             report = _build(request, staging, graphs, library, hashing.watched(on_progress))
             digests = hashing.result(on_progress)
+        source.checkpoint.require_hashes(digests)
         source.checkpoint.require_unchanged()
         for name, file in texts.items():
             (staging / TEXT_FOLDER / name).write_bytes(file.content)

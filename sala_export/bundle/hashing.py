@@ -9,12 +9,15 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from ..errors import BundleError
 from ..files import OpenedFile
 from ..progress import ProgressCallback
 from .manifest import FileEntry
+
+if TYPE_CHECKING:
+    from ..checkpoint.reader import Checkpoint
 
 _BLOCK_BYTES = 8 << 20
 _MOST_THREADS = 8
@@ -90,7 +93,14 @@ class Hashing:
             span.file.read_into(at, part)
             digest.update(part)
             at += len(part)
+        if not self._stopped:
+            span.file.remember(span.offset, span.length, digest.hexdigest())
         return digest.hexdigest()
+
+
+def tensor_spans(checkpoint: Checkpoint) -> dict[str, Span]:
+    """Where each tensor of a checkpoint lies, by its name."""
+    return {name: Span(where.file, where.offset, where.length) for name, where in checkpoint.tensors().items()}
 
 
 def hash_files(directory: Path, paths: Sequence[Path], on_progress: ProgressCallback) -> tuple[FileEntry, ...]:

@@ -6,13 +6,12 @@ the place of this one meanwhile changes nothing.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BundleError
-from ..files import Directory, OpenedFile, TextFile
+from ..files import MOST_TEXT_BYTES, Directory, OpenedFile, TextFile
 from ..progress import ProgressCallback, silent
 from ..specs import TOKENIZER_FILE
 from .hashing import Hashing, Span
@@ -27,8 +26,10 @@ class Bundle:
 
     folder: Directory
     manifest: Manifest
+    manifest_sha256: str
+    """SHA-256 of the content of bundle.json, in lower-case hexadecimal digits."""
     files: Mapping[str, OpenedFile]
-    """The manifest and every file that it names, by its path in the bundle."""
+    """Every file that the manifest names, by its path in the bundle."""
 
     @classmethod
     def open(cls, directory: Path) -> Bundle:
@@ -39,13 +40,13 @@ class Bundle:
         folder = Directory(directory, error=BundleError, advice="a bundle is the directory that `build` writes")
         if not folder.has(MANIFEST_FILE):
             raise BundleError(f"{directory} has no {MANIFEST_FILE}: it is not a bundle")
-        opened = folder.open(MANIFEST_FILE)
-        manifest = Manifest.from_json(opened.read_all(), str(opened))
+        text = TextFile.read(folder.open(MANIFEST_FILE))
+        manifest = Manifest.from_json(text.content, str(text.path))
         listed = {entry.path: entry.bytes for entry in manifest.files}
         if manifest.weights.included:
             listed |= {file.path: file.bytes for file in manifest.weights.files}
         files = {name: _open_listed(folder, name, size) for name, size in listed.items()}
-        return cls(folder=folder, manifest=manifest, files={MANIFEST_FILE: opened, **files})
+        return cls(folder=folder, manifest=manifest, manifest_sha256=text.sha256, files=files)
 
     @property
     def directory(self) -> Path:
@@ -61,6 +62,17 @@ class Bundle:
         """The open file of this path in the bundle, which the manifest names."""
         return self.files[name]
 
+    def read(self, name: str, limit: int = MOST_TEXT_BYTES) -> TextFile:
+        """Read a file of at most `limit` bytes, but none of the weights, and compare its hash.
+
+        Raises: BundleError if its content is not what was built.
+        """
+        file = self.file(name)
+        content = TextFile(file.path, file.read_all(limit))
+        (sha256,) = (entry.sha256 for entry in self.manifest.files if entry.path == name)
+        _require_hash(str(file), content.sha256, sha256)
+        return content
+
     def text_files(self) -> dict[str, TextFile]:
         """Read the files of the tokenizer, by their names without folders, and compare their hashes.
 
@@ -69,27 +81,7 @@ class Bundle:
         """
         if not any(Path(name).name == TOKENIZER_FILE for name in self.manifest.text):
             return {}
-        hashes = {entry.path: entry.sha256 for entry in self.manifest.files}
-        found = {}
-        for name in self.manifest.text:
-            text = TextFile.read(self.file(name))
-            _require_hash(str(text.path), hashlib.sha256(text.content).hexdigest(), hashes[name])
-            found[text.path.name] = text
-        return found
-
-    def require_unchanged(self) -> None:
-        """Refuse what was read if the bundle's files were written to, or others took their names.
-
-        Who opens the files by name through `descriptor` calls it afterwards: then those were the same files.
-
-        Raises: BundleError naming the file.
-        """
-        for name, file in self.files.items():
-            file.require_unchanged()
-            now = self.folder.status(name)
-            # What has no name by now was deleted with the directory, and was open by then.
-            if now is not None and not file.is_at(now):
-                raise BundleError(f"{file} was replaced while the bundle was read: load it again")
+        return {Path(name).name: self.read(name) for name in self.manifest.text}
 
     def verify_hashes(self, on_progress: ProgressCallback = silent) -> None:
         """Compare the hash of every file, and of every tensor in the weight files.
@@ -102,9 +94,12 @@ class Bundle:
         """Compare the hash of every file but those of the weights. Raises: as `verify_hashes`."""
         self._verify(self._file_spans(), silent)
 
-    def verify_tensors(self) -> None:
-        """Compare the hash of every tensor of the weights, if the bundle has them. Raises: as `verify_hashes`."""
-        self._verify(self._tensor_spans(), silent)
+    def require_tensor(self, name: str, sha256: str | None) -> None:
+        """Compare the SHA-256 of a tensor, as it was read, with the manifest's. Raises: as `verify_hashes`."""
+        tensor = self.manifest.weights.tensors.get(name)
+        if tensor is None:
+            raise BundleError(f"{self.directory / MANIFEST_FILE} does not list {name} among its tensors: {_AGAIN}")
+        _require_hash(f"{name} in {self.file(tensor.file)}", sha256, tensor.sha256)
 
     def _file_spans(self) -> dict[str, tuple[Span, str]]:
         """Where each file is and its hash, by what messages call it."""
@@ -134,7 +129,7 @@ def _open_listed(folder: Directory, name: str, size: int) -> OpenedFile:
     return file
 
 
-def _require_hash(what: str, found: str, expected: str) -> None:
+def _require_hash(what: str, found: str | None, expected: str) -> None:
     if found != expected:
         raise BundleError(
             f"{what} has another SHA-256 than {MANIFEST_FILE} says: it was changed or damaged, copy the bundle again"

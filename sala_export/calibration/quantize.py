@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..bundle.hashing import Hashing, tensor_spans
 from ..checkpoint.folder import CONFIG_FILE
 from ..checkpoint.keymap import EMBEDDING, FINAL_NORM, LM_HEAD, layer_weights, weights
 from ..checkpoint.quantization import DEFAULT_IGNORE, GATE_PATTERNS, QUANTIZATION_FIELD, SCHEMES, Quantization
@@ -74,7 +75,7 @@ def quantize_checkpoint(
     _require_quantizable(checkpoint, recipe)
     texts = checkpoint.text_files()
     tokens = samples.read(checkpoint.config, texts.get(TOKENIZER_FILE))
-    key = _resume_key(checkpoint, recipe, tokens)
+    key = _resume_key(checkpoint, recipe, tokens, on_progress)
     with resumable_directory(output, marker=MARKER, force=force, key=key) as staging:
         run = _Run(checkpoint, recipe, tokens, staging)
         run.check_disk()
@@ -249,14 +250,19 @@ def _require_quantizable(checkpoint: Checkpoint, recipe: QuantizationRecipe) -> 
                 )
 
 
-def _resume_key(checkpoint: Checkpoint, recipe: QuantizationRecipe, tokens: list[Tensor]) -> str:
+def _resume_key(
+    checkpoint: Checkpoint, recipe: QuantizationRecipe, tokens: list[Tensor], on_progress: ProgressCallback
+) -> str:
     """Stands for everything that decides the bytes."""
+    # Sizes and times do not tell two models apart: copying tools keep both.
+    with Hashing(tensor_spans(checkpoint)) as hashing:
+        digests = hashing.result(on_progress)
     decisive = {
         "program": VERSION,
         "torch": (torch.__version__, torch.get_num_threads()),
         "recipe": asdict(recipe),
         "config": asdict(checkpoint.config),
-        "weights": {name: file.version for name, file in checkpoint.shard_files().items()},
+        "weights": digests,
         "tokens": [ids.tolist() for ids in tokens],
     }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, ConfigError
-from ..files import Directory, OpenedFile, TextFile, read_json
+from ..files import Directory, TextFile, read_json
 from ..specs import TOKENIZER_FILE
 from .config import SalaConfig
 from .quantization import Quantization, read_quantization
@@ -37,12 +37,8 @@ class CheckpointFolder:
         Raises: CheckpointError if there is no directory; ConfigError or UnsupportedError naming the file and the field.
         """
         directory = Directory(path, error=CheckpointError, advice="a checkpoint is a directory in Hugging Face layout")
-        file = OpenedFile.open(
-            Path(CONFIG_FILE),
-            error=ConfigError,
-            directory=directory,
-            advice="--model takes a directory in Hugging Face layout or a hub id",
-        )
+        advice = "--model takes a directory in Hugging Face layout or a hub id"
+        file = directory.open(CONFIG_FILE, advice, ConfigError)
         fields = read_json(file, error=ConfigError, limit=_MOST_CONFIG_BYTES)
         if not isinstance(fields, dict):
             raise ConfigError(f"{file} holds {type(fields).__name__}, expected a JSON object")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from ..errors import CheckpointError, RequestError
 from ..files import Directory, OpenedFile, TextFile, read_json
 from ..specs import DType, Precision
+from .background_hashes import BackgroundHashes
 from .config import SalaConfig
 from .folder import CheckpointFolder
 from .keymap import Weight, weights
@@ -54,6 +55,7 @@ class Checkpoint:
     """Quantised weights by name, `...q_proj.weight`, in the order of `keymap.weights`."""
     folder: CheckpointFolder | None = None
     """The open directory. None if a bundle holds the weights."""
+    _hashes: BackgroundHashes = field(default_factory=BackgroundHashes, repr=False, compare=False)
 
     @classmethod
     def open(cls, directory: Path | CheckpointFolder, layers: int | None = None) -> Checkpoint:
@@ -77,6 +79,7 @@ class Checkpoint:
                 plain.append(weight)
         found = _find(folder.directory, names)
         locations = {weight.name: _plain(*found[weight.name], weight) for weight in plain}
+        folder.directory.require_unchanged()
         return cls(
             directory=folder.path,
             config=config,
@@ -136,16 +139,44 @@ class Checkpoint:
         return read_tensor(self.locations[name])
 
     def fill(self, weight: Weight, out: torch.Tensor) -> None:
-        """Copy a weight that is not quantised to `out`, of its shape, on any device and in any type."""
-        out.copy_(self.tensor(weight.name))
+        """Copy a weight that is not quantised to `out`, of its shape, on any device and in any type.
+
+        The bytes that are copied are hashed in other threads: `digests` tells.
+        """
+        from .torch_tensor import as_tensor
+
+        where = self.locations[weight.name]
+        out.copy_(as_tensor(where, self._hashes.read(where)))
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each tensor that was read with `fill`, or to be compared, as it was read.
+
+        Raises: CheckpointError or BundleError if a tensor had other bytes when it was read again.
+        """
+        self._hashes.wait()
+        hashes = {name: where.sha256 for name, where in self.tensors().items()}
+        return {name: sha256 for name, sha256 in hashes.items() if sha256 is not None}
 
     def shard_files(self) -> dict[str, OpenedFile]:
         """The files that hold the weights, by their names in the checkpoint."""
         return {location.file.path.name: location.file for location in self.tensors().values()}
 
     def text_files(self) -> dict[str, TextFile]:
-        """Read the accessory files of the directory, by name. Raises: as `CheckpointFolder.text_files`."""
-        return self.folder.text_files() if self.folder else {}
+        """Read the accessory files of the directory, by name.
+
+        Raises: as `CheckpointFolder.text_files`; ConfigError or CheckpointError if files of the directory were replaced
+        since it was opened.
+        """
+        if self.folder is None:
+            return {}
+        files = self.folder.text_files()
+        self.folder.directory.require_unchanged()
+        return files
+
+    def require_hashes(self, digests: Mapping[str, str]) -> None:
+        """Refuse what was read of tensors that have another SHA-256 in `digests`, by name. Raises: as `digests`."""
+        for name, where in self.tensors().items():
+            where.file.remember(where.offset, where.length, digests[name])
 
     def require_unchanged(self) -> None:
         """Refuse what was read if something wrote to the weights meanwhile.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,12 +28,27 @@ class TensorLocation:
     dtype: DType
     shape: tuple[int, ...]
 
-    def raw(self) -> NDArray[np.uint8]:
+    def read(self) -> NDArray[np.uint8]:
         """Read the bytes. Raises: the error of the file if it was cut off meanwhile."""
         # A mapped file that somebody cuts off ends the process with a bus error.
         block = np.empty(self.length, np.uint8)
         self.file.read_into(self.offset, block.data)
         return block
+
+    def raw(self) -> NDArray[np.uint8]:
+        """Read the bytes, and remember their hash. Raises: as `read`, or if they are not what was hashed before."""
+        block = self.read()
+        self.remember(block)
+        return block
+
+    def remember(self, block: NDArray[np.uint8]) -> None:
+        """Hash the bytes that `read` gave. Raises: the error of the file if they are not what was hashed before."""
+        self.file.remember(self.offset, self.length, hashlib.sha256(block.data).hexdigest())
+
+    @property
+    def sha256(self) -> str | None:
+        """SHA-256 of the bytes as they were read, in hexadecimal digits. None if nobody has hashed them."""
+        return self.file.remembered(self.offset, self.length)
 
 
 def locate(

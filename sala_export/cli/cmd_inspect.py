@@ -34,7 +34,7 @@ def inspect(console: Console, bundle: Path, as_json: bool, verify: bool) -> None
     if verify:
         with progress_display(console) as on_progress:
             opened.verify_hashes(on_progress)
-    description = describe(opened, EngineReport.read(opened.file(opened.manifest.engine.report)))
+    description = describe(opened, EngineReport.read(opened.read(opened.manifest.engine.report)))
     if as_json:
         print_json(description)
     else:

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ..errors import BundleError
-from ..files import OpenedFile
+from ..files import TextFile
 from ..specs import FlavourName, Precision, TensorSpec
 from .build_log import FusedLayer, LayerTensor
 from .graph import OperatorNode
@@ -114,14 +114,14 @@ class EngineReport:
             partial.unlink(missing_ok=True)
 
     @classmethod
-    def read(cls, file: OpenedFile) -> EngineReport:
+    def read(cls, file: TextFile) -> EngineReport:
         """Read a report that `write` wrote. Raises: BundleError for anything but a report of this version."""
         try:
-            return _ADAPTER.validate_json(file.read_all())
+            return _ADAPTER.validate_json(file.content)
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"])
-            raise BundleError(f"{file}: {field}: {first['msg']} (build the bundle again)") from None
+            raise BundleError(f"{file.path}: {field}: {first['msg']} (build the bundle again)") from None
 
 
 _ADAPTER = TypeAdapter(EngineReport)

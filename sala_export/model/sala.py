@@ -74,6 +74,7 @@ class SalaForCausalLM(nn.Module):
         if checkpoint.config.tie_word_embeddings:
             weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
         emulate(model, checkpoint.quantized, device)
+        checkpoint.require_unchanged()
         model.load_state_dict(weights, assign=True)
         return model.requires_grad_(False).eval()
 

@@ -187,6 +187,7 @@ def load_bundle(
     native = _native.Model.load(
         opened.directory,
         bundle_descriptor=opened.descriptor,
+        manifest_sha256=opened.manifest_sha256,
         runtime=runtime,
         onnxruntime_library=onnxruntime_library or _wheel_library(),
         operators_library=operators_library,
@@ -198,8 +199,6 @@ def load_bundle(
         threads=threads,
         verify_hashes=verify_hashes,
     )
-    # The native runtime opened the files by name in the same directory.
-    opened.require_unchanged()
     return Model(native, tokenizer)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -100,7 +99,7 @@ def load_torch(
             "it on another runtime, or load the original checkpoint"
         )
     if verify_hashes and source.bundle is not None:
-        # Weights are hashed while they are loaded, asked or not.
+        # Weights are hashed as they are loaded, asked or not.
         source.bundle.verify_files()
     if threads:
         torch.set_num_threads(threads)
@@ -109,7 +108,6 @@ def load_torch(
     if tokenizer is None:
         tokenizer = tokenizer_of(source.text_files())
     loaded = assemble(source, kind, chosen, operators, tokenizer)
-    # Weights are copied and hashed at different moments.
     source.require_unchanged()
     return loaded
 
@@ -147,18 +145,15 @@ def assemble(
     """Load the weights of `source` and put the runtime together from its parts. Raises: as `load_torch`."""
     _native_runtime()
     weights = source.weights()
-    with ThreadPoolExecutor(1) as pool:
-        # Hashing reads the same pages, and takes as long as copying them.
-        fingerprint = pool.submit(source.fingerprint)
-        packed = load_packed(weights, precision, device)
-        logger.info("%s in %s on %s", source.name, precision, device)
-        engine = TorchEngine(
-            packed,
-            operators,
-            weights_bytes=weights_bytes(weights.config, precision),
-            default_chunk_tokens=CPU_CHUNK_TOKENS if device.type == "cpu" else GPU_CHUNK_TOKENS,
-        )
-        return TorchModel(engine, source, fingerprint.result(), tokenizer)
+    packed = load_packed(weights, precision, device)
+    logger.info("%s in %s on %s", source.name, precision, device)
+    engine = TorchEngine(
+        packed,
+        operators,
+        weights_bytes=weights_bytes(weights.config, precision),
+        default_chunk_tokens=CPU_CHUNK_TOKENS if device.type == "cpu" else GPU_CHUNK_TOKENS,
+    )
+    return TorchModel(engine, source, source.fingerprint(), tokenizer)
 
 
 def _native_runtime() -> ModuleType:

@@ -23,14 +23,14 @@ from ..bundle.manifest import CpuGraphEntry, WeightPart
 from ..bundle.reader import Bundle
 from ..checkpoint.keymap import EMBEDDING, FINAL_NORM, LM_HEAD
 from ..checkpoint.tensor_location import TensorLocation
-from ..checkpoint.torch_tensor import read_tensor
+from ..checkpoint.torch_tensor import as_tensor
 from ..errors import UnsupportedError
 from ..installation import onnxruntime_operators
 from ..model.layer_run import logits
 from ..model.rope import rope_cos_sin
 from ..model.signature import CONTEXT_LENGTH, INPUT_IDS, PAST_LENGTH, ROPE_COS_SIN, cache_sizes
 from ..numerics.weights import dequantize
-from ..onnx.layer_graph import write_layer
+from ..onnx.layer_graph import MOST_GRAPH_BYTES, write_layer
 from ..specs import stream_name
 from .subject import LayerRows
 
@@ -88,7 +88,7 @@ class BundleSubject:
     ) -> NDArray[np.float32]:
         """The residual stream after a layer, fp32 [1, T, H]."""
         path = folder / "layer.onnx"
-        write_layer(self._bundle.file(self._graph.file), layer, path)
+        write_layer(self._bundle.read(self._graph.file, MOST_GRAPH_BYTES), layer, path)
         options = onnxruntime.SessionOptions()
         options.register_custom_ops_library(str(onnxruntime_operators()))
         # Weights are inputs: nothing is gained by planning memory for a single run.
@@ -124,15 +124,16 @@ class BundleSubject:
 
     def _stored(self, name: str) -> Tensor:
         tensor = self._tensors[name]
-        return read_tensor(
-            TensorLocation(
-                file=self._bundle.file(tensor.file),
-                offset=tensor.offset,
-                length=tensor.bytes,
-                dtype=tensor.dtype,
-                shape=tensor.shape,
-            )
+        where = TensorLocation(
+            file=self._bundle.file(tensor.file),
+            offset=tensor.offset,
+            length=tensor.bytes,
+            dtype=tensor.dtype,
+            shape=tensor.shape,
         )
+        block = where.raw()
+        self._bundle.require_tensor(name, where.sha256)
+        return as_tensor(where, block)
 
 
 def _ort_value(tensor: Tensor) -> onnxruntime.OrtValue:

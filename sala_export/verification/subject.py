@@ -75,6 +75,7 @@ class CheckpointSubject:
         if self._head is None:
             name = EMBEDDING if self.config.tie_word_embeddings else LM_HEAD
             self._head = self.checkpoint.tensor(name).to(torch.float32)
+            self.checkpoint.require_unchanged()
         return logits(self.config, self.checkpoint.tensor(FINAL_NORM), self._head, rows)
 
 

@@ -15,11 +15,13 @@ from support.calibration import LAYERS, quantized_tiny, samples_file
 from support.checkpoints import copy_checkpoint, edit_json, tiny_checkpoint
 from support.opened_files import header
 from support.quantized_reference import dequantized, stored_tensors
+from support.two_models import write_over
 
 from sala_export.calibration.layer import Algorithm, QuantizationRecipe
 from sala_export.calibration.quantize import quantize_checkpoint
 from sala_export.calibration.samples import SampleRequest
 from sala_export.checkpoint.quantization import SCHEMES
+from sala_export.checkpoint.random_checkpoint import write_random_checkpoint
 from sala_export.checkpoint.reader import Checkpoint
 from sala_export.cli.app import run
 from sala_export.errors import CheckpointError, RequestError, UnsupportedError
@@ -94,6 +96,7 @@ import torch
 from sala_export.calibration import quantize as module
 from sala_export.calibration.layer import QuantizationRecipe
 from sala_export.calibration.samples import SampleRequest
+from sala_export.checkpoint.random_checkpoint import write_random_checkpoint
 from sala_export.checkpoint.reader import Checkpoint
 
 source, samples, output, function, kill_at, threads = sys.argv[1:]
@@ -146,6 +149,26 @@ def test_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, function: str, kil
     # What was finished was not done again.
     assert {path.name: path.stat().st_mtime_ns for path in output.glob(pattern)} == shards
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_other_weights_of_the_same_size_and_time_start_afresh(tmp_path: Path) -> None:
+    source, other = tmp_path / "source", tmp_path / "other"
+    for seed, path in enumerate((source, other)):
+        write_random_checkpoint(path, "tiny", layers=2, seed=seed)
+    quantize(other, tmp_path / "whole")
+
+    def stop(phase: str, done: int, total: int, unit: str = "steps") -> None:
+        if phase == "quantize" and 2 * done > total:
+            raise KeyboardInterrupt
+
+    recipe, samples = QuantizationRecipe.from_options(Precision.FP8), SampleRequest(file=samples_file(), **SAMPLES)
+    with pytest.raises(KeyboardInterrupt):
+        quantize_checkpoint(Checkpoint.open(source), recipe, samples, tmp_path / "out", on_progress=stop)
+    assert list((tmp_path / ".out.partial" / "content").glob("model-00002-*"))
+    write_over(other, source)
+    quantize(source, tmp_path / "out")
+    for path in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 def test_command_writes_a_checkpoint_and_says_what_it_took(

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from support.checkpoints import copy_checkpoint, edit_json, tiny_checkpoint
 from support.quantized_checkpoints import write_quantized_checkpoint
 from support.quantized_reference import stored_tensors
+from support.runtime_bundles import tensor_digests
 from torch import Tensor
 
 from sala_export.checkpoint.quantization import SCHEMES, Quantization
@@ -24,6 +25,19 @@ from sala_export.specs import QUANTIZED_PRECISIONS, Precision
 
 Q = "model.layers.0.self_attn.q_proj"
 K = "model.layers.0.self_attn.k_proj"
+
+
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.NVFP4])
+def test_numbers_that_went_into_a_graph_are_those_that_are_hashed_later(tmp_path: Path, precision: Precision) -> None:
+    path = copy_checkpoint(tiny_checkpoint(1, precision), tmp_path / "live")
+    checkpoint = Checkpoint.open(path)
+    checkpoint.require_hashes(tensor_digests(Checkpoint.open(path)))
+    scale = checkpoint.quantized[f"{Q}.weight"].scale
+    with scale.file.path.open("r+b") as file:
+        file.seek(scale.offset)
+        file.write(bytes(byte ^ 1 for byte in scale.raw().tobytes()))
+    with pytest.raises(CheckpointError, match=r"\.safetensors was changed while it was read: try again"):
+        checkpoint.require_hashes(tensor_digests(Checkpoint.open(path)))
 
 
 @pytest.mark.parametrize("precision", QUANTIZED_PRECISIONS)

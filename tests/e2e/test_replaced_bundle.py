@@ -12,20 +12,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-from support.checkpoints import edit_json
-from support.text_bundles import write_text_bundle
+from support.two_models import Shown, show, write_two_models
 
 import sala_export
-from sala_export.checkpoint.random_checkpoint import write_random_checkpoint
 from sala_export.errors import InputError
 from sala_export.runtime.model import Model
-from sala_export.runtime.text import Tokenizer
-
-PROMPT = [5, 17, 42, 99]
-TEXT = "Call me Ishmael."
 
 EXCHANGE = """
 import os, random, sys, time
@@ -52,48 +45,11 @@ while True:
 """The files of two bundles are written over each other's, one by one, with a pause when all are of one."""
 
 
-class Shown(NamedTuple):
-    """What tells the models apart."""
-
-    fingerprint: str
-    logits: tuple[float, ...]
-    ids: tuple[int, ...]
-
-
-def show(model: Model) -> Shown:
-    assert isinstance(model.tokenizer, Tokenizer)
-    logits = model.session(max_context=256).prefill(PROMPT)
-    return Shown(model.fingerprint, tuple(logits[:8].round(3).tolist()), tuple(model.tokenizer.encode(TEXT)))
-
-
-def other_tokenizer(checkpoint: Path) -> None:
-    """Give two syllables each other's ids: the file has as many bytes as before."""
-    tokenizer = Tokenizer.from_directory(checkpoint)
-    first, second = (tokenizer.token(i) for i in tokenizer.encode(TEXT)[1:3])
-    assert first is not None
-    assert second is not None
-
-    def exchange(fields: dict[str, dict[str, dict[str, int]]]) -> None:
-        vocabulary = fields["model"]["vocab"]
-        vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
-
-    edit_json(checkpoint / "tokenizer.json", exchange)
-
-
 @pytest.fixture(scope="module")
 def two_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the bundles `one` and `two`: all files have the same sizes, weights and tokenizers differ."""
     folder = tmp_path_factory.mktemp("models")
-    for seed, name in enumerate(("one", "two")):
-        checkpoint = folder / f"checkpoint-{name}"
-        write_random_checkpoint(checkpoint, "tiny", layers=1, seed=seed)
-        # As `edit_json` spells it.
-        edit_json(checkpoint / "tokenizer.json", lambda fields: None)
-        if name == "two":
-            other_tokenizer(checkpoint)
-        write_text_bundle(checkpoint, folder / name)
-    sizes = [{path.stat().st_size for path in (folder / name).rglob("*")} for name in ("one", "two")]
-    assert sizes[0] == sizes[1]
+    write_two_models(folder)
     return folder
 
 

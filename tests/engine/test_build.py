@@ -23,6 +23,7 @@ from sala_export.engine.recipe import Target, load_recipe, load_target
 from sala_export.engine.report import EngineReport
 from sala_export.engine.request import EngineRequest
 from sala_export.errors import BuildError, BundleError, RequestError
+from sala_export.files import TextFile
 from sala_export.installation import plugin_library
 
 PLAIN = MiniGraph(mixers=("none",))
@@ -114,11 +115,11 @@ def test_progress_comes_by_phases_that_end(engine: BuiltEngine) -> None:
 
 def test_report_is_written_beside_the_plan(engine: BuiltEngine, tmp_path: Path) -> None:
     written = engine.plan.parent / REPORT_FILE
-    assert EngineReport.read(opened(written)) == engine.report
+    assert EngineReport.read(TextFile.read(opened(written))) == engine.report
     broken = tmp_path / REPORT_FILE
     broken.write_text(written.read_text(encoding="utf-8").replace('"plan_bytes"', '"plan_size"'), encoding="utf-8")
     with pytest.raises(BundleError, match=r"report\.json: plan_.*build the bundle again"):
-        EngineReport.read(opened(broken))
+        EngineReport.read(TextFile.read(opened(broken)))
 
 
 def _request_of(report: EngineReport) -> EngineRequest:

@@ -26,6 +26,7 @@ from sala_export.bundle.manifest import WeightInput, WeightPart
 from sala_export.checkpoint.quantization import SCHEMES
 from sala_export.checkpoint.reader import Checkpoint
 from sala_export.errors import ExportError
+from sala_export.files import TextFile
 from sala_export.installation import onnxruntime_operators
 from sala_export.model.layer_run import logits as head_logits
 from sala_export.onnx.cpu_form import CPU_GRAPH_FILE, CpuGraph, export_cpu_graph
@@ -194,7 +195,7 @@ def test_layers_one_by_one_give_what_the_whole_gives(tmp_path: Path, precision: 
     expected = runner.feed(ids)
     feeds = dict(runner.first_feeds(ids))
     for layer in range(2):
-        write_layer(opened(tmp_path / CPU_GRAPH_FILE), layer, tmp_path / "layer.onnx")
+        write_layer(TextFile.read(opened(tmp_path / CPU_GRAPH_FILE)), layer, tmp_path / "layer.onnx")
         part = session(tmp_path / "layer.onnx")
         names = [value.name for value in part.get_inputs()]
         assert names[0] == ("input_ids" if layer == 0 else "hidden_states.1")
@@ -215,5 +216,5 @@ def test_layers_one_by_one_give_what_the_whole_gives(tmp_path: Path, precision: 
 def test_layer_that_is_not_there_is_refused(tmp_path: Path, layer: int) -> None:
     export_cpu_graph(Checkpoint.open(tiny_checkpoint(2)), tmp_path)
     with pytest.raises(ExportError, match=rf"cpu.onnx has no layer {layer}: .* \(build the bundle again\)"):
-        write_layer(opened(tmp_path / CPU_GRAPH_FILE), layer, tmp_path / "layer.onnx")
+        write_layer(TextFile.read(opened(tmp_path / CPU_GRAPH_FILE)), layer, tmp_path / "layer.onnx")
     assert not (tmp_path / "layer.onnx").exists()

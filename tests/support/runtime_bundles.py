@@ -10,7 +10,7 @@ from pathlib import Path
 from support.checkpoints import tiny_checkpoint
 
 from sala_export.building.bundle_entries import describe_graph, describe_model, describe_weights
-from sala_export.bundle.hashing import Hashing, Span, hash_files
+from sala_export.bundle.hashing import Hashing, hash_files, tensor_spans
 from sala_export.bundle.manifest import (
     ENGINE_FOLDER,
     GRAPH_FOLDER,
@@ -88,8 +88,7 @@ def write_cpu_bundle(source: Path, directory: Path, *, include_weights: bool = T
 
 def tensor_digests(checkpoint: Checkpoint) -> dict[str, str]:
     """SHA-256 of every tensor, by name."""
-    spans = {name: Span(where.file, where.offset, where.length) for name, where in checkpoint.tensors().items()}
-    with Hashing(spans) as hashing:
+    with Hashing(tensor_spans(checkpoint)) as hashing:
         return hashing.result(silent)
 
 

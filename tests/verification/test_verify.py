@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.bundles import copy_bundle
 from support.calibration import LAYERS, quantized_tiny, samples_file
 from support.checkpoints import tiny_checkpoint
 from support.runtime_bundles import write_cpu_bundle
 
 from sala_export.bundle.reader import Bundle
+from sala_export.checkpoint.keymap import FINAL_NORM
 from sala_export.checkpoint.reader import Checkpoint
 from sala_export.cli.app import run
+from sala_export.errors import BundleError
 from sala_export.specs import Precision
 from sala_export.verification.bundle_subject import BundleSubject
 from sala_export.verification.metrics import LogitErrors, RowErrors, row_errors
@@ -66,6 +69,24 @@ def test_whole_graph_gives_the_logits_of_the_last_layer() -> None:
     found = sala_export.load(bundle(Precision.INT4), threads=1).session(max_context=128).prefill(ids().int().numpy())
     expected = subject.logits(last.rows[-1:])[0]
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [("cpu.onnx", r"graph/cpu\.onnx"), ("model.safetensors", r"model\.norm\.weight in .*\.safetensors")],
+)
+def test_a_bundle_that_changes_between_two_layers_is_refused(tmp_path: Path, changed: str, named: str) -> None:
+    path = copy_bundle(bundle(Precision.INT4), tmp_path / "live.sala")
+    opened = Bundle.open(path)
+    subject, norm = BundleSubject(opened), opened.manifest.weights.tensors[FINAL_NORM]
+    layers = subject.layers(ids())
+    next(layers)
+    file, offset = (path / "graph" / changed, 0) if changed == "cpu.onnx" else (path / norm.file, norm.offset)
+    with file.open("r+b") as stream:
+        stream.seek(offset)
+        stream.write(b"?")
+    with pytest.raises(BundleError, match=rf"{named} has another SHA-256 than bundle\.json says"):
+        subject.logits(next(layers).rows)
 
 
 def arguments(target: Path, *options: str, layers: int = LAYERS) -> list[str]:
