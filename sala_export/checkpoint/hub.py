@@ -32,6 +32,8 @@ def resolve_model(
     Raises: RequestError if a directory is given together with a revision; CheckpointError, one line, if `model` is
     neither a directory nor a hub id, or cannot be downloaded.
     """
+    if not model:
+        raise CheckpointError(f"the name of the model is empty: give a directory or a hub id such as {DEFAULT_MODEL}")
     path = local_path(model)
     if is_directory(path):
         if revision is not None:
