@@ -1,6 +1,6 @@
 """Tells before the work whether a file or directory may be replaced, and what its successor takes over from it.
 
-States follow the same rules (runtime/src/base/replaceable.cc).
+Saved states follow the same rules (runtime/src/base/replaceable.cc).
 """
 
 from __future__ import annotations
