@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .errors import InputError
+from .errors import InputError, RequestError
 
 MOST_TEXT_BYTES = 64 << 20
 """Limit of the text files of bundles and checkpoints: the largest tokenizer.json in use is about half of it."""
@@ -186,6 +186,16 @@ class TextFile:
     def read(cls, file: OpenedFile) -> TextFile:
         """Read a file. Raises: as `OpenedFile.read_all`."""
         return cls(file.path, file.read_all())
+
+
+def absolute(path: Path) -> Path:
+    """The path from the root on, links kept. Raises: RequestError if it starts from a directory that was removed."""
+    try:
+        return path.absolute()
+    except FileNotFoundError:
+        raise RequestError(
+            f"{path}: the current directory was removed: change to another one, or give a path that begins with /"
+        ) from None
 
 
 def exists(path: Path) -> bool:

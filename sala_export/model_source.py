@@ -18,7 +18,7 @@ from .checkpoint.config import SalaConfig
 from .checkpoint.folder import CONFIG_FILE, CheckpointFolder
 from .checkpoint.reader import Checkpoint
 from .errors import BundleError, RequestError
-from .files import TextFile, exists, is_directory
+from .files import TextFile, absolute, exists, is_directory
 from .progress import silent
 from .specs import TOKENIZER_FILE, Precision
 
@@ -53,7 +53,7 @@ class ModelSource:
         from .checkpoint.hub import resolve_model
 
         folder = CheckpointFolder.open(resolve_model(str(model), revision))
-        name = folder.path.absolute().name if is_directory(Path(model)) else str(model)
+        name = absolute(folder.path).name if is_directory(Path(model)) else str(model)
         return cls(opened=folder, name=name, config=folder.config)
 
     @classmethod
@@ -62,7 +62,7 @@ class ModelSource:
         bundle = Bundle.open(directory)
         entry = bundle.manifest.model
         other = None if other_weights is None else Path(other_weights)
-        name = entry.source if other is None else other.absolute().name
+        name = entry.source if other is None else absolute(other).name
         return cls(opened=bundle, name=name, config=entry.config, other_weights=other)
 
     @property

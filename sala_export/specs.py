@@ -130,7 +130,7 @@ class ComputeCapability:
     @classmethod
     def parse(cls, text: str) -> ComputeCapability:
         """Read `major.minor`. Raises: ConfigError."""
-        match = re.fullmatch(r"(\d+)\.(\d)", text)
+        match = re.fullmatch(r"([0-9]{1,4})\.([0-9])", text)
         if not match:
             raise ConfigError(f"compute_capability is {text!r}, expected major.minor, as in '12.0'")
         return cls(int(match[1]), int(match[2]))

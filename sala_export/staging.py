@@ -27,6 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import DiskFullError, RequestError
+from .files import absolute
+from .replaceable import obstacle_to_replacing, take_over_attributes
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +60,8 @@ def require_free_path(path: Path, *, marker: str, force: bool) -> None:
 
     Raises: RequestError.
     """
+    wrapper = _wrapper_of(absolute(path))
     _require_free(path, marker=marker, force=force)
-    wrapper = _wrapper_of(path.absolute())
     if os.path.lexists(wrapper):
         with _writable(path), contextlib.suppress(FileNotFoundError):  # its writer has just finished
             os.close(_locked(wrapper, path, is_new=False))
@@ -74,6 +76,7 @@ def _require_free(path: Path, *, marker: str, force: bool) -> None:
             raise RequestError(f"{path} is a link, which --force does not replace: give the path that it leads to")
         if not (path / marker).is_file():
             raise RequestError(f"{path} has no {marker}: --force only replaces what this command wrote")
+    _require_replaceable(path)
 
 
 def _require_place(path: Path) -> None:
@@ -83,6 +86,12 @@ def _require_place(path: Path) -> None:
         raise RequestError(f"{path.parent} is not a directory: create it before writing {path.name} there")
     if not os.access(path.parent, os.W_OK):
         raise RequestError(f"{path.parent} is not writable: choose another place")
+
+
+def _require_replaceable(path: Path) -> None:
+    obstacle = obstacle_to_replacing(path)
+    if obstacle is not None:
+        raise RequestError(f"{path} cannot be written: {obstacle}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,7 +136,7 @@ def resumable_directory(path: Path, *, marker: str, force: bool, key: str) -> It
     Args: `key` stands for everything that decides what the work gives; an empty one never goes on with anything.
     Raises: RequestError as `require_free_path`, also if `path` was taken while the block ran.
     """
-    path = path.absolute()
+    path = absolute(path)
     _require_free(path, marker=marker, force=force)
     with _naming(path), _locked_wrapper(path) as wrapper:
         worth_keeping = False
@@ -158,43 +167,48 @@ def resumable_directory(path: Path, *, marker: str, force: bool, key: str) -> It
 def staged_file(path: Path) -> Iterator[Path]:
     """Yield the path of a file to write, which becomes `path` when the block succeeds.
 
-    A file that stands there is replaced, and its mode and owner are kept. If `path` is a link, what it leads to is
-    replaced. If the block raises, everything is as it was.
+    A file that stands there is replaced, and its mode, owner and access control list are kept. If `path` is a link,
+    what it leads to is replaced. If the block raises, everything is as it was.
 
     Raises: RequestError if `path` is something else than a file, cannot be written, or is being written by another
-        process.
+        process; also if a file appeared there, or something else took its place, while the block ran.
     """
-    target = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(absolute(path)))
     _require_place(target)
-    before = target.lstat() if os.path.lexists(target) else None
-    if before is not None and not stat.S_ISREG(before.st_mode):
+    is_there = os.path.lexists(target)
+    if is_there and not stat.S_ISREG(target.lstat().st_mode):
         raise RequestError(f"{path} is not a file: choose another name")
+    _require_replaceable(target)
     with _naming(target), _locked_wrapper(target) as wrapper:
         content = wrapper / _CONTENT
         try:
             with _writable(target):
                 _clear(wrapper)
             yield content
-            if before is not None:
-                _take_over(content, before)
-            _sync(content)
-            content.rename(target)
+            if is_there and os.path.lexists(target):
+                _replace_file(content, target)
+            else:
+                _put_new_file(content, target)
             _sync(target.parent)
         finally:
             _remove(wrapper)
 
 
-def _take_over(file: Path, before: os.stat_result) -> None:
-    """Give a file the owner and the mode of the one that it replaces."""
-    now = file.stat()
-    if (now.st_uid, now.st_gid) != (before.st_uid, before.st_gid):
-        try:
-            os.chown(file, before.st_uid, before.st_gid)
-        except PermissionError:
-            # It stays ours, so it must not run as us.
-            file.chmod(stat.S_IMODE(before.st_mode) & ~(stat.S_ISUID | stat.S_ISGID))
-            return
-    file.chmod(stat.S_IMODE(before.st_mode))
+def _replace_file(content: Path, target: Path) -> None:
+    before = target.lstat()
+    if not stat.S_ISREG(before.st_mode):
+        raise RequestError(f"{target} cannot be written: something else than a file has taken its place")
+    take_over_attributes(content, target, before)
+    _sync(content)
+    content.rename(target)
+
+
+def _put_new_file(content: Path, target: Path) -> None:
+    _sync(content)
+    try:
+        _rename_to_free(content, target)
+    except FileExistsError:
+        raise RequestError(f"{target} was made while this command ran: it is kept, choose another path") from None
 
 
 def _put_in_place(content: Path, path: Path, marker: str) -> None:
@@ -205,14 +219,20 @@ def _put_in_place(content: Path, path: Path, marker: str) -> None:
             _rename(content, path, _RENAME_EXCHANGE)
             raise RequestError(f"{path} was replaced while this command ran, by what it did not write: it is kept")
     else:
-        try:
-            _rename(content, path, _RENAME_NOREPLACE)
-        except OSError as error:
-            if error.errno not in _NO_SUCH_RENAME:
-                raise
-            # What this file system has replaces no more than an empty directory.
-            content.rename(path)
+        _rename_to_free(content, path)
     _sync(path.parent)
+
+
+def _rename_to_free(content: Path, path: Path) -> None:
+    """Rename to a path that nothing has. Raises: FileExistsError, as far as this file system can tell."""
+    try:
+        _rename(content, path, _RENAME_NOREPLACE)
+    except OSError as error:
+        if error.errno not in _NO_SUCH_RENAME:
+            raise
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        content.rename(path)
 
 
 def _require_exchange(wrapper: Path, path: Path) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from support.hostile_files import NO_FILES, put_hole
 
-from sala_export.errors import BundleError, CheckpointError
-from sala_export.files import MOST_TEXT_BYTES, Directory, OpenedFile, TextFile, parse_json, read_json
+from sala_export.errors import BundleError, CheckpointError, RequestError
+from sala_export.files import MOST_TEXT_BYTES, Directory, OpenedFile, TextFile, absolute, parse_json, read_json
 
 
 def refusal(action: Callable[[], object]) -> str:
@@ -159,3 +159,13 @@ def test_what_is_no_json_is_one_line(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "file").write_bytes(text)
     with pytest.raises(CheckpointError, match=r"/file cannot be read as JSON: "):
         read_json(OpenedFile.open(tmp_path / "file", error=CheckpointError), error=CheckpointError)
+
+
+def test_path_from_a_directory_that_was_removed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    assert absolute(Path("a")) == tmp_path / "gone" / "a"
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(RequestError, match=r"^a: the current directory was removed: change to another one, or give"):
+        absolute(Path("a"))
+    assert absolute(tmp_path / "a") == tmp_path / "a"

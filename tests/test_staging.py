@@ -1,11 +1,9 @@
-"""Directories and files that appear whole or not at all."""
+"""Directories that appear whole or not at all."""
 
 from __future__ import annotations
 
 import errno
 import os
-import socket
-import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -336,69 +334,3 @@ def test_kept_work_that_was_put_in_its_place_is_not_taken_up(tmp_path: Path) -> 
     assert (content / "file").read_text(encoding="utf-8") == "old"
     assert not begin(tmp_path / "out", "a", None, force=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def replace(path: Path, text: str) -> None:
-    with staged_file(path) as file:
-        file.write_text(text, encoding="utf-8")
-
-
-def test_file_appears_and_is_replaced_with_its_mode(tmp_path: Path) -> None:
-    replace(tmp_path / "plot", "first")
-    umask = os.umask(0)
-    os.umask(umask)
-    assert stat.S_IMODE((tmp_path / "plot").stat().st_mode) == 0o666 & ~umask
-    (tmp_path / "plot").chmod(0o600)
-    replace(tmp_path / "plot", "second")
-    assert (tmp_path / "plot").read_text(encoding="utf-8") == "second"
-    assert stat.S_IMODE((tmp_path / "plot").stat().st_mode) == 0o600
-    assert [p.name for p in tmp_path.iterdir()] == ["plot"]
-
-
-@pytest.mark.parametrize("exists", [True, False])
-def test_link_is_written_through(tmp_path: Path, exists: bool) -> None:
-    (tmp_path / "far").mkdir()
-    (tmp_path / "plot").symlink_to("far/real")
-    if exists:
-        (tmp_path / "far" / "real").write_text("first", encoding="utf-8")
-    replace(tmp_path / "plot", "second")
-    assert (tmp_path / "plot").is_symlink()
-    assert (tmp_path / "far" / "real").read_text(encoding="utf-8") == "second"
-    assert [p.name for p in (tmp_path / "far").iterdir()] == ["real"]
-
-
-@pytest.mark.parametrize("kind", ["fifo", "directory", "socket", "circle"])
-def test_what_is_no_file_is_refused_and_left(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / "plot"
-    if kind == "fifo":
-        os.mkfifo(path)
-    elif kind == "directory":
-        path.mkdir()
-    elif kind == "circle":
-        path.symlink_to("plot")
-    else:
-        with socket.socket(socket.AF_UNIX) as endpoint:
-            endpoint.bind(str(path))
-    before = path.lstat()
-    with pytest.raises(RequestError, match="plot is not a file"):
-        replace(path, "text")
-    assert path.lstat() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["plot"]
-
-
-def test_failed_writing_keeps_the_old_file(tmp_path: Path) -> None:
-    replace(tmp_path / "plot", "first")
-    with pytest.raises(ZeroDivisionError), staged_file(tmp_path / "plot") as file:
-        file.write_text("half", encoding="utf-8")
-        raise ZeroDivisionError
-    assert (tmp_path / "plot").read_text(encoding="utf-8") == "first"
-    assert [p.name for p in tmp_path.iterdir()] == ["plot"]
-
-
-def test_second_writer_of_a_file_is_refused_at_once(tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to("plot")
-    with staged_file(tmp_path / "plot") as file:
-        with pytest.raises(RequestError, match="another process is writing"):
-            replace(tmp_path / "link", "second")
-        file.write_text("first", encoding="utf-8")
-    assert (tmp_path / "plot").read_text(encoding="utf-8") == "first"

@@ -12,7 +12,7 @@ from ..checkpoint.quantization import Quantization
 from ..checkpoint.reader import Checkpoint
 from ..engine.request import EngineRequest
 from ..errors import RequestError
-from ..files import is_directory
+from ..files import absolute, is_directory
 from ..specs import Precision
 
 
@@ -30,7 +30,7 @@ class ModelRequest:
     def name(self) -> str:
         """The model's own name, without owner or folders."""
         path = local_path(self.model)
-        return path.resolve().name if is_directory(path) else path.name
+        return absolute(path).resolve().name if is_directory(path) else path.name
 
     def config(self) -> SalaConfig:
         """Read the configuration of the model or its first `layers`. Of a hub model, only config.json is downloaded.
@@ -83,7 +83,7 @@ class OpenedCheckpoint:
 
         Raises: RequestError.
         """
-        if self.checkpoint.directory.resolve().is_relative_to(output.resolve()):
+        if absolute(self.checkpoint.directory).resolve().is_relative_to(absolute(output).resolve()):
             raise RequestError(f"{output} holds the checkpoint itself: choose another --output")
 
 

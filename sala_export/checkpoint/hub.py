@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
-from ..errors import CheckpointError, RequestError
+from ..errors import CheckpointError, RequestError, printable
 from ..files import exists, is_directory
 from .config import DEFAULT_MODEL
 from .folder import ACCESSORY_FILES, CONFIG_FILE
@@ -29,6 +32,8 @@ def resolve_model(
     Raises: RequestError if a directory is given together with a revision; CheckpointError, one line, if `model` is
     neither a directory nor a hub id, or cannot be downloaded.
     """
+    if not model:
+        raise CheckpointError(f"the name of the model is empty: give a directory or a hub id such as {DEFAULT_MODEL}")
     path = local_path(model)
     if is_directory(path):
         if revision is not None:
@@ -56,18 +61,42 @@ def _looks_like_path(model: str) -> bool:
     return model.startswith((".", "~", os.sep)) or model.endswith(os.sep) or model.count("/") != 1
 
 
+def _require_revision(revision: str | None) -> None:
+    """Refuse what names no branch, tag or commit: the hub library makes a path in its cache of it."""
+    if revision is None:
+        return
+    is_path = ".." in revision or revision.startswith("/") or "\\" in revision
+    if not revision or revision != printable(revision) or is_path:
+        raise RequestError(f"--revision {revision!r}: expected a branch, tag or commit of the model on the hub")
+
+
+@contextmanager
+def _starting_library() -> Iterator[None]:
+    """Around the imports of the hub library, which reads the environment then."""
+    try:
+        with redirect_stdout(StringIO()):  # where the library prints what it raises
+            yield
+    except ValueError as error:
+        raise CheckpointError(
+            f"the Hugging Face library does not start: {_cause(error)}; correct its environment variables (HF_...), or "
+            "give --model a checkpoint directory"
+        ) from error
+
+
 def _download(model: str, revision: str | None, cache_dir: Path | None, patterns: tuple[str, ...]) -> Path:
+    _require_revision(revision)
     # Here, not above: a directory needs neither of them.
-    import httpx2
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-        XetDownloadError,
-    )
+    with _starting_library():
+        import httpx2
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import (
+            GatedRepoError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+            XetDownloadError,
+        )
 
     logger.info("looking up %s on the Hugging Face hub", model)
     where = model if revision is None else f"{model} at revision {revision}"
@@ -95,7 +124,8 @@ def _download(model: str, revision: str | None, cache_dir: Path | None, patterns
             f"{where} cannot be downloaded, and the cache has no complete copy: {_cause(error)}; "
             "check the connection, or give --model a checkpoint directory"
         ) from error
-    except (httpx2.HTTPError, XetDownloadError, OSError) as error:
+    # ValueError: of a token, an address or a file of the cache that the library cannot read.
+    except (httpx2.HTTPError, httpx2.InvalidURL, XetDownloadError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{where} cannot be downloaded: {_cause(error)}; run the command again to resume, or give --model a "
             "checkpoint directory"

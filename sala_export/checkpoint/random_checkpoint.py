@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RequestError
+from ..files import absolute
 from ..progress import ProgressCallback, silent
 from ..specs import QUANTIZED_PRECISIONS, TOKENIZER_FILE, Precision, format_bytes
 from ..staging import MARKER, require_free_path, staged_directory
@@ -59,7 +60,7 @@ def write_random_checkpoint(
     random = RandomWeights(chosen.config, seed, salient=quantization is None)
     shards = _cut(_tensors(chosen.config, random, quantization), chosen.max_shard_bytes)
     total = sum(tensor.bytes for shard in shards for tensor in shard)
-    free = shutil.disk_usage(path.absolute().parent).free
+    free = shutil.disk_usage(absolute(path).parent).free
     if total + _ACCESSORY_BYTES > free:
         raise RequestError(
             f"{path}: not enough disk for the weights: {format_bytes(total)} needed, {format_bytes(free)} free; "

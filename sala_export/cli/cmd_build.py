@@ -66,7 +66,7 @@ def build(
     source = ModelRequest(model=model, revision=revision, layers=layers)
     engine = EngineRequest.from_options(
         load_target(gpu),
-        precision=precision or source.stored_precision(),
+        precision=source.stored_precision() if precision is None else precision,
         max_context=max_context,
         prefill_chunk=prefill_chunk,
         max_batch=max_batch,

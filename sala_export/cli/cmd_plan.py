@@ -61,9 +61,11 @@ def plan(
 
     source = None if model is None else ModelRequest(model=model, revision=revision, layers=layers)
     quantization = source.stored_quantization() if source else None
+    if precision is None and quantization is not None:
+        precision = quantization.precision
     request = EngineRequest.from_options(
         load_target(gpu),
-        precision=precision or (quantization.precision if quantization else None),
+        precision=precision,
         max_context=max_context,
         prefill_chunk=prefill_chunk,
         max_batch=max_batch,
@@ -89,7 +91,7 @@ def describe(found: Plan, model: str | None) -> dict[str, Any]:
     """Everything that `plan` shows, as plain JSON values, in seconds and bytes."""
     request = found.request
     return {
-        "model": model or "published dimensions",
+        "model": "published dimensions" if model is None else model,
         "target": request.target.name,
         "compute_capabilities": [str(capability) for capability in request.target.compute_capabilities],
         "precision": request.precision.value,
@@ -147,7 +149,8 @@ def _print_tables(found: Plan, model: str | None) -> None:
 
     console = table_console()
     request = found.request
-    name, gpus = model or "MiniCPM-SALA, published dimensions", names_of(request.target.gpus)
+    name = "MiniCPM-SALA, published dimensions" if model is None else model
+    gpus = names_of(request.target.gpus)
     chunk = format_tokens(request.prefill_chunk)
     console.print(f"{name} in {request.precision} on the {gpus}, chunks of {chunk}, batch {request.max_batch}")
     for gpu in found.gpus:

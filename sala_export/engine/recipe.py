@@ -27,9 +27,14 @@ from pydantic_core import PydanticCustomError
 from ..errors import ConfigError, RequestError, SalaError
 from ..files import OpenedFile
 from ..installation import recipe_folder
-from ..specs import ComputeCapability, parse_tokens
+from ..specs import MOST_TOKENS, ComputeCapability, parse_tokens
 
-_MOST_RECIPE_BYTES = 1 << 20
+_MOST_RECIPE_BYTES = 1 << 16
+_MOST_DOTS_IN_A_LINE = 100
+_MOST_BYTES_OF_A_GPU = 2**63 - 1
+_LEAST_RATE, _MOST_RATE = 0.001, 1e9
+"""What divides and multiplies into times that stay finite."""
+
 _MEMBERS = "members"
 _EXPECTED = "expected"
 
@@ -43,10 +48,17 @@ def _expected(what: str) -> WrapValidator:
         except ValidationError as error:
             if error.errors()[0]["type"] == _EXPECTED:
                 raise
-            told = {"value": repr(value), "what": what}
+            told = {"value": _shown(value), "what": what}
             raise PydanticCustomError(_EXPECTED, "is {value}, expected {what}", told) from None
 
     return WrapValidator(validate)
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # a hexadecimal number of more digits than Python writes in decimal
+        return "a number of thousands of digits"
 
 
 def _parsed(parse: Callable[[str], Any]) -> BeforeValidator:
@@ -55,10 +67,26 @@ def _parsed(parse: Callable[[str], Any]) -> BeforeValidator:
 
 _Text = Annotated[str, Strict(), Field(min_length=1), _expected("a string")]
 _Texts = Annotated[tuple[Annotated[str, Strict(), Field(min_length=1)], ...], _expected("a list of strings")]
-_Bytes = Annotated[int, Strict(), Field(gt=0), _expected("a positive integer")]
-_Number = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False), _expected("a positive number")]
+_Bytes = Annotated[
+    int,
+    Strict(),
+    Field(gt=0, le=_MOST_BYTES_OF_A_GPU),
+    _expected(f"a positive integer of at most {_MOST_BYTES_OF_A_GPU}"),
+]
+_Number = Annotated[
+    float,
+    Strict(),
+    Field(ge=_LEAST_RATE, le=_MOST_RATE, allow_inf_nan=False),
+    _expected(f"a positive number of {_LEAST_RATE} to {_MOST_RATE:.0f}"),
+]
 _Rates = Annotated[dict[str, _Number], _expected("a table of numbers by precision")]
-_Tokens = Annotated[int, Strict(), Field(gt=0), _parsed(parse_tokens), _expected("a token count, as in 8192 or '1M'")]
+_Tokens = Annotated[
+    int,
+    Strict(),
+    Field(gt=0, le=MOST_TOKENS),
+    _parsed(parse_tokens),
+    _expected(f"a token count of at most {MOST_TOKENS}, as in 8192 or '1M'"),
+]
 _Capability = Annotated[ComputeCapability, InstanceOf(), _parsed(ComputeCapability.parse), _expected("a string")]
 
 
@@ -198,7 +226,7 @@ def read_members(path: Path) -> tuple[str, ...]:
     if len(values) > 1:
         raise ConfigError(f"{path}: {_MEMBERS} stands alone in the recipe of a group: remove the other keys")
     if not isinstance(members, list) or not members or not all(isinstance(name, str) and name for name in members):
-        raise ConfigError(f"{path}: {_MEMBERS} is {members!r}, expected a list of names of recipes")
+        raise ConfigError(f"{path}: {_MEMBERS} is {_shown(members)}, expected a list of names of recipes")
     return tuple(members)
 
 
@@ -207,6 +235,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
         text = OpenedFile.open(path, error=RequestError).read_all(_MOST_RECIPE_BYTES)
     except RequestError as error:
         raise RequestError(f"--gpu {path}: cannot read the recipe: {error}") from None
+    for number, line in enumerate(text.split(b"\n"), start=1):
+        # The time that tomllib takes for a dotted key grows with the square of its parts.
+        if line.count(b".") > _MOST_DOTS_IN_A_LINE and not line.lstrip().startswith(b"#"):
+            raise ConfigError(f"{path}: line {number} has more than {_MOST_DOTS_IN_A_LINE} dots: shorten its key")
     try:
         return tomllib.loads(text.decode())
     # A number of thousands of digits is a plain ValueError.

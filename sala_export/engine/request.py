@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import RequestError, UnsupportedError
-from ..specs import BUILT_PRECISIONS, FlavourName, Precision, format_tokens
+from ..specs import BUILT_PRECISIONS, FlavourName, Precision, format_tokens, one_of
 from .recipe import GpuRecipe, Target, names_of
 
 MAX_BATCH = 256
@@ -73,7 +73,7 @@ class EngineRequest:
         context = target.default_max_context if max_context is None else max_context
         return cls(
             target=target,
-            precision=require_precision(precision or Precision.BF16, target),
+            precision=require_precision(Precision.BF16 if precision is None else precision, target),
             max_context=context,
             prefill_chunk=min(target.default_prefill_chunk, context) if prefill_chunk is None else prefill_chunk,
             max_batch=max_batch,
@@ -84,8 +84,11 @@ class EngineRequest:
 def require_precision(name: str, target: Target) -> Precision:
     """Return the precision of this name, if all GPUs of the target run it and this release builds it.
 
-    Raises: UnsupportedError saying which of the two fails, and the best precision to use instead.
+    Raises: UnsupportedError saying which of the two fails, and the best precision to use instead; RequestError for an
+        empty name.
     """
+    if not name:
+        raise RequestError(f"--precision is empty: expected {one_of(BUILT_PRECISIONS)}")
     precision = name.lower()
     known = next((each for each in Precision if each == precision), None)
     nearest = (*(_NEAREST.get(known, ()) if known else ()), *BUILT_PRECISIONS)

@@ -184,7 +184,9 @@ def _operators(config: SalaConfig, precision: Precision, device: torch.device) -
 def _device(name: str | None) -> torch.device:
     """Raises: RequestError for a device that torch does not know, UnsupportedError for one that is not there."""
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if name is None:
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        device = torch.device(name)
     except RuntimeError:
         raise RequestError(f"device {name} is unknown: choose cuda, cuda:N or cpu") from None
     if device.type not in ("cuda", "cpu"):

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -149,3 +152,51 @@ def test_file_and_malformed_id_are_refused(tmp_path: Path) -> None:
     path.touch()
     assert refusal(str(path), tmp_path).startswith(f"{path} is a file: give the directory")
     assert refusal("owner/na me", tmp_path).startswith("owner/na me is neither a directory nor a hub id")
+
+
+@pytest.mark.parametrize("revision", ["", "\udcfe", "a\nb", "../main", "/etc/hostname", "refs\\heads"])
+def test_revision_that_can_be_none_is_not_looked_up(
+    tmp_path: Path, serve: Callable[[Handler], list[str]], revision: str
+) -> None:
+    asked = serve(unreachable)
+    with pytest.raises(RequestError, match=r"--revision '.*': expected a branch, tag or commit") as caught:
+        resolve_model("owner/name", revision, cache_dir=tmp_path / "cache")
+    assert "\n" not in str(caught.value)
+    assert asked == []
+
+
+def test_damaged_cache_is_one_line(tmp_path: Path, serve: Callable[[Handler], list[str]]) -> None:
+    serve(unreachable)
+    refs = tmp_path / "cache" / "models--owner--name" / "refs"
+    refs.mkdir(parents=True)
+    (refs / "main").write_bytes(b"\xfe\xfe")
+    assert refusal("owner/name", tmp_path).startswith("owner/name cannot be downloaded: 'utf-8' codec can't decode")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("HF_HUB_ETAG_TIMEOUT", b"soon", "the Hugging Face library does not start: invalid literal"),
+        ("HF_ENDPOINT", b"http://[1", "the Hugging Face library does not start: Invalid IPv6 URL"),
+        ("HF_ENDPOINT", b"http://localhost:70000", "the Hugging Face library does not start: Port out of range"),
+        ("HF_ENDPOINT", b"http://localhost:1/\xfe", "owner/name cannot be downloaded: 'utf-8' codec can't encode"),
+        ("HF_TOKEN", b"\xfe", "owner/name cannot be downloaded: 'ascii' codec can't encode"),
+    ],
+)
+def test_environment_that_the_library_cannot_read_is_one_line(
+    tmp_path: Path, name: str, value: bytes, told: str
+) -> None:
+    program = (
+        "from sala_export.checkpoint.hub import resolve_model\n"
+        "from sala_export.errors import CheckpointError\n"
+        "try: resolve_model('owner/name')\n"
+        "except CheckpointError as error: print(error)"
+    )
+    # Nothing listens there, so that nothing is fetched whatever happens.
+    environment = os.environb | {b"HF_HOME": os.fsencode(tmp_path), b"HF_ENDPOINT": b"http://localhost:1"}
+    environment |= {b"PYTHONPATH": os.fsencode(os.pathsep.join(filter(None, sys.path))), os.fsencode(name): value}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    (line,) = done.stdout.splitlines()
+    assert line.startswith(told)

@@ -115,3 +115,29 @@ def test_bad_input_is_one_line(
 def test_directory_without_config_is_refused(capsys: Capture, tmp_path: Path) -> None:
     assert run(["plan", "--gpu", "rtx5090", "--model", str(tmp_path)]) == 2
     assert "config.json" in capsys.readouterr().err
+
+
+def test_empty_options_are_no_defaults(capsys: Capture) -> None:
+    for option, told in (
+        ("--precision", "--precision is empty: expected bf16"),
+        ("--compare", "--compare : unknown model"),
+        ("--model", "the name of the model is empty: give"),
+    ):
+        assert run(["plan", "--gpu", "rtx5090", option, ""]) == 2
+        assert capsys.readouterr().err.startswith(f"error: {told}")
+
+
+def test_directory_of_the_process_that_was_removed_is_named(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_checkpoint()
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for name, *arguments in (
+        ("a.png", "plan", "--gpu", "rtx5090", "--plot", "a.png"),
+        ("here", "export", "--model", str(model), "-o", "here"),
+        ("here", "random-checkpoint", "here", "--preset", "tiny"),
+    ):
+        assert run([*arguments]) == 2
+        assert capsys.readouterr().err.startswith(f"error: {name}: the current directory was removed: change to")

@@ -55,6 +55,38 @@ def test_signal_while_modules_are_imported_is_quiet(module: int, number: signal.
     assert done.stderr.strip() in ("", "error: interrupted")
 
 
+# Imports the program as its installed script does, and gets a signal where it would begin.
+BEGINNING = """
+import os, sys
+
+from sala_export.cli.start import main
+
+os.kill(os.getpid(), int(sys.argv[1]))
+print("the signal came to nothing")
+"""
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_signal_between_the_import_and_the_begin_of_the_program_is_quiet(number: signal.Signals) -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", BEGINNING, str(int(number))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", "")
+
+
+def test_first_modules_of_the_program_import_nothing_large() -> None:
+    """What they import comes before the program can be quiet about a signal."""
+    program = (
+        "import sys; before = set(sys.modules)\n"
+        "import sala_export.cli\n"
+        "print(*sorted(set(sys.modules) - before - {'__future__'}))"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["sala_export", "sala_export.cli"]
+
+
 def fill(descriptor: int) -> None:
     """Write until nothing more goes in."""
     os.set_blocking(descriptor, False)

@@ -108,6 +108,18 @@ def test_recipe_path_that_does_not_exist_is_named(tmp_path: Path) -> None:
         ({"memory_bytes": "1.5"}, r"memory_bytes is 1\.5, expected a positive integer"),
         ({"memory_bytes": "true"}, r"memory_bytes is True, expected a positive integer"),
         ({"memory_gigabytes_per_second": "-1"}, r"memory_gigabytes_per_second is -1, expected a positive number"),
+        ({"memory_bytes": f"{2**63}"}, r"memory_bytes is 9223372036854775808, expected a positive integer of at most"),
+        ({"reserve_bytes": "1" + 300 * "0"}, r"reserve_bytes is 10{300}, expected a positive integer of at most"),
+        ({"memory_bytes": "0x" + 9000 * "f"}, r"memory_bytes is a number of thousands of digits, expected a positive"),
+        ({"default_max_context": f"{2**31}"}, r"default_max_context is 2147483648, expected a token count of at most"),
+        ({"default_prefill_chunk": "1" + 300 * "0"}, r"default_prefill_chunk is 10{300}, expected a token count"),
+        ({"memory_gigabytes_per_second": "inf"}, r"per_second is inf, expected a positive number of 0\.001 to"),
+        ({"memory_gigabytes_per_second": "nan"}, r"per_second is nan, expected a positive number of 0\.001 to"),
+        ({"memory_gigabytes_per_second": "1e500"}, r"per_second is inf, expected a positive number of 0\.001 to"),
+        ({"memory_gigabytes_per_second": "1" + 400 * "0"}, r"per_second is 10{400}, expected a positive number"),
+        ({"memory_gigabytes_per_second": "1e-300"}, r"per_second is 1e-300, expected a positive number of 0\.001 to"),
+        ({"peak_tera_operations_per_second": "{ bf16 = 2e9 }"}, r"per_second\.bf16 is 20{9}\.0, expected a positive"),
+        ({"compute_capability": f'"{3000 * "1"}.0"'}, r"compute_capability is '1+\.0', expected major\.minor"),
         ({"reserve_bytes": "1_000_000"}, r"reserve_bytes leaves nothing of memory_bytes"),
         ({"peak_tera_operations_per_second": "{ bf16 = 'x' }"}, r"per_second\.bf16 is 'x', expected a positive number"),
         ({"peak_tera_operations_per_second": "{ fp8 = 1 }"}, r"per_second\.fp8 is not among precisions"),
@@ -131,7 +143,30 @@ def test_recipe_that_is_no_file_is_refused_at_once(tmp_path: Path, kind: str) ->
         read_recipe(path)
 
 
-@pytest.mark.parametrize("text", ["gpu: Card", "a = " + "[" * 99999, "a = " + "1" * 5000], ids=["yaml", "deep", "long"])
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (".".join(20_000 * "k") + " = 1", "line 1 has more than 100 dots: shorten its key"),
+        ("\n[" + ".".join(20_000 * "k") + "]", "line 2 has more than 100 dots: shorten its key"),
+        ("a = { " + " . ".join(9_000 * "k") + " = 1 }", "line 1 has more than 100 dots: shorten its key"),
+        ("# " + 65_535 * "x", "has 65537 bytes, expected at most 65536"),
+    ],
+    ids=["key", "table", "inline table", "large"],
+)
+def test_recipe_that_takes_minutes_to_read_is_refused(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises((ConfigError, RequestError), match=rf"mine\.toml.* {told}"):
+        read_recipe(path)
+
+
+def test_dots_in_a_comment_are_no_key(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    path.write_text("  # " + 200 * "." + "\n" + path.read_text(encoding="utf-8"), encoding="utf-8")
+    assert read_recipe(path).gpu == "Card"
+
+
+@pytest.mark.parametrize("text", ["gpu: Card", "a = " + "[" * 60000, "a = " + "1" * 5000], ids=["yaml", "deep", "long"])
 def test_recipe_that_is_no_toml_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(text, encoding="utf-8")
