@@ -200,7 +200,8 @@ def _read_index(directory: Directory, names: Iterable[str]) -> dict[str, str]:
         # A path with folders could point outside the checkpoint, and bundles place shards by their bare names.
         if not _is_bare_name(shard):
             raise CheckpointError(
-                f"{file} places {name} in {shown(shard)}, expected the printable name of a .safetensors file"
+                f"{file} places {name} in {shown(shard)}, expected a .safetensors file beside it, "
+                "with a name of printable characters"
             )
     return {name: weight_map[name] for name in names}
 
