@@ -49,7 +49,7 @@ class LibraryTokenizer:
         fields = _guarded(_parse, BundleError, no_tokenizer)(content)
         growth = limited_growth(_guarded(_components, BundleError, no_tokenizer)(fields), origin)
         # Reading a file already applies the normalizer to its added tokens.
-        size = len(json.dumps(fields.get("added_tokens"))) * growth.encoding
+        size = len(_guarded(json.dumps, BundleError, no_tokenizer)(fields.get("added_tokens"))) * growth.encoding
         if size > MOST_BYTES:
             raise BundleError(f"{origin}: its normalizer may make {size} bytes of its tokens, at most {MOST_BYTES}")
         return cls(_guarded(_read, BundleError, no_tokenizer)(content), origin, growth)
@@ -85,7 +85,7 @@ class LibraryTokenizer:
     def _require_room(self, size: int) -> None:
         if size > MOST_BYTES:
             raise SessionError(
-                f"{self.origin}: the tokenizer may make {size} bytes of it, at most {MOST_BYTES}: shorten the text"
+                f"{self.origin}: the text may become {size} bytes by its steps, at most {MOST_BYTES}: shorten the text"
             )
 
     def _run(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:

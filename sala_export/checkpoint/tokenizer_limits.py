@@ -16,8 +16,8 @@ from ..errors import BundleError
 Spec = Mapping[str, Any]
 """A tokenizer.json, or a part of one."""
 
-MOST_BYTES = 1 << 28
-"""That one text may become. The library takes about 17 bytes of memory for each."""
+MOST_BYTES = 1 << 27
+"""That one text may become. The library takes 17 bytes of memory for each, and 300 for a token."""
 _MOST_GROWTH = 200
 """Of a text by all steps together. It is 12 for Llama 2 and MiniCPM, 6 for Qwen, 132 with a charsmap."""
 _MOST_ADDED_TOKENS = 1 << 16

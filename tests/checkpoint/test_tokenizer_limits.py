@@ -93,12 +93,12 @@ def test_text_and_tokens_are_measured_before_they_are_used() -> None:
     tokenizer = load(normalizer(replace("a", "b" * 50)) | {"decoder": replace("a", "b" * 150)})
     assert tokenizer.encode("aa", add_special_tokens=False).tokens
     begin = time.monotonic()
-    with pytest.raises(SessionError, match=r"tokenizer.json: the tokenizer may make \d+ bytes"):
+    with pytest.raises(SessionError, match=r"tokenizer.json: the text may become \d+ bytes"):
         tokenizer.encode("a" * 3_000_000, add_special_tokens=False)
     token = tokenizer.token_id("a")
     assert token is not None
     assert tokenizer.decode([token] * 2, skip_special_tokens=False) == "b" * 300
-    with pytest.raises(SessionError, match=r"tokenizer.json: the tokenizer may make \d+ bytes"):
+    with pytest.raises(SessionError, match=r"tokenizer.json: the text may become \d+ bytes"):
         tokenizer.decode([token] * 2_000_000, skip_special_tokens=False)
     assert time.monotonic() - begin < 5
 
@@ -108,6 +108,15 @@ def test_added_tokens_are_measured_before_the_file_is_read() -> None:
     token = {"id": 900, "content": "a" * (MOST_BYTES // 50), "normalized": True, "special": False}
     with pytest.raises(BundleError, match=r"may make \d+ bytes of its tokens"):
         load(fields | {"added_tokens": [token]})
+
+
+@pytest.mark.parametrize("depth", [900, 990, 2000, 100_000])
+def test_deep_tokens_are_refused(depth: int) -> None:
+    content = json.dumps(byte_level() | {"added_tokens": 0}).replace(
+        '"added_tokens": 0', '"added_tokens": ' + "[" * depth + "]" * depth
+    )
+    with pytest.raises(BundleError, match=r"tokenizer.json is no tokenizer"):
+        LibraryTokenizer.from_json(content.encode(), "tokenizer.json")
 
 
 SPLIT = {"type": "Split", "pattern": {"Regex": r"\p{L}+|\p{N}"}, "behavior": "Isolated", "invert": False}
