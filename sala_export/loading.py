@@ -39,7 +39,7 @@ def load(
             says which for what.
         device, precision: for torch: `cuda`, `cuda:1` or `cpu`, by default a GPU if there is one; `fp32`, `bf16` or
             `fp16`, by default the model's own on a GPU and fp32 on the CPU.
-        threads: threads that compute on the CPU. 0 takes all cores.
+        threads: threads that compute on the CPU, at most 1,024. 0 takes all cores.
         verify_hashes: compare every file of a bundle with its hash, not only what is loaded.
         tokenizer: a tokenizer to use instead of the model's own.
         weights: a checkpoint directory whose weights take the place of the bundle's, a fine-tune for example: of the

@@ -17,6 +17,7 @@
 #include <utility>
 
 #include "errors.h"
+#include "interpreter_lock.h"
 #include "python_engine.h"
 #include "sala/model.h"
 #include "sala/prefiller.h"
@@ -51,10 +52,12 @@ class ProgressReporter {
 
   template <class... Values>
   bool operator()(const Values&... values) {
-    const nb::gil_scoped_acquire locked;
+    const Locked locked;
     try {
-      if (PyErr_CheckSignals() != 0) throw nb::python_error();
-      if (!callback_.is_none()) callback_(values...);
+      until_the_interpreter_ends([&] {
+        if (PyErr_CheckSignals() != 0) throw nb::python_error();
+        if (!callback_.is_none()) callback_(values...);
+      });
       return true;
     } catch (nb::python_error& raised) {
       raised_.emplace(std::move(raised));
@@ -93,23 +96,28 @@ Session& idle(PySession& session) {
   return session.session;
 }
 
-/// Keeps other threads out of a session while the lock of the interpreter is released.
-class Working {
+/// A session's mark that a thread is in it.
+class Busy {
  public:
-  explicit Working(PySession& session) : session_(session) {
+  explicit Busy(PySession& session) : session_(session) {
     if (session.busy.exchange(true)) raise_busy();
-    state_ = PyEval_SaveThread();
   }
-  Working(const Working&) = delete;
-  Working& operator=(const Working&) = delete;
-  ~Working() {
-    PyEval_RestoreThread(state_);
-    session_.busy = false;
-  }
+  Busy(const Busy&) = delete;
+  Busy& operator=(const Busy&) = delete;
+  ~Busy() { session_.busy = false; }
 
  private:
   PySession& session_;
-  PyThreadState* state_;
+};
+
+/// Keeps other threads out of a session while the lock of the interpreter is released.
+class Working {
+ public:
+  explicit Working(PySession& session) : busy_(session) {}
+
+ private:
+  Busy busy_;
+  Unlocked unlocked_;
 };
 
 /// A state target until it is closed, and whether a call is in it.
@@ -150,7 +158,7 @@ class PyStateTarget {
 
 PyStateTarget* open_target(const std::filesystem::path& path) {
   auto opened = [&] {
-    const nb::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     return StateTarget::open(path);
   }();
   return new PyStateTarget(unwrap(std::move(opened)));
@@ -215,9 +223,10 @@ Model load(const std::filesystem::path& bundle, const std::string& runtime,
            const std::optional<std::filesystem::path>& tensorrt_library,
            const std::optional<std::filesystem::path>& runtime_cache, bool decode_graph,
            const std::optional<std::filesystem::path>& weights, nb::object on_progress, int32_t threads,
-           bool verify_hashes, int bundle_descriptor) {
+           bool verify_hashes, int bundle_descriptor, const std::string& manifest_sha256) {
   LoadOptions options;
   options.bundle_descriptor = bundle_descriptor;
+  options.manifest_sha256 = manifest_sha256;
   options.runtime = runtime;
   options.onnxruntime_library = onnxruntime_library.value_or("");
   options.operators_library = operators_library.value_or("");
@@ -230,7 +239,7 @@ Model load(const std::filesystem::path& bundle, const std::string& runtime,
   options.threads = threads;
   options.verify_hashes = verify_hashes;
   auto model = [&] {
-    const nb::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     return Model::load(bundle, options);
   }();
   reporter.rethrow();
@@ -240,7 +249,7 @@ Model load(const std::filesystem::path& bundle, const std::string& runtime,
 PySession* restore(const Model& model, const std::filesystem::path& path, std::optional<int64_t> max_context,
                    std::optional<int64_t> chunk_tokens) {
   auto session = [&] {
-    const nb::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     return model.restore(path, {max_context, chunk_tokens});
   }();
   return new PySession(unwrap(std::move(session)));
@@ -307,7 +316,7 @@ void bind_model(nb::module_& module) {
       .def_static("load", &load, "bundle"_a, nb::kw_only(), "runtime"_a, "onnxruntime_library"_a.none(),
                   "operators_library"_a.none(), "tensorrt_library"_a.none(), "runtime_cache"_a.none(), "decode_graph"_a,
                   "weights"_a.none(), "on_progress"_a.none(), "threads"_a, "verify_hashes"_a,
-                  "bundle_descriptor"_a = -1)
+                  "bundle_descriptor"_a = -1, "manifest_sha256"_a = "")
       .def_static("create", &create_model, "engine"_a, nb::kw_only(), "source"_a, "fingerprint"_a, "vocab_size"_a,
                   "max_position_embeddings"_a, "eos_token_ids"_a, "inv_freq"_a, "kernel_size"_a, "kernel_stride"_a,
                   "dense_len"_a)

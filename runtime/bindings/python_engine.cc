@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "errors.h"
+#include "interpreter_lock.h"
 #include "sala/engine.h"
 
 namespace nb = nanobind;
@@ -19,9 +20,9 @@ namespace {
 /// Calls Python from the core, which has not the interpreter's lock and must not see exceptions.
 template <class Call>
 auto called(const Call& call) -> Expected<decltype(call())> {
-  const nb::gil_scoped_acquire locked;
+  const Locked locked;
   try {
-    return call();
+    return until_the_interpreter_ends(call);
   } catch (const nb::python_error& raised) {
     return from_python(raised);
   } catch (const nb::cast_error&) {
@@ -36,7 +37,7 @@ class Held {
   Held(const Held&) = delete;
   Held& operator=(const Held&) = delete;
   ~Held() {
-    const nb::gil_scoped_acquire locked;
+    const Locked locked;
     object_.reset();
   }
   auto attr(const char* name) const { return object_.attr(name); }

@@ -29,7 +29,7 @@ namespace {
 constexpr const char* kNoMemory = "there is not enough memory: end other programs, or choose a smaller model";
 
 /// Prints a line, in which names of files may be anything.
-void tell(const std::string& line) { std::fprintf(stderr, "sala-run: %s\n", printable(line).c_str()); }
+void tell(const std::string& line) { write_message("sala-run: " + printable(line) + "\n"); }
 
 /// `5,331` for 5331.
 std::string grouped(int64_t number) {
@@ -56,8 +56,7 @@ std::function<bool(int64_t, int64_t)> load_progress() {
   return [shown = Clock::now()](int64_t done, int64_t total) mutable {
     if (Clock::now() - shown > std::chrono::seconds(1)) {
       shown = Clock::now();
-      std::fprintf(stderr, "weights %lld/%lld MiB\n", static_cast<long long>(done >> 20),
-                   static_cast<long long>(total >> 20));
+      write_message("weights " + std::to_string(done >> 20) + "/" + std::to_string(total >> 20) + " MiB\n");
     }
     return received_signal == 0;
   };
@@ -211,9 +210,12 @@ Status prefill(Run& run) {
   if (!run.file) return success();
   PrefillOptions options;
   options.on_progress = [](const PrefillProgress& progress) {
-    std::fprintf(stderr, "prefill %lld/%lld tokens  %.1f tok/s\n", static_cast<long long>(progress.tokens_done),
-                 static_cast<long long>(progress.tokens_total.value_or(0)),
-                 static_cast<double>(progress.tokens_done) / progress.seconds);
+    char line[96];
+    std::snprintf(line, sizeof line, "prefill %lld/%lld tokens  %.1f tok/s\n",
+                  static_cast<long long>(progress.tokens_done),
+                  static_cast<long long>(progress.tokens_total.value_or(0)),
+                  static_cast<double>(progress.tokens_done) / progress.seconds);
+    write_message(line);
     return received_signal == 0;
   };
   const auto logits = run.session->prefill(run.prompt, options);
@@ -291,7 +293,7 @@ int program(int count, char** values) {
     tell("standard output is closed: send it to a file, a pipe or /dev/null");
     return 2;
   }
-  Output output;
+  Output output(STDOUT_FILENO);
   const auto arguments = parse(count, values);
   if (!arguments) return exit_code(arguments.error(), output);
   if (!arguments->help) return exit_code(run(*arguments, output), output);

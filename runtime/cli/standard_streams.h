@@ -26,18 +26,20 @@ inline bool fill_closed_streams() {
   return has_output;
 }
 
-/// Standard output. After a write that failed, or that a signal ended while no reader took anything, it takes nothing
-/// more.
+/// Standard output or standard error. After a write that failed, or that a signal ended while no reader took anything,
+/// it takes nothing more.
 class Output {
  public:
+  explicit Output(int descriptor) : descriptor_(descriptor) {}
+
   void write(std::string_view text) {
     while (error_ == 0 && !text.empty()) {
-      if (!wait_ready(STDOUT_FILENO, POLLOUT)) {
+      if (!wait_ready(descriptor_, POLLOUT)) {
         error_ = EINTR;
         return;
       }
       // A pipe that is ready takes so much at once.
-      const ssize_t count = ::write(STDOUT_FILENO, text.data(), std::min<size_t>(text.size(), PIPE_BUF));
+      const ssize_t count = ::write(descriptor_, text.data(), std::min<size_t>(text.size(), PIPE_BUF));
       if (count >= 0) {
         text.remove_prefix(static_cast<size_t>(count));
       } else if (errno != EINTR && errno != EAGAIN) {
@@ -50,7 +52,11 @@ class Output {
   int error() const { return error_; }
 
  private:
+  int descriptor_;
   int error_ = 0;
 };
+
+/// Prints a message. A signal drops it if nobody reads, for it must not hold the end up.
+inline void write_message(std::string_view text) { Output(STDERR_FILENO).write(text); }
 
 }  // namespace sala::cli

@@ -46,7 +46,7 @@ Expected<Model> Model::load(const std::filesystem::path& path, const LoadOptions
                  kMostThreads);
   }
   SALA_RETURN_IF_ERROR(check_runtime(options.runtime));
-  const auto bundle = Bundle::open(path, options.bundle_descriptor);
+  const auto bundle = Bundle::open(path, options.bundle_descriptor, options.manifest_sha256);
   if (!bundle) return bundle.error();
   if (options.verify_hashes) SALA_RETURN_IF_ERROR(bundle->verify_hashes());
   const auto source = source_of(*bundle, options);

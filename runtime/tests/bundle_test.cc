@@ -4,12 +4,14 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <filesystem>
 #include <string>
 
+#include "base/sha256.h"
 #include "fake_bundle.h"
 
 namespace sala::test {
@@ -120,6 +122,36 @@ TEST(BundleFiles, AreThoseOfTheDirectoryThatADescriptorStandsFor) {
   EXPECT_EQ(graph_of(*bundle), "not used");
   EXPECT_EQ(bundle->file(kGraph).path(), path / kGraph) << "the path is for messages";
   EXPECT_EQ(close(descriptor), 0) << "it stays the caller's";
+}
+
+TEST(BundleFiles, AreRefusedWithAnotherManifestThanTheOneThatWasRead) {
+  FakeBundle fake;
+  const fs::path path = fake.write();
+  const auto read = read_file(path / "bundle.json", 1 << 20, ErrorCode::kBundleDamaged);
+  ASSERT_TRUE(read);
+  EXPECT_TRUE(Bundle::open(path, -1, sha256(*read)));
+  const auto refused = Bundle::open(path, -1, sha256(*read + " "));
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kBundleDamaged);
+  EXPECT_NE(refused.error().message.find("bundle.json was replaced while the bundle was loaded"), std::string::npos);
+}
+
+TEST(BundleFiles, AreNotCalledDamagedWhenThisProcessMayOpenNoMore) {
+  FakeBundle fake;
+  const fs::path path = fake.write();
+  rlimit before;
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+  const int lowest = dup(STDIN_FILENO);
+  ASSERT_GE(lowest, 0);
+  close(lowest);
+  for (rlim_t more = 0; more < 3; ++more) {
+    const rlimit few = {static_cast<rlim_t>(lowest) + more, before.rlim_max};
+    ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &few), 0);
+    const auto bundle = Bundle::open(path);
+    setrlimit(RLIMIT_NOFILE, &before);
+    ASSERT_FALSE(bundle) << more;
+    EXPECT_TRUE(bundle.error().message.ends_with("cannot be opened: Too many open files")) << bundle.error().message;
+  }
 }
 
 TEST(BundleFiles, AreRefusedOfADescriptorOfNoDirectory) {

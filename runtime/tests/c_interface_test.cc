@@ -4,6 +4,7 @@
 
 #include <cstring>
 #include <filesystem>
+#include <limits>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -102,6 +103,18 @@ TEST_F(CInterface, DrawsWhatTheCppInterfaceDoes) {
   ASSERT_EQ(code_of(sala_generation_next(generation, &token, &finish)), 0);
   EXPECT_EQ(finish, SALA_FINISH_MAX_NEW_TOKENS);
   sala_generation_destroy(generation);
+}
+
+TEST_F(CInterface, CountsBeyondTheContextAreRefusedBeforeAnyTokenIsRead) {
+  const int32_t token = 1;
+  for (const size_t count : {size_t{1} << 30, std::numeric_limits<size_t>::max()}) {
+    EXPECT_EQ(code_of(sala_session_prefill(session_, &token, count, nullptr)), SALA_ERROR_CONTEXT_EXCEEDED);
+    sala_generate_options options = SALA_GENERATE_OPTIONS_INIT;
+    options.stop_tokens = &token;
+    options.stop_token_count = count << 2 | 1;
+    sala_generation* generation = nullptr;
+    EXPECT_EQ(code_of(sala_generation_create(session_, &options, nullptr, &generation)), SALA_ERROR_INVALID_ARGUMENT);
+  }
 }
 
 TEST_F(CInterface, GenerationStopsAtATokenOfTheCallersChoice) {

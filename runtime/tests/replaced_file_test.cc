@@ -4,17 +4,25 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <linux/fs.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
+#include <atomic>
+#include <cerrno>
+#include <cstring>
 #include <fstream>
 #include <set>
 #include <string>
+#include <thread>
+#include <vector>
 
 namespace sala {
 namespace {
@@ -131,6 +139,87 @@ TEST_F(ReplacedFiles, AFileThatCannotBeGivenAwayDoesNotRunAsItsWriter) {
   ASSERT_TRUE(done) << done.error().message;
   EXPECT_EQ(text_of(path_), "new");
   EXPECT_EQ(mode_of(path_), 0777u);
+}
+
+TEST_F(ReplacedFiles, AnotherUsersFileInAStickyFolderIsRefusedAtOnce) {
+  if (getuid() != 0) GTEST_SKIP() << "only root can change who it is";
+  write_text(path_, "old");
+  chmod(folder_.c_str(), 01777);
+  chmod(path_.c_str(), 0666);
+  ASSERT_EQ(seteuid(1234), 0);
+  const auto of_root = ReplacedFile::open(path_, kCode);
+  ASSERT_EQ(seteuid(0), 0);
+  ASSERT_FALSE(of_root);
+  EXPECT_NE(of_root.error().message.find("it is another user's"), std::string::npos) << of_root.error().message;
+  EXPECT_EQ(names(), std::set<std::string>{"out"});
+  ASSERT_EQ(chown(path_.c_str(), 1234, 1234), 0);
+  ASSERT_EQ(seteuid(1234), 0);
+  const Status own = replace(path_, "own");
+  ASSERT_EQ(seteuid(0), 0);
+  EXPECT_TRUE(own);
+  EXPECT_TRUE(replace(path_, "of anybody, by root"));
+}
+
+TEST_F(ReplacedFiles, WhatTheDiskDoesNotGiveAwayIsRefusedAtOnce) {
+  write_text(path_, "old");
+  const auto mark = [](const fs::path& path, int flags) {
+    const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    const bool is_marked = ioctl(descriptor, FS_IOC_SETFLAGS, &flags) == 0;
+    close(descriptor);
+    return is_marked;
+  };
+  if (!mark(path_, FS_APPEND_FL)) GTEST_SKIP() << "this disk or this user marks no files: " << std::strerror(errno);
+  expect_refused(path_, "it may not be replaced");
+  ASSERT_TRUE(mark(path_, FS_IMMUTABLE_FL));
+  expect_refused(path_, "");
+  ASSERT_TRUE(mark(path_, 0));
+  ASSERT_TRUE(mark(folder_, FS_APPEND_FL));
+  expect_refused(path_, "its folder takes files and gives none away");
+  expect_refused(folder_ / "other", "its folder takes files and gives none away");
+  ASSERT_TRUE(mark(folder_, 0));
+  EXPECT_EQ(text_of(path_), "old");
+  EXPECT_EQ(names(), std::set<std::string>{"out"});
+}
+
+TEST_F(ReplacedFiles, AnAccessControlListIsKept) {
+  // Of linux/posix_acl_xattr.h: version 2, then tag, rights and id of the owner, user 1234, the group, the mask,
+  // others.
+  const std::vector<uint16_t> list = {2, 0,      0x01,   6,    0xffff, 0xffff, 0x02,   6,    1234, 0,      0x04,
+                                      0, 0xffff, 0xffff, 0x10, 6,      0xffff, 0xffff, 0x20, 0,    0xffff, 0xffff};
+  const size_t bytes = list.size() * sizeof list[0];
+  constexpr const char* kList = "system.posix_acl_access";
+  write_text(path_, "old");
+  if (setxattr(path_.c_str(), kList, list.data(), bytes, 0) != 0) GTEST_SKIP() << "this disk has no such lists";
+  ASSERT_EQ(mode_of(path_), 0660u) << "the group's bits are those of the mask";
+  ASSERT_TRUE(replace(path_, "new"));
+  std::vector<uint16_t> kept(list.size());
+  EXPECT_EQ(getxattr(path_.c_str(), kList, kept.data(), bytes), static_cast<ssize_t>(bytes));
+  EXPECT_EQ(kept, list);
+  // The folder gives new files one. A file that had none keeps none.
+  ASSERT_EQ(setxattr(folder_.c_str(), "system.posix_acl_default", list.data(), bytes, 0), 0);
+  ASSERT_EQ(removexattr(path_.c_str(), kList), 0);
+  chmod(path_.c_str(), 0640);
+  ASSERT_TRUE(replace(path_, "newer"));
+  EXPECT_LT(getxattr(path_.c_str(), kList, kept.data(), bytes), 0);
+  EXPECT_EQ(mode_of(path_), 0640u);
+}
+
+TEST_F(ReplacedFiles, AFileThatIsReplacedMeanwhileIsNotTakenForALink) {
+  const fs::path other = folder_ / "other";
+  std::atomic<bool> ends = false;
+  write_text(path_, "old");
+  std::thread replacing([&] {
+    while (!ends) {
+      write_text(other, "new");
+      fs::rename(other, path_);
+    }
+  });
+  for (int i = 0; i < 2000; ++i) {
+    const auto file = ReplacedFile::open(path_, kCode);
+    EXPECT_TRUE(file) << file.error().message;
+  }
+  ends = true;
+  replacing.join();
 }
 
 TEST_F(ReplacedFiles, AWrapperOfAnotherUserIsNotTaken) {

@@ -7,14 +7,18 @@ import io
 import os
 import select
 import sys
+import time
 from typing import TYPE_CHECKING
 
 from ..errors import SalaError
+from .signals import was_interrupted
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _STDOUT, _STDERR = 1, 2
+
+_LOOK_AGAIN_MS = 100
 
 PIPE_EXIT_CODE = 141
 """That of a program which SIGPIPE ends."""
@@ -52,19 +56,48 @@ class _Output(_Stream):
 
 
 class _Messages(_Stream):
-    """Drops what cannot be written: work must not end because nobody can be told about it."""
+    """Drops what cannot be written: work must not end because nobody can be told about it.
+
+    After a signal it drops what nobody reads, too, for the signal has to end the work.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(_STDERR, "w", closefd=False)
+        self._descriptor = _unblocked_terminal() if self.isatty() else _STDERR
+        self._ready = select.poll()
+        self._ready.register(self._descriptor, select.POLLOUT)
 
     def write(self, data: Buffer, /) -> int:
-        try:
-            return super().write(data)
-        except OSError:
-            return memoryview(data).nbytes
+        block = memoryview(data).cast("B")
+        while True:
+            try:
+                # A signal may interrupt another thread than this one.
+                if self._ready.poll(_LOOK_AGAIN_MS):
+                    # A pipe that is ready takes so much at once.
+                    return os.write(self._descriptor, block[: select.PIPE_BUF])
+            except BlockingIOError:
+                time.sleep(_LOOK_AGAIN_MS / 1000)
+            except OSError:
+                return len(block)
+            if was_interrupted():
+                return len(block)
+
+
+def _unblocked_terminal() -> int:
+    """Open the terminal of standard error again: one that is nearly full would block, also where poll finds room.
+
+    Programs that share standard error must not find it non-blocking. Returns it as it is if it cannot be opened.
+    """
+    try:
+        return os.open(f"/proc/self/fd/{_STDERR}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError:
+        return _STDERR
 
 
 def prepare() -> None:
     """Take over the standard streams of the process. Leaves it with exit code 2 if standard output is closed."""
     closed = _fill_closed()
-    sys.stderr = _text(_Messages(_STDERR, "w", closefd=False), line_buffering=True)
+    sys.stderr = _text(_Messages(), line_buffering=True)
     if _STDOUT in closed:
         sys.stderr.write("error: standard output is closed: send it to a file, a pipe or /dev/null\n")
         os._exit(2)

@@ -24,6 +24,7 @@ class Model:
         threads: int,
         verify_hashes: bool,
         bundle_descriptor: int = -1,
+        manifest_sha256: str = "",
     ) -> Model: ...
     @staticmethod
     def create(

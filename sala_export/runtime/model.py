@@ -7,9 +7,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from ..errors import BundleError
+from ..errors import BundleError, RequestError, StateError
 from ..specs import MOST_TOKENS
-from .options import MOST_THREADS, GenerateOptions, generate_options, optional_number, whole_number
+from .options import (
+    MOST_THREADS,
+    GenerateOptions,
+    file_path,
+    flag,
+    generate_options,
+    optional_number,
+    optional_path,
+    whole_number,
+)
 from .prompt import TokenizerLike
 from .session import Session
 
@@ -89,7 +98,7 @@ class Model:
         Raises: StateError if the file is no state of this model and precision, SessionError if it does not fit.
         """
         native = self._native.restore(
-            Path(path),
+            file_path("the state", path, StateError),
             max_context=optional_number("max_context", max_context, 1, MOST_TOKENS),
             chunk_tokens=optional_number("chunk_tokens", chunk_tokens, 1, MOST_TOKENS),
         )
@@ -159,13 +168,19 @@ def load_bundle(
         decode_graph: replay a captured decode step. False enqueues every step.
     Raises: BundleError if the bundle is missing, damaged, of another schema or without weights, or if `weights` are not
         of its form; UnsupportedError if the runtime's library, driver or GPU is missing or another than needed;
-        SessionError for a wrong option; RunError if there is no memory.
+        RequestError or SessionError for a wrong option; RunError if there is no memory.
     """
     # Here, not above: the command line must start without these libraries.
     from ..bundle.reader import Bundle
     from . import _native
 
     threads = whole_number("threads", threads, 0, MOST_THREADS)
+    verify_hashes, decode_graph = flag("verify_hashes", verify_hashes), flag("decode_graph", decode_graph)
+    weights = optional_path("weights", weights, BundleError)
+    onnxruntime_library = optional_path("onnxruntime_library", onnxruntime_library, RequestError)
+    operators_library = optional_path("operators_library", operators_library, RequestError)
+    tensorrt_library = optional_path("tensorrt_library", tensorrt_library, RequestError)
+    runtime_cache = optional_path("runtime_cache", runtime_cache, RequestError)
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
     if tokenizer is None:
         tokenizer = tokenizer_of(opened.text_files())
@@ -178,7 +193,7 @@ def load_bundle(
         tensorrt_library=tensorrt_library,
         runtime_cache=runtime_cache,
         decode_graph=decode_graph,
-        weights=None if weights is None else Path(weights),
+        weights=weights,
         on_progress=on_progress,
         threads=threads,
         verify_hashes=verify_hashes,

@@ -1,14 +1,16 @@
-"""Numbers that a caller gives, checked before they reach the C++ runtime, whose own types end somewhere."""
+"""Values that a caller gives, checked before they reach the C++ runtime, whose own types end somewhere."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
+from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
-from ..errors import SessionError
+from ..errors import InputError, RequestError, SessionError
 from ..specs import MOST_TOKENS
 
 if TYPE_CHECKING:
@@ -45,12 +47,47 @@ def whole_number(name: str, value: object, least: int, most: int) -> int:
     """
     if isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) <= most:
         return int(value)
-    raise SessionError(f"{name} is {_shown(value)}, expected a whole number from {least} to {most}")
+    raise SessionError(f"{name} is {shown(value)}, expected a whole number from {least} to {most}")
 
 
 def optional_number(name: str, value: object, least: int, most: int) -> int | None:
     """As `whole_number`, of an option that may be None."""
     return None if value is None else whole_number(name, value, least, most)
+
+
+def flag(name: str, value: object) -> bool:
+    """The value of an option that takes True or False. Raises: SessionError naming the option and its value."""
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    raise SessionError(f"{name} is {shown(value)}, expected True or False")
+
+
+def optional_text(name: str, value: object) -> str | None:
+    """The value of an option that takes text or None. Raises: RequestError naming the option and its value."""
+    if value is None or isinstance(value, str):
+        return value
+    raise RequestError(f"{name} is {shown(value)}, expected text")
+
+
+def file_path(name: str, value: str | Path, error: type[InputError]) -> Path:
+    """A path that the operating system takes, whether there is a file or not.
+
+    Args: name: what the path is of, for the message.
+    Raises: `error` naming it and its value, for example a path with a null character.
+    """
+    try:
+        path = Path(value)
+        if b"\0" not in os.fsencode(path):
+            return path
+    except (TypeError, UnicodeEncodeError):  # no path at all, or half a surrogate pair
+        pass
+    given = str(value) if isinstance(value, Path) else value
+    raise error(f"{name} is {shown(given)}, expected a path, which has no null character and no half surrogate pair")
+
+
+def optional_path(name: str, value: str | Path | None, error: type[InputError]) -> Path | None:
+    """As `file_path`, of an option that may be None."""
+    return None if value is None else file_path(name, value, error)
 
 
 def real_number(name: str, value: object) -> float:
@@ -63,7 +100,7 @@ def real_number(name: str, value: object) -> float:
             return float(value)
     except OverflowError:
         pass  # an integer larger than every fp64 number
-    raise SessionError(f"{name} is {_shown(value)}, expected a number")
+    raise SessionError(f"{name} is {shown(value)}, expected a number")
 
 
 def generate_options(options: GenerateOptions, default_stop_tokens: Iterable[int]) -> _native.GenerateOptions:
@@ -89,11 +126,11 @@ def generate_options(options: GenerateOptions, default_stop_tokens: Iterable[int
 
 def _token_ids(value: object) -> list[int]:
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
-        raise SessionError(f"stop_tokens is {_shown(value)}, expected a list of token ids")
+        raise SessionError(f"stop_tokens is {shown(value)}, expected a list of token ids")
     return [whole_number("an id of stop_tokens", each, 0, MOST_TOKENS) for each in value]
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A value in a message. Python refuses to print integers of thousands of digits."""
     if isinstance(value, int) and value.bit_length() > 128:
         return f"a number of {value.bit_length()} bits"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, TypeGuard
 
 import numpy as np
@@ -69,18 +69,20 @@ def whole_prompt(prompt: Prompt, tokenizer: TokenizerLike | None, *, begins: boo
 
 def streamed_prompt(prompt: Prompt, tokenizer: TokenizerLike | None, *, begins: bool) -> Iterator[NDArray[np.int32]]:
     """Yield token ids of a stream as they become certain, int32 [tokens]. Arguments and errors as `whole_prompt`."""
+    if isinstance(prompt, Mapping) or not isinstance(prompt, Iterable):
+        raise SessionError(f"a prompt is of type {type(prompt).__name__}, expected text, token ids or an iterator")
     encoder: EncoderLike | None = None
     pieces: Iterable[Piece] = (prompt,) if isinstance(prompt, bytes) else prompt
     for piece in pieces:
         if isinstance(piece, str | bytes):
             encoder = encoder or require_tokenizer(tokenizer).stream_encoder(add_special_tokens=begins)
-            yield token_array(encoder.push(piece.encode() if isinstance(piece, str) else piece))
+            yield token_array(encoder.push(utf8(piece) if isinstance(piece, str) else piece))
             continue
         if encoder is not None:
             yield token_array(encoder.finish())
             encoder = None
         begins = False
-        yield token_array([int(piece)] if isinstance(piece, int | np.integer) else piece)
+        yield token_array([piece] if isinstance(piece, int | np.integer) else piece)
     if encoder is not None:
         yield token_array(encoder.finish())
 
@@ -90,7 +92,10 @@ def token_array(ids: TokenIds) -> NDArray[np.int32]:
 
     Raises: SessionError if the ids are no integers of one dimension, or exceed int32.
     """
-    array = np.asarray(ids)
+    try:
+        array = np.asarray(ids)
+    except (TypeError, ValueError) as error:
+        raise SessionError(f"a prompt of token ids is no array, expected integers [tokens]: {error}") from None
     if array.size == 0:
         return np.zeros(0, np.int32)
     if array.ndim != 1 or array.dtype.kind not in "iu":
@@ -99,6 +104,16 @@ def token_array(ids: TokenIds) -> NDArray[np.int32]:
     if int(array.min()) < limits.min or int(array.max()) > limits.max:
         raise SessionError(f"a token id of the prompt exceeds {limits.max}: use the tokenizer of this model")
     return np.ascontiguousarray(array, np.int32)
+
+
+def utf8(text: str) -> bytes:
+    """The bytes of a text. Raises: SessionError if it has half a surrogate pair."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise SessionError(
+            f"the prompt has half a surrogate pair at character {error.start}: it is no Unicode text"
+        ) from None
 
 
 def require_tokenizer(tokenizer: TokenizerLike | None) -> TokenizerLike:

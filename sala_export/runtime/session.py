@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Self, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import StateError
 from ..specs import MOST_TOKENS
-from .options import GenerateOptions, generate_options, optional_number, whole_number
+from .options import GenerateOptions, file_path, generate_options, optional_number, whole_number
 from .prompt import DecoderLike, Prompt, TokenizerLike, require_tokenizer, streamed_prompt, whole_prompt
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class StateTarget:
     def __init__(self, path: str | Path) -> None:
         from . import _native
 
-        self.path = Path(path)
+        self.path = file_path("the state", path, StateError)
         """The path as it was given."""
         self._native = _native.StateTarget.open(self.path)
 
@@ -142,7 +143,8 @@ class Session:
             on_progress: called after every chunk. What it raises ends the prefill at that chunk's border and comes out
                 here; so do Ctrl-C and what an iterator raises. Tokens that have not run by then are dropped: go on
                 from `position`.
-        Raises: SessionError if the prompt is empty, too long or has ids outside the vocabulary; RunError.
+        Raises: SessionError if the prompt is empty, too long, of another type or has ids outside the vocabulary;
+            RunError.
         """
         begins = self.position == 0
         whole = whole_prompt(prompt, self._tokenizer, begins=begins)
@@ -175,7 +177,7 @@ class Session:
         if isinstance(target, StateTarget):
             self._native.save_to(target._native)
         else:
-            self._native.save(Path(target))
+            self._native.save(file_path("the state", target, StateError))
 
     def reset(self) -> None:
         """Forget the context and begin with an empty one."""

@@ -12,6 +12,7 @@ from ..errors import BundleError, SessionError
 from ..files import Directory, TextFile
 from ..specs import TOKENIZER_FILE
 from .chat import ChatTemplate
+from .prompt import utf8
 from .text_cuts import CutRule, cut_rule
 from .text_fields import (
     CHAT_TEMPLATE_FILE,
@@ -260,12 +261,7 @@ class StreamDecoder:
 
 
 def _checked(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise SessionError(
-            f"the prompt has half a surrogate pair at character {error.start}: it is no Unicode text"
-        ) from None
+    utf8(text)
     return text
 
 

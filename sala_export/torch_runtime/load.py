@@ -15,6 +15,7 @@ from ..checkpoint.config import SalaConfig
 from ..errors import RequestError, UnsupportedError
 from ..model_source import ModelSource
 from ..runtime.model import Model, tokenizer_of
+from ..runtime.options import MOST_THREADS, flag, optional_text, whole_number
 from ..specs import Precision
 from .engine import SessionMemory, TorchEngine
 from .operators import Operators, ReferenceOperators
@@ -87,7 +88,10 @@ def load_torch(
     weights: str | Path | None = None,
 ) -> TorchModel:
     """Load a bundle, a checkpoint directory or a hub id. Arguments and errors are those of `sala_export.load`."""
-    chosen = _device(device)
+    threads = whole_number("threads", threads, 0, MOST_THREADS)
+    verify_hashes = flag("verify_hashes", verify_hashes)
+    precision = optional_text("precision", precision)
+    chosen = _device(optional_text("device", device))
     source = model if isinstance(model, ModelSource) else ModelSource.open(model, other_weights=weights)
     quantized = source.quantized()
     if quantized is not None:
@@ -98,8 +102,6 @@ def load_torch(
     if verify_hashes and source.bundle is not None:
         # Weights are hashed while they are loaded, asked or not.
         source.bundle.verify_files()
-    if threads < 0:
-        raise RequestError(f"threads is {threads}, expected 0 for all cores, or a count")
     if threads:
         torch.set_num_threads(threads)
     kind = _precision(precision, source.precision, source.name, chosen)

@@ -1,13 +1,22 @@
-"""Ctrl-C and SIGTERM at any moment, those included at which the program imports its libraries."""
+"""Ctrl-C and SIGTERM at any moment: while the program imports its libraries, and while nobody reads its messages."""
 
 from __future__ import annotations
 
+import array
+import fcntl
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from support.text_bundles import tiny_text_bundle
+from support.writing_commands import PROGRAM
 
 SIGNALS = [
     each for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN
@@ -15,7 +24,7 @@ SIGNALS = [
 """Those that end a program, unless whoever runs the tests has them ignored, as `nohup` does."""
 
 # Runs the program, and sends it a signal when it looks for its module number N.
-PROGRAM = """
+IMPORTING = """
 import os, sys
 
 class Finder:
@@ -37,10 +46,68 @@ start.main()
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("module", [1, 2, 3, 7, 40, 150, 400, 560])
 def test_signal_while_modules_are_imported_is_quiet(module: int, number: signal.Signals) -> None:
-    command = [sys.executable, "-c", PROGRAM, str(module), str(int(number)), "plan", "--gpu", "rtx5090", "--json"]
+    command = [sys.executable, "-c", IMPORTING, str(module), str(int(number)), "plan", "--gpu", "rtx5090", "--json"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     # To a shell both are the same: before the program's first line, a signal ends it without its help.
     assert done.returncode in (128 + number, -number), done.stderr
     assert done.stdout == ""
     assert done.stderr.strip() in ("", "error: interrupted")
+
+
+def fill(descriptor: int) -> None:
+    """Write until nothing more goes in."""
+    os.set_blocking(descriptor, False)
+    try:
+        while True:
+            os.write(descriptor, b"x")
+    except BlockingIOError:
+        os.set_blocking(descriptor, True)
+
+
+def wait_until_read(pipe: int) -> None:
+    """Wait until a program has read all that was written into a pipe."""
+    waiting = array.array("i", [1])
+    while waiting[0]:
+        time.sleep(0.1)
+        fcntl.ioctl(pipe, termios.FIONREAD, waiting)
+
+
+def interrupted_generate(number: signal.Signals, directory: Path, messages: int) -> int:
+    """Send `generate --save-state` a signal while a full `messages` holds it up. Returns its exit code."""
+    options = ["--runtime", "onnxruntime", "--max-context", "1K", "--save-state", "out.state"]
+    command = [PROGRAM, "generate", tiny_text_bundle(), "--prompt-file", "-", *options]
+    with subprocess.Popen(
+        command, cwd=directory, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=messages
+    ) as program:
+        try:
+            assert program.stdin is not None
+            if os.isatty(messages):  # its progress bar waits before the prompt is read
+                time.sleep(3)
+            else:
+                program.stdin.write(b"dudelu sete")
+                program.stdin.flush()
+                wait_until_read(program.stdin.fileno())
+                program.stdin.close()
+                time.sleep(1)
+            assert program.poll() is None, "a message waits for a reader"
+            program.send_signal(number)
+            return program.wait(timeout=8)
+        finally:
+            program.kill()
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("open_pair", [os.pipe, pty.openpty])
+def test_messages_that_nobody_reads_do_not_hold_a_signal_up(
+    open_pair: Callable[[], tuple[int, int]], number: signal.Signals, tmp_path: Path
+) -> None:
+    reading, writing = open_pair()
+    try:
+        fill(writing)
+        assert interrupted_generate(number, tmp_path, writing) == 128 + number
+    finally:
+        os.close(reading)
+        os.close(writing)
+    saved = ["out.state"] if open_pair is os.pipe else []
+    assert [path.name for path in tmp_path.iterdir()] == saved

@@ -1,16 +1,17 @@
-"""Numbers that are no numbers, or beyond their type: one SessionError before any work, naming the option."""
+"""Options that are no numbers, paths or flags, or beyond their type: one error before any work, naming the option."""
 
 from __future__ import annotations
 
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from sala_export.errors import SessionError
+from sala_export.errors import BundleError, InputError, RequestError, SessionError, StateError
 from sala_export.runtime.model import Model, load_bundle
-from sala_export.runtime.session import Session
+from sala_export.runtime.session import Session, StateTarget
 
 HUGE = 10**5000
 NO_WHOLE_NUMBERS: list[object] = [1.0, "1", True, None, [], np.float64(1), np.True_, float("nan"), Fraction(1, 2)]
@@ -103,3 +104,35 @@ def test_context_length_is_checked(session: Session) -> None:
         with pytest.raises(SessionError, match="context_length"):
             session.prefill([1, 2], context_length=value)  # type: ignore[arg-type]
     assert session.position == 3
+
+
+@pytest.mark.parametrize("wrong", ["a\0b", Path("a\0b"), "a\ud800", b"a", 5, None])
+def test_paths_of_states_are_checked(wrong: Any, model: Model, session: Session) -> None:
+    for call in (model.restore, session.save, StateTarget):
+        with pytest.raises(StateError, match=r"^the state is .*, expected a path") as error:
+            call(wrong)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("weights", BundleError),
+        ("onnxruntime_library", RequestError),
+        ("operators_library", RequestError),
+        ("tensorrt_library", RequestError),
+        ("runtime_cache", RequestError),
+    ],
+)
+@pytest.mark.parametrize("wrong", ["a\0b", Path("a\0b"), Path("a\ud800"), b"a", 5])
+def test_paths_to_load_are_checked(name: str, expected: type[InputError], wrong: Any) -> None:
+    with pytest.raises(expected, match=rf"^{name} is .*, expected a path") as error:
+        load_bundle("no-bundle", **{name: wrong})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["verify_hashes", "decode_graph"])
+def test_flags_are_checked(name: str) -> None:
+    for wrong in ("no", 2, None, [], 0.0):
+        with pytest.raises(SessionError, match=f"^{name} is .*, expected True or False"):
+            load_bundle("no-bundle", **{name: wrong})  # type: ignore[arg-type]

@@ -210,6 +210,40 @@ def test_wrong_prompt_is_refused_and_leaves_the_session_usable(session: Session,
     session.prefill(IDS[:3])
 
 
+def test_half_a_surrogate_pair_in_a_stream_is_refused(text_session: Session) -> None:
+    for stream in (iter(["ab\ud800"]), ["ab\ud800", "c"], iter([1, "ab\ud800"])):
+        with pytest.raises(SessionError, match="surrogate pair at character 2"):
+            text_session.prefill(stream)
+    assert text_session.position == 0
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        [[1, 2], [[3]]],
+        [[1], 2, [3, [4]]],
+        {1: 2},
+        None,
+        True,
+        1.5,
+        [1.5],
+        [2**70],
+        object(),
+        np.array([True]),
+        np.array([1, None]),
+        np.array(3),
+    ],
+    ids=repr,
+)
+def test_wrong_piece_of_a_stream_is_refused_like_a_wrong_prompt(text_session: Session, prompt: object) -> None:
+    for wrong in (prompt, iter([prompt]), iter(["a", prompt])):
+        with pytest.raises(SessionError) as error:
+            text_session.prefill(wrong)  # type: ignore[arg-type]
+        assert "\n" not in str(error.value)
+    assert text_session.position == 0
+    text_session.prefill("a")
+
+
 def test_progress_counts_tokens_and_time(session: Session) -> None:
     seen: list[PrefillProgress] = []
     session.prefill(IDS[:150], on_progress=seen.append)

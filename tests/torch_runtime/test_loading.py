@@ -17,7 +17,15 @@ from sala_export.checkpoint.presets import PRESETS
 from sala_export.checkpoint.reader import Checkpoint
 from sala_export.engine.recipe import load_target
 from sala_export.engine.request import EngineRequest
-from sala_export.errors import BundleError, CheckpointError, RequestError, RunError, SalaError, UnsupportedError
+from sala_export.errors import (
+    BundleError,
+    CheckpointError,
+    RequestError,
+    RunError,
+    SalaError,
+    SessionError,
+    UnsupportedError,
+)
 from sala_export.specs import QUANTIZED_PRECISIONS, Precision
 from sala_export.torch_runtime import device_memory, engine, weights
 from sala_export.torch_runtime.kernel_operators import KernelOperators
@@ -39,7 +47,11 @@ def tiny() -> TorchModel:
         ({"device": "meta"}, RequestError, "device meta is not served"),
         ({"device": "cuda:64"}, UnsupportedError, "device cuda:64: torch finds"),
         ({"precision": "fp8"}, RequestError, "precision fp8 is unknown: the torch runtime runs fp32, bf16, fp16"),
-        ({"threads": -1}, RequestError, "threads is -1"),
+        ({"device": 1.5}, RequestError, "device is 1.5, expected text"),
+        ({"device": 10**5000}, RequestError, "device is a number of 16610 bits"),
+        ({"precision": 32}, RequestError, "precision is 32, expected text"),
+        ({"verify_hashes": "no"}, SessionError, "verify_hashes is 'no', expected True or False"),
+        *(({"threads": value}, SessionError, "threads is ") for value in (-1, 1025, 100_000, 10**30, 1.5, "2", None)),
         ({"operators_library": Path("x.so")}, RequestError, "operators_library: not for the torch runtime"),
     ],
 )

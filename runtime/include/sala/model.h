@@ -56,6 +56,9 @@ struct LoadOptions {
   /// An open descriptor of the bundle's directory: loads exactly the one that you have looked at, whatever has taken
   /// its name since. The path is for messages. It stays yours to close. -1 opens the path.
   int bundle_descriptor = -1;
+  /// SHA-256 in hexadecimal digits of the bundle.json that you have read: any other is refused (kBundleDamaged), so
+  /// that what you took from that one and what is loaded are of one bundle. If empty, nothing is compared.
+  std::string manifest_sha256;
   /// A name of docs/runtimes.md, or `auto`: the first that this machine can run. kInvalidArgument for another name.
   std::string runtime = "auto";
   /// Path of libonnxruntime. If empty, it is looked for beside this code, in ../lib from there, in a Python

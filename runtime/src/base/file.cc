@@ -29,6 +29,12 @@ int open_descriptor(const std::filesystem::path& path, int flags, int directory 
   return descriptor;
 }
 
+/// `: advice`, unless the errno says nothing of a file, but of who opens it.
+std::string advised(std::string_view advice, int reason) {
+  const bool is_of_process = reason == EACCES || reason == EPERM || reason == EMFILE || reason == ENFILE;
+  return advice.empty() || is_of_process ? "" : ": " + std::string(advice);
+}
+
 }  // namespace
 
 Error File::failed(const char* action) const {
@@ -39,10 +45,15 @@ Expected<File> File::open(const std::filesystem::path& path, ErrorCode if_failed
   return opened(File(path, open_descriptor(path, kReadFile), if_failed));
 }
 
-Expected<File> File::opened(File file) {
+Expected<File> File::opened(File file, std::string_view advice) {
   struct stat status;
-  if (file.descriptor_ < 0 || fstat(file.descriptor_, &status) != 0) return file.failed("opened");
-  if (!S_ISREG(status.st_mode)) return sala::error(file.code_, file.path_.string(), " is not a file");
+  if (file.descriptor_ < 0 || fstat(file.descriptor_, &status) != 0) {
+    const std::string after = advised(advice, errno);
+    return sala::error(file.code_, file.failed("opened").message, after);
+  }
+  if (!S_ISREG(status.st_mode)) {
+    return sala::error(file.code_, file.path_.string(), " is not a file", advised(advice, 0));
+  }
   file.bytes_ = status.st_size;
   return file;
 }
@@ -80,11 +91,13 @@ Expected<std::string> read_file(const std::filesystem::path& path, int64_t limit
   return read_file(*file, limit_bytes);
 }
 
-Expected<Directory> Directory::open(const std::filesystem::path& path, ErrorCode if_failed) {
+Expected<Directory> Directory::open(const std::filesystem::path& path, ErrorCode if_failed, std::string_view advice) {
   Directory directory(path, open_descriptor(path, kReadDirectory), if_failed);
   if (directory.descriptor_ >= 0) return directory;
-  if (errno == ENOENT || errno == ENOTDIR) return error(if_failed, path.string(), " is not a directory");
-  return error(if_failed, path.string(), " cannot be opened: ", std::strerror(errno));
+  const int reason = errno;
+  const std::string after = advised(advice, reason);
+  if (reason == ENOENT || reason == ENOTDIR) return error(if_failed, path.string(), " is not a directory", after);
+  return error(if_failed, path.string(), " cannot be opened: ", std::strerror(reason), after);
 }
 
 Expected<Directory> Directory::of(int descriptor, const std::filesystem::path& path, ErrorCode if_failed) {
@@ -100,8 +113,8 @@ Directory::~Directory() {
   if (descriptor_ >= 0) ::close(descriptor_);
 }
 
-Expected<File> Directory::open(const std::filesystem::path& name) const {
-  return File::opened(File(path_ / name, open_descriptor(name, kReadFile, descriptor_), code_));
+Expected<File> Directory::open(const std::filesystem::path& name, std::string_view advice) const {
+  return File::opened(File(path_ / name, open_descriptor(name, kReadFile, descriptor_), code_), advice);
 }
 
 bool Directory::has(const std::filesystem::path& name) const {

@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -39,7 +40,7 @@ class File {
   File(std::filesystem::path path, int descriptor, ErrorCode code)
       : path_(std::move(path)), descriptor_(descriptor), code_(code) {}
   /// Looks at what was opened.
-  static Expected<File> opened(File file);
+  static Expected<File> opened(File file, std::string_view advice = "");
   Error failed(const char* action) const;
 
   std::filesystem::path path_;
@@ -58,7 +59,8 @@ Expected<std::string> read_file(const std::filesystem::path& path, int64_t limit
 /// A directory whose files are opened relative to itself, whatever takes its name meanwhile.
 class Directory {
  public:
-  static Expected<Directory> open(const std::filesystem::path& path, ErrorCode if_failed);
+  /// Errors end with `advice` as those of the other `open`.
+  static Expected<Directory> open(const std::filesystem::path& path, ErrorCode if_failed, std::string_view advice = "");
   /// The one that `descriptor`, which stays the caller's, stands for. `path` is for messages.
   static Expected<Directory> of(int descriptor, const std::filesystem::path& path, ErrorCode if_failed);
 
@@ -68,8 +70,9 @@ class Directory {
   ~Directory();
 
   const std::filesystem::path& path() const { return path_; }
-  /// As `File::open`, of the file of this relative path.
-  Expected<File> open(const std::filesystem::path& name) const;
+  /// As `File::open`, of the file of this relative path. The error ends with `advice`, unless this process has no right
+  /// to the file, or too many others open.
+  Expected<File> open(const std::filesystem::path& name, std::string_view advice = "") const;
   /// Whether something has this relative path.
   bool has(const std::filesystem::path& name) const;
   /// Of everything in it.

@@ -14,6 +14,8 @@
 #include <memory>
 #include <string_view>
 
+#include "base/replaceable.h"
+
 namespace sala {
 
 namespace {
@@ -49,13 +51,6 @@ bool is_of_another_kind(int reason) {
 }
 
 bool is_same(const struct stat& a, const struct stat& b) { return a.st_dev == b.st_dev && a.st_ino == b.st_ino; }
-
-/// Whether something is mounted on the path itself, which no rename replaces.
-bool is_mount_point(const std::filesystem::path& path) {
-  struct statx status;
-  return statx(AT_FDCWD, path.c_str(), AT_SYMLINK_NOFOLLOW, STATX_TYPE, &status) == 0 &&
-         (status.stx_attributes & STATX_ATTR_MOUNT_ROOT) != 0;
-}
 
 /// The path behind a chain of links.
 std::filesystem::path behind_links(std::filesystem::path path) {
@@ -155,12 +150,26 @@ ReplacedFile::~ReplacedFile() {
 
 Status ReplacedFile::find() {
   if (path_.native().find('\0') != std::string::npos) return failed("its path has a zero byte");
-  struct stat status;
-  const bool is_there = stat(path_.c_str(), &status) == 0;
-  if (!is_there && errno != ENOENT) return failed(std::strerror(errno));
-  if (is_there && !S_ISREG(status.st_mode)) {
-    return failed(std::string("it is ") + kind_of(status.st_mode) + ": give the path of a file");
+  // Another process may put a file in its place between two looks at it.
+  for (int attempt = 0; attempt < kMostAttempts; ++attempt) {
+    struct stat status, found;
+    const bool is_there = stat(path_.c_str(), &status) == 0;
+    if (!is_there && errno != ENOENT) return failed(std::strerror(errno));
+    if (is_there && !S_ISREG(status.st_mode)) {
+      return failed(std::string("it is ") + kind_of(status.st_mode) + ": give the path of a file");
+    }
+    SALA_RETURN_IF_ERROR(open_folder());
+    if (is_there &&
+        (fstatat(folder_.get(), name_.c_str(), &found, AT_SYMLINK_NOFOLLOW) != 0 || !is_same(status, found))) {
+      continue;
+    }
+    const auto obstacle = obstacle_to_replacing(folder_.get(), name_);
+    return obstacle ? Status(failed(*obstacle)) : success();
   }
+  return failed("it is a link that no file can be written through: give the path of a file");
+}
+
+Status ReplacedFile::open_folder() {
   const std::filesystem::path target = behind_links(path_);
   name_ = target.filename().string();
   folder_path_ = target.has_parent_path() ? target.parent_path() : std::filesystem::path(".");
@@ -171,13 +180,6 @@ Status ReplacedFile::find() {
   wrapper_name_ = "." + name_ + ".partial";
   folder_ = Descriptor(uninterrupted([&] { return ::open(folder_path_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
   if (!folder_.is_open()) return failed("folder " + folder_path_.string() + ": " + std::strerror(errno));
-  if (!is_there) return success();
-  struct stat found;
-  if (fstatat(folder_.get(), name_.c_str(), &found, AT_SYMLINK_NOFOLLOW) != 0 || !is_same(status, found)) {
-    return failed("it is a link that no file can be written through: give the path of a file");
-  }
-  if (faccessat(folder_.get(), name_.c_str(), W_OK, AT_EACCESS) != 0) return failed(std::strerror(errno));
-  if (is_mount_point(target)) return failed("it is mounted on its own: mount its folder, or choose another path");
   return success();
 }
 
@@ -297,19 +299,12 @@ Status ReplacedFile::write_at(int64_t offset, const void* from, int64_t bytes) {
 
 Status ReplacedFile::keep_attributes() {
   struct stat replaced;
-  if (fstatat(folder_.get(), name_.c_str(), &replaced, AT_SYMLINK_NOFOLLOW) != 0) {
-    if (errno == ENOENT) return success();
-    return failed(std::strerror(errno));
+  if (fstatat(folder_.get(), name_.c_str(), &replaced, AT_SYMLINK_NOFOLLOW) == 0 && !S_ISREG(replaced.st_mode)) {
+    return failed("something else than a file has taken its place");
   }
-  if (!S_ISREG(replaced.st_mode)) return failed("something else than a file has taken its place");
-  struct stat own;
-  if (fstat(content_.get(), &own) != 0) return failed(std::strerror(errno));
-  // Few may give a file away. Where it fails, the file stays its writer's, and must not run as the writer.
-  const bool is_owner_kept = (own.st_uid == replaced.st_uid && own.st_gid == replaced.st_gid) ||
-                             fchown(content_.get(), replaced.st_uid, replaced.st_gid) == 0;
-  const mode_t mode = replaced.st_mode & (is_owner_kept ? 07777 : 0777);
-  if ((own.st_mode & 07777) != mode && fchmod(content_.get(), mode) != 0) return failed(std::strerror(errno));
-  return success();
+  const std::string path = (folder_path_ / name_).string();
+  return take_over_attributes(content_.get(), folder_.get(), name_, path) ? success()
+                                                                          : Status(failed(std::strerror(errno)));
 }
 
 Status ReplacedFile::commit() {

@@ -73,8 +73,9 @@ class ReplacedFile {
   ReplacedFile(std::filesystem::path path, ErrorCode code) : path_(std::move(path)), code_(code) {}
   Error failed(const std::string& what) const;
   Error not_ours() const;
-  /// Finds the folder and the name in it, behind all links.
+  /// Finds the folder and the name in it, behind all links, and refuses what no file can replace.
   Status find();
+  Status open_folder();
   /// Whether the wrapper is ours to write in, and not another process's.
   Expected<bool> lock();
   /// Refuses a wrapper that was there before and is plainly not ours.

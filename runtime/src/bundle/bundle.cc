@@ -11,14 +11,14 @@ namespace {
 constexpr int64_t kManifestLimitBytes = int64_t{64} << 20;
 
 Expected<Directory> open_directory(const std::filesystem::path& path, int descriptor) {
-  auto directory = descriptor < 0 ? Directory::open(path, ErrorCode::kBundleDamaged)
+  constexpr std::string_view kAdvice = "a bundle is the directory that `sala-export build` writes";
+  auto directory = descriptor < 0 ? Directory::open(path, ErrorCode::kBundleDamaged, kAdvice)
                                   : Directory::of(descriptor, path, ErrorCode::kBundleDamaged);
   if (directory) return directory;
-  return error(ErrorCode::kBundleMissing, directory.error().message,
-               ": a bundle is the directory that `sala-export build` writes");
+  return error(ErrorCode::kBundleMissing, directory.error().message);
 }
 
-Expected<Manifest> read_manifest(const Directory& directory) {
+Expected<Manifest> read_manifest(const Directory& directory, std::string_view wanted_sha256) {
   const auto file = directory.open(kManifestFile);
   if (!file) {
     if (directory.has(kManifestFile)) return file.error();
@@ -27,13 +27,17 @@ Expected<Manifest> read_manifest(const Directory& directory) {
   }
   const auto text = read_file(*file, kManifestLimitBytes);
   if (!text) return text.error();
+  if (!wanted_sha256.empty() && sha256(*text) != wanted_sha256) {
+    return error(ErrorCode::kBundleDamaged, file->path().string(),
+                 " was replaced while the bundle was loaded: load it again when nothing writes to it");
+  }
   return parse_manifest(*text, file->path().string());
 }
 
 /// Opens a file of the bundle and compares its size.
 Status add(const Directory& directory, const std::string& name, int64_t bytes, OpenedFiles& files) {
-  auto file = directory.open(name);
-  if (!file) return error(ErrorCode::kBundleDamaged, file.error().message, ": copy the bundle again");
+  auto file = directory.open(name, "copy the bundle again");
+  if (!file) return file.error();
   if (file->bytes() != bytes) {
     return error(ErrorCode::kBundleDamaged, file->path().string(), " has ", file->bytes(), " bytes, ", kManifestFile,
                  " says ", bytes, ": copy the bundle again");
@@ -44,10 +48,10 @@ Status add(const Directory& directory, const std::string& name, int64_t bytes, O
 
 }  // namespace
 
-Expected<Bundle> Bundle::open(const std::filesystem::path& path, int descriptor) {
+Expected<Bundle> Bundle::open(const std::filesystem::path& path, int descriptor, std::string_view manifest_sha256) {
   const auto directory = open_directory(path, descriptor);
   if (!directory) return directory.error();
-  auto manifest = read_manifest(*directory);
+  auto manifest = read_manifest(*directory, manifest_sha256);
   if (!manifest) return manifest.error();
   Bundle bundle{path, *std::move(manifest), {}};
   for (const FileEntry& entry : bundle.manifest.files) {

@@ -4,6 +4,7 @@
 
 #include <filesystem>
 #include <string>
+#include <string_view>
 
 #include "base/file.h"
 #include "bundle/manifest.h"
@@ -18,8 +19,9 @@ struct Bundle {
 
   /// Reads and checks bundle.json, opens every file and compares the sizes. With a `descriptor` of a directory, of that
   /// one: then `path` is for messages alone. kBundleMissing if there is none, kBundleDamaged or kBundleSchema naming
-  /// the field or the file.
-  static Expected<Bundle> open(const std::filesystem::path& path, int descriptor = -1);
+  /// the field or the file. kBundleDamaged too if `manifest_sha256` is given and not that of bundle.json.
+  static Expected<Bundle> open(const std::filesystem::path& path, int descriptor = -1,
+                               std::string_view manifest_sha256 = "");
 
   /// Hashes every file but those of the weights, whose tensors are hashed when they are loaded.
   Status verify_hashes() const;

@@ -116,8 +116,8 @@ struct Contents {
 };
 
 Status add(Contents& contents, const Directory& directory, const std::string& name, const Manifest& manifest) {
-  auto file = directory.open(name);
-  if (!file) return unsuitable(file.error().message, ": ", kCheckpoint.if_foreign);
+  auto file = directory.open(name, kCheckpoint.if_foreign);
+  if (!file) return file.error();
   const auto header = read_safetensors_header(*file, kCheckpoint);
   if (!header) return header.error();
   bool is_needed = false;

@@ -1,3 +1,5 @@
+#include <limits>
+
 #include "c_api/handles.h"
 
 namespace sala::c {
@@ -21,6 +23,10 @@ Expected<GenerateOptions> generate_options_of(const sala_generate_options* optio
   if (given->stop_tokens == nullptr && given->stop_token_count != 0) {
     return error(ErrorCode::kInvalidArgument, "stop_token_count is ", given->stop_token_count,
                  ", expected 0 where stop_tokens is NULL");
+  }
+  if (given->stop_token_count > static_cast<size_t>(std::numeric_limits<int32_t>::max())) {
+    return error(ErrorCode::kInvalidArgument, "stop_token_count is ", given->stop_token_count,
+                 ", and there are no more than 2147483647 tokens");
   }
   if (given->stop_tokens != nullptr) {
     result.stop_tokens.emplace(given->stop_tokens, given->stop_tokens + given->stop_token_count);

@@ -1,6 +1,7 @@
 #include "sala/prefiller.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "session/session_core.h"
@@ -58,9 +59,9 @@ int64_t Prefiller::length() const { return core_->past_length() + static_cast<in
 Status Prefiller::feed(std::span<const int32_t> token_ids) {
   SALA_RETURN_IF_ERROR(check_usable());
   if (token_ids.empty()) return success();
-  SALA_RETURN_IF_ERROR(core_->check_tokens(token_ids));
   const int64_t before = length();
-  const int64_t after = before + static_cast<int64_t>(token_ids.size());
+  const auto most = static_cast<size_t>(std::numeric_limits<int64_t>::max() - before);
+  const int64_t after = before + static_cast<int64_t>(std::min(token_ids.size(), most));
   if (after > core_->max_context()) {
     return error(ErrorCode::kContextExceeded, "the prompt needs a context of at least ", after,
                  " tokens, max_context is ", core_->max_context(), " and ", before,
@@ -70,6 +71,7 @@ Status Prefiller::feed(std::span<const int32_t> token_ids) {
     return error(ErrorCode::kInvalidArgument, "context_length is ", *options_.context_length,
                  ", but the context grows to ", after, ": it counts the whole context");
   }
+  SALA_RETURN_IF_ERROR(core_->check_tokens(token_ids));
   waiting_.insert(waiting_.end(), token_ids.begin(), token_ids.end());
   tokens_fed_ += static_cast<int64_t>(token_ids.size());
   if (!options_.context_length && after < core_->model().config.dense_len) return success();
