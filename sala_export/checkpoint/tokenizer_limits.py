@@ -151,8 +151,8 @@ _FACTORS: Mapping[str, Mapping[str, int | Callable[[Spec], int]]] = {
     },
     "decoder": {
         **dict.fromkeys(("ByteFallback", "Fuse", "Metaspace", "Strip"), 1),
-        # A byte that is no text becomes U+FFFD, of three bytes.
-        "ByteLevel": 3,
+        # A byte that is no text, spelled in two, becomes U+FFFD, of three bytes.
+        "ByteLevel": 2,
         # What they replace by a space may be empty, and is then found before and behind each byte.
         **dict.fromkeys(("BPEDecoder", "CTC"), 3),
         # A space in front of a token.
