@@ -37,9 +37,9 @@ class Growth:
     """How many times as long a text may become, in bytes of UTF-8."""
 
     encoding: int = 1
-    """Of the text to encode."""
+    """Factor of a text that is encoded."""
     decoding: int = 1
-    """Of the spellings of the tokens to decode. Each counts as a byte at least."""
+    """Factor of the spellings of tokens that are decoded. Each spelling counts as a byte at least."""
 
 
 UNCHANGED = Growth()
