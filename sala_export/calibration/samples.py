@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ..checkpoint.config import SalaConfig
 from ..checkpoint.library_tokenizer import LibraryTokenizer, hidden_panics
-from ..checkpoint.tokenizer_limits import refuse_growth
 from ..errors import BundleError, CheckpointError, RequestError, SessionError
 from ..files import TextFile
 from ..specs import TOKENIZER_FILE
@@ -102,6 +101,12 @@ def _text(fields: dict[str, Any], where: str) -> str:
     text = fields.get("text")
     if not isinstance(text, str):
         raise RequestError(f"{where} has no text: each line needs a string `text` or token ids `input_ids`")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"{where}: text has half a surrogate pair at character {error.start}: it is no Unicode text"
+        ) from None
     return text
 
 
@@ -124,9 +129,7 @@ def _load_tokenizer(file: TextFile | None, where: str) -> LibraryTokenizer:
             f"{where} is text, but the checkpoint has no {TOKENIZER_FILE}: copy it there, or give `input_ids`"
         )
     with _failing_as_a_checkpoint():
-        tokenizer = LibraryTokenizer.from_json(file.content, str(file.path))
-        refuse_growth(tokenizer.spec(), str(file.path))
-    return tokenizer
+        return LibraryTokenizer.from_json(file.content, str(file.path))
 
 
 def _encoded(tokenizer: LibraryTokenizer, text: str) -> list[int]:

@@ -12,11 +12,14 @@ from typing import Any
 
 from ..errors import ConfigError, RequestError, UnsupportedError
 from .fields import JsonFields
-from .rope_table import inverse_frequencies
+from .rope_table import inverse_frequencies, require_frequencies
 
 MODEL_TYPE = "minicpm_sala"
 DEFAULT_MODEL = "openbmb/MiniCPM-SALA"
 """Hub id of the published model."""
+
+_MOST_LAYERS = 1000
+"""Of a checkpoint. Every weight of every layer is listed by name."""
 
 
 _CLOSED: dict[str, str] = {"extra": "forbid"}
@@ -177,7 +180,7 @@ class SalaConfig:
             mixer_types=mixers,
             sparse_config=_sparse_config(reader, required=Mixer.SPARSE in mixers),
             rms_norm_eps=reader.number("rms_norm_eps", 1e-6),
-            rope_theta=_rope_theta(reader),
+            rope_theta=_rope_theta(reader, head_dim),
             scale_emb=reader.number("scale_emb", 1.0),
             scale_depth=reader.number("scale_depth", 1.0),
             dim_model_base=reader.integer("dim_model_base"),
@@ -256,7 +259,7 @@ def _heads(fields: JsonFields) -> tuple[int, int, int]:
     return heads, kv_heads, head_dim
 
 
-def _rope_theta(fields: JsonFields) -> float:
+def _rope_theta(fields: JsonFields, head_dim: int) -> float:
     """From `rope_theta`, or from `rope_parameters` as transformers 5 writes it; scaled RoPE is refused."""
     given = [fields.number("rope_theta")] if "rope_theta" in fields else []
     for name in ("rope_scaling", "rope_parameters"):
@@ -269,11 +272,15 @@ def _rope_theta(fields: JsonFields) -> float:
             given.append(nested.number("rope_theta"))
     if len(set(given)) > 1:
         raise ConfigError(f"rope_theta is given as {' and as '.join(map(str, given))}")
-    return given[0] if given else 10000.0
+    theta = given[0] if given else 10000.0
+    require_frequencies(theta, head_dim)
+    return theta
 
 
 def _mixers(fields: JsonFields) -> tuple[Mixer, ...]:
     names = fields.items("mixer_types")
+    if len(names) > _MOST_LAYERS:
+        raise UnsupportedError(f"mixer_types has {len(names)} entries: at most {_MOST_LAYERS} layers are served")
     known = sorted(mixer.value for mixer in Mixer)
     for i, name in enumerate(names):
         if name not in known:

@@ -6,7 +6,9 @@ A stranger wrote the expressions, so the ways that they have are counted before 
 
 from __future__ import annotations
 
+import functools
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from reprlib import repr as shown
 
@@ -16,7 +18,7 @@ PATTERN = "re:"
 """Beginning of an entry that is an expression."""
 
 _MOST_PATTERNS = 500
-"""Python keeps so many compiled."""
+"""So many are kept compiled."""
 _LONGEST = 1000
 """Characters of an expression."""
 _WAYS_OF_REPEAT = 16
@@ -39,7 +41,7 @@ _TOKEN = re.compile(
 def is_ignored(module: str, ignore: Sequence[str]) -> bool:
     """True if an entry is the name of this module, or an expression that matches from the start of the name."""
     return any(
-        re.match(entry.removeprefix(PATTERN), module) if entry.startswith(PATTERN) else entry == module
+        _compiled(entry.removeprefix(PATTERN)).match(module) if entry.startswith(PATTERN) else entry == module
         for entry in ignore
     )
 
@@ -56,7 +58,7 @@ def require_quick(ignore: Sequence[str]) -> None:
                 f".ignore holds {shown(expression)} of {len(expression)} characters, at most {_LONGEST} are taken"
             )
         try:
-            re.compile(expression)
+            _compiled(expression)
         except (re.error, OverflowError, RecursionError) as error:
             raise ConfigError(
                 f".ignore holds {shown(PATTERN + expression)}, which is no regular expression: {error}"
@@ -67,6 +69,14 @@ def require_quick(ignore: Sequence[str]) -> None:
                 f".ignore holds {shown(PATTERN + expression)}, which may match for ever: repeat no groups, and use few "
                 "repetitions, or list the names"
             )
+
+
+@functools.lru_cache(_MOST_PATTERNS)
+def _compiled(expression: str) -> re.Pattern[str]:
+    with warnings.catch_warnings():
+        # Python warns of sets that a later version may read in another way.
+        warnings.simplefilter("ignore")
+        return re.compile(expression)
 
 
 def _ways(expression: str) -> int:

@@ -10,14 +10,14 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import tokenizers
 
 from ..errors import BundleError, SalaError, SessionError
-from .tokenizer_limits import Spec
+from .tokenizer_limits import MOST_BYTES, PARTS, UNCHANGED, Growth, Spec, limited_growth
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -32,9 +32,10 @@ _captured_panics: list[str] = []
 class LibraryTokenizer:
     """A tokenizer of the library. Its methods raise SessionError naming the file where the library fails."""
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, origin: str) -> None:
-        """Args: origin: names the file in errors."""
+    def __init__(self, tokenizer: tokenizers.Tokenizer, origin: str, growth: Growth = UNCHANGED) -> None:
+        """Args: origin: names the file in errors. growth: of texts by the steps of the tokenizer."""
         self._tokenizer = tokenizer
+        self._growth = growth
         self.origin = origin
         self.added_tokens: dict[int, tokenizers.AddedToken] = self._run(tokenizer.get_added_tokens_decoder)
 
@@ -42,12 +43,16 @@ class LibraryTokenizer:
     def from_json(cls, content: bytes, origin: str) -> LibraryTokenizer:
         """Make a tokenizer of the content of a tokenizer.json, without its truncation and padding.
 
-        Raises: BundleError naming `origin` if the library does not take the file.
+        Raises: BundleError naming `origin` if the library does not take the file, or makes much of little with it.
         """
-        tokenizer = _guarded(_read, BundleError, f"{origin} is no tokenizer that this version of `tokenizers` reads")(
-            content
-        )
-        return cls(tokenizer, origin)
+        no_tokenizer = f"{origin} is no tokenizer that this version of `tokenizers` reads"
+        fields = _guarded(_parse, BundleError, no_tokenizer)(content)
+        growth = limited_growth(_guarded(_components, BundleError, no_tokenizer)(fields), origin)
+        # Reading a file already applies the normalizer to its added tokens.
+        size = len(_guarded(json.dumps, BundleError, no_tokenizer)(fields.get("added_tokens"))) * growth.encoding
+        if size > MOST_BYTES:
+            raise BundleError(f"{origin}: its normalizer may make {size} bytes of its tokens, at most {MOST_BYTES}")
+        return cls(_guarded(_read, BundleError, no_tokenizer)(content), origin, growth)
 
     def spec(self) -> Spec:
         """The tokenizer.json that the library writes, parsed: every field is there, and of its type."""
@@ -56,11 +61,14 @@ class LibraryTokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool) -> tokenizers.Encoding:
         """Encode a text."""
+        self._require_room(len(text.encode(errors="surrogatepass")) * self._growth.encoding)
         return self._run(self._tokenizer.encode, text, add_special_tokens=add_special_tokens)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """Decode token ids as text."""
-        return self._run(self._tokenizer.decode, list(token_ids), skip_special_tokens=skip_special_tokens)
+        ids = list(token_ids)
+        self._require_room(self._run(self._spelled_bytes, ids) * self._growth.decoding)
+        return self._run(self._tokenizer.decode, ids, skip_special_tokens=skip_special_tokens)
 
     def token(self, token_id: int) -> str | None:
         """The spelling of one token. None if there is no such token."""
@@ -69,6 +77,16 @@ class LibraryTokenizer:
     def token_id(self, token: str) -> int | None:
         """The id of a spelling. None if there is no such token."""
         return self._run(self._tokenizer.token_to_id, token)
+
+    def _spelled_bytes(self, token_ids: list[int]) -> int:
+        spellings = map(self._tokenizer.id_to_token, token_ids)
+        return sum(len(spelling.encode()) or 1 for spelling in spellings if spelling is not None)
+
+    def _require_room(self, size: int) -> None:
+        if size > MOST_BYTES:
+            raise SessionError(
+                f"{self.origin}: the text may become {size} bytes by its steps, at most {MOST_BYTES}: shorten the text"
+            )
 
     def _run(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         return _guarded(function, SessionError, f"{self.origin}: the tokenizer fails")(*args, **kwargs)
@@ -104,6 +122,29 @@ def _give_back(written: bytes, panics: Sequence[str]) -> None:
     with suppress(OSError):  # Nobody can be told.
         while written:
             written = written[os.write(_STDERR, written) :]
+
+
+def _parse(content: bytes) -> dict[str, Any]:
+    fields = json.loads(content.decode(), object_pairs_hook=_without_repetitions)
+    if not isinstance(fields, dict):
+        raise ValueError(f"it holds {type(fields).__name__}, expected a JSON object")
+    return fields
+
+
+def _without_repetitions(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuses what one reader takes from the first of two fields of a name, and another from the last."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("an object has two fields of one name")
+    return fields
+
+
+def _components(fields: Mapping[str, Any]) -> Spec:
+    """The components of a tokenizer.json as the library writes them, read without tokens to apply them to."""
+    empty = {"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": []}}
+    content = json.dumps(empty | {name: fields.get(name) for name in PARTS})
+    spec: Spec = json.loads(tokenizers.Tokenizer.from_str(content).to_str())
+    return spec
 
 
 def _read(content: bytes) -> tokenizers.Tokenizer:

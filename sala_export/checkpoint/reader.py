@@ -13,7 +13,7 @@ from pathlib import Path
 from reprlib import repr as shown
 from typing import TYPE_CHECKING
 
-from ..errors import CheckpointError, RequestError
+from ..errors import CheckpointError, RequestError, printable
 from ..files import Directory, OpenedFile, TextFile, read_json
 from ..specs import DType, Precision
 from .background_hashes import BackgroundHashes
@@ -229,9 +229,21 @@ def _read_index(directory: Directory, names: Iterable[str]) -> dict[str, str]:
     for name in names:
         shard = weight_map[name]
         # A path with folders could point outside the checkpoint, and bundles place shards by their bare names.
-        if not isinstance(shard, str) or shard != Path(shard).name or not shard.endswith(".safetensors"):
-            raise CheckpointError(f"{file} places {name} in {shown(shard)}, expected a .safetensors file beside it")
+        if not _is_bare_name(shard):
+            raise CheckpointError(
+                f"{file} places {name} in {shown(shard)}, expected a .safetensors file beside it, "
+                "with a name of printable characters"
+            )
     return {name: weight_map[name] for name in names}
+
+
+def _is_bare_name(shard: object) -> bool:
+    return (
+        isinstance(shard, str)
+        and shard == Path(shard).name
+        and shard == printable(shard)
+        and shard.endswith(".safetensors")
+    )
 
 
 def _plain(file: OpenedFile, stored: StoredTensor, weight: Weight) -> TensorLocation:

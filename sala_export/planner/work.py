@@ -6,6 +6,7 @@ Batch B is 1 throughout, and a prompt has T tokens.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -54,12 +55,12 @@ class Sala:
     @property
     def _projections(self) -> int:
         """Weights that every token is multiplied with and that may be quantised."""
-        return sum(weight.elements for weight in weights(self.config) if weight.role in QUANTIZABLE_ROLES)
+        return _sizes(self.config).projections
 
     @property
     def _gates(self) -> int:
         """Weights that every token is multiplied with in 16 bits."""
-        return sum(weight.elements for weight in weights(self.config) if weight.role in GATE_ROLES)
+        return _sizes(self.config).gates
 
     @property
     def _head(self) -> int:
@@ -67,7 +68,7 @@ class Sala:
 
     def weights_bytes(self, weight_bits: float) -> float:
         """Bytes of all weights. Quantised projections take `weight_bits` for each weight, all others 16."""
-        others = sum(weight.elements for weight in weights(self.config)) - self._projections
+        others = _sizes(self.config).weights - self._projections
         return self._projections * weight_bits / 8 + 2 * others
 
     def cache_bytes(self, tokens: int) -> float:
@@ -122,10 +123,33 @@ class Sala:
         config, layers = self.config, self.config.num_hidden_layers
         found = 2 * (10 * config.hidden_size + 3 * config.intermediate_size) * layers
         if quantized:
-            rows = {weight.name: weight.shape[0] for weight in weights(config)}
-            packed = sum(rows[name] for layer in range(layers) for name in layer_packs(config, layer)[0])
-            found += 2 * 2 * packed + 3 * config.num_attention_heads * config.head_dim * layers
+            found += 2 * 2 * _sizes(config).packed_rows + 3 * config.num_attention_heads * config.head_dim * layers
         return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Sizes:
+    """Sums over the weights of a model."""
+
+    weights: int
+    projections: int
+    gates: int
+    packed_rows: int
+    """Of the packed projections of the mixers."""
+
+
+@functools.lru_cache(maxsize=8)
+def _sizes(config: SalaConfig) -> _Sizes:
+    """A plan asks for them in each step of its search, and the list of weights is long."""
+    found = weights(config)
+    rows = {weight.name: weight.shape[0] for weight in found}
+    layers = range(config.num_hidden_layers)
+    return _Sizes(
+        weights=sum(weight.elements for weight in found),
+        projections=sum(weight.elements for weight in found if weight.role in QUANTIZABLE_ROLES),
+        gates=sum(weight.elements for weight in found if weight.role in GATE_ROLES),
+        packed_rows=sum(rows[name] for layer in layers for name in layer_packs(config, layer)[0]),
+    )
 
 
 OperatorCost = Callable[[SalaConfig, int, int], tuple[Phase, ...]]

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..checkpoint.library_tokenizer import LibraryTokenizer, hidden_panics
-from ..checkpoint.tokenizer_limits import refuse_growth
 from ..errors import BundleError, SessionError
 from ..files import Directory, TextFile
 from ..specs import TOKENIZER_FILE
@@ -73,11 +72,9 @@ class Tokenizer:
         try:
             with hidden_panics():
                 library = LibraryTokenizer.from_json(file.content, str(file.path))
-                spec = library.spec()
-                refuse_growth(spec, str(file.path))
                 tokenizer = cls(
                     library,
-                    rule=cut_rule(spec),
+                    rule=cut_rule(library.spec()),
                     chat=chat,
                     stop_token_ids=stop_token_ids(generation, special, library),
                 )

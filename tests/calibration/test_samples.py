@@ -46,6 +46,7 @@ def test_token_ids_are_taken_as_they_are_and_no_more_lines_than_asked_for(tmp_pa
         (["[1, 2]"], r"lines.jsonl:1 holds list, expected an object"),
         (['{"prompt": "a"}'], r"lines.jsonl:1 has no text"),
         (['{"text": 3}'], r"lines.jsonl:1 has no text"),
+        (['{"text": "ok"}', r'{"text": "ab\udfff"}'], r"lines.jsonl:2: text has half a surrogate pair at character 2"),
         (['{"input_ids": "a"}'], r"lines.jsonl:1: input_ids is not a list of integers"),
         (['{"input_ids": [1, true]}'], r"lines.jsonl:1: input_ids is not a list of integers"),
         (['{"input_ids": [1, 512]}'], r"lines.jsonl:1: token 512 is outside the vocabulary of 512"),

@@ -102,6 +102,16 @@ def test_unsupported_value_is_refused_by_name(fields: dict[str, Any], name: str,
     assert name in str(error)
 
 
+def test_more_layers_than_any_model_has_are_refused(fields: dict[str, Any]) -> None:
+    assert SalaConfig.from_dict(fields | layers(1000)).num_hidden_layers == 1000
+    error = refusal(fields, **layers(1001))
+    assert str(error) == "mixer_types has 1001 entries: at most 1000 layers are served"
+
+
+def layers(number: int) -> dict[str, Any]:
+    return {"mixer_types": ["minicpm4"] * number, "num_hidden_layers": number}
+
+
 def test_unsupported_sparse_layer_and_mixer_are_refused_by_name(fields: dict[str, Any]) -> None:
     error = refusal(fields, sparse_config=fields["sparse_config"] | {"use_nope": True})
     assert isinstance(error, UnsupportedError)
@@ -128,6 +138,12 @@ def test_unsupported_sparse_layer_and_mixer_are_refused_by_name(fields: dict[str
         ("bos_token_id", [1, 2], "bos_token_id is [1, 2], expected one token id"),
         ("rope_scaling", "default", "rope_scaling is 'default', expected an object"),
         ("rope_parameters", {"rope_theta": 1e6}, "rope_theta is given as 10000.0 and as 1000000.0"),
+        (
+            "rope_theta",
+            1.6e308,
+            "rope_theta is 1.6e+308: its frequencies are no numbers of fp32, use that of the model",
+        ),
+        ("rope_theta", 1e-300, "rope_theta is 1e-300: its frequencies are no numbers of fp32, use that of the model"),
         ("sparse_config", None, "sparse_config is missing, but mixer_types has 'minicpm4' layers"),
         ("sparse_config", 7, "sparse_config is 7, expected an object"),
         ("sparse_config", {"topk": 1.5}, "sparse_config.topk is 1.5, expected an integer, at least -1"),

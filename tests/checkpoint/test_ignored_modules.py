@@ -75,3 +75,12 @@ def test_too_many_and_too_long_expressions_are_refused() -> None:
         require_quick([f"re:{number}" for number in range(501)])
     with pytest.raises(ConfigError, match="of 1001 characters, at most 1000"):
         require_quick(["re:" + "a" * 1001])
+
+
+def test_python_does_not_warn_of_an_expression(recwarn: pytest.WarningsRecorder) -> None:
+    """A warning shows a line of this program to somebody who cannot act on it."""
+    ignore = ["re:[[x]a.*", "re:[a||z]b", "re:model[~a~~b&&]c"]
+    require_quick(ignore)
+    assert not is_ignored(MODULE, ignore)
+    assert is_ignored("xab", ignore)
+    assert not recwarn.list

@@ -265,6 +265,22 @@ def test_index_that_leaves_the_directory_is_refused(directory: Path, shard: obje
     assert f"places {Q_PROJ} in {shard!r}, expected a .safetensors file beside it" in refusal(directory)
 
 
+@pytest.mark.parametrize(
+    ("shard", "written"),
+    [
+        ("w\udcfe.safetensors", r"'w\udcfe.safetensors'"),
+        ("w\x1b[2J.safetensors", r"'w\x1b[2J.safetensors'"),
+        ("w\u202e.safetensors", r"'w\u202e.safetensors'"),
+        ("w\n.safetensors", r"'w\n.safetensors'"),
+    ],
+)
+def test_shard_with_an_unprintable_name_is_refused(directory: Path, shard: str, written: str) -> None:
+    """Even where the file exists, because the name would be one in the graph."""
+    (directory / "model-00002-of-00003.safetensors").rename(directory / shard)
+    edit_json(directory / INDEX_FILE, lambda index: index["weight_map"].update({Q_PROJ: shard}))
+    assert f"places {Q_PROJ} in {written}, expected a .safetensors file beside it, with a name" in refusal(directory)
+
+
 def test_path_that_is_no_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert "file is not a directory: a checkpoint is a directory in" in refusal(tmp_path / "file")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from support import oracles
 
+from sala_export.errors import ConfigError
 from sala_export.model.rope import inv_freq_tensor, rope_cos_sin
 
 POSITIONS = [0, 1, 63, 9_001, 65_535, 524_287, 1_048_575, 1_999_999, 2_097_151]
@@ -58,3 +59,11 @@ def test_batch_of_positions_gives_a_table_per_row() -> None:
     actual = rope_cos_sin(positions, inv_freq)
     assert actual.shape == (2, 3, 32)
     assert torch.equal(actual[1], rope_cos_sin(torch.tensor([7, 8, 9]), inv_freq))
+
+
+@pytest.mark.parametrize("theta", [3e307, 5e-324, 1e-40])
+def test_frequencies_that_fp32_lacks_are_refused(theta: float, recwarn: pytest.WarningsRecorder) -> None:
+    with pytest.raises(ConfigError, match=r"rope_theta is .*: its frequencies are no numbers of fp32"):
+        inv_freq_tensor(theta, 128)
+    assert not recwarn.list
+    assert inv_freq_tensor(theta, 2).tolist() == [1.0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from dataclasses import replace
 
@@ -130,3 +131,14 @@ def test_prediction_is_never_below_the_floor() -> None:
             decode = time_of_decode(NINE.decode(context, 16), 32, recipe)
             assert prefill.floor < prefill.predicted < 2 * prefill.floor
             assert decode.floor < decode.predicted < 2 * decode.floor
+
+
+def test_many_layers_are_listed_once() -> None:
+    """A plan asks for these sums in each step of its search."""
+    deep = Sala(replace(NINE.config, mixer_types=NINE.config.mixer_types * 30))
+    begin = time.monotonic()
+    for tokens in range(1, 200):
+        deep.prefill(tokens, 8192, 8)
+        deep.decode(tokens, 8)
+        assert deep.weights_bytes(16) > 20 * NINE.weights_bytes(16)
+    assert time.monotonic() - begin < 2
