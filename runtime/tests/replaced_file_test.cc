@@ -182,7 +182,7 @@ TEST_F(ReplacedFiles, WhatTheDiskDoesNotGiveAwayIsRefusedAtOnce) {
 }
 
 TEST_F(ReplacedFiles, AnAccessControlListIsKept) {
-  // Of linux/posix_acl_xattr.h: version 2, then tag, rights and id of the owner, user 1234, the group, the mask,
+  // Version 2 of the kernel's form, then tag, rights and id of the owner, user 1234, the group, the mask,
   // others.
   const std::vector<uint16_t> list = {2, 0,      0x01,   6,    0xffff, 0xffff, 0x02,   6,    1234, 0,      0x04,
                                       0, 0xffff, 0xffff, 0x10, 6,      0xffff, 0xffff, 0x20, 0,    0xffff, 0xffff};

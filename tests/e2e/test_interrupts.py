@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from support.text_bundles import tiny_text_bundle
-from support.writing_commands import PROGRAM
+from support.writing_commands import PROGRAM, sala_run
 
 SIGNALS = [
     each for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN
@@ -105,20 +105,31 @@ def wait_until_read(pipe: int) -> None:
         fcntl.ioctl(pipe, termios.FIONREAD, waiting)
 
 
-def interrupted_generate(number: signal.Signals, directory: Path, messages: int) -> int:
-    """Send `generate --save-state` a signal while a full `messages` holds it up. Returns its exit code."""
+def generate_from_a_pipe() -> list[str | Path]:
     options = ["--runtime", "onnxruntime", "--max-context", "1K", "--save-state", "out.state"]
-    command = [PROGRAM, "generate", tiny_text_bundle(), "--prompt-file", "-", *options]
+    return [PROGRAM, "generate", tiny_text_bundle(), "--prompt-file", "-", *options]
+
+
+def sala_run_from_a_pipe() -> list[str | Path]:
+    arguments = sala_run("new")
+    arguments[arguments.index("--tokens") + 1] = "-"
+    return arguments
+
+
+def interrupted(
+    command: list[str | Path], prompt: bytes, number: signal.Signals, directory: Path, messages: int
+) -> int:
+    """Send a program a signal while a full `messages` holds it up. Returns its exit code."""
     with subprocess.Popen(
         command, cwd=directory, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=messages
     ) as program:
         try:
             assert program.stdin is not None
-            if os.isatty(messages):  # its progress bar waits before the prompt is read
+            program.stdin.write(prompt)
+            program.stdin.flush()
+            if os.isatty(messages) and PROGRAM in command:  # its progress bar waits before the prompt is read
                 time.sleep(3)
             else:
-                program.stdin.write(b"dudelu sete")
-                program.stdin.flush()
                 wait_until_read(program.stdin.fileno())
                 program.stdin.close()
                 time.sleep(1)
@@ -131,15 +142,22 @@ def interrupted_generate(number: signal.Signals, directory: Path, messages: int)
 
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("open_pair", [os.pipe, pty.openpty])
+@pytest.mark.parametrize(
+    ("command", "prompt"), [(generate_from_a_pipe, b"dudelu sete"), (sala_run_from_a_pipe, b"5 17 42")]
+)
 def test_messages_that_nobody_reads_do_not_hold_a_signal_up(
-    open_pair: Callable[[], tuple[int, int]], number: signal.Signals, tmp_path: Path
+    command: Callable[[], list[str | Path]],
+    prompt: bytes,
+    open_pair: Callable[[], tuple[int, int]],
+    number: signal.Signals,
+    tmp_path: Path,
 ) -> None:
     reading, writing = open_pair()
     try:
         fill(writing)
-        assert interrupted_generate(number, tmp_path, writing) == 128 + number
+        assert interrupted(command(), prompt, number, tmp_path, writing) == 128 + number
     finally:
         os.close(reading)
         os.close(writing)
-    saved = ["out.state"] if open_pair is os.pipe else []
-    assert [path.name for path in tmp_path.iterdir()] == saved
+    has_run = open_pair is os.pipe or command is sala_run_from_a_pipe
+    assert [path.name for path in tmp_path.iterdir()] == (["out.state"] if has_run else [])
