@@ -228,7 +228,7 @@ def test_half_a_surrogate_pair_in_a_stream_is_refused(text_session: Session) -> 
         1.5,
         [1.5],
         [2**70],
-        object(),
+        pytest.param(object(), id="object"),
         np.array([True]),
         np.array([1, None]),
         np.array(3),
