@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.documents import ROOT
 from support.text_bundles import tiny_text_bundle
 from support.writing_commands import PROGRAM, sala_run
 
@@ -81,8 +82,9 @@ def test_first_modules_of_the_program_import_nothing_large() -> None:
         "import sala_export.cli\n"
         "print(*sorted(set(sys.modules) - before - {'__future__'}))"
     )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-c", program]
+    # What an editable installation imports to find the package is not of the program.
+    command = [sys.executable, "-S", "-c", program]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["sala_export", "sala_export.cli"]
 
