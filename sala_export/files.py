@@ -12,6 +12,7 @@ import json
 import os
 import stat
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,6 +21,8 @@ from .errors import InputError, RequestError
 
 MOST_TEXT_BYTES = 64 << 20
 """Limit of the text files of bundles and checkpoints: the largest tokenizer.json in use is about half of it."""
+
+_BLOCK_BYTES = 8 << 20
 
 _OF_PROCESS = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE)
 """What says nothing about the file, but about who opens it."""
@@ -67,12 +70,39 @@ class OpenedFile:
         return str(self.path)
 
     def require_unchanged(self) -> None:
-        """Refuse what was read if something wrote to the file meanwhile. Raises: `error`."""
+        """Refuse what was read if something wrote to the file meanwhile. Raises: `error`.
+
+        It may take as long as the reading: see `_require_same_bytes`.
+        """
         then, now = self._status, os.fstat(self.descriptor)
-        # Copying tools set the time of the last write back. Nothing sets the inode's, but hard links change it too.
-        is_written = (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns)
-        if is_written or (now.st_ctime_ns != then.st_ctime_ns and now.st_nlink == then.st_nlink):
+        if (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns):
             raise self._changed()
+        if now.st_ctime_ns != then.st_ctime_ns:
+            self._require_same_bytes()
+            self._status = now
+
+    def _require_same_bytes(self) -> None:
+        """Read again what was read, for only the inode's time changed.
+
+        A copying tool that sets the time of the last write back changes it. So do a hard link, made or removed, and
+        another mode or owner.
+        """
+        for (offset, length), sha256 in list(self._hashes.items()):
+            digest = hashlib.sha256()
+            for block in self.blocks(offset, length):
+                digest.update(block)
+            if digest.hexdigest() != sha256:
+                raise self._changed()
+
+    def link(self, target: Path) -> None:
+        """Make `target` a hard link to the file, whatever has its name by now.
+
+        Raises: OSError if the file system cannot; `error` if something wrote to the file since it was opened.
+        """
+        self.require_unchanged()
+        # An absolute path ignores the descriptor of a directory. Without one, Python links the symbolic link itself.
+        os.link(f"/proc/self/fd/{self.descriptor}", target, src_dir_fd=self.descriptor, follow_symlinks=True)
+        self._status = os.fstat(self.descriptor)
 
     def remember(self, offset: int, length: int, sha256: str) -> None:
         """Keep the SHA-256 of a range of bytes that was read. Several threads may do so at once.
@@ -94,13 +124,29 @@ class OpenedFile:
         return os.path.samestat(status, os.fstat(self.descriptor))
 
     def read(self, offset: int, length: int) -> bytes:
-        """Read `length` bytes from `offset`. Raises: `error` if the file ends before or cannot be read."""
+        """Read `length` bytes from `offset`, and remember their hash.
+
+        Raises: `error` if the file ends before or cannot be read, or as `remember`.
+        """
         block = bytearray(length)
         self.read_into(offset, memoryview(block))
+        self.remember(offset, length, hashlib.sha256(block).hexdigest())
         return bytes(block)
 
+    def blocks(self, offset: int, length: int) -> Iterator[memoryview]:
+        """Read a range of bytes in blocks, each in the place of the one before. Raises: as `read_into`."""
+        block, end = memoryview(bytearray(min(_BLOCK_BYTES, length))), offset + length
+        while offset < end:
+            part = block[: end - offset]
+            self.read_into(offset, part)
+            yield part
+            offset += len(part)
+
     def read_into(self, offset: int, block: memoryview) -> None:
-        """Fill `block`, of bytes, from `offset`. Several threads may read at once. Raises: as `read`."""
+        """Fill `block`, of bytes, from `offset`. Several threads may read at once. The caller hashes what it keeps.
+
+        Raises: `error` if the file ends before or cannot be read.
+        """
         end = offset + len(block)
         while block:
             try:
@@ -112,7 +158,7 @@ class OpenedFile:
             block, offset = block[count:], offset + count
 
     def read_all(self, limit: int = MOST_TEXT_BYTES) -> bytes:
-        """Read the whole file. Raises: `error` if it has more than `limit` bytes, or as `read`."""
+        """Read the whole file, and remember its hash. Raises: `error` if it is over `limit` bytes, or as `read`."""
         if self.size > limit:
             raise self.error(f"{self.path} has {self.size} bytes, expected at most {limit}")
         return self.read(0, self.size)

@@ -87,25 +87,63 @@ def test_a_file_that_is_cut_off_is_refused_when_it_is_read(tmp_path: Path) -> No
     assert "was changed while it was read" in refusal(file.require_unchanged)
 
 
-def test_a_change_is_seen_and_a_hard_link_is_none(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"one")
-    file = OpenedFile.open(tmp_path / "file", error=BundleError)
-    (tmp_path / "link").hardlink_to(tmp_path / "file")
-    file.require_unchanged()
+CHANGES_OF_THE_INODE = {
+    "a link is made": lambda path: path.with_name("new").hardlink_to(path),
+    "a link is removed": lambda path: path.with_name("link").unlink(),
+    "a link is removed and another made": lambda path: path.with_name("link").rename(path.with_name("moved")),
+    "another mode": lambda path: path.chmod(0o600),
+    "its name is removed": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES_OF_THE_INODE)
+def test_a_change_is_seen_and_one_of_the_inode_alone_is_none(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"one two")
+    (tmp_path / "link").hardlink_to(path)
+    file, before = OpenedFile.open(path, error=BundleError), path.stat()
+    assert file.read(4, 3) == b"two"
     time.sleep(0.02)  # times of writes have steps of milliseconds
-    (tmp_path / "link").write_bytes(b"two")
+    CHANGES_OF_THE_INODE[change](path)
+    assert os.fstat(file.descriptor).st_ctime_ns != before.st_ctime_ns
+    for _ in range(2):
+        file.require_unchanged()
+    Path(f"/proc/self/fd/{file.descriptor}").write_bytes(b"one 222")
     assert "file was changed while it was read: try again" in refusal(file.require_unchanged)
 
 
-def test_a_change_is_seen_when_the_time_of_the_last_write_is_set_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("read", [lambda file: file.read(4, 3), lambda file: file.read_all()], ids=["part", "all"])
+@pytest.mark.parametrize("link", [False, True])
+def test_a_change_is_seen_when_the_time_of_the_last_write_is_set_back(
+    tmp_path: Path, read: Callable[[OpenedFile], bytes], link: bool
+) -> None:
     path = tmp_path / "file"
-    path.write_bytes(b"one")
+    path.write_bytes(b"one two")
     file, before = OpenedFile.open(path, error=BundleError), path.stat()
+    read(file)
     time.sleep(0.02)
-    path.write_bytes(b"two")
+    path.write_bytes(b"one 222")
+    if link:
+        (tmp_path / "link").hardlink_to(path)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert path.stat().st_mtime_ns == before.st_mtime_ns
     assert "file was changed while it was read: try again" in refusal(file.require_unchanged)
+
+
+def test_the_file_that_is_linked_is_the_one_that_was_opened(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"one")
+    file = OpenedFile.open(path, error=BundleError)
+    path.rename(tmp_path / "away")
+    path.write_bytes(b"two")
+    file.link(tmp_path / "link")
+    assert (tmp_path / "link").read_bytes() == b"one"
+    file.require_unchanged()
+    with pytest.raises(FileExistsError):
+        file.link(tmp_path / "link")
+    (tmp_path / "away").write_bytes(b"another")
+    assert "was changed while it was read" in refusal(lambda: file.link(tmp_path / "second"))
+    assert not (tmp_path / "second").exists()
 
 
 def test_bytes_that_are_read_twice_are_the_same_bytes(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from .manifest import FileEntry
 if TYPE_CHECKING:
     from ..checkpoint.reader import Checkpoint
 
-_BLOCK_BYTES = 8 << 20
 _MOST_THREADS = 8
 """Disks give no more than so many processors hash: 1.3 GB/s each with SHA instructions."""
 
@@ -86,13 +85,11 @@ class Hashing:
         return digests
 
     def _hash(self, span: Span) -> str:
-        digest, block = hashlib.sha256(), memoryview(bytearray(min(_BLOCK_BYTES, span.length)))
-        at, end = span.offset, span.offset + span.length
-        while at < end and not self._stopped:
-            part = block[: end - at]
-            span.file.read_into(at, part)
-            digest.update(part)
-            at += len(part)
+        digest = hashlib.sha256()
+        for block in span.file.blocks(span.offset, span.length):
+            if self._stopped:
+                break
+            digest.update(block)
         if not self._stopped:
             span.file.remember(span.offset, span.length, digest.hexdigest())
         return digest.hexdigest()

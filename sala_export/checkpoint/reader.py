@@ -132,7 +132,8 @@ class Checkpoint:
     def tensor(self, name: str) -> torch.Tensor:
         """Read a weight that is not quantised, into memory of its own on the CPU.
 
-        Raises: CheckpointError or BundleError if the file was cut off since it was opened.
+        Raises: CheckpointError or BundleError if the file was cut off since it was opened, or if the tensor had other
+        bytes when it was read before.
         """
         from .torch_tensor import read_tensor
 

@@ -29,7 +29,7 @@ class TensorLocation:
     shape: tuple[int, ...]
 
     def read(self) -> NDArray[np.uint8]:
-        """Read the bytes. Raises: the error of the file if it was cut off meanwhile."""
+        """Read the bytes, which the caller hands to `remember`. Raises: the error of the file if it was cut off."""
         # A mapped file that somebody cuts off ends the process with a bus error.
         block = np.empty(self.length, np.uint8)
         self.file.read_into(self.offset, block.data)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def read_tensor(location: TensorLocation) -> torch.Tensor:
-    """Read the tensor at `location` into memory of its own, on the CPU. Raises: as `TensorLocation.read`."""
-    return as_tensor(location, location.read())
+    """Read the tensor at `location` into memory of its own, on the CPU. Raises: as `TensorLocation.raw`."""
+    return as_tensor(location, location.raw())
 
 
 def as_tensor(location: TensorLocation, block: NDArray[np.uint8]) -> torch.Tensor:

@@ -62,8 +62,7 @@ class SalaForCausalLM(nn.Module):
     ) -> SalaForCausalLM:
         """Load a checkpoint directory. `dtype` defaults to the checkpoint's own.
 
-        On the CPU and in the checkpoint's dtype the weights stay memory-mapped files. Products of a quantised
-        checkpoint are emulated: they round as an engine's do, and take longer.
+        Products of a quantised checkpoint are emulated: they round as an engine's do, and take longer.
 
         Raises: ConfigError, UnsupportedError or CheckpointError naming the file and the field or tensor.
         """

@@ -21,7 +21,6 @@ from ..specs import format_bytes
 
 logger = logging.getLogger(__name__)
 
-_BLOCK_BYTES = 8 << 20
 _CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.ENOENT}
 """The last is of a file that was deleted, and of a system without /proc."""
 
@@ -62,14 +61,13 @@ def place_weights(
 
 def _copy(source: OpenedFile, target: Path) -> None:
     with target.open("xb") as file:
-        for offset in range(0, source.size, _BLOCK_BYTES):
-            file.write(source.read(offset, min(_BLOCK_BYTES, source.size - offset)))
+        for block in source.blocks(0, source.size):
+            file.write(block)
 
 
 def _linked(source: OpenedFile, target: Path) -> bool:
     try:
-        # An absolute path ignores the descriptor of a directory. Without one, Python links the symbolic link itself.
-        os.link(f"/proc/self/fd/{source.descriptor}", target, src_dir_fd=source.descriptor, follow_symlinks=True)
+        source.link(target)
     except OSError as error:
         if error.errno not in _CANNOT_LINK:
             raise

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.opened_files import opened
 
-from sala_export.bundle import hashing
+from sala_export import files
 from sala_export.bundle.hashing import Hashing, Span, hash_files
 from sala_export.errors import BundleError
 from sala_export.progress import silent
@@ -19,7 +19,7 @@ UNREADABLE = Span(opened(Path("/proc/self/mem")), 0, 64)
 
 
 def test_spans_of_any_place_and_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hashing, "_BLOCK_BYTES", 7)
+    monkeypatch.setattr(files, "_BLOCK_BYTES", 7)
     content = bytes(range(256)) * 3
     (tmp_path / "file").write_bytes(content)
     places = [(0, 0), (0, 1), (5, 7), (1, 699), (700, 68), (768, 0), (0, 768)]

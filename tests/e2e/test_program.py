@@ -41,12 +41,17 @@ def start_build(directory: Path) -> subprocess.Popen[str]:
     process = subprocess.Popen(
         [PROGRAM, *arguments], cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+    wait_for(process, directory, "*.partial")
+    return process
+
+
+def wait_for(process: subprocess.Popen[str], directory: Path, pattern: str) -> None:
+    """Wait until a path below `directory` has this pattern, and no longer than `process` runs."""
     deadline = time.monotonic() + 60
-    while not any(path.name.endswith(".partial") for path in directory.iterdir()):
+    while not any(directory.glob(pattern)):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    return process
 
 
 @pytest.mark.parametrize(
@@ -65,11 +70,13 @@ def test_stopped_build_leaves_nothing(tmp_path: Path, number: signal.Signals, co
 
 
 def test_what_a_killed_build_leaves_is_removed_by_the_next(tmp_path: Path) -> None:
+    """Among it are links to the checkpoint, whose files the next build has opened by then."""
     process = start_build(tmp_path)
+    wait_for(process, tmp_path, ".out.sala.partial/*/graph/*.safetensors")
     process.kill()
     process.communicate(timeout=60)
     (left,) = tmp_path.iterdir()
-    assert left.name.startswith(".out.sala.")
+    assert left.name == ".out.sala.partial"
     again = sala("build", "--gpu", "rtx5090", "--model", str(tiny_checkpoint()), *SMALL, "-o", "out.sala", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["out.sala"]
