@@ -116,7 +116,7 @@ def test_other_weights_that_change_are_refused(models: Path, tmp_path: Path, mon
     live = shutil.copytree(models / "checkpoint-one", tmp_path / "live")
     before_call(monkeypatch, (Checkpoint, "fill", 3), lambda: write_over(models / "checkpoint-two", live))
     with pytest.raises(InputError, match=r"/live/.* was changed while it was read"):
-        sala_export.load(models / "two", runtime="torch", device="cpu", weights=live)
+        sala_export.load(models / "one", runtime="torch", device="cpu", weights=live)
 
 
 @pytest.mark.parametrize("moment", [(Bundle, "text_files", 1), (sala_export.runtime.model, "tokenizer_of", 1)], ids=str)

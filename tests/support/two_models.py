@@ -39,6 +39,7 @@ def write_two_models(folder: Path) -> None:
         write_random_checkpoint(checkpoint, "tiny", layers=1, seed=seed)
         # As `edit_json` spells it.
         edit_json(checkpoint / "tokenizer.json", lambda fields: None)
+        edit_json(checkpoint / "config.json", lambda fields: fields.update(scale_emb=(12.0, 16.0)[seed]))
         if name == "two":
             _other_tokenizer(checkpoint)
         write_text_bundle(checkpoint, folder / name)
