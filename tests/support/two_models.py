@@ -37,10 +37,10 @@ def write_two_models(folder: Path) -> None:
     for seed, name in enumerate(NAMES):
         checkpoint = folder / f"checkpoint-{name}"
         write_random_checkpoint(checkpoint, "tiny", layers=1, seed=seed)
-        # As `edit_json` spells it.
-        edit_json(checkpoint / "tokenizer.json", lambda fields: None)
-        edit_json(checkpoint / "config.json", lambda fields: fields.update(scale_emb=(12.0, 16.0)[seed]))
+        for file in ("config.json", "tokenizer.json"):
+            edit_json(checkpoint / file, lambda fields: None)  # spells it as the next one does
         if name == "two":
+            edit_json(checkpoint / "config.json", lambda fields: fields.update(scale_emb=16.0))  # 12.0 in the first
             _other_tokenizer(checkpoint)
         write_text_bundle(checkpoint, folder / name)
     for kind in ("", "checkpoint-"):
