@@ -129,6 +129,12 @@ def is_line(text: str) -> bool:
     return not any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in text)
 
 
+def same_words(refusal: str, wanted: str) -> bool:
+    """Whether two messages are equal. A long one has no middle: what was before depends on the path that it had."""
+    begin, cut, end = refusal.partition(" ... ")
+    return refusal == wanted or (bool(cut) and wanted.startswith(begin) and wanted.endswith(end))
+
+
 @pytest.fixture(scope="module")
 def bases() -> list[bytes]:
     """Manifests that are taken: a whole one, and small ones of every form."""
@@ -183,7 +189,7 @@ def test_c_takes_what_cpp_takes_in_the_same_words(inputs: Iterator[tuple[int, by
             wanted, refusal = cpp.refusal(text), c.refusal(bare, text)
             counts["refused" if wanted else "accepted"] += 1
             assert is_line(refusal), (seed, refusal)
-            assert refusal == wanted or (not wanted and refusal.endswith(_NO_FILE)), (seed, wanted, refusal)
+            assert same_words(refusal, wanted) if wanted else refusal.endswith(_NO_FILE), (seed, wanted, refusal)
             if not wanted and seed % 50 == 0:
                 counts["loaded"] += not c.refusal(whole, text)
             if number == _WARM_UP:
