@@ -72,7 +72,7 @@ class OpenedFile:
     def require_unchanged(self) -> None:
         """Refuse what was read if something wrote to the file meanwhile. Raises: `error`.
 
-        It may take as long as the reading: see `_require_same_bytes`.
+        Where only the time of the inode changed, all that was read is read again and compared.
         """
         then, now = self._status, os.fstat(self.descriptor)
         if (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns):
@@ -82,10 +82,10 @@ class OpenedFile:
             self._status = now
 
     def _require_same_bytes(self) -> None:
-        """Read again what was read, for only the inode's time changed.
+        """Read again what was read, and compare the hashes.
 
-        A copying tool that sets the time of the last write back changes it. So do a hard link, made or removed, and
-        another mode or owner.
+        A hard link that is made or removed changes the time of the inode, and so does another mode or owner. But so
+        does a write of a copying tool, which then sets the time of the last write back.
         """
         for (offset, length), sha256 in list(self._hashes.items()):
             digest = hashlib.sha256()

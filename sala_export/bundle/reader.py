@@ -70,7 +70,7 @@ class Bundle:
         file = self.file(name)
         content = TextFile(file.path, file.read_all(limit))
         (sha256,) = (entry.sha256 for entry in self.manifest.files if entry.path == name)
-        _require_hash(str(file), content.sha256, sha256)
+        _require_hash(str(file), file.remembered(0, file.size), sha256)
         return content
 
     def text_files(self) -> dict[str, TextFile]:
