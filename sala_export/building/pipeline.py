@@ -51,7 +51,7 @@ def export_onnx(
     output: Path,
     precision: Precision,
     *,
-    copy_weights: bool = False,
+    link_weights: bool = False,
     force: bool = False,
     on_progress: ProgressCallback = silent,
 ) -> None:
@@ -65,10 +65,8 @@ def export_onnx(
     source = request.open()
     source.require_outside(output)
     with staged_directory(output, marker=MARKER, force=force) as staging:
-        on_progress("graph", 0, 1)
-        export_graph(source.checkpoint, staging, precision, copy_weights=copy_weights)
+        export_graph(source.checkpoint, staging, precision, link_weights=link_weights, on_progress=on_progress)
         source.checkpoint.require_unchanged()
-        on_progress("graph", 1, 1)
 
 
 def quantize_model(
@@ -170,15 +168,14 @@ def _place_weights(
     request: BuildRequest, checkpoint: Checkpoint, graph: EngineGraph, staging: Path, on_progress: ProgressCallback
 ) -> dict[OpenedFile, str]:
     """Put the weight files beside the graph, if the bundle is to have them; returns their names there."""
-    from ..onnx.weights import copied_bytes, place_weights
+    from ..onnx.weights import copy_weights, share_weights
 
     folder, files = staging / GRAPH_FOLDER, {where.file for where in checkpoint.tensors().values()}
-    copied = copied_bytes(files, folder, copy=request.copy_weights) if request.include_weights else 0
+    copies = share_weights(files, folder, link=request.link_weights) if request.include_weights else []
     # Constants lie beside the graph while TensorRT reads them into the plan.
-    check_disk(plan_bytes(graph) + graph.constant_bytes + copied, staging)
-    if not request.include_weights:
-        return {file: file.path.name for file in files}
-    return place_weights(files, folder, copy=request.copy_weights, on_progress=on_progress)
+    check_disk(plan_bytes(graph) + graph.constant_bytes + sum(file.size for file in copies), staging)
+    copy_weights(copies, folder, link=request.link_weights, on_progress=on_progress)
+    return {file: file.path.name for file in files}
 
 
 def _spans(checkpoint: Checkpoint, placed: dict[OpenedFile, str], staging: Path) -> dict[str, Span]:
@@ -224,8 +221,9 @@ def _build(
     from ..onnx.engine_form import ENGINE_GRAPH_FILE
 
     folder = staging / ENGINE_FOLDER
+    graph = folder / ENGINE_GRAPH_FILE
     try:
-        return build_engine(request.engine, folder / ENGINE_GRAPH_FILE, library, folder, on_progress=on_progress)
+        return build_engine(request.engine, graph, library, folder, on_progress=on_progress)
     except BuildError as error:
         log = folder / LOG_FILE
         if not log.is_file():
@@ -234,7 +232,7 @@ def _build(
         shutil.move(log, kept)
         raise BuildError(str(error).replace(str(log), str(kept))) from error
     finally:
-        graphs.engine.remove_constants()
+        graphs.engine.remove_constants(graph)
 
 
 def _free_name(path: Path) -> Path:

@@ -94,7 +94,8 @@ class BuildRequest:
     model: ModelRequest
     engine: EngineRequest
     output: Path
-    copy_weights: bool = False
+    link_weights: bool = False
+    """Put the weight files into the bundle as hard links, which take no room. Tools of ONNX refuse such files."""
     include_weights: bool = True
     """Put the weight files into the bundle. If False, whoever runs the bundle gives it the weights."""
     force: bool = False

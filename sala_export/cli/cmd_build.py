@@ -51,7 +51,7 @@ def build(
     calibration: Path | None,
     no_weights: bool,
     output: Path | None,
-    copy: bool,
+    link: bool,
     force: bool,
 ) -> None:
     """Build a bundle: a TensorRT engine and everything that a runtime needs.
@@ -76,7 +76,7 @@ def build(
         model=source,
         engine=engine,
         output=output or Path(f"{source.name}-{engine.target.name}-{engine.precision}.sala"),
-        copy_weights=copy,
+        link_weights=link,
         include_weights=not no_weights,
         force=force,
     )
