@@ -18,18 +18,16 @@ from ..files import Directory, OpenedFile, TextFile, read_json
 from ..specs import DType, Precision
 from .background_hashes import BackgroundHashes
 from .config import SalaConfig
-from .folder import CheckpointFolder
+from .folder import INDEX_FILE, WEIGHTS_FILE, CheckpointFolder
 from .keymap import Weight, weights
 from .quantization import Quantization
 from .quantized_weights import QuantizedWeight, quantized_weights, tensor_names
 from .safetensors_header import StoredTensor, read_header
+from .surplus import require_no_surplus
 from .tensor_location import TensorLocation, locate
 
 if TYPE_CHECKING:
     import torch
-
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 
 _WEIGHT_DTYPES = {"BF16": DType.BFLOAT16, "F16": DType.FLOAT16, "F32": DType.FLOAT32}
 _CONVERT = "convert the checkpoint to bfloat16"
@@ -69,15 +67,9 @@ class Checkpoint:
         folder = directory if isinstance(directory, CheckpointFolder) else CheckpointFolder.open(directory)
         config = folder.config if layers is None else folder.config.truncated(layers)
         quantization = folder.quantization()
-        names: list[str] = []
-        plain = []
-        for weight in weights(config):
-            if quantization is not None and quantization.covers(weight.name):
-                names += tensor_names(weight, quantization)
-            else:
-                names.append(weight.name)
-                plain.append(weight)
-        found = _find(folder.directory, names)
+        require_no_surplus(folder.directory, folder.config, _stored_names(folder.config, quantization))
+        plain = [weight for weight in weights(config) if not (quantization and quantization.covers(weight.name))]
+        found = _find(folder.directory, _stored_names(config, quantization))
         locations = {weight.name: _plain(*found[weight.name], weight) for weight in plain}
         folder.directory.require_unchanged()
         return cls(
@@ -191,6 +183,17 @@ class Checkpoint:
         """Size of all weights together, their scales included, those of inputs not."""
         quantized = sum(weight.data.length + weight.scale.length for weight in self.quantized.values())
         return quantized + sum(location.length for location in self.locations.values())
+
+
+def _stored_names(config: SalaConfig, quantization: Quantization | None) -> list[str]:
+    """The tensors that stand for the weights of `config`."""
+    names: list[str] = []
+    for weight in weights(config):
+        if quantization and quantization.covers(weight.name):
+            names += tensor_names(weight, quantization)
+        else:
+            names.append(weight.name)
+    return names
 
 
 def _find(directory: Directory, names: Sequence[str]) -> dict[str, tuple[OpenedFile, StoredTensor]]:
