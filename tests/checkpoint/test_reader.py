@@ -228,7 +228,7 @@ def test_many_missing_tensors_are_shortened(directory: Path) -> None:
     edit_json(directory / "config.json", lambda c: c.update(num_hidden_layers=9, mixer_types=mixers))
     text = refusal(directory)
     assert f"{WEIGHTS_FILE} should hold model.layers.3.input_layernorm.weight, model.layers.3." in text
-    assert "and 50 more but does not" in text
+    assert "and 56 more but does not" in text
 
 
 def test_wrong_shape_is_refused_with_both_shapes(directory: Path) -> None:
