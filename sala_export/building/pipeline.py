@@ -20,6 +20,8 @@ from ..bundle.manifest import (
     Manifest,
 )
 from ..bundle.reader import Bundle
+from ..checkpoint.config import SalaConfig
+from ..checkpoint.quantization import Quantization
 from ..checkpoint.reader import Checkpoint
 from ..engine.build import LOG_FILE, build_engine
 from ..engine.flavour import select_flavour
@@ -27,6 +29,7 @@ from ..engine.graph import EngineGraph
 from ..engine.host import check_disk, check_memory, plan_bytes
 from ..engine.memory import check_fits
 from ..engine.report import EngineReport
+from ..engine.request import EngineRequest
 from ..errors import BuildError, CheckpointError, RequestError
 from ..files import OpenedFile
 from ..installation import VERSION, plugin_library
@@ -62,6 +65,7 @@ def export_onnx(
     from ..onnx.export import export_graph
 
     require_free_path(output, marker=MARKER, force=force)
+    request.require_precision(precision)
     source = request.open()
     source.require_outside(output)
     with staged_directory(output, marker=MARKER, force=force) as staging:
@@ -110,6 +114,7 @@ def quantize_for_build(
     quantised = request.output.parent / f"{request.model.name}-{precision}"
     if quantised.exists():
         raise RequestError(f"{quantised} exists: build it with --model {quantised}, or remove it to quantise again")
+    _judge(request)
     recipe = QuantizationRecipe.from_options(precision)
     quantize_model(request.model, recipe, samples, quantised, on_progress=on_progress)
     return replace(request, model=ModelRequest(model=str(quantised), layers=request.model.layers))
@@ -123,9 +128,12 @@ def build_bundle(request: BuildRequest, on_progress: ProgressCallback = silent) 
     """
     require_free_path(request.output, marker=MANIFEST_FILE, force=request.force)
     library = plugin_library()
+    # Before gigabytes are fetched.
+    request.model.require_precision(request.engine.precision)
+    _judge(request)
     source = request.model.open()
     source.require_outside(request.output)
-    plan, texts = _check(request, source), source.checkpoint.text_files()
+    plan, texts = _check(request, source.checkpoint), source.checkpoint.text_files()
     if TOKENIZER_FILE not in texts:
         logger.warning("%s has no %s: the bundle will take token ids, not text", source.origin, TOKENIZER_FILE)
     with staged_directory(request.output, marker=MANIFEST_FILE, force=request.force) as staging:
@@ -148,18 +156,24 @@ def build_bundle(request: BuildRequest, on_progress: ProgressCallback = silent) 
     return Bundle.open(request.output)
 
 
-def _check(request: BuildRequest, source: OpenedCheckpoint) -> EngineGraph:
-    """Refuse, from config.json and the headers of the weights alone, what cannot be built or would not fit its GPU.
+def _judge(request: BuildRequest) -> None:
+    """Refuse, from config.json alone, what cannot be built or would not fit its GPU."""
+    _planned(request.engine, request.model.config(), request.model.stored_quantization())
 
-    Returns: the engine's graph as it will be.
-    """
-    checkpoint, engine = source.checkpoint, request.engine
+
+def _check(request: BuildRequest, checkpoint: Checkpoint) -> EngineGraph:
+    """Refuse the same of the checkpoint that was opened. Returns: the engine's graph as it will be."""
+    checkpoint.require_precision(request.engine.precision)
+    return _planned(request.engine, checkpoint.config, checkpoint.quantization)
+
+
+def _planned(engine: EngineRequest, config: SalaConfig, quantization: Quantization | None) -> EngineGraph:
+    """The engine's graph as it will be, which this machine can build and every GPU can hold."""
     select_flavour(engine.flavour).check(engine.target)
-    checkpoint.require_precision(engine.precision)
     for capability in engine.target.compute_capabilities:
-        require_kernels(checkpoint.config, engine.precision, capability)
-    graph = planned_graph(checkpoint.config, engine.precision, checkpoint.quantization)
-    check_fits(graph, engine, planned_memory(graph, checkpoint.config, engine))
+        require_kernels(config, engine.precision, capability)
+    graph = planned_graph(config, engine.precision, quantization)
+    check_fits(graph, engine, planned_memory(graph, config, engine))
     check_memory(graph.constant_bytes)
     return graph
 

@@ -64,9 +64,7 @@ class _Stored:
         mine, its = self.entry, other.entry
         if (mine.dtype, mine.shape, mine.length) != (its.dtype, its.shape, its.length):
             return False
-        blocks = zip(
-            self.file.blocks(mine.offset, mine.length), other.file.blocks(its.offset, its.length), strict=True
-        )
+        blocks = zip(self.file.blocks(mine.offset, mine.length), other.file.blocks(its.offset, its.length), strict=True)
         return all(one == another for one, another in blocks)
 
 
