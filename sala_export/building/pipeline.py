@@ -114,7 +114,8 @@ def quantize_for_build(
     quantised = request.output.parent / f"{request.model.name}-{precision}"
     if quantised.exists():
         raise RequestError(f"{quantised} exists: build it with --model {quantised}, or remove it to quantise again")
-    _judge(request)
+    # Before gigabytes are fetched, and hours of work.
+    _planned(request.engine, request.model.config(), None)
     recipe = QuantizationRecipe.from_options(precision)
     quantize_model(request.model, recipe, samples, quantised, on_progress=on_progress)
     return replace(request, model=ModelRequest(model=str(quantised), layers=request.model.layers))
@@ -130,7 +131,7 @@ def build_bundle(request: BuildRequest, on_progress: ProgressCallback = silent) 
     library = plugin_library()
     # Before gigabytes are fetched.
     request.model.require_precision(request.engine.precision)
-    _judge(request)
+    _planned(request.engine, request.model.config(), request.model.stored_quantization())
     source = request.model.open()
     source.require_outside(request.output)
     plan, texts = _check(request, source.checkpoint), source.checkpoint.text_files()
@@ -156,19 +157,14 @@ def build_bundle(request: BuildRequest, on_progress: ProgressCallback = silent) 
     return Bundle.open(request.output)
 
 
-def _judge(request: BuildRequest) -> None:
-    """Refuse, from config.json alone, what cannot be built or would not fit its GPU."""
-    _planned(request.engine, request.model.config(), request.model.stored_quantization())
-
-
 def _check(request: BuildRequest, checkpoint: Checkpoint) -> EngineGraph:
-    """Refuse the same of the checkpoint that was opened. Returns: the engine's graph as it will be."""
+    """Refuse what cannot be built of the checkpoint or would not fit its GPU. Returns: the engine's graph to be."""
     checkpoint.require_precision(request.engine.precision)
     return _planned(request.engine, checkpoint.config, checkpoint.quantization)
 
 
 def _planned(engine: EngineRequest, config: SalaConfig, quantization: Quantization | None) -> EngineGraph:
-    """The engine's graph as it will be, which this machine can build and every GPU can hold."""
+    """The engine's graph as it will be, from config.json alone. Refuses what cannot be built or would not fit."""
     select_flavour(engine.flavour).check(engine.target)
     for capability in engine.target.compute_capabilities:
         require_kernels(config, engine.precision, capability)
