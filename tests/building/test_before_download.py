@@ -80,7 +80,7 @@ def test_quantised_model_on_a_gpu_without_its_precision(hub: Callable[[Path], No
     alone, several = (CliRunner().invoke(cli, [*arguments, gpu]).exception for gpu in ("a6000", "a6000,rtx5090"))
     assert isinstance(alone, SalaError)
     assert isinstance(several, SalaError)
-    assert str(alone).startswith("the model is quantised to nvfp4, but NVIDIA RTX A6000 (8.6) has no NVFP4, it runs ")
+    assert str(alone).startswith("the model is quantised to nvfp4, but NVIDIA RTX A6000 (SM86) has no NVFP4, it runs ")
     assert "; choose another --gpu, or take the original model, which can be built in bf16, " in str(alone)
     assert "; build with --gpu rtx5090, or take the original model" in str(several)
     assert "--precision" not in str(alone) + str(several)
