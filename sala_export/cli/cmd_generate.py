@@ -169,8 +169,10 @@ def _prefill(
 
 
 def _answer(console: Console, session: Session, tokenizer: Tokenizer, sampling: Sampling) -> None:
+    from ..runtime.answer import answer_decoder
+
     start, position = time.monotonic(), session.position
-    decoder = tokenizer.stream_decoder()
+    decoder = answer_decoder(tokenizer, sampling["stop_strings"])
     for token_id in session.generate_tokens(**sampling):
         _show(decoder.push(token_id))
     _show(decoder.finish())
