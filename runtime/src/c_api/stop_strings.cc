@@ -4,8 +4,8 @@ namespace sala::c {
 
 namespace {
 
-/// Gives text out, as the handle's.
-void give(sala_stop_strings& stop_strings, std::string text, const char** shown, size_t* shown_bytes, int32_t* found) {
+/// Shows a text, which stays the handle's.
+void show(sala_stop_strings& stop_strings, std::string text, const char** shown, size_t* shown_bytes, int32_t* found) {
   stop_strings.shown = std::move(text);
   *shown = stop_strings.shown.data();
   *shown_bytes = stop_strings.shown.size();
@@ -44,7 +44,7 @@ sala_error* sala_stop_strings_push(sala_stop_strings* stop_strings, const char* 
     SALA_RETURN_IF_ERROR(sala::c::require(
         {{"stop_strings", stop_strings}, {"shown", shown}, {"shown_bytes", shown_bytes}, {"found", found}}));
     if (bytes > 0) SALA_RETURN_IF_ERROR(sala::c::require({{"text", text}}));
-    sala::c::give(*stop_strings, stop_strings->matcher.push({text, bytes}), shown, shown_bytes, found);
+    sala::c::show(*stop_strings, stop_strings->matcher.push({text, bytes}), shown, shown_bytes, found);
     return sala::success();
   });
 }
@@ -54,7 +54,7 @@ sala_error* sala_stop_strings_finish(sala_stop_strings* stop_strings, const char
   return sala::c::guarded([&]() -> sala::Status {
     SALA_RETURN_IF_ERROR(sala::c::require(
         {{"stop_strings", stop_strings}, {"shown", shown}, {"shown_bytes", shown_bytes}, {"found", found}}));
-    sala::c::give(*stop_strings, stop_strings->matcher.finish(), shown, shown_bytes, found);
+    sala::c::show(*stop_strings, stop_strings->matcher.finish(), shown, shown_bytes, found);
     return sala::success();
   });
 }
