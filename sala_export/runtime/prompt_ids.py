@@ -42,7 +42,7 @@ def held_ids(value: object) -> NDArray[np.int32] | None:
 
 def piece_ids(piece: object) -> NDArray[np.int32]:
     """Token ids of one piece of a prompt, which may be one id, int32 [tokens]. Raises: SessionError as `held_ids`."""
-    scalar = _as_array(piece) if getattr(piece, "shape", None) == () else None
+    scalar = _as_array(piece) if _has_no_dimension(piece) else None
     if scalar is not None:
         ids: NDArray[np.int32] | None = _ids_of_array(scalar.reshape(1))
     else:
@@ -117,6 +117,8 @@ def _ids_of_list(values: object) -> NDArray[np.int32] | None:
             return _int32(np.fromiter(map(int, values), np.int64, len(values)))
         except OverflowError:
             raise _beyond_int32() from None
+    if all(_has_no_dimension(each) for each in values):
+        return np.concatenate([piece_ids(each) for each in values])
     if not all(map(_is_row, values)):
         return None
     if len(values) > 1:
@@ -154,6 +156,11 @@ def _batch(rows: int) -> SessionError:
 
 def _is_whole_number(kind: type) -> bool:
     return issubclass(kind, int | np.integer) and not issubclass(kind, bool)
+
+
+def _has_no_dimension(value: object) -> bool:
+    """True for a number, and for an array or a tensor that holds one."""
+    return _is_whole_number(type(value)) or getattr(value, "shape", None) == ()
 
 
 def _is_row(value: object) -> bool:
