@@ -14,7 +14,7 @@
 namespace sala::test {
 namespace {
 
-constexpr SamplingOptions kGreedy;
+const SamplingOptions kGreedy;
 const std::vector<float> kLogits = {0.5f, 2.0f, -1.0f, 2.0f, 1.0f};
 
 TEST(Sampler, GreedyTakesTheLowestOfTheLargest) { EXPECT_EQ(*sample(kLogits, {}, kGreedy), 1); }

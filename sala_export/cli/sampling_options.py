@@ -47,6 +47,14 @@ def _biases(context: click.Context, parameter: click.Parameter, words: tuple[str
     return biases
 
 
+def _texts(context: click.Context, parameter: click.Parameter, words: tuple[str, ...]) -> tuple[str, ...]:
+    """The values of --stop."""
+    from ..runtime.options import stop_strings
+
+    stop_strings(words)
+    return words
+
+
 _PENALTY = FiniteRange(min=-2, max=2)
 
 _OPTIONS = (
@@ -117,6 +125,7 @@ _OPTIONS = (
         "stop_strings",
         metavar="TEXT",
         multiple=True,
+        callback=_texts,
         help="End the answer before this text. You can give it more than once.",
     ),
     click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed for sampling."),
