@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from ..checkpoint.config import SalaConfig
 from ..engine.host import available_host_bytes
 from ..errors import RequestError, RunError, SalaError
+from ..machine import GpuMemory, peak_host_bytes
 from ..model.signature import cache_sizes, signature
 from ..runtime.model import Model
 from ..runtime.session import Session
 from ..specs import Precision, format_bytes, format_tokens
-from .machine import GpuMemory, peak_host_bytes
 
 StatusCallback = Callable[[str], None]
 """Called with one line before every run."""

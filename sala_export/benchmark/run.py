@@ -11,9 +11,9 @@ from ..bundle.manifest import MANIFEST_FILE
 from ..errors import RequestError
 from ..files import exists
 from ..loading import TORCH, load
+from ..machine import GpuMemory, describe_machine, gpus
 from ..model_source import ModelSource
 from ..runtime.model import Model
-from .machine import GpuMemory, describe_machine, gpus
 from .measure import BenchmarkRequest, Measurement, StatusCallback, Tolerance, measure
 from .report import Report, find_recipe, make_report
 

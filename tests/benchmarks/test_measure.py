@@ -15,8 +15,8 @@ from support.runtime_bundles import tiny_cpu_bundle
 
 from benchmarks import ttft
 from benchmarks.figures import read_figures
-from sala_export.benchmark import gate, machine, measure, report
-from sala_export.benchmark.machine import Machine
+from sala_export import machine
+from sala_export.benchmark import gate, measure, report
 from sala_export.benchmark.measure import BenchmarkRequest, Measurement, Runs
 from sala_export.benchmark.report import Report, describe, find_recipe, table
 from sala_export.checkpoint.presets import PRESETS
@@ -24,6 +24,7 @@ from sala_export.checkpoint.random_checkpoint import write_random_checkpoint
 from sala_export.cli.app import run
 from sala_export.engine.recipe import read_recipe
 from sala_export.errors import RequestError, RunError
+from sala_export.machine import Machine
 from sala_export.specs import Precision
 from sala_export.torch_runtime.load import TorchModel, load_torch
 
