@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <filesystem>
+#include <numeric>
+#include <vector>
 
 #include "mock_engine.h"
 
@@ -163,8 +165,22 @@ std::vector<int32_t> drawn(Session& session, const GenerateOptions& options) {
   return tokens;
 }
 
-GenerateOptions penalised(int64_t tokens) {
+/// Every token once, so that a repetition penalty brings all logits of the mock near each other.
+std::vector<int32_t> all_tokens() {
+  std::vector<int32_t> ids(kVocabSize);
+  std::iota(ids.begin(), ids.end(), 0);
+  return ids;
+}
+
+GenerateOptions unpenalised(int64_t tokens) {
   GenerateOptions options = sampled(tokens);
+  options.sampling.temperature = 2.0;
+  options.sampling.repetition_penalty = 100.0;
+  return options;
+}
+
+GenerateOptions penalised(int64_t tokens) {
+  GenerateOptions options = unpenalised(tokens);
   options.sampling.frequency_penalty = 2.0;
   options.sampling.presence_penalty = 2.0;
   options.sampling.logit_bias = {{7, 3.0}};
@@ -176,12 +192,12 @@ TEST(Generation, PenaltiesSeeTheSameAnswerHoweverItIsCut) {
   const auto path = std::filesystem::path(testing::TempDir()) / "penalties.state";
   const auto begun = [&] {
     Session session = mock.session();
-    EXPECT_TRUE(session.prefill(prompt(20)));
+    EXPECT_TRUE(session.prefill(all_tokens()));
     return session;
   };
   Session whole = begun(), cut = begun(), plain = begun();
   const auto expected = drawn(whole, penalised(24));
-  ASSERT_NE(expected, drawn(plain, sampled(24))) << "the penalties must matter";
+  ASSERT_NE(expected, drawn(plain, unpenalised(24))) << "the penalties must matter";
 
   auto tokens = drawn(cut, penalised(5));
   for (int i = 0; i < 4; ++i) {
@@ -200,12 +216,12 @@ TEST(Generation, PenaltiesSeeTheSameAnswerHoweverItIsCut) {
 TEST(Generation, APrefillBeginsAnotherAnswer) {
   const Mock mock;
   Session session = mock.session(), other = mock.session();
-  ASSERT_TRUE(session.prefill(prompt(20)));
-  drawn(session, penalised(12));
+  ASSERT_TRUE(session.prefill(all_tokens()));
+  drawn(session, penalised(40));
   ASSERT_TRUE(session.prefill(prompt(3)));
   const std::vector<int32_t> context(session.tokens().begin(), session.tokens().end());
   ASSERT_TRUE(other.prefill(context));
-  EXPECT_EQ(drawn(session, penalised(12)), drawn(other, penalised(12)));
+  EXPECT_EQ(drawn(session, penalised(40)), drawn(other, penalised(40)));
 }
 
 TEST(Generation, NeedsAPrompt) {

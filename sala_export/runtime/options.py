@@ -22,7 +22,11 @@ _LONGEST_SHOWN = 40
 
 
 class GenerateOptions(TypedDict, total=False):
-    """Keyword arguments of `Session.generate`."""
+    """Keyword arguments of `Session.generate`.
+
+    The answer, which two of them count, begins where the last prefill ended. It stays the same answer if you cut the
+    generation into calls, or save and restore the session.
+    """
 
     max_new_tokens: int
     """Stop after this many tokens. 256 by default."""

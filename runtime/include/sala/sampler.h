@@ -20,7 +20,7 @@ struct SamplingOptions {
   double min_p = 0.0;              // keep tokens that are at least this times as probable as the likeliest; 0 to 1
   double frequency_penalty = 0.0;  // taken from the logit of a token for each time it is in the answer; -2 to 2
   double presence_penalty = 0.0;   // taken from the logit of a token that is in the answer; -2 to 2
-  std::map<int32_t, double> logit_bias;  // added to the logits of these tokens; -100 to 100
+  std::map<int32_t, double> logit_bias = {};  // added to the logits of these tokens; -100 to 100
 };
 
 /// Checks options. kInvalidArgument naming the first one that is out of its range. The tokens of
