@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import click
 from rich.console import Console
@@ -18,8 +18,9 @@ from ..specs import RUNTIMES
 from .generate_display import PrefillDisplay
 from .generate_prompt import PromptSource, prompt_ids, require_chat
 from .generate_state import open_target, require_room, saved_at_the_end
-from .options import MOST_COUNT, SEED, FiniteRange, Tokens, weights_option
+from .options import Tokens, weights_option
 from .output import load_progress, progress_display
+from .sampling_options import Sampling, sampling_options
 from .signals import raise_received, raising
 
 if TYPE_CHECKING:
@@ -28,58 +29,13 @@ if TYPE_CHECKING:
     from ..runtime.text import Tokenizer
 
 
-class _Sampling(TypedDict):
-    """Options that go to `Session.generate` as they are."""
-
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-    top_k: int
-    repetition_penalty: float
-    seed: int
-
-
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @weights_option
 @click.option("--prompt", help="The prompt.")
 @click.option("--prompt-file", metavar="FILE", help="Read the prompt from this UTF-8 file of any length. - is stdin.")
 @click.option("--chat", is_flag=True, help="Wrap the prompt in the checkpoint's chat template.")
-@click.option(
-    "--max-new-tokens",
-    type=click.IntRange(min=0, max=MOST_COUNT),
-    default=256,
-    show_default=True,
-    help="Stop after this many tokens.",
-)
-@click.option(
-    "--temperature",
-    type=FiniteRange(min=0),
-    default=0.0,
-    show_default=True,
-    help="Sampling temperature. 0 always picks the most likely token.",
-)
-@click.option(
-    "--top-p",
-    type=FiniteRange(min=0, min_open=True, max=1),
-    default=1.0,
-    show_default=True,
-    help="Sample only from the most likely tokens that together have this probability.",
-)
-@click.option(
-    "--top-k",
-    type=click.IntRange(min=0, max=MOST_COUNT),
-    default=0,
-    help="Sample only from the k most likely tokens. 0 means all.",
-)
-@click.option(
-    "--repetition-penalty",
-    type=FiniteRange(min=0.01, max=100),
-    default=1.0,
-    show_default=True,
-    help="Values above 1 make repetition less likely.",
-)
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed for sampling.")
+@sampling_options
 @click.option("--max-context", type=Tokens(), help="Room for prompt and answer together, e.g. 64K or 1M.")
 @click.option(
     "--save-state",
@@ -112,7 +68,7 @@ def generate(
     save_state: Path | None,
     load_state: Path | None,
     runtime: str,
-    **sampling: Unpack[_Sampling],
+    **sampling: Unpack[Sampling],
 ) -> None:
     """Answer a prompt with a bundle, and print the text while it is generated.
 
@@ -212,9 +168,11 @@ def _prefill(
         raise errors[0]
 
 
-def _answer(console: Console, session: Session, tokenizer: Tokenizer, sampling: _Sampling) -> None:
+def _answer(console: Console, session: Session, tokenizer: Tokenizer, sampling: Sampling) -> None:
+    from ..runtime.answer import answer_decoder
+
     start, position = time.monotonic(), session.position
-    decoder = tokenizer.stream_decoder()
+    decoder = answer_decoder(tokenizer, sampling["stop_strings"])
     for token_id in session.generate_tokens(**sampling):
         _show(decoder.push(token_id))
     _show(decoder.finish())

@@ -17,6 +17,7 @@ from .options import (
     generate_options,
     optional_number,
     optional_path,
+    stop_strings,
     whole_number,
 )
 from .prompt import TokenizerLike
@@ -117,6 +118,7 @@ class Model:
 
         Raises: SessionError naming the first option that is wrong, its value and what is expected.
         """
+        stop_strings(options.get("stop_strings"))
         self._native.check_generate(generate_options(options, self._default_stop_tokens))
 
     @property
