@@ -12,10 +12,10 @@ from pathlib import Path
 from ..errors import CheckpointError, RequestError, printable
 from ..files import exists, is_directory
 from .config import DEFAULT_MODEL
-from .folder import ACCESSORY_FILES, CONFIG_FILE
+from .folder import ACCESSORY_FILES, CHAT_TEMPLATE_FOLDER, CONFIG_FILE
 from .reader import INDEX_FILE
 
-_PATTERNS = (CONFIG_FILE, INDEX_FILE, "*.safetensors", *ACCESSORY_FILES)
+_PATTERNS = (CONFIG_FILE, INDEX_FILE, "*.safetensors", *ACCESSORY_FILES, f"{CHAT_TEMPLATE_FOLDER}/*.jinja")
 """Weights and text files only: the repository's Python code and copies of the weights in other formats stay there."""
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,12 @@ def _download(model: str, revision: str | None, cache_dir: Path | None, patterns
     try:
         return Path(
             snapshot_download(
-                model, revision=revision, allow_patterns=list(patterns), ignore_patterns=["*/*"], cache_dir=cache_dir
+                model,
+                revision=revision,
+                allow_patterns=list(patterns),
+                # A star stands for slashes, too.
+                ignore_patterns=["*/*.safetensors", "*/*/*"],
+                cache_dir=cache_dir,
             )
         )
     except HFValidationError:

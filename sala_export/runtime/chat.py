@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import jinja2
 
@@ -26,7 +26,9 @@ from .chat_probes import (
     notes_on_states,
 )
 from .chat_sandbox import ChatSandbox
-from .text_fields import TemplateText
+
+if TYPE_CHECKING:
+    from .text_fields import TemplateText
 
 DEFAULT_TEMPLATE, TOOL_TEMPLATE = "default", "tool_use"
 _REASONING = ("reasoning_content", "thinking", "reasoning")

@@ -7,6 +7,7 @@ writes around them is always the same, it is what it would write around the real
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -124,16 +125,19 @@ def _plain_probes() -> list[str]:
         f"{_FILLER}\n" * 3 + _FILLER,
         f'{{"a": [1]}} <b>{_FILLER}</b> /c_d *e* #f | g = h; (i) @j $k % l & m',
         f"\u4f60\u597d, \u00c4 {_FILLER} \U0001f642",
-        f"{_FILLER} {'word' * (_LONG // 4)}\n",
+        "word\n" * (_LONG // 5) + _FILLER,
     ]
 
 
 def _probes_with(texts: Sequence[str]) -> Iterator[str]:
-    """Messages that begin with a text, end with it, and hold it."""
+    """Messages that begin with a text, end with it, hold it, and hold it between signs."""
     for text in texts:
         yield f"{text}\n{_FILLER}"
         yield f"{_FILLER}\n{text}"
         yield f"{_FILLER} {text} {_FILLER}."
+    signs = [text for text in texts if len(text) == 1 and not text.isalnum()]
+    for sign, text in itertools.islice(itertools.product(signs, texts), _MOST_TEXTS):
+        yield f"{_FILLER}{sign}{text}{sign}."
     yield "\n".join([*texts, _FILLER, *texts])
 
 

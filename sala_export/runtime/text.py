@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from ..checkpoint.folder import CHAT_TEMPLATE_FOLDER
 from ..checkpoint.library_tokenizer import LibraryTokenizer, hidden_panics
 from ..errors import BundleError, SessionError
 from ..files import Directory, TextFile
@@ -91,8 +92,9 @@ class Tokenizer:
         """
         opened = Directory(directory, error=BundleError)
         names = (TOKENIZER_CONFIG_FILE, GENERATION_CONFIG_FILE, CHAT_TEMPLATE_FILE)
-        found = [opened.open(name) for name in (TOKENIZER_FILE, *filter(opened.has, names))]
-        return cls.from_files({file.path.name: TextFile(file.path, file.read_all()) for file in found})
+        named = (f"{CHAT_TEMPLATE_FOLDER}/{name}" for name in opened.names(CHAT_TEMPLATE_FOLDER))
+        found = [TOKENIZER_FILE, *filter(opened.has, names), *named]
+        return cls.from_files({name: TextFile.read(opened.open(name)) for name in found})
 
     def _try_out(self) -> None:
         """Raises: SessionError if the library fails at a text or at the tokens of one."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..checkpoint.folder import CHAT_TEMPLATE_FOLDER
 from ..checkpoint.library_tokenizer import LibraryTokenizer
 from ..errors import BundleError
 from ..files import TextFile, parse_json
@@ -13,8 +14,6 @@ from ..files import TextFile, parse_json
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
-CHAT_TEMPLATE_FOLDER, CHAT_TEMPLATE_ENDING = "additional_chat_templates", ".jinja"
-"""Templates with names, beside the one in `CHAT_TEMPLATE_FILE`."""
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _DEFAULT = "default"
@@ -95,8 +94,8 @@ def chat_templates(config: TextFields, files: Mapping[str, TextFile]) -> dict[st
         folder, _, last = name.rpartition("/")
         if name == CHAT_TEMPLATE_FILE:
             found[_DEFAULT] = TemplateText(_text(file), str(file.path))
-        elif folder == CHAT_TEMPLATE_FOLDER and last.endswith(CHAT_TEMPLATE_ENDING):
-            found[last.removesuffix(CHAT_TEMPLATE_ENDING)] = TemplateText(_text(file), str(file.path))
+        elif folder == CHAT_TEMPLATE_FOLDER and last.endswith(".jinja"):
+            found[last.removesuffix(".jinja")] = TemplateText(_text(file), str(file.path))
     return found or {name: TemplateText(source, config.where) for name, source in _in_config(config).items()}
 
 
