@@ -69,14 +69,20 @@ def load_weights(console: Console, source: ModelSource, tokenizer: Tokenizer, *,
 def show_answer(console: Console, session: Session, tokenizer: Tokenizer, sampling: Sampling) -> None:
     """Generate an answer, and print its text while it comes and a line about it at the end."""
     start, position = time.monotonic(), session.position
-    decoder = tokenizer.stream_decoder()
-    for token_id in session.generate_tokens(**sampling):
-        show_text(decoder.push(token_id))
-    show_text(decoder.finish())
-    show_text("\n")
+    stream_answer(session, tokenizer, sampling, [])
     seconds, tokens = time.monotonic() - start, session.position - position
     reason = (session.finish_reason or "").replace("_", "-")
     console.print(f"generated: {tokens:,} tokens, {tokens / seconds:,.1f} tokens/s, ended by {reason}", soft_wrap=True)
+
+
+def stream_answer(session: Session, tokenizer: Tokenizer, sampling: Sampling, shown: list[str]) -> None:
+    """Generate an answer and print it while it comes. `shown` gets its pieces, also if a signal ends it."""
+    decoder = tokenizer.stream_decoder()
+    for token_id in session.generate_tokens(**sampling):
+        shown.append(decoder.push(token_id))
+        show_text(shown[-1])
+    shown.append(decoder.finish())
+    show_text(shown[-1] + "\n")
 
 
 def show_text(text: str) -> None:
