@@ -114,7 +114,8 @@ class _Talk:
                 if was_interrupted or not forget_interrupt():
                     raise
                 was_interrupted = True
-                self._tell("\nCtrl-D or /exit ends the chat, and so does a second Ctrl-C")
+                self._tell("")
+                self._tell("Ctrl-D or /exit ends the chat, and so does a second Ctrl-C")
             except OutputError:
                 raise
             except SalaError as error:
@@ -130,7 +131,8 @@ class _Talk:
             case "/exit":
                 return False
             case "/help":
-                self._tell(_HELP)
+                for line in _HELP.splitlines():
+                    self._tell(line)
             case "/reset":
                 self._conversation.reset()
             case "/system":
@@ -145,7 +147,7 @@ class _Talk:
         session = self._conversation.session
         ids, again = self._conversation.ask(message)
         if again:
-            self._tell(f"the chat template writes the conversation anew, so {len(ids):,} tokens run again")
+            self._tell(f"the chat template writes the conversation so far differently: {len(ids):,} tokens run again")
         shown: list[str] = []
         try:
             self._prefill(ids)
@@ -177,9 +179,8 @@ class _Talk:
         if reason == "max_context":
             self._tell("the context is full: /reset begins a new conversation, and a larger --max-context holds more")
         elif reason == "max_new_tokens":
-            self._tell(
-                f"the answer was cut off after {self._sampling['max_new_tokens']:,} tokens: see --max-new-tokens"
-            )
+            most = self._sampling["max_new_tokens"]
+            self._tell(f"the answer was cut off after {most:,} tokens: --max-new-tokens allows more")
 
     def _tell(self, line: str) -> None:
         self._console.print(line, soft_wrap=True)

@@ -79,7 +79,9 @@ class Conversation:
         held = self._text_of_context(context)
         if held is None or not text.startswith(held):
             return None
-        return self._tokenizer.encode(text.removeprefix(held), add_special_tokens=False) or None
+        addition = self._tokenizer.encode(text.removeprefix(held), add_special_tokens=False)
+        # Where an answer was cut off, the first of what follows may depend on it.
+        return addition if addition and whole[-len(addition) :] == addition else None
 
     def _text_of_context(self, context: list[int]) -> str | None:
         """The last question with all before it, and the answer. None if the answer has no text of its own."""
