@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ..runtime.text import Tokenizer
     from .chat_options import Chat
 
+_TOKENS_BEFORE = 8
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -92,6 +93,9 @@ class Conversation:
         if answer[-1] in self._stop_tokens:
             end = self._tokenizer.token(answer.pop()) or ""
         decoder = self._tokenizer.stream_decoder()
+        # The first word of a text may lose its space, and the answer does not begin one.
+        for token in context[: self._asked_tokens][-_TOKENS_BEFORE:]:
+            decoder.push(token)
         text = "".join(map(decoder.push, answer)) + decoder.finish()
         has_special = any(not self._tokenizer.decode([token]) for token in answer)
         return None if has_special or _REPLACEMENT in text else self._asked + text + end

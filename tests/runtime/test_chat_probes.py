@@ -93,11 +93,11 @@ def test_template_that_refuses_every_prompt_tells_why() -> None:
 
 
 def test_hostile_template_is_tried_for_seconds_at_most() -> None:
-    texts = "".join(f"{{% if 'text {i}' in messages[0].content %}}{{% endif %}}" for i in range(900))
+    texts = "".join(f"{{% if 'text {i}' in messages[0].content %}}{{% endif %}}" for i in range(200))
     started = time.process_time()
     with pytest.raises(SessionError):
         chat(texts + "{{ (messages[0].content * 20) | length }}" * 20).around_prompt(goes_on=False)
-    assert time.process_time() - started < 30
+    assert time.process_time() - started < 20
 
 
 @pytest.mark.parametrize(("source", "end"), [(CHATML, "<|im_end|>\n"), (THINKING, "<|im_end|>\n"), (INST, " </s>")])
