@@ -108,13 +108,13 @@ class Chat:
 
         Raises: as `ChatTemplate.turn`.
         """
-        if goes_on:
-            for note in self.template.notes_on_states(**self.variables):
-                logger.warning("%s", note)
         if source.file is None:
             self.turn(source.text.decode("utf-8", "replace"), goes_on=goes_on)
         elif source.bytes_total is not None and source.bytes_total > MOST_HELD_BYTES:
             self._around("", goes_on=goes_on)
+        if goes_on:
+            for note in self.template.notes_on_states(**self.variables):
+                logger.warning("%s", note)
 
     def texts(self, source: PromptSource, *, goes_on: bool) -> Iterator[str]:
         """Yield the text of a turn, whole if the prompt can be held, else around the prompt as it arrives.
