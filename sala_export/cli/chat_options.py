@@ -88,7 +88,7 @@ class Chat:
         if tokenizer.chat is None:
             raise UnsupportedError("the checkpoint came without a chat template: use `generate` without --chat")
         name, system, variables = options["chat_template"], options["system"], dict(options["template_var"])
-        template = tokenizer.chat if name is None else tokenizer.chat.named(name)
+        template = tokenizer.chat.choose(variables) if name is None else tokenizer.chat.named(name)
         known = template.variables()
         for unknown in sorted(variables.keys() - known):
             logger.warning("--template-var %s: the chat template reads no variable of this name", unknown)

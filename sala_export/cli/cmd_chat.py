@@ -126,6 +126,13 @@ class _Talk:
 
     def _take(self, message: str) -> bool:
         """Answer a message, or do what it commands. False if it ends the chat."""
+        if message.startswith("/") and "\n" not in message:
+            return self._obey(message)
+        if message.strip():
+            self._answer(message)
+        return True
+
+    def _obey(self, message: str) -> bool:
         command, _, text = message.partition(" ")
         match command:
             case "/exit":
@@ -137,10 +144,8 @@ class _Talk:
                 self._conversation.reset()
             case "/system":
                 self._conversation.system = text.strip() or None
-            case _ if command.startswith("/"):
+            case _:
                 self._tell(f"there is no command {command}: /help lists them. A message may begin with a space")
-            case _ if message.strip():
-                self._answer(message)
         return True
 
     def _answer(self, message: str) -> None:
@@ -157,6 +162,7 @@ class _Talk:
                 raise
             show_text("\n")
             if not shown:
+                self._tell("stopped before an answer, so the message is not part of the conversation")
                 return
         except OutputError:
             raise

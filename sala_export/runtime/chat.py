@@ -71,6 +71,10 @@ class ChatTemplate:
             raise RequestError(f"{self.origin}: there is no chat template {name!r}: {known}")
         return self._named[name]
 
+    def choose(self, variables: Mapping[str, object]) -> ChatTemplate:
+        """The template that is for these variables: the one named `tool_use` where there are `tools`, else this."""
+        return self if variables.get("tools") is None else self._named.get(TOOL_TEMPLATE, self)
+
     def compile(self) -> None:
         """Compile the template now. Raises: BundleError if it does not compile; UnsupportedError as `render`."""
         self._template()
@@ -83,16 +87,12 @@ class ChatTemplate:
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: object) -> str:
         """Write a conversation as text with its special tokens. Encode it with `add_special_tokens=False`.
 
-        With `tools`, a template of the name `tool_use` takes the place of `default`.
+        It is `choose(variables)` that writes it.
         Raises: SessionError if the template refuses the messages, fails, or would take too much time or memory;
             BundleError if it does not compile; UnsupportedError if there are several and none is `default`.
         """
-        if variables.get("tools") is not None and TOOL_TEMPLATE in self._named:
-            other = self._named[TOOL_TEMPLATE]
-            if other is not self:
-                return other.render(messages, add_generation_prompt=add_generation_prompt, **variables)
-        (text,) = self._render_all([messages], {"add_generation_prompt": add_generation_prompt, **variables})
-        return text
+        values = {"add_generation_prompt": add_generation_prompt, **variables}
+        return self.choose(variables)._render_all([messages], values)[0]
 
     def turn(self, prompt: str, *, goes_on: bool, system: str | None = None, **variables: object) -> str:
         """Write a user's message up to where the model's answer begins.

@@ -81,12 +81,12 @@ def test_commands_and_messages_of_several_lines(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Model, tokenizer: Tokenizer
 ) -> None:
     assert tokenizer.chat is not None
-    typed = '/help\n/nothing\nmuki\n/reset\n/system Be brief.\n"""\nsete\n/exit\n"""\n/exit\nnot read\n'
+    typed = '/help\n/nothing\nmuki\n/reset\n/system Be brief.\n"""/exit\nsete\n"""\n/exit\nnot read\n'
     out, told = chat(capsys, monkeypatch, typed, "--save-state", tmp_path / "a.state")
     for command in ("/system TEXT", "/reset", "/exit", '"""', "Ctrl-C", "there is no command /nothing"):
         assert sum(command in line for line in told) == 1
     assert len(out.rstrip("\n")) > 0
-    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "sete\n/exit"}]
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "/exit\nsete"}]
     expected = tokenizer.encode(tokenizer.chat.render(messages), add_special_tokens=False)
     assert state_ids(model, tmp_path / "a.state")[: len(expected)] == expected
 

@@ -181,6 +181,15 @@ def test_bad_template_is_told_before_the_weights_and_keeps_nobody_from_text(
     assert words in refused(capsys, checkpoint, "--chat", "--prompt", "muki")
 
 
+def test_template_for_tools_is_chosen_by_tools(tmp_path: Path) -> None:
+    checkpoint = checkpoint_with(tmp_path, {"default": CHATML, "tool_use": THINKING})
+    tokenizer, template = chat_of(checkpoint)
+    tools = [{"name": "f"}]
+    text = template.named("tool_use").render([{"role": "user", "content": "muki"}], tools=tools)
+    options = ("--chat", "--template-var", f"tools={json.dumps(tools)}", "--prompt", "muki")
+    assert ids_after(checkpoint, tmp_path, *options) == tokenizer.encode(text, add_special_tokens=False)
+
+
 def test_template_is_chosen_by_its_name(capsys: Capture, tmp_path: Path) -> None:
     checkpoint = checkpoint_with(tmp_path, [{"name": "a", "template": CHATML}, {"name": "b", "template": TOOL_CALLS}])
     tokenizer, template = chat_of(checkpoint)
