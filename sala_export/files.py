@@ -242,6 +242,18 @@ class Directory:
         """True if something has this relative path."""
         return self._status(name) is not None
 
+    def names(self, folder: str) -> list[str]:
+        """The names of what lies in a folder here, sorted. Empty if there is no such folder."""
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.descriptor)
+        except OSError:
+            return []
+        try:
+            with os.scandir(descriptor) as entries:
+                return sorted(entry.name for entry in entries)
+        finally:
+            os.close(descriptor)
+
     def require_unchanged(self) -> None:
         """Refuse what was read if something wrote to a file that was opened here, or another has its name by now.
 

@@ -34,6 +34,7 @@ from ..errors import BuildError, CheckpointError, RequestError
 from ..files import OpenedFile
 from ..installation import VERSION, plugin_library
 from ..progress import ProgressCallback, silent
+from ..runtime.chat_check import chat_faults
 from ..specs import QUANTIZED_PRECISIONS, TOKENIZER_FILE, Precision, one_of
 from ..staging import MARKER, require_free_path, staged_directory
 from .bundle_entries import BuiltGraphs, describe_engine, describe_graph, describe_model, describe_weights
@@ -137,6 +138,8 @@ def build_bundle(request: BuildRequest, on_progress: ProgressCallback = silent) 
     plan, texts = _check(request, source.checkpoint), source.checkpoint.text_files()
     if TOKENIZER_FILE not in texts:
         logger.warning("%s has no %s: the bundle will take token ids, not text", source.origin, TOKENIZER_FILE)
+    for fault in chat_faults(texts):
+        logger.warning("%s", fault)
     with staged_directory(request.output, marker=MANIFEST_FILE, force=request.force) as staging:
         for folder in (GRAPH_FOLDER, ENGINE_FOLDER, TEXT_FOLDER):
             (staging / folder).mkdir()
@@ -149,7 +152,9 @@ def build_bundle(request: BuildRequest, on_progress: ProgressCallback = silent) 
         source.checkpoint.require_hashes(digests)
         source.checkpoint.require_unchanged()
         for name, file in texts.items():
-            (staging / TEXT_FOLDER / name).write_bytes(file.content)
+            path = staging / TEXT_FOLDER / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(file.content)
         (entry,) = hash_files(library.parent, [library], silent)
         engine = describe_engine(plan, request.engine, graphs, report, entry.sha256)
         manifest = _manifest(request, source, graphs, engine, digests, staging)
@@ -261,7 +266,7 @@ def _manifest(
 ) -> Manifest:
     checkpoint = source.checkpoint
     weight_files = {staging / GRAPH_FOLDER / name for name in checkpoint.shard_files()}
-    others = [path for path in staging.glob("*/*") if path.is_file() and path not in weight_files]
+    others = [path for path in staging.rglob("*") if path.is_file() and path not in weight_files]
     files = hash_files(staging, others, silent)
     return Manifest(
         schema_version=SCHEMA_VERSION,

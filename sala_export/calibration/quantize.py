@@ -151,6 +151,7 @@ class _Run:
         quantized = {QUANTIZATION_FIELD: quantization(self._recipe).to_dict()}
         _write_json(directory / CONFIG_FILE, {**self._checkpoint.folder.config_fields, **quantized})
         for name, file in texts.items():
+            (directory / name).parent.mkdir(exist_ok=True)
             (directory / name).write_bytes(file.content)
         self._checkpoint.require_unchanged()
 

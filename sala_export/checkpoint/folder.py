@@ -24,6 +24,9 @@ _MOST_CONFIG_BYTES = 1 << 20
 ACCESSORY_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 """Files that a text runtime needs beside the weights. All are optional."""
 
+CHAT_TEMPLATE_FOLDER = "additional_chat_templates"
+"""Further chat templates, as NAME.jinja."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointFolder:
@@ -66,6 +69,11 @@ class CheckpointFolder:
         return read_quantization(self.config_fields, self.path / CONFIG_FILE)
 
     def text_files(self) -> dict[str, TextFile]:
-        """Read those of `ACCESSORY_FILES` that exist, by name. Raises: CheckpointError naming the file."""
+        """Read those of `ACCESSORY_FILES` that exist and the chat templates with names, by their relative paths.
+
+        Raises: CheckpointError naming the file.
+        """
         there = [name for name in ACCESSORY_FILES if self.directory.has(name)]
+        templates = (name for name in self.directory.names(CHAT_TEMPLATE_FOLDER) if name.endswith(".jinja"))
+        there += [f"{CHAT_TEMPLATE_FOLDER}/{name}" for name in templates]
         return {name: TextFile.read(self.directory.open(name)) for name in there}

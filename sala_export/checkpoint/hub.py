@@ -16,11 +16,14 @@ from ..errors import CheckpointError, RequestError, printable
 from ..files import exists, is_directory
 from ..specs import format_bytes
 from .config import DEFAULT_MODEL
-from .folder import ACCESSORY_FILES, ADAPTER_FILE, CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
+from .folder import ACCESSORY_FILES, ADAPTER_FILE, CHAT_TEMPLATE_FOLDER, CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
 
 _CONFIG_PATTERNS = (CONFIG_FILE, ADAPTER_FILE)
 """An adapter is known by its own configuration, before its weights are fetched."""
-_PATTERNS = (*_CONFIG_PATTERNS, INDEX_FILE, "*.safetensors", *ACCESSORY_FILES)
+_PATTERNS = (
+    *_CONFIG_PATTERNS,
+    *(INDEX_FILE, "*.safetensors", *ACCESSORY_FILES, f"{CHAT_TEMPLATE_FOLDER}/*.jinja"),
+)
 """Weights and text files only: the repository's Python code and copies of the weights in other formats stay there."""
 _NAMED = 3
 
@@ -192,7 +195,8 @@ def _download(wanted: _Wanted) -> Path:
                 model,
                 revision=wanted.revision,
                 allow_patterns=patterns,
-                ignore_patterns=["*/*"],
+                # A star stands for slashes, too.
+                ignore_patterns=["*/*.safetensors", "*/*/*"],
                 cache_dir=wanted.cache_dir,
             )
         )

@@ -81,18 +81,20 @@ def test_download_takes_weights_and_text_files_only_and_serves_offline(
     tmp_path: Path, serve: Callable[[Handler], list[str]]
 ) -> None:
     files = {path.name: path.read_bytes() for path in GOLDEN_CHECKPOINT.iterdir()}
-    wanted = files | {"tokenizer.json": b"{}", "chat_template.jinja": b"{{ bos_token }}"}
+    named = "additional_chat_templates/rag.jinja"
+    wanted = files | {"tokenizer.json": b"{}", "chat_template.jinja": b"{{ bos_token }}", named: b"{{ documents }}"}
     unwanted = {"modeling_minicpm_sala.py": b"import os", "pytorch_model.bin": b"pickle", "figures/a.png": b"png"}
+    unwanted |= {"original/model.safetensors": b"others", "original/config.json": b"{}"}
     asked = serve(repository(wanted | unwanted))
     snapshot = resolve_model(DEFAULT_MODEL, cache_dir=tmp_path / "cache")
-    assert {path.name for path in snapshot.iterdir()} == set(wanted)
+    assert {str(path.relative_to(snapshot)) for path in snapshot.rglob("*") if path.is_file()} == set(wanted)
     assert not any(name in path for name in unwanted for path in asked)
     checkpoint = Checkpoint.open(snapshot)
     # The cache holds symbolic links to blobs, which a bundle must not link to.
     assert all(location.file.path.is_symlink() for location in checkpoint.locations.values())
     assert len(checkpoint.shard_files()) == 3
     assert {file.path.resolve().parent.name for file in checkpoint.shard_files().values()} == {"blobs"}
-    assert checkpoint.text_files().keys() == {"tokenizer.json", "chat_template.jinja"}
+    assert checkpoint.text_files().keys() == {"tokenizer.json", "chat_template.jinja", named}
 
     asked = serve(unreachable)
     assert resolve_model(DEFAULT_MODEL, cache_dir=tmp_path / "cache") == snapshot

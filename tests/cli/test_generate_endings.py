@@ -162,7 +162,7 @@ def test_chat_template_is_tried_before_the_weights_are_loaded(capsys: Capture, m
     def refuse(*_: object, **__: object) -> None:
         raise SessionError("the chat template refuses the messages")
 
-    monkeypatch.setattr("sala_export.runtime.chat.ChatTemplate.around_prompt", refuse)
+    monkeypatch.setattr("sala_export.runtime.chat.ChatTemplate.turn", refuse)
     monkeypatch.setattr(loading, "load", lambda *_, **__: pytest.fail("loaded"))
     assert ends(capsys, 2, "--prompt", "a", "--chat") == ["error: the chat template refuses the messages"]
 
