@@ -55,7 +55,7 @@ def read_tokenizer(files: Mapping[str, TextFile]) -> tuple[LibraryTokenizer, dic
     own_file, config, special_map, added = (TextFields(files.get(name), name) for name in names)
     own = _tokens_of_tokenizer(own_file)
     special = _SpecialTokens.of_config(config)
-    if _DECODER in config.fields:
+    if config.fields.get(_DECODER) is not None:
         with_ids = _decoder_tokens(config)
     else:
         special.replace(special_map)

@@ -10,6 +10,7 @@ import pytest
 import transformers
 from support.token_places import KINDS, Files, base, random_files, text_around, vocabulary_size, write
 
+from sala_export.errors import BundleError, printable
 from sala_export.runtime import text
 from sala_export.runtime.text import Tokenizer
 
@@ -130,6 +131,9 @@ PLACES = {
         in_decoder(files) | {"special_tokens_map": {"eos_token": "zz"}, "added_tokens": {"zz": 9}}
     ),
     "ids of others": lambda files: in_decoder(files) | {"tokenizer": in_tokenizer(files)["tokenizer"]},
+    "ids with a gap": lambda files: (
+        files | {"added_tokens": {marker: vocabulary_size(files) + 3 * i for i, marker in enumerate(MARKERS)}}
+    ),
     "split": lambda files: in_tokenizer(files) | {"tokenizer_config": {"split_special_tokens": True}},
     "what transformers does not heed": lambda files: (
         files
@@ -170,3 +174,79 @@ def test_any_places_and_flags_give_what_transformers_gives(
         tokenizer, reference = both(random_files(chance, kind), tmp_path / str(seed))
         for _ in range(8):
             require_equal(tokenizer, reference, text_around(chance), chance)
+
+
+def test_warning_tells_where_the_file_names_other_ids(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = base("byte level")
+    first = vocabulary_size(files)
+    tokenizer, reference = both(files | {"added_tokens": {"<x>": first + 9}}, tmp_path / "model")
+    assert tokenizer.encode("<x>") == reference.encode("<x>")
+    assert f"{first + 9} is named as the id of '<x>', but the vocabulary" in caplog.text
+    caplog.clear()
+    both(in_decoder(base("byte level")), tmp_path / "right")
+    assert not caplog.records
+
+
+def test_byte_order_marks_are_no_text(tmp_path: Path) -> None:
+    files = in_added_tokens(base("byte level")) | {"special_tokens_map": {"eos_token": "<|im_end|>"}}
+    files |= {"tokenizer_config": {"extra_special_tokens": ["<x>"]}, "generation_config": {"eos_token_id": [3]}}
+    plain = Tokenizer.from_directory(write(files, tmp_path / "plain"))
+    write(files, tmp_path / "marked")
+    for file in (tmp_path / "marked").iterdir():
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    marked = Tokenizer.from_directory(tmp_path / "marked")
+    assert marked.stop_token_ids == plain.stop_token_ids == (3, plain.encode("<|im_end|>")[1])
+    assert marked.encode("the <x>fox<|im_end|>") == plain.encode("the <x>fox<|im_end|>")
+
+
+WRONG = [
+    ("tokenizer", {"added_tokens": {}}, "added_tokens"),
+    ("tokenizer", {"added_tokens": ["<x>"]}, "added_tokens[0].id"),
+    ("tokenizer", {"added_tokens": [{"id": "7", "content": "<x>"}]}, "added_tokens[0].id"),
+    ("tokenizer", {"added_tokens": [{"id": 7}]}, "added_tokens[0]"),
+    ("tokenizer_config", {"added_tokens_decoder": []}, "added_tokens_decoder"),
+    ("tokenizer_config", {"added_tokens_decoder": {"a": {"content": "<x>"}}}, "added_tokens_decoder.a"),
+    ("tokenizer_config", {"added_tokens_decoder": {"\u00b2": {"content": "<x>"}}}, "added_tokens_decoder.\u00b2"),
+    ("tokenizer_config", {"added_tokens_decoder": {"-1": {"content": "<x>"}}}, "added_tokens_decoder.-1"),
+    ("tokenizer_config", {"added_tokens_decoder": {"9" * 11: {"content": "<x>"}}}, "added_tokens_decoder.999"),
+    ("tokenizer_config", {"added_tokens_decoder": {"9": "<x>"}}, "added_tokens_decoder.9"),
+    ("tokenizer_config", {"added_tokens_decoder": {"9": {}}}, "added_tokens_decoder.9"),
+    ("tokenizer_config", {"added_tokens_decoder": {"9": {"content": "\ud800"}}}, "added_tokens_decoder.9"),
+    (
+        "tokenizer_config",
+        {"added_tokens_decoder": {"9": {"content": "x", "rstrip": 1}}},
+        "added_tokens_decoder.9.rstrip",
+    ),
+    ("tokenizer_config", {"extra_special_tokens": "<x>"}, "extra_special_tokens"),
+    ("tokenizer_config", {"additional_special_tokens": [7]}, "additional_special_tokens[0]"),
+    ("tokenizer_config", {"extra_special_tokens": {"a_token": 7}}, "extra_special_tokens.a_token"),
+    ("tokenizer_config", {"split_special_tokens": "yes"}, "split_special_tokens"),
+    ("special_tokens_map", {"eos_token": {"lstrip": True}}, "eos_token"),
+    ("special_tokens_map", {"image_token": {"lstrip": True}}, "image_token"),
+    ("special_tokens_map", {"additional_special_tokens": {"<x>": 1}}, "additional_special_tokens"),
+    ("added_tokens", {"<x>": "7"}, "<x>"),
+    ("added_tokens", {"<x>": 7.0}, "<x>"),
+    ("added_tokens", {"\x1b[2J": None}, "\\x1b[2J"),
+    ("generation_config", {"eos_token_id": "</s>"}, "eos_token_id"),
+]
+
+
+@pytest.mark.parametrize(("name", "fields", "field"), WRONG)
+def test_field_of_a_wrong_type_is_named(tmp_path: Path, name: str, fields: dict[str, Any], field: str) -> None:
+    files = base("byte level")
+    write(files | {name: files.get(name, {}) | fields}, tmp_path / "model")
+    with pytest.raises(BundleError) as caught:
+        Tokenizer.from_directory(tmp_path / "model")
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path}/model/{name}.json: {field}")
+    assert " is not " in message
+    assert message == printable(message)
+
+
+@pytest.mark.parametrize("name", ["special_tokens_map", "added_tokens"])
+@pytest.mark.parametrize("content", [b"[]", b"", b"\xff", b"{"])
+def test_file_that_is_no_object_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+    write(base("byte level"), tmp_path / "model")
+    (tmp_path / "model" / f"{name}.json").write_bytes(content)
+    with pytest.raises(BundleError, match=f"{name}.json "):
+        Tokenizer.from_directory(tmp_path / "model")
