@@ -115,6 +115,10 @@ class Tokenizer:
     def _literal(self) -> LibraryTokenizer:
         return self._tokenizer.literal()
 
+    def special_spans(self, text: str) -> list[tuple[int, int]]:
+        """Where a text spells special tokens, with the white space that they take, as indices of its characters."""
+        return _special_spans(self._tokenizer, self._literal, _checked(text))
+
     def stream_encoder(self, *, add_special_tokens: bool = True) -> StreamEncoder:
         """Create an encoder for one text that arrives in pieces."""
         around = (self._before, self._after) if add_special_tokens else ([], [])
@@ -220,25 +224,13 @@ class StreamEncoder:
     def _up_to_special(self) -> list[int]:
         """Ids up to the last special token in the waiting text, and none if there is no such token."""
         text = self._waiting[self._plain_from :]
-        spans = self._special_spans(text)
+        spans = _special_spans(self._plain, self._literal(), text)
         if not spans:
             return []
         start, end = spans[0][0], spans[-1][1]
         ids = self._encode(self._plain_from + start) + self._begin() + self._ids(self._plain, text[start:end])
         self._context, self._waiting = self._literal().separator, text[end:]
         return ids
-
-    def _special_spans(self, text: str) -> list[tuple[int, int]]:
-        """Where a text spells special tokens, with the white space that they take."""
-        encoding = self._plain.encode(text, add_special_tokens=False)
-        found = zip(encoding.ids, encoding.offsets, strict=True)
-        spans = [span for token_id, span in found if self._plain.is_special(token_id)]
-        # The special token for what is unknown comes without being spelled.
-        return [
-            (start, end)
-            for start, end in spans
-            if self._ids(self._plain, text[start:end]) != self._ids(self._literal(), text[start:end])
-        ]
 
     def _decoded(self, data: bytes, *, final: bool) -> str:
         held = len(self._utf8.getstate()[0])
@@ -320,6 +312,18 @@ class StreamDecoder:
 
     def _decode(self, token_ids: list[int]) -> str:
         return self._tokenizer.decode(token_ids, skip_special_tokens=False)
+
+
+def _special_spans(tokenizer: LibraryTokenizer, literal: LibraryTokenizer, text: str) -> list[tuple[int, int]]:
+    encoding = tokenizer.encode(text, add_special_tokens=False)
+    found = zip(encoding.ids, encoding.offsets, strict=True)
+    spans = [span for token_id, span in found if tokenizer.is_special(token_id)]
+
+    def ids(of: LibraryTokenizer, span: tuple[int, int]) -> list[int]:
+        return of.encode(text[slice(*span)], add_special_tokens=False).ids
+
+    # The special token for what is unknown comes without being spelled.
+    return [span for span in spans if ids(tokenizer, span) != ids(literal, span)]
 
 
 def _flag(config: TextFields, name: str) -> bool:
