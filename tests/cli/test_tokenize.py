@@ -13,6 +13,9 @@ from support.token_places import base, vocabulary_size, write
 from sala_export.runtime.text import Tokenizer
 
 
+TEMPLATE = "<|im_start|>{{ messages[0].content }}<|im_end|>"
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files = base("byte level")
