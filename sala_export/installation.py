@@ -59,6 +59,11 @@ def wheel_library(package: str, folder: str, name: str) -> Path | None:
     return found[0] if found else None
 
 
+def onnxruntime_library() -> Path | None:
+    """The library of the installed Python package onnxruntime; None if there is none, then the system is searched."""
+    return wheel_library("onnxruntime", "capi", "libonnxruntime.so.")
+
+
 def recipe_folder() -> Path:
     """The folder of the GPU recipes: `engines/` at the top of a source checkout, or inside the installed package.
 

@@ -12,6 +12,7 @@ from ..files import Directory, TextFile, read_json
 from ..specs import TOKENIZER_FILE
 from .config import SalaConfig
 from .quantization import Quantization, read_quantization
+from .tokenizer_files import ADDED_TOKENS_FILE, SPECIAL_TOKENS_FILE, TOKENIZER_CONFIG_FILE
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -21,7 +22,14 @@ ADAPTER_FILE = "adapter_config.json"
 _MOST_CONFIG_BYTES = 1 << 20
 """A few kilobytes are usual. Of a list of layers, each gives a dozen weights to look for."""
 
-ACCESSORY_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+ACCESSORY_FILES = (
+    TOKENIZER_FILE,
+    TOKENIZER_CONFIG_FILE,
+    SPECIAL_TOKENS_FILE,
+    ADDED_TOKENS_FILE,
+    "chat_template.jinja",
+    "generation_config.json",
+)
 """Files that a text runtime needs beside the weights. All are optional."""
 
 CHAT_TEMPLATE_FOLDER = "additional_chat_templates"

@@ -25,6 +25,7 @@ from .cmd_kernels import kernels
 from .cmd_plan import plan
 from .cmd_quantize import quantize
 from .cmd_random_checkpoint import random_checkpoint
+from .cmd_tokenize import detokenize, tokenize
 from .cmd_verify import verify
 from .output import show_log, stderr_console
 from .signals import exit_code_of_signal, interrupt_work, leave_at_once, was_interrupted
@@ -49,7 +50,10 @@ def cli(context: click.Context, verbose: int) -> None:
     show_log(context.obj, verbose)
 
 
-_COMMANDS = (plan, quantize, build, verify, generate, chat, bench, inspect, export, kernels, doctor, random_checkpoint)
+_COMMANDS = (
+    *(plan, quantize, build, verify, generate, chat, tokenize, detokenize, bench, inspect, export, kernels, doctor),
+    random_checkpoint,
+)
 for command in _COMMANDS:
     cli.add_command(command)
 

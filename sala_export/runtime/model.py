@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from ..errors import BundleError, RequestError, StateError
-from ..installation import wheel_library
+from ..installation import onnxruntime_library as installed_onnxruntime
 from ..specs import MOST_TOKENS
 from .options import (
     MOST_THREADS,
@@ -191,7 +191,7 @@ def load_bundle(
         bundle_descriptor=opened.descriptor,
         manifest_sha256=opened.manifest_sha256,
         runtime=runtime,
-        onnxruntime_library=onnxruntime_library or wheel_library("onnxruntime", "capi", "libonnxruntime.so."),
+        onnxruntime_library=onnxruntime_library or installed_onnxruntime(),
         operators_library=operators_library,
         tensorrt_library=tensorrt_library,
         runtime_cache=runtime_cache,

@@ -4,61 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from ..checkpoint.folder import CHAT_TEMPLATE_FOLDER
 from ..checkpoint.library_tokenizer import LibraryTokenizer
+from ..checkpoint.tokenizer_files import TextFields
 from ..errors import BundleError
-from ..files import TextFile, parse_json
+from ..files import TextFile
 
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 
-_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _DEFAULT = "default"
 _BYTE_ORDER_MARK = "\ufeff"
 
 
-class TextFields:
-    """The JSON object in a file. No file is an object without fields."""
-
-    def __init__(self, file: TextFile | None, name: str) -> None:
-        """Args: name: for messages, where there is no file. Raises: BundleError if the file holds no JSON object."""
-        self.where = name if file is None else str(file.path)
-        """For messages."""
-        self.fields: dict[str, Any] = {}
-        if file is not None:
-            value = parse_json(file.content, self.where, error=BundleError)
-            if not isinstance(value, dict):
-                raise BundleError(f"{self.where} holds {type(value).__name__}, expected a JSON object")
-            self.fields = value
-
-    def wrong(self, field: str, expected: str) -> BundleError:
-        """The error of a field that is of the wrong type."""
-        return BundleError(f"{self.where}: {field} is not {expected}: mend the file, or fetch it again")
-
-
-def special_tokens(config: TextFields) -> dict[str, str]:
-    """Spellings of the special tokens that tokenizer_config.json names, by their names, such as `bos_token`.
-
-    Raises: BundleError naming a field that holds neither text nor an object with the text as its `content`.
-    """
-    found = {}
-    for name in _SPECIAL_TOKENS:
-        token = config.fields.get(name)
-        content = token.get("content") if isinstance(token, dict) else token
-        if isinstance(content, str):
-            found[name] = content
-        elif token is not None:
-            raise config.wrong(name, "a token's text, or an object with its content")
-    return found
-
-
 def stop_token_ids(generation: TextFields, special: Mapping[str, str], tokenizer: LibraryTokenizer) -> tuple[int, ...]:
-    """Tokens that end a text: those of generation_config.json, and `eos_token` of tokenizer_config.json.
+    """Tokens that end a text: those of generation_config.json, and the special token `eos_token`.
 
-    Args: special: as `special_tokens` gives them.
+    Args: special: as `read_tokenizer` gives them.
     An id that the tokenizer does not know may be one of the model's: vocabularies are padded.
     Raises: BundleError if generation_config.json names what is no token id.
     """
