@@ -20,6 +20,7 @@ from ..bundle.manifest import (
     Manifest,
 )
 from ..bundle.reader import Bundle
+from ..checkpoint.float_types import convert_weights
 from ..checkpoint.reader import Checkpoint
 from ..engine.build import LOG_FILE, build_engine
 from ..engine.flavour import select_flavour
@@ -51,12 +52,14 @@ def export_onnx(
     output: Path,
     precision: Precision,
     *,
+    may_round: bool = False,
     copy_weights: bool = False,
     force: bool = False,
     on_progress: ProgressCallback = silent,
 ) -> None:
     """Write the ONNX graph of a model and its weights as the directory `output`, whole or not at all.
 
+    Args: `may_round`: as that of `BuildRequest`.
     Raises: InputError for bad input.
     """
     from ..onnx.export import export_graph
@@ -64,6 +67,7 @@ def export_onnx(
     require_free_path(output, marker=MARKER, force=force)
     source = request.open()
     source.require_outside(output)
+    convert_weights(source.checkpoint, precision, may_round=may_round)
     with staged_directory(output, marker=MARKER, force=force) as staging:
         on_progress("graph", 0, 1)
         export_graph(source.checkpoint, staging, precision, copy_weights=copy_weights)
@@ -128,6 +132,7 @@ def build_bundle(request: BuildRequest, on_progress: ProgressCallback = silent) 
     source = request.model.open()
     source.require_outside(request.output)
     plan, texts = _check(request, source), source.checkpoint.text_files()
+    convert_weights(source.checkpoint, request.engine.precision, may_round=request.may_round)
     if TOKENIZER_FILE not in texts:
         logger.warning("%s has no %s: the bundle will take token ids, not text", source.origin, TOKENIZER_FILE)
     with staged_directory(request.output, marker=MANIFEST_FILE, force=request.force) as staging:

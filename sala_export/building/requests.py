@@ -94,6 +94,8 @@ class BuildRequest:
     model: ModelRequest
     engine: EngineRequest
     output: Path
+    may_round: bool = False
+    """Round weights that the engine's precision does not hold. If False, they are refused."""
     copy_weights: bool = False
     include_weights: bool = True
     """Put the weight files into the bundle. If False, whoever runs the bundle gives it the weights."""

@@ -6,7 +6,6 @@ here imports torch until a tensor is asked for.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from ..files import Directory, OpenedFile, TextFile, read_json
 from ..specs import DType, Precision
 from .background_hashes import BackgroundHashes
 from .config import SalaConfig
+from .float_types import FLOAT_TYPES, common_type
 from .folder import CheckpointFolder
 from .keymap import Weight, weights
 from .quantization import Quantization
@@ -31,14 +31,13 @@ if TYPE_CHECKING:
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
-_WEIGHT_DTYPES = {"BF16": DType.BFLOAT16, "F16": DType.FLOAT16, "F32": DType.FLOAT32}
 _CONVERT = "convert the checkpoint to bfloat16"
 _NAMED_IN_ERRORS = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """A checked checkpoint: every weight that `config` calls for exists, whole, in the right shape and in one type.
+    """A checked checkpoint: every weight that `config` calls for exists, whole and in the right shape.
 
     Weights that `quantization` covers are in `quantized`, all others in `locations`.
     """
@@ -47,7 +46,8 @@ class Checkpoint:
     """For messages."""
     config: SalaConfig
     dtype: DType
-    """Type of all weights that are not quantised: float32, float16 or bfloat16."""
+    """What the checkpoint counts as, float32, float16 or bfloat16: the type of most elements that are not quantised.
+    Each tensor has its own type in `locations`."""
     locations: Mapping[str, TensorLocation]
     """Weights by name, in the order of `keymap.weights`. Other tensors of the files are left out."""
     quantization: Quantization | None = None
@@ -83,7 +83,7 @@ class Checkpoint:
         return cls(
             directory=folder.path,
             config=config,
-            dtype=_common_dtype(locations),
+            dtype=common_type(locations),
             locations=locations,
             quantization=quantization,
             quantized=quantized_weights(weights(config), quantization, found) if quantization else {},
@@ -107,7 +107,7 @@ class Checkpoint:
         if lacking:
             raise CheckpointError(f"{directory} has no {_listed(lacking)} among its weights, in a type to compute with")
         locations = {weight.name: _plain(*stored[weight.name], weight) for weight in wanted}
-        return cls(directory=directory, config=config, dtype=_common_dtype(locations), locations=locations)
+        return cls(directory=directory, config=config, dtype=common_type(locations), locations=locations)
 
     def require_precision(self, precision: Precision) -> None:
         """Refuse to quantise, or to take back, what the checkpoint holds. Raises: RequestError saying what to do."""
@@ -249,20 +249,7 @@ def _is_bare_name(shard: object) -> bool:
 
 def _plain(file: OpenedFile, stored: StoredTensor, weight: Weight) -> TensorLocation:
     """A weight that is not quantised."""
-    return locate(file, weight.name, stored, _WEIGHT_DTYPES, [weight.shape], _CONVERT)
-
-
-def _common_dtype(locations: Mapping[str, TensorLocation]) -> DType:
-    """The one type of all weights: a graph reads them in place, so it cannot convert some of them."""
-    (common, count), *others = Counter(location.dtype for location in locations.values()).most_common()
-    if others:
-        odd = [name for name, location in locations.items() if location.dtype != common]
-        file = locations[odd[0]].file
-        raise file.error(
-            f"{file}: {_listed(odd)} is not {common} as the other {count} weights are: "
-            "convert the checkpoint to one type"
-        )
-    return common
+    return locate(file, weight.name, stored, FLOAT_TYPES, [weight.shape], _CONVERT)
 
 
 def _listed(names: list[str]) -> str:

@@ -76,6 +76,7 @@ def build(
         model=source,
         engine=engine,
         output=output or Path(f"{source.name}-{engine.target.name}-{engine.precision}.sala"),
+        may_round=precision is not None,
         copy_weights=copy,
         include_weights=not no_weights,
         force=force,

@@ -61,7 +61,7 @@ class CpuForm:
         self._shapes = {weight.name: weight.shape for weight in weights(checkpoint.config)}
 
     def embedding(self) -> ir.Value:
-        return self._single(EMBEDDING, self._checkpoint.dtype)
+        return self._single(EMBEDDING, self._checkpoint.locations[EMBEDDING].dtype)
 
     def norm_weight(self, name: str) -> ir.Value:
         return self._single(name, DType.FLOAT32)
