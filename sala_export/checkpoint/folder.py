@@ -11,7 +11,8 @@ from ..errors import CheckpointError, ConfigError
 from ..files import Directory, TextFile, read_json
 from ..specs import TOKENIZER_FILE
 from .config import SalaConfig
-from .quantization import Quantization, read_quantization
+from .quantization import Quantization
+from .quantization_config import read_quantization
 
 CONFIG_FILE = "config.json"
 _MOST_CONFIG_BYTES = 1 << 20
@@ -54,7 +55,7 @@ class CheckpointFolder:
 
         Raises: ConfigError for malformed fields, UnsupportedError for another method or scheme; both name the field.
         """
-        return read_quantization(self.config_fields, self.path / CONFIG_FILE)
+        return read_quantization(self.config_fields, self.directory, CONFIG_FILE)
 
     def text_files(self) -> dict[str, TextFile]:
         """Read those of `ACCESSORY_FILES` that exist, by name. Raises: CheckpointError naming the file."""

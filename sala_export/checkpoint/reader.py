@@ -6,7 +6,7 @@ here imports torch until a tensor is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from reprlib import repr as shown
@@ -23,7 +23,7 @@ from .keymap import Weight, weights
 from .quantization import Quantization
 from .quantized_weights import QuantizedWeight, quantized_weights, tensor_names
 from .safetensors_header import StoredTensor, read_header
-from .tensor_location import TensorLocation, locate
+from .tensor_location import TensorFile, TensorLocation, locate
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +68,7 @@ class Checkpoint:
         """
         folder = directory if isinstance(directory, CheckpointFolder) else CheckpointFolder.open(directory)
         config = folder.config if layers is None else folder.config.truncated(layers)
-        quantization = folder.quantization()
+        quantization = _quantization(folder, config)
         names: list[str] = []
         plain = []
         for weight in weights(config):
@@ -86,7 +86,7 @@ class Checkpoint:
             dtype=common_type(locations),
             locations=locations,
             quantization=quantization,
-            quantized=quantized_weights(weights(config), quantization, found) if quantization else {},
+            quantized=quantized_weights(weights(config), quantization, found, folder.path) if quantization else {},
             folder=folder,
         )
 
@@ -158,8 +158,8 @@ class Checkpoint:
         hashes = {name: where.sha256 for name, where in self.tensors().items()}
         return {name: sha256 for name, sha256 in hashes.items() if sha256 is not None}
 
-    def shard_files(self) -> dict[str, OpenedFile]:
-        """The files that hold the weights, by their names in the checkpoint."""
+    def shard_files(self) -> dict[str, TensorFile]:
+        """The files that hold the weights, by the names that they have in a bundle."""
         return {location.file.path.name: location.file for location in self.tensors().values()}
 
     def text_files(self) -> dict[str, TextFile]:
@@ -193,6 +193,22 @@ class Checkpoint:
         return quantized + sum(location.length for location in self.locations.values())
 
 
+def _quantization(folder: CheckpointFolder, config: SalaConfig) -> Quantization | None:
+    """How the model is quantised, and which of its projections are."""
+    quantization = folder.quantization()
+    if quantization is None or quantization.layout.marker is None:
+        return quantization
+    modules = [weight.name.removesuffix(".weight") for weight in weights(config)]
+    return quantization.of_stored(modules, _stored_names(folder.directory))
+
+
+def _stored_names(directory: Directory) -> Container[str]:
+    """Names of all tensors of a directory."""
+    if directory.has(WEIGHTS_FILE):
+        return read_header(directory.open(WEIGHTS_FILE))
+    return _weight_map(directory)
+
+
 def _find(directory: Directory, names: Sequence[str]) -> dict[str, tuple[OpenedFile, StoredTensor]]:
     """Shard and header entry of every wanted tensor."""
     single = directory.has(WEIGHTS_FILE)
@@ -213,8 +229,8 @@ def _find(directory: Directory, names: Sequence[str]) -> dict[str, tuple[OpenedF
     return {name: (files[shard_of[name]], headers[shard_of[name]][name]) for name in names}
 
 
-def _read_index(directory: Directory, names: Iterable[str]) -> dict[str, str]:
-    """The name of the shard that the index gives for each of `names`."""
+def _weight_map(directory: Directory) -> dict[str, object]:
+    """What the index of a directory gives for each tensor."""
     if not directory.has(INDEX_FILE):
         raise CheckpointError(
             f"{directory} has neither {WEIGHTS_FILE} nor {INDEX_FILE}: weights must be safetensors files"
@@ -224,6 +240,12 @@ def _read_index(directory: Directory, names: Iterable[str]) -> dict[str, str]:
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{file} has no weight_map object: download it again")
+    return weight_map
+
+
+def _read_index(directory: Directory, names: Iterable[str]) -> dict[str, str]:
+    """The name of the shard that the index gives for each of `names`."""
+    weight_map, file = _weight_map(directory), directory.open(INDEX_FILE)
     unlisted = [name for name in names if name not in weight_map]
     if unlisted:
         raise CheckpointError(f"{file} does not list {_listed(unlisted)}: it is incomplete or of another model")

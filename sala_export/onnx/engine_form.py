@@ -16,17 +16,20 @@ import onnx_ir as ir
 
 from ..bundle.manifest import WeightInput, WeightPart
 from ..checkpoint.keymap import EMBEDDING, FINAL_NORM, packed_name
+from ..checkpoint.quantization import SCHEMES
 from ..checkpoint.quantized_weights import QuantizedWeight
 from ..checkpoint.reader import Checkpoint
 from ..model.signature import Signature, signature
 from ..specs import DType, Precision, TensorSpec
 from .engine_constants import Arrays, EngineConstants, int4_columns, scale_columns
+from .fake_quantization import token_scales
 from .graph_builder import IR_TYPES, OPSET, QUANTIZED_OPSET, GraphBuilder, shape_of
 from .nvfp4 import NVFP4_BLOCK, nvfp4_input
 from .products import Names, add_scaled, product_module, split_product
 from .step_graph import build_step
 
 ENGINE_GRAPH_FILE = "engine.onnx"
+_INT4_GROUP = SCHEMES[Precision.INT4].group or 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,7 +127,9 @@ class EngineForm:
     def _scaled_product(self, rows: ir.Value, weights: Sequence[QuantizedWeight]) -> ir.Value:
         """fp8 and int8: a product of codes, rounded to `dtype` and then multiplied by both scales in fp32."""
         graph, name = self.graph, _module(weights)
-        steps = graph.node("Div", [graph.cast(rows, DType.FLOAT32), self._input_scale(weights)])
+        wide, by_token = graph.cast(rows, DType.FLOAT32), weights[0].by_token
+        row_scale = token_scales(graph, wide, _code_type(weights)) if by_token else self._input_scale(weights)
+        steps = graph.node("Div", [wide, row_scale])
         one, stored = graph.number(1.0, DType.FLOAT32), IR_TYPES[_code_type(weights)]
         quantized = graph.node("QuantizeLinear", [steps, one], {"output_dtype": int(stored)}, dtype=stored)
         weight = self._codes(weights)
@@ -133,7 +138,8 @@ class EngineForm:
             TensorSpec(f"{name}.output_scale", DType.FLOAT32, shape_of(weight)[:1]),
             [WeightPart(tensor=each.scale_name, rows=each.shape[0], factor=each.input_scale_name) for each in weights],
         )
-        return graph.cast(graph.node("Mul", [graph.cast(product, DType.FLOAT32), scale]), self.dtype)
+        scaled = graph.node("Mul", [graph.cast(product, DType.FLOAT32), scale])
+        return graph.cast(graph.node("Mul", [scaled, row_scale]) if by_token else scaled, self.dtype)
 
     def _nvfp4_product(self, rows: ir.Value, weights: Sequence[QuantizedWeight]) -> ir.Value:
         """Codes are an input. Scales of blocks are constants: for others TensorRT adds kernels to every product."""
@@ -160,7 +166,8 @@ class EngineForm:
         TensorRT makes the same plan, but takes twice as long.
         """
         name, (outputs, inputs) = _module(weights), _packed_shape(weights)
-        blocks = weights[0].scale_shape[1]
+        # The engine takes none that hold for more.
+        blocks = inputs // _INT4_GROUP
         self.fixed += [name for weight in weights for name in weight.tensors]
         codes = self._constant(
             f"{name}.weight",
@@ -170,11 +177,11 @@ class EngineForm:
         )
         scale = self._constant(
             f"{name}.weight_scale",
-            ir.DataType.BFLOAT16,
+            IR_TYPES[weights[0].scale.dtype],
             (blocks, outputs),
-            lambda: [scale_columns([weight.scale for weight in weights])],
+            lambda: [scale_columns([weight.scale for weight in weights], blocks)],
         )
-        attributes = {"axis": 0, "block_size": inputs // blocks}
+        attributes = {"axis": 0, "block_size": _INT4_GROUP, "output_dtype": int(IR_TYPES[self.dtype])}
         weight = self.graph.node("DequantizeLinear", [codes, scale], attributes, dtype=IR_TYPES[self.dtype])
         return self.graph.node("MatMul", [x, weight], shape=(*shape_of(x)[:-1], outputs))
 
@@ -222,7 +229,8 @@ class EngineForm:
 
     def _input_scale(self, weights: Sequence[QuantizedWeight]) -> ir.Value:
         spec = TensorSpec(f"{_module(weights)}.input_scale", DType.FLOAT32, (1,))
-        return self._input(spec, [WeightPart(tensor=weight.input_scale_name) for weight in weights])
+        told = [weight.input_scale_name for weight in weights if weight.input_scale_name is not None]
+        return self._input(spec, [WeightPart(tensor=name) for name in told])
 
     def _input(self, spec: TensorSpec, parts: Sequence[WeightPart]) -> ir.Value:
         """The weight input of this name, which is new unless lm_head shares the embedding's."""
