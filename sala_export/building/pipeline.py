@@ -22,6 +22,7 @@ from ..bundle.manifest import (
 from ..bundle.reader import Bundle
 from ..checkpoint.float_types import convert_weights
 from ..checkpoint.reader import Checkpoint
+from ..checkpoint.tensor_location import TensorFile
 from ..engine.build import LOG_FILE, build_engine
 from ..engine.flavour import select_flavour
 from ..engine.graph import EngineGraph
@@ -53,7 +54,7 @@ def export_onnx(
     precision: Precision,
     *,
     may_round: bool = False,
-    copy_weights: bool = False,
+    link_weights: bool = False,
     force: bool = False,
     on_progress: ProgressCallback = silent,
 ) -> None:
@@ -69,10 +70,8 @@ def export_onnx(
     source.require_outside(output)
     convert_weights(source.checkpoint, precision, may_round=may_round)
     with staged_directory(output, marker=MARKER, force=force) as staging:
-        on_progress("graph", 0, 1)
-        export_graph(source.checkpoint, staging, precision, copy_weights=copy_weights)
+        export_graph(source.checkpoint, staging, precision, link_weights=link_weights, on_progress=on_progress)
         source.checkpoint.require_unchanged()
-        on_progress("graph", 1, 1)
 
 
 def quantize_model(
@@ -163,6 +162,12 @@ def _check(request: BuildRequest, source: OpenedCheckpoint) -> EngineGraph:
     checkpoint, engine = source.checkpoint, request.engine
     select_flavour(engine.flavour).check(engine.target)
     checkpoint.require_precision(engine.precision)
+    converted = [file for file in checkpoint.shard_files().values() if not isinstance(file, OpenedFile)]
+    if converted and not request.include_weights:
+        raise RequestError(
+            f"--no-weights: {checkpoint.directory} has its weights in another order than engines take, and only a "
+            "bundle holds them in theirs: build with the weights"
+        )
     for capability in engine.target.compute_capabilities:
         require_kernels(checkpoint.config, engine.precision, capability)
     graph = planned_graph(checkpoint.config, engine.precision, checkpoint.quantization)
@@ -173,24 +178,23 @@ def _check(request: BuildRequest, source: OpenedCheckpoint) -> EngineGraph:
 
 def _place_weights(
     request: BuildRequest, checkpoint: Checkpoint, graph: EngineGraph, staging: Path, on_progress: ProgressCallback
-) -> dict[OpenedFile, str]:
+) -> dict[TensorFile, str]:
     """Put the weight files beside the graph, if the bundle is to have them; returns their names there."""
-    from ..onnx.weights import copied_bytes, place_weights
+    from ..onnx.weights import copy_weights, share_weights
 
     folder, files = staging / GRAPH_FOLDER, {where.file for where in checkpoint.tensors().values()}
-    copied = copied_bytes(files, folder, copy=request.copy_weights) if request.include_weights else 0
+    copies = share_weights(files, folder, link=request.link_weights) if request.include_weights else []
     # Constants lie beside the graph while TensorRT reads them into the plan.
-    check_disk(plan_bytes(graph) + graph.constant_bytes + copied, staging)
-    if not request.include_weights:
-        return {file: file.path.name for file in files}
-    return place_weights(files, folder, copy=request.copy_weights, on_progress=on_progress)
+    check_disk(plan_bytes(graph) + graph.constant_bytes + sum(file.size for file in copies), staging)
+    copy_weights(copies, folder, link=request.link_weights, on_progress=on_progress)
+    return {file: file.path.name for file in files}
 
 
-def _spans(checkpoint: Checkpoint, placed: dict[OpenedFile, str], staging: Path) -> dict[str, Span]:
+def _spans(checkpoint: Checkpoint, placed: dict[TensorFile, str], staging: Path) -> dict[str, Span]:
     """The tensors of the weights, by name: in the bundle's own copies if there are any, else where messages name them
     as the user does."""
 
-    def hashed(file: OpenedFile, name: str) -> OpenedFile:
+    def hashed(file: TensorFile, name: str) -> TensorFile:
         own = staging / GRAPH_FOLDER / name
         copied = own.exists() and not file.is_at(own.stat())
         return OpenedFile.open(own, error=CheckpointError) if copied else file
@@ -203,7 +207,7 @@ def _export(
     request: BuildRequest,
     checkpoint: Checkpoint,
     staging: Path,
-    placed: dict[OpenedFile, str],
+    placed: dict[TensorFile, str],
     on_progress: ProgressCallback,
 ) -> BuiltGraphs:
     """Write the three forms of the step's graph."""
@@ -229,8 +233,9 @@ def _build(
     from ..onnx.engine_form import ENGINE_GRAPH_FILE
 
     folder = staging / ENGINE_FOLDER
+    graph = folder / ENGINE_GRAPH_FILE
     try:
-        return build_engine(request.engine, folder / ENGINE_GRAPH_FILE, library, folder, on_progress=on_progress)
+        return build_engine(request.engine, graph, library, folder, on_progress=on_progress)
     except BuildError as error:
         log = folder / LOG_FILE
         if not log.is_file():
@@ -239,7 +244,7 @@ def _build(
         shutil.move(log, kept)
         raise BuildError(str(error).replace(str(log), str(kept))) from error
     finally:
-        graphs.engine.remove_constants()
+        graphs.engine.remove_constants(graph)
 
 
 def _free_name(path: Path) -> Path:

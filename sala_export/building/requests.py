@@ -96,7 +96,8 @@ class BuildRequest:
     output: Path
     may_round: bool = False
     """Round weights that the engine's precision does not hold. If False, they are refused."""
-    copy_weights: bool = False
+    link_weights: bool = False
+    """Put the weight files into the bundle as hard links, which take no room. Tools of ONNX refuse such files."""
     include_weights: bool = True
     """Put the weight files into the bundle. If False, whoever runs the bundle gives it the weights."""
     force: bool = False

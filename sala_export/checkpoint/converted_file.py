@@ -84,7 +84,7 @@ class ConvertedFile:
             block[: len(part)] = part
             block = block[len(part) :]
 
-    def write(self, target: Path) -> Iterator[int]:
+    def copied(self, target: Path) -> Iterator[int]:
         """Write the new file `target`. Gives the bytes of each block that is written."""
         with target.open("xb") as file:
             for block in self.blocks(0, self.size):

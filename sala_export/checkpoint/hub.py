@@ -12,8 +12,7 @@ from pathlib import Path
 from ..errors import CheckpointError, RequestError, printable
 from ..files import exists, is_directory
 from .config import DEFAULT_MODEL
-from .folder import ACCESSORY_FILES, CONFIG_FILE
-from .reader import INDEX_FILE
+from .folder import ACCESSORY_FILES, CONFIG_FILE, INDEX_FILE
 
 _PATTERNS = (CONFIG_FILE, INDEX_FILE, "*.safetensors", *ACCESSORY_FILES)
 """Weights and text files only: the repository's Python code and copies of the weights in other formats stay there."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..errors import CheckpointError, UnsupportedError
 from ..numerics.number_formats import E4M3_VALUES
 from ..specs import DType, Precision
+from .config import SalaConfig
 from .float_types import FLOAT_TYPES, as_float32
 from .int4_columns import Found, converted_int4
 from .keymap import GATE_ROLES, Weight
@@ -78,6 +79,13 @@ def tensor_names(weight: Weight, quantization: Quantization) -> tuple[str, ...]:
     layout, module = quantization.layout, weight.name.removesuffix("weight")
     roles = layout.sources or [layout.names.get(role, role) for role in quantization.scheme.tensors]
     return tuple(module + role for role in roles)
+
+
+def unread_names(config: SalaConfig, quantization: Quantization) -> tuple[str, ...]:
+    """Tensors that a checkpoint holds for caches of fewer bits, as `Quantization.notes` says that they are left out."""
+    prefixes = [f"model.layers.{layer}.self_attn." for layer in range(config.num_hidden_layers)]
+    places = {"k_scale": ("", "k_proj."), "v_scale": ("", "v_proj.")} if quantization.notes else {}
+    return tuple(prefix + place + name for prefix in prefixes for name in places for place in places[name])
 
 
 def quantized_weights(

@@ -6,11 +6,12 @@ here imports torch until a tensor is asked for.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from reprlib import repr as shown
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, RequestError, printable
 from ..files import Directory, OpenedFile, TextFile, read_json
@@ -18,18 +19,18 @@ from ..specs import DType, Precision
 from .background_hashes import BackgroundHashes
 from .config import SalaConfig
 from .float_types import FLOAT_TYPES, common_type
-from .folder import CheckpointFolder
+from .folder import INDEX_FILE, WEIGHTS_FILE, CheckpointFolder
 from .keymap import Weight, weights
 from .quantization import Quantization
-from .quantized_weights import QuantizedWeight, quantized_weights, tensor_names
+from .quantized_weights import QuantizedWeight, quantized_weights, tensor_names, unread_names
 from .safetensors_header import StoredTensor, read_header
+from .surplus import require_no_surplus
 from .tensor_location import TensorFile, TensorLocation, locate
 
 if TYPE_CHECKING:
     import torch
 
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
+logger = logging.getLogger(__name__)
 
 _CONVERT = "convert the checkpoint to bfloat16"
 _NAMED_IN_ERRORS = 4
@@ -68,16 +69,14 @@ class Checkpoint:
         """
         folder = directory if isinstance(directory, CheckpointFolder) else CheckpointFolder.open(directory)
         config = folder.config if layers is None else folder.config.truncated(layers)
-        quantization = _quantization(folder, config)
-        names: list[str] = []
-        plain = []
-        for weight in weights(config):
-            if quantization is not None and quantization.covers(weight.name):
-                names += tensor_names(weight, quantization)
-            else:
-                names.append(weight.name)
-                plain.append(weight)
-        found = _find(folder.directory, names)
+        quantization = _quantization(folder)
+        unread = unread_names(folder.config, quantization) if quantization else ()
+        owned = [*_stored_names(folder.config, quantization), *unread]
+        require_no_surplus(folder.directory, folder.config, owned)
+        for note in quantization.notes if quantization else ():
+            logger.warning("%s: %s", folder.path, note)
+        plain = [weight for weight in weights(config) if not (quantization and quantization.covers(weight.name))]
+        found = _find(folder.directory, _stored_names(config, quantization))
         locations = {weight.name: _plain(*found[weight.name], weight) for weight in plain}
         folder.directory.require_unchanged()
         return cls(
@@ -193,20 +192,31 @@ class Checkpoint:
         return quantized + sum(location.length for location in self.locations.values())
 
 
-def _quantization(folder: CheckpointFolder, config: SalaConfig) -> Quantization | None:
+def _quantization(folder: CheckpointFolder) -> Quantization | None:
     """How the model is quantised, and which of its projections are."""
     quantization = folder.quantization()
     if quantization is None or quantization.layout.marker is None:
         return quantization
-    modules = [weight.name.removesuffix(".weight") for weight in weights(config)]
-    return quantization.of_stored(modules, _stored_names(folder.directory))
+    modules = [weight.name.removesuffix(".weight") for weight in weights(folder.config)]
+    return quantization.of_stored(modules, _all_names(folder.directory))
 
 
-def _stored_names(directory: Directory) -> Container[str]:
+def _all_names(directory: Directory) -> Container[str]:
     """Names of all tensors of a directory."""
     if directory.has(WEIGHTS_FILE):
         return read_header(directory.open(WEIGHTS_FILE))
     return _weight_map(directory)
+
+
+def _stored_names(config: SalaConfig, quantization: Quantization | None) -> list[str]:
+    """The tensors that stand for the weights of `config`."""
+    names: list[str] = []
+    for weight in weights(config):
+        if quantization and quantization.covers(weight.name):
+            names += tensor_names(weight, quantization)
+        else:
+            names.append(weight.name)
+    return names
 
 
 def _find(directory: Directory, names: Sequence[str]) -> dict[str, tuple[OpenedFile, StoredTensor]]:
@@ -229,7 +239,7 @@ def _find(directory: Directory, names: Sequence[str]) -> dict[str, tuple[OpenedF
     return {name: (files[shard_of[name]], headers[shard_of[name]][name]) for name in names}
 
 
-def _weight_map(directory: Directory) -> dict[str, object]:
+def _weight_map(directory: Directory) -> dict[str, Any]:
     """What the index of a directory gives for each tensor."""
     if not directory.has(INDEX_FILE):
         raise CheckpointError(

@@ -40,6 +40,9 @@ class TensorFile(Protocol):
     def is_at(self, status: os.stat_result) -> bool:
         """True if `status` is of this very file."""
 
+    def copied(self, target: Path) -> Iterator[int]:
+        """Copy the file to the new file `target`. Gives the bytes of each block that is copied. Raises: `error`."""
+
     def blocks(self, offset: int, length: int) -> Iterator[memoryview]:
         """Read a range of bytes in blocks, each valid until the next. Raises: `error`."""
 

@@ -51,7 +51,7 @@ def build(
     calibration: Path | None,
     no_weights: bool,
     output: Path | None,
-    copy: bool,
+    link: bool,
     force: bool,
 ) -> None:
     """Build a bundle: a TensorRT engine and everything that a runtime needs.
@@ -77,7 +77,7 @@ def build(
         engine=engine,
         output=output or Path(f"{source.name}-{engine.target.name}-{engine.precision}.sala"),
         may_round=precision is not None,
-        copy_weights=copy,
+        link_weights=link,
         include_weights=not no_weights,
         force=force,
     )

@@ -30,7 +30,7 @@ def export(
     layers: int | None,
     precision: str | None,
     output: Path,
-    copy: bool,
+    link: bool,
     force: bool,
 ) -> None:
     """Write only the ONNX graph, with the checkpoint's own weight files beside it."""
@@ -45,7 +45,7 @@ def export(
             output,
             chosen,
             may_round=precision is not None,
-            copy_weights=copy,
+            link_weights=link,
             force=force,
             on_progress=on_progress,
         )

@@ -87,7 +87,7 @@ def int4_columns(parts: Sequence[TensorLocation]) -> NDArray[np.uint8]:
 
 
 def scale_columns(parts: Sequence[TensorLocation], blocks: int) -> NDArray[np.uint8]:
-    """Scales of one float type, rows of [out, blocks] or of fewer that each hold for several, as bytes of [blocks, out]."""
+    """Scales of one float type as bytes of [blocks, out]: rows of [out, blocks], or of fewer that hold for several."""
     rows = [part.raw().view(f"u{part.dtype.bytes}").reshape(part.shape) for part in parts]
     whole = np.concatenate([part.repeat(blocks // part.shape[1], 1) for part in rows])
     return np.ascontiguousarray(whole.T).view(np.uint8)

@@ -14,8 +14,7 @@ import onnx_ir as ir
 from ..checkpoint.keymap import EMBEDDING
 from ..checkpoint.quantized_weights import QuantizedWeight
 from ..checkpoint.reader import Checkpoint
-from ..checkpoint.tensor_location import TensorLocation
-from ..files import OpenedFile
+from ..checkpoint.tensor_location import TensorFile, TensorLocation
 from ..specs import DType, Precision
 from .fake_quantization import rounded_by_token
 from .graph_builder import IR_TYPES, OPSET, QUANTIZED_OPSET, GraphBuilder, Shape, shape_of
@@ -29,7 +28,7 @@ class ModelForm:
     """See `step_graph.Form`."""
 
     def __init__(
-        self, checkpoint: Checkpoint, precision: Precision, placed: Mapping[OpenedFile, str], folder: Path
+        self, checkpoint: Checkpoint, precision: Precision, placed: Mapping[TensorFile, str], folder: Path
     ) -> None:
         """Args: `placed`, the checkpoint's files, which lie in `folder`, by path."""
         self.graph = GraphBuilder(QUANTIZED_OPSET if checkpoint.quantized else OPSET)
