@@ -17,12 +17,16 @@ from .quantization import SCHEMES, Quantization, Scheme
 ORIGINAL = "take the original model and quantise it with sala-export quantize"
 """What to do about a quantised model that is not served."""
 
-_MIXED, _NAIVE = "mixed-precision", "naive-quantized"
+_BY_FORMAT = {scheme.format: scheme for scheme in SCHEMES.values()}
+_NAIVE = "naive-quantized"
+_UNDECIDED = (None, _NAIVE, "mixed-precision")
+"""What older versions, and those that name a format in each group, have in place of a format."""
 _GROUPS = ".config_groups"
 
 
 def read_compressed_tensors(fields: Mapping[str, Any]) -> Quantization:
     """Read the object. Raises: ConfigError for malformed fields, UnsupportedError for what is not served."""
+    _require_format(fields.get("format"))
     _refuse_transforms(fields)
     groups = fields.get("config_groups")
     if not isinstance(groups, dict) or not groups:
@@ -83,16 +87,23 @@ def _scheme(where: str, group: Any, common_format: Any) -> Scheme:
 
 def _scheme_of_format(form: Any, weights: Mapping[str, Any]) -> Scheme:
     """The scheme that `format` names, or that the weights have where it says nothing."""
-    by_format = {scheme.format: scheme for scheme in SCHEMES.values()}
-    if form in (None, _NAIVE, _MIXED):
+    if form in _UNDECIDED:
         kind = (weights["num_bits"], weights["type"])
         found = [each for each in SCHEMES.values() if (each.weights["num_bits"], each.weights["type"]) == kind]
         # The naive form has one code in an element.
         if found and (form != _NAIVE or found[0].codes_per_element == 1):
             return found[0]
-    if not isinstance(form, str) or form not in by_format:
-        raise UnsupportedError(f".format is {shown(form)}: known are {', '.join(by_format)}")
-    return by_format[form]
+        raise UnsupportedError(
+            f".config_groups: weights of {kind[0]!r} bits and type {kind[1]!r} in the format {form!r} are not served: "
+            f"known are {', '.join(_BY_FORMAT)}"
+        )
+    _require_format(form)
+    return _BY_FORMAT[form]
+
+
+def _require_format(form: Any) -> None:
+    if form not in _UNDECIDED and (not isinstance(form, str) or form not in _BY_FORMAT):
+        raise UnsupportedError(f".format is {shown(form)}: known are {', '.join(_BY_FORMAT)}")
 
 
 def _arguments(where: str, given: Any) -> dict[str, Any]:
