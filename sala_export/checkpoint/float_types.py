@@ -76,6 +76,13 @@ def as_float32(raw: NDArray[np.uint8], dtype: DType) -> NDArray[np.float32]:
             return (raw.view("<u2").astype(np.uint32) << _BFLOAT16_BITS).view(np.float32)
 
 
+def to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """The bits of the nearest bf16 numbers, ties to even, of finite ones."""
+    bits = values.view(np.uint32)
+    odd = bits >> _BFLOAT16_BITS & 1
+    return ((bits + 0x7FFF + odd) >> _BFLOAT16_BITS).astype(np.uint16)
+
+
 def _fits(stored: DType, target: DType) -> bool:
     """True if `target` holds every number of `stored`."""
     return target in (stored, DType.FLOAT32)

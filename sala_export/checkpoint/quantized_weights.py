@@ -69,9 +69,9 @@ class QuantizedWeight:
         return _as_float32(self.scale).reshape(self.scale_shape)
 
     @property
-    def product(self) -> tuple[float | None, float, DType]:
-        """What weights must have in common to be one product: the scales that it has once, the type of the others."""
-        return self.input_scale, self.global_scale, self.scale.dtype
+    def product(self) -> tuple[float | None, float]:
+        """What weights must have in common to be one product: the scales that it has once."""
+        return self.input_scale, self.global_scale
 
 
 def tensor_names(weight: Weight, quantization: Quantization) -> tuple[str, ...]:

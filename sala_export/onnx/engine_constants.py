@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ..checkpoint.float_types import as_float32, to_bfloat16
 from ..checkpoint.tensor_location import TensorLocation
 from ..errors import DiskFullError
 from ..specs import format_bytes
@@ -87,7 +88,10 @@ def int4_columns(parts: Sequence[TensorLocation]) -> NDArray[np.uint8]:
 
 
 def scale_columns(parts: Sequence[TensorLocation], blocks: int) -> NDArray[np.uint8]:
-    """Scales of one float type as bytes of [blocks, out]: rows of [out, blocks], or of fewer that hold for several."""
-    rows = [part.raw().view(f"u{part.dtype.bytes}").reshape(part.shape) for part in parts]
+    """Scales as bf16, bytes of [blocks, out]: rows of [out, blocks] in any float type, or of fewer that hold for several.
+
+    Rounds to the nearest, ties to even.
+    """
+    rows = [as_float32(part.raw(), part.dtype).reshape(part.shape) for part in parts]
     whole = np.concatenate([part.repeat(blocks // part.shape[1], 1) for part in rows])
-    return np.ascontiguousarray(whole.T).view(np.uint8)
+    return np.ascontiguousarray(to_bfloat16(whole).T).view(np.uint8)

@@ -8,6 +8,7 @@ them.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from .graph_builder import IR_TYPES, OPSET, QUANTIZED_OPSET, GraphBuilder, shape
 from .nvfp4 import NVFP4_BLOCK, nvfp4_input
 from .products import Names, add_scaled, product_module, split_product
 from .step_graph import build_step
+
+logger = logging.getLogger(__name__)
 
 ENGINE_GRAPH_FILE = "engine.onnx"
 _INT4_GROUP = SCHEMES[Precision.INT4].group or 1
@@ -69,6 +72,7 @@ def export_engine_graph(checkpoint: Checkpoint, directory: Path, precision: Prec
     the disk.
     """
     checkpoint.require_precision(precision)
+    _say_rounded_scales(checkpoint)
     form = EngineForm(checkpoint, precision, directory)
     ir.save(build_step(checkpoint.config, form), directory / ENGINE_GRAPH_FILE)
     return WrittenEngineGraph(
@@ -77,6 +81,13 @@ def export_engine_graph(checkpoint: Checkpoint, directory: Path, precision: Prec
         constants=tuple(form.fixed),
         build_files=form.constants.write(),
     )
+
+
+def _say_rounded_scales(checkpoint: Checkpoint) -> None:
+    """int4 scales of more than 16 bits, or of fp16: an engine has the sixteen of bf16."""
+    types = {weight.scale.dtype for weight in checkpoint.quantized.values() if weight.precision is Precision.INT4}
+    for dtype in sorted(types - {DType.BFLOAT16}):
+        logger.warning("%s has scales in %s: the engine rounds them to bfloat16", checkpoint.directory, dtype)
 
 
 class EngineForm:
@@ -175,7 +186,8 @@ class EngineForm:
         """TensorRT multiplies codes that are constants; those of an input it would unpack in every step.
 
         Not over rows, since a Reshape before this product would be a kernel of its own. And [in, out]: of [out, in]
-        TensorRT makes the same plan, but takes twice as long.
+        TensorRT makes the same plan, but takes twice as long. Its scales have the type of `x`: with a cast behind
+        fp16 or fp32 ones it unpacks the codes in every step as well.
         """
         name, (outputs, inputs) = _module(weights), _packed_shape(weights)
         # The engine takes none that hold for more.
@@ -189,11 +201,11 @@ class EngineForm:
         )
         scale = self._constant(
             f"{name}.weight_scale",
-            IR_TYPES[weights[0].scale.dtype],
+            ir.DataType.BFLOAT16,
             (blocks, outputs),
             lambda: [scale_columns([weight.scale for weight in weights], blocks)],
         )
-        attributes = {"axis": 0, "block_size": _INT4_GROUP, "output_dtype": int(IR_TYPES[self.dtype])}
+        attributes = {"axis": 0, "block_size": _INT4_GROUP}
         weight = self.graph.node("DequantizeLinear", [codes, scale], attributes, dtype=IR_TYPES[self.dtype])
         return self.graph.node("MatMul", [x, weight], shape=(*shape_of(x)[:-1], outputs))
 
