@@ -88,9 +88,9 @@ def int4_columns(parts: Sequence[TensorLocation]) -> NDArray[np.uint8]:
 
 
 def scale_columns(parts: Sequence[TensorLocation], blocks: int) -> NDArray[np.uint8]:
-    """Scales as bf16, bytes of [blocks, out]: rows of [out, blocks] in any float type, or of fewer that hold for several.
+    """Scales as bf16, bytes of [blocks, out]: from rows of [out, blocks], or of fewer that each hold for several.
 
-    Rounds to the nearest, ties to even.
+    Those of another float type are rounded to the nearest, ties to even.
     """
     rows = [as_float32(part.raw(), part.dtype).reshape(part.shape) for part in parts]
     whole = np.concatenate([part.repeat(blocks // part.shape[1], 1) for part in rows])
