@@ -112,6 +112,9 @@ class ModelForm:
             scale = self._external(weight.scale_name, weight.scale, IR_TYPES[weight.scale.dtype], weight.scale_shape)
             attributes = {"axis": 1, "block_size": weight.shape[1] // weight.scale_shape[1]}
             if weight.precision is Precision.INT4:
+                if weight.scale.dtype is not self.dtype:
+                    # Products of codes and fp16 scales are rounded once, not to fp16 before.
+                    scale = graph.cast(scale, DType.FLOAT32)
                 inputs += [scale, self._zero_points(weight.scale_shape)]
             else:
                 factor = graph.number(weight.global_scale, DType.FLOAT32)

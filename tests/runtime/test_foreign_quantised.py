@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from support.foreign_checkpoints import Written, awq, gptq, modelopt_fp8, modelopt_nvfp4
-from support.quantized_reference import Rounding, emulated_model, round_nvfp4, stored_tensors
+from support.quantized_reference import emulated_model, stored_tensors
 from support.runtime_bundles import write_cpu_bundle
-from torch import Tensor
 
 import sala_export
 from sala_export.checkpoint.folder import CheckpointFolder
@@ -21,38 +21,13 @@ PROMPTS = 5
 TOKENS = 7
 
 
-def modelopt_by_token(directory: Path) -> Written:
-    return modelopt_fp8(directory, by_channel=True)
-
-
-def _fp8(x: Tensor, scale: Tensor) -> Tensor:
-    return (x / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float() * scale
-
-
-def _roundings(writer: Callable[..., Written], stored: dict[str, Tensor], names: list[str]) -> dict[str, Rounding]:
-    """What each product does to its input."""
-    scales = {name: stored.get(f"{name.removesuffix('.weight')}.input_scale") for name in names}
-    if writer is modelopt_by_token:
-        return dict.fromkeys(names, lambda x: _fp8(x, x.abs().amax(-1, keepdim=True) / 448))
-    rounded = _nvfp4_by if writer is modelopt_nvfp4 else _fp8_by
-    return {name: rounded(scale) for name, scale in scales.items() if scale is not None}
-
-
-def _fp8_by(scale: Tensor) -> Rounding:
-    return lambda x: _fp8(x, scale)
-
-
-def _nvfp4_by(scale: Tensor) -> Rounding:
-    return lambda x: round_nvfp4(x, 1 / scale)
-
-
-@pytest.mark.parametrize("writer", [modelopt_fp8, modelopt_by_token, modelopt_nvfp4, gptq, awq])
+@pytest.mark.parametrize("writer", [modelopt_fp8, partial(modelopt_fp8, by_channel=True), modelopt_nvfp4, gptq, awq])
 def test_logits_are_those_of_a_float_copy(tmp_path: Path, writer: Callable[..., Written]) -> None:
-    path, quantized = writer(tmp_path / "foreign")
+    path, quantized, roundings = writer(tmp_path / "foreign")
     stored, config = stored_tensors(path), CheckpointFolder.open(path).config
     values = {weight.name: stored[weight.name].float() for weight in weights(config) if weight.name not in quantized}
     ids = torch.randint(0, 512, (PROMPTS, TOKENS), generator=torch.Generator().manual_seed(5))
-    with emulated_model(config, values | quantized, _roundings(writer, stored, [*quantized])) as model:
+    with emulated_model(config, values | quantized, roundings) as model:
         expected = model(ids)[:, -1]
     llm = sala_export.load(write_cpu_bundle(path, tmp_path / "bundle.sala"))
     found = torch.stack([torch.from_numpy(llm.session(max_context=64).prefill(each.tolist())) for each in ids])

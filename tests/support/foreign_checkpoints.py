@@ -1,7 +1,6 @@
 """Quantised checkpoints in the layouts of other tools, from their public descriptions and in NumPy alone.
 
-Each writer takes the tiny float checkpoint, and gives the directory that it wrote and the weights that its tensors
-stand for, fp32 by name.
+Each writer takes the tiny float checkpoint, and tells what the tensors that it wrote stand for.
 """
 
 from __future__ import annotations
@@ -9,8 +8,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,13 +19,24 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .checkpoints import tiny_checkpoint
-from .quantized_reference import E2M1, stored_tensors
+from .quantized_reference import E2M1, Rounding, round_nvfp4, stored_tensors
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 Change = Callable[[dict[str, Tensor]], object]
-Written = tuple[Path, dict[str, Tensor]]
+
+
+class Written(NamedTuple):
+    """A checkpoint that was written."""
+
+    path: Path
+    values: dict[str, Tensor]
+    """The quantised weights, fp32 by name."""
+    roundings: dict[str, Rounding]
+    """What products do to their inputs, by the name of the weight. Empty if they are not quantised."""
+
+
 Floats = NDArray[np.float32]
 
 
@@ -38,14 +49,16 @@ def modelopt_fp8(directory: Path, *, by_channel: bool = False, change: Change = 
 
     Args: `by_channel`: `weight_scale` [out] and scales of the input for each token, which are not stored.
     """
-    tensors, values = {}, {}
-    for index, (name, weight) in enumerate(_projections()):
+    tensors, values, roundings = {}, {}, {}
+    for name, weight in _projections():
+        index = PROJECTIONS.index(name.split(".")[-2])
         module, largest = name.removesuffix(".weight"), np.abs(weight).max(1) if by_channel else np.abs(weight).max()
         scale = torch.tensor(np.float32(largest / np.float32(448)))
         codes = (torch.from_numpy(weight) / scale.reshape(-1, 1)).to(torch.float8_e4m3fn)
         tensors |= {name: codes, f"{module}.weight_scale": scale}
         if not by_channel:
             tensors[f"{module}.input_scale"] = torch.tensor(0.03 + 0.001 * (index % 5))
+        roundings[name] = _fp8_rounding(tensors.get(f"{module}.input_scale"))
         values[name] = codes.float() * scale.reshape(-1, 1)
     algorithm = "FP8_PER_CHANNEL_PER_TOKEN" if by_channel else "FP8"
     quantization = {
@@ -54,14 +67,15 @@ def modelopt_fp8(directory: Path, *, by_channel: bool = False, change: Change = 
         "exclude_modules": ["lm_head", "*.z_proj", "*o_gate"],
     }
     _write(directory, tensors, change, hf_quant_config={"producer": {"name": "modelopt"}, "quantization": quantization})
-    return directory, values
+    return Written(directory, values, roundings)
 
 
 def modelopt_nvfp4(directory: Path, *, change: Change = unchanged) -> Written:
     """`weight` U8, block scales e4m3, `weight_scale_2` and `input_scale` F32 [], those of q, k and v different."""
-    tensors, values = {}, {}
+    tensors, values, roundings = {}, {}, {}
     grid = np.array(E2M1, np.float32)
-    for index, (name, weight) in enumerate(_projections()):
+    for name, weight in _projections():
+        index = PROJECTIONS.index(name.split(".")[-2])
         module = name.removesuffix(".weight")
         factor = np.float32(np.abs(weight).max() / (448 * 6) * (1 + 0.07 * (index % 3)))
         groups = weight.reshape(len(weight), -1, 16)
@@ -75,8 +89,9 @@ def modelopt_nvfp4(directory: Path, *, change: Change = unchanged) -> Written:
             name: torch.from_numpy(nibbles[:, ::2] | nibbles[:, 1::2] << 4),
             f"{module}.weight_scale": stored,
             f"{module}.weight_scale_2": torch.tensor(factor),
-            f"{module}.input_scale": torch.tensor(np.float32((4 + index % 4) / (448 * 6))),
+            f"{module}.input_scale": torch.tensor(2.0 ** -(5 + index % 3)),
         }
+        roundings[name] = partial(round_nvfp4, divisor=1 / tensors[f"{module}.input_scale"])
     config = {
         "quant_method": "modelopt",
         "quant_algo": "NVFP4",
@@ -84,7 +99,7 @@ def modelopt_nvfp4(directory: Path, *, change: Change = unchanged) -> Written:
         "ignore": ["lm_head", "model.layers.*.self_attn.z_proj", "model.layers.*.self_attn.o_gate"],
     }
     _write(directory, tensors, change, quantization_config=config)
-    return directory, values
+    return Written(directory, values, roundings)
 
 
 def gptq(
@@ -119,7 +134,7 @@ def gptq(
     _write(
         directory, tensors, change, quantize_config=config | ({} if version is None else {"checkpoint_format": version})
     )
-    return directory, values
+    return Written(directory, values, {})
 
 
 def awq(directory: Path, *, group: int = 128, change: Change = unchanged, **fields: Any) -> Written:
@@ -136,7 +151,17 @@ def awq(directory: Path, *, group: int = 128, change: Change = unchanged, **fiel
         }
     config = {"quant_method": "awq", "bits": 4, "group_size": group, "version": "gemm", "zero_point": True, **fields}
     _write(directory, tensors, change, quantization_config=config)
-    return directory, values
+    return Written(directory, values, {})
+
+
+def _fp8_rounding(scale: Tensor | None) -> Rounding:
+    """By this scale. None: by one for each row."""
+
+    def rounded(x: Tensor) -> Tensor:
+        step = x.abs().amax(-1, keepdim=True) / 448 if scale is None else scale
+        return (x / step).clamp(-448, 448).to(torch.float8_e4m3fn).float() * step
+
+    return rounded
 
 
 def _projections() -> Iterator[tuple[str, Floats]]:
