@@ -1,4 +1,4 @@
-"""What compressed-tensors can say and store: the weights are those of its own library, and groups name modules as there."""
+"""What compressed-tensors can say and store: weights and modules are those of its own library."""
 
 from __future__ import annotations
 
