@@ -20,7 +20,9 @@ from ..bundle.manifest import (
     Manifest,
 )
 from ..bundle.reader import Bundle
+from ..checkpoint.config import SalaConfig
 from ..checkpoint.float_types import convert_weights
+from ..checkpoint.quantization import Quantization
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.tensor_location import TensorFile
 from ..engine.build import LOG_FILE, build_engine
@@ -29,6 +31,7 @@ from ..engine.graph import EngineGraph
 from ..engine.host import check_disk, check_memory, plan_bytes
 from ..engine.memory import check_fits
 from ..engine.report import EngineReport
+from ..engine.request import EngineRequest
 from ..errors import BuildError, CheckpointError, RequestError
 from ..files import OpenedFile
 from ..installation import VERSION, plugin_library
@@ -66,6 +69,7 @@ def export_onnx(
     from ..onnx.export import export_graph
 
     require_free_path(output, marker=MARKER, force=force)
+    request.require_precision(precision)
     source = request.open()
     source.require_outside(output)
     convert_weights(source.checkpoint, precision, may_round=may_round)
@@ -115,6 +119,8 @@ def quantize_for_build(
     quantised = request.output.parent / f"{request.model.name}-{precision}"
     if quantised.exists():
         raise RequestError(f"{quantised} exists: build it with --model {quantised}, or remove it to quantise again")
+    # Before gigabytes are fetched, and hours of work.
+    _planned(request.engine, request.model.config(), None)
     recipe = QuantizationRecipe.from_options(precision)
     quantize_model(request.model, recipe, samples, quantised, on_progress=on_progress)
     return replace(request, model=ModelRequest(model=str(quantised), layers=request.model.layers))
@@ -128,9 +134,12 @@ def build_bundle(request: BuildRequest, on_progress: ProgressCallback = silent) 
     """
     require_free_path(request.output, marker=MANIFEST_FILE, force=request.force)
     library = plugin_library()
+    # Before gigabytes are fetched.
+    request.model.require_precision(request.engine.precision)
+    _planned(request.engine, request.model.config(), request.model.stored_quantization())
     source = request.model.open()
     source.require_outside(request.output)
-    plan, texts = _check(request, source), source.checkpoint.text_files()
+    plan, texts = _check(request, source.checkpoint), source.checkpoint.text_files()
     convert_weights(source.checkpoint, request.engine.precision, may_round=request.may_round)
     if TOKENIZER_FILE not in texts:
         logger.warning("%s has no %s: the bundle will take token ids, not text", source.origin, TOKENIZER_FILE)
@@ -154,24 +163,25 @@ def build_bundle(request: BuildRequest, on_progress: ProgressCallback = silent) 
     return Bundle.open(request.output)
 
 
-def _check(request: BuildRequest, source: OpenedCheckpoint) -> EngineGraph:
-    """Refuse, from config.json and the headers of the weights alone, what cannot be built or would not fit its GPU.
-
-    Returns: the engine's graph as it will be.
-    """
-    checkpoint, engine = source.checkpoint, request.engine
-    select_flavour(engine.flavour).check(engine.target)
-    checkpoint.require_precision(engine.precision)
+def _check(request: BuildRequest, checkpoint: Checkpoint) -> EngineGraph:
+    """Refuse what cannot be built of the checkpoint or would not fit its GPU. Returns: the engine's graph to be."""
+    checkpoint.require_precision(request.engine.precision)
     converted = [file for file in checkpoint.shard_files().values() if not isinstance(file, OpenedFile)]
     if converted and not request.include_weights:
         raise RequestError(
             f"--no-weights: {checkpoint.directory} has its weights in another order than engines take, and only a "
             "bundle holds them in theirs: build with the weights"
         )
+    return _planned(request.engine, checkpoint.config, checkpoint.quantization)
+
+
+def _planned(engine: EngineRequest, config: SalaConfig, quantization: Quantization | None) -> EngineGraph:
+    """The engine's graph as it will be, from config.json alone. Refuses what cannot be built or would not fit."""
+    select_flavour(engine.flavour).check(engine.target)
     for capability in engine.target.compute_capabilities:
-        require_kernels(checkpoint.config, engine.precision, capability)
-    graph = planned_graph(checkpoint.config, engine.precision, checkpoint.quantization)
-    check_fits(graph, engine, planned_memory(graph, checkpoint.config, engine))
+        require_kernels(config, engine.precision, capability)
+    graph = planned_graph(config, engine.precision, quantization)
+    check_fits(graph, engine, planned_memory(graph, config, engine))
     check_memory(graph.constant_bytes)
     return graph
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..checkpoint.config import DEFAULT_MODEL, SalaConfig
 from ..checkpoint.folder import CheckpointFolder
 from ..checkpoint.hub import local_path, resolve_model
-from ..checkpoint.quantization import Quantization
+from ..checkpoint.quantization import Quantization, require_precision
 from ..checkpoint.reader import Checkpoint
 from ..engine.request import EngineRequest
 from ..errors import RequestError
@@ -51,6 +51,13 @@ class ModelRequest:
         """The precision of a quantised model. None if it is not quantised. Raises: as `stored_quantization`."""
         quantization = self.stored_quantization()
         return quantization.precision if quantization else None
+
+    def require_precision(self, precision: Precision) -> None:
+        """Refuse, from config.json alone, a precision that is not that of a quantised model, or the reverse.
+
+        Raises: RequestError saying what to do. Otherwise as `stored_quantization`.
+        """
+        require_precision(self.stored_precision(), precision, self.model)
 
     def _configured(self) -> CheckpointFolder:
         return CheckpointFolder.open(resolve_model(self.model, self.revision, config_only=True))

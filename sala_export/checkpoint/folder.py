@@ -18,7 +18,7 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 ADAPTER_FILE = "adapter_config.json"
-"""Of a PEFT adapter. transformers applies one that lies beside whole weights."""
+"""Marks a directory as a PEFT adapter. transformers applies one that lies beside whole weights."""
 _MOST_CONFIG_BYTES = 1 << 20
 """A few kilobytes are usual. Of a list of layers, each gives a dozen weights to look for."""
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import Any
 
+from ..errors import RequestError
 from ..numerics.number_formats import E2M1_MAX, E4M3_MAX, INT4_MAX, INT8_MAX
 from ..specs import DType, Precision
 from .ignored_modules import PATTERN, is_listed
@@ -224,3 +225,20 @@ class Quantization:
             "ignore": list(self.ignore),
             "kv_cache_scheme": None,
         }
+
+
+def require_precision(stored: Precision | None, wanted: Precision, model: str) -> None:
+    """Refuse to quantise, or to take back, what a checkpoint holds. Raises: RequestError saying what to do.
+
+    Args: `stored` is the precision of a quantised checkpoint. `model` is its name, for the message.
+    """
+    if stored is None and wanted.is_quantized:
+        raise RequestError(
+            f"--precision {wanted}: {model} is not quantised; run sala-export quantize --precision {wanted} and take "
+            "the checkpoint that it writes"
+        )
+    if stored not in (None, wanted):
+        raise RequestError(
+            f"--precision {wanted}: {model} is quantised to {stored}; use --precision {stored}, or the original "
+            "checkpoint"
+        )

@@ -27,6 +27,7 @@ _FILES: Mapping[str, Reader] = {
     "quant_config.json": read_awq,
 }
 """Files of older versions of the tools, which left config.json alone."""
+QUANTIZATION_FILES = tuple(_FILES)
 _OLDER_FIELD = "compression_config"
 
 

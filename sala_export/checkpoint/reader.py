@@ -13,7 +13,7 @@ from pathlib import Path
 from reprlib import repr as shown
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointError, RequestError, printable
+from ..errors import CheckpointError, printable
 from ..files import Directory, OpenedFile, TextFile, read_json
 from ..specs import DType, Precision
 from .background_hashes import BackgroundHashes
@@ -21,7 +21,7 @@ from .config import SalaConfig
 from .float_types import FLOAT_TYPES, common_type
 from .folder import INDEX_FILE, WEIGHTS_FILE, CheckpointFolder
 from .keymap import Weight, weights
-from .quantization import Quantization
+from .quantization import Quantization, require_precision
 from .quantized_weights import QuantizedWeight, quantized_weights, tensor_names, unread_names
 from .safetensors_header import StoredTensor, read_header
 from .surplus import require_no_surplus
@@ -110,16 +110,7 @@ class Checkpoint:
 
     def require_precision(self, precision: Precision) -> None:
         """Refuse to quantise, or to take back, what the checkpoint holds. Raises: RequestError saying what to do."""
-        if self.precision is None and precision.is_quantized:
-            raise RequestError(
-                f"--precision {precision}: {self.directory} is not quantised; run sala-export quantize --precision "
-                f"{precision} and take the checkpoint that it writes"
-            )
-        if self.precision not in (None, precision):
-            raise RequestError(
-                f"--precision {precision}: {self.directory} is quantised to {self.precision}; use --precision "
-                f"{self.precision}, or the original checkpoint"
-            )
+        require_precision(self.precision, precision, str(self.directory))
 
     def tensors(self) -> dict[str, TensorLocation]:
         """Every stored tensor that the numbers of the model depend on, by its name."""

@@ -66,7 +66,8 @@ def build(
     source = ModelRequest(model=model, revision=revision, layers=layers)
     engine = EngineRequest.from_options(
         load_target(gpu),
-        precision=source.stored_precision() if precision is None else precision,
+        precision=precision,
+        stored=source.stored_precision(),
         max_context=max_context,
         prefill_chunk=prefill_chunk,
         max_batch=max_batch,

@@ -160,7 +160,7 @@ def test_sharing_is_asked_for_before_copying(tmp_path: Path, monkeypatch: pytest
     files = sorted(Checkpoint.open(tiny_checkpoint()).shard_files().values(), key=lambda file: file.path)
     told: list[tuple[str, int, int, str]] = []
     place_weights(files, graph, link=False, on_progress=lambda *step: told.append(step))
-    # FICLONE of linux/fs.h: _IOW(0x94, 9, int).
+    # The number of FICLONE: a write of an int, type 0x94, command 9.
     assert asked == [1 << 30 | 4 << 16 | 0x94 << 8 | 9] * len(files)
     for file in files:
         assert (graph / file.path.name).read_bytes() == file.path.read_bytes()
