@@ -21,8 +21,10 @@ from ..bundle.manifest import (
 )
 from ..bundle.reader import Bundle
 from ..checkpoint.config import SalaConfig
+from ..checkpoint.float_types import convert_weights
 from ..checkpoint.quantization import Quantization
 from ..checkpoint.reader import Checkpoint
+from ..checkpoint.tensor_location import TensorFile
 from ..engine.build import LOG_FILE, build_engine
 from ..engine.flavour import select_flavour
 from ..engine.graph import EngineGraph
@@ -55,12 +57,14 @@ def export_onnx(
     output: Path,
     precision: Precision,
     *,
+    may_round: bool = False,
     link_weights: bool = False,
     force: bool = False,
     on_progress: ProgressCallback = silent,
 ) -> None:
     """Write the ONNX graph of a model and its weights as the directory `output`, whole or not at all.
 
+    Args: `may_round`: as that of `BuildRequest`.
     Raises: InputError for bad input.
     """
     from ..onnx.export import export_graph
@@ -69,6 +73,7 @@ def export_onnx(
     request.require_precision(precision)
     source = request.open()
     source.require_outside(output)
+    convert_weights(source.checkpoint, precision, may_round=may_round)
     with staged_directory(output, marker=MARKER, force=force) as staging:
         export_graph(source.checkpoint, staging, precision, link_weights=link_weights, on_progress=on_progress)
         source.checkpoint.require_unchanged()
@@ -136,6 +141,7 @@ def build_bundle(request: BuildRequest, on_progress: ProgressCallback = silent) 
     source = request.model.open()
     source.require_outside(request.output)
     plan, texts = _check(request, source.checkpoint), source.checkpoint.text_files()
+    convert_weights(source.checkpoint, request.engine.precision, may_round=request.may_round)
     if TOKENIZER_FILE not in texts:
         logger.warning("%s has no %s: the bundle will take token ids, not text", source.origin, TOKENIZER_FILE)
     for fault in chat_faults(texts):
@@ -165,6 +171,12 @@ def build_bundle(request: BuildRequest, on_progress: ProgressCallback = silent) 
 def _check(request: BuildRequest, checkpoint: Checkpoint) -> EngineGraph:
     """Refuse what cannot be built of the checkpoint or would not fit its GPU. Returns: the engine's graph to be."""
     checkpoint.require_precision(request.engine.precision)
+    converted = [file for file in checkpoint.shard_files().values() if not isinstance(file, OpenedFile)]
+    if converted and not request.include_weights:
+        raise RequestError(
+            f"--no-weights: {checkpoint.directory} has its weights in another order than engines take, and only a "
+            "bundle holds them in theirs: build with the weights"
+        )
     return _planned(request.engine, checkpoint.config, checkpoint.quantization)
 
 
@@ -181,7 +193,7 @@ def _planned(engine: EngineRequest, config: SalaConfig, quantization: Quantizati
 
 def _place_weights(
     request: BuildRequest, checkpoint: Checkpoint, graph: EngineGraph, staging: Path, on_progress: ProgressCallback
-) -> dict[OpenedFile, str]:
+) -> dict[TensorFile, str]:
     """Put the weight files beside the graph, if the bundle is to have them; returns their names there."""
     from ..onnx.weights import copy_weights, share_weights
 
@@ -193,11 +205,11 @@ def _place_weights(
     return {file: file.path.name for file in files}
 
 
-def _spans(checkpoint: Checkpoint, placed: dict[OpenedFile, str], staging: Path) -> dict[str, Span]:
+def _spans(checkpoint: Checkpoint, placed: dict[TensorFile, str], staging: Path) -> dict[str, Span]:
     """The tensors of the weights, by name: in the bundle's own copies if there are any, else where messages name them
     as the user does."""
 
-    def hashed(file: OpenedFile, name: str) -> OpenedFile:
+    def hashed(file: TensorFile, name: str) -> TensorFile:
         own = staging / GRAPH_FOLDER / name
         copied = own.exists() and not file.is_at(own.stat())
         return OpenedFile.open(own, error=CheckpointError) if copied else file
@@ -210,7 +222,7 @@ def _export(
     request: BuildRequest,
     checkpoint: Checkpoint,
     staging: Path,
-    placed: dict[OpenedFile, str],
+    placed: dict[TensorFile, str],
     on_progress: ProgressCallback,
 ) -> BuiltGraphs:
     """Write the three forms of the step's graph."""

@@ -101,6 +101,8 @@ class BuildRequest:
     model: ModelRequest
     engine: EngineRequest
     output: Path
+    may_round: bool = False
+    """Round weights that the engine's precision does not hold. If False, they are refused."""
     link_weights: bool = False
     """Put the weight files into the bundle as hard links, which take no room. Tools of ONNX refuse such files."""
     include_weights: bool = True

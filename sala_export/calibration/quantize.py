@@ -200,10 +200,11 @@ class _Run:
     ) -> dict[str, Tensor]:
         """The tensors of a layer's shard, by name."""
         prefix = layer_prefix(layer)
-        stored = self._checkpoint.tensor(f"{prefix}input_layernorm.weight").dtype
-        found = {
-            f"{prefix}{module}.weight": tensor.to(stored) for module, tensor in kept.items() if module not in quantized
-        }
+        found = {}
+        for module, tensor in kept.items():
+            if module not in quantized:
+                name = f"{prefix}{module}.weight"
+                found[name] = tensor.to(getattr(torch, self._checkpoint.locations[name].dtype))
         for module, tensors in quantized.items():
             found |= {f"{prefix}{module}.{role}": tensor for role, tensor in tensors.items()}
         return found

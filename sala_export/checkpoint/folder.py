@@ -11,7 +11,8 @@ from ..errors import CheckpointError, ConfigError
 from ..files import Directory, TextFile, read_json
 from ..specs import TOKENIZER_FILE
 from .config import SalaConfig
-from .quantization import Quantization, read_quantization
+from .quantization import Quantization
+from .quantization_config import read_quantization
 from .tokenizer_files import ADDED_TOKENS_FILE, SPECIAL_TOKENS_FILE, TOKENIZER_CONFIG_FILE
 
 CONFIG_FILE = "config.json"
@@ -74,7 +75,7 @@ class CheckpointFolder:
 
         Raises: ConfigError for malformed fields, UnsupportedError for another method or scheme; both name the field.
         """
-        return read_quantization(self.config_fields, self.path / CONFIG_FILE)
+        return read_quantization(self.config_fields, self.directory, CONFIG_FILE)
 
     def text_files(self) -> dict[str, TextFile]:
         """Read those of `ACCESSORY_FILES` that exist and the chat templates with names, by their relative paths.

@@ -17,9 +17,10 @@ from ..files import exists, is_directory
 from ..specs import format_bytes
 from .config import DEFAULT_MODEL
 from .folder import ACCESSORY_FILES, ADAPTER_FILE, CHAT_TEMPLATE_FOLDER, CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
+from .quantization_config import QUANTIZATION_FILES
 
-_CONFIG_PATTERNS = (CONFIG_FILE, ADAPTER_FILE)
-"""An adapter is known by its own configuration, before its weights are fetched."""
+_CONFIG_PATTERNS = (CONFIG_FILE, ADAPTER_FILE, *QUANTIZATION_FILES)
+"""An adapter is known by its own configuration, before its weights are fetched. So is how a model is quantised."""
 _PATTERNS = (
     *_CONFIG_PATTERNS,
     *(INDEX_FILE, "*.safetensors", *ACCESSORY_FILES, f"{CHAT_TEMPLATE_FOLDER}/*.jinja"),

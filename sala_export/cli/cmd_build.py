@@ -77,6 +77,7 @@ def build(
         model=source,
         engine=engine,
         output=output or Path(f"{source.name}-{engine.target.name}-{engine.precision}.sala"),
+        may_round=precision is not None,
         link_weights=link,
         include_weights=not no_weights,
         force=force,

@@ -40,5 +40,13 @@ def export(
     request = ModelRequest(model=model, revision=revision, layers=layers)
     chosen = Precision(precision) if precision else request.stored_precision() or Precision.BF16
     with progress_display(console) as on_progress:
-        export_onnx(request, output, chosen, link_weights=link, force=force, on_progress=on_progress)
+        export_onnx(
+            request,
+            output,
+            chosen,
+            may_round=precision is not None,
+            link_weights=link,
+            force=force,
+            on_progress=on_progress,
+        )
     click.echo(str(output))

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from ..checkpoint.reader import Checkpoint
-from ..files import OpenedFile
+from ..checkpoint.tensor_location import TensorFile
 from ..model.signature import Signature, signature
 from ..progress import ProgressCallback, silent
 from ..specs import Precision
@@ -46,7 +46,7 @@ def export_graph(
 
 
 def write_graph(
-    checkpoint: Checkpoint, directory: Path, precision: Precision, placed: Mapping[OpenedFile, str]
+    checkpoint: Checkpoint, directory: Path, precision: Precision, placed: Mapping[TensorFile, str]
 ) -> Signature:
     """Write `model.onnx` alone into `directory`.
 

@@ -1,10 +1,10 @@
-"""Weight files beside a graph: the checkpoint's own safetensors bytes, shared, linked or copied, never converted.
+"""Weight files beside a graph: the checkpoint's own safetensors bytes, shared, linked or copied.
 
 ONNX external data is (file, offset, length), so an initializer can point into a safetensors shard. Runtimes refuse
 locations outside the graph's folder and symbolic links (hub snapshots are such). `onnx.load`, `onnx.checker` and what
 builds on them also refuse a file with more than one hard link. So by default the weights become files of their own,
 which share their blocks with the checkpoint where the file system can. What is taken is the file that was opened,
-whatever has its name by now.
+whatever has its name by now. Weights that a tool stores in another order are written, as one more file.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from ..checkpoint.tensor_location import TensorFile
 from ..errors import DiskFullError
 from ..files import OpenedFile
 from ..progress import ProgressCallback, silent
@@ -30,8 +31,8 @@ _CANNOT_SHARE = {*_CANNOT_LINK, errno.EINVAL, errno.ENOTTY, errno.ETXTBSY}
 
 
 def place_weights(
-    files: Iterable[OpenedFile], directory: Path, *, link: bool, on_progress: ProgressCallback = silent
-) -> dict[OpenedFile, str]:
+    files: Iterable[TensorFile], directory: Path, *, link: bool, on_progress: ProgressCallback = silent
+) -> dict[TensorFile, str]:
     """Put every file into `directory` under its own name; returns that name by source.
 
     Without `link` they are files of their own, which share their blocks with the sources where the file system can
@@ -44,14 +45,14 @@ def place_weights(
     return placed
 
 
-def share_weights(files: Iterable[OpenedFile], directory: Path, *, link: bool) -> list[OpenedFile]:
+def share_weights(files: Iterable[TensorFile], directory: Path, *, link: bool) -> list[TensorFile]:
     """Put those files into `directory` that take no room there, and return the others, which are to be copied."""
     wanted = sorted(set(files), key=lambda file: file.path)
     return [file for file in wanted if not _placed_without_room(file, directory / file.path.name, link=link)]
 
 
 def copy_weights(
-    files: Collection[OpenedFile], directory: Path, *, link: bool, on_progress: ProgressCallback = silent
+    files: Collection[TensorFile], directory: Path, *, link: bool, on_progress: ProgressCallback = silent
 ) -> None:
     """Copy what `share_weights` with the same `link` could not place. Raises: as `place_weights`."""
     if not files:
@@ -62,7 +63,10 @@ def copy_weights(
             f"not enough disk to copy the weights: {format_bytes(needed)} needed, {format_bytes(free)} free; "
             f"{_advice(files, directory, link=link)}"
         )
-    logger.warning("copying %s of weights: %s", format_bytes(needed), _advice(files, directory, link=link))
+    stored = [file for file in files if isinstance(file, OpenedFile)]
+    if stored:
+        size = format_bytes(sum(file.size for file in stored))
+        logger.warning("copying %s of weights: %s", size, _advice(stored, directory, link=link))
     done = 0
     on_progress("copy", done, needed, "bytes")
     for source in files:
@@ -71,10 +75,10 @@ def copy_weights(
             on_progress("copy", done, needed, "bytes")
 
 
-def _advice(files: Iterable[OpenedFile], directory: Path, *, link: bool) -> str:
+def _advice(files: Iterable[TensorFile], directory: Path, *, link: bool) -> str:
     """How to save the room that copies take."""
     device = directory.stat().st_dev
-    if any(os.fstat(file.descriptor).st_dev != device for file in files):
+    if any(isinstance(file, OpenedFile) and os.fstat(file.descriptor).st_dev != device for file in files):
         return "put the output on the checkpoint's file system and link them with --link to save the room"
     if link:
         return "they cannot be linked from there; an output or a checkpoint on btrfs or xfs would share their blocks"
@@ -84,7 +88,9 @@ def _advice(files: Iterable[OpenedFile], directory: Path, *, link: bool) -> str:
     )
 
 
-def _placed_without_room(source: OpenedFile, target: Path, *, link: bool) -> bool:
+def _placed_without_room(source: TensorFile, target: Path, *, link: bool) -> bool:
+    if not isinstance(source, OpenedFile):
+        return False
     try:
         if link:
             source.link(target)

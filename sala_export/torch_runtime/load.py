@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..checkpoint.config import SalaConfig
+from ..checkpoint.float_types import convert_weights
 from ..errors import RequestError, UnsupportedError
 from ..model_source import ModelSource
 from ..runtime.model import Model, tokenizer_of
@@ -104,6 +105,8 @@ def load_torch(
     if threads:
         torch.set_num_threads(threads)
     kind = _precision(precision, source.precision, source.name, chosen)
+    if source.bundle is None:
+        convert_weights(source.weights(), kind, may_round=precision is not None)
     operators = _operators(source.config, kind, chosen)
     if tokenizer is None:
         tokenizer = tokenizer_of(source.text_files())
