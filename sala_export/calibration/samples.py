@@ -28,7 +28,7 @@ _MOST_LINE = 64 << 20
 
 FILE_SAMPLES, FILE_SEQUENCE = 16, 512
 """Lines of a file, and tokens of each."""
-SHIPPED_SEQUENCE, SHIPPED_LONG_SEQUENCE = 192, 2048
+SHIPPED_SEQUENCE, SHIPPED_LONG_SEQUENCE = 192, 1024
 """Tokens of each document of the shipped text, and of one that gives a long sample."""
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class SampleRequest:
     """Number of lines to take, from the first. None takes 16 lines, or every document of the shipped text."""
     sequence_length: int | None = None
     """Number of tokens to take of each line, from the first. A shorter line gives a shorter sample. None takes 512, of
-    the shipped text 192, or 2048 of a long document."""
+    the shipped text 192, or 1024 of a long document."""
     say: Callable[[str], None] = field(default=logger.info, compare=False)
     """Called with a line for people if the shipped text is taken."""
 

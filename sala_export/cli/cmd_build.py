@@ -26,8 +26,8 @@ from .output import progress_display
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
-    help="Text samples (JSON lines) to quantise the model with, if --precision asks for it. The quantised checkpoint is "
-    "saved as MODEL-PRECISION beside the bundle.  [default: the text that ships with sala-export]",
+    help="Text samples (JSON lines) to quantise the model with, if --precision asks for that. The quantised checkpoint "
+    "is saved as MODEL-PRECISION beside the bundle.  [default: the text that ships with sala-export]",
 )
 @click.option(
     "--no-weights",

@@ -31,7 +31,7 @@ from .output import progress_display
 @click.option(
     "--sequence-length",
     type=int,
-    help="Use at most this many tokens of each line.  [default: 512, of the text that ships 192, long samples 2048]",
+    help="Use at most this many tokens of each line.  [default: 512, of the text that ships 192, long ones 1024]",
 )
 @click.option(
     "--algorithm", help="How to round the weights, see docs/calibration.md.  [default: the best one for the precision]"

@@ -32,7 +32,7 @@ def print_verification(console: Console, found: Verification) -> None:
         console.print()
     console.print(_judged_table(found))
     if not found.logits.predicts:
-        console.print("perplexity is not judged: the original predicts these tokens no better than a guess")
+        console.print("perplexity is not judged: to the original these tokens are chance")
     console.print()
     for check in found.checks:
         if not check.passed:

@@ -42,7 +42,7 @@ _EXACT = Thresholds(
     own=0.001, channel=0.01, cosine_loss=1e-4, least_cosine=0.9999, kl=1e-6, top1=0.99, perplexity_ratio=1.001
 )
 _EIGHT_BITS = Thresholds(
-    own=0.13, channel=0.4, cosine_loss=0.004, least_cosine=0.95, kl=0.005, top1=0.6, perplexity_ratio=1.03
+    own=0.16, channel=0.4, cosine_loss=0.004, least_cosine=0.95, kl=0.005, top1=0.6, perplexity_ratio=1.03
 )
 _SIXTEEN_BITS = Thresholds(
     own=0.02, channel=0.1, cosine_loss=2e-4, least_cosine=0.99, kl=5e-4, top1=0.85, perplexity_ratio=1.01
