@@ -23,7 +23,8 @@ def print_verification(console: Console, found: Verification) -> None:
     """Print what ran on what, the figures of every layer, and those that are judged."""
     console.print(f"tested:   {found.tested}", soft_wrap=True)
     console.print(f"original: {found.original}", soft_wrap=True)
-    console.print(f"{found.tokens}, {found.seconds:.0f} s, peak memory {format_bytes(found.peak_host_bytes)}")
+    console.print(found.tokens, soft_wrap=True)
+    console.print(f"{found.seconds:.0f} s, peak memory {format_bytes(found.peak_host_bytes)}")
     console.print()
     if found.layers:
         console.print(_layer_table(found))
