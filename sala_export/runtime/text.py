@@ -7,11 +7,12 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from ..checkpoint.folder import CHAT_TEMPLATE_FOLDER
 from ..checkpoint.library_tokenizer import LibraryTokenizer, hidden_panics
 from ..errors import BundleError, SessionError
 from ..files import Directory, TextFile
 from ..specs import TOKENIZER_FILE
-from .chat import ChatTemplate
+from .chat import ChatTemplate, chat_of
 from .prompt import utf8
 from .text_cuts import CutRule, cut_rule
 from .text_fields import (
@@ -19,7 +20,7 @@ from .text_fields import (
     GENERATION_CONFIG_FILE,
     TOKENIZER_CONFIG_FILE,
     TextFields,
-    chat_template,
+    chat_templates,
     special_tokens,
     stop_token_ids,
 )
@@ -56,8 +57,9 @@ class Tokenizer:
     def from_files(cls, files: Mapping[str, TextFile]) -> Tokenizer:
         """Make a tokenizer of tokenizer.json, and of the chat template and stop tokens beside it if there are any.
 
-        Args: files: by name, `tokenizer.json` and, where they exist, `tokenizer_config.json`, `generation_config.json`
-        and `chat_template.jinja`.
+        A chat template compiles at its first use.
+        Args: files: by name, `tokenizer.json` and, where they exist, `tokenizer_config.json`, `generation_config.json`,
+        `chat_template.jinja` and `additional_chat_templates/NAME.jinja`.
         Raises: BundleError naming the file that is missing or malformed.
         """
         file = files.get(TOKENIZER_FILE)
@@ -67,8 +69,7 @@ class Tokenizer:
         config = TextFields(files.get(TOKENIZER_CONFIG_FILE), TOKENIZER_CONFIG_FILE)
         generation = TextFields(files.get(GENERATION_CONFIG_FILE), GENERATION_CONFIG_FILE)
         special = special_tokens(config)
-        template = chat_template(config, files.get(CHAT_TEMPLATE_FILE))
-        chat = None if template is None else ChatTemplate(template[0], special, template[1])
+        chat = chat_of(chat_templates(config, files), special)
         try:
             with hidden_panics():
                 library = LibraryTokenizer.from_json(file.content, str(file.path))
@@ -91,8 +92,9 @@ class Tokenizer:
         """
         opened = Directory(directory, error=BundleError)
         names = (TOKENIZER_CONFIG_FILE, GENERATION_CONFIG_FILE, CHAT_TEMPLATE_FILE)
-        found = [opened.open(name) for name in (TOKENIZER_FILE, *filter(opened.has, names))]
-        return cls.from_files({file.path.name: TextFile(file.path, file.read_all()) for file in found})
+        named = (f"{CHAT_TEMPLATE_FOLDER}/{name}" for name in opened.names(CHAT_TEMPLATE_FOLDER))
+        found = [TOKENIZER_FILE, *filter(opened.has, names), *named]
+        return cls.from_files({name: TextFile.read(opened.open(name)) for name in found})
 
     def _try_out(self) -> None:
         """Raises: SessionError if the library fails at a text or at the tokens of one."""
