@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,6 +51,9 @@ if TYPE_CHECKING:
     from ..calibration.samples import SampleRequest
 
 logger = logging.getLogger(__name__)
+
+Say = Callable[[str], None]
+"""Shows a line to people."""
 
 
 def export_onnx(
@@ -101,16 +105,19 @@ def quantize_model(
 
 
 def quantize_for_build(
-    request: BuildRequest, samples: SampleRequest, on_progress: ProgressCallback = silent
+    request: BuildRequest, calibration: Path | None, say: Say, on_progress: ProgressCallback = silent
 ) -> BuildRequest:
     """Quantise the model of `request` by the best algorithm of its precision. Returns the request to build the result.
 
     The quantised checkpoint is written beside the bundle as MODEL-PRECISION and stays there, for other GPUs.
 
+    Args: `calibration`: a file of text samples, or None for the text that ships with the package. `say` gets lines for
+        people.
     Raises: RequestError if the precision is not a quantised one, or the checkpoint exists already. Otherwise as
         `quantize_model`.
     """
     from ..calibration.layer import QuantizationRecipe
+    from ..calibration.samples import SampleRequest
 
     precision = request.engine.precision
     if not precision.is_quantized:
@@ -122,8 +129,9 @@ def quantize_for_build(
         raise RequestError(f"{quantised} exists: build it with --model {quantised}, or remove it to quantise again")
     # Before gigabytes are fetched, and hours of work.
     _planned(request.engine, request.model.config(), None)
+    say(f"quantising {request.model.name} to {precision} first, as the checkpoint {quantised}")
     recipe = QuantizationRecipe.from_options(precision)
-    quantize_model(request.model, recipe, samples, quantised, on_progress=on_progress)
+    quantize_model(request.model, recipe, SampleRequest(file=calibration, say=say), quantised, on_progress=on_progress)
     return replace(request, model=ModelRequest(model=str(quantised), layers=request.model.layers))
 
 

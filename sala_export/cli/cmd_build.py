@@ -26,8 +26,8 @@ from .output import progress_display
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
-    help="Quantise the model first, with these text samples (JSON lines). The quantised checkpoint is saved as "
-    "MODEL-PRECISION beside the bundle.",
+    help="Text samples (JSON lines) to quantise the model with, if --precision asks for that. The quantised checkpoint "
+    "is saved as MODEL-PRECISION beside the bundle.  [default: the text that ships with sala-export]",
 )
 @click.option(
     "--no-weights",
@@ -63,6 +63,9 @@ def build(
     from ..engine.recipe import load_target
     from ..engine.request import EngineRequest
 
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True)
+
     source = ModelRequest(model=model, revision=revision, layers=layers)
     engine = EngineRequest.from_options(
         load_target(gpu),
@@ -83,9 +86,7 @@ def build(
         force=force,
     )
     with progress_display(console) as on_progress:
-        if calibration is not None:
-            from ..calibration.samples import SampleRequest
-
-            request = quantize_for_build(request, SampleRequest(file=calibration), on_progress)
+        if calibration is not None or (engine.precision.is_quantized and source.stored_quantization() is None):
+            request = quantize_for_build(request, calibration, say, on_progress)
         bundle = build_bundle(request, on_progress)
     click.echo(str(bundle.directory))

@@ -15,7 +15,7 @@ _CONVERSATIONS = ([_HELLO], [_HELLO, {"role": "assistant", "content": "Hello. Wh
 
 
 def chat_faults(files: Mapping[str, TextFile]) -> list[str]:
-    """What is wrong with the tokenizer or its chat templates, in one line each. They do not compile, or fail at a greeting.
+    """What is wrong with the tokenizer or its chat templates, in one line each: a template that fails, for example.
 
     Args: files: as for `Tokenizer.from_files`. Without tokenizer.json, there is nothing to be wrong.
     """
