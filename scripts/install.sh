@@ -92,7 +92,7 @@ main() {
         options=(--config-settings cmake.define.SALA_PLUGINS=OFF)
         what="compiles the runtime: 1 to 4 minutes"
     fi
-    [ $# -le 1 ] && [ "${1#-}" = "${1:-}" ] || fail "usage: scripts/install.sh [--light] [EXTRA,...]"
+    [[ $# -le 1 && ${1:-} != -* ]] || fail "usage: scripts/install.sh [--light] [EXTRA,...]"
     extras+="${1:+,$1}"
     python=$(find_python)
     require_system "$python"
