@@ -55,7 +55,7 @@ def test_commands_that_a_light_installation_has(command: list[str], tmp_path: Pa
     ("command", "extra"),
     [
         (["build", "--gpu", "rtx", "--model", "CHECKPOINT"], "build"),
-        (["export", "--model", "CHECKPOINT"], "build"),
+        (["export", "--model", "CHECKPOINT", "-o", "OUT"], "build"),
         (["plan", "--gpu", "rtx5090"], "build"),
         (["verify", "BUNDLE"], "torch"),
         (["generate", "CHECKPOINT", "--runtime", "torch", "--prompt", "Hello"], "torch"),

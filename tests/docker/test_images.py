@@ -60,9 +60,10 @@ def pins(file: str) -> dict[str, str]:
 
 def dependencies(*extras: str) -> dict[str, Requirement]:
     """What the package itself requires, and what these extras of it do, by canonical name."""
-    groups = [PROJECT["dependencies"], *(PROJECT["optional-dependencies"][extra] for extra in extras)]
+    project = PROJECT["project"]
+    groups = [project["dependencies"], *(project["optional-dependencies"][extra] for extra in extras)]
     found = [Requirement(text) for group in groups for text in group]
-    return {canonicalize_name(need.name): need for need in found if need.name != PROJECT["name"]}
+    return {canonicalize_name(need.name): need for need in found if need.name != project["name"]}
 
 
 def in_context(path: str) -> bool:
