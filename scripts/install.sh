@@ -47,18 +47,18 @@ has_compiler() {
 }
 
 require_system() { # PYTHON
-    local python missing=() packages="" name
+    local python missing=() packages="" advice
     python=python$("$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
     has_compiler || { missing+=("a C++ compiler"); packages+=" g++"; }
     has_headers "$1" || { missing+=("Python's headers"); packages+=" $python-dev"; }
     has_venv "$1" || { missing+=("Python's venv"); packages+=" $python-venv"; }
     [ ${#missing[@]} -gt 0 ] || return 0
-    name=$(printf ', %s' "${missing[@]}")
+    advice="sudo apt install$packages"
     if command -v dnf >/dev/null; then
-        packages=" gcc-c++ python3-devel"
+        advice="sudo dnf install gcc-c++ python3-devel"
     fi
-    fail "${name#, } missing: install the packages$packages, with sudo apt install on Debian, Ubuntu and WSL2 or" \
-        "sudo dnf install on Fedora"
+    missing=("${missing[@]/#/, }")
+    fail "this system lacks$(printf '%s' "${missing[@]}" | cut -c 2-): $advice"
 }
 
 # Until it is killed: what the log says last, every 20 seconds.
