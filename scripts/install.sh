@@ -28,8 +28,8 @@ find_python() {
             return
         fi
     done
-    fail "Python 3.11 or newer is needed: on Ubuntu 22.04 sudo apt install python3.11-dev python3.11-venv," \
-        "elsewhere uv venv --seed --python 3.12 .venv"
+    fail "Python 3.11 or newer is needed: sudo apt install g++ python3-dev python3-venv, on Ubuntu 22.04" \
+        "python3.11-dev python3.11-venv, or uv venv --seed --python 3.12 .venv"
 }
 
 has_headers() { # PYTHON

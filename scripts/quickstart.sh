@@ -4,11 +4,15 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-echo "Step 1 of 4: install"
-scripts/install.sh
 out=build/quickstart
-mkdir -p "$out"
 sala=.venv/bin/sala-export
+if [ -x "$sala" ]; then
+    echo "Step 1 of 4: installed already. scripts/install.sh does it anew."
+else
+    echo "Step 1 of 4: install"
+    scripts/install.sh
+fi
+mkdir -p "$out"
 
 step() { # WHAT COMMAND...
     printf '\n%s\n$ sala-export' "$1"

@@ -63,7 +63,7 @@ def test_missing_python_module_says_what_to_install(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(importlib, "import_module", refuse)
     with pytest.raises(
-        UnsupportedError, match=r"No module named 'tensorrt_rtx'\): install the package tensorrt-rtx-cu13"
+        UnsupportedError, match=r"No module named 'tensorrt_rtx'\): pip install 'sala-export\[build\]'"
     ):
         TensorRTForRTX().load()
     with pytest.raises(UnsupportedError, match=r"No module named 'tensorrt'\): install NVIDIA's package tensorrt"):

@@ -51,7 +51,7 @@ NO_HEADERS = (
 @pytest.mark.parametrize(
     ("programs", "line"),
     [
-        ({}, "Python 3.11 or newer is needed: on Ubuntu 22.04 sudo apt install python3.11-dev python3.11-venv"),
+        ({}, "Python 3.11 or newer is needed: sudo apt install g++ python3-dev python3-venv, on Ubuntu 22.04"),
         ({"python3": OLD_PYTHON}, "Python 3.11 or newer is needed"),
         ({"python3": python_without()}, "this system lacks a C++ compiler: sudo apt install g++\n"),
         (
