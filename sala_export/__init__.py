@@ -27,5 +27,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
+    from .extras import extras_named
+
     module, attribute = _LAZY[name]
-    return getattr(importlib.import_module(module, __name__), attribute)
+    with extras_named():
+        return getattr(importlib.import_module(module, __name__), attribute)

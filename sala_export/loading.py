@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import RequestError, SessionError
+from .extras import extras_named
 from .machine import gpus
 from .model_source import ModelSource
 from .runtime.model import Model, load_bundle
@@ -54,7 +55,8 @@ def load(
     if runtime not in RUNTIMES:
         raise SessionError(f"runtime '{runtime}' is unknown: choose {one_of(RUNTIMES)}")
     if runtime == TORCH:
-        from .torch_runtime.load import load_torch
+        with extras_named():
+            from .torch_runtime.load import load_torch
 
         if engine_options:
             raise RequestError(f"{', '.join(engine_options)}: not for the torch runtime, leave it out")

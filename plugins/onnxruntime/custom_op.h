@@ -2,8 +2,6 @@
 
 #pragma once
 
-#include <onnxruntime_c_api.h>
-
 #include <cstdint>
 #include <exception>
 #include <memory>
@@ -13,12 +11,9 @@
 
 #include "common/result.h"
 #include "cpu/operators.h"
+#include "engines/onnxruntime/interface.h"
 
 namespace sala::ort {
-
-// The C interface grows at its end: version 21 (ONNX Runtime 1.21) is the oldest with all that is used here.
-constexpr uint32_t kApiVersion = 21;
-static_assert(ORT_API_VERSION >= kApiVersion, "headers of ONNX Runtime 1.21 or later are needed");
 
 /// Calls `body`, which returns a Status, and turns a failure or an exception of the standard library into a status of
 /// ONNX Runtime; null is success.
@@ -97,7 +92,7 @@ class CustomOp : public OrtCustomOp {
 
 template <size_t kIndex>
 CustomOp<kIndex>::CustomOp() : OrtCustomOp{} {
-  version = kApiVersion;
+  version = kOrtApiVersion;
   GetName = [](const OrtCustomOp*) { return kContract.type; };
   GetExecutionProviderType = [](const OrtCustomOp*) { return "CPUExecutionProvider"; };
   GetInputTypeCount = [](const OrtCustomOp*) { return kContract.inputs.size(); };

@@ -54,10 +54,10 @@ cpu::SimdLevel simd_level() { return current_level().load(std::memory_order_rela
 }  // namespace sala::ort
 
 /// Entry point that ONNX Runtime looks for (`SessionOptions.register_custom_ops_library`).
-SALA_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) noexcept {
-  const OrtApi* api = base->GetApi(sala::ort::kApiVersion);
+SALA_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const sala::OrtApiBase* base) noexcept {
+  const sala::OrtApi* api = base->GetApi(sala::kOrtApiVersion);
   if (api == nullptr) {
-    return base->GetApi(1)->CreateStatus(ORT_FAIL, "libsala_ort.so needs ONNX Runtime 1.21 or later");
+    return base->GetApi(1)->CreateStatus(sala::ORT_FAIL, "libsala_ort.so needs ONNX Runtime 1.21 or later");
   }
   OrtCustomOpDomain* domain = nullptr;
   if (OrtStatus* status = sala::ort::shared_domain(*api, domain)) return status;

@@ -13,6 +13,7 @@ import sys
 import click
 
 from ..errors import SalaError, printable
+from ..extras import extras_named
 from ..installation import VERSION
 from .cmd_bench import bench
 from .cmd_build import build
@@ -79,7 +80,8 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run the command line with these arguments and return the exit code."""
     try:
-        result = cli.main(args=arguments, prog_name="sala-export", standalone_mode=False)
+        with extras_named():
+            result = cli.main(args=arguments, prog_name="sala-export", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except OutputError as error:

@@ -19,7 +19,8 @@ from ..errors import BuildError, RequestError, SalaError
 from ..progress import ProgressCallback, silent
 from .build_log import PROCESS_OUTPUT, parse_build_log, records
 from .flavour import select_flavour
-from .graph import EngineGraph, read_graph
+from .graph import EngineGraph
+from .graph_reader import read_graph
 from .host import check_disk, check_memory, plan_bytes
 from .job import BuildJob, BuildResult, read_line
 from .memory import check_fits, predict_memory

@@ -31,7 +31,7 @@ class TensorRTForRTX:
             module = importlib.import_module("tensorrt_rtx")
         except ImportError as error:
             raise UnsupportedError(
-                f"TensorRT for RTX cannot be imported ({error}): install the package tensorrt-rtx-cu13"
+                f"TensorRT for RTX cannot be imported ({error}): pip install 'sala-export[build]'"
             ) from None
         # At its first plugin the ONNX parser opens libtensorrt_rtx.so, but the wheel ships libtensorrt_rtx.so.1 alone,
         # and the process aborts. Seen with 1.7.1.116; drop when the wheel ships the unversioned name.

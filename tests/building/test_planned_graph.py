@@ -12,7 +12,8 @@ from support.quantized_checkpoints import write_quantized_checkpoint
 from sala_export.building.planned_graph import planned_graph
 from sala_export.checkpoint.presets import PRESETS
 from sala_export.checkpoint.reader import Checkpoint
-from sala_export.engine.graph import EngineGraph, read_graph
+from sala_export.engine.graph import EngineGraph
+from sala_export.engine.graph_reader import read_graph
 from sala_export.onnx.engine_form import ENGINE_GRAPH_FILE, export_engine_graph
 from sala_export.specs import QUANTIZED_PRECISIONS, Precision
 

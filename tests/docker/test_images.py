@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ IMAGES = pytest.mark.parametrize("image", ["builder", "runtime"])
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 UNPINNED = {"triton"}
-"""Dependencies whose version the builder image leaves open; `builder-constraints.txt` says why."""
+"""Dependencies whose version the builder image leaves open; `constraints.txt` says why."""
 
 Instruction = tuple[str, str]
 """Name in capitals, and arguments in one line."""
@@ -59,10 +58,12 @@ def pins(file: str) -> dict[str, str]:
     return found
 
 
-def dependencies() -> dict[str, Requirement]:
-    """What the package itself requires, by canonical name."""
-    requirements = map(Requirement, PROJECT["project"]["dependencies"])
-    return {canonicalize_name(requirement.name): requirement for requirement in requirements}
+def dependencies(*extras: str) -> dict[str, Requirement]:
+    """What the package itself requires, and what these extras of it do, by canonical name."""
+    project = PROJECT["project"]
+    groups = [project["dependencies"], *(project["optional-dependencies"][extra] for extra in extras)]
+    found = [Requirement(text) for group in groups for text in group]
+    return {canonicalize_name(need.name): need for need in found if need.name != project["name"]}
 
 
 def in_context(path: str) -> bool:
@@ -130,36 +131,19 @@ def test_build_context_holds_what_the_package_is_built_from() -> None:
     assert [path for path in sorted(needed) if not in_context(path)] == []
 
 
-def test_builder_pins_every_dependency_within_its_range() -> None:
-    pinned = pins("builder-constraints.txt")
-    assert dependencies().keys() - pinned.keys() == UNPINNED
-    wrong = [
-        str(need) for name, need in dependencies().items() if name in pinned and pinned[name] not in need.specifier
-    ]
+def test_every_dependency_is_pinned_within_its_range() -> None:
+    pinned, needed = pins("constraints.txt"), dependencies("torch", "build", "gpu")
+    assert needed.keys() - pinned.keys() == UNPINNED
+    wrong = [str(need) for name, need in needed.items() if name in pinned and pinned[name] not in need.specifier]
     assert wrong == []
 
 
-def test_runtime_takes_the_versions_of_the_builder() -> None:
-    assert pins("runtime-requirements.txt").items() <= pins("builder-constraints.txt").items()
-
-
-def test_runtime_requirements_are_all_that_running_a_bundle_imports() -> None:
-    """In an interpreter that has nothing else, the command line, the runtime and `inspect` can be imported."""
-    wanted = pins("runtime-requirements.txt").keys()
-    modules = [
-        module
-        for module, distributions in packages_distributions().items()
-        if not wanted & {canonicalize_name(name) for name in distributions}
-    ]
-    code = f"""
-import sys
-sys.modules.update(dict.fromkeys({sorted(set(modules) - {"sala_export", "google"})!r}))
-import sala_export.cli.app
-import sala_export.engine.report
-import sala_export.runtime.model
-import sala_export.runtime.text
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+@pytest.mark.parametrize(
+    ("image", "wheel"), [("builder", '"$(echo /wheels/*.whl)[torch]"'), ("runtime", "/wheels/*.whl")]
+)
+def test_image_installs_the_wheel_for_what_it_does(image: str, wheel: str) -> None:
+    (command,) = [run for run in arguments_of(image, "RUN") if "pip install" in run]
+    assert f"--constraint /constraints.txt {wheel} " in command
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.name)

@@ -15,7 +15,7 @@ from support.opened_files import opened
 
 from sala_export.engine import build
 from sala_export.engine.build import LOG_FILE, PLAN_FILE, REPORT_FILE, build_engine
-from sala_export.engine.graph import read_graph
+from sala_export.engine.graph_reader import read_graph
 from sala_export.engine.host import host_bytes_needed, plan_bytes
 from sala_export.engine.job import BuildJob
 from sala_export.engine.memory import MemoryUsage, predict_memory

@@ -64,9 +64,7 @@ def test_missing_python_module_says_what_to_install(monkeypatch: pytest.MonkeyPa
         raise ModuleNotFoundError(f"No module named {name!r}")
 
     monkeypatch.setattr(importlib, "import_module", refuse)
-    with pytest.raises(
-        UnsupportedError, match=r"No module named 'tensorrt_rtx'\): install the package tensorrt-rtx-cu13"
-    ):
+    with pytest.raises(UnsupportedError, match=r"No module named 'tensorrt_rtx'\): pip install 'sala-export\[build\]'"):
         TensorRTForRTX().load()
     with pytest.raises(UnsupportedError, match=r"No module named 'tensorrt'\): install it with its Python module as"):
         TensorRT().load()

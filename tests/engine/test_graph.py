@@ -11,7 +11,8 @@ from onnx import TensorProto
 from support.graphs import CONSTANTS_FILE, MiniGraph
 
 from sala_export.checkpoint.presets import PRESETS
-from sala_export.engine.graph import SparseSizes, read_graph
+from sala_export.engine.graph import SparseSizes
+from sala_export.engine.graph_reader import read_graph
 from sala_export.errors import CheckpointError, RequestError, ShapeError
 from sala_export.model.signature import TOKEN_INPUTS, signature
 from sala_export.specs import DType, TensorSpec

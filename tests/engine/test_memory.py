@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from support.graphs import MiniGraph
 
-from sala_export.engine.graph import EngineGraph, OperatorNode, read_graph
+from sala_export.engine.graph import EngineGraph, OperatorNode
+from sala_export.engine.graph_reader import read_graph
 from sala_export.engine.memory import PARTIAL_SUM_BYTES, check_fits, contexts, largest_context, predict_memory
 from sala_export.engine.recipe import GpuRecipe, Target, load_recipe, load_target
 from sala_export.engine.request import EngineRequest

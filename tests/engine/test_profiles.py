@@ -6,7 +6,8 @@ import pytest
 from support.graphs import MiniGraph
 
 from sala_export.checkpoint.config import SparseConfig
-from sala_export.engine.graph import EngineGraph, SparseSizes, read_graph
+from sala_export.engine.graph import EngineGraph, SparseSizes
+from sala_export.engine.graph_reader import read_graph
 from sala_export.engine.profiles import Profile, ShapeRange, make_profiles
 from sala_export.engine.recipe import load_target
 from sala_export.engine.request import EngineRequest

@@ -27,6 +27,8 @@ NOT_RUN = {
     "sala-export kernels": "takes two minutes to take every kernel apart; tests/kernel_report/ does it",
     "source ": "changes the shell of the reader",
     "pip install": "changes the installation that the tests run in",
+    "python3 -m venv": "is for the reader's own environment; tests/test_extras.py makes one",
+    "python -m pip wheel": "compiles for minutes; tests/test_extras.py makes a wheel before a release",
     "python -m http.server": "does not end by itself",
     "python -m scripts.build_site": "tests/docs/test_site.py runs it",
     "python3 -m benchmarks.first_light": GPU,

@@ -2,12 +2,11 @@
 
 #pragma once
 
-#include <onnxruntime_c_api.h>
-
 #include <memory>
 #include <vector>
 
 #include "bundle/bundle.h"
+#include "engines/onnxruntime/interface.h"
 #include "engines/onnxruntime/library.h"
 #include "sala/engine.h"
 #include "sala/model.h"

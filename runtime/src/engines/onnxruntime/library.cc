@@ -39,10 +39,10 @@ Expected<OnnxRuntimeLibrary> OnnxRuntimeLibrary::load(const std::filesystem::pat
   if (get_base == nullptr) {
     return error(ErrorCode::kLibraryUnusable, path.string(), " is not ONNX Runtime: it lacks OrtGetApiBase");
   }
-  const OrtApi* api = get_base()->GetApi(ORT_API_VERSION);
+  const OrtApi* api = get_base()->GetApi(kOrtApiVersion);
   if (api == nullptr) {
     return error(ErrorCode::kLibraryUnusable, "ONNX Runtime is version ", get_base()->GetVersionString(),
-                 ", at least 1.", ORT_API_VERSION, " is needed: update onnxruntime");
+                 ", at least 1.", kOrtApiVersion, " is needed: update onnxruntime");
   }
   return OnnxRuntimeLibrary(*api);
 }

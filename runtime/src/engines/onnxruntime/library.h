@@ -2,12 +2,11 @@
 
 #pragma once
 
-#include <onnxruntime_c_api.h>
-
 #include <filesystem>
 #include <memory>
 #include <string>
 
+#include "engines/onnxruntime/interface.h"
 #include "sala/status.h"
 
 namespace sala {

@@ -1,0 +1,36 @@
+"""Names the extra of an installation that brings a missing package. Running a bundle needs none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .errors import UnsupportedError
+
+PACKAGE_EXTRAS = {
+    "httpx2": "build",
+    "huggingface_hub": "build",
+    "onnx": "build",
+    "onnx_ir": "build",
+    "tensorrt_rtx": "build",
+    "torch": "torch",
+    "triton": "build",
+}
+"""The extra of pyproject.toml that brings a package, by the name that you import."""
+
+
+@contextmanager
+def extras_named() -> Iterator[None]:
+    """Around imports of packages that a light installation leaves out.
+
+    Raises: UnsupportedError that says what to install, in the place of ModuleNotFoundError for such a package.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in PACKAGE_EXTRAS:
+            raise
+        raise UnsupportedError(
+            f"this needs the package {error.name}, which is not installed: "
+            f"pip install 'sala-export[{PACKAGE_EXTRAS[error.name]}]'"
+        ) from error
