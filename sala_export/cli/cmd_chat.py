@@ -15,7 +15,7 @@ from .chat_options import Chat, ChatOptions, chat_options
 from .conversation import Conversation
 from .generate_display import PrefillDisplay
 from .generate_state import open_target, saved_at_the_end
-from .options import Tokens, weights_option
+from .options import BundlePath, Tokens, weights_option
 from .sampling_options import Sampling, sampling_options
 from .signals import forget_interrupt, raise_received
 from .streams import OutputError
@@ -34,7 +34,7 @@ Ctrl-C         stops an answer; what there is of it stays in the conversation'''
 
 
 @click.command(context_settings={"default_map": {"max_new_tokens": 4096}})
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=BundlePath())
 @weights_option
 @chat_options
 @sampling_options

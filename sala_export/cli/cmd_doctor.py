@@ -7,12 +7,12 @@ from pathlib import Path
 import click
 
 from ..errors import printable_text
-from .options import json_option
+from .options import BundlePath, json_option
 from .output import print_json
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path), required=False)
+@click.argument("bundle", type=BundlePath(), required=False)
 @json_option
 def doctor(bundle: Path | None, as_json: bool) -> None:
     """Show what this machine has, which runtimes would run, and why the others would not.

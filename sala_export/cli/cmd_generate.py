@@ -16,7 +16,7 @@ from .chat_options import Chat, ChatOptions, chat_options, require_sense
 from .generate_display import PrefillDisplay
 from .generate_prompt import PromptSource, prompt_ids
 from .generate_state import open_target, require_room, saved_at_the_end
-from .options import Tokens, weights_option
+from .options import BundlePath, Tokens, weights_option
 from .sampling_options import Sampling, sampling_options
 from .signals import raise_received
 from .text_model import load_weights, open_text_model, runtime_option, show_answer
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=BundlePath())
 @weights_option
 @click.option("--prompt", help="The prompt.")
 @click.option("--prompt-file", metavar="FILE", help="Read the prompt from this UTF-8 file of any length. - is stdin.")

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..specs import format_bytes, format_tokens
-from .options import json_option
+from .options import BundlePath, json_option
 from .output import print_json, progress_display, table_console
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=BundlePath())
 @json_option
 @click.option("--verify", is_flag=True, help="Check every file's hash. Fails if a file was changed.")
 @click.pass_obj

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ..errors import UnsupportedError
 from ..specs import Precision
-from .options import json_option
+from .options import GpuNames, json_option
 from .output import print_json, table_console
 
 if TYPE_CHECKING:
@@ -22,7 +22,9 @@ _TYPES = (Precision.FP32, Precision.BF16, Precision.FP16)
 
 
 @click.command()
-@click.option("--gpu", help="Show only the kernels that this GPU would run, e.g. rtx5090.  [default: all]")
+@click.option(
+    "--gpu", type=GpuNames(), help="Show only the kernels that this GPU would run, e.g. rtx5090.  [default: all]"
+)
 @json_option
 def kernels(gpu: str | None, as_json: bool) -> None:
     """Show registers, shared memory, occupancy and tensor-core instructions of the shipped GPU kernels.

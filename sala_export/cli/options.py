@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from ..checkpoint.config import DEFAULT_MODEL
 from ..errors import RequestError
@@ -60,10 +61,43 @@ class TokenList(click.ParamType[tuple[int, ...]]):
             self.fail(str(error), param, ctx)
 
 
+class GpuNames(click.ParamType[str]):
+    """Names of GPUs with commas between, whose last one a shell completes."""
+
+    name = "text"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from ..engine.recipe import group_paths, recipe_paths
+
+        before, comma, last = incomplete.rpartition(",")
+        names = sorted([*recipe_paths(), *group_paths()])
+        return [CompletionItem(f"{before}{comma}{name}") for name in names if name.startswith(last)]
+
+
+class BundlePath(click.Path):
+    """A path of which a shell completes bundles and the folders on the way to them."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from ..bundle.manifest import MANIFEST_FILE
+
+        before, slash, last = incomplete.rpartition("/")
+        folder = Path(before + slash).expanduser()
+        found = sorted(each.name for each in folder.iterdir() if each.is_dir()) if folder.is_dir() else []
+        return [
+            CompletionItem(f"{before}{slash}{name}" + ("" if (folder / name / MANIFEST_FILE).is_file() else "/"))
+            for name in found
+            if name.startswith(last) and (last or not name.startswith("."))
+        ]
+
+
 def gpu_option(purpose: str) -> Callable[[Command], Command]:
     """Add `--gpu`, one or several. `purpose` is what the command does for them, e.g. `build`."""
     return click.option(
         "--gpu",
+        type=GpuNames(),
         required=True,
         help=f"GPU to {purpose} for: a name such as rtx5090, several such as a6000,rtx5090, rtx for every RTX card "
         "from Ampere on, or the path of your own recipe (.toml).",

@@ -56,14 +56,18 @@ def open_text_model(path: Path, *, runtime: str, weights: Path | None) -> tuple[
 
 
 def load_weights(console: Console, source: ModelSource, tokenizer: Tokenizer, *, runtime: str) -> Model:
-    """Load the model of a source, and show how far it is. Raises: as `sala_export.load`."""
-    from ..loading import TORCH, load
+    """Load the model of a source, show how far it is, and say what it runs on. Raises: as `sala_export.load`."""
+    from ..loading import TORCH, load, runs_on
 
     if runtime == TORCH:
-        return load(source, runtime=runtime, tokenizer=tokenizer)
-    with progress_display(console) as on_progress:
-        shown = load_progress(on_progress)
-        return load(source, runtime=runtime, tokenizer=tokenizer, on_progress=shown)
+        model = load(source, runtime=runtime, tokenizer=tokenizer)
+    else:
+        with progress_display(console) as on_progress:
+            shown = load_progress(on_progress)
+            model = load(source, runtime=runtime, tokenizer=tokenizer, on_progress=shown)
+    line, leaves_gpu_unused = runs_on(model, source)
+    console.print(f"warning: {line}" if leaves_gpu_unused else line, soft_wrap=True)
+    return model
 
 
 def show_answer(console: Console, session: Session, tokenizer: Tokenizer, sampling: Sampling) -> None:

@@ -58,17 +58,20 @@ def _tensorrt(libraries: Libraries, manifest: Manifest | None) -> tuple[bool, st
     library = libraries.tensorrt_rtx if flavour == "rtx" else libraries.tensorrt
     package = "tensorrt-rtx-cu13" if flavour == "rtx" else "tensorrt"
     if not library.works:
-        return _broken(library, f"install the Python package {package}")
+        return _broken(library, f"pip install {package}")
     if manifest is not None and library.version != manifest.engine.tensorrt_version:
         needed = manifest.engine.tensorrt_version
-        return False, f"{library.title} is {library.version}, the bundle needs {needed}: install {package}=={needed}"
+        return (
+            False,
+            f"{library.title} is {library.version}, the bundle needs {needed}: pip install {package}=={needed}",
+        )
     return _with_weights(manifest, f"on {gpu.name}")
 
 
 def _onnxruntime(libraries: Libraries, manifest: Manifest | None) -> tuple[bool, str]:
     for library, advice in (
         (libraries.native, "install sala-export again"),
-        (libraries.onnxruntime, "install the Python package onnxruntime"),
+        (libraries.onnxruntime, "pip install onnxruntime"),
     ):
         if not library.works:
             return _broken(library, advice)
@@ -77,7 +80,7 @@ def _onnxruntime(libraries: Libraries, manifest: Manifest | None) -> tuple[bool,
 
 def _torch(libraries: Libraries, manifest: Manifest | None) -> tuple[bool, str]:
     if not libraries.torch.works:
-        return _broken(libraries.torch, "install the Python package torch")
+        return _broken(libraries.torch, "pip install 'sala-export[torch]'")
     served = [gpu for gpu in libraries.driver.gpus if _serves(gpu, None)]
     on_gpu = libraries.torch.has_gpu and served
     return _with_weights(manifest, f"on {served[0].name}" if on_gpu else "on the CPU, which is for verification")

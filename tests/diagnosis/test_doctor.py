@@ -123,11 +123,11 @@ MISSING = Library(title="it", problem="it is not here")
             "onnxruntime",
             "the NVIDIA driver supports CUDA 12.8: install driver 580 or later",
         ),
-        (whole(A6000, tensorrt_rtx=MISSING), "onnxruntime", "install the Python package tensorrt-rtx-cu13"),
+        (whole(A6000, tensorrt_rtx=MISSING), "onnxruntime", "pip install tensorrt-rtx-cu13"),
         (
             whole(A6000, tensorrt_rtx=Library(title="TensorRT for RTX", version="1.8.0.5")),
             "onnxruntime",
-            "TensorRT for RTX is 1.8.0.5, the bundle needs 1.7.1.116: install tensorrt-rtx-cu13==1.7.1.116",
+            "TensorRT for RTX is 1.8.0.5, the bundle needs 1.7.1.116: pip install tensorrt-rtx-cu13==1.7.1.116",
         ),
         (whole(A6000, native=MISSING), None, "install sala-export again"),
         (whole(onnxruntime=MISSING), None, "the NVIDIA driver finds no GPU"),

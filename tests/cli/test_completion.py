@@ -1,0 +1,38 @@
+"""What a shell completes: GPUs, one or several, and bundles and the folders on the way to them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.shell_completion import ShellComplete
+
+from sala_export.cli.app import cli
+
+
+def completed(*words: str) -> list[str]:
+    """The completions of the last of these words."""
+    completion = ShellComplete(cli, {}, "sala-export", "_SALA_EXPORT_COMPLETE")
+    return [item.value for item in completion.get_completions([*words[:-1]], words[-1])]
+
+
+def test_gpus_are_completed_behind_every_comma() -> None:
+    assert completed("build", "--gpu", "rtx50") == ["rtx5090"]
+    assert completed("plan", "--gpu", "rtx5090,a6000") == ["rtx5090,a6000", "rtx5090,a6000d"]
+    assert {"a6000", "rtx", "rtx5090"} <= set(completed("kernels", "--gpu", ""))
+
+
+def test_bundles_and_folders_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one.sala", "only", ".hidden", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "one.sala" / "bundle.json").touch()
+    (tmp_path / "on.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    assert completed("generate", "on") == ["one.sala", "only/"]
+    assert completed("inspect", f"{tmp_path}/") == [f"{tmp_path}/{name}" for name in ("one.sala", "only/", "other/")]
+    assert completed("chat", "none/") == []
+
+
+def test_precisions_and_commands_are_completed() -> None:
+    assert completed("export", "--precision", "fp") == ["fp32", "fp16", "fp8"]
+    assert completed("ge") == ["generate"]
