@@ -28,7 +28,7 @@ class StoredWeight:
     precision: Precision
     codes: TensorLocation
     scale: TensorLocation
-    """Of one number, or of shape [blocks along the output, blocks along the input]."""
+    """Scales: a single one, or [blocks along the output, blocks along the input]."""
     global_scale: float
     input_scale: float | None
     """See `QuantizedWeight.input_scale`. None also if each row of the input has a scale of its own."""

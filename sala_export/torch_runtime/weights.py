@@ -49,7 +49,7 @@ class PackedModel:
     """Packed weights [2 I, hidden] of gate and up."""
     precision: Precision
     roundings: Mapping[str, Rounding] = field(default_factory=dict)
-    """Of the inputs of quantised weights, by the names of the weights."""
+    """Rounding of the inputs of quantised weights, by the names of the weights."""
 
     def product(self, matrix: Tensor, names: Sequence[str]) -> Product:
         """The product with a matrix that holds the weights of these names, one after the other."""

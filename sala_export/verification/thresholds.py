@@ -62,4 +62,4 @@ THRESHOLDS: Mapping[Precision, Thresholds] = {
         own=0.42, channel=0.8, cosine_loss=0.035, least_cosine=0.7, kl=0.045, top1=0.15, perplexity_ratio=1.15
     ),
 }
-"""By the precision of quantised weights, or else by the type that the model under test computes in."""
+"""Limits by the precision of quantised weights, or else by the type that the model under test computes in."""

@@ -99,8 +99,8 @@ def test_export_takes_the_precision_of_the_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("stored", "options", "words"),
     [
-        (Precision.FP8, ["--gpu", "a6000"], "has no FP8, it runs fp32, bf16, fp16, int8, int4; use --precision int8"),
-        (Precision.NVFP4, ["--gpu", "rtx4090"], "has no NVFP4, .*; use --precision fp8"),
+        (Precision.FP8, ["--gpu", "a6000"], "has no FP8, it runs .*; choose another --gpu, or take the original"),
+        (Precision.NVFP4, ["--gpu", "rtx4090"], "has no NVFP4, .*; choose another --gpu, or take the original"),
         (Precision.FP8, ["--gpu", "rtx5090", "--precision", "bf16"], "is quantised to fp8; use --precision fp8, or"),
     ],
 )
