@@ -12,7 +12,6 @@ from support.token_places import base, vocabulary_size, write
 
 from sala_export.runtime.text import Tokenizer
 
-
 TEMPLATE = "<|im_start|>{{ messages[0].content }}<|im_end|>"
 
 
