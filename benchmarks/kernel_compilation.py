@@ -31,7 +31,9 @@ from benchmarks.kernel_cases import LIGHTNING, LIGHTNING_SIZES, SPARSE, SPARSE_S
 from benchmarks.kernel_ways import SM80_PATH
 from sala_export.errors import UnsupportedError
 from sala_export.kernel_report.cubin import read_cubin
+from sala_export.kernel_report.disassembly import disassemble
 from sala_export.kernel_report.in_place import racing_tiles
+from sala_export.kernel_report.warp_groups import overwritten_operands
 from sala_export.ops.common.contract import ACTIVATION
 from sala_export.ops.common.expr import evaluate
 from sala_export.ops.common.launch import KernelSet
@@ -221,7 +223,8 @@ def examine(job: Job, sm: int) -> Finding:
         compiled = compile_one(job, sm)
     except (TritonError, RuntimeError) as error:
         return Finding(job=job, sm=sm, problem=f"does not compile: {_reason(error)}")
-    facts = read_cubin(compiled.asm["cubin"])
+    cubin = compiled.asm["cubin"]
+    facts = read_cubin(cubin, sm)
     shared, limit = compiled.metadata.shared, AOT_ARCHITECTURES[sm].shared_limit_bytes
     racing = [
         tile for tile in racing_tiles(compiled.asm["ttgir"]) if (job.kernel, tile.partition(":")[0]) not in DISJOINT
@@ -229,7 +232,7 @@ def examine(job: Job, sm: int) -> Finding:
     problems = [
         *([f"needs {shared} bytes of shared memory, SM{sm} has {limit}"] if shared > limit else []),
         *(f"more threads than elements: {tile}" for tile in racing),
-        *facts.overwritten_operands,
+        *overwritten_operands(disassemble(cubin)),
     ]
     return Finding(
         job=job,

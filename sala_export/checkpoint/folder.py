@@ -15,6 +15,10 @@ from .quantization import Quantization, read_quantization
 from .tokenizer_files import ADDED_TOKENS_FILE, SPECIAL_TOKENS_FILE, TOKENIZER_CONFIG_FILE
 
 CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+ADAPTER_FILE = "adapter_config.json"
+"""Marks a directory as a PEFT adapter. transformers applies one that lies beside whole weights."""
 _MOST_CONFIG_BYTES = 1 << 20
 """A few kilobytes are usual. Of a list of layers, each gives a dozen weights to look for."""
 
@@ -27,6 +31,9 @@ ACCESSORY_FILES = (
     "generation_config.json",
 )
 """Files that a text runtime needs beside the weights. All are optional."""
+
+CHAT_TEMPLATE_FOLDER = "additional_chat_templates"
+"""Further chat templates, as NAME.jinja."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +52,11 @@ class CheckpointFolder:
         Raises: CheckpointError if there is no directory; ConfigError or UnsupportedError naming the file and the field.
         """
         directory = Directory(path, error=CheckpointError, advice="a checkpoint is a directory in Hugging Face layout")
+        if directory.has(ADAPTER_FILE):
+            raise CheckpointError(
+                f"{path} holds a PEFT adapter ({ADAPTER_FILE}): merge it into its model (merge_and_unload of peft) and "
+                "take what that saves"
+            )
         advice = "--model takes a directory in Hugging Face layout or a hub id"
         file = directory.open(CONFIG_FILE, advice, ConfigError)
         fields = read_json(file, error=ConfigError, limit=_MOST_CONFIG_BYTES)
@@ -65,6 +77,11 @@ class CheckpointFolder:
         return read_quantization(self.config_fields, self.path / CONFIG_FILE)
 
     def text_files(self) -> dict[str, TextFile]:
-        """Read those of `ACCESSORY_FILES` that exist, by name. Raises: CheckpointError naming the file."""
+        """Read those of `ACCESSORY_FILES` that exist and the chat templates with names, by their relative paths.
+
+        Raises: CheckpointError naming the file.
+        """
         there = [name for name in ACCESSORY_FILES if self.directory.has(name)]
+        templates = (name for name in self.directory.names(CHAT_TEMPLATE_FOLDER) if name.endswith(".jinja"))
+        there += [f"{CHAT_TEMPLATE_FOLDER}/{name}" for name in templates]
         return {name: TextFile.read(self.directory.open(name)) for name in there}

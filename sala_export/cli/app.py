@@ -16,6 +16,8 @@ from ..errors import SalaError, printable
 from ..installation import VERSION
 from .cmd_bench import bench
 from .cmd_build import build
+from .cmd_chat import chat
+from .cmd_doctor import doctor
 from .cmd_export import export
 from .cmd_generate import generate
 from .cmd_inspect import inspect
@@ -48,20 +50,23 @@ def cli(context: click.Context, verbose: int) -> None:
     show_log(context.obj, verbose)
 
 
-for command in (
+_COMMANDS = (
     plan,
     quantize,
     build,
     verify,
     generate,
+    chat,
     tokenize,
     detokenize,
     bench,
     inspect,
     export,
     kernels,
+    doctor,
     random_checkpoint,
-):
+)
+for command in _COMMANDS:
     cli.add_command(command)
 
 

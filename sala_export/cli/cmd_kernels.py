@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table
 
 from ..errors import UnsupportedError
+from ..specs import Precision
 from .options import json_option
 from .output import print_json, table_console
 
 if TYPE_CHECKING:
     from ..kernel_report.report import KernelReport
+
+_WIDTH = 80
+_TYPES = (Precision.FP32, Precision.BF16, Precision.FP16)
 
 
 @click.command()
@@ -21,7 +27,19 @@ if TYPE_CHECKING:
 def kernels(gpu: str | None, as_json: bool) -> None:
     """Show registers, shared memory, occupancy and tensor-core instructions of the shipped GPU kernels.
 
-    The figures come from the compiled kernels in the installed plugin library. You need no GPU.
+    The figures come from the compiled kernels in the installed plugin library. You need no GPU. The columns are:
+
+    \b
+      kernel   the name without the operator's: append is infllmv2_append_kernel
+      runs in  the step: prefill, decode or all
+      type     of activations and caches: all for a kernel that serves every type
+      dim      channels of an attention head (head_dim)
+      threads  in a block
+      regs     registers of a thread
+      shared   bytes of shared memory of a block
+      blocks   that a multiprocessor runs at once
+      warps    occupancy: share of the warps that a multiprocessor can hold
+      MMA      tensor-core instructions of the main loop, per warp and turn
     """
     from ..installation import plugin_library
     from ..kernel_report.report import report_kernels
@@ -33,7 +51,7 @@ def kernels(gpu: str | None, as_json: bool) -> None:
         shipped = tuple(kernel for kernel in shipped if kernel.sm == sm)
     reports = report_kernels(shipped)
     if as_json:
-        print_json([describe(report) for report in reports])
+        print_json({"kernels": [describe(report) for report in reports]})
     else:
         _print_table(reports)
 
@@ -74,28 +92,52 @@ def describe(report: KernelReport) -> dict[str, Any]:
 
 
 def _print_table(reports: tuple[KernelReport, ...]) -> None:
-    console = table_console()
-    table = Table(
-        *("kernel", "SM", "type", "for", "threads", "registers", "spills", "stack", "shared", "blocks", "occupancy"),
-        *("MMA in the loop", "expected"),
-        box=None,
-    )
-    for report in reports:
-        shipped, facts = report.shipped, report.facts
-        variants = ["; ".join(f"{name} {value}" for name, value in variant.items()) for variant in shipped.variants]
-        table.add_row(
-            shipped.kernel,
-            str(shipped.sm),
-            ", ".join(shipped.activations),
-            ", ".join(variants),
-            str(shipped.threads),
-            str(facts.registers),
-            str(facts.spill_instructions),
-            f"{facts.stack_bytes} B",
-            f"{report.shared_bytes:,} B",
-            str(report.blocks),
-            f"{100 * report.occupancy:.0f} %",
-            str(facts.tensor_core_instructions or "-") + (" (warp groups)" if facts.uses_warp_groups else ""),
-            str(report.expected_tensor_core_instructions or "-"),
+    console = table_console(_WIDTH)
+    for (operator, sm), group in itertools.groupby(sorted(reports, key=_section), key=_section):
+        console.print(f"{operator} on SM{sm}: {', '.join(_gpus(sm))}", soft_wrap=True)
+        table = Table(
+            *("kernel", "runs in", "type", "dim", "threads", "regs", "shared", "blocks", "warps", "MMA"),
+            box=None,
+            padding=(0, 1, 0, 0),
         )
-    console.print(table)
+        for column in table.columns[3:]:
+            column.justify = "right"
+        for report in group:
+            table.add_row(*_row(report))
+        console.print(table)
+        console.print()
+    spilling = [report.shipped.kernel for report in reports if report.facts.spill_instructions]
+    console.print(f"Registers are spilled by: {', '.join(spilling) or 'none'}.", soft_wrap=True)
+
+
+def _one_or_all(values: Sequence[str]) -> str:
+    return values[0] if len(values) == 1 else "all"
+
+
+def _section(report: KernelReport) -> tuple[str, int]:
+    return report.shipped.operator, report.shipped.sm
+
+
+def _gpus(sm: int) -> list[str]:
+    """Names of the recipes whose GPUs run the kernels of an architecture."""
+    from ..engine.recipe import load_recipe, recipe_paths
+    from ..ops.common.targets import serving_architecture
+
+    return [name for name in recipe_paths() if serving_architecture(load_recipe(name).compute_capability) == sm]
+
+
+def _row(report: KernelReport) -> tuple[str, ...]:
+    shipped, facts = report.shipped, report.facts
+    found, expected = facts.tensor_core_instructions, report.expected_tensor_core_instructions
+    return (
+        shipped.kernel.removeprefix(shipped.operator.partition("_")[0] + "_").removesuffix("_kernel"),
+        _one_or_all(shipped.sequences),
+        _one_or_all([precision for precision in _TYPES if precision.dtype in shipped.activations]),
+        _one_or_all([str(variant["head_dim"]) for variant in shipped.variants]),
+        str(shipped.threads),
+        str(facts.registers),
+        f"{report.shared_bytes:,}",
+        str(report.blocks),
+        f"{100 * report.occupancy:.0f} %",
+        "-" if not found and not expected else str(found) if found == expected else f"{found} of {expected}",
+    )

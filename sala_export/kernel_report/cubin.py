@@ -1,18 +1,40 @@
-"""Reads what a cubin needs and holds, with NVIDIA's own tools, which come with Triton."""
+"""Reads out of a cubin what its kernel needs and holds. A cubin is an ELF file, so no tool of NVIDIA is needed.
+
+Registers and stack stand in the section `.nv.info`, shared memory in `.nv.shared.KERNEL`, instructions of 16 bytes in
+`.text.KERNEL`. An instruction's lowest 9 bits say what it does. `tests/kernel_report/` compares all of it with what
+`cuobjdump` and `nvdisasm` print of the shipped kernels.
+"""
 
 from __future__ import annotations
 
-import re
-import subprocess
-import tempfile
+import struct
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import BuildError
-from .warp_groups import INSTRUCTION, LABEL, overwritten_operands, register_operands
 
-_BRANCH = re.compile(r"\bBRA\b.*`\((\.L_\w+)\)")
-_TENSOR_CORE = re.compile(r"\b(HMMA|HGMMA)\.(\w+)")
+_CUDA_MACHINE = 190
+"""`e_machine` of the ELF header."""
+_NO_BITS = 8
+"""`sh_type` of a section that takes no room in the file."""
+_TEXT, _SHARED, _INFO = ".text.", ".nv.shared.", ".nv.info"
+_WITH_SIZE = 4
+"""Format of an entry of `.nv.info` whose value has a size; all others are of 4 bytes."""
+_FRAME_SIZE, _REGISTERS = 0x11, 0x2F
+"""Attributes of an entry of `.nv.info`."""
+_INSTRUCTION_BYTES = 16
+_KIND = 0x1FF
+_TENSOR_CORE, _WARP_GROUP = 0x03C, 0x1F0
+"""`HMMA` and `HGMMA`."""
+_LOCAL_MEMORY = (0x183, 0x187)
+"""`LDL` and `STL`."""
+_BRANCH = 0x147
+"""`BRA`. Its target is an offset from the next instruction."""
+_FIRST_SHORT_OFFSET = 90
+"""From this architecture on, the offset of a branch is stored in units of 4 bytes and in two parts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,75 +50,75 @@ class CubinFacts:
     """`HMMA.16816` and `HGMMA` of the loop that has the most, per warp and turn; 0 without such a loop."""
     uses_warp_groups: bool
     """The loop has `HGMMA`, whose one instruction serves four warps and any number of columns."""
-    register_operands: int
-    """`HGMMA` with operand A in registers."""
-    overwritten_operands: tuple[str, ...]
-    """Instructions that may write these registers too early. There are none in correct code."""
 
 
-def read_cubin(cubin: bytes) -> CubinFacts:
-    """Read resources with `cuobjdump -res-usage`, and instructions with `nvdisasm`.
+def read_cubin(cubin: bytes, sm: int) -> CubinFacts:
+    """Read the facts about the only kernel of a cubin for architecture `sm`, 90 for example.
 
-    Raises: BuildError if Triton came without these tools, or they fail.
+    Raises: BuildError for bytes that are no such cubin.
     """
-    import triton
-
-    usage, assembly = _run(triton.knobs.nvidia.cuobjdump.path, "-res-usage", cubin), disassemble(cubin)
-    values = {name: int(value) for name, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
-    if not values.keys() >= {"REG", "STACK", "SHARED", "LOCAL"}:
-        raise BuildError(f"cuobjdump tells no resource usage: {' '.join(usage.split())[:200]}")
-    instructions, loops = _instructions(assembly), _loops(assembly)
-    bodies = [instructions[first : last + 1] for first, last in loops]
-    counts = [sum(bool(_TENSOR_CORE.search(line)) for line in body) for body in bodies]
-    largest = max(counts, default=0)
-    body = bodies[counts.index(largest)] if largest else []
+    try:
+        sections = _sections(cubin)
+        (name,) = [name.removeprefix(_TEXT) for name in sections if name.startswith(_TEXT)]
+        values = _info(sections[_INFO])
+        words = np.frombuffer(sections[_TEXT + name], "<u8").reshape(-1, _INSTRUCTION_BYTES // 8)
+        registers, stack_bytes = values[_REGISTERS], values[_FRAME_SIZE]
+    except (struct.error, ValueError, KeyError, IndexError):
+        raise BuildError("a kernel of the plugin library is no cubin: install the package again") from None
+    kinds = words[:, 0] & _KIND
+    on_tensor_cores = np.isin(kinds, (_TENSOR_CORE, _WARP_GROUP))
+    first, last = max(_loops(words, sm), key=lambda loop: on_tensor_cores[slice(*loop)].sum(), default=(0, 0))
     return CubinFacts(
-        registers=values["REG"],
-        stack_bytes=values["STACK"] + values["LOCAL"],
-        static_shared_bytes=values["SHARED"],
-        spill_instructions=sum(bool(re.search(r"\b(LDL|STL)\b", line)) for line in instructions),
-        tensor_core_instructions=largest,
-        uses_warp_groups=any("HGMMA" in line for line in body),
-        register_operands=register_operands(assembly),
-        overwritten_operands=overwritten_operands(assembly),
+        registers=registers,
+        stack_bytes=stack_bytes,
+        static_shared_bytes=len(sections.get(_SHARED + name, b"")),
+        spill_instructions=int(np.isin(kinds, _LOCAL_MEMORY).sum()),
+        tensor_core_instructions=int(on_tensor_cores[first:last].sum()),
+        uses_warp_groups=bool((kinds[first:last] == _WARP_GROUP).any()),
     )
 
 
-def disassemble(cubin: bytes) -> str:
-    """Return the output of `nvdisasm -c`. Raises: BuildError as `read_cubin`."""
-    import triton
-
-    return _run(triton.knobs.nvidia.nvdisasm.path, "-c", cubin)
-
-
-def _run(tool: str, option: str, cubin: bytes) -> str:
-    with tempfile.TemporaryDirectory(prefix="sala-kernels-") as folder:
-        file = Path(folder) / "kernel.cubin"
-        file.write_bytes(cubin)
-        try:
-            return subprocess.run([tool, option, file], capture_output=True, text=True, check=True).stdout
-        except FileNotFoundError:
-            raise BuildError(f"{tool} is missing: install triton again, which brings it") from None
-        except subprocess.CalledProcessError as error:
-            raise BuildError(f"{Path(tool).name} fails: {error.stderr.strip().splitlines()[-1:]}") from None
+def _sections(cubin: bytes) -> Mapping[str, bytes]:
+    """Contents of the sections of an ELF file by name; zeros for a section that takes no room in the file."""
+    if cubin[:6] != b"\x7fELF\2\1" or struct.unpack_from("<H", cubin, 18) != (_CUDA_MACHINE,):
+        raise ValueError("no 64-bit ELF file of little endian for a GPU")
+    (table,) = struct.unpack_from("<Q", cubin, 40)
+    size, count, names_at = struct.unpack_from("<3H", cubin, 58)
+    headers = [struct.unpack_from("<IIQQQQ", cubin, table + number * size) for number in range(count)]
+    names = cubin[headers[names_at][4] :]
+    return {
+        names[start : names.index(b"\0", start)].decode("ascii"): (
+            bytes(length) if kind == _NO_BITS else cubin[offset : offset + length]
+        )
+        for start, kind, _, _, offset, length in headers
+    }
 
 
-def _instructions(assembly: str) -> list[str]:
-    return [match[1] for match in map(INSTRUCTION.match, assembly.splitlines()) if match]
+def _info(section: bytes) -> Mapping[int, int]:
+    """The last four bytes of each attribute with a size: the value, behind the number of the kernel's symbol."""
+    values, position = {}, 0
+    while position < len(section):
+        kind, attribute, size = struct.unpack_from("<BBH", section, position)
+        position += 4
+        if kind == _WITH_SIZE:
+            position += size
+            if size == 8:
+                (values[attribute],) = struct.unpack_from("<I", section, position - 4)
+    return values
 
 
-def _loops(assembly: str) -> list[tuple[int, int]]:
-    """First and last instruction of every loop: what lies between a label and a branch back to it."""
-    labels: dict[str, int] = {}
-    found, position = [], 0
-    for line in assembly.splitlines():
-        label = LABEL.match(line)
-        instruction = INSTRUCTION.match(line)
-        if label:
-            labels[label[1]] = position
-        elif instruction:
-            branch = _BRANCH.search(instruction[1])
-            if branch and branch[1] in labels:
-                found.append((labels[branch[1]], position))
-            position += 1
-    return found
+def _loops(words: NDArray[np.uint64], sm: int) -> Iterator[tuple[int, int]]:
+    """Every loop, as the range of instructions from where a branch goes back to, up to that branch."""
+    for position in np.flatnonzero((words[:, 0] & _KIND) == _BRANCH).tolist():
+        low, high = map(int, words[position])
+        if sm >= _FIRST_SHORT_OFFSET:
+            offset = _signed((low >> 16 & 0xFF) | (low >> 34) << 8 | (high & 0x3FFFF) << 38, 56) * 4
+        else:
+            offset = _signed(low >> 32 | (high & 0x3FFFF) << 32, 50)
+        target = position + 1 + offset // _INSTRUCTION_BYTES
+        if 0 <= target <= position:
+            yield target, position + 1
+
+
+def _signed(value: int, bits: int) -> int:
+    return value - (1 << bits) if value >> (bits - 1) else value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from ..ops.common.targets import AOT_ARCHITECTURES, SHARED_RESERVED_PER_BLOCK
@@ -52,9 +51,7 @@ def _shared_bytes(kernel: ShippedKernel, facts: CubinFacts) -> int:
 
 def report_kernels(kernels: Sequence[ShippedKernel]) -> tuple[KernelReport, ...]:
     """Read every cubin. Raises: BuildError as `read_cubin`."""
-    with ThreadPoolExecutor() as pool:  # the work is in processes of its own
-        facts = tuple(pool.map(lambda kernel: read_cubin(kernel.cubin), kernels))
-    return tuple(_report(kernel, fact) for kernel, fact in zip(kernels, facts, strict=True))
+    return tuple(_report(kernel, read_cubin(kernel.cubin, kernel.sm)) for kernel in kernels)
 
 
 def _report(kernel: ShippedKernel, facts: CubinFacts) -> KernelReport:

@@ -9,16 +9,16 @@ from functools import cached_property
 from pathlib import Path
 
 from ..checkpoint.added_tokens import read_tokenizer
-from ..checkpoint.folder import ACCESSORY_FILES
+from ..checkpoint.folder import ACCESSORY_FILES, CHAT_TEMPLATE_FOLDER
 from ..checkpoint.library_tokenizer import LibraryTokenizer, hidden_panics
 from ..checkpoint.tokenizer_files import TOKENIZER_CONFIG_FILE, TextFields
 from ..errors import BundleError, SessionError
 from ..files import Directory, TextFile
 from ..specs import TOKENIZER_FILE
-from .chat import ChatTemplate
+from .chat import ChatTemplate, chat_of
 from .prompt import utf8
 from .text_cuts import CutRule, cut_rule
-from .text_fields import CHAT_TEMPLATE_FILE, GENERATION_CONFIG_FILE, chat_template, stop_token_ids
+from .text_fields import GENERATION_CONFIG_FILE, chat_templates, stop_token_ids
 
 _BLOCK_CHARACTERS = 4096
 """A stream is tokenised in blocks of at least this size, so that many small pieces cost no more than few large ones."""
@@ -52,22 +52,23 @@ class Tokenizer:
     def from_files(cls, files: Mapping[str, TextFile]) -> Tokenizer:
         """Make a tokenizer of tokenizer.json, and of the tokens, chat template and stop tokens beside it, if any.
 
-        Args: files: by name, `tokenizer.json` and, where they exist, the others in `ACCESSORY_FILES`.
+        A chat template compiles at its first use.
+        Args: files: by name, `tokenizer.json` and, where they exist, the others in `ACCESSORY_FILES`, and
+        `additional_chat_templates/NAME.jinja`.
         Raises: BundleError naming the file that is missing or malformed.
         """
         config = TextFields(files.get(TOKENIZER_CONFIG_FILE), TOKENIZER_CONFIG_FILE)
         generation = TextFields(files.get(GENERATION_CONFIG_FILE), GENERATION_CONFIG_FILE)
-        template = chat_template(config, files.get(CHAT_TEMPLATE_FILE))
+        templates = chat_templates(config, files)
         try:
             with hidden_panics():
                 library, special = read_tokenizer(files)
                 if _flag(config, "split_special_tokens"):
                     library = library.literal()
-                chat = None if template is None else ChatTemplate(template[0], special, template[1])
                 tokenizer = cls(
                     library,
                     rule=cut_rule(library.spec()),
-                    chat=chat,
+                    chat=chat_of(templates, special),
                     stop_token_ids=stop_token_ids(generation, special, library),
                 )
                 tokenizer._try_out()
@@ -82,9 +83,9 @@ class Tokenizer:
         Raises: BundleError naming the file that is missing, malformed or no regular file.
         """
         opened = Directory(directory, error=BundleError)
-        names = [name for name in ACCESSORY_FILES if name == TOKENIZER_FILE or opened.has(name)]
-        found = [opened.open(name) for name in names]
-        return cls.from_files({file.path.name: TextFile(file.path, file.read_all()) for file in found})
+        named = (f"{CHAT_TEMPLATE_FOLDER}/{name}" for name in opened.names(CHAT_TEMPLATE_FOLDER))
+        found = [name for name in ACCESSORY_FILES if name == TOKENIZER_FILE or opened.has(name)]
+        return cls.from_files({name: TextFile.read(opened.open(name)) for name in (*found, *named)})
 
     def _try_out(self) -> None:
         """Raises: SessionError if the library fails at a text or at the tokens of one."""

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 from itertools import product
+from pathlib import Path
 
 import pytest
+import triton
 
 from sala_export.cli.app import run
 from sala_export.errors import BuildError
 from sala_export.installation import onnxruntime_operators, plugin_library
-from sala_export.kernel_report.cubin import _instructions, _loops, read_cubin
+from sala_export.kernel_report.cubin import CubinFacts, read_cubin
+from sala_export.kernel_report.disassembly import disassemble, resource_usage
 from sala_export.kernel_report.occupancy import blocks_per_multiprocessor
 from sala_export.kernel_report.report import KernelReport, report_kernels
-from sala_export.kernel_report.shipped import MainLoopProduct, shipped_kernels
+from sala_export.kernel_report.shipped import MainLoopProduct, ShippedKernel, shipped_kernels
 from sala_export.kernel_report.tensor_cores import instructions_per_warp
+from sala_export.kernel_report.warp_groups import INSTRUCTION, LABEL, overwritten_operands, register_operands
 from sala_export.ops.common.targets import AOT_ARCHITECTURES
 from sala_export.ops.kernel_sets import KERNEL_SETS
 
@@ -88,13 +94,15 @@ def test_main_loops_have_exactly_the_tensor_core_instructions_of_their_products(
 
 def test_nothing_overwrites_what_a_product_in_flight_reads(reports: tuple[KernelReport, ...]) -> None:
     """The two compiler faults of `sala_export/kernel_report/warp_groups.py`."""
-    assert [(r.shipped.kernel, r.facts.overwritten_operands) for r in reports if r.facts.overwritten_operands] == []
+    with_groups = [report.shipped for report in reports if report.facts.uses_warp_groups]
+    assembly = [(kernel, disassemble(kernel.cubin)) for kernel in with_groups]
+    assert [(kernel.kernel, found) for kernel, text in assembly if (found := overwritten_operands(text))] == []
     with_registers = {
-        (report.shipped.kernel, activation, variant["head_dim"])
-        for report in reports
-        if report.facts.register_operands
-        for activation in report.shipped.activations
-        for variant in report.shipped.variants
+        (kernel.kernel, activation, variant["head_dim"])
+        for kernel, text in assembly
+        if register_operands(text)
+        for activation in kernel.activations
+        for variant in kernel.variants
     }
     assert with_registers == {
         *product(("infllmv2_attend_kernel",), ("bfloat16", "float16"), (64, 128)),
@@ -150,30 +158,92 @@ def test_count_follows_from_the_sizes(products: list[tuple[int, int, int]], warp
     assert instructions_per_warp([without_tensor_cores, *main_loop], warps=warps, sm=sm) == count
 
 
-ASSEMBLY = """
-.text.kernel:
-        /*0000*/                   MOV R1, c[0x0][0x28] ;
-.L_x_1:
-        /*0010*/                   HMMA.16816.F32.BF16 R4, R8, R12, R4 ;
-.L_x_0:
-        /*0020*/                   HMMA.16816.F32.BF16 R4, R8, R12, R4 ;
-        /*0030*/                   HMMA.16816.F32.BF16 R4, R8, R12, R4 ;
-        /*0040*/              @!P0 BRA `(.L_x_0) ;
-        /*0050*/              @P1  BRA `(.L_x_1) ;
-        /*0060*/                   BRA `(.L_x_2) ;
-.L_x_2:
-        /*0070*/                   EXIT ;
+def one_of_each(sm: int) -> list[ShippedKernel]:
+    """One cubin of every kernel of an architecture."""
+    return list({kernel.kernel: kernel for kernel in SHIPPED if kernel.sm == sm}.values())
+
+
+@pytest.mark.parametrize("sm", AOT_ARCHITECTURES)
+def test_cubins_are_read_as_the_tools_of_nvidia_read_them(sm: int) -> None:
+    for kernel in one_of_each(sm):
+        assert read_cubin(kernel.cubin, sm) == told_by_tools(kernel.cubin), kernel.kernel
+
+
+LOCAL_MEMORY = """
+.version 8.7
+.target sm_{sm}
+.address_size 64
+.visible .entry kernel(.param .u64 data, .param .u32 start)
+{{
+  .local .align 16 .b8 array[256];
+  .reg .u64 %d<5>;
+  .reg .u32 %r<4>;
+  .reg .pred %more;
+  ld.param.u64 %d1, [data];
+  ld.param.u32 %r1, [start];
+  mov.u64 %d2, array;
+  mul.wide.u32 %d3, %r1, 4;
+  add.u64 %d4, %d2, %d3;
+  ld.global.u32 %r2, [%d1];
+  st.local.u32 [%d4], %r2;
+  st.local.u32 [%d2+8], %r2;
+again:
+  ld.local.u32 %r3, [%d4+4];
+  st.global.u32 [%d1], %r3;
+  add.u32 %r1, %r1, 1;
+  setp.lt.u32 %more, %r1, 100;
+  @%more bra again;
+  ret;
+}}
 """
 
 
-def test_loops_are_found_by_their_branches_back() -> None:
-    assert len(_instructions(ASSEMBLY)) == 8
-    assert _loops(ASSEMBLY) == [(2, 4), (1, 5)]
+@pytest.mark.parametrize("sm", ["86", "89", "90a", "120a"])
+def test_stack_and_local_memory_are_seen(sm: str, tmp_path: Path) -> None:
+    source, cubin = tmp_path / "kernel.ptx", tmp_path / "kernel.cubin"
+    source.write_text(LOCAL_MEMORY.format(sm=sm), encoding="ascii")
+    subprocess.run([triton.knobs.nvidia.ptxas.path, f"-arch=sm_{sm}", "-o", cubin, source], check=True)
+    facts = read_cubin(cubin.read_bytes(), int(sm.rstrip("a")))
+    assert facts == told_by_tools(cubin.read_bytes())
+    assert facts.stack_bytes == 256
+    assert facts.spill_instructions >= 3
 
 
-def test_bytes_that_are_no_cubin_are_refused() -> None:
-    with pytest.raises(BuildError, match=r"cuobjdump|nvdisasm"):
-        read_cubin(b"no cubin")
+BRANCH = re.compile(r"\bBRA\b.*`\((\.L_\w+)\)")
+TENSOR_CORE = re.compile(r"\bHMMA\.|\bHGMMA\.")
+
+
+def told_by_tools(cubin: bytes) -> CubinFacts:
+    usage, listing = resource_usage(cubin), disassemble(cubin).splitlines()
+    values = {name: int(value) for name, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
+    labels: dict[str, int] = {}
+    instructions: list[str] = []
+    for line in listing:
+        if label := LABEL.match(line):
+            labels[label[1]] = len(instructions)
+        elif instruction := INSTRUCTION.match(line):
+            instructions.append(instruction[1])
+    loops = [
+        instructions[labels[branch[1]] : position + 1]
+        for position, text in enumerate(instructions)
+        if (branch := BRANCH.search(text)) and labels.get(branch[1], len(instructions)) <= position
+    ]
+    body = max(loops, key=lambda loop: sum(map(bool, map(TENSOR_CORE.search, loop))), default=[])
+    products = [text for text in body if TENSOR_CORE.search(text)]
+    return CubinFacts(
+        registers=values["REG"],
+        stack_bytes=values["STACK"] + values["LOCAL"],
+        static_shared_bytes=values["SHARED"],
+        spill_instructions=sum(bool(re.search(r"\b(LDL|STL)\b", text)) for text in instructions),
+        tensor_core_instructions=len(products),
+        uses_warp_groups=any("HGMMA" in text for text in products),
+    )
+
+
+@pytest.mark.parametrize("cut", [0, 5, 40, 64, 1000])
+def test_bytes_that_are_no_cubin_are_refused(cut: int) -> None:
+    with pytest.raises(BuildError, match=r"is no cubin: install the package again"):
+        read_cubin(SHIPPED[0].cubin[:cut], 86)
 
 
 def test_library_without_a_list_is_refused() -> None:
@@ -183,14 +253,19 @@ def test_library_without_a_list_is_refused() -> None:
 
 def test_command_tells_the_kernels_of_one_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["kernels", "--gpu", "a6000", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
+    told = json.loads(capsys.readouterr().out)["kernels"]
     assert {kernel["sm"] for kernel in told} == {86}
     assert {kernel["operator"] for kernel in told} == set(KERNEL_SETS)
     assert all(kernel["registers"] > 0 and kernel["spill_instructions"] == 0 for kernel in told)
     assert run(["kernels", "--gpu", "a6000"]) == 0
-    text = capsys.readouterr().out
-    for expected in ("lightning_prefill_kernel", "registers", "occupancy"):
-        assert expected in text
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "lightning_attention on SM86: a6000" in lines
+    rows = [tuple(line.split()[:4]) for line in lines]
+    # Rows differ in the columns that name a variant.
+    named = [row for row in rows if row[1:2] and row[1] in ("prefill", "decode", "all")]
+    assert len(named) == len(set(named)) == len(told)
+    assert lines[-1] == "Registers are spilled by: none."
 
 
 def test_unknown_gpu_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from sala_export.installation import plugin_library
-from sala_export.kernel_report.cubin import disassemble
+from sala_export.kernel_report.disassembly import disassemble
 from sala_export.kernel_report.shipped import shipped_kernels
 from sala_export.kernel_report.warp_groups import overwritten_operands, register_operands
 
