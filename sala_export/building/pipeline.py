@@ -20,6 +20,8 @@ from ..bundle.manifest import (
     Manifest,
 )
 from ..bundle.reader import Bundle
+from ..checkpoint.config import SalaConfig
+from ..checkpoint.quantization import Quantization
 from ..checkpoint.reader import Checkpoint
 from ..engine.build import LOG_FILE, build_engine
 from ..engine.flavour import select_flavour
@@ -27,6 +29,7 @@ from ..engine.graph import EngineGraph
 from ..engine.host import check_disk, check_memory, plan_bytes
 from ..engine.memory import check_fits
 from ..engine.report import EngineReport
+from ..engine.request import EngineRequest
 from ..errors import BuildError, CheckpointError, RequestError
 from ..files import OpenedFile
 from ..installation import VERSION, plugin_library
@@ -51,7 +54,7 @@ def export_onnx(
     output: Path,
     precision: Precision,
     *,
-    copy_weights: bool = False,
+    link_weights: bool = False,
     force: bool = False,
     on_progress: ProgressCallback = silent,
 ) -> None:
@@ -62,13 +65,12 @@ def export_onnx(
     from ..onnx.export import export_graph
 
     require_free_path(output, marker=MARKER, force=force)
+    request.require_precision(precision)
     source = request.open()
     source.require_outside(output)
     with staged_directory(output, marker=MARKER, force=force) as staging:
-        on_progress("graph", 0, 1)
-        export_graph(source.checkpoint, staging, precision, copy_weights=copy_weights)
+        export_graph(source.checkpoint, staging, precision, link_weights=link_weights, on_progress=on_progress)
         source.checkpoint.require_unchanged()
-        on_progress("graph", 1, 1)
 
 
 def quantize_model(
@@ -112,6 +114,8 @@ def quantize_for_build(
     quantised = request.output.parent / f"{request.model.name}-{precision}"
     if quantised.exists():
         raise RequestError(f"{quantised} exists: build it with --model {quantised}, or remove it to quantise again")
+    # Before gigabytes are fetched, and hours of work.
+    _planned(request.engine, request.model.config(), None)
     recipe = QuantizationRecipe.from_options(precision)
     quantize_model(request.model, recipe, samples, quantised, on_progress=on_progress)
     return replace(request, model=ModelRequest(model=str(quantised), layers=request.model.layers))
@@ -125,9 +129,12 @@ def build_bundle(request: BuildRequest, on_progress: ProgressCallback = silent) 
     """
     require_free_path(request.output, marker=MANIFEST_FILE, force=request.force)
     library = plugin_library()
+    # Before gigabytes are fetched.
+    request.model.require_precision(request.engine.precision)
+    _planned(request.engine, request.model.config(), request.model.stored_quantization())
     source = request.model.open()
     source.require_outside(request.output)
-    plan, texts = _check(request, source), source.checkpoint.text_files()
+    plan, texts = _check(request, source.checkpoint), source.checkpoint.text_files()
     if TOKENIZER_FILE not in texts:
         logger.warning("%s has no %s: the bundle will take token ids, not text", source.origin, TOKENIZER_FILE)
     with staged_directory(request.output, marker=MANIFEST_FILE, force=request.force) as staging:
@@ -150,18 +157,19 @@ def build_bundle(request: BuildRequest, on_progress: ProgressCallback = silent) 
     return Bundle.open(request.output)
 
 
-def _check(request: BuildRequest, source: OpenedCheckpoint) -> EngineGraph:
-    """Refuse, from config.json and the headers of the weights alone, what cannot be built or would not fit its GPU.
+def _check(request: BuildRequest, checkpoint: Checkpoint) -> EngineGraph:
+    """Refuse what cannot be built of the checkpoint or would not fit its GPU. Returns: the engine's graph to be."""
+    checkpoint.require_precision(request.engine.precision)
+    return _planned(request.engine, checkpoint.config, checkpoint.quantization)
 
-    Returns: the engine's graph as it will be.
-    """
-    checkpoint, engine = source.checkpoint, request.engine
+
+def _planned(engine: EngineRequest, config: SalaConfig, quantization: Quantization | None) -> EngineGraph:
+    """The engine's graph as it will be, from config.json alone. Refuses what cannot be built or would not fit."""
     select_flavour(engine.flavour).check(engine.target)
-    checkpoint.require_precision(engine.precision)
     for capability in engine.target.compute_capabilities:
-        require_kernels(checkpoint.config, engine.precision, capability)
-    graph = planned_graph(checkpoint.config, engine.precision, checkpoint.quantization)
-    check_fits(graph, engine, planned_memory(graph, checkpoint.config, engine))
+        require_kernels(config, engine.precision, capability)
+    graph = planned_graph(config, engine.precision, quantization)
+    check_fits(graph, engine, planned_memory(graph, config, engine))
     check_memory(graph.constant_bytes)
     return graph
 
@@ -170,15 +178,14 @@ def _place_weights(
     request: BuildRequest, checkpoint: Checkpoint, graph: EngineGraph, staging: Path, on_progress: ProgressCallback
 ) -> dict[OpenedFile, str]:
     """Put the weight files beside the graph, if the bundle is to have them; returns their names there."""
-    from ..onnx.weights import copied_bytes, place_weights
+    from ..onnx.weights import copy_weights, share_weights
 
     folder, files = staging / GRAPH_FOLDER, {where.file for where in checkpoint.tensors().values()}
-    copied = copied_bytes(files, folder, copy=request.copy_weights) if request.include_weights else 0
+    copies = share_weights(files, folder, link=request.link_weights) if request.include_weights else []
     # Constants lie beside the graph while TensorRT reads them into the plan.
-    check_disk(plan_bytes(graph) + graph.constant_bytes + copied, staging)
-    if not request.include_weights:
-        return {file: file.path.name for file in files}
-    return place_weights(files, folder, copy=request.copy_weights, on_progress=on_progress)
+    check_disk(plan_bytes(graph) + graph.constant_bytes + sum(file.size for file in copies), staging)
+    copy_weights(copies, folder, link=request.link_weights, on_progress=on_progress)
+    return {file: file.path.name for file in files}
 
 
 def _spans(checkpoint: Checkpoint, placed: dict[OpenedFile, str], staging: Path) -> dict[str, Span]:
@@ -224,8 +231,9 @@ def _build(
     from ..onnx.engine_form import ENGINE_GRAPH_FILE
 
     folder = staging / ENGINE_FOLDER
+    graph = folder / ENGINE_GRAPH_FILE
     try:
-        return build_engine(request.engine, folder / ENGINE_GRAPH_FILE, library, folder, on_progress=on_progress)
+        return build_engine(request.engine, graph, library, folder, on_progress=on_progress)
     except BuildError as error:
         log = folder / LOG_FILE
         if not log.is_file():
@@ -234,7 +242,7 @@ def _build(
         shutil.move(log, kept)
         raise BuildError(str(error).replace(str(log), str(kept))) from error
     finally:
-        graphs.engine.remove_constants()
+        graphs.engine.remove_constants(graph)
 
 
 def _free_name(path: Path) -> Path:

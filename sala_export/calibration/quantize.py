@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from ..bundle.hashing import Hashing, tensor_spans
-from ..checkpoint.folder import CONFIG_FILE
+from ..checkpoint.folder import CONFIG_FILE, INDEX_FILE
 from ..checkpoint.keymap import EMBEDDING, FINAL_NORM, LM_HEAD, layer_weights, weights
 from ..checkpoint.quantization import DEFAULT_IGNORE, GATE_PATTERNS, QUANTIZATION_FIELD, SCHEMES, Quantization
-from ..checkpoint.reader import INDEX_FILE, Checkpoint
+from ..checkpoint.reader import Checkpoint
 from ..checkpoint.safetensors_header import TYPE_NAMES, StoredTensor, read_header
 from ..checkpoint.safetensors_writer import NewTensor, write_safetensors
 from ..errors import CheckpointError, DiskFullError, UnsupportedError

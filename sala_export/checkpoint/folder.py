@@ -14,6 +14,10 @@ from .config import SalaConfig
 from .quantization import Quantization, read_quantization
 
 CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+ADAPTER_FILE = "adapter_config.json"
+"""Marks a directory as a PEFT adapter. transformers applies one that lies beside whole weights."""
 _MOST_CONFIG_BYTES = 1 << 20
 """A few kilobytes are usual. Of a list of layers, each gives a dozen weights to look for."""
 
@@ -37,6 +41,11 @@ class CheckpointFolder:
         Raises: CheckpointError if there is no directory; ConfigError or UnsupportedError naming the file and the field.
         """
         directory = Directory(path, error=CheckpointError, advice="a checkpoint is a directory in Hugging Face layout")
+        if directory.has(ADAPTER_FILE):
+            raise CheckpointError(
+                f"{path} holds a PEFT adapter ({ADAPTER_FILE}): merge it into its model (merge_and_unload of peft) and "
+                "take what that saves"
+            )
         advice = "--model takes a directory in Hugging Face layout or a hub id"
         file = directory.open(CONFIG_FILE, advice, ConfigError)
         fields = read_json(file, error=ConfigError, limit=_MOST_CONFIG_BYTES)

@@ -11,7 +11,7 @@ from pathlib import Path
 from reprlib import repr as shown
 from typing import Any
 
-from ..errors import ConfigError, UnsupportedError
+from ..errors import ConfigError, RequestError, UnsupportedError
 from ..numerics.number_formats import E2M1_MAX, E4M3_MAX, INT4_MAX, INT8_MAX
 from ..specs import DType, Precision
 from .ignored_modules import PATTERN, is_ignored, require_quick
@@ -181,6 +181,23 @@ def read_quantization(config_fields: Mapping[str, Any], config_file: Path) -> Qu
         return _quantization(fields)
     except (ConfigError, UnsupportedError) as error:
         raise type(error)(f"{config_file}: {QUANTIZATION_FIELD}{error}") from None
+
+
+def require_precision(stored: Precision | None, wanted: Precision, model: str) -> None:
+    """Refuse to quantise, or to take back, what a checkpoint holds. Raises: RequestError saying what to do.
+
+    Args: `stored` is the precision of a quantised checkpoint. `model` is its name, for the message.
+    """
+    if stored is None and wanted.is_quantized:
+        raise RequestError(
+            f"--precision {wanted}: {model} is not quantised; run sala-export quantize --precision {wanted} and take "
+            "the checkpoint that it writes"
+        )
+    if stored not in (None, wanted):
+        raise RequestError(
+            f"--precision {wanted}: {model} is quantised to {stored}; use --precision {stored}, or the original "
+            "checkpoint"
+        )
 
 
 def _quantization(fields: Any) -> Quantization:

@@ -13,23 +13,21 @@ from pathlib import Path
 from reprlib import repr as shown
 from typing import TYPE_CHECKING
 
-from ..errors import CheckpointError, RequestError, printable
+from ..errors import CheckpointError, printable
 from ..files import Directory, OpenedFile, TextFile, read_json
 from ..specs import DType, Precision
 from .background_hashes import BackgroundHashes
 from .config import SalaConfig
-from .folder import CheckpointFolder
+from .folder import INDEX_FILE, WEIGHTS_FILE, CheckpointFolder
 from .keymap import Weight, weights
-from .quantization import Quantization
+from .quantization import Quantization, require_precision
 from .quantized_weights import QuantizedWeight, quantized_weights, tensor_names
 from .safetensors_header import StoredTensor, read_header
+from .surplus import require_no_surplus
 from .tensor_location import TensorLocation, locate
 
 if TYPE_CHECKING:
     import torch
-
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 
 _WEIGHT_DTYPES = {"BF16": DType.BFLOAT16, "F16": DType.FLOAT16, "F32": DType.FLOAT32}
 _CONVERT = "convert the checkpoint to bfloat16"
@@ -69,15 +67,9 @@ class Checkpoint:
         folder = directory if isinstance(directory, CheckpointFolder) else CheckpointFolder.open(directory)
         config = folder.config if layers is None else folder.config.truncated(layers)
         quantization = folder.quantization()
-        names: list[str] = []
-        plain = []
-        for weight in weights(config):
-            if quantization is not None and quantization.covers(weight.name):
-                names += tensor_names(weight, quantization)
-            else:
-                names.append(weight.name)
-                plain.append(weight)
-        found = _find(folder.directory, names)
+        require_no_surplus(folder.directory, folder.config, _stored_names(folder.config, quantization))
+        plain = [weight for weight in weights(config) if not (quantization and quantization.covers(weight.name))]
+        found = _find(folder.directory, _stored_names(config, quantization))
         locations = {weight.name: _plain(*found[weight.name], weight) for weight in plain}
         folder.directory.require_unchanged()
         return cls(
@@ -111,16 +103,7 @@ class Checkpoint:
 
     def require_precision(self, precision: Precision) -> None:
         """Refuse to quantise, or to take back, what the checkpoint holds. Raises: RequestError saying what to do."""
-        if self.precision is None and precision.is_quantized:
-            raise RequestError(
-                f"--precision {precision}: {self.directory} is not quantised; run sala-export quantize --precision "
-                f"{precision} and take the checkpoint that it writes"
-            )
-        if self.precision not in (None, precision):
-            raise RequestError(
-                f"--precision {precision}: {self.directory} is quantised to {self.precision}; use --precision "
-                f"{self.precision}, or the original checkpoint"
-            )
+        require_precision(self.precision, precision, str(self.directory))
 
     def tensors(self) -> dict[str, TensorLocation]:
         """Every stored tensor that the numbers of the model depend on, by its name."""
@@ -191,6 +174,17 @@ class Checkpoint:
         """Size of all weights together, their scales included, those of inputs not."""
         quantized = sum(weight.data.length + weight.scale.length for weight in self.quantized.values())
         return quantized + sum(location.length for location in self.locations.values())
+
+
+def _stored_names(config: SalaConfig, quantization: Quantization | None) -> list[str]:
+    """The tensors that stand for the weights of `config`."""
+    names: list[str] = []
+    for weight in weights(config):
+        if quantization and quantization.covers(weight.name):
+            names += tensor_names(weight, quantization)
+        else:
+            names.append(weight.name)
+    return names
 
 
 def _find(directory: Directory, names: Sequence[str]) -> dict[str, tuple[OpenedFile, StoredTensor]]:

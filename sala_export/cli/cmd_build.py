@@ -51,7 +51,7 @@ def build(
     calibration: Path | None,
     no_weights: bool,
     output: Path | None,
-    copy: bool,
+    link: bool,
     force: bool,
 ) -> None:
     """Build a bundle: a TensorRT engine and everything that a runtime needs.
@@ -66,7 +66,8 @@ def build(
     source = ModelRequest(model=model, revision=revision, layers=layers)
     engine = EngineRequest.from_options(
         load_target(gpu),
-        precision=source.stored_precision() if precision is None else precision,
+        precision=precision,
+        stored=source.stored_precision(),
         max_context=max_context,
         prefill_chunk=prefill_chunk,
         max_batch=max_batch,
@@ -76,7 +77,7 @@ def build(
         model=source,
         engine=engine,
         output=output or Path(f"{source.name}-{engine.target.name}-{engine.precision}.sala"),
-        copy_weights=copy,
+        link_weights=link,
         include_weights=not no_weights,
         force=force,
     )

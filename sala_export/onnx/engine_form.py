@@ -41,8 +41,20 @@ class WrittenEngineGraph:
     build_files: tuple[Path, ...]
     """Files beside the graph that only the build of the engine reads: its plan holds their numbers."""
 
-    def remove_constants(self) -> None:
-        """Remove `build_files`."""
+    def remove_constants(self, graph: Path) -> None:
+        """Remove `build_files`, and make what the graph of this path reads from them inputs of it.
+
+        So ONNX tools open the graph of a bundle, which then shows constants by name, type and shape.
+        """
+        if not self.build_files:
+            return
+        model = ir.load(graph)
+        for name, value in list(model.graph.initializers.items()):
+            if isinstance(value.const_value, ir.ExternalTensor):
+                del model.graph.initializers[name]
+                value.const_value = None
+                model.graph.inputs.append(value)
+        ir.save(model, graph)
         for file in self.build_files:
             file.unlink(missing_ok=True)
 

@@ -82,7 +82,7 @@ def _quantize(variant: str) -> list[str | Path]:
 
 def _export(variant: str) -> list[str | Path]:
     model = ["--model", checkpoint(1 if variant == "new" else 2)]
-    return [PROGRAM, "export", *model, "-o", "out", "--copy", "--force"]
+    return [PROGRAM, "export", *model, "-o", "out", "--force"]
 
 
 def _build(variant: str) -> list[str | Path]:
