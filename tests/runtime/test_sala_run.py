@@ -18,8 +18,8 @@ import pytest
 from support.native_runtime import sanitized_build
 from support.runtime_bundles import tiny_cpu_bundle
 
-from sala_export.installation import onnxruntime_operators
-from sala_export.runtime.model import Model, _wheel_library
+from sala_export.installation import onnxruntime_operators, wheel_library
+from sala_export.runtime.model import Model
 
 SIGNALS = [
     each for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN
@@ -40,7 +40,7 @@ def libraries() -> list[object]:
         "--runtime",
         "onnxruntime",
         "--onnxruntime",
-        _wheel_library(),
+        wheel_library("onnxruntime", "capi", "libonnxruntime.so."),
         "--operators",
         onnxruntime_operators(),
         "--threads",
