@@ -234,7 +234,8 @@ def _weight_map(directory: Directory) -> dict[str, Any]:
     """What the index of a directory gives for each tensor."""
     if not directory.has(INDEX_FILE):
         raise CheckpointError(
-            f"{directory} has neither {WEIGHTS_FILE} nor {INDEX_FILE}: weights must be safetensors files"
+            f"{directory} has neither {WEIGHTS_FILE} nor {INDEX_FILE}: weights must be safetensors files, "
+            "not GGUF or .bin"
         )
     file = directory.open(INDEX_FILE)
     index = read_json(file, error=CheckpointError)
