@@ -17,6 +17,7 @@ from .options import Command
 if TYPE_CHECKING:
     from ..runtime.chat import ChatTemplate
     from ..runtime.chat_probes import Around
+    from ..runtime.literal import LiteralMarks
     from ..runtime.text import Tokenizer
     from .generate_prompt import PromptSource
 
@@ -116,9 +117,12 @@ class Chat:
             for note in self.template.notes_on_states(**self.variables):
                 logger.warning("%s", note)
 
-    def texts(self, source: PromptSource, *, goes_on: bool) -> Iterator[str]:
+    def texts(
+        self, source: PromptSource, *, goes_on: bool, marks: LiteralMarks | None = None
+    ) -> Iterator[tuple[str, bool]]:
         """Yield the text of a turn, whole if the prompt can be held, else around the prompt as it arrives.
 
+        Args: marks: the prompt is literal. Each piece comes with whether it is.
         Raises: as `PromptSource.text_blocks`, `ChatTemplate.turn` and `ChatTemplate.around_prompt`.
         """
         blocks, held = source.text_blocks(), []
@@ -127,13 +131,18 @@ class Chat:
             if source.file is not None and source.bytes_read > MOST_HELD_BYTES:
                 break
         else:
-            yield self.turn("".join(held), goes_on=goes_on)
+            prompt = "".join(held)
+            if marks is None:
+                yield self.turn(prompt, goes_on=goes_on), False
+            else:
+                yield from marks.pieces(self.turn(marks.around_special(prompt), goes_on=goes_on))
             return
         before, after, trims = self._around("".join(held), goes_on=goes_on)
-        yield before
+        yield before, False
         text = itertools.chain(held, blocks)
-        yield from _trimmed(text) if trims else text
-        yield after
+        for block in _trimmed(text) if trims else text:
+            yield block, marks is not None
+        yield after, False
 
     def _around(self, beginning: str, *, goes_on: bool) -> Around:
         return self.template.around_prompt(goes_on=goes_on, beginning=beginning, system=self.system, **self.variables)

@@ -107,17 +107,19 @@ def prompt_ids(
     session: Session,
     *,
     chat: Chat | None,
+    literal: bool,
     fills: bool,
     stop_tokens: set[int],
 ) -> Iterator[list[int]]:
     """Yield the tokens of the prompt, some at a time.
 
-    Args: fills: give all tokens before an error, also those that could still have changed, and of a prompt that exceeds
+    Args: literal: special tokens that the prompt spells are ordinary text.
+    fills: give all tokens before an error, also those that could still have changed, and of a prompt that exceeds
         the context as many as fit.
     Raises: SessionError where the prompt is no UTF-8, empty, cannot be read or exceeds the context; as `Chat.texts`.
     """
     goes_on = session.position > 0
-    texts = source.text_blocks() if chat is None else chat.texts(source, goes_on=goes_on)
+    texts = _texts(source, tokenizer, chat=chat, literal=literal, goes_on=goes_on)
     last = int(session.tokens[-1]) if goes_on else None
     if chat is not None and last in stop_tokens:  # the context holds the end of the answer already
         texts = _without_prefix(texts, tokenizer.token(last) or "")
@@ -137,17 +139,29 @@ def prompt_ids(
         yield ids
 
 
-def _without_prefix(texts: Iterator[str], prefix: str) -> Iterator[str]:
-    yield next(texts, "").removeprefix(prefix)
+def _texts(
+    source: PromptSource, tokenizer: Tokenizer, *, chat: Chat | None, literal: bool, goes_on: bool
+) -> Iterator[tuple[str, bool]]:
+    """The text of the prompt in pieces, and whether each is literal."""
+    if chat is None:
+        return ((block, literal) for block in source.text_blocks())
+    from ..runtime.literal import LiteralMarks
+
+    return chat.texts(source, goes_on=goes_on, marks=LiteralMarks(tokenizer) if literal else None)
+
+
+def _without_prefix(texts: Iterator[tuple[str, bool]], prefix: str) -> Iterator[tuple[str, bool]]:
+    text, literal = next(texts, ("", False))
+    yield text.removeprefix(prefix), literal
     yield from texts
 
 
 def _encoded(
-    encoder: StreamEncoder, source: PromptSource, pieces: Iterable[str], *, fills: bool
+    encoder: StreamEncoder, source: PromptSource, pieces: Iterable[tuple[str, bool]], *, fills: bool
 ) -> Iterator[list[int]]:
     try:
-        for piece in pieces:
-            yield encoder.push(piece)
+        for piece, literal in pieces:
+            yield encoder.push(piece, literal=literal)
     except SessionError:
         if fills and source.bytes_read:
             yield encoder.finish()
