@@ -21,7 +21,7 @@ from ..errors import ConfigError, UnsupportedError
 from ..specs import Precision
 from .compressed_tensors_config import ORIGINAL, cache_notes, module_names
 from .ignored_modules import PATTERN, require_quick
-from .quantization import SCHEMES, TensorLayout, Packing, Quantization
+from .quantization import SCHEMES, Packing, Quantization, TensorLayout
 
 _MODELOPT_SCHEMES = {
     "FP8": SCHEMES[Precision.FP8],

@@ -20,7 +20,7 @@ from .compressed_tensors_config import ORIGINAL
 from .converted_file import CONVERTED_FILE, ConvertedFile
 from .float_types import FLOAT_TYPES
 from .keymap import Weight
-from .quantization import TensorLayout, Packing, Quantization
+from .quantization import Packing, Quantization, TensorLayout
 from .safetensors_header import TYPE_NAMES, StoredTensor
 from .safetensors_writer import NewTensor
 from .tensor_location import TensorLocation, locate
