@@ -155,6 +155,14 @@ TEST_F(WeightInputs, OfInt4AreNibblesLowestFirstWithAScalePerGroup) {
   }
 }
 
+TEST_F(WeightInputs, OfInt4TakeScalesInFp16) {
+  store("a.safetensors",
+        {{"codes", "I32", {1, 1}, bytes({0x10, 0x98, 0xf7, 0x8f})},
+         {"scales", "F16", {2, 2}, bytes({0x00, 0x3c, 0x00, 0x40, 0x00, 0x38, 0x00, 0x44})}});  // 1, 2, 0.5, 4
+  EXPECT_EQ(floats({spec(DType::kFloat32, {2, 4}), {quantized(Codes::kInt4, 4)}}),
+            (std::vector<float>{-8.0f, -7.0f, 0.0f, 2.0f, -0.5f, 3.5f, 28.0f, 0.0f}));
+}
+
 TEST_F(WeightInputs, OfNvfp4HaveAScalePerGroupAndOneOverThem) {
   store("a.safetensors", {{"codes", "U8", {1, 8}, bytes({0x10, 0x32, 0x54, 0x76, 0x98, 0xba, 0xdc, 0xfe})},
                           {"scales", "F8_E4M3", {1, 2}, bytes({0x38, 0x40})}});  // 1, 2
@@ -217,7 +225,7 @@ TEST_F(WeightInputs, AreRefusedWhereCodesAndScalesDoNotFitTogether) {
   };
   EXPECT_EQ(of({2, 1}, quantized(Codes::kFp8, 4)), ErrorCode{});
   EXPECT_EQ(of({2, 1}, quantized(Codes::kFp8, 4), "F32", DType::kBFloat16), ErrorCode::kBundleDamaged);
-  EXPECT_EQ(of({2, 1}, quantized(Codes::kFp8, 4), "BF16"), ErrorCode::kBundleDamaged) << "scales of another type";
+  EXPECT_EQ(of({2, 1}, quantized(Codes::kFp8, 4), "F8_E4M3"), ErrorCode::kBundleDamaged) << "scales of another type";
   EXPECT_EQ(of({3}, quantized(Codes::kFp8, 4)), ErrorCode::kBundleDamaged) << "blocks do not divide the rows";
   EXPECT_EQ(of({1, 3}, quantized(Codes::kFp8, 4)), ErrorCode::kBundleDamaged) << "blocks do not divide a row";
   EXPECT_EQ(of({2, 1, 1}, quantized(Codes::kFp8, 4)), ErrorCode::kBundleDamaged) << "three dimensions";

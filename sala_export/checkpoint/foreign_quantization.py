@@ -21,14 +21,14 @@ from ..errors import ConfigError, UnsupportedError
 from ..specs import Precision
 from .compressed_tensors_config import ORIGINAL, cache_notes, module_names
 from .ignored_modules import PATTERN, require_quick
-from .quantization import SCHEMES, Layout, Packing, Quantization
+from .quantization import SCHEMES, Packing, Quantization, TensorLayout
 
 _MODELOPT_SCHEMES = {
     "FP8": SCHEMES[Precision.FP8],
     "FP8_PER_CHANNEL_PER_TOKEN": SCHEMES[Precision.FP8].with_scales_by_token(),
     "NVFP4": SCHEMES[Precision.NVFP4],
 }
-MODELOPT = Layout(
+MODELOPT = TensorLayout(
     tool="ModelOpt",
     marker="weight_scale",
     names={
@@ -77,7 +77,7 @@ def read_gptq(fields: Mapping[str, Any]) -> Quantization:
         raise UnsupportedError(f".dynamic is given: all projections are quantised alike, {ORIGINAL}")
     zero = _GPTQ_ZEROS[fields.get("checkpoint_format") or "gptq"]
     sources = ("qweight", "scales", "qzeros", "g_idx")
-    layout = Layout(tool="GPTQ", marker="qweight", sources=sources, packing=Packing.ROWS, zero=zero)
+    layout = TensorLayout(tool="GPTQ", marker="qweight", sources=sources, packing=Packing.ROWS, zero=zero)
     return Quantization(scheme=SCHEMES[Precision.INT4], layout=layout)
 
 
@@ -88,7 +88,7 @@ def read_awq(fields: Mapping[str, Any]) -> Quantization:
     version = fields.get("version")
     if version is not None and str(version).lower() != "gemm":
         raise UnsupportedError(f".version is {shown(version)}: only 'gemm' is taken; {ORIGINAL}")
-    layout = Layout(
+    layout = TensorLayout(
         tool="AWQ", marker="qweight", sources=("qweight", "scales", "qzeros"), packing=Packing.COLUMNS, zero=8
     )
     return Quantization(scheme=SCHEMES[Precision.INT4], layout=layout)

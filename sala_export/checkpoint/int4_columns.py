@@ -20,7 +20,7 @@ from .compressed_tensors_config import ORIGINAL
 from .converted_file import CONVERTED_FILE, ConvertedFile
 from .float_types import FLOAT_TYPES
 from .keymap import Weight
-from .quantization import Layout, Packing, Quantization
+from .quantization import Packing, Quantization, TensorLayout
 from .safetensors_header import TYPE_NAMES, StoredTensor
 from .safetensors_writer import NewTensor
 from .tensor_location import TensorLocation, locate
@@ -43,7 +43,7 @@ def converted_int4(weights: Iterable[Weight], quantization: Quantization, found:
     return ConvertedFile(folder / CONVERTED_FILE, tensors, [file for file, _ in found.values()])
 
 
-def _tensors(weight: Weight, layout: Layout, found: Found) -> tuple[NewTensor, NewTensor]:
+def _tensors(weight: Weight, layout: TensorLayout, found: Found) -> tuple[NewTensor, NewTensor]:
     (outputs, inputs), module = weight.shape, weight.name.removesuffix("weight")
 
     def source(role: str, dtypes: Mapping[str, DType], *shapes: tuple[int, ...]) -> TensorLocation:
@@ -94,7 +94,7 @@ def _from_columns(words: NDArray[np.uint32]) -> NDArray[np.uint32]:
     return packed.reshape(columns * _PER_WORD, -1)
 
 
-def _require_zeros(where: TensorLocation, name: str, layout: Layout) -> None:
+def _require_zeros(where: TensorLocation, name: str, layout: TensorLayout) -> None:
     """Raises: UnsupportedError unless every zero point is 8."""
     words = _words(where)
     expected = np.uint32(sum(layout.zero << 4 * place for place in range(_PER_WORD)))

@@ -141,7 +141,7 @@ class Packing(Enum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Layout:
+class TensorLayout:
     """How a tool stores the tensors of a scheme. By default as compressed-tensors does."""
 
     tool: str = QUANT_METHOD
@@ -169,7 +169,7 @@ class Quantization:
     """Modules kept in 16 bits: full names, or `re:` and an expression that matches from the start of the name."""
     targets: tuple[str, ...] = (LINEAR,)
     """Modules that are quantised unless they are in `ignore`: as there, or `Linear` for all projections."""
-    layout: Layout = field(default_factory=Layout)
+    layout: TensorLayout = field(default_factory=TensorLayout)
     notes: tuple[str, ...] = ()
     """What the tool has asked for and does not get, in a line each."""
 
