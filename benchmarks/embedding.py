@@ -21,8 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sala_export.installation import onnxruntime_operators
-from sala_export.runtime.model import _wheel_library
+from sala_export.installation import onnxruntime_library, onnxruntime_operators
 
 PYTHON = """
 import sys, numpy, sala_export
@@ -37,7 +36,7 @@ def command(language: str, options: argparse.Namespace, tokens: Path, new_tokens
     """A program that reads `tokens`, generates and ends."""
     if language == "Python":
         return [sys.executable, "-c", PYTHON, options.bundle, str(tokens), str(new_tokens), str(options.threads)]
-    libraries = ["--onnxruntime", str(_wheel_library()), "--operators", str(onnxruntime_operators())]
+    libraries = ["--onnxruntime", str(onnxruntime_library()), "--operators", str(onnxruntime_operators())]
     sizes = ["--max-new-tokens", str(new_tokens), "--threads", str(options.threads)]
     return [options.sala_run, options.bundle, "--tokens", str(tokens), *sizes, *libraries]
 

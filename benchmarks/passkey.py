@@ -31,8 +31,8 @@ import sala_export
 from benchmarks.figures import FigureWriter, add_figure_options
 from benchmarks.gpu_machine import require_gpu_or_name
 from benchmarks.run_header import start_figures
-from sala_export.benchmark.machine import GpuMemory, as_json, describe_machine, peak_host_bytes
 from sala_export.errors import RequestError, RunError, SalaError
+from sala_export.machine import GpuMemory, as_json, describe_machine, peak_host_bytes
 from sala_export.specs import QUANTIZED_PRECISIONS, Precision, format_bytes, format_tokens, parse_tokens
 
 # tests/ is no package.

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from benchmarks.figures import FigureWriter
-from sala_export.benchmark.machine import as_json, describe_machine
+from sala_export.machine import as_json, describe_machine
 
 
 def describe_run() -> dict[str, Any]:

@@ -7,6 +7,7 @@ descriptor, and it is read through the same descriptor, whatever takes its name 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -23,6 +24,13 @@ MOST_TEXT_BYTES = 64 << 20
 """Limit of the text files of bundles and checkpoints: the largest tokenizer.json in use is about half of it."""
 
 _BLOCK_BYTES = 8 << 20
+_COPIED_BYTES = 64 << 20
+"""Most of one copy inside the kernel, which no signal interrupts."""
+
+_FICLONE = 0x40049409
+"""The ioctl of Linux that makes a file share the blocks of another one."""
+_NO_COPY_INSIDE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
+"""What copy_file_range(2) says of file systems and sandboxes that it does not work between or in."""
 
 _OF_PROCESS = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE)
 """What says nothing about the file, but about who opens it."""
@@ -103,6 +111,45 @@ class OpenedFile:
         # An absolute path ignores the descriptor of a directory. Without one, Python links the symbolic link itself.
         os.link(f"/proc/self/fd/{self.descriptor}", target, src_dir_fd=self.descriptor, follow_symlinks=True)
         self._status = os.fstat(self.descriptor)
+
+    def share(self, target: Path) -> None:
+        """Make `target` a new file with the same content, which takes no room: both refer to the same blocks.
+
+        A write to one of them does not change the other. Nothing is left if the file system cannot.
+
+        Raises: OSError if it cannot; `error` if something wrote to the file since it was opened.
+        """
+        self.require_unchanged()
+        with target.open("xb") as copy:
+            try:
+                fcntl.ioctl(copy.fileno(), _FICLONE, self.descriptor)
+            except OSError:
+                target.unlink()
+                raise
+
+    def copied(self, target: Path) -> Iterator[int]:
+        """Copy the file to the new file `target`. Gives the bytes of each block that is copied.
+
+        Raises: `error` if the file ends before its size when it was opened, or cannot be read.
+        """
+        with target.open("xb") as copy:
+            done = 0
+            # In the kernel, or on the server of a network disk.
+            while done < self.size and (count := self._copied_inside(copy.fileno(), done)):
+                done += count
+                yield count
+            for block in self.blocks(done, self.size - done):
+                copy.write(block)
+                yield len(block)
+
+    def _copied_inside(self, target: int, offset: int) -> int:
+        """Bytes that one copy_file_range(2) has copied. 0 where it does not work, and at the end of the file."""
+        try:
+            return os.copy_file_range(self.descriptor, target, min(_COPIED_BYTES, self.size - offset), offset)
+        except OSError as failure:
+            if failure.errno not in _NO_COPY_INSIDE:
+                raise
+            return 0
 
     def remember(self, offset: int, length: int, sha256: str) -> None:
         """Keep the SHA-256 of a range of bytes that was read. Several threads may do so at once.
@@ -194,6 +241,18 @@ class Directory:
     def has(self, name: str) -> bool:
         """True if something has this relative path."""
         return self._status(name) is not None
+
+    def names(self, folder: str) -> list[str]:
+        """The names of what lies in a folder here, sorted. Empty if there is no such folder."""
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.descriptor)
+        except OSError:
+            return []
+        try:
+            with os.scandir(descriptor) as entries:
+                return sorted(entry.name for entry in entries)
+        finally:
+            os.close(descriptor)
 
     def require_unchanged(self) -> None:
         """Refuse what was read if something wrote to a file that was opened here, or another has its name by now.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -45,6 +46,22 @@ def onnxruntime_operators() -> Path:
     Raises: BuildError as `plugin_library`.
     """
     return _library("libsala_ort.so")
+
+
+def wheel_library(package: str, folder: str, name: str) -> Path | None:
+    """A library inside an installed Python package, whose file begins with `name`; None if there is none.
+
+    The package itself is not imported: only its library is needed.
+    """
+    spec = importlib.util.find_spec(package)
+    locations = spec.submodule_search_locations if spec else None
+    found = [path for location in locations or () for path in sorted(Path(location, folder).glob(f"{name}*"))]
+    return found[0] if found else None
+
+
+def onnxruntime_library() -> Path | None:
+    """The library of the installed Python package onnxruntime; None if there is none, then the system is searched."""
+    return wheel_library("onnxruntime", "capi", "libonnxruntime.so.")
 
 
 def recipe_folder() -> Path:

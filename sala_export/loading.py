@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import RequestError, SessionError
 from .extras import extras_named
+from .machine import gpus
 from .model_source import ModelSource
 from .runtime.model import Model, load_bundle
 from .specs import RUNTIMES, one_of
@@ -83,3 +84,21 @@ def load(
         weights=source.other_weights,
         **engine_options,
     )
+
+
+_RUNTIME_TITLES = {"tensorrt": "TensorRT", "onnxruntime": "ONNX Runtime", TORCH: "PyTorch"}
+
+
+def runs_on(model: Model, source: ModelSource) -> tuple[str, bool]:
+    """One line that says what a loaded model runs on and why, and whether a GPU that is here is left unused.
+
+    For example, `runs on ONNX Runtime on the CPU, bf16: this machine has no NVIDIA GPU`.
+    """
+    device = "the GPU" if model.on_gpu else "the CPU"
+    quantized = source.quantized()
+    what = f"runs on {_RUNTIME_TITLES[model.runtime]} on {device}, {quantized.value if quantized else model.precision}"
+    if not model.runtime_reason:
+        return what, False
+    if not gpus():
+        return f"{what}: this machine has no NVIDIA GPU", False
+    return f"{what}, not on TensorRT: {model.runtime_reason}", True

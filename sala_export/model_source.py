@@ -16,7 +16,9 @@ from .bundle.manifest import MANIFEST_FILE, config_sha256, fingerprint
 from .bundle.reader import Bundle
 from .checkpoint.config import SalaConfig
 from .checkpoint.folder import CONFIG_FILE, CheckpointFolder
+from .checkpoint.keymap import EMBEDDING
 from .checkpoint.reader import Checkpoint
+from .checkpoint.tensor_location import TensorLocation
 from .errors import BundleError, RequestError
 from .files import TextFile, absolute, exists, is_directory
 from .progress import silent
@@ -102,6 +104,8 @@ class ModelSource:
             raise BundleError(
                 f"{directory} was built with --no-weights: give the checkpoint's directory as weights (--weights DIR)"
             )
+        if self.opened.manifest.precision.is_quantized:
+            return _stored_tensors(self.opened)
         return Checkpoint.of_files(directory, self.config, [self.opened.file(file.path) for file in weights.files])
 
     def _of_the_same_form(self, bundle: Bundle, directory: Path) -> Checkpoint:
@@ -188,6 +192,23 @@ class ModelSource:
         folder = self.weights().folder
         if folder is not None:
             folder.directory.require_unchanged()
+
+
+def _stored_tensors(bundle: Bundle) -> Checkpoint:
+    """All tensors of a quantised bundle as they are stored, codes and scales too. Its type is that of the embedding."""
+    files = {file.path: bundle.file(file.path) for file in bundle.manifest.weights.files}
+    locations = {
+        name: TensorLocation(
+            file=files[tensor.file],
+            offset=tensor.offset,
+            length=tensor.bytes,
+            dtype=tensor.dtype,
+            shape=tensor.shape,
+        )
+        for name, tensor in bundle.manifest.weights.tensors.items()
+    }
+    config = bundle.manifest.model.config
+    return Checkpoint(directory=bundle.directory, config=config, dtype=locations[EMBEDDING].dtype, locations=locations)
 
 
 def _compared_fields(config: SalaConfig) -> dict[str, Any]:

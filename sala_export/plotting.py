@@ -32,7 +32,7 @@ def plot_file(path: Path | None) -> Iterator[Callable[[Figure], None] | None]:
     if path.suffix not in _SUFFIXES:
         raise RequestError(f"--plot {path}: expected a name that ends in {', '.join(_SUFFIXES)}")
     if importlib.util.find_spec("matplotlib") is None:
-        raise UnsupportedError("--plot needs matplotlib: pip install 'sala-export[plot]'")
+        raise UnsupportedError("--plot needs matplotlib: pip install matplotlib, or leave --plot out")
     with staged_file(path) as file:
 
         def save(figure: Figure) -> None:

@@ -99,6 +99,8 @@ main() {
     [ -x .venv/bin/pip ] || "$python" -m venv --clear .venv
     mkdir -p build
     echo "Installing into .venv: fetches packages and $what. The log is $LOG."
+    # Ubuntu 22.04 brings a pip that does not know --config-settings.
+    logged .venv/bin/python -m pip install --disable-pip-version-check "pip>=23.1"
     logged .venv/bin/python -m pip install --verbose --disable-pip-version-check "${options[@]}" \
         --editable ".${extras:+[${extras#,}]}"
     echo "Installed in $SECONDS s. Type: source .venv/bin/activate"

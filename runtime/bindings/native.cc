@@ -7,11 +7,14 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/filesystem.h>
 #include <nanobind/stl/function.h>
+#include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/string_view.h>
 #include <nanobind/stl/vector.h>
 
 #include <atomic>
+#include <map>
 #include <optional>
 #include <string>
 #include <utility>
@@ -23,6 +26,7 @@
 #include "sala/prefiller.h"
 #include "sala/sampler.h"
 #include "sala/state_target.h"
+#include "sala/stop_strings.h"
 
 namespace nb = nanobind;
 using nb::literals::operator""_a;
@@ -305,10 +309,50 @@ void reset(PySession& session) {
   unwrap(done);
 }
 
-int32_t sample_token(const LogitArray& logits, const TokenArray& context, double temperature, int64_t top_k,
-                     double top_p, double repetition_penalty, uint64_t seed) {
-  const SamplingOptions options{temperature, top_k, top_p, repetition_penalty, seed};
-  return unwrap(sample({logits.data(), logits.size()}, view(context), options));
+int32_t sample_token(const LogitArray& logits, const TokenArray& context, const SamplingOptions& options,
+                     size_t prompt_length) {
+  return unwrap(sample({logits.data(), logits.size()}, view(context), options, prompt_length));
+}
+
+void bind_options(nb::module_& module) {
+  nb::class_<SamplingOptions>(module, "SamplingOptions")
+      .def(
+          "__init__",
+          [](SamplingOptions* options, double temperature, int64_t top_k, double top_p, double repetition_penalty,
+             uint64_t seed, double min_p, double frequency_penalty, double presence_penalty,
+             std::map<int32_t, double> logit_bias) {
+            new (options) SamplingOptions{temperature,
+                                          top_k,
+                                          top_p,
+                                          repetition_penalty,
+                                          seed,
+                                          min_p,
+                                          frequency_penalty,
+                                          presence_penalty,
+                                          std::move(logit_bias)};
+          },
+          nb::kw_only(), "temperature"_a, "top_k"_a, "top_p"_a, "repetition_penalty"_a, "seed"_a, "min_p"_a,
+          "frequency_penalty"_a, "presence_penalty"_a, "logit_bias"_a);
+
+  nb::class_<GenerateOptions>(module, "GenerateOptions")
+      .def(
+          "__init__",
+          [](GenerateOptions* options, int64_t max_new_tokens, const SamplingOptions& sampling,
+             std::optional<std::vector<int32_t>> stop_tokens) {
+            new (options) GenerateOptions{max_new_tokens, sampling, std::move(stop_tokens)};
+          },
+          nb::kw_only(), "max_new_tokens"_a, "sampling"_a, "stop_tokens"_a.none());
+
+  nb::class_<StopStrings>(module, "StopStrings")
+      .def(
+          "__init__",
+          [](StopStrings* made, const std::vector<std::string>& strings) {
+            new (made) StopStrings(unwrap(StopStrings::create(strings)));
+          },
+          "strings"_a)
+      .def("push", &StopStrings::push, "piece"_a)
+      .def("finish", &StopStrings::finish)
+      .def_prop_ro("found", &StopStrings::found);
 }
 
 void bind_model(nb::module_& module) {
@@ -345,17 +389,6 @@ void bind_model(nb::module_& module) {
 }
 
 void bind_session(nb::module_& module) {
-  nb::class_<GenerateOptions>(module, "GenerateOptions")
-      .def(
-          "__init__",
-          [](GenerateOptions* options, int64_t max_new_tokens, double temperature, int64_t top_k, double top_p,
-             double repetition_penalty, uint64_t seed, std::optional<std::vector<int32_t>> stop_tokens) {
-            new (options) GenerateOptions{
-                max_new_tokens, {temperature, top_k, top_p, repetition_penalty, seed}, std::move(stop_tokens)};
-          },
-          nb::kw_only(), "max_new_tokens"_a, "temperature"_a, "top_k"_a, "top_p"_a, "repetition_penalty"_a, "seed"_a,
-          "stop_tokens"_a.none());
-
   nb::class_<PyStateTarget>(module, "StateTarget")
       .def_static("open", &open_target, "path"_a)
       .def(
@@ -391,10 +424,10 @@ void bind_session(nb::module_& module) {
 
 NB_MODULE(_native, module) {
   nb::set_leak_warnings(false);  // a daemon thread may hold a session when the interpreter ends
+  bind_options(module);
   bind_model(module);
   bind_session(module);
-  module.def("sample", &sample_token, "logits"_a, "context"_a, nb::kw_only(), "temperature"_a, "top_k"_a, "top_p"_a,
-             "repetition_penalty"_a, "seed"_a);
+  module.def("sample", &sample_token, "logits"_a, "context"_a, "options"_a, nb::kw_only(), "prompt_length"_a);
 }
 
 }  // namespace sala::python

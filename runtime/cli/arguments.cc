@@ -26,6 +26,10 @@ Runs a bundle on token ids and prints the ids that it generates.
   --top-k N                 sample only from the N most likely tokens, 0 means all (default 0)
   --top-p P                 sample only from the most likely tokens of total probability P (default 1)
   --repetition-penalty R    values above 1 make repetition less likely (default 1)
+  --min-p P                 sample only from tokens at least P times as probable as the likeliest (default 0)
+  --frequency-penalty F     taken from the logit of a token for each time it is in the answer (default 0)
+  --presence-penalty F      taken from the logit of a token that is in the answer (default 0)
+  --logit-bias ID=BIAS      add this, from -100 to 100, to the logit of a token; may be given more than once
   --seed N                  random seed for sampling (default 0)
   --runtime NAME            tensorrt runs on a GPU, onnxruntime on the CPU, auto chooses (default auto)
   --no-decode-graph         with tensorrt, enqueue every decode step instead of replaying a CUDA graph
@@ -62,6 +66,17 @@ std::function<bool(std::string_view)> positive(std::optional<int64_t>& target) {
   return [&target](std::string_view text) { return number(target.emplace(), int64_t{1})(text); };
 }
 
+/// `ID=BIAS`, each token once.
+std::function<bool(std::string_view)> bias(std::map<int32_t, double>& target) {
+  return [&target](std::string_view text) {
+    const size_t sign = text.find('=');
+    int32_t token = 0;
+    double value = 0.0;
+    return sign != std::string_view::npos && number(token, 0)(text.substr(0, sign)) &&
+           number(value)(text.substr(sign + 1)) && target.emplace(token, value).second;
+  };
+}
+
 template <class T>
 std::function<bool(std::string_view)> text(T& target) {
   return [&target](std::string_view given) {
@@ -87,6 +102,10 @@ Expected<Arguments> parse(int count, char** values) {
       {"--top-k", number(sampling.top_k)},
       {"--top-p", number(sampling.top_p)},
       {"--repetition-penalty", number(sampling.repetition_penalty)},
+      {"--min-p", number(sampling.min_p)},
+      {"--frequency-penalty", number(sampling.frequency_penalty)},
+      {"--presence-penalty", number(sampling.presence_penalty)},
+      {"--logit-bias", bias(sampling.logit_bias)},
       {"--seed", number(sampling.seed)},
       {"--threads", number(arguments.load.threads)},
       {"--onnxruntime", text(arguments.load.onnxruntime_library)},

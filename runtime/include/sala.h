@@ -44,7 +44,7 @@ extern "C" {
 #endif
 
 #define SALA_ABI_MAJOR 1
-#define SALA_ABI_MINOR 3
+#define SALA_ABI_MINOR 4
 #define SALA_ABI_VERSION (SALA_ABI_MAJOR * 1000 + SALA_ABI_MINOR)
 
 /* Returns the SALA_ABI_VERSION of the library that runs. */
@@ -222,9 +222,17 @@ typedef struct sala_prefill_options {
  * empty, does not fit or has a token outside the vocabulary is refused whole. */
 SALA_API sala_error* sala_session_prefill(sala_session* session, const int32_t* token_ids, size_t count,
                                           const sala_prefill_options* options);
-/* Appends one token. */
+/* Appends one token to the answer. The answer begins where the last prefill ended, and holds what you sample, generate
+ * or decode. */
 SALA_API sala_error* sala_session_decode(sala_session* session, int32_t token_id);
 
+/* Adds `bias`, from -100 to 100, to the logit of a token. Since 1.4. */
+typedef struct sala_logit_bias {
+  int32_t token_id;
+  double bias;
+} sala_logit_bias;
+
+/* sala/sampler.h defines what each option does, and in which order. */
 typedef struct sala_sampling_options {
   size_t struct_size;
   double temperature;        /* 0 always picks the most likely token */
@@ -232,9 +240,15 @@ typedef struct sala_sampling_options {
   double top_p;              /* keep the fewest tokens whose probabilities sum to at least this */
   double repetition_penalty; /* values above 1 make tokens of the context less likely. 0.01 to 100 */
   uint64_t seed;
+  /* Since 1.4. */
+  double min_p;                      /* keep tokens that are at least this times as probable as the likeliest. 0 to 1 */
+  double frequency_penalty;          /* taken from the logit of a token for each time it is in the answer. -2 to 2 */
+  double presence_penalty;           /* taken from the logit of a token that is in the answer. -2 to 2 */
+  const sala_logit_bias* logit_bias; /* NULL: none. Each token at most once */
+  size_t logit_bias_count;
 } sala_sampling_options;
 
-#define SALA_SAMPLING_OPTIONS_INIT {sizeof(sala_sampling_options), 0.0, 0, 1.0, 1.0, 0}
+#define SALA_SAMPLING_OPTIONS_INIT {sizeof(sala_sampling_options), 0.0, 0, 1.0, 1.0, 0, 0.0, 0.0, 0.0, NULL, 0}
 
 /* Samples the next token from the logits and appends it. It runs with the next step, whichever call that is. */
 SALA_API sala_error* sala_session_sample(sala_session* session, const sala_sampling_options* options,
@@ -321,6 +335,30 @@ SALA_API sala_error* sala_generation_create(sala_session* session, const sala_ge
  * context but is not returned. */
 SALA_API sala_error* sala_generation_next(sala_generation* generation, int32_t* token_id, int32_t* finish);
 SALA_API void sala_generation_destroy(sala_generation* generation);
+
+/* ---- Stop strings ------------------------------------------------------------------------------------------------ */
+
+/* Strings that end a text, looked for while its pieces arrive. For example, with the stop string "\nUser:" the piece
+ * "Yes.\nUs" gives out "Yes.", and "ers ask" behind it "\nUsers ask". How you cut the text into pieces changes nothing:
+ * a piece may end inside a UTF-8 character. If one string contains another, the text ends at the one that begins first.
+ *
+ * This library turns no tokens into text: push what your tokenizer makes of them. When `found` is 1, ask for no more
+ * tokens. The session keeps those that it has generated, the stop string's included. */
+typedef struct sala_stop_strings sala_stop_strings;
+
+/* Takes `count` strings, at most 64, of 1 to 1,024 bytes each. Since 1.4. */
+SALA_API sala_error* sala_stop_strings_create(const char* const* strings, size_t count,
+                                              sala_stop_strings** stop_strings);
+/* Takes the next bytes of the text. `shown` and `shown_bytes` take the bytes that no later piece can make part of a
+ * stop string. They belong to the handle until the next call, and do not end with a zero. `found` takes 1 if the text
+ * has ended before a stop string. Nothing is shown from then on. Since 1.4. */
+SALA_API sala_error* sala_stop_strings_push(sala_stop_strings* stop_strings, const char* text, size_t bytes,
+                                            const char** shown, size_t* shown_bytes, int32_t* found);
+/* Ends the text. `shown` takes what was held back, up to a stop string among it. Since 1.4. */
+SALA_API sala_error* sala_stop_strings_finish(sala_stop_strings* stop_strings, const char** shown, size_t* shown_bytes,
+                                              int32_t* found);
+/* Since 1.4. */
+SALA_API void sala_stop_strings_destroy(sala_stop_strings* stop_strings);
 
 #ifdef __cplusplus
 }

@@ -84,7 +84,13 @@ TEST_F(CInterface, DrawsWhatTheCppInterfaceDoes) {
   sampling.top_p = 0.9;
   sampling.repetition_penalty = 1.2;
   sampling.seed = 5;
-  const SamplingOptions same{300.0, 9, 0.9, 1.2, 5};
+  sampling.min_p = 0.01;
+  sampling.frequency_penalty = 1.5;
+  sampling.presence_penalty = -0.5;
+  const sala_logit_bias bias[] = {{4, 90.0}, {11, -7.5}};
+  sampling.logit_bias = bias;
+  sampling.logit_bias_count = 2;
+  const SamplingOptions same{300.0, 9, 0.9, 1.2, 5, 0.01, 1.5, -0.5, {{4, 90.0}, {11, -7.5}}};
   int32_t token = -1;
   ASSERT_EQ(code_of(sala_session_sample(session_, &sampling, &token)), 0);
   EXPECT_EQ(token, *session.sample(same));
@@ -318,6 +324,32 @@ TEST_F(CInterface, LoadOptionsOfTheFirstVersionAreUnderstood) {
   EXPECT_NE(message_of(sala_model_load("none", &options, &model)).find("begin with the SALA_..._INIT"),
             std::string::npos);
   EXPECT_EQ(model, nullptr);
+}
+
+TEST_F(CInterface, SamplingOptionsOfTheFirstVersionAreUnderstood) {
+  sala_sampling_options sampling = SALA_SAMPLING_OPTIONS_INIT;
+  sampling.min_p = 7.0;  // behind the end of the older struct
+  sampling.struct_size = offsetof(sala_sampling_options, min_p);
+  EXPECT_EQ(code_of(sala_model_check_generate(model_.get(), nullptr, &sampling)), 0);
+  sampling.struct_size = sizeof sampling;
+  EXPECT_EQ(message_of(sala_model_check_generate(model_.get(), nullptr, &sampling)),
+            "min_p is 7, expected 0 to 1, 0 for all tokens");
+}
+
+TEST_F(CInterface, RefusesAWrongLogitBias) {
+  sala_sampling_options sampling = SALA_SAMPLING_OPTIONS_INIT;
+  const sala_logit_bias bias[] = {{4, 1.0}, {kVocabSize, 1.0}, {4, 2.0}};
+  const auto message = [&](const sala_logit_bias* entries, size_t count) {
+    sampling.logit_bias = entries;
+    sampling.logit_bias_count = count;
+    return message_of(sala_model_check_generate(model_.get(), nullptr, &sampling));
+  };
+  EXPECT_EQ(message(bias, 0), "");
+  EXPECT_EQ(message(bias, 1), "");
+  EXPECT_NE(message(bias, 2).find("expected 0 to 49"), std::string::npos);
+  EXPECT_EQ(message(bias, 3), "logit_bias has token 4 twice, expected each token once");
+  EXPECT_EQ(message(nullptr, 2), "logit_bias_count is 2, expected 0 where logit_bias is NULL");
+  EXPECT_NE(message(bias, SIZE_MAX).find("no more than 2147483647"), std::string::npos);
 }
 
 TEST_F(CInterface, HandlesMayBeDestroyedInAnyOrder) {

@@ -4,15 +4,17 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <limits>
+#include <string_view>
 #include <vector>
 
 namespace sala::test {
 namespace {
 
-constexpr SamplingOptions kGreedy;
+const SamplingOptions kGreedy;
 const std::vector<float> kLogits = {0.5f, 2.0f, -1.0f, 2.0f, 1.0f};
 
 TEST(Sampler, GreedyTakesTheLowestOfTheLargest) { EXPECT_EQ(*sample(kLogits, {}, kGreedy), 1); }
@@ -85,6 +87,72 @@ TEST(Sampler, TakesEveryOptionThatItDoesNotRefuse) {
         EXPECT_LT(*token, 5);
       }
     }
+  }
+}
+
+TEST(Sampler, BiasIsAddedBeforeThePenalties) {
+  SamplingOptions options;
+  options.logit_bias = {{4, 1.5}};
+  EXPECT_EQ(*sample(kLogits, {}, options), 4);
+  options.repetition_penalty = 2.0;
+  EXPECT_EQ(*sample(kLogits, std::vector<int32_t>{4}, options), 1) << "2.5 / 2, not 1 / 2 + 1.5, which ties at 2";
+  options = {};
+  for (int32_t token = 0; token < 5; ++token) options.logit_bias[token] = -100;
+  EXPECT_EQ(*sample(kLogits, {}, options), 1) << "what is taken from all changes nothing";
+  options.logit_bias = {{2, 100}};
+  EXPECT_EQ(*sample(std::vector<float>{0, 0, -INFINITY}, {}, options), 0) << "no bias allows what is forbidden";
+}
+
+TEST(Sampler, PenaltiesCountTheAnswerAlone) {
+  SamplingOptions options;
+  options.frequency_penalty = 0.6;
+  const std::vector<int32_t> context = {1, 1, 1, 3, 3};
+  EXPECT_EQ(*sample(kLogits, context, options, 5), 1) << "all is prompt";
+  EXPECT_EQ(*sample(kLogits, context, options, 3), 1) << "2 against 2 - 1.2";
+  EXPECT_EQ(*sample(kLogits, context, options, 2), 1) << "2 - 0.6 against 2 - 1.2";
+  EXPECT_EQ(*sample(kLogits, context, options, 0), 4) << "2 - 1.8 and 2 - 1.2 against 1";
+  options = {};
+  options.presence_penalty = 1.5;
+  EXPECT_EQ(*sample(kLogits, context, options, 4), 1);
+  EXPECT_EQ(*sample(kLogits, context, options, 0), 4) << "2 - 1.5 once, however often";
+  options.presence_penalty = -2;
+  EXPECT_EQ(*sample(kLogits, std::vector<int32_t>{0}, options), 0) << "0.5 + 2";
+  EXPECT_EQ(sample(kLogits, context, options, 6).error().code, ErrorCode::kInvalidArgument);
+}
+
+TEST(Sampler, MinPKeepsWhatIsThatProbable) {
+  SamplingOptions options;
+  options.temperature = 1.0;
+  for (const auto& [min_p, least] : {std::pair(1.0, 2.0f), std::pair(std::exp(-1.0), 1.0f), std::pair(0.3, 1.0f),
+                                     std::pair(std::exp(-1.5), 0.5f), std::pair(1e-300, -1.0f)}) {
+    options.min_p = min_p;
+    float lowest = 2.0f;
+    for (options.seed = 0; options.seed < 500; ++options.seed) {
+      lowest = std::min(lowest, kLogits[static_cast<size_t>(*sample(kLogits, {}, options))]);
+    }
+    EXPECT_EQ(lowest, least) << min_p;
+  }
+}
+
+TEST(Sampler, RefusesNewOptionsOutOfRange) {
+  constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+  SamplingOptions options;
+  const auto refuses = [&](auto change, const char* message) {
+    options = {};
+    change();
+    const auto drawn = sample(kLogits, {}, options);
+    ASSERT_FALSE(drawn) << message;
+    EXPECT_EQ(drawn.error().code, ErrorCode::kInvalidArgument);
+    EXPECT_EQ(drawn.error().message.substr(0, std::string_view(message).size()), message);
+  };
+  for (const double wrong : {-0.1, 1.1, kNaN}) refuses([&] { options.min_p = wrong; }, "min_p is ");
+  for (const double wrong : {-2.1, 2.1, kNaN}) {
+    refuses([&] { options.frequency_penalty = wrong; }, "frequency_penalty is ");
+    refuses([&] { options.presence_penalty = wrong; }, "presence_penalty is ");
+  }
+  for (const double wrong : {-100.5, 101.0, kNaN}) refuses([&] { options.logit_bias[3] = wrong; }, "logit_bias of tok");
+  for (const int32_t wrong : {-1, 5, INT32_MAX}) {
+    refuses([&] { options.logit_bias[wrong] = 0; }, "logit_bias has token ");
   }
 }
 

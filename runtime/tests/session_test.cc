@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <filesystem>
+#include <numeric>
+#include <vector>
 
 #include "mock_engine.h"
 
@@ -156,6 +158,72 @@ TEST(Generation, EndsWhereTheContextIsFull) {
   EXPECT_FALSE(session.prefill(prompt(1)));
 }
 
+std::vector<int32_t> drawn(Session& session, const GenerateOptions& options) {
+  std::vector<int32_t> tokens;
+  auto generation = session.generate(options);
+  for (auto token = generation->next(); token && *token; token = generation->next()) tokens.push_back(**token);
+  return tokens;
+}
+
+/// Every token once, so that a repetition penalty brings all logits of the mock near each other.
+std::vector<int32_t> all_tokens() {
+  std::vector<int32_t> ids(kVocabSize);
+  std::iota(ids.begin(), ids.end(), 0);
+  return ids;
+}
+
+GenerateOptions unpenalised(int64_t tokens) {
+  GenerateOptions options = sampled(tokens);
+  options.sampling.temperature = 2.0;
+  options.sampling.repetition_penalty = 100.0;
+  return options;
+}
+
+GenerateOptions penalised(int64_t tokens) {
+  GenerateOptions options = unpenalised(tokens);
+  options.sampling.frequency_penalty = 2.0;
+  options.sampling.presence_penalty = 2.0;
+  options.sampling.logit_bias = {{7, 3.0}};
+  return options;
+}
+
+TEST(Generation, PenaltiesSeeTheSameAnswerHoweverItIsCut) {
+  const Mock mock;
+  const auto path = std::filesystem::path(testing::TempDir()) / "penalties.state";
+  const auto begun = [&] {
+    Session session = mock.session();
+    EXPECT_TRUE(session.prefill(all_tokens()));
+    return session;
+  };
+  Session whole = begun(), cut = begun(), plain = begun();
+  const auto expected = drawn(whole, penalised(24));
+  ASSERT_NE(expected, drawn(plain, unpenalised(24))) << "the penalties must matter";
+
+  auto tokens = drawn(cut, penalised(5));
+  for (int i = 0; i < 4; ++i) {
+    ASSERT_TRUE(cut.save(path));
+    cut = *mock.model.restore(path);
+    for (const int32_t token : drawn(cut, penalised(4))) tokens.push_back(token);
+  }
+  // Drawn elsewhere, for example from the same logits on another machine.
+  ASSERT_TRUE(cut.decode(expected[tokens.size()]));
+  tokens.push_back(expected[tokens.size()]);
+  for (const int32_t token : drawn(cut, penalised(2))) tokens.push_back(token);
+  EXPECT_EQ(tokens, expected);
+  std::filesystem::remove(path);
+}
+
+TEST(Generation, APrefillBeginsAnotherAnswer) {
+  const Mock mock;
+  Session session = mock.session(), other = mock.session();
+  ASSERT_TRUE(session.prefill(all_tokens()));
+  drawn(session, penalised(40));
+  ASSERT_TRUE(session.prefill(prompt(3)));
+  const std::vector<int32_t> context(session.tokens().begin(), session.tokens().end());
+  ASSERT_TRUE(other.prefill(context));
+  EXPECT_EQ(drawn(session, penalised(40)), drawn(other, penalised(40)));
+}
+
 TEST(Generation, NeedsAPrompt) {
   const Mock mock;
   Session session = mock.session();
@@ -270,6 +338,7 @@ TEST(Model, ChecksOptionsOfGenerationAsASessionDoes) {
       {{.max_new_tokens = 1, .sampling = {}, .stop_tokens = {{3, -1}}}, "stop_tokens has -1"},
       {{.max_new_tokens = 1, .sampling = {}, .stop_tokens = {{static_cast<int32_t>(kVocabSize)}}}, "stop_tokens has"},
       {{.max_new_tokens = 1, .sampling = {.temperature = -1}, .stop_tokens = {}}, "temperature is -1"},
+      {{.max_new_tokens = 1, .sampling = {.logit_bias = {{kVocabSize, 1.0}}}, .stop_tokens = {}}, "logit_bias has"},
   };
   for (const auto& [options, message] : wrong) {
     for (const Status& outcome : {mock.model.check(options), Status(session.generate(options).error())}) {

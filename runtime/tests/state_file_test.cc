@@ -178,6 +178,34 @@ TEST_F(StateFile, RefusesVersionOneWithTheReason) {
   EXPECT_NE(restored.error().message.find("has no hash"), std::string::npos) << restored.error().message;
 }
 
+TEST_F(StateFile, TellsWhereTheAnswerBegins) {
+  const auto lengths = [this] {
+    const std::string whole = text();
+    return nlohmann::json::parse(whole.substr(8, header_bytes(whole)))["__metadata__"]["prompt_length"];
+  };
+  EXPECT_EQ(lengths(), "0000000021");
+  Session session = *mock_.model.restore(path_);
+  ASSERT_TRUE(session.decode(5));
+  ASSERT_TRUE(session.sample({}));
+  ASSERT_TRUE(session.save(path_));
+  EXPECT_EQ(lengths(), "0000000021");
+  session = *mock_.model.restore(path_);
+  ASSERT_TRUE(session.prefill(prompt(4)));
+  ASSERT_TRUE(session.save(path_));
+  EXPECT_EQ(lengths(), "0000000027");
+}
+
+TEST_F(StateFile, WithoutThatLengthTheAnswerBeginsBehindTheContext) {
+  Session session = *mock_.model.restore(path_);
+  ASSERT_TRUE(session.decode(5));
+  ASSERT_TRUE(session.save(path_));
+  change_header([](nlohmann::json& header) { header["__metadata__"].erase("prompt_length"); });
+  Session restored = *mock_.model.restore(path_);
+  EXPECT_EQ(restored.position(), 22);
+  ASSERT_TRUE(restored.save(path_));
+  EXPECT_NE(text().find("\"prompt_length\":\"0000000022\""), std::string::npos);
+}
+
 TEST_F(StateFile, RefusesTensorsInAnotherOrder) {
   // Keys and values have the same size, so the file stays a valid safetensors file.
   change_header([](nlohmann::json& header) {
@@ -296,6 +324,11 @@ TEST_F(StateFile, RefusesHeadersThatContradictThemselves) {
       [](nlohmann::json& header) { header["__metadata__"]["past_length"] = 21; },
       [](nlohmann::json& header) { header["past_key_values.1.key"]["extra"] = 1; },
       [](nlohmann::json& header) { header["renamed"] = header["logits"], header.erase("logits"); },
+      [](nlohmann::json& header) { header["__metadata__"]["prompt_length"] = "22"; },
+      [](nlohmann::json& header) { header["__metadata__"]["prompt_length"] = "-1"; },
+      [](nlohmann::json& header) { header["__metadata__"]["prompt_length"] = ""; },
+      [](nlohmann::json& header) { header["__metadata__"]["prompt_length"] = "0x15"; },
+      [](nlohmann::json& header) { header["__metadata__"]["prompt_length"] = "99999999999999999999"; },
       set("logits", "dtype", "F16"),
       set("logits", "dtype", "I32"),
       set("logits", "shape", {25, 2}),

@@ -228,6 +228,26 @@ TEST_F(Sources, AreRefusedIfTheyAreNoCheckpoint) {
   expect_refused({"config.json is not a JSON object"});
 }
 
+TEST_F(Sources, AreRefusedIfAnswersWithoutTheRestWouldBeWrong) {
+  const auto with = [this](const char* name, std::string_view bytes) {
+    auto tensors = tensors_;
+    tensors.push_back({name, "F32", {1}, std::string(bytes)});
+    write_tensors(tensors);
+  };
+  with("model.layers.0.self_attn.q_proj.bias", {"\0\0\0\1", 4});
+  expect_refused({"model.safetensors holds model.layers.0.self_attn.q_proj.bias: this model has no biases"});
+  with("a.lora_A.weight", {"\0\0\0\0", 4});
+  expect_refused({"holds a.lora_A.weight, of an adapter that is not merged"});
+  with("a.base_layer.weight", {"\0\0\0\0", 4});
+  expect_refused({"holds a.base_layer.weight, of an adapter that is not merged"});
+  with("model.layers.0.self_attn.q_proj.bias", {"\0\0\0\0", 4});
+  EXPECT_EQ(refusal().message, "");
+  with("score.bias", {"\0\0\0\1", 4});
+  EXPECT_EQ(refusal().message, "");
+  write("adapter_config.json", "{}");
+  expect_refused({"holds a PEFT adapter (adapter_config.json)"});
+}
+
 TEST_F(Sources, AreRefusedWithAnotherConfiguration) {
   const std::pair<const char*, Json> changes[] = {
       {"/model_type", "minicpm"},   {"/hidden_size", 16},           {"/scale_depth", 1.4},

@@ -9,9 +9,11 @@ import torch
 
 from ..errors import RunError
 from ..model.sala import SalaForCausalLM
+from ..model_source import ModelSource
 from ..runtime.model import Model
 from ..specs import Precision
 from ..torch_runtime.load import LoadableModel, TorchModel
+from ..torch_runtime.quantized import quantized_weights_of
 from ..torch_runtime.weights import load_packed
 
 _CALLS = (31, 12, 1, 1, 1)
@@ -73,4 +75,5 @@ def compare(model: Model, source: LoadableModel, seed: int = 0) -> Agreement:
 def _reference(model: Model, source: LoadableModel, precision: Precision) -> SalaForCausalLM:
     if isinstance(model, TorchModel):
         return model.reference.model
-    return load_packed(source.weights(), precision, torch.device("cpu")).model
+    quantized = quantized_weights_of(source) if isinstance(source, ModelSource) else {}
+    return load_packed(source.weights(), precision, torch.device("cpu"), quantized).model

@@ -14,14 +14,18 @@ from numpy.typing import NDArray
 from ..checkpoint.config import SalaConfig
 from ..engine.host import available_host_bytes
 from ..errors import RequestError, RunError, SalaError
+from ..machine import GpuMemory, peak_host_bytes
 from ..model.signature import cache_sizes, signature
 from ..runtime.model import Model
 from ..runtime.session import Session
 from ..specs import Precision, format_bytes, format_tokens
-from .machine import GpuMemory, peak_host_bytes
 
 StatusCallback = Callable[[str], None]
 """Called with one line before every run."""
+
+GPU_CONTEXTS = (64 << 10, 128 << 10)
+CPU_CONTEXTS = (1 << 10, 2 << 10)
+"""A CPU takes minutes for these where a GPU takes seconds for its own."""
 
 _PREFILL_GROWTH = 1.15
 """The time of a prefill is taken to grow with this power of the context. Selection grows faster than per token."""
@@ -32,8 +36,9 @@ _WARM_UP_CHUNKS = 2
 class BenchmarkRequest:
     """The request for a measurement. Raises: RequestError for counts below one."""
 
-    contexts: tuple[int, ...]
-    """Lengths of the prompts in tokens. They run in ascending order, so a peak of memory belongs to the latest."""
+    contexts: tuple[int, ...] | None
+    """Lengths of the prompts in tokens. They run in ascending order, so a peak of memory belongs to the latest. None
+    takes `GPU_CONTEXTS` or `CPU_CONTEXTS`, whichever the model runs on."""
     new_tokens: int
     repeats: int = 3
     chunk_tokens: int | None = None
@@ -42,12 +47,17 @@ class BenchmarkRequest:
     """Random seed of the prompts. Apart from the blocks selected, time depends only on their length."""
 
     def __post_init__(self) -> None:
-        if not self.contexts or min(self.contexts) < 1:
+        if self.contexts is not None and (not self.contexts or min(self.contexts) < 1):
             raise RequestError("--context: give at least one length of at least one token")
         for name in ("new_tokens", "repeats"):
             if getattr(self, name) < 1:
                 raise RequestError(f"--{name.replace('_', '-')} is {getattr(self, name)}, expected at least 1")
-        object.__setattr__(self, "contexts", tuple(sorted(set(self.contexts))))
+        if self.contexts is not None:
+            object.__setattr__(self, "contexts", tuple(sorted(set(self.contexts))))
+
+    def contexts_on(self, model: Model) -> tuple[int, ...]:
+        """Lengths of the prompts for a model that is loaded."""
+        return self.contexts or (GPU_CONTEXTS if model.on_gpu else CPU_CONTEXTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +120,7 @@ def measure(
         yield from _measure_what_fits(model, config, request, memory, progress, tolerance)
         return
     require_room(model, config, request)
-    for context in request.contexts:
+    for context in request.contexts_on(model):
         yield _measure_context(model, context, request, memory, progress)
 
 
@@ -123,7 +133,7 @@ def _measure_what_fits(
     tolerance: Tolerance,
 ) -> Iterator[Measurement]:
     last: Measurement | None = None
-    for context in request.contexts:
+    for context in request.contexts_on(model):
         try:
             if last is not None:
                 expected = expected_seconds(last, context, request, request.chunk_tokens or model.default_chunk_tokens)
@@ -160,7 +170,7 @@ def require_room(model: Model, config: SalaConfig, request: BenchmarkRequest) ->
 
     Raises: RequestError with what it needs and what is available.
     """
-    largest = request.contexts[-1]
+    largest = request.contexts_on(model)[-1]
     _require_host_room(model, config, largest, request)
     try:
         model.session(max_context=largest + request.new_tokens, chunk_tokens=request.chunk_tokens)
@@ -188,7 +198,8 @@ def _measure_context(
     session = model.session(max_context=context + request.new_tokens, chunk_tokens=request.chunk_tokens)
     prompt = np.random.default_rng(request.seed).integers(0, model.vocab_size, context, dtype=np.int32)
     progress(f"{format_tokens(context)}: warming up")
-    _warm_up(session, prompt)
+    seconds = request.repeats * _seconds_of_a_run(session, _warm_up(session, prompt), context, request.new_tokens)
+    progress(f"{format_tokens(context)}: {request.repeats} runs will take about {format_seconds(seconds)}")
     first, others = [], []
     for index in range(request.repeats):
         progress(f"{format_tokens(context)}: run {index + 1} of {request.repeats}")
@@ -206,15 +217,45 @@ def _measure_context(
     )
 
 
-def _warm_up(session: Session, prompt: NDArray[np.int32]) -> None:
-    """Run each shape of step once: a whole chunk, what is left for the last, three single tokens.
+@dataclass(frozen=True, slots=True)
+class _WarmUp:
+    """Times of steps that were the first of their shapes."""
+
+    chunk_seconds: float
+    """Of one chunk, or of the whole prompt if it is no longer."""
+    token_seconds: float
+    """Of a decode step. 0 if the context has no room for one."""
+
+
+def _warm_up(session: Session, prompt: NDArray[np.int32]) -> _WarmUp:
+    """Run each shape of step: a whole chunk, what is left for the last, three single tokens.
 
     Kernels are compiled then, and a decode step is captured.
     """
     chunk = session.chunk_tokens
-    session.prefill(prompt[: min(len(prompt), chunk + len(prompt) % chunk)], context_length=len(prompt))
+    prefill_tokens = min(len(prompt), chunk + len(prompt) % chunk)
+    start = time.perf_counter()
+    session.prefill(prompt[:prefill_tokens], context_length=len(prompt))
+    chunk_seconds = (time.perf_counter() - start) * min(chunk, prefill_tokens) / prefill_tokens
+    token_seconds = 0.0
     for token in prompt[: min(3, session.max_context - session.position)]:
+        start = time.perf_counter()
         session.prefill([int(token)], context_length=session.max_context)
+        token_seconds = time.perf_counter() - start
+    return _WarmUp(chunk_seconds, token_seconds)
+
+
+def _seconds_of_a_run(session: Session, warm_up: _WarmUp, context: int, new_tokens: int) -> float:
+    """Predict the seconds of a prefill of `context` tokens and of the tokens generated behind it."""
+    chunks = max(1.0, context / session.chunk_tokens)
+    return warm_up.chunk_seconds * math.pow(chunks, _PREFILL_GROWTH) + (new_tokens - 1) * warm_up.token_seconds
+
+
+def format_seconds(seconds: float) -> str:
+    """A time as people say it, `40 s`, `3 min` or `2.5 h`."""
+    if seconds < 100:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _run(session: Session, prompt: NDArray[np.int32], new_tokens: int) -> tuple[float, float]:

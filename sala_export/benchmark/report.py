@@ -11,12 +11,12 @@ from ..checkpoint.config import SalaConfig
 from ..checkpoint.keymap import weights
 from ..engine.recipe import GpuRecipe, load_recipe, read_recipe, recipe_paths
 from ..errors import RequestError
+from ..machine import Machine, as_json
 from ..planner.published import CONTEXTS, TTFT_SECONDS, is_published_model
 from ..planner.roofline import WEIGHT_BITS, time_of_decode, time_of_prefill
 from ..planner.work import Sala
 from ..runtime.model import Model
 from ..specs import format_bytes, format_tokens
-from .machine import Machine, as_json
 from .measure import BenchmarkRequest, Measurement, Runs
 
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from ..bundle.manifest import MANIFEST_FILE
 from ..errors import RequestError
 from ..files import exists
-from ..loading import TORCH, load
+from ..loading import TORCH, load, runs_on
+from ..machine import GpuMemory, describe_machine, gpus
 from ..model_source import ModelSource
 from ..runtime.model import Model
-from .machine import GpuMemory, describe_machine, gpus
 from .measure import BenchmarkRequest, Measurement, StatusCallback, Tolerance, measure
 from .report import Report, find_recipe, make_report
 
@@ -74,6 +74,9 @@ def run_benchmark(
     recipe = find_recipe(subject.gpu_recipe, gpus(), subject.more_recipes)
     memory = GpuMemory()
     model, source = _load(subject)
+    if isinstance(source, ModelSource):
+        line, leaves_gpu_unused = runs_on(model, source)
+        progress(f"warning: {line}" if leaves_gpu_unused else line)
     if subject.gpu_recipe is not None and not model.on_gpu:
         raise RequestError(f"--gpu-recipe {subject.gpu_recipe}: no floor is known for a CPU, leave it out")
     if gate is not None:

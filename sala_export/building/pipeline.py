@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,17 +21,23 @@ from ..bundle.manifest import (
     Manifest,
 )
 from ..bundle.reader import Bundle
+from ..checkpoint.config import SalaConfig
+from ..checkpoint.float_types import convert_weights
+from ..checkpoint.quantization import Quantization
 from ..checkpoint.reader import Checkpoint
+from ..checkpoint.tensor_location import TensorFile
 from ..engine.build import LOG_FILE, build_engine
 from ..engine.flavour import select_flavour
 from ..engine.graph import EngineGraph
 from ..engine.host import check_disk, check_memory, plan_bytes
 from ..engine.memory import check_fits
 from ..engine.report import EngineReport
+from ..engine.request import EngineRequest
 from ..errors import BuildError, CheckpointError, RequestError
 from ..files import OpenedFile
 from ..installation import VERSION, plugin_library
 from ..progress import ProgressCallback, silent
+from ..runtime.chat_check import chat_faults
 from ..specs import QUANTIZED_PRECISIONS, TOKENIZER_FILE, Precision, one_of
 from ..staging import MARKER, require_free_path, staged_directory
 from .bundle_entries import BuiltGraphs, describe_engine, describe_graph, describe_model, describe_weights
@@ -45,30 +52,35 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Say = Callable[[str], None]
+"""Shows a line to people."""
+
 
 def export_onnx(
     request: ModelRequest,
     output: Path,
     precision: Precision,
     *,
-    copy_weights: bool = False,
+    may_round: bool = False,
+    link_weights: bool = False,
     force: bool = False,
     on_progress: ProgressCallback = silent,
 ) -> None:
     """Write the ONNX graph of a model and its weights as the directory `output`, whole or not at all.
 
+    Args: `may_round`: as that of `BuildRequest`.
     Raises: InputError for bad input.
     """
     from ..onnx.export import export_graph
 
     require_free_path(output, marker=MARKER, force=force)
+    request.require_precision(precision)
     source = request.open()
     source.require_outside(output)
+    convert_weights(source.checkpoint, precision, may_round=may_round)
     with staged_directory(output, marker=MARKER, force=force) as staging:
-        on_progress("graph", 0, 1)
-        export_graph(source.checkpoint, staging, precision, copy_weights=copy_weights)
+        export_graph(source.checkpoint, staging, precision, link_weights=link_weights, on_progress=on_progress)
         source.checkpoint.require_unchanged()
-        on_progress("graph", 1, 1)
 
 
 def quantize_model(
@@ -93,16 +105,19 @@ def quantize_model(
 
 
 def quantize_for_build(
-    request: BuildRequest, samples: SampleRequest, on_progress: ProgressCallback = silent
+    request: BuildRequest, calibration: Path | None, say: Say, on_progress: ProgressCallback = silent
 ) -> BuildRequest:
     """Quantise the model of `request` by the best algorithm of its precision. Returns the request to build the result.
 
     The quantised checkpoint is written beside the bundle as MODEL-PRECISION and stays there, for other GPUs.
 
+    Args: `calibration`: a file of text samples, or None for the text that ships with the package. `say` gets lines for
+        people.
     Raises: RequestError if the precision is not a quantised one, or the checkpoint exists already. Otherwise as
         `quantize_model`.
     """
     from ..calibration.layer import QuantizationRecipe
+    from ..calibration.samples import SampleRequest
 
     precision = request.engine.precision
     if not precision.is_quantized:
@@ -112,8 +127,11 @@ def quantize_for_build(
     quantised = request.output.parent / f"{request.model.name}-{precision}"
     if quantised.exists():
         raise RequestError(f"{quantised} exists: build it with --model {quantised}, or remove it to quantise again")
+    # Before gigabytes are fetched, and hours of work.
+    _planned(request.engine, request.model.config(), None)
+    say(f"quantising {request.model.name} to {precision} first, as the checkpoint {quantised}")
     recipe = QuantizationRecipe.from_options(precision)
-    quantize_model(request.model, recipe, samples, quantised, on_progress=on_progress)
+    quantize_model(request.model, recipe, SampleRequest(file=calibration, say=say), quantised, on_progress=on_progress)
     return replace(request, model=ModelRequest(model=str(quantised), layers=request.model.layers))
 
 
@@ -125,11 +143,17 @@ def build_bundle(request: BuildRequest, on_progress: ProgressCallback = silent) 
     """
     require_free_path(request.output, marker=MANIFEST_FILE, force=request.force)
     library = plugin_library()
+    # Before gigabytes are fetched.
+    request.model.require_precision(request.engine.precision)
+    _planned(request.engine, request.model.config(), request.model.stored_quantization())
     source = request.model.open()
     source.require_outside(request.output)
-    plan, texts = _check(request, source), source.checkpoint.text_files()
+    plan, texts = _check(request, source.checkpoint), source.checkpoint.text_files()
+    convert_weights(source.checkpoint, request.engine.precision, may_round=request.may_round)
     if TOKENIZER_FILE not in texts:
         logger.warning("%s has no %s: the bundle will take token ids, not text", source.origin, TOKENIZER_FILE)
+    for fault in chat_faults(texts):
+        logger.warning("%s", fault)
     with staged_directory(request.output, marker=MANIFEST_FILE, force=request.force) as staging:
         for folder in (GRAPH_FOLDER, ENGINE_FOLDER, TEXT_FOLDER):
             (staging / folder).mkdir()
@@ -142,7 +166,9 @@ def build_bundle(request: BuildRequest, on_progress: ProgressCallback = silent) 
         source.checkpoint.require_hashes(digests)
         source.checkpoint.require_unchanged()
         for name, file in texts.items():
-            (staging / TEXT_FOLDER / name).write_bytes(file.content)
+            path = staging / TEXT_FOLDER / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(file.content)
         (entry,) = hash_files(library.parent, [library], silent)
         engine = describe_engine(plan, request.engine, graphs, report, entry.sha256)
         manifest = _manifest(request, source, graphs, engine, digests, staging)
@@ -150,42 +176,48 @@ def build_bundle(request: BuildRequest, on_progress: ProgressCallback = silent) 
     return Bundle.open(request.output)
 
 
-def _check(request: BuildRequest, source: OpenedCheckpoint) -> EngineGraph:
-    """Refuse, from config.json and the headers of the weights alone, what cannot be built or would not fit its GPU.
+def _check(request: BuildRequest, checkpoint: Checkpoint) -> EngineGraph:
+    """Refuse what cannot be built of the checkpoint or would not fit its GPU. Returns: the engine's graph to be."""
+    checkpoint.require_precision(request.engine.precision)
+    converted = [file for file in checkpoint.shard_files().values() if not isinstance(file, OpenedFile)]
+    if converted and not request.include_weights:
+        raise RequestError(
+            f"--no-weights: {checkpoint.directory} has its weights in another order than engines take, and only a "
+            "bundle holds them in theirs: build with the weights"
+        )
+    return _planned(request.engine, checkpoint.config, checkpoint.quantization)
 
-    Returns: the engine's graph as it will be.
-    """
-    checkpoint, engine = source.checkpoint, request.engine
+
+def _planned(engine: EngineRequest, config: SalaConfig, quantization: Quantization | None) -> EngineGraph:
+    """The engine's graph as it will be, from config.json alone. Refuses what cannot be built or would not fit."""
     select_flavour(engine.flavour).check(engine.target)
-    checkpoint.require_precision(engine.precision)
     for capability in engine.target.compute_capabilities:
-        require_kernels(checkpoint.config, engine.precision, capability)
-    graph = planned_graph(checkpoint.config, engine.precision, checkpoint.quantization)
-    check_fits(graph, engine, planned_memory(graph, checkpoint.config, engine))
+        require_kernels(config, engine.precision, capability)
+    graph = planned_graph(config, engine.precision, quantization)
+    check_fits(graph, engine, planned_memory(graph, config, engine))
     check_memory(graph.constant_bytes)
     return graph
 
 
 def _place_weights(
     request: BuildRequest, checkpoint: Checkpoint, graph: EngineGraph, staging: Path, on_progress: ProgressCallback
-) -> dict[OpenedFile, str]:
+) -> dict[TensorFile, str]:
     """Put the weight files beside the graph, if the bundle is to have them; returns their names there."""
-    from ..onnx.weights import copied_bytes, place_weights
+    from ..onnx.weights import copy_weights, share_weights
 
     folder, files = staging / GRAPH_FOLDER, {where.file for where in checkpoint.tensors().values()}
-    copied = copied_bytes(files, folder, copy=request.copy_weights) if request.include_weights else 0
+    copies = share_weights(files, folder, link=request.link_weights) if request.include_weights else []
     # Constants lie beside the graph while TensorRT reads them into the plan.
-    check_disk(plan_bytes(graph) + graph.constant_bytes + copied, staging)
-    if not request.include_weights:
-        return {file: file.path.name for file in files}
-    return place_weights(files, folder, copy=request.copy_weights, on_progress=on_progress)
+    check_disk(plan_bytes(graph) + graph.constant_bytes + sum(file.size for file in copies), staging)
+    copy_weights(copies, folder, link=request.link_weights, on_progress=on_progress)
+    return {file: file.path.name for file in files}
 
 
-def _spans(checkpoint: Checkpoint, placed: dict[OpenedFile, str], staging: Path) -> dict[str, Span]:
+def _spans(checkpoint: Checkpoint, placed: dict[TensorFile, str], staging: Path) -> dict[str, Span]:
     """The tensors of the weights, by name: in the bundle's own copies if there are any, else where messages name them
     as the user does."""
 
-    def hashed(file: OpenedFile, name: str) -> OpenedFile:
+    def hashed(file: TensorFile, name: str) -> TensorFile:
         own = staging / GRAPH_FOLDER / name
         copied = own.exists() and not file.is_at(own.stat())
         return OpenedFile.open(own, error=CheckpointError) if copied else file
@@ -198,7 +230,7 @@ def _export(
     request: BuildRequest,
     checkpoint: Checkpoint,
     staging: Path,
-    placed: dict[OpenedFile, str],
+    placed: dict[TensorFile, str],
     on_progress: ProgressCallback,
 ) -> BuiltGraphs:
     """Write the three forms of the step's graph."""
@@ -224,8 +256,9 @@ def _build(
     from ..onnx.engine_form import ENGINE_GRAPH_FILE
 
     folder = staging / ENGINE_FOLDER
+    graph = folder / ENGINE_GRAPH_FILE
     try:
-        return build_engine(request.engine, folder / ENGINE_GRAPH_FILE, library, folder, on_progress=on_progress)
+        return build_engine(request.engine, graph, library, folder, on_progress=on_progress)
     except BuildError as error:
         log = folder / LOG_FILE
         if not log.is_file():
@@ -234,7 +267,7 @@ def _build(
         shutil.move(log, kept)
         raise BuildError(str(error).replace(str(log), str(kept))) from error
     finally:
-        graphs.engine.remove_constants()
+        graphs.engine.remove_constants(graph)
 
 
 def _free_name(path: Path) -> Path:
@@ -253,7 +286,7 @@ def _manifest(
 ) -> Manifest:
     checkpoint = source.checkpoint
     weight_files = {staging / GRAPH_FOLDER / name for name in checkpoint.shard_files()}
-    others = [path for path in staging.glob("*/*") if path.is_file() and path not in weight_files]
+    others = [path for path in staging.rglob("*") if path.is_file() and path not in weight_files]
     files = hash_files(staging, others, silent)
     return Manifest(
         schema_version=SCHEMA_VERSION,

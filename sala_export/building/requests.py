@@ -8,7 +8,7 @@ from pathlib import Path
 from ..checkpoint.config import DEFAULT_MODEL, SalaConfig
 from ..checkpoint.folder import CheckpointFolder
 from ..checkpoint.hub import local_path, resolve_model
-from ..checkpoint.quantization import Quantization
+from ..checkpoint.quantization import Quantization, require_precision
 from ..checkpoint.reader import Checkpoint
 from ..engine.request import EngineRequest
 from ..errors import RequestError
@@ -52,6 +52,13 @@ class ModelRequest:
         quantization = self.stored_quantization()
         return quantization.precision if quantization else None
 
+    def require_precision(self, precision: Precision) -> None:
+        """Refuse, from config.json alone, a precision that is not that of a quantised model, or the reverse.
+
+        Raises: RequestError saying what to do. Otherwise as `stored_quantization`.
+        """
+        require_precision(self.stored_precision(), precision, self.model)
+
     def _configured(self) -> CheckpointFolder:
         return CheckpointFolder.open(resolve_model(self.model, self.revision, config_only=True))
 
@@ -94,7 +101,10 @@ class BuildRequest:
     model: ModelRequest
     engine: EngineRequest
     output: Path
-    copy_weights: bool = False
+    may_round: bool = False
+    """Round weights that the engine's precision does not hold. If False, they are refused."""
+    link_weights: bool = False
+    """Put the weight files into the bundle as hard links, which take no room. Tools of ONNX refuse such files."""
     include_weights: bool = True
     """Put the weight files into the bundle. If False, whoever runs the bundle gives it the weights."""
     force: bool = False

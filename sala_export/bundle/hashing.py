@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from ..checkpoint.tensor_location import TensorFile
 from ..errors import BundleError
 from ..files import OpenedFile
 from ..progress import ProgressCallback
@@ -27,7 +28,7 @@ _MOST_THREADS = 8
 class Span:
     """A range of bytes of a file."""
 
-    file: OpenedFile
+    file: TensorFile
     offset: int
     length: int
 

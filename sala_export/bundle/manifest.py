@@ -120,7 +120,7 @@ class Dequantization(_Entry):
     """The rule that turns codes into numbers: `code * scale * global_scale`, each block with its own scale.
 
     Codes by precision: fp8 is e4m3, int8 a signed byte, int4 a nibble that holds the code plus 8, nvfp4 a nibble of
-    e2m1. The first of two nibbles is the low one. The scales are fp32, fp32, bf16 and e4m3.
+    e2m1. The first of two nibbles is the low one. The scales of nvfp4 are e4m3, the others fp32, bf16 or fp16.
     """
 
     precision: Precision

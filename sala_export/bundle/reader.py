@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..checkpoint.folder import CHAT_TEMPLATE_FOLDER
 from ..errors import BundleError
 from ..files import MOST_TEXT_BYTES, Directory, OpenedFile, TextFile
 from ..progress import ProgressCallback, silent
@@ -74,14 +75,14 @@ class Bundle:
         return content
 
     def text_files(self) -> dict[str, TextFile]:
-        """Read the files of the tokenizer, by their names without folders, and compare their hashes.
+        """Read the files of the tokenizer, by their paths in the folder of texts, and compare their hashes.
 
         Returns: no file at all if the bundle was built from a checkpoint without a tokenizer.
         Raises: BundleError naming a file whose content is not what was built.
         """
         if not any(Path(name).name == TOKENIZER_FILE for name in self.manifest.text):
             return {}
-        return {Path(name).name: self.read(name) for name in self.manifest.text}
+        return {_name_of_text(name): self.read(name) for name in self.manifest.text}
 
     def verify_hashes(self, on_progress: ProgressCallback = silent) -> None:
         """Compare the hash of every file, and of every tensor in the weight files.
@@ -127,6 +128,12 @@ def _open_listed(folder: Directory, name: str, size: int) -> OpenedFile:
     if file.size != size:
         raise BundleError(f"{file} has {file.size} bytes, {MANIFEST_FILE} says {size}: {_AGAIN}")
     return file
+
+
+def _name_of_text(path: str) -> str:
+    """The path of a text in a checkpoint: files lie flat there, but for templates with names."""
+    parent, name = Path(path).parent.name, Path(path).name
+    return f"{parent}/{name}" if parent == CHAT_TEMPLATE_FOLDER else name
 
 
 def _require_hash(what: str, found: str | None, expected: str) -> None:

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from ..bundle.hashing import Hashing, tensor_spans
-from ..checkpoint.folder import CONFIG_FILE
+from ..checkpoint.folder import CONFIG_FILE, INDEX_FILE
 from ..checkpoint.keymap import EMBEDDING, FINAL_NORM, LM_HEAD, layer_weights, weights
 from ..checkpoint.quantization import DEFAULT_IGNORE, GATE_PATTERNS, QUANTIZATION_FIELD, SCHEMES, Quantization
-from ..checkpoint.reader import INDEX_FILE, Checkpoint
+from ..checkpoint.reader import Checkpoint
 from ..checkpoint.safetensors_header import TYPE_NAMES, StoredTensor, read_header
 from ..checkpoint.safetensors_writer import NewTensor, write_safetensors
 from ..errors import CheckpointError, DiskFullError, UnsupportedError
@@ -151,6 +151,7 @@ class _Run:
         quantized = {QUANTIZATION_FIELD: quantization(self._recipe).to_dict()}
         _write_json(directory / CONFIG_FILE, {**self._checkpoint.folder.config_fields, **quantized})
         for name, file in texts.items():
+            (directory / name).parent.mkdir(exist_ok=True)
             (directory / name).write_bytes(file.content)
         self._checkpoint.require_unchanged()
 
@@ -199,10 +200,11 @@ class _Run:
     ) -> dict[str, Tensor]:
         """The tensors of a layer's shard, by name."""
         prefix = layer_prefix(layer)
-        stored = self._checkpoint.tensor(f"{prefix}input_layernorm.weight").dtype
-        found = {
-            f"{prefix}{module}.weight": tensor.to(stored) for module, tensor in kept.items() if module not in quantized
-        }
+        found = {}
+        for module, tensor in kept.items():
+            if module not in quantized:
+                name = f"{prefix}{module}.weight"
+                found[name] = tensor.to(getattr(torch, self._checkpoint.locations[name].dtype))
         for module, tensors in quantized.items():
             found |= {f"{prefix}{module}.{role}": tensor for role, tensor in tensors.items()}
         return found

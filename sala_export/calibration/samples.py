@@ -1,11 +1,12 @@
-"""Calibration text: JSON lines with a `text` or `input_ids`, as token ids."""
+"""Calibration text as token ids: JSON lines with a `text` or `input_ids`, or the text that ships with the package."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..checkpoint.library_tokenizer import LibraryTokenizer, hidden_panics
 from ..errors import BundleError, CheckpointError, RequestError, SessionError
 from ..files import TextFile
 from ..specs import TOKENIZER_FILE
+from .shipped_text import documents
 
 MIN_TOKENS = 16
 """Fewest tokens of all samples together. Fewer say nothing about the range of activations."""
@@ -24,37 +26,72 @@ _MOST_LINE = 64 << 20
 """Characters. A million tokens have a tenth."""
 
 
+FILE_SAMPLES, FILE_SEQUENCE = 16, 512
+"""Lines of a file, and tokens of each."""
+SHIPPED_SEQUENCE, SHIPPED_LONG_SEQUENCE = 192, 1024
+"""Tokens of each document of the shipped text, and of one that gives a long sample."""
+
+logger = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleRequest:
     """The choice of tokens to calibrate with."""
 
-    file: Path
-    """File of JSON lines, each an object with `text` or with `input_ids`."""
-    samples: int = 16
-    """Number of lines to take, from the first."""
-    sequence_length: int = 512
-    """Number of tokens to take of each line, from the first. A shorter line gives a shorter sample."""
+    file: Path | None = None
+    """File of JSON lines, each an object with `text` or with `input_ids`. None takes the text that ships with the
+    package."""
+    samples: int | None = None
+    """Number of lines to take, from the first. None takes 16 lines, or every document of the shipped text."""
+    sequence_length: int | None = None
+    """Number of tokens to take of each line, from the first. A shorter line gives a shorter sample. None takes 512, of
+    the shipped text 192, or 1024 of a long document."""
+    say: Callable[[str], None] = field(default=logger.info, compare=False)
+    """Called with a line for people if the shipped text is taken."""
 
     def __post_init__(self) -> None:
         for option, value in (("--samples", self.samples), ("--sequence-length", self.sequence_length)):
-            if value < 1:
+            if value is not None and value < 1:
                 raise RequestError(f"{option} {value}: expected at least 1")
 
     def read(self, config: SalaConfig, tokenizer_file: TextFile | None) -> list[Tensor]:
         """Read the samples, each int64 [T].
 
-        Args: `tokenizer_file` is the checkpoint's tokenizer.json, which `text` needs. None if there is none.
+        Args: `tokenizer_file` is the checkpoint's tokenizer.json, which text needs. None if there is none.
         Raises: RequestError naming file and line, CheckpointError if there is no tokenizer, or a damaged one.
         """
-        if self.sequence_length > config.max_position_embeddings:
+        if self.sequence_length is not None and self.sequence_length > config.max_position_embeddings:
             raise RequestError(
                 f"--sequence-length {self.sequence_length} is more than the {config.max_position_embeddings} tokens "
                 "that the model was made for"
             )
+        if self.file is None:
+            return self._shipped(config, tokenizer_file)
+        return self._of_file(self.file, config, tokenizer_file)
+
+    def _shipped(self, config: SalaConfig, tokenizer_file: TextFile | None) -> list[Tensor]:
+        tokenizer = _load_tokenizer(tokenizer_file, "the text that ships with sala-export")
+        found: list[Tensor] = []
+        for document in documents():
+            if len(found) == self.samples:
+                break
+            length = self.sequence_length or (SHIPPED_LONG_SEQUENCE if document.is_long else SHIPPED_SEQUENCE)
+            ids = _encoded(tokenizer, document.to_calibrate)[: min(length, config.max_position_embeddings)]
+            _require_in_vocabulary(ids, config.vocab_size, document.name)
+            found.append(torch.tensor(ids))
+        tokens = sum(len(ids) for ids in found)
+        self.say(
+            f"calibrating with the text that ships with sala-export, {tokens:,} tokens: give --calibration FILE for "
+            "your own"
+        )
+        return found
+
+    def _of_file(self, file: Path, config: SalaConfig, tokenizer_file: TextFile | None) -> list[Tensor]:
+        samples, length = self.samples or FILE_SAMPLES, self.sequence_length or FILE_SEQUENCE
         tokenizer: LibraryTokenizer | None = None
         found: list[Tensor] = []
-        for where, fields in _lines(self.file):
-            if len(found) == self.samples:
+        for where, fields in _lines(file):
+            if len(found) == samples:
                 break
             if "input_ids" in fields:
                 ids = _checked_ids(fields["input_ids"], config.vocab_size, where)
@@ -63,13 +100,30 @@ class SampleRequest:
                 ids = _encoded(tokenizer, _text(fields, where))
                 _require_in_vocabulary(ids, config.vocab_size, where)
             if ids:
-                found.append(torch.tensor(ids[: self.sequence_length]))
+                found.append(torch.tensor(ids[:length]))
         tokens = sum(len(ids) for ids in found)
         if tokens < MIN_TOKENS:
             raise RequestError(
-                f"{self.file} gives {tokens} tokens: calibration needs at least {MIN_TOKENS}, better some thousands"
+                f"{file} gives {tokens} tokens: calibration needs at least {MIN_TOKENS}, better some thousands"
             )
         return found
+
+
+def shipped_tokens(config: SalaConfig, tokenizer_file: TextFile, tokens: int) -> Tensor:
+    """Up to `tokens` tokens, int64 [T], of the part of the shipped text that `SampleRequest` does not read.
+
+    Every document has the same share, in the order of their names. Raises: CheckpointError for a damaged tokenizer,
+    RequestError for one whose tokens are outside the vocabulary.
+    """
+    tokenizer = _load_tokenizer(tokenizer_file, "the text that ships with sala-export")
+    texts = list(documents())
+    parts: list[int] = []
+    for index, document in enumerate(texts):
+        share = -(-(tokens - len(parts)) // (len(texts) - index))
+        ids = _encoded(tokenizer, document.to_verify)[:share]
+        _require_in_vocabulary(ids, config.vocab_size, document.name)
+        parts += ids
+    return torch.tensor(parts)
 
 
 def _lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -126,7 +180,8 @@ def _require_in_vocabulary(ids: list[int], vocab_size: int, where: str) -> None:
 def _load_tokenizer(file: TextFile | None, where: str) -> LibraryTokenizer:
     if file is None:
         raise CheckpointError(
-            f"{where} is text, but the checkpoint has no {TOKENIZER_FILE}: copy it there, or give `input_ids`"
+            f"{where} is text, but the checkpoint has no {TOKENIZER_FILE}: copy it there, or give `input_ids` in a "
+            "--calibration FILE"
         )
     with _failing_as_a_checkpoint():
         return LibraryTokenizer.from_json(file.content, str(file.path))

@@ -1,4 +1,4 @@
-"""The list `ignore` of a quantised checkpoint: full names of modules, and expressions, none of which matches for ever.
+"""Lists of modules in a quantised checkpoint: full names, and expressions, none of which matches for ever.
 
 For example, `(a*)*b` tries each way to cut a row of `a` before it gives up, and their number doubles with each letter.
 A stranger wrote the expressions, so the ways that they have are counted before any of them is used.
@@ -38,35 +38,35 @@ _TOKEN = re.compile(
 )
 
 
-def is_ignored(module: str, ignore: Sequence[str]) -> bool:
+def is_listed(module: str, entries: Sequence[str]) -> bool:
     """True if an entry is the name of this module, or an expression that matches from the start of the name."""
     return any(
         _compiled(entry.removeprefix(PATTERN)).match(module) if entry.startswith(PATTERN) else entry == module
-        for entry in ignore
+        for entry in entries
     )
 
 
-def require_quick(ignore: Sequence[str]) -> None:
-    """Raise ConfigError, which begins with `.ignore`, for what is no expression or may match for ever."""
-    expressions = [entry.removeprefix(PATTERN) for entry in ignore if entry.startswith(PATTERN)]
+def require_quick(entries: Sequence[str], field: str = ".ignore") -> None:
+    """Raise ConfigError, which begins with `field`, for what is no expression or may match for ever."""
+    expressions = [entry.removeprefix(PATTERN) for entry in entries if entry.startswith(PATTERN)]
     if len(expressions) > _MOST_PATTERNS:
-        raise ConfigError(f".ignore holds {len(expressions)} expressions, at most {_MOST_PATTERNS} are taken")
+        raise ConfigError(f"{field} holds {len(expressions)} expressions, at most {_MOST_PATTERNS} are taken")
     ways = 0
     for expression in expressions:
         if len(expression) > _LONGEST:
             raise ConfigError(
-                f".ignore holds {shown(expression)} of {len(expression)} characters, at most {_LONGEST} are taken"
+                f"{field} holds {shown(expression)} of {len(expression)} characters, at most {_LONGEST} are taken"
             )
         try:
             _compiled(expression)
         except (re.error, OverflowError, RecursionError) as error:
             raise ConfigError(
-                f".ignore holds {shown(PATTERN + expression)}, which is no regular expression: {error}"
+                f"{field} holds {shown(PATTERN + expression)}, which is no regular expression: {error}"
             ) from None
         ways += _ways(expression)
         if ways > _MOST_WAYS:
             raise ConfigError(
-                f".ignore holds {shown(PATTERN + expression)}, which may match for ever: repeat no groups, and use few "
+                f"{field} holds {shown(PATTERN + expression)}, which may match for ever: repeat no groups, and use few "
                 "repetitions, or list the names"
             )
 

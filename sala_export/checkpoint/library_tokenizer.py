@@ -6,9 +6,11 @@ process, and Python gets a `PanicException`, which is no `Exception`.
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import re
+import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -37,22 +39,50 @@ class LibraryTokenizer:
         self._tokenizer = tokenizer
         self._growth = growth
         self.origin = origin
+        self.separator = ""
+        """A token that stands for a special one in front of a text. Only a `literal` copy has it."""
         self.added_tokens: dict[int, tokenizers.AddedToken] = self._run(tokenizer.get_added_tokens_decoder)
 
     @classmethod
-    def from_json(cls, content: bytes, origin: str) -> LibraryTokenizer:
+    def from_json(cls, content: bytes, origin: str, added: Sequence[tokenizers.AddedToken] = ()) -> LibraryTokenizer:
         """Make a tokenizer of the content of a tokenizer.json, without its truncation and padding.
 
+        Args: added: tokens to add after those of the file, or to give other flags.
         Raises: BundleError naming `origin` if the library does not take the file, or makes much of little with it.
         """
         no_tokenizer = f"{origin} is no tokenizer that this version of `tokenizers` reads"
+        content = content.removeprefix(codecs.BOM_UTF8)
         fields = _guarded(_parse, BundleError, no_tokenizer)(content)
         growth = limited_growth(_guarded(_components, BundleError, no_tokenizer)(fields), origin)
         # Reading a file already applies the normalizer to its added tokens.
-        size = len(_guarded(json.dumps, BundleError, no_tokenizer)(fields.get("added_tokens"))) * growth.encoding
+        size = len(_guarded(json.dumps, BundleError, no_tokenizer)(fields.get("added_tokens")))
+        size = (size + sum(len(token.content.encode()) for token in added)) * growth.encoding
         if size > MOST_BYTES:
             raise BundleError(f"{origin}: its normalizer may make {size} bytes of its tokens, at most {MOST_BYTES}")
-        return cls(_guarded(_read, BundleError, no_tokenizer)(content), origin, growth)
+        return cls(_guarded(_read, BundleError, no_tokenizer)(content, added), origin, growth)
+
+    def literal(self) -> LibraryTokenizer:
+        """A copy that takes special tokens in a text for ordinary text, as `split_special_tokens` of transformers.
+
+        It has one token more, `separator`, so that a text can be encoded as the part of another behind a special token.
+        """
+        copy = self._run(tokenizers.Tokenizer.from_str, self._run(self._tokenizer.to_str))
+        copy.encode_special_tokens = True
+        literal = LibraryTokenizer(copy, self.origin, self._growth)
+        # Nobody else can spell it.
+        literal.separator = f"\ufdd0{secrets.token_hex(16)}"
+        self._run(copy.add_tokens, [tokenizers.AddedToken(literal.separator, normalized=False)])
+        return literal
+
+    def is_special(self, token_id: int) -> bool:
+        """True for a special token, which a text may spell unless it is literal."""
+        token = self.added_tokens.get(token_id)
+        return token is not None and token.special
+
+    def skipped_ids(self) -> frozenset[int]:
+        """Special tokens that `skip_special_tokens` leaves out: not those that a normalizer has spelled differently."""
+        special = {token.content for token in self.added_tokens.values() if token.special}
+        return frozenset(token_id for token_id in self.added_tokens if self.token(token_id) in special)
 
     def spec(self) -> Spec:
         """The tokenizer.json that the library writes, parsed: every field is there, and of its type."""
@@ -147,8 +177,9 @@ def _components(fields: Mapping[str, Any]) -> Spec:
     return spec
 
 
-def _read(content: bytes) -> tokenizers.Tokenizer:
+def _read(content: bytes, added: Sequence[tokenizers.AddedToken]) -> tokenizers.Tokenizer:
     tokenizer = tokenizers.Tokenizer.from_buffer(content)
+    tokenizer.add_tokens(list(added))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

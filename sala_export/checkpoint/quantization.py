@@ -1,20 +1,20 @@
-"""Which projections a checkpoint holds quantised, and how: `quantization_config` in the form of compressed-tensors.
+"""Which projections a checkpoint holds quantised, and how.
 
-The tensors themselves are checked in `quantized_weights.py`; docs/quantisation.md describes the format.
+`quantization_config.py` reads it from JSON. The tensors themselves are checked in `quantized_weights.py`;
+docs/quantisation.md describes the formats.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from reprlib import repr as shown
+from collections.abc import Collection, Container, Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
 from typing import Any
 
-from ..errors import ConfigError, UnsupportedError
+from ..errors import RequestError
 from ..numerics.number_formats import E2M1_MAX, E4M3_MAX, INT4_MAX, INT8_MAX
 from ..specs import DType, Precision
-from .ignored_modules import PATTERN, is_ignored, require_quick
+from .ignored_modules import PATTERN, is_listed
 from .keymap import GATE_ROLES
 
 QUANTIZATION_FIELD = "quantization_config"
@@ -24,6 +24,8 @@ QUANTIZABLE_ROLES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_pr
 """Projections that may be quantised by themselves."""
 GATE_PATTERNS = tuple(f"{PATTERN}.*{role}" for role in GATE_ROLES)
 DEFAULT_IGNORE = (*GATE_PATTERNS, "lm_head")
+LINEAR = "Linear"
+"""The class of all projections, among the targets of a quantisation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +47,8 @@ class Scheme:
     """Fields of a group's `weights` that decide; `strategy` may also be `channel` where `group` is None."""
     input_activations: Mapping[str, Any] | None
     """Fields of a group's `input_activations`; None: activations are not quantised, products are of 16 bits."""
+    by_token: bool = False
+    """Each row of activations has a scale of its own, taken at run time, and the checkpoint holds none."""
 
     @property
     def codes_role(self) -> str:
@@ -65,6 +69,12 @@ class Scheme:
     def bits_per_weight(self) -> float:
         """Bits of one code and of its share of the scale of its group."""
         return self.bits + (self.tensors["weight_scale"].bits / self.group if self.group else 0)
+
+    def with_scales_by_token(self) -> Scheme:
+        """The same weights with a scale for each row of activations. Only for fp8 and int8."""
+        tensors = {role: dtype for role, dtype in self.tensors.items() if role != "input_scale"}
+        activations = {**(self.input_activations or {}), "strategy": "token", "dynamic": True}
+        return replace(self, tensors=tensors, input_activations=activations, by_token=True)
 
 
 _INTEGER, _FLOAT = {"type": "int", "symmetric": True}, {"type": "float", "symmetric": True}
@@ -121,13 +131,47 @@ SCHEMES: Mapping[Precision, Scheme] = {
 }
 
 
+class Packing(Enum):
+    """Where tools put the eight int4 codes of an int32, from its lowest bits up, in a matrix of [in, out]."""
+
+    ROWS = auto()
+    """Eight inputs of an output, [in / 8, out]."""
+    COLUMNS = auto()
+    """Eight outputs of an input in the order 0, 2, 4, 6, 1, 3, 5, 7, [in, out / 8]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """How a tool stores the tensors of a scheme. By default as compressed-tensors does."""
+
+    tool: str = QUANT_METHOD
+    names: Mapping[str, str] = field(default_factory=dict)
+    """What the tool calls a role, where it has another name for it."""
+    scales_divide: bool = True
+    """The global scales of nvfp4 divide. If False, they multiply."""
+    marker: str | None = None
+    """Role of a tensor that just the quantised modules have. None: the configuration lists the modules."""
+    sources: tuple[str, ...] = ()
+    """Roles of the tensors that int4 codes and scales are made from (`int4_columns.py`): codes, scales, zero points,
+    and the group of each input where the tool stores it."""
+    packing: Packing | None = None
+    """How `sources` pack their codes."""
+    zero: int = 0
+    """What they store for the zero point 8."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quantization:
-    """The contents of `quantization_config`."""
+    """What a checkpoint says of its quantisation."""
 
     scheme: Scheme
     ignore: tuple[str, ...] = DEFAULT_IGNORE
     """Modules kept in 16 bits: full names, or `re:` and an expression that matches from the start of the name."""
+    targets: tuple[str, ...] = (LINEAR,)
+    """Modules that are quantised unless they are in `ignore`: as there, or `Linear` for all projections."""
+    layout: Layout = field(default_factory=Layout)
+    notes: tuple[str, ...] = ()
+    """What the tool has asked for and does not get, in a line each."""
 
     @classmethod
     def default(cls, precision: Precision) -> Quantization:
@@ -144,7 +188,21 @@ class Quantization:
         role = module.rpartition(".")[2]
         if role not in (*QUANTIZABLE_ROLES, *GATE_ROLES, "lm_head"):
             return False
-        return not is_ignored(module, self.ignore)
+        return self._lists(module, self.targets) and not self._lists(module, self.ignore)
+
+    def of_stored(self, modules: Collection[str], names: Container[str]) -> Quantization:
+        """The same, for a tool whose configuration does not say which modules are quantised: the tensors do.
+
+        Args: `modules`, all projections; `names` of all tensors that are stored.
+        """
+        marker = self.layout.marker
+        if marker is None:
+            return self
+        return replace(self, ignore=tuple(module for module in modules if f"{module}.{marker}" not in names))
+
+    @staticmethod
+    def _lists(module: str, entries: tuple[str, ...]) -> bool:
+        return LINEAR in entries or is_listed(module, entries)
 
     def stored_bytes(self, outputs: int, inputs: int) -> int:
         """Bytes of a quantised weight [outputs, inputs] and the scales of its groups."""
@@ -169,63 +227,18 @@ class Quantization:
         }
 
 
-def read_quantization(config_fields: Mapping[str, Any], config_file: Path) -> Quantization | None:
-    """Read from the object in a config.json how its model is quantised. None if it is not.
+def require_precision(stored: Precision | None, wanted: Precision, model: str) -> None:
+    """Refuse to quantise, or to take back, what a checkpoint holds. Raises: RequestError saying what to do.
 
-    Raises: ConfigError for malformed fields, UnsupportedError for another method or scheme; both name file and field.
+    Args: `stored` is the precision of a quantised checkpoint. `model` is its name, for the message.
     """
-    fields = config_fields.get(QUANTIZATION_FIELD)
-    if fields is None:
-        return None
-    try:
-        return _quantization(fields)
-    except (ConfigError, UnsupportedError) as error:
-        raise type(error)(f"{config_file}: {QUANTIZATION_FIELD}{error}") from None
-
-
-def _quantization(fields: Any) -> Quantization:
-    """Errors begin with the path of the field below `quantization_config`."""
-    if not isinstance(fields, dict):
-        raise ConfigError(f" is {shown(fields)}, expected an object")
-    if fields.get("quant_method") != QUANT_METHOD:
-        raise UnsupportedError(
-            f".quant_method is {shown(fields.get('quant_method'))}: only {QUANT_METHOD} is read; take the original "
-            "model and quantise it with sala-export quantize"
+    if stored is None and wanted.is_quantized:
+        raise RequestError(
+            f"--precision {wanted}: {model} is not quantised; run sala-export quantize --precision {wanted} and take "
+            "the checkpoint that it writes"
         )
-    by_format = {scheme.format: scheme for scheme in SCHEMES.values()}
-    form = fields.get("format")
-    scheme = by_format.get(form) if isinstance(form, str) else None
-    if scheme is None:
-        raise UnsupportedError(f".format is {shown(form)}: known are {', '.join(by_format)}")
-    if fields.get("kv_cache_scheme") is not None:
-        raise UnsupportedError(".kv_cache_scheme is given: caches are 16 bits, quantise without it")
-    groups = fields.get("config_groups")
-    if not isinstance(groups, dict) or len(groups) != 1:
-        raise UnsupportedError(".config_groups: expected one group, all projections quantised alike")
-    ((name, group),) = groups.items()
-    where = f".config_groups.{name}"
-    if not isinstance(group, dict) or group.get("targets") != ["Linear"]:
-        raise UnsupportedError(f"{where}.targets: expected ['Linear'], with what is not quantised in ignore")
-    _check_arguments(f"{where}.weights", group.get("weights"), scheme.weights, channels=scheme.group is None)
-    _check_arguments(f"{where}.input_activations", group.get("input_activations"), scheme.input_activations)
-    ignore = fields.get("ignore", [])
-    if not isinstance(ignore, list) or not all(isinstance(entry, str) for entry in ignore):
-        raise ConfigError(f".ignore is {shown(ignore)}, expected a list of module names")
-    require_quick(ignore)
-    return Quantization(scheme=scheme, ignore=tuple(ignore))
-
-
-def _check_arguments(where: str, given: Any, expected: Mapping[str, Any] | None, *, channels: bool = False) -> None:
-    if expected is None:
-        if given is not None:
-            raise UnsupportedError(f"{where} is given, but weights of this format go with activations of 16 bits")
-        return
-    if not isinstance(given, dict):
-        raise ConfigError(f"{where} is {shown(given)}, expected an object")
-    for field, value in expected.items():
-        accepted = [value, "channel"] if field == "strategy" and channels else [value]
-        if given.get(field) not in accepted:
-            wanted = " or ".join(map(repr, accepted))
-            raise UnsupportedError(f"{where}.{field} is {shown(given.get(field))}: only {wanted} is served")
-    if given.get("actorder") not in (None, "weight", "static"):
-        raise UnsupportedError(f"{where}.actorder is {shown(given['actorder'])}: columns must stay in their order")
+    if stored not in (None, wanted):
+        raise RequestError(
+            f"--precision {wanted}: {model} is quantised to {stored}; use --precision {stored}, or the original "
+            "checkpoint"
+        )

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError, UnsupportedError
-from ..files import OpenedFile
 from ..numerics.number_formats import E4M3_VALUES
 from ..specs import DType, Precision
-from .keymap import GATE_ROLES, Weight, packs
+from .config import SalaConfig
+from .float_types import FLOAT_TYPES, as_float32
+from .int4_columns import Found, converted_int4
+from .keymap import GATE_ROLES, Weight
 from .quantization import QUANTIZABLE_ROLES, SCHEMES, Quantization, Scheme
 from .safetensors_header import TYPE_NAMES, StoredTensor
-from .tensor_location import TensorLocation, locate
+from .tensor_location import TensorFile, TensorLocation, locate
 
 _AGAIN = "quantise the original model with sala-export quantize"
 
-Found = Mapping[str, tuple[OpenedFile, StoredTensor]]
-"""File and header entry of every tensor that is wanted, by name."""
+Stored = dict[str, tuple[TensorFile, StoredTensor]]
+"""File and header entry of tensors, by name: as they are found, or in the form of compressed-tensors."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,23 +44,17 @@ class QuantizedWeight:
     """fp32, what quantised activations are multiplied with; in nvfp4 the scales of their blocks are, and it is the
     reciprocal of the stored `input_global_scale`. None: activations are not quantised."""
 
+    data_name: str
+    """Name of the tensor of codes."""
+    scale_name: str
+    input_scale_name: str | None
+    """Name of the scale of the input, in fp8 and int8, unless each row has its own."""
+    by_token: bool = False
+    """Each row of the input has a scale of its own, `largest magnitude / largest code`, taken at run time."""
+
     @property
     def scheme(self) -> Scheme:
         return SCHEMES[self.precision]
-
-    @property
-    def data_name(self) -> str:
-        """Name of the tensor of codes."""
-        return self._tensor_name(self.scheme.codes_role)
-
-    @property
-    def scale_name(self) -> str:
-        return self._tensor_name("weight_scale")
-
-    @property
-    def input_scale_name(self) -> str:
-        """Name of the scale of the input, in fp8 and int8."""
-        return self._tensor_name("input_scale")
 
     @property
     def data(self) -> TensorLocation:
@@ -71,85 +68,136 @@ class QuantizedWeight:
         """The scales [blocks along the output, blocks along the input], without `global_scale`."""
         return _as_float32(self.scale).reshape(self.scale_shape)
 
-    def _tensor_name(self, role: str) -> str:
-        return self.name.removesuffix("weight") + role
+    @property
+    def product(self) -> tuple[float | None, float]:
+        """What weights must have in common to be one product: the scales that it has once."""
+        return self.input_scale, self.global_scale
 
 
 def tensor_names(weight: Weight, quantization: Quantization) -> tuple[str, ...]:
     """The tensors that a checkpoint holds in place of a quantised weight."""
-    return tuple(weight.name.removesuffix("weight") + role for role in quantization.scheme.tensors)
+    layout, module = quantization.layout, weight.name.removesuffix("weight")
+    roles = layout.sources or [layout.names.get(role, role) for role in quantization.scheme.tensors]
+    return tuple(module + role for role in roles)
+
+
+def unread_names(config: SalaConfig, quantization: Quantization) -> tuple[str, ...]:
+    """Tensors that a checkpoint holds for caches of fewer bits, as `Quantization.notes` says that they are left out."""
+    prefixes = [f"model.layers.{layer}.self_attn." for layer in range(config.num_hidden_layers)]
+    places = {"k_scale": ("", "k_proj."), "v_scale": ("", "v_proj.")} if quantization.notes else {}
+    return tuple(prefix + place + name for prefix in prefixes for name in places for place in places[name])
 
 
 def quantized_weights(
-    all_weights: Iterable[Weight], quantization: Quantization, found: Found
+    all_weights: Iterable[Weight], quantization: Quantization, found: Found, folder: Path
 ) -> dict[str, QuantizedWeight]:
     """Check the tensors of every weight that `quantization` covers; returns them by the name of the weight.
 
+    Args: `folder`, of the checkpoint, where messages place what is converted.
     Raises: UnsupportedError for a module that cannot be quantised; CheckpointError naming file and tensor.
     """
     covered = [weight for weight in all_weights if quantization.covers(weight.name)]
     for weight in covered:
-        if weight.role not in (*QUANTIZABLE_ROLES, *GATE_ROLES):
-            raise UnsupportedError(f"{weight.name} is quantised: only projections of layers may be, list it in ignore")
-        group = quantization.scheme.group or 1
-        if weight.shape[1] % group:
-            raise UnsupportedError(
-                f"{weight.name} has {weight.shape[1]} inputs, no multiple of the groups of {group} in "
-                f"{quantization.precision}: quantise to fp8 or int8"
-            )
-    quantized = {weight.name: _quantized_weight(weight, quantization.scheme, found) for weight in covered}
-    _check_packs(all_weights, quantized)
-    return quantized
+        _require_quantizable(weight, quantization)
+    stored: Stored = dict(found)
+    if quantization.layout.sources and covered:
+        wanted = {name: found[name] for weight in covered for name in tensor_names(weight, quantization)}
+        file = converted_int4(covered, quantization, wanted, folder)
+        stored = {name: (file, tensor) for name, tensor in file.tensors().items()}
+    return {weight.name: _Reader(weight, quantization, stored).weight() for weight in covered}
+
+
+def _require_quantizable(weight: Weight, quantization: Quantization) -> None:
+    if weight.role not in (*QUANTIZABLE_ROLES, *GATE_ROLES):
+        raise UnsupportedError(f"{weight.name} is quantised: only projections of layers may be, list it in ignore")
+    group = quantization.scheme.group or 1
+    if weight.shape[1] % group:
+        raise UnsupportedError(
+            f"{weight.name} has {weight.shape[1]} inputs, no multiple of the groups of {group} in "
+            f"{quantization.precision}: quantise to fp8 or int8"
+        )
 
 
 _SCALARS = ((1,), ())
 
 
-def _quantized_weight(weight: Weight, scheme: Scheme, found: Found) -> QuantizedWeight:
-    (outputs, inputs), module = weight.shape, weight.name.removesuffix("weight")
-    tensors: dict[str, TensorLocation] = {}
+class _Reader:
+    """Checks the tensors of one weight."""
 
-    def tensor(role: str, *shapes: tuple[int, ...]) -> TensorLocation:
-        name, dtype = module + role, scheme.tensors[role]
-        tensors[name] = locate(found[name][0], name, found[name][1], {TYPE_NAMES[dtype]: dtype}, shapes, _AGAIN)
-        return tensors[name]
+    def __init__(self, weight: Weight, quantization: Quantization, stored: Stored) -> None:
+        self._weight, self._scheme, self._layout, self._stored = (
+            weight,
+            quantization.scheme,
+            quantization.layout,
+            stored,
+        )
+        self._tensors: dict[str, TensorLocation] = {}
 
-    def scalar(role: str) -> float | None:
-        """The number in a tensor, if the scheme has it."""
-        if role not in scheme.tensors:
+    def weight(self) -> QuantizedWeight:
+        scheme, (outputs, inputs) = self._scheme, self._weight.shape
+        self._tensor(scheme.codes_role, (outputs, inputs // scheme.codes_per_element))
+        scale = self._tensor("weight_scale", *self._scale_shapes())
+        if self._name("weight_shape") in self._stored:
+            self._check_shape()
+        global_scale, input_scale = self._factor("weight_global_scale"), self._factor("input_global_scale")
+        if "input_scale" in scheme.tensors:
+            input_scale = self._number("input_scale")
+        rows, columns = (*scale.shape, 1, 1)[:2]
+        _require_positive(scale, self._name("weight_scale"), zero=scheme.group is not None)
+        return QuantizedWeight(
+            name=self._weight.name,
+            precision=scheme.precision,
+            shape=(outputs, inputs),
+            tensors=self._tensors,
+            scale_shape=(rows, columns),
+            global_scale=1.0 if global_scale is None else global_scale,
+            input_scale=input_scale,
+            data_name=self._name(scheme.codes_role),
+            scale_name=self._name("weight_scale"),
+            input_scale_name=self._name("input_scale") if "input_scale" in scheme.tensors else None,
+            by_token=scheme.by_token,
+        )
+
+    def _name(self, role: str) -> str:
+        return self._weight.name.removesuffix("weight") + self._layout.names.get(role, role)
+
+    def _scale_shapes(self) -> list[tuple[int, ...]]:
+        scheme, (outputs, inputs) = self._scheme, self._weight.shape
+        if scheme.group is None:
+            return [*_SCALARS, (outputs, 1), (outputs,)]
+        groups = inputs // scheme.group
+        if scheme.precision is not Precision.INT4:
+            return [(outputs, groups)]
+        # One scale may hold for several groups.
+        return [(outputs, count) for count in range(groups, 0, -1) if groups % count == 0]
+
+    def _tensor(self, role: str, *shapes: tuple[int, ...]) -> TensorLocation:
+        name, dtype = self._name(role), self._scheme.tensors[role]
+        dtypes = FLOAT_TYPES if dtype in FLOAT_TYPES.values() else {TYPE_NAMES[dtype]: dtype}
+        file, stored = self._stored[name]
+        self._tensors[name] = locate(file, name, stored, dtypes, shapes, _AGAIN)
+        return self._tensors[name]
+
+    def _number(self, role: str) -> float:
+        """The number in a tensor, exactly an fp32 number."""
+        return _require_positive(self._tensor(role, *_SCALARS), self._name(role), zero=False).item()
+
+    def _factor(self, role: str) -> float | None:
+        """A global scale as a factor. None if the scheme has none."""
+        if role not in self._scheme.tensors:
             return None
-        return _require_positive(tensor(role, *_SCALARS), module + role, zero=False).item()
+        number = self._number(role)
+        return float(np.float32(1) / np.float32(number)) if self._layout.scales_divide else number
 
-    tensor(scheme.codes_role, (outputs, inputs // scheme.codes_per_element))
-    scales = [(outputs, inputs // scheme.group)] if scheme.group else [*_SCALARS, (outputs, 1)]
-    scale = tensor("weight_scale", *scales)
-    if "weight_shape" in scheme.tensors:
-        _check_shape(tensor("weight_shape", (2,)), weight)
-        del tensors[f"{module}weight_shape"]
-    global_scale = _reciprocal(scalar("weight_global_scale"))
-    input_scale = scalar("input_scale") or _reciprocal(scalar("input_global_scale"))
-    blocks = (1, 1) if scale.shape in _SCALARS else (scale.shape[0], scale.shape[1])
-    _require_positive(scale, f"{module}weight_scale", zero=scheme.group is not None)
-    return QuantizedWeight(
-        name=weight.name,
-        precision=scheme.precision,
-        shape=(outputs, inputs),
-        tensors=tensors,
-        scale_shape=blocks,
-        global_scale=1.0 if global_scale is None else global_scale,
-        input_scale=input_scale,
-    )
-
-
-def _reciprocal(value: float | None) -> float | None:
-    return None if value is None else float(np.float32(1) / np.float32(value))
-
-
-def _check_shape(where: TensorLocation, weight: Weight) -> None:
-    given = where.raw().view("<i8").tolist()
-    if given != list(weight.shape):
-        name = weight.name.removesuffix("weight") + "weight_shape"
-        raise CheckpointError(f"{where.file}: {name} says {given}, but config.json calls for {list(weight.shape)}")
+    def _check_shape(self) -> None:
+        where = self._tensor("weight_shape", (2,))
+        given, name = where.raw().view("<i8").tolist(), self._name("weight_shape")
+        # No number depends on it.
+        del self._tensors[name]
+        if given != list(self._weight.shape):
+            raise CheckpointError(
+                f"{where.file}: {name} says {given}, but config.json calls for {list(self._weight.shape)}"
+            )
 
 
 def _require_positive(where: TensorLocation, name: str, *, zero: bool) -> NDArray[np.float32]:
@@ -167,33 +215,4 @@ def _require_positive(where: TensorLocation, name: str, *, zero: bool) -> NDArra
 
 def _as_float32(where: TensorLocation) -> NDArray[np.float32]:
     raw = where.raw()
-    match where.dtype:
-        case DType.FLOAT32:
-            return raw.view("<f4").astype(np.float32, copy=False)
-        case DType.BFLOAT16:
-            return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
-        case _:
-            return E4M3_VALUES[raw]
-
-
-def _check_packs(all_weights: Iterable[Weight], quantized: Mapping[str, QuantizedWeight]) -> None:
-    """What one product of the graph takes together must be quantised together."""
-    for pack in packs(all_weights):
-        own = [weight.name for weight in pack if weight.role not in GATE_ROLES]
-        inside = [quantized[weight.name] for weight in pack if weight.name in quantized]
-        if inside and not all(name in quantized for name in own):
-            apart = ", ".join(name for name in own if name not in quantized)
-            raise CheckpointError(
-                f"{inside[0].name} is quantised, but {apart}, of the same product, not: list all in ignore or none"
-            )
-        if not inside:
-            continue
-        for what, values in (
-            ("input_scale", [weight.input_scale for weight in inside]),
-            ("weight_global_scale", [weight.global_scale for weight in inside]),
-        ):
-            if len(set(values)) > 1:
-                raise CheckpointError(
-                    f"{inside[0].data.file}: {', '.join(weight.name for weight in inside)} are one product, but their "
-                    f"scales {what} differ: {_AGAIN}"
-                )
+    return E4M3_VALUES[raw] if where.dtype is DType.FLOAT8_E4M3FN else as_float32(raw, where.dtype)

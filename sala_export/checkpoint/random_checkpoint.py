@@ -14,13 +14,12 @@ from ..progress import ProgressCallback, silent
 from ..specs import QUANTIZED_PRECISIONS, TOKENIZER_FILE, Precision, format_bytes
 from ..staging import MARKER, require_free_path, staged_directory
 from .config import SalaConfig
-from .folder import CONFIG_FILE
+from .folder import CONFIG_FILE, INDEX_FILE
 from .keymap import Weight, packs, weights
 from .presets import preset
 from .quantization import QUANTIZATION_FIELD, Quantization
 from .random_quantized import RandomQuantizedWeights
 from .random_weights import RandomWeights
-from .reader import INDEX_FILE
 from .safetensors_writer import NewTensor, write_safetensors
 from .synthetic_tokenizer import build_tokenizer, tokenizer_config
 

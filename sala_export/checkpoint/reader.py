@@ -6,39 +6,39 @@ here imports torch until a tensor is asked for.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from reprlib import repr as shown
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointError, RequestError, printable
+from ..errors import CheckpointError, printable
 from ..files import Directory, OpenedFile, TextFile, read_json
 from ..specs import DType, Precision
 from .background_hashes import BackgroundHashes
 from .config import SalaConfig
-from .folder import CheckpointFolder
+from .float_types import FLOAT_TYPES, common_type
+from .folder import INDEX_FILE, WEIGHTS_FILE, CheckpointFolder
 from .keymap import Weight, weights
-from .quantization import Quantization
-from .quantized_weights import QuantizedWeight, quantized_weights, tensor_names
+from .quantization import Quantization, require_precision
+from .quantized_weights import QuantizedWeight, quantized_weights, tensor_names, unread_names
 from .safetensors_header import StoredTensor, read_header
-from .tensor_location import TensorLocation, locate
+from .surplus import require_no_surplus
+from .tensor_location import TensorFile, TensorLocation, locate
 
 if TYPE_CHECKING:
     import torch
 
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
+logger = logging.getLogger(__name__)
 
-_WEIGHT_DTYPES = {"BF16": DType.BFLOAT16, "F16": DType.FLOAT16, "F32": DType.FLOAT32}
 _CONVERT = "convert the checkpoint to bfloat16"
 _NAMED_IN_ERRORS = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """A checked checkpoint: every weight that `config` calls for exists, whole, in the right shape and in one type.
+    """A checked checkpoint: every weight that `config` calls for exists, whole and in the right shape.
 
     Weights that `quantization` covers are in `quantized`, all others in `locations`.
     """
@@ -47,7 +47,8 @@ class Checkpoint:
     """For messages."""
     config: SalaConfig
     dtype: DType
-    """Type of all weights that are not quantised: float32, float16 or bfloat16."""
+    """What the checkpoint counts as, float32, float16 or bfloat16: the type of most elements that are not quantised.
+    Each tensor has its own type in `locations`."""
     locations: Mapping[str, TensorLocation]
     """Weights by name, in the order of `keymap.weights`. Other tensors of the files are left out."""
     quantization: Quantization | None = None
@@ -68,25 +69,23 @@ class Checkpoint:
         """
         folder = directory if isinstance(directory, CheckpointFolder) else CheckpointFolder.open(directory)
         config = folder.config if layers is None else folder.config.truncated(layers)
-        quantization = folder.quantization()
-        names: list[str] = []
-        plain = []
-        for weight in weights(config):
-            if quantization is not None and quantization.covers(weight.name):
-                names += tensor_names(weight, quantization)
-            else:
-                names.append(weight.name)
-                plain.append(weight)
-        found = _find(folder.directory, names)
+        quantization = _quantization(folder)
+        unread = unread_names(folder.config, quantization) if quantization else ()
+        owned = [*_stored_names(folder.config, quantization), *unread]
+        require_no_surplus(folder.directory, folder.config, owned)
+        for note in quantization.notes if quantization else ():
+            logger.warning("%s: %s", folder.path, note)
+        plain = [weight for weight in weights(config) if not (quantization and quantization.covers(weight.name))]
+        found = _find(folder.directory, _stored_names(config, quantization))
         locations = {weight.name: _plain(*found[weight.name], weight) for weight in plain}
         folder.directory.require_unchanged()
         return cls(
             directory=folder.path,
             config=config,
-            dtype=_common_dtype(locations),
+            dtype=common_type(locations),
             locations=locations,
             quantization=quantization,
-            quantized=quantized_weights(weights(config), quantization, found) if quantization else {},
+            quantized=quantized_weights(weights(config), quantization, found, folder.path) if quantization else {},
             folder=folder,
         )
 
@@ -107,20 +106,11 @@ class Checkpoint:
         if lacking:
             raise CheckpointError(f"{directory} has no {_listed(lacking)} among its weights, in a type to compute with")
         locations = {weight.name: _plain(*stored[weight.name], weight) for weight in wanted}
-        return cls(directory=directory, config=config, dtype=_common_dtype(locations), locations=locations)
+        return cls(directory=directory, config=config, dtype=common_type(locations), locations=locations)
 
     def require_precision(self, precision: Precision) -> None:
         """Refuse to quantise, or to take back, what the checkpoint holds. Raises: RequestError saying what to do."""
-        if self.precision is None and precision.is_quantized:
-            raise RequestError(
-                f"--precision {precision}: {self.directory} is not quantised; run sala-export quantize --precision "
-                f"{precision} and take the checkpoint that it writes"
-            )
-        if self.precision not in (None, precision):
-            raise RequestError(
-                f"--precision {precision}: {self.directory} is quantised to {self.precision}; use --precision "
-                f"{self.precision}, or the original checkpoint"
-            )
+        require_precision(self.precision, precision, str(self.directory))
 
     def tensors(self) -> dict[str, TensorLocation]:
         """Every stored tensor that the numbers of the model depend on, by its name."""
@@ -158,8 +148,8 @@ class Checkpoint:
         hashes = {name: where.sha256 for name, where in self.tensors().items()}
         return {name: sha256 for name, sha256 in hashes.items() if sha256 is not None}
 
-    def shard_files(self) -> dict[str, OpenedFile]:
-        """The files that hold the weights, by their names in the checkpoint."""
+    def shard_files(self) -> dict[str, TensorFile]:
+        """The files that hold the weights, by the names that they have in a bundle."""
         return {location.file.path.name: location.file for location in self.tensors().values()}
 
     def text_files(self) -> dict[str, TextFile]:
@@ -193,6 +183,33 @@ class Checkpoint:
         return quantized + sum(location.length for location in self.locations.values())
 
 
+def _quantization(folder: CheckpointFolder) -> Quantization | None:
+    """How the model is quantised, and which of its projections are."""
+    quantization = folder.quantization()
+    if quantization is None or quantization.layout.marker is None:
+        return quantization
+    modules = [weight.name.removesuffix(".weight") for weight in weights(folder.config)]
+    return quantization.of_stored(modules, _all_names(folder.directory))
+
+
+def _all_names(directory: Directory) -> Container[str]:
+    """Names of all tensors of a directory."""
+    if directory.has(WEIGHTS_FILE):
+        return read_header(directory.open(WEIGHTS_FILE))
+    return _weight_map(directory)
+
+
+def _stored_names(config: SalaConfig, quantization: Quantization | None) -> list[str]:
+    """The tensors that stand for the weights of `config`."""
+    names: list[str] = []
+    for weight in weights(config):
+        if quantization and quantization.covers(weight.name):
+            names += tensor_names(weight, quantization)
+        else:
+            names.append(weight.name)
+    return names
+
+
 def _find(directory: Directory, names: Sequence[str]) -> dict[str, tuple[OpenedFile, StoredTensor]]:
     """Shard and header entry of every wanted tensor."""
     single = directory.has(WEIGHTS_FILE)
@@ -213,8 +230,8 @@ def _find(directory: Directory, names: Sequence[str]) -> dict[str, tuple[OpenedF
     return {name: (files[shard_of[name]], headers[shard_of[name]][name]) for name in names}
 
 
-def _read_index(directory: Directory, names: Iterable[str]) -> dict[str, str]:
-    """The name of the shard that the index gives for each of `names`."""
+def _weight_map(directory: Directory) -> dict[str, Any]:
+    """What the index of a directory gives for each tensor."""
     if not directory.has(INDEX_FILE):
         raise CheckpointError(
             f"{directory} has neither {WEIGHTS_FILE} nor {INDEX_FILE}: weights must be safetensors files"
@@ -224,6 +241,12 @@ def _read_index(directory: Directory, names: Iterable[str]) -> dict[str, str]:
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{file} has no weight_map object: download it again")
+    return weight_map
+
+
+def _read_index(directory: Directory, names: Iterable[str]) -> dict[str, str]:
+    """The name of the shard that the index gives for each of `names`."""
+    weight_map, file = _weight_map(directory), directory.open(INDEX_FILE)
     unlisted = [name for name in names if name not in weight_map]
     if unlisted:
         raise CheckpointError(f"{file} does not list {_listed(unlisted)}: it is incomplete or of another model")
@@ -249,20 +272,7 @@ def _is_bare_name(shard: object) -> bool:
 
 def _plain(file: OpenedFile, stored: StoredTensor, weight: Weight) -> TensorLocation:
     """A weight that is not quantised."""
-    return locate(file, weight.name, stored, _WEIGHT_DTYPES, [weight.shape], _CONVERT)
-
-
-def _common_dtype(locations: Mapping[str, TensorLocation]) -> DType:
-    """The one type of all weights: a graph reads them in place, so it cannot convert some of them."""
-    (common, count), *others = Counter(location.dtype for location in locations.values()).most_common()
-    if others:
-        odd = [name for name, location in locations.items() if location.dtype != common]
-        file = locations[odd[0]].file
-        raise file.error(
-            f"{file}: {_listed(odd)} is not {common} as the other {count} weights are: "
-            "convert the checkpoint to one type"
-        )
-    return common
+    return locate(file, weight.name, stored, FLOAT_TYPES, [weight.shape], _CONVERT)
 
 
 def _listed(names: list[str]) -> str:

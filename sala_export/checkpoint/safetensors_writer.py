@@ -53,16 +53,8 @@ def write_safetensors(
     Args: `advance` is told the bytes of every block that was written.
     Raises: ValueError if the blocks of a tensor are not as large as its shape and type say.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for tensor in tensors:
-        begin, end = end, end + tensor.bytes
-        header[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": (begin, end)}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    # The format pads its header with spaces so that data start at a multiple of 8.
-    text += b" " * (-len(text) % _ALIGNMENT_BYTES)
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)
+        file.write(header_of(tensors))
         for tensor in tensors:
             written = 0
             for block in tensor.blocks():
@@ -71,3 +63,16 @@ def write_safetensors(
                 advance(block.nbytes)
             if written != tensor.bytes:
                 raise ValueError(f"{tensor.name} has {written} bytes, its shape and type need {tensor.bytes}")
+
+
+def header_of(tensors: Sequence[NewTensor]) -> bytes:
+    """What a file of these tensors has before their bytes."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for tensor in tensors:
+        begin, end = end, end + tensor.bytes
+        header[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": (begin, end)}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    # The format pads its header with spaces so that data start at a multiple of 8.
+    text += b" " * (-len(text) % _ALIGNMENT_BYTES)
+    return len(text).to_bytes(LENGTH_BYTES, "little") + text

@@ -4,23 +4,58 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..files import OpenedFile
+from ..errors import InputError
 from ..specs import DType
 from .safetensors_header import StoredTensor
+
+
+class TensorFile(Protocol):
+    """A file that holds tensors: an `OpenedFile`, or a `ConvertedFile` that nobody has written."""
+
+    path: Path
+    """For messages. Its last part is the name of the file in a bundle."""
+    size: int
+    """Bytes."""
+    error: type[InputError]
+    """What is raised for whatever is wrong with the file."""
+
+    def require_unchanged(self) -> None:
+        """Refuse what was read if something wrote to the file meanwhile. Raises: `error`."""
+
+    def remember(self, offset: int, length: int, sha256: str) -> None:
+        """Keep the SHA-256 of a range of bytes. Raises: `error` if the same range had another one before."""
+
+    def remembered(self, offset: int, length: int) -> str | None:
+        """SHA-256 of a range of bytes as it was read. None if nobody has hashed just this range."""
+
+    def is_at(self, status: os.stat_result) -> bool:
+        """True if `status` is of this very file."""
+
+    def copied(self, target: Path) -> Iterator[int]:
+        """Copy the file to the new file `target`. Gives the bytes of each block that is copied. Raises: `error`."""
+
+    def blocks(self, offset: int, length: int) -> Iterator[memoryview]:
+        """Read a range of bytes in blocks, each valid until the next. Raises: `error`."""
+
+    def read_into(self, offset: int, block: memoryview) -> None:
+        """Fill `block`, of bytes, from `offset`. Raises: `error`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorLocation:
     """The bytes of a tensor: little endian, row major, contiguous."""
 
-    file: OpenedFile
-    """The shard of the checkpoint."""
+    file: TensorFile
+    """A shard of the checkpoint, or the file of what is converted."""
     offset: int
     """Bytes from the start of the file; not always a multiple of the element size."""
     length: int
@@ -52,7 +87,7 @@ class TensorLocation:
 
 
 def locate(
-    file: OpenedFile,
+    file: TensorFile,
     name: str,
     stored: StoredTensor,
     dtypes: Mapping[str, DType],

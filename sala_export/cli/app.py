@@ -17,6 +17,8 @@ from ..extras import extras_named
 from ..installation import VERSION
 from .cmd_bench import bench
 from .cmd_build import build
+from .cmd_chat import chat
+from .cmd_doctor import doctor
 from .cmd_export import export
 from .cmd_generate import generate
 from .cmd_inspect import inspect
@@ -24,6 +26,7 @@ from .cmd_kernels import kernels
 from .cmd_plan import plan
 from .cmd_quantize import quantize
 from .cmd_random_checkpoint import random_checkpoint
+from .cmd_tokenize import detokenize, tokenize
 from .cmd_verify import verify
 from .output import show_log, stderr_console
 from .signals import exit_code_of_signal, interrupt_work, leave_at_once, was_interrupted
@@ -48,7 +51,11 @@ def cli(context: click.Context, verbose: int) -> None:
     show_log(context.obj, verbose)
 
 
-for command in (plan, quantize, build, verify, generate, bench, inspect, export, kernels, random_checkpoint):
+_COMMANDS = (
+    *(plan, quantize, build, verify, generate, chat, tokenize, detokenize, bench, inspect, export, kernels, doctor),
+    random_checkpoint,
+)
+for command in _COMMANDS:
     cli.add_command(command)
 
 

@@ -17,7 +17,9 @@ from .output import print_json
 @click.argument("model")
 @weights_option
 @click.option(
-    "--context", type=TokenList(), default="64K,128K", show_default=True, help="Prompt lengths to measure, in tokens."
+    "--context",
+    type=TokenList(),
+    help="Prompt lengths to measure, in tokens.  [default: 64K,128K on a GPU, 1K,2K on a CPU]",
 )
 @click.option(
     "--new-tokens",
@@ -49,7 +51,7 @@ def bench(
     /,
     model: str,
     weights: Path | None,
-    context: tuple[int, ...],
+    context: tuple[int, ...] | None,
     new_tokens: int,
     repeats: int,
     chunk_tokens: int | None,
@@ -62,7 +64,12 @@ def bench(
     """Measure time to the first token, decode rate and memory.
 
     MODEL is a bundle, or a checkpoint directory or hub id with --runtime torch. Prompts are random tokens at batch 1.
-    If a context does not fit, the command says so before it measures anything.
+    If a context does not fit, the command says so before it measures anything. Each length begins with a word about how
+    long its runs will take. For example:
+
+    \b
+      sala-export bench sala.sala
+      sala-export bench sala.sala --context 512K,1M --repeats 1
     """
     from ..benchmark.measure import BenchmarkRequest
     from ..benchmark.report import describe, table

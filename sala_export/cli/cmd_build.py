@@ -26,8 +26,8 @@ from .output import progress_display
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
-    help="Quantise the model first, with these text samples (JSON lines). The quantised checkpoint is saved as "
-    "MODEL-PRECISION beside the bundle.",
+    help="Text samples (JSON lines) to quantise the model with, if --precision asks for that. The quantised checkpoint "
+    "is saved as MODEL-PRECISION beside the bundle.  [default: the text that ships with sala-export]",
 )
 @click.option(
     "--no-weights",
@@ -51,7 +51,7 @@ def build(
     calibration: Path | None,
     no_weights: bool,
     output: Path | None,
-    copy: bool,
+    link: bool,
     force: bool,
 ) -> None:
     """Build a bundle: a TensorRT engine and everything that a runtime needs.
@@ -63,10 +63,14 @@ def build(
     from ..engine.recipe import load_target
     from ..engine.request import EngineRequest
 
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True)
+
     source = ModelRequest(model=model, revision=revision, layers=layers)
     engine = EngineRequest.from_options(
         load_target(gpu),
-        precision=source.stored_precision() if precision is None else precision,
+        precision=precision,
+        stored=source.stored_precision(),
         max_context=max_context,
         prefill_chunk=prefill_chunk,
         max_batch=max_batch,
@@ -76,14 +80,13 @@ def build(
         model=source,
         engine=engine,
         output=output or Path(f"{source.name}-{engine.target.name}-{engine.precision}.sala"),
-        copy_weights=copy,
+        may_round=precision is not None,
+        link_weights=link,
         include_weights=not no_weights,
         force=force,
     )
     with progress_display(console) as on_progress:
-        if calibration is not None:
-            from ..calibration.samples import SampleRequest
-
-            request = quantize_for_build(request, SampleRequest(file=calibration), on_progress)
+        if calibration is not None or (engine.precision.is_quantized and source.stored_quantization() is None):
+            request = quantize_for_build(request, calibration, say, on_progress)
         bundle = build_bundle(request, on_progress)
     click.echo(str(bundle.directory))

@@ -30,7 +30,7 @@ def export(
     layers: int | None,
     precision: str | None,
     output: Path,
-    copy: bool,
+    link: bool,
     force: bool,
 ) -> None:
     """Write only the ONNX graph, with the checkpoint's own weight files beside it."""
@@ -40,5 +40,13 @@ def export(
     request = ModelRequest(model=model, revision=revision, layers=layers)
     chosen = Precision(precision) if precision else request.stored_precision() or Precision.BF16
     with progress_display(console) as on_progress:
-        export_onnx(request, output, chosen, copy_weights=copy, force=force, on_progress=on_progress)
+        export_onnx(
+            request,
+            output,
+            chosen,
+            may_round=precision is not None,
+            link_weights=link,
+            force=force,
+            on_progress=on_progress,
+        )
     click.echo(str(output))

@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import click
 from rich.console import Console
 
-from ..errors import RequestError, SalaError, SessionError, StateError, UnsupportedError, printable_text
+from ..errors import RequestError, SalaError, SessionError, StateError
 from ..files import OpenedFile
-from ..specs import RUNTIMES
+from .chat_options import Chat, ChatOptions, chat_options, require_sense
 from .generate_display import PrefillDisplay
-from .generate_prompt import PromptSource, prompt_ids, require_chat
+from .generate_prompt import PromptSource, prompt_ids
 from .generate_state import open_target, require_room, saved_at_the_end
-from .options import MOST_COUNT, SEED, FiniteRange, Tokens, weights_option
-from .output import load_progress, progress_display
-from .signals import raise_received, raising
+from .options import Tokens, weights_option
+from .sampling_options import Sampling, sampling_options
+from .signals import raise_received
+from .text_model import load_weights, open_text_model, runtime_option, show_answer
 
 if TYPE_CHECKING:
-    from ..runtime.model import Model
     from ..runtime.session import PrefillProgress, Session
-    from ..runtime.text import Tokenizer
-
-
-class _Sampling(TypedDict):
-    """Options that go to `Session.generate` as they are."""
-
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-    top_k: int
-    repetition_penalty: float
-    seed: int
 
 
 @click.command()
@@ -45,41 +31,8 @@ class _Sampling(TypedDict):
 @click.option("--prompt", help="The prompt.")
 @click.option("--prompt-file", metavar="FILE", help="Read the prompt from this UTF-8 file of any length. - is stdin.")
 @click.option("--chat", is_flag=True, help="Wrap the prompt in the checkpoint's chat template.")
-@click.option(
-    "--max-new-tokens",
-    type=click.IntRange(min=0, max=MOST_COUNT),
-    default=256,
-    show_default=True,
-    help="Stop after this many tokens.",
-)
-@click.option(
-    "--temperature",
-    type=FiniteRange(min=0),
-    default=0.0,
-    show_default=True,
-    help="Sampling temperature. 0 always picks the most likely token.",
-)
-@click.option(
-    "--top-p",
-    type=FiniteRange(min=0, min_open=True, max=1),
-    default=1.0,
-    show_default=True,
-    help="Sample only from the most likely tokens that together have this probability.",
-)
-@click.option(
-    "--top-k",
-    type=click.IntRange(min=0, max=MOST_COUNT),
-    default=0,
-    help="Sample only from the k most likely tokens. 0 means all.",
-)
-@click.option(
-    "--repetition-penalty",
-    type=FiniteRange(min=0.01, max=100),
-    default=1.0,
-    show_default=True,
-    help="Values above 1 make repetition less likely.",
-)
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed for sampling.")
+@chat_options
+@sampling_options
 @click.option("--max-context", type=Tokens(), help="Room for prompt and answer together, e.g. 64K or 1M.")
 @click.option(
     "--save-state",
@@ -91,14 +44,7 @@ class _Sampling(TypedDict):
     type=click.Path(path_type=Path),
     help="Continue a saved conversation. With --chat, the prompt is the next turn.",
 )
-@click.option(
-    "--runtime",
-    type=click.Choice(RUNTIMES),
-    default="auto",
-    show_default=True,
-    help="tensorrt runs on a GPU that the bundle was built for, onnxruntime on the CPU, torch on any GPU or the CPU. "
-    "torch also takes checkpoints. auto chooses between tensorrt and onnxruntime.",
-)
+@runtime_option
 @click.pass_obj
 def generate(
     console: Console,
@@ -112,7 +58,10 @@ def generate(
     save_state: Path | None,
     load_state: Path | None,
     runtime: str,
-    **sampling: Unpack[_Sampling],
+    system: str | None,
+    template_var: tuple[tuple[str, object], ...],
+    chat_template: str | None,
+    **sampling: Unpack[Sampling],
 ) -> None:
     """Answer a prompt with a bundle, and print the text while it is generated.
 
@@ -120,12 +69,18 @@ def generate(
     """
     if (prompt is None) == (prompt_file is None):
         raise RequestError("give the prompt either as --prompt TEXT or as --prompt-file FILE")
+    options = ChatOptions(system=system, template_var=template_var, chat_template=chat_template)
+    require_sense(options, chat=chat, goes_on=load_state is not None)
     with ExitStack() as stack:
         source = PromptSource.open(prompt, prompt_file, stack)
         target = None if save_state is None else open_target(save_state, stack)
         if load_state is not None:
             OpenedFile.open(load_state, error=StateError)
-        model, tokenizer = _load(console, bundle, runtime, weights, chat=chat, goes_on=load_state is not None)
+        opened, tokenizer = open_text_model(bundle, runtime=runtime, weights=weights)
+        chosen = Chat.choose(tokenizer, options) if chat else None
+        if chosen is not None:
+            chosen.try_out(source, goes_on=load_state is not None)
+        model = load_weights(console, opened, tokenizer, runtime=runtime)
         model.check_generate(**sampling)
         if load_state is None:
             session = model.session(max_context=max_context)
@@ -135,7 +90,7 @@ def generate(
         # A prompt that is known whole is refused whole.
         fills = target is not None and source.file is not None
         ids: Iterable[list[int]] = prompt_ids(
-            source, tokenizer, session, chat=chat, fills=fills, stop_tokens=stop_tokens
+            source, tokenizer, session, chat=chosen, fills=fills, stop_tokens=stop_tokens
         )
         if source.file is None:
             ids = [*ids]
@@ -144,38 +99,7 @@ def generate(
         with saved_at_the_end(console, session, target):
             _prefill(console, session, ids, source, goes_on_after_error=target is not None)
             if sampling["max_new_tokens"]:
-                _answer(console, session, tokenizer, sampling)
-
-
-def _load(
-    console: Console, bundle: Path, runtime: str, weights: Path | None, *, chat: bool, goes_on: bool
-) -> tuple[Model, Tokenizer]:
-    """The model and its tokenizer, whose chat template is tried before the weights are loaded."""
-    from ..loading import TORCH, load
-    from ..model_source import ModelSource
-    from ..runtime.text import Tokenizer
-
-    source = (
-        ModelSource.open(bundle, other_weights=weights)
-        if runtime == TORCH
-        else ModelSource.of_bundle(bundle, other_weights=weights)
-    )
-    texts = source.text_files()
-    if not texts:
-        raise UnsupportedError(
-            f"{bundle} has no tokenizer, so it cannot read text: use sala_export.load and token ids, or build it again "
-            "from a checkpoint with tokenizer.json"
-        )
-    tokenizer = Tokenizer.from_files(texts)
-    if chat:
-        require_chat(tokenizer).around_prompt(goes_on=goes_on)
-    if runtime == TORCH:
-        model = load(source, runtime=runtime, tokenizer=tokenizer)
-    else:
-        with progress_display(console) as on_progress:
-            shown = load_progress(on_progress)
-            model = load(source, runtime=runtime, tokenizer=tokenizer, on_progress=shown)
-    return model, tokenizer
+                show_answer(console, session, tokenizer, sampling)
 
 
 def _prefill(
@@ -210,21 +134,3 @@ def _prefill(
                 raise
     if errors:
         raise errors[0]
-
-
-def _answer(console: Console, session: Session, tokenizer: Tokenizer, sampling: _Sampling) -> None:
-    start, position = time.monotonic(), session.position
-    decoder = tokenizer.stream_decoder()
-    for token_id in session.generate_tokens(**sampling):
-        _show(decoder.push(token_id))
-    _show(decoder.finish())
-    _show("\n")
-    seconds, tokens = time.monotonic() - start, session.position - position
-    reason = (session.finish_reason or "").replace("_", "-")
-    console.print(f"generated: {tokens:,} tokens, {tokens / seconds:,.1f} tokens/s, ended by {reason}", soft_wrap=True)
-
-
-def _show(text: str) -> None:
-    """Write a piece of the answer, which may be empty. A signal counts here, also while a full pipe makes it wait."""
-    with raising():
-        click.echo(printable_text(text) if sys.stdout.isatty() else text, nl=False)

@@ -51,7 +51,7 @@ def kernels(gpu: str | None, as_json: bool) -> None:
         shipped = tuple(kernel for kernel in shipped if kernel.sm == sm)
     reports = report_kernels(shipped)
     if as_json:
-        print_json([describe(report) for report in reports])
+        print_json({"kernels": [describe(report) for report in reports]})
     else:
         _print_table(reports)
 

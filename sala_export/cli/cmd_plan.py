@@ -207,7 +207,7 @@ def _build_table(found: Plan) -> Table:
     table.add_row("memory", f"{format_bytes(build.host_bytes)} of {format_bytes(build.available_host_bytes)} free")
     written = build.plan_bytes + build.scratch_bytes
     both = format_bytes(written + build.copied_bytes_unless_linked)
-    table.add_row("disk", f"{format_bytes(written)} beside linked weights, {both} if they are copied")
+    table.add_row("disk", f"{both}, or {format_bytes(written)} where weights take no room (btrfs, xfs, or --link)")
     if build.scratch_bytes:
         size = format_bytes(build.scratch_bytes)
         table.add_row("", f"of it {size} of constants inside the plan, and as much only until it is built")

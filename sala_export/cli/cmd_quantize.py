@@ -24,12 +24,14 @@ from .output import progress_display
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
-    required=True,
-    help='Text like what the model will see, as JSON lines: {"text": "..."} or {"input_ids": [...]}.',
+    help='Text like what the model will see, as JSON lines: {"text": "..."} or {"input_ids": [...]}.  [default: the '
+    "text that ships with sala-export]",
 )
-@click.option("--samples", type=int, default=16, show_default=True, help="Use at most this many lines.")
+@click.option("--samples", type=int, help="Use at most this many lines.  [default: 16, of the text that ships all]")
 @click.option(
-    "--sequence-length", type=int, default=512, show_default=True, help="Use at most this many tokens of each line."
+    "--sequence-length",
+    type=int,
+    help="Use at most this many tokens of each line.  [default: 512, of the text that ships 192, long ones 1024]",
 )
 @click.option(
     "--algorithm", help="How to round the weights, see docs/calibration.md.  [default: the best one for the precision]"
@@ -43,9 +45,9 @@ def quantize(
     model: str,
     revision: str | None,
     precision: str,
-    calibration: Path,
-    samples: int,
-    sequence_length: int,
+    calibration: Path | None,
+    samples: int | None,
+    sequence_length: int | None,
     algorithm: str | None,
     include_gates: bool,
     output: Path | None,
@@ -61,13 +63,16 @@ def quantize(
     from ..calibration.layer import QuantizationRecipe
     from ..calibration.samples import SampleRequest
 
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True)
+
     recipe = QuantizationRecipe.from_options(precision, algorithm=algorithm, include_gates=include_gates)
     request = ModelRequest(model=model, revision=revision)
     with progress_display(console) as on_progress:
         result = quantize_model(
             request,
             recipe,
-            SampleRequest(file=calibration, samples=samples, sequence_length=sequence_length),
+            SampleRequest(file=calibration, samples=samples, sequence_length=sequence_length, say=say),
             output or Path(f"{request.name}-{recipe.precision}"),
             force=force,
             on_progress=on_progress,

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 
 
 class PrefillDisplay:
-    """Shows a bar on a terminal, and elsewhere a line every ten seconds. Both end with a line of totals."""
+    """Shows a bar on a terminal, and elsewhere a line every ten seconds. By default, both end with a line of totals."""
 
     INTERVAL_S = 10.0
 
-    def __init__(self, console: Console, tokens_expected: Callable[[], float | None]) -> None:
-        """Args: tokens_expected: estimates the length of a prompt that is not known yet, or returns None."""
+    def __init__(self, console: Console, tokens_expected: Callable[[], float | None], *, totals: bool = True) -> None:
+        """Args: tokens_expected: estimates the length of a prompt that is not known yet, or returns None; totals: end
+        with their line."""
+        self._totals = totals
         self._console = console
         self._tokens_expected = tokens_expected
         self._shown = time.monotonic()
@@ -44,7 +46,7 @@ class PrefillDisplay:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
-        if kind is None and self._last is not None:
+        if kind is None and self._totals and self._last is not None:
             seconds = f"{self._last.seconds:.1f} s"
             self._print(f"prefill: {_tokens(self._last.tokens_done)} in {seconds}, {_rate(self._last)}")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import itertools
 import os
 import stat
 import sys
@@ -13,13 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from ..errors import RequestError, SessionError, UnsupportedError
+from ..errors import RequestError, SessionError
 from .signals import raising
 
 if TYPE_CHECKING:
-    from ..runtime.chat import ChatTemplate
     from ..runtime.session import Session
     from ..runtime.text import StreamEncoder, Tokenizer
+    from .chat_options import Chat
 
 STDIN = "-"
 _BLOCK_BYTES = 64 * 1024
@@ -102,39 +101,28 @@ class PromptSource:
         return self.tokens_read * self.bytes_total / self.bytes_read if self.bytes_total and self.bytes_read else None
 
 
-def require_chat(tokenizer: Tokenizer) -> ChatTemplate:
-    """The chat template. Raises: UnsupportedError if there is none."""
-    if tokenizer.chat is None:
-        raise UnsupportedError("--chat: the checkpoint came without a chat template; leave --chat out")
-    return tokenizer.chat
-
-
 def prompt_ids(
-    source: PromptSource, tokenizer: Tokenizer, session: Session, *, chat: bool, fills: bool, stop_tokens: set[int]
+    source: PromptSource,
+    tokenizer: Tokenizer,
+    session: Session,
+    *,
+    chat: Chat | None,
+    fills: bool,
+    stop_tokens: set[int],
 ) -> Iterator[list[int]]:
     """Yield the tokens of the prompt, some at a time.
 
     Args: fills: give all tokens before an error, also those that could still have changed, and of a prompt that exceeds
         the context as many as fit.
-    Raises: SessionError where the prompt is no UTF-8, empty, cannot be read or exceeds the context; UnsupportedError
-        for a chat without a template.
+    Raises: SessionError where the prompt is no UTF-8, empty, cannot be read or exceeds the context; as `Chat.texts`.
     """
     goes_on = session.position > 0
-    before = after = ""
-    blocks = source.text_blocks()
-    if chat:
-        template = require_chat(tokenizer)
-        around = template.around_prompt(goes_on=goes_on)
-        if around is None:
-            # The template changes what it is given, so it has to see the whole prompt.
-            before, blocks = template.turn("".join(blocks), goes_on=goes_on), iter(())
-        else:
-            before, after = around
-        last = int(session.tokens[-1]) if goes_on else None
-        if last in stop_tokens:  # the context holds the end of the answer already
-            before = before.removeprefix(tokenizer.token(last) or "")
-    encoder = tokenizer.stream_encoder(add_special_tokens=not chat and not goes_on)
-    pieces = _encoded(encoder, source, itertools.chain((before,), blocks, (after,)), fills=fills)
+    texts = source.text_blocks() if chat is None else chat.texts(source, goes_on=goes_on)
+    last = int(session.tokens[-1]) if goes_on else None
+    if chat is not None and last in stop_tokens:  # the context holds the end of the answer already
+        texts = _without_prefix(texts, tokenizer.token(last) or "")
+    encoder = tokenizer.stream_encoder(add_special_tokens=chat is None and not goes_on)
+    pieces = _encoded(encoder, source, texts, fills=fills)
     position, room = session.position, session.max_context - session.position
     for ids in pieces:
         earlier = source.tokens_read
@@ -147,6 +135,11 @@ def prompt_ids(
                 f"{session.max_context}: choose a larger --max-context"
             )
         yield ids
+
+
+def _without_prefix(texts: Iterator[str], prefix: str) -> Iterator[str]:
+    yield next(texts, "").removeprefix(prefix)
+    yield from texts
 
 
 def _encoded(

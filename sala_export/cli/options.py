@@ -109,9 +109,12 @@ def engine_options(command: Command) -> Command:
 
 
 def write_options(command: Command) -> Command:
-    """Add `--copy` and `--force`."""
-    text = "Copy the weight files. By default they are hard-linked where the file system can."
-    return click.option("--copy", is_flag=True, help=text)(force_option(command))
+    """Add `--link/--copy` and `--force`."""
+    text = (
+        "How the weight files get into the output. A copy takes no room on btrfs and xfs, where it shares blocks with "
+        "the checkpoint. A hard link takes none anywhere, but onnx.load refuses it.  [default: --copy]"
+    )
+    return click.option("--link/--copy", default=False, help=text)(force_option(command))
 
 
 def output_option(required: bool, text: str) -> Callable[[Command], Command]:

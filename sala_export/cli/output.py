@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,9 +38,13 @@ _PHASES = {
 _QUICK_SECONDS = 1.0
 
 
-def print_json(value: Any) -> None:
-    """Print one JSON document on stdout."""
-    click.echo(json.dumps(value, indent=2))
+JSON_SCHEMA_VERSION = 1
+"""Version of the JSON objects that commands print. It grows when a field changes its name or meaning, or goes."""
+
+
+def print_json(fields: Mapping[str, Any]) -> None:
+    """Print one JSON object on stdout, with the version of its schema."""
+    click.echo(json.dumps({"schema_version": JSON_SCHEMA_VERSION, **fields}, indent=2))
 
 
 class _PlainConsole(Console):

@@ -53,6 +53,14 @@ def was_interrupted() -> bool:
     return bool(_received)
 
 
+def forget_interrupt() -> bool:
+    """Forget Ctrl-C, where it ends a part of the work and not the program. False if another signal came, too."""
+    if any(number != signal.SIGINT for number in _received):
+        return False
+    _received.clear()
+    return True
+
+
 def exit_code_of_signal() -> int:
     """The exit code after KeyboardInterrupt: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."""
     return 128 + (_received[-1] if _received else signal.SIGINT)

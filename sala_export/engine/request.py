@@ -65,11 +65,17 @@ class EngineRequest:
         prefill_chunk: int | None = None,
         max_batch: int = 1,
         flavour: FlavourName = FlavourName.AUTO,
+        stored: Precision | None = None,
     ) -> EngineRequest:
         """Make a request from command-line options. An option that is None comes from the recipes.
 
         If the context is smaller than the recipes' chunk, the chunk shrinks. A chunk that you ask for does not.
+
+        Args: `stored` is the precision of a quantised model, which is built unless `precision` says otherwise.
         """
+        if precision is None and stored is not None:
+            _require_stored(stored, target)
+            precision = stored
         context = target.default_max_context if max_context is None else max_context
         return cls(
             target=target,
@@ -103,6 +109,23 @@ def require_precision(name: str, target: Target) -> Precision:
         return known
     raise UnsupportedError(
         f"--precision {precision}: this release builds engines in {', '.join(BUILT_PRECISIONS)} only; {use}"
+    )
+
+
+def _require_stored(precision: Precision, target: Target) -> None:
+    """Refuse a quantised model that not all GPUs of the target run: no other precision can be built of it.
+
+    Raises: UnsupportedError.
+    """
+    lacking = [gpu for gpu in target.gpus if precision not in gpu.precisions]
+    if not lacking:
+        return
+    able = ",".join(gpu.name for gpu in target.gpus if gpu not in lacking)
+    choice = f"build with --gpu {able}" if able else "choose another --gpu"
+    served = [each for each in BUILT_PRECISIONS if all(each in gpu.precisions for gpu in target.gpus)]
+    raise UnsupportedError(
+        f"the model is quantised to {precision}, but {_lack(precision, lacking)}; {choice}, or take the "
+        f"original model, which can be built in {', '.join(served)}"
     )
 
 

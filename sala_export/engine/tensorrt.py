@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import UnsupportedError
 from ..specs import ComputeCapability, FlavourName
 from .recipe import Target, names_of
+from .tensorrt_rtx import SERVED
 
 # Values of enum CUdevice_attribute in cuda.h.
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
@@ -42,6 +43,9 @@ class TensorRT:
     def check(self, target: Target) -> None:
         """Refuse any GPU but that of this machine. Raises: UnsupportedError."""
         wanted, names = target.compute_capabilities, names_of(target.gpus)
+        elsewhere = "build there"
+        if all(capability.sm in SERVED for capability in wanted):
+            elsewhere += f", or use --flavour rtx to build for the {names} here"
         if len(wanted) > 1:
             raise UnsupportedError(
                 f"--flavour tensorrt builds for the GPU of this machine alone, not for {names} at once: name one "
@@ -50,13 +54,12 @@ class TensorRT:
         here = self.present()
         if here is None:
             raise UnsupportedError(
-                "--flavour tensorrt builds on the GPU that it builds for, and this machine has none: use --flavour rtx "
-                f"to build for the {names} here"
+                f"--flavour tensorrt builds on the GPU that it builds for, and this machine has none: {elsewhere}"
             )
         if here != wanted[0]:
             raise UnsupportedError(
                 f"--flavour tensorrt builds for the GPU of this machine, {here.sm}, not for the {names}, "
-                f"{wanted[0].sm}: build there, or use --flavour rtx"
+                f"{wanted[0].sm}: {elsewhere}"
             )
 
     def load(self) -> Any:
@@ -65,7 +68,8 @@ class TensorRT:
             return importlib.import_module("tensorrt")
         except ImportError as error:
             raise UnsupportedError(
-                f"TensorRT cannot be imported ({error}): install NVIDIA's package tensorrt, or use --flavour rtx"
+                f"TensorRT cannot be imported ({error}): install it with its Python module as NVIDIA distributes it, "
+                "for its libraries are not in the package index; for an RTX card, use --flavour rtx"
             ) from None
 
     def set_targets(self, trt: Any, config: Any, capabilities: Sequence[ComputeCapability]) -> None:

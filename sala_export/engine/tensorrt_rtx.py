@@ -12,6 +12,9 @@ from ..installation import soname_shim
 from ..specs import ComputeCapability, FlavourName
 from .recipe import Target
 
+SERVED = frozenset({"SM75", "SM80", "SM86", "SM89", "SM120", "SM121"})
+"""Targets of the release that is installed with this package, for advice that does not load it."""
+
 
 class TensorRTForRTX:
     """The flavour `rtx`. See `flavour.Flavour`."""
@@ -43,7 +46,7 @@ class TensorRTForRTX:
                 known = ", ".join(sorted(name for name in targets if name.startswith("SM")))
                 raise UnsupportedError(
                     f"{self.title} {trt.__version__} has no target {capability.sm}, it has {known}: choose another "
-                    "--gpu"
+                    "--gpu, or build with --flavour tensorrt on a machine with that GPU"
                 )
         config.num_compute_capabilities = len(capabilities)
         for index, capability in enumerate(capabilities):

@@ -19,6 +19,9 @@ from ..numerics.rounding import round_e4m3, round_int8
 from ..numerics.weights import dequantize, nvfp4_codes, nvfp4_values
 from ..specs import Precision
 
+_LEAST_SCALE = 1e-30
+"""In place of the scale of a row of zeros."""
+
 
 def fake_quantize(x: Tensor, precision: Precision, scale: Tensor | float) -> Tensor:
     """The values that an input [..., in] of a product has after quantisation, fp32.
@@ -55,16 +58,20 @@ class EmulatedLinear(nn.Module):
         self._largest_code = weight.scheme.largest * (E4M3_MAX if weight.scheme.group else 1.0)
         self.out_features, self.in_features = weight.shape
         self.global_scale, self.input_scale = weight.global_scale, weight.input_scale
+        self._by_token = weight.by_token
         self.register_buffer("codes", read_tensor(weight.data).to(device), persistent=False)
         self.register_buffer("scale", read_tensor(weight.scale).view(weight.scale_shape).to(device), persistent=False)
 
     @property
     def input_limit(self) -> float | None:
-        """The largest magnitude that inputs keep; None if they are not quantised."""
+        """The largest magnitude that inputs keep. None if they keep all."""
         return None if self.input_scale is None else self.input_scale * self._largest_code
 
     def forward(self, x: Tensor) -> Tensor:
         weight = dequantize(self.precision, self.codes, self.scale, self.global_scale)
+        if self._by_token:
+            row = x.to(torch.float32).abs().amax(-1, keepdim=True) / self._largest_code
+            return functional.linear(fake_quantize(x, self.precision, row.clamp(min=_LEAST_SCALE)), weight).to(x.dtype)
         if self.input_scale is None:
             # A weight-only engine multiplies in the type of the activations.
             return functional.linear(x, weight.to(x.dtype))

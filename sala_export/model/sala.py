@@ -60,7 +60,7 @@ class SalaForCausalLM(nn.Module):
     def from_pretrained(
         cls, path: str | Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
     ) -> SalaForCausalLM:
-        """Load a checkpoint directory. `dtype` defaults to the checkpoint's own.
+        """Load a checkpoint directory. `dtype` defaults to the type of its projections.
 
         Products of a quantised checkpoint are emulated: they round as an engine's do, and take longer.
 
@@ -69,6 +69,7 @@ class SalaForCausalLM(nn.Module):
         checkpoint = Checkpoint.open(Path(path))
         with torch.device("meta"):
             model = cls(checkpoint.config)
+        dtype = dtype or getattr(torch, checkpoint.dtype)
         weights = {name: checkpoint.tensor(name).to(device=device, dtype=dtype) for name in checkpoint.locations}
         if checkpoint.config.tie_word_embeddings:
             weights["lm_head.weight"] = weights["model.embed_tokens.weight"]

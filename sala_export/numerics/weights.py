@@ -109,7 +109,7 @@ def dequantize(precision: Precision, codes: Tensor, scale: Tensor, global_scale:
     """
     match precision:
         case Precision.INT4:
-            groups = unpack_int4(codes).to(torch.float32).view(len(codes), -1, INT4_GROUP)
+            groups = unpack_int4(codes).to(torch.float32).view(*scale.shape, -1)
             return (groups * scale.to(torch.float32)[..., None]).flatten(1)
         case Precision.NVFP4:
             return nvfp4_values(unpack_e2m1(codes), scale, global_scale)

@@ -23,7 +23,7 @@ from ..checkpoint.quantized_weights import QuantizedWeight
 from ..checkpoint.reader import Checkpoint
 from ..model.signature import Signature, signature
 from ..specs import DType, TensorSpec
-from .fake_quantization import rounded, rounded_nvfp4
+from .fake_quantization import rounded, rounded_by_token, rounded_nvfp4
 from .graph_builder import OPSET, QUANTIZED_OPSET, GraphBuilder, shape_of
 from .products import Names, add_scaled, split_product
 from .step_graph import build_step
@@ -61,7 +61,7 @@ class CpuForm:
         self._shapes = {weight.name: weight.shape for weight in weights(checkpoint.config)}
 
     def embedding(self) -> ir.Value:
-        return self._single(EMBEDDING, self._checkpoint.dtype)
+        return self._single(EMBEDDING, self._checkpoint.locations[EMBEDDING].dtype)
 
     def norm_weight(self, name: str) -> ir.Value:
         return self._single(name, DType.FLOAT32)
@@ -99,13 +99,17 @@ class CpuForm:
     def _rounded(self, x: ir.Value, names: Names) -> ir.Value:
         """The input of a product as quantisation leaves it."""
         quantized = [self._checkpoint.quantized[name] for name in names if name in self._checkpoint.quantized]
-        if not quantized or quantized[0].input_scale is None:
+        dtype = quantized[0].scheme.input_type if quantized else None
+        if dtype is None:
             return x
-        dtype = quantized[0].scheme.input_type
-        if dtype is None or quantized[0].scheme.group:
+        if quantized[0].by_token:
+            return rounded_by_token(self.graph, x, dtype)
+        told = [weight.input_scale_name for weight in quantized if weight.input_scale_name is not None]
+        if not told:
+            assert quantized[0].input_scale is not None
             return rounded_nvfp4(self.graph, x, quantized[0].input_scale)
         spec = TensorSpec(f"{packed_name(names).removesuffix('.weight')}.input_scale", DType.FLOAT32, (1,))
-        scale = self._input(spec, *(WeightPart(tensor=weight.input_scale_name) for weight in quantized))
+        scale = self._input(spec, *(WeightPart(tensor=name) for name in told))
         return rounded(self.graph, x, dtype, scale)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ..checkpoint.float_types import as_float32, to_bfloat16
 from ..checkpoint.tensor_location import TensorLocation
 from ..errors import DiskFullError
 from ..specs import format_bytes
@@ -86,7 +87,11 @@ def int4_columns(parts: Sequence[TensorLocation]) -> NDArray[np.uint8]:
     return columns
 
 
-def scale_columns(parts: Sequence[TensorLocation]) -> NDArray[np.uint8]:
-    """16-bit scales, rows of [out, blocks], as bytes of [blocks, out]."""
-    rows = np.concatenate([part.raw().view(np.uint16).reshape(part.shape) for part in parts])
-    return np.ascontiguousarray(rows.T).view(np.uint8)
+def scale_columns(parts: Sequence[TensorLocation], blocks: int) -> NDArray[np.uint8]:
+    """Scales as bf16, bytes of [blocks, out]: from rows of [out, blocks], or of fewer that each hold for several.
+
+    Those of another float type are rounded to the nearest, ties to even.
+    """
+    rows = [as_float32(part.raw(), part.dtype).reshape(part.shape) for part in parts]
+    whole = np.concatenate([part.repeat(blocks // part.shape[1], 1) for part in rows])
+    return np.ascontiguousarray(to_bfloat16(whole).T).view(np.uint8)

@@ -8,6 +8,7 @@ them.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +17,22 @@ import onnx_ir as ir
 
 from ..bundle.manifest import WeightInput, WeightPart
 from ..checkpoint.keymap import EMBEDDING, FINAL_NORM, packed_name
+from ..checkpoint.quantization import SCHEMES
 from ..checkpoint.quantized_weights import QuantizedWeight
 from ..checkpoint.reader import Checkpoint
 from ..model.signature import Signature, signature
 from ..specs import DType, Precision, TensorSpec
 from .engine_constants import Arrays, EngineConstants, int4_columns, scale_columns
+from .fake_quantization import token_scales
 from .graph_builder import IR_TYPES, OPSET, QUANTIZED_OPSET, GraphBuilder, shape_of
 from .nvfp4 import NVFP4_BLOCK, nvfp4_input
 from .products import Names, add_scaled, product_module, split_product
 from .step_graph import build_step
 
+logger = logging.getLogger(__name__)
+
 ENGINE_GRAPH_FILE = "engine.onnx"
+_INT4_GROUP = SCHEMES[Precision.INT4].group or 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,8 +47,20 @@ class WrittenEngineGraph:
     build_files: tuple[Path, ...]
     """Files beside the graph that only the build of the engine reads: its plan holds their numbers."""
 
-    def remove_constants(self) -> None:
-        """Remove `build_files`."""
+    def remove_constants(self, graph: Path) -> None:
+        """Remove `build_files`, and make what the graph of this path reads from them inputs of it.
+
+        So ONNX tools open the graph of a bundle, which then shows constants by name, type and shape.
+        """
+        if not self.build_files:
+            return
+        model = ir.load(graph)
+        for name, value in list(model.graph.initializers.items()):
+            if isinstance(value.const_value, ir.ExternalTensor):
+                del model.graph.initializers[name]
+                value.const_value = None
+                model.graph.inputs.append(value)
+        ir.save(model, graph)
         for file in self.build_files:
             file.unlink(missing_ok=True)
 
@@ -54,6 +72,7 @@ def export_engine_graph(checkpoint: Checkpoint, directory: Path, precision: Prec
     the disk.
     """
     checkpoint.require_precision(precision)
+    _say_rounded_scales(checkpoint)
     form = EngineForm(checkpoint, precision, directory)
     ir.save(build_step(checkpoint.config, form), directory / ENGINE_GRAPH_FILE)
     return WrittenEngineGraph(
@@ -62,6 +81,13 @@ def export_engine_graph(checkpoint: Checkpoint, directory: Path, precision: Prec
         constants=tuple(form.fixed),
         build_files=form.constants.write(),
     )
+
+
+def _say_rounded_scales(checkpoint: Checkpoint) -> None:
+    """int4 scales of more than 16 bits, or of fp16: an engine has the sixteen of bf16."""
+    types = {weight.scale.dtype for weight in checkpoint.quantized.values() if weight.precision is Precision.INT4}
+    for dtype in sorted(types - {DType.BFLOAT16}):
+        logger.warning("%s has scales in %s: the engine rounds them to bfloat16", checkpoint.directory, dtype)
 
 
 class EngineForm:
@@ -124,7 +150,9 @@ class EngineForm:
     def _scaled_product(self, rows: ir.Value, weights: Sequence[QuantizedWeight]) -> ir.Value:
         """fp8 and int8: a product of codes, rounded to `dtype` and then multiplied by both scales in fp32."""
         graph, name = self.graph, _module(weights)
-        steps = graph.node("Div", [graph.cast(rows, DType.FLOAT32), self._input_scale(weights)])
+        wide, by_token = graph.cast(rows, DType.FLOAT32), weights[0].by_token
+        row_scale = token_scales(graph, wide, _code_type(weights)) if by_token else self._input_scale(weights)
+        steps = graph.node("Div", [wide, row_scale])
         one, stored = graph.number(1.0, DType.FLOAT32), IR_TYPES[_code_type(weights)]
         quantized = graph.node("QuantizeLinear", [steps, one], {"output_dtype": int(stored)}, dtype=stored)
         weight = self._codes(weights)
@@ -133,7 +161,8 @@ class EngineForm:
             TensorSpec(f"{name}.output_scale", DType.FLOAT32, shape_of(weight)[:1]),
             [WeightPart(tensor=each.scale_name, rows=each.shape[0], factor=each.input_scale_name) for each in weights],
         )
-        return graph.cast(graph.node("Mul", [graph.cast(product, DType.FLOAT32), scale]), self.dtype)
+        scaled = graph.node("Mul", [graph.cast(product, DType.FLOAT32), scale])
+        return graph.cast(graph.node("Mul", [scaled, row_scale]) if by_token else scaled, self.dtype)
 
     def _nvfp4_product(self, rows: ir.Value, weights: Sequence[QuantizedWeight]) -> ir.Value:
         """Codes are an input. Scales of blocks are constants: for others TensorRT adds kernels to every product."""
@@ -157,10 +186,12 @@ class EngineForm:
         """TensorRT multiplies codes that are constants; those of an input it would unpack in every step.
 
         Not over rows, since a Reshape before this product would be a kernel of its own. And [in, out]: of [out, in]
-        TensorRT makes the same plan, but takes twice as long.
+        TensorRT makes the same plan, but takes twice as long. Its scales have the type of `x`: with a cast behind
+        fp16 or fp32 ones it unpacks the codes in every step as well.
         """
         name, (outputs, inputs) = _module(weights), _packed_shape(weights)
-        blocks = weights[0].scale_shape[1]
+        # The engine takes none that hold for more.
+        blocks = inputs // _INT4_GROUP
         self.fixed += [name for weight in weights for name in weight.tensors]
         codes = self._constant(
             f"{name}.weight",
@@ -172,9 +203,9 @@ class EngineForm:
             f"{name}.weight_scale",
             ir.DataType.BFLOAT16,
             (blocks, outputs),
-            lambda: [scale_columns([weight.scale for weight in weights])],
+            lambda: [scale_columns([weight.scale for weight in weights], blocks)],
         )
-        attributes = {"axis": 0, "block_size": inputs // blocks}
+        attributes = {"axis": 0, "block_size": _INT4_GROUP}
         weight = self.graph.node("DequantizeLinear", [codes, scale], attributes, dtype=IR_TYPES[self.dtype])
         return self.graph.node("MatMul", [x, weight], shape=(*shape_of(x)[:-1], outputs))
 
@@ -222,7 +253,8 @@ class EngineForm:
 
     def _input_scale(self, weights: Sequence[QuantizedWeight]) -> ir.Value:
         spec = TensorSpec(f"{_module(weights)}.input_scale", DType.FLOAT32, (1,))
-        return self._input(spec, [WeightPart(tensor=weight.input_scale_name) for weight in weights])
+        told = [weight.input_scale_name for weight in weights if weight.input_scale_name is not None]
+        return self._input(spec, [WeightPart(tensor=name) for name in told])
 
     def _input(self, spec: TensorSpec, parts: Sequence[WeightPart]) -> ir.Value:
         """The weight input of this name, which is new unless lm_head shares the embedding's."""

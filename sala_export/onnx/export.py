@@ -8,8 +8,9 @@ from pathlib import Path
 import onnx_ir as ir
 
 from ..checkpoint.reader import Checkpoint
-from ..files import OpenedFile
+from ..checkpoint.tensor_location import TensorFile
 from ..model.signature import Signature, signature
+from ..progress import ProgressCallback, silent
 from ..specs import Precision
 from .model_form import ModelForm
 from .step_graph import build_step
@@ -19,23 +20,33 @@ GRAPH_FILE = "model.onnx"
 
 
 def export_graph(
-    checkpoint: Checkpoint, directory: Path, precision: Precision, *, copy_weights: bool = False
+    checkpoint: Checkpoint,
+    directory: Path,
+    precision: Precision,
+    *,
+    link_weights: bool = False,
+    on_progress: ProgressCallback = silent,
 ) -> Signature:
     """Write `model.onnx` and its weight files into the empty `directory`.
 
-    The checkpoint's files are hard-linked into `directory`, or copied across file systems or if `copy_weights`.
+    The weight files are hard links if `link_weights` and the file system can, else files of their own, as
+    `place_weights` describes them.
 
     Returns: names, types and shapes of the graph's inputs and outputs.
     Raises: RequestError if `precision` is not that of a quantised checkpoint; DiskFullError if copies of the weights do
     not fit the disk.
     """
     checkpoint.require_precision(precision)
-    placed = place_weights((where.file for where in checkpoint.tensors().values()), directory, copy=copy_weights)
-    return write_graph(checkpoint, directory, precision, placed)
+    files = (where.file for where in checkpoint.tensors().values())
+    placed = place_weights(files, directory, link=link_weights, on_progress=on_progress)
+    on_progress("graph", 0, 1)
+    step = write_graph(checkpoint, directory, precision, placed)
+    on_progress("graph", 1, 1)
+    return step
 
 
 def write_graph(
-    checkpoint: Checkpoint, directory: Path, precision: Precision, placed: Mapping[OpenedFile, str]
+    checkpoint: Checkpoint, directory: Path, precision: Precision, placed: Mapping[TensorFile, str]
 ) -> Signature:
     """Write `model.onnx` alone into `directory`.
 

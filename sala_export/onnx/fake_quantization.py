@@ -23,6 +23,25 @@ def rounded(graph: GraphBuilder, x: ir.Value, dtype: DType, scale: ir.Value) -> 
     return graph.node("DequantizeLinear", [codes, scale], dtype=ir.DataType.FLOAT)
 
 
+def token_scales(graph: GraphBuilder, x: ir.Value, dtype: DType) -> ir.Value:
+    """The scale of each row of `x` fp32 [..., in], fp32 [..., 1]: what takes its largest number to the largest code.
+
+    Args: `dtype` of the codes.
+    """
+    largest = next(scheme.largest for scheme in SCHEMES.values() if scheme.input_type is dtype)
+    shape = (*shape_of(x)[:-1], 1)
+    magnitude = graph.node("Abs", [x])
+    row = graph.node("ReduceMax", [magnitude, graph.integers(-1)], {"keepdims": 1}, shape=shape)
+    return graph.node("Max", [graph.node("Div", [row, _number(graph, largest)]), _number(graph, _LEAST_SCALE)])
+
+
+def rounded_by_token(graph: GraphBuilder, x: ir.Value, dtype: DType) -> ir.Value:
+    """The numbers that a product of fp8 or int8 sees of its input if each row has a scale: fp32 [..., in]."""
+    scale = token_scales(graph, x, dtype)
+    codes = rounded(graph, graph.node("Div", [x, scale]), dtype, _number(graph, 1.0))
+    return graph.node("Mul", [codes, scale])
+
+
 def rounded_nvfp4(graph: GraphBuilder, x: ir.Value, input_scale: float) -> ir.Value:
     """The numbers that a product of nvfp4 sees of its input: fp32 [batch, tokens, in].
 

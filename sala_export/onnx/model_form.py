@@ -14,9 +14,9 @@ import onnx_ir as ir
 from ..checkpoint.keymap import EMBEDDING
 from ..checkpoint.quantized_weights import QuantizedWeight
 from ..checkpoint.reader import Checkpoint
-from ..checkpoint.tensor_location import TensorLocation
-from ..files import OpenedFile
+from ..checkpoint.tensor_location import TensorFile, TensorLocation
 from ..specs import DType, Precision
+from .fake_quantization import rounded_by_token
 from .graph_builder import IR_TYPES, OPSET, QUANTIZED_OPSET, GraphBuilder, Shape, shape_of
 from .nvfp4 import nvfp4_input
 from .products import Names, add_scaled, split_product
@@ -28,7 +28,7 @@ class ModelForm:
     """See `step_graph.Form`."""
 
     def __init__(
-        self, checkpoint: Checkpoint, precision: Precision, placed: Mapping[OpenedFile, str], folder: Path
+        self, checkpoint: Checkpoint, precision: Precision, placed: Mapping[TensorFile, str], folder: Path
     ) -> None:
         """Args: `placed`, the checkpoint's files, which lie in `folder`, by path."""
         self.graph = GraphBuilder(QUANTIZED_OPSET if checkpoint.quantized else OPSET)
@@ -90,12 +90,15 @@ class ModelForm:
     def _quantized_input(self, x: ir.Value, weight: QuantizedWeight) -> ir.Value:
         """The input as the product sees it: quantised and back."""
         graph = self.graph
+        if weight.by_token:
+            return graph.cast(rounded_by_token(graph, graph.cast(x, DType.FLOAT32), _input_type(weight)), self.dtype)
         if weight.input_scale is None:
             return x
         stored, dtype = _stored_type(weight), IR_TYPES[self.dtype]
         if weight.precision is Precision.NVFP4:
             return nvfp4_input(graph, x, graph.number(weight.input_scale, DType.FLOAT32))
-        factor = self._scalar(weight, weight.input_scale_name)
+        assert weight.input_scale_name is not None
+        factor = self._scales(weight, weight.input_scale_name, ())
         codes = graph.node("QuantizeLinear", [x, factor], {"output_dtype": int(stored)}, dtype=stored)
         return graph.node("DequantizeLinear", [codes, factor], {"output_dtype": int(dtype)}, dtype=dtype)
 
@@ -109,22 +112,25 @@ class ModelForm:
             scale = self._external(weight.scale_name, weight.scale, IR_TYPES[weight.scale.dtype], weight.scale_shape)
             attributes = {"axis": 1, "block_size": weight.shape[1] // weight.scale_shape[1]}
             if weight.precision is Precision.INT4:
+                if weight.scale.dtype is not self.dtype:
+                    # Products of codes and fp16 scales are rounded once, not to fp16 before.
+                    scale = graph.cast(scale, DType.FLOAT32)
                 inputs += [scale, self._zero_points(weight.scale_shape)]
             else:
                 factor = graph.number(weight.global_scale, DType.FLOAT32)
                 widened = {"output_dtype": int(dtype)}
                 inputs.append(graph.node("DequantizeLinear", [scale, factor], widened, dtype=dtype))
         elif weight.scale_shape == (1, 1):
-            inputs.append(self._scalar(weight, weight.scale_name))
+            inputs.append(self._scales(weight, weight.scale_name, ()))
         else:
-            shape = weight.shape[:1]
-            inputs.append(self._external(weight.scale_name, weight.scale, ir.DataType.FLOAT, shape))
+            inputs.append(self._scales(weight, weight.scale_name, weight.shape[:1]))
             attributes["axis"] = 0
         return graph.node("DequantizeLinear", inputs, attributes, dtype=dtype)
 
-    def _scalar(self, weight: QuantizedWeight, name: str) -> ir.Value:
-        """A stored scale of one number, fp32 []."""
-        return self._external(name, weight.tensors[name], ir.DataType.FLOAT, ())
+    def _scales(self, weight: QuantizedWeight, name: str, shape: Shape) -> ir.Value:
+        """Stored scales in fp32, of this shape."""
+        where = weight.tensors[name]
+        return self.graph.cast(self._external(name, where, IR_TYPES[where.dtype], shape), DType.FLOAT32)
 
     def _zero_points(self, shape: tuple[int, int]) -> ir.Value:
         """UINT4 of this shape, which take no space in a file: compressed-tensors stores int4 codes plus 8."""
@@ -136,6 +142,13 @@ class ModelForm:
                 codes = self.graph.node("ConstantOfShape", sizes, {"value": value}, dtype=wide, shape=shape)
                 self._zeros[shape] = self.graph.node("Cast", [codes], {"to": int(stored)}, dtype=stored)
         return self._zeros[shape]
+
+
+def _input_type(weight: QuantizedWeight) -> DType:
+    """Type of the codes of an input that is quantised."""
+    dtype = weight.scheme.input_type
+    assert dtype is not None
+    return dtype
 
 
 def _stored_type(weight: QuantizedWeight) -> ir.DataType:

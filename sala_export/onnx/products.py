@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Mapping
 from itertools import groupby
 
 import onnx_ir as ir
 
+from ..checkpoint.quantized_weights import QuantizedWeight
 from .graph_builder import GraphBuilder
 
 Names = tuple[str, ...]
@@ -32,15 +33,18 @@ def product_module(names: Names) -> str:
 
 
 def split_product(
-    graph: GraphBuilder, names: Names, quantized: Container[str], product: Callable[[Names], ir.Value]
+    graph: GraphBuilder,
+    names: Names,
+    quantized: Mapping[str, QuantizedWeight],
+    product: Callable[[Names], ir.Value],
 ) -> ir.Value:
-    """The outputs of `product` for each stretch of `names` that is quantised or not, side by side.
+    """The outputs of `product` for each stretch of `names` that can be one, side by side.
 
-    What a pack keeps in 16 bits, the gates of the mixers as a rule, is a product of its own. All nodes are named after
-    what they compute.
+    What a pack keeps in 16 bits, the gates of the mixers as a rule, is a product of its own. So is each part of it that
+    has another scale of its input or another global scale. All nodes are named after what they compute.
     """
     products = []
-    for _, stretch in groupby(names, key=quantized.__contains__):
+    for _, stretch in groupby(names, key=lambda name: quantized[name].product if name in quantized else None):
         part = tuple(stretch)
         with graph.module(product_module(part)):
             products.append(product(part))

@@ -58,9 +58,9 @@ class BuildAccount:
     scratch_bytes: int
     """Disk on top of the plan while TensorRT builds: its constants in the form of ONNX."""
     copied_bytes_unless_linked: int
-    """Disk on top of both if the weight files cannot be hard-linked."""
+    """Disk on top of both if the weight files are copied, neither shared nor hard-linked."""
     seconds_predicted: float
-    """Time on two cores, with weights linked."""
+    """Time on two cores, without copies of the weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

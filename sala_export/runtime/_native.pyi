@@ -63,18 +63,30 @@ class Model:
     def state_bytes(self, tokens: int) -> int: ...
     def check_generate(self, options: GenerateOptions) -> None: ...
 
-class GenerateOptions:
+class SamplingOptions:
     def __init__(
         self,
         *,
-        max_new_tokens: int,
         temperature: float,
         top_k: int,
         top_p: float,
         repetition_penalty: float,
         seed: int,
-        stop_tokens: list[int] | None,
+        min_p: float,
+        frequency_penalty: float,
+        presence_penalty: float,
+        logit_bias: dict[int, float],
     ) -> None: ...
+
+class GenerateOptions:
+    def __init__(self, *, max_new_tokens: int, sampling: SamplingOptions, stop_tokens: list[int] | None) -> None: ...
+
+class StopStrings:
+    def __init__(self, strings: list[str]) -> None: ...
+    def push(self, piece: str) -> str: ...
+    def finish(self) -> str: ...
+    @property
+    def found(self) -> bool: ...
 
 class StateTarget:
     @staticmethod
@@ -119,10 +131,7 @@ class Generation:
 def sample(
     logits: NDArray[np.float32],
     context: NDArray[np.int32],
+    options: SamplingOptions,
     *,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    repetition_penalty: float,
-    seed: int,
+    prompt_length: int,
 ) -> int: ...

@@ -11,8 +11,10 @@ import warnings
 from collections.abc import Callable, Iterator, Sized
 from typing import Any
 
-from jinja2 import Template, nodes, pass_context
+from jinja2 import Template, meta, nodes, pass_context
 from jinja2.exceptions import TemplateRuntimeError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.runtime import Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
@@ -35,13 +37,24 @@ _LEFT_OUT_FILTERS = ("urlize",)
 _LEFT_OUT_GLOBALS = ("lipsum",)
 
 
+class _Generation(Extension):
+    """`{% generation %}`, with which templates mark what a training learns from. Here it is only a block."""
+
+    tags = {"generation"}  # noqa: RUF012 -- Jinja's own declaration
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        """Read the block up to `{% endgeneration %}`. What is set inside stays inside, as in a call block."""
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
 class ChatSandbox(ImmutableSandboxedEnvironment):
     """Jinja as chat templates know it. Compile and render within `chat_budget.budget_for`."""
 
     intercepted_binops = frozenset(["+", "-", "*", "/", "//", "%", "**"])
 
     def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"], finalize=_shown)
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation], finalize=_shown)
         # The same filters, to be called once they are paid for.
         self._plain = ImmutableSandboxedEnvironment()
         for name in _LEFT_OUT_FILTERS:
@@ -79,6 +92,14 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
             _pay_for_all(tree)
             tree.set_environment(self)
             return Template.from_code(self, self.compile(tree), self.make_globals(None))
+
+    def variables(self, source: str) -> frozenset[str]:
+        """The names that a template which compiles reads from outside."""
+        return frozenset(meta.find_undeclared_variables(self.parse(source)))
+
+    def texts(self, source: str) -> list[str]:
+        """The texts in the expressions of a template which compiles."""
+        return [each.value for each in self.parse(source).find_all(nodes.Const) if isinstance(each.value, str)]
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Apply an operator once its result is paid for."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from ..errors import BundleError, RequestError, StateError
+from ..installation import onnxruntime_library as installed_onnxruntime
 from ..specs import MOST_TOKENS
 from .options import (
     MOST_THREADS,
@@ -17,6 +17,7 @@ from .options import (
     generate_options,
     optional_number,
     optional_path,
+    stop_strings,
     whole_number,
 )
 from .prompt import TokenizerLike
@@ -117,6 +118,7 @@ class Model:
 
         Raises: SessionError naming the first option that is wrong, its value and what is expected.
         """
+        stop_strings(options.get("stop_strings"))
         self._native.check_generate(generate_options(options, self._default_stop_tokens))
 
     @property
@@ -189,7 +191,7 @@ def load_bundle(
         bundle_descriptor=opened.descriptor,
         manifest_sha256=opened.manifest_sha256,
         runtime=runtime,
-        onnxruntime_library=onnxruntime_library or _wheel_library(),
+        onnxruntime_library=onnxruntime_library or installed_onnxruntime(),
         operators_library=operators_library,
         tensorrt_library=tensorrt_library,
         runtime_cache=runtime_cache,
@@ -210,16 +212,3 @@ def tokenizer_of(text_files: Mapping[str, TextFile]) -> TokenizerLike | None:
     from .text import Tokenizer
 
     return Tokenizer.from_files(text_files)
-
-
-def _wheel_library() -> Path | None:
-    """libonnxruntime in the installed Python package; None if there is none, then the system is searched.
-
-    The package itself is not imported: only its library is needed.
-    """
-    spec = importlib.util.find_spec("onnxruntime")
-    locations = spec.submodule_search_locations if spec else None
-    found = [
-        path for location in locations or () for path in sorted(Path(location, "capi").glob("libonnxruntime.so.*"))
-    ]
-    return found[0] if found else None

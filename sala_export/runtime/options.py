@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
@@ -22,7 +22,11 @@ _LONGEST_SHOWN = 40
 
 
 class GenerateOptions(TypedDict, total=False):
-    """Keyword arguments of `Session.generate`."""
+    """Keyword arguments of `Session.generate`.
+
+    The answer, which two of them count, begins where the last prefill ended. It stays the same answer if you cut the
+    generation into calls, or save and restore the session.
+    """
 
     max_new_tokens: int
     """Stop after this many tokens. 256 by default."""
@@ -34,10 +38,20 @@ class GenerateOptions(TypedDict, total=False):
     """Sample only from the most likely tokens that together have this probability. 1 means all."""
     repetition_penalty: float
     """Values above 1 make tokens of the context less likely. 0.01 to 100."""
+    min_p: float
+    """Sample only from tokens that are at least this times as probable as the likeliest. 0 means all."""
+    logit_bias: Mapping[int, float] | Mapping[str, float] | None
+    """Added to the logits of these token ids. -100 to 100."""
+    frequency_penalty: float
+    """Taken from the logit of a token for each time it is in the answer, as in OpenAI's interface. -2 to 2."""
+    presence_penalty: float
+    """Taken from the logit of a token that is in the answer, as in OpenAI's interface. -2 to 2."""
     seed: int
     """Random seed for sampling. It gives the same text, however you cut, save or restore the generation."""
     stop_tokens: Sequence[int] | None
     """Tokens that end the text. By default those that the configs of model and tokenizer name."""
+    stop_strings: str | Sequence[str] | None
+    """Texts that end the text before them: one, or at most 64, each of 1 to 1,024 bytes in UTF-8."""
 
 
 def whole_number(name: str, value: object, least: int, most: int) -> int:
@@ -113,15 +127,62 @@ def generate_options(options: GenerateOptions, default_stop_tokens: Iterable[int
     if unknown := sorted(options.keys() - GenerateOptions.__annotations__.keys()):
         raise SessionError(f"{unknown[0]} is no option: choose {', '.join(GenerateOptions.__annotations__)}")
     stop_tokens = options.get("stop_tokens")
-    return _native.GenerateOptions(
-        max_new_tokens=whole_number("max_new_tokens", options.get("max_new_tokens", 256), 0, 2**63 - 1),
+    sampling = _native.SamplingOptions(
         temperature=real_number("temperature", options.get("temperature", 0.0)),
         top_k=whole_number("top_k", options.get("top_k", 0), 0, 2**63 - 1),
         top_p=real_number("top_p", options.get("top_p", 1.0)),
         repetition_penalty=real_number("repetition_penalty", options.get("repetition_penalty", 1.0)),
         seed=whole_number("seed", options.get("seed", 0), 0, 2**64 - 1),
+        min_p=real_number("min_p", options.get("min_p", 0.0)),
+        frequency_penalty=real_number("frequency_penalty", options.get("frequency_penalty", 0.0)),
+        presence_penalty=real_number("presence_penalty", options.get("presence_penalty", 0.0)),
+        logit_bias=_logit_bias(options.get("logit_bias")),
+    )
+    return _native.GenerateOptions(
+        max_new_tokens=whole_number("max_new_tokens", options.get("max_new_tokens", 256), 0, 2**63 - 1),
+        sampling=sampling,
         stop_tokens=list(default_stop_tokens) if stop_tokens is None else _token_ids(stop_tokens),
     )
+
+
+def stop_strings(given: object) -> _native.StopStrings | None:
+    """What looks for stop strings: one text, or a list of texts. None if there are none.
+
+    Raises: SessionError for what is no text or no list of texts, for an empty or long string, and for too many.
+    """
+    from . import _native
+
+    if given is None:
+        return None
+    if isinstance(given, bytes | Mapping) or not isinstance(given, Iterable):
+        raise SessionError(f"stop_strings is {shown(given)}, expected a text or a list of texts")
+    strings = [_stop_string(each) for each in ((given,) if isinstance(given, str) else given)]
+    return _native.StopStrings(strings) if strings else None
+
+
+def _stop_string(value: object) -> str:
+    try:
+        if isinstance(value, str) and value.encode():
+            return value
+    except UnicodeEncodeError:
+        pass  # half a surrogate pair, which no text has
+    raise SessionError(f"a string of stop_strings is {shown(value)}, expected a text that is not empty")
+
+
+def _logit_bias(value: object) -> dict[int, float]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise SessionError(f"logit_bias is {shown(value)}, expected a mapping of token ids to numbers")
+    biases: dict[int, float] = {}
+    for key, bias in value.items():
+        # JSON, in which OpenAI's interface takes them, has texts as keys.
+        is_text = isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) < _LONGEST_SHOWN
+        token = whole_number("an id of logit_bias", int(key) if is_text else key, 0, MOST_TOKENS)
+        if token in biases:
+            raise SessionError(f"logit_bias has token {token} twice, expected each token once")
+        biases[token] = real_number(f"logit_bias of token {token}", bias)
+    return biases
 
 
 def _token_ids(value: object) -> list[int]:

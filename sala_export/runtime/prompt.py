@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Protocol, TypeGuard
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SessionError, UnsupportedError
+from .prompt_ids import TokenIds, held_ids, piece_ids
 
-TokenIds = Sequence[int] | NDArray[np.integer]
-"""Ids of consecutive tokens."""
+Text = str | bytes | bytearray | memoryview
+"""Text, or its bytes in UTF-8."""
 
-Piece = str | bytes | int | TokenIds
+Piece = Text | int | TokenIds
 """One piece of a prompt that comes as an iterator: text, UTF-8 bytes cut anywhere, one id or several."""
 
-Prompt = str | TokenIds | Iterable[Piece]
+Prompt = Text | TokenIds | Iterable[Piece]
 
 
 class EncoderLike(Protocol):
@@ -56,54 +57,43 @@ def whole_prompt(prompt: Prompt, tokenizer: TokenizerLike | None, *, begins: boo
     """Token ids of a prompt that is given whole, int32 [tokens]. None for a stream.
 
     Args: begins: True if the prompt begins a context. Its text then gets the tokens that begin a text.
-    Raises: SessionError as `token_array`; UnsupportedError for text without a tokenizer.
+    Raises: SessionError as `held_ids`, and for a list of texts; UnsupportedError for text without a tokenizer.
     """
     if isinstance(prompt, str):
-        return token_array(require_tokenizer(tokenizer).encode(prompt, add_special_tokens=begins))
-    if isinstance(prompt, np.ndarray):
-        return token_array(prompt)
-    if isinstance(prompt, Sequence) and not isinstance(prompt, bytes) and _are_ids(prompt):
-        return token_array(prompt)
-    return None
+        return _ids(require_tokenizer(tokenizer).encode(prompt, add_special_tokens=begins))
+    if _text_bytes(prompt) is not None:
+        return None
+    if isinstance(prompt, Sequence) and len(prompt) > 1 and all(isinstance(each, str | bytes) for each in prompt):
+        raise SessionError(
+            f"a prompt is a list of {len(prompt)} texts, and a session takes one prompt: make a session for each, "
+            "or give pieces of one text as an iterator"
+        )
+    return held_ids(prompt)
 
 
 def streamed_prompt(prompt: Prompt, tokenizer: TokenizerLike | None, *, begins: bool) -> Iterator[NDArray[np.int32]]:
     """Yield token ids of a stream as they become certain, int32 [tokens]. Arguments and errors as `whole_prompt`."""
-    if isinstance(prompt, Mapping) or not isinstance(prompt, Iterable):
+    if not isinstance(prompt, Iterable):
         raise SessionError(f"a prompt is of type {type(prompt).__name__}, expected text, token ids or an iterator")
     encoder: EncoderLike | None = None
-    pieces: Iterable[Piece] = (prompt,) if isinstance(prompt, bytes) else prompt
+    pieces: Iterable[Piece] = (prompt,) if isinstance(prompt, bytes | bytearray | memoryview) else prompt
     for piece in pieces:
-        if isinstance(piece, str | bytes):
+        if (text := _text_bytes(piece)) is not None:
             encoder = encoder or require_tokenizer(tokenizer).stream_encoder(add_special_tokens=begins)
-            yield token_array(encoder.push(utf8(piece) if isinstance(piece, str) else piece))
+            yield _ids(encoder.push(text))
             continue
         if encoder is not None:
-            yield token_array(encoder.finish())
+            yield _ids(encoder.finish())
             encoder = None
         begins = False
-        yield token_array([piece] if isinstance(piece, int | np.integer) else piece)
+        yield piece_ids(piece)
     if encoder is not None:
-        yield token_array(encoder.finish())
+        yield _ids(encoder.finish())
 
 
-def token_array(ids: TokenIds) -> NDArray[np.int32]:
-    """Convert token ids to an int32 array [n].
-
-    Raises: SessionError if the ids are no integers of one dimension, or exceed int32.
-    """
-    try:
-        array = np.asarray(ids)
-    except (TypeError, ValueError) as error:
-        raise SessionError(f"a prompt of token ids is no array, expected integers [tokens]: {error}") from None
-    if array.size == 0:
-        return np.zeros(0, np.int32)
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise SessionError(f"a prompt of token ids is {array.dtype} {list(array.shape)}, expected integers [tokens]")
-    limits = np.iinfo(np.int32)
-    if int(array.min()) < limits.min or int(array.max()) > limits.max:
-        raise SessionError(f"a token id of the prompt exceeds {limits.max}: use the tokenizer of this model")
-    return np.ascontiguousarray(array, np.int32)
+def _ids(ids: Sequence[int]) -> NDArray[np.int32]:
+    """Ids of a tokenizer, int32 [tokens]."""
+    return np.asarray(ids, np.int32)
 
 
 def utf8(text: str) -> bytes:
@@ -123,5 +113,10 @@ def require_tokenizer(tokenizer: TokenizerLike | None) -> TokenizerLike:
     return tokenizer
 
 
-def _are_ids(prompt: Sequence[Piece]) -> TypeGuard[Sequence[int]]:
-    return all(isinstance(piece, int | np.integer) for piece in prompt)
+def _text_bytes(value: object) -> bytes | None:
+    """The bytes of text, given as such or as text. None for what is no text."""
+    if isinstance(value, str):
+        return utf8(value)
+    if isinstance(value, bytes | bytearray) or (isinstance(value, memoryview) and value.itemsize == 1):
+        return bytes(value)
+    return None

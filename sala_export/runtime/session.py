@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from ..errors import StateError
 from ..specs import MOST_TOKENS
-from .options import GenerateOptions, file_path, generate_options, optional_number, whole_number
+from .answer import StoppingDecoder, answer_decoder, decoded, up_to_stop
+from .options import GenerateOptions, file_path, generate_options, optional_number, stop_strings, whole_number
 from .prompt import DecoderLike, Prompt, TokenizerLike, require_tokenizer, streamed_prompt, whole_prompt
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class Session:
         self._tokenizer = tokenizer
         self._default_stop_tokens = default_stop_tokens
         self._generation: _native.Generation | None = None
+        self._stopping: StoppingDecoder | None = None
 
     @property
     def position(self) -> int:
@@ -122,7 +124,12 @@ class Session:
 
     @property
     def finish_reason(self) -> str | None:
-        """Why the last generation ended: `stop_token`, `max_new_tokens` or `max_context`. None while it runs."""
+        """Why the last generation ended. None while it runs.
+
+        It is `stop_token`, `stop_string`, `max_new_tokens` or `max_context`.
+        """
+        if self._stopping is not None and self._stopping.found:
+            return "stop_string"
         return None if self._generation is None else self._generation.finish_reason
 
     def prefill(
@@ -158,15 +165,30 @@ class Session:
 
         A stop token joins the context but not the text. You may leave the iterator at any point. The context then holds
         what it gave out.
+
+        The text ends before the first place where one of `stop_strings` begins. What may become one is held back until
+        that is decided. The context keeps every token that was generated, those of the stop string too.
         Raises: SessionError for a wrong option or before the first prefill; UnsupportedError without a tokenizer.
         """
-        decoder = require_tokenizer(self._tokenizer).stream_decoder()
-        return _decoded(self.generate_tokens(**options), decoder)
+        decoder = answer_decoder(require_tokenizer(self._tokenizer), options.get("stop_strings"))
+        return decoded(self._generated(options, decoder), decoder)
 
     def generate_tokens(self, **options: Unpack[GenerateOptions]) -> Iterator[int]:
-        """Yield generated token ids. Everything else is as in `generate`."""
+        """Yield generated token ids. Everything else is as in `generate`.
+
+        With `stop_strings`, which need a tokenizer, the last id is that of the token that completes the stop string.
+        """
+        strings = stop_strings(options.get("stop_strings"))
+        if strings is None:
+            return self._generated(options, None)
+        decoder = StoppingDecoder(require_tokenizer(self._tokenizer).stream_decoder(), strings)
+        return up_to_stop(self._generated(options, decoder), decoder)
+
+    def _generated(self, options: GenerateOptions, decoder: DecoderLike | None) -> Iterator[int]:
+        """Begin a generation, which ends early if `decoder` finds a stop string. Returns its ids."""
         generation = self._native.generate(generate_options(options, self._default_stop_tokens))
         self._generation = generation
+        self._stopping = decoder if isinstance(decoder, StoppingDecoder) else None
         return iter(generation.next, None)
 
     def save(self, target: str | Path | StateTarget) -> None:
@@ -206,11 +228,3 @@ def _prefiller(
         tokens_total=tokens_total,
         on_progress=None if on_progress is None else report,
     )
-
-
-def _decoded(ids: Iterator[int], decoder: DecoderLike) -> Iterator[str]:
-    for token_id in ids:
-        if piece := decoder.push(token_id):
-            yield piece
-    if piece := decoder.finish():
-        yield piece

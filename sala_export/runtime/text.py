@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import codecs
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
+from ..checkpoint.added_tokens import read_tokenizer
+from ..checkpoint.folder import ACCESSORY_FILES, CHAT_TEMPLATE_FOLDER
 from ..checkpoint.library_tokenizer import LibraryTokenizer, hidden_panics
+from ..checkpoint.tokenizer_files import TOKENIZER_CONFIG_FILE, TextFields
 from ..errors import BundleError, SessionError
 from ..files import Directory, TextFile
 from ..specs import TOKENIZER_FILE
-from .chat import ChatTemplate
+from .chat import ChatTemplate, chat_of
 from .prompt import utf8
 from .text_cuts import CutRule, cut_rule
-from .text_fields import (
-    CHAT_TEMPLATE_FILE,
-    GENERATION_CONFIG_FILE,
-    TOKENIZER_CONFIG_FILE,
-    TextFields,
-    chat_template,
-    special_tokens,
-    stop_token_ids,
-)
+from .text_fields import GENERATION_CONFIG_FILE, chat_templates, stop_token_ids
 
 _BLOCK_CHARACTERS = 4096
 """A stream is tokenised in blocks of at least this size, so that many small pieces cost no more than few large ones."""
@@ -48,30 +44,29 @@ class Tokenizer:
         self.chat = chat
         """None if the checkpoint has no chat template."""
         self.stop_token_ids = tuple(stop_token_ids)
-        """Tokens that end a text, as generation_config.json and tokenizer_config.json name them."""
-        self._special = frozenset(token_id for token_id, token in tokenizer.added_tokens.items() if token.special)
+        """Tokens that end a text, as generation_config.json and the special token `eos_token` name them."""
+        self._special = tokenizer.skipped_ids()
         self._before, self._after = _around_texts(tokenizer)
 
     @classmethod
     def from_files(cls, files: Mapping[str, TextFile]) -> Tokenizer:
-        """Make a tokenizer of tokenizer.json, and of the chat template and stop tokens beside it if there are any.
+        """Make a tokenizer of tokenizer.json, and of the tokens, chat template and stop tokens beside it, if any.
 
-        Args: files: by name, `tokenizer.json` and, where they exist, `tokenizer_config.json`, `generation_config.json`
-        and `chat_template.jinja`.
+        A chat template compiles at its first use.
+
+        Args: files: by name, `tokenizer.json` and, where they exist, the others in `ACCESSORY_FILES` and
+        `additional_chat_templates/NAME.jinja`.
         Raises: BundleError naming the file that is missing or malformed.
         """
-        file = files.get(TOKENIZER_FILE)
-        if file is None:
-            raise BundleError(f"{TOKENIZER_FILE} is missing: copy the bundle again")
-        TextFields(file, TOKENIZER_FILE)
         config = TextFields(files.get(TOKENIZER_CONFIG_FILE), TOKENIZER_CONFIG_FILE)
         generation = TextFields(files.get(GENERATION_CONFIG_FILE), GENERATION_CONFIG_FILE)
-        special = special_tokens(config)
-        template = chat_template(config, files.get(CHAT_TEMPLATE_FILE))
-        chat = None if template is None else ChatTemplate(template[0], special, template[1])
+        templates = chat_templates(config, files)
         try:
             with hidden_panics():
-                library = LibraryTokenizer.from_json(file.content, str(file.path))
+                library, special = read_tokenizer(files)
+                if _flag(config, "split_special_tokens"):
+                    library = library.literal()
+                chat = chat_of(templates, special)
                 tokenizer = cls(
                     library,
                     rule=cut_rule(library.spec()),
@@ -90,9 +85,9 @@ class Tokenizer:
         Raises: BundleError naming the file that is missing, malformed or no regular file.
         """
         opened = Directory(directory, error=BundleError)
-        names = (TOKENIZER_CONFIG_FILE, GENERATION_CONFIG_FILE, CHAT_TEMPLATE_FILE)
-        found = [opened.open(name) for name in (TOKENIZER_FILE, *filter(opened.has, names))]
-        return cls.from_files({file.path.name: TextFile(file.path, file.read_all()) for file in found})
+        names = (name for name in ACCESSORY_FILES if name == TOKENIZER_FILE or opened.has(name))
+        named = (f"{CHAT_TEMPLATE_FOLDER}/{name}" for name in opened.names(CHAT_TEMPLATE_FOLDER))
+        return cls.from_files({name: TextFile.read(opened.open(name)) for name in [*names, *named]})
 
     def _try_out(self) -> None:
         """Raises: SessionError if the library fails at a text or at the tokens of one."""
@@ -108,26 +103,37 @@ class Tokenizer:
         """True if `stream_encoder` gives ids before the text ends. `text_cuts` says which tokenizers can."""
         return self._rule is not None
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True, literal: bool = False) -> list[int]:
         """Encode a text as token ids. An empty text gives none at all, not even those that begin a text.
 
         Args: add_special_tokens: begin (and end) the text as the tokenizer is set up to, for example with `<s>`. Set it
         to False for text that continues a context, and for rendered chats, which spell such tokens themselves.
+        literal: special tokens that the text spells, such as `<|im_end|>`, are ordinary text. Added tokens that are not
+        special stay tokens. It is `split_special_tokens` of transformers.
         """
-        return self._tokenizer.encode(_checked(text), add_special_tokens=add_special_tokens).ids if text else []
+        tokenizer = self._literal if literal else self._tokenizer
+        return tokenizer.encode(_checked(text), add_special_tokens=add_special_tokens).ids if text else []
+
+    @cached_property
+    def _literal(self) -> LibraryTokenizer:
+        return self._tokenizer.literal()
+
+    def special_spans(self, text: str) -> list[tuple[int, int]]:
+        """Where a text spells special tokens, with the white space that they take, as indices of its characters."""
+        return _special_spans(self._tokenizer, self._literal, _checked(text))
 
     def stream_encoder(self, *, add_special_tokens: bool = True) -> StreamEncoder:
         """Create an encoder for one text that arrives in pieces."""
-        before, after = (self._before, self._after) if add_special_tokens else ([], [])
-        return StreamEncoder(self._tokenizer, self._rule, before, after)
+        around = (self._before, self._after) if add_special_tokens else ([], [])
+        return StreamEncoder(self._tokenizer, lambda: self._literal, self._rule, *around)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Decode token ids as text, without special tokens."""
         return self._tokenizer.decode(token_ids, skip_special_tokens=True)
 
-    def stream_decoder(self) -> StreamDecoder:
-        """Create a decoder for one text whose ids arrive one by one."""
-        return StreamDecoder(self._tokenizer, self._special)
+    def stream_decoder(self, *, skip_special_tokens: bool = True) -> StreamDecoder:
+        """Create a decoder for one text whose ids arrive one by one. Special tokens have no text, or are spelled."""
+        return StreamDecoder(self._tokenizer, self._special if skip_special_tokens else ())
 
     def token(self, token_id: int) -> str | None:
         """The spelling of one token in the vocabulary. None if there is no such token."""
@@ -139,41 +145,61 @@ class StreamEncoder:
 
     Text is given to the tokenizer up to the last point where `text_cuts` proves that nothing can join across it. The
     rest waits. If `text_cuts` has no rule for the tokenizer, all text waits for `finish`.
+
+    A literal piece is text of a stranger, for example between the markers of a chat template: special tokens that it
+    spells are ordinary text. It joins the other pieces as any text does. A special token counts only where pieces that
+    are not literal spell it whole, and takes no white space out of literal text. Text that follows a literal piece and
+    is not literal waits for the next literal piece or the end.
     """
 
     def __init__(
-        self, tokenizer: LibraryTokenizer, rule: CutRule | None, before: Sequence[int], after: Sequence[int]
+        self,
+        tokenizer: LibraryTokenizer,
+        literal: Callable[[], LibraryTokenizer],
+        rule: CutRule | None,
+        before: Sequence[int],
+        after: Sequence[int],
     ) -> None:
+        """Args: literal: gives the `literal` copy of the tokenizer, when there is literal text."""
+        self._plain, self._literal = tokenizer, literal
         self._tokenizer = tokenizer
+        """For the waiting text: the literal one from the first literal piece on."""
         self._rule = rule
         self._before, self._after = list(before), list(after)
         self._utf8 = codecs.getincrementaldecoder("utf-8")("strict")
         self._bytes = 0
         self._arrived: list[str] = []
         self._arrived_characters = 0
+        self._is_literal = False
+        self._plain_from = 0
+        """Where in `_waiting` the pieces begin that are not literal, if they come last."""
+        self._is_empty = True
         self._waiting = ""
-        """Begins at a cut; holds no other."""
+        """Begins at a cut. Until the first literal piece it holds no other."""
         self._context = ""
-        """The character before `_waiting`; empty at the start."""
+        """The character before `_waiting`, or the separator for a special token; empty at the start."""
 
-    def push(self, piece: str | bytes) -> list[int]:
+    def push(self, piece: str | bytes, *, literal: bool = False) -> list[int]:
         """Take a piece and return the ids that no later piece can change. Bytes are UTF-8 and may be cut anywhere.
 
+        Args: literal: special tokens in the piece are ordinary text. A character lies in pieces of one kind.
         Raises: SessionError with the offset of the first byte that is not UTF-8, counted over all bytes pushed.
         """
+        ids = self._turn() if literal != self._is_literal else []
         if isinstance(piece, str):
             self._arrive(self._decoded(b"", final=True))
             self._arrive(_checked(piece))
         else:
             self._arrive(self._decoded(piece, final=False))
-        if self._rule is None or self._arrived_characters < _BLOCK_CHARACTERS:
-            return []
+        may_be_special = self._tokenizer is not self._plain and not literal
+        if self._rule is None or may_be_special or self._arrived_characters < _BLOCK_CHARACTERS:
+            return ids
         checked = len(self._waiting)
         self._join()
         for cut in range(len(self._waiting) - 1, max(checked, 1) - 1, -1):
             if self._rule.allows(self._waiting[cut - 1], self._waiting[cut]):
-                return self._encode(cut)
-        return []
+                return ids + self._encode(cut)
+        return ids
 
     def finish(self) -> list[int]:
         """End the text and return the remaining ids. The encoder is then used up.
@@ -182,9 +208,32 @@ class StreamEncoder:
         """
         self._arrive(self._decoded(b"", final=True))
         self._join()
-        if not self._waiting:
+        ids = [] if self._is_literal or self._tokenizer is self._plain else self._up_to_special()
+        ids += self._encode(len(self._waiting))
+        return ids if self._is_empty else ids + self._after
+
+    def _turn(self) -> list[int]:
+        """Begin or end literal text."""
+        self._arrive(self._decoded(b"", final=True))
+        self._join()
+        self._is_literal = not self._is_literal
+        if not self._is_literal:
+            self._plain_from = len(self._waiting)
             return []
-        return self._encode(len(self._waiting)) + self._after
+        ids = self._up_to_special()
+        self._tokenizer = self._literal()
+        return ids
+
+    def _up_to_special(self) -> list[int]:
+        """Ids up to the last special token in the waiting text, and none if there is no such token."""
+        text = self._waiting[self._plain_from :]
+        spans = _special_spans(self._plain, self._literal(), text)
+        if not spans:
+            return []
+        start, end = spans[0][0], spans[-1][1]
+        ids = self._encode(self._plain_from + start) + self._begin() + self._ids(self._plain, text[start:end])
+        self._context, self._waiting = self._literal().separator, text[end:]
+        return ids
 
     def _decoded(self, data: bytes, *, final: bool) -> str:
         held = len(self._utf8.getstate()[0])
@@ -208,20 +257,28 @@ class StreamEncoder:
         self._arrived.clear()
         self._arrived_characters = 0
 
-    def _encode(self, cut: int) -> list[int]:
-        """Ids of the waiting text before `cut`, which stays to be the context of the next."""
-        known = len(self._ids(self._context))
-        ids = self._before + self._ids(self._context + self._waiting[:cut])[known:]
-        self._before = []
-        self._context, self._waiting = self._waiting[cut - 1], self._waiting[cut:]
-        return ids
+    def _begin(self) -> list[int]:
+        """What comes before the first text, once."""
+        self._is_empty = False
+        before, self._before = self._before, []
+        return before
 
-    def _ids(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+    def _encode(self, cut: int) -> list[int]:
+        """Ids of the waiting text before `cut`, whose last character stays to be the context of the next."""
+        if not cut:
+            return []
+        known = len(self._ids(self._tokenizer, self._context))
+        ids = self._ids(self._tokenizer, self._context + self._waiting[:cut])[known:]
+        self._context, self._waiting = self._waiting[cut - 1], self._waiting[cut:]
+        return self._begin() + ids
+
+    @staticmethod
+    def _ids(tokenizer: LibraryTokenizer, text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False).ids
 
 
 class StreamDecoder:
-    """Decodes ids that arrive one by one into pieces of whole characters. Special tokens have no text.
+    """Decodes ids that arrive one by one into pieces of whole characters. Those in `special` have no text.
 
     A piece is the text of all ids so far less the text given out. Only the last few ids are decoded again: those of the
     last piece, because decoders treat the first word of a text differently, and those that have no piece yet.
@@ -258,6 +315,25 @@ class StreamDecoder:
 
     def _decode(self, token_ids: list[int]) -> str:
         return self._tokenizer.decode(token_ids, skip_special_tokens=False)
+
+
+def _special_spans(tokenizer: LibraryTokenizer, literal: LibraryTokenizer, text: str) -> list[tuple[int, int]]:
+    encoding = tokenizer.encode(text, add_special_tokens=False)
+    found = zip(encoding.ids, encoding.offsets, strict=True)
+    spans = [span for token_id, span in found if tokenizer.is_special(token_id)]
+
+    def ids(of: LibraryTokenizer, span: tuple[int, int]) -> list[int]:
+        return of.encode(text[slice(*span)], add_special_tokens=False).ids
+
+    # The special token for what is unknown comes without being spelled.
+    return [span for span in spans if ids(tokenizer, span) != ids(literal, span)]
+
+
+def _flag(config: TextFields, name: str) -> bool:
+    value = config.fields.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise config.wrong(name, "true or false")
+    return bool(value)
 
 
 def _checked(text: str) -> str:

@@ -3,59 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
+from ..checkpoint.folder import CHAT_TEMPLATE_FOLDER
 from ..checkpoint.library_tokenizer import LibraryTokenizer
+from ..checkpoint.tokenizer_files import TextFields
 from ..errors import BundleError
-from ..files import TextFile, parse_json
+from ..files import TextFile
 
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 
-_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_DEFAULT = "default"
 _BYTE_ORDER_MARK = "\ufeff"
 
 
-class TextFields:
-    """The JSON object in a file. No file is an object without fields."""
-
-    def __init__(self, file: TextFile | None, name: str) -> None:
-        """Args: name: for messages, where there is no file. Raises: BundleError if the file holds no JSON object."""
-        self.where = name if file is None else str(file.path)
-        """For messages."""
-        self.fields: dict[str, Any] = {}
-        if file is not None:
-            value = parse_json(file.content, self.where, error=BundleError)
-            if not isinstance(value, dict):
-                raise BundleError(f"{self.where} holds {type(value).__name__}, expected a JSON object")
-            self.fields = value
-
-    def wrong(self, field: str, expected: str) -> BundleError:
-        """The error of a field that is of the wrong type."""
-        return BundleError(f"{self.where}: {field} is not {expected}: mend the file, or fetch it again")
-
-
-def special_tokens(config: TextFields) -> dict[str, str]:
-    """Spellings of the special tokens that tokenizer_config.json names, by their names, such as `bos_token`.
-
-    Raises: BundleError naming a field that holds neither text nor an object with the text as its `content`.
-    """
-    found = {}
-    for name in _SPECIAL_TOKENS:
-        token = config.fields.get(name)
-        content = token.get("content") if isinstance(token, dict) else token
-        if isinstance(content, str):
-            found[name] = content
-        elif token is not None:
-            raise config.wrong(name, "a token's text, or an object with its content")
-    return found
-
-
 def stop_token_ids(generation: TextFields, special: Mapping[str, str], tokenizer: LibraryTokenizer) -> tuple[int, ...]:
-    """Tokens that end a text: those of generation_config.json, and `eos_token` of tokenizer_config.json.
+    """Tokens that end a text: those of generation_config.json, and the special token `eos_token`.
 
-    Args: special: as `special_tokens` gives them.
+    Args: special: as `read_tokenizer` gives them.
     An id that the tokenizer does not know may be one of the model's: vocabularies are padded.
     Raises: BundleError if generation_config.json names what is no token id.
     """
@@ -70,31 +36,50 @@ def stop_token_ids(generation: TextFields, special: Mapping[str, str], tokenizer
     return tuple(dict.fromkeys(ids if spelled is None else [*ids, spelled]))
 
 
-def chat_template(config: TextFields, file: TextFile | None) -> tuple[str, str] | None:
-    """The source of the chat template, and the name of its file: chat_template.jinja, or else tokenizer_config.json.
+@dataclass(frozen=True, slots=True)
+class TemplateText:
+    """One chat template, as it was read."""
 
-    None if there is none. Raises: BundleError naming the file that is no UTF-8 text, or the field of the wrong type.
+    source: str
+    origin: str
+    """The file, for messages."""
+
+
+def chat_templates(config: TextFields, files: Mapping[str, TextFile]) -> dict[str, TemplateText]:
+    """The chat templates by name. A single one without a name is called `default`.
+
+    They are chat_template.jinja and the files of additional_chat_templates/. Without either, they are the field
+    `chat_template` of tokenizer_config.json: a text, a list of objects with `name` and `template`, or texts by name.
+    Raises: BundleError naming the file that is no UTF-8 text, or the field of the wrong type.
     """
-    if file is not None:
-        return _text(file), str(file.path)
+    found = {}
+    for name, file in files.items():
+        folder, _, last = name.rpartition("/")
+        if name == CHAT_TEMPLATE_FILE:
+            found[_DEFAULT] = TemplateText(_text(file), str(file.path))
+        elif folder == CHAT_TEMPLATE_FOLDER and last.endswith(".jinja"):
+            found[last.removesuffix(".jinja")] = TemplateText(_text(file), str(file.path))
+    return found or {name: TemplateText(source, config.where) for name, source in _in_config(config).items()}
+
+
+def _in_config(config: TextFields) -> dict[str, str]:
     field = config.fields.get("chat_template")
     if isinstance(field, list):
-        # Several templates come as a list with names.
-        field = {_entry(config, index, "name"): _entry(config, index, "template") for index in range(len(field))}.get(
-            "default"
-        )
+        entries = [(f"[{index}]", entry) for index, entry in enumerate(field)]
+        return {_part(config, f"{at}.name", entry): _part(config, f"{at}.template", entry) for at, entry in entries}
+    if isinstance(field, dict):
+        return {name: _part(config, f".{name}", field) for name in field}
     if field is None:
-        return None
+        return {}
     if not isinstance(field, str):
         raise config.wrong("chat_template", "text, or a list of templates with names")
-    return field, config.where
+    return {_DEFAULT: field}
 
 
-def _entry(config: TextFields, index: int, key: str) -> str:
-    entry = config.fields["chat_template"][index]
-    value = entry.get(key) if isinstance(entry, dict) else None
+def _part(config: TextFields, path: str, holder: object) -> str:
+    value = holder.get(path.partition(".")[2]) if isinstance(holder, dict) else None
     if not isinstance(value, str):
-        raise config.wrong(f"chat_template[{index}].{key}", "text")
+        raise config.wrong(f"chat_template{path}", "text")
     return value
 
 
@@ -103,7 +88,5 @@ def _text(file: TextFile) -> str:
         text = file.content.decode()
     except UnicodeDecodeError as error:
         raise BundleError(f"{file.path} is not UTF-8 at byte {error.start}, counted from 0: convert it first") from None
-    if text.startswith(_BYTE_ORDER_MARK):
-        # It would stand in front of every prompt.
-        raise BundleError(f"{file.path} begins with a byte order mark: save it as UTF-8 without one")
-    return text
+    # A byte order mark would stand in front of every prompt.
+    return text.removeprefix(_BYTE_ORDER_MARK)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..checkpoint.config import SalaConfig
+from ..checkpoint.float_types import convert_weights
 from ..errors import RequestError, UnsupportedError
 from ..model_source import ModelSource
 from ..runtime.model import Model, tokenizer_of
@@ -18,6 +19,7 @@ from ..runtime.options import MOST_THREADS, flag, optional_text, whole_number
 from ..specs import Precision
 from .engine import SessionMemory, TorchEngine
 from .operators import Operators, ReferenceOperators
+from .quantized import StoredWeight, quantized_weights_of
 from .random_model import RandomModel
 from .weights import PackedModel, load_packed, weights_bytes
 
@@ -92,18 +94,14 @@ def load_torch(
     precision = optional_text("precision", precision)
     chosen = _device(optional_text("device", device))
     source = model if isinstance(model, ModelSource) else ModelSource.open(model, other_weights=weights)
-    quantized = source.quantized()
-    if quantized is not None:
-        raise UnsupportedError(
-            f"{source.path} is quantised to {quantized}: the torch runtime takes plain weights alone; run a bundle of "
-            "it on another runtime, or load the original checkpoint"
-        )
     if verify_hashes and source.bundle is not None:
         # Weights are hashed as they are loaded, asked or not.
         source.bundle.verify_files()
     if threads:
         torch.set_num_threads(threads)
-    kind = _precision(precision, source.precision, source.name, chosen)
+    kind = _precision(precision, lambda: _plain_precision(source), source.name, chosen)
+    if source.bundle is None:
+        convert_weights(source.weights(), kind, may_round=precision is not None)
     operators = _operators(source.config, kind, chosen)
     if tokenizer is None:
         tokenizer = tokenizer_of(source.text_files())
@@ -145,7 +143,10 @@ def assemble(
     """Load the weights of `source` and put the runtime together from its parts. Raises: as `load_torch`."""
     _native_runtime()
     weights = source.weights()
-    packed = load_packed(weights, precision, device)
+    quantized = quantized_weights_of(source) if isinstance(source, ModelSource) else {}
+    packed = load_packed(weights, precision, device, quantized)
+    if quantized:
+        logger.warning("%s", _emulated(quantized, precision, device))
     logger.info("%s in %s on %s", source.name, precision, device)
     engine = TorchEngine(
         packed,
@@ -154,6 +155,21 @@ def assemble(
         default_chunk_tokens=CPU_CHUNK_TOKENS if device.type == "cpu" else GPU_CHUNK_TOKENS,
     )
     return TorchModel(engine, source, source.fingerprint(), tokenizer)
+
+
+def _plain_precision(source: ModelSource) -> Precision:
+    """The type of the weights that are not quantised, or the precision of a bundle of plain weights."""
+    dtype = source.precision().dtype if source.quantized() is None else source.weights().dtype
+    return next(precision for precision in PRECISIONS if precision.dtype == dtype)
+
+
+def _emulated(quantized: Mapping[str, StoredWeight], precision: Precision, device: torch.device) -> str:
+    stored = next(iter(quantized.values()))
+    rounded = ", inputs of their products rounded as an engine rounds them" if stored.rounds_input else ""
+    return (
+        f"{stored.precision} is emulated in {precision} on {device}: weights are dequantised{rounded}; it takes the "
+        f"memory of {precision} and is no measure of speed"
+    )
 
 
 def _native_runtime() -> ModuleType:

@@ -6,19 +6,43 @@ It computes what `SalaForCausalLM.step` does, on the buffers of `layout.py`, wit
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..checkpoint.keymap import layer_packs
 from ..model.half_precision import stream_scale
 from ..model.layers import Cache
 from ..model.mixers import MIXERS
 from ..model.signature import INPUT_IDS, LOGITS, TOKEN_INPUTS
 from .layout import Arena, Layout
 from .operators import Operators
-from .weights import PackedModel
+from .products import Product
+from .weights import DOWN_PROJ, PackedModel
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _LayerProducts:
+    mixer_in: Product
+    mixer_out: Product
+    mlp_in: Product
+    mlp_out: Product
+
+    @classmethod
+    def of(cls, packed: PackedModel, layer: int) -> _LayerProducts:
+        mixer, mlp = layer_packs(packed.config, layer)
+        out = f"model.layers.{layer}.self_attn.o_proj.weight"
+        down = f"model.layers.{layer}.{DOWN_PROJ}"
+        weight = packed.model.get_parameter
+        return cls(
+            mixer_in=packed.product(packed.mixer_in[layer], mixer),
+            mixer_out=packed.product(weight(out), [out]),
+            mlp_in=packed.product(packed.mlp_in[layer], mlp),
+            mlp_out=packed.product(weight(down), [down]),
+        )
 
 
 class Step:
@@ -45,6 +69,7 @@ class Step:
         self._rows: list[tuple[Tensor, Tensor]] = []
         """By layer, the packed projection [T, N] and the operator's rows [T, W]."""
         config = packed.config
+        self._products = [_LayerProducts.of(packed, layer) for layer in range(config.num_hidden_layers)]
         for mixer, layer, cache in zip(config.mixer_types, packed.layers, caches, strict=True):
             prefix = f"{mixer}/"
             own = {name.removeprefix(prefix): x for name, x in buffers.items() if name.startswith(prefix)}
@@ -75,13 +100,13 @@ class Step:
         last = len(layers) - 1
         for index, layer in enumerate(layers):
             packed, y = self._rows[index]
-            torch.mm(normed, self._packed.mixer_in[index].t(), out=packed)
+            products = self._products[index]
+            products.mixer_in(normed, packed)
             self._mixers[index]()
-            torch.mm(y, layer.self_attn.o_proj.weight.t(), out=normed)
+            products.mixer_out(y, normed)
             self._operators.add_norm(layer.post_attention_layernorm, hidden, normed, layer.residual_scale * unit)
-            torch.mm(normed, self._packed.mlp_in[index].t(), out=self._gate_up)
-            product = self._operators.gated_product(self._gate_up)
-            torch.mm(product, layer.mlp.down_proj.weight.t(), out=normed)
+            products.mlp_in(normed, self._gate_up)
+            products.mlp_out(self._operators.gated_product(self._gate_up), normed)
             if index < last:
                 following = layers[index + 1].input_layernorm
                 self._operators.add_norm(following, hidden, normed, layer.residual_scale)

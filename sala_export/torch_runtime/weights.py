@@ -7,19 +7,25 @@ from the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checkpoint.config import SalaConfig
 from ..checkpoint.keymap import EMBEDDING, LM_HEAD, Weight, layer_packs, weights
 from ..errors import RunError
+from ..model.half_precision import stream_scale
 from ..model.layers import DecoderLayer
 from ..model.sala import SalaForCausalLM
 from ..specs import Precision, format_bytes
+from .products import Product, Rounding
+from .quantized import StoredWeight
+
+DOWN_PROJ = "mlp.down_proj.weight"
+"""What the name of the weight that leaves an MLP ends with."""
 
 
 class WeightSource(Protocol):
@@ -42,6 +48,13 @@ class PackedModel:
     mlp_in: tuple[Tensor, ...]
     """Packed weights [2 I, hidden] of gate and up."""
     precision: Precision
+    roundings: Mapping[str, Rounding] = field(default_factory=dict)
+    """Of the inputs of quantised weights, by the names of the weights."""
+
+    def product(self, matrix: Tensor, names: Sequence[str]) -> Product:
+        """The product with a matrix that holds the weights of these names, one after the other."""
+        rows = [self.model.get_parameter(name).shape[0] for name in names]
+        return Product(matrix, list(zip(rows, map(self.roundings.get, names), strict=True)))
 
     @property
     def config(self) -> SalaConfig:
@@ -65,13 +78,18 @@ def weights_bytes(config: SalaConfig, precision: Precision) -> int:
     return sum(weight.elements for weight in weights(config)) * precision.dtype.bytes
 
 
-def load_packed(source: WeightSource, precision: Precision, device: torch.device) -> PackedModel:
-    """Put the weights on the device, in the type of `precision`.
+def load_packed(
+    source: WeightSource,
+    precision: Precision,
+    device: torch.device,
+    quantized: Mapping[str, StoredWeight] | None = None,
+) -> PackedModel:
+    """Put the weights on the device, in the type of `precision`, those of `quantized` dequantised.
 
     Raises: RunError if the device has no room for them, saying how much they take.
     """
     try:
-        return _load(source, precision, device)
+        return _load(source, precision, device, quantized or {})
     except torch.OutOfMemoryError as error:
         size = format_bytes(weights_bytes(source.config, precision))
         free = format_bytes(torch.cuda.mem_get_info(device)[0])
@@ -81,7 +99,9 @@ def load_packed(source: WeightSource, precision: Precision, device: torch.device
         ) from error
 
 
-def _load(source: WeightSource, precision: Precision, device: torch.device) -> PackedModel:
+def _load(
+    source: WeightSource, precision: Precision, device: torch.device, quantized: Mapping[str, StoredWeight]
+) -> PackedModel:
     config = source.config
     dtype: torch.dtype = getattr(torch, precision.dtype)
     with torch.device("meta"):
@@ -90,7 +110,10 @@ def _load(source: WeightSource, precision: Precision, device: torch.device) -> P
     state: dict[str, Tensor] = {}
 
     def fill(weight: Weight, out: Tensor) -> None:
-        source.fill(weight, out)
+        if weight.name in quantized:
+            out.copy_(quantized[weight.name].values())
+        else:
+            source.fill(weight, out)
         state[weight.name] = out
 
     def pack(names: tuple[str, ...]) -> Tensor:
@@ -109,4 +132,31 @@ def _load(source: WeightSource, precision: Precision, device: torch.device) -> P
         state[LM_HEAD] = state[EMBEDDING]
     model.load_state_dict(state, assign=True)
     mixer_in, mlp_in = zip(*packed, strict=True)
-    return PackedModel(model=model.requires_grad_(False).eval(), mixer_in=mixer_in, mlp_in=mlp_in, precision=precision)
+    roundings = {name: _rounding(name, weight, dtype) for name, weight in quantized.items() if weight.rounds_input}
+    for name, rounding in roundings.items():
+        model.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(_before(rounding))
+    return PackedModel(
+        model=model.requires_grad_(False).eval(),
+        mixer_in=mixer_in,
+        mlp_in=mlp_in,
+        precision=precision,
+        roundings=roundings,
+    )
+
+
+def _rounding(name: str, weight: StoredWeight, dtype: torch.dtype) -> Rounding:
+    # The input of down_proj has the unit of the residual stream (`model.half_precision`).
+    unit = stream_scale(dtype) if name.endswith(DOWN_PROJ) else 1.0
+    scale = None if weight.input_scale is None else weight.input_scale * unit
+    return Rounding(precision=weight.precision, scale=scale)
+
+
+def _before(rounding: Rounding) -> Any:
+    """A hook that rounds the input of a projection of the reference model."""
+
+    def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        rows = arguments[0].clone()
+        rounding(rows.view(-1, rows.shape[-1]))
+        return (rows,)
+
+    return hook

@@ -8,7 +8,6 @@ engine does.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from ..model.signature import CONTEXT_LENGTH, INPUT_IDS, PAST_LENGTH, ROPE_COS_S
 from ..numerics.weights import dequantize
 from ..onnx.layer_graph import MOST_GRAPH_BYTES, write_layer
 from ..specs import stream_name
-from .subject import LayerRows
+from .subject import LayerFunction, LayerRows
 
 
 class BundleSubject:
@@ -50,7 +49,7 @@ class BundleSubject:
             )
         config = manifest.model.config
         self.config = config if layers is None else config.truncated(layers)
-        self.description = f"ONNX Runtime {onnxruntime.__version__}, {manifest.precision}"
+        self.description = f"the CPU form in ONNX Runtime {onnxruntime.__version__}, {manifest.precision}"
         self._bundle = bundle
         self._tensors = manifest.weights.tensors
         self._graph: CpuGraphEntry = manifest.graph.cpu
@@ -58,52 +57,50 @@ class BundleSubject:
         self._inv_freq = torch.tensor(manifest.model.inv_freq, dtype=torch.float32)
         self._head: Tensor | None = None
 
-    def layers(self, input_ids: Tensor) -> Iterator[LayerRows]:
+    def layer(self, layer: int, input_ids: Tensor) -> LayerFunction:
+        """Cut the layer's graph out and load its weights. The graph of layer 0 takes the tokens, and embeds them."""
         tokens = len(input_ids)
+        sizes = cache_sizes(self.config, tokens)
         feeds: dict[str, NDArray[Any]] = {
             INPUT_IDS: input_ids[None].numpy(),
             PAST_LENGTH: np.zeros(1, np.int32),
             CONTEXT_LENGTH: np.full(1, tokens, np.int32),
             ROPE_COS_SIN: rope_cos_sin(torch.arange(tokens)[None], self._inv_freq).numpy(),
         }
-        sizes = cache_sizes(self.config, tokens)
-        caches = {
+        feeds |= {
             spec.name: np.zeros(spec.bound(sizes), np.float32) for spec in self._graph.inputs if spec.name not in feeds
         }
-        with tempfile.TemporaryDirectory(prefix="sala-verify-") as folder:
-            for layer in range(self.config.num_hidden_layers):
-                stream = self._run(layer, Path(folder), feeds, caches)
-                feeds[stream_name(layer + 1)] = stream
-                feeds.pop(stream_name(layer), None)
-                rows = torch.from_numpy(stream)[0]
-                yield LayerRows(rows=rows, largest_activation=float(rows.abs().max()))
+        session = self._session(layer)
+        weights = {
+            value.name: _ort_value(self._weight(value.name))
+            for value in session.get_inputs()
+            if value.name in self._weights
+        }
+
+        def run(rows: Tensor) -> LayerRows:
+            given = {**feeds, stream_name(layer): rows[None].numpy()}
+            others = [value.name for value in session.get_inputs() if value.name not in weights]
+            values = weights | {name: onnxruntime.OrtValue.ortvalue_from_numpy(given[name]) for name in others}
+            (stream,) = session.run_with_ort_values([stream_name(layer + 1)], values)
+            after = torch.from_numpy(stream.numpy())[0]
+            return LayerRows(rows=after, largest_activation=float(after.abs().max()))
+
+        return run
 
     def logits(self, rows: Tensor) -> Tensor:
         if self._head is None:
             self._head = self._weight(EMBEDDING if self.config.tie_word_embeddings else LM_HEAD)
         return logits(self.config, self._weight(FINAL_NORM), self._head, rows)
 
-    def _run(
-        self, layer: int, folder: Path, feeds: Mapping[str, NDArray[Any]], caches: Mapping[str, NDArray[Any]]
-    ) -> NDArray[np.float32]:
-        """The residual stream after a layer, fp32 [1, T, H]."""
-        path = folder / "layer.onnx"
-        write_layer(self._bundle.read(self._graph.file, MOST_GRAPH_BYTES), layer, path)
+    def _session(self, layer: int) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
         options.register_custom_ops_library(str(onnxruntime_operators()))
-        # Weights are inputs: nothing is gained by planning memory for a single run.
+        # Weights are inputs: nothing is gained by planning memory for two runs.
         options.enable_mem_pattern = False
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        given = {}
-        for value in session.get_inputs():
-            if value.name in self._weights:
-                given[value.name] = _ort_value(self._weight(value.name))
-            else:
-                array = feeds[value.name] if value.name in feeds else caches[value.name]
-                given[value.name] = onnxruntime.OrtValue.ortvalue_from_numpy(array)
-        (stream,) = session.run_with_ort_values([stream_name(layer + 1)], given)
-        found: NDArray[np.float32] = stream.numpy()
-        return found
+        with tempfile.TemporaryDirectory(prefix="sala-verify-") as folder:
+            path = Path(folder) / "layer.onnx"
+            write_layer(self._bundle.read(self._graph.file, MOST_GRAPH_BYTES), layer, path)
+            return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def _weight(self, name: str) -> Tensor:
         """A weight input in the type that the graph takes."""

@@ -40,6 +40,30 @@ def row_errors(original: Tensor, tested: Tensor) -> RowErrors:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class OwnErrors:
+    """Errors of what one layer adds to the residual stream, given the rows that enter the original's layer.
+
+    Errors of the layers before it are no part of it, so it has the same size in a model of any depth."""
+
+    relative: float
+    """Norm of the difference over the norm of what the original's layer adds, all rows together."""
+    channel: float
+    """The same of the worst channel of the stream. A channel that adds less than the median one counts as that."""
+
+
+def own_errors(before: Tensor, original: Tensor, tested: Tensor) -> OwnErrors:
+    """Compare rows fp32 [T, H] after a layer of both models, which got the same rows `before`."""
+    added = original.to(torch.float64) - before
+    difference = tested.to(torch.float64) - original
+    tiny = torch.finfo(torch.float64).tiny
+    channels = added.norm(dim=0)
+    return OwnErrors(
+        relative=float(difference.norm() / added.norm().clamp(min=tiny)),
+        channel=float((difference.norm(dim=0) / channels.clamp(min=float(channels.median())).clamp(min=tiny)).max()),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LogitErrors:
     """Errors of the next-token distributions of the model under test against the original."""
 
@@ -55,9 +79,17 @@ class LogitErrors:
     logit_std: float
     """Standard deviation of the original's logits, by which you judge the numbers above."""
 
+    vocab_size: int
+
     @property
     def perplexity_ratio(self) -> float:
         return self.tested_perplexity / self.original_perplexity
+
+    @property
+    def predicts(self) -> bool:
+        """True if the original predicts these tokens better than a guess. Else their perplexity is chance: the tokens
+        are random, or the weights are."""
+        return self.original_perplexity < self.vocab_size
 
 
 class LogitComparison:
@@ -66,7 +98,7 @@ class LogitComparison:
     def __init__(self) -> None:
         self._tokens = self._agreeing = self._predicted = 0
         self._kl = self._max_kl = self._square = self._sum = 0.0
-        self._elements = 0
+        self._elements = self._vocab_size = 0
         self._losses = [0.0, 0.0]
 
     def add(self, original: Tensor, tested: Tensor, successors: Tensor) -> None:
@@ -86,6 +118,7 @@ class LogitComparison:
         self._square += float(original.square().sum(dtype=torch.float64))
         self._sum += float(original.sum(dtype=torch.float64))
         self._elements += original.numel()
+        self._vocab_size = original.shape[1]
 
     def result(self) -> LogitErrors:
         """Return the errors of all rows so far, at least two."""
@@ -97,6 +130,7 @@ class LogitComparison:
             top1=self._agreeing / self._tokens,
             original_perplexity=_perplexity(self._losses[0] / self._predicted),
             tested_perplexity=_perplexity(self._losses[1] / self._predicted),
+            vocab_size=self._vocab_size,
             logit_std=math.sqrt(max(0.0, self._square / self._elements - mean**2)),
         )
 

@@ -1,50 +1,49 @@
-"""Draws a verification: cosine, error and largest activation by layer."""
+"""Draws a verification: what is judged of each layer, with its limits."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from .thresholds import THRESHOLDS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from .checks import LayerResult
     from .verify import Verification
 
 _LINE, _LIMIT = "#0b6e4f", "#c1440e"
 
 
 def draw(found: Verification) -> Figure:
-    """Draw the errors by layer, and the largest activations. It needs matplotlib."""
+    """Draw the figures of the layers that are judged, beside their limits. It needs matplotlib."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 4), layout="constrained")
-    cosine, error, activation = figure.subplots(1, 3)
-    layers = range(len(found.layers))
-    errors = [layer.errors for layer in found.layers]
-    cosine.plot(layers, [each.cosine for each in errors], "o-", color=_LINE, label="mean")
-    cosine.plot(layers, [each.least_cosine for each in errors], "v:", color=_LINE, label="least of all tokens")
-    cosine.axhline(found.thresholds.cosine, color=_LIMIT, linestyle="--", label="threshold of the mean")
-    _finish(cosine, "cosine of hidden rows")
-    error.plot(layers, [each.relative_error for each in errors], "o-", color=_LINE, label="relative, all rows")
-    error.plot(layers, [each.max_error for each in errors], "^:", color=_LINE, label="largest of an element")
-    error.set_yscale("log")
-    _finish(error, "error of hidden rows")
-    seen = [(index, layer.largest_activation) for index, layer in enumerate(found.layers) if layer.largest_activation]
-    if seen:
-        activation.plot(*zip(*seen, strict=True), "o-", color=_LINE, label="largest activation")
-    activation.axhline(found.activation_limit, color=_LIMIT, linestyle="--", label="largest number of the type")
-    activation.set_yscale("log")
-    _finish(activation, "magnitude")
-    verdict = "passes" if found.passed else "fails"
-    figure.suptitle(
-        f"{found.precision} {verdict}: mean KL {found.logits.kl:.4f}, top-1 agreement {found.logits.top1:.1%} "
-        f"on {found.logits.tokens} tokens"
+    limits = THRESHOLDS[found.limits_of]
+    count = len(found.layers)
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    own, channel, loss = figure.subplots(1, 3)
+    _panel(own, found, lambda layer: layer.own.relative, [limits.own] * count, "error of what the layer adds")
+    _panel(channel, found, lambda layer: layer.own.channel, [limits.channel] * count, "the same, worst channel")
+    losses = [1 - limits.cosine_after(layer) for layer in range(count)]
+    _panel(loss, found, lambda layer: 1 - layer.errors.cosine, losses, "1 - cosine after the layer")
+    judged = ", ".join(
+        f"{check.what} {check.value:.4g} ({check.passes})" for check in found.checks if check.layer is None
     )
+    figure.suptitle(f"{found.precision} {'passes' if found.passed else 'fails'}\n{judged}", fontsize=10)
     return figure
 
 
-def _finish(axes: Any, label: str) -> None:
+def _panel(
+    axes: Any, found: Verification, figure: Callable[[LayerResult], float], limits: list[float], label: str
+) -> None:
+    layers = range(len(found.layers))
+    axes.plot(layers, [figure(layer) for layer in found.layers], "o-", color=_LINE, label="found")
+    axes.plot(layers, limits, "--", color=_LIMIT, label="most that passes")
+    axes.set_yscale("log")
     axes.set_xlabel("layer")
-    axes.set_ylabel(label)
+    axes.set_title(label, fontsize=10)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(True, alpha=0.3)
     axes.legend(fontsize=8)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -33,18 +33,34 @@ class LayerRows:
     """Share of input elements that saturate."""
 
 
+LayerFunction = Callable[[Tensor], LayerRows]
+"""Runs one layer on the rows fp32 [T, H] that enter it."""
+
+
 class Subject(Protocol):
-    """A model under test, or the original. An engine on its GPU is one more implementation."""
+    """A model under test, or the original, which runs layer by layer."""
 
     config: SalaConfig
     description: str
     """Text for people that says which model computes, and how."""
 
-    def layers(self, input_ids: Tensor) -> Iterator[LayerRows]:
-        """Yield the rows after each layer of one context, int64 [T], with one layer in memory at a time."""
+    def layer(self, layer: int, input_ids: Tensor) -> LayerFunction:
+        """Load one layer, to run it on the rows of one context, int64 [T]. Those into layer 0 are the embedding's."""
 
     def logits(self, rows: Tensor) -> Tensor:
         """Compute logits fp32 [T, V] of rows [T, H] of the last layer."""
+
+
+def run_layers(subject: Subject, embedded: Tensor, input_ids: Tensor) -> Iterator[LayerRows]:
+    """Yield the rows after each layer of one context, with one layer in memory at a time.
+
+    Args: `embedded`: rows fp32 [T, H] that enter layer 0.
+    """
+    rows = embedded
+    for layer in range(subject.config.num_hidden_layers):
+        found = subject.layer(layer, input_ids)(rows)
+        yield found
+        rows = found.rows
 
 
 class CheckpointSubject:
@@ -54,22 +70,28 @@ class CheckpointSubject:
         self.checkpoint = checkpoint
         self.config = checkpoint.config
         precision = checkpoint.precision
-        self.description = "torch, fp32" if precision is None else f"torch, {precision} emulated"
+        self.description = "torch in fp32" if precision is None else f"torch in fp32, {precision} emulated"
+        self._run = LayerRun(self.config)
         self._head: Tensor | None = None
 
-    def layers(self, input_ids: Tensor) -> Iterator[LayerRows]:
-        run = LayerRun(self.config)
-        rows = embed(self.config, self.checkpoint.tensor(EMBEDDING), input_ids)
-        for layer in range(self.config.num_hidden_layers):
-            module = load_layer(self.checkpoint, layer)
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Compute the rows fp32 [T, H] that enter layer 0, of tokens int64 [T]."""
+        return embed(self.config, self.checkpoint.tensor(EMBEDDING), input_ids)
+
+    def layer(self, layer: int, input_ids: Tensor) -> LayerFunction:
+        module = load_layer(self.checkpoint, layer)
+
+        def run(rows: Tensor) -> LayerRows:
             with _watch(module) as seen:
-                rows = run.run(layer, module, rows)
-            yield LayerRows(
-                rows=rows,
-                largest_activation=max(seen.largest, float(rows.abs().max())),
+                after = self._run.run(layer, module, rows)
+            return LayerRows(
+                rows=after,
+                largest_activation=max(seen.largest, float(after.abs().max())),
                 input_range=seen.input_range,
                 saturated=seen.saturated / seen.elements if seen.elements else None,
             )
+
+        return run
 
     def logits(self, rows: Tensor) -> Tensor:
         if self._head is None:

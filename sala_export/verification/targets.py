@@ -1,8 +1,9 @@
-"""Opens the two models that `verify` compares, from a bundle or a quantised checkpoint."""
+"""Opens the two models that `verify` compares."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..bundle.manifest import MANIFEST_FILE
 from ..bundle.reader import Bundle
@@ -14,28 +15,58 @@ from ..specs import Precision
 from .bundle_subject import BundleSubject
 from .subject import CheckpointSubject, Subject
 
+if TYPE_CHECKING:
+    from ..model_source import ModelSource
+    from ..runtime.model import Model
 
-def open_target(target: Path, original: Checkpoint, layers: int | None) -> tuple[Subject, Subject, Precision]:
-    """Open the original and the model under test. Returns both and the precision.
 
-    Args: `layers`: take only this many layers of both.
-    Raises: RequestError if `target` is neither, or not quantised. BundleError, CheckpointError or ConfigError.
-    """
-    if original.precision is not None:
+RUNS = {
+    "tensorrt": "the engine, run whole by TensorRT on its GPU",
+    "onnxruntime": "the CPU form, run whole by ONNX Runtime",
+    "torch": "the torch runtime, run whole",
+}
+"""The runtimes that can run a model under test, and what that is, for people."""
+
+
+def open_original(checkpoint: Checkpoint) -> CheckpointSubject:
+    """Raises: RequestError if it is quantised."""
+    if checkpoint.precision is not None:
         raise RequestError(
-            f"--model {original.directory} is quantised itself: give the checkpoint that it was made from"
+            f"--model {checkpoint.directory} is quantised itself: give the checkpoint that it was made from"
         )
+    return CheckpointSubject(checkpoint)
+
+
+def open_target(target: Path, layers: int | None) -> tuple[Subject, Precision]:
+    """Open the model under test, to run layer by layer. Returns it and its precision.
+
+    Args: `layers`: take only this many layers.
+    Raises: RequestError if `target` is no model, or not quantised. BundleError, CheckpointError or ConfigError.
+    """
     if exists(target / CONFIG_FILE):
         tested = Checkpoint.open(target, layers=layers)
         if tested.precision is None:
             raise RequestError(
                 f"{target} is not quantised: there is nothing to verify before a bundle is built from it"
             )
-        return CheckpointSubject(original), CheckpointSubject(tested), tested.precision
+        return CheckpointSubject(tested), tested.precision
     if exists(target / MANIFEST_FILE) or not is_directory(target):
         # A path that does not exist is refused as a bundle is.
         bundle = Bundle.open(target)
-        return CheckpointSubject(original), BundleSubject(bundle, layers), bundle.manifest.precision
+        return BundleSubject(bundle, layers), bundle.manifest.precision
     raise RequestError(
         f"{target} has neither {MANIFEST_FILE} nor {CONFIG_FILE}: give a bundle or a quantised checkpoint"
     )
+
+
+def require_same_model(original: Checkpoint, source: ModelSource) -> None:
+    """Raises: RequestError if a model that runs whole is not of the original's configuration."""
+    if original.config != source.config:
+        raise RequestError("--model is another model than the one to verify: their configurations differ")
+
+
+def description_of(source: ModelSource, model: Model) -> str:
+    """What a loaded model is, for people."""
+    quantized = source.quantized()
+    computes = f"in {model.precision}" if quantized is None else f"{quantized}, activations in {model.precision}"
+    return f"{RUNS[model.runtime]}, {computes}"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..calibration.samples import SampleRequest
+from ..calibration.samples import SampleRequest, shipped_tokens
 from ..checkpoint.reader import Checkpoint
 from ..errors import RequestError
 from ..specs import TOKENIZER_FILE
@@ -16,8 +18,27 @@ _LEAST = 2
 """So that one token is predicted."""
 
 
-def verification_tokens(checkpoint: Checkpoint, tokens: int, file: Path | None) -> Tensor:
-    """Take `tokens` tokens, int64 [T], at random or from the lines of `file`, which may have fewer.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerificationTokens:
+    """Tokens, and where they come from."""
+
+    ids: Tensor
+    """int64 [T]"""
+    source: str
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the ids. Figures of two runs compare if it is the same."""
+        return hashlib.sha256(self.ids.to(torch.int64).numpy().tobytes()).hexdigest()
+
+    def __str__(self) -> str:
+        return f"{len(self.ids):,} {self.source} ({self.sha256[:8]})"
+
+
+def verification_tokens(checkpoint: Checkpoint, tokens: int, file: Path | None) -> VerificationTokens:
+    """Take up to `tokens` tokens from the lines of `file`, or else from the text that ships with the package.
+
+    A checkpoint without a tokenizer gets random tokens.
 
     Raises: RequestError or CheckpointError as `SampleRequest.read`, and if there are too many or too few.
     """
@@ -26,7 +47,13 @@ def verification_tokens(checkpoint: Checkpoint, tokens: int, file: Path | None) 
         raise RequestError(
             f"--tokens {tokens}: expected {_LEAST} to {config.max_position_embeddings}, what the model was made for"
         )
-    if file is None:
-        return torch.randint(0, config.vocab_size, (tokens,), generator=torch.Generator().manual_seed(0))
-    request = SampleRequest(file=file, samples=tokens, sequence_length=tokens)
-    return torch.cat(request.read(config, checkpoint.text_files().get(TOKENIZER_FILE)))[:tokens]
+    tokenizer = checkpoint.text_files().get(TOKENIZER_FILE)
+    if file is not None:
+        request = SampleRequest(file=file, samples=tokens, sequence_length=tokens)
+        return VerificationTokens(ids=torch.cat(request.read(config, tokenizer))[:tokens], source=f"tokens of {file}")
+    if tokenizer is None:
+        ids = torch.randint(0, config.vocab_size, (tokens,), generator=torch.Generator().manual_seed(0))
+        return VerificationTokens(ids=ids, source="random tokens, as the checkpoint has no tokenizer")
+    return VerificationTokens(
+        ids=shipped_tokens(config, tokenizer, tokens), source="tokens of the text that ships with sala-export"
+    )

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,8 +16,8 @@ from support.runtime_bundles import tiny_cpu_bundle
 
 from benchmarks import ttft
 from benchmarks.figures import read_figures
-from sala_export.benchmark import gate, machine, measure, report
-from sala_export.benchmark.machine import Machine
+from sala_export import loading, machine
+from sala_export.benchmark import gate, measure, report
 from sala_export.benchmark.measure import BenchmarkRequest, Measurement, Runs
 from sala_export.benchmark.report import Report, describe, find_recipe, table
 from sala_export.checkpoint.presets import PRESETS
@@ -24,6 +25,7 @@ from sala_export.checkpoint.random_checkpoint import write_random_checkpoint
 from sala_export.cli.app import run
 from sala_export.engine.recipe import read_recipe
 from sala_export.errors import RequestError, RunError
+from sala_export.machine import Machine
 from sala_export.specs import Precision
 from sala_export.torch_runtime.load import TorchModel, load_torch
 
@@ -353,3 +355,35 @@ def test_disagreement_can_be_told_and_measured_all_the_same(
     captured = capsys.readouterr()
     assert "DISAGREES with the reference by" in captured.out
     assert f"error: {problem['message']}\n" in captured.err
+
+
+def test_default_contexts_are_those_of_the_device() -> None:
+    request = BenchmarkRequest(contexts=None, new_tokens=1)
+    assert request.contexts_on(SimpleNamespace(on_gpu=True)) == (64 << 10, 128 << 10)  # type: ignore[arg-type]
+    assert request.contexts_on(SimpleNamespace(on_gpu=False)) == (1 << 10, 2 << 10)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("reason", "gpus", "line", "is_warning"),
+    [
+        ("", [], "runs on ONNX Runtime on the CPU, fp32", False),
+        ("no driver", [], "runs on ONNX Runtime on the CPU, fp32: this machine has no NVIDIA GPU", False),
+        ("too old", [{}], "warning: runs on ONNX Runtime on the CPU, fp32, not on TensorRT: too old", True),
+    ],
+)
+def test_first_line_says_what_runs_and_why(
+    reason: str, gpus: list[object], line: str, is_warning: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = SimpleNamespace(runtime="onnxruntime", on_gpu=False, precision="fp32", runtime_reason=reason)
+    source = SimpleNamespace(quantized=lambda: None)
+    monkeypatch.setattr(loading, "gpus", lambda: gpus)
+    text, leaves_gpu_unused = loading.runs_on(model, source)  # type: ignore[arg-type]
+    assert text == line.removeprefix("warning: ")
+    assert leaves_gpu_unused == is_warning
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "1 s"), (99, "99 s"), (101, "2 min"), (5990, "100 min"), (7200, "2.0 h")]
+)
+def test_times_are_said_as_people_say_them(seconds: float, text: str) -> None:
+    assert measure.format_seconds(seconds) == text

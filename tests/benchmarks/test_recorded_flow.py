@@ -20,8 +20,8 @@ from benchmarks.first_light import Run
 from benchmarks.first_light_steps import Step
 from benchmarks.kernel_gate import Check
 from benchmarks.kernel_ways import Way
-from sala_export.benchmark.machine import Machine
 from sala_export.checkpoint.config import SparseConfig
+from sala_export.machine import Machine
 
 NCU = """"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"
 "0","lightning_prefill_kernel","Duration","us","9.5"

@@ -77,7 +77,7 @@ def test_copies_are_told_in_bytes_and_an_interruption_leaves_none(tmp_path: Path
         told.append((done, total, unit))
 
     with pytest.raises(KeyboardInterrupt):
-        build_bundle(replace(request(tmp_path / "out.sala"), copy_weights=True), on_progress)
+        build_bundle(request(tmp_path / "out.sala"), on_progress)
     total = sum(file.size for file in Checkpoint.open(tiny_checkpoint()).shard_files().values())
     assert (told[0], told[-1]) == ((0, total, "bytes"), (total, total, "bytes"))
     assert len(told) > 2

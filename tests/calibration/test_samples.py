@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import unicodedata
+import zlib
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support.checkpoints import tiny_checkpoint
 
-from sala_export.calibration.samples import SampleRequest
+from sala_export.calibration.samples import SampleRequest, shipped_tokens
+from sala_export.calibration.shipped_text import documents
 from sala_export.checkpoint.reader import Checkpoint
 from sala_export.errors import CheckpointError, RequestError
 from sala_export.files import TextFile
@@ -112,3 +116,58 @@ def test_tokenizer_that_cannot_be_used_is_one_line(
         )
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
+
+
+def shipped(say: list[str], **options: int) -> list[torch.Tensor]:
+    checkpoint = Checkpoint.open(tiny_checkpoint())
+    request = SampleRequest(say=say.append, **options)
+    return request.read(checkpoint.config, checkpoint.text_files()["tokenizer.json"])
+
+
+def test_text_that_ships_is_taken_without_a_file_and_said() -> None:
+    said: list[str] = []
+    found = shipped(said)
+    texts = list(documents())
+    assert len(found) == len(texts)
+    lengths = [len(ids) for ids in found]
+    assert lengths == [1024 if document.is_long else 192 for document in texts]
+    assert said == [
+        f"calibrating with the text that ships with sala-export, {sum(lengths):,} tokens: give --calibration FILE for "
+        "your own"
+    ]
+    assert [len(ids) for ids in shipped([], samples=3, sequence_length=50)] == [50, 50, 50]
+
+
+def test_text_that_ships_needs_a_tokenizer() -> None:
+    with pytest.raises(CheckpointError, match=r"ships with sala-export is text, .* no tokenizer.json: .*--calibration"):
+        SampleRequest().read(Checkpoint.open(tiny_checkpoint()).config, None)
+
+
+def test_verification_reads_what_calibration_does_not_and_of_every_document() -> None:
+    for document in documents():
+        assert document.to_calibrate + document.to_verify == document.text
+        assert len(document.to_verify) == len(document.text) // 4 > 150
+    checkpoint = Checkpoint.open(tiny_checkpoint())
+    tokenizer = checkpoint.text_files()["tokenizer.json"]
+    assert len(shipped_tokens(checkpoint.config, tokenizer, 777)) == 777
+    everything = shipped_tokens(checkpoint.config, tokenizer, 500_000)
+    assert 20_000 < len(everything) < 500_000
+
+
+def test_text_that_ships_is_varied() -> None:
+    """Documents in a dozen scripts and languages, code, dialogue, long samples; none repeats another."""
+    texts = {document.name: document.text for document in documents()}
+    whole = "".join(texts.values())
+    assert 100_000 < len(whole.encode()) < 250_000
+    letters = {
+        script
+        for script in ("LATIN", "CYRILLIC", "ARABIC", "DEVANAGARI", "HIRAGANA", "HANGUL", "CJK UNIFIED")
+        if sum(unicodedata.name(letter, "").startswith(script) for letter in whole) > 300
+    }
+    assert len(letters) == 7
+    assert sum("<|im_start|>user" in text for text in texts.values()) >= 5
+    assert sum(document.is_long and len(document.text) > 2000 for document in documents()) == 2
+    lines = [line for line in whole.splitlines() if len(line) > 60]
+    assert len(set(lines)) / len(lines) > 0.99
+    # Text that repeats itself compresses to much less.
+    assert len(zlib.compress(whole.encode(), 9)) / len(whole.encode()) > 0.35

@@ -15,8 +15,8 @@ from support.checkpoints import copy_checkpoint, edit_header, edit_json, tiny_ch
 from support.golden import GOLDEN_CHECKPOINT
 from support.hostile_files import NO_FILES, put_hole
 
-from sala_export.checkpoint.folder import CONFIG_FILE, CheckpointFolder
-from sala_export.checkpoint.reader import INDEX_FILE, Checkpoint
+from sala_export.checkpoint.folder import CONFIG_FILE, INDEX_FILE, CheckpointFolder
+from sala_export.checkpoint.reader import Checkpoint
 from sala_export.errors import CheckpointError, ConfigError, InputError, UnsupportedError
 from sala_export.onnx.weights import place_weights
 
@@ -169,10 +169,10 @@ def test_weights_that_are_cut_off_while_open_are_refused(directory: Path) -> Non
         checkpoint.require_unchanged()
 
 
-@pytest.mark.parametrize("copy", [False, True])
+@pytest.mark.parametrize("link", [False, True])
 @pytest.mark.parametrize("gone", [False, True])
 def test_weights_that_were_opened_are_placed_whatever_has_their_names(
-    directory: Path, tmp_path: Path, copy: bool, gone: bool
+    directory: Path, tmp_path: Path, link: bool, gone: bool
 ) -> None:
     files = Checkpoint.open(directory).shard_files()
     if gone:
@@ -181,9 +181,9 @@ def test_weights_that_were_opened_are_placed_whatever_has_their_names(
         (directory / SHARD).rename(tmp_path / "moved")
     (directory / SHARD).write_text("another")
     (tmp_path / "graph").mkdir()
-    place_weights(files.values(), tmp_path / "graph", copy=copy)
+    place_weights(files.values(), tmp_path / "graph", link=link)
     for name, file in files.items():
-        assert file.is_at((tmp_path / "graph" / name).stat()) == (not copy and not (gone and name == SHARD))
+        assert file.is_at((tmp_path / "graph" / name).stat()) == (link and not (gone and name == SHARD))
         assert (tmp_path / "graph" / name).read_bytes() == (GOLDEN_CHECKPOINT / name).read_bytes()
 
 

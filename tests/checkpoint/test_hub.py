@@ -81,29 +81,131 @@ def test_download_takes_weights_and_text_files_only_and_serves_offline(
     tmp_path: Path, serve: Callable[[Handler], list[str]]
 ) -> None:
     files = {path.name: path.read_bytes() for path in GOLDEN_CHECKPOINT.iterdir()}
-    wanted = files | {"tokenizer.json": b"{}", "chat_template.jinja": b"{{ bos_token }}"}
+    named = "additional_chat_templates/rag.jinja"
+    wanted = files | {"tokenizer.json": b"{}", "chat_template.jinja": b"{{ bos_token }}", named: b"{{ documents }}"}
     unwanted = {"modeling_minicpm_sala.py": b"import os", "pytorch_model.bin": b"pickle", "figures/a.png": b"png"}
+    unwanted |= {"original/model.safetensors": b"others", "original/config.json": b"{}"}
     asked = serve(repository(wanted | unwanted))
     snapshot = resolve_model(DEFAULT_MODEL, cache_dir=tmp_path / "cache")
-    assert {path.name for path in snapshot.iterdir()} == set(wanted)
+    assert {str(path.relative_to(snapshot)) for path in snapshot.rglob("*") if path.is_file()} == set(wanted)
     assert not any(name in path for name in unwanted for path in asked)
     checkpoint = Checkpoint.open(snapshot)
     # The cache holds symbolic links to blobs, which a bundle must not link to.
     assert all(location.file.path.is_symlink() for location in checkpoint.locations.values())
     assert len(checkpoint.shard_files()) == 3
     assert {file.path.resolve().parent.name for file in checkpoint.shard_files().values()} == {"blobs"}
-    assert checkpoint.text_files().keys() == {"tokenizer.json", "chat_template.jinja"}
+    assert checkpoint.text_files().keys() == {"tokenizer.json", "chat_template.jinja", named}
 
     asked = serve(unreachable)
     assert resolve_model(DEFAULT_MODEL, cache_dir=tmp_path / "cache") == snapshot
     assert asked
 
 
+def partial_cache(root: Path, *names: str) -> Path:
+    """A snapshot of acme/sala that holds these files of the golden checkpoint alone, as no listing of the hub tells."""
+    repository = root / "models--acme--sala"
+    snapshot = repository / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    for name in names:
+        (snapshot / name).write_bytes((GOLDEN_CHECKPOINT / name).read_bytes())
+    return snapshot
+
+
+INDEX = "model.safetensors.index.json"
+SHARDS = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("names", "lacking"),
+    [
+        ([], "config.json"),
+        (["config.json"], f"its weights (model.safetensors, or {INDEX} and what that lists)"),
+        (["config.json", INDEX], ", ".join(SHARDS)),
+        (["config.json", INDEX, SHARDS[1]], f"{SHARDS[0]}, {SHARDS[2]}"),
+    ],
+)
+def test_partial_cache_is_named_with_what_it_lacks(
+    tmp_path: Path, serve: Callable[[Handler], list[str]], names: list[str], lacking: str
+) -> None:
+    serve(unreachable)
+    snapshot = partial_cache(tmp_path / "cache", *names)
+    assert refusal("acme/sala", tmp_path) == (
+        "acme/sala is in the cache in part only, and the hub cannot be reached (no network, or HF_HUB_OFFLINE): "
+        f"{snapshot} lacks {lacking}; run `hf download acme/sala` where the hub can be reached, or give a checkpoint "
+        "directory"
+    )
+    if names:
+        assert resolve_model("acme/sala", cache_dir=tmp_path / "cache", config_only=True) == snapshot
+
+
+def test_interrupted_download_is_named(tmp_path: Path, serve: Callable[[Handler], list[str]]) -> None:
+    serve(unreachable)
+    snapshot = partial_cache(tmp_path / "cache", "config.json", INDEX, *SHARDS[:2])
+    blobs = snapshot.parents[1] / "blobs"
+    blobs.mkdir()
+    (blobs / "0a.incomplete").write_bytes(bytes(3 << 20))
+    text = refusal("acme/sala", tmp_path)
+    assert f"lacks {SHARDS[2]}, beside 3.00 MiB of an interrupted download; run" in text
+
+
+def test_listing_of_the_hub_tells_what_the_cache_lacks(tmp_path: Path, serve: Callable[[Handler], list[str]]) -> None:
+    """After `plan`, which fetches config.json alone."""
+    files = {path.name: path.read_bytes() for path in GOLDEN_CHECKPOINT.iterdir()}
+    serve(repository(files))
+    snapshot = resolve_model(DEFAULT_MODEL, cache_dir=tmp_path / "cache", config_only=True)
+    assert [path.name for path in snapshot.iterdir()] == ["config.json"]
+    serve(unreachable)
+    assert resolve_model(DEFAULT_MODEL, cache_dir=tmp_path / "cache", config_only=True) == snapshot
+    assert f"{snapshot} lacks its weights" in refusal(DEFAULT_MODEL, tmp_path)
+
+
+def test_repository_without_safetensors_is_not_blamed_on_the_cache(
+    tmp_path: Path, serve: Callable[[Handler], list[str]]
+) -> None:
+    config = (GOLDEN_CHECKPOINT / "config.json").read_bytes()
+    serve(repository({"config.json": config, "pytorch_model.bin": b"pickle"}))
+    snapshot = resolve_model(DEFAULT_MODEL, cache_dir=tmp_path / "cache")
+    with pytest.raises(CheckpointError, match="weights must be safetensors files"):
+        Checkpoint.open(snapshot)
+
+
+def test_adapter_on_the_hub_is_known_before_its_weights_are_fetched(
+    tmp_path: Path, serve: Callable[[Handler], list[str]]
+) -> None:
+    asked = serve(repository({"adapter_config.json": b"{}", "adapter_model.safetensors": b"weights"}))
+    snapshot = resolve_model(DEFAULT_MODEL, cache_dir=tmp_path / "cache", config_only=True)
+    with pytest.raises(CheckpointError, match="holds a PEFT adapter"):
+        Checkpoint.open(snapshot)
+    assert not any("adapter_model" in path for path in asked)
+
+
+def test_offline_mode_is_one_line(tmp_path: Path) -> None:
+    snapshot = partial_cache(tmp_path / "hub", "config.json")
+    program = (
+        "from sala_export.checkpoint.hub import resolve_model\n"
+        "from sala_export.errors import CheckpointError\n"
+        "for model in ('acme/sala', 'acme/other'):\n"
+        "    try: resolve_model(model)\n"
+        "    except CheckpointError as error: print(error)"
+    )
+    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    environment |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    partial, absent = done.stdout.splitlines()
+    assert f"{snapshot} lacks its weights" in partial
+    assert f"it is not in the cache either ({tmp_path}/hub/models--acme--other): run `hf download acme/other`" in absent
+
+
 def test_unreachable_hub_is_one_line(tmp_path: Path, serve: Callable[[Handler], list[str]]) -> None:
     serve(unreachable)
     assert refusal(DEFAULT_MODEL, tmp_path) == (
-        f"{DEFAULT_MODEL} cannot be downloaded, and the cache has no complete copy: Name or service not known; "
-        "check the connection, or give --model a checkpoint directory"
+        f"{DEFAULT_MODEL} cannot be downloaded: Name or service not known; it is not in the cache either "
+        f"({tmp_path}/cache/models--openbmb--MiniCPM-SALA): run `hf download {DEFAULT_MODEL}` where the hub can be "
+        "reached, or give a checkpoint directory"
     )
 
 
@@ -127,7 +229,7 @@ def test_connection_lost_while_downloading_is_one_line(tmp_path: Path, serve: Ca
         (401, "RepoNotFound", "is not on the hub, or is private: check the id"),
         (403, "GatedRepo", "is gated: accept its terms on the hub"),
         (404, "RevisionNotFound", "is not on the hub: --revision takes a branch, tag or commit of it"),
-        (418, "", "cannot be downloaded, and the cache has no complete copy"),
+        (418, "", "cannot be downloaded: "),
     ],
 )
 def test_refusal_by_the_hub_is_one_line(
@@ -143,8 +245,36 @@ def test_path_that_does_not_exist_is_not_looked_up(
     tmp_path: Path, serve: Callable[[Handler], list[str]], model: str
 ) -> None:
     asked = serve(unreachable)
-    assert refusal(model, tmp_path).startswith(f"{model} does not exist: give a checkpoint directory or a hub id")
+    assert refusal(model, tmp_path).startswith(f"{model}: there is no such directory; give a checkpoint directory or a")
     assert asked == []
+
+
+def test_name_that_is_nearly_that_of_a_directory_is_a_question(
+    tmp_path: Path, serve: Callable[[Handler], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = serve(unreachable)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "tiny-sala").mkdir(parents=True)
+    (tmp_path / "models" / "tiny-slla").touch()
+    assert "did you mean models/tiny-sala?; give" in refusal("./models/tiny-sla", tmp_path)
+    text = refusal("models/tiny-sla", tmp_path)
+    assert text.startswith("models/tiny-sla: there is no such directory in models, which is here, did you mean models/")
+    assert "fetch it with `hf download models/tiny-sla` first" in text
+    assert asked == []
+
+
+@pytest.mark.parametrize("sign", ["revision", "cache", "published"])
+def test_owner_that_is_a_directory_here_hides_no_hub_id_that_is_meant(
+    tmp_path: Path, serve: Callable[[Handler], list[str]], monkeypatch: pytest.MonkeyPatch, sign: str
+) -> None:
+    asked = serve(unreachable)
+    monkeypatch.chdir(tmp_path)
+    model = DEFAULT_MODEL if sign == "published" else "acme/sala"
+    (tmp_path / model).parent.mkdir()
+    if sign == "cache":
+        (tmp_path / "cache" / "models--acme--sala").mkdir(parents=True)
+    refusal(model, tmp_path, "v2" if sign == "revision" else None)
+    assert asked
 
 
 def test_file_and_malformed_id_are_refused(tmp_path: Path) -> None:

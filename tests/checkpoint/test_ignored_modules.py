@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from sala_export.checkpoint.ignored_modules import is_ignored, require_quick
+from sala_export.checkpoint.ignored_modules import is_listed, require_quick
 from sala_export.errors import ConfigError
 
 MODULE = "model.layers.31.self_attn.q_proj"
@@ -29,14 +29,14 @@ MODULE = "model.layers.31.self_attn.q_proj"
 )
 def test_expression_in_use_is_taken(expression: str) -> None:
     require_quick(["lm_head", f"re:{expression}"])
-    assert is_ignored(MODULE, ["lm_head", f"re:{expression}"]) == bool(re.match(expression, MODULE))
+    assert is_listed(MODULE, ["lm_head", f"re:{expression}"]) == bool(re.match(expression, MODULE))
 
 
 def test_many_entries_are_taken() -> None:
     names = [f"model.layers.{layer}.mlp.up_proj" for layer in range(10_000)]
     require_quick([*names, *(rf"re:.*layers\.{layer}\..*" for layer in range(400))])
-    assert is_ignored("model.layers.77.mlp.up_proj", names)
-    assert not is_ignored(MODULE, names)
+    assert is_listed("model.layers.77.mlp.up_proj", names)
+    assert not is_listed(MODULE, names)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_what_is_taken_is_quick() -> None:
     for expression in taken:
         require_quick([f"re:{expression}"])
         start = time.monotonic()
-        assert not is_ignored(MODULE, [f"re:{expression}"])
+        assert not is_listed(MODULE, [f"re:{expression}"])
         assert time.monotonic() - start < 1
 
 
@@ -81,6 +81,6 @@ def test_python_does_not_warn_of_an_expression(recwarn: pytest.WarningsRecorder)
     """A warning shows a line of this program to somebody who cannot act on it."""
     ignore = ["re:[[x]a.*", "re:[a||z]b", "re:model[~a~~b&&]c"]
     require_quick(ignore)
-    assert not is_ignored(MODULE, ignore)
-    assert is_ignored("xab", ignore)
+    assert not is_listed(MODULE, ignore)
+    assert is_listed("xab", ignore)
     assert not recwarn.list

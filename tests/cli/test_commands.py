@@ -221,7 +221,7 @@ def test_full_disk_is_refused_before_the_build(
 
 def test_model_that_is_neither_directory_nor_hub_id_is_refused(capsys: Capture, tmp_path: Path) -> None:
     arguments = ["build", "--gpu", "rtx5090", "--model", str(tmp_path / "nothing"), "-o", str(tmp_path / "out.sala")]
-    assert "does not exist: give a checkpoint directory or a hub id" in fails(capsys, arguments)
+    assert "there is no such directory; give a checkpoint directory or a hub id" in fails(capsys, arguments)
 
 
 def test_checkpoint_without_tokenizer_builds_a_bundle_of_token_ids(

@@ -122,6 +122,14 @@ BEFORE_THE_WEIGHTS: dict[str, tuple[list[str], str]] = {
     "infinite temperature": (["--temperature", "inf"], "inf"),
     "top-p": (["--top-p", "NaN"], "nan"),
     "penalty": (["--repetition-penalty", "1e-300"], "--repetition-penalty"),
+    "min-p": (["--min-p", "1.5"], "--min-p"),
+    "frequency-penalty": (["--frequency-penalty", "-2.1"], "--frequency-penalty"),
+    "presence-penalty": (["--presence-penalty", "nan"], "nan"),
+    "bias without a token": (["--logit-bias", "=1"], "--logit-bias"),
+    "bias beyond the range": (["--logit-bias", "7=100.5"], "7=100.5"),
+    "bias of one token twice": (["--logit-bias", "7=1", "--logit-bias", "07=2"], "token 7 is given twice"),
+    "stop string of nothing": (["--stop", ""], "expected a text that is not empty"),
+    "stop string too long": (["--stop", "a" * 1025], "1025 bytes"),
     "seed": (["--seed", str(2**64)], "--seed"),
     "top-k": (["--top-k", str(2**63)], "--top-k"),
     "max-new-tokens": (["--max-new-tokens", str(2**63)], "--max-new-tokens"),
@@ -154,7 +162,7 @@ def test_chat_template_is_tried_before_the_weights_are_loaded(capsys: Capture, m
     def refuse(*_: object, **__: object) -> None:
         raise SessionError("the chat template refuses the messages")
 
-    monkeypatch.setattr("sala_export.runtime.chat.ChatTemplate.around_prompt", refuse)
+    monkeypatch.setattr("sala_export.runtime.chat.ChatTemplate.turn", refuse)
     monkeypatch.setattr(loading, "load", lambda *_, **__: pytest.fail("loaded"))
     assert ends(capsys, 2, "--prompt", "a", "--chat") == ["error: the chat template refuses the messages"]
 

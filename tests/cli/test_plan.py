@@ -28,7 +28,7 @@ def test_tables_name_every_part(capsys: Capture) -> None:
         "building on this machine",
         "All times are predicted",
         "s on two cores",
-        "beside linked weights",
+        "where weights take no room",
     ):
         assert expected in text
     assert text.count("rtx5090 ") >= 5

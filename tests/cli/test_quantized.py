@@ -12,6 +12,9 @@ from support.checkpoints import tiny_checkpoint
 
 import sala_export
 from sala_export.bundle.reader import Bundle
+from sala_export.calibration import samples
+from sala_export.calibration.shipped_text import documents
+from sala_export.checkpoint.reader import Checkpoint
 from sala_export.cli.app import run
 from sala_export.specs import Precision
 
@@ -63,6 +66,30 @@ def test_build_quantises_first_where_it_is_given_text(
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["out.sala", quantised])
 
 
+def test_build_without_text_of_your_own_takes_the_text_that_ships(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # What is read is tried where samples are: here a few tokens of two documents will do.
+    monkeypatch.setattr(samples, "documents", lambda: list(documents())[:2])
+    model = tiny_checkpoint(2)
+    sizes = ["--max-context", "2048", "--prefill-chunk", "128"]
+    assert run(["build", "--gpu", "rtx5090", "--model", str(model), "--precision", "int8", *sizes]) == 0
+    told = capsys.readouterr()
+    bundle, quantised = f"{model.name}-rtx5090-int8.sala", f"{model.name}-int8"
+    assert told.out.splitlines()[-1].endswith(bundle)
+    assert f"quantising {model.name} to int8 first, as the checkpoint {quantised}\n" in told.err
+    assert "calibrating with the text that ships with sala-export, 384 tokens: give --calibration FILE" in told.err
+    assert Bundle.open(tmp_path / bundle).manifest.precision is Precision.INT8
+    assert Checkpoint.open(tmp_path / quantised).precision is Precision.INT8
+
+
+def test_export_of_a_checkpoint_that_is_not_quantised_names_the_command(tmp_path: Path, capsys: Capture) -> None:
+    options = ["--precision", "fp8", "-o", str(tmp_path / "graph")]
+    assert run(["export", "--model", str(tiny_checkpoint(1)), *options]) == 2
+    assert "is not quantised; run sala-export quantize --precision fp8" in capsys.readouterr().err
+
+
 def test_export_takes_the_precision_of_the_checkpoint(tmp_path: Path) -> None:
     source = tiny_checkpoint(1, Precision.INT8)
     assert run(["export", "--model", str(source), "-o", str(tmp_path / "graph")]) == 0
@@ -72,7 +99,6 @@ def test_export_takes_the_precision_of_the_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("stored", "options", "words"),
     [
-        (Precision.BF16, ["--gpu", "rtx5090", "--precision", "fp8"], "is not quantised; run sala-export quantize"),
         (Precision.FP8, ["--gpu", "a6000"], "has no FP8, it runs fp32, bf16, fp16, int8, int4; use --precision int8"),
         (Precision.NVFP4, ["--gpu", "rtx4090"], "has no NVFP4, .*; use --precision fp8"),
         (Precision.FP8, ["--gpu", "rtx5090", "--precision", "bf16"], "is quantised to fp8; use --precision fp8, or"),

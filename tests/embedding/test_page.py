@@ -61,8 +61,17 @@ def test_pkg_config_is_enough_for_c(model: Model) -> None:
     assert ids_in(page_outputs()[3]) == tokens_of(model, [5, 17, 42, 99])
 
 
+def test_text_goes_through_a_pipe(model: Model) -> None:
+    assert model.tokenizer is not None
+    session = model.session()
+    session.prefill(model.tokenizer.encode("The sky is", add_special_tokens=True))
+    answer = list(session.generate_tokens(max_new_tokens=8))
+    decoder = model.tokenizer.stream_decoder()
+    assert page_outputs()[4] == "".join(map(decoder.push, answer)) + decoder.finish()
+
+
 def test_every_block_of_the_page_is_one_that_a_test_runs() -> None:
-    assert len(command_blocks()) == 4
+    assert len(command_blocks()) == 5
     assert len(command_blocks("aarch64")) == 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 from sala_export.engine.flavour import select_flavour
 from sala_export.engine.recipe import load_target
 from sala_export.engine.tensorrt import TensorRT, present_capability
-from sala_export.engine.tensorrt_rtx import TensorRTForRTX
+from sala_export.engine.tensorrt_rtx import SERVED, TensorRTForRTX
 from sala_export.errors import UnsupportedError
+from sala_export.installation import recipe_folder
 from sala_export.specs import ComputeCapability, FlavourName
 
 
@@ -62,11 +64,9 @@ def test_missing_python_module_says_what_to_install(monkeypatch: pytest.MonkeyPa
         raise ModuleNotFoundError(f"No module named {name!r}")
 
     monkeypatch.setattr(importlib, "import_module", refuse)
-    with pytest.raises(
-        UnsupportedError, match=r"No module named 'tensorrt_rtx'\): pip install 'sala-export\[build\]'"
-    ):
+    with pytest.raises(UnsupportedError, match=r"No module named 'tensorrt_rtx'\): pip install 'sala-export\[build\]'"):
         TensorRTForRTX().load()
-    with pytest.raises(UnsupportedError, match=r"No module named 'tensorrt'\): install NVIDIA's package tensorrt"):
+    with pytest.raises(UnsupportedError, match=r"No module named 'tensorrt'\): install it with its Python module as"):
         TensorRT().load()
 
 
@@ -86,8 +86,27 @@ def test_tensorrt_refuses_to_build_for_several_architectures() -> None:
 
 
 def test_tensorrt_refuses_to_build_without_a_gpu() -> None:
-    with pytest.raises(UnsupportedError, match=r"this machine has none: use --flavour rtx"):
+    told = r"this machine has none: build there, or use --flavour rtx to build for the NVIDIA RTX A6000 here"
+    with pytest.raises(UnsupportedError, match=told):
         TensorRT(present=lambda: None).check(load_target("a6000"))
+
+
+def test_no_advice_leads_to_a_flavour_that_does_not_serve_the_gpu(tmp_path: Path) -> None:
+    """TensorRT for RTX has no target for Hopper."""
+    text = (recipe_folder() / "a6000.toml").read_text(encoding="utf-8")
+    own = tmp_path / "hopper.toml"
+    own.write_text(text.replace('"8.6"', '"9.0"'), encoding="utf-8")
+    for present in (None, ComputeCapability(8, 6)):
+        with pytest.raises(UnsupportedError, match=r": build there$"):
+            TensorRT(present=lambda here=present: here).check(load_target(str(own)))
+    rtx = TensorRTForRTX()
+    with pytest.raises(UnsupportedError, match=r"or build with --flavour tensorrt on a machine with that GPU$"):
+        rtx.set_targets(rtx.load(), FakeConfig(), [ComputeCapability(9, 0)])
+
+
+def test_served_targets_are_those_of_the_installed_release() -> None:
+    names = TensorRTForRTX().load().ComputeCapability.__members__
+    assert {name for name in names if name.startswith("SM")} == SERVED
 
 
 class FakeDriver:

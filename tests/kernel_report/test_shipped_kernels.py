@@ -253,7 +253,7 @@ def test_library_without_a_list_is_refused() -> None:
 
 def test_command_tells_the_kernels_of_one_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["kernels", "--gpu", "a6000", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
+    told = json.loads(capsys.readouterr().out)["kernels"]
     assert {kernel["sm"] for kernel in told} == {86}
     assert {kernel["operator"] for kernel in told} == set(KERNEL_SETS)
     assert all(kernel["registers"] > 0 and kernel["spill_instructions"] == 0 for kernel in told)

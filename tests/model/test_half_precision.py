@@ -139,7 +139,7 @@ def test_float16_graph_agrees_with_bfloat16(tmp_path: Path, case: str) -> None:
     opened = Checkpoint.open(checkpoint)
     graph = tmp_path / "graph"
     graph.mkdir()
-    step = export_graph(opened, graph, Precision.FP16, copy_weights=True)
+    step = export_graph(opened, graph, Precision.FP16)
     runner = GraphRunner(graph / GRAPH_FILE, opened.config, step, len(ids))
     runner.feed(ids[:37], len(ids))
     logits = runner.feed(ids[37:], len(ids))

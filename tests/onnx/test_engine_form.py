@@ -177,8 +177,14 @@ def test_graph_holds_code_alone(tmp_path: Path, precision: Precision) -> None:
     assert external == sum(file.stat().st_size for file in written.build_files)
     assert (external > 0) == (precision in (Precision.INT4, Precision.NVFP4))
     assert str(tmp_path).encode() not in (tmp_path / "graph" / ENGINE_GRAPH_FILE).read_bytes()
-    written.remove_constants()
+    written.remove_constants(tmp_path / "graph" / ENGINE_GRAPH_FILE)
     assert [file.name for file in (tmp_path / "graph").iterdir()] == [ENGINE_GRAPH_FILE]
+    onnx.checker.check_model(str(tmp_path / "graph" / ENGINE_GRAPH_FILE))
+    left = onnx.load(tmp_path / "graph" / ENGINE_GRAPH_FILE).graph
+    constants = [tensor for tensor in graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
+    shown = [(value.name, value.type.tensor_type.elem_type) for value in left.input[len(graph.input) :]]
+    assert shown == [(tensor.name, tensor.data_type) for tensor in constants]
+    assert list(left.node) == list(graph.node)
 
 
 @pytest.mark.parametrize("precision", ALL_PRECISIONS)

@@ -139,7 +139,7 @@ def test_packs_with_scales_of_their_own_are_one_product(
     )
     folder = tmp_path / "graph"
     folder.mkdir()
-    export_graph(Checkpoint.open(source), folder, precision, copy_weights=True)
+    export_graph(Checkpoint.open(source), folder, precision)
     model, stored = load(folder), stored_tensors(source)
     modules = {**MODULES, "layers.1.self_attn.qkvz_proj": (*MODULES[QKV], "self_attn.z_proj")}
     del modules[QKV]

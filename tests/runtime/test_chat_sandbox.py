@@ -246,18 +246,3 @@ def test_templates_as_checkpoints_have_them_render_as_in_jinja(source: str, turn
     rendered = ChatTemplate(source, {"bos_token": "<s>"}, ORIGIN).render(messages, tools=TOOLS)
     values = {"tools": TOOLS, "bos_token": "<s>", "add_generation_prompt": True}
     assert rendered == plain_jinja(source, messages=messages, **values)
-
-
-def test_template_that_swallows_the_prompt_has_to_see_it() -> None:
-    chat = ChatTemplate("{% for m in messages if m.role != 'user' %}{{ m.content }}{% endfor %}end", {}, ORIGIN)
-    for goes_on in (False, True):
-        assert chat.around_prompt(goes_on=goes_on) is None
-        assert chat.turn("hello", goes_on=goes_on) == "end"
-
-
-def test_template_that_swallows_answers_cannot_go_on() -> None:
-    chat = ChatTemplate("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", {}, ORIGIN)
-    assert chat.turn("hello", goes_on=False) == "hello"
-    for go_on in (chat.around_prompt, lambda goes_on: chat.turn("hello", goes_on=goes_on)):
-        with pytest.raises(SessionError, match="no conversation can go on"):
-            go_on(goes_on=True)

@@ -61,6 +61,49 @@ def test_penalty_that_overflows_logits_is_refused(model: Model, session: Session
         assert next(session.generate_tokens(repetition_penalty=value, stop_tokens=[])) < model.vocab_size
 
 
+@pytest.mark.parametrize(
+    ("name", "taken", "beyond"),
+    [
+        ("min_p", (0, 1, 0.5, np.float32(0.25)), (-0.01, 1.01)),
+        ("frequency_penalty", (-2, 2, 0, 0.3), (-2.01, 2.01)),
+        ("presence_penalty", (-2, 2, 0, np.float64(1.5)), (-2.01, 2.01)),
+    ],
+)
+def test_penalties_and_min_p_are_checked(
+    name: str, taken: tuple[float, ...], beyond: tuple[float, ...], model: Model, session: Session
+) -> None:
+    for value in [*NO_NUMBERS, *beyond, float("nan"), float("inf")]:
+        refused(name, {name: value}, model, session)
+    for value in taken:
+        accepted({name: value}, model)
+
+
+def test_logit_bias_is_checked(model: Model, session: Session) -> None:
+    wrong: list[tuple[Any, str]] = [
+        ([(1, 2.0)], "logit_bias is "),
+        ("1", "logit_bias is "),
+        ({-1: 1.0}, "an id of logit_bias is -1"),
+        ({1.0: 1.0}, "an id of logit_bias is 1.0"),
+        ({True: 1.0}, "an id of logit_bias is True"),
+        ({"one": 1.0}, "an id of logit_bias is 'one'"),
+        ({"1" * 5000: 1.0}, "an id of logit_bias is '1111"),
+        ({512: 1.0}, "logit_bias has token 512, expected 0 to 511"),
+        ({5: 100.5}, "logit_bias of token 5 is 100.5, expected -100 to 100"),
+        ({5: "1"}, "logit_bias of token 5 is '1'"),
+        ({5: float("nan")}, "logit_bias of token 5 is nan"),
+        ({5: 1.0, "5": 2.0}, "logit_bias has token 5 twice"),
+    ]
+    for value, message in wrong:
+        for call in (model.check_generate, session.generate_tokens):
+            with pytest.raises(SessionError) as error:
+                call(logit_bias=value)
+            assert str(error.value).startswith(message), str(error.value)
+            assert len(str(error.value)) < 200
+    for biases in ({}, None, {5: -100, np.int64(7): 100}, {"5": 3}):
+        accepted({"logit_bias": biases}, model)
+    assert next(session.generate_tokens(logit_bias={"77": 100}, stop_tokens=[])) == 77
+
+
 @pytest.mark.parametrize("wrong", [-1, 512, 2**31, 2**32 + 2, 2**64, 1.0, "2", True, None])
 def test_stop_tokens_are_checked(wrong: object, model: Model, session: Session) -> None:
     for check in (model.check_generate, session.generate_tokens):

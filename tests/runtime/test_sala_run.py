@@ -11,14 +11,15 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from support.native_runtime import sanitized_build
 from support.runtime_bundles import tiny_cpu_bundle
 
-from sala_export.installation import onnxruntime_operators
-from sala_export.runtime.model import Model, _wheel_library
+from sala_export.installation import onnxruntime_library, onnxruntime_operators
+from sala_export.runtime.model import Model
 
 SIGNALS = [
     each for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN
@@ -39,7 +40,7 @@ def libraries() -> list[object]:
         "--runtime",
         "onnxruntime",
         "--onnxruntime",
-        _wheel_library(),
+        onnxruntime_library(),
         "--operators",
         onnxruntime_operators(),
         "--threads",
@@ -64,6 +65,24 @@ def test_generates_what_python_generates(model: Model, prompt: Path) -> None:
     expected = {"finish_reason": session.finish_reason, "prompt_tokens": 150, "tokens": tokens}
     assert json.loads(done.stdout) == expected
     assert "prefill 150/150 tokens" in done.stderr
+
+
+def test_penalties_count_the_answer_across_states_of_both_languages(model: Model, prompt: Path, tmp_path: Path) -> None:
+    state = tmp_path / "a.state"
+    session = model.session()
+    session.prefill(IDS)
+    sampling: dict[str, Any] = {"frequency_penalty": 1.5, "presence_penalty": 0.5, "logit_bias": {9: 4.0}, "min_p": 0.1}
+    sampling |= {"temperature": 1.2, "seed": 3, "stop_tokens": []}
+    expected = list(session.generate_tokens(max_new_tokens=12, **sampling))
+    options = [*("--frequency-penalty", 1.5, "--presence-penalty", 0.5, "--logit-bias", "9=4", "--min-p", 0.1)]
+    options += ["--temperature", 1.2, "--seed", 3, "--max-new-tokens", 4, "--save-state", state, "--json"]
+    first = sala_run(tiny_cpu_bundle(), "--tokens", prompt, *options, *libraries())
+    restored = model.restore(state)
+    middle = list(restored.generate_tokens(max_new_tokens=4, **sampling))
+    restored.save(state)
+    last = sala_run(tiny_cpu_bundle(), "--load-state", state, *options, *libraries())
+    assert [*json.loads(first.stdout)["tokens"], *middle, *json.loads(last.stdout)["tokens"]] == expected
+    assert len(expected) == 12
 
 
 def test_state_passes_between_python_and_cpp(model: Model, prompt: Path, tmp_path: Path) -> None:
@@ -211,6 +230,14 @@ def test_full_output_fails_the_run(prompt: Path, json_too: tuple[str, ...]) -> N
         (["--temperature", "nan"], "--temperature: 'nan'"),
         (["--temperature", "-2"], "temperature is -2"),
         (["--top-p", "1.5"], "top_p is 1.5"),
+        (["--min-p", "1.5"], "min_p is 1.5"),
+        (["--frequency-penalty", "3"], "frequency_penalty is 3"),
+        (["--presence-penalty", "-2.5"], "presence_penalty is -2.5"),
+        (["--logit-bias", "7"], "--logit-bias: '7'"),
+        (["--logit-bias", "-7=1"], "--logit-bias: '-7=1'"),
+        (["--logit-bias", "7=1x"], "--logit-bias: '7=1x'"),
+        (["--logit-bias", "7=101"], "logit_bias of token 7 is 101"),
+        (["--logit-bias", "7=1", "--logit-bias", "7=2"], "--logit-bias: '7=2'"),
         (["--seed", str(2**64)], "--seed"),
         (["--top-k", str(2**63)], "--top-k"),
         (["--max-new-tokens", str(2**63)], "--max-new-tokens"),
@@ -262,6 +289,7 @@ def test_help_names_every_option() -> None:
     assert options == {
         *("--chunk-tokens", "--help", "--json", "--load-state", "--max-context", "--max-new-tokens", "--onnxruntime"),
         *("--operators", "--repetition-penalty", "--save-state", "--seed", "--temperature", "--threads", "--tokens"),
+        *("--min-p", "--frequency-penalty", "--presence-penalty", "--logit-bias"),
         *("--no-decode-graph", "--runtime", "--runtime-cache", "--tensorrt", "--top-k", "--top-p", "--verify-hashes"),
         "--weights",
     }

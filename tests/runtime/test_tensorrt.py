@@ -20,8 +20,7 @@ from support.runtime_bundles import tiny_cpu_bundle
 import sala_export
 from sala_export.cli.app import run
 from sala_export.errors import BundleError, UnsupportedError
-from sala_export.installation import onnxruntime_operators
-from sala_export.runtime.model import _wheel_library
+from sala_export.installation import onnxruntime_library, onnxruntime_operators
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a driver: see test_tensorrt_gpu.py")
 
@@ -77,7 +76,7 @@ def test_commands_take_the_runtime(capsys: pytest.CaptureFixture[str]) -> None:
     done = subprocess.run(command, input="1 2 3", capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "DeviceMissing: there is no NVIDIA driver" in done.stderr
-    libraries = ["--onnxruntime", _wheel_library(), "--operators", onnxruntime_operators()]
+    libraries = ["--onnxruntime", onnxruntime_library(), "--operators", onnxruntime_operators()]
     automatic = [*command[:-2], "--max-new-tokens", "1", *libraries]
     done = subprocess.run(automatic, input="1 2 3", capture_output=True, text=True, check=False)
     assert done.returncode == 0

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import tokenizers
+import transformers
 from support.tokenizer_files import byte_level, hard_text, metaspace, sentencepiece
 
 from sala_export.checkpoint.library_tokenizer import LibraryTokenizer
-from sala_export.errors import BundleError, SessionError
+from sala_export.errors import BundleError, RequestError, SessionError, UnsupportedError
 from sala_export.runtime import text
 from sala_export.runtime.text import Tokenizer
 from sala_export.runtime.text_cuts import cut_rule
@@ -243,7 +244,6 @@ def test_folder_gives_stop_tokens_and_ignores_truncation(tmp_path: Path) -> None
         ("tokenizer.json", "[]", "holds list"),
         ("tokenizer.json", '{"model": {"type": "BPE"}}', "is no tokenizer that"),
         ("tokenizer_config.json", "\xff", "cannot be read as JSON"),
-        ("chat_template.jinja", "{% for %}", "does not compile"),
     ],
 )
 def test_spoilt_file_is_named(tmp_path: Path, name: str, content: str | None, words: str) -> None:
@@ -289,16 +289,60 @@ def test_turn_begins_or_goes_on_with_a_conversation(tmp_path: Path) -> None:
     assert chat.turn("Hi", goes_on=False) == "<s>" + asked
     assert chat.turn("Hi", goes_on=True) == "<|im_end|>\n" + asked
     for goes_on in (False, True):
-        around = chat.around_prompt(goes_on=goes_on)
-        assert around is not None
-        assert "Hi".join(around) == chat.turn("Hi", goes_on=goes_on)
+        before, after, trims = chat.around_prompt(goes_on=goes_on)
+        assert before + "Hi" + after == chat.turn("Hi", goes_on=goes_on)
+        assert not trims
 
 
-def test_template_that_trims_prompts_has_to_see_them(tmp_path: Path) -> None:
-    chat = chat_tokenizer(tmp_path, TEMPLATE.replace("message['content']", "message['content'] | trim")).chat
+def test_template_that_does_not_compile_keeps_nobody_from_text(tmp_path: Path) -> None:
+    tokenizer = chat_tokenizer(tmp_path, "{% for %}")
+    assert tokenizer.decode(tokenizer.encode("the fox")) == "the fox"
+    assert tokenizer.chat is not None
+    for use in (tokenizer.chat.compile, lambda: tokenizer.chat.turn("Hi", goes_on=False)):
+        with pytest.raises(BundleError, match=r"tokenizer_config\.json: the chat template does not compile"):
+            use()
+
+
+def test_template_with_a_name_is_chosen_by_it(tmp_path: Path) -> None:
+    named = [{"name": "rag", "template": "r{{ documents }}"}, {"name": "short", "template": "s{{ eos_token }}"}]
+    chat = chat_tokenizer(tmp_path, named).chat
     assert chat is not None
-    assert chat.around_prompt(goes_on=False) is None
-    assert chat.turn("  Hi ", goes_on=False) == chat.turn("Hi", goes_on=False)
+    assert chat.names == ("rag", "short")
+    assert chat.named("short").render([]) == "s"
+    with pytest.raises(
+        UnsupportedError, match="none of the chat templates is named 'default': choose one of rag, short"
+    ):
+        chat.render([])
+    with pytest.raises(RequestError, match="no chat template 'long': its names are rag, short"):
+        chat.named("long")
+
+
+@pytest.mark.parametrize("field", [[{"name": "only", "template": "one"}], {"only": "one"}], ids=["list", "object"])
+def test_single_template_is_taken_whatever_its_name(tmp_path: Path, field: object) -> None:
+    chat = chat_tokenizer(tmp_path, field).chat
+    assert chat is not None
+    assert chat.render([]) == chat.named("only").render([]) == "one"
+
+
+def test_template_for_tools_is_taken_where_there_are_tools(tmp_path: Path) -> None:
+    chat = chat_tokenizer(tmp_path, {"default": "plain", "tool_use": "{{ tools | length }} tools"}).chat
+    assert chat is not None
+    assert (chat.render([]), chat.render([], tools=[{}, {}])) == ("plain", "2 tools")
+
+
+def test_files_of_templates_with_names_are_those_that_transformers_writes(tmp_path: Path) -> None:
+    reference = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer.from_str(json.dumps(byte_level())),
+        chat_template={"default": "{{ bos_token }}plain", "rag": "r{% if documents %}{{ documents[0] }}{% endif %}"},
+        bos_token="<s>",
+    )
+    reference.save_pretrained(tmp_path)
+    chat = Tokenizer.from_directory(tmp_path).chat
+    assert chat is not None
+    messages = [{"role": "user", "content": "Hi"}]
+    for name in (None, "rag"):
+        expected = reference.apply_chat_template(messages, chat_template=name, tokenize=False, documents=[{"a": 1}])
+        assert (chat if name is None else chat.named(name)).render(messages, documents=[{"a": 1}]) == expected
 
 
 def test_file_of_the_template_comes_before_the_field(tmp_path: Path) -> None:

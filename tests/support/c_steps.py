@@ -12,13 +12,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from support.native_runtime import sanitized_build
 
-from sala_export.installation import onnxruntime_operators
-from sala_export.runtime.model import _wheel_library
+from sala_export.installation import onnxruntime_library, onnxruntime_operators
 
 
 def library_arguments() -> list[str]:
     """libonnxruntime and libsala_ort.so, as programs of tests and examples take them."""
-    return [str(_wheel_library()), str(onnxruntime_operators())]
+    return [str(onnxruntime_library()), str(onnxruntime_operators())]
 
 
 class CSteps:

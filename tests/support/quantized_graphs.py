@@ -20,5 +20,5 @@ def quantized_graph(precision: Precision) -> Path:
     """The folder of `model.onnx` of the first two tiny layers, one of each mixer."""
     folder = Path(_FOLDER.name) / precision
     folder.mkdir()
-    export_graph(Checkpoint.open(tiny_checkpoint(2, precision)), folder, precision, copy_weights=True)
+    export_graph(Checkpoint.open(tiny_checkpoint(2, precision)), folder, precision)
     return folder

@@ -7,7 +7,7 @@ rounded to the nearest number of their type, ties to even, by search in a table 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -60,14 +60,14 @@ def rounding(stored: dict[str, Tensor], module: str, format_: str) -> Rounding |
         return None
     if format_ == "nvfp4-pack-quantized":
         divisor = stored[f"{module}.input_global_scale"]
-        return lambda x: _round_nvfp4(x, divisor)
+        return lambda x: round_nvfp4(x, divisor)
     scale = stored[f"{module}.input_scale"]
     if format_ == "int-quantized":
         return lambda x: torch.round(x / scale).clamp(-128, 127) * scale
     return lambda x: (x / scale).clamp(-448, 448).to(torch.float8_e4m3fn).to(torch.float32) * scale
 
 
-def _round_nvfp4(x: Tensor, divisor: Tensor) -> Tensor:
+def round_nvfp4(x: Tensor, divisor: Tensor) -> Tensor:
     groups = x.unflatten(-1, (-1, 16))
     scale = (groups.abs().amax(-1, keepdim=True) * divisor / 6).clamp(max=448).to(torch.float8_e4m3fn)
     wide = scale.to(torch.float32) / divisor
@@ -97,13 +97,23 @@ def quantized_model(checkpoint: Path, *, round_inputs: bool = True) -> Iterator[
         values[weight.name] = dequantized(stored, module, format_)
         found = rounding(stored, module, format_) if round_inputs else None
         if found is not None:
-            roundings[values[weight.name].data_ptr()] = found
+            roundings[weight.name] = found
+    with emulated_model(config, values, roundings) as model:
+        yield model
+
+
+@contextmanager
+def emulated_model(
+    config: SalaConfig, values: Mapping[str, Tensor], roundings: Mapping[str, Rounding]
+) -> Iterator[SalaForCausalLM]:
+    """The model of these fp32 weights, which rounds inputs of products by the names of their weights."""
+    by_address = {values[name].data_ptr(): rounding for name, rounding in roundings.items()}
     with torch.device("meta"):
         model = SalaForCausalLM(config)
     model.load_state_dict(values, assign=True)
 
     def emulated(linear: layers.Linear, x: Tensor) -> Tensor:
-        found = roundings.get(linear.weight.data_ptr())
+        found = by_address.get(linear.weight.data_ptr())
         return functional.linear(x if found is None else found(x), linear.weight)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -69,7 +68,8 @@ def write_cpu_bundle(source: Path, directory: Path, *, include_weights: bool = T
         (directory / name).write_text("not used by the CPU", encoding="utf-8")
     files = hash_files(directory, [path for path in directory.rglob("*") if path.is_file()], silent)
     for name, file in checkpoint.shard_files().items() if include_weights else ():
-        shutil.copyfile(file.path, graph / name)
+        for _ in file.copied(graph / name):
+            pass
     digests = tensor_digests(checkpoint)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,

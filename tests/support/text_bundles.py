@@ -25,8 +25,9 @@ def write_text_bundle(source: Path, directory: Path) -> Path:
     folder = directory / TEXT_FOLDER
     folder.mkdir()
     for name, file in Checkpoint.open(source).text_files().items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(file.content)
-    files = hash_files(directory, list(folder.iterdir()), silent)
+    files = hash_files(directory, [path for path in folder.rglob("*") if path.is_file()], silent)
     changed = replace(manifest, text=tuple(entry.path for entry in files), files=(*manifest.files, *files))
     (directory / MANIFEST_FILE).write_text(changed.to_json(), encoding="utf-8")
     return directory

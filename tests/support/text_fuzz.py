@@ -10,6 +10,7 @@ import argparse
 import copy
 import faulthandler
 import json
+import logging
 import random
 import sys
 import time
@@ -81,6 +82,8 @@ def _base_files(chance: random.Random) -> dict[str, Any]:
             "pad_token": None,
             "chat_template": [{"name": "default", "template": _TEMPLATE}, {"name": "tools", "template": "x"}],
         },
+        "special_tokens_map.json": {"pad_token": {"content": "<pad>", "rstrip": True}, "extra_special_tokens": ["<x>"]},
+        "added_tokens.json": {"<x>": 9, "the": 10},
         "generation_config.json": {"eos_token_id": [1, 7], "temperature": 0.8},
         "chat_template.jinja": _TEMPLATE,
     }
@@ -137,6 +140,9 @@ def _spoil(chance: random.Random, content: bytes) -> bytes:
 def hostile_files(chance: random.Random) -> dict[str, TextFile]:
     """The text files of a bundle, one or more of them changed."""
     files = _base_files(chance)
+    if chance.random() < 0.3:
+        decoder = {"9": {"content": "<x>", "lstrip": chance.random() < 0.2, "special": True}, "1": {"content": "the"}}
+        files["tokenizer_config.json"]["added_tokens_decoder"] = decoder
     for _ in range(chance.choice([1, 1, 2, 4])):
         name = chance.choice([*files, "tokenizer.json"])
         files[name] = random_template(chance) if name.endswith("jinja") else _mutate(chance, files[name])
@@ -166,6 +172,13 @@ def _use_files(chance: random.Random) -> str:
         decoder.push(token_id)
     decoder.finish()
     tokenizer.decode(whole)
+    mixed, literal = tokenizer.stream_encoder(), tokenizer.stream_encoder()
+    for piece in ("<s>", prompt, "<x>", prompt):
+        mixed.push(piece, literal=piece is prompt)
+    mixed.finish()
+    streamed = literal.push(prompt, literal=True) + literal.finish()
+    if tokenizer.streams and streamed != tokenizer.encode(prompt, literal=True):
+        raise AssertionError("the ids of a literal stream are not those of the whole")
     if tokenizer.chat is not None:
         for goes_on in (False, True):
             tokenizer.chat.turn(prompt, goes_on=goes_on)
@@ -212,6 +225,7 @@ def main() -> int:
     parser.add_argument("inputs", type=int)
     parser.add_argument("--first", type=int, default=0)
     options = parser.parse_args()
+    logging.getLogger("sala_export").addHandler(logging.NullHandler())
     # As many cuts of streams as there can be.
     text._BLOCK_CHARACTERS = 1
     outcomes: Counter[str] = Counter()

@@ -19,8 +19,7 @@ from support.text_bundles import tiny_text_bundle
 
 from sala_export.bundle.reader import Bundle
 from sala_export.checkpoint.random_checkpoint import write_random_checkpoint
-from sala_export.installation import onnxruntime_operators
-from sala_export.runtime.model import _wheel_library
+from sala_export.installation import onnxruntime_library, onnxruntime_operators
 from sala_export.specs import Precision
 
 PROGRAM = Path(sys.executable).with_name("sala-export")
@@ -82,7 +81,7 @@ def _quantize(variant: str) -> list[str | Path]:
 
 def _export(variant: str) -> list[str | Path]:
     model = ["--model", checkpoint(1 if variant == "new" else 2)]
-    return [PROGRAM, "export", *model, "-o", "out", "--copy", "--force"]
+    return [PROGRAM, "export", *model, "-o", "out", "--force"]
 
 
 def _build(variant: str) -> list[str | Path]:
@@ -110,7 +109,7 @@ def _generate(variant: str) -> list[str | Path]:
 
 def sala_run(variant: str) -> list[str | Path]:
     """`sala-run` with a state to save."""
-    libraries = ["--onnxruntime", str(_wheel_library()), "--operators", onnxruntime_operators(), "--threads", "1"]
+    libraries = ["--onnxruntime", str(onnxruntime_library()), "--operators", onnxruntime_operators(), "--threads", "1"]
     options = ["--runtime", "onnxruntime", "--max-new-tokens", "3", "--max-context", "1024"]
     tokens = ["--tokens", _token_ids(variant), "--save-state", "out.state"]
     return [CPP_PROGRAM, tiny_text_bundle(), *tokens, *options, *libraries]

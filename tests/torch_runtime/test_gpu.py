@@ -16,12 +16,12 @@ from support.small_models import write_small_checkpoint
 from support.torch_sessions import greedy, logits_of_calls, remember_executions, torch_model
 
 from sala_export.benchmark.gate import require_agreement
-from sala_export.benchmark.machine import GpuMemory
 from sala_export.benchmark.measure import BenchmarkRequest, measure
 from sala_export.building.planned_graph import planned_graph, planned_memory
 from sala_export.engine.recipe import load_target
 from sala_export.engine.request import EngineRequest
 from sala_export.errors import RunError
+from sala_export.machine import GpuMemory
 from sala_export.runtime.session import Session
 from sala_export.specs import Precision
 from sala_export.torch_runtime.engine import LIBRARY_BYTES, TorchExecution

@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.bundles import copy_bundle
 from support.checkpoints import edit_json, tiny_checkpoint
-from support.runtime_bundles import tiny_cpu_bundle, write_cpu_bundle
+from support.runtime_bundles import tiny_cpu_bundle
 
 import sala_export
 from sala_export.building.planned_graph import planned_graph, planned_memory
@@ -26,7 +26,7 @@ from sala_export.errors import (
     SessionError,
     UnsupportedError,
 )
-from sala_export.specs import QUANTIZED_PRECISIONS, Precision
+from sala_export.specs import Precision
 from sala_export.torch_runtime import device_memory, engine, weights
 from sala_export.torch_runtime.kernel_operators import KernelOperators
 from sala_export.torch_runtime.layout import cache_bytes, step_layout
@@ -75,20 +75,6 @@ def test_bundle_without_weights_is_refused(tmp_path: Path) -> None:
     edit_json(bundle / "bundle.json", drop)
     with pytest.raises(BundleError, match="--no-weights"):
         load_torch(bundle, device="cpu")
-
-
-@pytest.mark.parametrize("precision", QUANTIZED_PRECISIONS)
-@pytest.mark.parametrize("options", [{}, {"weights": True}, {"precision": "bf16"}], ids=str)
-def test_quantised_models_are_refused_in_any_form(
-    tmp_path: Path, precision: Precision, options: dict[str, object]
-) -> None:
-    source = tiny_checkpoint(2, precision)
-    bundle = write_cpu_bundle(source, tmp_path / "bundle.sala")
-    if "weights" in options:
-        options = {"weights": source}
-    for model in (bundle, source) if "weights" not in options else (bundle,):
-        with pytest.raises(UnsupportedError, match=rf"{model.name} is quantised to {precision}: the torch runtime"):
-            load_torch(model, device="cpu", **options)  # type: ignore[arg-type]
 
 
 def test_weights_of_another_form_are_refused(tmp_path: Path) -> None:

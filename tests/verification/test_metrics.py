@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sala_export.verification.metrics import LogitComparison, row_errors
+from sala_export.verification.metrics import LogitComparison, own_errors, row_errors
 
 
 def test_row_errors_are_those_of_the_formulas() -> None:
@@ -19,6 +19,18 @@ def test_row_errors_are_those_of_the_formulas() -> None:
     assert found.least_cosine == pytest.approx(0.0)
     assert found.max_error == 1.0
     assert found.relative_error == pytest.approx(math.sqrt(2 / 26))
+
+
+def test_own_errors_are_of_what_is_added_and_of_its_worst_channel() -> None:
+    before = torch.full((2, 3), 100.0)
+    added = torch.tensor([[3.0, 0.0, 0.1], [4.0, 5.0, 0.0]])
+    wrong = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    found = own_errors(before, before + added, before + added + wrong)
+    assert found.relative == pytest.approx(1 / math.sqrt(50.01), rel=1e-4)
+    assert found.channel == pytest.approx(1 / 5, rel=1e-4)
+    # The third channel adds next to nothing: it counts as the median one, which adds 5.
+    quiet = torch.tensor([[0.0, 0.0, 0.5], [0.0, 0.0, 0.0]])
+    assert own_errors(before, before + added, before + added + quiet).channel == pytest.approx(0.5 / 5, rel=1e-4)
 
 
 @pytest.mark.parametrize("block", [1, 7, 40])
@@ -49,4 +61,6 @@ def test_logits_in_blocks_give_what_all_at_once_give(block: int) -> None:
     assert found.logit_std == pytest.approx(p.std(), rel=1e-4)
     for perplexity, log in ((found.original_perplexity, log_p), (found.tested_perplexity, log_q)):
         assert perplexity == pytest.approx(np.exp(-log[np.arange(39), ids[1:]].mean()), rel=1e-4)
+    assert found.vocab_size == 50
+    assert found.predicts is (found.original_perplexity < 50)
     assert found.perplexity_ratio == found.tested_perplexity / found.original_perplexity

@@ -60,7 +60,7 @@ class Prefiller {
   uint64_t session_changes_;  // as this object left it
   bool has_ended_ = false;
   bool is_told_to_stop_ = false;  // by on_progress
-  bool heeds_stop_ = true;        // of Session::stop
+  bool is_decode_ = false;        // Session::decode: its token is of the answer, and Session::stop leaves it
   std::chrono::steady_clock::time_point start_;
 };
 

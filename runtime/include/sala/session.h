@@ -47,8 +47,9 @@ struct GenerateOptions {
   std::optional<std::vector<int32_t>> stop_tokens;
 };
 
-/// One context with its caches. Use it from one thread at a time, except `stop`. You may move it, and may then only
-/// destroy or assign to the session that you moved from.
+/// One context with its caches. What you generate, sample or decode is the answer, which begins where the last prefill
+/// ended. `frequency_penalty` and `presence_penalty` count its tokens alone. Use it from one thread at a time, except
+/// `stop`. You may move it, and may then only destroy or assign to the session that you moved from.
 ///
 /// Wrong arguments (1xx) leave a session as it was. A step that fails (kEngineFailed) poisons it: its caches hold
 /// neither the old nor the new context, and only `reset` or destruction are valid.
@@ -74,7 +75,7 @@ class Session {
   /// that had run, as `position` tells, and goes on from there with the rest of the prompt.
   Expected<std::span<const float>> prefill(std::span<const int32_t> token_ids, const PrefillOptions& options = {});
 
-  /// Appends one token and returns its logits.
+  /// Appends one token to the answer and returns its logits.
   Expected<std::span<const float>> decode(int32_t token_id);
 
   /// Samples the next token from `logits` and appends it. It runs with the next step, whichever call that is.

@@ -16,7 +16,9 @@ namespace {
 constexpr const char* kConfigFile = "config.json";
 constexpr const char* kWeightsFile = "model.safetensors";
 constexpr const char* kIndexFile = "model.safetensors.index.json";
+constexpr const char* kAdapterFile = "adapter_config.json";
 constexpr const char* kExtension = ".safetensors";
+constexpr int64_t kBiasLimitBytes = int64_t{1} << 20;
 constexpr int64_t kJsonLimitBytes = int64_t{64} << 20;
 constexpr SafetensorsUse kCheckpoint{ErrorCode::kWeightsUnsuitable, "download the checkpoint again",
                                      ErrorCode::kWeightsUnsuitable, "download the checkpoint again"};
@@ -115,6 +117,29 @@ struct Contents {
   OpenedFiles files;
 };
 
+/// Whether a tensor is small, and all of its bytes are 0.
+Expected<bool> is_zero(const File& file, const SafetensorsTensor& tensor) {
+  if (tensor.bytes > kBiasLimitBytes) return false;
+  std::vector<char> content(static_cast<size_t>(tensor.bytes));
+  SALA_RETURN_IF_ERROR(file.read(tensor.offset, content.data(), tensor.bytes));
+  return std::all_of(content.begin(), content.end(), [](char byte) { return byte == 0; });
+}
+
+/// Refuses a tensor without which the answers would be wrong, as sala_export/checkpoint/surplus.py does.
+Status require_no_effect(const File& file, const SafetensorsTensor& tensor) {
+  const std::string& name = tensor.name;
+  if (name.find(".lora_") != std::string::npos || name.find(".base_layer.") != std::string::npos) {
+    return unsuitable(file.path().string(), " holds ", name,
+                      ", of an adapter that is not merged: merge it and give what that saves");
+  }
+  if (!name.ends_with(".bias") || !(name.starts_with("model.") || name.starts_with("lm_head."))) return success();
+  const auto nothing = is_zero(file, tensor);
+  if (!nothing) return nothing.error();
+  if (*nothing) return success();
+  return unsuitable(file.path().string(), " holds ", name,
+                    ": this model has no biases, and would answer wrongly without them; give weights without biases");
+}
+
 Status add(Contents& contents, const Directory& directory, const std::string& name, const Manifest& manifest) {
   auto file = directory.open(name, kCheckpoint.if_foreign);
   if (!file) return file.error();
@@ -122,7 +147,10 @@ Status add(Contents& contents, const Directory& directory, const std::string& na
   if (!header) return header.error();
   bool is_needed = false;
   for (const SafetensorsTensor& tensor : header->tensors) {
-    if (!manifest.tensors.contains(tensor.name)) continue;
+    if (!manifest.tensors.contains(tensor.name)) {
+      SALA_RETURN_IF_ERROR(require_no_effect(*file, tensor));
+      continue;
+    }
     is_needed = true;
     const auto [at, is_new] = contents.tensors.try_emplace(tensor.name, name, tensor);
     if (!is_new) {
@@ -209,6 +237,10 @@ Expected<CheckpointContents> open_checkpoint(const std::filesystem::path& path, 
   if (!directory || !directory->has(kConfigFile)) {
     const std::string problem = directory ? path.string() + " has no " + kConfigFile : directory.error().message;
     return error(ErrorCode::kWeightsMissing, problem, ": weights are a checkpoint's directory in Hugging Face layout");
+  }
+  if (directory->has(kAdapterFile)) {
+    return unsuitable(path.string(), " holds a PEFT adapter (", kAdapterFile,
+                      "): merge it into its model and give what that saves");
   }
   SALA_RETURN_IF_ERROR(compare_config(*directory, manifest.model_config));
   const auto files = weight_files(*directory, manifest);

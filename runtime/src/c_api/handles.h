@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <memory>
+#include <string>
 #include <utility>
 
 #include "c_api/boundary.h"
@@ -11,6 +12,7 @@
 #include "sala/prefiller.h"
 #include "sala/session.h"
 #include "sala/state_target.h"
+#include "sala/stop_strings.h"
 
 namespace sala::c {
 
@@ -67,6 +69,11 @@ struct sala_state_target {
 struct sala_prefiller {
   std::shared_ptr<sala::c::SharedSession> shared;
   sala::Prefiller prefiller;
+};
+
+struct sala_stop_strings {
+  sala::StopStrings matcher;
+  std::string shown;
 };
 
 struct sala_generation {

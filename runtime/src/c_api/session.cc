@@ -1,3 +1,6 @@
+#include <limits>
+#include <map>
+
 #include "c_api/handles.h"
 
 namespace sala::c {
@@ -14,6 +17,24 @@ Expected<SessionOptions> session_options_of(const sala_session_options* options)
   const auto given = options_of(options, kFirstSessionOptions, sala_session_options SALA_SESSION_OPTIONS_INIT);
   if (!given) return given.error();
   return SessionOptions{unless_zero(given->max_context), unless_zero(given->chunk_tokens)};
+}
+
+Expected<std::map<int32_t, double>> logit_bias_of(const sala_logit_bias* entries, size_t count) {
+  std::map<int32_t, double> result;
+  if (entries == nullptr && count != 0) {
+    return error(ErrorCode::kInvalidArgument, "logit_bias_count is ", count, ", expected 0 where logit_bias is NULL");
+  }
+  if (count > static_cast<size_t>(std::numeric_limits<int32_t>::max())) {
+    return error(ErrorCode::kInvalidArgument, "logit_bias_count is ", count,
+                 ", and there are no more than 2147483647 tokens");
+  }
+  for (size_t i = 0; i < count; ++i) {
+    if (!result.emplace(entries[i].token_id, entries[i].bias).second) {
+      return error(ErrorCode::kInvalidArgument, "logit_bias has token ", entries[i].token_id,
+                   " twice, expected each token once");
+    }
+  }
+  return result;
 }
 
 /// Ends `make` of a session.
@@ -44,7 +65,17 @@ Expected<PrefillOptions> prefill_options_of(const sala_prefill_options* options)
 Expected<SamplingOptions> sampling_options_of(const sala_sampling_options* options) {
   const auto given = options_of(options, kFirstSamplingOptions, sala_sampling_options SALA_SAMPLING_OPTIONS_INIT);
   if (!given) return given.error();
-  return SamplingOptions{given->temperature, given->top_k, given->top_p, given->repetition_penalty, given->seed};
+  const auto bias = logit_bias_of(given->logit_bias, given->logit_bias_count);
+  if (!bias) return bias.error();
+  return SamplingOptions{given->temperature,
+                         given->top_k,
+                         given->top_p,
+                         given->repetition_penalty,
+                         given->seed,
+                         given->min_p,
+                         given->frequency_penalty,
+                         given->presence_penalty,
+                         *bias};
 }
 
 }  // namespace sala::c

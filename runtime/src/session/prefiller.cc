@@ -115,16 +115,17 @@ Status Prefiller::run_chunks(size_t least) {
 }
 
 void Prefiller::use_up_stop() noexcept {
-  if (heeds_stop_) core_->stop_requested() = false;
+  if (!is_decode_) core_->stop_requested() = false;
 }
 
 Status Prefiller::run_chunk(std::span<const int32_t> token_ids, int64_t context_length) {
-  if (is_told_to_stop_ || (heeds_stop_ && core_->stop_requested())) {
+  if (is_told_to_stop_ || (!is_decode_ && core_->stop_requested())) {
     return error(ErrorCode::kStopped, "prefill was stopped after ", tokens_done_, " tokens: the session holds ",
                  core_->position(), ", go on with those that are missing");
   }
   const int64_t before = core_->position();
   SALA_RETURN_IF_ERROR(core_->run(token_ids, context_length));
+  if (!is_decode_) core_->end_prompt();
   session_changes_ = core_->changes();
   tokens_done_ += core_->position() - before;
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start_;

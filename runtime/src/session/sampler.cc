@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <utility>
 #include <vector>
 
 namespace sala {
@@ -85,6 +86,42 @@ void penalise(std::span<const int32_t> context, double penalty, std::vector<Cand
   }
 }
 
+void add_bias(const std::map<int32_t, double>& bias, std::vector<Candidate>& all) {
+  for (const auto& [token, value] : bias) {
+    float& logit = all[static_cast<size_t>(token)].logit;
+    logit = static_cast<float>(logit + value);
+  }
+}
+
+void penalise_answer(std::span<const int32_t> answer, const SamplingOptions& options, std::vector<Candidate>& all) {
+  std::vector<int64_t> counts(all.size());
+  for (const int32_t token : answer) {
+    if (token >= 0 && static_cast<size_t>(token) < all.size()) ++counts[static_cast<size_t>(token)];
+  }
+  for (size_t i = 0; i < all.size(); ++i) {
+    if (counts[i] == 0) continue;
+    const double penalty = options.frequency_penalty * static_cast<double>(counts[i]) + options.presence_penalty;
+    all[i].logit = static_cast<float>(all[i].logit - penalty);
+  }
+}
+
+/// The logits as they are drawn from.
+Expected<std::vector<Candidate>> candidates(std::span<const float> logits, std::span<const int32_t> context,
+                                            const SamplingOptions& options, size_t prompt_length) {
+  std::vector<Candidate> all(logits.size());
+  for (size_t i = 0; i < logits.size(); ++i) {
+    if (std::isnan(logits[i])) {
+      return error(ErrorCode::kEngineFailed, "logit ", i, " is NaN: the weights or the engine are broken");
+    }
+    all[i] = {logits[i], static_cast<int32_t>(i)};
+  }
+  add_bias(options.logit_bias, all);
+  if (options.repetition_penalty != 1.0) penalise(context, options.repetition_penalty, all);
+  const bool counts = options.frequency_penalty != 0.0 || options.presence_penalty != 0.0;
+  if (counts && prompt_length < context.size()) penalise_answer(context.subspan(prompt_length), options, all);
+  return all;
+}
+
 int32_t draw(Ranking& ranking, double u, const SamplingOptions& options) {
   size_t kept = ranking.size();
   double total;
@@ -99,6 +136,15 @@ int32_t draw(Ranking& ranking, double u, const SamplingOptions& options) {
     double sum = 0.0;
     size_t rank = 0;
     while (rank < kept && sum < options.top_p * total) sum += ranking.weight(ranking.at(rank++));
+    kept = rank;
+    total = sum;
+  }
+  if (options.min_p > 0.0) {
+    double sum = 0.0;
+    size_t rank = 0;
+    while (rank < kept && ranking.weight(ranking.at(rank)) >= options.min_p) {
+      sum += ranking.weight(ranking.at(rank++));
+    }
     kept = rank;
     total = sum;
   }
@@ -125,28 +171,47 @@ Status check(const SamplingOptions& options) {
   if (!(options.repetition_penalty >= 0.01 && options.repetition_penalty <= 100)) {
     return wrong("repetition_penalty", options.repetition_penalty, "0.01 to 100, 1 for none");
   }
+  if (!(options.min_p >= 0 && options.min_p <= 1)) return wrong("min_p", options.min_p, "0 to 1, 0 for all tokens");
+  for (const auto& [name, value] : {std::pair("frequency_penalty", options.frequency_penalty),
+                                    std::pair("presence_penalty", options.presence_penalty)}) {
+    if (!(value >= -2 && value <= 2)) return wrong(name, value, "-2 to 2, 0 for none");
+  }
+  for (const auto& [token, bias] : options.logit_bias) {
+    if (!(bias >= -100 && bias <= 100)) {
+      return error(ErrorCode::kInvalidArgument, "logit_bias of token ", token, " is ", bias, ", expected -100 to 100");
+    }
+  }
+  return success();
+}
+
+Status check_bias_tokens(const SamplingOptions& options, int64_t vocab_size) {
+  for (const auto& [token, bias] : options.logit_bias) {
+    if (token < 0 || token >= vocab_size) {
+      return error(ErrorCode::kInvalidArgument, "logit_bias has token ", token, ", expected 0 to ", vocab_size - 1,
+                   ", the ids of this model's vocabulary");
+    }
+  }
   return success();
 }
 
 Expected<int32_t> sample(std::span<const float> logits, std::span<const int32_t> context,
-                         const SamplingOptions& options) {
+                         const SamplingOptions& options, size_t prompt_length) {
   SALA_RETURN_IF_ERROR(check(options));
   if (logits.empty()) return error(ErrorCode::kInvalidArgument, "there are no logits to sample from");
-  std::vector<Candidate> all(logits.size());
-  for (size_t i = 0; i < logits.size(); ++i) {
-    if (std::isnan(logits[i])) {
-      return error(ErrorCode::kEngineFailed, "logit ", i, " is NaN: the weights or the engine are broken");
-    }
-    all[i] = {logits[i], static_cast<int32_t>(i)};
+  SALA_RETURN_IF_ERROR(check_bias_tokens(options, static_cast<int64_t>(logits.size())));
+  if (prompt_length > context.size()) {
+    return error(ErrorCode::kInvalidArgument, "prompt_length is ", prompt_length, ", the context has ", context.size(),
+                 " tokens");
   }
-  if (options.repetition_penalty != 1.0) penalise(context, options.repetition_penalty, all);
+  auto all = candidates(logits, context, options, prompt_length);
+  if (!all) return all.error();
   const Candidate best =
-      *std::min_element(all.begin(), all.end(), [](const Candidate& a, const Candidate& b) { return a.before(b); });
+      *std::min_element(all->begin(), all->end(), [](const Candidate& a, const Candidate& b) { return a.before(b); });
   if (std::isinf(best.logit)) {
     return error(ErrorCode::kEngineFailed, "the largest logit is infinite: the weights or the engine are broken");
   }
   if (options.temperature == 0.0) return best.token;
-  Ranking ranking(std::move(all), best.logit, options.temperature);
+  Ranking ranking(*std::move(all), best.logit, options.temperature);
   return draw(ranking, uniform(options.seed, context.size()), options);
 }
 

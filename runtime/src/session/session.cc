@@ -9,6 +9,7 @@ namespace sala {
 
 Status check_generate(const GenerateOptions& options, const ModelConfig& config) {
   SALA_RETURN_IF_ERROR(check(options.sampling));
+  SALA_RETURN_IF_ERROR(check_bias_tokens(options.sampling, config.vocab_size));
   if (options.max_new_tokens < 0) {
     return error(ErrorCode::kInvalidArgument, "max_new_tokens is ", options.max_new_tokens, ", expected 0 or more");
   }
@@ -42,7 +43,7 @@ Expected<std::span<const float>> Session::prefill(std::span<const int32_t> token
 Expected<std::span<const float>> Session::decode(int32_t token_id) {
   auto prefiller = Prefiller::create(*core_, {}, 1);
   if (!prefiller) return prefiller.error();
-  prefiller->heeds_stop_ = false;
+  prefiller->is_decode_ = true;
   SALA_RETURN_IF_ERROR(prefiller->feed({&token_id, 1}));
   return prefiller->finish();
 }

@@ -152,7 +152,7 @@ Expected<int32_t> SessionCore::sample(const SamplingOptions& options) {
     return error(ErrorCode::kContextExceeded, "the context is full with ", position(),
                  " tokens: restore its state into a session of larger max_context");
   }
-  const auto token = sala::sample(logits_, tokens_, options);
+  const auto token = sala::sample(logits_, tokens_, options, static_cast<size_t>(prompt_length_));
   if (!token) return token;
   tokens_.push_back(*token);
   ++changes_;
@@ -162,16 +162,18 @@ Expected<int32_t> SessionCore::sample(const SamplingOptions& options) {
 
 Status SessionCore::reset() {
   for (Cache& cache : caches_) SALA_RETURN_IF_ERROR(model_->engine->memory().clear(cache.buffer));
-  restore({}, 0, {});
+  restore({}, 0, 0, {});
   poisoned_ = false;
   stop_requested_ = false;
   return success();
 }
 
-void SessionCore::restore(std::vector<int32_t> tokens, int64_t past_length, std::vector<float> logits) {
+void SessionCore::restore(std::vector<int32_t> tokens, int64_t past_length, int64_t prompt_length,
+                          std::vector<float> logits) {
   tokens_ = std::move(tokens);
   ++changes_;
   past_length_ = past_length;
+  prompt_length_ = prompt_length;
   has_logits_ = !logits.empty();
   if (has_logits_) logits_ = std::move(logits);
 }

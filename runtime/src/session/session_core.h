@@ -34,6 +34,10 @@ class SessionCore {
   int64_t position() const { return static_cast<int64_t>(tokens_.size()); }
   /// Tokens in the caches: `position()`, less one if a token is pending.
   int64_t past_length() const { return past_length_; }
+  /// Tokens in front of the answer: the context as it was when the last chunk of a prefill had run.
+  int64_t prompt_length() const { return prompt_length_; }
+  /// What comes from here on is the answer.
+  void end_prompt() { prompt_length_ = position(); }
   int64_t max_context() const { return max_context_; }
   int64_t chunk_tokens() const { return chunk_tokens_; }
   /// How often the context has changed, so that whoever works on it notices another.
@@ -62,7 +66,7 @@ class SessionCore {
   std::span<const Cache> caches() const { return caches_; }
 
   /// Takes over a context whose cache contents the caller has written. `logits` is empty if a token is pending.
-  void restore(std::vector<int32_t> tokens, int64_t past_length, std::vector<float> logits);
+  void restore(std::vector<int32_t> tokens, int64_t past_length, int64_t prompt_length, std::vector<float> logits);
 
  private:
   SessionCore(std::shared_ptr<const ModelData> model, int64_t max_context, int64_t chunk_tokens)
@@ -78,6 +82,7 @@ class SessionCore {
   std::unique_ptr<Execution> execution_;  // refers to caches_
   std::vector<int32_t> tokens_;
   int64_t past_length_ = 0;
+  int64_t prompt_length_ = 0;
   uint64_t changes_ = 0;
   std::vector<float> logits_;  // [vocab_size] after the last step
   bool has_logits_ = false;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <memory>
+#include <optional>
 #include <string_view>
 #include <utility>
 
@@ -19,6 +20,8 @@ constexpr const char* kVersion = "2";
 constexpr const char* kSha256 = "sha256";
 const std::string kNoHash(64, '0');
 constexpr const char* kTokenIds = "token_ids";
+constexpr const char* kPastLength = "past_length";
+constexpr const char* kPromptLength = "prompt_length";
 constexpr const char* kLogits = "logits";
 constexpr int64_t kStagingBytes = int64_t{4} << 20;
 constexpr SafetensorsUse kState{ErrorCode::kStateForeign, "give a file that Session::save wrote",
@@ -51,14 +54,37 @@ ValidRows valid_rows(const ModelConfig& config, const CacheSpec& spec, Shape cac
   return valid;
 }
 
+/// The lengths that a state tells.
+struct StateInfo {
+  int64_t position = 0;
+  int64_t past_length = 0;
+  int64_t prompt_length = 0;
+};
+
+/// A number with zeros in front: the size of a file does not depend on it.
+std::string ten_digits(int64_t number) {
+  const std::string digits = std::to_string(number);
+  return std::string(digits.size() < 10 ? 10 - digits.size() : 0, '0') + digits;
+}
+
+/// The number of a text that is nothing else; nothing for one outside 0 to `most`.
+std::optional<int64_t> whole_number(const std::string& text, int64_t most) {
+  int64_t number = -1;
+  const auto parsed = std::from_chars(text.data(), text.data() + text.size(), number);
+  const bool is_number = parsed.ec == std::errc() && parsed.ptr == text.data() + text.size();
+  return is_number && number >= 0 && number <= most ? std::optional(number) : std::nullopt;
+}
+
 /// The tensors of a state, in file order.
-SafetensorsHeader describe(const ModelData& model, int64_t position, int64_t past_length) {
+SafetensorsHeader describe(const ModelData& model, const StateInfo& info) {
+  const auto& [position, past_length, prompt_length] = info;
   SafetensorsHeader header;
   header.metadata = {{"format", kFormat},
                      {"version", kVersion},
                      {"model", model.config.fingerprint},
                      {"precision", std::string(model.engine->precision())},
-                     {"past_length", std::to_string(past_length)}};
+                     {kPastLength, std::to_string(past_length)},
+                     {kPromptLength, ten_digits(prompt_length)}};
   const auto add = [&](std::string name, DType dtype, Shape shape) {
     const int64_t bytes = bytes_of(dtype, elements_of(shape));
     header.tensors.push_back({std::move(name), dtype, {}, std::move(shape), 0, bytes});
@@ -95,7 +121,8 @@ class Writer {
   Writer(ReplacedFile& file, const SessionCore& session) : file_(file), session_(session) {}
 
   Status run() {
-    SafetensorsHeader header = describe(session_.model(), session_.position(), session_.past_length());
+    SafetensorsHeader header =
+        describe(session_.model(), {session_.position(), session_.past_length(), session_.prompt_length()});
     header.metadata[kSha256] = kNoHash;
     const std::string text = write_safetensors_header(header);
     SALA_RETURN_IF_ERROR(file_.require_allowed(file_bytes(header, text.size())));
@@ -138,12 +165,33 @@ class Writer {
   std::unique_ptr<char[]> staging_ = std::make_unique_for_overwrite<char[]>(kStagingBytes);
 };
 
-/// What a valid header says beyond its tensors.
-struct StateInfo {
-  int64_t past_length = 0;
-  int64_t position = 0;
-};
+/// The lengths of a header: at most one token is pending, and the answer begins within the context.
+Expected<StateInfo> check_lengths(const SafetensorsHeader& header, const std::string& path) {
+  StateInfo info;
+  const auto ids = std::find_if(header.tensors.begin(), header.tensors.end(),
+                                [](const SafetensorsTensor& tensor) { return tensor.name == kTokenIds; });
+  if (ids != header.tensors.end() && ids->shape.size() == 1) info.position = ids->shape[0];
+  const auto damaged = [&](const char* name, const std::string& text) {
+    return error(ErrorCode::kStateDamaged, path, " is damaged: ", name, " is '", text, "' for ", info.position,
+                 " tokens; save the session again");
+  };
+  const auto past = header.metadata.find(kPastLength);
+  if (past == header.metadata.end()) return damaged(kPastLength, "");
+  const auto past_length = whole_number(past->second, INT32_MAX);
+  if (!past_length || info.position < *past_length || info.position > *past_length + 1) {
+    return damaged(kPastLength, past->second);
+  }
+  info.past_length = *past_length;
+  info.prompt_length = info.position;
+  const auto prompt = header.metadata.find(kPromptLength);
+  if (prompt == header.metadata.end()) return info;
+  const auto prompt_length = whole_number(prompt->second, info.position);
+  if (!prompt_length) return damaged(kPromptLength, prompt->second);
+  info.prompt_length = *prompt_length;
+  return info;
+}
 
+/// The lengths of a header that is of this format and model.
 Expected<StateInfo> check_metadata(const SafetensorsHeader& header, const File& file, const ModelData& model) {
   const std::string path = file.path().string();
   const auto value = [&](const char* key) {
@@ -171,23 +219,11 @@ Expected<StateInfo> check_metadata(const SafetensorsHeader& header, const File& 
                  model.engine->name(), " of this bundle computes in ", model.engine->precision(),
                  ": restore it on a runtime of its precision, or prefill again");
   }
-  StateInfo info;
-  const std::string text = value("past_length");
-  const auto parsed = std::from_chars(text.data(), text.data() + text.size(), info.past_length);
-  const bool numeric = parsed.ec == std::errc() && parsed.ptr == text.data() + text.size();
-  const auto ids = std::find_if(header.tensors.begin(), header.tensors.end(),
-                                [](const SafetensorsTensor& tensor) { return tensor.name == kTokenIds; });
-  if (ids != header.tensors.end() && ids->shape.size() == 1) info.position = ids->shape[0];
-  const int64_t pending = info.position - info.past_length;
-  if (!numeric || info.past_length < 0 || info.past_length > INT32_MAX || pending < 0 || pending > 1) {
-    return error(ErrorCode::kStateDamaged, path, " is damaged: past_length is '", text, "' for ", info.position,
-                 " tokens; save the session again");
-  }
-  return info;
+  return check_lengths(header, path);
 }
 
 Status check_tensors(const SafetensorsHeader& header, const File& file, const ModelData& model, const StateInfo& info) {
-  const SafetensorsHeader expected = describe(model, info.position, info.past_length);
+  const SafetensorsHeader expected = describe(model, info);
   int64_t offset = header.data_start;
   const auto damaged = [&](const auto&... parts) {
     return error(ErrorCode::kStateDamaged, file.path().string(), " is damaged: ", parts..., "; save the session again");
@@ -243,7 +279,7 @@ class Reader {
       return damaged("a bit or more of it has changed, its SHA-256 is another");
     }
     if (!session.check_tokens(*tokens)) return damaged("it has tokens outside the vocabulary");
-    session.restore(*std::move(tokens), info_.past_length, std::move(logits));
+    session.restore(*std::move(tokens), info_.past_length, info_.prompt_length, std::move(logits));
     return success();
   }
 
@@ -309,7 +345,7 @@ Expected<int64_t> state_bytes(const ModelData& model, int64_t tokens) {
     return error(ErrorCode::kInvalidArgument, "tokens is ", tokens, ", expected 0 to ", most,
                  ", which is what this engine serves");
   }
-  SafetensorsHeader header = describe(model, tokens, tokens);
+  SafetensorsHeader header = describe(model, {tokens, tokens, tokens});
   header.metadata[kSha256] = kNoHash;
   const int64_t bytes = file_bytes(header, write_safetensors_header(header).size());
   if (bytes < 0) return error(ErrorCode::kInvalidArgument, "a state of ", tokens, " tokens exceeds the address space");

@@ -8,6 +8,7 @@
 //   model        fingerprint of the model
 //   precision    type of the caches: "fp32" or "bf16"
 //   past_length  tokens in the caches
+//   prompt_length  tokens in front of the answer, in ten digits. Without it, all tokens are
 //
 // Its tensors: `token_ids` I32 [position], where position is past_length or, with a generated token that has not run
 // yet, one more; `logits` F32 [vocab_size] if past_length is position and not 0; and every cache under the name by

@@ -28,13 +28,18 @@ int64_t quantized_elements(const Dequantization& how, const StoredTensor& codes,
   const int64_t rows = codes.bytes / row_bytes;
   const auto blocks = blocks_of(scales.shape);
   if (!blocks || rows % blocks->first != 0 || how.columns % blocks->second != 0) return -1;
-  if (scales.dtype != format.scales) return -1;
+  const bool is_fp8 = scales.dtype == DType::kFloat8E4M3FN;
+  if (format.has_fp8_scales ? !is_fp8 : !is_convertible(scales.dtype)) return -1;
   return elements_of({rows, how.columns});
 }
 
 Dequantizer::Dequantizer(const Dequantization& how, const StoredTensor& codes, const StoredTensor& scales,
                          std::string bytes)
-    : format_(format_of(how.codes)), global_scale_(how.global_scale), columns_(how.columns), scales_(std::move(bytes)) {
+    : format_(format_of(how.codes)),
+      scale_type_(scales.dtype),
+      global_scale_(how.global_scale),
+      columns_(how.columns),
+      scales_(std::move(bytes)) {
   const auto blocks = *blocks_of(scales.shape);
   rows_per_scale_ = codes.bytes / (columns_ / format_.per_byte) / blocks.first;
   columns_per_scale_ = columns_ / blocks.second;
@@ -44,12 +49,11 @@ Dequantizer::Dequantizer(const Dequantization& how, const StoredTensor& codes, c
 
 void Dequantizer::begin_row() {
   const size_t count = row_scales_.size();
-  const DType dtype = format_.scales;
-  const char* from = scales_.data() + bytes_of(dtype, row_ / rows_per_scale_ * static_cast<int64_t>(count));
-  if (dtype == DType::kFloat8E4M3FN) {
+  const char* from = scales_.data() + bytes_of(scale_type_, row_ / rows_per_scale_ * static_cast<int64_t>(count));
+  if (scale_type_ == DType::kFloat8E4M3FN) {
     for (size_t i = 0; i < count; ++i) row_scales_[i] = from_e4m3(static_cast<uint8_t>(from[i]));
   } else {
-    convert(from, dtype, row_scales_.data(), DType::kFloat32, static_cast<int64_t>(count));
+    convert(from, scale_type_, row_scales_.data(), DType::kFloat32, static_cast<int64_t>(count));
   }
   for (float& scale : row_scales_) scale *= global_scale_;
 }

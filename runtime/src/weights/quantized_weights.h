@@ -12,8 +12,8 @@
 
 namespace sala {
 
-/// Elements that the tensor `codes` holds; -1 if its bytes are no whole number of rows, or the scales are not of their
-/// type, or not one for each of equal blocks.
+/// Elements that the tensor `codes` holds; -1 if its bytes are no whole number of rows, or the scales are of no type
+/// that these codes have, or not one for each of equal blocks.
 int64_t quantized_elements(const Dequantization& how, const StoredTensor& codes, const StoredTensor& scales);
 
 /// Goes through the elements of a tensor that `quantized_elements` has counted, row by row.
@@ -29,6 +29,7 @@ class Dequantizer {
   void begin_row();
 
   const CodeFormat& format_;
+  DType scale_type_;
   float global_scale_;
   int64_t columns_;
   int64_t rows_per_scale_;

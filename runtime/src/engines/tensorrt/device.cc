@@ -50,7 +50,7 @@ Error unsuitable(const EngineEntry& engine, const std::vector<Found>& present) {
                "GPUs of compute capability ", capabilities, ", this machine has ", others,
                ": choose runtime onnxruntime, which runs the bundle on this machine's CPU, or torch, which runs it on "
                "any NVIDIA GPU, or build it again with sala-export build --gpu '",
-               recipes, present.front().name, "'");
+               recipes, present.front().name, "', or --gpu rtx for any RTX card from Ampere on");
 }
 
 }  // namespace

@@ -15,8 +15,10 @@ std::string flavour_name(const EngineEntry& engine) {
   return engine.tensorrt_flavour == "rtx" ? "TensorRT for RTX" : "TensorRT";
 }
 
+/// What to install. The libraries of TensorRT proper are in no Python package of the public index.
 std::string package(const EngineEntry& engine) {
-  return (engine.tensorrt_flavour == "rtx" ? "tensorrt-rtx-cu13==" : "tensorrt==") + engine.tensorrt_version;
+  if (engine.tensorrt_flavour == "rtx") return "the Python package tensorrt-rtx-cu13==" + engine.tensorrt_version;
+  return "TensorRT " + engine.tensorrt_version + ", which NVIDIA distributes";
 }
 
 /// `libtensorrt_rtx.so.1`.
@@ -39,8 +41,8 @@ Expected<void*> open(const EngineEntry& engine, const std::filesystem::path& pat
     if (handle != nullptr) return handle;
     failures += std::string(failures.empty() ? "" : "; ") + dlerror();
   }
-  return error(ErrorCode::kLibraryMissing, title(engine), " was not found (", failures,
-               "): install the Python package ", package(engine), ", or give the path of ", name);
+  return error(ErrorCode::kLibraryMissing, title(engine), " was not found (", failures, "): install ", package(engine),
+               ", or give the path of ", name);
 }
 
 /// One number of the library's version; -1 if it does not tell.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..installation import VERSION
+from .installation import VERSION
 
 _GPU_FIELDS = {
     "name": "name",

@@ -1,0 +1,93 @@
+"""Models that read and write text, as `generate` and `chat` use them."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+
+from ..errors import UnsupportedError, printable_text
+from ..specs import RUNTIMES
+from .output import load_progress, progress_display
+from .sampling_options import Sampling
+from .signals import raising
+
+if TYPE_CHECKING:
+    from ..model_source import ModelSource
+    from ..runtime.model import Model
+    from ..runtime.session import Session
+    from ..runtime.text import Tokenizer
+
+runtime_option = click.option(
+    "--runtime",
+    type=click.Choice(RUNTIMES),
+    default="auto",
+    show_default=True,
+    help="tensorrt runs on a GPU that the bundle was built for, onnxruntime on the CPU, torch on any GPU or the CPU. "
+    "torch also takes checkpoints. auto chooses between tensorrt and onnxruntime.",
+)
+
+
+def open_text_model(path: Path, *, runtime: str, weights: Path | None) -> tuple[ModelSource, Tokenizer]:
+    """Open a bundle, or for torch also a checkpoint, and load its tokenizer but not its weights.
+
+    Raises: UnsupportedError if there is no tokenizer; as `ModelSource.open` and `Tokenizer.from_files`.
+    """
+    from ..loading import TORCH
+    from ..model_source import ModelSource
+    from ..runtime.text import Tokenizer
+
+    source = (
+        ModelSource.open(path, other_weights=weights)
+        if runtime == TORCH
+        else ModelSource.of_bundle(path, other_weights=weights)
+    )
+    texts = source.text_files()
+    if not texts:
+        raise UnsupportedError(
+            f"{path} has no tokenizer, so it cannot read text: use sala_export.load and token ids, or build it again "
+            "from a checkpoint with tokenizer.json"
+        )
+    return source, Tokenizer.from_files(texts)
+
+
+def load_weights(console: Console, source: ModelSource, tokenizer: Tokenizer, *, runtime: str) -> Model:
+    """Load the model of a source, and show how far it is. Raises: as `sala_export.load`."""
+    from ..loading import TORCH, load
+
+    if runtime == TORCH:
+        return load(source, runtime=runtime, tokenizer=tokenizer)
+    with progress_display(console) as on_progress:
+        shown = load_progress(on_progress)
+        return load(source, runtime=runtime, tokenizer=tokenizer, on_progress=shown)
+
+
+def show_answer(console: Console, session: Session, tokenizer: Tokenizer, sampling: Sampling) -> None:
+    """Generate an answer, and print its text while it comes and a line about it at the end."""
+    start, position = time.monotonic(), session.position
+    stream_answer(session, tokenizer, sampling, [])
+    seconds, tokens = time.monotonic() - start, session.position - position
+    reason = (session.finish_reason or "").replace("_", "-")
+    console.print(f"generated: {tokens:,} tokens, {tokens / seconds:,.1f} tokens/s, ended by {reason}", soft_wrap=True)
+
+
+def stream_answer(session: Session, tokenizer: Tokenizer, sampling: Sampling, shown: list[str]) -> None:
+    """Generate an answer and print it while it comes. `shown` gets its pieces, also if a signal ends it."""
+    from ..runtime.answer import answer_decoder
+
+    decoder = answer_decoder(tokenizer, sampling["stop_strings"])
+    for token_id in session.generate_tokens(**sampling):
+        shown.append(decoder.push(token_id))
+        show_text(shown[-1])
+    shown.append(decoder.finish())
+    show_text(shown[-1] + "\n")
+
+
+def show_text(text: str) -> None:
+    """Write a piece of the answer, which may be empty. A signal counts here, also while a full pipe makes it wait."""
+    with raising():
+        click.echo(printable_text(text) if sys.stdout.isatty() else text, nl=False)

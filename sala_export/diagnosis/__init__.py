@@ -1,0 +1,1 @@
+"""What this machine has and what would run on it: `sala-export doctor`."""

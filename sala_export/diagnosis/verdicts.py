@@ -1,0 +1,104 @@
+"""Says which runtimes would run on this machine, and why the others would not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..bundle.manifest import Manifest
+from ..ops.common.targets import AOT_ARCHITECTURES, serving_architecture
+from ..specs import ComputeCapability
+from .libraries import Gpu, Libraries, Library
+
+_LEAST_CUDA = (13, 0)
+"""What driver 580 supports, the oldest that TensorRT for RTX 1.7 takes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """An answer to the question whether a runtime would run, and why."""
+
+    runtime: str
+    runs: bool
+    detail: str
+    """On what it would run, or why it would not and what to do."""
+
+
+def judge(libraries: Libraries, manifest: Manifest | None = None) -> tuple[Verdict, ...]:
+    """Judge every runtime, for a bundle of this manifest, or for those that this release builds."""
+    runtimes = {
+        "tensorrt": _tensorrt(libraries, manifest),
+        "onnxruntime": _onnxruntime(libraries, manifest),
+        "torch": _torch(libraries, manifest),
+    }
+    return tuple(Verdict(runtime=name, runs=runs, detail=detail) for name, (runs, detail) in runtimes.items())
+
+
+def chosen(verdicts: tuple[Verdict, ...]) -> str | None:
+    """The runtime that `auto` takes. None if it finds none; `auto` never takes torch."""
+    return next((each.runtime for each in verdicts if each.runs and each.runtime != "torch"), None)
+
+
+def _tensorrt(libraries: Libraries, manifest: Manifest | None) -> tuple[bool, str]:
+    driver = libraries.driver
+    if not libraries.native.works:
+        return _broken(libraries.native, "install sala-export again")
+    if not driver.works:
+        return _broken(driver, "install driver 580 or later if this machine has an NVIDIA GPU")
+    if not driver.gpus:
+        return False, "the NVIDIA driver finds no GPU: check nvidia-smi"
+    if _numbers(driver.version) < _LEAST_CUDA:
+        return False, f"the NVIDIA driver supports CUDA {driver.version}: install driver 580 or later"
+    gpu = next((gpu for gpu in driver.gpus if _serves(gpu, manifest)), None)
+    if gpu is None:
+        there = ", ".join(f"{gpu.name} ({gpu.compute_capability})" for gpu in driver.gpus)
+        wanted = manifest.engine.compute_capabilities if manifest else [f"SM{sm}" for sm in AOT_ARCHITECTURES]
+        who = "the bundle's engine is" if manifest else "the kernels are"
+        return False, f"{who} for {', '.join(wanted)}, this machine has {there}: build for it with --gpu"
+    flavour = manifest.engine.tensorrt_flavour if manifest else "rtx"
+    library = libraries.tensorrt_rtx if flavour == "rtx" else libraries.tensorrt
+    package = "tensorrt-rtx-cu13" if flavour == "rtx" else "tensorrt"
+    if not library.works:
+        return _broken(library, f"install the Python package {package}")
+    if manifest is not None and library.version != manifest.engine.tensorrt_version:
+        needed = manifest.engine.tensorrt_version
+        return False, f"{library.title} is {library.version}, the bundle needs {needed}: install {package}=={needed}"
+    return _with_weights(manifest, f"on {gpu.name}")
+
+
+def _onnxruntime(libraries: Libraries, manifest: Manifest | None) -> tuple[bool, str]:
+    for library, advice in (
+        (libraries.native, "install sala-export again"),
+        (libraries.onnxruntime, "install the Python package onnxruntime"),
+    ):
+        if not library.works:
+            return _broken(library, advice)
+    return _with_weights(manifest, "on the CPU")
+
+
+def _torch(libraries: Libraries, manifest: Manifest | None) -> tuple[bool, str]:
+    if not libraries.torch.works:
+        return _broken(libraries.torch, "install the Python package torch")
+    served = [gpu for gpu in libraries.driver.gpus if _serves(gpu, None)]
+    on_gpu = libraries.torch.has_gpu and served
+    return _with_weights(manifest, f"on {served[0].name}" if on_gpu else "on the CPU, which is for verification")
+
+
+def _broken(library: Library, advice: str) -> tuple[bool, str]:
+    return False, f"{library.title}: {library.problem}; {advice}"
+
+
+def _with_weights(manifest: Manifest | None, where: str) -> tuple[bool, str]:
+    if manifest is not None and not manifest.weights.included:
+        return True, f"{where}, with --weights DIR: the bundle was built with --no-weights"
+    return True, where
+
+
+def _serves(gpu: Gpu, manifest: Manifest | None) -> bool:
+    if manifest is not None:
+        return gpu.compute_capability in manifest.engine.compute_capabilities
+    return serving_architecture(ComputeCapability(*_numbers(gpu.compute_capability))) is not None
+
+
+def _numbers(version: str | None) -> tuple[int, int]:
+    major, _, minor = (version or "0.0").partition(".")
+    return int(major), int(minor)
