@@ -29,7 +29,7 @@ find_python() {
         fi
     done
     fail "Python 3.11 or newer is needed: sudo apt install g++ python3-dev python3-venv, on Ubuntu 22.04" \
-        "python3.11-dev python3.11-venv, or uv venv --seed --python 3.12 .venv"
+        "g++-12 python3.11-dev python3.11-venv, or uv venv --seed --python 3.12 .venv"
 }
 
 has_headers() { # PYTHON
@@ -42,14 +42,28 @@ has_venv() { # PYTHON
     [ -x .venv/bin/pip ] || "$1" -c 'import ensurepip, venv' 2>/dev/null
 }
 
-has_compiler() {
-    command -v "${CXX:-c++}" >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null
+# The first compiler that knows what the kernels are written with, which GCC has since 12; nothing if there is none.
+find_compiler() {
+    local candidate
+    for candidate in "${CXX:-c++}" g++ g++-14 g++-13 g++-12 clang++; do
+        if "$candidate" -std=c++20 -fsyntax-only -x c++ - 2>/dev/null <<<'
+            #if !__has_builtin(__builtin_shufflevector)
+            #error too old
+            #endif'; then
+            echo "$candidate"
+            return
+        fi
+    done
 }
 
-require_system() { # PYTHON
+require_system() { # PYTHON COMPILER
     local python missing=() packages="" advice
     python=python$("$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-    has_compiler || { missing+=("a C++ compiler"); packages+=" g++"; }
+    if [ -z "$2" ]; then
+        missing+=("a C++ compiler (GCC 12 or newer)")
+        packages+=" g++"
+        command -v c++ >/dev/null && packages+="-12"
+    fi
     has_headers "$1" || { missing+=("Python's headers"); packages+=" $python-dev"; }
     has_venv "$1" || { missing+=("Python's venv"); packages+=" $python-venv"; }
     [ ${#missing[@]} -gt 0 ] || return 0
@@ -85,7 +99,7 @@ logged() {
 }
 
 main() {
-    local python extras=build options=() what="compiles the GPU kernels and the runtime: 3 to 10 minutes"
+    local python compiler extras=build options=() what="compiles the GPU kernels and the runtime: 3 to 10 minutes"
     if [ "${1:-}" = --light ]; then
         shift
         extras=""
@@ -95,10 +109,14 @@ main() {
     [[ $# -le 1 && ${1:-} != -* ]] || fail "usage: scripts/install.sh [--light] [EXTRA,...]"
     extras+="${1:+,$1}"
     python=$(find_python)
-    require_system "$python"
+    compiler=$(find_compiler)
+    require_system "$python" "$compiler"
+    options+=(--config-settings "cmake.define.CMAKE_CXX_COMPILER=$compiler")
     [ -x .venv/bin/pip ] || "$python" -m venv --clear .venv
     mkdir -p build
     echo "Installing into .venv: fetches packages and $what. The log is $LOG."
+    # Ubuntu 22.04 brings a pip that does not know --config-settings.
+    logged .venv/bin/python -m pip install --disable-pip-version-check "pip>=23.1"
     logged .venv/bin/python -m pip install --verbose --disable-pip-version-check "${options[@]}" \
         --editable ".${extras:+[${extras#,}]}"
     echo "Installed in $SECONDS s. Type: source .venv/bin/activate"

@@ -51,9 +51,13 @@ NO_HEADERS = (
 @pytest.mark.parametrize(
     ("programs", "line"),
     [
-        ({}, "Python 3.11 or newer is needed: sudo apt install g++ python3-dev python3-venv, on Ubuntu 22.04"),
+        ({}, "Python 3.11 or newer is needed: sudo apt install g++ python3-dev python3-venv, on Ubuntu 22.04 g++-12"),
         ({"python3": OLD_PYTHON}, "Python 3.11 or newer is needed"),
-        ({"python3": python_without()}, "this system lacks a C++ compiler: sudo apt install g++\n"),
+        ({"python3": python_without()}, "this system lacks a C++ compiler (GCC 12 or newer): sudo apt install g++\n"),
+        (
+            {"python3": python_without(), "cxx": "exit 1"},
+            "this system lacks a C++ compiler (GCC 12 or newer): sudo apt install g++-12\n",
+        ),
         (
             {"python3": python_without("ensurepip"), "cxx": ""},
             f"this system lacks Python's venv: sudo apt install {VERSION}-venv\n",
@@ -61,11 +65,11 @@ NO_HEADERS = (
         ({"python3": NO_HEADERS, "cxx": ""}, f"this system lacks Python's headers: sudo apt install {VERSION}-dev\n"),
         (
             {"python3": python_without("ensurepip")},
-            f"this system lacks a C++ compiler, Python's venv: sudo apt install g++ {VERSION}-venv\n",
+            f"this system lacks a C++ compiler (GCC 12 or newer), Python's venv: sudo apt install g++ {VERSION}-venv\n",
         ),
         (
             {"python3": python_without(), "dnf": ""},
-            "this system lacks a C++ compiler: sudo dnf install gcc-c++ python3-devel\n",
+            "this system lacks a C++ compiler (GCC 12 or newer): sudo dnf install gcc-c++ python3-devel\n",
         ),
     ],
 )
