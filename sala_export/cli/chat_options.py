@@ -17,6 +17,7 @@ from .options import Command
 if TYPE_CHECKING:
     from ..runtime.chat import ChatTemplate
     from ..runtime.chat_probes import Around
+    from ..runtime.literal import LiteralMarks
     from ..runtime.text import Tokenizer
     from .generate_prompt import PromptSource
 
@@ -116,8 +117,10 @@ class Chat:
             for note in self.template.notes_on_states(**self.variables):
                 logger.warning("%s", note)
 
-    def texts(self, source: PromptSource, *, goes_on: bool) -> Iterator[str]:
+    def texts(self, source: PromptSource, *, goes_on: bool, marks: LiteralMarks | None = None) -> Iterator[str]:
         """Yield the text of a turn, whole if the prompt can be held, else around the prompt as it arrives.
+
+        Args: marks: what to put around literal text in it. None if the prompt may spell special tokens.
 
         Raises: as `PromptSource.text_blocks`, `ChatTemplate.turn` and `ChatTemplate.around_prompt`.
         """
@@ -127,12 +130,14 @@ class Chat:
             if source.file is not None and source.bytes_read > MOST_HELD_BYTES:
                 break
         else:
-            yield self.turn("".join(held), goes_on=goes_on)
+            prompt = "".join(held)
+            yield self.turn(prompt if marks is None else marks.around_special(prompt), goes_on=goes_on)
             return
         before, after, trims = self._around("".join(held), goes_on=goes_on)
         yield before
         text = itertools.chain(held, blocks)
-        yield from _trimmed(text) if trims else text
+        body = _trimmed(text) if trims else text
+        yield from body if marks is None else map(marks.around, body)
         yield after
 
     def _around(self, beginning: str, *, goes_on: bool) -> Around:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 @click.option("--prompt-file", metavar="FILE", help="Read the prompt from this UTF-8 file of any length. - is stdin.")
 @click.option("--chat", is_flag=True, help="Wrap the prompt in the checkpoint's chat template.")
 @chat_options
+@click.option("--literal", is_flag=True, help="Special tokens in the prompt, such as <|im_end|>, are ordinary text.")
 @sampling_options
 @click.option("--max-context", type=Tokens(), help="Room for prompt and answer together, e.g. 64K or 1M.")
 @click.option(
@@ -54,6 +55,7 @@ def generate(
     prompt: str | None,
     prompt_file: str | None,
     chat: bool,
+    literal: bool,
     max_context: int | None,
     save_state: Path | None,
     load_state: Path | None,
@@ -90,7 +92,7 @@ def generate(
         # A prompt that is known whole is refused whole.
         fills = target is not None and source.file is not None
         ids: Iterable[list[int]] = prompt_ids(
-            source, tokenizer, session, chat=chosen, fills=fills, stop_tokens=stop_tokens
+            source, tokenizer, session, chat=chosen, literal=literal, fills=fills, stop_tokens=stop_tokens
         )
         if source.file is None:
             ids = [*ids]

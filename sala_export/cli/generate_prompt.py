@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import itertools
 import os
 import stat
 import sys
@@ -107,22 +108,31 @@ def prompt_ids(
     session: Session,
     *,
     chat: Chat | None,
+    literal: bool,
     fills: bool,
     stop_tokens: set[int],
 ) -> Iterator[list[int]]:
     """Yield the tokens of the prompt, some at a time.
 
-    Args: fills: give all tokens before an error, also those that could still have changed, and of a prompt that exceeds
-        the context as many as fit.
+    Args:
+        literal: special tokens in the prompt are ordinary text, but not those of the template.
+        fills: give all tokens before an error, also those that could still have changed, and of a prompt that exceeds
+            the context as many as fit.
     Raises: SessionError where the prompt is no UTF-8, empty, cannot be read or exceeds the context; as `Chat.texts`.
     """
     goes_on = session.position > 0
-    texts = source.text_blocks() if chat is None else chat.texts(source, goes_on=goes_on)
+    from ..runtime.literal import LiteralMarks
+
+    marks = LiteralMarks(tokenizer)
+    if chat is not None:
+        texts = chat.texts(source, goes_on=goes_on, marks=marks if literal else None)
+    else:
+        texts = map(marks.around, source.text_blocks()) if literal else source.text_blocks()
     last = int(session.tokens[-1]) if goes_on else None
     if chat is not None and last in stop_tokens:  # the context holds the end of the answer already
         texts = _without_prefix(texts, tokenizer.token(last) or "")
     encoder = tokenizer.stream_encoder(add_special_tokens=chat is None and not goes_on)
-    pieces = _encoded(encoder, source, texts, fills=fills)
+    pieces = _encoded(encoder, source, itertools.chain.from_iterable(map(marks.pieces, texts)), fills=fills)
     position, room = session.position, session.max_context - session.position
     for ids in pieces:
         earlier = source.tokens_read
@@ -143,11 +153,11 @@ def _without_prefix(texts: Iterator[str], prefix: str) -> Iterator[str]:
 
 
 def _encoded(
-    encoder: StreamEncoder, source: PromptSource, pieces: Iterable[str], *, fills: bool
+    encoder: StreamEncoder, source: PromptSource, pieces: Iterable[tuple[str, bool]], *, fills: bool
 ) -> Iterator[list[int]]:
     try:
-        for piece in pieces:
-            yield encoder.push(piece)
+        for piece, literal in pieces:
+            yield encoder.push(piece, literal=literal)
     except SessionError:
         if fills and source.bytes_read:
             yield encoder.finish()

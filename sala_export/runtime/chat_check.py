@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..checkpoint.added_tokens import special_tokens
+from ..checkpoint.tokenizer_files import TOKENIZER_CONFIG_FILE, TextFields
 from ..errors import BundleError, SalaError
 from ..files import TextFile
 from .chat import DEFAULT_TEMPLATE, ChatTemplate, chat_of
-from .text_fields import TOKENIZER_CONFIG_FILE, TextFields, chat_templates, special_tokens
+from .text_fields import chat_templates
 
 _HELLO = {"role": "user", "content": "Hello"}
 _CONVERSATIONS = ([_HELLO], [_HELLO, {"role": "assistant", "content": "Hello. What can I do for you?"}, _HELLO])
@@ -20,7 +22,7 @@ def chat_faults(files: Mapping[str, TextFile]) -> list[str]:
     """
     try:
         config = TextFields(files.get(TOKENIZER_CONFIG_FILE), TOKENIZER_CONFIG_FILE)
-        chat = chat_of(chat_templates(config, files), special_tokens(config))
+        chat = chat_of(chat_templates(config, files), special_tokens(files))
     except BundleError as error:
         return [str(error)]
     if chat is None:
