@@ -51,6 +51,22 @@ def read_tokenizer(files: Mapping[str, TextFile]) -> tuple[LibraryTokenizer, dic
     file = files.get(TOKENIZER_FILE)
     if file is None:
         raise BundleError(f"{TOKENIZER_FILE} is missing: copy the bundle again")
+    own, with_ids, special = _named_tokens(files)
+    tokenizer = LibraryTokenizer.from_json(file.content, str(file.path), _in_order(with_ids, own, special))
+    _warn_of_other_ids(with_ids, tokenizer)
+    return tokenizer, special.contents()
+
+
+def special_tokens(files: Mapping[str, TextFile]) -> dict[str, str]:
+    """The texts of the special tokens alone, as `read_tokenizer` returns them. None of the files need be there.
+
+    Raises: BundleError naming a malformed file, and the field in it.
+    """
+    return _named_tokens(files)[2].contents()
+
+
+def _named_tokens(files: Mapping[str, TextFile]) -> tuple[_WithIds, _WithIds, _SpecialTokens]:
+    """The tokens of tokenizer.json, all that come with ids, and the special ones."""
     names = (TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_FILE, ADDED_TOKENS_FILE)
     own_file, config, special_map, added = (TextFields(files.get(name), name) for name in names)
     own = _tokens_of_tokenizer(own_file)
@@ -63,10 +79,7 @@ def read_tokenizer(files: Mapping[str, TextFile]) -> tuple[LibraryTokenizer, dic
     # One with an id says more than the field of a name.
     by_text = {token.content: token for _, token in with_ids}
     special.standard = {name: by_text.get(token.content, token) for name, token in special.standard.items()}
-    tokens = _in_order(with_ids, own, special)
-    tokenizer = LibraryTokenizer.from_json(file.content, str(file.path), tokens)
-    _warn_of_other_ids(with_ids, tokenizer)
-    return tokenizer, {name: token.content for name, token in special.named.items()}
+    return own, with_ids, special
 
 
 @dataclass(slots=True)
@@ -117,6 +130,9 @@ class _SpecialTokens:
     @property
     def named(self) -> dict[str, AddedToken]:
         return self.standard | self.objects | self.texts
+
+    def contents(self) -> dict[str, str]:
+        return {name: token.content for name, token in self.named.items()}
 
     @property
     def all(self) -> list[AddedToken]:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 @click.option("--chat", is_flag=True, help="Wrap the prompt in the checkpoint's chat template.")
 @click.option("--literal", is_flag=True, help="Special tokens in the prompt, such as <|im_end|>, are ordinary text.")
 @chat_options
+@click.option("--literal", is_flag=True, help="Special tokens in the prompt, such as <|im_end|>, are ordinary text.")
 @sampling_options
 @click.option("--max-context", type=Tokens(), help="Room for prompt and answer together, e.g. 64K or 1M.")
 @click.option(

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..checkpoint.added_tokens import special_tokens
+from ..checkpoint.tokenizer_files import TOKENIZER_CONFIG_FILE, TextFields
 from ..errors import BundleError, SalaError
 from ..files import TextFile
-from ..specs import TOKENIZER_FILE
-from .chat import DEFAULT_TEMPLATE, ChatTemplate
-from .text import Tokenizer
+from .chat import DEFAULT_TEMPLATE, ChatTemplate, chat_of
+from .text_fields import chat_templates
 
 _HELLO = {"role": "user", "content": "Hello"}
 _CONVERSATIONS = ([_HELLO], [_HELLO, {"role": "assistant", "content": "Hello. What can I do for you?"}, _HELLO])
 
 
 def chat_faults(files: Mapping[str, TextFile]) -> list[str]:
-    """What is wrong with the tokenizer or its chat templates, in one line each: a template that fails, for example.
+    """What is wrong with the chat templates, in one line each. They do not compile, or fail at a greeting.
 
-    Args: files: as for `Tokenizer.from_files`. Without tokenizer.json, there is nothing to be wrong.
+    Args: files: as for `Tokenizer.from_files`. None of them need be there.
     """
-    if TOKENIZER_FILE not in files:
-        return []
     try:
-        chat = Tokenizer.from_files(files).chat
+        config = TextFields(files.get(TOKENIZER_CONFIG_FILE), TOKENIZER_CONFIG_FILE)
+        chat = chat_of(chat_templates(config, files), special_tokens(files))
     except BundleError as error:
         return [str(error)]
     if chat is None:

@@ -106,6 +106,22 @@ def test_nothing_heavy_is_imported(model: Path) -> None:
     assert not {"torch", "onnx", "transformers", "numpy.testing"} & set(done.stderr.split())
 
 
+def test_generate_takes_literal_prompts(tmp_path: Path) -> None:
+    run("random-checkpoint", tmp_path / "tiny", "--preset", "tiny")
+    tokenizer = Tokenizer.from_directory(tmp_path / "tiny")
+    prompt = "Hi<|im_end|>"
+    command = ["generate", tmp_path / "tiny", "--runtime", "torch", "--max-new-tokens", "1", "--prompt", prompt]
+    literal, special = tokenizer.encode(prompt, literal=True), tokenizer.encode(prompt)
+    template = tokenizer.encode(tokenizer.chat.turn("", goes_on=False), add_special_tokens=False)  # type: ignore[union-attr]
+    for options, tokens in (
+        ([], len(special)),
+        (["--literal"], len(literal)),
+        (["--chat", "--literal"], len(template) + len(literal) - 1),
+    ):
+        done = run(*command, *options)
+        assert f"prefill: {tokens} tokens" in done.stderr.decode()
+
+
 def test_token_without_a_row_is_refused_in_a_prompt(tmp_path: Path) -> None:
     run("random-checkpoint", tmp_path / "tiny", "--preset", "tiny")
     (tmp_path / "tiny" / "added_tokens.json").write_text(json.dumps({"<new>": 512}), encoding="utf-8")
