@@ -64,7 +64,7 @@ class ConvertedFile:
         return self._hashes.get((offset, length))
 
     def is_at(self, status: os.stat_result) -> bool:
-        """False: no path leads to it."""
+        """Say False, because no path leads to a file that is computed."""
         return False
 
     def blocks(self, offset: int, length: int) -> Iterator[memoryview]:

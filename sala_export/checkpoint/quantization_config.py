@@ -20,7 +20,7 @@ READERS: Mapping[str, Reader] = {
     "gptq": read_gptq,
     "awq": read_awq,
 }
-"""By `quant_method`."""
+"""Readers of the fields of each tool, by `quant_method`."""
 _FILES: Mapping[str, Reader] = {
     "hf_quant_config.json": read_modelopt,
     "quantize_config.json": read_gptq,

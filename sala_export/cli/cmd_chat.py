@@ -19,7 +19,7 @@ from .options import BundlePath, Tokens, weights_option
 from .sampling_options import Sampling, sampling_options
 from .signals import forget_interrupt, raise_received
 from .streams import OutputError
-from .text_model import load_weights, open_text_model, runtime_option, show_text, stream_answer
+from .text_model import load_weights, open_text_model, runtime_option, show_runtime, show_text, stream_answer
 
 if TYPE_CHECKING:
     from ..runtime.session import PrefillProgress
@@ -78,6 +78,7 @@ def chat(
         session = model.session(max_context=max_context)
         stop_tokens = {*model.eos_token_ids, *tokenizer.stop_token_ids}
         conversation = Conversation(session, tokenizer, template, stop_tokens)
+        show_runtime(console, model, source, only_warn=not messages.is_terminal)
         if messages.is_terminal:
             console.print(f"{session.max_context:,} tokens of context. /help lists the commands, Ctrl-D ends the chat.")
         with saved_at_the_end(console, session, target):

@@ -19,7 +19,7 @@ from .generate_state import open_target, require_room, saved_at_the_end
 from .options import BundlePath, Tokens, weights_option
 from .sampling_options import Sampling, sampling_options
 from .signals import raise_received
-from .text_model import load_weights, open_text_model, runtime_option, show_answer
+from .text_model import load_weights, open_text_model, runtime_option, show_answer, show_runtime
 
 if TYPE_CHECKING:
     from ..runtime.session import PrefillProgress, Session
@@ -99,6 +99,7 @@ def generate(
             ids = [*ids]
         if target is not None:
             require_room(target, model, session, source.tokens_read + sampling["max_new_tokens"])
+        show_runtime(console, model, opened)
         with saved_at_the_end(console, session, target):
             _prefill(console, session, ids, source, goes_on_after_error=target is not None)
             if sampling["max_new_tokens"]:

@@ -56,18 +56,25 @@ def open_text_model(path: Path, *, runtime: str, weights: Path | None) -> tuple[
 
 
 def load_weights(console: Console, source: ModelSource, tokenizer: Tokenizer, *, runtime: str) -> Model:
-    """Load the model of a source, show how far it is, and say what it runs on. Raises: as `sala_export.load`."""
-    from ..loading import TORCH, load, runs_on
+    """Load the model of a source, and show how far it is. Raises: as `sala_export.load`."""
+    from ..loading import TORCH, load
 
     if runtime == TORCH:
-        model = load(source, runtime=runtime, tokenizer=tokenizer)
-    else:
-        with progress_display(console) as on_progress:
-            shown = load_progress(on_progress)
-            model = load(source, runtime=runtime, tokenizer=tokenizer, on_progress=shown)
+        return load(source, runtime=runtime, tokenizer=tokenizer)
+    with progress_display(console) as on_progress:
+        shown = load_progress(on_progress)
+        return load(source, runtime=runtime, tokenizer=tokenizer, on_progress=shown)
+
+
+def show_runtime(console: Console, model: Model, source: ModelSource, *, only_warn: bool = False) -> None:
+    """Say what a model runs on and why. It is a warning if a GPU is here and not used."""
+    from ..loading import runs_on
+
     line, leaves_gpu_unused = runs_on(model, source)
-    console.print(f"warning: {line}" if leaves_gpu_unused else line, soft_wrap=True)
-    return model
+    if leaves_gpu_unused:
+        console.print(f"warning: {line}", soft_wrap=True)
+    elif not only_warn:
+        console.print(line, soft_wrap=True)
 
 
 def show_answer(console: Console, session: Session, tokenizer: Tokenizer, sampling: Sampling) -> None:

@@ -60,19 +60,21 @@ class Product:
         self.weight = weight
         parts = _joined(roundings or [(weight.shape[0], None)])
         # Rounding is in place, so what takes the input as it is comes first.
-        self._parts = sorted(parts, key=lambda part: part.rounding is not None)
+        parts.sort(key=lambda part: part.rounding is not None)
+        self._parts = [(part, weight[part.rows].t()) for part in parts]
 
     def __call__(self, x: Tensor, out: Tensor) -> None:
         """Write `x [T, in] @ weight.T` to `out` [T, out]. It rounds `x` in place, which nobody may read afterwards."""
         *others, last = self._parts
-        for part in others:
-            self._multiply(x if part.rounding is None else x.clone(), part, out)
-        self._multiply(x, last, out)
+        for part, columns in others:
+            _multiply(x if part.rounding is None else x.clone(), part, columns, out)
+        _multiply(x, *last, out)
 
-    def _multiply(self, x: Tensor, part: _Part, out: Tensor) -> None:
-        if part.rounding is not None:
-            part.rounding(x)
-        torch.mm(x, self.weight[part.rows].t(), out=out[:, part.rows])
+
+def _multiply(x: Tensor, part: _Part, columns: Tensor, out: Tensor) -> None:
+    if part.rounding is not None:
+        part.rounding(x)
+    torch.mm(x, columns, out=out[:, part.rows])
 
 
 def _joined(roundings: Sequence[tuple[int, Rounding | None]]) -> list[_Part]:

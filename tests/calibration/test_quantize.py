@@ -189,7 +189,6 @@ def test_command_writes_a_checkpoint_and_says_what_it_took(
     [
         (["--precision", "fp8", "--calibration", "empty.jsonl"], "empty.jsonl gives 0 tokens"),
         (["--precision", "fp5", "--calibration", "empty.jsonl"], "'fp5' is not one of"),
-        (["--precision", "fp8"], "--calibration"),
         (["--precision", "fp8", "--calibration", "empty.jsonl", "--algorithm", "awq"], "--algorithm awq: fp8"),
         (["--precision", "fp8", "--calibration", "empty.jsonl", "--sequence-length", "900000"], "900000 is more than"),
         (["--precision", "fp8", "--calibration", "empty.jsonl", "-o", "none/out"], "is not a directory: create it"),

@@ -179,7 +179,7 @@ def fails(capsys: Capture, bundle: Path, *arguments: str) -> str:
     captured = capsys.readouterr()
     assert captured.out == ""
     # A slow load of the weights reports before.
-    (line,) = (line for line in captured.err.splitlines() if not line.startswith("loading weights"))
+    (line,) = (line for line in captured.err.splitlines() if not line.startswith(("loading weights", "runs on ")))
     assert line.startswith("error: ")
     return line
 
@@ -264,7 +264,8 @@ def test_totals_go_to_stderr(capsys: Capture) -> None:
     capsys.readouterr()
     assert run(["generate", str(tiny_text_bundle()), "--prompt", SHORT, *FEW]) == 0
     captured = capsys.readouterr()
-    prefill, generated = captured.err.splitlines()
+    runs_on, prefill, generated = captured.err.splitlines()
+    assert runs_on.startswith("runs on ONNX Runtime on the CPU, ")
     assert prefill.startswith("prefill: ")
     assert generated.startswith("generated: 12 tokens, ")
     assert generated.endswith("ended by max-new-tokens")

@@ -42,7 +42,7 @@ def ends(capsys: Capture, code: int, *arguments: object) -> list[str]:
     """Run until an early end; returns the lines on stderr that are not of progress."""
     capsys.readouterr()
     assert run(["generate", str(tiny_text_bundle()), "--runtime", "onnxruntime", *map(str, arguments)]) == code
-    progress = ("loading weights", "prefill: ", "generated: ")
+    progress = ("loading weights", "runs on ", "prefill: ", "generated: ")
     return [line for line in capsys.readouterr().err.splitlines() if not line.startswith(progress)]
 
 

@@ -95,7 +95,7 @@ def test_modules_that_a_checkpoint_quantises_decide(capsys: Capture, tmp_path: P
         (["--gpu", "a6000", "--precision", "fp8"], ["fp8", "use --precision int8"]),
         (["--gpu", "rtx", "--precision", "nvfp4"], ["A6000 (SM86)", "4090 (SM89)", "or --gpu rtx5090,a6000d"]),
         (["--gpu", "a6000,"], ["--gpu a6000,: a name is missing"]),
-        (["--gpu", "rtx5090", "--model", "/nowhere/model"], ["/nowhere/model does not exist"]),
+        (["--gpu", "rtx5090", "--model", "/nowhere/model"], ["/nowhere/model: there is no such directory"]),
         (["--gpu", "rtx5090", "--layers", "33"], ["33"]),
     ],
 )

@@ -45,7 +45,7 @@ start.main()
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("module", [1, 2, 3, 7, 40, 150, 400, 560])
+@pytest.mark.parametrize("module", [1, 2, 3, 7, 40, 150, 400])
 def test_signal_while_modules_are_imported_is_quiet(module: int, number: signal.Signals) -> None:
     command = [sys.executable, "-c", IMPORTING, str(module), str(int(number)), "plan", "--gpu", "rtx5090", "--json"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

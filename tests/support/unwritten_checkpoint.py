@@ -78,4 +78,7 @@ class _Places:
             scale_shape=scale_shape,
             global_scale=1.0,
             input_scale=None if precision is Precision.INT4 else 1.0,
+            data_name=f"{module}{name}",
+            scale_name=f"{module}weight_scale",
+            input_scale_name=f"{module}input_scale" if precision in (Precision.FP8, Precision.INT8) else None,
         )
