@@ -46,6 +46,8 @@ def cli(context: click.Context, verbose: int) -> None:
       sala-export plan --gpu rtx5090
       sala-export build --gpu rtx5090 -o sala.sala
       sala-export generate sala.sala --chat --prompt "What is a state?"
+
+    The exit code is 0 after success, 1 if a stage failed, 2 after bad input, and 130 after Ctrl-C.
     """
     context.obj = stderr_console()
     show_log(context.obj, verbose)

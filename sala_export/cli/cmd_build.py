@@ -57,6 +57,12 @@ def build(
     """Build a bundle: a TensorRT engine and everything that a runtime needs.
 
     You can build on any machine, with or without a GPU. One bundle can serve several GPUs, for example --gpu rtx.
+
+    For example:
+
+    \b
+      sala-export build --gpu rtx -o sala.sala
+      sala-export build --gpu rtx5090 --model my-checkpoint --precision fp8 --max-context 256K
     """
     from ..building.pipeline import build_bundle, quantize_for_build
     from ..building.requests import BuildRequest, ModelRequest

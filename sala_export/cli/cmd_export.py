@@ -33,7 +33,13 @@ def export(
     link: bool,
     force: bool,
 ) -> None:
-    """Write only the ONNX graph, with the checkpoint's own weight files beside it."""
+    """Write only the ONNX graph, with the checkpoint's own weight files beside it.
+
+    For example:
+
+    \b
+      sala-export export --model my-checkpoint -o graph
+    """
     from ..building.pipeline import export_onnx
     from ..building.requests import ModelRequest
 

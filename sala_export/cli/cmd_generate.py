@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 @click.option("--chat", is_flag=True, help="Wrap the prompt in the checkpoint's chat template.")
 @click.option("--literal", is_flag=True, help="Special tokens in the prompt, such as <|im_end|>, are ordinary text.")
 @chat_options
-@click.option("--literal", is_flag=True, help="Special tokens in the prompt, such as <|im_end|>, are ordinary text.")
 @sampling_options
 @click.option("--max-context", type=Tokens(), help="Room for prompt and answer together, e.g. 64K or 1M.")
 @click.option(
@@ -69,6 +68,12 @@ def generate(
     """Answer a prompt with a bundle, and print the text while it is generated.
 
     With --save-state, a command that ends early, for example by Ctrl-C, saves what has run by then.
+
+    For example:
+
+    \b
+      sala-export generate sala.sala --chat --prompt "What is a state?"
+      sala-export generate sala.sala --prompt-file book.txt --save-state book.state
     """
     if (prompt is None) == (prompt_file is None):
         raise RequestError("give the prompt either as --prompt TEXT or as --prompt-file FILE")

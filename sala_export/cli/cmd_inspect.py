@@ -26,7 +26,14 @@ if TYPE_CHECKING:
 @click.option("--verify", is_flag=True, help="Check every file's hash. Fails if a file was changed.")
 @click.pass_obj
 def inspect(console: Console, bundle: Path, as_json: bool, verify: bool) -> None:
-    """Show what is in a bundle: model, GPUs, profiles, operators, matrix products, device memory."""
+    """Show what is in a bundle: model, GPUs, profiles, operators, matrix products, device memory.
+
+    For example:
+
+    \b
+      sala-export inspect sala.sala
+      sala-export inspect sala.sala --verify --json
+    """
     from ..bundle.reader import Bundle
     from ..engine.report import EngineReport
 

@@ -29,7 +29,12 @@ _TYPES = (Precision.FP32, Precision.BF16, Precision.FP16)
 def kernels(gpu: str | None, as_json: bool) -> None:
     """Show registers, shared memory, occupancy and tensor-core instructions of the shipped GPU kernels.
 
-    The figures come from the compiled kernels in the installed plugin library. You need no GPU. The columns are:
+    The figures come from the compiled kernels in the installed plugin library. You need no GPU. For example:
+
+    \b
+      sala-export kernels --gpu rtx5090
+
+    The columns are:
 
     \b
       kernel   the name without the operator's: append is infllmv2_append_kernel

@@ -51,7 +51,11 @@ def plan(
     """Predict memory, disk and speed before you build.
 
     The times come from a roofline of each GPU, explained in docs/plan.md. If your context does not fit, the command
-    says which one does. That is not an error.
+    says which one does. That is not an error. For example:
+
+    \b
+      sala-export plan --gpu rtx5090 --max-context 1M
+      sala-export plan --gpu a6000,rtx4090 --json
     """
     from ..building.requests import ModelRequest
     from ..engine.recipe import load_target

@@ -57,6 +57,12 @@ def quantize(
 
     The command works layer by layer, so it never holds the whole model in memory. If it is interrupted, run it again:
     it keeps the layers that are finished.
+
+    For example:
+
+    \b
+      sala-export quantize --precision fp8 -o sala-fp8
+      sala-export quantize --model my-checkpoint --precision int4 --calibration text.jsonl
     """
     from ..building.pipeline import quantize_model
     from ..building.requests import ModelRequest

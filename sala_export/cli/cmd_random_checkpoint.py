@@ -37,6 +37,11 @@ def random_checkpoint(
     """Write a checkpoint with random weights, so that you can try every command.
 
     It has the same layout as the published model on the Hugging Face hub.
+
+    For example:
+
+    \b
+      sala-export random-checkpoint tiny --preset tiny
     """
     from ..checkpoint.random_checkpoint import write_random_checkpoint
 

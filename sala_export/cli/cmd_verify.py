@@ -58,6 +58,12 @@ def verify(
     TARGET is the bundle or quantised checkpoint, --model the original. Both run on the same tokens. By default they run
     on the CPU, layer by layer: the CPU form of a bundle in ONNX Runtime, a quantised checkpoint emulated in torch. The
     exit code is 1 if a figure is beyond its limit. docs/calibration.md explains the figures.
+
+    For example:
+
+    \b
+      sala-export verify sala-fp8
+      sala-export verify sala.sala --model my-checkpoint --plot verify.png
     """
     from ..building.requests import ModelRequest
     from ..verification.tokens import verification_tokens
