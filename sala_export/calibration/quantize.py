@@ -33,7 +33,7 @@ from ..files import OpenedFile, TextFile
 from ..installation import VERSION
 from ..model.layer_run import LayerRun, embed, layer_prefix, make_layer
 from ..progress import ProgressCallback, silent
-from ..specs import TOKENIZER_FILE, DType, format_bytes
+from ..specs import DType, format_bytes
 from ..staging import MARKER, Staging, resumable_directory
 from .layer import QuantizationRecipe, SiteInputs, quantize_layer
 from .samples import SampleRequest
@@ -74,7 +74,7 @@ def quantize_checkpoint(
     start = time.monotonic()
     _require_quantizable(checkpoint, recipe)
     texts = checkpoint.text_files()
-    tokens = samples.read(checkpoint.config, texts.get(TOKENIZER_FILE))
+    tokens = samples.read(checkpoint.config, texts)
     key = _resume_key(checkpoint, recipe, tokens, on_progress)
     with resumable_directory(output, marker=MARKER, force=force, key=key) as staging:
         run = _Run(checkpoint, recipe, tokens, staging)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checkpoint.added_tokens import read_tokenizer
 from ..checkpoint.config import SalaConfig
 from ..checkpoint.library_tokenizer import LibraryTokenizer, hidden_panics
 from ..errors import BundleError, CheckpointError, RequestError, SessionError
@@ -54,10 +55,10 @@ class SampleRequest:
             if value is not None and value < 1:
                 raise RequestError(f"{option} {value}: expected at least 1")
 
-    def read(self, config: SalaConfig, tokenizer_file: TextFile | None) -> list[Tensor]:
+    def read(self, config: SalaConfig, texts: Mapping[str, TextFile]) -> list[Tensor]:
         """Read the samples, each int64 [T].
 
-        Args: `tokenizer_file` is the checkpoint's tokenizer.json, which text needs. None if there is none.
+        Args: `texts` are the checkpoint's files of its tokenizer by name, which text needs.
         Raises: RequestError naming file and line, CheckpointError if there is no tokenizer, or a damaged one.
         """
         if self.sequence_length is not None and self.sequence_length > config.max_position_embeddings:
@@ -66,11 +67,11 @@ class SampleRequest:
                 "that the model was made for"
             )
         if self.file is None:
-            return self._shipped(config, tokenizer_file)
-        return self._of_file(self.file, config, tokenizer_file)
+            return self._shipped(config, texts)
+        return self._of_file(self.file, config, texts)
 
-    def _shipped(self, config: SalaConfig, tokenizer_file: TextFile | None) -> list[Tensor]:
-        tokenizer = _load_tokenizer(tokenizer_file, "the text that ships with sala-export")
+    def _shipped(self, config: SalaConfig, texts: Mapping[str, TextFile]) -> list[Tensor]:
+        tokenizer = _load_tokenizer(texts, "the text that ships with sala-export")
         found: list[Tensor] = []
         for document in documents():
             if len(found) == self.samples:
@@ -86,7 +87,7 @@ class SampleRequest:
         )
         return found
 
-    def _of_file(self, file: Path, config: SalaConfig, tokenizer_file: TextFile | None) -> list[Tensor]:
+    def _of_file(self, file: Path, config: SalaConfig, texts: Mapping[str, TextFile]) -> list[Tensor]:
         samples, length = self.samples or FILE_SAMPLES, self.sequence_length or FILE_SEQUENCE
         tokenizer: LibraryTokenizer | None = None
         found: list[Tensor] = []
@@ -96,7 +97,7 @@ class SampleRequest:
             if "input_ids" in fields:
                 ids = _checked_ids(fields["input_ids"], config.vocab_size, where)
             else:
-                tokenizer = tokenizer or _load_tokenizer(tokenizer_file, where)
+                tokenizer = tokenizer or _load_tokenizer(texts, where)
                 ids = _encoded(tokenizer, _text(fields, where))
                 _require_in_vocabulary(ids, config.vocab_size, where)
             if ids:
@@ -109,17 +110,17 @@ class SampleRequest:
         return found
 
 
-def shipped_tokens(config: SalaConfig, tokenizer_file: TextFile, tokens: int) -> Tensor:
+def shipped_tokens(config: SalaConfig, texts: Mapping[str, TextFile], tokens: int) -> Tensor:
     """Up to `tokens` tokens, int64 [T], of the part of the shipped text that `SampleRequest` does not read.
 
     Every document has the same share, in the order of their names. Raises: CheckpointError for a damaged tokenizer,
     RequestError for one whose tokens are outside the vocabulary.
     """
-    tokenizer = _load_tokenizer(tokenizer_file, "the text that ships with sala-export")
-    texts = list(documents())
+    tokenizer = _load_tokenizer(texts, "the text that ships with sala-export")
+    every = list(documents())
     parts: list[int] = []
-    for index, document in enumerate(texts):
-        share = -(-(tokens - len(parts)) // (len(texts) - index))
+    for index, document in enumerate(every):
+        share = -(-(tokens - len(parts)) // (len(every) - index))
         ids = _encoded(tokenizer, document.to_verify)[:share]
         _require_in_vocabulary(ids, config.vocab_size, document.name)
         parts += ids
@@ -177,14 +178,14 @@ def _require_in_vocabulary(ids: list[int], vocab_size: int, where: str) -> None:
         raise RequestError(f"{where}: token {outside[0]} is outside the vocabulary of {vocab_size}")
 
 
-def _load_tokenizer(file: TextFile | None, where: str) -> LibraryTokenizer:
-    if file is None:
+def _load_tokenizer(texts: Mapping[str, TextFile], where: str) -> LibraryTokenizer:
+    if TOKENIZER_FILE not in texts:
         raise CheckpointError(
             f"{where} is text, but the checkpoint has no {TOKENIZER_FILE}: copy it there, or give `input_ids` in a "
             "--calibration FILE"
         )
     with _failing_as_a_checkpoint():
-        return LibraryTokenizer.from_json(file.content, str(file.path))
+        return read_tokenizer(texts)[0]
 
 
 def _encoded(tokenizer: LibraryTokenizer, text: str) -> list[int]:

@@ -47,13 +47,13 @@ def verification_tokens(checkpoint: Checkpoint, tokens: int, file: Path | None) 
         raise RequestError(
             f"--tokens {tokens}: expected {_LEAST} to {config.max_position_embeddings}, what the model was made for"
         )
-    tokenizer = checkpoint.text_files().get(TOKENIZER_FILE)
+    texts = checkpoint.text_files()
     if file is not None:
         request = SampleRequest(file=file, samples=tokens, sequence_length=tokens)
-        return VerificationTokens(ids=torch.cat(request.read(config, tokenizer))[:tokens], source=f"tokens of {file}")
-    if tokenizer is None:
+        return VerificationTokens(ids=torch.cat(request.read(config, texts))[:tokens], source=f"tokens of {file}")
+    if TOKENIZER_FILE not in texts:
         ids = torch.randint(0, config.vocab_size, (tokens,), generator=torch.Generator().manual_seed(0))
         return VerificationTokens(ids=ids, source="random tokens, as the checkpoint has no tokenizer")
     return VerificationTokens(
-        ids=shipped_tokens(config, tokenizer, tokens), source="tokens of the text that ships with sala-export"
+        ids=shipped_tokens(config, texts, tokens), source="tokens of the text that ships with sala-export"
     )

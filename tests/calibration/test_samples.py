@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sala_export.calibration.shipped_text import documents
 from sala_export.checkpoint.reader import Checkpoint
 from sala_export.errors import CheckpointError, RequestError
 from sala_export.files import TextFile
+from sala_export.runtime.text import Tokenizer
 
 TEXT = "a text of some words that is repeated " * 8
 
@@ -25,8 +27,8 @@ def read(path: Path, lines: list[str], **options: int) -> list[list[int]]:
     file = path / "lines.jsonl"
     file.write_text("\n".join(lines), encoding="utf-8")
     checkpoint = Checkpoint.open(tiny_checkpoint())
-    tokenizer = checkpoint.text_files()["tokenizer.json"]
-    return [ids.tolist() for ids in SampleRequest(file=file, **options).read(checkpoint.config, tokenizer)]
+    texts = checkpoint.text_files()
+    return [ids.tolist() for ids in SampleRequest(file=file, **options).read(checkpoint.config, texts)]
 
 
 def test_text_is_tokenised_and_cut(tmp_path: Path) -> None:
@@ -79,13 +81,13 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
 
 def test_endless_line_is_refused() -> None:
     with pytest.raises(RequestError, match=r"/dev/zero:1 has 67108864 characters or more: expected JSON lines"):
-        SampleRequest(file=Path("/dev/zero")).read(Checkpoint.open(tiny_checkpoint()).config, None)
+        SampleRequest(file=Path("/dev/zero")).read(Checkpoint.open(tiny_checkpoint()).config, {})
 
 
 def test_text_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "lines.jsonl").write_text(json.dumps({"text": TEXT}), encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"the checkpoint has no tokenizer.json: copy it there"):
-        SampleRequest(file=tmp_path / "lines.jsonl").read(Checkpoint.open(tiny_checkpoint()).config, None)
+        SampleRequest(file=tmp_path / "lines.jsonl").read(Checkpoint.open(tiny_checkpoint()).config, {})
 
 
 DOUBLE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
@@ -95,7 +97,7 @@ DOUBLE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
     ("changed", "message"),
     [
         ({"model": None}, "is no tokenizer"),
-        ({"version": "\udcff"}, "is no tokenizer"),
+        ({"version": "\udcff"}, "cannot be read as JSON"),
         ({"continuing_subword_prefix": "longer than any"}, "is no tokenizer"),
         ({"normalizer": {"type": "Sequence", "normalizers": [DOUBLE] * 40}}, "its normalizer may make a text"),
     ],
@@ -112,7 +114,7 @@ def test_tokenizer_that_cannot_be_used_is_one_line(
     content = json.dumps(spec, ensure_ascii=False).encode(errors="surrogateescape")
     with pytest.raises(CheckpointError, match=message) as caught:
         SampleRequest(file=tmp_path / "lines.jsonl").read(
-            checkpoint.config, TextFile(tmp_path / "tokenizer.json", content)
+            checkpoint.config, {"tokenizer.json": TextFile(tmp_path / "tokenizer.json", content)}
         )
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
@@ -121,7 +123,7 @@ def test_tokenizer_that_cannot_be_used_is_one_line(
 def shipped(say: list[str], **options: int) -> list[torch.Tensor]:
     checkpoint = Checkpoint.open(tiny_checkpoint())
     request = SampleRequest(say=say.append, **options)
-    return request.read(checkpoint.config, checkpoint.text_files()["tokenizer.json"])
+    return request.read(checkpoint.config, checkpoint.text_files())
 
 
 def test_text_that_ships_is_taken_without_a_file_and_said() -> None:
@@ -140,7 +142,7 @@ def test_text_that_ships_is_taken_without_a_file_and_said() -> None:
 
 def test_text_that_ships_needs_a_tokenizer() -> None:
     with pytest.raises(CheckpointError, match=r"ships with sala-export is text, .* no tokenizer.json: .*--calibration"):
-        SampleRequest().read(Checkpoint.open(tiny_checkpoint()).config, None)
+        SampleRequest().read(Checkpoint.open(tiny_checkpoint()).config, {})
 
 
 def test_verification_reads_what_calibration_does_not_and_of_every_document() -> None:
@@ -148,9 +150,9 @@ def test_verification_reads_what_calibration_does_not_and_of_every_document() ->
         assert document.to_calibrate + document.to_verify == document.text
         assert len(document.to_verify) == len(document.text) // 4 > 150
     checkpoint = Checkpoint.open(tiny_checkpoint())
-    tokenizer = checkpoint.text_files()["tokenizer.json"]
-    assert len(shipped_tokens(checkpoint.config, tokenizer, 777)) == 777
-    everything = shipped_tokens(checkpoint.config, tokenizer, 500_000)
+    texts = checkpoint.text_files()
+    assert len(shipped_tokens(checkpoint.config, texts, 777)) == 777
+    everything = shipped_tokens(checkpoint.config, texts, 500_000)
     assert 20_000 < len(everything) < 500_000
 
 
@@ -171,3 +173,18 @@ def test_text_that_ships_is_varied() -> None:
     assert len(set(lines)) / len(lines) > 0.99
     # Text that repeats itself compresses to much less.
     assert len(zlib.compress(whole.encode(), 9)) / len(whole.encode()) > 0.35
+
+
+def test_tokens_that_stand_beside_the_tokenizer_count(tmp_path: Path) -> None:
+    """As in `runtime/text.py`, so that what is calibrated is what runs."""
+    checkpoint = Checkpoint.open(tiny_checkpoint())
+    texts = checkpoint.text_files()
+    beside = TextFile(tmp_path / "added_tokens.json", json.dumps({"zz": 512}).encode())
+    file = tmp_path / "lines.jsonl"
+    file.write_text("\n".join([json.dumps({"text": "a zz b " * 40})] * 2), encoding="utf-8")
+    request = SampleRequest(file=file, samples=2, sequence_length=32)
+    config = replace(checkpoint.config, vocab_size=513)
+    plain, added = (request.read(config, files)[0] for files in (texts, {**texts, beside.path.name: beside}))
+    (token,) = Tokenizer.from_files({**texts, beside.path.name: beside}).encode("zz", add_special_tokens=False)
+    assert token in added.tolist()
+    assert token not in plain.tolist()
