@@ -104,9 +104,12 @@ def generate(
             ids = [*ids]
         if target is not None:
             require_room(target, model, session, source.tokens_read + sampling["max_new_tokens"])
-        show_runtime(console, model, opened)
+        if console.is_terminal:
+            show_runtime(console, model, opened)
         with saved_at_the_end(console, session, target):
             _prefill(console, session, ids, source, goes_on_after_error=target is not None)
+            if not console.is_terminal:  # a log that nobody reads keeps no prompt from running
+                show_runtime(console, model, opened)
             if sampling["max_new_tokens"]:
                 show_answer(console, session, tokenizer, sampling)
 

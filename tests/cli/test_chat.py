@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -14,12 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from support.checkpoints import tiny_checkpoint
 from support.text_bundles import tiny_text_bundle
 
 import sala_export
 from sala_export.bundle.reader import Bundle
 from sala_export.cli.app import run
-from sala_export.runtime.model import Model
+from sala_export.runtime.model import Model, load_bundle
 from sala_export.runtime.text import Tokenizer
 
 Capture = pytest.CaptureFixture[str]
@@ -148,7 +150,14 @@ class Terminal:
             self.text += piece
         return self.process.wait(60)
 
+    def interrupt(self, *, at_prompt: bool) -> None:
+        """Press Ctrl-C. A prompt that was just written may not read yet, and would notice it with the next key."""
+        time.sleep(0.5 if at_prompt else 0)
+        self.process.send_signal(signal.SIGINT)
+
     def _read(self) -> str:
+        ready, _, _ = select.select([self._descriptor], [], [], 60)
+        assert ready, f"nothing comes behind {self.text!r}"
         try:
             return os.read(self._descriptor, 4096).decode("utf-8", "replace")
         except OSError:  # the program has left
@@ -178,16 +187,21 @@ def terminal(*options: str) -> Iterator[Terminal]:
 
 @pytest.mark.skipif(signal.getsignal(signal.SIGINT) is signal.SIG_IGN, reason="signals are ignored here")
 def test_ctrl_c_stops_the_answer_and_not_the_program() -> None:
-    with terminal("--max-new-tokens", "100000", "--max-context", "64K") as typed:
+    stops = {
+        *load_bundle(tiny_text_bundle()).eos_token_ids,
+        *Tokenizer.from_directory(tiny_checkpoint()).stop_token_ids,
+    }
+    endless = [word for stop in stops for word in ("--logit-bias", f"{stop}=-100")]
+    with terminal("--max-new-tokens", "100000", "--max-context", "64K", *endless) as typed:
         typed.wait_for("Ctrl-D ends the chat")
         for message in ("muki", "sete"):
             typed.wait_for("> ")
             typed.type(f"{message}\n")
             typed.wait_for(f"{message}\r\n")
             typed.wait_for("e")  # it answers
-            typed.process.send_signal(signal.SIGINT)
+            typed.interrupt(at_prompt=False)
         typed.wait_for("\n> ")
-        typed.process.send_signal(signal.SIGINT)
+        typed.interrupt(at_prompt=True)
         typed.wait_for("so does a second Ctrl-C")
         typed.type("/exit\n")
         assert typed.ends() == 0
@@ -198,7 +212,7 @@ def test_second_ctrl_c_at_the_prompt_ends_the_program() -> None:
     with terminal() as typed:
         for _ in range(2):
             typed.wait_for("> ")
-            typed.process.send_signal(signal.SIGINT)
+            typed.interrupt(at_prompt=True)
         typed.wait_for("error: interrupted")
         assert typed.ends() == 130
 

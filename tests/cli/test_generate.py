@@ -264,7 +264,7 @@ def test_totals_go_to_stderr(capsys: Capture) -> None:
     capsys.readouterr()
     assert run(["generate", str(tiny_text_bundle()), "--prompt", SHORT, *FEW]) == 0
     captured = capsys.readouterr()
-    runs_on, prefill, generated = captured.err.splitlines()
+    prefill, runs_on, generated = captured.err.splitlines()
     assert runs_on.startswith("runs on ONNX Runtime on the CPU, ")
     assert prefill.startswith("prefill: ")
     assert generated.startswith("generated: 12 tokens, ")
