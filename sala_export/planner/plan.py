@@ -64,7 +64,7 @@ class BuildAccount:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Check:
+class PublishedFigure:
     """A published figure beside this model of time."""
 
     gpu: str
@@ -102,7 +102,7 @@ class Plan:
     gpus: tuple[GpuPlan, ...]
     baseline: Dense | None
     build: BuildAccount
-    checks: tuple[Check, ...]
+    checks: tuple[PublishedFigure, ...]
 
 
 def make_plan(
@@ -191,10 +191,10 @@ def baseline_row(model: Dense, recipe: GpuRecipe, context: int, weights: str = "
     )
 
 
-def published_checks(config: SalaConfig) -> tuple[Check, ...]:
+def published_checks(config: SalaConfig) -> tuple[PublishedFigure, ...]:
     """The ten published bf16 figures beside the predictions for the same GPU."""
     return tuple(
-        Check(
+        PublishedFigure(
             gpu=row.recipe,
             context=context,
             published=published,

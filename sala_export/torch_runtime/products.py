@@ -52,7 +52,7 @@ class _Part:
     rounding: Rounding | None
 
 
-class Product:
+class PackedProduct:
     """The product of an input with a packed weight [out, in]."""
 
     def __init__(self, weight: Tensor, roundings: Sequence[tuple[int, Rounding | None]] = ()) -> None:

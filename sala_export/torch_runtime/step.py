@@ -20,16 +20,16 @@ from ..model.mixers import MIXERS
 from ..model.signature import INPUT_IDS, LOGITS, TOKEN_INPUTS
 from .layout import Arena, Layout
 from .operators import Operators
-from .products import Product
+from .products import PackedProduct
 from .weights import DOWN_PROJ, PackedModel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _LayerProducts:
-    mixer_in: Product
-    mixer_out: Product
-    mlp_in: Product
-    mlp_out: Product
+    mixer_in: PackedProduct
+    mixer_out: PackedProduct
+    mlp_in: PackedProduct
+    mlp_out: PackedProduct
 
     @classmethod
     def of(cls, packed: PackedModel, layer: int) -> _LayerProducts:

@@ -21,7 +21,7 @@ from ..model.half_precision import stream_scale
 from ..model.layers import DecoderLayer
 from ..model.sala import SalaForCausalLM
 from ..specs import Precision, format_bytes
-from .products import Product, Rounding
+from .products import PackedProduct, Rounding
 from .quantized import StoredWeight
 
 DOWN_PROJ = "mlp.down_proj.weight"
@@ -51,10 +51,10 @@ class PackedModel:
     roundings: Mapping[str, Rounding] = field(default_factory=dict)
     """Rounding of the inputs of quantised weights, by the names of the weights."""
 
-    def product(self, matrix: Tensor, names: Sequence[str]) -> Product:
+    def product(self, matrix: Tensor, names: Sequence[str]) -> PackedProduct:
         """The product with a matrix that holds the weights of these names, one after the other."""
         rows = [self.model.get_parameter(name).shape[0] for name in names]
-        return Product(matrix, list(zip(rows, map(self.roundings.get, names), strict=True)))
+        return PackedProduct(matrix, list(zip(rows, map(self.roundings.get, names), strict=True)))
 
     @property
     def config(self) -> SalaConfig:

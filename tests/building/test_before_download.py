@@ -13,7 +13,6 @@ from support.checkpoints import copy_checkpoint, edit_json, tiny_checkpoint
 from sala_export.building import requests
 from sala_export.building.pipeline import build_bundle, export_onnx, quantize_for_build
 from sala_export.building.requests import BuildRequest, ModelRequest
-from sala_export.calibration.samples import SampleRequest
 from sala_export.cli.app import cli
 from sala_export.engine.recipe import load_target
 from sala_export.engine.request import EngineRequest
@@ -48,12 +47,12 @@ def request(output: Path, **options: object) -> BuildRequest:
 
 def test_context_that_does_not_fit(hub: Callable[[Path], None], tmp_path: Path) -> None:
     hub(tiny_checkpoint())
+    said: list[str] = []
     with pytest.raises(RequestError, match="the largest that fits is --max-context"):
         build_bundle(request(tmp_path / "out.sala", max_context=1 << 30))
     with pytest.raises(RequestError, match="the largest that fits is --max-context"):
-        quantize_for_build(
-            request(tmp_path / "out.sala", max_context=1 << 33, precision="int8"), SampleRequest(file=tmp_path / "none")
-        )
+        quantize_for_build(request(tmp_path / "out.sala", max_context=1 << 33, precision="int8"), None, said.append)
+    assert said == [], "work begins"
 
 
 def test_precision_that_the_model_is_not_in(hub: Callable[[Path], None], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.documents import ROOT
 from support.embedding import EXAMPLES, command_blocks, installed, page_outputs, run
-from support.runtime_bundles import tiny_cpu_bundle
+from support.text_bundles import tiny_text_bundle
 
 import sala_export
 from sala_export.runtime.model import Model
@@ -17,7 +17,7 @@ from sala_export.runtime.model import Model
 
 @pytest.fixture(scope="session")
 def model() -> Model:
-    return sala_export.load(tiny_cpu_bundle(), threads=2)
+    return sala_export.load(tiny_text_bundle(), threads=2)
 
 
 def tokens_of(model: Model, *prompts: list[int], max_new_tokens: int = 16) -> list[str]:
@@ -46,7 +46,7 @@ def test_sala_run_of_the_release_generates_what_python_does(model: Model) -> Non
 def test_program_found_through_path_finds_its_libraries(tmp_path: Path) -> None:
     """As in an image: neither the working directory nor the name of the program leads to the libraries."""
     environment = {"PATH": f"{installed() / 'bin'}:/usr/bin:/bin"}
-    command = ["sh", "-c", f"echo 5 17 42 99 | sala-run {tiny_cpu_bundle()} --tokens - --max-new-tokens 4"]
+    command = ["sh", "-c", f"echo 5 17 42 99 | sala-run {tiny_text_bundle()} --tokens - --max-new-tokens 4"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert ids_in(done.stdout) == ids_in(page_outputs()[1])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock
 from support.documents import ROOT
-from support.runtime_bundles import tiny_cpu_bundle
+from support.text_bundles import tiny_text_bundle
 
 PAGE = ROOT / "docs" / "embedding.md"
 PREFIX = ROOT / "build" / "sala"
@@ -25,7 +25,7 @@ def command_blocks(kind: str = "") -> list[str]:
 
 def run(script: str) -> str:
     """A script from the top of the checkout, stopped at the first failure; `out.sala` is the tiny bundle."""
-    script = script.replace("out.sala", str(tiny_cpu_bundle()))
+    script = script.replace("out.sala", str(tiny_text_bundle()))
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
     )

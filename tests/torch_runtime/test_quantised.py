@@ -22,7 +22,7 @@ from sala_export.errors import BundleError, StateError
 from sala_export.runtime.model import Model
 from sala_export.specs import QUANTIZED_PRECISIONS, Precision
 from sala_export.torch_runtime.load import TorchModel, load_torch
-from sala_export.torch_runtime.products import Product, Rounding
+from sala_export.torch_runtime.products import PackedProduct, Rounding
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="sala-test-torch-quantised-")
 IDS = np.random.default_rng(0).integers(0, 512, 70)
@@ -131,5 +131,5 @@ def test_parts_of_a_product_round_their_input_each_in_its_way() -> None:
         @ weight[10:].T,
     ]
     out = torch.empty(9, 12)
-    Product(weight, [(2, static), (4, static), (2, None), (2, coarse), (2, by_row)])(x, out)
+    PackedProduct(weight, [(2, static), (4, static), (2, None), (2, coarse), (2, by_row)])(x, out)
     torch.testing.assert_close(out, torch.cat(expected, 1), rtol=1e-5, atol=1e-5)
