@@ -1,11 +1,16 @@
 #include "arguments.h"
 
+#include <getopt.h>
+
 #include <charconv>
 #include <cmath>
 #include <functional>
 #include <limits>
 #include <map>
+#include <string>
+#include <string_view>
 #include <type_traits>
+#include <vector>
 
 #include "sala/sampler.h"
 
@@ -40,7 +45,10 @@ Runs a bundle on token ids and prints the ids that it generates.
   --operators PATH          path of libsala_ort.so
   --tensorrt PATH           path of libtensorrt_rtx.so.1 or libnvinfer.so
   --json                    print the result as JSON
-  --help                    print this message
+  --version                 print the version
+  -h, --help                print this message
+
+You may write --option VALUE or --option=VALUE. After -- comes no option.
 
 Exit codes: 0 after success, 1 if the run failed or its output could not be written, 2 if the bundle, a file or an
 option is wrong, 129 if its terminal was lost, 130 if interrupted, 143 if terminated, 141 if the reader of standard
@@ -49,7 +57,10 @@ output went away.
 
 namespace {
 
-Error wrong(std::string_view message) { return error(ErrorCode::kInvalidArgument, message, " (see sala-run --help)"); }
+template <class... Parts>
+Error wrong(const Parts&... parts) {
+  return error(ErrorCode::kInvalidArgument, parts..., " (see sala-run --help)");
+}
 
 template <class T>
 std::function<bool(std::string_view)> number(T& target, T least = std::numeric_limits<T>::lowest()) {
@@ -85,59 +96,106 @@ std::function<bool(std::string_view)> text(T& target) {
   };
 }
 
+constexpr int kFirstOption = 256;  // above every letter
+
+/// An option of the command line. Without `take` it is a flag.
+struct Option {
+  std::string_view name;
+  std::function<bool(std::string_view)> take;
+  bool* flag = nullptr;
+};
+
+std::vector<Option> options_of(Arguments& arguments) {
+  SamplingOptions& sampling = arguments.generate.sampling;
+  return {
+      {"tokens", text(arguments.tokens)},
+      {"weights", text(arguments.load.weights)},
+      {"load-state", text(arguments.load_state)},
+      {"save-state", text(arguments.save_state)},
+      {"max-new-tokens", number(arguments.generate.max_new_tokens, int64_t{0})},
+      {"max-context", positive(arguments.session.max_context)},
+      {"chunk-tokens", positive(arguments.session.chunk_tokens)},
+      {"temperature", number(sampling.temperature)},
+      {"top-k", number(sampling.top_k)},
+      {"top-p", number(sampling.top_p)},
+      {"repetition-penalty", number(sampling.repetition_penalty)},
+      {"min-p", number(sampling.min_p)},
+      {"frequency-penalty", number(sampling.frequency_penalty)},
+      {"presence-penalty", number(sampling.presence_penalty)},
+      {"logit-bias", bias(sampling.logit_bias)},
+      {"seed", number(sampling.seed)},
+      {"threads", number(arguments.load.threads)},
+      {"onnxruntime", text(arguments.load.onnxruntime_library)},
+      {"operators", text(arguments.load.operators_library)},
+      {"tensorrt", text(arguments.load.tensorrt.library)},
+      {"runtime-cache", text(arguments.load.tensorrt.runtime_cache)},
+      {"runtime", text(arguments.load.runtime)},
+      {"verify-hashes", {}, &arguments.load.verify_hashes},
+      {"no-decode-graph", {}, &arguments.no_decode_graph},
+      {"json", {}, &arguments.json},
+      {"version", {}, &arguments.version},
+      {"help", {}, &arguments.help},
+  };
+}
+
+/// Says why getopt_long has refused a word. `code` is its `optopt`: a flag that has a value, a letter that is no
+/// option, or 0 for a name that is none or the beginning of several.
+Error not_taken(std::string_view word, int code, const std::vector<Option>& options) {
+  if (code >= kFirstOption)
+    return wrong("--", options[static_cast<size_t>(code - kFirstOption)].name, " takes no value");
+  if (code > 0) return wrong("unknown option -", static_cast<char>(code));
+  const std::string_view name = word.substr(0, word.find('=')).substr(2);
+  std::string meant;
+  for (const Option& option : options) {
+    if (option.name.starts_with(name)) meant.append(meant.empty() ? "--" : " or --").append(option.name);
+  }
+  if (meant.empty()) return wrong("unknown option --", name);
+  return wrong("--", name, " can mean ", meant);
+}
+
 }  // namespace
 
 Expected<Arguments> parse(int count, char** values) {
   Arguments arguments;
-  SamplingOptions& sampling = arguments.generate.sampling;
-  const std::map<std::string_view, std::function<bool(std::string_view)>> valued = {
-      {"--tokens", text(arguments.tokens)},
-      {"--weights", text(arguments.load.weights)},
-      {"--load-state", text(arguments.load_state)},
-      {"--save-state", text(arguments.save_state)},
-      {"--max-new-tokens", number(arguments.generate.max_new_tokens, int64_t{0})},
-      {"--max-context", positive(arguments.session.max_context)},
-      {"--chunk-tokens", positive(arguments.session.chunk_tokens)},
-      {"--temperature", number(sampling.temperature)},
-      {"--top-k", number(sampling.top_k)},
-      {"--top-p", number(sampling.top_p)},
-      {"--repetition-penalty", number(sampling.repetition_penalty)},
-      {"--min-p", number(sampling.min_p)},
-      {"--frequency-penalty", number(sampling.frequency_penalty)},
-      {"--presence-penalty", number(sampling.presence_penalty)},
-      {"--logit-bias", bias(sampling.logit_bias)},
-      {"--seed", number(sampling.seed)},
-      {"--threads", number(arguments.load.threads)},
-      {"--onnxruntime", text(arguments.load.onnxruntime_library)},
-      {"--operators", text(arguments.load.operators_library)},
-      {"--tensorrt", text(arguments.load.tensorrt.library)},
-      {"--runtime-cache", text(arguments.load.tensorrt.runtime_cache)},
-      {"--runtime", text(arguments.load.runtime)},
+  const std::vector<Option> options = options_of(arguments);
+  std::vector<option> table;
+  for (const Option& each : options) {
+    const int value = kFirstOption + static_cast<int>(table.size());
+    table.push_back({each.name.data(), each.flag != nullptr ? no_argument : required_argument, nullptr, value});
+  }
+  table.push_back({});
+  const auto take_bundle = [&](std::string_view word) -> Status {
+    if (!arguments.bundle.empty()) return wrong("one bundle is enough, '", word, "' is too much");
+    arguments.bundle = word;
+    return success();
   };
-  const std::map<std::string_view, bool*> flags = {{"--verify-hashes", &arguments.load.verify_hashes},
-                                                   {"--no-decode-graph", &arguments.no_decode_graph},
-                                                   {"--json", &arguments.json},
-                                                   {"--help", &arguments.help}};
-  for (int i = 1; i < count; ++i) {
-    const std::string name = values[i];
-    if (const auto flag = flags.find(name); flag != flags.end()) {
-      *flag->second = true;
-    } else if (const auto option = valued.find(name); option != valued.end()) {
-      if (i + 1 == count) return wrong(name + " needs a value");
-      const std::string value = values[++i];
-      if (!option->second(value)) return wrong(name + ": '" + value + "' is not a valid value");
-    } else if (name.starts_with("--")) {
-      return wrong("unknown option " + name);
-    } else if (arguments.bundle.empty()) {
-      arguments.bundle = name;
+  opterr = 0;  // messages are ours
+  optind = 0;
+  int found = 0;
+  while ((found = getopt_long(count, values, "-:h", table.data(), nullptr)) != -1) {
+    if (found == 1) {
+      SALA_RETURN_IF_ERROR(take_bundle(optarg));
+    } else if (found == 'h') {
+      arguments.help = true;
+    } else if (found == '?') {
+      return not_taken(values[optind - 1], optopt, options);
+    } else if (found == ':') {
+      return wrong(values[optind - 1], " needs a value");
     } else {
-      return wrong("one bundle is enough, '" + name + "' is too much");
+      const Option& option = options[static_cast<size_t>(found - kFirstOption)];
+      if (option.flag != nullptr) {
+        *option.flag = true;
+      } else if (!option.take(optarg)) {
+        return wrong("--", option.name, ": '", optarg, "' is not a valid value");
+      }
     }
   }
+  for (; optind < count; ++optind) SALA_RETURN_IF_ERROR(take_bundle(values[optind]));
+  if (arguments.help || arguments.version) return arguments;
   arguments.load.tensorrt.decode_graph = !arguments.no_decode_graph;
-  if (!arguments.help && arguments.bundle.empty()) return wrong("the bundle is missing");
-  if (!arguments.help && !arguments.tokens && !arguments.load_state) return wrong("--tokens is missing");
-  SALA_RETURN_IF_ERROR(check(sampling));
+  if (arguments.bundle.empty()) return wrong("the bundle is missing");
+  if (!arguments.tokens && !arguments.load_state) return wrong("--tokens is missing");
+  SALA_RETURN_IF_ERROR(check(arguments.generate.sampling));
   return arguments;
 }
 

@@ -23,10 +23,12 @@ struct Arguments {
   GenerateOptions generate;
   bool no_decode_graph = false;
   bool json = false;
+  bool version = false;
   bool help = false;
 };
 
-/// kInvalidArgument naming the first word that is wrong, or what is missing.
+/// Reads the words by getopt_long. kInvalidArgument names the first that is wrong, or what is missing. With `--help` or
+/// `--version` nothing is missing.
 Expected<Arguments> parse(int count, char** values);
 
 }  // namespace sala::cli

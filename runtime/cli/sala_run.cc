@@ -26,6 +26,7 @@ namespace sala::cli {
 
 namespace {
 
+constexpr int kJsonSchemaVersion = 1;  // as in sala_export/cli/output.py
 constexpr const char* kNoMemory = "there is not enough memory: end other programs, or choose a smaller model";
 
 /// Prints a line, in which names of files may be anything.
@@ -239,8 +240,10 @@ Status generate(Run& run) {
     run.output.write("\n");
     return success();
   }
-  const nlohmann::json result = {
-      {"prompt_tokens", prompt_tokens}, {"tokens", tokens}, {"finish_reason", name_of(generation->finish_reason())}};
+  const nlohmann::json result = {{"schema_version", kJsonSchemaVersion},
+                                 {"prompt_tokens", prompt_tokens},
+                                 {"tokens", tokens},
+                                 {"finish_reason", name_of(generation->finish_reason())}};
   run.output.write(result.dump() + "\n");
   return success();
 }
@@ -296,8 +299,8 @@ int program(int count, char** values) {
   Output output(STDOUT_FILENO);
   const auto arguments = parse(count, values);
   if (!arguments) return exit_code(arguments.error(), output);
-  if (!arguments->help) return exit_code(run(*arguments, output), output);
-  output.write(kUsage);
+  if (!arguments->help && !arguments->version) return exit_code(run(*arguments, output), output);
+  output.write(arguments->help ? std::string(kUsage) : "sala-run " SALA_VERSION "\n");
   return exit_code(success(), output);
 }
 

@@ -76,8 +76,7 @@ def chat(
         model = load_weights(console, source, tokenizer, runtime=runtime)
         model.check_generate(**sampling)
         session = model.session(max_context=max_context)
-        stop_tokens = {*model.eos_token_ids, *tokenizer.stop_token_ids}
-        conversation = Conversation(session, tokenizer, template, stop_tokens)
+        conversation = Conversation(session, tokenizer, template, model.stop_token_ids)
         show_runtime(console, model, source, only_warn=not messages.is_terminal)
         if messages.is_terminal:
             console.print(f"{session.max_context:,} tokens of context. /help lists the commands, Ctrl-D ends the chat.")

@@ -17,12 +17,14 @@ from .generate_display import PrefillDisplay
 from .generate_prompt import PromptSource, prompt_ids
 from .generate_state import open_target, require_room, saved_at_the_end
 from .options import BundlePath, Tokens, weights_option
+from .output import print_json
 from .sampling_options import Sampling, sampling_options
 from .signals import raise_received
-from .text_model import load_weights, open_text_model, runtime_option, show_answer, show_runtime
+from .text_model import describe_answer, load_weights, open_text_model, runtime_option, show_answer, show_runtime
 
 if TYPE_CHECKING:
     from ..runtime.session import PrefillProgress, Session
+    from ..runtime.text import Tokenizer
 
 
 @click.command()
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     help="Continue a saved conversation. With --chat, the prompt is the next turn.",
 )
 @runtime_option
+@click.option("--json", "as_json", is_flag=True, help="Print the answer as one JSON object when it is complete.")
 @click.pass_obj
 def generate(
     console: Console,
@@ -60,6 +63,7 @@ def generate(
     save_state: Path | None,
     load_state: Path | None,
     runtime: str,
+    as_json: bool,
     system: str | None,
     template_var: tuple[tuple[str, object], ...],
     chat_template: str | None,
@@ -74,6 +78,7 @@ def generate(
     \b
       sala-export generate sala.sala --chat --prompt "What is a state?"
       sala-export generate sala.sala --prompt-file book.txt --save-state book.state
+      sala-export generate sala.sala --prompt "The sky is" --json
     """
     if (prompt is None) == (prompt_file is None):
         raise RequestError("give the prompt either as --prompt TEXT or as --prompt-file FILE")
@@ -94,11 +99,10 @@ def generate(
             session = model.session(max_context=max_context)
         else:
             session = model.restore(load_state, max_context=max_context)
-        stop_tokens = {*model.eos_token_ids, *tokenizer.stop_token_ids}
         # A prompt that is known whole is refused whole.
         fills = target is not None and source.file is not None
         ids: Iterable[list[int]] = prompt_ids(
-            source, tokenizer, session, chat=chosen, literal=literal, fills=fills, stop_tokens=stop_tokens
+            source, tokenizer, session, chat=chosen, literal=literal, fills=fills, stop_tokens=model.stop_token_ids
         )
         if source.file is None:
             ids = [*ids]
@@ -110,8 +114,14 @@ def generate(
             _prefill(console, session, ids, source, goes_on_after_error=target is not None)
             if not console.is_terminal:  # a log that nobody reads keeps no prompt from running
                 show_runtime(console, model, opened)
-            if sampling["max_new_tokens"]:
-                show_answer(console, session, tokenizer, sampling)
+            _answer(console, session, tokenizer, sampling, as_json=as_json)
+
+
+def _answer(console: Console, session: Session, tokenizer: Tokenizer, sampling: Sampling, *, as_json: bool) -> None:
+    if as_json:
+        print_json(describe_answer(session, tokenizer, sampling))
+    elif sampling["max_new_tokens"]:
+        show_answer(console, session, tokenizer, sampling)
 
 
 def _prefill(

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import RequestError, SessionError, UnsupportedError, printable, printable_text
+from ..errors import RequestError, SessionError, UnsupportedError, printable
 from ..files import exists
 from .generate_prompt import STDIN, PromptSource
-from .signals import raising
+from .text_model import show_text, tokenizer_of
 
 if TYPE_CHECKING:
     from ..runtime.text import Tokenizer
@@ -73,8 +73,8 @@ def detokenize(model: Path, keep_special_tokens: bool) -> None:
         source = PromptSource.open(None, STDIN, stack)
         decoder = _open(model).stream_decoder(skip_special_tokens=not keep_special_tokens)
         for token_id in _token_ids(source):
-            _show_text(decoder.push(token_id))
-        _show_text(decoder.finish() + ("\n" if sys.stdout.isatty() else ""))
+            show_text(decoder.push(token_id))
+        show_text(decoder.finish() + ("\n" if sys.stdout.isatty() else ""))
 
 
 def _open(model: Path) -> Tokenizer:
@@ -86,10 +86,7 @@ def _open(model: Path) -> Tokenizer:
         return Tokenizer.from_directory(model)
     from ..bundle.reader import Bundle
 
-    texts = Bundle.open(model).text_files()
-    if not texts:
-        raise UnsupportedError(f"{model} has no tokenizer: build it again from a checkpoint with tokenizer.json")
-    return Tokenizer.from_files(texts)
+    return tokenizer_of(model, Bundle.open(model).text_files())
 
 
 def _pieces(source: PromptSource, tokenizer: Tokenizer, *, chat: bool, literal: bool) -> Iterator[tuple[str, bool]]:
@@ -136,10 +133,3 @@ def _token_id(word: str, index: int) -> int:
     if not (word.isascii() and word.isdecimal() and len(word) <= _MOST_DIGITS and int(word) <= _MOST_ID):
         raise SessionError(f"token {index}, counted from 0, is {printable(repr(word[:40]))}, expected a decimal id")
     return int(word)
-
-
-def _show_text(text: str) -> None:
-    """Write a piece, which may be empty. A signal counts while a full pipe makes it wait."""
-    if text:
-        with raising():
-            click.echo(printable_text(text) if sys.stdout.isatty() else text, nl=False)

@@ -6,7 +6,7 @@ import codecs
 import os
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,7 +109,7 @@ def prompt_ids(
     chat: Chat | None,
     literal: bool,
     fills: bool,
-    stop_tokens: set[int],
+    stop_tokens: Collection[int],
 ) -> Iterator[list[int]]:
     """Yield the tokens of the prompt, some at a time.
 
@@ -121,7 +121,7 @@ def prompt_ids(
     goes_on = session.position > 0
     texts = _texts(source, tokenizer, chat=chat, literal=literal, goes_on=goes_on)
     last = int(session.tokens[-1]) if goes_on else None
-    if chat is not None and last in stop_tokens:  # the context holds the end of the answer already
+    if chat is not None and last is not None and last in stop_tokens:  # the context holds the end of the answer already
         texts = _without_prefix(texts, tokenizer.token(last) or "")
     encoder = tokenizer.stream_encoder(add_special_tokens=chat is None and not goes_on)
     pieces = _encoded(encoder, source, texts, fills=fills)

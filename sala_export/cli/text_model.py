@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -14,9 +15,10 @@ from ..errors import UnsupportedError, printable_text
 from ..specs import RUNTIMES
 from .output import load_progress, progress_display
 from .sampling_options import Sampling
-from .signals import raising
+from .signals import raise_received, raising
 
 if TYPE_CHECKING:
+    from ..files import TextFile
     from ..model_source import ModelSource
     from ..runtime.model import Model
     from ..runtime.session import Session
@@ -39,20 +41,25 @@ def open_text_model(path: Path, *, runtime: str, weights: Path | None) -> tuple[
     """
     from ..loading import TORCH
     from ..model_source import ModelSource
-    from ..runtime.text import Tokenizer
 
     source = (
         ModelSource.open(path, other_weights=weights)
         if runtime == TORCH
         else ModelSource.of_bundle(path, other_weights=weights)
     )
-    texts = source.text_files()
+    return source, tokenizer_of(path, source.text_files())
+
+
+def tokenizer_of(path: Path, texts: Mapping[str, TextFile]) -> Tokenizer:
+    """Make the tokenizer of the text files of the model at `path`. Raises: UnsupportedError if there are none."""
+    from ..runtime.text import Tokenizer
+
     if not texts:
         raise UnsupportedError(
             f"{path} has no tokenizer, so it cannot read text: use sala_export.load and token ids, or build it again "
             "from a checkpoint with tokenizer.json"
         )
-    return source, Tokenizer.from_files(texts)
+    return Tokenizer.from_files(texts)
 
 
 def load_weights(console: Console, source: ModelSource, tokenizer: Tokenizer, *, runtime: str) -> Model:
@@ -88,14 +95,36 @@ def show_answer(console: Console, session: Session, tokenizer: Tokenizer, sampli
 
 def stream_answer(session: Session, tokenizer: Tokenizer, sampling: Sampling, shown: list[str]) -> None:
     """Generate an answer and print it while it comes. `shown` gets its pieces, also if a signal ends it."""
+    for piece in _pieces(session, tokenizer, sampling):
+        shown.append(piece)
+        show_text(piece)
+    show_text("\n")
+
+
+def describe_answer(session: Session, tokenizer: Tokenizer, sampling: Sampling) -> dict[str, Any]:
+    """Generate an answer without showing it. Returns it as plain JSON values, under the names that sala-run uses."""
+    start, position = time.monotonic(), session.position
+    pieces = []
+    for piece in _pieces(session, tokenizer, sampling):
+        pieces.append(piece)
+        raise_received()
+    return {
+        "prompt_tokens": position,
+        "text": "".join(pieces),
+        "tokens": session.tokens[position:].tolist(),
+        "finish_reason": session.finish_reason,
+        "generate_seconds": time.monotonic() - start,
+    }
+
+
+def _pieces(session: Session, tokenizer: Tokenizer, sampling: Sampling) -> Iterator[str]:
+    """Generate an answer. Yields what each token adds to the text, which may be nothing, and the rest at the end."""
     from ..runtime.answer import answer_decoder
 
     decoder = answer_decoder(tokenizer, sampling["stop_strings"])
     for token_id in session.generate_tokens(**sampling):
-        shown.append(decoder.push(token_id))
-        show_text(shown[-1])
-    shown.append(decoder.finish())
-    show_text(shown[-1] + "\n")
+        yield decoder.push(token_id)
+    yield decoder.finish()
 
 
 def show_text(text: str) -> None:

@@ -79,6 +79,21 @@ class Model:
     def eos_token_ids(self) -> tuple[int, ...]:
         return tuple(self._native.eos_token_ids)
 
+    @property
+    def stop_token_ids(self) -> list[int]:
+        """The tokens that end a generation by default: those of the model, and those that the tokenizer's configs name.
+
+        Raises: BundleError if the tokenizer names one outside the vocabulary.
+        """
+        tokenizer_stops = self.tokenizer.stop_token_ids if self.tokenizer else ()
+        for token in tokenizer_stops:
+            if not 0 <= token < self.vocab_size:
+                raise BundleError(
+                    f"the tokenizer's configs name stop token {token}, and the vocabulary ends at "
+                    f"{self.vocab_size - 1}: use the tokenizer of this model"
+                )
+        return sorted({*self.eos_token_ids, *tokenizer_stops})
+
     def session(self, *, max_context: int | None = None, chunk_tokens: int | None = None) -> Session:
         """Create a session with an empty context.
 
@@ -91,7 +106,7 @@ class Model:
             max_context=optional_number("max_context", max_context, 1, MOST_TOKENS),
             chunk_tokens=optional_number("chunk_tokens", chunk_tokens, 1, MOST_TOKENS),
         )
-        return Session(native, self.tokenizer, self._default_stop_tokens)
+        return Session(native, self.tokenizer, self.stop_token_ids)
 
     def restore(self, path: str | Path, *, max_context: int | None = None, chunk_tokens: int | None = None) -> Session:
         """Create a session from a file of `Session.save`. It may have another `max_context`.
@@ -103,7 +118,7 @@ class Model:
             max_context=optional_number("max_context", max_context, 1, MOST_TOKENS),
             chunk_tokens=optional_number("chunk_tokens", chunk_tokens, 1, MOST_TOKENS),
         )
-        return Session(native, self.tokenizer, self._default_stop_tokens)
+        return Session(native, self.tokenizer, self.stop_token_ids)
 
     def state_bytes(self, tokens: int) -> int:
         """Bytes of the file that a session of so many tokens saves.
@@ -119,18 +134,7 @@ class Model:
         Raises: SessionError naming the first option that is wrong, its value and what is expected.
         """
         stop_strings(options.get("stop_strings"))
-        self._native.check_generate(generate_options(options, self._default_stop_tokens))
-
-    @property
-    def _default_stop_tokens(self) -> list[int]:
-        tokenizer_stops = self.tokenizer.stop_token_ids if self.tokenizer else ()
-        for token in tokenizer_stops:
-            if not 0 <= token < self.vocab_size:
-                raise BundleError(
-                    f"the tokenizer's configs name stop token {token}, and the vocabulary ends at "
-                    f"{self.vocab_size - 1}: use the tokenizer of this model"
-                )
-        return sorted({*self.eos_token_ids, *tokenizer_stops})
+        self._native.check_generate(generate_options(options, self.stop_token_ids))
 
 
 def load_bundle(

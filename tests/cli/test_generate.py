@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from sala_export.bundle.reader import Bundle
 from sala_export.cli import generate_prompt
 from sala_export.cli.app import run
 from sala_export.cli.generate_display import PrefillDisplay
+from sala_export.cli.output import JSON_SCHEMA_VERSION
 from sala_export.progress import silent
 from sala_export.runtime.model import Model
 from sala_export.runtime.session import PrefillProgress
@@ -96,6 +98,42 @@ def test_sampling_options_reach_the_sampler(capsys: Capture, model: Model, token
     flags = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     assert generate(capsys, "--prompt", SHORT, *FEW, *flags) == expected
     assert generate(capsys, "--prompt", SHORT, *FEW, *flags, "--seed", "6") != expected
+
+
+@pytest.mark.parametrize("count", [0, 12])
+def test_json_has_text_tokens_and_why_it_ended(capsys: Capture, model: Model, tokenizer: Tokenizer, count: int) -> None:
+    session = model.session(max_context=4096)
+    ids = tokenizer.encode(SHORT)
+    session.prefill(ids)
+    tokens = list(session.generate_tokens(max_new_tokens=count))
+    text = answer(model, ids).removesuffix("\n") if count else ""
+    found = json.loads(
+        generate(capsys, "--prompt", SHORT, "--max-context", "4K", f"--max-new-tokens={count}", "--json")
+    )
+    assert found.pop("generate_seconds") >= 0
+    assert found == {
+        "schema_version": JSON_SCHEMA_VERSION,
+        "prompt_tokens": len(ids),
+        "text": text,
+        "tokens": tokens,
+        "finish_reason": "max_new_tokens",
+    }
+    assert len(tokens) == count
+
+
+def test_json_of_a_conversation_counts_what_was_there_and_ends_before_a_stop_string(
+    capsys: Capture, tmp_path: Path, model: Model, tokenizer: Tokenizer
+) -> None:
+    state = str(tmp_path / "read.state")
+    generate(capsys, "--prompt", LONG, "--save-state", state, "--max-new-tokens", "0")
+    ids = [tokenizer.encode(LONG), tokenizer.encode(SHORT, add_special_tokens=False)]
+    whole = answer(model, *ids)
+    stop = whole[len(whole) // 2 :].rstrip()[:3]
+    found = json.loads(generate(capsys, "--load-state", state, "--prompt", SHORT, *FEW, "--stop", stop, "--json"))
+    assert found["prompt_tokens"] == sum(map(len, ids))
+    assert found["text"] == whole[: whole.index(stop)]
+    assert found["finish_reason"] == "stop_string"
+    assert 0 < len(found["tokens"]) <= 12
 
 
 def test_saved_state_goes_on_where_it_was(capsys: Capture, tmp_path: Path, model: Model, tokenizer: Tokenizer) -> None:

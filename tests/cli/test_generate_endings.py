@@ -233,7 +233,6 @@ import os
 from sala_export.cli.start import main
 from sala_export.runtime.session import Session
 from sala_export.runtime.text import StreamDecoder
-from sala_export.runtime.text import StreamDecoder
 
 def silent(*_, **__):
     os.write(1, b"it begins")
@@ -245,12 +244,21 @@ main()
 """
 
 
-@pytest.mark.parametrize("answer", [LARGE, SILENT], ids=["nobody reads", "no text"])
-def test_signal_ends_an_answer_that_waits_or_shows_nothing(tmp_path: Path, model: Model, answer: str) -> None:
+@pytest.mark.parametrize(
+    ("answer", "more"),
+    [
+        pytest.param(LARGE, [], id="nobody reads"),
+        pytest.param(SILENT, [], id="no text"),
+        pytest.param(SILENT, ["--json"], id="json at the end"),
+    ],
+)
+def test_signal_ends_an_answer_that_waits_or_shows_nothing(
+    tmp_path: Path, model: Model, answer: str, more: list[str]
+) -> None:
     state = tmp_path / "a.state"
     command = ["generate", str(tiny_text_bundle()), "--runtime", "onnxruntime", "--prompt", "muki", "--max-context"]
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM.format(answer=answer), *command, "1K", "--save-state", str(state)],
+        [sys.executable, "-c", PROGRAM.format(answer=answer), *command, "1K", "--save-state", str(state), *more],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "CUDA_VISIBLE_DEVICES": ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -18,7 +18,8 @@ import pytest
 from support.native_runtime import sanitized_build
 from support.runtime_bundles import tiny_cpu_bundle
 
-from sala_export.installation import onnxruntime_library, onnxruntime_operators
+from sala_export.cli.output import JSON_SCHEMA_VERSION
+from sala_export.installation import VERSION, onnxruntime_library, onnxruntime_operators
 from sala_export.runtime.model import Model
 
 SIGNALS = [
@@ -63,7 +64,7 @@ def test_generates_what_python_generates(model: Model, prompt: Path) -> None:
     session.prefill(IDS)
     tokens = list(session.generate_tokens(max_new_tokens=8, temperature=0.9, top_p=0.95, seed=4))
     expected = {"finish_reason": session.finish_reason, "prompt_tokens": 150, "tokens": tokens}
-    assert json.loads(done.stdout) == expected
+    assert json.loads(done.stdout) == {"schema_version": JSON_SCHEMA_VERSION, **expected}
     assert "prefill 150/150 tokens" in done.stderr
 
 
@@ -115,6 +116,16 @@ def test_ids_come_from_standard_input(prompt: Path) -> None:
         pytest.param(["b", "c", "--tokens", "-"], "'c' is too much", id="two bundles"),
         pytest.param(["b", "--tokens"], "--tokens needs a value", id="no value"),
         pytest.param(["b", "--tokens", "-", "--maxtokens", "3"], "unknown option --maxtokens", id="unknown option"),
+        pytest.param(
+            ["b", "--tokens=-", "--maxtokens=3"], "unknown option --maxtokens (", id="unknown option with value"
+        ),
+        pytest.param(["b", "-v"], "unknown option -v", id="unknown letter"),
+        pytest.param(["b", "-hv"], "unknown option -v", id="unknown letter of two"),
+        pytest.param(["b", "--json=1"], "--json takes no value", id="flag with a value"),
+        pytest.param(["b", "--js=1"], "--json takes no value", id="short flag with a value"),
+        pytest.param(["b", "--top", "1"], "--top can mean --top-k or --top-p", id="beginning of two options"),
+        pytest.param(["b", "--seed="], "--seed: ''", id="empty value"),
+        pytest.param(["--", "--json", "b"], "'b' is too much", id="bundle that looks like an option"),
         pytest.param(["b", "--tokens", "-", "--seed", "x"], "--seed: 'x'", id="no number"),
         pytest.param(["b", "--tokens", "-", "--top-k", "3.5"], "--top-k: '3.5'", id="no whole number"),
         pytest.param(
@@ -282,8 +293,26 @@ def test_streams_that_do_not_end_are_refused_on_the_way(ids: bytes, message: str
     assert message in told
 
 
-def test_help_names_every_option() -> None:
-    done = sala_run("--help")
+def test_options_take_their_values_in_either_form(prompt: Path) -> None:
+    options = ["--max-new-tokens", "3", "--temperature", "1.5", "--logit-bias", "9=-4", "--seed", "3"]
+    joined = [f"{name}={value}" for name, value in zip(options[::2], options[1::2], strict=True)]
+    outputs = [
+        sala_run(*libraries(), f"--tokens={prompt}", *joined, "--", tiny_cpu_bundle()).stdout,
+        sala_run(tiny_cpu_bundle(), "--tokens", prompt, *options, *libraries()).stdout,
+        sala_run(tiny_cpu_bundle(), "--tok", prompt, *options, *libraries()).stdout,
+    ]
+    assert len(outputs[0].split()) == 3
+    assert len(set(outputs)) == 1
+
+
+def test_version_is_that_of_the_package() -> None:
+    done = sala_run("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"sala-run {VERSION}\n", "")
+
+
+@pytest.mark.parametrize("word", ["--help", "-h"])
+def test_help_names_every_option(word: str) -> None:
+    done = sala_run(word)
     assert done.returncode == 0
     options = {word for word in done.stdout.split() if word.startswith("--")}
     assert options == {
@@ -291,5 +320,5 @@ def test_help_names_every_option() -> None:
         *("--operators", "--repetition-penalty", "--save-state", "--seed", "--temperature", "--threads", "--tokens"),
         *("--min-p", "--frequency-penalty", "--presence-penalty", "--logit-bias"),
         *("--no-decode-graph", "--runtime", "--runtime-cache", "--tensorrt", "--top-k", "--top-p", "--verify-hashes"),
-        "--weights",
+        *("--weights", "--version", "--", "--option", "--option=VALUE."),
     }
