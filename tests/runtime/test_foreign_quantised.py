@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.closeness import assert_most_rows_close
 from support.foreign_checkpoints import Written, awq, gptq, modelopt_fp8, modelopt_nvfp4
 from support.quantized_reference import emulated_model, stored_tensors
 from support.runtime_bundles import write_cpu_bundle
@@ -33,6 +34,4 @@ def test_logits_are_those_of_a_float_copy(tmp_path: Path, writer: Callable[..., 
     found = torch.stack([torch.from_numpy(llm.session(max_context=64).prefill(each.tolist())) for each in ids])
     emulated = SalaForCausalLM.from_pretrained(path, dtype=torch.float32)(ids)[:, -1]
     for computed in (found, emulated):
-        # A sum near the border between two codes may fall to the other side, in few prompts.
-        errors = (computed - expected).abs().amax(-1) / expected.abs().amax()
-        assert errors.median() < 1e-5
+        assert_most_rows_close(computed, expected)

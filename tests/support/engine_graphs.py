@@ -50,14 +50,17 @@ def evaluate(
 
 
 class FP4DynamicQuantize(OpRun):
-    """TensorRT's operator, from its description: scales `max |x| / 6 / factor` of blocks of 16, and e2m1 numbers."""
+    """TensorRT's operator, from its description: scales `max |x| / 6 / factor` of blocks of 16, and e2m1 numbers.
+
+    Scales above 448 become 448, as in all of TensorRT's conversions to e4m3.
+    """
 
     op_domain = "trt"
 
     def _run(self, x, factor, axis=None, block_size=None, scale_type=None):
         assert (axis, block_size, scale_type) == (-1, 16, TensorProto.FLOAT8E4M3FN)
         blocks = x.reshape(*x.shape[:-1], -1, 16)
-        scale = (np.abs(blocks).max(-1) / 6 / factor).astype(ml_dtypes.float8_e4m3fn)
+        scale = (np.abs(blocks).max(-1) / 6 / factor).clip(max=448).astype(ml_dtypes.float8_e4m3fn)
         wide = (scale.astype(np.float32) * factor)[..., None]
         ratio = np.divide(blocks, wide, out=np.zeros_like(blocks), where=wide > 0)
         return ratio.clip(-6, 6).astype(ml_dtypes.float4_e2m1fn).reshape(x.shape), scale

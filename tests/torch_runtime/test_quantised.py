@@ -62,7 +62,7 @@ def test_logits_are_those_of_the_cpu_form_and_of_the_reference(precision: Precis
     with torch.no_grad():
         assert_close(loaded(bundle(precision)).reference.model(torch.from_numpy(IDS)[None])[0, -1], found)
     cpu_form = prefill(sala_export.load(bundle(precision), threads=1))
-    assert relative_error(found, cpu_form) < (0.03 if precision in (Precision.FP8, Precision.INT8) else 1e-5)
+    assert relative_error(found, cpu_form) < (1e-5 if precision is Precision.INT4 else 0.03)
     # The original is further away than any rounding of sums.
     assert relative_error(prefill(loaded(tiny_checkpoint(2))), cpu_form) > 0.03
 

@@ -231,11 +231,44 @@ def leave_the_gate_out(tensors: Tensors, original: Tensors) -> None:
     tensors["model.layers.1.self_attn.z_proj.weight"].zero_()
 
 
-FAULTS = (swap_scales, clip_an_input, forget_a_loud_channel, turn_an_output_round, leave_the_gate_out)
+def swap_neighbours(tensors: Tensors, _: Tensors) -> None:
+    """The two codes of each byte, as if they were packed in the other order."""
+    packed = tensors["model.layers.1.mlp.down_proj.weight_packed"]
+    codes = packed.view(torch.uint8)
+    tensors["model.layers.1.mlp.down_proj.weight_packed"] = ((codes >> 4) | (codes << 4)).view(packed.dtype)
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
-@pytest.mark.parametrize("precision", [Precision.FP8, Precision.INT8])
+def shift_the_scales(tensors: Tensors, _: Tensors) -> None:
+    """By one group, as if each row had one more at its beginning."""
+    for role in ("gate_proj", "up_proj", "down_proj"):
+        name = f"model.layers.1.mlp.{role}.weight_scale"
+        tensors[name] = tensors[name].to(torch.float32).roll(1).to(tensors[name].dtype)
+
+
+def lose_some_outputs(tensors: Tensors, _: Tensors) -> None:
+    """Some, because an error in one that is quieter than most weighs less."""
+    for role in ("self_attn.o_proj", "mlp.down_proj"):
+        tensors[f"model.layers.0.{role}.weight_scale"][16:32] = 0
+
+
+def clip_a_global_scale(tensors: Tensors, _: Tensors) -> None:
+    """As if the range had been measured on far quieter text: block scales end at 448."""
+    for role in ("q_proj", "k_proj", "v_proj"):
+        tensors[f"model.layers.1.self_attn.{role}.input_global_scale"] *= 30
+
+
+EIGHT_BITS = (swap_scales, clip_an_input, forget_a_loud_channel, turn_an_output_round, leave_the_gate_out)
+FOUR_BITS = (swap_neighbours, shift_the_scales, lose_some_outputs, leave_the_gate_out)
+FAULTS = [
+    *((precision, fault) for precision in (Precision.FP8, Precision.INT8) for fault in EIGHT_BITS),
+    *((precision, fault) for precision in (Precision.INT4, Precision.NVFP4) for fault in FOUR_BITS),
+    (Precision.NVFP4, clip_a_global_scale),
+]
+
+
+@pytest.mark.parametrize(
+    ("precision", "fault"), FAULTS, ids=[f"{precision}-{fault.__name__}" for precision, fault in FAULTS]
+)
 def test_planted_faults_fail(
     capsys: Capture, tmp_path: Path, precision: Precision, fault: Callable[[Tensors, Tensors], None]
 ) -> None:
