@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .engine.host import available_host_bytes
 from .errors import RequestError, SessionError
 from .extras import extras_named
 from .machine import gpus
+from .model.signature import cache_sizes, signature
 from .model_source import ModelSource
 from .runtime.model import Model, load_bundle
-from .specs import RUNTIMES, one_of
+from .specs import RUNTIMES, Precision, computed_in, format_bytes, one_of
 
 if TYPE_CHECKING:
+    from .checkpoint.config import SalaConfig
     from .runtime.prompt import TokenizerLike
 
 TORCH = "torch"
@@ -86,6 +89,28 @@ def load(
     )
 
 
+def require_host_room(model: Model, config: SalaConfig, tokens: int, asked: str) -> None:
+    """Refuse a context that the memory of this machine cannot hold.
+
+    Pages of the host are given when they are written, so nothing would fail before the machine does.
+
+    On a GPU everything passes, because the engine reserves its caches when a session begins.
+
+    Args: `tokens` that the context holds, and what was `asked` for, for the message: `--context 4M`.
+    Raises: RequestError with what the caches need and what is free.
+    """
+    if model.on_gpu:
+        return
+    sizes = cache_sizes(config, tokens)
+    entries = signature(config, Precision(model.precision).dtype).caches
+    needed, free = sum(entry.past.size_bytes(sizes) for entry in entries), available_host_bytes()
+    if needed > free:
+        raise RequestError(
+            f"{asked} needs {format_bytes(needed)} of memory for its caches, {format_bytes(free)} are free: "
+            f"choose a smaller {asked.split()[0]}"
+        )
+
+
 _RUNTIME_TITLES = {"tensorrt": "TensorRT", "onnxruntime": "ONNX Runtime", TORCH: "PyTorch"}
 
 
@@ -96,7 +121,7 @@ def runs_on(model: Model, source: ModelSource) -> tuple[str, bool]:
     """
     device = "the GPU" if model.on_gpu else "the CPU"
     quantized = source.quantized()
-    what = f"runs on {_RUNTIME_TITLES[model.runtime]} on {device}, {quantized.value if quantized else model.precision}"
+    what = f"runs on {_RUNTIME_TITLES[model.runtime]} on {device}, {computed_in(quantized, model.precision)}"
     if not model.runtime_reason:
         return what, False
     if not gpus():

@@ -61,6 +61,10 @@ class ModelSource:
     @classmethod
     def of_bundle(cls, directory: Path, other_weights: str | Path | None = None) -> ModelSource:
         """Open a bundle as a model. Raises: BundleError if the directory is none."""
+        if exists(directory / CONFIG_FILE) and not exists(directory / MANIFEST_FILE):
+            raise BundleError(
+                f"{directory} is a checkpoint: choose --runtime torch, or build a bundle of it and run that"
+            )
         bundle = Bundle.open(directory)
         entry = bundle.manifest.model
         other = None if other_weights is None else Path(other_weights)

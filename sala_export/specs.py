@@ -198,3 +198,10 @@ def format_bytes(count: float) -> str:
         if abs(count) >= factor:
             return f"{count / factor:.2f} {unit}"
     return f"{count:.0f} B"
+
+
+def computed_in(quantized: Precision | None, precision: str) -> str:
+    """What a model is in, for people: `bf16`, or `int8 computed in fp32` where quantised weights are emulated."""
+    if quantized is None or quantized == precision:
+        return precision
+    return f"{quantized} computed in {precision}"

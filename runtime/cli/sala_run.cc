@@ -187,7 +187,9 @@ Status load(Run& run) {
   auto model = Model::load(arguments.bundle, options);
   if (!model) return model.error();
   run.model.emplace(*std::move(model));
-  if (const std::string& reason = run.model->runtime_reason(); !reason.empty()) tell("not on tensorrt: " + reason);
+  if (const std::string& reason = run.model->runtime_reason(); !reason.empty()) {
+    tell("runs on onnxruntime on the CPU, not on tensorrt: " + reason);
+  }
   SALA_RETURN_IF_ERROR(run.model->check(arguments.generate));
   auto session = arguments.load_state ? run.model->restore(*arguments.load_state, arguments.session)
                                       : run.model->create_session(arguments.session);

@@ -12,13 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint.config import SalaConfig
-from ..engine.host import available_host_bytes
-from ..errors import RequestError, RunError, SalaError
+from ..errors import RequestError, RunError, SalaError, SessionError
+from ..loading import require_host_room
 from ..machine import GpuMemory, peak_host_bytes
-from ..model.signature import cache_sizes, signature
 from ..runtime.model import Model
 from ..runtime.session import Session
-from ..specs import Precision, format_bytes, format_tokens
+from ..specs import format_tokens
 
 StatusCallback = Callable[[str], None]
 """Called with one line before every run."""
@@ -138,7 +137,7 @@ def _measure_what_fits(
             if last is not None:
                 expected = expected_seconds(last, context, request, request.chunk_tokens or model.default_chunk_tokens)
                 _require_time(expected, tolerance.deadline)
-            _require_host_room(model, config, context, request)
+            require_host_room(model, config, context + request.new_tokens, f"--context {format_tokens(context)}")
             last = _measure_context(model, context, request, memory, progress)
         except SalaError as error:
             tolerance.left_out(context, str(error))
@@ -171,25 +170,12 @@ def require_room(model: Model, config: SalaConfig, request: BenchmarkRequest) ->
     Raises: RequestError with what it needs and what is available.
     """
     largest = request.contexts_on(model)[-1]
-    _require_host_room(model, config, largest, request)
+    require_host_room(model, config, largest + request.new_tokens, f"--context {format_tokens(largest)}")
     try:
         model.session(max_context=largest + request.new_tokens, chunk_tokens=request.chunk_tokens)
-    except RunError as error:
-        raise RequestError(f"--context {format_tokens(largest)}: {error}") from error
-
-
-def _require_host_room(model: Model, config: SalaConfig, context: int, request: BenchmarkRequest) -> None:
-    """Pages of the host are given when written: nothing would fail before the machine does."""
-    if model.on_gpu:
-        return
-    sizes = cache_sizes(config, context + request.new_tokens)
-    entries = signature(config, Precision(model.precision).dtype).caches
-    needed, free = sum(entry.past.size_bytes(sizes) for entry in entries), available_host_bytes()
-    if needed > free:
-        raise RequestError(
-            f"--context {format_tokens(context)} needs {format_bytes(needed)} of memory for its caches, "
-            f"{format_bytes(free)} are free: choose a smaller --context"
-        )
+    except (RunError, SessionError) as error:
+        given = f"--context {format_tokens(largest)} with --new-tokens {request.new_tokens}"
+        raise RequestError(f"{given}: {error}") from error
 
 
 def _measure_context(
@@ -199,7 +185,8 @@ def _measure_context(
     prompt = np.random.default_rng(request.seed).integers(0, model.vocab_size, context, dtype=np.int32)
     progress(f"{format_tokens(context)}: warming up")
     seconds = request.repeats * _seconds_of_a_run(session, _warm_up(session, prompt), context, request.new_tokens)
-    progress(f"{format_tokens(context)}: {request.repeats} runs will take about {format_seconds(seconds)}")
+    runs = "1 run" if request.repeats == 1 else f"{request.repeats} runs"
+    progress(f"{format_tokens(context)}: {runs} will take about {format_seconds(seconds)}")
     first, others = [], []
     for index in range(request.repeats):
         progress(f"{format_tokens(context)}: run {index + 1} of {request.repeats}")

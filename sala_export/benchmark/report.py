@@ -13,10 +13,10 @@ from ..engine.recipe import GpuRecipe, load_recipe, read_recipe, recipe_paths
 from ..errors import RequestError
 from ..machine import Machine, as_json
 from ..planner.published import CONTEXTS, TTFT_SECONDS, is_published_model
-from ..planner.roofline import WEIGHT_BITS, time_of_decode, time_of_prefill
+from ..planner.roofline import WEIGHT_BITS, has_rates, time_of_decode, time_of_prefill
 from ..planner.work import Sala
 from ..runtime.model import Model
-from ..specs import format_bytes, format_tokens
+from ..specs import Precision, computed_in, format_bytes, format_tokens
 from .measure import BenchmarkRequest, Measurement, Runs
 
 
@@ -43,6 +43,9 @@ class Report:
     why_no_floor: str | None
     """A sentence that says why there is no floor. None if there is one."""
     rows: tuple[Measurement, ...]
+    quantized: Precision | None = None
+    """Precision in which the weights are stored quantised. `precision` differs where they are dequantised when loaded.
+    None if they are not quantised."""
 
     def floor(self, context: int) -> Floor | None:
         """The floor at a length of prompt. None without a recipe that knows the precision."""
@@ -71,6 +74,7 @@ def make_report(
     recipe: GpuRecipe | None,
     machine: Machine,
     rows: Sequence[Measurement],
+    quantized: Precision | None = None,
 ) -> Report:
     """Make the report on a model that users know by `name`."""
     known, reason = _floor_recipe(model, recipe)
@@ -85,6 +89,7 @@ def make_report(
         recipe=known,
         why_no_floor=reason,
         rows=tuple(rows),
+        quantized=quantized,
     )
 
 
@@ -95,7 +100,7 @@ def _floor_recipe(model: Model, recipe: GpuRecipe | None) -> tuple[GpuRecipe | N
     if recipe is None:
         names = ", ".join(recipe_paths())
         return None, f"no floor: no recipe is for this GPU (known are {names}), give one with --gpu-recipe"
-    if model.precision not in recipe.peak_tera_operations_per_second or model.precision not in WEIGHT_BITS:
+    if not has_rates(recipe, model.precision):
         return None, f"no floor: the recipe {recipe.name} has no rate for {model.precision}"
     return recipe, None
 
@@ -119,23 +124,27 @@ def find_recipe(
 
 
 def table(report: Report) -> str:
-    """Write a table for people: one row for each context, and a line on what ran where."""
+    """Write a table for people: two lines on what ran where, and a row for each context.
+
+    Columns in which no row has a figure are left out."""
     published = sorted({gpu for row in report.rows for gpu in report.published(row.context)})
     heads = ["context", "first token", "spread", "tokens/s", "floor", "x floor", "ms/token", "spread", "floor"]
     heads += ["device memory", "predicted memory", "host memory", *(f"published {gpu}" for gpu in published)]
     lines = [heads, *(_cells(report, row, published) for row in report.rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
-    rendered = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    columns = [column for column in zip(*lines, strict=True) if {*column[1:]} != {"-"}]
+    padded = [[cell.rjust(max(map(len, column))) for cell in column] for column in columns]
+    rendered = ["  ".join(line) for line in zip(*padded, strict=True)]
     return "\n".join([_headline(report), *rendered, *([report.why_no_floor] if report.why_no_floor else [])])
 
 
 def _headline(report: Report) -> str:
     gpus = {gpu["name"] for gpu in report.machine.gpus} if report.rows and report.rows[0].device_bytes else set()
     where = ", ".join(sorted(gpus)) or report.machine.processor
-    runs = report.request.repeats
+    kind = computed_in(report.quantized, report.precision)
     return (
-        f"{report.model} in {report.precision} on {report.runtime}, {where}: chunks of "
-        f"{format_tokens(report.chunk_tokens)}, {report.request.new_tokens} new tokens, median of {runs}"
+        f"{report.model}{' in' if kind == report.precision else ','} {kind} on {report.runtime}, {where}\n"
+        f"chunks of {format_tokens(report.chunk_tokens)}, {report.request.new_tokens} new tokens, "
+        f"median of {report.request.repeats}"
     )
 
 
@@ -165,6 +174,7 @@ def describe(report: Report) -> dict[str, Any]:
         "model": {"source": report.model, "shapes": _shapes(report.config)},
         "runtime": report.runtime,
         "precision": report.precision,
+        "quantized": report.quantized,
         "chunk_tokens": report.chunk_tokens,
         "new_tokens": report.request.new_tokens,
         "repeats": report.request.repeats,

@@ -14,6 +14,7 @@ from ..loading import TORCH, load, runs_on
 from ..machine import GpuMemory, describe_machine, gpus
 from ..model_source import ModelSource
 from ..runtime.model import Model
+from ..specs import format_tokens
 from .measure import BenchmarkRequest, Measurement, StatusCallback, Tolerance, measure
 from .report import Report, find_recipe, make_report
 
@@ -77,6 +78,9 @@ def run_benchmark(
     if isinstance(source, ModelSource):
         line, leaves_gpu_unused = runs_on(model, source)
         progress(f"warning: {line}" if leaves_gpu_unused else line)
+        beyond = _beyond_the_engine(model, source, request)
+        if beyond:
+            progress(beyond)
     if subject.gpu_recipe is not None and not model.on_gpu:
         raise RequestError(f"--gpu-recipe {subject.gpu_recipe}: no floor is known for a CPU, leave it out")
     if gate is not None:
@@ -84,12 +88,28 @@ def run_benchmark(
     rows: list[Measurement] = []
 
     def report() -> Report:
-        return make_report(model, source.name, source.config, request, recipe, describe_machine(), rows)
+        quantized = source.quantized() if isinstance(source, ModelSource) else None
+        return make_report(model, source.name, source.config, request, recipe, describe_machine(), rows, quantized)
 
     for row in measure(model, source.config, request, memory, progress, tolerance):
         rows.append(row)
         on_row(report())
     return report()
+
+
+def _beyond_the_engine(model: Model, source: ModelSource, request: BenchmarkRequest) -> str | None:
+    """A warning of a context that this runtime takes and the bundle's engine does not. TensorRT itself refuses it."""
+    if source.bundle is None or model.runtime == "tensorrt":
+        return None
+    served = source.bundle.manifest.engine.profiles["prefill"]["capacity"].max
+    largest = request.contexts_on(model)[-1]
+    if largest + request.new_tokens <= served:
+        return None
+    return (
+        f"warning: a context of {format_tokens(largest)} with --new-tokens {request.new_tokens} is beyond the "
+        f"{format_tokens(served)} that the engine of this bundle serves: runtime {model.runtime} takes it, tensorrt "
+        "would refuse it"
+    )
 
 
 def _load(subject: BenchmarkSubject) -> tuple[Model, LoadableModel]:

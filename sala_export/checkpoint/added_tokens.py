@@ -8,11 +8,12 @@ tokenizer_config.json. Transformers 5 (`PreTrainedTokenizerFast.from_pretrained`
 - `added_tokens.json`, an object of texts and ids that older versions wrote.
 - `special_tokens_map.json`, whose fields replace those of tokenizer_config.json.
 - The special tokens of tokenizer_config.json: `bos_token` and the other names, each further text whose name ends with
-  `_token`, and `extra_special_tokens` (`additional_special_tokens` to older versions).
+  `_token`, and `extra_special_tokens` (`additional_special_tokens` to older versions). The object
+  `model_specific_special_tokens` is read where there are neither further texts nor an object in `extra_special_tokens`.
 
 Tokens with ids are added first, in the order of their ids, then the special ones that are not among them. The library
-gives a token that is in the vocabulary its id there, and any other the next free id. A warning says where that is not
-the id that a file names.
+gives a token that is in the vocabulary its id there, and any other the next free id. Of tokens with the same id, only
+the last is added, and those of tokenizer.json come last. A warning says where a token has not the id that a file names.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from .tokenizer_files import ADDED_TOKENS_FILE, SPECIAL_TOKENS_FILE, TOKENIZER_C
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _DECODER = "added_tokens_decoder"
 _EXTRA, _OLD_EXTRA = "extra_special_tokens", "additional_special_tokens"
+_SPECIFIC = "model_specific_special_tokens"
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _MOST_ID = 2**31 - 1
 
@@ -105,12 +107,16 @@ class _SpecialTokens:
         for name, token in _others(config, needs_type=True):
             (found.texts if isinstance(config.fields[name], str) else found.objects)[name] = token
         found._read_extra(config)
+        if not found.texts:
+            found.texts = _by_name(config, _SPECIFIC)
         if _OLD_EXTRA in config.fields and not config.fields.get(_EXTRA):
             found.extra = _listed(config, _OLD_EXTRA)
         return found
 
     def replace(self, special_map: TextFields) -> None:
         """Take the fields of special_tokens_map.json in place of those of tokenizer_config.json; lists add up."""
+        if special_map.fields.get(_SPECIFIC) is not None:
+            raise special_map.wrong(_SPECIFIC, f"a field of this file, but of {TOKENIZER_CONFIG_FILE}")
         kept = {name: token for name, token in self.standard.items() if name not in special_map.fields}
         replaced = kept | _standard(special_map)
         self.standard = {name: replaced[name] for name in _NAMES if name in replaced}
@@ -120,16 +126,17 @@ class _SpecialTokens:
         self.old_extra = _listed(special_map, _OLD_EXTRA)
 
     def _read_extra(self, file: TextFields) -> None:
-        value = file.fields.get(_EXTRA)
-        if isinstance(value, dict):
+        if isinstance(file.fields.get(_EXTRA), dict):
             self.extra = None
-            self.texts |= {name: _token(file, f"{_EXTRA}.{name}", token) for name, token in value.items()}
+            self.texts |= _by_name(file, _EXTRA)
         elif _EXTRA in file.fields:
             self.extra = [*(self.extra or ()), *_listed(file, _EXTRA)]
 
     @property
     def named(self) -> dict[str, AddedToken]:
-        return self.standard | self.objects | self.texts
+        tokens = self.standard | self.objects | self.texts
+        # An object may name one of `_NAMES`, too.
+        return {name: tokens[name] for name in (*_NAMES, *tokens) if name in tokens}
 
     def contents(self) -> dict[str, str]:
         return {name: token.content for name, token in self.named.items()}
@@ -165,14 +172,18 @@ def _warn_of_other_ids(with_ids: _WithIds, tokenizer: LibraryTokenizer) -> None:
     wrong = [(number, token.content) for number, token in with_ids if tokenizer.token_id(token.content) != number]
     # An empty text is no token.
     for number, content in [pair for pair in wrong if pair[1]][:1]:
+        given = tokenizer.token_id(content)
+        reason = "another token has that id, so it is no token here and its text is split"
+        if given is not None:
+            reason = f"the vocabulary and the order of the tokens give {given}"
         logger.warning(
-            "%s: %d is named as the id of %s, but the vocabulary and the order of the tokens give %s%s, as in "
-            "transformers: check that all files of the tokenizer are of one model",
+            "%s: %d is named as the id of %s, but %s%s, as in transformers: check that all files of the tokenizer are "
+            "of one model",
             tokenizer.origin,
             number,
             printable(repr(content)),
-            tokenizer.token_id(content),
-            f", and so for {len(wrong) - 1} more" if len(wrong) > 1 else "",
+            reason,
+            f", and {len(wrong) - 1} more have other ids or none" if len(wrong) > 1 else "",
         )
 
 
@@ -225,6 +236,13 @@ def _others(file: TextFields, *, needs_type: bool) -> Iterator[tuple[str, AddedT
         is_object = isinstance(value, dict) and ("__type" in value or not needs_type)
         if name.endswith("_token") and name not in _NAMES and (is_object or isinstance(value, str)):
             yield name, _token(file, printable(name), value)
+
+
+def _by_name(file: TextFields, where: str) -> dict[str, AddedToken]:
+    value = file.fields.get(where)
+    if value is not None and not isinstance(value, dict):
+        raise file.wrong(where, "an object of tokens by their names")
+    return {name: _token(file, f"{where}.{printable(name)}", token) for name, token in (value or {}).items()}
 
 
 def _listed(file: TextFields, name: str) -> list[AddedToken]:

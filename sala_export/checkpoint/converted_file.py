@@ -39,8 +39,8 @@ class ConvertedFile:
             self.size += tensor.bytes
 
     def __str__(self) -> str:
-        """The path, for messages."""
-        return str(self.path)
+        """For messages: where its sources lie, because nobody finds a file that is not written."""
+        return f"{self.path.parent} (converted)"
 
     def tensors(self) -> dict[str, StoredTensor]:
         """The entries of the header, by name."""

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from ..errors import CheckpointError, RequestError, printable
 from ..files import exists, is_directory
-from ..specs import format_bytes
+from ..specs import TOKENIZER_FILE, format_bytes
 from .config import DEFAULT_MODEL
 from .folder import ACCESSORY_FILES, ADAPTER_FILE, CHAT_TEMPLATE_FOLDER, CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
 from .quantization_config import QUANTIZATION_FILES
+from .tokenizer_files import ADDED_TOKENS_FILE, SPECIAL_TOKENS_FILE, TOKENIZER_CONFIG_FILE
 
 _CONFIG_PATTERNS = (CONFIG_FILE, ADAPTER_FILE, *QUANTIZATION_FILES)
 """An adapter is known by its own configuration, before its weights are fetched. So is how a model is quantised."""
@@ -26,7 +27,11 @@ _PATTERNS = (
     *(INDEX_FILE, "*.safetensors", *ACCESSORY_FILES, f"{CHAT_TEMPLATE_FOLDER}/*.jinja"),
 )
 """Weights and text files only: the repository's Python code and copies of the weights in other formats stay there."""
+_BESIDE_TOKENIZER = (TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_FILE, ADDED_TOKENS_FILE)
+_VOCABULARIES = (TOKENIZER_FILE, "tokenizer.model", "vocab.json", "vocab.txt")
 _NAMED = 3
+_LIKE = 0.5
+"""Likeness of names from which one may be meant by the other. Of four letters, two may be in each other's place."""
 
 logger = logging.getLogger(__name__)
 
@@ -74,13 +79,14 @@ def local_path(model: str) -> Path:
 
 
 def _near(path: Path) -> str:
-    """The directory beside `path` whose name is most like it, as a question. Empty if there is none."""
+    """The directory beside `path` whose name is like it, as a question: a checkpoint if there is one. Else empty."""
     try:
         names = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
     except OSError:
         return ""
-    near = difflib.get_close_matches(path.name, names, n=1)
-    return f", did you mean {path.with_name(near[0])}?" if near else ""
+    near = [path.with_name(name) for name in difflib.get_close_matches(path.name, names, cutoff=_LIKE)]
+    near.sort(key=lambda directory: not exists(directory / CONFIG_FILE))
+    return f", did you mean {near[0]}?" if near else ""
 
 
 def _looks_like_path(model: str) -> bool:
@@ -151,15 +157,29 @@ class _Wanted:
         """Files that a snapshot lacks, without those that a model need not have."""
         if not exists(snapshot / CONFIG_FILE):
             return [CONFIG_FILE] if not exists(snapshot / ADAPTER_FILE) else []
-        if self.config_only or exists(snapshot / WEIGHTS_FILE):
+        if self.config_only:
             return []
-        if not exists(snapshot / INDEX_FILE):
-            return [f"its weights ({WEIGHTS_FILE}, or {INDEX_FILE} and what that lists)"]
-        return [shard for shard in _listed_shards(snapshot / INDEX_FILE) if not exists(snapshot / shard)]
+        return _lacking_weights(snapshot) + ([TOKENIZER_FILE] if self._lacks_tokenizer(snapshot) else [])
+
+    def _lacks_tokenizer(self, snapshot: Path) -> bool:
+        """True if files that stand beside a vocabulary do without one, as no listing of the hub tells."""
+        # Where the library keeps a listing, it has missed no file of it.
+        if exists(self.cache / "trees" / f"{snapshot.name}.json"):
+            return False
+        has_vocabulary = any(exists(snapshot / name) for name in _VOCABULARIES)
+        return not has_vocabulary and any(exists(snapshot / name) for name in _BESIDE_TOKENIZER)
 
     def unfinished_bytes(self) -> int:
         """Size of what an interrupted download has left in the cache."""
         return sum(file.stat().st_size for file in (self.cache / "blobs").glob("*.incomplete"))
+
+
+def _lacking_weights(snapshot: Path) -> list[str]:
+    if exists(snapshot / WEIGHTS_FILE):
+        return []
+    if not exists(snapshot / INDEX_FILE):
+        return [f"its weights ({WEIGHTS_FILE}, or {INDEX_FILE} and what that lists)"]
+    return [shard for shard in _listed_shards(snapshot / INDEX_FILE) if not exists(snapshot / shard)]
 
 
 def _listed_shards(index: Path) -> list[str]:

@@ -15,7 +15,7 @@ from ..errors import CheckpointError
 from ..files import Directory, OpenedFile, read_json
 from .config import SalaConfig
 from .folder import INDEX_FILE, WEIGHTS_FILE
-from .keymap import EMBEDDING, LM_HEAD
+from .keymap import EMBEDDING, LM_HEAD, weights
 from .safetensors_header import StoredTensor, read_header
 
 logger = logging.getLogger(__name__)
@@ -24,12 +24,16 @@ _NAMED = 3
 _MOST_BIAS_BYTES = 1 << 20
 
 _BUFFER = re.compile(
-    r"(^|\.)(inv_freq|original_inv_freq|cos_cached|sin_cached|position_ids|masked_bias|slopes?|slope_rate|"
-    r"num_batches_tracked|_extra_state)$"
+    r"(^|\.)((original_|long_|short_)?inv_freq|(cos|sin|cos_sin)_cached?|position_ids|masked_bias|(causal_|attention_)?mask"
+    r"|slopes?|slope_rates?|decays?|num_batches_tracked|_extra_state)$"
 )
 """Computed from the configuration, or of training: tables of RoPE, masks, slopes of the decay, counters."""
 
-_OF_MODEL = re.compile(r"(model|lm_head|base_model)\.")
+_OF_MODEL = re.compile(
+    r"((module|_orig_mod|base_model|language_model|llm|transformer)\.)*(model|lm_head|layers|embed_tokens|norm)\."
+)
+"""Names of the language model's tensors, also below what wraps a model, or without the `model` that holds them."""
+
 _BESIDE = re.compile(r"model\.(vision|visual|audio|mtp|eagle|medusa)")
 """Parts that some tools put below `model`, and that the answers to text do not depend on."""
 
@@ -125,8 +129,8 @@ def _check_head(directory: Directory, config: SalaConfig, stored: Mapping[str, _
 def _refuse(directory: Directory, config: SalaConfig, stored: Mapping[str, _Stored], names: Sequence[str]) -> None:
     kinds: dict[str, list[str]] = {}
     for name in names:
-        # A bias of nothing changes nothing.
-        if not (name.endswith(".bias") and stored[name].is_zero()):
+        # A bias of nothing changes nothing, and neither does a zero point.
+        if not (name.endswith((".bias", "_zero_point")) and stored[name].is_zero()):
             kinds.setdefault(_reason(name, config), []).append(name)
     for reason, those in kinds.items():
         raise CheckpointError(f"{directory}: {stored[those[0]].shard} holds {_listed(those)}: {reason}")
@@ -142,13 +146,23 @@ def _reason(name: str, config: SalaConfig) -> str:
             f"config.json has {config.num_hidden_layers} layers (num_hidden_layers), numbered from 0; take the "
             "config.json of these weights"
         )
+    if name in (weight.name for weight in weights(config)):
+        return (
+            "by quantization_config in config.json these weights are quantised, but they are stored as they are; name "
+            "them among what it leaves alone (ignore), or take the config.json of these weights"
+        )
     if _SCALE.search(name):
         return (
-            "a sign of quantised weights, which quantization_config in config.json does not speak of; take the "
-            "config.json of these weights"
+            "a sign of quantised weights, but quantization_config in config.json does not speak of it, or what belongs "
+            "to it is missing; take the config.json of these weights, and all their files"
         )
     if name.endswith(".bias"):
         return "this model has no biases, and would answer wrongly without them; take a checkpoint without biases"
+    if not name.startswith(("model.", "lm_head.")):
+        return (
+            "the tensors of this model begin with model. or lm_head.; rename these, or remove them if they are of no "
+            "use"
+        )
     return (
         "config.json calls for no such tensor, and answers without it would be wrong; take the config.json of these "
         "weights, or remove it if it is of no use"

@@ -47,7 +47,8 @@ def cli(context: click.Context, verbose: int) -> None:
       sala-export build --gpu rtx5090 -o sala.sala
       sala-export generate sala.sala --chat --prompt "What is a state?"
 
-    The exit code is 0 after success, 1 if a stage failed, 2 after bad input, and 130 after Ctrl-C.
+    The exit code is 0 after success, 1 if a stage failed, 2 after bad input, 130 after Ctrl-C, and 141 if
+    the reader of the output went away.
     """
     context.obj = stderr_console()
     show_log(context.obj, verbose)

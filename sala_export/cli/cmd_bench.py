@@ -8,13 +8,13 @@ import click
 from rich.console import Console
 
 from ..errors import printable_text
-from ..specs import RUNTIMES
-from .options import TokenList, Tokens, json_option, weights_option
+from ..specs import RUNTIMES, Precision
+from .options import BundlePath, GpuName, PrecisionName, TokenList, Tokens, json_option, weights_option
 from .output import print_json
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", shell_complete=BundlePath().shell_complete)
 @weights_option
 @click.option(
     "--context",
@@ -41,9 +41,15 @@ from .output import print_json
 )
 @click.option("--device", help="Device for the torch runtime: cuda, cuda:N or cpu.  [default: a GPU if there is one]")
 @click.option(
-    "--precision", help="Precision for the torch runtime: fp32, bf16 or fp16.  [default: the model's, fp32 on the CPU]"
+    "--precision",
+    type=PrecisionName((Precision.FP32, Precision.BF16, Precision.FP16)),
+    help="Precision for the torch runtime: fp32, bf16 or fp16.  [default: the model's, fp32 on the CPU]",
 )
-@click.option("--gpu-recipe", help="GPU recipe to compute the floor from.  [default: the recipe of this GPU]")
+@click.option(
+    "--gpu-recipe",
+    type=GpuName(),
+    help="GPU recipe to compute the floor from.  [default: the recipe of this GPU]",
+)
 @json_option
 @click.pass_obj
 def bench(
@@ -69,7 +75,7 @@ def bench(
 
     \b
       sala-export bench sala.sala
-      sala-export bench sala.sala --context 512K,1M --repeats 1
+      sala-export bench sala.sala --context 256K,512K --repeats 1
     """
     from ..benchmark.measure import BenchmarkRequest
     from ..benchmark.report import describe, table

@@ -76,7 +76,8 @@ def build(
     engine = EngineRequest.from_options(
         load_target(gpu),
         precision=precision,
-        stored=source.stored_precision(),
+        # Asks the hub, so a precision that no GPU of the target has is refused before.
+        stored=source.stored_precision() if precision is None else None,
         max_context=max_context,
         prefill_chunk=prefill_chunk,
         max_batch=max_batch,

@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 
 from ..errors import SalaError
+from ..specs import format_tokens
 from .chat_input import Messages
 from .chat_options import Chat, ChatOptions, chat_options
 from .conversation import Conversation
@@ -66,6 +67,8 @@ def chat(
     \b
       sala-export chat sala.sala --system "Be brief."
     """
+    from ..loading import require_host_room
+
     with ExitStack() as stack:
         target = None if save_state is None else open_target(save_state, stack)
         source, tokenizer = open_text_model(bundle, runtime=runtime, weights=weights)
@@ -75,6 +78,8 @@ def chat(
         messages = Messages()
         model = load_weights(console, source, tokenizer, runtime=runtime)
         model.check_generate(**sampling)
+        if max_context is not None:
+            require_host_room(model, source.config, max_context, f"--max-context {format_tokens(max_context)}")
         session = model.session(max_context=max_context)
         conversation = Conversation(session, tokenizer, template, model.stop_token_ids)
         show_runtime(console, model, source, only_warn=not messages.is_terminal)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from rich.table import Table
 
 from ..plotting import plot_file
 from ..specs import format_bytes, format_tokens
-from .options import engine_options, gpu_option, json_option, layers_option, revision_option
+from .options import complete_folder, engine_options, gpu_option, json_option, layers_option, revision_option
 from .output import print_json, table_console
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 @gpu_option("plan")
 @click.option(
     "--model",
+    shell_complete=complete_folder,
     help="Checkpoint directory or hub id. Only its config.json is read.  [default: the published dimensions]",
 )
 @revision_option
@@ -159,48 +161,48 @@ def _print_tables(found: Plan, model: str | None) -> None:
     console.print(f"{name} in {request.precision} on the {gpus}, chunks of {chunk}, batch {request.max_batch}")
     for gpu in found.gpus:
         console.print(fit_sentence(found, gpu))
-    tables = [_memory_table(found), *(_context_table(gpu, found) for gpu in found.gpus), _build_table(found)]
+    tables = [_memory_table(found), *_context_tables(found), _build_table(found)]
     for table in tables + ([_check_table(found)] if found.checks else []):
         console.print()
         console.print(table)
     console.print()
+    console.print('"no" stands for out of memory, "-" for what nobody published.')
     console.print("All times are predicted, except the published ones. The floor is the roofline of the GPU.")
 
 
 def _memory_table(found: Plan) -> Table:
     table = Table(f"device memory at {format_tokens(found.request.max_context)}", "bytes", "", box=None)
     rows = {part.replace("_", " "): size for part, size in found.memory.parts().items()}
-    rows["total"] = found.memory.total_bytes
-    for gpu in found.gpus:
-        rows[f"{gpu.recipe.gpu} has"] = gpu.recipe.memory_bytes - gpu.recipe.reserve_bytes
+    differ = len({gpu.recipe.reserve_bytes for gpu in found.gpus}) > 1
+    for recipe in (gpu.recipe for gpu in found.gpus):
+        on = f", {recipe.gpu}" if differ else ""
+        rows[f"reserve{on}"] = recipe.reserve_bytes
+        rows[f"total{on}"] = found.memory.total_bytes + recipe.reserve_bytes
+    rows |= {f"{gpu.recipe.gpu} has": gpu.recipe.memory_bytes for gpu in found.gpus}
     for name, size in rows.items():
         table.add_row(name, f"{size:,}", format_bytes(size))
     return table
 
 
-def _context_table(gpu: GpuPlan, found: Plan) -> Table:
-    columns = ["memory", "first token", "floor", "published", "ms per token", "floor"]
-    if found.baseline is not None:
-        columns += [found.baseline.name, "first token", "published", "ms per token"]
-    table = Table(gpu.recipe.gpu, *columns, box=None)
-    dense = {row.context: row for row in gpu.baseline_rows}
-    for row in gpu.rows:
-        cells = [
+def _context_tables(found: Plan) -> Iterator[Table]:
+    for gpu in found.gpus:
+        yield _context_table(gpu.recipe.gpu, gpu.rows)
+        if found.baseline is not None:
+            yield _context_table(f"{found.baseline.name} in bf16, {gpu.recipe.gpu}", gpu.baseline_rows)
+
+
+def _context_table(title: str, rows: Sequence[ContextRow]) -> Table:
+    columns = ("context", "memory", "first token", "floor", "published", "ms per token", "floor")
+    table = Table(*columns, title=title, title_justify="left", title_style="", box=None)
+    for row in rows:
+        prefill, published, decode = row.prefill, row.published_prefill, row.decode
+        table.add_row(
             format_tokens(row.context),
-            _memory(row.memory_bytes, row.fits),
-            *_unless(row.fits, f"{row.prefill.predicted:.1f} s", f"{row.prefill.floor:.1f} s"),
-            _seconds(row.published_prefill),
-            *_unless(row.fits, f"{1e3 * row.decode.predicted:.1f}", f"{1e3 * row.decode.floor:.1f}"),
-        ]
-        other = dense.get(row.context)
-        if other is not None:
-            cells += [
-                _memory(other.memory_bytes, other.fits),
-                *_unless(other.fits, f"{other.prefill.predicted:.1f} s"),
-                _seconds(other.published_prefill),
-                *_unless(other.fits, f"{1e3 * other.decode.predicted:.1f}"),
-            ]
-        table.add_row(*cells)
+            format_bytes(row.memory_bytes),
+            *_unless(row.fits, f"{prefill.predicted:.1f} s", f"{prefill.floor:.1f} s"),
+            "-" if published is None else f"{published:.1f} s",
+            *_unless(row.fits, f"{1e3 * decode.predicted:.1f}", f"{1e3 * decode.floor:.1f}"),
+        )
     return table
 
 
@@ -232,13 +234,5 @@ def _check_table(found: Plan) -> Table:
     return table
 
 
-def _memory(size: float, fits: bool) -> str:
-    return format_bytes(size) if fits else f"{format_bytes(size)}, out of memory"
-
-
 def _unless(fits: bool, *cells: str) -> list[str]:
-    return list(cells) if fits else ["-"] * len(cells)
-
-
-def _seconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f} s"
+    return list(cells) if fits else ["no"] * len(cells)

@@ -27,11 +27,16 @@ from .output import progress_display
     help='Text like what the model will see, as JSON lines: {"text": "..."} or {"input_ids": [...]}.  [default: the '
     "text that ships with sala-export]",
 )
-@click.option("--samples", type=int, help="Use at most this many lines.  [default: 16, of the text that ships all]")
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    help="Use at most this many lines of the text.  [default: 16 of your text, or all of the text that ships]",
+)
 @click.option(
     "--sequence-length",
-    type=int,
-    help="Use at most this many tokens of each line.  [default: 512, of the text that ships 192, long ones 1024]",
+    type=click.IntRange(min=1),
+    help="Use at most this many tokens of each line.  [default: 512 in your text; in the text that ships 1024 in "
+    "lines made to be long, and 192 in others]",
 )
 @click.option(
     "--algorithm", help="How to round the weights, see docs/calibration.md.  [default: the best one for the precision]"

@@ -71,6 +71,7 @@ def detokenize(model: Path, keep_special_tokens: bool) -> None:
     """
     with ExitStack() as stack:
         source = PromptSource.open(None, STDIN, stack)
+        source.name = "list of token ids"
         decoder = _open(model).stream_decoder(skip_special_tokens=not keep_special_tokens)
         for token_id in _token_ids(source):
             show_text(decoder.push(token_id))

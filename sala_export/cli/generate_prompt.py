@@ -32,6 +32,8 @@ class PromptSource:
     """The file that the prompt is read from. None if the prompt is `text`."""
     text: bytes = b""
     bytes_total: int | None = None
+    name: str = "prompt"
+    """What it is, for messages."""
     bytes_read: int = field(default=0, init=False)
     tokens_read: int = field(default=0, init=False)
 
@@ -78,11 +80,11 @@ class PromptSource:
             except UnicodeDecodeError as error:
                 yield error.object[: error.start].decode()
                 raise SessionError(
-                    f"the prompt is not UTF-8 at byte {decoded + error.start}, counted from 0: convert it first"
+                    f"the {self.name} is not UTF-8 at byte {decoded + error.start}, counted from 0: convert it first"
                 ) from None
             decoded = self.bytes_read - len(decoder.getstate()[0])
         if not self.bytes_read:
-            raise SessionError("the prompt is empty: give at least one character")
+            raise SessionError(f"the {self.name} is empty: give at least one character")
 
     def _read(self) -> bytes:
         if self.file is None:
@@ -93,7 +95,9 @@ class PromptSource:
             with raising():
                 block: bytes = read(_BLOCK_BYTES)
         except OSError as error:
-            raise SessionError(f"the prompt cannot be read after byte {self.bytes_read}: {error.strerror}") from None
+            raise SessionError(
+                f"the {self.name} cannot be read after byte {self.bytes_read}: {error.strerror}"
+            ) from None
         return block
 
     def tokens_expected(self) -> float | None:

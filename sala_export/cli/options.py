@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from click.shell_completion import CompletionItem
 
 from ..checkpoint.config import DEFAULT_MODEL
 from ..errors import RequestError
-from ..specs import BUILT_PRECISIONS, one_of, parse_tokens
+from ..specs import BUILT_PRECISIONS, Precision, one_of, parse_tokens
 
 Command = Callable[..., Any]
 
@@ -74,6 +74,29 @@ class GpuNames(click.ParamType[str]):
         return [CompletionItem(f"{before}{comma}{name}") for name in names if name.startswith(last)]
 
 
+class GpuName(click.ParamType[str]):
+    """The name of a single GPU, which a shell completes. `load_recipe` checks it."""
+
+    name = "text"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from ..engine.recipe import recipe_paths
+
+        return [CompletionItem(name) for name in recipe_paths() if name.startswith(incomplete)]
+
+
+class PrecisionName(click.ParamType[str]):
+    """The name of a precision, which a shell completes. The command checks it."""
+
+    name = "text"
+
+    def __init__(self, precisions: Sequence[Precision]) -> None:
+        self.precisions = precisions
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(name) for name in self.precisions if name.startswith(incomplete)]
+
+
 class BundlePath(click.Path):
     """A path of which a shell completes bundles and the folders on the way to them."""
 
@@ -104,6 +127,9 @@ def gpu_option(purpose: str) -> Callable[[Command], Command]:
     )
 
 
+complete_folder = click.Path(file_okay=False).shell_complete
+"""For an argument that also takes a hub id: lets the shell complete folders."""
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 layers_option = click.option("--layers", type=click.IntRange(min=1), help="Use only the first N layers.")
 revision_option = click.option("--revision", help="Branch, tag or commit of the model on the hub.")
@@ -111,6 +137,7 @@ model_option = click.option(
     "--model",
     default=DEFAULT_MODEL,
     show_default=True,
+    shell_complete=complete_folder,
     help="Checkpoint directory in Hugging Face layout, or a hub id.",
 )
 weights_option = click.option(
@@ -135,6 +162,7 @@ def engine_options(command: Command) -> Command:
         click.option("--max-context", type=Tokens(), help=f"Longest context in tokens, e.g. 1M.  {recipes}"),
         click.option(
             "--precision",
+            type=PrecisionName(BUILT_PRECISIONS),
             help=f"{one_of(BUILT_PRECISIONS)}.  [default: the precision of a quantised checkpoint, else bf16]",
         ),
     ):

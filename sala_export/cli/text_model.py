@@ -73,14 +73,19 @@ def load_weights(console: Console, source: ModelSource, tokenizer: Tokenizer, *,
         return load(source, runtime=runtime, tokenizer=tokenizer, on_progress=shown)
 
 
-def show_runtime(console: Console, model: Model, source: ModelSource, *, only_warn: bool = False) -> None:
-    """Say what a model runs on and why. It is a warning if a GPU is here and not used."""
+def show_runtime(
+    console: Console, model: Model, source: ModelSource, *, only_warn: bool = False, only_tell: bool = False
+) -> None:
+    """Say what a model runs on and why. It is a warning if a GPU is here and not used.
+
+    Args: `only_warn` or `only_tell`: say it only if it is a warning, or only if it is none.
+    """
     from ..loading import runs_on
 
     line, leaves_gpu_unused = runs_on(model, source)
-    if leaves_gpu_unused:
+    if leaves_gpu_unused and not only_tell:
         console.print(f"warning: {line}", soft_wrap=True)
-    elif not only_warn:
+    elif not leaves_gpu_unused and not only_warn:
         console.print(line, soft_wrap=True)
 
 

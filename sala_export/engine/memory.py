@@ -188,9 +188,13 @@ def largest_context(
 def _needs(request: EngineRequest, memory: MemoryUsage, recipe: GpuRecipe) -> str:
     parts = {**memory.parts(), "reserve": recipe.reserve_bytes}
     told = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items() if size)
+    needed = sum(parts.values())
+    excess = needed - recipe.memory_bytes
+    # Two figures that are rounded may read alike.
+    beyond = f", {format_bytes(excess)} too few" if format_bytes(needed) == format_bytes(recipe.memory_bytes) else ""
     return (
-        f"--max-context {format_tokens(request.max_context)} needs {format_bytes(sum(parts.values()))} and "
-        f"{recipe.gpu} has {format_bytes(recipe.memory_bytes)} ({told})"
+        f"--max-context {format_tokens(request.max_context)} needs {format_bytes(needed)} and {recipe.gpu} has "
+        f"{format_bytes(recipe.memory_bytes)}{beyond} ({told})"
     )
 
 

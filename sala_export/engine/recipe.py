@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -183,26 +183,33 @@ def group_paths() -> dict[str, Path]:
 def load_recipe(name_or_path: str) -> GpuRecipe:
     """Load the recipe of one GPU by name or alias, or from a path that ends in `.toml`.
 
-    Raises: RequestError for an unknown name (lists the known ones), a group or a missing file, ConfigError naming
-        file and field.
+    Raises: RequestError for an unknown name (lists the single GPUs), a group, a list or a missing file, ConfigError
+        naming file and field.
     """
-    if name_or_path.endswith(".toml"):
-        return read_recipe(Path(name_or_path))
-    wanted = name_or_path.lower()
+    group = _path_of(name_or_path, group_paths())
+    of = read_members(group) if group else recipe_paths() if "," in name_or_path else ()
+    if of:
+        raise RequestError(f"--gpu {name_or_path}: name one GPU of these: {', '.join(of)}")
+    return _find_recipe(name_or_path, recipe_paths())
+
+
+def _find_recipe(name_or_path: str, known: Iterable[str]) -> GpuRecipe:
+    """Load the recipe of one GPU. Args: `known` are the names that an error lists."""
     paths = recipe_paths()
-    if wanted in paths:
-        return read_recipe(paths[wanted])
-    for path in paths.values():
-        recipe = read_recipe(path)
+    path = _path_of(name_or_path, paths)
+    if path is not None:
+        return read_recipe(path)
+    wanted = name_or_path.lower()
+    for recipe in map(read_recipe, paths.values()):
         if wanted in recipe.aliases or wanted == recipe.gpu.lower():
             return recipe
-    groups = group_paths()
-    if wanted in groups:
-        raise RequestError(f"--gpu {name_or_path}: name one GPU of these: {', '.join(read_members(groups[wanted]))}")
     raise RequestError(
-        f"--gpu {name_or_path}: unknown GPU; known are {', '.join((*paths, *groups))}, or give the path of a recipe "
-        "ending in .toml"
+        f"--gpu {name_or_path}: unknown GPU; known are {', '.join(known)}, or give the path of a recipe ending in .toml"
     )
+
+
+def _path_of(text: str, paths: Mapping[str, Path]) -> Path | None:
+    return Path(text) if text.endswith(".toml") else paths.get(text.lower())
 
 
 def read_recipe(path: Path) -> GpuRecipe:
@@ -251,10 +258,11 @@ def _shipped() -> dict[str, Path]:
 
 
 def _load_part(text: str) -> Target:
-    path = Path(text) if text.endswith(".toml") else group_paths().get(text.lower())
+    groups = group_paths()
+    path = _path_of(text, groups)
     members = read_members(path) if path is not None else ()
     if path is None or not members:
-        return Target.of(load_recipe(text))
+        return Target.of(_find_recipe(text, (*recipe_paths(), *groups)))
     try:
         gpus = [load_recipe(member) for member in members]
     except RequestError as error:

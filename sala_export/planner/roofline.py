@@ -71,6 +71,12 @@ class Estimate:
     predicted: float
 
 
+def has_rates(recipe: GpuRecipe, precision: str) -> bool:
+    """True if times can be estimated: the recipe states all rates that the products of this precision run at."""
+    rates = {_rate(precision, quantized=quantized) for quantized in (False, True)}
+    return precision in WEIGHT_BITS and rates <= recipe.peak_tera_operations_per_second.keys()
+
+
 def time_of_prefill(phases: Sequence[Phase], recipe: GpuRecipe, precision: str) -> Estimate:
     """Time of a prefill. Phases run one after the other, and each takes the longer of its operations and its bytes.
 
@@ -100,11 +106,16 @@ def _peak(recipe: GpuRecipe, precision: str, *, quantized: bool) -> float:
 
     Raises: UnsupportedError for a recipe that does not state the rate.
     """
-    scheme = SCHEMES.get(Precision(precision))
-    type_ = precision if scheme is None or (quantized and scheme.input_activations) else "bf16"
+    type_ = _rate(precision, quantized=quantized)
     rates = recipe.peak_tera_operations_per_second
     if type_ not in rates:
         raise UnsupportedError(
             f"the recipe of {recipe.gpu} has no peak_tera_operations_per_second.{type_}: add it to plan for {precision}"
         )
     return rates[type_]
+
+
+def _rate(precision: str, *, quantized: bool) -> str:
+    """The type whose rate the products of this precision run at, of quantised weights or others."""
+    scheme = SCHEMES.get(Precision(precision))
+    return precision if scheme is None or (quantized and scheme.input_activations) else "bf16"

@@ -16,6 +16,7 @@ import jinja2
 
 from ..errors import BundleError, RequestError, SessionError, UnsupportedError
 from .chat_budget import budget_for
+from .chat_constants import Constants, constants_of
 from .chat_probes import (
     STAND_IN_TURN,
     Around,
@@ -107,7 +108,7 @@ class ChatTemplate:
         """
         if not goes_on:
             return self._renderer(variables)([_begun(prompt, system)])[0]
-        return following_turn(self._renderer(variables), prompt, self._texts(variables), self.origin)
+        return following_turn(self._renderer(variables), prompt, self._constants(variables).texts, self.origin)
 
     def around_prompt(
         self, *, goes_on: bool, beginning: str = "", system: str | None = None, **variables: object
@@ -117,12 +118,11 @@ class ChatTemplate:
         The template is tried with many texts, such as those that it compares with. Args: beginning: of the prompt.
         Raises: SessionError as `turn`, and if the template looks at the prompt.
         """
-        render, texts = self._renderer(variables), self._texts(variables)
+        render, constants = self._renderer(variables), self._constants({**variables, "system": system})
         if goes_on:
-            following_turn(render, "?", texts, self.origin)
+            following_turn(render, "?", constants.texts, self.origin)
         earlier = STAND_IN_TURN if goes_on else _begun("", system)[:-1]
-        texts = texts if system is None else [*texts, system]
-        return around_prompt(render, earlier, texts, self.origin, beginning=beginning)
+        return around_prompt(render, earlier, constants, self.origin, beginning=beginning)
 
     def notes_on_states(self, **variables: object) -> list[str]:
         """What a context that goes on from a state may hold otherwise than the template writes it, in sentences."""
@@ -134,11 +134,11 @@ class ChatTemplate:
 
         return render
 
-    def _texts(self, variables: Mapping[str, object]) -> list[str]:
-        """The texts that the template may compare others with."""
+    def _constants(self, variables: Mapping[str, object]) -> Constants:
+        """What the template may compare messages with."""
         self._template()
-        given = [value for value in variables.values() if isinstance(value, str)]
-        return [*ChatSandbox().texts(self._source or ""), *given, *self._special_tokens.values()]
+        tree = ChatSandbox().parse(self._source or "")
+        return constants_of(tree, [*variables.values(), *self._special_tokens.values()])
 
     def _render_all(self, conversations: Sequence[Sequence[Message]], variables: Mapping[str, object]) -> list[str]:
         template = self._template()

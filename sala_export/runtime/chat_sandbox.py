@@ -97,10 +97,6 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
         """The names that a template which compiles reads from outside."""
         return frozenset(meta.find_undeclared_variables(self.parse(source)))
 
-    def texts(self, source: str) -> list[str]:
-        """The texts in the expressions of a template which compiles."""
-        return [each.value for each in self.parse(source).find_all(nodes.Const) if isinstance(each.value, str)]
-
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Apply an operator once its result is paid for."""
         _pay_for_result(operator, left, right)

@@ -5,7 +5,7 @@ No framework is imported to find out: an array is what can be read as one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,6 +33,10 @@ def held_ids(value: object) -> NDArray[np.int32] | None:
     """
     if isinstance(value, Mapping):
         return _ids_of_mapping(value)
+    if isinstance(value, Set):
+        raise SessionError("a prompt is a set, which has no order: give a list of token ids")
+    if np.ma.is_masked(value):
+        raise SessionError("a prompt is an array that hides some of its numbers: give the tokens that count alone")
     array = _as_array(value)
     if array is None:
         return _ids_of_list(value)

@@ -30,7 +30,7 @@ from ..model.rope import rope_cos_sin
 from ..model.signature import CONTEXT_LENGTH, INPUT_IDS, PAST_LENGTH, ROPE_COS_SIN, cache_sizes
 from ..numerics.weights import dequantize
 from ..onnx.layer_graph import MOST_GRAPH_BYTES, write_layer
-from ..specs import stream_name
+from ..specs import Precision, computed_in, stream_name
 from .subject import LayerFunction, LayerRows
 
 
@@ -49,7 +49,8 @@ class BundleSubject:
             )
         config = manifest.model.config
         self.config = config if layers is None else config.truncated(layers)
-        self.description = f"the CPU form in ONNX Runtime {onnxruntime.__version__}, {manifest.precision}"
+        computed = computed_in(manifest.precision, Precision.FP32)
+        self.description = f"the CPU form in ONNX Runtime {onnxruntime.__version__}, {computed}"
         self._bundle = bundle
         self._tensors = manifest.weights.tensors
         self._graph: CpuGraphEntry = manifest.graph.cpu

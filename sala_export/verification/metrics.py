@@ -125,7 +125,7 @@ class LogitComparison:
         mean = self._sum / self._elements
         return LogitErrors(
             tokens=self._tokens,
-            kl=self._kl / self._tokens,
+            kl=max(self._kl / self._tokens, 0.0),  # rounding alone takes it below
             max_kl=self._max_kl,
             top1=self._agreeing / self._tokens,
             original_perplexity=_perplexity(self._losses[0] / self._predicted),

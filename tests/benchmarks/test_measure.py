@@ -24,7 +24,7 @@ from sala_export.checkpoint.presets import PRESETS
 from sala_export.checkpoint.random_checkpoint import write_random_checkpoint
 from sala_export.cli.app import run
 from sala_export.engine.recipe import read_recipe
-from sala_export.errors import RequestError, RunError
+from sala_export.errors import RequestError, RunError, SessionError
 from sala_export.machine import Machine
 from sala_export.specs import Precision
 from sala_export.torch_runtime.load import TorchModel, load_torch
@@ -38,13 +38,32 @@ def test_bench_of_a_bundle_prints_a_row_for_each_context(capsys: Capture) -> Non
     arguments = ["bench", str(tiny_cpu_bundle()), "--context", "1K,64", "--new-tokens", "3", "--repeats", "2"]
     assert run(arguments) == 0
     captured = capsys.readouterr()
-    head, columns, *rows, last = captured.out.splitlines()
-    assert "in fp32 on onnxruntime" in head
-    assert "3 new tokens, median of 2" in head
-    assert "first token" in columns
+    head, settings, columns, *rows, last = captured.out.splitlines()
+    assert " in fp32 on onnxruntime, " in head
+    assert settings.endswith("3 new tokens, median of 2")
+    assert columns.split("  ")[:4] == ["context", "first token", "spread", "tokens/s"]
+    assert "floor" not in columns, "no row has one"
+    assert max(len(line) for line in (columns, *rows)) <= 80
     assert [row.split()[0] for row in rows] == ["64", "1K"], "ascending"
     assert last == "no floor is known for a CPU"
+    assert "1K: 2 runs will take about" in captured.err
     assert "1K: run 2 of 2" in captured.err
+    (warning,) = [line for line in captured.err.splitlines() if line.startswith("warning: ")]
+    assert warning == (
+        "warning: a context of 1K with --new-tokens 3 is beyond the 1K that the engine of this bundle serves: "
+        "runtime onnxruntime takes it, tensorrt would refuse it"
+    )
+
+
+def test_table_says_what_quantised_weights_are_computed_in(capsys: Capture) -> None:
+    arguments = [*TORCH, "--context", "64", "--new-tokens", "2", "--repeats", "1"]
+    assert run(["bench", str(tiny_checkpoint(precision=Precision.INT8)), *arguments]) == 0
+    captured = capsys.readouterr()
+    told = "int8 computed in fp32"
+    assert f"runs on PyTorch on the CPU, {told}\n" in captured.err
+    assert f", {told} on torch, " in captured.out.splitlines()[0]
+    assert "64: 1 run will take about" in captured.err
+    assert "beyond" not in captured.err, "a checkpoint has no engine"
 
 
 def test_bench_of_a_checkpoint_gives_json(capsys: Capture) -> None:
@@ -94,6 +113,7 @@ def test_one_new_token_has_no_decode_rate(capsys: Capture) -> None:
         (["--context", "64", "--device", "cpu"], ["device cpu is for the torch runtime"]),
         (["--context", "64", "--gpu-recipe", "rtx5090"], ["--gpu-recipe rtx5090: no floor is known for a CPU"]),
         (["--context", "64", "--gpu-recipe", "none.toml"], ["--gpu-recipe none.toml: cannot read the recipe"]),
+        (["--context", "64", "--gpu-recipe", "rtx"], ["--gpu-recipe rtx: name one GPU of these: a6000, rtx4090"]),
         (["--context", "64", "--gpu-recipe", "abacus"], ["--gpu-recipe abacus: unknown GPU"]),
     ],
 )
@@ -155,7 +175,7 @@ def test_floor_of_an_h100_and_published_figures_stand_beside_the_measured() -> N
     assert floor.first_token == pytest.approx(2.5, abs=0.1)
     assert made.floor(1 << 20).first_token == pytest.approx(22.6, rel=0.03)  # type: ignore[union-attr]
     assert 0.0054 < floor.token < 0.0057
-    head, columns, long, short = table(made).splitlines()
+    head, _, columns, long, short = table(made).splitlines()
     assert "NVIDIA H100 80GB HBM3" in head
     assert columns.split("published ")[1:] == ["a6000d  ", "rtx5090"]
     assert "5.000 s" in long
@@ -187,8 +207,11 @@ def test_gpu_without_a_recipe_is_told_how_to_get_a_floor() -> None:
     known, reason = report._floor_recipe(OnGpu(), None)  # type: ignore[arg-type]
     assert known is None
     assert "give one with --gpu-recipe" in str(reason)
+    recipe = read_recipe(H100)
+    OnGpu.precision = "int4"
+    assert report._floor_recipe(OnGpu(), recipe) == (recipe, None), "int4 runs at the rate of bf16"  # type: ignore[arg-type]
     OnGpu.precision = "fp32"
-    assert "no rate for fp32" in str(report._floor_recipe(OnGpu(), read_recipe(H100))[1])  # type: ignore[arg-type]
+    assert "no rate for fp32" in str(report._floor_recipe(OnGpu(), recipe)[1])  # type: ignore[arg-type]
 
 
 def test_gpu_memory_is_what_was_taken_since(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,8 +231,18 @@ def test_context_that_does_not_fit_the_gpu_is_refused_before_the_others(monkeypa
         model.engine, "prepare", lambda context, chunk: (_ for _ in ()).throw(MemoryError(f"{context} is too much"))
     )
     request = BenchmarkRequest(contexts=(64, 512), new_tokens=8)
-    with pytest.raises(RequestError, match="--context 512: 520 is too much"):
+    with pytest.raises(RequestError, match="--context 512 with --new-tokens 8: 520 is too much"):
         measure.require_room(model, model.source.config, request)
+
+
+def test_context_that_the_engine_does_not_serve_is_refused_before_the_others() -> None:
+    def session(**sizes: int | None) -> None:
+        raise SessionError(f"max_context is {sizes['max_context']}, expected 1 to 1024")
+
+    model = SimpleNamespace(on_gpu=True, session=session)
+    request = BenchmarkRequest(contexts=(64, 1024), new_tokens=8)
+    with pytest.raises(RequestError, match="--context 1K with --new-tokens 8: max_context is 1032, expected 1 to 1024"):
+        measure.require_room(model, PRESETS["tiny"].config, request)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -320,7 +353,7 @@ def test_ttft_begins_nothing_that_would_not_end_in_the_budget(capsys: Capture) -
     common = ["--preset", "tiny", "--layers", "2", "--device", "cpu", "--new-tokens", "2", "--repeats", "1"]
     assert ttft.main([*common, "--contexts", "20,30,40", "--budget-seconds", "0"]) == 1
     captured = capsys.readouterr()
-    assert captured.out.splitlines()[2].split()[0] == "20", "of the first nothing is known"
+    assert captured.out.splitlines()[3].split()[0] == "20", "of the first nothing is known"
     left_out = [line for line in captured.err.splitlines() if "left out" in line]
     assert [line.partition(":")[0] for line in left_out] == ["30", "40"]
     assert all(re.search(r"would take about \d+ s, and 0 s of the time are left", line) for line in left_out)

@@ -64,6 +64,16 @@ def test_precision_that_the_model_is_not_in(hub: Callable[[Path], None], tmp_pat
         export_onnx(ModelRequest(model=MODEL), tmp_path / "out", Precision.FP8)
 
 
+def test_precision_that_the_gpu_has_not_is_refused_before_the_hub_is_asked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(requests, "resolve_model", lambda *_, **__: pytest.fail("the hub is asked"))
+    arguments = ["build", "--gpu", "a6000", "--precision", "nvfp4", "-o", str(tmp_path / "out.sala")]
+    error = CliRunner().invoke(cli, arguments).exception
+    assert isinstance(error, SalaError)
+    assert "has no NVFP4" in str(error)
+
+
 def test_model_that_no_kernel_serves(hub: Callable[[Path], None], tmp_path: Path) -> None:
     other = copy_checkpoint(tiny_checkpoint(), tmp_path / "other")
     edit_json(other / "config.json", lambda fields: fields.update(head_dim=8, lightning_head_dim=8))

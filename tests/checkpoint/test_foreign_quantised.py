@@ -117,6 +117,13 @@ def _set(name: str, place: tuple[int, ...], value: int) -> Callable[[dict[str, T
     return lambda tensors: tensors[name].__setitem__(place, value)
 
 
+def test_scale_that_is_no_number_is_told_without_a_file_that_is_not_there(tmp_path: Path) -> None:
+    path, *_ = awq(tmp_path / "foreign", change=_set(f"{Q}.scales", (0, 3), float("nan")))  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint.open(path)
+    assert str(caught.value).startswith(f"{path} (converted): model.layers.0.")
+
+
 @pytest.mark.parametrize(
     ("writer", "change", "message"),
     [

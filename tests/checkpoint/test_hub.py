@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -140,6 +141,36 @@ def test_partial_cache_is_named_with_what_it_lacks(
         assert resolve_model("acme/sala", cache_dir=tmp_path / "cache", config_only=True) == snapshot
 
 
+BESIDE = ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
+
+
+@pytest.mark.parametrize("beside", BESIDE)
+def test_cache_without_the_tokenizer_is_named(
+    tmp_path: Path, serve: Callable[[Handler], list[str]], beside: str
+) -> None:
+    serve(unreachable)
+    snapshot = partial_cache(tmp_path / "cache", "config.json", INDEX, *SHARDS)
+    assert resolve_model("acme/sala", cache_dir=tmp_path / "cache") == snapshot
+    (snapshot / beside).write_text("{}")
+    assert f"{snapshot} lacks tokenizer.json; run `hf download acme/sala`" in refusal("acme/sala", tmp_path)
+    assert resolve_model("acme/sala", cache_dir=tmp_path / "cache", config_only=True) == snapshot
+    (snapshot / "tokenizer.model").touch()
+    assert resolve_model("acme/sala", cache_dir=tmp_path / "cache") == snapshot
+
+
+def test_model_on_the_hub_need_have_no_tokenizer(tmp_path: Path, serve: Callable[[Handler], list[str]]) -> None:
+    files = {path.name: path.read_bytes() for path in GOLDEN_CHECKPOINT.iterdir()}
+    serve(repository(files | {"tokenizer_config.json": b"{}"}))
+    snapshot = resolve_model(DEFAULT_MODEL, cache_dir=tmp_path / "cache")
+    serve(unreachable)
+    assert resolve_model(DEFAULT_MODEL, cache_dir=tmp_path / "cache") == snapshot
+    # As older versions of the hub library leave the cache, with no listing of the hub.
+    shutil.rmtree(snapshot.parents[1] / "trees")
+    assert "lacks tokenizer.json" in refusal(DEFAULT_MODEL, tmp_path)
+    serve(repository(files | {"tokenizer_config.json": b"{}"}))
+    assert resolve_model(DEFAULT_MODEL, cache_dir=tmp_path / "cache") == snapshot
+
+
 def test_interrupted_download_is_named(tmp_path: Path, serve: Callable[[Handler], list[str]]) -> None:
     serve(unreachable)
     snapshot = partial_cache(tmp_path / "cache", "config.json", INDEX, *SHARDS[:2])
@@ -261,6 +292,17 @@ def test_name_that_is_nearly_that_of_a_directory_is_a_question(
     assert text.startswith("models/tiny-sla: there is no such directory in models, which is here, did you mean models/")
     assert "fetch it with `hf download models/tiny-sla` first" in text
     assert asked == []
+
+
+def test_checkpoint_with_letters_in_each_others_place_is_asked_for_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("tiny", "tiny.sala", "typing"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "tiny" / "config.json").touch()
+    assert "there is no such directory, did you mean tiny?; give" in refusal("tyni", tmp_path)
+    assert "did you mean" not in refusal("other", tmp_path)
 
 
 @pytest.mark.parametrize("sign", ["revision", "cache", "published"])

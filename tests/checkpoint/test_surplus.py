@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.calibration import quantized_tiny
 from support.checkpoints import copy_checkpoint, edit_json
 from support.golden import GOLDEN_CHECKPOINT
 
 from sala_export.checkpoint.folder import INDEX_FILE, WEIGHTS_FILE
 from sala_export.checkpoint.reader import Checkpoint
 from sala_export.errors import CheckpointError
+from sala_export.specs import Precision
 
 LAST = "model-00003-of-00003.safetensors"
 ATTENTION = "model.layers.0.self_attn"
@@ -73,6 +75,18 @@ REFUSED: dict[str, tuple[Callable[[Tensors], object], str]] = {
         lambda t: t.update({f"base_model.model.{name}": t.pop(name) for name in [*t]}),
         "base_model.model.lm_head.weight, base_model.model.model.embed_tokens.weight",
     ),
+    "factors without the model's name": (
+        lambda t: t.update({"layers.0.self_attn.q_proj.lora_A.weight": ones}),
+        "holds layers.0.self_attn.q_proj.lora_A.weight: an adapter that is not merged",
+    ),
+    "weight again, below a wrapper": (
+        lambda t: t.update({f"module.{ATTENTION}.q_proj.weight": ones}),
+        f"holds module.{ATTENTION}.q_proj.weight: the tensors of this model begin with model. or lm_head.; rename",
+    ),
+    "bias without the model's name": (
+        lambda t: t.update({"layers.0.mlp.up_proj.bias": ones}),
+        "holds layers.0.mlp.up_proj.bias: this model has no biases",
+    ),
     "layers": (
         lambda t: t.update({"model.layers.3.mlp.up_proj.weight": ones, "model.layers.10.input_layernorm.weight": ones}),
         "holds model.layers.10.input_layernorm.weight, model.layers.3.mlp.up_proj.weight: config.json has 3 layers",
@@ -85,7 +99,7 @@ REFUSED: dict[str, tuple[Callable[[Tensors], object], str]] = {
     "scales of a cache": (lambda t: t.update({f"{ATTENTION}.k_proj.k_scale": ones}), "a sign of quantised weights"),
     "gptq": (
         lambda t: t.update({f"{ATTENTION}.q_proj.{part}": ones for part in ("qweight", "qzeros", "scales", "g_idx")}),
-        "and 1 more: a sign of quantised weights, which quantization_config in config.json does not speak of",
+        "and 1 more: a sign of quantised weights, but quantization_config in config.json does not speak of it, or what",
     ),
     "bitsandbytes": (
         lambda t: t.update({f"{ATTENTION}.q_proj.weight.quant_state.bitsandbytes__nf4": ones}),
@@ -113,6 +127,11 @@ def test_what_would_change_answers_is_refused(directory: Path, what: str) -> Non
         f"{ATTENTION}.masked_bias",
         "model.layers.1.self_attn.slopes",
         "model.position_ids",
+        "model.rotary_emb.long_inv_freq",
+        "model.rotary_emb.cos_sin_cache",
+        "model.causal_mask",
+        "model.slope_rates",
+        f"{ATTENTION}.decay",
         f"{ATTENTION}.q_proj._extra_state",
     ],
 )
@@ -130,6 +149,23 @@ def test_bias_of_zeros_is_none(directory: Path, caplog: pytest.LogCaptureFixture
     assert caplog.messages == []
     text = refusal(store(directory, golden_tensors() | {names[0]: zeros, names[1]: nearly}))
     assert f"holds {names[1]}: this model has no biases" in text
+
+
+def test_zero_points_of_zeros_are_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    directory = copy_checkpoint(quantized_tiny(Precision.INT4), tmp_path / "checkpoint")
+    zero_point = f"{ATTENTION}.q_proj.weight_zero_point"
+    save_file({zero_point: torch.zeros(4)}, directory / "more.safetensors")
+    edit_json(directory / INDEX_FILE, lambda index: index["weight_map"].update({zero_point: "more.safetensors"}))
+    Checkpoint.open(directory)
+    assert caplog.messages == []
+    save_file({zero_point: ones}, directory / "more.safetensors")
+    assert f"holds {zero_point}: a sign of quantised weights" in refusal(directory)
+
+
+def test_weights_that_should_be_quantised_and_are_not_are_named(tmp_path: Path) -> None:
+    directory = copy_checkpoint(quantized_tiny(Precision.INT4), tmp_path / "checkpoint")
+    edit_json(directory / "config.json", lambda fields: fields["quantization_config"].update(ignore=[]))
+    assert "are stored as they are; name them among what it leaves alone (ignore)" in refusal(directory)
 
 
 def test_parts_beside_the_model_are_named_in_one_warning(directory: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -19,7 +19,13 @@ def completed(*words: str) -> list[str]:
 def test_gpus_are_completed_behind_every_comma() -> None:
     assert completed("build", "--gpu", "rtx50") == ["rtx5090"]
     assert completed("plan", "--gpu", "rtx5090,a6000") == ["rtx5090,a6000", "rtx5090,a6000d"]
-    assert {"a6000", "rtx", "rtx5090"} <= set(completed("kernels", "--gpu", ""))
+    assert {"a6000", "rtx", "rtx5090"} <= set(completed("build", "--gpu", ""))
+
+
+@pytest.mark.parametrize("option", [("kernels", "--gpu"), ("bench", "--gpu-recipe")])
+def test_single_gpus_alone_are_completed_where_one_is_taken(option: tuple[str, str]) -> None:
+    assert completed(*option, "") == ["a6000", "a6000d", "rtx4090", "rtx5090"]
+    assert completed(*option, "rtx5090,") == []
 
 
 def test_bundles_and_folders_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,11 +34,21 @@ def test_bundles_and_folders_are_completed(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "one.sala" / "bundle.json").touch()
     (tmp_path / "on.txt").touch()
     monkeypatch.chdir(tmp_path)
-    assert completed("generate", "on") == ["one.sala", "only/"]
+    assert completed("generate", "on") == completed("bench", "on") == ["one.sala", "only/"]
     assert completed("inspect", f"{tmp_path}/") == [f"{tmp_path}/{name}" for name in ("one.sala", "only/", "other/")]
     assert completed("chat", "none/") == []
 
 
 def test_precisions_and_commands_are_completed() -> None:
     assert completed("export", "--precision", "fp") == ["fp32", "fp16", "fp8"]
+    for command in ("build", "plan"):
+        assert completed(command, "--precision", "") == ["bf16", "fp16", "fp8", "int8", "int4", "nvfp4"]
+    assert completed("bench", "--precision", "") == ["fp32", "bf16", "fp16"]
     assert completed("ge") == ["generate"]
+
+
+@pytest.mark.parametrize("command", ["plan", "build"])
+def test_folders_of_checkpoints_are_left_to_the_shell(command: str) -> None:
+    completion = ShellComplete(cli, {}, "sala-export", "_SALA_EXPORT_COMPLETE")
+    (item,) = completion.get_completions([command, "--model"], "check")
+    assert (item.type, item.value) == ("dir", "check")

@@ -18,6 +18,7 @@ from support.runtime_bundles import tiny_cpu_bundle
 from support.text_bundles import tiny_text_bundle
 
 import sala_export
+from sala_export import loading
 from sala_export.bundle.hashing import hash_files
 from sala_export.bundle.reader import Bundle
 from sala_export.cli import generate_prompt
@@ -208,6 +209,20 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "temperature below zero": (["--prompt", "a", "--temperature", "-1"], ["--temperature", "-1"]),
     "top-p above one": (["--prompt", "a", "--top-p", "1.5"], ["--top-p", "1.5"]),
 }
+
+
+def test_context_that_the_memory_cannot_hold_is_refused(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "available_host_bytes", lambda: 1 << 24)
+    for command in (["generate", "--prompt", "a"], ["chat"]):
+        assert run([command[0], str(tiny_text_bundle()), *command[1:], "--max-context", "64K"]) == 2
+        assert "--max-context 64K needs " in capsys.readouterr().err
+        pipe(monkeypatch, b"")
+        assert run([command[0], str(tiny_text_bundle()), *command[1:], "--max-context", "64"]) == 0
+
+
+def test_checkpoint_is_told_from_a_bundle(capsys: Capture) -> None:
+    assert run(["generate", str(tiny_checkpoint()), "--prompt", "a"]) == 2
+    assert "is a checkpoint: choose --runtime torch, or build a bundle of it" in capsys.readouterr().err
 
 
 def fails(capsys: Capture, bundle: Path, *arguments: str) -> str:

@@ -9,7 +9,10 @@ import pytest
 from support.checkpoints import tiny_checkpoint
 from support.quantized_checkpoints import write_quantized_checkpoint
 
+from sala_export.cli import cmd_plan
 from sala_export.cli.app import run
+from sala_export.cli.output import table_console
+from sala_export.engine.recipe import recipe_paths
 from sala_export.specs import Precision
 
 Capture = pytest.CaptureFixture[str]
@@ -21,7 +24,8 @@ def test_tables_name_every_part(capsys: Capture) -> None:
     for expected in (
         "a context of 1M fits the NVIDIA GeForce RTX 5090; the largest that fits is",
         "key value",
-        "out of memory",
+        "Qwen3-8B in bf16, NVIDIA GeForce RTX 5090",
+        '"no" stands for out of memory',
         "22.3 s",
         "published, bf16",
         "a6000d",
@@ -32,6 +36,34 @@ def test_tables_name_every_part(capsys: Capture) -> None:
     ):
         assert expected in text
     assert text.count("rtx5090 ") >= 5
+    rows = [line.split() for line in text.splitlines()]
+    assert ["128K", "35.08", "GiB", "no", "no", "-", "no", "no"] in rows
+    assert "NVIDIA GeForce RTX 5090 has  34,190,917,632  31.84 GiB" in text
+
+
+def test_memory_is_one_figure_in_every_table(capsys: Capture, tmp_path: Path) -> None:
+    assert run(["plan", "--gpu", "rtx5090"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["reserve", "1,073,741,824", "1.00", "GiB"] in rows
+    assert [row[2:] for row in rows if row[:1] == ["total"]] == [["27.96", "GiB"]]
+    assert ["27.96", "GiB"] in [row[1:3] for row in rows if row[:1] == ["1M"]]
+    mine = tmp_path / "mine.toml"
+    text = recipe_paths()["rtx4090"].read_text(encoding="utf-8")
+    mine.write_text(text.replace("reserve_bytes = 1_073_741_824", "reserve_bytes = 2_147_483_648"), encoding="utf-8")
+    assert run(["plan", "--gpu", f"rtx5090,{mine}"]) == 0
+    text = capsys.readouterr().out
+    assert "total, NVIDIA GeForce RTX 5090    30,023,330,728" in text
+    assert "total, NVIDIA GeForce RTX 4090    31,097,072,552" in text
+
+
+def test_nothing_is_cut_in_a_terminal_of_80_columns(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cmd_plan, "table_console", lambda: table_console(80))
+    assert run(["plan", "--gpu", "rtx", "--compare", "qwen3-8b"]) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    heads = [line.split() for line in text.splitlines() if line.startswith(" context")]
+    assert heads == 8 * [["context", "memory", "first", "token", "floor", "published", "ms", "per", "token", "floor"]]
 
 
 def test_json_holds_what_the_tables_show(capsys: Capture) -> None:
@@ -54,6 +86,7 @@ def test_several_gpus_are_told_one_by_one(capsys: Capture) -> None:
     assert "a context of 1M does not fit the NVIDIA GeForce RTX 4090; the largest that fits is 534K" in text
     assert "a context of 1M fits the NVIDIA RTX A6000; the largest that fits is" in text
     assert text.count("ms per token") == 4
+    assert text.count("reserve ") == text.count("total ") == 1, "all reserve as much"
     assert run(["plan", "--gpu", "rtx", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["compute_capabilities"] == ["8.6", "8.9", "12.0"]

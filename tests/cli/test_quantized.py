@@ -42,6 +42,8 @@ def test_int4_from_random_weights_to_logits(tmp_path: Path, capsys: Capture) -> 
     assert sala_export.load(bundle).session(max_context=64).prefill([1, 2, 3]).shape == (512,)
     assert run(["inspect", str(bundle)]) == 0
     assert "int4, 3,997,696 weights quantised" in capsys.readouterr().out
+    assert run(["generate", str(bundle), "--prompt", "a", "--max-new-tokens", "1", "--max-context", "64"]) == 0
+    assert "runs on ONNX Runtime on the CPU, int4 computed in fp32" in capsys.readouterr().err
 
 
 def test_build_quantises_first_where_it_is_given_text(

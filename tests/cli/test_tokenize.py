@@ -84,6 +84,7 @@ def test_text_is_written_as_soon_as_it_is_certain(model: Path) -> None:
         (["tokenize"], b"", "empty"),
         (["tokenize"], b"ab\xff", "not UTF-8 at byte 2"),
         (["tokenize", "--prompt", "a", "--prompt-file", "b"], b"", "either"),
+        (["detokenize"], b"", "the list of token ids is empty"),
         (["detokenize"], b"1 x 3", "token 1, counted from 0, is 'x'"),
         (["detokenize"], b"2147483648", "expected a decimal id"),
         (["detokenize"], b"-1", "expected a decimal id"),

@@ -78,10 +78,12 @@ def test_recipe_is_found_by_alias_and_full_name(name: str) -> None:
 def test_unknown_gpu_lists_the_known_ones() -> None:
     names = sorted(path.stem for path in (ROOT / "engines").glob("*.toml") if path.stem != "rtx")
     assert {"a6000", "a6000d", "rtx4090", "rtx5090"} <= set(names)
-    message = f"--gpu h100: unknown GPU; known are {', '.join(names)}, rtx, or"
-    with pytest.raises(RequestError, match=re.escape(message)) as error:
+    message = f"--gpu h100: unknown GPU; known are {', '.join(names)}"
+    with pytest.raises(RequestError, match=re.escape(f"{message}, or")) as error:
         load_recipe("h100")
     assert error.value.exit_code == 2
+    with pytest.raises(RequestError, match=re.escape(f"{message}, rtx, or")):
+        load_target("h100")
 
 
 def test_recipe_of_the_user_is_read_from_its_path(tmp_path: Path) -> None:
@@ -233,9 +235,16 @@ def test_wrong_group_is_refused_naming_the_file(tmp_path: Path, content: str, me
         load_target(str(path))
 
 
-def test_one_gpu_is_asked_for_where_a_group_does_not_serve() -> None:
-    with pytest.raises(RequestError, match=r"--gpu rtx: name one GPU of these: a6000, rtx4090, rtx5090, a6000d"):
-        load_recipe("rtx")
+def test_one_gpu_is_asked_for_where_several_do_not_serve(tmp_path: Path) -> None:
+    group = tmp_path / "lab.toml"
+    group.write_text('members = ["a6000", "rtx4090"]', encoding="utf-8")
+    for text, known in (
+        ("RTX", "a6000, rtx4090, rtx5090, a6000d"),
+        ("a6000,rtx5090", "a6000, a6000d, rtx4090, rtx5090"),
+        (str(group), "a6000, rtx4090"),
+    ):
+        with pytest.raises(RequestError, match=f"^--gpu {re.escape(text)}: name one GPU of these: {known}$"):
+            load_recipe(text)
 
 
 def test_names_of_gpus_make_a_list_of_words() -> None:

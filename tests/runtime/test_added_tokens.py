@@ -116,6 +116,21 @@ PLACES = {
             }
         }
     ),
+    "model_specific_special_tokens": lambda files: (
+        files
+        | {
+            "tokenizer_config": {
+                "model_specific_special_tokens": {
+                    "thought_token": "<think>",
+                    "bos_token": "<|im_start|>",
+                    "image": {"__type": "AddedToken", "content": "</think>", "rstrip": True},
+                },
+                "eos_token": "<|im_end|>",
+                "extra_special_tokens": ["zz"],
+                "image_token": {"__type": "AddedToken", "content": "q<", "lstrip": True},
+            }
+        }
+    ),
     "a map over fields": lambda files: (
         files
         | {
@@ -176,6 +191,49 @@ def test_any_places_and_flags_give_what_transformers_gives(
             require_equal(tokenizer, reference, text_around(chance), chance)
 
 
+def test_objects_of_tokens_by_name_are_read_as_in_transformers(tmp_path: Path) -> None:
+    """In one file or another, beside each other, with names of their own or those of all models."""
+    for seed in range(60):
+        chance = random.Random(seed)
+        files = base("byte level") | {"tokenizer_config": {}, "special_tokens_map": {}}
+
+        def name_tokens(place: str, field: str, chance: random.Random = chance, files: Files = files) -> None:
+            names = chance.sample(["image_token", "thought", "eos_token", "pad_token"], chance.randint(0, 3))
+            token = chance.choice
+            objects = {name: token([*MARKERS, {"__type": "AddedToken", "content": "zz"}]) for name in names}
+            files[place][field] = chance.choice([objects, objects, None])
+
+        name_tokens("tokenizer_config", "model_specific_special_tokens")
+        for field in chance.sample(["image_token", "audio_token", "eos_token"], chance.randint(0, 2)):
+            files["tokenizer_config"][field] = chance.choice(MARKERS)
+        if chance.random() < 0.4:
+            name_tokens("tokenizer_config", "extra_special_tokens")
+        elif chance.random() < 0.4:
+            files["special_tokens_map"]["extra_special_tokens"] = {"video_token": chance.choice(MARKERS)}
+        try:
+            tokenizer, reference = both(files, tmp_path / str(seed))
+        except AttributeError:
+            # Of transformers, which takes null for an object.
+            assert files["tokenizer_config"]["model_specific_special_tokens"] is None
+            continue
+        for whole in TEXTS:
+            require_equal(tokenizer, reference, whole, chance)
+        eos = reference.eos_token_id
+        assert tokenizer.stop_token_ids == (() if eos is None else (eos,))
+
+
+def test_token_whose_id_is_that_of_another_is_no_token(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = in_tokenizer(base("byte level"))
+    taken = vocabulary_size(files)
+    tokenizer, reference = both(files | {"added_tokens": {"<x>": taken, "<y>": taken + 1}}, tmp_path / "model")
+    assert tokenizer.encode("a<x>b") == reference.encode("a<x>b")
+    assert len(tokenizer.encode("<x>")) > 1
+    assert (
+        f"{taken} is named as the id of '<x>', but another token has that id, so it is no token here and its text is "
+        "split, and 1 more have other ids or none, as in transformers: check that"
+    ) in caplog.text
+
+
 def test_warning_tells_where_the_file_names_other_ids(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     files = base("byte level")
     first = vocabulary_size(files)
@@ -221,6 +279,13 @@ WRONG = [
     ("tokenizer_config", {"additional_special_tokens": [7]}, "additional_special_tokens[0]"),
     ("tokenizer_config", {"extra_special_tokens": {"a_token": 7}}, "extra_special_tokens.a_token"),
     ("tokenizer_config", {"split_special_tokens": "yes"}, "split_special_tokens"),
+    ("tokenizer_config", {"model_specific_special_tokens": ["<x>"]}, "model_specific_special_tokens"),
+    (
+        "tokenizer_config",
+        {"model_specific_special_tokens": {"a_token": None}},
+        "model_specific_special_tokens.a_token",
+    ),
+    ("special_tokens_map", {"model_specific_special_tokens": {"a_token": "<x>"}}, "model_specific_special_tokens"),
     ("special_tokens_map", {"eos_token": {"lstrip": True}}, "eos_token"),
     ("special_tokens_map", {"image_token": {"lstrip": True}}, "image_token"),
     ("special_tokens_map", {"additional_special_tokens": {"<x>": 1}}, "additional_special_tokens"),

@@ -59,6 +59,17 @@ def test_system_message_and_variables_stand_around_a_long_prompt() -> None:
         "message.content ~ ('!' if message.content[0].isupper() else '')",
         "message.content ~ ('!' if message.content.isascii() else '')",
         "message.content ~ (raise_exception('no images') if '<image>' in message.content else '')",
+        "message.content ~ ('!' if message.content.count('zq') > 3 else '')",
+        "message.content ~ ('!' if message.content.split('zq') | length > 3000 else '')",
+        "message.content ~ ('!' if ('/fa' ~ 'st') in message.content else '')",
+        "message.content ~ ('!' if ('/' + 'fa' + 'st') in message.content else '')",
+        "message.content ~ ('!' if ['go', 'on', 1] | join('-') ~ 2 in message.content else '')",
+        "message.content ~ ('!' if message.content.startswith('-'.join(('go', 'on'))) else '')",
+        "message.content ~ ('!' if ('%s%s' | format('/fa', 'st')) in message.content else '')",
+        "message.content ~ ('!' if message.content | length > 6000000 else '')",
+        "message.content ~ ('!' if message.content | length > 6000 * 10 ** 3 else '')",
+        "message.content ~ ('!' if message.content | length / 4 > 1500000 else '')",
+        "message.content ~ ('!' if message.content.count('zq') > 4000000 else '')",
         "message.content | upper",
         "message.content.rstrip()",
         "message.content | replace('<|im_end|>', '')",
@@ -87,6 +98,38 @@ def test_words_of_the_prompt_and_of_the_options_are_tried() -> None:
         )
 
 
+@pytest.mark.parametrize(
+    "before",
+    [
+        "{% set word = '/fa' %}{% set word = word ~ 'st' %}",
+        "{% set word %} /fast {% endset %}{% set word = word.strip() %}",
+        "{% macro made() %}/fast{% endmacro %}{% set word = made() %}",
+    ],
+)
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_texts_that_the_template_makes_are_tried(before: str, goes_on: bool) -> None:
+    source = before + CHATML + "{% if word in messages[-1].content %}!{% endif %}"
+    with pytest.raises(SessionError, match="looks at"):
+        chat(source).around_prompt(goes_on=goes_on)
+
+
+def test_numbers_that_no_length_is_compared_with_are_no_ground_to_refuse() -> None:
+    budgets = "{% set budgets = {0: 0, 1024: 256, 16384: 1024} %}"
+    budgets += "{% if false %}{{ 3 * 1024 ** 2 + 2 ** -1 - 1 / 0 }}{% endif %}"
+    assert chat(budgets + CHATML).around_prompt(goes_on=False) == chat(CHATML).around_prompt(goes_on=False)
+    limit = "{% if messages[-1].content | length > limit %}!{% endif %}"
+    with pytest.raises(SessionError, match="looks at"):
+        chat(CHATML + limit).around_prompt(goes_on=False, limit=6_000_000)
+
+
+def test_numbers_that_are_too_large_to_compute_are_refused_at_once() -> None:
+    for number in ("9 ** 9 ** 9", "10.0 ** 60 ** 64", "1e999 - 1e999", "'ab' * 10 ** 10"):
+        started = time.process_time()
+        with pytest.raises(SessionError, match="looks at"):
+            chat(CHATML + f"{{% if false %}}{{{{ {number} }}}}{{% endif %}}").around_prompt(goes_on=False)
+        assert time.process_time() - started < 2
+
+
 def test_template_that_refuses_every_prompt_tells_why() -> None:
     with pytest.raises(SessionError, match="System role not supported"):
         chat(TURNS).around_prompt(goes_on=False, system="Be brief.")
@@ -113,6 +156,9 @@ def test_turn_goes_on_behind_an_answer(source: str, end: str) -> None:
     [
         "message.content ~ ('!' if 'Sorry' in message.content else '')",
         "message.content ~ loop.index",
+        "message.content ~ ('!' if messages[0].content | length > 1000 else '')",
+        "message.content ~ ('!' if messages[0].content.count('zq') > 3 else '')",
+        "message.content ~ ('!' if ('%s%s' | format('/fa', 'st')) in messages[0].content else '')",
         "message.content ~ ('!' if '<think>' in messages[1].content else '')",
         "message.content ~ messages[0].content",
     ],

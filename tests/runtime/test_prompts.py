@@ -128,6 +128,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "padding": (lambda: {"input_ids": IDS, "attention_mask": MASKED}, "hides 2 of 5 tokens"),
     "mask of another length": (lambda: {"input_ids": IDS, "attention_mask": [1]}, "a 1 for each of 5 tokens"),
     "mask that is ragged": (lambda: {"input_ids": IDS, "attention_mask": [[1], [1, 1]]}, "attention_mask"),
+    "set": (lambda: {1, 2}, "a prompt is a set, which has no order"),
+    "masked array": (lambda: np.ma.array(IDS, mask=MASKED), "an array that hides some of its numbers"),
     "one tensor without a dimension": (lambda: torch.tensor(5), r"int64 \[\], expected integers"),
     "number of NumPy": (lambda: np.int64(5), r"int64 \[\], expected integers"),
 }

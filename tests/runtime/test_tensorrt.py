@@ -80,7 +80,7 @@ def test_commands_take_the_runtime(capsys: pytest.CaptureFixture[str]) -> None:
     automatic = [*command[:-2], "--max-new-tokens", "1", *libraries]
     done = subprocess.run(automatic, input="1 2 3", capture_output=True, text=True, check=False)
     assert done.returncode == 0
-    assert "sala-run: not on tensorrt: there is no NVIDIA driver" in done.stderr
+    assert "sala-run: runs on onnxruntime on the CPU, not on tensorrt: there is no NVIDIA driver" in done.stderr
 
 
 def test_real_library_takes_the_plan_until_it_needs_the_driver() -> None:

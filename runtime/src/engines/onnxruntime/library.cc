@@ -33,7 +33,8 @@ Expected<OnnxRuntimeLibrary> OnnxRuntimeLibrary::load(const std::filesystem::pat
   }
   if (handle == nullptr) {
     return error(ErrorCode::kLibraryMissing, "ONNX Runtime was not found (", failures,
-                 "): install the Python package onnxruntime, or give the path of libonnxruntime.so");
+                 "): put libonnxruntime.so.1 beside the program, for example a link to the one in the Python package "
+                 "onnxruntime, or give its path");
   }
   const auto get_base = reinterpret_cast<const OrtApiBase* (*)()>(dlsym(handle, "OrtGetApiBase"));
   if (get_base == nullptr) {
