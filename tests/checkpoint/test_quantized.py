@@ -208,7 +208,7 @@ _GROUP = ("config_groups", "group_0")
         (
             lambda f: f.pop("quantization_config"),
             CheckpointError,
-            r"and 11 more: a sign of quantised weights, which quantization_config",
+            r"and 11 more: a sign of quantised weights, but quantization_config",
         ),
     ],
 )
