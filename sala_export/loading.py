@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .engine.host import available_host_bytes
 from .errors import RequestError, SessionError
 from .extras import extras_named
 from .machine import gpus
-from .model.signature import cache_sizes, signature
 from .model_source import ModelSource
 from .runtime.model import Model, load_bundle
-from .specs import RUNTIMES, Precision, computed_in, format_bytes, one_of
+from .specs import RUNTIMES, Precision, computed_in, format_bytes, format_tokens, one_of
 
 if TYPE_CHECKING:
     from .checkpoint.config import SalaConfig
@@ -89,25 +87,28 @@ def load(
     )
 
 
-def require_host_room(model: Model, config: SalaConfig, tokens: int, asked: str) -> None:
-    """Refuse a context that the memory of this machine cannot hold.
+def require_host_room(model: Model, config: SalaConfig, option: str, context: int, *, new_tokens: int = 0) -> None:
+    """Refuse a context whose caches do not fit into the free memory of this machine.
 
-    Pages of the host are given when they are written, so nothing would fail before the machine does.
+    Pages of the host are given when they are written, so nothing would fail before the machine does. On a GPU
+    everything passes, because the engine reserves its caches when a session begins.
 
-    On a GPU everything passes, because the engine reserves its caches when a session begins.
-
-    Args: `tokens` that the context holds, and what was `asked` for, for the message: `--context 4M`.
+    Args: `option` is the one that asks for the `context`, to which `new_tokens` are added.
     Raises: RequestError with what the caches need and what is free.
     """
+    # Here, not above: whoever loads a model needs neither.
+    from .engine.host import available_host_bytes
+    from .model.signature import cache_sizes, signature
+
     if model.on_gpu:
         return
-    sizes = cache_sizes(config, tokens)
+    sizes = cache_sizes(config, context + new_tokens)
     entries = signature(config, Precision(model.precision).dtype).caches
     needed, free = sum(entry.past.size_bytes(sizes) for entry in entries), available_host_bytes()
     if needed > free:
         raise RequestError(
-            f"{asked} needs {format_bytes(needed)} of memory for its caches, {format_bytes(free)} are free: "
-            f"choose a smaller {asked.split()[0]}"
+            f"{option} {format_tokens(context)} needs {format_bytes(needed)} of memory for its caches, "
+            f"{format_bytes(free)} are free: choose a smaller {option}"
         )
 
 

@@ -137,7 +137,7 @@ def _measure_what_fits(
             if last is not None:
                 expected = expected_seconds(last, context, request, request.chunk_tokens or model.default_chunk_tokens)
                 _require_time(expected, tolerance.deadline)
-            require_host_room(model, config, context + request.new_tokens, f"--context {format_tokens(context)}")
+            require_host_room(model, config, "--context", context, new_tokens=request.new_tokens)
             last = _measure_context(model, context, request, memory, progress)
         except SalaError as error:
             tolerance.left_out(context, str(error))
@@ -170,7 +170,7 @@ def require_room(model: Model, config: SalaConfig, request: BenchmarkRequest) ->
     Raises: RequestError with what it needs and what is available.
     """
     largest = request.contexts_on(model)[-1]
-    require_host_room(model, config, largest + request.new_tokens, f"--context {format_tokens(largest)}")
+    require_host_room(model, config, "--context", largest, new_tokens=request.new_tokens)
     try:
         model.session(max_context=largest + request.new_tokens, chunk_tokens=request.chunk_tokens)
     except (RunError, SessionError) as error:

@@ -128,16 +128,17 @@ def _check_head(directory: Directory, config: SalaConfig, stored: Mapping[str, _
 
 def _refuse(directory: Directory, config: SalaConfig, stored: Mapping[str, _Stored], names: Sequence[str]) -> None:
     kinds: dict[str, list[str]] = {}
+    of_model = {weight.name for weight in weights(config)} if names else set()
     for name in names:
         # A bias of nothing changes nothing, and neither does a zero point.
         if not (name.endswith((".bias", "_zero_point")) and stored[name].is_zero()):
-            kinds.setdefault(_reason(name, config), []).append(name)
+            kinds.setdefault(_reason(name, config, of_model), []).append(name)
     for reason, those in kinds.items():
         raise CheckpointError(f"{directory}: {stored[those[0]].shard} holds {_listed(those)}: {reason}")
 
 
-def _reason(name: str, config: SalaConfig) -> str:
-    """Why a tensor is refused, and what to do."""
+def _reason(name: str, config: SalaConfig, of_model: Collection[str]) -> str:
+    """Why a tensor is refused, and what to do. Args: of_model: names that the weights have unquantised."""
     layer = _LAYER.match(name)
     if _ADAPTER.search(name):
         return "an adapter that is not merged; merge it (merge_and_unload of peft) and take what that saves"
@@ -146,7 +147,7 @@ def _reason(name: str, config: SalaConfig) -> str:
             f"config.json has {config.num_hidden_layers} layers (num_hidden_layers), numbered from 0; take the "
             "config.json of these weights"
         )
-    if name in (weight.name for weight in weights(config)):
+    if name in of_model:
         return (
             "by quantization_config in config.json these weights are quantised, but they are stored as they are; name "
             "them among what it leaves alone (ignore), or take the config.json of these weights"

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from ..errors import printable_text
 from ..specs import RUNTIMES, Precision
-from .options import BundlePath, GpuName, PrecisionName, TokenList, Tokens, json_option, weights_option
+from .options import SINGLE_GPU, BundlePath, CompletedName, TokenList, Tokens, json_option, weights_option
 from .output import print_json
 
 
@@ -42,12 +42,12 @@ from .output import print_json
 @click.option("--device", help="Device for the torch runtime: cuda, cuda:N or cpu.  [default: a GPU if there is one]")
 @click.option(
     "--precision",
-    type=PrecisionName((Precision.FP32, Precision.BF16, Precision.FP16)),
+    type=CompletedName(lambda: (Precision.FP32, Precision.BF16, Precision.FP16)),
     help="Precision for the torch runtime: fp32, bf16 or fp16.  [default: the model's, fp32 on the CPU]",
 )
 @click.option(
     "--gpu-recipe",
-    type=GpuName(),
+    type=SINGLE_GPU,
     help="GPU recipe to compute the floor from.  [default: the recipe of this GPU]",
 )
 @json_option

@@ -10,7 +10,6 @@ import click
 from rich.console import Console
 
 from ..errors import SalaError
-from ..specs import format_tokens
 from .chat_input import Messages
 from .chat_options import Chat, ChatOptions, chat_options
 from .conversation import Conversation
@@ -79,7 +78,7 @@ def chat(
         model = load_weights(console, source, tokenizer, runtime=runtime)
         model.check_generate(**sampling)
         if max_context is not None:
-            require_host_room(model, source.config, max_context, f"--max-context {format_tokens(max_context)}")
+            require_host_room(model, source.config, "--max-context", max_context)
         session = model.session(max_context=max_context)
         conversation = Conversation(session, tokenizer, template, model.stop_token_ids)
         show_runtime(console, model, source, only_warn=not messages.is_terminal)

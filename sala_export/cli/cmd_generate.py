@@ -12,7 +12,6 @@ from rich.console import Console
 
 from ..errors import RequestError, SalaError, SessionError, StateError
 from ..files import OpenedFile
-from ..specs import format_tokens
 from .chat_options import Chat, ChatOptions, chat_options, require_sense
 from .generate_display import PrefillDisplay
 from .generate_prompt import PromptSource, prompt_ids
@@ -81,12 +80,12 @@ def generate(
       sala-export generate sala.sala --prompt-file book.txt --save-state book.state
       sala-export generate sala.sala --prompt "The sky is" --json
     """
+    from ..loading import require_host_room
+
     if (prompt is None) == (prompt_file is None):
         raise RequestError("give the prompt either as --prompt TEXT or as --prompt-file FILE")
     options = ChatOptions(system=system, template_var=template_var, chat_template=chat_template)
     require_sense(options, chat=chat, goes_on=load_state is not None)
-    from ..loading import require_host_room
-
     with ExitStack() as stack:
         source = PromptSource.open(prompt, prompt_file, stack)
         target = None if save_state is None else open_target(save_state, stack)
@@ -99,7 +98,7 @@ def generate(
         model = load_weights(console, opened, tokenizer, runtime=runtime)
         model.check_generate(**sampling)
         if max_context is not None:
-            require_host_room(model, opened.config, max_context, f"--max-context {format_tokens(max_context)}")
+            require_host_room(model, opened.config, "--max-context", max_context)
         if load_state is None:
             session = model.session(max_context=max_context)
         else:
@@ -113,11 +112,12 @@ def generate(
             ids = [*ids]
         if target is not None:
             require_room(target, model, session, source.tokens_read + sampling["max_new_tokens"])
-        show_runtime(console, model, opened, only_warn=not console.is_terminal)
+        # A log that nobody reads keeps no prompt from running, so there only a warning comes before it.
+        later = show_runtime(console, model, opened, only_warn=not console.is_terminal)
         with saved_at_the_end(console, session, target):
             _prefill(console, session, ids, source, goes_on_after_error=target is not None)
-            if not console.is_terminal:  # a log that nobody reads keeps no prompt from running
-                show_runtime(console, model, opened, only_tell=True)
+            if later:
+                console.print(later, soft_wrap=True)
             _answer(console, session, tokenizer, sampling, as_json=as_json)
 
 

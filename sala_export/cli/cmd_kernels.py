@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ..errors import UnsupportedError
 from ..specs import Precision
-from .options import GpuName, json_option
+from .options import SINGLE_GPU, json_option
 from .output import print_json, table_console
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _TYPES = (Precision.FP32, Precision.BF16, Precision.FP16)
 
 @click.command()
 @click.option(
-    "--gpu", type=GpuName(), help="Show only the kernels that this GPU would run, e.g. rtx5090.  [default: all]"
+    "--gpu", type=SINGLE_GPU, help="Show only the kernels that this GPU would run, e.g. rtx5090.  [default: all]"
 )
 @json_option
 def kernels(gpu: str | None, as_json: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from click.shell_completion import CompletionItem
 
 from ..checkpoint.config import DEFAULT_MODEL
 from ..errors import RequestError
-from ..specs import BUILT_PRECISIONS, Precision, one_of, parse_tokens
+from ..specs import BUILT_PRECISIONS, one_of, parse_tokens
 
 Command = Callable[..., Any]
 
@@ -74,27 +74,26 @@ class GpuNames(click.ParamType[str]):
         return [CompletionItem(f"{before}{comma}{name}") for name in names if name.startswith(last)]
 
 
-class GpuName(click.ParamType[str]):
-    """The name of a single GPU, which a shell completes. `load_recipe` checks it."""
+class CompletedName(click.ParamType[str]):
+    """A name that a shell completes. The command checks it."""
 
     name = "text"
 
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        from ..engine.recipe import recipe_paths
-
-        return [CompletionItem(name) for name in recipe_paths() if name.startswith(incomplete)]
-
-
-class PrecisionName(click.ParamType[str]):
-    """The name of a precision, which a shell completes. The command checks it."""
-
-    name = "text"
-
-    def __init__(self, precisions: Sequence[Precision]) -> None:
-        self.precisions = precisions
+    def __init__(self, names: Callable[[], Iterable[str]]) -> None:
+        """Args: names: gives the names, and is called only when a shell asks."""
+        self._names = names
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        return [CompletionItem(name) for name in self.precisions if name.startswith(incomplete)]
+        return [CompletionItem(name) for name in self._names() if name.startswith(incomplete)]
+
+
+def _single_gpus() -> Iterable[str]:
+    from ..engine.recipe import recipe_paths
+
+    return recipe_paths()
+
+
+SINGLE_GPU = CompletedName(_single_gpus)
 
 
 class BundlePath(click.Path):
@@ -162,7 +161,7 @@ def engine_options(command: Command) -> Command:
         click.option("--max-context", type=Tokens(), help=f"Longest context in tokens, e.g. 1M.  {recipes}"),
         click.option(
             "--precision",
-            type=PrecisionName(BUILT_PRECISIONS),
+            type=CompletedName(lambda: BUILT_PRECISIONS),
             help=f"{one_of(BUILT_PRECISIONS)}.  [default: the precision of a quantised checkpoint, else bf16]",
         ),
     ):

@@ -73,20 +73,18 @@ def load_weights(console: Console, source: ModelSource, tokenizer: Tokenizer, *,
         return load(source, runtime=runtime, tokenizer=tokenizer, on_progress=shown)
 
 
-def show_runtime(
-    console: Console, model: Model, source: ModelSource, *, only_warn: bool = False, only_tell: bool = False
-) -> None:
+def show_runtime(console: Console, model: Model, source: ModelSource, *, only_warn: bool = False) -> str | None:
     """Say what a model runs on and why. It is a warning if a GPU is here and not used.
 
-    Args: `only_warn` or `only_tell`: say it only if it is a warning, or only if it is none.
+    Returns: the line if it is none and `only_warn` has kept it back.
     """
     from ..loading import runs_on
 
     line, leaves_gpu_unused = runs_on(model, source)
-    if leaves_gpu_unused and not only_tell:
-        console.print(f"warning: {line}", soft_wrap=True)
-    elif not leaves_gpu_unused and not only_warn:
-        console.print(line, soft_wrap=True)
+    if only_warn and not leaves_gpu_unused:
+        return line
+    console.print(f"warning: {line}" if leaves_gpu_unused else line, soft_wrap=True)
+    return None
 
 
 def show_answer(console: Console, session: Session, tokenizer: Tokenizer, sampling: Sampling) -> None:

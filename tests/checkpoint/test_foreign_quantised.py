@@ -113,12 +113,12 @@ def test_cache_of_8_bits_is_left_out_and_said(tmp_path: Path, caplog: pytest.Log
     assert line.endswith("kv_cache_quant_algo is 'FP8', but caches have 16 bits here: k_scale and v_scale are not read")
 
 
-def _set(name: str, place: tuple[int, ...], value: int) -> Callable[[dict[str, Tensor]], None]:
+def _set(name: str, place: tuple[int, ...], value: float) -> Callable[[dict[str, Tensor]], None]:
     return lambda tensors: tensors[name].__setitem__(place, value)
 
 
 def test_scale_that_is_no_number_is_told_without_a_file_that_is_not_there(tmp_path: Path) -> None:
-    path, *_ = awq(tmp_path / "foreign", change=_set(f"{Q}.scales", (0, 3), float("nan")))  # type: ignore[arg-type]
+    path, *_ = awq(tmp_path / "foreign", change=_set(f"{Q}.scales", (0, 3), float("nan")))
     with pytest.raises(CheckpointError) as caught:
         Checkpoint.open(path)
     assert str(caught.value).startswith(f"{path} (converted): model.layers.0.")

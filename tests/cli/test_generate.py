@@ -18,13 +18,13 @@ from support.runtime_bundles import tiny_cpu_bundle
 from support.text_bundles import tiny_text_bundle
 
 import sala_export
-from sala_export import loading
 from sala_export.bundle.hashing import hash_files
 from sala_export.bundle.reader import Bundle
 from sala_export.cli import generate_prompt
 from sala_export.cli.app import run
 from sala_export.cli.generate_display import PrefillDisplay
 from sala_export.cli.output import JSON_SCHEMA_VERSION
+from sala_export.engine import host
 from sala_export.progress import silent
 from sala_export.runtime.model import Model
 from sala_export.runtime.session import PrefillProgress
@@ -212,7 +212,7 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
 
 
 def test_context_that_the_memory_cannot_hold_is_refused(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "available_host_bytes", lambda: 1 << 24)
+    monkeypatch.setattr(host, "available_host_bytes", lambda: 1 << 24)
     for command in (["generate", "--prompt", "a"], ["chat"]):
         assert run([command[0], str(tiny_text_bundle()), *command[1:], "--max-context", "64K"]) == 2
         assert "--max-context 64K needs " in capsys.readouterr().err
