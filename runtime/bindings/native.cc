@@ -250,13 +250,44 @@ Model load(const std::filesystem::path& bundle, const std::string& runtime,
   return unwrap(std::move(model));
 }
 
-PySession* restore(const Model& model, const std::filesystem::path& path, std::optional<int64_t> max_context,
-                   std::optional<int64_t> chunk_tokens) {
+/// A new session of what `make` returns without the lock of the interpreter.
+template <class Make>
+PySession* new_session(Make&& make) {
   auto session = [&] {
     const Unlocked unlocked;
-    return model.restore(path, {max_context, chunk_tokens});
+    return make();
   }();
   return new PySession(unwrap(std::move(session)));
+}
+
+PySession* create_session(const Model& model, const SessionOptions& options) {
+  // An engine in Python wants the lock for itself.
+  return new_session([&] { return model.create_session(options); });
+}
+
+PySession* restore(const Model& model, const std::filesystem::path& path, const SessionOptions& options) {
+  return new_session([&] { return model.restore(path, options); });
+}
+
+PySession* fork(PySession& session) {
+  const Busy busy(session);
+  return new_session([&] { return session.session.fork(); });
+}
+
+int64_t rewind(PySession& session, int64_t position) {
+  const auto reached = [&] {
+    const Working working(session);
+    return session.session.rewind(position);
+  }();
+  return unwrap(reached);
+}
+
+void checkpoint(PySession& session) {
+  const Status kept = [&] {
+    const Working working(session);
+    return session.session.checkpoint();
+  }();
+  unwrap(kept);
 }
 
 PyGeneration* generate(nb::object owner, const GenerateOptions& options) {
@@ -343,6 +374,15 @@ void bind_options(nb::module_& module) {
           },
           nb::kw_only(), "max_new_tokens"_a, "sampling"_a, "stop_tokens"_a.none());
 
+  nb::class_<SessionOptions>(module, "SessionOptions")
+      .def(
+          "__init__",
+          [](SessionOptions* options, std::optional<int64_t> max_context, std::optional<int64_t> chunk_tokens,
+             std::optional<int64_t> max_checkpoints) {
+            new (options) SessionOptions{max_context, chunk_tokens, max_checkpoints};
+          },
+          nb::kw_only(), "max_context"_a.none(), "chunk_tokens"_a.none(), "max_checkpoints"_a.none());
+
   nb::class_<StopStrings>(module, "StopStrings")
       .def(
           "__init__",
@@ -366,7 +406,8 @@ void bind_model(nb::module_& module) {
                   "dense_len"_a)
       .def_prop_ro("runtime", [](const Model& model) { return std::string(model.engine().name()); })
       .def_prop_ro("runtime_reason", &Model::runtime_reason)
-      .def_prop_ro("on_host", [](const Model& model) { return &model.engine().memory() == &host_memory(); })
+      .def_prop_ro("on_host", [](const Model& model) { return model.engine().memory().is_on_host(); })
+      .def_prop_ro("cache_bytes", [](const Model& model) { return model.engine().memory().used_bytes(); })
       .def_prop_ro("precision", [](const Model& model) { return std::string(model.engine().precision()); })
       .def_prop_ro("fingerprint", [](const Model& model) { return model.config().fingerprint; })
       .def_prop_ro("vocab_size", [](const Model& model) { return model.config().vocab_size; })
@@ -374,13 +415,8 @@ void bind_model(nb::module_& module) {
       .def_prop_ro("default_max_context", &Model::default_max_context)
       .def_prop_ro("default_chunk_tokens",
                    [](const Model& model) { return model.engine().limits().default_chunk_tokens; })
-      .def(
-          "create_session",
-          [](const Model& model, std::optional<int64_t> max_context, std::optional<int64_t> chunk_tokens) {
-            return new PySession(unwrap(model.create_session({max_context, chunk_tokens})));
-          },
-          nb::kw_only(), "max_context"_a.none(), "chunk_tokens"_a.none())
-      .def("restore", &restore, "path"_a, nb::kw_only(), "max_context"_a.none(), "chunk_tokens"_a.none())
+      .def("create_session", &create_session, "options"_a)
+      .def("restore", &restore, "path"_a, "options"_a)
       .def(
           "state_bytes", [](const Model& model, int64_t count) { return unwrap(model.state_bytes(count)); }, "tokens"_a)
       .def(
@@ -408,6 +444,14 @@ void bind_session(nb::module_& module) {
       .def("generate", &generate, "options"_a)
       .def("save", &save, "path"_a)
       .def("save_to", &save_to, "target"_a)
+      .def("fork", &fork)
+      .def("checkpoint", &checkpoint)
+      .def_prop_ro("checkpoints",
+                   [](PySession& session) {
+                     const auto positions = idle(session).checkpoints();
+                     return std::vector<int64_t>(positions.begin(), positions.end());
+                   })
+      .def("rewind", &rewind, "position"_a)
       .def("reset", &reset)
       .def("stop", [](PySession& session) { session.session.stop(); });
 
@@ -427,6 +471,7 @@ NB_MODULE(_native, module) {
   bind_options(module);
   bind_model(module);
   bind_session(module);
+  module.def("device_bytes", &device_bytes, "address"_a, "size"_a, "device"_a.none());
   module.def("sample", &sample_token, "logits"_a, "context"_a, "options"_a, nb::kw_only(), "prompt_length"_a);
 }
 

@@ -46,12 +46,6 @@ class Held {
   nb::object object_;
 };
 
-/// Bytes of the host as a numpy array of uint8, without a copy; valid during the call that it is given to.
-nb::object bytes_view(void* data, int64_t bytes) {
-  const size_t shape[] = {static_cast<size_t>(bytes)};
-  return nb::ndarray<nb::numpy, uint8_t>(data, 1, shape).cast(nb::rv_policy::reference);
-}
-
 nb::dlpack::dtype element_type(DType dtype) {
   switch (dtype) {
     case DType::kInt32:
@@ -70,50 +64,11 @@ nb::object array_view(const Tensor& tensor) {
       .cast(nb::rv_policy::reference);
 }
 
-class PythonMemory final : public Memory {
- public:
-  explicit PythonMemory(std::shared_ptr<const Held> engine) : engine_(std::move(engine)) {}
-
-  Expected<Buffer> allocate(int64_t bytes) override {
-    const auto address = called([&] { return nb::cast<uintptr_t>(engine_->attr("allocate")(bytes)); });
-    if (!address) return address.error();
-    return Buffer(*this, reinterpret_cast<void*>(*address), bytes);
-  }
-
-  Status clear(Buffer& buffer) override {
-    return called([&] {
-      engine_->attr("clear")(reinterpret_cast<uintptr_t>(buffer.data()));
-      return std::monostate{};
-    });
-  }
-
-  Status read(void* host, const void* from, int64_t bytes) override {
-    return called([&] {
-      engine_->attr("read")(bytes_view(host, bytes), reinterpret_cast<uintptr_t>(from));
-      return std::monostate{};
-    });
-  }
-
-  Status write(void* to, const void* host, int64_t bytes) override {
-    return called([&] {
-      // The engine only reads it; numpy has no view of constant memory that torch takes.
-      engine_->attr("write")(reinterpret_cast<uintptr_t>(to), bytes_view(const_cast<void*>(host), bytes));
-      return std::monostate{};
-    });
-  }
-
- private:
-  void release(void* data, int64_t) noexcept override {
-    const Status released = called([&] {
-      engine_->attr("release")(reinterpret_cast<uintptr_t>(data));
-      return std::monostate{};
-    });
-    // The engine forgets an address and cannot fail at it; if it does, the memory is lost and nobody can act on it.
-    static_cast<void>(released);
-  }
-
-  std::shared_ptr<const Held> engine_;
-};
+/// The memory of the engine's device: an ordinal of a GPU, or None for the host.
+std::unique_ptr<Memory> memory_of(const nb::object& device) {
+  if (device.is_none()) return paged_host_memory();
+  return unwrap(paged_cuda_memory(nb::cast<int>(device)));
+}
 
 class PythonExecution final : public Execution {
  public:
@@ -167,19 +122,19 @@ class PythonEngine final : public Engine {
         outputs_(specs_of(nb::object(engine.attr("outputs")))),
         limits_{nb::cast<int64_t>(engine.attr("max_context")), nb::cast<int64_t>(engine.attr("max_chunk_tokens")),
                 nb::cast<int64_t>(engine.attr("default_chunk_tokens"))},
-        engine_(std::make_shared<const Held>(std::move(engine))),
-        memory_(engine_) {}
+        memory_(memory_of(engine.attr("device"))),
+        engine_(std::move(engine)) {}
 
   std::string_view name() const override { return name_; }
   std::string_view precision() const override { return precision_; }
   std::span<const TensorSpec> inputs() const override { return inputs_; }
   std::span<const TensorSpec> outputs() const override { return outputs_; }
   EngineLimits limits() const override { return limits_; }
-  Memory& memory() const override { return memory_; }
+  Memory& memory() const override { return *memory_; }
 
-  Status prepare(int64_t max_context, int64_t chunk_tokens) const override {
+  Status prepare(int64_t chunk_tokens) const override {
     return called([&] {
-      engine_->attr("prepare")(max_context, chunk_tokens);
+      engine_.attr("prepare")(chunk_tokens);
       return std::monostate{};
     });
   }
@@ -191,7 +146,7 @@ class PythonEngine final : public Engine {
         bound[nb::str(cache.past_name.data(), cache.past_name.size())] =
             nb::make_tuple(reinterpret_cast<uintptr_t>(cache.data), nb::cast(cache.shape));
       }
-      return std::make_unique<PythonExecution>(nb::object(engine_->attr("create_execution")(bound)));
+      return std::make_unique<PythonExecution>(nb::object(engine_.attr("create_execution")(bound)));
     });
   }
 
@@ -201,11 +156,19 @@ class PythonEngine final : public Engine {
   std::vector<TensorSpec> inputs_;
   std::vector<TensorSpec> outputs_;
   EngineLimits limits_;
-  std::shared_ptr<const Held> engine_;
-  mutable PythonMemory memory_;
+  std::unique_ptr<Memory> memory_;
+  Held engine_;
 };
 
 }  // namespace
+
+nb::object device_bytes(uintptr_t address, size_t bytes, const nb::object& device) {
+  const bool on_host = device.is_none();
+  nb::ndarray<uint8_t, nb::ndim<1>> view(
+      reinterpret_cast<void*>(address), {bytes}, nb::handle(), {}, nb::dtype<uint8_t>(),
+      on_host ? nb::device::cpu::value : nb::device::cuda::value, on_host ? 0 : nb::cast<int>(device));
+  return view.cast(nb::rv_policy::reference);
+}
 
 Model create_model(nb::object engine, std::string source, std::string fingerprint, int64_t vocab_size,
                    int64_t max_position_embeddings, std::vector<int32_t> eos_token_ids, std::vector<float> inv_freq,

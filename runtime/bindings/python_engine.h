@@ -7,6 +7,7 @@
 
 #include <nanobind/nanobind.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -19,5 +20,8 @@ namespace sala::python {
 Model create_model(nanobind::object engine, std::string source, std::string fingerprint, int64_t vocab_size,
                    int64_t max_position_embeddings, std::vector<int32_t> eos_token_ids, std::vector<float> inv_freq,
                    int64_t kernel_size, int64_t kernel_stride, int64_t dense_len);
+
+/// Memory that someone else owns, for DLPack: on the GPU of an ordinal, or on the host if that is None.
+nanobind::object device_bytes(uintptr_t address, size_t bytes, const nanobind::object& device);
 
 }  // namespace sala::python

@@ -44,7 +44,7 @@ extern "C" {
 #endif
 
 #define SALA_ABI_MAJOR 1
-#define SALA_ABI_MINOR 4
+#define SALA_ABI_MINOR 5
 #define SALA_ABI_VERSION (SALA_ABI_MAJOR * 1000 + SALA_ABI_MINOR)
 
 /* Returns the SALA_ABI_VERSION of the library that runs. */
@@ -161,6 +161,8 @@ SALA_API int64_t sala_model_max_position_embeddings(const sala_model* model);
 SALA_API int64_t sala_model_default_max_context(const sala_model* model);
 /* Returns the tokens that end a text, and their number in `count`. */
 SALA_API const int32_t* sala_model_eos_token_ids(const sala_model* model, size_t* count);
+/* Returns the bytes that the caches of all sessions of the model take. What forks share counts once. Since 1.5. */
+SALA_API int64_t sala_model_cache_bytes(const sala_model* model);
 /* Tells the bytes of the file that a session of so many tokens saves. If the last of them was sampled and has not run,
  * it takes less. Since 1.3. */
 SALA_API sala_error* sala_model_state_bytes(const sala_model* model, int64_t tokens, int64_t* bytes);
@@ -174,9 +176,11 @@ typedef struct sala_session_options {
   size_t struct_size;
   int64_t max_context;  /* tokens. 0: sala_model_default_max_context, or what a restored state needs if it is more */
   int64_t chunk_tokens; /* tokens per prefill step. 0 lets the engine choose. Results do not depend on it. */
+  /* Since 1.5. */
+  int64_t max_checkpoints; /* checkpoints that the session keeps for sala_session_rewind. 0 means 8, -1 none */
 } sala_session_options;
 
-#define SALA_SESSION_OPTIONS_INIT {sizeof(sala_session_options), 0, 0}
+#define SALA_SESSION_OPTIONS_INIT {sizeof(sala_session_options), 0, 0, 0}
 
 SALA_API sala_error* sala_session_create(const sala_model* model, const sala_session_options* options,
                                          sala_session** session);
@@ -273,7 +277,22 @@ SALA_API void sala_state_target_destroy(sala_state_target* target);
 /* Saves as sala_session_save does. One save may succeed, and after a failed one you can try again. Since 1.3. */
 SALA_API sala_error* sala_session_save_to(const sala_session* session, sala_state_target* target);
 
-/* Forgets the context. A poisoned session is usable again. */
+/* Makes a session with the same context and options. The two share the memory of the keys and values that both have.
+ * What you do with one changes nothing in the other. Since 1.5. */
+SALA_API sala_error* sala_session_fork(const sala_session* session, sala_session** fork);
+/* Keeps a checkpoint here, if the session keeps any. A token that was sampled and has not run is not in it. Since 1.5.
+ */
+SALA_API sala_error* sala_session_checkpoint(sala_session* session);
+/* Returns the positions of the checkpoints, in order, and their number in `count`. The session keeps one where a prompt
+ * ends, where the next one begins, and some within a long prompt. Each takes the bytes of the Lightning states in the
+ * host's memory, 48 MiB for 9B. When there are too many, those within prompts go first, and the further back, the
+ * fewer are kept. Since 1.5. */
+SALA_API const int64_t* sala_session_checkpoints(const sala_session* session, size_t* count);
+/* Goes back to the last checkpoint at or before `position`. `reached` takes its position. The tokens behind it are
+ * forgotten. Refused with SALA_ERROR_INVALID_ARGUMENT, naming the nearest, if no checkpoint lies there. Since 1.5. */
+SALA_API sala_error* sala_session_rewind(sala_session* session, int64_t position, int64_t* reached);
+
+/* Forgets the context and its checkpoints. A poisoned session is usable again. */
 SALA_API sala_error* sala_session_reset(sala_session* session);
 /* Ends a prefill that runs after its current chunk, or else the next one before its first (SALA_ERROR_STOPPED). Each
  * stop ends at most one: a prefill that finishes nevertheless uses it up, and sala_session_reset forgets it. A call

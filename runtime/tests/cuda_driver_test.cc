@@ -1,14 +1,15 @@
 // The engine's own declarations of the CUDA driver's interface against cuda.h.
 
-#include "engines/tensorrt/cuda_driver.h"
+#include "cuda/cuda_driver.h"
 
 #include <cuda.h>
 #include <gtest/gtest.h>
 
+#include <cstddef>
 #include <string_view>
 #include <type_traits>
 
-namespace sala::tensorrt {
+namespace sala::cuda {
 namespace {
 
 /// Enumerations of cuda.h are int here, its handles are other incomplete types: what counts is how a call passes them.
@@ -36,9 +37,22 @@ TEST(CudaDriver, IsDeclaredAsInCudaH) {
   static_assert(kCudaErrorOutOfMemory == static_cast<int>(CUDA_ERROR_OUT_OF_MEMORY));
   static_assert(kDeviceAttributeComputeCapabilityMajor == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR);
   static_assert(kDeviceAttributeComputeCapabilityMinor == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
+  static_assert(kDeviceAttributeVirtualMemoryManagementSupported ==
+                CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED);
+  static_assert(kMemAllocationTypePinned == CU_MEM_ALLOCATION_TYPE_PINNED);
+  static_assert(kMemLocationTypeDevice == CU_MEM_LOCATION_TYPE_DEVICE);
+  static_assert(kMemAccessFlagsProtReadWrite == CU_MEM_ACCESS_FLAGS_PROT_READWRITE);
+  static_assert(kMemAllocGranularityMinimum == CU_MEM_ALLOC_GRANULARITY_MINIMUM);
+  static_assert(sizeof(CUmemAllocationProp) == sizeof(::CUmemAllocationProp));
+  static_assert(offsetof(CUmemAllocationProp, location) == offsetof(::CUmemAllocationProp, location));
+  static_assert(offsetof(CUmemAllocationProp, flags) == offsetof(::CUmemAllocationProp, allocFlags));
+  static_assert(sizeof(CUmemLocation) == sizeof(::CUmemLocation));
+  static_assert(offsetof(CUmemLocation, id) == offsetof(::CUmemLocation, id));
+  static_assert(sizeof(CUmemAccessDesc) == sizeof(::CUmemAccessDesc));
+  static_assert(offsetof(CUmemAccessDesc, flags) == offsetof(::CUmemAccessDesc, flags));
   static_assert(kStreamNonBlocking == CU_STREAM_NON_BLOCKING);
   static_assert(kStreamCaptureModeThreadLocal == CU_STREAM_CAPTURE_MODE_THREAD_LOCAL);
 }
 
 }  // namespace
-}  // namespace sala::tensorrt
+}  // namespace sala::cuda

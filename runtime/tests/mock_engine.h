@@ -38,6 +38,8 @@ class MockMemory final : public Memory {
     return success();
   }
 
+  int64_t used_bytes() const override { return live_bytes_; }
+
   int64_t live_bytes_ = 0;
   int64_t allocations_ = 0;
   int64_t limit_bytes_ = INT64_MAX;
@@ -117,7 +119,7 @@ class MockEngine final : public Engine {
   std::span<const TensorSpec> inputs() const override { return inputs_; }
   std::span<const TensorSpec> outputs() const override { return outputs_; }
   EngineLimits limits() const override { return {1 << 20, 2048, 16}; }
-  Memory& memory() const override { return memory_; }
+  Memory& memory() const override { return paged_memory_ ? *paged_memory_ : memory_; }
   Expected<std::unique_ptr<Execution>> create_execution(std::span<const CacheBinding> caches) const override {
     return std::unique_ptr<Execution>(new MockExecution(caches, log_));
   }
@@ -125,6 +127,7 @@ class MockEngine final : public Engine {
   std::vector<TensorSpec> inputs_;
   std::vector<TensorSpec> outputs_;
   mutable MockMemory memory_;
+  std::unique_ptr<Memory> paged_memory_;  // in its place
   std::shared_ptr<MockLog> log_ = std::make_shared<MockLog>();
 
  private:

@@ -1,12 +1,12 @@
 // Drivers that are missing, too old or without a GPU.
 
-#include "engines/tensorrt/cuda_driver.h"
+#include "cuda/cuda_driver.h"
 #include "tensorrt_support.h"
 
 namespace sala::test {
 namespace {
 
-using tensorrt::CudaDriver;
+using cuda::CudaDriver;
 
 class TensorRtCuda : public TensorRt {};
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <fstream>
 
+#include "sala/prefiller.h"
 #include "tensorrt_support.h"
 
 namespace sala::test {
@@ -141,38 +142,96 @@ TEST_F(TensorRtEngine, RuntimeCacheMayBeGivenAndMustThenBeWritable) {
   expect_error(session.error(), ErrorCode::kEngineFailed, {"no/such/folder/cache"});
 }
 
-TEST_F(TensorRtEngine, CachesThatDoNotFitNameTheContextThatDoes) {
+TEST_F(TensorRtEngine, PromptThatDoesNotFitIsRefusedWholeAndNamesWhatDoes) {
   FakeBundle bundle;
-  cuda().total_bytes = (int64_t{64} << 20) + 60000;
-  const auto model = load(bundle);
-  ASSERT_TRUE(model) << model.error().message;
-  const auto refused = model->create_session({.max_context = 4000, .chunk_tokens = {}});
-  ASSERT_FALSE(refused);
-  expect_error(refused.error(), ErrorCode::kOutOfMemory,
-               {"a session of 4000 tokens", "are free beside the engine", "too few", "choose max_context "});
-  const std::string& message = refused.error().message;
-  const int64_t fits = std::stoll(message.substr(message.find("choose max_context ") + 19));
-  EXPECT_GT(fits, 100);
-  EXPECT_TRUE(model->create_session({.max_context = fits, .chunk_tokens = {}}));
-  EXPECT_FALSE(model->create_session({.max_context = fits + 16, .chunk_tokens = {}}));
-}
-
-TEST_F(TensorRtEngine, MemoryThatHoldsNoContextSaysSo) {
-  FakeBundle bundle;
+  cuda().page_bytes = 4096;
   cuda().total_bytes = int64_t{1} << 20;
   const auto model = load(bundle);
   ASSERT_TRUE(model) << model.error().message;
-  const auto refused = model->create_session({.max_context = 100, .chunk_tokens = {}});
+  auto session = model->create_session({.max_context = 4000});
+  ASSERT_TRUE(session) << session.error().message << ": a session takes the memory of what it holds";
+  ASSERT_TRUE(session->prefill(prompt(10)));
+  cuda().total_bytes = cuda().used_bytes() + 100'000;
+  const auto refused = session->prefill(prompt(3900));
   ASSERT_FALSE(refused);
-  expect_error(refused.error(), ErrorCode::kOutOfMemory, {"no context fits", "--prefill-chunk"});
+  expect_error(refused.error(), ErrorCode::kOutOfMemory, {"of 3900 tokens take", "are free", "enough for "});
+  EXPECT_EQ(session->position(), 10);
+  const std::string& message = refused.error().message;
+  const int64_t fits = std::stoll(message.substr(message.find("enough for ") + 11));
+  EXPECT_GT(fits, 1000);
+  EXPECT_FALSE(session->prefill(prompt(fits + 200)));
+  EXPECT_TRUE(session->prefill(prompt(fits)));
 }
 
-TEST_F(TensorRtEngine, BlockThatTheDriverCannotGiveIsCounted) {
+TEST_F(TensorRtEngine, MemoryThatEndsWithinAStreamLeavesWhatHasRun) {
   FakeBundle bundle;
+  const Mock mock = bundle.mock();
+  cuda().page_bytes = 4096;
+  const auto model = load(bundle);
+  auto session = model->create_session({.max_context = 4000});
+  auto other = model->create_session({.max_context = 4000});
+  ASSERT_TRUE(session);
+  ASSERT_TRUE(other);
+  ASSERT_TRUE(other->prefill(prompt(50)));
+  cuda().total_bytes = cuda().used_bytes() + 60'000;
+  auto prefiller = Prefiller::create(*session, {});
+  const auto ids = prompt(3000);
+  const Status fed = prefiller->feed(ids);
+  ASSERT_FALSE(fed);
+  expect_error(fed.error(), ErrorCode::kOutOfMemory, {"no room for", "are free", "end other sessions"});
+  const int64_t held = session->position();
+  EXPECT_GT(held, 100);
+  cuda().total_bytes += int64_t{1} << 20;
+  // The one that asked pays, and both go on.
+  Session same = mock.session();
+  ASSERT_TRUE(
+      same.prefill(std::span(ids).first(static_cast<size_t>(held)), {.context_length = 3000, .on_progress = {}}));
+  EXPECT_EQ(values(*session->prefill(prompt(20))), values(*same.prefill(prompt(20))));
+  Session another = mock.session();
+  ASSERT_TRUE(another.prefill(prompt(50)));
+  EXPECT_EQ(values(*other->decode(7)), values(*another.decode(7)));
+}
+
+TEST_F(TensorRtEngine, MemoryOfTheCallerIsTakenWholeAndForksCopy) {
+  FakeBundle bundle;
+  const Mock mock = bundle.mock();
+  LoadOptions options = TensorRt::options();
+  int64_t taken = 0;
+  options.tensorrt.allocator = DeviceAllocator{
+      [&](int64_t bytes) -> void* {
+        CUdeviceptr data = 0;
+        taken += bytes;
+        return cuda_function<CUresult(CUdeviceptr*, size_t)>("cuMemAlloc_v2")(&data, static_cast<size_t>(bytes)) == 0
+                   ? reinterpret_cast<void*>(data)
+                   : nullptr;
+      },
+      [&](void* data, int64_t bytes) {
+        taken -= bytes;
+        cuda_function<CUresult(CUdeviceptr)>("cuMemFree_v2")(reinterpret_cast<CUdeviceptr>(data));
+      }};
+  const auto model = Model::load(bundle.write(), options);
+  ASSERT_TRUE(model) << model.error().message;
+  auto session = model->create_session({.max_context = 500});
+  ASSERT_TRUE(session->prefill(prompt(100)));
+  EXPECT_TRUE(cuda().pages.empty());
+  const int64_t before = taken;
+  auto fork = session->fork();
+  ASSERT_TRUE(fork) << fork.error().message;
+  EXPECT_GT(taken - before, 500 * 2 * 24) << "a cache of keys and one of values";
+  Session same = mock.session();
+  ASSERT_TRUE(same.prefill(prompt(100)));
+  const std::vector<float> wanted = values(*same.decode(9));
+  EXPECT_EQ(values(*fork->decode(9)), wanted);
+  EXPECT_EQ(values(*session->decode(9)), wanted);
+}
+
+TEST_F(TensorRtEngine, GpuThatCannotMapPagesTakesWholeCaches) {
+  FakeBundle bundle;
+  cuda().maps_pages = false;
   cuda().largest_block = 5000;  // of much memory in small pieces
   cuda().total_bytes = int64_t{1} << 30;
   const auto model = load(bundle);
-  const auto refused = model->create_session({.max_context = 1000, .chunk_tokens = {}});
+  const auto refused = model->create_session({.max_context = 1000});
   ASSERT_FALSE(refused);
   expect_error(refused.error(), ErrorCode::kOutOfMemory,
                {"no room for 24000 bytes", "are free", "smaller max_context"});

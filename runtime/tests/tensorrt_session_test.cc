@@ -2,6 +2,7 @@
 
 #include <filesystem>
 
+#include "session_schedule.h"
 #include "tensorrt_support.h"
 
 namespace sala::test {
@@ -116,6 +117,17 @@ TEST_F(TensorRtSession, ServesContextsShorterThanTheSmallestCache) {
     const auto ids = prompt(max_context);
     EXPECT_EQ(values(*session.prefill(ids)), values(*mock.session().prefill(ids))) << max_context;
     EXPECT_EQ(session.decode(3).error().code, ErrorCode::kContextExceeded);
+  }
+}
+
+TEST_F(TensorRtSession, EveryScheduleGivesTheLogitsOfEachSessionAlone) {
+  const Mock mock = bundle_->mock();
+  model_.reset();
+  for (const int64_t page_bytes : {4096, 65536}) {
+    cuda().page_bytes = page_bytes;
+    const auto model = load(*bundle_);
+    ASSERT_TRUE(model) << model.error().message;
+    for (unsigned seed = 0; seed < 3; ++seed) Schedule(*model, mock, seed).run(60);
   }
 }
 

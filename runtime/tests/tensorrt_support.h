@@ -43,6 +43,8 @@ class TensorRt : public testing::Test {
 
   void TearDown() override {
     EXPECT_EQ(cuda().used_bytes(), 0);
+    EXPECT_TRUE(cuda().reserved.empty());
+    EXPECT_TRUE(cuda().mapped.empty());
     EXPECT_TRUE(cuda().pinned_blocks.empty());
     EXPECT_EQ(cuda().contexts, 0);
     EXPECT_EQ(cuda().streams, 0);

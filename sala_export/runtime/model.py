@@ -94,30 +94,45 @@ class Model:
                 )
         return sorted({*self.eos_token_ids, *tokenizer_stops})
 
-    def session(self, *, max_context: int | None = None, chunk_tokens: int | None = None) -> Session:
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes that the caches of all sessions of this model take. What forks share counts once."""
+        return self._native.cache_bytes
+
+    def session(
+        self,
+        *,
+        max_context: int | None = None,
+        chunk_tokens: int | None = None,
+        max_checkpoints: int | None = None,
+    ) -> Session:
         """Create a session with an empty context.
 
         Args:
-            max_context: tokens that the session can hold. By default what the model was made for.
+            max_context: tokens that the session can hold. By default what the model was made for. A session takes the
+                memory of the tokens that it holds.
             chunk_tokens: tokens per prefill step. By default the engine chooses. Results do not depend on it.
+            max_checkpoints: checkpoints that the session keeps to rewind to, 8 by default. `Session.checkpoints` says
+                where they are, and what one takes.
         Raises: SessionError for sizes that the engine does not serve; RunError if there is no memory.
         """
-        native = self._native.create_session(
-            max_context=optional_number("max_context", max_context, 1, MOST_TOKENS),
-            chunk_tokens=optional_number("chunk_tokens", chunk_tokens, 1, MOST_TOKENS),
-        )
+        native = self._native.create_session(_session_options(max_context, chunk_tokens, max_checkpoints))
         return Session(native, self.tokenizer, self.stop_token_ids)
 
-    def restore(self, path: str | Path, *, max_context: int | None = None, chunk_tokens: int | None = None) -> Session:
+    def restore(
+        self,
+        path: str | Path,
+        *,
+        max_context: int | None = None,
+        chunk_tokens: int | None = None,
+        max_checkpoints: int | None = None,
+    ) -> Session:
         """Create a session from a file of `Session.save`. It may have another `max_context`.
 
         Raises: StateError if the file is no state of this model and precision, SessionError if it does not fit.
         """
-        native = self._native.restore(
-            file_path("the state", path, StateError),
-            max_context=optional_number("max_context", max_context, 1, MOST_TOKENS),
-            chunk_tokens=optional_number("chunk_tokens", chunk_tokens, 1, MOST_TOKENS),
-        )
+        options = _session_options(max_context, chunk_tokens, max_checkpoints)
+        native = self._native.restore(file_path("the state", path, StateError), options)
         return Session(native, self.tokenizer, self.stop_token_ids)
 
     def state_bytes(self, tokens: int) -> int:
@@ -135,6 +150,18 @@ class Model:
         """
         stop_strings(options.get("stop_strings"))
         self._native.check_generate(generate_options(options, self.stop_token_ids))
+
+
+def _session_options(
+    max_context: int | None, chunk_tokens: int | None, max_checkpoints: int | None
+) -> _native.SessionOptions:
+    from . import _native
+
+    return _native.SessionOptions(
+        max_context=optional_number("max_context", max_context, 1, MOST_TOKENS),
+        chunk_tokens=optional_number("chunk_tokens", chunk_tokens, 1, MOST_TOKENS),
+        max_checkpoints=optional_number("max_checkpoints", max_checkpoints, 0, MOST_TOKENS),
+    )
 
 
 def load_bundle(

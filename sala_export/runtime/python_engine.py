@@ -1,6 +1,6 @@
 """The interface of an engine that you write in Python and run behind the C++ session.
 
-It is the Python spelling of `sala::Engine`, `Memory` and `Execution` (runtime/include/sala/engine.h). The other side is
+It is the Python spelling of `sala::Engine` and `Execution` (runtime/include/sala/engine.h). The other side is
 runtime/bindings/python_engine.h. An exception ends the call of the session. A MemoryError becomes a RunError with it as
 the cause. A step that fails poisons the session. Errors of `sala_export.errors` and KeyboardInterrupt come out as they
 are.
@@ -32,7 +32,7 @@ class PythonExecution(Protocol):
 
 
 class PythonEngine(Protocol):
-    """An engine. It is immutable apart from its memory, and its first seven attributes are read once."""
+    """An engine. It is immutable, and its attributes are read once."""
 
     name: str
     precision: str
@@ -44,26 +44,17 @@ class PythonEngine(Protocol):
     max_chunk_tokens: int
     default_chunk_tokens: int
 
-    def prepare(self, max_context: int, chunk_tokens: int) -> None:
-        """Make room for the steps of a session of these sizes, before its caches are allocated.
+    device: int | None
+    """Ordinal of the GPU whose memory the caches are in, as the CUDA driver counts. None for the host's memory."""
 
-        Raises: MemoryError, saying by how much, if steps and caches do not fit.
+    def prepare(self, chunk_tokens: int) -> None:
+        """Make room for steps of this many tokens, before a session is made.
+
+        Raises: MemoryError, saying by how much, if they do not fit.
         """
 
-    def allocate(self, size: int) -> Address:
-        """Allocate `size` bytes of zeros. Raises: MemoryError."""
-
-    def release(self, address: Address) -> None:
-        """Free an allocation of `allocate`."""
-
-    def clear(self, address: Address) -> None:
-        """Set a whole allocation of `allocate` to zero."""
-
-    def read(self, host: NDArray[np.uint8], address: Address) -> None:
-        """Copy bytes to the host. `address` may lie within an allocation."""
-
-    def write(self, address: Address, host: NDArray[np.uint8]) -> None:
-        """Copy bytes from the host."""
-
     def create_execution(self, caches: Mapping[str, tuple[Address, Sequence[int]]]) -> PythonExecution:
-        """Create an execution for a session. Its caches keep these addresses and shapes for good."""
+        """Create an execution for a session. Its caches keep these addresses and shapes for good.
+
+        Only rows that a step has written, or is about to write, may be touched: behind the others there is no memory.
+        """

@@ -84,7 +84,8 @@ class StateTarget:
 class Session:
     """One context, which grows by `prefill` and `generate`. Use it from one thread at a time, except `stop`.
 
-    After a SessionError you can go on: the session is as it was, or at the border of the last chunk that ran. After a
+    It takes the memory of the tokens that it holds. After a SessionError you can go on: the session is as it was, or at
+    the border of the last chunk that ran. The same holds for a RunError whose `code` is `OutOfMemory`. After another
     RunError of a step its context is lost, and only `reset` helps.
     """
 
@@ -201,8 +202,51 @@ class Session:
         else:
             self._native.save(file_path("the state", target, StateError))
 
+    def fork(self) -> Session:
+        """Make a session with the same context, which goes on by itself.
+
+        The two share the memory of the keys and values that both have. For example, read a book once and ask two
+        questions side by side:
+
+            book.prefill(text)
+            who, where = book.fork(), book.fork()
+            who.prefill("Who is Natasha?")
+            where.prefill("Where does it begin?")
+
+        Raises: RunError if there is no memory, or if a step of this session failed.
+        """
+        return Session(self._native.fork(), self._tokenizer, self._default_stop_tokens)
+
+    @property
+    def checkpoints(self) -> list[int]:
+        """Positions that `rewind` can reach, in order.
+
+        There is one where a prompt ended, one where the next began, and some within a long prompt. Each takes the bytes
+        of the Lightning states in the host's memory, 48 MiB for 9B. When there are more than `max_checkpoints` of
+        `Model.session`, those within prompts go first, and the further back, the fewer are kept.
+        """
+        return self._native.checkpoints
+
+    def checkpoint(self) -> None:
+        """Keep a checkpoint here. A token that was generated last has not run yet and is not in it."""
+        self._native.checkpoint()
+
+    def rewind(self, position: int) -> int:
+        """Go back to the last checkpoint at or before `position`. Returns where that is.
+
+        The tokens behind it are forgotten. For example, ask again after the same book:
+
+            book.prefill(text)
+            end = book.position
+            print(*book.generate(max_new_tokens=50))
+            book.rewind(end)
+
+        Raises: SessionError, naming the nearest, if no checkpoint lies there; RunError.
+        """
+        return self._native.rewind(whole_number("position", position, 0, MOST_TOKENS))
+
     def reset(self) -> None:
-        """Forget the context and begin with an empty one."""
+        """Forget the context and its checkpoints, and begin with an empty one."""
         self._native.reset()
 
     def stop(self) -> None:

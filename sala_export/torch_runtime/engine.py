@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import weakref
-from bisect import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,8 +17,8 @@ from torch import Tensor
 from ..model.layers import Cache
 from ..model.signature import INPUT_IDS, signature
 from ..runtime.python_engine import Address
-from ..specs import TensorSpec, format_bytes, format_tokens
-from .device_memory import TorchMemory, free_bytes, new_bytes
+from ..specs import TensorSpec, format_bytes
+from .device_memory import bytes_at, free_bytes, new_bytes, ordinal_of
 from .layout import Arena, Layout, cache_bytes, step_layout
 from .operators import Operators
 from .step import Step
@@ -30,12 +29,11 @@ MAX_CONTEXT = 2**31 - 1 - MAX_CHUNK_TOKENS
 """Largest context. Positions are int32, and a step may end at the last one."""
 LIBRARY_BYTES = 128 << 20
 """Bytes left free on a GPU for workspaces of cuBLAS (two streams, at most 32 MiB each) and compiled kernels."""
-_CONTEXT_STEP = 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SessionMemory:
-    """Bytes on the device while one session runs, every one known before it is allocated."""
+    """Bytes on the device while one session runs, when its context is full."""
 
     weights_bytes: int
     cache_bytes: int
@@ -71,17 +69,15 @@ class TorchEngine:
         self.default_chunk_tokens = default_chunk_tokens
         self.lock = threading.RLock()
         self._weights_bytes = weights_bytes
-        self._memory = TorchMemory(packed.device)
-        self.allocate, self.release, self.clear = self._memory.allocate, self._memory.release, self._memory.clear
-        self.read, self.write = self._memory.read, self._memory.write
         self.decode_layout = self.layout(1)
         self.decode_arena = self._new_arena(self.decode_layout)
         self._arena = self._new_arena(None)
         self._executions: weakref.WeakSet[TorchExecution] = weakref.WeakSet()
 
     @property
-    def device(self) -> torch.device:
-        return self.packed.device
+    def device(self) -> int | None:
+        """Ordinal of the GPU whose memory the caches are in. None for the host."""
+        return ordinal_of(self.packed.device)
 
     def layout(self, tokens: int) -> Layout:
         """Layout of a step of this many tokens."""
@@ -96,14 +92,14 @@ class TorchEngine:
             decode_bytes=self.decode_layout.total_bytes,
         )
 
-    def prepare(self, max_context: int, chunk_tokens: int) -> None:
-        """Allocate an arena for chunks of this size. Raises: MemoryError if it and the caches do not fit a GPU."""
+    def prepare(self, chunk_tokens: int) -> None:
+        """Allocate an arena for chunks of this size. Raises: MemoryError if it does not fit a GPU."""
         with self.lock:
             layout = self.layout(chunk_tokens)
-            if self.device.type == "cuda":
-                # Caches of sessions that are gone have other sizes: torch would keep both.
+            if self.device is not None:
+                # What torch keeps in reserve, no cache could get.
                 torch.cuda.empty_cache()
-                self._require_room(max_context, chunk_tokens)
+                self._require_room(layout, chunk_tokens)
             self.arena(layout)
 
     def arena(self, layout: Layout) -> Arena:
@@ -124,7 +120,7 @@ class TorchEngine:
             address, shape = caches[entry.past.name]
             dtype: torch.dtype = getattr(torch, entry.past.dtype)
             size = int(np.prod(shape)) * dtype.itemsize
-            layers[entry.layer].append(self._memory.bytes_at(address, size).view(dtype).view(*shape))
+            layers[entry.layer].append(bytes_at(address, size, self.packed.device).view(dtype).view(*shape))
         execution = TorchExecution(self, [tuple(cache) for cache in layers])
         self._executions.add(execution)
         return execution
@@ -133,37 +129,23 @@ class TorchEngine:
         """For steps up to a layout, or for none."""
         host_bytes = layout.input_bytes if layout else 0
         return Arena(
-            device=new_bytes(self.device, layout.total_bytes if layout else 0),
-            host=torch.empty(host_bytes, dtype=torch.uint8, pin_memory=self.device.type == "cuda"),
+            device=new_bytes(self.packed.device, layout.total_bytes if layout else 0),
+            host=torch.empty(host_bytes, dtype=torch.uint8, pin_memory=self.device is not None),
         )
 
-    def _require_room(self, max_context: int, chunk_tokens: int) -> None:
+    def _require_room(self, layout: Layout, chunk_tokens: int) -> None:
         # An arena that is there already counts as free: it is kept, or goes before a larger one comes.
-        free = free_bytes(self.device) + len(self._arena.device) - LIBRARY_BYTES
-        needed = self._session_bytes(max_context, chunk_tokens)
+        free = free_bytes(self.packed.device) + len(self._arena.device) - LIBRARY_BYTES
+        needed = layout.total_bytes
         if needed > free:
+            chunks = (size for shift in range(16, -1, -1) if (size := 1 << shift) < chunk_tokens)
+            fitting = next((size for size in chunks if self.layout(size).total_bytes <= free), None)
+            advice = f"chunk_tokens {fitting} would fit" if fitting else "end what else runs there"
             raise MemoryError(
-                f"a session of max_context {format_tokens(max_context)} and chunk_tokens {chunk_tokens} needs "
-                f"{format_bytes(needed)} on the {torch.cuda.get_device_name(self.device)}, "
-                f"{format_bytes(needed - free)} more than is free: {self._advice(free, max_context, chunk_tokens)}"
+                f"steps of chunk_tokens {chunk_tokens} need {format_bytes(needed)} on the "
+                f"{torch.cuda.get_device_name(self.packed.device)}, {format_bytes(needed - free)} more than is free: "
+                f"{advice}"
             )
-
-    def _session_bytes(self, max_context: int, chunk_tokens: int) -> int:
-        """Caches and arena."""
-        arena = max(self.layout(chunk_tokens).total_bytes, len(self._arena.device))
-        return cache_bytes(self.packed.config, self.packed.precision, max_context) + arena
-
-    def _advice(self, free: int, max_context: int, chunk_tokens: int) -> str:
-        """What to ask for instead: the largest context, or the largest power of two of a chunk, that fits."""
-        chunks = [size for shift in range(16, -1, -1) if (size := 1 << shift) < chunk_tokens]
-        chunk = next((size for size in chunks if self._session_bytes(max_context, size) <= free), None)
-        contexts = range(_CONTEXT_STEP, max_context, _CONTEXT_STEP)
-        fits = bisect(contexts, free, key=lambda context: self._session_bytes(context, chunk_tokens))
-        fitting = [f"max_context {format_tokens(contexts[fits - 1])}"] if fits else []
-        fitting += [f"chunk_tokens {chunk}"] if chunk else []
-        if not fitting:
-            return "choose both smaller, or end what else runs there"
-        return f"{' or '.join(fitting)} would fit"
 
 
 class TorchExecution:
@@ -190,7 +172,7 @@ class TorchExecution:
     def run(self, inputs: Mapping[str, NDArray[Any]], logits: NDArray[np.float32]) -> None:
         """Run one step. See `runtime.python_engine.PythonExecution.run`."""
         engine = self._engine
-        with engine.lock, torch.inference_mode(), _device(engine.device), _sums_in_fp32():
+        with engine.lock, torch.inference_mode(), _device(engine.packed.device), _sums_in_fp32():
             try:
                 step = self._step_of(inputs[INPUT_IDS].shape[1])
                 step.bring(inputs)
@@ -204,7 +186,7 @@ class TorchExecution:
                 ) from error
 
     def _run(self, step: Step) -> None:
-        if step is not self._decode or self._engine.device.type != "cuda":
+        if step is not self._decode or self._engine.device is None:
             step.run()
         elif self._graph is not None:
             self._graph.replay()

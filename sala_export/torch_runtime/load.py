@@ -63,7 +63,7 @@ class TorchModel(Model):
 
     @property
     def on_gpu(self) -> bool:
-        return self.engine.device.type == "cuda"
+        return self.engine.device is not None
 
     @property
     def reference(self) -> PackedModel:
@@ -74,7 +74,7 @@ class TorchModel(Model):
         return self.memory(max_context, chunk_tokens).total_bytes if self.on_gpu else None
 
     def memory(self, max_context: int, chunk_tokens: int | None = None) -> SessionMemory:
-        """Predict the bytes on the device while a session of these sizes runs. Nothing is allocated."""
+        """Predict the bytes on the device while a session of these sizes runs whose context is full."""
         return self.engine.memory(max_context, chunk_tokens or self.engine.default_chunk_tokens)
 
 

@@ -48,27 +48,62 @@ class Buffer {
   int64_t bytes_ = 0;
 };
 
-/// The memory of an engine's caches. Several threads may use it.
+/// A part of a buffer.
+struct ByteRange {
+  int64_t offset = 0;  // from the buffer's beginning
+  int64_t bytes = 0;
+};
+
+/// The memory of an engine's caches. Several threads may use it, each on buffers of its own.
+///
+/// A session claims what a step will write before the step runs. Memory that grows page by page backs it then, and
+/// copies what other buffers share. Memory that does not grow is complete from `allocate` on.
 class Memory {
  public:
   virtual ~Memory() = default;
 
-  /// Allocates zeros. kOutOfMemory if there is no room.
+  /// Allocates zeros, or only their addresses if the memory grows. kOutOfMemory if there is no room.
   virtual Expected<Buffer> allocate(int64_t bytes) = 0;
-  /// Sets a whole buffer of `allocate` to zero.
+  /// Makes a part of a buffer its own to read and write. What it never had is zeros. After kOutOfMemory every byte
+  /// reads as before, and you can go on. After another error the buffer is lost.
+  virtual Status claim(Buffer& buffer, ByteRange part);
+  /// Takes back what lies in the part, where whole pages do. Nobody may read it before the next claim.
+  virtual Status drop(Buffer& buffer, ByteRange part);
+  /// Gives `to`, a buffer of the same size of which nothing is claimed, the contents of `from`, so that a claim of one
+  /// changes nothing in the other. Memory that shares pages takes all of them, other memory copies the `parts`.
+  virtual Status share(Buffer& to, const Buffer& from, std::span<const ByteRange> parts);
+  /// Makes a whole buffer as `allocate` gave it.
   virtual Status clear(Buffer& buffer) = 0;
-  /// Copies to the host.
+  /// Copies to the host, from what is claimed.
   virtual Status read(void* host, const void* from, int64_t bytes) = 0;
-  /// Copies from the host.
+  /// Copies from the host, to what is claimed.
   virtual Status write(void* to, const void* host, int64_t bytes) = 0;
+
+  /// Whether the CPU can read and write it.
+  virtual bool is_on_host() const { return false; }
+  /// Bytes in which it grows. 1 if it does not.
+  virtual int64_t page_bytes() const { return 1; }
+  /// Bytes that can still be claimed. Nothing if only a claim tells.
+  virtual Expected<std::optional<int64_t>> free_bytes() const { return std::optional<int64_t>(); }
+  /// Bytes that all buffers take, shared ones once.
+  virtual int64_t used_bytes() const = 0;
 
  private:
   friend class Buffer;
   virtual void release(void* data, int64_t bytes) noexcept = 0;
 };
 
-/// Memory of the host. The system gives pages when they are first written, so an allocation costs what you use of it.
+/// Memory of the host in one piece. The system gives pages when they are first written, so an allocation costs what you
+/// use of it.
 Memory& host_memory();
+
+/// Memory of the host that grows by pages and shares them between buffers. It belongs to this process: a child that
+/// `fork` made may not use it (kEngineFailed).
+std::unique_ptr<Memory> paged_host_memory();
+
+/// The same on the GPU of this ordinal. kDeviceMissing if there is none, kDeviceUnsuitable if it or its driver cannot
+/// map pages.
+Expected<std::unique_ptr<Memory>> paged_cuda_memory(int ordinal);
 
 /// The two forms of a step. Engines are tuned for each.
 enum class Profile { kPrefill, kDecode };
@@ -126,14 +161,12 @@ class Engine {
   /// Memory in which the caches must be allocated. It lives at least as long as the engine.
   virtual Memory& memory() const = 0;
 
-  /// Bytes of `memory()` that a new session's caches may take. Nothing if that only shows when they are allocated.
-  virtual Expected<std::optional<int64_t>> free_cache_bytes() const { return std::optional<int64_t>(); }
+  /// Makes room for steps of so many tokens. kOutOfMemory, saying by how much, if they do not fit. By default it does
+  /// nothing, and only `create_execution` shows whether there is room.
+  virtual Status prepare(int64_t /*chunk_tokens*/) const { return success(); }
 
-  /// Makes room for the steps of a session, before its caches are allocated. kOutOfMemory, saying by how much, if steps
-  /// and caches do not fit. By default it does nothing, and only the allocations show whether there is room.
-  virtual Status prepare(int64_t /*max_context*/, int64_t /*chunk_tokens*/) const { return success(); }
-
-  /// Creates an execution for a session. The buffers of `caches` and the engine must outlive it.
+  /// Creates an execution for a session. The buffers of `caches` and the engine must outlive it. Of the caches, the
+  /// rows of one token are claimed: the engine may run a step there to warm up, and the session clears them after it.
   virtual Expected<std::unique_ptr<Execution>> create_execution(std::span<const CacheBinding> caches) const = 0;
 };
 

@@ -21,9 +21,12 @@ class Prefiller;
 class SessionCore;
 class StateTarget;
 
+constexpr int64_t kDefaultMaxCheckpoints = 8;
+
 struct SessionOptions {
-  std::optional<int64_t> max_context;   // in tokens, by default Model::default_max_context()
-  std::optional<int64_t> chunk_tokens;  // tokens per prefill step, by default the engine's
+  std::optional<int64_t> max_context = {};      // in tokens, by default Model::default_max_context()
+  std::optional<int64_t> chunk_tokens = {};     // tokens per prefill step, by default the engine's
+  std::optional<int64_t> max_checkpoints = {};  // by default kDefaultMaxCheckpoints; 0 keeps none
 };
 
 struct PrefillProgress {
@@ -51,8 +54,11 @@ struct GenerateOptions {
 /// ended. `frequency_penalty` and `presence_penalty` count its tokens alone. Use it from one thread at a time, except
 /// `stop`. You may move it, and may then only destroy or assign to the session that you moved from.
 ///
-/// Wrong arguments (1xx) leave a session as it was. A step that fails (kEngineFailed) poisons it: its caches hold
-/// neither the old nor the new context, and only `reset` or destruction are valid.
+/// A session takes the memory of the tokens that it holds, and grows by steps up to `max_context`.
+///
+/// Wrong arguments (1xx) leave a session as it was, and so does a step for which there is no memory (kOutOfMemory). A
+/// step that fails (kEngineFailed) poisons it: its caches hold neither the old nor the new context, and only `reset` or
+/// destruction are valid.
 class Session {
  public:
   Session(Session&&) noexcept;
@@ -72,7 +78,8 @@ class Session {
   ///
   /// A prompt that is empty (kEmptyPrompt), does not fit (kContextExceeded) or has a token outside the vocabulary
   /// (kTokenOutOfRange) is refused whole. Stopped by `on_progress` or `stop` (kStopped), the session holds the chunks
-  /// that had run, as `position` tells, and goes on from there with the rest of the prompt.
+  /// that had run, as `position` tells, and goes on from there with the rest of the prompt. The same holds if memory
+  /// ends in the middle (kOutOfMemory). Where the engine knows its memory, a prompt that does not fit is refused whole.
   Expected<std::span<const float>> prefill(std::span<const int32_t> token_ids, const PrefillOptions& options = {});
 
   /// Appends one token to the answer and returns its logits.
@@ -92,7 +99,25 @@ class Session {
   /// The same, on a target that is opened for this save.
   Status save(const std::filesystem::path& path) const;
 
-  /// Forgets the context. A poisoned session is usable again.
+  /// Makes a session with the same context and options. The two share the memory of the keys and values that both have,
+  /// and each takes its own from here on. What you do with one changes nothing in the other.
+  Expected<Session> fork() const;
+
+  /// Keeps a checkpoint here, if the session keeps any. A token that was sampled and has not run is not in it.
+  Status checkpoint();
+
+  /// Positions of the checkpoints, in order, valid until the next call that changes the session. The session keeps one
+  /// where a prompt ends, where the next one begins, and some within a long prompt. A checkpoint takes the Lightning
+  /// states' bytes of the host's memory, 48 MiB for 9B. When there are more than `max_checkpoints`, those within
+  /// prompts go first, and the further back, the fewer are kept.
+  std::span<const int64_t> checkpoints() const;
+
+  /// Goes back to the last checkpoint at or before `position`, and returns its position: the tokens behind it are
+  /// forgotten. A token that was sampled last can be taken back without one. kInvalidArgument, naming the
+  /// nearest, if no checkpoint lies there.
+  Expected<int64_t> rewind(int64_t position);
+
+  /// Forgets the context and its checkpoints. A poisoned session is usable again.
   Status reset();
 
   /// Ends a prefill that runs after its current chunk, or else the next one before its first (kStopped). Each stop ends

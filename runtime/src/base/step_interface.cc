@@ -79,6 +79,31 @@ int64_t CacheSpec::valid_rows(const ModelConfig& config, int64_t tokens) const {
   return tokens;
 }
 
+std::vector<ByteRange> CacheSpec::Rows::parts() const {
+  std::vector<ByteRange> parts;
+  for (int64_t piece = 0; piece < pieces && bytes > 0; ++piece) parts.push_back({offset + piece * stride_bytes, bytes});
+  return parts;
+}
+
+CacheSpec::Rows CacheSpec::written(const ModelConfig& config, const Shape& shape, int64_t from, int64_t to) const {
+  Rows found;
+  if (rows == CacheRows::kAll) {
+    found.bytes = found.stride_bytes = bytes_of(past.dtype, elements_of(shape));
+    return found;
+  }
+  int64_t row_bytes = bytes_of(past.dtype, 1);
+  for (size_t axis = 0; axis < shape.size(); ++axis) {
+    if (axis < row_axis) found.pieces *= shape[axis];
+    if (axis > row_axis) row_bytes *= shape[axis];
+  }
+  const int64_t first = valid_rows(config, from);
+  found.count = valid_rows(config, to) - first;
+  found.bytes = found.count * row_bytes;
+  found.offset = first * row_bytes;
+  found.stride_bytes = shape[row_axis] * row_bytes;
+  return found;
+}
+
 Expected<StepInterface> StepInterface::create(const ModelConfig& config, std::span<const TensorSpec> inputs,
                                               std::span<const TensorSpec> outputs) {
   const auto into = by_name(inputs), out = by_name(outputs);

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "sala/engine.h"
 #include "sala/model.h"
 #include "sala/status.h"
 #include "sala/tensor.h"
@@ -27,6 +28,20 @@ struct CacheSpec {
 
   /// Rows that hold something after `tokens` tokens; only if rows is not kAll.
   int64_t valid_rows(const ModelConfig& config, int64_t tokens) const;
+
+  /// Where rows stand in a cache of this shape, those that steps write between a context of `from` tokens and one of
+  /// `to`, and all of a cache that has no rows.
+  struct Rows {
+    int64_t count = 0;  // of one piece
+    int64_t pieces = 1;
+    int64_t bytes = 0;         // of the rows of one piece, which are side by side
+    int64_t offset = 0;        // of the first piece in the cache
+    int64_t stride_bytes = 0;  // between the starts of pieces
+
+    /// One part for every piece, in order.
+    std::vector<ByteRange> parts() const;
+  };
+  Rows written(const ModelConfig& config, const Shape& shape, int64_t from, int64_t to) const;
 };
 
 struct StepInterface {

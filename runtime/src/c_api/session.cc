@@ -16,7 +16,12 @@ std::optional<int64_t> unless_zero(int64_t value) { return value != 0 ? std::opt
 Expected<SessionOptions> session_options_of(const sala_session_options* options) {
   const auto given = options_of(options, kFirstSessionOptions, sala_session_options SALA_SESSION_OPTIONS_INIT);
   if (!given) return given.error();
-  return SessionOptions{unless_zero(given->max_context), unless_zero(given->chunk_tokens)};
+  if (given->max_checkpoints < -1) {
+    return error(ErrorCode::kInvalidArgument, "max_checkpoints is ", given->max_checkpoints, ", expected -1 or more");
+  }
+  const auto checkpoints = unless_zero(given->max_checkpoints);
+  return SessionOptions{unless_zero(given->max_context), unless_zero(given->chunk_tokens),
+                        checkpoints == -1 ? 0 : checkpoints};
 }
 
 Expected<std::map<int32_t, double>> logit_bias_of(const sala_logit_bias* entries, size_t count) {
@@ -98,6 +103,40 @@ sala_error* sala_session_restore(const sala_model* model, const char* state_file
     const auto session_options = sala::c::session_options_of(options);
     if (!session_options) return session_options.error();
     return sala::c::give_session(model->model.restore(state_file, *session_options), session);
+  });
+}
+
+sala_error* sala_session_fork(const sala_session* session, sala_session** fork) {
+  return sala::c::guarded([&]() -> sala::Status {
+    SALA_RETURN_IF_ERROR(sala::c::require({{"session", session}, {"fork", fork}}));
+    return sala::c::exclusively(*session->shared,
+                                [&](const sala::Session& each) { return sala::c::give_session(each.fork(), fork); });
+  });
+}
+
+sala_error* sala_session_checkpoint(sala_session* session) {
+  return sala::c::guarded([&]() -> sala::Status {
+    SALA_RETURN_IF_ERROR(sala::c::require({{"session", session}}));
+    return sala::c::exclusively(*session->shared, [](sala::Session& each) { return each.checkpoint(); });
+  });
+}
+
+const int64_t* sala_session_checkpoints(const sala_session* session, size_t* count) {
+  const std::span<const int64_t> positions =
+      session != nullptr ? session->shared->session.checkpoints() : std::span<const int64_t>();
+  if (count != nullptr) *count = positions.size();
+  return positions.data();
+}
+
+sala_error* sala_session_rewind(sala_session* session, int64_t position, int64_t* reached) {
+  return sala::c::guarded([&]() -> sala::Status {
+    SALA_RETURN_IF_ERROR(sala::c::require({{"session", session}, {"reached", reached}}));
+    return sala::c::exclusively(*session->shared, [&](sala::Session& each) -> sala::Status {
+      const auto at = each.rewind(position);
+      if (!at) return at.error();
+      *reached = *at;
+      return sala::success();
+    });
   });
 }
 

@@ -38,6 +38,7 @@ Expected<Prefiller> Prefiller::create(SessionCore& core, PrefillOptions options,
     return error(ErrorCode::kInvalidArgument, "context_length is ", given, ", expected ", least, " to ",
                  kLongestContext, ": it counts the whole context, what came before included");
   }
+  SALA_RETURN_IF_ERROR(core.require_room(tokens_total.value_or(0)));
   return Prefiller(core, std::move(options), tokens_total);
 }
 
@@ -86,6 +87,8 @@ Expected<std::span<const float>> Prefiller::finish() {
   SALA_RETURN_IF_ERROR(run_chunks(1));
   has_ended_ = true;
   use_up_stop();
+  const bool goes_on = options_.context_length.value_or(0) > core_->past_length();
+  if (!is_decode_ && !goes_on) SALA_RETURN_IF_ERROR(core_->keep_checkpoint(true));
   return core_->logits();
 }
 
@@ -124,8 +127,12 @@ Status Prefiller::run_chunk(std::span<const int32_t> token_ids, int64_t context_
                  core_->position(), ", go on with those that are missing");
   }
   const int64_t before = core_->position();
+  if (!is_decode_ && tokens_done_ == 0) SALA_RETURN_IF_ERROR(core_->keep_checkpoint(true));
   SALA_RETURN_IF_ERROR(core_->run(token_ids, context_length));
-  if (!is_decode_) core_->end_prompt();
+  if (!is_decode_) {
+    core_->end_prompt();
+    if (core_->checkpoints().is_due(core_->past_length())) SALA_RETURN_IF_ERROR(core_->keep_checkpoint(false));
+  }
   session_changes_ = core_->changes();
   tokens_done_ += core_->position() - before;
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start_;

@@ -69,6 +69,21 @@ Status Session::save(const std::filesystem::path& path) const {
   return save(*target);
 }
 
+Expected<Session> Session::fork() const {
+  auto core = core_->fork();
+  if (!core) return core.error();
+  return Session(*std::move(core));
+}
+
+Status Session::checkpoint() {
+  SALA_RETURN_IF_ERROR(core_->usable());
+  return core_->keep_checkpoint(true);
+}
+
+std::span<const int64_t> Session::checkpoints() const { return core_->checkpoints().positions(); }
+
+Expected<int64_t> Session::rewind(int64_t position) { return core_->rewind(position); }
+
 Status Session::reset() { return core_->reset(); }
 
 void Session::stop() noexcept { core_->stop_requested() = true; }

@@ -17,17 +17,6 @@ Expected<int64_t> chosen(std::optional<int64_t> wanted, int64_t otherwise, int64
   return value;
 }
 
-/// Bytes of all caches for a context; -1 if they exceed the address space.
-int64_t cache_bytes(const ModelData& model, int64_t max_context) {
-  const SymbolSizes sizes = cache_sizes(model.config, std::max(max_context, model.engine->limits().least_capacity));
-  int64_t total = 0;
-  for (const CacheSpec& spec : model.step.caches) {
-    const int64_t bytes = bytes_of(spec.past.dtype, elements_of(spec.past.bound(sizes)));
-    if (bytes < 0 || __builtin_add_overflow(total, bytes, &total)) return -1;
-  }
-  return total;
-}
-
 std::string mebibytes(int64_t bytes) { return std::to_string((bytes >> 20) + (bytes % (1 << 20) != 0)) + " MiB"; }
 
 }  // namespace
@@ -42,36 +31,18 @@ Expected<std::unique_ptr<SessionCore>> SessionCore::create(std::shared_ptr<const
   const auto chunk_tokens =
       chosen(options.chunk_tokens, limits.default_chunk_tokens, limits.max_chunk_tokens, "chunk_tokens");
   if (!chunk_tokens) return chunk_tokens.error();
-  std::unique_ptr<SessionCore> core(new SessionCore(std::move(model), *max_context, *chunk_tokens));
+  const int64_t max_checkpoints = options.max_checkpoints.value_or(kDefaultMaxCheckpoints);
+  if (max_checkpoints < 0) {
+    return error(ErrorCode::kInvalidArgument, "max_checkpoints is ", max_checkpoints, ", expected 0 or more");
+  }
+  std::unique_ptr<SessionCore> core(new SessionCore(std::move(model), *max_context, *chunk_tokens, max_checkpoints));
   SALA_RETURN_IF_ERROR(core->allocate());
+  SALA_RETURN_IF_ERROR(core->claim(0, 0));
   return core;
 }
 
-Status SessionCore::check_room() const {
-  const auto free = model_->engine->free_cache_bytes();
-  if (!free) return free.error();
-  if (!*free) return success();
-  const int64_t needed = cache_bytes(*model_, max_context_);
-  if (needed >= 0 && needed <= **free) return success();
-  int64_t fits = 0;
-  for (int64_t low = 1, high = max_context_ - 1; low <= high;) {
-    const int64_t middle = low + (high - low) / 2;
-    const int64_t bytes = cache_bytes(*model_, middle);
-    const bool enough = bytes >= 0 && bytes <= **free;
-    if (enough) fits = middle;
-    (enough ? low : high) = enough ? middle + 1 : middle - 1;
-  }
-  const std::string advice = fits > 0 ? "choose max_context " + std::to_string(fits) + " or less"
-                                      : "no context fits; end other programs on the GPU, or build the bundle with a "
-                                        "smaller --prefill-chunk";
-  return error(ErrorCode::kOutOfMemory, "the caches of a session of ", max_context_, " tokens take ", mebibytes(needed),
-               ", ", mebibytes(**free), " are free beside the engine, ", mebibytes(needed - **free),
-               " too few: ", advice);
-}
-
 Status SessionCore::allocate() {
-  SALA_RETURN_IF_ERROR(check_room());
-  SALA_RETURN_IF_ERROR(model_->engine->prepare(max_context_, chunk_tokens_));
+  SALA_RETURN_IF_ERROR(model_->engine->prepare(chunk_tokens_));
   const SymbolSizes sizes =
       cache_sizes(model_->config, std::max(max_context_, model_->engine->limits().least_capacity));
   std::vector<CacheBinding> bindings;
@@ -87,11 +58,59 @@ Status SessionCore::allocate() {
     caches_.push_back({*std::move(buffer), shape});
     bindings.push_back({spec.past.name, spec.present_name, spec.past.dtype, shape, caches_.back().buffer.data()});
   }
+  SALA_RETURN_IF_ERROR(claim(0, 1));
   auto execution = model_->engine->create_execution(bindings);
   if (!execution) return execution.error();
   execution_ = *std::move(execution);
   logits_.resize(static_cast<size_t>(model_->config.vocab_size));
+  return empty();
+}
+
+Status SessionCore::empty() {
+  for (Cache& cache : caches_) SALA_RETURN_IF_ERROR(model_->engine->memory().clear(cache.buffer));
   return success();
+}
+
+Status SessionCore::claim(int64_t past_length, int64_t tokens) {
+  Memory& memory = model_->engine->memory();
+  for (size_t i = 0; i < caches_.size(); ++i) {
+    for (const ByteRange& part : rows(i, past_length, past_length + tokens).parts()) {
+      SALA_RETURN_IF_ERROR(memory.claim(caches_[i].buffer, part));
+    }
+  }
+  return success();
+}
+
+Status SessionCore::require_room(int64_t tokens) const {
+  const auto free = model_->engine->memory().free_bytes();
+  if (!free) return free.error();
+  if (!*free) return success();
+  const int64_t page = model_->engine->memory().page_bytes();
+  const auto bytes_for = [&](int64_t more) {
+    int64_t pages = 0;
+    for (size_t i = 0; i < caches_.size(); ++i) {
+      if (model_->step.caches[i].rows == CacheRows::kAll) continue;
+      const bool has_rows = rows(i, 0, past_length_).count > 0;
+      for (const ByteRange& part : rows(i, past_length_, past_length_ + more).parts()) {
+        // The page on which the rows so far end is there already.
+        const int64_t first = (part.offset + (has_rows ? page - 1 : 0)) / page;
+        pages += (part.offset + part.bytes + page - 1) / page - first;
+      }
+    }
+    return pages * page;
+  };
+  const int64_t needed = bytes_for(tokens);
+  if (needed <= **free) return success();
+  int64_t fits = 0;
+  for (int64_t low = 1, high = tokens - 1; low <= high;) {
+    const int64_t middle = low + (high - low) / 2;
+    const bool enough = bytes_for(middle) <= **free;
+    if (enough) fits = middle;
+    (enough ? low : high) = enough ? middle + 1 : middle - 1;
+  }
+  return error(ErrorCode::kOutOfMemory, "the keys and values of ", tokens, " tokens take ", mebibytes(needed), ", ",
+               mebibytes(**free), " are free, which is enough for ", fits,
+               " tokens: end other sessions, or other programs on the GPU, or give a shorter prompt");
 }
 
 std::optional<int32_t> SessionCore::pending_token() const {
@@ -100,7 +119,7 @@ std::optional<int32_t> SessionCore::pending_token() const {
 }
 
 std::span<const float> SessionCore::logits() const {
-  if (!has_logits_) return {};
+  if (!has_logits_ || pending_token()) return {};
   return logits_;
 }
 
@@ -131,6 +150,11 @@ Status SessionCore::run(std::span<const int32_t> token_ids, int64_t context_leng
   rope_cos_sin(past_length_, model_->config.inv_freq, rope_cos_sin_);
   const StepInputs step{input_ids_, static_cast<int32_t>(past_length_), static_cast<int32_t>(context_length),
                         rope_cos_sin_};
+  // What there is no room for has not changed anything. After any other failure a cache may be gone.
+  if (const Status claimed = claim(past_length_, tokens); !claimed) {
+    poisoned_ = claimed.error().code != ErrorCode::kOutOfMemory;
+    return claimed;
+  }
   has_logits_ = false;
   ++changes_;
   poisoned_ = true;  // until the step has run: an engine that finds no memory may throw
@@ -145,7 +169,7 @@ Status SessionCore::run(std::span<const int32_t> token_ids, int64_t context_leng
 
 Expected<int32_t> SessionCore::sample(const SamplingOptions& options) {
   SALA_RETURN_IF_ERROR(usable());
-  if (!has_logits_) {
+  if (logits().empty()) {
     return error(ErrorCode::kNoLogits, "there are no logits to sample from: prefill a prompt first");
   }
   if (position() >= max_context_) {
@@ -156,12 +180,14 @@ Expected<int32_t> SessionCore::sample(const SamplingOptions& options) {
   if (!token) return token;
   tokens_.push_back(*token);
   ++changes_;
-  has_logits_ = false;
   return token;
 }
 
 Status SessionCore::reset() {
-  for (Cache& cache : caches_) SALA_RETURN_IF_ERROR(model_->engine->memory().clear(cache.buffer));
+  poisoned_ = true;  // until all of it is empty
+  SALA_RETURN_IF_ERROR(empty());
+  SALA_RETURN_IF_ERROR(claim(0, 0));
+  checkpoints_.forget_behind(0);
   restore({}, 0, 0, {});
   poisoned_ = false;
   stop_requested_ = false;
@@ -176,6 +202,86 @@ void SessionCore::restore(std::vector<int32_t> tokens, int64_t past_length, int6
   prompt_length_ = prompt_length;
   has_logits_ = !logits.empty();
   if (has_logits_) logits_ = std::move(logits);
+}
+
+Expected<std::unique_ptr<SessionCore>> SessionCore::fork() const {
+  SALA_RETURN_IF_ERROR(usable());
+  std::unique_ptr<SessionCore> other(new SessionCore(model_, max_context_, chunk_tokens_, checkpoints_.most()));
+  SALA_RETURN_IF_ERROR(other->allocate());
+  for (size_t i = 0; i < caches_.size(); ++i) {
+    SALA_RETURN_IF_ERROR(
+        model_->engine->memory().share(other->caches_[i].buffer, caches_[i].buffer, rows(i, 0, past_length_).parts()));
+  }
+  other->checkpoints_ = checkpoints_;
+  other->restore(tokens_, past_length_, prompt_length_, has_logits_ ? logits_ : std::vector<float>());
+  return other;
+}
+
+Status SessionCore::keep_checkpoint(bool ends_turn) {
+  if (!has_logits_ || checkpoints_.most() == 0) return success();
+  if (checkpoints_.last() == past_length_) {
+    if (ends_turn) checkpoints_.end_turn();
+    return success();
+  }
+  Checkpoint made{past_length_, prompt_length_, logits_, {}};
+  for (size_t i = 0; i < caches_.size(); ++i) {
+    if (model_->step.caches[i].rows != CacheRows::kAll) continue;
+    std::vector<char>& state = made.states.emplace_back(static_cast<size_t>(rows(i, 0, past_length_).bytes));
+    SALA_RETURN_IF_ERROR(
+        model_->engine->memory().read(state.data(), caches_[i].buffer.data(), static_cast<int64_t>(state.size())));
+  }
+  checkpoints_.keep(std::make_shared<const Checkpoint>(std::move(made)), ends_turn);
+  return success();
+}
+
+Expected<int64_t> SessionCore::rewind(int64_t to) {
+  SALA_RETURN_IF_ERROR(usable());
+  if (to < 0 || to > position()) {
+    return error(ErrorCode::kInvalidArgument, "position is ", to, ", expected 0 to ", position(),
+                 ", which is what the session holds");
+  }
+  if (to == position()) return to;
+  if (to == past_length_ && has_logits_) {  // only the pending token goes
+    tokens_.pop_back();
+    prompt_length_ = std::min(prompt_length_, position());
+    ++changes_;
+    return to;
+  }
+  const auto checkpoint = checkpoints_.before(to);
+  if (checkpoint == nullptr) {
+    const std::span<const int64_t> kept = checkpoints_.positions();
+    const std::string nearest =
+        kept.empty() ? "it keeps none; prefill again after a reset"
+                     : "the nearest is at " + std::to_string(kept.front()) + "; rewind to it, or reset the session";
+    return error(ErrorCode::kInvalidArgument, "the session has no checkpoint at or before position ", to, ": ",
+                 nearest);
+  }
+  poisoned_ = true;  // until the caches are those of the checkpoint
+  SALA_RETURN_IF_ERROR(restore(*checkpoint));
+  poisoned_ = false;
+  return position();
+}
+
+Status SessionCore::restore(const Checkpoint& checkpoint) {
+  Memory& memory = model_->engine->memory();
+  auto state = checkpoint.states.begin();
+  for (size_t i = 0; i < caches_.size(); ++i) {
+    const CacheSpec& spec = model_->step.caches[i];
+    Buffer& buffer = caches_[i].buffer;
+    if (spec.rows == CacheRows::kAll) {
+      SALA_RETURN_IF_ERROR(memory.claim(buffer, {0, static_cast<int64_t>(state->size())}));
+      SALA_RETURN_IF_ERROR(memory.write(buffer.data(), state->data(), static_cast<int64_t>(state->size())));
+      ++state;
+      continue;
+    }
+    for (const ByteRange& part : rows(i, checkpoint.past_length, past_length_).parts()) {
+      SALA_RETURN_IF_ERROR(memory.drop(buffer, part));
+    }
+  }
+  checkpoints_.forget_behind(checkpoint.past_length);
+  tokens_.resize(static_cast<size_t>(checkpoint.past_length));
+  restore(std::move(tokens_), checkpoint.past_length, checkpoint.prompt_length, checkpoint.logits);
+  return success();
 }
 
 }  // namespace sala

@@ -17,6 +17,7 @@
 #include "sala/sampler.h"
 #include "sala/session.h"
 #include "sala/status.h"
+#include "session/checkpoints.h"
 #include "session/model_data.h"
 
 namespace sala {
@@ -56,6 +57,21 @@ class SessionCore {
   Expected<int32_t> sample(const SamplingOptions& options);
   Status reset();
 
+  /// A session with the same context, which shares the memory of what neither changes.
+  Expected<std::unique_ptr<SessionCore>> fork() const;
+
+  /// kOutOfMemory if the memory is known to have no room for so many tokens more.
+  Status require_room(int64_t tokens) const;
+  /// Makes the rows that steps from `past_length` on write for `tokens` tokens, and the states, this session's own.
+  Status claim(int64_t past_length, int64_t tokens);
+
+  const Checkpoints& checkpoints() const { return checkpoints_; }
+  /// Keeps a checkpoint of `past_length` tokens, unless there is one. A state that was saved with a pending token has
+  /// no logits of the token before it, and no checkpoint is kept there.
+  Status keep_checkpoint(bool ends_turn);
+  /// Goes back to the last checkpoint at or before a position, and returns where that is.
+  Expected<int64_t> rewind(int64_t position);
+
   std::atomic<bool>& stop_requested() { return stop_requested_; }
 
   /// The buffers of the caches in the order of `model().step.caches`, with their shapes.
@@ -64,16 +80,26 @@ class SessionCore {
     Shape shape;
   };
   std::span<const Cache> caches() const { return caches_; }
+  /// Rows of a cache that belong to the tokens behind the first `from` of `to`.
+  CacheSpec::Rows rows(size_t cache, int64_t from, int64_t to) const {
+    return model_->step.caches[cache].written(model_->config, caches_[cache].shape, from, to);
+  }
 
   /// Takes over a context whose cache contents the caller has written. `logits` is empty if a token is pending.
   void restore(std::vector<int32_t> tokens, int64_t past_length, int64_t prompt_length, std::vector<float> logits);
 
  private:
-  SessionCore(std::shared_ptr<const ModelData> model, int64_t max_context, int64_t chunk_tokens)
-      : model_(std::move(model)), max_context_(max_context), chunk_tokens_(chunk_tokens) {}
+  SessionCore(std::shared_ptr<const ModelData> model, int64_t max_context, int64_t chunk_tokens,
+              int64_t max_checkpoints)
+      : model_(std::move(model)),
+        max_context_(max_context),
+        chunk_tokens_(chunk_tokens),
+        checkpoints_(max_checkpoints) {}
+  /// Caches, of which nothing is claimed, and their execution.
   Status allocate();
-  /// kOutOfMemory with the largest max_context that would do, where the engine knows its room beforehand.
-  Status check_room() const;
+  /// Returns the caches to what they are before the first step.
+  Status empty();
+  Status restore(const Checkpoint& checkpoint);
 
   std::shared_ptr<const ModelData> model_;
   int64_t max_context_;
@@ -84,8 +110,9 @@ class SessionCore {
   int64_t past_length_ = 0;
   int64_t prompt_length_ = 0;
   uint64_t changes_ = 0;
+  Checkpoints checkpoints_;
   std::vector<float> logits_;  // [vocab_size] after the last step
-  bool has_logits_ = false;
+  bool has_logits_ = false;    // that they are of `past_length_` tokens
   bool poisoned_ = false;
   std::atomic<bool> stop_requested_ = false;
   std::vector<int64_t> input_ids_;   // [tokens] of the step

@@ -27,33 +27,6 @@ constexpr int64_t kStagingBytes = int64_t{4} << 20;
 constexpr SafetensorsUse kState{ErrorCode::kStateForeign, "give a file that Session::save wrote",
                                 ErrorCode::kStateDamaged, "save the session again"};
 
-/// The rows of a cache that a state holds, as equal pieces of consecutive bytes.
-struct ValidRows {
-  Shape shape;
-  int64_t pieces = 1;
-  int64_t piece_bytes = 0;
-  int64_t stride_bytes = 0;  // between the starts of pieces
-};
-
-ValidRows valid_rows(const ModelConfig& config, const CacheSpec& spec, Shape cache_shape, int64_t tokens) {
-  ValidRows valid;
-  valid.shape = std::move(cache_shape);
-  if (spec.rows == CacheRows::kAll) {
-    valid.piece_bytes = valid.stride_bytes = bytes_of(spec.past.dtype, elements_of(valid.shape));
-    return valid;
-  }
-  int64_t row_bytes = bytes_of(spec.past.dtype, 1);
-  for (size_t axis = 0; axis < valid.shape.size(); ++axis) {
-    if (axis < spec.row_axis) valid.pieces *= valid.shape[axis];
-    if (axis > spec.row_axis) row_bytes *= valid.shape[axis];
-  }
-  int64_t& rows = valid.shape[spec.row_axis];
-  valid.stride_bytes = rows * row_bytes;
-  rows = spec.valid_rows(config, tokens);
-  valid.piece_bytes = rows * row_bytes;
-  return valid;
-}
-
 /// The lengths that a state tells.
 struct StateInfo {
   int64_t position = 0;
@@ -92,8 +65,9 @@ SafetensorsHeader describe(const ModelData& model, const StateInfo& info) {
   add(kTokenIds, DType::kInt32, {position});
   if (past_length == position && position > 0) add(kLogits, DType::kFloat32, {model.config.vocab_size});
   for (const CacheSpec& spec : model.step.caches) {
-    const Shape shape = spec.past.bound(cache_sizes(model.config, std::max<int64_t>(1, past_length)));
-    add(spec.past.name, spec.past.dtype, valid_rows(model.config, spec, shape, past_length).shape);
+    Shape shape = spec.past.bound(cache_sizes(model.config, std::max<int64_t>(1, past_length)));
+    if (spec.rows != CacheRows::kAll) shape[spec.row_axis] = spec.valid_rows(model.config, past_length);
+    add(spec.past.name, spec.past.dtype, std::move(shape));
   }
   return header;
 }
@@ -144,14 +118,12 @@ class Writer {
   }
 
   Status write_cache(size_t index) {
-    const ModelData& model = session_.model();
-    const auto& cache = session_.caches()[index];
-    const ValidRows valid = valid_rows(model.config, model.step.caches[index], cache.shape, session_.past_length());
-    for (int64_t piece = 0; piece < valid.pieces; ++piece) {
-      const char* from = static_cast<const char*>(cache.buffer.data()) + piece * valid.stride_bytes;
-      for (int64_t done = 0; done < valid.piece_bytes;) {
-        const int64_t bytes = std::min(kStagingBytes, valid.piece_bytes - done);
-        SALA_RETURN_IF_ERROR(model.engine->memory().read(staging_.get(), from + done, bytes));
+    Memory& memory = session_.model().engine->memory();
+    for (const ByteRange& part : session_.rows(index, 0, session_.past_length()).parts()) {
+      const char* from = static_cast<const char*>(session_.caches()[index].buffer.data()) + part.offset;
+      for (int64_t done = 0; done < part.bytes;) {
+        const int64_t bytes = std::min(kStagingBytes, part.bytes - done);
+        SALA_RETURN_IF_ERROR(memory.read(staging_.get(), from + done, bytes));
         SALA_RETURN_IF_ERROR(write(staging_.get(), static_cast<size_t>(bytes)));
         done += bytes;
       }
@@ -268,6 +240,7 @@ class Reader {
   Status fill(SessionCore& session) {
     auto tokens = read_vector<int32_t>(kTokenIds);
     if (!tokens) return tokens.error();
+    SALA_RETURN_IF_ERROR(session.claim(0, info_.past_length));
     std::vector<float> logits;
     if (info_.past_length == info_.position && info_.position > 0) {
       auto read = read_vector<float>(kLogits);
@@ -280,7 +253,7 @@ class Reader {
     }
     if (!session.check_tokens(*tokens)) return damaged("it has tokens outside the vocabulary");
     session.restore(*std::move(tokens), info_.past_length, info_.prompt_length, std::move(logits));
-    return success();
+    return session.keep_checkpoint(true);
   }
 
  private:
@@ -306,16 +279,14 @@ class Reader {
     return values;
   }
 
-  Status read_cache(const SessionCore& session, size_t index) {
-    const ModelData& model = session.model();
-    const auto& cache = session.caches()[index];
-    const ValidRows valid = valid_rows(model.config, model.step.caches[index], cache.shape, info_.past_length);
-    for (int64_t piece = 0; piece < valid.pieces; ++piece) {
-      char* to = static_cast<char*>(cache.buffer.data()) + piece * valid.stride_bytes;
-      for (int64_t done = 0; done < valid.piece_bytes;) {
-        const int64_t bytes = std::min(kStagingBytes, valid.piece_bytes - done);
+  Status read_cache(SessionCore& session, size_t index) {
+    Memory& memory = session.model().engine->memory();
+    for (const ByteRange& part : session.rows(index, 0, info_.past_length).parts()) {
+      char* to = static_cast<char*>(session.caches()[index].buffer.data()) + part.offset;
+      for (int64_t done = 0; done < part.bytes;) {
+        const int64_t bytes = std::min(kStagingBytes, part.bytes - done);
         SALA_RETURN_IF_ERROR(read(staging_.get(), bytes));
-        SALA_RETURN_IF_ERROR(model.engine->memory().write(to + done, staging_.get(), bytes));
+        SALA_RETURN_IF_ERROR(memory.write(to + done, staging_.get(), bytes));
         done += bytes;
       }
     }

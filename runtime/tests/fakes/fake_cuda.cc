@@ -1,5 +1,9 @@
 #include "fake_cuda.h"
 
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
@@ -39,8 +43,26 @@ bool is_failing(int& calls_before_failure) {
   return false;
 }
 
+/// The same, but the calls after it work again.
+bool fails_once(int& calls_before_failure) {
+  if (!is_failing(calls_before_failure)) return false;
+  calls_before_failure = -1;
+  return true;
+}
+
+/// Whether open pages lie behind all of these addresses.
+bool inside_pages(CUdeviceptr at, size_t bytes) {
+  const auto page_bytes = static_cast<CUdeviceptr>(fake.page_bytes);
+  for (CUdeviceptr page = at / page_bytes * page_bytes; page < at + bytes; page += page_bytes) {
+    const auto mapping = fake.mapped.find(page);
+    if (mapping == fake.mapped.end() || !mapping->second.is_open) return false;
+  }
+  return true;
+}
+
 bool inside(CUdeviceptr at, size_t bytes) {
   const Lock lock(mutex);
+  if (inside_pages(at, bytes)) return true;
   auto block = fake.device_blocks.upper_bound(at);
   if (block == fake.device_blocks.begin()) return false;
   --block;
@@ -63,6 +85,26 @@ CUresult copy(CUstream stream, void* to, const void* from, size_t bytes, CUdevic
 }
 
 void* host(CUdeviceptr device) { return reinterpret_cast<void*>(device); }
+
+/// The file whose parts are the physical pages: number n at n pages from its beginning.
+int pages_file() {
+  static const int file = memfd_create("fake_cuda", MFD_CLOEXEC);
+  return file;
+}
+
+void let_go(unsigned long long page) {
+  if (--fake.pages[page] > 0) return;
+  fake.pages.erase(page);
+  fallocate(pages_file(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(page) * fake.page_bytes,
+            fake.page_bytes);
+}
+
+bool in_pages(size_t bytes) { return bytes > 0 && bytes % static_cast<size_t>(fake.page_bytes) == 0; }
+
+bool is_reserved(CUdeviceptr at, size_t bytes) {
+  auto range = fake.reserved.upper_bound(at);
+  return range != fake.reserved.begin() && at + bytes <= (--range)->first + range->second;
+}
 
 }  // namespace
 
@@ -99,6 +141,10 @@ CUresult cuDeviceGetName(char* name, int length, CUdevice device) {
 }
 
 CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute attribute, CUdevice device) {
+  if (attribute == CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED) {
+    *value = fake.maps_pages ? 1 : 0;
+    return CUDA_SUCCESS;
+  }
   const auto [major, minor] = fake.devices.at(static_cast<size_t>(device));
   *value = attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR ? major : minor;
   return CUDA_SUCCESS;
@@ -156,6 +202,112 @@ CUresult cuMemFree(CUdeviceptr data) {
   return CUDA_SUCCESS;
 }
 
+CUresult cuMemGetAllocationGranularity(size_t* bytes, const CUmemAllocationProp*, CUmemAllocationGranularity_flags) {
+  *bytes = static_cast<size_t>(fake.page_bytes);
+  return needs_context();
+}
+
+CUresult cuMemAddressReserve(CUdeviceptr* at, size_t bytes, size_t, CUdeviceptr, unsigned long long) {
+  if (current_contexts == 0) return CUDA_ERROR_INVALID_CONTEXT;
+  if (fails_once(fake.page_calls_before_failure)) return CUDA_ERROR_OUT_OF_MEMORY;
+  const Lock lock(mutex);
+  if (!in_pages(bytes)) return CUDA_ERROR_INVALID_VALUE;
+  // Nothing can be read or written there: who tries ends.
+  const size_t slack = static_cast<size_t>(fake.page_bytes);
+  void* data = mmap(nullptr, bytes + slack, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (data == MAP_FAILED) return CUDA_ERROR_OUT_OF_MEMORY;
+  const auto first = reinterpret_cast<CUdeviceptr>(data);
+  *at = (first + slack - 1) / slack * slack;
+  if (*at > first) munmap(data, *at - first);
+  if (first + slack > *at) munmap(host(*at + bytes), first + slack - *at);
+  fake.reserved[*at] = bytes;
+  return CUDA_SUCCESS;
+}
+
+CUresult cuMemAddressFree(CUdeviceptr at, size_t bytes) {
+  if (current_contexts == 0) return CUDA_ERROR_INVALID_CONTEXT;
+  const Lock lock(mutex);
+  const auto range = fake.reserved.find(at);
+  const auto mapped = fake.mapped.lower_bound(at);
+  if (range == fake.reserved.end() || range->second != bytes) return CUDA_ERROR_INVALID_VALUE;
+  if (mapped != fake.mapped.end() && mapped->first < at + bytes) return CUDA_ERROR_INVALID_VALUE;
+  munmap(host(at), bytes);
+  fake.reserved.erase(range);
+  return CUDA_SUCCESS;
+}
+
+CUresult cuMemCreate(CUmemGenericAllocationHandle* page, size_t bytes, const CUmemAllocationProp* wanted,
+                     unsigned long long) {
+  if (current_contexts == 0) return CUDA_ERROR_INVALID_CONTEXT;
+  if (fails_once(fake.page_calls_before_failure)) return CUDA_ERROR_OUT_OF_MEMORY;
+  const Lock lock(mutex);
+  const bool is_on_device =
+      wanted->type == CU_MEM_ALLOCATION_TYPE_PINNED && wanted->location.type == CU_MEM_LOCATION_TYPE_DEVICE;
+  if (!is_on_device || bytes != static_cast<size_t>(fake.page_bytes)) return CUDA_ERROR_INVALID_VALUE;
+  if (fake.page_bytes > fake.total_bytes - fake.used_bytes()) return CUDA_ERROR_OUT_OF_MEMORY;
+  unsigned long long number = 1;
+  for (const auto& [taken, holders] : fake.pages) {
+    if (taken != number) break;
+    ++number;
+  }
+  const auto place = static_cast<off_t>(number) * fake.page_bytes;
+  const std::vector<char> anything(bytes, 0x7f);
+  if (pwrite(pages_file(), anything.data(), bytes, place) != fake.page_bytes) return CUDA_ERROR_OUT_OF_MEMORY;
+  fake.pages[number] = 1;
+  *page = number;
+  return CUDA_SUCCESS;
+}
+
+CUresult cuMemRelease(CUmemGenericAllocationHandle page) {
+  if (current_contexts == 0) return CUDA_ERROR_INVALID_CONTEXT;
+  const Lock lock(mutex);
+  if (fake.pages.find(page) == fake.pages.end()) return CUDA_ERROR_INVALID_VALUE;
+  let_go(page);
+  return CUDA_SUCCESS;
+}
+
+CUresult cuMemMap(CUdeviceptr at, size_t bytes, size_t offset, CUmemGenericAllocationHandle page, unsigned long long) {
+  if (current_contexts == 0) return CUDA_ERROR_INVALID_CONTEXT;
+  if (fails_once(fake.page_calls_before_failure)) return CUDA_ERROR_OUT_OF_MEMORY;
+  const Lock lock(mutex);
+  const bool fits = bytes == static_cast<size_t>(fake.page_bytes) && offset == 0 && is_reserved(at, bytes);
+  if (!fits || fake.mapped.count(at) != 0 || fake.pages.find(page) == fake.pages.end()) return CUDA_ERROR_INVALID_VALUE;
+  mmap(host(at), bytes, PROT_NONE, MAP_SHARED | MAP_FIXED, pages_file(), static_cast<off_t>(page) * fake.page_bytes);
+  fake.mapped[at] = {page, false};
+  ++fake.pages[page];
+  return CUDA_SUCCESS;
+}
+
+CUresult cuMemSetAccess(CUdeviceptr at, size_t bytes, const CUmemAccessDesc* access, size_t count) {
+  if (current_contexts == 0) return CUDA_ERROR_INVALID_CONTEXT;
+  if (fails_once(fake.page_calls_before_failure)) return CUDA_ERROR_OUT_OF_MEMORY;
+  const Lock lock(mutex);
+  if (!in_pages(bytes) || count != 1 || access->flags != CU_MEM_ACCESS_FLAGS_PROT_READWRITE) {
+    return CUDA_ERROR_INVALID_VALUE;
+  }
+  for (CUdeviceptr page = at; page < at + bytes; page += static_cast<CUdeviceptr>(fake.page_bytes)) {
+    const auto mapping = fake.mapped.find(page);
+    if (mapping == fake.mapped.end()) return CUDA_ERROR_INVALID_VALUE;
+    mapping->second.is_open = true;
+  }
+  mprotect(host(at), bytes, PROT_READ | PROT_WRITE);
+  return CUDA_SUCCESS;
+}
+
+CUresult cuMemUnmap(CUdeviceptr at, size_t bytes) {
+  if (current_contexts == 0) return CUDA_ERROR_INVALID_CONTEXT;
+  const Lock lock(mutex);
+  if (!in_pages(bytes)) return CUDA_ERROR_INVALID_VALUE;
+  for (CUdeviceptr page = at; page < at + bytes; page += static_cast<CUdeviceptr>(fake.page_bytes)) {
+    const auto mapping = fake.mapped.find(page);
+    if (mapping == fake.mapped.end()) return CUDA_ERROR_INVALID_VALUE;
+    let_go(mapping->second.page);
+    fake.mapped.erase(mapping);
+  }
+  mmap(host(at), bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+  return CUDA_SUCCESS;
+}
+
 CUresult cuMemHostAlloc(void** data, size_t bytes, unsigned int) {
   if (current_contexts == 0) return CUDA_ERROR_INVALID_CONTEXT;
   if (is_failing(fake.pins_before_failure)) return CUDA_ERROR_OUT_OF_MEMORY;
@@ -178,6 +330,11 @@ CUresult cuMemcpyHtoD(CUdeviceptr to, const void* from, size_t bytes) {
 }
 
 CUresult cuMemcpyDtoH(void* to, CUdeviceptr from, size_t bytes) { return copy(nullptr, to, host(from), bytes, from); }
+
+CUresult cuMemcpyDtoDAsync(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream) {
+  if (!inside(from, bytes)) return CUDA_ERROR_INVALID_VALUE;
+  return copy(stream, host(to), host(from), bytes, to);
+}
 
 CUresult cuMemcpyHtoDAsync(CUdeviceptr to, const void* from, size_t bytes, CUstream stream) {
   if (is_failing(fake.copies_before_failure)) return CUDA_ERROR_ILLEGAL_ADDRESS;

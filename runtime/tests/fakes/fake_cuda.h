@@ -24,23 +24,33 @@ struct FakeCuda {
   CUresult synchronize = CUDA_SUCCESS;
   int64_t total_bytes = int64_t{256} << 20;
   int64_t largest_block = INT64_MAX;
+  bool maps_pages = true;
+  int64_t page_bytes = 64 << 10;
 
   // Calls that still work; -1: all.
   int copies_before_failure = -1;  // to the device, on a stream
   int pins_before_failure = -1;
   int streams_before_failure = -1;
-  int copy_milliseconds = 0;  // that putting such a copy on a stream takes
+  int page_calls_before_failure = -1;  // that create, map or open pages, or reserve addresses; one fails
+  int copy_milliseconds = 0;           // that putting such a copy on a stream takes
 
   // What happened.
   std::map<uintptr_t, size_t> device_blocks;
   std::map<uintptr_t, size_t> pinned_blocks;
-  int contexts = 0;  // retained
+  struct Mapping {
+    unsigned long long page;
+    bool is_open;  // to be read and written
+  };
+  std::map<uintptr_t, size_t> reserved;     // addresses
+  std::map<uintptr_t, Mapping> mapped;      // pages, by their addresses
+  std::map<unsigned long long, int> pages;  // of physical memory: how many hold one, its creator and mappings
+  int contexts = 0;                         // retained
   int streams = 0;
   int graphs = 0;  // captured and executable ones
   int graph_launches = 0;
   int64_t peak_pinned_bytes = 0;
 
-  int64_t used_bytes() const { return sum(device_blocks); }
+  int64_t used_bytes() const { return sum(device_blocks) + static_cast<int64_t>(pages.size()) * page_bytes; }
   int64_t pinned_bytes() const { return sum(pinned_blocks); }
 
  private:

@@ -26,7 +26,7 @@ class OnnxRuntimeEngine final : public Engine {
   std::span<const TensorSpec> inputs() const override { return inputs_; }
   std::span<const TensorSpec> outputs() const override { return outputs_; }
   EngineLimits limits() const override;
-  Memory& memory() const override { return host_memory(); }
+  Memory& memory() const override { return *memory_; }
   Expected<std::unique_ptr<Execution>> create_execution(std::span<const CacheBinding> caches) const override;
 
  private:
@@ -38,6 +38,7 @@ class OnnxRuntimeEngine final : public Engine {
   Status open_graph(const Bundle& bundle, const LoadOptions& options);
   Status check_inputs(const Manifest& manifest) const;
 
+  std::unique_ptr<Memory> memory_ = paged_host_memory();
   OnnxRuntimeLibrary library_;
   OrtPtr<OrtEnv> environment_;
   OrtPtr<OrtSession> session_;

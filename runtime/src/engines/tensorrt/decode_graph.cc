@@ -2,13 +2,13 @@
 
 namespace sala::tensorrt {
 
-Expected<DecodeGraph> DecodeGraph::capture(const CudaDriver& driver, CUstream stream,
+Expected<DecodeGraph> DecodeGraph::capture(const cuda::CudaDriver& driver, cuda::CUstream stream,
                                            const std::function<Status()>& record) {
   // Only this thread's calls that would break the capture are refused meanwhile.
   SALA_RETURN_IF_ERROR(
-      driver.check(driver.stream_begin_capture(stream, kStreamCaptureModeThreadLocal), "begin a capture"));
+      driver.check(driver.stream_begin_capture(stream, cuda::kStreamCaptureModeThreadLocal), "begin a capture"));
   const Status recorded = record();
-  CUgraph captured = nullptr;
+  cuda::CUgraph captured = nullptr;
   // Also after a failure, or the stream stays in capture.
   const Status ended = driver.check(driver.stream_end_capture(stream, &captured), "capture a decode step");
   if (!recorded || !ended) {
@@ -28,7 +28,7 @@ DecodeGraph::~DecodeGraph() {
   if (executable_ != nullptr) driver_->graph_exec_destroy(executable_);
 }
 
-Status DecodeGraph::launch(CUstream stream) const {
+Status DecodeGraph::launch(cuda::CUstream stream) const {
   return driver_->check(driver_->graph_launch(executable_, stream), "launch a decode step");
 }
 

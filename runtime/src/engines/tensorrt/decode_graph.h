@@ -5,7 +5,7 @@
 #include <functional>
 #include <utility>
 
-#include "engines/tensorrt/cuda_driver.h"
+#include "cuda/cuda_driver.h"
 
 namespace sala::tensorrt {
 
@@ -23,16 +23,16 @@ class DecodeGraph {
   ~DecodeGraph();
 
   /// Captures what `record` puts on `stream`; nothing of it runs.
-  static Expected<DecodeGraph> capture(const CudaDriver& driver, CUstream stream,
+  static Expected<DecodeGraph> capture(const cuda::CudaDriver& driver, cuda::CUstream stream,
                                        const std::function<Status()>& record);
 
   explicit operator bool() const { return executable_ != nullptr; }
 
-  Status launch(CUstream stream) const;
+  Status launch(cuda::CUstream stream) const;
 
  private:
-  const CudaDriver* driver_ = nullptr;
-  CUgraphExec executable_ = nullptr;
+  const cuda::CudaDriver* driver_ = nullptr;
+  cuda::CUgraphExec executable_ = nullptr;
 };
 
 }  // namespace sala::tensorrt

@@ -9,7 +9,7 @@ namespace {
 
 constexpr uintptr_t kAlignment = 256;
 
-CUdeviceptr address(const void* data) { return reinterpret_cast<CUdeviceptr>(data); }
+cuda::CUdeviceptr address(const void* data) { return reinterpret_cast<cuda::CUdeviceptr>(data); }
 
 // The driver refuses zero bytes, and a null pointer would not do for an empty tensor.
 size_t positive(int64_t bytes) { return static_cast<size_t>(std::max<int64_t>(bytes, 1)); }
@@ -17,11 +17,15 @@ size_t positive(int64_t bytes) { return static_cast<size_t>(std::max<int64_t>(by
 }  // namespace
 
 void* DeviceMemory::take(int64_t bytes) noexcept {
-  const Device::Current current(*device_);
-  if (allocator_) return allocator_->allocate(std::max<int64_t>(bytes, 1));
-  CUdeviceptr data = 0;
-  const CUresult result = device_->driver().mem_alloc(&data, positive(bytes));
-  return result == kCudaSuccess ? reinterpret_cast<void*>(data) : nullptr;
+  const cuda::Device::Current current(*device_);
+  void* taken = nullptr;
+  if (allocator_) {
+    taken = allocator_->allocate(std::max<int64_t>(bytes, 1));
+  } else if (cuda::CUdeviceptr data = 0; device_->driver().mem_alloc(&data, positive(bytes)) == cuda::kCudaSuccess) {
+    taken = reinterpret_cast<void*>(data);
+  }
+  if (taken != nullptr) used_bytes_ += std::max<int64_t>(bytes, 1);
+  return taken;
 }
 
 Expected<Buffer> DeviceMemory::allocate(int64_t bytes) {
@@ -46,39 +50,17 @@ Expected<Buffer> DeviceMemory::reserve(int64_t bytes, std::string_view advice) {
   return buffer;
 }
 
-Status DeviceMemory::clear(Buffer& buffer) { return set_zero(buffer.data(), buffer.bytes()); }
-
-Status DeviceMemory::set_zero(void* data, int64_t bytes) {
-  const Device::Current current(*device_);
-  const CudaDriver& driver = device_->driver();
-  SALA_RETURN_IF_ERROR(
-      driver.check(driver.memset_d8_async(address(data), 0, static_cast<size_t>(bytes), nullptr), "clear memory"));
-  return driver.check(driver.stream_synchronize(nullptr), "clear memory");
-}
+Status DeviceMemory::clear(Buffer& buffer) { return device_->set_zero(buffer.data(), buffer.bytes()); }
 
 Status DeviceMemory::synchronize(void* stream) {
-  const Device::Current current(*device_);
-  const CudaDriver& driver = device_->driver();
-  return driver.check(driver.stream_synchronize(static_cast<CUstream>(stream)), "wait for a stream");
-}
-
-Status DeviceMemory::read(void* host, const void* from, int64_t bytes) {
-  const Device::Current current(*device_);
-  const CudaDriver& driver = device_->driver();
-  return driver.check(driver.memcpy_dtoh(host, address(from), static_cast<size_t>(bytes)), "copy to the host");
-}
-
-Status DeviceMemory::write(void* to, const void* host, int64_t bytes) {
-  const Device::Current current(*device_);
-  const CudaDriver& driver = device_->driver();
-  SALA_RETURN_IF_ERROR(
-      driver.check(driver.memcpy_htod(address(to), host, static_cast<size_t>(bytes)), "copy from the host"));
-  // The call may return when the bytes are staged, and the streams of sessions do not wait for this one.
-  return driver.check(driver.stream_synchronize(nullptr), "copy from the host");
+  const cuda::Device::Current current(*device_);
+  const cuda::CudaDriver& driver = device_->driver();
+  return driver.check(driver.stream_synchronize(static_cast<cuda::CUstream>(stream)), "wait for a stream");
 }
 
 void DeviceMemory::release(void* data, int64_t bytes) noexcept {
-  const Device::Current current(*device_);
+  used_bytes_ -= bytes;
+  const cuda::Device::Current current(*device_);
   if (allocator_) {
     allocator_->release(data, bytes);
   } else {
@@ -87,11 +69,12 @@ void DeviceMemory::release(void* data, int64_t bytes) noexcept {
 }
 
 Expected<Buffer> PinnedMemory::allocate(int64_t bytes) {
-  const Device::Current current(*device_);
-  const CudaDriver& driver = device_->driver();
+  const cuda::Device::Current current(*device_);
+  const cuda::CudaDriver& driver = device_->driver();
   void* data = nullptr;
   SALA_RETURN_IF_ERROR(driver.check(driver.mem_host_alloc(&data, positive(bytes), 0), "pin host memory"));
   std::memset(data, 0, positive(bytes));
+  used_bytes_ += static_cast<int64_t>(positive(bytes));
   return Buffer(*this, data, static_cast<int64_t>(positive(bytes)));
 }
 
@@ -107,8 +90,9 @@ Status PinnedMemory::read(void* host, const void* from, int64_t bytes) {
 
 Status PinnedMemory::write(void* to, const void* host, int64_t bytes) { return read(to, host, bytes); }
 
-void PinnedMemory::release(void* data, int64_t) noexcept {
-  const Device::Current current(*device_);
+void PinnedMemory::release(void* data, int64_t bytes) noexcept {
+  used_bytes_ -= bytes;
+  const cuda::Device::Current current(*device_);
   device_->driver().mem_free_host(data);
 }
 

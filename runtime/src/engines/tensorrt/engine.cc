@@ -10,9 +10,6 @@ namespace sala::tensorrt {
 
 namespace {
 
-// What two contexts and a captured graph keep beside the activations. An allowance: no GPU has told yet.
-constexpr int64_t kContextBytes = int64_t{64} << 20;
-
 EngineLimits limits_of(const ProfileRanges& prefill) {
   const int64_t chunk = prefill.find(step_names::kTokens)->second.max;
   const auto capacity = prefill.find(step_names::kCapacity);
@@ -37,13 +34,6 @@ TensorRtEngine::TensorRtEngine(std::unique_ptr<const LoadedPlan> plan, const Man
       inputs_(manifest.inputs),
       outputs_(manifest.outputs),
       limits_(limits_of(manifest.engine.profiles.find(step_names::kPrefill)->second)) {}
-
-Expected<std::optional<int64_t>> TensorRtEngine::free_cache_bytes() const {
-  if (plan_->memory().is_of_caller()) return std::optional<int64_t>();
-  const auto free = plan_->device()->free_bytes();
-  if (!free) return free.error();
-  return std::optional(std::max<int64_t>(*free - plan_->buffer_sizes().device_bytes() - kContextBytes, 0));
-}
 
 Expected<std::unique_ptr<Execution>> TensorRtEngine::create_execution(std::span<const CacheBinding> caches) const {
   return TensorRtExecution::create(*plan_, caches);

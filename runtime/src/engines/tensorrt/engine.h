@@ -27,8 +27,7 @@ class TensorRtEngine final : public Engine {
   std::span<const TensorSpec> inputs() const override { return inputs_; }
   std::span<const TensorSpec> outputs() const override { return outputs_; }
   EngineLimits limits() const override { return limits_; }
-  Memory& memory() const override { return plan_->memory(); }
-  Expected<std::optional<int64_t>> free_cache_bytes() const override;
+  Memory& memory() const override { return plan_->cache_memory(); }
   Expected<std::unique_ptr<Execution>> create_execution(std::span<const CacheBinding> caches) const override;
 
  private:

@@ -10,7 +10,7 @@ namespace sala::tensorrt {
 
 namespace {
 
-CUdeviceptr address(const void* data) { return reinterpret_cast<CUdeviceptr>(data); }
+cuda::CUdeviceptr address(const void* data) { return reinterpret_cast<cuda::CUdeviceptr>(data); }
 
 SymbolSizes sizes_of(int64_t tokens) {
   return {{std::string(step_names::kBatch), 1}, {std::string(step_names::kTokens), tokens}};
@@ -29,7 +29,7 @@ bool depends_on_tokens(const TensorSpec& spec) {
 
 Expected<std::unique_ptr<Execution>> TensorRtExecution::create(const LoadedPlan& plan,
                                                                std::span<const CacheBinding> caches) {
-  const Device::Current current(*plan.device());
+  const cuda::Device::Current current(*plan.device());
   std::unique_ptr<TensorRtExecution> execution(new TensorRtExecution(plan, caches));
   auto buffers = StepBuffers::create(plan.memory(), plan.pinned(), plan.buffer_sizes());
   if (!buffers) return buffers.error();
@@ -43,7 +43,7 @@ Expected<std::unique_ptr<Execution>> TensorRtExecution::create(const LoadedPlan&
 }
 
 TensorRtExecution::~TensorRtExecution() {
-  const Device::Current current(*plan_.device());
+  const cuda::Device::Current current(*plan_.device());
   // A step that failed may have left work behind. Its outcome does not matter any more.
   static_cast<void>(synchronize());
   // What prefill compiled. It only saves time, and the next session tries again: nobody is left to tell of a failure.
@@ -57,9 +57,9 @@ TensorRtExecution::~TensorRtExecution() {
 }
 
 Status TensorRtExecution::open_stream() {
-  stream_ = static_cast<CUstream>(plan_.options().stream);
+  stream_ = static_cast<cuda::CUstream>(plan_.options().stream);
   if (stream_ != nullptr) return success();
-  return plan_.driver().check(plan_.driver().stream_create(&stream_, kStreamNonBlocking), "open a stream");
+  return plan_.driver().check(plan_.driver().stream_create(&stream_, cuda::kStreamNonBlocking), "open a stream");
 }
 
 Status TensorRtExecution::create_contexts() {
@@ -143,11 +143,7 @@ Status TensorRtExecution::set_tokens(Profile profile, int64_t tokens) {
 Status TensorRtExecution::warm_up() {
   // Token 0 at position 0 of an empty context: the staged inputs are zeros.
   SALA_RETURN_IF_ERROR(enqueue(Profile::kDecode, 1));
-  SALA_RETURN_IF_ERROR(synchronize());
-  for (const CacheBinding& cache : caches_) {
-    SALA_RETURN_IF_ERROR(plan_.memory().set_zero(cache.data, bytes_of(cache.dtype, elements_of(cache.shape))));
-  }
-  return success();
+  return synchronize();
 }
 
 Status TensorRtExecution::capture_decode() {
@@ -163,7 +159,7 @@ Status TensorRtExecution::capture_decode() {
 }
 
 Status TensorRtExecution::run(Profile profile, const StepInputs& step, std::span<float> logits) {
-  const Device::Current current(*plan_.device());
+  const cuda::Device::Current current(*plan_.device());
   SALA_RETURN_IF_ERROR(stage(step));
   const int64_t tokens = static_cast<int64_t>(step.input_ids.size());
   if (profile == Profile::kDecode && decode_graph_) {
@@ -195,7 +191,7 @@ Status TensorRtExecution::stage(const StepInputs& step) {
 }
 
 Status TensorRtExecution::enqueue(Profile profile, int64_t tokens) const {
-  const CudaDriver& driver = plan_.driver();
+  const cuda::CudaDriver& driver = plan_.driver();
   for (const TensorSpec& input : plan_.token_inputs()) {
     SALA_RETURN_IF_ERROR(
         driver.check(driver.memcpy_htod_async(address(buffers_->device(input.name)), buffers_->host(input.name),

@@ -18,7 +18,7 @@ namespace sala::tensorrt {
 class TensorRtExecution final : public Execution {
  public:
   /// `plan` outlives the execution, as do the caches. Runs one decode step on the empty caches, so that everything
-  /// is compiled, loaded and allocated before the first token, then empties them again and captures the step.
+  /// is compiled, loaded and allocated before the first token, then captures the step.
   static Expected<std::unique_ptr<Execution>> create(const LoadedPlan& plan, std::span<const CacheBinding> caches);
 
   TensorRtExecution(const TensorRtExecution&) = delete;
@@ -57,7 +57,7 @@ class TensorRtExecution final : public Execution {
   const LoadedPlan& plan_;
   std::vector<CacheBinding> caches_;
   std::unique_ptr<StepBuffers> buffers_;
-  CUstream stream_ = nullptr;
+  cuda::CUstream stream_ = nullptr;
   Context contexts_[2];         // by profile
   int64_t prefill_tokens_ = 0;  // that the prefill context has shapes for
   DecodeGraph decode_graph_;

@@ -7,6 +7,8 @@
 #include <string_view>
 #include <utility>
 
+#include "cuda/paged_memory.h"
+#include "engines/tensorrt/bundle_device.h"
 #include "engines/tensorrt/comparison.h"
 #include "engines/tensorrt/plan.h"
 #include "engines/tensorrt/weight_upload.h"
@@ -49,14 +51,14 @@ Expected<std::unique_ptr<const LoadedPlan>> LoadedPlan::load(const Bundle& bundl
   plan->options_ = options.tensorrt;
   plan->name_ = manifest.engine.plan;
   plan->title_ = title(manifest.engine);
-  auto device = Device::find(manifest);
+  auto device = open_device(manifest);
   if (!device) return device.error();
   plan->device_ = *std::move(device);
   const auto library = Library::load(manifest.engine, plan->options_.library);
   if (!library) return library.error();
   // From here on this machine can run the engine: what is wrong now is not hidden by another runtime.
   SALA_RETURN_IF_ERROR(check_inputs(manifest.engine.weights, source));
-  const Device::Current current(*plan->device_);
+  const cuda::Device::Current current(*plan->device_);
   SALA_RETURN_IF_ERROR(plan->start(*library));
   SALA_RETURN_IF_ERROR(plan->deserialise(bundle));
   plan->measure(manifest);
@@ -71,6 +73,13 @@ Expected<std::unique_ptr<const LoadedPlan>> LoadedPlan::load(const Bundle& bundl
 Status LoadedPlan::start(const Library& library) {
   interface_ = &library.interface();
   memory_ = std::make_unique<DeviceMemory>(device_, options_.allocator);
+  if (options_.allocator || !cuda::maps_pages(*device_)) {
+    cache_memory_ = std::make_unique<DeviceMemory>(device_, options_.allocator);
+  } else {
+    auto paged = cuda::paged_memory(device_);
+    if (!paged) return paged.error();
+    cache_memory_ = *std::move(paged);
+  }
   pinned_ = std::make_unique<PinnedMemory>(device_);
   log_ = std::make_unique<Log>(interface_->versioned_logger);
   runtime_ = library.create_runtime(*log_);

@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "bundle/bundle.h"
+#include "cuda/device.h"
 #include "engines/tensorrt/allocator.h"
-#include "engines/tensorrt/device.h"
 #include "engines/tensorrt/device_memory.h"
 #include "engines/tensorrt/device_weights.h"
 #include "engines/tensorrt/library.h"
@@ -30,10 +30,12 @@ class LoadedPlan {
   static Expected<std::unique_ptr<const LoadedPlan>> load(const Bundle& bundle, const LoadOptions& options,
                                                           const WeightSource& source);
 
-  const CudaDriver& driver() const { return device_->driver(); }
-  const std::shared_ptr<const Device>& device() const { return device_; }
+  const cuda::CudaDriver& driver() const { return device_->driver(); }
+  const std::shared_ptr<const cuda::Device>& device() const { return device_; }
   const Interface& interface() const { return *interface_; }
   DeviceMemory& memory() const { return *memory_; }
+  /// Memory for caches. It grows and shares pages, unless the caller allocates or the GPU cannot map pages.
+  Memory& cache_memory() const { return *cache_memory_; }
   PinnedMemory& pinned() const { return *pinned_; }
   /// Its file, for messages.
   const std::string& name() const { return name_; }
@@ -60,8 +62,9 @@ class LoadedPlan {
   void open_runtime_cache(const std::filesystem::path& bundle);
 
   TensorRtOptions options_;
-  std::shared_ptr<const Device> device_;
+  std::shared_ptr<const cuda::Device> device_;
   std::unique_ptr<DeviceMemory> memory_;
+  std::unique_ptr<Memory> cache_memory_;
   std::unique_ptr<PinnedMemory> pinned_;
   std::unique_ptr<Allocator> allocator_;
   std::string name_;

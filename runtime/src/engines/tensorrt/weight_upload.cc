@@ -24,7 +24,7 @@ constexpr int64_t kBlockBytes = int64_t{2} << 20;
 /// Pinned memory with a stream of its own, so that waiting for it does not wait for the other block.
 class StagingBlock {
  public:
-  explicit StagingBlock(const CudaDriver& driver) : driver_(driver) {}
+  explicit StagingBlock(const cuda::CudaDriver& driver) : driver_(driver) {}
   StagingBlock(const StagingBlock&) = delete;
   StagingBlock& operator=(const StagingBlock&) = delete;
   ~StagingBlock() {
@@ -38,7 +38,7 @@ class StagingBlock {
     auto memory = pinned.allocate(kBlockBytes);
     if (!memory) return memory.error();
     memory_ = *std::move(memory);
-    return driver_.check(driver_.stream_create(&stream_, kStreamNonBlocking), "open a stream to upload weights");
+    return driver_.check(driver_.stream_create(&stream_, cuda::kStreamNonBlocking), "open a stream to upload weights");
   }
 
   void* data() const { return memory_.data(); }
@@ -46,29 +46,29 @@ class StagingBlock {
   /// Starts to copy its first bytes to the GPU. `weight` outlives the copy.
   Status copy(void* to, int64_t bytes, const std::string& weight) {
     weight_ = &weight;
-    return check(
-        driver_.memcpy_htod_async(reinterpret_cast<CUdeviceptr>(to), data(), static_cast<size_t>(bytes), stream_));
+    return check(driver_.memcpy_htod_async(reinterpret_cast<cuda::CUdeviceptr>(to), data(), static_cast<size_t>(bytes),
+                                           stream_));
   }
 
   /// Until its last copy has ended, so that it may be filled again.
   Status wait() { return weight_ == nullptr ? success() : check(driver_.stream_synchronize(stream_)); }
 
  private:
-  Status check(CUresult result) const {
-    if (result == kCudaSuccess) return success();
+  Status check(cuda::CUresult result) const {
+    if (result == cuda::kCudaSuccess) return success();
     return driver_.check(result, "copy the weight " + *weight_ + " to the GPU");
   }
 
-  const CudaDriver& driver_;
+  const cuda::CudaDriver& driver_;
   Buffer memory_;
-  CUstream stream_ = nullptr;
+  cuda::CUstream stream_ = nullptr;
   const std::string* weight_ = nullptr;  // that its last copy is part of
 };
 
 /// One thread of an upload.
 class Uploader {
  public:
-  Uploader(const Device& device, const WeightSource& source)
+  Uploader(const cuda::Device& device, const WeightSource& source)
       : current_(device), source_(source), blocks_{StagingBlock(device.driver()), StagingBlock(device.driver())} {}
 
   Status open(PinnedMemory& pinned) {
@@ -98,7 +98,7 @@ class Uploader {
   }
 
  private:
-  Device::Current current_;
+  cuda::Device::Current current_;
   const WeightSource& source_;
   StagingBlock blocks_[2];
   size_t next_block_ = 0;
@@ -115,7 +115,7 @@ std::vector<size_t> by_size(std::span<const WeightInput> inputs) {
 
 }  // namespace
 
-Expected<DeviceWeights> upload_weights(const Device& device, DeviceMemory& memory, PinnedMemory& pinned,
+Expected<DeviceWeights> upload_weights(const cuda::Device& device, DeviceMemory& memory, PinnedMemory& pinned,
                                        std::span<const WeightInput> inputs, const WeightSource& source,
                                        const LoadOptions& options) {
   int64_t total = 0;

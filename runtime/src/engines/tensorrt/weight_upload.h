@@ -5,7 +5,7 @@
 #include <span>
 
 #include "bundle/manifest.h"
-#include "engines/tensorrt/device.h"
+#include "cuda/device.h"
 #include "engines/tensorrt/device_memory.h"
 #include "engines/tensorrt/device_weights.h"
 #include "sala/model.h"
@@ -19,7 +19,7 @@ namespace sala::tensorrt {
 ///
 /// Tells `options.on_progress`, in bytes on the GPU. The first error ends all threads, and nothing stays behind. Its
 /// message names the tensor, or the weight that could not be copied.
-Expected<DeviceWeights> upload_weights(const Device& device, DeviceMemory& memory, PinnedMemory& pinned,
+Expected<DeviceWeights> upload_weights(const cuda::Device& device, DeviceMemory& memory, PinnedMemory& pinned,
                                        std::span<const WeightInput> inputs, const WeightSource& source,
                                        const LoadOptions& options);
 

@@ -1,8 +1,8 @@
-#include "engines/tensorrt/cuda_driver.h"
+#include "cuda/cuda_driver.h"
 
 #include <dlfcn.h>
 
-namespace sala::tensorrt {
+namespace sala::cuda {
 
 namespace {
 
@@ -55,4 +55,4 @@ Status CudaDriver::check(CUresult result, std::string_view what) const {
   return error(code, "CUDA could not ", what, ": ", text, " (CUDA error ", static_cast<int>(result), ")");
 }
 
-}  // namespace sala::tensorrt
+}  // namespace sala::cuda

@@ -1,10 +1,13 @@
-// Host memory as anonymous pages. Not malloc: `clear` must give pages back, and sizes reach many gigabytes of which a
-// session may use little.
+// What memory does that neither grows nor shares, and host memory of that kind, as anonymous pages. Not malloc: `clear`
+// must give pages back, and sizes reach many gigabytes of which little may be used.
 
 #include <sys/mman.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstring>
+#include <memory>
 
 #include "sala/engine.h"
 
@@ -12,6 +15,25 @@ namespace sala {
 
 Buffer::~Buffer() {
   if (data_ != nullptr) memory_->release(data_, bytes_);
+}
+
+Status Memory::claim(Buffer&, ByteRange) { return success(); }
+
+Status Memory::drop(Buffer&, ByteRange) { return success(); }
+
+Status Memory::share(Buffer& to, const Buffer& from, std::span<const ByteRange> parts) {
+  constexpr int64_t kStagingBytes = int64_t{4} << 20;
+  const auto staging = std::make_unique_for_overwrite<char[]>(kStagingBytes);
+  for (const ByteRange& part : parts) {
+    for (int64_t done = 0; done < part.bytes;) {
+      const int64_t bytes = std::min(kStagingBytes, part.bytes - done);
+      const int64_t at = part.offset + done;
+      SALA_RETURN_IF_ERROR(read(staging.get(), static_cast<const char*>(from.data()) + at, bytes));
+      SALA_RETURN_IF_ERROR(write(static_cast<char*>(to.data()) + at, staging.get(), bytes));
+      done += bytes;
+    }
+  }
+  return success();
 }
 
 namespace {
@@ -27,6 +49,7 @@ class HostMemory final : public Memory {
       return error(ErrorCode::kOutOfMemory, "no room for ", bytes, " bytes of host memory: ", std::strerror(errno),
                    "; choose a smaller max_context or a machine with more memory");
     }
+    used_bytes_ += length;
     return Buffer(*this, data, length);
   }
 
@@ -48,8 +71,16 @@ class HostMemory final : public Memory {
     return success();
   }
 
+  bool is_on_host() const override { return true; }
+  int64_t used_bytes() const override { return used_bytes_; }
+
  private:
-  void release(void* data, int64_t bytes) noexcept override { munmap(data, static_cast<size_t>(bytes)); }
+  void release(void* data, int64_t bytes) noexcept override {
+    munmap(data, static_cast<size_t>(bytes));
+    used_bytes_ -= bytes;
+  }
+
+  std::atomic<int64_t> used_bytes_ = 0;
 };
 
 }  // namespace

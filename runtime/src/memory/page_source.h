@@ -1,0 +1,70 @@
+// Where pages come from, and how they get an address: the system's memory, or a GPU's.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "sala/status.h"
+
+namespace sala {
+
+/// A page of physical memory, which goes back to its source with the last reference.
+class Page {
+ public:
+  /// `live` counts the pages of a source, and outlives them.
+  explicit Page(int64_t& live) : live_(live) { ++live_; }
+  Page(const Page&) = delete;
+  Page& operator=(const Page&) = delete;
+  virtual ~Page() { --live_; }
+
+ private:
+  int64_t& live_;
+};
+
+using PageRef = std::shared_ptr<const Page>;
+
+/// Addresses and sizes are multiples of `page_bytes`. One thread at a time may use it and its pages.
+class PageSource {
+ public:
+  PageSource() = default;
+  PageSource(const PageSource&) = delete;
+  PageSource& operator=(const PageSource&) = delete;
+  virtual ~PageSource() = default;
+
+  /// Whether this process may use what it made. kEngineFailed in a child of `fork` where the parent's memory is not.
+  virtual Status check_process() const { return success(); }
+
+  virtual int64_t page_bytes() const = 0;
+  virtual bool is_on_host() const = 0;
+  virtual Expected<std::optional<int64_t>> free_bytes() const = 0;
+  /// Pages that somebody holds.
+  int64_t live_pages() const { return live_pages_; }
+
+  /// Reserves addresses, with nothing behind them.
+  virtual Expected<char*> reserve(int64_t bytes) = 0;
+  /// Frees the addresses of `reserve`, when nothing is mapped there any more.
+  virtual void free(char* addresses, int64_t bytes) noexcept = 0;
+
+  /// Creates pages to be mapped at `at`.
+  virtual Expected<std::vector<PageRef>> create(const char* at, size_t count) = 0;
+  /// Copies what is mapped at `from` into new pages that are mapped nowhere.
+  virtual Status copy(std::span<const PageRef> to, const char* from) = 0;
+  /// Maps pages side by side, where nothing is mapped. After an error nothing is.
+  virtual Status map(char* at, std::span<const PageRef> pages) = 0;
+  virtual Status unmap(char* at, size_t count) = 0;
+
+  /// Sets pages of `create` to zero that have just been mapped.
+  virtual Status zero(char* at, size_t count) = 0;
+  virtual Status read(void* host, const void* from, int64_t bytes) = 0;
+  virtual Status write(void* to, const void* host, int64_t bytes) = 0;
+
+ protected:
+  int64_t live_pages_ = 0;
+};
+
+}  // namespace sala

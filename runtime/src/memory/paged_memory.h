@@ -1,0 +1,63 @@
+// Buffers that grow page by page and share pages.
+//
+// A buffer is a range of addresses that never changes, for kernels and captured graphs know it. What is behind the
+// addresses is a table of pages. A page that two tables hold is read by both and written by neither: whoever claims it
+// gets a copy of its own first. So the keys and values of a prompt stand in memory once, however many sessions go on
+// from it. The idea of growing caches by mapping is that of vAttention (Prabhu et al., 2024).
+
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "memory/page_source.h"
+#include "sala/engine.h"
+
+namespace sala {
+
+class PagedMemory final : public Memory {
+ public:
+  explicit PagedMemory(std::unique_ptr<PageSource> source) : source_(std::move(source)) {}
+  /// All buffers must be gone.
+  ~PagedMemory() override = default;
+
+  Expected<Buffer> allocate(int64_t bytes) override;
+  Status claim(Buffer& buffer, ByteRange part) override;
+  Status drop(Buffer& buffer, ByteRange part) override;
+  Status share(Buffer& to, const Buffer& from, std::span<const ByteRange> parts) override;
+  Status clear(Buffer& buffer) override;
+  Status read(void* host, const void* from, int64_t bytes) override;
+  Status write(void* to, const void* host, int64_t bytes) override;
+  int64_t page_bytes() const override { return source_->page_bytes(); }
+  bool is_on_host() const override { return source_->is_on_host(); }
+  Expected<std::optional<int64_t>> free_bytes() const override { return source_->free_bytes(); }
+  int64_t used_bytes() const override;
+
+ private:
+  using Pages = std::vector<PageRef>;
+  /// Neighbours of a table that are alike, from page `first` up to page `last`.
+  struct Run {
+    size_t first;
+    size_t last;
+    size_t size() const { return last - first; }
+  };
+  enum class State { kAbsent, kShared, kOwn };
+
+  static State state_of(const PageRef& page);
+  size_t page_of(int64_t offset) const { return static_cast<size_t>(offset / source_->page_bytes()); }
+  char* address(void* buffer, size_t page) const;
+  /// Calls `work` with every run of the pages from `first` up to `last` that `is_wanted` takes.
+  template <class IsWanted, class Work>
+  static Status for_runs(const Pages& pages, size_t first, size_t last, IsWanted is_wanted, Work work);
+  Status own(void* buffer, Pages& pages, Run run);
+  Status unmap(void* buffer, Pages& pages, size_t first, size_t last);
+  void release(void* data, int64_t bytes) noexcept override;
+
+  mutable std::mutex mutex_;
+  std::unique_ptr<PageSource> source_;
+  std::map<void*, Pages> tables_;  // by the address of the buffer; null where nothing is mapped
+};
+
+}  // namespace sala

@@ -1,0 +1,179 @@
+// Sessions at random: prompts, answers, forks, checkpoints, ways back, states. Each must give the logits of a session
+// on the mock that only ever read the tokens which this one holds.
+
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <optional>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "mock_engine.h"
+#include "sala/model.h"
+#include "sala/session.h"
+
+namespace sala::test {
+
+class Schedule {
+ public:
+  Schedule(const Model& model, const Mock& mock, unsigned seed) : model_(model), mock_(mock), random_(seed) {}
+
+  void run(int operations) {
+    sessions_.push_back({*model_.create_session({kMaxContext, 16, 3}), {}, {}});
+    for (int i = 0; i < operations && !testing::Test::HasFailure(); ++i) {
+      change(sessions_[pick(sessions_.size())]);
+      check(sessions_[pick(sessions_.size())]);
+    }
+    for (Known& each : sessions_) check(each);
+  }
+
+ private:
+  static constexpr int64_t kMaxContext = 600;
+
+  struct Known {
+    Session session;
+    std::vector<std::pair<int32_t, int64_t>> ran;  // tokens, and the context that their steps were told
+    std::optional<int32_t> pending;
+    bool has_logits = true;  // a state with a pending token has none to come back to
+
+    int64_t length() const { return static_cast<int64_t>(ran.size() + pending.has_value()); }
+    /// What a step on the pending token and these runs.
+    void run(const std::vector<int32_t>& ids) {
+      const int64_t context = length() + static_cast<int64_t>(ids.size());
+      has_logits = true;
+      if (pending) ran.emplace_back(*std::exchange(pending, {}), context);
+      for (const int32_t id : ids) ran.emplace_back(id, context);
+    }
+  };
+
+  size_t pick(size_t count) { return std::uniform_int_distribution<size_t>(0, count - 1)(random_); }
+
+  std::vector<int32_t> ids(size_t count) {
+    std::vector<int32_t> ids(count);
+    for (int32_t& id : ids) id = static_cast<int32_t>(pick(kVocabSize - 3) + 3);
+    return ids;
+  }
+
+  void change(Known& known) {
+    switch (pick(9)) {
+      case 0:
+      case 1:
+        return prefill(known, pick(4) == 0 ? 1 + pick(120) : 1 + pick(20));
+      case 2:
+        return decode(known);
+      case 3:
+        return sample(known);
+      case 4:
+      case 5:
+        return fork(known);
+      case 6:
+        return rewind(known);
+      case 7:
+        return save(known);
+      default:
+        if (pick(5) == 0) drop();
+        ASSERT_TRUE(sessions_[pick(sessions_.size())].session.checkpoint());
+    }
+  }
+
+  void prefill(Known& known, size_t count) {
+    const auto prompt = ids(count);
+    const auto logits = known.session.prefill(prompt);
+    if (known.length() + static_cast<int64_t>(count) > kMaxContext) {
+      EXPECT_EQ(logits.error().code, ErrorCode::kContextExceeded);
+      return;
+    }
+    ASSERT_TRUE(logits) << logits.error().message;
+    known.run(prompt);
+    EXPECT_EQ(known.session.checkpoints().back(), known.length());
+  }
+
+  void decode(Known& known) {
+    if (known.length() + 1 > kMaxContext) return;
+    const auto token = ids(1);
+    ASSERT_TRUE(known.session.decode(token[0]));
+    known.run(token);
+  }
+
+  void sample(Known& known) {
+    const auto token = known.session.sample({});
+    if (known.pending || known.ran.empty() || !known.has_logits) {
+      EXPECT_EQ(token.error().code, ErrorCode::kNoLogits);
+    } else if (token) {
+      known.pending = *token;
+    }
+  }
+
+  void fork(Known& known) {
+    if (sessions_.size() > 8) return;
+    auto fork = known.session.fork();
+    ASSERT_TRUE(fork) << fork.error().message;
+    Known made{*std::move(fork), known.ran, known.pending, known.has_logits};
+    sessions_.push_back(std::move(made));
+  }
+
+  void rewind(Known& known) {
+    const auto position = static_cast<int64_t>(pick(static_cast<size_t>(known.length()) + 1));
+    const auto kept = known.session.checkpoints();
+    std::optional<int64_t> wanted;
+    for (const int64_t each : kept) {
+      if (each <= position) wanted = each;
+    }
+    const bool is_taken_back = position == static_cast<int64_t>(known.ran.size()) && known.has_logits;
+    if (position == known.length() || (is_taken_back && position > 0)) wanted = position;
+    const auto reached = known.session.rewind(position);
+    if (!wanted) {
+      EXPECT_EQ(reached.error().code, ErrorCode::kInvalidArgument);
+      return;
+    }
+    ASSERT_TRUE(reached) << reached.error().message;
+    EXPECT_EQ(*reached, *wanted);
+    if (*reached < known.length()) {
+      known.pending.reset();
+      known.has_logits = true;
+    }
+    known.ran.resize(std::min(known.ran.size(), static_cast<size_t>(*reached)));
+  }
+
+  void save(Known& known) {
+    const auto path = std::filesystem::path(testing::TempDir()) / "schedule.state";
+    ASSERT_TRUE(known.session.save(path));
+    auto restored = model_.restore(path, {kMaxContext, 16, 3});
+    ASSERT_TRUE(restored) << restored.error().message;
+    known.session = *std::move(restored);
+    if (known.pending) known.has_logits = false;
+  }
+
+  void drop() {
+    if (sessions_.size() > 1) sessions_.erase(sessions_.begin() + static_cast<ptrdiff_t>(pick(sessions_.size())));
+  }
+
+  void check(Known& known) {
+    EXPECT_EQ(known.session.position(), known.length());
+    if (known.ran.empty()) return;
+    Session same = mock_.session(kMaxContext, 64);
+    for (size_t first = 0; first < known.ran.size();) {
+      std::vector<int32_t> ids;
+      const int64_t context = known.ran[first].second;
+      for (; first < known.ran.size() && known.ran[first].second == context; ++first)
+        ids.push_back(known.ran[first].first);
+      ASSERT_TRUE(
+          same.prefill(ids, {.context_length = std::max(context, same.position() + static_cast<int64_t>(ids.size())),
+                             .on_progress = {}}));
+    }
+    if (!known.pending && known.has_logits) {
+      EXPECT_EQ(values(known.session.logits()), values(same.logits()));
+    }
+  }
+
+  const Model& model_;
+  const Mock& mock_;
+  std::mt19937 random_;
+  std::vector<Known> sessions_;
+};
+
+}  // namespace sala::test
