@@ -71,10 +71,7 @@ class PeakMemory:
 def measure_memory(tokens: int, threads: int) -> PeakMemory:
     """Stream `tokens` tokens and, for the constant, `SHORT_TOKENS`."""
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = write_small_checkpoint(
-            Path(folder, "checkpoint"), _MIXERS, sparse_config=_SPARSE, num_attention_heads=2, head_dim=32
-        )
-        bundle = write_cpu_bundle(checkpoint, Path(folder, "small.sala"))
+        bundle = write_bundle(Path(folder))
         constant = _peak_bytes(bundle, SHORT_TOKENS, threads) - _cache_bytes(bundle, SHORT_TOKENS)
         start = time.monotonic()
         peak = _peak_bytes(bundle, tokens, threads)
@@ -85,6 +82,14 @@ def measure_memory(tokens: int, threads: int) -> PeakMemory:
             cache_bytes=_cache_bytes(bundle, tokens),
             expected_bytes=constant + _cache_bytes(bundle, tokens),
         )
+
+
+def write_bundle(folder: Path) -> Path:
+    """The small model, in a folder."""
+    checkpoint = write_small_checkpoint(
+        folder / "checkpoint", _MIXERS, sparse_config=_SPARSE, num_attention_heads=2, head_dim=32
+    )
+    return write_cpu_bundle(checkpoint, folder / "small.sala")
 
 
 def _cache_bytes(bundle: Path, tokens: int) -> int:

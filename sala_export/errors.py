@@ -48,6 +48,8 @@ class SalaError(Exception):
     """Root of all errors raised on purpose. `exit_code` is what the command line returns."""
 
     exit_code = 1
+    code = ""
+    """Name of an error of the C++ runtime, `OutOfMemory` for example (runtime/include/sala/status.h). Else empty."""
 
     def __init__(self, message: str) -> None:
         """Args: message: one line that says what is wrong, where, and what to do.

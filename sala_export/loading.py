@@ -91,7 +91,7 @@ def require_host_room(model: Model, config: SalaConfig, option: str, context: in
     """Refuse a context whose caches do not fit into the free memory of this machine.
 
     Pages of the host are given when they are written, so nothing would fail before the machine does. On a GPU
-    everything passes, because the engine reserves its caches when a session begins.
+    everything passes, because its memory is known, and a prompt that does not fit is refused.
 
     Args: `option` is the one that asks for the `context`, to which `new_tokens` are added.
     Raises: RequestError with what the caches need and what is free.

@@ -24,9 +24,9 @@ def read_once(model: Model, text: Path) -> Path:
 
 def main(bundle: str, text: str, *questions: str) -> None:
     model = sala_export.load(bundle)
-    state = read_once(model, Path(text))
+    book = model.restore(read_once(model, Path(text)))
     for question in questions:
-        session = model.restore(state)  # the text is known already: only the question is read
+        session = book.fork()  # the text is known already: only the question is read
         session.prefill(question)
         print(f"> {question}")
         print("".join(session.generate(max_new_tokens=64)))

@@ -407,7 +407,7 @@ void bind_model(nb::module_& module) {
       .def_prop_ro("runtime", [](const Model& model) { return std::string(model.engine().name()); })
       .def_prop_ro("runtime_reason", &Model::runtime_reason)
       .def_prop_ro("on_host", [](const Model& model) { return model.engine().memory().is_on_host(); })
-      .def_prop_ro("cache_bytes", [](const Model& model) { return model.engine().memory().used_bytes(); })
+      .def_prop_ro("cache_bytes", &Model::cache_bytes)
       .def_prop_ro("precision", [](const Model& model) { return std::string(model.engine().precision()); })
       .def_prop_ro("fingerprint", [](const Model& model) { return model.config().fingerprint; })
       .def_prop_ro("vocab_size", [](const Model& model) { return model.config().vocab_size; })
@@ -444,6 +444,9 @@ void bind_session(nb::module_& module) {
       .def("generate", &generate, "options"_a)
       .def("save", &save, "path"_a)
       .def("save_to", &save_to, "target"_a)
+      .def(
+          "require_room", [](PySession& session, int64_t count) { unwrap(idle(session).require_room(count)); },
+          "tokens"_a)
       .def("fork", &fork)
       .def("checkpoint", &checkpoint)
       .def_prop_ro("checkpoints",

@@ -67,7 +67,7 @@ nb::object array_view(const Tensor& tensor) {
 /// The memory of the engine's device: an ordinal of a GPU, or None for the host.
 std::unique_ptr<Memory> memory_of(const nb::object& device) {
   if (device.is_none()) return paged_host_memory();
-  return unwrap(paged_cuda_memory(nb::cast<int>(device)));
+  return unwrap(cuda_memory(nb::cast<int>(device)));
 }
 
 class PythonExecution final : public Execution {

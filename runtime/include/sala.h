@@ -277,6 +277,9 @@ SALA_API void sala_state_target_destroy(sala_state_target* target);
 /* Saves as sala_session_save does. One save may succeed, and after a failed one you can try again. Since 1.3. */
 SALA_API sala_error* sala_session_save_to(const sala_session* session, sala_state_target* target);
 
+/* Refused with SALA_ERROR_OUT_OF_MEMORY if the engine knows that its memory has no room for so many tokens more.
+ * sala_session_prefill asks this itself. Since 1.5. */
+SALA_API sala_error* sala_session_require_room(const sala_session* session, int64_t tokens);
 /* Makes a session with the same context and options. The two share the memory of the keys and values that both have.
  * What you do with one changes nothing in the other. Since 1.5. */
 SALA_API sala_error* sala_session_fork(const sala_session* session, sala_session** fork);

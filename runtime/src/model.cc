@@ -76,6 +76,8 @@ const Engine& Model::engine() const { return *data_->engine; }
 
 const std::string& Model::runtime_reason() const { return data_->runtime_reason; }
 
+int64_t Model::cache_bytes() const { return data_->engine->memory().used_bytes(); }
+
 int64_t Model::default_max_context() const {
   return std::min(data_->config.max_position_embeddings, data_->engine->limits().max_context);
 }

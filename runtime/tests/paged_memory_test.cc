@@ -145,7 +145,7 @@ using PagedCudaMemory = TensorRt;
 
 TEST_F(PagedCudaMemory, HoldsWhatCopiesWouldHoldAndAccountsForEveryPage) {
   cuda().page_bytes = 4096;
-  const auto memory = paged_cuda_memory(0);
+  const auto memory = cuda_memory(0);
   ASSERT_TRUE(memory) << memory.error().message;
   Trial(**memory, 1).run(3000);
   EXPECT_EQ((*memory)->used_bytes(), 0);
@@ -155,7 +155,7 @@ TEST_F(PagedCudaMemory, HoldsWhatCopiesWouldHoldAndAccountsForEveryPage) {
 
 TEST_F(PagedCudaMemory, SurvivesEveryCallThatFails) {
   cuda().page_bytes = 4096;
-  const auto memory = paged_cuda_memory(0);
+  const auto memory = cuda_memory(0);
   ASSERT_TRUE(memory) << memory.error().message;
   std::mt19937 random(7);
   int failures = 0;
@@ -174,7 +174,7 @@ TEST_F(PagedCudaMemory, SurvivesEveryCallThatFails) {
 TEST_F(PagedCudaMemory, SaysHowMuchIsFree) {
   cuda().page_bytes = 65536;
   cuda().total_bytes = 10 * 65536;
-  const auto memory = paged_cuda_memory(0);
+  const auto memory = cuda_memory(0);
   auto buffer = (*memory)->allocate(int64_t{1} << 30);
   ASSERT_TRUE(buffer) << buffer.error().message;
   EXPECT_EQ(**(*memory)->free_bytes(), 10 * 65536);
@@ -186,10 +186,16 @@ TEST_F(PagedCudaMemory, SaysHowMuchIsFree) {
                {"no room for 589824 bytes", "are free", "end other sessions"});
 }
 
-TEST_F(PagedCudaMemory, NeedsAGpuThatMapsPages) {
-  expect_error(paged_cuda_memory(3).error(), ErrorCode::kDeviceMissing, {"no GPU 3", "has 1"});
+TEST_F(PagedCudaMemory, IsInOnePieceOnAGpuThatCannotMapPages) {
+  expect_error(cuda_memory(3).error(), ErrorCode::kDeviceMissing, {"no GPU 3", "has 1"});
   cuda().maps_pages = false;
-  expect_error(paged_cuda_memory(0).error(), ErrorCode::kDeviceUnsuitable, {"Fake GPU 0", "map pages"});
+  const auto memory = cuda_memory(0);
+  ASSERT_TRUE(memory) << memory.error().message;
+  const auto buffer = (*memory)->allocate(100'000);
+  ASSERT_TRUE(buffer);
+  EXPECT_EQ((*memory)->used_bytes(), 100'000);
+  EXPECT_EQ(cuda().used_bytes(), 100'000);
+  EXPECT_TRUE(cuda().pages.empty());
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // What sessions compute on TensorRT: the same as on any other engine, however the prompt is cut.
 
 #include <filesystem>
+#include <thread>
 
 #include "session_schedule.h"
 #include "tensorrt_support.h"
@@ -128,6 +129,28 @@ TEST_F(TensorRtSession, EveryScheduleGivesTheLogitsOfEachSessionAlone) {
     const auto model = load(*bundle_);
     ASSERT_TRUE(model) << model.error().message;
     for (unsigned seed = 0; seed < 3; ++seed) Schedule(*model, mock, seed).run(60);
+  }
+}
+
+TEST_F(TensorRtSession, SessionsInThreadsTakeTurns) {
+  const Mock mock = bundle_->mock();
+  Session book = session();
+  ASSERT_TRUE(book.prefill(prompt(100)));
+  std::vector<Session> forks;
+  for (int i = 0; i < 4; ++i) forks.push_back(*book.fork());
+  std::vector<std::vector<float>> found(forks.size());
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < forks.size(); ++i) {
+    threads.emplace_back([&, i] {
+      for (int32_t token = 3; token < 30; ++token) found[i] = values(*forks[i].decode(token + static_cast<int32_t>(i)));
+    });
+  }
+  for (std::thread& each : threads) each.join();
+  for (size_t i = 0; i < forks.size(); ++i) {
+    Session same = mock.session();
+    ASSERT_TRUE(same.prefill(prompt(100)));
+    for (int32_t token = 3; token < 30; ++token) ASSERT_TRUE(same.decode(token + static_cast<int32_t>(i)));
+    EXPECT_EQ(found[i], values(same.logits())) << i;
   }
 }
 

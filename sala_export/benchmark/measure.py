@@ -172,7 +172,8 @@ def require_room(model: Model, config: SalaConfig, request: BenchmarkRequest) ->
     largest = request.contexts_on(model)[-1]
     require_host_room(model, config, "--context", largest, new_tokens=request.new_tokens)
     try:
-        model.session(max_context=largest + request.new_tokens, chunk_tokens=request.chunk_tokens)
+        tokens = largest + request.new_tokens
+        model.session(max_context=tokens, chunk_tokens=request.chunk_tokens).require_room(tokens)
     except (RunError, SessionError) as error:
         given = f"--context {format_tokens(largest)} with --new-tokens {request.new_tokens}"
         raise RequestError(f"{given}: {error}") from error

@@ -202,6 +202,14 @@ class Session:
         else:
             self._native.save(file_path("the state", target, StateError))
 
+    def require_room(self, tokens: int) -> None:
+        """Refuse a number of further tokens that the memory is known to have no room for.
+
+        A GPU's memory is known. `prefill` asks this itself if it knows the length of the prompt.
+        Raises: RunError that says how many tokens fit; SessionError for more than `max_context` leaves.
+        """
+        self._native.require_room(whole_number("tokens", tokens, 0, MOST_TOKENS))
+
     def fork(self) -> Session:
         """Make a session with the same context, which goes on by itself.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from ..runtime.python_engine import Address
 from ..specs import format_bytes
@@ -20,7 +21,7 @@ def bytes_at(address: Address, size: int, device: torch.device) -> Tensor:
     """View uint8 [size] of memory that someone else owns."""
     from ..runtime import _native
 
-    return torch.from_dlpack(_native.device_bytes(address, size, ordinal_of(device)))
+    return from_dlpack(_native.device_bytes(address, size, ordinal_of(device)))
 
 
 def new_bytes(device: torch.device, size: int) -> Tensor:

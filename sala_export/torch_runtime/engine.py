@@ -181,8 +181,8 @@ class TorchExecution:
                 torch.from_numpy(logits).copy_(step.logits)
             except torch.OutOfMemoryError as error:
                 raise MemoryError(
-                    f"the GPU has no room left for a step ({error}): choose a smaller max_context or chunk_tokens, or "
-                    "end what else runs there"
+                    f"the GPU has no room left for a step ({error}): choose smaller chunk_tokens, or end "
+                    "what else runs there"
                 ) from error
 
     def _run(self, step: Step) -> None:

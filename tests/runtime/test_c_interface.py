@@ -79,6 +79,69 @@ def test_saved_and_restored_session_goes_on_with_the_same_logits(c: CSteps, mode
     assert_same(c.prefill(ids[613:]), model.session(max_context=800).prefill(ids))
 
 
+def test_fork_and_its_parent_go_on_by_themselves_and_share_what_both_have(c: CSteps, model: Model) -> None:
+    ids = random_ids(650, seed=5)
+    c.load(tiny_cpu_bundle())
+    assert c.cache_bytes() == 0
+    c.session(800, 128)
+    c.prefill(ids)
+    drawn = c.generate(3)
+    alone = c.cache_bytes()
+    c.fork()
+    assert c.cache_bytes() == alone, "nothing has been added"
+    parent = c.prefill([7, 8])
+    c.swap()
+    assert alone < c.cache_bytes() < 2 * alone
+    assert c.context() == [*ids.tolist(), *drawn]
+    fork = c.prefill([9])
+    for logits, more in ((parent, [7, 8]), (fork, [9])):
+        session = model.session(max_context=800, chunk_tokens=128)
+        session.prefill(ids)
+        assert list(session.generate_tokens(max_new_tokens=3)) == drawn
+        assert_same(logits, session.prefill(more))
+    c.swap()
+    c.ask("drop")
+    c.swap()
+    assert c.context()[-1] == 9, "a fork outlives its parent"
+    c.ask("drop")
+    assert c.cache_bytes() == 0
+
+
+def test_rewound_session_goes_on_as_if_it_had_never_gone_further(c: CSteps, model: Model) -> None:
+    ids = random_ids(700, seed=6)
+    c.load(tiny_cpu_bundle())
+    c.session(900, 128)
+    session = model.session(max_context=900, chunk_tokens=128)
+    session.prefill(ids)
+    c.prefill(ids)
+    assert c.checkpoints() == session.checkpoints
+    drawn = c.generate(6)
+    c.ask("checkpoint")
+    assert c.checkpoints()[-1] == len(ids) + 5, "the last token has not run"
+    assert c.rewind(len(ids)) == len(ids)
+    assert c.context() == ids.tolist()
+    assert_same(c.logits(), session.logits)
+    assert c.generate(6) == drawn
+    assert c.rewind(639) == session.rewind(639) == 512
+    assert c.checkpoints() == session.checkpoints
+    assert_same(c.prefill(ids[512:600]), session.prefill(ids[512:600]))
+
+
+def test_rewind_without_a_checkpoint_names_the_nearest(c: CSteps) -> None:
+    c.load(tiny_cpu_bundle())
+    for most, nearest in ((0, "the nearest is at 20"), (-1, "it keeps none")):
+        c.session(64, 20, most)
+        c.prefill(random_ids(30))
+        assert c.checkpoints() == ([] if most == -1 else [20, 30])
+        with pytest.raises(CError, match=nearest) as error:
+            c.rewind(19)
+        assert error.value.name == "InvalidArgument"
+        assert len(c.context()) == 30
+    c.session(64, 5, 2)
+    c.prefill(random_ids(30))
+    assert len(c.checkpoints()) == 2
+
+
 def test_passkeys_are_found(c: CSteps, tmp_path: Path) -> None:
     checkpoint = write_passkey_checkpoint(tmp_path / "checkpoint", passkey_config(num_attention_heads=4, topk=8))
     tokens, needles = passkey_prompt(8192, needle_positions(8192))
@@ -152,6 +215,9 @@ def test_facts_are_those_of_python(c: CSteps, model: Model) -> None:
         ("restore missing.state 0 0", "StateUnreadable"),
         ("session 2147483648 0", "InvalidArgument"),
         ("session 64 -1", "InvalidArgument"),
+        ("session 64 0 -2", "InvalidArgument"),
+        ("rewind 1", "InvalidArgument"),
+        ("rewind -1", "InvalidArgument"),
         ("decode 512", "TokenOutOfRange"),
         ("generate 3 0 0", "NoLogits"),
         ("save missing/a.state", "StateUnwritable"),
@@ -178,7 +244,7 @@ def test_exactly_the_functions_of_the_header_are_exported() -> None:
     listed = subprocess.run(["nm", "-D", "--defined-only", library], capture_output=True, text=True, check=True).stdout
     exported = {line.split()[-1].partition("@@")[0] for line in listed.splitlines()}
     assert len(declared_functions()) > 30
-    assert exported - {"SALA_1.0", "SALA_1.3", "SALA_1.4"} == declared_functions()
+    assert exported - {"SALA_1.0", "SALA_1.3", "SALA_1.4", "SALA_1.5"} == declared_functions()
 
 
 def test_versions_agree() -> None:

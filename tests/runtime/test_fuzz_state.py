@@ -101,7 +101,7 @@ def of_python(model: Model, path: Path) -> str:
     try:
         model.restore(path)
     except SalaError as error:
-        return f"{error.code} {error}"  # type: ignore[attr-defined]
+        return f"{error.code} {error}"
     return "ok"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,43 +43,25 @@ class Counter:
         TensorSpec("present.0.key", DType.FLOAT32, _KEYS),
     )
 
+    device: int | None = None
+
     def __init__(self) -> None:
-        self.memory: dict[Address, NDArray[np.uint8]] = {}
-        self.prepared: list[tuple[int, int]] = []
+        self.prepared: list[int] = []
         self.steps: list[tuple[list[int], int, int]] = []
         self.before_step: Callable[..., None] = nothing
         self.before_prepare: Callable[..., None] = nothing
-        self.before_read: Callable[..., None] = nothing
+        self.before_execution: Callable[..., None] = nothing
 
-    def prepare(self, max_context: int, chunk_tokens: int) -> None:
+    def prepare(self, chunk_tokens: int) -> None:
         self.before_prepare()
-        self.prepared.append((max_context, chunk_tokens))
-
-    def allocate(self, size: int) -> Address:
-        block = np.zeros(size, np.uint8)
-        self.memory[block.ctypes.data] = block
-        return block.ctypes.data
-
-    def release(self, address: Address) -> None:
-        del self.memory[address]
-
-    def clear(self, address: Address) -> None:
-        self.memory[address][:] = 0
-
-    def read(self, host: NDArray[np.uint8], address: Address) -> None:
-        self.before_read()
-        host[:] = self.at(address, len(host))
-
-    def write(self, address: Address, host: NDArray[np.uint8]) -> None:
-        self.at(address, len(host))[:] = host
-
-    def at(self, address: Address, size: int) -> NDArray[np.uint8]:
-        first = max(start for start in self.memory if start <= address)
-        return self.memory[first][address - first :][:size]
+        self.prepared.append(chunk_tokens)
 
     def create_execution(self, caches: Mapping[str, tuple[Address, Sequence[int]]]) -> CounterExecution:
+        self.before_execution()
         address, shape = caches["past_key_values.0.key"]
-        return CounterExecution(self, self.at(address, 4 * int(np.prod(shape))).view(np.float32).reshape(shape))
+        # A view, because there is no memory behind the rows that are in use.
+        elements = (ctypes.c_float * int(np.prod(shape))).from_address(address)
+        return CounterExecution(self, np.ctypeslib.as_array(elements).reshape(shape))
 
 
 class CounterExecution:
@@ -117,7 +100,7 @@ def test_session_chunks_decodes_and_saves_through_it(tmp_path: Path) -> None:
     model = model_on(engine)
     assert (model.runtime, model.precision, model.eos_token_ids) == ("counter", "fp32", (1,))
     session = model.session()
-    assert engine.prepared == [(20, 7)]
+    assert engine.prepared == [7]
     session.prefill([1, 2, 3, 4, 5, 6, 7, 1, 2])
     assert engine.steps == [([1, 2, 3, 4, 5, 6, 7], 0, 9), ([1, 2], 7, 9)]
     assert list(session.generate_tokens(max_new_tokens=2, stop_tokens=[])) == [7, 6]
@@ -126,8 +109,33 @@ def test_session_chunks_decodes_and_saves_through_it(tmp_path: Path) -> None:
     assert list(restored.generate_tokens(max_new_tokens=1, stop_tokens=[])) == [4]
     session.reset()
     assert session.prefill([3]).argmax() == 3
+    assert model.cache_bytes > 0
     del session, restored
-    assert engine.memory == {}, "sessions gave everything back"
+    assert model.cache_bytes == 0, "sessions gave everything back"
+
+
+def test_fork_has_an_execution_of_its_own_and_begins_with_the_tokens_of_its_parent() -> None:
+    engine = Counter()
+    model = model_on(engine)
+    parent = model.session()
+    parent.prefill([1, 2])
+    fork = parent.fork()
+    assert engine.prepared == [7, 7]
+    assert parent.prefill([3]).argmax() == 6
+    assert fork.prefill([4]).argmax() == 7
+    assert engine.steps[1:] == [([3], 2, 3), ([4], 2, 3)]
+    del parent
+    assert fork.prefill([5]).argmax() == 12 % VOCAB
+
+
+def test_what_a_step_wrote_behind_a_checkpoint_is_forgotten_by_a_rewind() -> None:
+    session = model_on(Counter()).session()
+    session.prefill([1, 2])
+    session.prefill([3, 3, 3])
+    assert session.rewind(2) == 2
+    assert session.logits is not None
+    assert session.logits.argmax() == 3
+    assert session.prefill([1]).argmax() == 4
 
 
 @pytest.mark.parametrize("tokens", [15, 16, 17, 40])
@@ -179,21 +187,31 @@ def test_own_errors_and_interruptions_come_out_as_they_are(kind: type[BaseExcept
 
 def test_too_little_memory_refuses_the_session_before_anything_is_allocated() -> None:
     engine = Counter()
-    engine.before_prepare = raising(MemoryError, "3 GiB too much: choose a smaller max_context")
+    model = model_on(engine)
+    engine.before_prepare = raising(MemoryError, "3 GiB too much: choose smaller chunk_tokens")
     with pytest.raises(RunError, match="3 GiB too much") as refused:
-        model_on(engine).session()
+        model.session()
     assert refused.value.code == "OutOfMemory"  # type: ignore[attr-defined]
-    assert engine.memory == {}
+    assert model.cache_bytes == 0
 
 
-def test_error_while_saving_leaves_no_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("hook", ["before_prepare", "before_execution"])
+def test_session_that_cannot_be_made_gives_back_what_it_took(hook: str, tmp_path: Path) -> None:
     engine = Counter()
-    session = model_on(engine).session()
+    model = model_on(engine)
+    session = model.session()
     session.prefill([1, 2])
-    engine.before_read = raising(OSError, "unplugged")
-    with pytest.raises(RunError, match="OSError: unplugged"):
-        session.save(tmp_path / "a.state")
-    assert list(tmp_path.iterdir()) == []
+    session.save(tmp_path / "a.state")
+    taken = model.cache_bytes
+    setattr(engine, hook, raising(OSError, "unplugged"))
+    for make in (model.session, session.fork, lambda: model.restore(tmp_path / "a.state")):
+        with pytest.raises(RunError, match="OSError: unplugged") as failed:
+            make()
+        assert isinstance(failed.value.__cause__, OSError)
+    assert model.cache_bytes == taken
+    setattr(engine, hook, nothing)
+    assert session.fork().prefill([3]).argmax() == 6
+    assert session.prefill([4]).argmax() == 7
 
 
 def test_engine_with_wrong_tensors_is_refused() -> None:
@@ -204,10 +222,20 @@ def test_engine_with_wrong_tensors_is_refused() -> None:
         model_on(Other())
 
 
-def test_engine_that_returns_another_type_is_refused() -> None:
+def test_execution_that_cannot_run_is_a_run_error_of_its_first_step() -> None:
     class Wrong(Counter):
-        def allocate(self, size: int) -> Any:
-            return "somewhere"
+        def create_execution(self, caches: Mapping[str, tuple[Address, Sequence[int]]]) -> Any:
+            return "no execution"
 
-    with pytest.raises(RunError, match="value of another type"):
-        model_on(Wrong()).session()
+    session = model_on(Wrong()).session()
+    with pytest.raises(RunError, match="AttributeError: 'str' object has no attribute 'run'"):
+        session.prefill([1])
+
+
+@pytest.mark.parametrize("ordinal", [-1, 4096])
+def test_engine_on_a_gpu_that_is_not_there_is_refused(ordinal: int) -> None:
+    engine = Counter()
+    engine.device = ordinal
+    with pytest.raises(UnsupportedError, match=r"NVIDIA driver|GPU") as refused:
+        model_on(engine)
+    assert "\n" not in str(refused.value)

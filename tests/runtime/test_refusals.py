@@ -68,7 +68,7 @@ def test_python_refuses_it_before_or_with_the_native_error(corpus: Path, name: s
     if corruption.reader_says:
         assert isinstance(error.value, BundleError)
     else:
-        assert error.value.code == corruption.error  # type: ignore[attr-defined]
+        assert error.value.code == corruption.error
     assert (corruption.reader_says or corruption.says) in str(error.value)
     assert "\n" not in str(error.value)
 

@@ -50,8 +50,8 @@ class CSteps:
     def load(self, bundle: Path) -> None:
         self.ask(f"load {bundle}")
 
-    def session(self, max_context: int, chunk_tokens: int = 0) -> None:
-        self.ask(f"session {max_context} {chunk_tokens}")
+    def session(self, max_context: int, chunk_tokens: int = 0, max_checkpoints: int = 0) -> None:
+        self.ask(f"session {max_context} {chunk_tokens} {max_checkpoints}")
 
     def restore(self, state: Path, max_context: int = 0, chunk_tokens: int = 0) -> None:
         self.ask(f"restore {state} {max_context} {chunk_tokens}")
@@ -77,6 +77,28 @@ class CSteps:
         path = Path(self._folder.name) / "logits"
         self.ask(f"logits {path}")
         return np.fromfile(path, np.float32)
+
+    def context(self) -> list[int]:
+        path = Path(self._folder.name) / "context"
+        self.ask(f"tokens {path}")
+        return np.fromfile(path, np.int32).tolist()
+
+    def fork(self) -> None:
+        """Make the other session a fork of this one."""
+        self.ask("fork")
+
+    def swap(self) -> None:
+        """Go on with the other session, and with this one after another swap."""
+        self.ask("swap")
+
+    def checkpoints(self) -> list[int]:
+        return [int(word) for word in self.ask("checkpoints").split()[1:]]
+
+    def rewind(self, position: int) -> int:
+        return int(self.ask(f"rewind {position}"))
+
+    def cache_bytes(self) -> int:
+        return int(self.ask("bytes"))
 
     def generate(self, count: int, temperature: float = 0.0, seed: int = 0) -> list[int]:
         words = self.ask(f"generate {count} {temperature} {seed}").split()

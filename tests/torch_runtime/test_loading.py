@@ -26,18 +26,15 @@ from sala_export.errors import (
     SessionError,
     UnsupportedError,
 )
-from sala_export.specs import Precision
-from sala_export.torch_runtime import device_memory, engine, weights
+from sala_export.model.signature import signature
+from sala_export.specs import DType, Precision
+from sala_export.torch_runtime import engine, weights
 from sala_export.torch_runtime.kernel_operators import KernelOperators
 from sala_export.torch_runtime.layout import cache_bytes, step_layout
-from sala_export.torch_runtime.load import TorchModel, load_torch
+from sala_export.torch_runtime.load import load_torch
 
 GIB = 2**30
-
-
-@pytest.fixture(scope="module")
-def tiny() -> TorchModel:
-    return load_torch(tiny_checkpoint(), device="cpu")
+HOST_PAGE_BYTES = 64 << 10
 
 
 @pytest.mark.parametrize(
@@ -93,34 +90,40 @@ def test_weights_larger_than_the_gpu_are_refused_with_their_size(monkeypatch: py
         weights.load_packed(Checkpoint.open(tiny_checkpoint()), Precision.BF16, torch.device("cpu"))
 
 
-def test_account_is_what_is_allocated(tiny: TorchModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_account_is_what_is_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
-    allocate = device_memory._allocate
-    monkeypatch.setattr(device_memory, "_allocate", lambda device, size: taken.append(size) or allocate(device, size))
+    allocate = engine.new_bytes
+    monkeypatch.setattr(engine, "new_bytes", lambda device, size: taken.append(size) or allocate(device, size))
     model = load_torch(tiny_checkpoint(), device="cpu")
-    session = model.session(max_context=700, chunk_tokens=64)
+    session = model.session(max_context=400, chunk_tokens=64)
     session.prefill(list(range(200)))
-    account = model.memory(700, 64)
-    assert sum(taken) == account.cache_bytes + account.step_bytes + account.decode_bytes
+    account = model.memory(400, 64)
+    assert sum(taken) == account.step_bytes + account.decode_bytes
     session.prefill(list(range(200)))
-    assert sum(taken) == account.total_bytes - account.weights_bytes, "steps allocate nothing"
+    assert sum(taken) == account.total_bytes - account.weights_bytes - account.cache_bytes, "steps allocate nothing"
+    # The context is full. A cache ends within a page, and has rows of windows that end behind the context.
+    caches = signature(model.source.config, DType.FLOAT32).caches
+    assert abs(model.cache_bytes - account.cache_bytes) < len(caches) * HOST_PAGE_BYTES
+    del session
+    assert model.cache_bytes == 0
 
 
-def test_session_too_large_says_by_how_much_and_what_fits(tiny: TorchModel, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("free", "advice"), [(16 * 2**20, "chunk_tokens 256 would fit"), (0, "end what else runs there")]
+)
+def test_chunks_too_large_say_by_how_much_and_what_fits(
+    monkeypatch: pytest.MonkeyPatch, free: int, advice: str
+) -> None:
+    model = load_torch(tiny_checkpoint(), device="cpu")
     # The refusal is a GPU's; only where it asks for its size is told otherwise.
-    monkeypatch.setattr(engine, "free_bytes", lambda _: engine.LIBRARY_BYTES + 16 * 2**20)
+    monkeypatch.setattr(engine, "free_bytes", lambda _: engine.LIBRARY_BYTES + free)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Imaginary GPU 7")
-
-    class OnGpu(engine.TorchEngine):
-        device = torch.device("cuda")
-
-    packed = tiny.engine
-    monkeypatch.setattr(packed, "__class__", OnGpu)
-    with pytest.raises(RunError, match=r"Imaginary GPU 7, .* more than is free: max_context \d+K would fit") as told:
-        tiny.session(max_context=1 << 20, chunk_tokens=64)
+    monkeypatch.setattr(engine.TorchEngine, "device", 0)
+    expected = rf"steps of chunk_tokens 8192 need .* on the Imaginary GPU 7, .* more than is free: {advice}"
+    with pytest.raises(RunError, match=expected) as told:
+        model.session(max_context=1024, chunk_tokens=8192)
     assert told.value.code == "OutOfMemory"  # type: ignore[attr-defined]
-    with pytest.raises(RunError, match="free: chunk_tokens 256 would fit"):
-        tiny.session(max_context=1024, chunk_tokens=8192)
+    assert model.cache_bytes == 0
 
 
 def test_9b_with_a_million_tokens_takes_what_plan_predicts_and_fits_32_gigabytes() -> None:

@@ -101,9 +101,9 @@ Memory& host_memory();
 /// `fork` made may not use it (kEngineFailed).
 std::unique_ptr<Memory> paged_host_memory();
 
-/// The same on the GPU of this ordinal. kDeviceMissing if there is none, kDeviceUnsuitable if it or its driver cannot
-/// map pages.
-Expected<std::unique_ptr<Memory>> paged_cuda_memory(int ordinal);
+/// Memory of the GPU of this ordinal, which grows and shares likewise if the GPU and its driver can map pages, as all
+/// but some virtual ones can. kDeviceMissing if there is no such GPU.
+Expected<std::unique_ptr<Memory>> cuda_memory(int ordinal);
 
 /// The two forms of a step. Engines are tuned for each.
 enum class Profile { kPrefill, kDecode };

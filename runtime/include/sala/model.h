@@ -96,6 +96,8 @@ class Model {
   const Engine& engine() const;
   /// The reason why `auto` did not take TensorRT. Empty if it did, or if you chose a runtime yourself.
   const std::string& runtime_reason() const;
+  /// Bytes that the caches of all sessions take. What forks share counts once.
+  int64_t cache_bytes() const;
   /// Tokens that a session can hold if you do not choose: what the model was made for, at most the engine's limit.
   int64_t default_max_context() const;
 

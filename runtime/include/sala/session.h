@@ -99,6 +99,10 @@ class Session {
   /// The same, on a target that is opened for this save.
   Status save(const std::filesystem::path& path) const;
 
+  /// kOutOfMemory if the engine knows that its memory has no room for so many tokens more. `prefill` asks this itself;
+  /// ask before a long stream, or for an answer.
+  Status require_room(int64_t tokens) const;
+
   /// Makes a session with the same context and options. The two share the memory of the keys and values that both have,
   /// and each takes its own from here on. What you do with one changes nothing in the other.
   Expected<Session> fork() const;

@@ -100,9 +100,7 @@ const int32_t* sala_model_eos_token_ids(const sala_model* model, size_t* count) 
   return model != nullptr ? model->model.config().eos_token_ids.data() : nullptr;
 }
 
-int64_t sala_model_cache_bytes(const sala_model* model) {
-  return model != nullptr ? model->model.engine().memory().used_bytes() : 0;
-}
+int64_t sala_model_cache_bytes(const sala_model* model) { return model != nullptr ? model->model.cache_bytes() : 0; }
 
 sala_error* sala_model_state_bytes(const sala_model* model, int64_t tokens, int64_t* bytes) {
   return sala::c::guarded([&]() -> sala::Status {

@@ -106,6 +106,13 @@ sala_error* sala_session_restore(const sala_model* model, const char* state_file
   });
 }
 
+sala_error* sala_session_require_room(const sala_session* session, int64_t tokens) {
+  return sala::c::guarded([&]() -> sala::Status {
+    SALA_RETURN_IF_ERROR(sala::c::require({{"session", session}}));
+    return sala::c::exclusively(*session->shared, [&](const sala::Session& each) { return each.require_room(tokens); });
+  });
+}
+
 sala_error* sala_session_fork(const sala_session* session, sala_session** fork) {
   return sala::c::guarded([&]() -> sala::Status {
     SALA_RETURN_IF_ERROR(sala::c::require({{"session", session}, {"fork", fork}}));

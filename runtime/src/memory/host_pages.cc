@@ -17,9 +17,12 @@ namespace {
 // Small enough that a fork copies little, and large enough that a table has few entries.
 constexpr int64_t kPageBytes = int64_t{64} << 10;
 
-Error no_room(int64_t bytes, int reason) {
-  return error(ErrorCode::kOutOfMemory, "no room for ", bytes, " bytes of host memory: ", std::strerror(reason),
-               "; choose a smaller max_context, end other sessions, or raise vm.max_map_count if memory is free");
+constexpr const char* kReserving = "choose a smaller max_context";
+constexpr const char* kGrowing = "end other sessions, or raise vm.max_map_count if memory is free";
+
+Error no_room(int64_t bytes, int reason, const char* advice) {
+  return error(ErrorCode::kOutOfMemory, "no room for ", bytes, " bytes of host memory: ", std::strerror(reason), "; ",
+               advice);
 }
 
 }  // namespace
@@ -30,7 +33,7 @@ class HostPages::Extent {
   static Expected<std::shared_ptr<Extent>> create(int64_t bytes, int64_t page_bytes) {
     void* data = mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE,
                       MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (data == MAP_FAILED) return no_room(bytes, errno);
+    if (data == MAP_FAILED) return no_room(bytes, errno, kGrowing);
     // A child would share the memory itself, not a copy of it.
     madvise(data, static_cast<size_t>(bytes), MADV_DONTFORK);
     return std::shared_ptr<Extent>(new Extent(static_cast<char*>(data), bytes, page_bytes));
@@ -97,7 +100,7 @@ Status HostPages::check_process() const {
 
 Expected<char*> HostPages::reserve(int64_t bytes) {
   void* data = mmap(nullptr, static_cast<size_t>(bytes), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (data == MAP_FAILED) return no_room(bytes, errno);
+  if (data == MAP_FAILED) return no_room(bytes, errno, kReserving);
   reservations_[static_cast<char*>(data)] = {bytes, nullptr};
   return static_cast<char*>(data);
 }
@@ -139,7 +142,7 @@ Status HostPages::map(char* at, std::span<const PageRef> pages) {
     if (mremap(address(pages[first]), 0, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, to) == MAP_FAILED) {
       const int reason = errno;
       SALA_RETURN_IF_ERROR(unmap(at, pages.size()));
-      return no_room(static_cast<int64_t>(bytes), reason);
+      return no_room(static_cast<int64_t>(bytes), reason, kGrowing);
     }
     first = last;
   }

@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include <sys/types.h>
+
 #include <map>
 #include <memory>
 
@@ -44,7 +46,7 @@ class HostPages final : public PageSource {
   static char* address(const PageRef& page);
 
   int64_t page_bytes_;
-  int64_t process_;
+  pid_t process_;
   std::map<const char*, Reservation> reservations_;  // by their first address
 };
 

@@ -69,6 +69,14 @@ Status Session::save(const std::filesystem::path& path) const {
   return save(*target);
 }
 
+Status Session::require_room(int64_t tokens) const {
+  if (const int64_t most = core_->max_context() - core_->position(); tokens < 0 || tokens > most) {
+    return error(ErrorCode::kInvalidArgument, "tokens is ", tokens, ", expected 0 to ", most,
+                 ", which is what max_context leaves");
+  }
+  return core_->require_room(tokens);
+}
+
 Expected<Session> Session::fork() const {
   auto core = core_->fork();
   if (!core) return core.error();

@@ -158,7 +158,10 @@ Status SessionCore::run(std::span<const int32_t> token_ids, int64_t context_leng
   has_logits_ = false;
   ++changes_;
   poisoned_ = true;  // until the step has run: an engine that finds no memory may throw
-  SALA_RETURN_IF_ERROR(execution_->run(tokens == 1 ? Profile::kDecode : Profile::kPrefill, step, logits_));
+  if (const Status ran = execution_->run(tokens == 1 ? Profile::kDecode : Profile::kPrefill, step, logits_); !ran) {
+    // One code for a session that is lost, whatever the engine lacked.
+    return error(ErrorCode::kEngineFailed, ran.error().message);
+  }
   tokens_.resize(static_cast<size_t>(past_length_));
   tokens_.insert(tokens_.end(), token_ids.begin(), token_ids.end());
   past_length_ += tokens;

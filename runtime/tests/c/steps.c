@@ -6,7 +6,11 @@
  *   prefill TOKENS CONTEXT_LENGTH    stream TOKENS CONTEXT_LENGTH PIECE    decode TOKEN
  *   logits FILE                      generate COUNT TEMPERATURE SEED       facts
  *   save STATE                       reset                             check COUNT TEMPERATURE SEED
- *   target STATE, to save to it after steps of this session that follow    finish TOKENS, the room it must have */
+ *   target STATE, to save to it after steps of this session that follow    finish TOKENS, the room it must have
+ *   session MAX_CONTEXT CHUNK CHECKPOINTS                                  tokens FILE
+ *   fork, which keeps a fork as the other session                          swap the session and the other
+ *   checkpoint    checkpoints, their positions    rewind POSITION, where it went    bytes of all caches
+ *   drop the session */
 
 #include <sala.h>
 #include <stdio.h>
@@ -17,6 +21,7 @@ static const char* onnxruntime;
 static const char* operators;
 static sala_model* model;
 static sala_session* session;
+static sala_session* other;
 static sala_state_target* target;
 
 static void answer(sala_error* error) {
@@ -52,10 +57,11 @@ static sala_error* load(const char* bundle) {
 }
 
 /* A new session; restored from `state` if that is not NULL. */
-static sala_error* begin(const char* state, long max_context, long chunk_tokens) {
+static sala_error* begin(const char* state, long max_context, long chunk_tokens, long max_checkpoints) {
   sala_session_options options = SALA_SESSION_OPTIONS_INIT;
   options.max_context = max_context;
   options.chunk_tokens = chunk_tokens;
+  options.max_checkpoints = max_checkpoints;
   sala_session_destroy(session);
   session = NULL;
   return state == NULL ? sala_session_create(model, &options, &session)
@@ -134,6 +140,55 @@ static void write_logits(const char* path) {
   printf("ok\n");
 }
 
+static void write_context(const char* path) {
+  size_t count;
+  const int32_t* tokens = sala_session_tokens(session, &count);
+  FILE* file = fopen(path, "wb");
+  if (file == NULL || fwrite(tokens, sizeof(int32_t), count, file) != count) exit(3);
+  fclose(file);
+  printf("ok\n");
+}
+
+static sala_error* make_fork(void) {
+  sala_session* made = NULL;
+  sala_error* error = sala_session_fork(session, &made);
+  if (error != NULL) return error;
+  sala_session_destroy(other);
+  other = made;
+  return NULL;
+}
+
+static void swap(void) {
+  sala_session* before = session;
+  session = other;
+  other = before;
+  printf("ok\n");
+}
+
+static void drop(void) {
+  sala_session_destroy(session);
+  session = NULL;
+  printf("ok\n");
+}
+
+static void checkpoints(void) {
+  size_t count, i;
+  const int64_t* positions = sala_session_checkpoints(session, &count);
+  printf("at");
+  for (i = 0; i < count; ++i) printf(" %lld", (long long)positions[i]);
+  printf("\n");
+}
+
+static void go_back(long position) {
+  int64_t reached = -1;
+  sala_error* error = sala_session_rewind(session, position, &reached);
+  if (error == NULL) {
+    printf("%lld\n", (long long)reached);
+  } else {
+    answer(error);
+  }
+}
+
 static void facts(void) {
   size_t eos;
   const int32_t* ids = sala_model_eos_token_ids(model, &eos);
@@ -144,33 +199,48 @@ static void facts(void) {
 
 int main(int count, char** arguments) {
   char line[8192], verb[16], path[4096];
-  long a, b;
+  long a, b, c;
   double real;
   if (count != 3) return 2;
   onnxruntime = arguments[1];
   operators = arguments[2];
   while (fgets(line, sizeof line, stdin) != NULL) {
-    a = b = 0;
+    a = b = c = 0;
     if (sscanf(line, "generate %ld %lf %ld", &a, &real, &b) == 3) {
       answer(generate(a, real, b));
     } else if (sscanf(line, "check %ld %lf %ld", &a, &real, &b) == 3) {
       answer(check(a, real, b));
     } else if (sscanf(line, "finish %ld", &a) == 1) {
       answer(finish(a));
-    } else if (sscanf(line, "session %ld %ld", &a, &b) == 2) {
-      answer(begin(NULL, a, b));
+    } else if (sscanf(line, "session %ld %ld %ld", &a, &b, &c) >= 2) {
+      answer(begin(NULL, a, b, c));
+    } else if (sscanf(line, "rewind %ld", &a) == 1) {
+      go_back(a);
     } else if (sscanf(line, "decode %ld", &a) == 1) {
       answer(sala_session_decode(session, (int32_t)a));
     } else if (sscanf(line, "%15s %4095s %ld %ld", verb, path, &a, &b) >= 2) {
       if (strcmp(verb, "load") == 0) answer(load(path));
-      if (strcmp(verb, "restore") == 0) answer(begin(path, a, b));
+      if (strcmp(verb, "restore") == 0) answer(begin(path, a, b, 0));
       if (strcmp(verb, "prefill") == 0) answer(prefill(path, a, 0));
       if (strcmp(verb, "stream") == 0) answer(prefill(path, a, b));
       if (strcmp(verb, "logits") == 0) write_logits(path);
+      if (strcmp(verb, "tokens") == 0) write_context(path);
       if (strcmp(verb, "save") == 0) answer(sala_session_save(session, path));
       if (strcmp(verb, "target") == 0) answer(sala_state_target_open(path, &target));
     } else if (strncmp(line, "facts", 5) == 0) {
       facts();
+    } else if (strncmp(line, "checkpoints", 11) == 0) {
+      checkpoints();
+    } else if (strncmp(line, "checkpoint", 10) == 0) {
+      answer(sala_session_checkpoint(session));
+    } else if (strncmp(line, "fork", 4) == 0) {
+      answer(make_fork());
+    } else if (strncmp(line, "swap", 4) == 0) {
+      swap();
+    } else if (strncmp(line, "drop", 4) == 0) {
+      drop();
+    } else if (strncmp(line, "bytes", 5) == 0) {
+      printf("%lld\n", (long long)sala_model_cache_bytes(model));
     } else if (strncmp(line, "reset", 5) == 0) {
       answer(sala_session_reset(session));
     } else {
@@ -180,6 +250,7 @@ int main(int count, char** arguments) {
   }
   sala_state_target_destroy(target);
   sala_session_destroy(session);
+  sala_session_destroy(other);
   sala_model_destroy(model);
   return 0;
 }

@@ -6,7 +6,7 @@
 #include <map>
 #include <mutex>
 
-#include "engines/tensorrt/device_memory.h"
+#include "cuda/device_memory.h"
 
 namespace sala::tensorrt {
 
@@ -14,7 +14,7 @@ namespace sala::tensorrt {
 /// thread; what it allocates are constants of the plan and what contexts keep.
 class Allocator {
  public:
-  explicit Allocator(DeviceMemory& memory) : memory_(memory) {}
+  explicit Allocator(cuda::DeviceMemory& memory) : memory_(memory) {}
 
   struct Version {
     const char* kind;
@@ -35,7 +35,7 @@ class Allocator {
   virtual bool deallocate_async(void* data, void* stream) noexcept;
 
  private:
-  DeviceMemory& memory_;
+  cuda::DeviceMemory& memory_;
   std::mutex mutex_;
   std::map<void*, int64_t> bytes_;
 };

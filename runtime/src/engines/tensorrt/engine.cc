@@ -36,7 +36,17 @@ TensorRtEngine::TensorRtEngine(std::unique_ptr<const LoadedPlan> plan, const Man
       limits_(limits_of(manifest.engine.profiles.find(step_names::kPrefill)->second)) {}
 
 Expected<std::unique_ptr<Execution>> TensorRtEngine::create_execution(std::span<const CacheBinding> caches) const {
-  return TensorRtExecution::create(*plan_, caches);
+  auto buffers = step_buffers();
+  if (!buffers) return buffers.error();
+  return TensorRtExecution::create(*plan_, *std::move(buffers), caches);
+}
+
+Expected<std::shared_ptr<StepBuffers>> TensorRtEngine::step_buffers() const {
+  const std::lock_guard lock(mutex_);
+  if (auto buffers = step_buffers_.lock()) return buffers;
+  auto made = StepBuffers::create(plan_->memory(), plan_->pinned(), plan_->buffer_sizes());
+  if (made) step_buffers_ = *made;
+  return made;
 }
 
 }  // namespace sala::tensorrt

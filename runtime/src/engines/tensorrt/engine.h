@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -33,7 +34,12 @@ class TensorRtEngine final : public Engine {
  private:
   TensorRtEngine(std::unique_ptr<const LoadedPlan> plan, const Manifest& manifest);
 
+  /// Those of the executions that there are, else new ones.
+  Expected<std::shared_ptr<StepBuffers>> step_buffers() const;
+
   std::unique_ptr<const LoadedPlan> plan_;
+  mutable std::mutex mutex_;
+  mutable std::weak_ptr<StepBuffers> step_buffers_;
   std::string precision_;
   std::vector<TensorSpec> inputs_;
   std::vector<TensorSpec> outputs_;

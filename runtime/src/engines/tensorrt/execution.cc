@@ -28,12 +28,11 @@ bool depends_on_tokens(const TensorSpec& spec) {
 }  // namespace
 
 Expected<std::unique_ptr<Execution>> TensorRtExecution::create(const LoadedPlan& plan,
+                                                               std::shared_ptr<StepBuffers> buffers,
                                                                std::span<const CacheBinding> caches) {
   const cuda::Device::Current current(*plan.device());
-  std::unique_ptr<TensorRtExecution> execution(new TensorRtExecution(plan, caches));
-  auto buffers = StepBuffers::create(plan.memory(), plan.pinned(), plan.buffer_sizes());
-  if (!buffers) return buffers.error();
-  execution->buffers_ = *std::move(buffers);
+  const std::lock_guard turn(buffers->turn());
+  std::unique_ptr<TensorRtExecution> execution(new TensorRtExecution(plan, buffers, caches));
   SALA_RETURN_IF_ERROR(execution->open_stream());
   SALA_RETURN_IF_ERROR(execution->create_contexts());
   SALA_RETURN_IF_ERROR(execution->warm_up());
@@ -141,7 +140,8 @@ Status TensorRtExecution::set_tokens(Profile profile, int64_t tokens) {
 }
 
 Status TensorRtExecution::warm_up() {
-  // Token 0 at position 0 of an empty context: the staged inputs are zeros.
+  // Token 0 at position 0 of an empty context.
+  buffers_->clear_inputs();
   SALA_RETURN_IF_ERROR(enqueue(Profile::kDecode, 1));
   return synchronize();
 }
@@ -160,21 +160,26 @@ Status TensorRtExecution::capture_decode() {
 
 Status TensorRtExecution::run(Profile profile, const StepInputs& step, std::span<float> logits) {
   const cuda::Device::Current current(*plan_.device());
+  const std::lock_guard turn(buffers_->turn());
+  Status done = run_in_turn(profile, step);
+  // Also after a failure: the next step of another session must find the buffers at rest.
+  if (const Status ended = synchronize(); done && !ended) done = ended;
+  if (done) std::memcpy(logits.data(), buffers_->host(step_names::kLogits), logits.size_bytes());
+  return done;
+}
+
+Status TensorRtExecution::run_in_turn(Profile profile, const StepInputs& step) {
   SALA_RETURN_IF_ERROR(stage(step));
   const int64_t tokens = static_cast<int64_t>(step.input_ids.size());
   if (profile == Profile::kDecode && decode_graph_) {
-    SALA_RETURN_IF_ERROR(decode_graph_.launch(stream_));
-  } else {
-    if (profile == Profile::kPrefill && tokens != prefill_tokens_) {
-      prefill_tokens_ = 0;  // until the context has taken the new one
-      SALA_RETURN_IF_ERROR(set_tokens(profile, tokens));
-      prefill_tokens_ = tokens;
-    }
-    SALA_RETURN_IF_ERROR(enqueue(profile, tokens));
+    return decode_graph_.launch(stream_);
   }
-  SALA_RETURN_IF_ERROR(synchronize());
-  std::memcpy(logits.data(), buffers_->host(step_names::kLogits), logits.size_bytes());
-  return success();
+  if (profile == Profile::kPrefill && tokens != prefill_tokens_) {
+    prefill_tokens_ = 0;  // until the context has taken the new one
+    SALA_RETURN_IF_ERROR(set_tokens(profile, tokens));
+    prefill_tokens_ = tokens;
+  }
+  return enqueue(profile, tokens);
 }
 
 Status TensorRtExecution::stage(const StepInputs& step) {

@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "engines/tensorrt/decode_graph.h"
@@ -17,9 +18,11 @@ namespace sala::tensorrt {
 /// was captured, and switching a profile would do that.
 class TensorRtExecution final : public Execution {
  public:
-  /// `plan` outlives the execution, as do the caches. Runs one decode step on the empty caches, so that everything
-  /// is compiled, loaded and allocated before the first token, then captures the step.
-  static Expected<std::unique_ptr<Execution>> create(const LoadedPlan& plan, std::span<const CacheBinding> caches);
+  /// `plan` outlives the execution, as do the caches. `buffers` are shared with other executions of the plan. Runs one
+  /// decode step on the empty caches, so that everything is compiled, loaded and allocated before the first token, then
+  /// captures the step.
+  static Expected<std::unique_ptr<Execution>> create(const LoadedPlan& plan, std::shared_ptr<StepBuffers> buffers,
+                                                     std::span<const CacheBinding> caches);
 
   TensorRtExecution(const TensorRtExecution&) = delete;
   TensorRtExecution& operator=(const TensorRtExecution&) = delete;
@@ -33,8 +36,8 @@ class TensorRtExecution final : public Execution {
     Object context;  // IExecutionContext
   };
 
-  TensorRtExecution(const LoadedPlan& plan, std::span<const CacheBinding> caches)
-      : plan_(plan), caches_(caches.begin(), caches.end()) {}
+  TensorRtExecution(const LoadedPlan& plan, std::shared_ptr<StepBuffers> buffers, std::span<const CacheBinding> caches)
+      : plan_(plan), caches_(caches.begin(), caches.end()), buffers_(std::move(buffers)) {}
 
   Status open_stream();
   Status create_contexts();
@@ -49,6 +52,7 @@ class TensorRtExecution final : public Execution {
   Status warm_up();
   Status capture_decode();
 
+  Status run_in_turn(Profile profile, const StepInputs& step);
   Status stage(const StepInputs& step);
   /// Puts a step of `tokens` on the stream: inputs to the GPU, the engine, logits back.
   Status enqueue(Profile profile, int64_t tokens) const;
@@ -56,7 +60,7 @@ class TensorRtExecution final : public Execution {
 
   const LoadedPlan& plan_;
   std::vector<CacheBinding> caches_;
-  std::unique_ptr<StepBuffers> buffers_;
+  std::shared_ptr<StepBuffers> buffers_;
   cuda::CUstream stream_ = nullptr;
   Context contexts_[2];         // by profile
   int64_t prefill_tokens_ = 0;  // that the prefill context has shapes for

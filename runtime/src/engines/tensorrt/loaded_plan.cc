@@ -7,7 +7,7 @@
 #include <string_view>
 #include <utility>
 
-#include "cuda/paged_memory.h"
+#include "cuda/cache_memory.h"
 #include "engines/tensorrt/bundle_device.h"
 #include "engines/tensorrt/comparison.h"
 #include "engines/tensorrt/plan.h"
@@ -72,15 +72,11 @@ Expected<std::unique_ptr<const LoadedPlan>> LoadedPlan::load(const Bundle& bundl
 
 Status LoadedPlan::start(const Library& library) {
   interface_ = &library.interface();
-  memory_ = std::make_unique<DeviceMemory>(device_, options_.allocator);
-  if (options_.allocator || !cuda::maps_pages(*device_)) {
-    cache_memory_ = std::make_unique<DeviceMemory>(device_, options_.allocator);
-  } else {
-    auto paged = cuda::paged_memory(device_);
-    if (!paged) return paged.error();
-    cache_memory_ = *std::move(paged);
-  }
-  pinned_ = std::make_unique<PinnedMemory>(device_);
+  memory_ = std::make_unique<cuda::DeviceMemory>(device_, options_.allocator);
+  auto cache_memory = cuda::cache_memory(device_, options_.allocator);
+  if (!cache_memory) return cache_memory.error();
+  cache_memory_ = *std::move(cache_memory);
+  pinned_ = std::make_unique<cuda::PinnedMemory>(device_);
   log_ = std::make_unique<Log>(interface_->versioned_logger);
   runtime_ = library.create_runtime(*log_);
   if (!runtime_) return failure("start");

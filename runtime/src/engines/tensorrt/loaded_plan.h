@@ -9,8 +9,8 @@
 
 #include "bundle/bundle.h"
 #include "cuda/device.h"
+#include "cuda/device_memory.h"
 #include "engines/tensorrt/allocator.h"
-#include "engines/tensorrt/device_memory.h"
 #include "engines/tensorrt/device_weights.h"
 #include "engines/tensorrt/library.h"
 #include "engines/tensorrt/log.h"
@@ -33,10 +33,10 @@ class LoadedPlan {
   const cuda::CudaDriver& driver() const { return device_->driver(); }
   const std::shared_ptr<const cuda::Device>& device() const { return device_; }
   const Interface& interface() const { return *interface_; }
-  DeviceMemory& memory() const { return *memory_; }
+  cuda::DeviceMemory& memory() const { return *memory_; }
   /// Memory for caches. It grows and shares pages, unless the caller allocates or the GPU cannot map pages.
   Memory& cache_memory() const { return *cache_memory_; }
-  PinnedMemory& pinned() const { return *pinned_; }
+  cuda::PinnedMemory& pinned() const { return *pinned_; }
   /// Its file, for messages.
   const std::string& name() const { return name_; }
   /// An ICudaEngine.
@@ -63,9 +63,9 @@ class LoadedPlan {
 
   TensorRtOptions options_;
   std::shared_ptr<const cuda::Device> device_;
-  std::unique_ptr<DeviceMemory> memory_;
+  std::unique_ptr<cuda::DeviceMemory> memory_;
   std::unique_ptr<Memory> cache_memory_;
-  std::unique_ptr<PinnedMemory> pinned_;
+  std::unique_ptr<cuda::PinnedMemory> pinned_;
   std::unique_ptr<Allocator> allocator_;
   std::string name_;
   std::string title_;

@@ -1,5 +1,6 @@
 #include "engines/tensorrt/step_buffers.h"
 
+#include <cstring>
 #include <utility>
 
 namespace sala::tensorrt {
@@ -19,11 +20,9 @@ int64_t io_bytes(const StepBufferSizes& sizes) {
 
 }  // namespace
 
-int64_t StepBufferSizes::device_bytes() const { return io_bytes(*this) + activation_bytes; }
-
-Expected<std::unique_ptr<StepBuffers>> StepBuffers::create(DeviceMemory& device, PinnedMemory& pinned,
+Expected<std::shared_ptr<StepBuffers>> StepBuffers::create(cuda::DeviceMemory& device, cuda::PinnedMemory& pinned,
                                                            const StepBufferSizes& sizes) {
-  auto buffers = std::make_unique<StepBuffers>();
+  auto buffers = std::make_shared<StepBuffers>();
   const auto allocate = [](Memory& memory, int64_t bytes, Buffer& to) -> Status {
     auto buffer = memory.allocate(bytes);
     if (!buffer) return buffer.error();
@@ -44,6 +43,8 @@ Expected<std::unique_ptr<StepBuffers>> StepBuffers::create(DeviceMemory& device,
   place(sizes.logits);
   return buffers;
 }
+
+void StepBuffers::clear_inputs() { std::memset(host_io_.data(), 0, static_cast<size_t>(host_io_.bytes())); }
 
 void* StepBuffers::device(std::string_view name) const {
   const auto found = places_.find(name);

@@ -1,15 +1,18 @@
 // The tensors of a step that are neither caches nor weights: token inputs and logits, on the host (pinned) and on the
-// GPU, and the activations. Their addresses never change, so that a captured decode step stays valid.
+// GPU, and the activations. Their addresses never change, so that a captured decode step stays valid. The sessions of
+// an engine share them, one step after the other: a step has the GPU for itself, and activations are large.
 
 #pragma once
 
 #include <map>
+#include <memory>
+#include <mutex>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "bundle/manifest.h"
-#include "engines/tensorrt/device_memory.h"
+#include "cuda/device_memory.h"
 #include "sala/engine.h"
 
 namespace sala::tensorrt {
@@ -24,14 +27,11 @@ struct StepBufferSizes {
   std::vector<Part> inputs;  // token inputs
   Part logits;
   int64_t activation_bytes = 0;
-
-  /// Device memory that all of it takes.
-  int64_t device_bytes() const;
 };
 
 class StepBuffers {
  public:
-  static Expected<std::unique_ptr<StepBuffers>> create(DeviceMemory& device, PinnedMemory& pinned,
+  static Expected<std::shared_ptr<StepBuffers>> create(cuda::DeviceMemory& device, cuda::PinnedMemory& pinned,
                                                        const StepBufferSizes& sizes);
 
   /// Address on the GPU; null for a name that is none of these.
@@ -42,6 +42,11 @@ class StepBuffers {
   int64_t capacity(std::string_view name) const;
 
   const Buffer& activations() const { return activations_; }
+
+  /// Held from the staging of a step's inputs until its logits are read and nothing of it is on a stream any more.
+  std::mutex& turn() { return turn_; }
+  /// Makes the inputs those of token 0 at position 0.
+  void clear_inputs();
 
  private:
   struct Place {
@@ -54,6 +59,7 @@ class StepBuffers {
   Buffer device_io_;
   Buffer host_io_;
   Buffer activations_;
+  std::mutex turn_;
 };
 
 }  // namespace sala::tensorrt

@@ -34,7 +34,7 @@ class StagingBlock {
     driver_.stream_destroy(stream_);
   }
 
-  Status open(PinnedMemory& pinned) {
+  Status open(cuda::PinnedMemory& pinned) {
     auto memory = pinned.allocate(kBlockBytes);
     if (!memory) return memory.error();
     memory_ = *std::move(memory);
@@ -71,7 +71,7 @@ class Uploader {
   Uploader(const cuda::Device& device, const WeightSource& source)
       : current_(device), source_(source), blocks_{StagingBlock(device.driver()), StagingBlock(device.driver())} {}
 
-  Status open(PinnedMemory& pinned) {
+  Status open(cuda::PinnedMemory& pinned) {
     for (StagingBlock& block : blocks_) SALA_RETURN_IF_ERROR(block.open(pinned));
     return success();
   }
@@ -115,9 +115,9 @@ std::vector<size_t> by_size(std::span<const WeightInput> inputs) {
 
 }  // namespace
 
-Expected<DeviceWeights> upload_weights(const cuda::Device& device, DeviceMemory& memory, PinnedMemory& pinned,
-                                       std::span<const WeightInput> inputs, const WeightSource& source,
-                                       const LoadOptions& options) {
+Expected<DeviceWeights> upload_weights(const cuda::Device& device, cuda::DeviceMemory& memory,
+                                       cuda::PinnedMemory& pinned, std::span<const WeightInput> inputs,
+                                       const WeightSource& source, const LoadOptions& options) {
   int64_t total = 0;
   for (const WeightInput& input : inputs) total += input.bytes();
   const WeightLayout layout(inputs);

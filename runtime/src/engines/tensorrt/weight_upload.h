@@ -6,7 +6,7 @@
 
 #include "bundle/manifest.h"
 #include "cuda/device.h"
-#include "engines/tensorrt/device_memory.h"
+#include "cuda/device_memory.h"
 #include "engines/tensorrt/device_weights.h"
 #include "sala/model.h"
 #include "sala/status.h"
@@ -19,8 +19,8 @@ namespace sala::tensorrt {
 ///
 /// Tells `options.on_progress`, in bytes on the GPU. The first error ends all threads, and nothing stays behind. Its
 /// message names the tensor, or the weight that could not be copied.
-Expected<DeviceWeights> upload_weights(const cuda::Device& device, DeviceMemory& memory, PinnedMemory& pinned,
-                                       std::span<const WeightInput> inputs, const WeightSource& source,
-                                       const LoadOptions& options);
+Expected<DeviceWeights> upload_weights(const cuda::Device& device, cuda::DeviceMemory& memory,
+                                       cuda::PinnedMemory& pinned, std::span<const WeightInput> inputs,
+                                       const WeightSource& source, const LoadOptions& options);
 
 }  // namespace sala::tensorrt

@@ -1,8 +1,9 @@
-#include "cuda/paged_memory.h"
+#include "cuda/cache_memory.h"
 
 #include <string_view>
 #include <utility>
 
+#include "cuda/device_memory.h"
 #include "memory/paged_memory.h"
 
 namespace sala::cuda {
@@ -143,8 +144,6 @@ class DevicePages final : public PageSource {
   char* window_ = nullptr;  // where a page is mapped while it is filled
 };
 
-}  // namespace
-
 bool maps_pages(const Device& device) {
   int supported = 0;
   const CUresult result = device.driver().device_get_attribute(
@@ -152,14 +151,20 @@ bool maps_pages(const Device& device) {
   return result == kCudaSuccess && supported != 0;
 }
 
-Expected<std::unique_ptr<Memory>> paged_memory(std::shared_ptr<const Device> device) {
+}  // namespace
+
+Expected<std::unique_ptr<Memory>> cache_memory(std::shared_ptr<const Device> device,
+                                               const std::optional<DeviceAllocator>& allocator) {
+  if (allocator || !maps_pages(*device)) {
+    return std::unique_ptr<Memory>(std::make_unique<DeviceMemory>(std::move(device), allocator));
+  }
   const Device::Current current(*device);
   const CUmemAllocationProp wanted = properties(*device);
   size_t page_bytes = 0;
   SALA_RETURN_IF_ERROR(device->driver().check(
       device->driver().mem_get_allocation_granularity(&page_bytes, &wanted, kMemAllocGranularityMinimum),
       "ask for the size of a page"));
-  auto source = std::make_unique<DevicePages>(std::move(device), static_cast<int64_t>(page_bytes));
+  auto source = std::make_unique<DevicePages>(device, static_cast<int64_t>(page_bytes));
   return std::unique_ptr<Memory>(std::make_unique<PagedMemory>(std::move(source)));
 }
 
@@ -167,7 +172,7 @@ Expected<std::unique_ptr<Memory>> paged_memory(std::shared_ptr<const Device> dev
 
 namespace sala {
 
-Expected<std::unique_ptr<Memory>> paged_cuda_memory(int ordinal) {
+Expected<std::unique_ptr<Memory>> cuda_memory(int ordinal) {
   const auto driver = cuda::CudaDriver::load();
   if (!driver) return driver.error();
   const auto devices = cuda::find_devices(*driver);
@@ -176,14 +181,9 @@ Expected<std::unique_ptr<Memory>> paged_cuda_memory(int ordinal) {
     return error(ErrorCode::kDeviceMissing, "there is no GPU ", ordinal, ", the driver has ", devices->size(),
                  ": count from 0");
   }
-  const cuda::FoundDevice& found = (*devices)[static_cast<size_t>(ordinal)];
-  auto device = cuda::Device::open(*driver, found);
+  auto device = cuda::Device::open(*driver, (*devices)[static_cast<size_t>(ordinal)]);
   if (!device) return device.error();
-  if (!cuda::maps_pages(**device)) {
-    return error(ErrorCode::kDeviceUnsuitable, found.name,
-                 " or its driver cannot map pages of memory (virtual memory management): use another GPU");
-  }
-  return cuda::paged_memory(*std::move(device));
+  return cuda::cache_memory(*std::move(device), std::nullopt);
 }
 
 }  // namespace sala

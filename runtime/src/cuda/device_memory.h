@@ -12,12 +12,12 @@
 #include "sala/engine.h"
 #include "sala/model.h"
 
-namespace sala::tensorrt {
+namespace sala::cuda {
 
 /// From the driver, or from the caller's allocator.
 class DeviceMemory final : public Memory {
  public:
-  DeviceMemory(std::shared_ptr<const cuda::Device> device, std::optional<DeviceAllocator> allocator)
+  DeviceMemory(std::shared_ptr<const Device> device, std::optional<DeviceAllocator> allocator)
       : device_(std::move(device)), allocator_(std::move(allocator)) {}
 
   Expected<Buffer> allocate(int64_t bytes) override;
@@ -40,7 +40,7 @@ class DeviceMemory final : public Memory {
  private:
   void release(void* data, int64_t bytes) noexcept override;
 
-  std::shared_ptr<const cuda::Device> device_;
+  std::shared_ptr<const Device> device_;
   std::optional<DeviceAllocator> allocator_;
   std::atomic<int64_t> used_bytes_ = 0;
 };
@@ -48,7 +48,7 @@ class DeviceMemory final : public Memory {
 /// Pages of the host that the GPU reads and writes while the host goes on.
 class PinnedMemory final : public Memory {
  public:
-  explicit PinnedMemory(std::shared_ptr<const cuda::Device> device) : device_(std::move(device)) {}
+  explicit PinnedMemory(std::shared_ptr<const Device> device) : device_(std::move(device)) {}
 
   Expected<Buffer> allocate(int64_t bytes) override;
   Status clear(Buffer& buffer) override;
@@ -60,8 +60,8 @@ class PinnedMemory final : public Memory {
  private:
   void release(void* data, int64_t bytes) noexcept override;
 
-  std::shared_ptr<const cuda::Device> device_;
+  std::shared_ptr<const Device> device_;
   std::atomic<int64_t> used_bytes_ = 0;
 };
 
-}  // namespace sala::tensorrt
+}  // namespace sala::cuda

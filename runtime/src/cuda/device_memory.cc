@@ -1,15 +1,15 @@
-#include "engines/tensorrt/device_memory.h"
+#include "cuda/device_memory.h"
 
 #include <algorithm>
 #include <cstring>
 
-namespace sala::tensorrt {
+namespace sala::cuda {
 
 namespace {
 
 constexpr uintptr_t kAlignment = 256;
 
-cuda::CUdeviceptr address(const void* data) { return reinterpret_cast<cuda::CUdeviceptr>(data); }
+CUdeviceptr address(const void* data) { return reinterpret_cast<CUdeviceptr>(data); }
 
 // The driver refuses zero bytes, and a null pointer would not do for an empty tensor.
 size_t positive(int64_t bytes) { return static_cast<size_t>(std::max<int64_t>(bytes, 1)); }
@@ -17,11 +17,11 @@ size_t positive(int64_t bytes) { return static_cast<size_t>(std::max<int64_t>(by
 }  // namespace
 
 void* DeviceMemory::take(int64_t bytes) noexcept {
-  const cuda::Device::Current current(*device_);
+  const Device::Current current(*device_);
   void* taken = nullptr;
   if (allocator_) {
     taken = allocator_->allocate(std::max<int64_t>(bytes, 1));
-  } else if (cuda::CUdeviceptr data = 0; device_->driver().mem_alloc(&data, positive(bytes)) == cuda::kCudaSuccess) {
+  } else if (CUdeviceptr data = 0; device_->driver().mem_alloc(&data, positive(bytes)) == kCudaSuccess) {
     taken = reinterpret_cast<void*>(data);
   }
   if (taken != nullptr) used_bytes_ += std::max<int64_t>(bytes, 1);
@@ -53,14 +53,14 @@ Expected<Buffer> DeviceMemory::reserve(int64_t bytes, std::string_view advice) {
 Status DeviceMemory::clear(Buffer& buffer) { return device_->set_zero(buffer.data(), buffer.bytes()); }
 
 Status DeviceMemory::synchronize(void* stream) {
-  const cuda::Device::Current current(*device_);
-  const cuda::CudaDriver& driver = device_->driver();
-  return driver.check(driver.stream_synchronize(static_cast<cuda::CUstream>(stream)), "wait for a stream");
+  const Device::Current current(*device_);
+  const CudaDriver& driver = device_->driver();
+  return driver.check(driver.stream_synchronize(static_cast<CUstream>(stream)), "wait for a stream");
 }
 
 void DeviceMemory::release(void* data, int64_t bytes) noexcept {
   used_bytes_ -= bytes;
-  const cuda::Device::Current current(*device_);
+  const Device::Current current(*device_);
   if (allocator_) {
     allocator_->release(data, bytes);
   } else {
@@ -69,8 +69,8 @@ void DeviceMemory::release(void* data, int64_t bytes) noexcept {
 }
 
 Expected<Buffer> PinnedMemory::allocate(int64_t bytes) {
-  const cuda::Device::Current current(*device_);
-  const cuda::CudaDriver& driver = device_->driver();
+  const Device::Current current(*device_);
+  const CudaDriver& driver = device_->driver();
   void* data = nullptr;
   SALA_RETURN_IF_ERROR(driver.check(driver.mem_host_alloc(&data, positive(bytes), 0), "pin host memory"));
   std::memset(data, 0, positive(bytes));
@@ -92,8 +92,8 @@ Status PinnedMemory::write(void* to, const void* host, int64_t bytes) { return r
 
 void PinnedMemory::release(void* data, int64_t bytes) noexcept {
   used_bytes_ -= bytes;
-  const cuda::Device::Current current(*device_);
+  const Device::Current current(*device_);
   device_->driver().mem_free_host(data);
 }
 
-}  // namespace sala::tensorrt
+}  // namespace sala::cuda
