@@ -67,7 +67,11 @@ nb::object array_view(const Tensor& tensor) {
 /// The memory of the engine's device: an ordinal of a GPU, or None for the host.
 std::unique_ptr<Memory> memory_of(const nb::object& device) {
   if (device.is_none()) return paged_host_memory();
-  return unwrap(cuda_memory(nb::cast<int>(device)));
+  int ordinal = 0;
+  if (PyBool_Check(device.ptr()) || !nb::try_cast(device, ordinal, false)) {
+    raise({ErrorCode::kInvalidArgument, "the engine's device is the ordinal of a GPU, or None for the host's memory"});
+  }
+  return unwrap(cuda_memory(ordinal));
 }
 
 class PythonExecution final : public Execution {

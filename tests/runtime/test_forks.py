@@ -409,7 +409,7 @@ def test_poisoned_session_refuses_to_fork_rewind_and_keep_checkpoints(
     for use in (session.fork, session.checkpoint, lambda: session.rewind(48)):
         with pytest.raises(RunError, match="reset it") as refused:
             use()
-        assert refused.value.code == "SessionPoisoned"  # type: ignore[attr-defined]
+        assert refused.value.code == "SessionPoisoned"
     expected = new_session(model)
     expected.prefill(random_ids(100))
     assert_same(healthy.prefill([7]), expected.prefill([7]))

@@ -191,7 +191,7 @@ def test_too_little_memory_refuses_the_session_before_anything_is_allocated() ->
     engine.before_prepare = raising(MemoryError, "3 GiB too much: choose smaller chunk_tokens")
     with pytest.raises(RunError, match="3 GiB too much") as refused:
         model.session()
-    assert refused.value.code == "OutOfMemory"  # type: ignore[attr-defined]
+    assert refused.value.code == "OutOfMemory"
     assert model.cache_bytes == 0
 
 
@@ -239,3 +239,11 @@ def test_engine_on_a_gpu_that_is_not_there_is_refused(ordinal: int) -> None:
     with pytest.raises(UnsupportedError, match=r"NVIDIA driver|GPU") as refused:
         model_on(engine)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("device", ["cuda", 1.5, 2**40, True])
+def test_engine_on_a_device_that_is_no_ordinal_is_refused(device: Any) -> None:
+    engine = Counter()
+    engine.device = device
+    with pytest.raises(SessionError, match="the ordinal of a GPU, or None"):
+        model_on(engine)

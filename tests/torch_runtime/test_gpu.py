@@ -249,7 +249,7 @@ def test_prompt_that_does_not_fit_says_how_many_tokens_would_and_leaves_the_othe
     large = model.session(max_context=tokens)
     with pytest.raises(RunError, match=rf"values of {tokens} tokens take .* are free, which is enough for \d+") as told:
         large.prefill(np.zeros(tokens, np.int32))
-    assert told.value.code == "OutOfMemory"  # type: ignore[attr-defined]
+    assert told.value.code == "OutOfMemory"
     assert large.position == 0
     del large
     assert model.cache_bytes == taken

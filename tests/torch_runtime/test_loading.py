@@ -122,7 +122,7 @@ def test_chunks_too_large_say_by_how_much_and_what_fits(
     expected = rf"steps of chunk_tokens 8192 need .* on the Imaginary GPU 7, .* more than is free: {advice}"
     with pytest.raises(RunError, match=expected) as told:
         model.session(max_context=1024, chunk_tokens=8192)
-    assert told.value.code == "OutOfMemory"  # type: ignore[attr-defined]
+    assert told.value.code == "OutOfMemory"
     assert model.cache_bytes == 0
 
 

@@ -7,7 +7,7 @@ namespace sala {
 
 PagedMemory::State PagedMemory::state_of(const PageRef& page) {
   if (page == nullptr) return State::kAbsent;
-  return page.use_count() > 1 ? State::kShared : State::kOwn;
+  return page.use_count() > 1 ? State::kShared : State::kExclusive;
 }
 
 char* PagedMemory::address(void* buffer, size_t page) const {
@@ -48,7 +48,8 @@ Status PagedMemory::claim(Buffer& buffer, ByteRange part) {
   Pages& pages = tables_[buffer.data()];
   return for_runs(
       pages, page_of(part.offset), page_of(part.offset + part.bytes - 1) + 1,
-      [](State state) { return state != State::kOwn; }, [&](const Run& run) { return own(buffer.data(), pages, run); });
+      [](State state) { return state != State::kExclusive; },
+      [&](const Run& run) { return own(buffer.data(), pages, run); });
 }
 
 /// Puts new pages in the place of absent ones, as zeros, or of shared ones, as copies.

@@ -43,7 +43,7 @@ class PagedMemory final : public Memory {
     size_t last;
     size_t size() const { return last - first; }
   };
-  enum class State { kAbsent, kShared, kOwn };
+  enum class State { kAbsent, kShared, kExclusive };
 
   static State state_of(const PageRef& page);
   size_t page_of(int64_t offset) const { return static_cast<size_t>(offset / source_->page_bytes()); }
