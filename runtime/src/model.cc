@@ -66,8 +66,8 @@ Expected<Model> Model::create(ModelConfig config, std::shared_ptr<const Engine> 
 Expected<Model> Model::create(ModelConfig config, std::shared_ptr<const Engine> engine, std::string runtime_reason) {
   auto step = StepInterface::create(config, engine->inputs(), engine->outputs());
   if (!step) return step.error();
-  return Model(std::make_shared<const ModelData>(
-      ModelData{std::move(config), std::move(engine), *std::move(step), std::move(runtime_reason)}));
+  return Model(std::make_shared<const ModelData>(ModelData{std::move(config), std::move(engine), *std::move(step),
+                                                           std::move(runtime_reason), paged_host_memory()}));
 }
 
 const ModelConfig& Model::config() const { return data_->config; }

@@ -15,7 +15,8 @@ struct ModelData {
   ModelConfig config;
   std::shared_ptr<const Engine> engine;
   StepInterface step;
-  std::string runtime_reason;  // Model::runtime_reason
+  std::string runtime_reason;            // Model::runtime_reason
+  std::unique_ptr<Memory> token_memory;  // the host's, for the tokens of sessions
 };
 
 }  // namespace sala

@@ -35,13 +35,23 @@ Expected<std::unique_ptr<SessionCore>> SessionCore::create(std::shared_ptr<const
   if (max_checkpoints < 0) {
     return error(ErrorCode::kInvalidArgument, "max_checkpoints is ", max_checkpoints, ", expected 0 or more");
   }
-  std::unique_ptr<SessionCore> core(new SessionCore(std::move(model), *max_context, *chunk_tokens, max_checkpoints));
-  SALA_RETURN_IF_ERROR(core->allocate());
-  SALA_RETURN_IF_ERROR(core->claim(0, 0));
+  auto core = allocate(std::move(model), *max_context, *chunk_tokens, max_checkpoints);
+  if (core) SALA_RETURN_IF_ERROR((*core)->claim(0, 0));
   return core;
 }
 
-Status SessionCore::allocate() {
+Expected<std::unique_ptr<SessionCore>> SessionCore::allocate(std::shared_ptr<const ModelData> model,
+                                                             int64_t max_context, int64_t chunk_tokens,
+                                                             int64_t max_checkpoints) {
+  auto tokens = TokenList::create(*model->token_memory, max_context);
+  if (!tokens) return tokens.error();
+  std::unique_ptr<SessionCore> core(
+      new SessionCore(std::move(model), max_context, chunk_tokens, max_checkpoints, *std::move(tokens)));
+  SALA_RETURN_IF_ERROR(core->bind());
+  return core;
+}
+
+Status SessionCore::bind() {
   SALA_RETURN_IF_ERROR(model_->engine->prepare(chunk_tokens_));
   const SymbolSizes sizes =
       cache_sizes(model_->config, std::max(max_context_, model_->engine->limits().least_capacity));
@@ -115,7 +125,7 @@ Status SessionCore::require_room(int64_t tokens) const {
 
 std::optional<int32_t> SessionCore::pending_token() const {
   if (past_length_ == position()) return std::nullopt;
-  return tokens_.back();
+  return pending_;
 }
 
 std::span<const float> SessionCore::logits() const {
@@ -151,7 +161,9 @@ Status SessionCore::run(std::span<const int32_t> token_ids, int64_t context_leng
   const StepInputs step{input_ids_, static_cast<int32_t>(past_length_), static_cast<int32_t>(context_length),
                         rope_cos_sin_};
   // What there is no room for has not changed anything. After any other failure a cache may be gone.
-  if (const Status claimed = claim(past_length_, tokens); !claimed) {
+  Status claimed = tokens_.claim(past_length_, tokens);
+  if (claimed) claimed = claim(past_length_, tokens);
+  if (!claimed) {
     poisoned_ = claimed.error().code != ErrorCode::kOutOfMemory;
     return claimed;
   }
@@ -162,8 +174,7 @@ Status SessionCore::run(std::span<const int32_t> token_ids, int64_t context_leng
     // One code for a session that is lost, whatever the engine lacked.
     return error(ErrorCode::kEngineFailed, ran.error().message);
   }
-  tokens_.resize(static_cast<size_t>(past_length_));
-  tokens_.insert(tokens_.end(), token_ids.begin(), token_ids.end());
+  tokens_.assign(past_length_, token_ids);
   past_length_ += tokens;
   has_logits_ = true;
   poisoned_ = false;
@@ -179,9 +190,11 @@ Expected<int32_t> SessionCore::sample(const SamplingOptions& options) {
     return error(ErrorCode::kContextExceeded, "the context is full with ", position(),
                  " tokens: restore its state into a session of larger max_context");
   }
-  const auto token = sala::sample(logits_, tokens_, options, static_cast<size_t>(prompt_length_));
+  const auto token = sala::sample(logits_, tokens_.view(), options, static_cast<size_t>(prompt_length_));
   if (!token) return token;
-  tokens_.push_back(*token);
+  SALA_RETURN_IF_ERROR(tokens_.claim(position(), 1));
+  tokens_.assign(position(), {&*token, 1});
+  pending_ = *token;
   ++changes_;
   return token;
 }
@@ -191,15 +204,23 @@ Status SessionCore::reset() {
   SALA_RETURN_IF_ERROR(empty());
   SALA_RETURN_IF_ERROR(claim(0, 0));
   checkpoints_.forget_behind(0);
-  restore({}, 0, 0, {});
+  tokens_.shrink(0);
+  set(0, 0, {});
   poisoned_ = false;
   stop_requested_ = false;
   return success();
 }
 
-void SessionCore::restore(std::vector<int32_t> tokens, int64_t past_length, int64_t prompt_length,
-                          std::vector<float> logits) {
-  tokens_ = std::move(tokens);
+Status SessionCore::restore(std::span<const int32_t> tokens, int64_t past_length, int64_t prompt_length,
+                            std::vector<float> logits) {
+  SALA_RETURN_IF_ERROR(tokens_.claim(0, static_cast<int64_t>(tokens.size())));
+  tokens_.assign(0, tokens);
+  if (!tokens.empty()) pending_ = tokens.back();
+  set(past_length, prompt_length, std::move(logits));
+  return success();
+}
+
+void SessionCore::set(int64_t past_length, int64_t prompt_length, std::vector<float> logits) {
   ++changes_;
   past_length_ = past_length;
   prompt_length_ = prompt_length;
@@ -209,15 +230,18 @@ void SessionCore::restore(std::vector<int32_t> tokens, int64_t past_length, int6
 
 Expected<std::unique_ptr<SessionCore>> SessionCore::fork() const {
   SALA_RETURN_IF_ERROR(usable());
-  std::unique_ptr<SessionCore> other(new SessionCore(model_, max_context_, chunk_tokens_, checkpoints_.most()));
-  SALA_RETURN_IF_ERROR(other->allocate());
+  auto made = allocate(model_, max_context_, chunk_tokens_, checkpoints_.most());
+  if (!made) return made;
+  SessionCore* other = made->get();
+  SALA_RETURN_IF_ERROR(other->tokens_.share(tokens_));
   for (size_t i = 0; i < caches_.size(); ++i) {
     SALA_RETURN_IF_ERROR(
         model_->engine->memory().share(other->caches_[i].buffer, caches_[i].buffer, rows(i, 0, past_length_).parts()));
   }
   other->checkpoints_ = checkpoints_;
-  other->restore(tokens_, past_length_, prompt_length_, has_logits_ ? logits_ : std::vector<float>());
-  return other;
+  other->pending_ = pending_;
+  other->set(past_length_, prompt_length_, has_logits_ ? logits_ : std::vector<float>());
+  return made;
 }
 
 Status SessionCore::keep_checkpoint(bool ends_turn) {
@@ -245,7 +269,7 @@ Expected<int64_t> SessionCore::rewind(int64_t to) {
   }
   if (to == position()) return to;
   if (to == past_length_ && has_logits_) {  // only the pending token goes
-    tokens_.pop_back();
+    tokens_.shrink(to);
     prompt_length_ = std::min(prompt_length_, position());
     ++changes_;
     return to;
@@ -282,8 +306,8 @@ Status SessionCore::restore(const Checkpoint& checkpoint) {
     }
   }
   checkpoints_.forget_behind(checkpoint.past_length);
-  tokens_.resize(static_cast<size_t>(checkpoint.past_length));
-  restore(std::move(tokens_), checkpoint.past_length, checkpoint.prompt_length, checkpoint.logits);
+  tokens_.shrink(checkpoint.past_length);
+  set(checkpoint.past_length, checkpoint.prompt_length, checkpoint.logits);
   return success();
 }
 

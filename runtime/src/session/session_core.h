@@ -19,6 +19,7 @@
 #include "sala/status.h"
 #include "session/checkpoints.h"
 #include "session/model_data.h"
+#include "session/token_list.h"
 
 namespace sala {
 
@@ -31,8 +32,8 @@ class SessionCore {
                                                        const SessionOptions& options);
 
   const ModelData& model() const { return *model_; }
-  const std::vector<int32_t>& tokens() const { return tokens_; }
-  int64_t position() const { return static_cast<int64_t>(tokens_.size()); }
+  std::span<const int32_t> tokens() const { return tokens_.view(); }
+  int64_t position() const { return tokens_.size(); }
   /// Tokens in the caches: `position()`, less one if a token is pending.
   int64_t past_length() const { return past_length_; }
   /// Tokens in front of the answer: the context as it was when the last chunk of a prefill had run.
@@ -86,27 +87,35 @@ class SessionCore {
   }
 
   /// Takes over a context whose cache contents the caller has written. `logits` is empty if a token is pending.
-  void restore(std::vector<int32_t> tokens, int64_t past_length, int64_t prompt_length, std::vector<float> logits);
+  Status restore(std::span<const int32_t> tokens, int64_t past_length, int64_t prompt_length,
+                 std::vector<float> logits);
 
  private:
   SessionCore(std::shared_ptr<const ModelData> model, int64_t max_context, int64_t chunk_tokens,
-              int64_t max_checkpoints)
+              int64_t max_checkpoints, TokenList tokens)
       : model_(std::move(model)),
         max_context_(max_context),
         chunk_tokens_(chunk_tokens),
+        tokens_(std::move(tokens)),
         checkpoints_(max_checkpoints) {}
-  /// Caches, of which nothing is claimed, and their execution.
-  Status allocate();
+  /// A session with caches of which nothing is claimed.
+  static Expected<std::unique_ptr<SessionCore>> allocate(std::shared_ptr<const ModelData> model, int64_t max_context,
+                                                         int64_t chunk_tokens, int64_t max_checkpoints);
+  /// Allocates the caches and makes their execution.
+  Status bind();
   /// Returns the caches to what they are before the first step.
   Status empty();
   Status restore(const Checkpoint& checkpoint);
+  /// Sets all but the tokens and caches.
+  void set(int64_t past_length, int64_t prompt_length, std::vector<float> logits);
 
   std::shared_ptr<const ModelData> model_;
   int64_t max_context_;
   int64_t chunk_tokens_;
   std::vector<Cache> caches_;
   std::unique_ptr<Execution> execution_;  // refers to caches_
-  std::vector<int32_t> tokens_;
+  TokenList tokens_;
+  int32_t pending_ = 0;  // the last of tokens_, if one is pending
   int64_t past_length_ = 0;
   int64_t prompt_length_ = 0;
   uint64_t changes_ = 0;

@@ -252,7 +252,7 @@ class Reader {
       return damaged("a bit or more of it has changed, its SHA-256 is another");
     }
     if (!session.check_tokens(*tokens)) return damaged("it has tokens outside the vocabulary");
-    session.restore(*std::move(tokens), info_.past_length, info_.prompt_length, std::move(logits));
+    SALA_RETURN_IF_ERROR(session.restore(*tokens, info_.past_length, info_.prompt_length, std::move(logits)));
     return session.keep_checkpoint(true);
   }
 
