@@ -79,7 +79,7 @@ class DevicePages final : public PageSource {
       const CUresult result = driver().mem_create(&handle, static_cast<size_t>(page_bytes_), &wanted, 0);
       if (result == kCudaErrorOutOfMemory) return no_room(count);
       SALA_RETURN_IF_ERROR(check(result, "create a page of memory"));
-      pages.push_back(std::make_shared<DevicePage>(live_pages_, *device_, handle));
+      pages.push_back(make_page<DevicePage>(*device_, handle));
     }
     return pages;
   }

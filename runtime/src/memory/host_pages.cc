@@ -121,7 +121,7 @@ Expected<std::vector<PageRef>> HostPages::create(const char* at, size_t count) {
   }
   std::vector<PageRef> pages;
   for (size_t i = 0; i < count; ++i) {
-    pages.push_back(std::make_shared<ExtentPage>(live_pages_, reservation.extent, first + i));
+    pages.push_back(make_page<ExtentPage>(reservation.extent, first + i));
   }
   return pages;
 }

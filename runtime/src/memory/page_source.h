@@ -5,8 +5,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <memory_resource>
 #include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "sala/status.h"
@@ -64,6 +66,16 @@ class PageSource {
   virtual Status write(void* to, const void* host, int64_t bytes) = 0;
 
  protected:
+  /// Makes the object of a page. A step needs a few of them that stay, between allocations that go: from the heap they
+  /// would keep it from shrinking, so they come in blocks.
+  template <class Made, class... Arguments>
+  PageRef make_page(Arguments&&... arguments) {
+    return std::allocate_shared<Made>(std::pmr::polymorphic_allocator<Made>(&objects_), live_pages_,
+                                      std::forward<Arguments>(arguments)...);
+  }
+
+ private:
+  std::pmr::unsynchronized_pool_resource objects_;
   int64_t live_pages_ = 0;
 };
 
