@@ -26,6 +26,7 @@ from sala_export.cli.app import run
 from sala_export.engine.recipe import read_recipe
 from sala_export.errors import RequestError, RunError, SessionError
 from sala_export.machine import Machine
+from sala_export.runtime.session import Session
 from sala_export.specs import Precision
 from sala_export.torch_runtime.load import TorchModel, load_torch
 
@@ -227,9 +228,11 @@ def test_gpu_memory_is_what_was_taken_since(monkeypatch: pytest.MonkeyPatch) -> 
 def test_context_that_does_not_fit_the_gpu_is_refused_before_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_torch(tiny_checkpoint(), device="cpu")
     monkeypatch.setattr(TorchModel, "on_gpu", True)
-    monkeypatch.setattr(
-        model.engine, "prepare", lambda context, chunk: (_ for _ in ()).throw(MemoryError(f"{context} is too much"))
-    )
+
+    def refuse(_: Session, tokens: int) -> None:
+        raise RunError(f"{tokens} is too much")
+
+    monkeypatch.setattr(Session, "require_room", refuse)
     request = BenchmarkRequest(contexts=(64, 512), new_tokens=8)
     with pytest.raises(RequestError, match="--context 512 with --new-tokens 8: 520 is too much"):
         measure.require_room(model, model.source.config, request)
