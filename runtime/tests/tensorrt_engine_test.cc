@@ -192,6 +192,27 @@ TEST_F(TensorRtEngine, MemoryThatEndsWithinAStreamLeavesWhatHasRun) {
   EXPECT_EQ(values(*other->decode(7)), values(*another.decode(7)));
 }
 
+TEST_F(TensorRtEngine, ForkThatFindsNoMemoryForItsStatesStaysAsItIs) {
+  FakeBundle bundle;
+  const Mock mock = bundle.mock();
+  const auto model = load(bundle);
+  auto session = model->create_session({.max_context = 500, .chunk_tokens = 16});
+  ASSERT_TRUE(session->prefill(prompt(100)));
+  auto fork = session->fork();
+  ASSERT_TRUE(fork) << fork.error().message;
+  cuda().total_bytes = cuda().used_bytes();
+  EXPECT_EQ(fork->rewind(50).error().code, ErrorCode::kOutOfMemory);
+  EXPECT_EQ(fork->decode(7).error().code, ErrorCode::kOutOfMemory);
+  EXPECT_EQ(fork->position(), 100);
+  cuda().total_bytes += int64_t{1} << 20;
+  const int64_t reached = *fork->rewind(50);
+  Session same = mock.session();
+  const auto ids = prompt(100);
+  ASSERT_TRUE(
+      same.prefill(std::span(ids).first(static_cast<size_t>(reached)), {.context_length = 100, .on_progress = {}}));
+  EXPECT_EQ(values(*fork->decode(7)), values(*same.decode(7)));
+}
+
 TEST_F(TensorRtEngine, MemoryOfTheCallerIsTakenWholeAndForksCopy) {
   FakeBundle bundle;
   const Mock mock = bundle.mock();

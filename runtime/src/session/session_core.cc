@@ -91,6 +91,14 @@ Status SessionCore::claim(int64_t past_length, int64_t tokens) {
   return success();
 }
 
+Status SessionCore::claim_for_step(int64_t tokens) {
+  Status claimed = tokens_.claim(past_length_, tokens);
+  if (claimed) claimed = claim(past_length_, tokens);
+  // What there is no room for has not changed anything. After any other failure a cache may be gone.
+  poisoned_ = !claimed && claimed.error().code != ErrorCode::kOutOfMemory;
+  return claimed;
+}
+
 Status SessionCore::require_room(int64_t tokens) const {
   const auto free = model_->engine->memory().free_bytes();
   if (!free) return free.error();
@@ -160,13 +168,7 @@ Status SessionCore::run(std::span<const int32_t> token_ids, int64_t context_leng
   rope_cos_sin(past_length_, model_->config.inv_freq, rope_cos_sin_);
   const StepInputs step{input_ids_, static_cast<int32_t>(past_length_), static_cast<int32_t>(context_length),
                         rope_cos_sin_};
-  // What there is no room for has not changed anything. After any other failure a cache may be gone.
-  Status claimed = tokens_.claim(past_length_, tokens);
-  if (claimed) claimed = claim(past_length_, tokens);
-  if (!claimed) {
-    poisoned_ = claimed.error().code != ErrorCode::kOutOfMemory;
-    return claimed;
-  }
+  SALA_RETURN_IF_ERROR(claim_for_step(tokens));
   has_logits_ = false;
   ++changes_;
   poisoned_ = true;  // until the step has run: an engine that finds no memory may throw
@@ -283,7 +285,8 @@ Expected<int64_t> SessionCore::rewind(int64_t to) {
     return error(ErrorCode::kInvalidArgument, "the session has no checkpoint at or before position ", to, ": ",
                  nearest);
   }
-  poisoned_ = true;  // until the caches are those of the checkpoint
+  SALA_RETURN_IF_ERROR(claim_for_step(0));  // the states, which a fork may share
+  poisoned_ = true;                         // until the caches are those of the checkpoint
   SALA_RETURN_IF_ERROR(restore(*checkpoint));
   poisoned_ = false;
   return position();
@@ -296,7 +299,6 @@ Status SessionCore::restore(const Checkpoint& checkpoint) {
     const CacheSpec& spec = model_->step.caches[i];
     Buffer& buffer = caches_[i].buffer;
     if (spec.rows == CacheRows::kAll) {
-      SALA_RETURN_IF_ERROR(memory.claim(buffer, {0, static_cast<int64_t>(state->size())}));
       SALA_RETURN_IF_ERROR(memory.write(buffer.data(), state->data(), static_cast<int64_t>(state->size())));
       ++state;
       continue;

@@ -103,6 +103,8 @@ class SessionCore {
                                                          int64_t chunk_tokens, int64_t max_checkpoints);
   /// Allocates the caches and makes their execution.
   Status bind();
+  /// `claim` for a step on this context. If it fails, the session is as it was (kOutOfMemory) or poisoned.
+  Status claim_for_step(int64_t tokens);
   /// Returns the caches to what they are before the first step.
   Status empty();
   Status restore(const Checkpoint& checkpoint);
