@@ -10,8 +10,6 @@ namespace sala::cuda {
 
 namespace {
 
-CUdeviceptr address(const void* data) { return reinterpret_cast<CUdeviceptr>(data); }
-
 CUmemLocation location(const Device& device) { return {kMemLocationTypeDevice, device.handle()}; }
 
 CUmemAllocationProp properties(const Device& device) {

@@ -21,6 +21,9 @@ using CUgraph = struct CUgraph_st*;
 using CUgraphExec = struct CUgraphExec_st*;
 using CUmemGenericAllocationHandle = unsigned long long;
 
+/// A pointer to device memory as the driver takes it.
+inline CUdeviceptr address(const void* data) { return reinterpret_cast<CUdeviceptr>(data); }
+
 constexpr CUresult kCudaSuccess = 0;
 constexpr CUresult kCudaErrorOutOfMemory = 2;
 constexpr int kDeviceAttributeComputeCapabilityMajor = 75;

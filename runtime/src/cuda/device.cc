@@ -23,8 +23,6 @@ Expected<FoundDevice> examine(const CudaDriver& driver, int ordinal) {
   return found;
 }
 
-CUdeviceptr address(const void* data) { return reinterpret_cast<CUdeviceptr>(data); }
-
 }  // namespace
 
 Expected<std::vector<FoundDevice>> find_devices(const CudaDriver& driver) {

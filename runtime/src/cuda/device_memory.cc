@@ -9,8 +9,6 @@ namespace {
 
 constexpr uintptr_t kAlignment = 256;
 
-CUdeviceptr address(const void* data) { return reinterpret_cast<CUdeviceptr>(data); }
-
 // The driver refuses zero bytes, and a null pointer would not do for an empty tensor.
 size_t positive(int64_t bytes) { return static_cast<size_t>(std::max<int64_t>(bytes, 1)); }
 

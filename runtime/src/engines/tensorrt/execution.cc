@@ -10,8 +10,6 @@ namespace sala::tensorrt {
 
 namespace {
 
-cuda::CUdeviceptr address(const void* data) { return reinterpret_cast<cuda::CUdeviceptr>(data); }
-
 SymbolSizes sizes_of(int64_t tokens) {
   return {{std::string(step_names::kBatch), 1}, {std::string(step_names::kTokens), tokens}};
 }
@@ -199,7 +197,7 @@ Status TensorRtExecution::enqueue(Profile profile, int64_t tokens) const {
   const cuda::CudaDriver& driver = plan_.driver();
   for (const TensorSpec& input : plan_.token_inputs()) {
     SALA_RETURN_IF_ERROR(
-        driver.check(driver.memcpy_htod_async(address(buffers_->device(input.name)), buffers_->host(input.name),
+        driver.check(driver.memcpy_htod_async(cuda::address(buffers_->device(input.name)), buffers_->host(input.name),
                                               static_cast<size_t>(step_bytes(input, tokens)), stream_),
                      "copy inputs"));
   }
@@ -207,7 +205,7 @@ Status TensorRtExecution::enqueue(Profile profile, int64_t tokens) const {
     return plan_.failure("run " + plan_.name());
   }
   const std::string& logits = plan_.buffer_sizes().logits.name;
-  return driver.check(driver.memcpy_dtoh_async(buffers_->host(logits), address(buffers_->device(logits)),
+  return driver.check(driver.memcpy_dtoh_async(buffers_->host(logits), cuda::address(buffers_->device(logits)),
                                                static_cast<size_t>(buffers_->capacity(logits)), stream_),
                       "copy logits");
 }
