@@ -93,6 +93,13 @@ STEPS = (
         limit=50,
     ),
     Step(
+        letter="P",
+        name="9B with random weights: forks of 1M tokens",
+        command=_module("forks", "--preset", "9b", "--tokens", "1M"),
+        seconds=75,
+        limit=120,
+    ),
+    Step(
         letter="L",
         name="blocks that neighbours share",
         command=_module("block_overlap", "--model", "both", "--context", "64K"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.calibration import quantized_tiny
 from support.closeness import assert_close
 from support.golden import GOLDEN_CHECKPOINT, golden
 from support.passkey import in_pieces, needle_positions, passkey_config, passkey_prompt, write_passkey_checkpoint
@@ -296,3 +297,17 @@ def test_rewound_session_answers_again_with_the_same_tokens(model: TorchModel) -
     again.prefill(random_ids(700, seed=4)[:middle], context_length=end)
     ids = random_ids(300, seed=5)
     np.testing.assert_array_equal(session.prefill(ids), again.prefill(ids))
+
+
+@pytest.mark.parametrize("precision", [Precision.INT4, Precision.INT8])
+def test_quantised_layers_in_a_replayed_graph_are_those_of_the_cpu(
+    precision: Precision, executions: list[TorchExecution]
+) -> None:
+    checkpoint = quantized_tiny(precision)
+    theirs = load_torch(checkpoint, device="cpu", precision="bf16").session(max_context=128)
+    ours = load_torch(checkpoint, device=DEVICE, precision="bf16").session(max_context=128)
+    ids = random_ids(75, seed=6)
+    for piece in (ids[:70], *([token] for token in ids[70:])):
+        expected, found = as_tensor(theirs.prefill(piece)), as_tensor(ours.prefill(piece))
+        assert float((found - expected).norm() / expected.norm()) < 0.1
+    assert executions[1].replays == 4, "all but the first, which compiles"
