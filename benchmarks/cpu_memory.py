@@ -29,7 +29,7 @@ GOAL = 0.05
 
 # One sparse layer of two narrow heads with wide windows: selection grows with the square of the prompt, and a million
 # tokens must end in minutes.
-_MIXERS = ("lightning-attn", "minicpm4")
+MIXERS = ("lightning-attn", "minicpm4")
 _SPARSE = {
     "kernel_size": 512,
     "kernel_stride": 256,
@@ -87,7 +87,7 @@ def measure_memory(tokens: int, threads: int) -> PeakMemory:
 def write_bundle(folder: Path) -> Path:
     """The small model, in a folder."""
     checkpoint = write_small_checkpoint(
-        folder / "checkpoint", _MIXERS, sparse_config=_SPARSE, num_attention_heads=2, head_dim=32
+        folder / "checkpoint", MIXERS, sparse_config=_SPARSE, num_attention_heads=2, head_dim=32
     )
     return write_cpu_bundle(checkpoint, folder / "small.sala")
 

@@ -11,7 +11,8 @@ of that kind:
 * `first_token`, a context of `benchmarks.ttft`: those of a context in its JSON, `precision`, `runtime`, `layers`,
   `agrees` (with the reference model)
 * `passkey`, a prompt of `benchmarks.passkey`: `length`, `found`, `prefill_seconds`, `question_seconds`, `runtime`
-* `forks`, a context of `benchmarks.forks` with forks of it: `model`, `layers`, and the fields of `forks.ForkCost`
+* `forks`, a context of `benchmarks.forks` with forks of it: `runtime`, `model`, `layers`, and the fields of
+  `forks.ForkCost`
 * `overlap`, a part of the context in a layer of `benchmarks.block_overlap`: `model`, `context`, `layer`, `part`,
   `neighbours`, `groups`, `union_blocks`, `chosen_blocks`, `left_share`
 * `tuning`, a candidate tile in a call: `way`, `kernel`, `dtype`, `candidate`, `case`, `seconds`, `spread`, `registers`

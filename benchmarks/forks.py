@@ -41,6 +41,9 @@ PIECE_TOKENS = 4096
 class ForkCost:
     """What a context takes, and what forks of it take beside it. All are measured."""
 
+    runtime: str
+    model: str
+    layers: int
     tokens: int
     prefill_seconds: float
     session_bytes: int
@@ -60,7 +63,7 @@ class ForkCost:
     """The checkpoint that a rewind to the middle of the prompt went to."""
 
 
-def measure(model: Model, tokens: int, taken_bytes: Callable[[], int]) -> ForkCost:
+def measure(model: Model, name: str, layers: int, tokens: int, taken_bytes: Callable[[], int]) -> ForkCost:
     """Stream a context, fork it `FORKS` times, let every fork answer, and go back. Raises: SalaError."""
     before = taken_bytes()
     session = model.session(max_context=tokens + 1000)
@@ -84,6 +87,9 @@ def measure(model: Model, tokens: int, taken_bytes: Callable[[], int]) -> ForkCo
     end, _ = rewind(session, tokens)
     middle, reached = rewind(session, tokens // 2)
     return ForkCost(
+        runtime=model.runtime,
+        model=name,
+        layers=layers,
         tokens=tokens,
         prefill_seconds=prefill_seconds,
         session_bytes=held,
@@ -143,17 +149,17 @@ def cost_of(options: argparse.Namespace) -> ForkCost:
     """Measure what the options say. Raises: SalaError."""
     tokens = parse_tokens(options.tokens)
     if options.preset is None:
-        from benchmarks.cpu_memory import write_bundle
+        from benchmarks.cpu_memory import MIXERS, write_bundle
 
         with tempfile.TemporaryDirectory() as folder:
             bundle = write_bundle(Path(folder))
             model: Model = sala_export.load(bundle, runtime="onnxruntime", threads=options.threads)
-            return measure(model, tokens, process_bytes)
+            return measure(model, "small", len(MIXERS), tokens, process_bytes)
     require_gpu_or_name(options.device)
     from sala_export.torch_runtime.load import load_random
 
     model = load_random(options.preset, layers=options.layers, device=options.device)
-    return measure(model, tokens, lambda: model.cache_bytes)
+    return measure(model, options.preset, model.source.config.num_hidden_layers, tokens, lambda: model.cache_bytes)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -173,8 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         figures.write("problem", where="benchmarks.forks", message=str(error))
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
-    model = "small" if options.preset is None else options.preset
-    figures.write("forks", model=model, layers=options.layers, **asdict(cost))
+    figures.write("forks", **asdict(cost))
     print(f"{describe_machine().processor}\n{describe(cost)}")
     return 0
 

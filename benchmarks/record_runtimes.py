@@ -25,13 +25,13 @@ stand beside are in [`kernel_predictions.md`](kernel_predictions.md)."""
 
 def runtimes_section(runs: Sequence[Run], expectations: Expectations) -> tuple[str, list[Comparison]]:
     """The marked part of the document, and all measurements that have a prediction."""
-    shown = [run for run in runs if run.first_tokens or run.passkeys]
+    shown = [run for run in runs if run.first_tokens or run.passkeys or run.forks]
     blocks = [] if shown else [NOTHING]
     found: list[Comparison] = []
     for run in shown:
         comparisons = _comparisons(run, expectations)
         found += comparisons.values()
-        blocks += [headline(run), *_first_tokens(run, comparisons, expectations), *_passkeys(run)]
+        blocks += [headline(run), *_first_tokens(run, comparisons, expectations), *_passkeys(run), *_forks(run)]
         blocks += [] if has_kernels(run) else course(run)
     return "\n\n".join(blocks), found
 
@@ -133,3 +133,23 @@ def _passkeys(run: Run) -> list[str]:
     ]
     header = ("runtime", "prompt", "found", "prefill", "tokens/s", "one question")
     return [f"Passkeys of the constructed model:\n\n{markdown(header, lines)}"] if lines else []
+
+
+def _forks(run: Run) -> list[str]:
+    lines = [
+        (
+            row.runtime,
+            f"{row.model}, {row.layers} layers",
+            format_tokens(row.tokens),
+            format_bytes(row.session_bytes),
+            duration(row.fork_seconds),
+            duration(row.first_answer_seconds),
+            format_bytes(row.fork_bytes),
+            f"{format_bytes(row.forks_bytes)} for {row.forks}",
+            duration(row.rewind_middle_seconds),
+        )
+        for row in run.forks
+    ]
+    header = ("runtime", "model", "context", "its caches", "fork", "its first token", "a fork takes", "forks take")
+    title = "Forks of a context, each of which answered (`python -m benchmarks.forks`)"
+    return [f"{title}:\n\n{markdown((*header, 'rewind to the middle'), lines)}"] if lines else []

@@ -150,6 +150,23 @@ class Passkey(_Figure):
     question_seconds: Seconds
 
 
+class Forks(_Figure):
+    """A context of `benchmarks.forks`, and forks of it."""
+
+    runtime: Text
+    model: Text
+    layers: Count
+    tokens: Count
+    prefill_seconds: Seconds
+    session_bytes: Count
+    fork_bytes: Count
+    fork_seconds: Seconds
+    first_answer_seconds: Seconds
+    forks: Count
+    forks_bytes: Count
+    rewind_middle_seconds: Seconds
+
+
 class Overlap(_Figure):
     """Chosen blocks of neighbouring tokens in one layer: of one token, and of all of them together; means."""
 

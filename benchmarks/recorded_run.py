@@ -14,6 +14,7 @@ from benchmarks.gpu_machine import find_rates
 from benchmarks.recorded_figures import (
     Counter,
     FirstToken,
+    Forks,
     Gate,
     Head,
     Kind,
@@ -84,6 +85,7 @@ class Run:
     left_out: tuple[LeftOut, ...]
     first_tokens: tuple[FirstToken, ...]
     passkeys: tuple[Passkey, ...]
+    forks: tuple[Forks, ...]
     overlaps: tuple[Overlap, ...]
     counters: tuple[Counter, ...]
     steps: tuple[StepEnd, ...]
@@ -120,6 +122,7 @@ def read_run(path: Path) -> Run:
         left_out=left_out,
         first_tokens=_last(first_tokens, lambda f: (f.runtime, f.precision, f.layers, f.context)),
         passkeys=_last(of_kind("passkey", Passkey), lambda p: (p.runtime, p.length)),
+        forks=_last(of_kind("forks", Forks), lambda f: (f.runtime, f.model, f.layers, f.tokens)),
         overlaps=_last(of_kind("overlap", Overlap), lambda o: (o.model, o.context, o.layer, o.neighbours)),
         counters=_last(of_kind("profile", Counter), lambda c: (c.kernel, c.metric)),
         steps=_last(of_kind("step", StepEnd), lambda s: s.name),
@@ -212,6 +215,7 @@ TOPICS: Mapping[str, Callable[[Any], object]] = {
     "counters": lambda counter: counter.kernel,
     "first_tokens": lambda row: (row.runtime, row.precision, row.layers),
     "passkeys": lambda passkey: passkey.runtime,
+    "forks": lambda forks: (forks.runtime, forks.model, forks.layers),
 }
 """What of a run a newer one replaces, by its field: everything of the same topic together."""
 

@@ -269,25 +269,40 @@ PySession* restore(const Model& model, const std::filesystem::path& path, const 
   return new_session([&] { return model.restore(path, options); });
 }
 
+PySession* restore_parts(const Model& model, const std::vector<std::filesystem::path>& rows,
+                         const std::filesystem::path& checkpoint, const SessionOptions& options, nb::object on_part) {
+  ProgressReporter reporter(std::move(on_part));
+  bool raised = false;  // then it is called no more
+  const auto report = [&](size_t part) { raised = raised || !reporter(part); };
+  auto session = [&] {
+    const Unlocked unlocked;
+    return model.restore_parts(rows, checkpoint, options, report);
+  }();
+  reporter.rethrow();
+  return new PySession(unwrap(std::move(session)));
+}
+
 PySession* fork(PySession& session) {
   const Busy busy(session);
   return new_session([&] { return session.session.fork(); });
 }
 
-int64_t rewind(PySession& session, int64_t position) {
-  const auto reached = [&] {
+/// What `work` returns with a session, as the only one in it and without the lock of the interpreter.
+template <class Work>
+auto use(PySession& session, Work&& work) {
+  auto done = [&] {
     const Working working(session);
-    return session.session.rewind(position);
+    return work(session.session);
   }();
-  return unwrap(reached);
+  return unwrap(std::move(done));
+}
+
+int64_t rewind(PySession& session, int64_t position) {
+  return use(session, [&](Session& used) { return used.rewind(position); });
 }
 
 void checkpoint(PySession& session) {
-  const Status kept = [&] {
-    const Working working(session);
-    return session.session.checkpoint();
-  }();
-  unwrap(kept);
+  use(session, [](Session& used) { return used.checkpoint(); });
 }
 
 PyGeneration* generate(nb::object owner, const GenerateOptions& options) {
@@ -296,11 +311,7 @@ PyGeneration* generate(nb::object owner, const GenerateOptions& options) {
 }
 
 std::optional<int32_t> next(PyGeneration& generation) {
-  const auto token = [&] {
-    const Working working(generation.session);
-    return generation.generation.next();
-  }();
-  return unwrap(token);
+  return use(generation.session, [&](Session&) { return generation.generation.next(); });
 }
 
 const char* finish_reason(const PyGeneration& generation) {
@@ -318,11 +329,15 @@ const char* finish_reason(const PyGeneration& generation) {
 }
 
 void save(PySession& session, const std::filesystem::path& path) {
-  const Status saved = [&] {
-    const Working working(session);
-    return session.session.save(path);
-  }();
-  unwrap(saved);
+  use(session, [&](Session& used) { return used.save(path); });
+}
+
+std::string save_rows(PySession& session, const std::filesystem::path& path, int64_t first, int64_t last) {
+  return use(session, [&](Session& used) { return used.save_rows(path, first, last); });
+}
+
+std::string save_checkpoint(PySession& session, const std::filesystem::path& path, int64_t first, int64_t position) {
+  return use(session, [&](Session& used) { return used.save_checkpoint(path, first, position); });
 }
 
 void save_to(PySession& session, PyStateTarget& target) {
@@ -333,11 +348,7 @@ void save_to(PySession& session, PyStateTarget& target) {
 }
 
 void reset(PySession& session) {
-  const Status done = [&] {
-    const Working working(session);
-    return session.session.reset();
-  }();
-  unwrap(done);
+  use(session, [](Session& used) { return used.reset(); });
 }
 
 int32_t sample_token(const LogitArray& logits, const TokenArray& context, const SamplingOptions& options,
@@ -410,6 +421,7 @@ void bind_model(nb::module_& module) {
       .def_prop_ro("cache_bytes", &Model::cache_bytes)
       .def_prop_ro("precision", [](const Model& model) { return std::string(model.engine().precision()); })
       .def_prop_ro("fingerprint", [](const Model& model) { return model.config().fingerprint; })
+      .def_prop_ro("dense_len", [](const Model& model) { return model.config().dense_len; })
       .def_prop_ro("vocab_size", [](const Model& model) { return model.config().vocab_size; })
       .def_prop_ro("eos_token_ids", [](const Model& model) { return model.config().eos_token_ids; })
       .def_prop_ro("default_max_context", &Model::default_max_context)
@@ -417,6 +429,7 @@ void bind_model(nb::module_& module) {
                    [](const Model& model) { return model.engine().limits().default_chunk_tokens; })
       .def("create_session", &create_session, "options"_a)
       .def("restore", &restore, "path"_a, "options"_a)
+      .def("restore_parts", &restore_parts, "rows"_a, "checkpoint"_a, "options"_a, "on_part"_a = nb::none())
       .def(
           "state_bytes", [](const Model& model, int64_t count) { return unwrap(model.state_bytes(count)); }, "tokens"_a)
       .def(
@@ -437,6 +450,7 @@ void bind_session(nb::module_& module) {
 
   nb::class_<PySession>(module, "Session")
       .def_prop_ro("position", [](const PySession& session) { return session.session.position(); })
+      .def_prop_ro("past_length", [](const PySession& session) { return session.session.past_length(); })
       .def_prop_ro("max_context", [](const PySession& session) { return session.session.max_context(); })
       .def_prop_ro("chunk_tokens", [](const PySession& session) { return session.session.chunk_tokens(); })
       .def_prop_ro("tokens", &tokens)
@@ -444,6 +458,8 @@ void bind_session(nb::module_& module) {
       .def("generate", &generate, "options"_a)
       .def("save", &save, "path"_a)
       .def("save_to", &save_to, "target"_a)
+      .def("save_rows", &save_rows, "path"_a, "first"_a, "last"_a)
+      .def("save_checkpoint", &save_checkpoint, "path"_a, "first"_a, "position"_a)
       .def(
           "require_room", [](PySession& session, int64_t count) { unwrap(idle(session).require_room(count)); },
           "tokens"_a)

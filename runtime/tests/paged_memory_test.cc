@@ -11,11 +11,12 @@
 namespace sala::test {
 namespace {
 
-/// A buffer, what it must hold, and which bytes may be read.
+/// A buffer, what it must hold, and which pages may be read.
 struct Known {
   Buffer buffer;
   std::vector<char> bytes;
   std::vector<bool> claimed;  // by page
+  std::vector<bool> dropped;  // by page: it may still be there, with anything
 };
 
 class Trial {
@@ -33,13 +34,13 @@ class Trial {
   int failures = 0;
 
  private:
-  static constexpr int64_t kPages = 12;
+  static constexpr int64_t kPages = 20;
 
   int64_t pick(int64_t count) { return std::uniform_int_distribution<int64_t>(0, count - 1)(random_); }
 
   ByteRange part() {
     const int64_t offset = pick(kPages * page_);
-    return {offset, pick(std::min(3 * page_, kPages * page_ - offset) + 1)};
+    return {offset, pick(std::min((pick(4) == 0 ? 12 : 3) * page_, kPages * page_ - offset) + 1)};
   }
 
   void step() {
@@ -67,7 +68,7 @@ class Trial {
     auto buffer = memory_.allocate(kPages * page_ - pick(page_));
     if (!buffer) return failed(buffer.error());
     known_.push_back({*std::move(buffer), std::vector<char>(static_cast<size_t>(kPages * page_)),
-                      std::vector<bool>(static_cast<size_t>(kPages))});
+                      std::vector<bool>(static_cast<size_t>(kPages)), std::vector<bool>(static_cast<size_t>(kPages))});
   }
 
   void write(Known& to) {
@@ -78,6 +79,8 @@ class Trial {
       if (to.claimed[static_cast<size_t>(page)]) continue;
       to.claimed[static_cast<size_t>(page)] = true;
       std::fill_n(to.bytes.begin() + page * page_, page_, 0);
+      if (!to.dropped[static_cast<size_t>(page)]) continue;
+      ASSERT_TRUE(memory_.write(static_cast<char*>(to.buffer.data()) + page * page_, &to.bytes[page * page_], page_));
     }
     std::vector<char> fresh(static_cast<size_t>(part.bytes));
     for (char& each : fresh) each = static_cast<char>(random_());
@@ -90,7 +93,7 @@ class Trial {
     auto buffer = memory_.allocate(kPages * page_);
     if (!buffer) return failed(buffer.error());
     if (const Status shared = memory_.share(*buffer, from.buffer, {}); !shared) return failed(shared.error());
-    Known made{*std::move(buffer), from.bytes, from.claimed};
+    Known made{*std::move(buffer), from.bytes, from.claimed, from.dropped};
     known_.push_back(std::move(made));
   }
 
@@ -99,6 +102,7 @@ class Trial {
     ASSERT_TRUE(memory_.drop(from.buffer, part));
     for (int64_t page = (part.offset + page_ - 1) / page_; (page + 1) * page_ <= part.offset + part.bytes; ++page) {
       from.claimed[static_cast<size_t>(page)] = false;
+      from.dropped[static_cast<size_t>(page)] = true;
     }
   }
 
@@ -148,6 +152,7 @@ TEST_F(PagedCudaMemory, HoldsWhatCopiesWouldHoldAndAccountsForEveryPage) {
   const auto memory = cuda_memory(0);
   ASSERT_TRUE(memory) << memory.error().message;
   Trial(**memory, 1).run(3000);
+  EXPECT_GT(cuda().merged_pages, 20);
   EXPECT_EQ((*memory)->used_bytes(), 0);
   EXPECT_TRUE(cuda().pages.empty());
   EXPECT_TRUE(cuda().mapped.empty());
@@ -167,8 +172,43 @@ TEST_F(PagedCudaMemory, SurvivesEveryCallThatFails) {
     failures = trial.failures;
   }
   EXPECT_GT(failures, 200);
+  EXPECT_GT(cuda().merged_pages, 20);
   EXPECT_TRUE(cuda().pages.empty());
   EXPECT_TRUE(cuda().mapped.empty());
+}
+
+/// A claim of the pages from `first` up to `last`.
+ByteRange pages(const Memory& memory, int64_t first, int64_t last) {
+  return {first * memory.page_bytes(), (last - first) * memory.page_bytes()};
+}
+
+TEST_F(PagedCudaMemory, MergesWhatLiesBehindSoThatForksMapLittle) {
+  cuda().page_bytes = 4096;
+  const auto memory = cuda_memory(0);
+  auto book = (*memory)->allocate(64 * 4096);
+  for (int64_t page = 0; page < 40; ++page) ASSERT_TRUE((*memory)->claim(*book, pages(**memory, page, page + 1)));
+  EXPECT_EQ(cuda().mapped.size(), 4 + 8) << "the last group has not been followed by another";
+  EXPECT_EQ((*memory)->used_bytes(), 40 * 4096);
+  auto fork = (*memory)->allocate(64 * 4096);
+  ASSERT_TRUE((*memory)->share(*fork, *book, {}));
+  EXPECT_EQ(cuda().mapped.size(), 2 * (4 + 8));
+  EXPECT_EQ((*memory)->used_bytes(), 40 * 4096);
+  ASSERT_TRUE((*memory)->claim(*fork, pages(**memory, 39, 42)));
+  EXPECT_EQ((*memory)->used_bytes(), (40 + 3) * 4096) << "a copy of the last page, and two more";
+  // From the middle of merged pages on, those are copied.
+  ASSERT_TRUE((*memory)->drop(*fork, pages(**memory, 20, 64)));
+  ASSERT_TRUE((*memory)->claim(*fork, pages(**memory, 20, 21)));
+  EXPECT_EQ((*memory)->used_bytes(), (40 + 8) * 4096);
+}
+
+TEST_F(PagedCudaMemory, LeavesPagesAsTheyAreWhereNothingIsFreeToMergeThem) {
+  cuda().page_bytes = 4096;
+  cuda().total_bytes = 12 * 4096;
+  const auto memory = cuda_memory(0);
+  auto buffer = (*memory)->allocate(64 * 4096);
+  ASSERT_TRUE((*memory)->claim(*buffer, pages(**memory, 0, 12)));
+  EXPECT_EQ(cuda().mapped.size(), 12);
+  EXPECT_EQ(cuda().merged_pages, 0);
 }
 
 TEST_F(PagedCudaMemory, SaysHowMuchIsFree) {

@@ -21,7 +21,7 @@ from ..specs import TensorSpec, format_bytes
 from .device_memory import bytes_at, free_bytes, new_bytes, ordinal_of
 from .layout import Arena, Layout, cache_bytes, step_layout
 from .operators import Operators
-from .step import Step
+from .step import LayerProducts, Step
 from .weights import PackedModel
 
 MAX_CHUNK_TOKENS = 65536
@@ -67,6 +67,7 @@ class TorchEngine:
         self.inputs: Sequence[TensorSpec] = step.inputs
         self.outputs: Sequence[TensorSpec] = step.outputs
         self.default_chunk_tokens = default_chunk_tokens
+        self.products = [LayerProducts.of(packed, layer) for layer in range(packed.config.num_hidden_layers)]
         self.lock = threading.RLock()
         self._weights_bytes = weights_bytes
         self.decode_layout = self.layout(1)
@@ -207,7 +208,8 @@ class TorchExecution:
         return self._prefill
 
     def _step(self, layout: Layout, arena: Arena) -> Step:
-        return Step(self._engine.packed, self._engine.operators, layout, arena, self._caches)
+        engine = self._engine
+        return Step(engine.packed, engine.products, engine.operators, layout, arena, self._caches)
 
 
 def _captured(step: Step) -> torch.cuda.CUDAGraph:

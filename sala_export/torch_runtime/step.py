@@ -25,14 +25,16 @@ from .weights import DOWN_PROJ, PackedModel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _LayerProducts:
+class LayerProducts:
+    """The matrix products of a layer."""
+
     mixer_in: PackedProduct
     mixer_out: PackedProduct
     mlp_in: PackedProduct
     mlp_out: PackedProduct
 
     @classmethod
-    def of(cls, packed: PackedModel, layer: int) -> _LayerProducts:
+    def of(cls, packed: PackedModel, layer: int) -> LayerProducts:
         mixer, mlp = layer_packs(packed.config, layer)
         out = f"model.layers.{layer}.self_attn.o_proj.weight"
         down = f"model.layers.{layer}.{DOWN_PROJ}"
@@ -52,10 +54,17 @@ class Step:
     """
 
     def __init__(
-        self, packed: PackedModel, operators: Operators, layout: Layout, arena: Arena, caches: Sequence[Cache]
+        self,
+        packed: PackedModel,
+        products: Sequence[LayerProducts],
+        operators: Operators,
+        layout: Layout,
+        arena: Arena,
+        caches: Sequence[Cache],
     ) -> None:
         """Raises: ShapeError or UnsupportedError if the operators cannot serve these caches."""
         self._packed = packed
+        self._products = products
         self._operators = operators
         buffers = layout.views(arena.device)
         self._device_inputs = arena.device[: layout.input_bytes]
@@ -69,7 +78,6 @@ class Step:
         self._rows: list[tuple[Tensor, Tensor]] = []
         """By layer, the packed projection [T, N] and the operator's rows [T, W]."""
         config = packed.config
-        self._products = [_LayerProducts.of(packed, layer) for layer in range(config.num_hidden_layers)]
         for mixer, layer, cache in zip(config.mixer_types, packed.layers, caches, strict=True):
             prefix = f"{mixer}/"
             own = {name.removeprefix(prefix): x for name, x in buffers.items() if name.startswith(prefix)}

@@ -242,6 +242,21 @@ def test_first_tokens_memory_and_passkeys_of_the_whole_model(tmp_path: Path) -> 
     assert "No GPU was at hand" in kernels
 
 
+def test_forks_stand_beside_the_context_that_they_share(tmp_path: Path) -> None:
+    times = {"prefill_seconds": 52.0, "fork_seconds": 0.03, "first_answer_seconds": 0.05, "rewind_middle_seconds": 0.06}
+    sizes = {"session_bytes": 8 << 30, "fork_bytes": 112 << 20, "forks": 100, "forks_bytes": 11 << 30}
+    line = {"kind": "forks", "runtime": "torch", "model": "9b", "layers": 32, "tokens": 1 << 20, **times, **sizes}
+    _, runtimes = recorded(tmp_path, [header(), line])
+    (row,) = table_with(runtimes, "its caches")
+    assert (row["model"], row["context"], row["its caches"], row["fork"]) == (
+        "9b, 32 layers",
+        "1M",
+        "8.00 GiB",
+        "30 ms",
+    )
+    assert (row["a fork takes"], row["forks take"]) == ("112.00 MiB", "11.00 GiB for 100")
+
+
 def test_overlap_is_told_as_shared_blocks_and_saved_bytes(tmp_path: Path) -> None:
     """A union of (1 + 7 * 0.3) times the blocks of one: neighbours share 70 %."""
     kernels, _ = recorded(tmp_path, [header(), overlap(0, 180.0), overlap(1, 192.0)])

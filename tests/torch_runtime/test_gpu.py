@@ -244,15 +244,14 @@ def test_prompt_that_does_not_fit_says_how_many_tokens_would_and_leaves_the_othe
     model, _ = nine
     session = model.session(max_context=LENGTH)
     expected = session.prefill(random_ids(100))
-    taken = model.cache_bytes
     # 1 KiB of keys and values a token: more than any GPU has. Addresses alone take no memory.
     tokens = 1 << 28
     large = model.session(max_context=tokens)
+    taken = model.cache_bytes
     with pytest.raises(RunError, match=rf"values of {tokens} tokens take .* are free, which is enough for \d+") as told:
         large.prefill(np.zeros(tokens, np.int32))
     assert told.value.code == "OutOfMemory"
     assert large.position == 0
-    del large
     assert model.cache_bytes == taken
     session.reset()
     np.testing.assert_array_equal(session.prefill(random_ids(100)), expected)

@@ -67,7 +67,8 @@ class Memory {
   /// Makes a part of a buffer its own to read and write. What it never had is zeros. After kOutOfMemory every byte
   /// reads as before, and you can go on. After another error the buffer is lost.
   virtual Status claim(Buffer& buffer, ByteRange part);
-  /// Takes back what lies in the part, where whole pages do. Nobody may read it before the next claim.
+  /// Takes back what lies in the part, where whole pages do. Nobody may read it before the next claim, and then it may
+  /// hold anything.
   virtual Status drop(Buffer& buffer, ByteRange part);
   /// Gives `to`, a buffer of the same size of which nothing is claimed, the contents of `from`, so that a claim of one
   /// changes nothing in the other. Memory that shares pages takes all of them, other memory copies the `parts`.

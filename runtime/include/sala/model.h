@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -115,6 +116,15 @@ class Model {
   /// Creates a session from a file of `Session::save`. Its `max_context` may differ. Nothing is allocated for a file
   /// that is refused.
   Expected<Session> restore(const std::filesystem::path& state_file, const SessionOptions& options = {}) const;
+
+  /// Creates a session from files of `Session::save_rows`, which lie one behind the other from token 0 on, and one of
+  /// `Session::save_checkpoint`, which begins where they end. It is as one that has prefilled these tokens, and keeps a
+  /// checkpoint there. `on_part` is called with the index of a part before it is looked at, so that you know which one
+  /// an error is about. The checkpoint is part `rows.size()`, looked at first for the lengths, and last for the rest.
+  /// Errors are those of `restore`, and kStateDamaged for parts that do not follow each other.
+  Expected<Session> restore_parts(std::span<const std::filesystem::path> rows, const std::filesystem::path& checkpoint,
+                                  const SessionOptions& options,
+                                  const std::function<void(size_t part)>& on_part = {}) const;
 
  private:
   static Expected<Model> create(ModelConfig config, std::shared_ptr<const Engine> engine, std::string runtime_reason);

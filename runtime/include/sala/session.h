@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "sala/sampler.h"
@@ -67,6 +68,8 @@ class Session {
 
   /// Number of tokens in the context, the last generated one included.
   int64_t position() const;
+  /// Number of tokens that have run: `position`, less one between `sample` and the next step.
+  int64_t past_length() const;
   int64_t max_context() const;
   int64_t chunk_tokens() const;
   std::span<const int32_t> tokens() const;
@@ -98,6 +101,16 @@ class Session {
   Status save(StateTarget& target) const;
   /// The same, on a target that is opened for this save.
   Status save(const std::filesystem::path& path) const;
+
+  /// Writes the tokens from `first` to `last`, of those that have run, and the keys and values which they added. Such
+  /// parts, one behind the other, and one of `save_checkpoint` are what `Model::restore_parts` takes. The file appears
+  /// as that of `save` does, and depends on nothing but its content. Returns the SHA-256 in its header, in hexadecimal
+  /// digits: of the file in which these digits are zeros. kInvalidArgument unless 0 <= first < last <= past_length.
+  Expected<std::string> save_rows(const std::filesystem::path& path, int64_t first, int64_t last) const;
+  /// Writes the checkpoint at `position` with the tokens from `first` on and their keys and values, as `save_rows`
+  /// does. Where the session stands, it need not keep one, but must have had logits. kInvalidArgument, saying where
+  /// checkpoints are, if there is none at `position`, and unless 0 <= first <= position.
+  Expected<std::string> save_checkpoint(const std::filesystem::path& path, int64_t first, int64_t position) const;
 
   /// kOutOfMemory if the engine knows that its memory has no room for so many tokens more. `prefill` asks this itself;
   /// ask before a long stream, or for an answer.

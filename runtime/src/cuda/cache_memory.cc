@@ -19,11 +19,14 @@ CUmemAllocationProp properties(const Device& device) {
   return properties;
 }
 
+/// Of 2 MiB on the GPUs there are: 16 MiB. A fork that goes on from the middle of merged pages copies them.
+constexpr size_t kMergedPages = 8;
+
 /// Physical memory of the GPU. It is free again when it is mapped nowhere and this is gone.
 class DevicePage final : public Page {
  public:
-  DevicePage(int64_t& live, const Device& device, CUmemGenericAllocationHandle handle)
-      : Page(live), device_(device), handle_(handle) {}
+  DevicePage(int64_t& live, size_t count, const Device& device, CUmemGenericAllocationHandle handle)
+      : Page(live, count), device_(device), handle_(handle) {}
   ~DevicePage() override {
     const Device::Current current(device_);
     device_.driver().mem_release(handle_);
@@ -43,7 +46,7 @@ class DevicePages final : public PageSource {
       : device_(std::move(device)), page_bytes_(page_bytes) {}
 
   ~DevicePages() override {
-    if (window_ != nullptr) free(window_, page_bytes_);
+    if (window_ != nullptr) free(window_, bytes_of(kMergedPages));
   }
 
   int64_t page_bytes() const override { return page_bytes_; }
@@ -69,29 +72,29 @@ class DevicePages final : public PageSource {
   }
 
   Expected<std::vector<PageRef>> create(const char*, size_t count) override {
-    const Device::Current current(*device_);
-    const CUmemAllocationProp wanted = properties(*device_);
     std::vector<PageRef> pages;
     while (pages.size() < count) {
-      CUmemGenericAllocationHandle handle = 0;
-      const CUresult result = driver().mem_create(&handle, static_cast<size_t>(page_bytes_), &wanted, 0);
-      if (result == kCudaErrorOutOfMemory) return no_room(count);
-      SALA_RETURN_IF_ERROR(check(result, "create a page of memory"));
-      pages.push_back(make_page<DevicePage>(*device_, handle));
+      auto page = create_one(1, count);
+      if (!page) return page.error();
+      pages.push_back(*std::move(page));
     }
     return pages;
   }
 
+  size_t merged_pages() const override { return kMergedPages; }
+  Expected<PageRef> create_merged() override { return create_one(kMergedPages, kMergedPages); }
+
   Status copy(std::span<const PageRef> to, const char* from) override {
     if (window_ == nullptr) {
-      const auto reserved = reserve(page_bytes_);
+      const auto reserved = reserve(bytes_of(kMergedPages));
       if (!reserved) return reserved.error();
       window_ = *reserved;
     }
-    for (size_t i = 0; i < to.size(); ++i) {
-      SALA_RETURN_IF_ERROR(map(window_, to.subspan(i, 1)));
-      const Status copied = device_->copy(window_, from + static_cast<int64_t>(i) * page_bytes_, page_bytes_);
-      SALA_RETURN_IF_ERROR(unmap(window_, 1));
+    for (size_t i = 0, count = 0; i < to.size(); i += count) {
+      count = to[i]->count();
+      SALA_RETURN_IF_ERROR(map(window_, to.subspan(i, count)));
+      const Status copied = device_->copy(window_, from + bytes_of(i), bytes_of(count));
+      SALA_RETURN_IF_ERROR(unmap(window_, count));
       if (!copied) return copied;
     }
     return success();
@@ -99,16 +102,18 @@ class DevicePages final : public PageSource {
 
   Status map(char* at, std::span<const PageRef> pages) override {
     const Device::Current current(*device_);
-    const auto bytes = static_cast<size_t>(page_bytes_);
+    const auto bytes = [&](size_t count) { return static_cast<size_t>(bytes_of(count)); };
     size_t done = 0;
     Status mapped = success();
-    for (; mapped && done < pages.size(); done += mapped ? 1 : 0) {
-      const auto handle = static_cast<const DevicePage&>(*pages[done]).handle();
-      mapped = check(driver().mem_map(address(at) + done * bytes, bytes, 0, handle, 0), "map a page of memory");
+    while (mapped && done < pages.size()) {
+      const auto& page = static_cast<const DevicePage&>(*pages[done]);
+      mapped = check(driver().mem_map(address(at) + bytes(done), bytes(page.count()), 0, page.handle(), 0),
+                     "map a page of memory");
+      if (mapped) done += page.count();
     }
     if (mapped) {
       const CUmemAccessDesc access{location(*device_), kMemAccessFlagsProtReadWrite};
-      mapped = check(driver().mem_set_access(address(at), done * bytes, &access, 1), "open pages of memory");
+      mapped = check(driver().mem_set_access(address(at), bytes(done), &access, 1), "open pages of memory");
     }
     if (!mapped && done > 0) SALA_RETURN_IF_ERROR(unmap(at, done));
     return mapped;
@@ -116,12 +121,10 @@ class DevicePages final : public PageSource {
 
   Status unmap(char* at, size_t count) override {
     const Device::Current current(*device_);
-    return check(driver().mem_unmap(address(at), count * static_cast<size_t>(page_bytes_)), "unmap memory");
+    return check(driver().mem_unmap(address(at), static_cast<size_t>(bytes_of(count))), "unmap memory");
   }
 
-  Status zero(char* at, size_t count) override {
-    return device_->set_zero(at, static_cast<int64_t>(count) * page_bytes_);
-  }
+  Status zero(char* at, size_t count) override { return device_->set_zero(at, bytes_of(count)); }
   Status read(void* host, const void* from, int64_t bytes) override { return device_->read(host, from, bytes); }
   Status write(void* to, const void* host, int64_t bytes) override { return device_->write(to, host, bytes); }
 
@@ -129,11 +132,23 @@ class DevicePages final : public PageSource {
   const CudaDriver& driver() const { return device_->driver(); }
   Status check(CUresult result, std::string_view what) const { return driver().check(result, what); }
 
+  int64_t bytes_of(size_t pages) const { return static_cast<int64_t>(pages) * page_bytes_; }
+
+  /// Memory of `count` pages in one; `needed` are what the caller needs in all.
+  Expected<PageRef> create_one(size_t count, size_t needed) {
+    const Device::Current current(*device_);
+    const CUmemAllocationProp wanted = properties(*device_);
+    CUmemGenericAllocationHandle handle = 0;
+    const CUresult result = driver().mem_create(&handle, static_cast<size_t>(bytes_of(count)), &wanted, 0);
+    if (result == kCudaErrorOutOfMemory) return no_room(needed);
+    SALA_RETURN_IF_ERROR(check(result, "create a page of memory"));
+    return make_page<DevicePage>(count, *device_, handle);
+  }
+
   Error no_room(size_t pages) const {
     const auto free = device_->free_bytes();
     if (!free) return free.error();
-    return error(ErrorCode::kOutOfMemory, "no room for ", static_cast<int64_t>(pages) * page_bytes_,
-                 " bytes of device memory, ", *free,
+    return error(ErrorCode::kOutOfMemory, "no room for ", bytes_of(pages), " bytes of device memory, ", *free,
                  " are free: end other sessions, or other programs on the GPU, or keep contexts shorter");
   }
 

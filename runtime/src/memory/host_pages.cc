@@ -74,7 +74,7 @@ class HostPages::Extent {
 class HostPages::ExtentPage final : public Page {
  public:
   ExtentPage(int64_t& live, std::shared_ptr<Extent> extent, size_t index)
-      : Page(live), extent_(std::move(extent)), index_(index) {
+      : Page(live, 1), extent_(std::move(extent)), index_(index) {
     extent_->take(index_);
   }
   ~ExtentPage() override { extent_->give_back(index_); }

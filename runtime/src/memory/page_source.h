@@ -15,17 +15,22 @@
 
 namespace sala {
 
-/// A page of physical memory, which goes back to its source with the last reference.
+/// Physical memory that is mapped as a whole: a page, or several that were merged. It goes back to its source with the
+/// last reference.
 class Page {
  public:
   /// `live` counts the pages of a source, and outlives them.
-  explicit Page(int64_t& live) : live_(live) { ++live_; }
+  Page(int64_t& live, size_t count) : live_(live), count_(count) { live_ += static_cast<int64_t>(count_); }
   Page(const Page&) = delete;
   Page& operator=(const Page&) = delete;
-  virtual ~Page() { --live_; }
+  virtual ~Page() { live_ -= static_cast<int64_t>(count_); }
+
+  /// How many pages it is.
+  size_t count() const { return count_; }
 
  private:
   int64_t& live_;
+  size_t count_;
 };
 
 using PageRef = std::shared_ptr<const Page>;
@@ -54,9 +59,14 @@ class PageSource {
 
   /// Creates pages to be mapped at `at`.
   virtual Expected<std::vector<PageRef>> create(const char* at, size_t count) = 0;
+  /// How many pages are worth being merged, because every mapping takes time. 1 where nothing is gained.
+  virtual size_t merged_pages() const { return 1; }
+  /// Creates the memory of `merged_pages` pages as one. Only where that is more than 1.
+  virtual Expected<PageRef> create_merged() { return PageRef(); }
   /// Copies what is mapped at `from` into new pages that are mapped nowhere.
   virtual Status copy(std::span<const PageRef> to, const char* from) = 0;
-  /// Maps pages side by side, where nothing is mapped. After an error nothing is.
+  /// Maps pages side by side, where nothing is mapped. After an error nothing is. Merged ones stand there as often as
+  /// they have pages, in `copy` too.
   virtual Status map(char* at, std::span<const PageRef> pages) = 0;
   virtual Status unmap(char* at, size_t count) = 0;
 

@@ -7,7 +7,22 @@ namespace sala {
 
 PagedMemory::State PagedMemory::state_of(const PageRef& page) {
   if (page == nullptr) return State::kAbsent;
-  return page.use_count() > 1 ? State::kShared : State::kExclusive;
+  return page.use_count() > static_cast<long>(page->count()) ? State::kShared : State::kExclusive;
+}
+
+PagedMemory::Run PagedMemory::widened(const Pages& pages, Run run) {
+  while (run.first > 0 && pages[run.first] != nullptr && pages[run.first - 1] == pages[run.first]) --run.first;
+  while (run.last < pages.size() && pages[run.last] != nullptr && pages[run.last - 1] == pages[run.last]) ++run.last;
+  return run;
+}
+
+PagedMemory::Run PagedMemory::narrowed(const Pages& pages, Run run) {
+  const auto is_cut = [&](size_t at) {
+    return at > 0 && at < pages.size() && pages[at] != nullptr && pages[at - 1] == pages[at];
+  };
+  while (run.first < run.last && is_cut(run.first)) ++run.first;
+  while (run.first < run.last && is_cut(run.last)) --run.last;
+  return run;
 }
 
 char* PagedMemory::address(void* buffer, size_t page) const {
@@ -15,13 +30,13 @@ char* PagedMemory::address(void* buffer, size_t page) const {
 }
 
 template <class IsWanted, class Work>
-Status PagedMemory::for_runs(const Pages& pages, size_t first, size_t last, IsWanted is_wanted, Work work) {
-  while (first < last) {
-    const State state = state_of(pages[first]);
-    Run run{first, first + 1};
-    while (run.last < last && state_of(pages[run.last]) == state) ++run.last;
+Status PagedMemory::for_runs(const Pages& pages, Run all, IsWanted is_wanted, Work work) {
+  while (all.first < all.last) {
+    const State state = state_of(pages[all.first]);
+    Run run{all.first, all.first + 1};
+    while (run.last < all.last && state_of(pages[run.last]) == state) ++run.last;
     if (is_wanted(state)) SALA_RETURN_IF_ERROR(work(run));
-    first = run.last;
+    all.first = run.last;
   }
   return success();
 }
@@ -46,30 +61,35 @@ Status PagedMemory::claim(Buffer& buffer, ByteRange part) {
   const std::lock_guard lock(mutex_);
   SALA_RETURN_IF_ERROR(source_->check_process());
   Pages& pages = tables_[buffer.data()];
-  return for_runs(
-      pages, page_of(part.offset), page_of(part.offset + part.bytes - 1) + 1,
-      [](State state) { return state != State::kExclusive; },
-      [&](const Run& run) { return own(buffer.data(), pages, run); });
+  const Run run{page_of(part.offset), page_of(part.offset + part.bytes - 1) + 1};
+  SALA_RETURN_IF_ERROR(for_runs(
+      pages, widened(pages, run), [](State state) { return state != State::kExclusive; },
+      [&](const Run& found) { return own(buffer.data(), pages, found); }));
+  return merge_behind(buffer.data(), pages, run);
 }
 
-/// Puts new pages in the place of absent ones, as zeros, or of shared ones, as copies.
+/// Puts new pages in the place of absent or shared ones.
 Status PagedMemory::own(void* buffer, Pages& pages, Run run) {
+  const auto created = source_->create(address(buffer, run.first), run.size());
+  return created ? replace(buffer, pages, run, *created) : created.error();
+}
+
+/// Puts new pages in the place of absent ones, as zeros, or of others, as copies.
+Status PagedMemory::replace(void* buffer, Pages& pages, Run run, std::span<const PageRef> by) {
   char* at = address(buffer, run.first);
   const std::span before(pages.data() + run.first, run.size());
   const bool was_absent = before.front() == nullptr;
-  auto created = source_->create(at, run.size());
-  if (!created) return created.error();
   if (!was_absent) {
-    SALA_RETURN_IF_ERROR(source_->copy(*created, at));
+    SALA_RETURN_IF_ERROR(source_->copy(by, at));
     SALA_RETURN_IF_ERROR(source_->unmap(at, run.size()));
   }
-  Status made = source_->map(at, *created);
+  Status made = source_->map(at, by);
   if (made && was_absent) {
     made = source_->zero(at, run.size());
     if (!made) SALA_RETURN_IF_ERROR(source_->unmap(at, run.size()));
   }
   if (made) {
-    std::move(created->begin(), created->end(), before.begin());
+    std::copy(by.begin(), by.end(), before.begin());
     return success();
   }
   if (was_absent || source_->map(at, before)) return made;
@@ -77,22 +97,44 @@ Status PagedMemory::own(void* buffer, Pages& pages, Run run) {
   return error(ErrorCode::kEngineFailed, "a part of a cache was lost: ", made.error().message);
 }
 
+/// Merges the group in front of each one that a claim was in, if it is complete and only this buffer has it.
+Status PagedMemory::merge_behind(void* buffer, Pages& pages, Run claimed) {
+  const size_t count = source_->merged_pages();
+  if (count == 1) return success();
+  for (size_t end = claimed.first / count * count; end < claimed.last; end += count) {
+    if (end == 0 || pages[end] == nullptr) continue;
+    const Run group{end - count, end};
+    const bool is_ready = std::all_of(
+        pages.begin() + static_cast<ptrdiff_t>(group.first), pages.begin() + static_cast<ptrdiff_t>(group.last),
+        [](const PageRef& page) { return state_of(page) == State::kExclusive && page->count() == 1; });
+    if (!is_ready) continue;
+    const auto merged = source_->create_merged();
+    // Where there is no room for both, the group stays as it is.
+    if (!merged && merged.error().code == ErrorCode::kOutOfMemory) return success();
+    if (!merged) return merged.error();
+    const Status replaced = replace(buffer, pages, group, Pages(count, *merged));
+    if (!replaced && replaced.error().code != ErrorCode::kOutOfMemory) return replaced;
+  }
+  return success();
+}
+
 Status PagedMemory::drop(Buffer& buffer, ByteRange part) {
   const std::lock_guard lock(mutex_);
   const int64_t page = source_->page_bytes();
-  return unmap(buffer.data(), tables_[buffer.data()], page_of(part.offset + page - 1),
-               page_of(part.offset + part.bytes));
+  Pages& pages = tables_[buffer.data()];
+  return unmap(buffer.data(), pages,
+               narrowed(pages, {page_of(part.offset + page - 1), page_of(part.offset + part.bytes)}));
 }
 
 Status PagedMemory::clear(Buffer& buffer) {
   const std::lock_guard lock(mutex_);
   Pages& pages = tables_[buffer.data()];
-  return unmap(buffer.data(), pages, 0, pages.size());
+  return unmap(buffer.data(), pages, {0, pages.size()});
 }
 
-Status PagedMemory::unmap(void* buffer, Pages& pages, size_t first, size_t last) {
+Status PagedMemory::unmap(void* buffer, Pages& pages, Run all) {
   return for_runs(
-      pages, first, last, [](State state) { return state != State::kAbsent; },
+      pages, all, [](State state) { return state != State::kAbsent; },
       [&](const Run& run) -> Status {
         SALA_RETURN_IF_ERROR(source_->unmap(address(buffer, run.first), run.size()));
         std::fill_n(pages.begin() + static_cast<ptrdiff_t>(run.first), run.size(), nullptr);
@@ -106,7 +148,7 @@ Status PagedMemory::share(Buffer& to, const Buffer& from, std::span<const ByteRa
   Pages& taken = tables_[to.data()];
   const Pages& pages = tables_[from.data()];
   return for_runs(
-      pages, 0, pages.size(), [](State state) { return state != State::kAbsent; },
+      pages, {0, pages.size()}, [](State state) { return state != State::kAbsent; },
       [&](const Run& run) -> Status {
         const std::span same(pages.data() + run.first, run.size());
         SALA_RETURN_IF_ERROR(source_->map(address(to.data(), run.first), same));
@@ -134,7 +176,7 @@ void PagedMemory::release(void* data, int64_t bytes) noexcept {
   const std::lock_guard lock(mutex_);
   const auto table = tables_.find(data);
   // A driver that cannot unmap has lost its context, and with it the pages.
-  static_cast<void>(unmap(data, table->second, 0, table->second.size()));
+  static_cast<void>(unmap(data, table->second, {0, table->second.size()}));
   tables_.erase(table);
   source_->free(static_cast<char*>(data), bytes);
 }

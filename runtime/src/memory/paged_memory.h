@@ -4,6 +4,10 @@
 // addresses is a table of pages. A page that two tables hold is read by both and written by neither: whoever claims it
 // gets a copy of its own first. So the keys and values of a prompt stand in memory once, however many sessions go on
 // from it. The idea of growing caches by mapping is that of vAttention (Prabhu et al., 2024).
+//
+// To map a page of a GPU takes its driver 25 us, whatever its size, so a fork of a long context would take as long as
+// it has pages. A group of pages is therefore merged when the next group has begun: what grows at its end keeps small
+// pages there, of which little is copied. In a table, merged pages stand as often as they have pages.
 
 #pragma once
 
@@ -46,13 +50,18 @@ class PagedMemory final : public Memory {
   enum class State { kAbsent, kShared, kExclusive };
 
   static State state_of(const PageRef& page);
+  /// The run that has no merged pages in part: widened to have them, or narrowed not to.
+  static Run widened(const Pages& pages, Run run);
+  static Run narrowed(const Pages& pages, Run run);
   size_t page_of(int64_t offset) const { return static_cast<size_t>(offset / source_->page_bytes()); }
   char* address(void* buffer, size_t page) const;
-  /// Calls `work` with every run of the pages from `first` up to `last` that `is_wanted` takes.
+  /// Calls `work` with every run of pages among `all` that `is_wanted` takes.
   template <class IsWanted, class Work>
-  static Status for_runs(const Pages& pages, size_t first, size_t last, IsWanted is_wanted, Work work);
+  static Status for_runs(const Pages& pages, Run all, IsWanted is_wanted, Work work);
   Status own(void* buffer, Pages& pages, Run run);
-  Status unmap(void* buffer, Pages& pages, size_t first, size_t last);
+  Status replace(void* buffer, Pages& pages, Run run, std::span<const PageRef> by);
+  Status merge_behind(void* buffer, Pages& pages, Run claimed);
+  Status unmap(void* buffer, Pages& pages, Run all);
   void release(void* data, int64_t bytes) noexcept override;
 
   mutable std::mutex mutex_;

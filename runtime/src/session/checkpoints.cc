@@ -27,6 +27,11 @@ std::shared_ptr<const Checkpoint> Checkpoints::before(int64_t position) const {
   return count == 0 ? nullptr : kept_[static_cast<size_t>(count) - 1].checkpoint;
 }
 
+std::shared_ptr<const Checkpoint> Checkpoints::at(int64_t position) const {
+  auto found = before(position);
+  return found != nullptr && found->past_length == position ? found : nullptr;
+}
+
 void Checkpoints::forget_behind(int64_t position) {
   positions_.erase(std::upper_bound(positions_.begin(), positions_.end(), position), positions_.end());
   kept_.resize(positions_.size());

@@ -43,6 +43,8 @@ class Checkpoints {
   void end_turn() { kept_.back().ends_turn = true; }
   /// The last one at or before a position. Null if there is none.
   std::shared_ptr<const Checkpoint> before(int64_t position) const;
+  /// The one at a position. Null if there is none.
+  std::shared_ptr<const Checkpoint> at(int64_t position) const;
   void forget_behind(int64_t position);
 
  private:

@@ -28,6 +28,7 @@ Session& Session::operator=(Session&&) noexcept = default;
 Session::~Session() = default;
 
 int64_t Session::position() const { return core_->position(); }
+int64_t Session::past_length() const { return core_->past_length(); }
 int64_t Session::max_context() const { return core_->max_context(); }
 int64_t Session::chunk_tokens() const { return core_->chunk_tokens(); }
 std::span<const int32_t> Session::tokens() const { return core_->tokens(); }
@@ -67,6 +68,31 @@ Status Session::save(const std::filesystem::path& path) const {
   auto target = StateTarget::open(path);
   if (!target) return target.error();
   return save(*target);
+}
+
+Expected<std::string> Session::save_rows(const std::filesystem::path& path, int64_t first, int64_t last) const {
+  SALA_RETURN_IF_ERROR(core_->usable());
+  if (first < 0 || first >= last || last > core_->past_length()) {
+    return error(ErrorCode::kInvalidArgument, "first is ", first, " and last is ", last,
+                 ", expected first before last, of the ", core_->past_length(), " tokens that have run");
+  }
+  auto target = StateTarget::open(path);
+  if (!target) return target.error();
+  return sala::save_rows(*target->file_, *core_, first, last);
+}
+
+Expected<std::string> Session::save_checkpoint(const std::filesystem::path& path, int64_t first,
+                                               int64_t position) const {
+  SALA_RETURN_IF_ERROR(core_->usable());
+  const auto checkpoint = core_->checkpoint_at(position);
+  if (!checkpoint) return checkpoint.error();
+  if (first < 0 || first > position) {
+    return error(ErrorCode::kInvalidArgument, "first is ", first, ", expected 0 to ", position,
+                 ", which is where the checkpoint is");
+  }
+  auto target = StateTarget::open(path);
+  if (!target) return target.error();
+  return sala::save_checkpoint(*target->file_, *core_, first, **checkpoint);
 }
 
 Status Session::require_room(int64_t tokens) const {

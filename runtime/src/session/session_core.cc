@@ -8,6 +8,9 @@ namespace sala {
 
 namespace {
 
+/// Every cache has it, with or without rows: Triton asks the driver about each address before a launch.
+constexpr ByteRange kFirstByte{0, 1};
+
 Expected<int64_t> chosen(std::optional<int64_t> wanted, int64_t otherwise, int64_t most, const char* name) {
   const int64_t value = wanted.value_or(otherwise);
   if (value < 1 || value > most) {
@@ -36,7 +39,7 @@ Expected<std::unique_ptr<SessionCore>> SessionCore::create(std::shared_ptr<const
     return error(ErrorCode::kInvalidArgument, "max_checkpoints is ", max_checkpoints, ", expected 0 or more");
   }
   auto core = allocate(std::move(model), *max_context, *chunk_tokens, max_checkpoints);
-  if (core) SALA_RETURN_IF_ERROR((*core)->claim(0, 0));
+  if (core) SALA_RETURN_IF_ERROR((*core)->begin());
   return core;
 }
 
@@ -68,6 +71,7 @@ Status SessionCore::bind() {
     caches_.push_back({*std::move(buffer), shape});
     bindings.push_back({spec.past.name, spec.present_name, spec.past.dtype, shape, caches_.back().buffer.data()});
   }
+  SALA_RETURN_IF_ERROR(begin());
   SALA_RETURN_IF_ERROR(claim(0, 1));
   auto execution = model_->engine->create_execution(bindings);
   if (!execution) return execution.error();
@@ -79,6 +83,11 @@ Status SessionCore::bind() {
 Status SessionCore::empty() {
   for (Cache& cache : caches_) SALA_RETURN_IF_ERROR(model_->engine->memory().clear(cache.buffer));
   return success();
+}
+
+Status SessionCore::begin() {
+  for (Cache& cache : caches_) SALA_RETURN_IF_ERROR(model_->engine->memory().claim(cache.buffer, kFirstByte));
+  return claim(0, 0);
 }
 
 Status SessionCore::claim(int64_t past_length, int64_t tokens) {
@@ -204,7 +213,7 @@ Expected<int32_t> SessionCore::sample(const SamplingOptions& options) {
 Status SessionCore::reset() {
   poisoned_ = true;  // until all of it is empty
   SALA_RETURN_IF_ERROR(empty());
-  SALA_RETURN_IF_ERROR(claim(0, 0));
+  SALA_RETURN_IF_ERROR(begin());
   checkpoints_.forget_behind(0);
   tokens_.shrink(0);
   set(0, 0, {});
@@ -252,6 +261,13 @@ Status SessionCore::keep_checkpoint(bool ends_turn) {
     if (ends_turn) checkpoints_.end_turn();
     return success();
   }
+  auto made = make_checkpoint();
+  if (!made) return made.error();
+  checkpoints_.keep(*std::move(made), ends_turn);
+  return success();
+}
+
+Expected<std::shared_ptr<const Checkpoint>> SessionCore::make_checkpoint() const {
   Checkpoint made{past_length_, prompt_length_, logits_, {}};
   for (size_t i = 0; i < caches_.size(); ++i) {
     if (model_->step.caches[i].rows != CacheRows::kAll) continue;
@@ -259,8 +275,18 @@ Status SessionCore::keep_checkpoint(bool ends_turn) {
     SALA_RETURN_IF_ERROR(
         model_->engine->memory().read(state.data(), caches_[i].buffer.data(), static_cast<int64_t>(state.size())));
   }
-  checkpoints_.keep(std::make_shared<const Checkpoint>(std::move(made)), ends_turn);
-  return success();
+  return std::make_shared<const Checkpoint>(std::move(made));
+}
+
+Expected<std::shared_ptr<const Checkpoint>> SessionCore::checkpoint_at(int64_t position) const {
+  if (auto kept = checkpoints_.at(position)) return kept;
+  if (position > 0 && position == past_length_ && has_logits_) return make_checkpoint();
+  std::string places;
+  for (const int64_t each : checkpoints_.positions()) places += (places.empty() ? "" : ", ") + std::to_string(each);
+  return error(ErrorCode::kInvalidArgument, "the session has no checkpoint at position ", position, ": ",
+               places.empty() ? "it keeps none" : "it keeps some at " + places, ", and ",
+               has_logits_ ? "stands at " + std::to_string(past_length_) : "there are no logits where it stands",
+               "; choose one of these positions");
 }
 
 Expected<int64_t> SessionCore::rewind(int64_t to) {
@@ -303,7 +329,8 @@ Status SessionCore::restore(const Checkpoint& checkpoint) {
       ++state;
       continue;
     }
-    for (const ByteRange& part : rows(i, checkpoint.past_length, past_length_).parts()) {
+    for (ByteRange part : rows(i, checkpoint.past_length, past_length_).parts()) {
+      if (part.offset == 0 && part.bytes > 0) part = {kFirstByte.bytes, part.bytes - kFirstByte.bytes};
       SALA_RETURN_IF_ERROR(memory.drop(buffer, part));
     }
   }

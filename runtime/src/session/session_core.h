@@ -70,6 +70,9 @@ class SessionCore {
   /// Keeps a checkpoint of `past_length` tokens, unless there is one. A state that was saved with a pending token has
   /// no logits of the token before it, and no checkpoint is kept there.
   Status keep_checkpoint(bool ends_turn);
+  /// The checkpoint that is kept at a position, or one for this call alone where all tokens have run. kInvalidArgument,
+  /// saying where checkpoints are, if there is neither.
+  Expected<std::shared_ptr<const Checkpoint>> checkpoint_at(int64_t position) const;
   /// Goes back to the last checkpoint at or before a position, and returns where that is.
   Expected<int64_t> rewind(int64_t position);
 
@@ -105,9 +108,13 @@ class SessionCore {
   Status bind();
   /// `claim` for a step on this context. If it fails, the session is as it was (kOutOfMemory) or poisoned.
   Status claim_for_step(int64_t tokens);
-  /// Returns the caches to what they are before the first step.
+  /// Takes back everything that is claimed.
   Status empty();
+  /// Claims what a session without tokens has.
+  Status begin();
   Status restore(const Checkpoint& checkpoint);
+  /// A copy of the states and logits of `past_length` tokens, of which there are logits.
+  Expected<std::shared_ptr<const Checkpoint>> make_checkpoint() const;
   /// Sets all but the tokens and caches.
   void set(int64_t past_length, int64_t prompt_length, std::vector<float> logits);
 

@@ -52,10 +52,14 @@ bool fails_once(int& calls_before_failure) {
 
 /// Whether open pages lie behind all of these addresses.
 bool inside_pages(CUdeviceptr at, size_t bytes) {
-  const auto page_bytes = static_cast<CUdeviceptr>(fake.page_bytes);
-  for (CUdeviceptr page = at / page_bytes * page_bytes; page < at + bytes; page += page_bytes) {
-    const auto mapping = fake.mapped.find(page);
-    if (mapping == fake.mapped.end() || !mapping->second.is_open) return false;
+  const CUdeviceptr end = at + bytes;
+  while (at < end) {
+    auto mapping = fake.mapped.upper_bound(at);
+    if (mapping == fake.mapped.begin()) return false;
+    --mapping;
+    const CUdeviceptr mapping_end = mapping->first + mapping->second.bytes;
+    if (at >= mapping_end || !mapping->second.is_open) return false;
+    at = mapping_end;
   }
   return true;
 }
@@ -93,10 +97,25 @@ int pages_file() {
 }
 
 void let_go(unsigned long long page) {
-  if (--fake.pages[page] > 0) return;
-  fake.pages.erase(page);
+  auto& physical = fake.pages[page];
+  if (--physical.holders > 0) return;
   fallocate(pages_file(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(page) * fake.page_bytes,
-            fake.page_bytes);
+            static_cast<off_t>(physical.bytes));
+  fake.pages.erase(page);
+}
+
+/// Whether whole mappings lie side by side from `at` on, in so many bytes, and does `work` with each.
+template <class Work>
+bool for_mappings(CUdeviceptr at, size_t bytes, Work work) {
+  const CUdeviceptr end = at + bytes;
+  for (CUdeviceptr next = at; next < end; next += fake.mapped[next].bytes) {
+    if (fake.mapped.count(next) == 0 || next + fake.mapped[next].bytes > end) return false;
+  }
+  for (auto mapping = fake.mapped.find(at); at < end; ++mapping) {
+    at += mapping->second.bytes;
+    work(mapping->second);
+  }
+  return true;
 }
 
 bool in_pages(size_t bytes) { return bytes > 0 && bytes % static_cast<size_t>(fake.page_bytes) == 0; }
@@ -243,17 +262,19 @@ CUresult cuMemCreate(CUmemGenericAllocationHandle* page, size_t bytes, const CUm
   const Lock lock(mutex);
   const bool is_on_device =
       wanted->type == CU_MEM_ALLOCATION_TYPE_PINNED && wanted->location.type == CU_MEM_LOCATION_TYPE_DEVICE;
-  if (!is_on_device || bytes != static_cast<size_t>(fake.page_bytes)) return CUDA_ERROR_INVALID_VALUE;
-  if (fake.page_bytes > fake.total_bytes - fake.used_bytes()) return CUDA_ERROR_OUT_OF_MEMORY;
+  if (!is_on_device || !in_pages(bytes)) return CUDA_ERROR_INVALID_VALUE;
+  const auto size = static_cast<int64_t>(bytes);
+  if (size > fake.total_bytes - fake.used_bytes()) return CUDA_ERROR_OUT_OF_MEMORY;
   unsigned long long number = 1;
-  for (const auto& [taken, holders] : fake.pages) {
-    if (taken != number) break;
-    ++number;
+  for (const auto& [taken, physical] : fake.pages) {
+    if (number + bytes / static_cast<size_t>(fake.page_bytes) <= taken) break;
+    number = taken + physical.bytes / static_cast<size_t>(fake.page_bytes);
   }
   const auto place = static_cast<off_t>(number) * fake.page_bytes;
   const std::vector<char> anything(bytes, 0x7f);
-  if (pwrite(pages_file(), anything.data(), bytes, place) != fake.page_bytes) return CUDA_ERROR_OUT_OF_MEMORY;
-  fake.pages[number] = 1;
+  if (pwrite(pages_file(), anything.data(), bytes, place) != size) return CUDA_ERROR_OUT_OF_MEMORY;
+  fake.pages[number] = {bytes, 1};
+  if (size > fake.page_bytes) ++fake.merged_pages;
   *page = number;
   return CUDA_SUCCESS;
 }
@@ -270,11 +291,18 @@ CUresult cuMemMap(CUdeviceptr at, size_t bytes, size_t offset, CUmemGenericAlloc
   if (current_contexts == 0) return CUDA_ERROR_INVALID_CONTEXT;
   if (fails_once(fake.page_calls_before_failure)) return CUDA_ERROR_OUT_OF_MEMORY;
   const Lock lock(mutex);
-  const bool fits = bytes == static_cast<size_t>(fake.page_bytes) && offset == 0 && is_reserved(at, bytes);
-  if (!fits || fake.mapped.count(at) != 0 || fake.pages.find(page) == fake.pages.end()) return CUDA_ERROR_INVALID_VALUE;
+  const auto physical = fake.pages.find(page);
+  if (physical == fake.pages.end() || bytes != physical->second.bytes || offset != 0 || !is_reserved(at, bytes)) {
+    return CUDA_ERROR_INVALID_VALUE;
+  }
+  const auto behind = fake.mapped.lower_bound(at);
+  if (behind != fake.mapped.end() && behind->first < at + bytes) return CUDA_ERROR_INVALID_VALUE;
+  if (behind != fake.mapped.begin() && std::prev(behind)->first + std::prev(behind)->second.bytes > at) {
+    return CUDA_ERROR_INVALID_VALUE;
+  }
   mmap(host(at), bytes, PROT_NONE, MAP_SHARED | MAP_FIXED, pages_file(), static_cast<off_t>(page) * fake.page_bytes);
-  fake.mapped[at] = {page, false};
-  ++fake.pages[page];
+  fake.mapped[at] = {page, bytes, false};
+  ++physical->second.holders;
   return CUDA_SUCCESS;
 }
 
@@ -285,11 +313,7 @@ CUresult cuMemSetAccess(CUdeviceptr at, size_t bytes, const CUmemAccessDesc* acc
   if (!in_pages(bytes) || count != 1 || access->flags != CU_MEM_ACCESS_FLAGS_PROT_READWRITE) {
     return CUDA_ERROR_INVALID_VALUE;
   }
-  for (CUdeviceptr page = at; page < at + bytes; page += static_cast<CUdeviceptr>(fake.page_bytes)) {
-    const auto mapping = fake.mapped.find(page);
-    if (mapping == fake.mapped.end()) return CUDA_ERROR_INVALID_VALUE;
-    mapping->second.is_open = true;
-  }
+  if (!for_mappings(at, bytes, [](auto& mapping) { mapping.is_open = true; })) return CUDA_ERROR_INVALID_VALUE;
   mprotect(host(at), bytes, PROT_READ | PROT_WRITE);
   return CUDA_SUCCESS;
 }
@@ -298,12 +322,8 @@ CUresult cuMemUnmap(CUdeviceptr at, size_t bytes) {
   if (current_contexts == 0) return CUDA_ERROR_INVALID_CONTEXT;
   const Lock lock(mutex);
   if (!in_pages(bytes)) return CUDA_ERROR_INVALID_VALUE;
-  for (CUdeviceptr page = at; page < at + bytes; page += static_cast<CUdeviceptr>(fake.page_bytes)) {
-    const auto mapping = fake.mapped.find(page);
-    if (mapping == fake.mapped.end()) return CUDA_ERROR_INVALID_VALUE;
-    let_go(mapping->second.page);
-    fake.mapped.erase(mapping);
-  }
+  if (!for_mappings(at, bytes, [](auto& mapping) { let_go(mapping.page); })) return CUDA_ERROR_INVALID_VALUE;
+  fake.mapped.erase(fake.mapped.find(at), fake.mapped.lower_bound(at + bytes));
   mmap(host(at), bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
   return CUDA_SUCCESS;
 }

@@ -37,20 +37,30 @@ struct FakeCuda {
   // What happened.
   std::map<uintptr_t, size_t> device_blocks;
   std::map<uintptr_t, size_t> pinned_blocks;
+  struct Physical {
+    size_t bytes;
+    int holders;  // its creator and mappings
+  };
   struct Mapping {
     unsigned long long page;
+    size_t bytes;
     bool is_open;  // to be read and written
   };
-  std::map<uintptr_t, size_t> reserved;     // addresses
-  std::map<uintptr_t, Mapping> mapped;      // pages, by their addresses
-  std::map<unsigned long long, int> pages;  // of physical memory: how many hold one, its creator and mappings
-  int contexts = 0;                         // retained
+  std::map<uintptr_t, size_t> reserved;          // addresses
+  std::map<uintptr_t, Mapping> mapped;           // by their addresses
+  std::map<unsigned long long, Physical> pages;  // of physical memory, by their first number
+  int merged_pages = 0;                          // created, of more than one page
+  int contexts = 0;                              // retained
   int streams = 0;
   int graphs = 0;  // captured and executable ones
   int graph_launches = 0;
   int64_t peak_pinned_bytes = 0;
 
-  int64_t used_bytes() const { return sum(device_blocks) + static_cast<int64_t>(pages.size()) * page_bytes; }
+  int64_t used_bytes() const {
+    int64_t bytes = sum(device_blocks);
+    for (const auto& [number, page] : pages) bytes += static_cast<int64_t>(page.bytes);
+    return bytes;
+  }
   int64_t pinned_bytes() const { return sum(pinned_blocks); }
 
  private:

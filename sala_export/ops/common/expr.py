@@ -9,6 +9,7 @@ in the two languages. `is_power_of_two` is 1 for 1, 2, 4 and so on, else 0.
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Callable, Mapping
 
 _FUNCTIONS: Mapping[tuple[str, int], Callable[..., int]] = {
@@ -26,11 +27,16 @@ def evaluate(text: str, names: Mapping[str, int]) -> int:
 
     Raises: KeyError for an unknown identifier; ValueError for anything outside the grammar.
     """
+    return _value(_parsed(text), names)
+
+
+@functools.cache
+def _parsed(text: str) -> ast.expr:
+    """The expression of a text. Raises: ValueError if it is none."""
     try:
-        tree = ast.parse(text, mode="eval")
+        return ast.parse(text, mode="eval").body
     except SyntaxError:
         raise ValueError(f"not an integer expression: {text}") from None
-    return _value(tree.body, names)
 
 
 def identifiers(text: str) -> set[str]:
