@@ -9,13 +9,15 @@ if TYPE_CHECKING:
     from .installation import VERSION
     from .loading import load
     from .model.sala import SalaForCausalLM
+    from .runtime.state_store import StateStore
 
     __version__ = VERSION
 
-__all__ = ["SalaForCausalLM", "__version__", "load"]
+__all__ = ["SalaForCausalLM", "StateStore", "__version__", "load"]
 
 _LAZY = {
     "SalaForCausalLM": (".model.sala", "SalaForCausalLM"),
+    "StateStore": (".runtime.state_store", "StateStore"),
     "__version__": (".installation", "VERSION"),
     "load": (".loading", "load"),
 }

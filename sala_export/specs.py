@@ -187,6 +187,23 @@ def format_tokens(count: int) -> str:
     return str(count)
 
 
+_BYTES = re.compile(r"^\s*(\d{1,20})\s*(?:([KMGT])(?:i?B)?|B?)\s*$", re.IGNORECASE)
+
+
+def parse_bytes(text: str) -> int:
+    """Read a size in bytes: plain digits, or binary `K`, `M`, `G` and `T` (`200G` and `200GiB` are 200 * 2**30).
+
+    Raises: RequestError if the text is neither, or the size is zero or more than 2**63 - 1.
+    """
+    match = _BYTES.match(text)
+    size = int(match[1]) << 10 * " KMGT".index((match[2] or " ").upper()) if match else 0
+    if not 0 < size < 2**63:
+        raise RequestError(
+            f"{text[:40]!r} is not a size in bytes: write digits, or digits with K, M, G or T, as in 200G or 500M"
+        )
+    return size
+
+
 def one_of(names: Sequence[str]) -> str:
     """Names to choose from, for a sentence: `fp8, int8 or int4`."""
     return f"{', '.join(names[:-1])} or {names[-1]}"

@@ -272,11 +272,9 @@ PySession* restore(const Model& model, const std::filesystem::path& path, const 
 PySession* restore_parts(const Model& model, const std::vector<std::filesystem::path>& rows,
                          const std::filesystem::path& checkpoint, const SessionOptions& options, nb::object on_part) {
   ProgressReporter reporter(std::move(on_part));
-  bool raised = false;  // then it is called no more
-  const auto report = [&](size_t part) { raised = raised || !reporter(part); };
   auto session = [&] {
     const Unlocked unlocked;
-    return model.restore_parts(rows, checkpoint, options, report);
+    return model.restore_parts(rows, checkpoint, options, std::ref(reporter));
   }();
   reporter.rethrow();
   return new PySession(unwrap(std::move(session)));

@@ -100,7 +100,7 @@ Expected<Session> Model::restore(const std::filesystem::path& state_file, const 
 
 Expected<Session> Model::restore_parts(std::span<const std::filesystem::path> rows,
                                        const std::filesystem::path& checkpoint, const SessionOptions& options,
-                                       const std::function<void(size_t part)>& on_part) const {
+                                       const std::function<bool(size_t part)>& on_part) const {
   auto core = sala::restore_parts(rows, checkpoint, data_, options, on_part);
   if (!core) return core.error();
   return Session(*std::move(core));

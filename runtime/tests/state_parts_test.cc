@@ -365,9 +365,19 @@ TEST_F(StateParts, RefuseTokensOutsideTheVocabulary) {
 TEST_F(StateParts, TellWhichOneIsLookedAt) {
   const Paths rows = save(session(), {0, 16, 32}, 70);
   std::vector<size_t> told;
-  const auto tell = [&](size_t part) { told.push_back(part); };
+  const auto tell = [&](size_t part) {
+    told.push_back(part);
+    return true;
+  };
   ASSERT_TRUE(mock_.model.restore_parts(rows, path("checkpoint"), {}, tell));
   EXPECT_EQ(told, (std::vector<size_t>{2, 0, 1, 2}));
+  told.clear();
+  const auto stop = [&](size_t part) {
+    told.push_back(part);
+    return part != 0;
+  };
+  EXPECT_EQ(mock_.model.restore_parts(rows, path("checkpoint"), {}, stop).error().code, ErrorCode::kStopped);
+  EXPECT_EQ(told, (std::vector<size_t>{2, 0}));
   const auto last_told = [&] {
     told.clear();
     EXPECT_FALSE(mock_.model.restore_parts(rows, path("checkpoint"), {}, tell));

@@ -133,7 +133,8 @@ class Chat:
         else:
             prompt = "".join(held)
             if marks is None:
-                yield self.turn(prompt, goes_on=goes_on), False
+                for piece in source.cut_behind_file(self.turn(prompt, goes_on=goes_on), prompt):
+                    yield piece, False
             else:
                 yield from marks.pieces(self.turn(marks.around_special(prompt), goes_on=goes_on))
             return

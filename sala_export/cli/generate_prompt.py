@@ -10,13 +10,15 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import RequestError, SessionError
 from .signals import raising
 
 if TYPE_CHECKING:
-    from ..runtime.session import Session
     from ..runtime.text import StreamEncoder, Tokenizer
     from .chat_options import Chat
 
@@ -34,14 +36,21 @@ class PromptSource:
     bytes_total: int | None = None
     name: str = "prompt"
     """What it is, for messages."""
+    question: str = ""
+    """Text of the prompt behind that of the file."""
     bytes_read: int = field(default=0, init=False)
+    """Bytes of the file or text that were read, without the question."""
     tokens_read: int = field(default=0, init=False)
+    file_tokens: int = field(default=0, init=False)
+    """The first tokens of the prompt, which no question behind the file changes. 0 while that is not known."""
+    _file_characters: int = field(default=0, init=False)
+    _is_behind_file: bool = field(default=False, init=False)
 
     @classmethod
     def open(cls, prompt: str | None, prompt_file: str | None, stack: ExitStack) -> PromptSource:
-        """Open what `--prompt` or `--prompt-file` gives. Raises: RequestError for what is no text, or cannot be read.
+        """Open what `--prompt` and `--prompt-file` give. Raises: RequestError for what is no text, or cannot be read.
 
-        A FIFO is a stream like standard input, and is waited for.
+        A text comes behind the file, on a line of its own. A FIFO is a stream like standard input, and is waited for.
         """
         if prompt_file is None:
             # A shell may pass bytes that are no UTF-8; they come back here, to be refused with their offset.
@@ -50,7 +59,7 @@ class PromptSource:
         if prompt_file == STDIN:
             if sys.stdin is None:
                 raise RequestError("--prompt-file -: standard input is closed")
-            return cls(sys.stdin.buffer)
+            return cls(sys.stdin.buffer, question=_question(prompt))
         path = Path(prompt_file)
         try:
             file = stack.enter_context(path.open("rb"))
@@ -60,7 +69,8 @@ class PromptSource:
         status = os.fstat(file.fileno())
         if stat.S_ISBLK(status.st_mode) or (stat.S_ISCHR(status.st_mode) and not file.isatty()):
             raise RequestError(f"--prompt-file {prompt_file} is a device: give a file or a stream of text")
-        return cls(file, bytes_total=status.st_size if stat.S_ISREG(status.st_mode) else None)
+        bytes_total = status.st_size if stat.S_ISREG(status.st_mode) else None
+        return cls(file, bytes_total=bytes_total, question=_question(prompt))
 
     def text_blocks(self) -> Iterator[str]:
         """Yield blocks of the prompt as soon as they arrive.
@@ -76,15 +86,34 @@ class PromptSource:
             self.bytes_read += len(block)
             is_at_end = not block
             try:
-                yield decoder.decode(block, final=is_at_end)
+                text = decoder.decode(block, final=is_at_end)
+                self._file_characters += len(text)
+                yield text
             except UnicodeDecodeError as error:
                 yield error.object[: error.start].decode()
                 raise SessionError(
                     f"the {self.name} is not UTF-8 at byte {decoded + error.start}, counted from 0: convert it first"
                 ) from None
             decoded = self.bytes_read - len(decoder.getstate()[0])
-        if not self.bytes_read:
+        if self.question:
+            self._is_behind_file = True
+            yield self.question
+        elif not self.bytes_read:
             raise SessionError(f"the {self.name} is empty: give at least one character")
+
+    def cut_behind_file(self, turn: str, prompt: str) -> Iterator[str]:
+        """Yield a turn that holds the prompt, cut where the file ends in it, to know how many tokens come before."""
+        file = prompt[: self._file_characters].strip() if self.question else ""
+        end = turn.find(file) + len(file)
+        if file and end >= len(file):
+            yield turn[:end]
+            self._is_behind_file, turn = True, turn[end:]
+        yield turn
+
+    def file_has_ended(self) -> bool:
+        """True once the next text comes behind the file, the first time that it is asked then."""
+        is_behind, self._is_behind_file = self._is_behind_file, False
+        return is_behind
 
     def _read(self) -> bytes:
         if self.file is None:
@@ -105,10 +134,21 @@ class PromptSource:
         return self.tokens_read * self.bytes_total / self.bytes_read if self.bytes_total and self.bytes_read else None
 
 
+class Context(Protocol):
+    """What a prompt comes behind. A session is one."""
+
+    @property
+    def position(self) -> int: ...
+    @property
+    def max_context(self) -> int: ...
+    @property
+    def tokens(self) -> NDArray[np.int32]: ...
+
+
 def prompt_ids(
     source: PromptSource,
     tokenizer: Tokenizer,
-    session: Session,
+    session: Context,
     *,
     chat: Chat | None,
     literal: bool,
@@ -143,6 +183,17 @@ def prompt_ids(
         yield ids
 
 
+def _question(prompt: str | None) -> str:
+    """The text behind a file. Raises: RequestError if a shell has passed bytes that are no UTF-8."""
+    if not prompt:
+        return ""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise RequestError("--prompt is not UTF-8 text: convert it first") from None
+    return f"\n{prompt}"
+
+
 def _texts(
     source: PromptSource, tokenizer: Tokenizer, *, chat: Chat | None, literal: bool, goes_on: bool
 ) -> Iterator[tuple[str, bool]]:
@@ -165,6 +216,9 @@ def _encoded(
 ) -> Iterator[list[int]]:
     try:
         for piece, literal in pieces:
+            if source.file_has_ended():
+                yield encoder.settle()
+                source.file_tokens = source.tokens_read
             yield encoder.push(piece, literal=literal)
     except SessionError:
         if fills and source.bytes_read:

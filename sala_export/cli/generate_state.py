@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from ..errors import SalaError, StateError
+from .generate_prompt import Context
 from .signals import held_back, was_interrupted
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def open_target(path: Path, stack: ExitStack) -> StateTarget:
         raise StateError(f"--save-state {error}") from None
 
 
-def require_room(target: StateTarget, model: Model, session: Session, tokens: int) -> None:
+def require_room(target: StateTarget, model: Model, session: Context, tokens: int) -> None:
     """Refuse a state that would not fit on its disk.
 
     Args: tokens: as many as are known to come into the context, which may be fewer than will.

@@ -12,7 +12,7 @@ from click.shell_completion import CompletionItem
 
 from ..checkpoint.config import DEFAULT_MODEL
 from ..errors import RequestError
-from ..specs import BUILT_PRECISIONS, one_of, parse_tokens
+from ..specs import BUILT_PRECISIONS, one_of, parse_bytes, parse_tokens
 
 Command = Callable[..., Any]
 
@@ -27,6 +27,20 @@ class Tokens(click.ParamType[int]):
             return value
         try:
             return parse_tokens(value)
+        except RequestError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Bytes(click.ParamType[int]):
+    """A size in bytes such as 200G or 500M."""
+
+    name = "bytes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_bytes(value)
         except RequestError as error:
             self.fail(str(error), param, ctx)
 

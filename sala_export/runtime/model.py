@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from ..errors import BundleError, RequestError, StateError
+from ..errors import BundleError, RequestError, SessionError, StateError
 from ..installation import onnxruntime_library as installed_onnxruntime
 from ..specs import MOST_TOKENS
 from .options import (
@@ -21,12 +21,14 @@ from .options import (
     whole_number,
 )
 from .prompt import TokenizerLike
+from .prompt_ids import TokenIds, held_ids
 from .session import Session
 
 if TYPE_CHECKING:
     from ..bundle.reader import Bundle
     from ..files import TextFile
     from . import _native
+    from .state_store import StateStore
 
 
 class Model:
@@ -58,6 +60,11 @@ class Model:
         return self._native.fingerprint
 
     @property
+    def dense_len(self) -> int:
+        """Tokens from which on a context is attended to sparsely. All tokens of a shorter one see each other."""
+        return self._native.dense_len
+
+    @property
     def on_gpu(self) -> bool:
         """True if weights and caches are in the memory of a GPU."""
         return not self._native.on_host
@@ -70,6 +77,11 @@ class Model:
     def default_chunk_tokens(self) -> int:
         """Tokens per prefill step, unless you choose another number for a session."""
         return self._native.default_chunk_tokens
+
+    @property
+    def default_max_context(self) -> int:
+        """Tokens that a session can hold, unless you choose another number for it."""
+        return self._native.default_max_context
 
     @property
     def vocab_size(self) -> int:
@@ -117,7 +129,7 @@ class Model:
         Raises: SessionError for sizes that the engine does not serve; RunError if there is no memory.
         """
         native = self._native.create_session(_session_options(max_context, chunk_tokens, max_checkpoints))
-        return Session(native, self.tokenizer, self.stop_token_ids)
+        return Session(native, self._native, self.tokenizer, self.stop_token_ids)
 
     def restore(
         self,
@@ -133,7 +145,46 @@ class Model:
         """
         options = _session_options(max_context, chunk_tokens, max_checkpoints)
         native = self._native.restore(file_path("the state", path, StateError), options)
-        return Session(native, self.tokenizer, self.stop_token_ids)
+        return Session(native, self._native, self.tokenizer, self.stop_token_ids)
+
+    def restore_longest(
+        self,
+        store: StateStore,
+        token_ids: TokenIds,
+        *,
+        max_context: int | None = None,
+        chunk_tokens: int | None = None,
+        max_checkpoints: int | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Session:
+        """Create a session with as many of these tokens, from the first on, as a state of the store has.
+
+        Read the others if there are any:
+
+            session = llm.restore_longest(store, token_ids)
+            if session.position < len(token_ids):
+                session.prefill(token_ids[session.position :])
+
+        If a file of a state is damaged or missing, a warning is logged, the states that need the file are dropped, and
+        the next longest is taken.
+
+        Args:
+            on_progress: called with the files that have been read and how many there are in all. What it raises comes
+                out when all are read.
+        Returns: a session at position 0 if the store has nothing that fits.
+        Raises: StateError if the store is of another model or precision, or cannot be used; SessionError for what are
+            no token ids; otherwise as `session`.
+        """
+        ids = held_ids(token_ids)
+        if ids is None:
+            raise SessionError(f"token_ids is of type {type(token_ids).__name__}, expected token ids held in memory")
+        options = _session_options(max_context, chunk_tokens, max_checkpoints)
+        most = self._native.default_max_context if max_context is None else max_context
+        found = store.restore(self._native, ids, options, most=most, on_progress=on_progress)
+        if found is None:
+            return self.session(max_context=max_context, chunk_tokens=chunk_tokens, max_checkpoints=max_checkpoints)
+        native, segments = found
+        return Session(native, self._native, self.tokenizer, self.stop_token_ids, segments)
 
     def state_bytes(self, tokens: int) -> int:
         """Bytes of the file that a session of so many tokens saves.

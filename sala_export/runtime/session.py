@@ -5,9 +5,10 @@ Chunking, sampling and state files happen there; Python adds text and iterators.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Self, Unpack
 
 import numpy as np
@@ -21,6 +22,7 @@ from .prompt import DecoderLike, Prompt, TokenizerLike, require_tokenizer, strea
 
 if TYPE_CHECKING:
     from . import _native
+    from .state_index import StoredSegments
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,9 +92,17 @@ class Session:
     """
 
     def __init__(
-        self, native: _native.Session, tokenizer: TokenizerLike | None, default_stop_tokens: Sequence[int]
+        self,
+        native: _native.Session,
+        model: _native.Model,
+        tokenizer: TokenizerLike | None,
+        default_stop_tokens: Sequence[int],
+        segments: Mapping[str, StoredSegments] = MappingProxyType({}),
     ) -> None:
+        """Args: segments: what state stores have of the context, by the identity of the store."""
         self._native = native
+        self._model = model
+        self._segments = dict(segments)
         self._tokenizer = tokenizer
         self._default_stop_tokens = default_stop_tokens
         self._generation: _native.Generation | None = None
@@ -223,7 +233,8 @@ class Session:
 
         Raises: RunError if there is no memory, or if a step of this session failed.
         """
-        return Session(self._native.fork(), self._tokenizer, self._default_stop_tokens)
+        native = self._native.fork()
+        return Session(native, self._model, self._tokenizer, self._default_stop_tokens, self._segments)
 
     @property
     def checkpoints(self) -> list[int]:
@@ -251,10 +262,13 @@ class Session:
 
         Raises: SessionError, naming the nearest, if no checkpoint lies there; RunError.
         """
-        return self._native.rewind(whole_number("position", position, 0, MOST_TOKENS))
+        reached = self._native.rewind(whole_number("position", position, 0, MOST_TOKENS))
+        self._segments = {store: segments.up_to(reached) for store, segments in self._segments.items()}
+        return reached
 
     def reset(self) -> None:
         """Forget the context and its checkpoints, and begin with an empty one."""
+        self._segments = {}
         self._native.reset()
 
     def stop(self) -> None:

@@ -192,14 +192,25 @@ class StreamEncoder:
         else:
             self._arrive(self._decoded(piece, final=False))
         may_be_special = self._tokenizer is not self._plain and not literal
-        if self._rule is None or may_be_special or self._arrived_characters < _BLOCK_CHARACTERS:
+        if may_be_special or self._arrived_characters < _BLOCK_CHARACTERS:
             return ids
+        return ids + self._up_to_cut()
+
+    def settle(self) -> list[int]:
+        """Return the ids that no later piece can change, of text that waits because it is little."""
+        may_be_special = self._tokenizer is not self._plain and not self._is_literal
+        return [] if may_be_special else self._up_to_cut()
+
+    def _up_to_cut(self) -> list[int]:
+        """The ids of the waiting text up to its last cut, of which there may be none."""
+        if self._rule is None:
+            return []
         checked = len(self._waiting)
         self._join()
         for cut in range(len(self._waiting) - 1, max(checked, 1) - 1, -1):
             if self._rule.allows(self._waiting[cut - 1], self._waiting[cut]):
-                return ids + self._encode(cut)
-        return ids
+                return self._encode(cut)
+        return []
 
     def finish(self) -> list[int]:
         """End the text and return the remaining ids. The encoder is then used up.

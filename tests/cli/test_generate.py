@@ -195,10 +195,10 @@ def without_template(folder: Path) -> Path:
 
 BAD: dict[str, tuple[list[str], list[str]]] = {
     "no prompt": ([], ["--prompt TEXT", "--prompt-file FILE"]),
-    "two prompts": (["--prompt", "a", "--prompt-file", "-"], ["--prompt TEXT", "--prompt-file FILE"]),
     "empty prompt": (["--prompt", ""], ["prompt is empty"]),
     "empty chat prompt": (["--prompt", "", "--chat"], ["prompt is empty"]),
     "empty pipe": (["--prompt-file", "-"], ["prompt is empty"]),
+    "empty pipe and prompt": (["--prompt-file", "-", "--prompt", ""], ["prompt is empty"]),
     "missing file": (["--prompt-file", "missing.txt"], ["--prompt-file missing.txt", "No such file"]),
     "directory": (["--prompt-file", "."], ["--prompt-file .", "directory"]),
     "prompt longer than the context": (["--prompt", SHORT, "--max-context", "8"], ["max_context", "8"]),

@@ -96,6 +96,24 @@ def test_streamed_ids_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch, ki
     assert early > 0.8 * total
 
 
+@pytest.mark.parametrize("kind", STREAMABLE)
+def test_ids_that_are_settled_early_are_those_of_any_whole(kind: str) -> None:
+    tokenizer, library = make(STREAMABLE[kind]())
+    chance = random.Random(0)
+    settled = total = 0
+    for _ in range(100):
+        pieces = [hard_text(chance, chance.randint(1, 60)) for _ in range(3)]
+        encoder, ids = tokenizer.stream_encoder(), []
+        for piece in pieces:
+            ids += encoder.push(piece)
+            ids += encoder.settle()
+        early = len(ids)
+        ids += encoder.finish()
+        assert ids == library.encode("".join(pieces)).ids
+        settled, total = settled + early, total + len(ids)
+    assert settled > 0.8 * total
+
+
 class AnyCut:
     def allows(self, before: str, after: str) -> bool:
         return True

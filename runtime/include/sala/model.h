@@ -121,10 +121,11 @@ class Model {
   /// `Session::save_checkpoint`, which begins where they end. It is as one that has prefilled these tokens, and keeps a
   /// checkpoint there. `on_part` is called with the index of a part before it is looked at, so that you know which one
   /// an error is about. The checkpoint is part `rows.size()`, looked at first for the lengths, and last for the rest.
-  /// Errors are those of `restore`, and kStateDamaged for parts that do not follow each other.
+  /// Returning false ends it (kStopped). Other errors are those of `restore`, and kStateDamaged for parts that do not
+  /// follow each other.
   Expected<Session> restore_parts(std::span<const std::filesystem::path> rows, const std::filesystem::path& checkpoint,
                                   const SessionOptions& options,
-                                  const std::function<void(size_t part)>& on_part = {}) const;
+                                  const std::function<bool(size_t part)>& on_part = {}) const;
 
  private:
   static Expected<Model> create(ModelConfig config, std::shared_ptr<const Engine> engine, std::string runtime_reason);

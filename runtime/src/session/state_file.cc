@@ -277,11 +277,12 @@ Expected<std::unique_ptr<SessionCore>> restore_parts(std::span<const std::filesy
                                                      const std::filesystem::path& checkpoint,
                                                      std::shared_ptr<const ModelData> model,
                                                      const SessionOptions& options,
-                                                     const std::function<void(size_t part)>& on_part) {
-  const auto look_at = [&](size_t part) {
-    if (on_part) on_part(part);
+                                                     const std::function<bool(size_t part)>& on_part) {
+  const auto begin = [&](size_t part) -> Status {
+    if (!on_part || on_part(part)) return success();
+    return error(ErrorCode::kStopped, "restoring was stopped");
   };
-  look_at(rows.size());
+  SALA_RETURN_IF_ERROR(begin(rows.size()));
   const auto end = StateFile::open(checkpoint, StateKind::kCheckpoint, *model);
   if (!end) return end.error();
   Reader end_reader(*end);
@@ -290,10 +291,10 @@ Expected<std::unique_ptr<SessionCore>> restore_parts(std::span<const std::filesy
   if (!session) return session;
   std::vector<int32_t> tokens;
   for (size_t i = 0; i < rows.size(); ++i) {
-    look_at(i);
+    SALA_RETURN_IF_ERROR(begin(i));
     SALA_RETURN_IF_ERROR(append_rows(rows[i], **session, end->info.first, tokens));
   }
-  look_at(rows.size());
+  SALA_RETURN_IF_ERROR(begin(rows.size()));
   SALA_RETURN_IF_ERROR(check_place(*end, static_cast<int64_t>(tokens.size()), end->info.past_length));
   auto content = end_reader.fill(**session);
   if (!content) return content.error();

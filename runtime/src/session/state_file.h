@@ -65,6 +65,6 @@ Expected<std::unique_ptr<SessionCore>> restore_parts(std::span<const std::filesy
                                                      const std::filesystem::path& checkpoint,
                                                      std::shared_ptr<const ModelData> model,
                                                      const SessionOptions& options,
-                                                     const std::function<void(size_t part)>& on_part);
+                                                     const std::function<bool(size_t part)>& on_part);
 
 }  // namespace sala
