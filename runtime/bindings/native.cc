@@ -13,14 +13,15 @@
 #include <nanobind/stl/string_view.h>
 #include <nanobind/stl/vector.h>
 
-#include <atomic>
 #include <map>
 #include <optional>
 #include <string>
 #include <utility>
 
+#include "batch.h"
 #include "errors.h"
 #include "interpreter_lock.h"
+#include "py_session.h"
 #include "python_engine.h"
 #include "sala/model.h"
 #include "sala/prefiller.h"
@@ -79,49 +80,6 @@ class ProgressReporter {
  private:
   nb::object callback_;
   std::optional<nb::python_error> raised_;
-};
-
-/// A session, and whether a thread is in it.
-struct PySession {
-  explicit PySession(Session created) : session(std::move(created)) {}
-
-  Session session;
-  std::atomic<bool> busy = false;
-};
-
-[[noreturn]] void raise_busy() {
-  raise({ErrorCode::kInvalidArgument,
-         "the session is already at work, here or in another thread: use one session a thread"});
-}
-
-/// The session, if no call is in it. None enters while the lock of the interpreter is held.
-Session& idle(PySession& session) {
-  if (session.busy) raise_busy();
-  return session.session;
-}
-
-/// A session's mark that a thread is in it.
-class Busy {
- public:
-  explicit Busy(PySession& session) : session_(session) {
-    if (session.busy.exchange(true)) raise_busy();
-  }
-  Busy(const Busy&) = delete;
-  Busy& operator=(const Busy&) = delete;
-  ~Busy() { session_.busy = false; }
-
- private:
-  PySession& session_;
-};
-
-/// Keeps other threads out of a session while the lock of the interpreter is released.
-class Working {
- public:
-  explicit Working(PySession& session) : busy_(session) {}
-
- private:
-  Busy busy_;
-  Unlocked unlocked_;
 };
 
 /// A state target until it is closed, and whether a call is in it.
@@ -312,19 +270,7 @@ std::optional<int32_t> next(PyGeneration& generation) {
   return use(generation.session, [&](Session&) { return generation.generation.next(); });
 }
 
-const char* finish_reason(const PyGeneration& generation) {
-  switch (generation.generation.finish_reason()) {
-    case FinishReason::kStopToken:
-      return "stop_token";
-    case FinishReason::kMaxNewTokens:
-      return "max_new_tokens";
-    case FinishReason::kMaxContext:
-      return "max_context";
-    case FinishReason::kNone:
-      break;
-  }
-  return nullptr;
-}
+const char* finish_reason(const PyGeneration& generation) { return name_of(generation.generation.finish_reason()); }
 
 void save(PySession& session, const std::filesystem::path& path) {
   use(session, [&](Session& used) { return used.save(path); });
@@ -488,6 +434,7 @@ NB_MODULE(_native, module) {
   bind_options(module);
   bind_model(module);
   bind_session(module);
+  bind_batch(module);
   module.def("device_bytes", &device_bytes, "address"_a, "size"_a, "device"_a.none());
   module.def("sample", &sample_token, "logits"_a, "context"_a, "options"_a, nb::kw_only(), "prompt_length"_a);
 }

@@ -84,8 +84,8 @@ class PythonExecution final : public Execution {
       for (const Tensor& input : step.tensors()) {
         arrays[nb::str(input.name.data(), input.name.size())] = array_view(input);
       }
-      const int64_t vocab_size = static_cast<int64_t>(logits.size());
-      execution_.attr("run")(arrays, array_view({{}, DType::kFloat32, {1, vocab_size}, logits.data()}));
+      const Shape shape{step.batch(), static_cast<int64_t>(logits.size()) / step.batch()};
+      execution_.attr("run")(arrays, array_view({{}, DType::kFloat32, shape, logits.data()}));
       return std::monostate{};
     });
   }
@@ -124,8 +124,10 @@ class PythonEngine final : public Engine {
         precision_(nb::cast<std::string>(engine.attr("precision"))),
         inputs_(specs_of(nb::object(engine.attr("inputs")))),
         outputs_(specs_of(nb::object(engine.attr("outputs")))),
-        limits_{nb::cast<int64_t>(engine.attr("max_context")), nb::cast<int64_t>(engine.attr("max_chunk_tokens")),
-                nb::cast<int64_t>(engine.attr("default_chunk_tokens"))},
+        limits_{.max_context = nb::cast<int64_t>(engine.attr("max_context")),
+                .max_chunk_tokens = nb::cast<int64_t>(engine.attr("max_chunk_tokens")),
+                .default_chunk_tokens = nb::cast<int64_t>(engine.attr("default_chunk_tokens")),
+                .max_batch = nb::cast<int64_t>(engine.attr("max_batch"))},
         memory_(memory_of(engine.attr("device"))),
         engine_(std::move(engine)) {}
 

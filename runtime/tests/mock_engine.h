@@ -58,6 +58,7 @@ struct Step {
   int64_t tokens;
   int64_t past_length;
   int64_t context_length;
+  int64_t batch = 1;
 
   bool operator==(const Step&) const = default;
 };
@@ -75,24 +76,32 @@ class MockExecution final : public Execution {
       : caches_(caches.begin(), caches.end()), log_(std::move(log)) {}
 
   Status run(Profile profile, const StepInputs& step, std::span<float> logits) override {
-    const int64_t tokens = static_cast<int64_t>(step.input_ids.size());
-    const int64_t past = step.past_length;
-    log_->steps.push_back({profile, tokens, past, step.context_length});
+    const int64_t tokens = step.tokens();
+    log_->steps.push_back({profile, tokens, step.past_length[0], step.context_length[0], step.batch()});
     if (log_->fail_at == log_->steps.size() - 1) return error(ErrorCode::kEngineFailed, "the mock fails as told");
     if (log_->throw_at == log_->steps.size() - 1) throw std::bad_alloc();
-
-    float* state = static_cast<float*>(caches_[0].data);
-    const MockCaches caches{rows(1), rows(2), rows(3), rows(4)};
-    for (size_t t = 0; t < step.input_ids.size(); ++t) {
-      mock_state(state, step.input_ids[t], step.rope_cos_sin[2 * t + 1], step.context_length);
-      mock_caches(caches, past + static_cast<int64_t>(t), step.input_ids[t]);
-    }
-    mock_logits(state, caches, past + tokens, log_->weights, logits.data());
+    for (int64_t b = 0; b < step.batch(); ++b) run_row(b, tokens, step, logits.data() + b * kVocabSize);
     return success();
   }
 
  private:
-  MockRows rows(size_t cache) const { return {static_cast<float*>(caches_[cache].data), caches_[cache].shape[2]}; }
+  void run_row(int64_t b, int64_t tokens, const StepInputs& step, float* logits) const {
+    const auto row = static_cast<size_t>(b);
+    float* state = static_cast<float*>(caches_[0].data) + b * kHeads;
+    const MockCaches caches{rows(1, b), rows(2, b), rows(3, b), rows(4, b)};
+    const int64_t past = step.past_length[row];
+    for (int64_t t = 0; t < tokens; ++t) {
+      const auto token = static_cast<size_t>(b * tokens + t);
+      mock_state(state, step.input_ids[token], step.rope_cos_sin[2 * token + 1], step.context_length[row]);
+      mock_caches(caches, past + t, step.input_ids[token]);
+    }
+    mock_logits(state, caches, past + tokens, log_->weights, logits);
+  }
+
+  MockRows rows(size_t cache, int64_t b) const {
+    const int64_t count = caches_[cache].shape[2];
+    return {static_cast<float*>(caches_[cache].data) + b * kHeads * count * kWidth, count};
+  }
 
   std::vector<CacheBinding> caches_;
   std::shared_ptr<MockLog> log_;
@@ -118,7 +127,9 @@ class MockEngine final : public Engine {
   std::string_view precision() const override { return precision_; }
   std::span<const TensorSpec> inputs() const override { return inputs_; }
   std::span<const TensorSpec> outputs() const override { return outputs_; }
-  EngineLimits limits() const override { return {1 << 20, 2048, 16}; }
+  EngineLimits limits() const override {
+    return {.max_context = 1 << 20, .max_chunk_tokens = 2048, .default_chunk_tokens = 16, .max_batch = 8};
+  }
   Memory& memory() const override { return paged_memory_ ? *paged_memory_ : memory_; }
   Expected<std::unique_ptr<Execution>> create_execution(std::span<const CacheBinding> caches) const override {
     return std::unique_ptr<Execution>(new MockExecution(caches, log_));

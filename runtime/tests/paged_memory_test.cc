@@ -1,22 +1,25 @@
-// Memory that grows and shares pages, on the host and on the fake driver: at random against plain copies, with calls
-// that fail, and nothing left at the end.
+// Memory that grows and shares pages and shows buffers at a second place, on the host and on the fake driver: at random
+// against plain copies, with calls that fail, and nothing left at the end.
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <random>
 #include <vector>
 
+#include "cuda/device_memory.h"
 #include "tensorrt_support.h"
 
 namespace sala::test {
 namespace {
 
-/// A buffer, what it must hold, and which pages may be read.
+/// A buffer, what it must hold, which pages may be read, and where it is shown.
 struct Known {
   Buffer buffer;
   std::vector<char> bytes;
   std::vector<bool> claimed;  // by page
   std::vector<bool> dropped;  // by page: it may still be there, with anything
+  std::optional<int64_t> slot = std::nullopt;
 };
 
 class Trial {
@@ -32,9 +35,13 @@ class Trial {
   }
 
   int failures = 0;
+  int failures_to_show = 0;
+  int shows = 0;
 
  private:
   static constexpr int64_t kPages = 20;
+  static constexpr int64_t kSlots = 4;
+  static constexpr int64_t kSlotPages = kPages + 1;  // so that merged pages come to stand anywhere
 
   int64_t pick(int64_t count) { return std::uniform_int_distribution<int64_t>(0, count - 1)(random_); }
 
@@ -46,7 +53,7 @@ class Trial {
   void step() {
     if (known_.empty() || pick(20) == 0) return allocate();
     Known& each = known_[static_cast<size_t>(pick(static_cast<int64_t>(known_.size())))];
-    switch (pick(6)) {
+    switch (pick(8)) {
       case 0:
       case 1:
         return write(each);
@@ -56,6 +63,9 @@ class Trial {
         return drop(each);
       case 4:
         return check(each);
+      case 5:
+      case 6:
+        return each.slot ? hide(each) : show(each);
       default:
         if (pick(3) > 0) return;
         std::swap(each, known_.back());
@@ -80,11 +90,11 @@ class Trial {
       to.claimed[static_cast<size_t>(page)] = true;
       std::fill_n(to.bytes.begin() + page * page_, page_, 0);
       if (!to.dropped[static_cast<size_t>(page)]) continue;
-      ASSERT_TRUE(memory_.write(static_cast<char*>(to.buffer.data()) + page * page_, &to.bytes[page * page_], page_));
+      ASSERT_TRUE(memory_.write(place(to) + page * page_, &to.bytes[page * page_], page_));
     }
     std::vector<char> fresh(static_cast<size_t>(part.bytes));
     for (char& each : fresh) each = static_cast<char>(random_());
-    ASSERT_TRUE(memory_.write(static_cast<char*>(to.buffer.data()) + part.offset, fresh.data(), part.bytes));
+    ASSERT_TRUE(memory_.write(place(to) + part.offset, fresh.data(), part.bytes));
     std::copy(fresh.begin(), fresh.end(), to.bytes.begin() + part.offset);
   }
 
@@ -92,9 +102,52 @@ class Trial {
     if (known_.size() > 12) return;
     auto buffer = memory_.allocate(kPages * page_);
     if (!buffer) return failed(buffer.error());
-    if (const Status shared = memory_.share(*buffer, from.buffer, {}); !shared) return failed(shared.error());
-    Known made{*std::move(buffer), from.bytes, from.claimed, from.dropped};
+    Known made{*std::move(buffer), std::vector<char>(from.bytes.size()), std::vector<bool>(from.claimed.size()),
+               std::vector<bool>(from.claimed.size())};
+    if (pick(2) == 0) show(made);
+    if (const Status shared = memory_.share(made.buffer, from.buffer, {})) {
+      made.bytes = from.bytes;
+      made.claimed = from.claimed;
+      made.dropped = from.dropped;
+    } else {
+      failed(shared.error());
+    }
     known_.push_back(std::move(made));
+  }
+
+  void show(Known& each) {
+    if (range_.data() == nullptr) {
+      auto range = memory_.allocate(kSlots * kSlotPages * page_);
+      if (!range) return failed(range.error());
+      range_ = *std::move(range);
+    }
+    std::vector<bool> taken(static_cast<size_t>(kSlots));
+    for (const Known& other : known_) {
+      if (other.slot) taken[static_cast<size_t>(*other.slot)] = true;
+    }
+    const int64_t slot = pick(kSlots);
+    if (taken[static_cast<size_t>(slot)]) return;
+    if (const Status shown = memory_.show(each.buffer, range_, slot * kSlotPages * page_); !shown) {
+      ++failures_to_show;
+      return failed(shown.error());
+    }
+    ++shows;
+    each.slot = slot;
+    check(each);
+  }
+
+  void hide(Known& each) {
+    ASSERT_TRUE(memory_.hide(each.buffer));
+    each.slot.reset();
+    check(each);
+  }
+
+  char* second_place(const Known& each) const {
+    return static_cast<char*>(range_.data()) + *each.slot * kSlotPages * page_;
+  }
+  /// Either of its places.
+  char* place(const Known& each) {
+    return each.slot && pick(2) == 0 ? second_place(each) : static_cast<char*>(each.buffer.data());
   }
 
   void drop(Known& from) {
@@ -107,10 +160,15 @@ class Trial {
   }
 
   void check(const Known& each) {
+    check_at(each, static_cast<const char*>(each.buffer.data()));
+    if (each.slot) check_at(each, second_place(each));
+  }
+
+  void check_at(const Known& each, const char* at) {
     std::vector<char> page(static_cast<size_t>(page_));
     for (int64_t i = 0; i < kPages; ++i) {
       if (!each.claimed[static_cast<size_t>(i)]) continue;
-      ASSERT_TRUE(memory_.read(page.data(), static_cast<const char*>(each.buffer.data()) + i * page_, page_));
+      ASSERT_TRUE(memory_.read(page.data(), at + i * page_, page_));
       ASSERT_EQ(std::memcmp(page.data(), each.bytes.data() + i * page_, page.size()), 0);
     }
   }
@@ -127,13 +185,18 @@ class Trial {
   Memory& memory_;
   std::mt19937 random_;
   int64_t page_;
+  Buffer range_;  // where they are shown
   std::vector<Known> known_;
 };
 
 TEST(PagedHostMemory, HoldsWhatCopiesWouldHold) {
   const auto memory = paged_host_memory();
   EXPECT_TRUE(memory->is_on_host());
-  for (unsigned seed = 0; seed < 3; ++seed) Trial(*memory, seed).run(1500);
+  for (unsigned seed = 0; seed < 3; ++seed) {
+    Trial trial(*memory, seed);
+    trial.run(1500);
+    EXPECT_GT(trial.shows, 50);
+  }
   EXPECT_EQ(memory->used_bytes(), 0);
 }
 
@@ -151,7 +214,11 @@ TEST_F(PagedCudaMemory, HoldsWhatCopiesWouldHoldAndAccountsForEveryPage) {
   cuda().page_bytes = 4096;
   const auto memory = cuda_memory(0);
   ASSERT_TRUE(memory) << memory.error().message;
-  Trial(**memory, 1).run(3000);
+  {
+    Trial trial(**memory, 1);
+    trial.run(3000);
+    EXPECT_GT(trial.shows, 100);
+  }
   EXPECT_GT(cuda().merged_pages, 20);
   EXPECT_EQ((*memory)->used_bytes(), 0);
   EXPECT_TRUE(cuda().pages.empty());
@@ -164,14 +231,17 @@ TEST_F(PagedCudaMemory, SurvivesEveryCallThatFails) {
   ASSERT_TRUE(memory) << memory.error().message;
   std::mt19937 random(7);
   int failures = 0;
+  int failures_to_show = 0;
   {
     Trial trial(**memory, 2);
     trial.run(7000,
               [&] { cuda().page_calls_before_failure = random() % 4 == 0 ? static_cast<int>(random() % 6) : -1; });
     cuda().page_calls_before_failure = -1;
     failures = trial.failures;
+    failures_to_show = trial.failures_to_show;
   }
   EXPECT_GT(failures, 200);
+  EXPECT_GT(failures_to_show, 20);
   EXPECT_GT(cuda().merged_pages, 20);
   EXPECT_TRUE(cuda().pages.empty());
   EXPECT_TRUE(cuda().mapped.empty());
@@ -209,6 +279,131 @@ TEST_F(PagedCudaMemory, LeavesPagesAsTheyAreWhereNothingIsFreeToMergeThem) {
   ASSERT_TRUE((*memory)->claim(*buffer, pages(**memory, 0, 12)));
   EXPECT_EQ(cuda().mapped.size(), 12);
   EXPECT_EQ(cuda().merged_pages, 0);
+}
+
+TEST_F(PagedCudaMemory, ShowsABufferAtASecondPlace) {
+  cuda().page_bytes = 4096;
+  const auto memory = cuda_memory(0);
+  auto range = (*memory)->allocate(100 * 4096);
+  auto buffer = (*memory)->allocate(32 * 4096);
+  ASSERT_TRUE((*memory)->claim(*buffer, pages(**memory, 0, 10)));
+  ASSERT_EQ(cuda().mapped.size(), 1 + 2);
+  ASSERT_TRUE((*memory)->show(*buffer, *range, 3 * 4096));
+  EXPECT_EQ(cuda().mapped.size(), 2 * (1 + 2)) << "merged pages are so at both places";
+  ASSERT_TRUE((*memory)->claim(*buffer, pages(**memory, 20, 22)));
+  EXPECT_EQ(cuda().mapped.size(), 2 * (1 + 4));
+  EXPECT_EQ((*memory)->used_bytes(), 12 * 4096) << "both places are the same memory";
+  char* shown = static_cast<char*>(range->data()) + 3 * 4096;
+  int32_t value = 7;
+  ASSERT_TRUE((*memory)->write(shown + 21 * 4096, &value, sizeof value));
+  value = 0;
+  ASSERT_TRUE((*memory)->read(&value, static_cast<char*>(buffer->data()) + 21 * 4096, sizeof value));
+  EXPECT_EQ(value, 7);
+  ASSERT_TRUE((*memory)->drop(*buffer, pages(**memory, 20, 21)));
+  EXPECT_EQ(cuda().mapped.size(), 2 * (1 + 3));
+  ASSERT_TRUE((*memory)->hide(*buffer));
+  EXPECT_EQ(cuda().mapped.size(), 1 + 3);
+  ASSERT_TRUE((*memory)->hide(*buffer)) << "nothing is shown";
+  ASSERT_TRUE((*memory)->show(*buffer, *range, 68 * 4096)) << "at the end of the range";
+  ASSERT_TRUE((*memory)->clear(*buffer));
+  EXPECT_TRUE(cuda().mapped.empty());
+  ASSERT_TRUE((*memory)->claim(*buffer, pages(**memory, 0, 1)));
+  EXPECT_EQ(cuda().mapped.size(), 2);
+  buffer = Buffer();
+  EXPECT_TRUE(cuda().mapped.empty()) << "a buffer that ends is hidden";
+  EXPECT_EQ((*memory)->used_bytes(), 0);
+}
+
+TEST_F(PagedCudaMemory, IsAsBeforeWhereverACallToShowOrToShareFails) {
+  cuda().page_bytes = 4096;
+  const auto memory = cuda_memory(0);
+  auto range = (*memory)->allocate(100 * 4096);
+  auto buffer = (*memory)->allocate(32 * 4096);
+  auto fork = (*memory)->allocate(32 * 4096);
+  for (const int64_t first : {0, 5, 20}) ASSERT_TRUE((*memory)->claim(*buffer, pages(**memory, first, first + 2)));
+  /// Lets each of the calls fail in turn that map 6 pages and open 3 runs of them, at so many places.
+  const auto fail_each = [&](int places, const std::function<Status()>& work) {
+    const size_t before = cuda().mapped.size();
+    for (int calls = 0; calls < 9 * places; ++calls) {
+      cuda().page_calls_before_failure = calls;
+      const Status done = work();
+      ASSERT_FALSE(done) << calls;
+      expect_error(done.error(), ErrorCode::kOutOfMemory, {});
+      ASSERT_EQ(cuda().mapped.size(), before) << calls;
+    }
+    ASSERT_TRUE(work());
+    EXPECT_EQ(cuda().mapped.size(), before + 6 * static_cast<size_t>(places));
+  };
+  fail_each(1, [&] { return (*memory)->show(*buffer, *range, 4096); });
+  ASSERT_TRUE((*memory)->show(*fork, *range, 40 * 4096));
+  fail_each(2, [&] { return (*memory)->share(*fork, *buffer, {}); });
+}
+
+TEST(PagedHostMemory, RefusesToShowWhatItCannot) {
+  const auto memory = paged_host_memory();
+  const int64_t page = memory->page_bytes();
+  auto range = memory->allocate(8 * page);
+  auto buffer = memory->allocate(4 * page);
+  for (const int64_t offset : {int64_t{1}, page / 2, 5 * page, -page, INT64_MAX / page * page}) {
+    const Status refused = memory->show(*buffer, *range, offset);
+    ASSERT_FALSE(refused) << offset;
+    EXPECT_EQ(name_of(refused.error().code), name_of(ErrorCode::kInvalidArgument)) << offset;
+  }
+  ASSERT_TRUE(memory->show(*buffer, *range, 4 * page));
+  const Status twice = memory->show(*buffer, *range, 0);
+  ASSERT_FALSE(twice);
+  EXPECT_EQ(name_of(twice.error().code), name_of(ErrorCode::kInvalidArgument));
+  EXPECT_NE(twice.error().message.find("already: hide it first"), std::string::npos) << twice.error().message;
+  ASSERT_TRUE(memory->hide(*buffer));
+  ASSERT_TRUE(memory->show(*buffer, *range, 0));
+}
+
+TEST(PagedHostMemory, AloneShowsBuffers) {
+  auto range = host_memory().allocate(100);
+  auto buffer = host_memory().allocate(10);
+  const Status refused = host_memory().show(*buffer, *range, 0);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(name_of(refused.error().code), name_of(ErrorCode::kInvalidArgument));
+  EXPECT_NE(refused.error().message.find("does not grow by pages"), std::string::npos) << refused.error().message;
+  EXPECT_TRUE(host_memory().hide(*buffer));
+}
+
+/// Copies more than what goes through host memory at once, from and to any address.
+void expect_copies(Memory& memory) {
+  constexpr int64_t kBytes = (int64_t{9} << 20) + 5;
+  auto from = memory.allocate(kBytes);
+  auto to = memory.allocate(kBytes + 3);
+  ASSERT_TRUE(from && to);
+  ASSERT_TRUE(memory.claim(*from, {0, kBytes}));
+  ASSERT_TRUE(memory.claim(*to, {0, kBytes + 3}));
+  std::vector<char> bytes(static_cast<size_t>(kBytes));
+  for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<char>(i * i / 7);
+  ASSERT_TRUE(memory.write(from->data(), bytes.data(), kBytes));
+  ASSERT_TRUE(memory.copy(static_cast<char*>(to->data()) + 2, static_cast<char*>(from->data()) + 1, kBytes - 1));
+  ASSERT_TRUE(memory.copy(to->data(), from->data(), 0));
+  std::vector<char> read(static_cast<size_t>(kBytes + 3));
+  ASSERT_TRUE(memory.read(read.data(), to->data(), kBytes + 3));
+  EXPECT_EQ(std::memcmp(read.data() + 2, bytes.data() + 1, static_cast<size_t>(kBytes - 1)), 0);
+  for (const int64_t untouched : {int64_t{0}, int64_t{1}, kBytes + 1, kBytes + 2}) EXPECT_EQ(read[untouched], 0);
+}
+
+TEST(PagedHostMemory, CopiesAsOtherMemoryOfTheHostDoes) {
+  expect_copies(*paged_host_memory());
+  expect_copies(host_memory());
+  MockMemory mock;  // which has no copy of its own
+  expect_copies(mock);
+}
+
+TEST_F(PagedCudaMemory, CopiesAsOtherMemoryOfTheGpuDoes) {
+  expect_copies(**cuda_memory(0));
+  cuda().maps_pages = false;
+  expect_copies(**cuda_memory(0));
+  const auto driver = cuda::CudaDriver::load();
+  ASSERT_TRUE(driver);
+  auto device = cuda::Device::open(*driver, cuda::find_devices(*driver)->front());
+  ASSERT_TRUE(device);
+  cuda::PinnedMemory pinned(*std::move(device));
+  expect_copies(pinned);
 }
 
 TEST_F(PagedCudaMemory, SaysHowMuchIsFree) {

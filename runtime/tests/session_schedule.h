@@ -4,6 +4,7 @@
 #pragma once
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <optional>
@@ -59,7 +60,7 @@ class Schedule {
   }
 
   void change(Known& known) {
-    switch (pick(9)) {
+    switch (pick(10)) {
       case 0:
       case 1:
         return prefill(known, pick(4) == 0 ? 1 + pick(120) : 1 + pick(20));
@@ -74,6 +75,8 @@ class Schedule {
         return rewind(known);
       case 7:
         return save(known);
+      case 8:
+        return generate_together();
       default:
         if (pick(5) == 0) drop();
         ASSERT_TRUE(sessions_[pick(sessions_.size())].session.checkpoint());
@@ -140,12 +143,56 @@ class Schedule {
   }
 
   void save(Known& known) {
-    const auto path = std::filesystem::path(testing::TempDir()) / "schedule.state";
+    const auto path = std::filesystem::path(testing::TempDir()) / ("schedule" + std::to_string(getpid()) + ".state");
     ASSERT_TRUE(known.session.save(path));
     auto restored = model_.restore(path, {kMaxContext, 16, 3});
     ASSERT_TRUE(restored) << restored.error().message;
     known.session = *std::move(restored);
     if (known.pending) known.has_logits = false;
+  }
+
+  /// Some sessions draw answers together, up to a random step. Each token must be the one that a fork draws alone.
+  void generate_together() {
+    std::vector<Known*> members;
+    for (Known& each : sessions_) {
+      if (each.length() > 0 && (each.pending || each.has_logits) && members.size() < 5 && pick(2) == 0) {
+        members.push_back(&each);
+      }
+    }
+    if (members.empty()) return;
+    std::vector<Session*> sessions;
+    std::vector<GenerateOptions> options;
+    std::vector<Session> alone;
+    for (Known* each : members) {
+      sessions.push_back(&each->session);
+      options.push_back({static_cast<int64_t>(pick(12)), {.temperature = 0.5, .seed = pick(100)}, {{3, 4}}});
+      alone.push_back(*each->session.fork());
+    }
+    auto batch = model_.generate_batch(sessions, options);
+    if (model_.engine().memory().page_bytes() == 1) {
+      ASSERT_FALSE(batch);
+      EXPECT_EQ(batch.error().code, ErrorCode::kInvalidArgument);
+      return;
+    }
+    ASSERT_TRUE(batch) << batch.error().message;
+    std::vector<Generation> generations;
+    for (size_t i = 0; i < alone.size(); ++i) generations.push_back(*alone[i].generate(options[i]));
+    for (size_t steps = pick(14); steps > 0 && !batch->has_finished(); --steps) {
+      const auto tokens = batch->next();
+      ASSERT_TRUE(tokens) << tokens.error().message;
+      for (size_t i = 0; i < members.size(); ++i) {
+        EXPECT_EQ((*tokens)[i], *generations[i].next());
+        EXPECT_EQ(batch->finish_reason(i), generations[i].finish_reason());
+        EXPECT_TRUE(batch->status(i));
+      }
+    }
+    for (Known* each : members) {
+      if (each->pending) each->run({});
+      for (const int32_t token : each->session.tokens().subspan(static_cast<size_t>(each->length()))) {
+        if (each->pending) each->run({});
+        each->pending = token;
+      }
+    }
   }
 
   void drop() {

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from ..errors import BundleError, RequestError, SessionError, StateError
 from ..installation import onnxruntime_library as installed_onnxruntime
 from ..specs import MOST_TOKENS
+from .answer import answer_decoder
+from .batch import BatchMember, batch_steps
 from .options import (
     MOST_THREADS,
     GenerateOptions,
@@ -20,7 +22,7 @@ from .options import (
     stop_strings,
     whole_number,
 )
-from .prompt import TokenizerLike
+from .prompt import TokenizerLike, require_tokenizer
 from .prompt_ids import TokenIds, held_ids
 from .session import Session
 
@@ -193,6 +195,49 @@ class Model:
         Raises: SessionError for more tokens than a session can hold.
         """
         return self._native.state_bytes(whole_number("tokens", tokens, 0, MOST_TOKENS))
+
+    def generate_batch(self, sessions: Sequence[Session], **options: Unpack[GenerateOptions]) -> Iterator[list[str]]:
+        """Yield the answers of several sessions, piece by piece. One step of the engine serves all of them.
+
+        For example, ask two questions about one book at the same time:
+
+            who, where = book.fork(), book.fork()
+            who.prefill("Who is Natasha?")
+            where.prefill("Where does it begin?")
+            for pieces in llm.generate_batch([who, where]):
+                ...
+
+        Each list has a piece of text for each session, in their order. It is empty where nothing is certain yet, and
+        for a session whose answer has ended. `Session.finish_reason` tells why.
+
+        Args:
+            sessions: of this model and of the same `max_context`, each once, with contexts of any lengths. You cannot
+                use them otherwise before their answers have ended or you leave the iterator.
+            options: as in `Session.generate`, for all sessions. Session number i draws with `seed + i`.
+        Raises: SessionError for wrong options or sessions, or more of them than a step of the engine serves. RunError
+            if a step fails. If there is no memory for one session, its answer ends, the others go on, and its RunError
+            is raised when they have ended.
+        """
+        tokenizer = require_tokenizer(self.tokenizer)
+        strings = options.get("stop_strings")
+        members = [BatchMember(session, answer_decoder(tokenizer, strings)) for session in sessions]
+        return (pieces for _, pieces in batch_steps(self._native, members, options, self.stop_token_ids))
+
+    def generate_batch_tokens(
+        self, sessions: Sequence[Session], **options: Unpack[GenerateOptions]
+    ) -> Iterator[list[int | None]]:
+        """Yield the next token id of each session. None for those whose answers have ended.
+
+        Everything else is as in `generate_batch`. `stop_strings` need a tokenizer.
+        """
+        strings = options.get("stop_strings")
+        members = [
+            BatchMember(
+                session, None if strings is None else answer_decoder(require_tokenizer(self.tokenizer), strings)
+            )
+            for session in sessions
+        ]
+        return (ids for ids, _ in batch_steps(self._native, members, options, self.stop_token_ids))
 
     def check_generate(self, **options: Unpack[GenerateOptions]) -> None:
         """Check options of `Session.generate` before there is anything to generate from.

@@ -21,12 +21,15 @@ Address = int
 
 
 class PythonExecution(Protocol):
-    """Runs steps on the caches of one session."""
+    """Runs steps on caches of B rows: on those of one session, or on those of B sequences that decode together."""
 
     def run(self, inputs: Mapping[str, NDArray[Any]], logits: NDArray[np.float32]) -> None:
-        """Run one step, update the caches and write the last token's logits.
+        """Run one step, update the caches and write the logits of each sequence's last token.
 
-        Args: `inputs` are the token inputs by name (`input_ids` [1, T] and so on). Write `logits`, fp32 [1, V].
+        Where B > 1, T is 1. Rows have lengths of their own, and dense and sparse ones may be in one step.
+
+        Args: `inputs` are the token inputs by name: `input_ids` int64 [B, T], `past_length` and `context_length` int32
+            [B], `rope_cos_sin` fp32 [B, T, head_dim]. Write `logits`, fp32 [B, V].
             All are views of memory that is valid during the call only.
         """
 
@@ -42,6 +45,8 @@ class PythonEngine(Protocol):
     max_context: int
     """Largest number of tokens that a session can hold."""
     max_chunk_tokens: int
+    max_batch: int
+    """Most sequences of one decode step. With 1, caches have one row, and no batch is given."""
     default_chunk_tokens: int
 
     device: int | None
@@ -54,7 +59,11 @@ class PythonEngine(Protocol):
         """
 
     def create_execution(self, caches: Mapping[str, tuple[Address, Sequence[int]]]) -> PythonExecution:
-        """Create an execution for a session. Its caches keep these addresses and shapes for good.
+        """Create an execution for a session, or for B sequences that decode together, one in each row of the caches.
 
-        Only rows that a step has written, or is about to write, may be touched: behind the others there is no memory.
+        The caches keep these addresses and shapes for good. They are contiguous, and B is the first extent of all of
+        their shapes. Several executions may be on one address, each with a B of its own. Only tokens that a step has
+        written, or is about to write, may be touched: behind the others there is no memory.
+
+        Raises: MemoryError if steps of B sequences do not fit.
         """

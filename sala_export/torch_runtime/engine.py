@@ -25,6 +25,8 @@ from .step import LayerProducts, Step
 from .weights import PackedModel
 
 MAX_CHUNK_TOKENS = 65536
+MAX_BATCH = 64
+"""Most sequences of a decode step."""
 MAX_CONTEXT = 2**31 - 1 - MAX_CHUNK_TOKENS
 """Largest context. Positions are int32, and a step may end at the last one."""
 LIBRARY_BYTES = 128 << 20
@@ -40,7 +42,7 @@ class SessionMemory:
     step_bytes: int
     """Bytes of the arena of a chunk, which sessions of one model share."""
     decode_bytes: int
-    """Bytes of the arena of one token, which a CUDA graph keeps."""
+    """Bytes of the arena of one token of one session, which a CUDA graph keeps."""
 
     @property
     def total_bytes(self) -> int:
@@ -56,6 +58,7 @@ class TorchEngine:
     name = "torch"
     max_context = MAX_CONTEXT
     max_chunk_tokens = MAX_CHUNK_TOKENS
+    max_batch = MAX_BATCH
 
     def __init__(
         self, packed: PackedModel, operators: Operators, *, weights_bytes: int, default_chunk_tokens: int
@@ -70,8 +73,8 @@ class TorchEngine:
         self.products = [LayerProducts.of(packed, layer) for layer in range(packed.config.num_hidden_layers)]
         self.lock = threading.RLock()
         self._weights_bytes = weights_bytes
-        self.decode_layout = self.layout(1)
-        self.decode_arena = self._new_arena(self.decode_layout)
+        self._decode_memory: dict[int, tuple[Layout, Arena]] = {}
+        self.decode_layout, self.decode_arena = self.decode_memory(1)
         self._arena = self._new_arena(None)
         self._executions: weakref.WeakSet[TorchExecution] = weakref.WeakSet()
 
@@ -80,9 +83,9 @@ class TorchEngine:
         """Ordinal of the GPU whose memory the caches are in. None for the host."""
         return ordinal_of(self.packed.device)
 
-    def layout(self, tokens: int) -> Layout:
-        """Layout of a step of this many tokens."""
-        return step_layout(self.packed.config, self.packed.precision, tokens, self.operators.workspaces)
+    def layout(self, tokens: int, batch: int = 1) -> Layout:
+        """Layout of a step of this many tokens of each of `batch` sequences."""
+        return step_layout(self.packed.config, self.packed.precision, tokens, self.operators.workspaces, batch)
 
     def memory(self, max_context: int, chunk_tokens: int) -> SessionMemory:
         """Account for the memory of a session of these sizes, the weights included."""
@@ -103,6 +106,20 @@ class TorchEngine:
                 self._require_room(layout, chunk_tokens)
             self.arena(layout)
 
+    def decode_memory(self, batch: int) -> tuple[Layout, Arena]:
+        """Return layout and arena of steps of one token of each of `batch` sequences.
+
+        The arena is made at the first call for a batch and then kept: CUDA graphs hold its addresses.
+        Raises: MemoryError if there is no room for it.
+        """
+        if batch not in self._decode_memory:
+            # Between steps: one of them may be captured, and no one else makes this arena.
+            with self.lock:
+                if batch not in self._decode_memory:
+                    layout = self.layout(1, batch)
+                    self._decode_memory[batch] = layout, self._new_arena(layout)
+        return self._decode_memory[batch]
+
     def arena(self, layout: Layout) -> Arena:
         """Return an arena of chunks that is large enough for `layout`. It is a new one if it had to grow."""
         if not self._arena.holds(layout):
@@ -114,7 +131,11 @@ class TorchEngine:
         return self._arena
 
     def create_execution(self, caches: Mapping[str, tuple[Address, Sequence[int]]]) -> TorchExecution:
-        """Create an execution for a session whose caches have these addresses and shapes."""
+        """Create an execution on caches of these addresses and shapes: of a session, or of B sequences that decode.
+
+        See `runtime.python_engine.PythonEngine.create_execution`.
+        Raises: MemoryError if there is no room for the arena of a batch that is new.
+        """
         config = self.packed.config
         layers: list[list[Tensor]] = [[] for _ in config.mixer_types]
         for entry in signature(config, self.packed.precision.dtype).caches:
@@ -150,12 +171,16 @@ class TorchEngine:
 
 
 class TorchExecution:
-    """Steps on the caches of one session. On a GPU the second and later decode steps replay a CUDA graph."""
+    """Steps on the caches of one session, or decode steps on those of several sequences, one in each row.
+
+    On a GPU the second and later decode steps replay a CUDA graph.
+    """
 
     def __init__(self, engine: TorchEngine, caches: Sequence[Cache]) -> None:
         self._engine = engine
         self._caches = caches
-        self._decode = self._step(engine.decode_layout, engine.decode_arena)
+        batch = len(caches[0][0])
+        self._decode = self._step(*engine.decode_memory(batch))
         self._prefill: Step | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self.replays = 0
@@ -163,7 +188,7 @@ class TorchExecution:
 
     @property
     def decode_step(self) -> Step:
-        """The step of one token, which serves every position."""
+        """The step of one token of each sequence, which serves every position."""
         return self._decode
 
     def forget_chunks(self) -> None:

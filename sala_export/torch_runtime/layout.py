@@ -2,14 +2,15 @@
 
 One arena holds it all. Token inputs come first, so that one copy brings them. The rows of the residual stream are next.
 The two halves of a layer, mixer and MLP, share the rest, because they run one after the other, as layers do. A step has
-T tokens, and X is the activation type.
+T tokens of each of B sequences, and X is the activation type. One of the two is 1: a step is many tokens of one
+sequence, or one token of each of several. R = B T rows.
 
-    token inputs | hidden [T, H] | normed [T, H] | ... | lightning: qkvz, y, workspaces
+    token inputs | hidden [R, H] | normed [R, H] | ... | lightning: qkvz, y, workspaces
                                                        | sparse:    qkvg, y, workspaces
-                                                       | mlp:       gate and up [T, 2 I]
+                                                       | mlp:       gate and up [R, 2 I]
 
 `normed` also takes the results of the projections back to the stream, whose input has been consumed by then. The
-product `silu(gate) * up` overwrites `gate`. So a step of 9B in bf16 takes 82 KB per token.
+product `silu(gate) * up` overwrites `gate`. So a step of 9B in bf16 takes 82 KB per token of a chunk.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from ..model.mixers import MIXERS
 from ..model.signature import BATCH, LOGITS, TOKENS, cache_sizes, operator_tensor, signature
 from ..specs import DType, Precision, TensorSpec
 
-Workspaces = Callable[[Mixer, int], Iterable[TensorSpec]]
-"""Gives the scratch tensors of a mixer's operator for a step of this many tokens."""
+Workspaces = Callable[[Mixer, int, int], Iterable[TensorSpec]]
+"""Gives the scratch tensors of a mixer's operator for a step of T tokens of each of B sequences, from T and B."""
 
 _ALIGNMENT_BYTES = 256
 
@@ -64,36 +65,38 @@ class Arena:
         return layout.total_bytes <= len(self.device) and layout.input_bytes <= len(self.host)
 
 
-def step_layout(config: SalaConfig, precision: Precision, tokens: int, workspaces: Workspaces) -> Layout:
-    """The layout of a step of `tokens` tokens, batch 1."""
+def step_layout(
+    config: SalaConfig, precision: Precision, tokens: int, workspaces: Workspaces, batch: int = 1
+) -> Layout:
+    """The layout of a step of `tokens` tokens of each of `batch` sequences."""
     x = precision.dtype
-    sizes = {BATCH: 1, TOKENS: tokens}
+    sizes = {BATCH: batch, TOKENS: tokens}
     inputs = [TensorSpec(spec.name, spec.dtype, spec.bound(sizes)) for spec in signature(config, x).token_inputs]
     places, input_bytes = _placed("", inputs, 0)
-    rows = [TensorSpec(name, x, (tokens, config.hidden_size)) for name in ("hidden", "normed")]
+    rows = [TensorSpec(name, x, (batch * tokens, config.hidden_size)) for name in ("hidden", "normed")]
     rows += [
-        TensorSpec("head", x, (1, config.vocab_size)),
-        TensorSpec(LOGITS, DType.FLOAT32, (1, config.vocab_size)),
+        TensorSpec("head", x, (batch, config.vocab_size)),
+        TensorSpec(LOGITS, DType.FLOAT32, (batch, config.vocab_size)),
     ]
     shared, start = _placed("", rows, input_bytes)
     places |= shared
     ends = []
-    for phase, specs in _phases(config, x, tokens, workspaces).items():
+    for phase, specs in _phases(config, x, sizes, workspaces).items():
         placed, end = _placed(f"{phase}/", specs, start)
         places |= placed
         ends.append(end)
     return Layout(places=places, input_bytes=input_bytes, total_bytes=max(ends))
 
 
-def _phases(config: SalaConfig, x: DType, tokens: int, workspaces: Workspaces) -> dict[str, list[TensorSpec]]:
-    sizes = {BATCH: 1, TOKENS: tokens}
-    phases = {"mlp": [TensorSpec("gate_up", x, (tokens, 2 * config.intermediate_size))]}
+def _phases(config: SalaConfig, x: DType, sizes: dict[str, int], workspaces: Workspaces) -> dict[str, list[TensorSpec]]:
+    tokens, batch = sizes[TOKENS], sizes[BATCH]
+    phases = {"mlp": [TensorSpec("gate_up", x, (batch * tokens, 2 * config.intermediate_size))]}
     for mixer in dict.fromkeys(config.mixer_types):
         kind = MIXERS[mixer]
         specs = [operator_tensor(kind, tensor, config, x) for tensor in (kind.packed, kind.rows)]
         phases[mixer] = [
             *(TensorSpec(spec.name, spec.dtype, spec.bound(sizes)) for spec in specs),
-            *workspaces(mixer, tokens),
+            *workspaces(mixer, tokens, batch),
         ]
     return phases
 

@@ -14,10 +14,13 @@ from ..specs import TensorSpec
 
 
 class Operators(Protocol):
-    """Operations on T tokens, hidden size H, intermediate size I. Results go where the caller says."""
+    """Operations on R rows, hidden size H, intermediate size I. Results go where the caller says.
 
-    def workspaces(self, mixer: Mixer, tokens: int) -> Iterable[TensorSpec]:
-        """Scratch tensors that `bound_mixer` needs among its buffers."""
+    The rows are T tokens of each of B sequences, R = B T.
+    """
+
+    def workspaces(self, mixer: Mixer, tokens: int, batch: int) -> Iterable[TensorSpec]:
+        """Scratch tensors that `bound_mixer` needs among its buffers, for `tokens` T and `batch` B."""
 
     def bound_mixer(self, layer: DecoderLayer, cache: Cache, buffers: Mapping[str, Tensor]) -> Callable[[], None]:
         """Make a function that runs the layer's attention operator on these tensors. It writes `y` and the caches.
@@ -27,19 +30,19 @@ class Operators(Protocol):
         """
 
     def norm(self, norm: RMSNorm, hidden: Tensor, out: Tensor) -> None:
-        """Compute `out = norm(hidden)`, both [T, H]."""
+        """Compute `out = norm(hidden)`, both [R, H]."""
 
     def add_norm(self, norm: RMSNorm, hidden: Tensor, delta: Tensor, scale: float) -> None:
-        """Compute `hidden += scale * delta`, then `delta = norm(hidden)`, all [T, H]."""
+        """Compute `hidden += scale * delta`, then `delta = norm(hidden)`, all [R, H]."""
 
     def gated_product(self, gate_up: Tensor) -> Tensor:
-        """Compute `silu(gate) * up` of [T, 2 I] over the gate. Returns a view [T, I] of it."""
+        """Compute `silu(gate) * up` of [R, 2 I] over the gate. Returns a view [R, I] of it."""
 
 
 class ReferenceOperators:
     """Operators in plain PyTorch, which allocate what they need and read lengths on the host."""
 
-    def workspaces(self, mixer: Mixer, tokens: int) -> tuple[TensorSpec, ...]:
+    def workspaces(self, mixer: Mixer, tokens: int, batch: int) -> tuple[TensorSpec, ...]:
         return ()
 
     def bound_mixer(self, layer: DecoderLayer, cache: Cache, buffers: Mapping[str, Tensor]) -> Callable[[], None]:

@@ -32,7 +32,7 @@ class Rounding:
     """fp32. See `fake_quantize`. None if each row has its own: its largest magnitude over the largest code."""
 
     def __call__(self, x: Tensor) -> None:
-        """Round x [T, in] in place."""
+        """Round x [rows, in] in place."""
         rows = max(1, _ROUNDED_ELEMENTS // x.shape[1])
         for part in torch.split(x, rows):
             part.copy_(fake_quantize(part, self.precision, self._scale_of(part)))
@@ -64,7 +64,7 @@ class PackedProduct:
         self._parts = [(part, weight[part.rows].t()) for part in parts]
 
     def __call__(self, x: Tensor, out: Tensor) -> None:
-        """Write `x [T, in] @ weight.T` to `out` [T, out]. It rounds `x` in place, which nobody may read afterwards."""
+        """Write `x [rows, in] @ weight.T` to `out` [rows, out]. Rounds `x` in place: nobody may read it afterwards."""
         *others, last = self._parts
         for part, columns in others:
             _multiply(x if part.rounding is None else x.clone(), part, columns, out)

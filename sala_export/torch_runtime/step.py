@@ -48,9 +48,9 @@ class LayerProducts:
 
 
 class Step:
-    """A step of a fixed number of tokens on one session's caches.
+    """A step of a fixed number of tokens on the caches of one session, or of one token on the caches of B sequences.
 
-    It reads the token inputs and writes `logits` fp32 [1, V] and the caches. No launch depends on a position.
+    It reads the token inputs and writes `logits` fp32 [B, V] and the caches. No launch depends on a position.
     """
 
     def __init__(
@@ -62,7 +62,10 @@ class Step:
         arena: Arena,
         caches: Sequence[Cache],
     ) -> None:
-        """Raises: ShapeError or UnsupportedError if the operators cannot serve these caches."""
+        """Args: `caches` by layer, tensors [B, ...] where B is the batch of `layout`.
+
+        Raises: ShapeError or UnsupportedError if the operators cannot serve these caches.
+        """
         self._packed = packed
         self._products = products
         self._operators = operators
@@ -71,12 +74,14 @@ class Step:
         self._host_inputs = arena.host[: layout.input_bytes]
         self._host_views = layout.views(arena.host, TOKEN_INPUTS)
         self.logits = buffers[LOGITS]
-        self._ids = buffers[INPUT_IDS][0]
+        self.tokens = buffers[INPUT_IDS].shape[1]
+        """T, of each sequence."""
+        self._ids = buffers[INPUT_IDS].flatten()
         self._hidden, self._normed, self._head = buffers["hidden"], buffers["normed"], buffers["head"]
         self._gate_up = buffers["mlp/gate_up"]
         self._mixers = []
         self._rows: list[tuple[Tensor, Tensor]] = []
-        """By layer, the packed projection [T, N] and the operator's rows [T, W]."""
+        """By layer, the packed projection [B T, N] and the operator's rows [B T, W]."""
         config = packed.config
         for mixer, layer, cache in zip(config.mixer_types, packed.layers, caches, strict=True):
             prefix = f"{mixer}/"
@@ -84,11 +89,7 @@ class Step:
             own |= {name: buffers[name] for name in TOKEN_INPUTS}
             self._mixers.append(operators.bound_mixer(layer, cache, own))
             kind = MIXERS[mixer]
-            self._rows.append((own[kind.packed.name][0], own[kind.rows.name][0]))
-
-    @property
-    def tokens(self) -> int:
-        return len(self._ids)
+            self._rows.append((own[kind.packed.name].flatten(0, 1), own[kind.rows.name].flatten(0, 1)))
 
     def bring(self, inputs: Mapping[str, NDArray[Any]]) -> None:
         """Copy the token inputs to the device, all at once."""
@@ -118,8 +119,9 @@ class Step:
             if index < last:
                 following = layers[index + 1].input_layernorm
                 self._operators.add_norm(following, hidden, normed, layer.residual_scale)
-        # Of the last layer only the last token goes on.
-        hidden, normed = hidden[-1:], normed[-1:]
+        # Of the last layer only the last token of each sequence goes on: of several sequences every row is one.
+        batch = len(self.logits)
+        hidden, normed = hidden[-batch:], normed[-batch:]
         self._operators.add_norm(stack.norm, hidden, normed, layers[last].residual_scale)
         normed /= config.logit_divisor
         torch.mm(normed, model.lm_head.weight.t(), out=self._head)

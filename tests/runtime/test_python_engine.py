@@ -30,7 +30,7 @@ class Counter:
     """An engine whose logits are one-hot at the sum of all tokens so far, which it keeps in its cache."""
 
     name, precision = "counter", "fp32"
-    max_context, max_chunk_tokens, default_chunk_tokens = 1000, 50, 7
+    max_context, max_chunk_tokens, default_chunk_tokens, max_batch = 1000, 50, 7, 1
     inputs = (
         TensorSpec("input_ids", DType.INT64, ("batch", "tokens")),
         TensorSpec("past_length", DType.INT32, ("batch",)),

@@ -153,6 +153,26 @@ def test_wrong_stop_strings_are_refused_at_once(session: Session, model: Model, 
     assert session.position == 3
 
 
+def test_answers_of_a_batch_end_at_stop_strings_and_keep_what_generate_keeps(model: Model) -> None:
+    spelling = Model(model._native, CyclicTokenizer())
+    sessions = [spelling.session(max_context=512) for _ in range(3)]
+    for count, session in enumerate(sessions, 3):
+        session.prefill([5, 17, 42, 9, 11][:count])
+    alone = sessions[2].fork()
+    expected = "".join(alone.generate(stop_strings="<end>", stop_tokens=[]))
+    answers = ["", "", ""]
+    limits: dict[str, Any] = {"stop_strings": "<end>", "stop_tokens": []}
+    for pieces in spelling.generate_batch(sessions, **limits):
+        answers = [answer + piece for answer, piece in zip(answers, pieces, strict=True)]
+    assert answers == [expected] * 3
+    assert [session.finish_reason for session in sessions] == ["stop_string"] * 3
+    assert sessions[2].tokens.tolist() == alone.tokens.tolist()
+    # Text that was held back comes at the end of an answer that stops for another reason.
+    limits = {"stop_strings": "never", "stop_tokens": [], "max_new_tokens": 3}
+    again = "".join("".join(pieces) for pieces in spelling.generate_batch(sessions[:1], **limits))
+    assert again == "".join(sessions[1].generate(**limits))
+
+
 def test_stop_strings_come_in_any_list(session: Session) -> None:
     for strings in ("One", ("One",), {"One"}, iter(["One"]), ["One", "never"]):
         session.reset()

@@ -18,6 +18,7 @@ import torch
 from support.closeness import assert_close
 from support.kernel_probes import elementwise
 from support.small_models import write_small_checkpoint
+from support.torch_batches import CAPACITY, execution_on, new_caches
 from support.torch_sessions import logits_of_calls, remember_executions, torch_model
 from support.triton_compiler import call_compiling, compiled_ptx
 from support.triton_interpreter import call_interpreting
@@ -158,15 +159,16 @@ class AtenCalls(TorchDispatchMode):
         return result
 
 
+@pytest.mark.parametrize("batch", [1, 3])
 def test_decode_step_allocates_nothing_and_gives_the_host_nothing(
-    checkpoint: Path, launches: Launches, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, launches: Launches, batch: int
 ) -> None:
-    executions = remember_executions(monkeypatch)
-    model = torch_model(checkpoint, kernels=True)
-    session = model.session(max_context=400, chunk_tokens=64)
-    session.prefill([1])
-    (execution,) = executions
-    calls = AtenCalls(model.engine.decode_arena.device)
+    engine = torch_model(checkpoint, kernels=True).engine
+    caches = new_caches(engine, batch, CAPACITY)
+    execution = execution_on(engine, caches, batch)
+    _, arena = engine.decode_memory(batch)
+    arena.device.zero_()
+    calls = AtenCalls(arena.device)
     with calls, torch.inference_mode():
         execution.decode_step.run()
     assert {"aten.mm.out", "aten.index_select.out"} <= calls.names

@@ -79,6 +79,17 @@ class Memory {
   virtual Status read(void* host, const void* from, int64_t bytes) = 0;
   /// Copies from the host, to what is claimed.
   virtual Status write(void* to, const void* host, int64_t bytes) = 0;
+  /// Copies between parts that are claimed, or shown, and do not overlap.
+  virtual Status copy(void* to, const void* from, int64_t bytes);
+
+  /// Shows a buffer a second time, from `offset` on in `at`, a buffer of which nothing is claimed or shown there, until
+  /// `hide`. Both places are the same memory: what is claimed, written or dropped in `buffer` is so in `at`. `offset`
+  /// is a multiple of page_bytes. `at` must outlive what it shows. After kOutOfMemory the buffer is not shown.
+  /// kInvalidArgument where memory does not grow by pages, for a buffer that is shown already, and where there is no
+  /// room for all of it.
+  virtual Status show(Buffer& buffer, Buffer& at, int64_t offset);
+  /// Ends `show`, as the end of the buffer does. Nothing happens to one that is not shown.
+  virtual Status hide(Buffer& buffer);
 
   /// Whether the CPU can read and write it.
   virtual bool is_on_host() const { return false; }
@@ -115,30 +126,34 @@ struct EngineLimits {
   int64_t max_chunk_tokens = 0;      // tokens of one step of the prefill profile
   int64_t default_chunk_tokens = 0;  // tokens per prefill step if the caller does not choose
   int64_t least_capacity = 1;        // tokens that caches must have room for, however short the context
+  int64_t max_batch = 1;             // sequences of one step of the decode profile
 };
 
-/// What one step reads besides weights and caches, in host memory that is valid during the call.
+/// What one step reads besides weights and caches, in host memory that is valid during the call. A batch is of one
+/// sequence, or of several with one token each.
 struct StepInputs {
-  std::span<const int64_t> input_ids;   // [tokens]
-  int32_t past_length = 0;              // tokens that the caches hold before this step
-  int32_t context_length = 0;           // at least past_length + tokens; the step is sparse from dense_len on
-  std::span<const float> rope_cos_sin;  // [tokens, head_dim], row by row
+  std::span<const int64_t> input_ids;       // [batch, tokens]
+  std::span<const int32_t> past_length;     // [batch], tokens that the caches hold before this step
+  std::span<const int32_t> context_length;  // [batch], at least past_length + tokens; sparse from dense_len on
+  std::span<const float> rope_cos_sin;      // [batch, tokens, head_dim]
 
-  /// The same as tensors of batch 1 under the names of step_names.h. They refer to this object and are for reading.
+  int64_t batch() const { return static_cast<int64_t>(past_length.size()); }
+  int64_t tokens() const { return static_cast<int64_t>(input_ids.size()) / batch(); }
+  /// The same as tensors under the names of step_names.h. They refer to this object and are for reading.
   std::array<Tensor, 4> tensors() const;
 };
 
-/// Runs steps on the caches of one session. One thread at a time may use it.
+/// Runs steps on the caches of one session, or of a batch. One thread at a time may use it.
 class Execution {
  public:
   virtual ~Execution() = default;
 
-  /// Runs one step: reads `step`, updates the caches given at creation, and writes the last token's logits,
-  /// [vocab_size] in host memory. After an error the contents of the caches are undefined.
+  /// Runs one step: reads `step`, updates the caches given at creation, and writes the logits of each sequence's last
+  /// token, [batch, vocab_size] in host memory. After an error the contents of the caches are undefined.
   virtual Status run(Profile profile, const StepInputs& step, std::span<float> logits) = 0;
 };
 
-/// One cache of a session, under the names by which it enters and leaves a step.
+/// One cache of a session or batch, [batch, ...], under the names by which it enters and leaves a step.
 struct CacheBinding {
   std::string_view past_name;
   std::string_view present_name;
@@ -166,8 +181,10 @@ class Engine {
   /// nothing, and only `create_execution` shows whether there is room.
   virtual Status prepare(int64_t /*chunk_tokens*/) const { return success(); }
 
-  /// Creates an execution for a session. The buffers of `caches` and the engine must outlive it. Of the caches, the
-  /// rows of one token are claimed: the engine may run a step there to warm up, and the session clears them after it.
+  /// Creates an execution for a session or a batch. The buffers of `caches` and the engine must outlive it. If the
+  /// engine serves one session a step, the rows of one token are claimed: it may run a step there to warm up, and the
+  /// session clears them after it. If it serves more, the caches may be those of a batch, where sessions stand side by
+  /// side: they are in use, and nothing may be written there before the first step.
   virtual Expected<std::unique_ptr<Execution>> create_execution(std::span<const CacheBinding> caches) const = 0;
 };
 

@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "sala/batch.h"
 #include "sala/engine.h"
 #include "sala/session.h"
 #include "sala/status.h"
@@ -116,6 +117,12 @@ class Model {
   /// Creates a session from a file of `Session::save`. Its `max_context` may differ. Nothing is allocated for a file
   /// that is refused.
   Expected<Session> restore(const std::filesystem::path& state_file, const SessionOptions& options = {}) const;
+
+  /// Begins answers of several sessions of this model that are drawn together, with the options of each. All have the
+  /// same `max_context`. kInvalidArgument for more sessions than a step of the engine serves, where it serves one only,
+  /// for a session of another model or one that is there twice; otherwise as `Session::generate`.
+  Expected<BatchGeneration> generate_batch(std::span<Session* const> sessions,
+                                           std::span<const GenerateOptions> options) const;
 
   /// Creates a session from files of `Session::save_rows`, which lie one behind the other from token 0 on, and one of
   /// `Session::save_checkpoint`, which begins where they end. It is as one that has prefilled these tokens, and keeps a

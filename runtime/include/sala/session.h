@@ -16,6 +16,7 @@
 
 namespace sala {
 
+class BatchGeneration;
 class Generation;
 class Model;
 class Prefiller;
@@ -162,8 +163,13 @@ class Generation {
   FinishReason finish_reason() const { return finish_reason_; }
 
  private:
+  friend class BatchGeneration;
   friend class Session;
   Generation(SessionCore& core, GenerateOptions options) : core_(&core), options_(std::move(options)) {}
+  /// False, with the reason, once there is nothing more to draw.
+  bool goes_on();
+  /// Draws a token from the logits.
+  Expected<std::optional<int32_t>> draw();
 
   SessionCore* core_;
   GenerateOptions options_;

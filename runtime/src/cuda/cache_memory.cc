@@ -127,6 +127,7 @@ class DevicePages final : public PageSource {
   Status zero(char* at, size_t count) override { return device_->set_zero(at, bytes_of(count)); }
   Status read(void* host, const void* from, int64_t bytes) override { return device_->read(host, from, bytes); }
   Status write(void* to, const void* host, int64_t bytes) override { return device_->write(to, host, bytes); }
+  Status copy(void* to, const void* from, int64_t bytes) override { return device_->copy(to, from, bytes); }
 
  private:
   const CudaDriver& driver() const { return device_->driver(); }

@@ -24,6 +24,7 @@ class DeviceMemory final : public Memory {
   Status clear(Buffer& buffer) override;
   Status read(void* host, const void* from, int64_t bytes) override { return device_->read(host, from, bytes); }
   Status write(void* to, const void* host, int64_t bytes) override { return device_->write(to, host, bytes); }
+  Status copy(void* to, const void* from, int64_t bytes) override { return device_->copy(to, from, bytes); }
   int64_t used_bytes() const override { return used_bytes_; }
 
   /// As `allocate`, but not zeroed. `advice`: what to do if there is no room.
@@ -54,6 +55,7 @@ class PinnedMemory final : public Memory {
   Status clear(Buffer& buffer) override;
   Status read(void* host, const void* from, int64_t bytes) override;
   Status write(void* to, const void* host, int64_t bytes) override;
+  Status copy(void* to, const void* from, int64_t bytes) override { return read(to, from, bytes); }
   bool is_on_host() const override { return true; }
   int64_t used_bytes() const override { return used_bytes_; }
 

@@ -22,19 +22,31 @@ Status Memory::claim(Buffer&, ByteRange) { return success(); }
 Status Memory::drop(Buffer&, ByteRange) { return success(); }
 
 Status Memory::share(Buffer& to, const Buffer& from, std::span<const ByteRange> parts) {
-  constexpr int64_t kStagingBytes = int64_t{4} << 20;
-  const auto staging = std::make_unique_for_overwrite<char[]>(kStagingBytes);
   for (const ByteRange& part : parts) {
-    for (int64_t done = 0; done < part.bytes;) {
-      const int64_t bytes = std::min(kStagingBytes, part.bytes - done);
-      const int64_t at = part.offset + done;
-      SALA_RETURN_IF_ERROR(read(staging.get(), static_cast<const char*>(from.data()) + at, bytes));
-      SALA_RETURN_IF_ERROR(write(static_cast<char*>(to.data()) + at, staging.get(), bytes));
-      done += bytes;
-    }
+    SALA_RETURN_IF_ERROR(copy(static_cast<char*>(to.data()) + part.offset,
+                              static_cast<const char*>(from.data()) + part.offset, part.bytes));
   }
   return success();
 }
+
+Status Memory::copy(void* to, const void* from, int64_t bytes) {
+  constexpr int64_t kStagingBytes = int64_t{4} << 20;
+  const int64_t most = std::min(kStagingBytes, bytes);
+  const auto staging = std::make_unique_for_overwrite<char[]>(static_cast<size_t>(most));
+  for (int64_t done = 0; done < bytes; done += most) {
+    const int64_t piece = std::min(most, bytes - done);
+    SALA_RETURN_IF_ERROR(read(staging.get(), static_cast<const char*>(from) + done, piece));
+    SALA_RETURN_IF_ERROR(write(static_cast<char*>(to) + done, staging.get(), piece));
+  }
+  return success();
+}
+
+Status Memory::show(Buffer&, Buffer&, int64_t) {
+  return error(ErrorCode::kInvalidArgument,
+               "this memory does not grow by pages: a buffer of it cannot be shown at a second place");
+}
+
+Status Memory::hide(Buffer&) { return success(); }
 
 namespace {
 
@@ -70,6 +82,8 @@ class HostMemory final : public Memory {
     std::memcpy(to, host, static_cast<size_t>(bytes));
     return success();
   }
+
+  Status copy(void* to, const void* from, int64_t bytes) override { return read(to, from, bytes); }
 
   bool is_on_host() const override { return true; }
   int64_t used_bytes() const override { return used_bytes_; }

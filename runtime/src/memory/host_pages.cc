@@ -171,6 +171,8 @@ Status HostPages::write(void* to, const void* host, int64_t bytes) {
   return success();
 }
 
+Status HostPages::copy(void* to, const void* from, int64_t bytes) { return read(to, from, bytes); }
+
 std::unique_ptr<Memory> paged_host_memory() { return std::make_unique<PagedMemory>(std::make_unique<HostPages>()); }
 
 }  // namespace sala

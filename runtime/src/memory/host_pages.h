@@ -34,6 +34,7 @@ class HostPages final : public PageSource {
   Status zero(char* at, size_t count) override;
   Status read(void* host, const void* from, int64_t bytes) override;
   Status write(void* to, const void* host, int64_t bytes) override;
+  Status copy(void* to, const void* from, int64_t bytes) override;
 
  private:
   class Extent;

@@ -65,8 +65,8 @@ class PageSource {
   virtual Expected<PageRef> create_merged() { return PageRef(); }
   /// Copies what is mapped at `from` into new pages that are mapped nowhere.
   virtual Status copy(std::span<const PageRef> to, const char* from) = 0;
-  /// Maps pages side by side, where nothing is mapped. After an error nothing is. Merged ones stand there as often as
-  /// they have pages, in `copy` too.
+  /// Maps pages side by side, where nothing is mapped; they may be mapped elsewhere too. After an error nothing is.
+  /// Merged ones stand there as often as they have pages, in `copy` too.
   virtual Status map(char* at, std::span<const PageRef> pages) = 0;
   virtual Status unmap(char* at, size_t count) = 0;
 
@@ -74,6 +74,7 @@ class PageSource {
   virtual Status zero(char* at, size_t count) = 0;
   virtual Status read(void* host, const void* from, int64_t bytes) = 0;
   virtual Status write(void* to, const void* host, int64_t bytes) = 0;
+  virtual Status copy(void* to, const void* from, int64_t bytes) = 0;
 
  protected:
   /// Makes the object of a page. A step needs a few of them that stay, between allocations that go: from the heap they

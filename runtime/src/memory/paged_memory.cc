@@ -25,10 +25,6 @@ PagedMemory::Run PagedMemory::narrowed(const Pages& pages, Run run) {
   return run;
 }
 
-char* PagedMemory::address(void* buffer, size_t page) const {
-  return static_cast<char*>(buffer) + static_cast<int64_t>(page) * source_->page_bytes();
-}
-
 template <class IsWanted, class Work>
 Status PagedMemory::for_runs(const Pages& pages, Run all, IsWanted is_wanted, Work work) {
   while (all.first < all.last) {
@@ -52,7 +48,7 @@ Expected<Buffer> PagedMemory::allocate(int64_t bytes) {
   SALA_RETURN_IF_ERROR(source_->check_process());
   const auto addresses = source_->reserve(rounded);
   if (!addresses) return addresses.error();
-  tables_[*addresses].resize(page_of(rounded));
+  tables_[*addresses] = {*addresses, nullptr, Pages(page_of(rounded))};
   return Buffer(*this, *addresses, rounded);
 }
 
@@ -60,101 +56,146 @@ Status PagedMemory::claim(Buffer& buffer, ByteRange part) {
   if (part.bytes == 0) return success();
   const std::lock_guard lock(mutex_);
   SALA_RETURN_IF_ERROR(source_->check_process());
-  Pages& pages = tables_[buffer.data()];
+  Table& table = table_of(buffer);
   const Run run{page_of(part.offset), page_of(part.offset + part.bytes - 1) + 1};
   SALA_RETURN_IF_ERROR(for_runs(
-      pages, widened(pages, run), [](State state) { return state != State::kExclusive; },
-      [&](const Run& found) { return own(buffer.data(), pages, found); }));
-  return merge_behind(buffer.data(), pages, run);
+      table.pages, widened(table.pages, run), [](State state) { return state != State::kExclusive; },
+      [&](const Run& found) { return own(table, found); }));
+  return merge_behind(table, run);
 }
 
 /// Puts new pages in the place of absent or shared ones.
-Status PagedMemory::own(void* buffer, Pages& pages, Run run) {
-  const auto created = source_->create(address(buffer, run.first), run.size());
-  return created ? replace(buffer, pages, run, *created) : created.error();
+Status PagedMemory::own(Table& table, Run run) {
+  const auto created = source_->create(address(table.at, run.first), run.size());
+  return created ? replace(table, run, *created) : created.error();
 }
 
 /// Puts new pages in the place of absent ones, as zeros, or of others, as copies.
-Status PagedMemory::replace(void* buffer, Pages& pages, Run run, std::span<const PageRef> by) {
-  char* at = address(buffer, run.first);
-  const std::span before(pages.data() + run.first, run.size());
+Status PagedMemory::replace(Table& table, Run run, std::span<const PageRef> by) {
+  char* at = address(table.at, run.first);
+  const auto begin = table.pages.begin() + static_cast<ptrdiff_t>(run.first);
+  const Pages before(begin, begin + static_cast<ptrdiff_t>(run.size()));
   const bool was_absent = before.front() == nullptr;
   if (!was_absent) {
     SALA_RETURN_IF_ERROR(source_->copy(by, at));
-    SALA_RETURN_IF_ERROR(source_->unmap(at, run.size()));
+    SALA_RETURN_IF_ERROR(unmap(table, run));
   }
-  Status made = source_->map(at, by);
+  Status made = map(table, run.first, by);
   if (made && was_absent) {
     made = source_->zero(at, run.size());
-    if (!made) SALA_RETURN_IF_ERROR(source_->unmap(at, run.size()));
+    if (!made) SALA_RETURN_IF_ERROR(unmap(table, run));
   }
-  if (made) {
-    std::copy(by.begin(), by.end(), before.begin());
-    return success();
-  }
-  if (was_absent || source_->map(at, before)) return made;
-  std::fill(before.begin(), before.end(), nullptr);
+  if (made || was_absent || map(table, run.first, before)) return made;
   return error(ErrorCode::kEngineFailed, "a part of a cache was lost: ", made.error().message);
 }
 
 /// Merges the group in front of each one that a claim was in, if it is complete and only this buffer has it.
-Status PagedMemory::merge_behind(void* buffer, Pages& pages, Run claimed) {
+Status PagedMemory::merge_behind(Table& table, Run claimed) {
   const size_t count = source_->merged_pages();
   if (count == 1) return success();
   for (size_t end = claimed.first / count * count; end < claimed.last; end += count) {
-    if (end == 0 || pages[end] == nullptr) continue;
+    if (end == 0 || table.pages[end] == nullptr) continue;
     const Run group{end - count, end};
-    const bool is_ready = std::all_of(
-        pages.begin() + static_cast<ptrdiff_t>(group.first), pages.begin() + static_cast<ptrdiff_t>(group.last),
-        [](const PageRef& page) { return state_of(page) == State::kExclusive && page->count() == 1; });
+    const auto begin = table.pages.begin() + static_cast<ptrdiff_t>(group.first);
+    const bool is_ready = std::all_of(begin, begin + static_cast<ptrdiff_t>(count), [](const PageRef& page) {
+      return state_of(page) == State::kExclusive && page->count() == 1;
+    });
     if (!is_ready) continue;
     const auto merged = source_->create_merged();
     // Where there is no room for both, the group stays as it is.
     if (!merged && merged.error().code == ErrorCode::kOutOfMemory) return success();
     if (!merged) return merged.error();
-    const Status replaced = replace(buffer, pages, group, Pages(count, *merged));
+    const Status replaced = replace(table, group, Pages(count, *merged));
     if (!replaced && replaced.error().code != ErrorCode::kOutOfMemory) return replaced;
   }
   return success();
 }
 
+/// Maps pages where a table has none, at both places. After an error they are at neither.
+Status PagedMemory::map(Table& table, size_t first, std::span<const PageRef> pages) {
+  SALA_RETURN_IF_ERROR(source_->map(address(table.at, first), pages));
+  if (table.shown != nullptr) {
+    if (const Status shown = source_->map(address(table.shown, first), pages); !shown) {
+      SALA_RETURN_IF_ERROR(source_->unmap(address(table.at, first), pages.size()));
+      return shown;
+    }
+  }
+  std::copy(pages.begin(), pages.end(), table.pages.begin() + static_cast<ptrdiff_t>(first));
+  return success();
+}
+
+/// Unmaps pages, all of them present, at both places.
+Status PagedMemory::unmap(Table& table, Run run) {
+  if (table.shown != nullptr) SALA_RETURN_IF_ERROR(source_->unmap(address(table.shown, run.first), run.size()));
+  SALA_RETURN_IF_ERROR(source_->unmap(address(table.at, run.first), run.size()));
+  std::fill_n(table.pages.begin() + static_cast<ptrdiff_t>(run.first), run.size(), nullptr);
+  return success();
+}
+
+Status PagedMemory::unmap_present(Table& table, Run among) {
+  return for_runs(table.pages, among, is_present, [&](const Run& run) { return unmap(table, run); });
+}
+
 Status PagedMemory::drop(Buffer& buffer, ByteRange part) {
   const std::lock_guard lock(mutex_);
   const int64_t page = source_->page_bytes();
-  Pages& pages = tables_[buffer.data()];
-  return unmap(buffer.data(), pages,
-               narrowed(pages, {page_of(part.offset + page - 1), page_of(part.offset + part.bytes)}));
+  Table& table = table_of(buffer);
+  const Run whole{page_of(part.offset + page - 1), page_of(part.offset + part.bytes)};
+  return unmap_present(table, narrowed(table.pages, whole));
 }
 
 Status PagedMemory::clear(Buffer& buffer) {
   const std::lock_guard lock(mutex_);
-  Pages& pages = tables_[buffer.data()];
-  return unmap(buffer.data(), pages, {0, pages.size()});
-}
-
-Status PagedMemory::unmap(void* buffer, Pages& pages, Run all) {
-  return for_runs(
-      pages, all, [](State state) { return state != State::kAbsent; },
-      [&](const Run& run) -> Status {
-        SALA_RETURN_IF_ERROR(source_->unmap(address(buffer, run.first), run.size()));
-        std::fill_n(pages.begin() + static_cast<ptrdiff_t>(run.first), run.size(), nullptr);
-        return success();
-      });
+  Table& table = table_of(buffer);
+  return unmap_present(table, table.all());
 }
 
 Status PagedMemory::share(Buffer& to, const Buffer& from, std::span<const ByteRange>) {
   const std::lock_guard lock(mutex_);
   SALA_RETURN_IF_ERROR(source_->check_process());
-  Pages& taken = tables_[to.data()];
-  const Pages& pages = tables_[from.data()];
-  return for_runs(
-      pages, {0, pages.size()}, [](State state) { return state != State::kAbsent; },
-      [&](const Run& run) -> Status {
-        const std::span same(pages.data() + run.first, run.size());
-        SALA_RETURN_IF_ERROR(source_->map(address(to.data(), run.first), same));
-        std::copy(same.begin(), same.end(), taken.begin() + static_cast<ptrdiff_t>(run.first));
-        return success();
-      });
+  Table& taker = table_of(to);
+  const Pages& pages = table_of(from).pages;
+  const Status shared = for_runs(pages, {0, pages.size()}, is_present, [&](const Run& run) {
+    return map(taker, run.first, std::span(pages).subspan(run.first, run.size()));
+  });
+  if (!shared) SALA_RETURN_IF_ERROR(unmap_present(taker, taker.all()));
+  return shared;
+}
+
+Status PagedMemory::show(Buffer& buffer, Buffer& at, int64_t offset) {
+  const std::lock_guard lock(mutex_);
+  SALA_RETURN_IF_ERROR(source_->check_process());
+  Table& table = table_of(buffer);
+  if (table.shown != nullptr) {
+    return error(ErrorCode::kInvalidArgument, "this buffer is shown at a second place already: hide it first");
+  }
+  if (offset < 0 || offset % source_->page_bytes() != 0 || buffer.bytes() > at.bytes() - offset) {
+    return error(ErrorCode::kInvalidArgument, "cannot show ", buffer.bytes(), " bytes from ", offset, " on among ",
+                 at.bytes(), ": they must fit there, from a multiple of ", source_->page_bytes(), " on");
+  }
+  table.shown = static_cast<char*>(at.data()) + offset;
+  size_t end = 0;
+  const Status shown = for_runs(table.pages, table.all(), is_present, [&](const Run& run) -> Status {
+    const auto pages = std::span<const PageRef>(table.pages).subspan(run.first, run.size());
+    SALA_RETURN_IF_ERROR(source_->map(address(table.shown, run.first), pages));
+    end = run.last;
+    return success();
+  });
+  if (!shown) SALA_RETURN_IF_ERROR(hide(table, end));
+  return shown;
+}
+
+Status PagedMemory::hide(Buffer& buffer) {
+  const std::lock_guard lock(mutex_);
+  Table& table = table_of(buffer);
+  return table.shown != nullptr ? hide(table, table.pages.size()) : success();
+}
+
+/// Hides a buffer of which the pages up to `end` are mapped at its second place.
+Status PagedMemory::hide(Table& table, size_t end) {
+  char* shown = std::exchange(table.shown, nullptr);
+  return for_runs(table.pages, {0, end}, is_present,
+                  [&](const Run& run) { return source_->unmap(address(shown, run.first), run.size()); });
 }
 
 Status PagedMemory::read(void* host, const void* from, int64_t bytes) {
@@ -167,6 +208,11 @@ Status PagedMemory::write(void* to, const void* host, int64_t bytes) {
   return source_->write(to, host, bytes);
 }
 
+Status PagedMemory::copy(void* to, const void* from, int64_t bytes) {
+  SALA_RETURN_IF_ERROR(source_->check_process());
+  return source_->copy(to, from, bytes);
+}
+
 int64_t PagedMemory::used_bytes() const {
   const std::lock_guard lock(mutex_);
   return source_->live_pages() * source_->page_bytes();
@@ -176,7 +222,7 @@ void PagedMemory::release(void* data, int64_t bytes) noexcept {
   const std::lock_guard lock(mutex_);
   const auto table = tables_.find(data);
   // A driver that cannot unmap has lost its context, and with it the pages.
-  static_cast<void>(unmap(data, table->second, {0, table->second.size()}));
+  static_cast<void>(unmap_present(table->second, table->second.all()));
   tables_.erase(table);
   source_->free(static_cast<char*>(data), bytes);
 }

@@ -8,6 +8,9 @@
 // To map a page of a GPU takes its driver 25 us, whatever its size, so a fork of a long context would take as long as
 // it has pages. A group of pages is therefore merged when the next group has begun: what grows at its end keeps small
 // pages there, of which little is copied. In a table, merged pages stand as often as they have pages.
+//
+// A table may be mapped at a second place, within another buffer: a step of a batch needs the caches of its sessions
+// side by side, while each session keeps its own.
 
 #pragma once
 
@@ -34,6 +37,9 @@ class PagedMemory final : public Memory {
   Status clear(Buffer& buffer) override;
   Status read(void* host, const void* from, int64_t bytes) override;
   Status write(void* to, const void* host, int64_t bytes) override;
+  Status copy(void* to, const void* from, int64_t bytes) override;
+  Status show(Buffer& buffer, Buffer& at, int64_t offset) override;
+  Status hide(Buffer& buffer) override;
   int64_t page_bytes() const override { return source_->page_bytes(); }
   bool is_on_host() const override { return source_->is_on_host(); }
   Expected<std::optional<int64_t>> free_bytes() const override { return source_->free_bytes(); }
@@ -47,26 +53,38 @@ class PagedMemory final : public Memory {
     size_t last;
     size_t size() const { return last - first; }
   };
+  struct Table {
+    char* at = nullptr;     // the beginning of the buffer
+    char* shown = nullptr;  // its second place, where the same pages are mapped; null if there is none
+    Pages pages;            // null where nothing is mapped
+
+    Run all() const { return {0, pages.size()}; }
+  };
   enum class State { kAbsent, kShared, kExclusive };
 
   static State state_of(const PageRef& page);
+  static bool is_present(State state) { return state != State::kAbsent; }
   /// The run that has no merged pages in part: widened to have them, or narrowed not to.
   static Run widened(const Pages& pages, Run run);
   static Run narrowed(const Pages& pages, Run run);
   size_t page_of(int64_t offset) const { return static_cast<size_t>(offset / source_->page_bytes()); }
-  char* address(void* buffer, size_t page) const;
+  char* address(char* at, size_t page) const { return at + static_cast<int64_t>(page) * source_->page_bytes(); }
+  Table& table_of(const Buffer& buffer) { return tables_[buffer.data()]; }
   /// Calls `work` with every run of pages among `all` that `is_wanted` takes.
   template <class IsWanted, class Work>
   static Status for_runs(const Pages& pages, Run all, IsWanted is_wanted, Work work);
-  Status own(void* buffer, Pages& pages, Run run);
-  Status replace(void* buffer, Pages& pages, Run run, std::span<const PageRef> by);
-  Status merge_behind(void* buffer, Pages& pages, Run claimed);
-  Status unmap(void* buffer, Pages& pages, Run all);
+  Status own(Table& table, Run run);
+  Status replace(Table& table, Run run, std::span<const PageRef> by);
+  Status merge_behind(Table& table, Run claimed);
+  Status map(Table& table, size_t first, std::span<const PageRef> pages);
+  Status unmap(Table& table, Run run);
+  Status unmap_present(Table& table, Run among);
+  Status hide(Table& table, size_t end);
   void release(void* data, int64_t bytes) noexcept override;
 
   mutable std::mutex mutex_;
   std::unique_ptr<PageSource> source_;
-  std::map<void*, Pages> tables_;  // by the address of the buffer; null where nothing is mapped
+  std::map<void*, Table> tables_;  // by the address of the buffer
 };
 
 }  // namespace sala

@@ -122,23 +122,33 @@ Status Session::reset() { return core_->reset(); }
 
 void Session::stop() noexcept { core_->stop_requested() = true; }
 
+bool Generation::goes_on() {
+  if (finish_reason_ != FinishReason::kNone) return false;
+  if (new_tokens_ == options_.max_new_tokens) {
+    finish_reason_ = FinishReason::kMaxNewTokens;
+  } else if (core_->position() == core_->max_context()) {
+    finish_reason_ = FinishReason::kMaxContext;
+  }
+  return finish_reason_ == FinishReason::kNone;
+}
+
 Expected<std::optional<int32_t>> Generation::next() {
-  const auto finished = [this](FinishReason reason) {
-    finish_reason_ = reason;
-    return std::optional<int32_t>();
-  };
   SALA_RETURN_IF_ERROR(core_->usable());
-  if (finish_reason_ != FinishReason::kNone) return std::optional<int32_t>();
-  if (new_tokens_ == options_.max_new_tokens) return finished(FinishReason::kMaxNewTokens);
-  if (core_->position() == core_->max_context()) return finished(FinishReason::kMaxContext);
+  if (!goes_on()) return std::optional<int32_t>();
   if (const auto pending = core_->pending_token()) {
     SALA_RETURN_IF_ERROR(core_->run({&*pending, 1}, core_->position()));
   }
+  return draw();
+}
+
+Expected<std::optional<int32_t>> Generation::draw() {
   const auto token = core_->sample(options_.sampling);
   if (!token) return token.error();
   ++new_tokens_;
   for (const int32_t stop : *options_.stop_tokens) {
-    if (*token == stop) return finished(FinishReason::kStopToken);
+    if (*token != stop) continue;
+    finish_reason_ = FinishReason::kStopToken;
+    return std::optional<int32_t>();
   }
   return std::optional<int32_t>(*token);
 }

@@ -1,6 +1,7 @@
 #include "session/session_core.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "session/rope.h"
 
@@ -18,6 +19,39 @@ Expected<int64_t> chosen(std::optional<int64_t> wanted, int64_t otherwise, int64
                  ", which is what this engine serves");
   }
   return value;
+}
+
+/// Rows of which a cache has a multiple, so that it ends where a page does.
+int64_t rows_of_pages(const CacheSpec& spec, const SymbolSizes& sizes, int64_t page_bytes) {
+  const Shape shape = spec.past.bound(sizes);
+  const int64_t bytes = bytes_of(spec.past.dtype, elements_of(shape)) / shape[spec.row_axis];
+  return page_bytes / std::gcd(page_bytes, bytes);
+}
+
+/// Sizes of the caches of a session. Where the engine runs batches, each cache ends where a page does, so that those of
+/// several sessions can stand side by side.
+SymbolSizes sizes_for(const ModelData& model, int64_t max_context) {
+  const EngineLimits limits = model.engine->limits();
+  int64_t capacity = std::max(max_context, limits.least_capacity);
+  SymbolSizes sizes = cache_sizes(model.config, capacity);
+  if (limits.max_batch == 1) return sizes;
+  for (const CacheRows rows : {CacheRows::kTokens, CacheRows::kK1Windows, CacheRows::kK2Windows}) {
+    int64_t multiple = 1;
+    std::string_view symbol;
+    for (const CacheSpec& spec : model.step.caches) {
+      if (spec.rows != rows) continue;
+      symbol = spec.past.shape[spec.row_axis].symbol;
+      multiple = std::lcm(multiple, rows_of_pages(spec, sizes, model.engine->memory().page_bytes()));
+    }
+    if (symbol.empty()) continue;
+    int64_t& count = sizes.find(symbol)->second;
+    count = (count + multiple - 1) / multiple * multiple;
+    if (rows == CacheRows::kTokens) {
+      capacity = count;
+      sizes = cache_sizes(model.config, capacity);
+    }
+  }
+  return sizes;
 }
 
 std::string mebibytes(int64_t bytes) { return std::to_string((bytes >> 20) + (bytes % (1 << 20) != 0)) + " MiB"; }
@@ -56,8 +90,7 @@ Expected<std::unique_ptr<SessionCore>> SessionCore::allocate(std::shared_ptr<con
 
 Status SessionCore::bind() {
   SALA_RETURN_IF_ERROR(model_->engine->prepare(chunk_tokens_));
-  const SymbolSizes sizes =
-      cache_sizes(model_->config, std::max(max_context_, model_->engine->limits().least_capacity));
+  const SymbolSizes sizes = sizes_for(*model_, max_context_);
   std::vector<CacheBinding> bindings;
   for (const CacheSpec& spec : model_->step.caches) {
     const Shape shape = spec.past.bound(sizes);
@@ -175,21 +208,34 @@ Status SessionCore::run(std::span<const int32_t> token_ids, int64_t context_leng
   input_ids_.assign(token_ids.begin(), token_ids.end());
   rope_cos_sin_.resize(static_cast<size_t>(tokens * head_dim));
   rope_cos_sin(past_length_, model_->config.inv_freq, rope_cos_sin_);
-  const StepInputs step{input_ids_, static_cast<int32_t>(past_length_), static_cast<int32_t>(context_length),
-                        rope_cos_sin_};
+  const auto past_length = static_cast<int32_t>(past_length_), of_context = static_cast<int32_t>(context_length);
+  const StepInputs step{input_ids_, {&past_length, 1}, {&of_context, 1}, rope_cos_sin_};
+  SALA_RETURN_IF_ERROR(begin_step(tokens));
+  const Status ran = execution_->run(tokens == 1 ? Profile::kDecode : Profile::kPrefill, step, logits_);
+  if (!ran) return lose(ran.error());
+  end_step(token_ids);
+  return success();
+}
+
+Status SessionCore::begin_step(int64_t tokens) {
   SALA_RETURN_IF_ERROR(claim_for_step(tokens));
   has_logits_ = false;
   ++changes_;
   poisoned_ = true;  // until the step has run: an engine that finds no memory may throw
-  if (const Status ran = execution_->run(tokens == 1 ? Profile::kDecode : Profile::kPrefill, step, logits_); !ran) {
-    // One code for a session that is lost, whatever the engine lacked.
-    return error(ErrorCode::kEngineFailed, ran.error().message);
-  }
+  return success();
+}
+
+void SessionCore::end_step(std::span<const int32_t> token_ids) {
   tokens_.assign(past_length_, token_ids);
-  past_length_ += tokens;
+  past_length_ += static_cast<int64_t>(token_ids.size());
   has_logits_ = true;
   poisoned_ = false;
-  return success();
+}
+
+Error SessionCore::lose(const Error& reason) {
+  poisoned_ = true;
+  // One code for a session that is lost, whatever the engine lacked.
+  return error(ErrorCode::kEngineFailed, reason.message);
 }
 
 Expected<int32_t> SessionCore::sample(const SamplingOptions& options) {

@@ -54,6 +54,14 @@ class SessionCore {
 
   /// Runs one step: the pending token, if there is one, must be the first of `token_ids`.
   Status run(std::span<const int32_t> token_ids, int64_t context_length);
+  /// What `run` does before and after the engine's part, for steps that serve several sessions. In between the session
+  /// is poisoned. After kOutOfMemory it is as it was.
+  Status begin_step(int64_t tokens);
+  void end_step(std::span<const int32_t> token_ids);
+  /// Where a step writes the logits of the last token.
+  std::span<float> step_logits() { return logits_; }
+  /// kEngineFailed and a poisoned session, for an error behind which the caches may hold anything.
+  Error lose(const Error& reason);
 
   Expected<int32_t> sample(const SamplingOptions& options);
   Status reset();
@@ -84,6 +92,7 @@ class SessionCore {
     Shape shape;
   };
   std::span<const Cache> caches() const { return caches_; }
+  std::span<Cache> caches() { return caches_; }
   /// Rows of a cache that belong to the tokens behind the first `from` of `to`.
   CacheSpec::Rows rows(size_t cache, int64_t from, int64_t to) const {
     return model_->step.caches[cache].written(model_->config, caches_[cache].shape, from, to);

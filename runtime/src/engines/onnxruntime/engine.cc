@@ -18,6 +18,7 @@ constexpr int64_t kGraphLimitBytes = int64_t{1} << 30;
 // give matrix products enough rows.
 constexpr int64_t kDefaultChunkTokens = 512;
 constexpr int64_t kMaxChunkTokens = 65536;
+constexpr int64_t kMaxBatch = 64;
 // Positions are int32, and a step may end at the last one.
 constexpr int64_t kMaxContext = INT32_MAX - kMaxChunkTokens;
 
@@ -119,7 +120,12 @@ Status OnnxRuntimeEngine::check_inputs(const Manifest& manifest) const {
   return success();
 }
 
-EngineLimits OnnxRuntimeEngine::limits() const { return {kMaxContext, kMaxChunkTokens, kDefaultChunkTokens}; }
+EngineLimits OnnxRuntimeEngine::limits() const {
+  return {.max_context = kMaxContext,
+          .max_chunk_tokens = kMaxChunkTokens,
+          .default_chunk_tokens = kDefaultChunkTokens,
+          .max_batch = kMaxBatch};
+}
 
 Expected<std::unique_ptr<Execution>> OnnxRuntimeEngine::create_execution(std::span<const CacheBinding> caches) const {
   return OnnxRuntimeExecution::create(library_, *session_, weights_, caches);

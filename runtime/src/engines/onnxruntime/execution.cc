@@ -65,8 +65,8 @@ Status OnnxRuntimeExecution::create_binding() {
 
 Status OnnxRuntimeExecution::run(Profile, const StepInputs& step, std::span<float> logits) {
   for (const Tensor& input : step.tensors()) SALA_RETURN_IF_ERROR(bind_input(input));
-  const int64_t vocab_size = static_cast<int64_t>(logits.size());
-  SALA_RETURN_IF_ERROR(bind_output({step_names::kLogits, DType::kFloat32, {1, vocab_size}, logits.data()}));
+  const Shape shape{step.batch(), static_cast<int64_t>(logits.size()) / step.batch()};
+  SALA_RETURN_IF_ERROR(bind_output({step_names::kLogits, DType::kFloat32, shape, logits.data()}));
   return library_.check(library_.api().RunWithBinding(&session_, nullptr, binding_.get()), "run a step");
 }
 

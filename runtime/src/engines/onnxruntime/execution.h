@@ -1,4 +1,4 @@
-// One session's bindings: weights and caches for good, token inputs and logits for every step.
+// The bindings of a session or batch: weights and caches for good, token inputs and logits for every step.
 
 #pragma once
 

@@ -1,0 +1,64 @@
+// Sessions side by side, so that one step of the engine serves all of them.
+//
+// An engine takes the caches of a batch as one tensor [batch, ...]. So for every cache there is one range of addresses
+// with a slot for each session, and the pages of a session's cache are shown there a second time: nothing is copied,
+// and the session goes on with its own addresses when it has left. Lightning states, which need not fill whole pages,
+// are copied into the slot and back. The slots in use are the first ones, so a step of n sessions is a batch of n.
+
+#pragma once
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "session/session_core.h"
+
+namespace sala {
+
+class BatchSlots {
+ public:
+  /// Slots for these sessions, none of which has joined yet. kInvalidArgument for more than the engine serves, for
+  /// caches of different sizes, and where memory does not grow by pages.
+  static Expected<std::unique_ptr<BatchSlots>> create(std::shared_ptr<const ModelData> model,
+                                                      std::span<SessionCore* const> sessions);
+  /// Lets all sessions leave. One whose state cannot be brought back is poisoned.
+  ~BatchSlots();
+
+  /// Takes a session into the next slot. Until it leaves, only this batch may use it. kOutOfMemory if there is no room
+  /// for a state of its own.
+  Status join(SessionCore& session);
+  /// After an error the session is poisoned.
+  Status leave(SessionCore& session);
+
+  /// Runs the pending token of every session that has joined. One for which there is no memory leaves, as it was, and
+  /// its error stands at its place in `outcomes`, which are in the order of `sessions`. After any other error all of
+  /// them have left and are poisoned.
+  Status step(std::span<SessionCore* const> sessions, std::span<Status> outcomes);
+
+ private:
+  explicit BatchSlots(std::shared_ptr<const ModelData> model) : model_(std::move(model)) {}
+
+  Status reserve(int64_t most, const SessionCore& like);
+  /// The execution of a batch of so many.
+  Expected<Execution*> execution(size_t batch);
+  Status run();
+  Status lose_all(const Error& reason);
+  Status place(SessionCore& session, size_t slot);
+  Status take_out(SessionCore& session, size_t slot);
+  Status hide(SessionCore& session);
+  /// Copies the states between a session and its slot.
+  Status copy_states(SessionCore& session, size_t slot, bool into_slot);
+  char* slot(size_t cache, size_t index) const;
+  bool has_rows(size_t cache) const { return model_->step.caches[cache].rows != CacheRows::kAll; }
+
+  std::shared_ptr<const ModelData> model_;
+  std::vector<SessionCore::Cache> caches_;  // of all slots, in the order of the session's; the shape is of one slot
+  std::vector<std::unique_ptr<Execution>> executions_;  // by batch size, less one; made when first needed
+  std::vector<SessionCore*> sessions_;                  // by slot
+  // Of a step.
+  std::vector<int64_t> input_ids_;
+  std::vector<int32_t> past_lengths_, context_lengths_;
+  std::vector<float> rope_cos_sin_, logits_;
+};
+
+}  // namespace sala
