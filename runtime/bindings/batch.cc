@@ -1,6 +1,7 @@
 #include "batch.h"
 
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/string_view.h>
 #include <nanobind/stl/vector.h>
 
 #include <atomic>
@@ -74,7 +75,7 @@ class PyBatch {
     unwrap(ended);
   }
 
-  const char* finish_reason(size_t session) { return name_of(open().finish_reason(session)); }
+  std::optional<std::string_view> finish_reason(size_t session) { return told(open().finish_reason(session)); }
 
   /// Raises the error that ended the answer of a session, if one did.
   void check(size_t session) { unwrap(open().status(session)); }

@@ -270,7 +270,9 @@ std::optional<int32_t> next(PyGeneration& generation) {
   return use(generation.session, [&](Session&) { return generation.generation.next(); });
 }
 
-const char* finish_reason(const PyGeneration& generation) { return name_of(generation.generation.finish_reason()); }
+std::optional<std::string_view> finish_reason(const PyGeneration& generation) {
+  return told(generation.generation.finish_reason());
+}
 
 void save(PySession& session, const std::filesystem::path& path) {
   use(session, [&](Session& used) { return used.save(path); });

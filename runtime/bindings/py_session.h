@@ -3,6 +3,8 @@
 #pragma once
 
 #include <atomic>
+#include <optional>
+#include <string_view>
 #include <utility>
 
 #include "errors.h"
@@ -54,19 +56,9 @@ class Working {
   Unlocked unlocked_;
 };
 
-/// Null while a generation goes on.
-inline const char* name_of(FinishReason reason) {
-  switch (reason) {
-    case FinishReason::kStopToken:
-      return "stop_token";
-    case FinishReason::kMaxNewTokens:
-      return "max_new_tokens";
-    case FinishReason::kMaxContext:
-      return "max_context";
-    case FinishReason::kNone:
-      break;
-  }
-  return nullptr;
+/// The name of a reason. None while a generation goes on.
+inline std::optional<std::string_view> told(FinishReason reason) {
+  return reason == FinishReason::kNone ? std::nullopt : std::optional(name_of(reason));
 }
 
 }  // namespace sala::python

@@ -121,20 +121,6 @@ class TokenFile {
   int descriptor_;
 };
 
-std::string_view name_of(FinishReason reason) {
-  switch (reason) {
-    case FinishReason::kStopToken:
-      return "stop_token";
-    case FinishReason::kMaxNewTokens:
-      return "max_new_tokens";
-    case FinishReason::kMaxContext:
-      return "max_context";
-    case FinishReason::kNone:
-      break;
-  }
-  return "none";
-}
-
 /// What a run works with, taken one after the other before the first step.
 struct Run {
   const Arguments& arguments;

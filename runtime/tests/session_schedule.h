@@ -169,7 +169,7 @@ class Schedule {
       alone.push_back(*each->session.fork());
     }
     auto batch = model_.generate_batch(sessions, options);
-    if (model_.engine().memory().page_bytes() == 1) {
+    if (model_.engine().memory().page_bytes() == 1 || model_.engine().limits().max_batch == 1) {
       ASSERT_FALSE(batch);
       EXPECT_EQ(batch.error().code, ErrorCode::kInvalidArgument);
       return;

@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from support.runtime_bundles import write_cpu_bundle
 from support.small_models import write_small_checkpoint
+from support.small_sessions import DENSE_LEN, SPARSE, random_ids
 from support.stored_states import assert_sound, files
 
 import sala_export
@@ -22,16 +23,6 @@ from sala_export.runtime.model import Model
 from sala_export.runtime.session import Session
 from sala_export.runtime.state_store import StateStore, prefix_hashes
 
-DENSE_LEN = 256
-SPARSE = {
-    "kernel_size": 32,
-    "kernel_stride": 16,
-    "block_size": 64,
-    "topk": 4,
-    "window_size": 64,
-    "init_blocks": 1,
-    "dense_len": DENSE_LEN,
-}
 SEGMENT = 64
 CHUNK = 48
 PROBE = [5, 17, 42]
@@ -54,10 +45,6 @@ def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def store(tmp_path: Path) -> StateStore:
     return StateStore(tmp_path / "states")
-
-
-def random_ids(count: int, seed: int = 0) -> list[int]:
-    return np.random.default_rng(seed).integers(3, 97, count).tolist()
 
 
 def read(model: Model, *prompts: list[int]) -> Session:

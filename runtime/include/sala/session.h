@@ -9,6 +9,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "sala/sampler.h"
@@ -151,6 +152,9 @@ class Session {
 };
 
 enum class FinishReason { kNone, kStopToken, kMaxNewTokens, kMaxContext };
+
+/// `none`, `stop_token`, `max_new_tokens` or `max_context`.
+std::string_view name_of(FinishReason reason);
 
 /// Tokens of one `Session::generate`, sampled when you ask for them.
 class Generation {

@@ -122,6 +122,20 @@ Status Session::reset() { return core_->reset(); }
 
 void Session::stop() noexcept { core_->stop_requested() = true; }
 
+std::string_view name_of(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kStopToken:
+      return "stop_token";
+    case FinishReason::kMaxNewTokens:
+      return "max_new_tokens";
+    case FinishReason::kMaxContext:
+      return "max_context";
+    case FinishReason::kNone:
+      break;
+  }
+  return "none";
+}
+
 bool Generation::goes_on() {
   if (finish_reason_ != FinishReason::kNone) return false;
   if (new_tokens_ == options_.max_new_tokens) {
