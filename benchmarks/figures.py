@@ -13,6 +13,8 @@ of that kind:
 * `passkey`, a prompt of `benchmarks.passkey`: `length`, `found`, `prefill_seconds`, `question_seconds`, `runtime`
 * `forks`, a context of `benchmarks.forks` with forks of it: `runtime`, `model`, `layers`, and the fields of
   `forks.ForkCost`
+* `batch`, sessions of `benchmarks.batches` that draw together: `runtime`, `model`, `layers`, `context` (the longest),
+  `sessions`, `tokens_per_second` of all of them, `alone_tokens_per_second` of one session by itself
 * `overlap`, a part of the context in a layer of `benchmarks.block_overlap`: `model`, `context`, `layer`, `part`,
   `neighbours`, `groups`, `union_blocks`, `chosen_blocks`, `left_share`
 * `tuning`, a candidate tile in a call: `way`, `kernel`, `dtype`, `candidate`, `case`, `seconds`, `spread`, `registers`
@@ -38,7 +40,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-KINDS = ("run", "step", "gate", "kernel", "first_token", "passkey", "forks", "overlap", "tuning", "profile", "problem")
+KINDS = (
+    "run",
+    "step",
+    "gate",
+    "kernel",
+    "first_token",
+    "passkey",
+    "forks",
+    "batch",
+    "overlap",
+    "tuning",
+    "profile",
+    "problem",
+)
 WAYS = ("jit", "jit-sm86", "shipped")
 
 Figure = Mapping[str, Any]

@@ -1,6 +1,6 @@
 """The first minutes on a GPU: check the kernels, time them, run the model, and write down everything that is found.
 
-    python -m benchmarks.first_light --output DIR [--minutes 9] [--steps A,B,C] [--plan]
+    python -m benchmarks.first_light --output DIR [--minutes 9.5] [--steps A,B,C] [--plan]
 
 The steps run one after the other, the most telling first. Each has a process and a time limit of its own, and a step
 that fails or hangs leaves the others alone. Every figure is on disk as soon as it is measured, in DIR/figures.jsonl.
@@ -223,7 +223,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Options of the command line; exits with 2 if they make no sense."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.first_light", description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, help="new folder to write figures, log and table to")
-    parser.add_argument("--minutes", type=float, default=9, help="time that all steps together may take (default: 9)")
+    parser.add_argument(
+        "--minutes", type=float, default=9.5, help="time that all steps together may take (default: 9.5)"
+    )
     parser.add_argument("--steps", help="letters of the steps to run, e.g. A,B. --plan lists them (default: all)")
     parser.add_argument(
         "--plan", action="store_true", help="print which steps would run and when, without running them"

@@ -95,9 +95,16 @@ STEPS = (
     Step(
         letter="P",
         name="9B with random weights: forks of 1M tokens",
-        command=_module("forks", "--preset", "9b", "--tokens", "1M"),
-        seconds=75,
+        command=_module("forks", "--preset", "9b", "--tokens", "1M", "--forks", "20"),
+        seconds=70,
         limit=120,
+    ),
+    Step(
+        letter="Q",
+        name="9B with random weights: sessions that draw together",
+        command=_module("batches", "--preset", "9b", "--context", "16K", "--tokens", "32"),
+        seconds=25,
+        limit=60,
     ),
     Step(
         letter="L",

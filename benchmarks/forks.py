@@ -1,6 +1,6 @@
 """What forks and ways back of a long context cost, in memory and time.
 
-    python -m benchmarks.forks [--tokens 1M] [--threads 2]
+    python -m benchmarks.forks [--tokens 1M] [--forks 100] [--threads 2]
     python -m benchmarks.forks --preset 9b [--layers 2] [--device cuda] [--figures figures.jsonl]
 
 Without `--preset` it is the small model of `benchmarks.cpu_memory` on ONNX Runtime, and memory is that of the process.
@@ -32,7 +32,6 @@ from sala_export.runtime.model import Model
 from sala_export.runtime.session import Session
 from sala_export.specs import format_bytes, format_tokens, parse_tokens
 
-FORKS = 100
 NEW_TOKENS = 8
 PIECE_TOKENS = 4096
 
@@ -63,8 +62,17 @@ class ForkCost:
     """The checkpoint that a rewind to the middle of the prompt went to."""
 
 
-def measure(model: Model, name: str, layers: int, tokens: int, taken_bytes: Callable[[], int]) -> ForkCost:
-    """Stream a context, fork it `FORKS` times, let every fork answer, and go back. Raises: SalaError."""
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """What is measured: a preset, or `small`, and how many layers of it."""
+
+    name: str
+    layers: int
+
+
+def measure(model: Model, size: ModelSize, options: argparse.Namespace, taken_bytes: Callable[[], int]) -> ForkCost:
+    """Stream a context, fork it, let every fork answer, and go back. Raises: SalaError."""
+    tokens, count = parse_tokens(options.tokens), options.forks
     before = taken_bytes()
     session = model.session(max_context=tokens + 1000)
     start = time.perf_counter()
@@ -73,7 +81,7 @@ def measure(model: Model, name: str, layers: int, tokens: int, taken_bytes: Call
     held = taken_bytes() - before
     forks: list[Session] = []
     fork_seconds, answer_seconds = [], []
-    for number in range(FORKS):
+    for number in range(count):
         start = time.perf_counter()
         forks.append(session.fork())
         forked = time.perf_counter()
@@ -88,13 +96,13 @@ def measure(model: Model, name: str, layers: int, tokens: int, taken_bytes: Call
     middle, reached = rewind(session, tokens // 2)
     return ForkCost(
         runtime=model.runtime,
-        model=name,
-        layers=layers,
+        model=size.name,
+        layers=size.layers,
         tokens=tokens,
         prefill_seconds=prefill_seconds,
         session_bytes=held,
         fork_bytes=first_bytes,
-        forks=FORKS,
+        forks=count,
         forks_bytes=all_bytes,
         fork_seconds=statistics.median(fork_seconds),
         first_answer_seconds=statistics.median(answer_seconds),
@@ -147,25 +155,26 @@ def share(more: int, cost: ForkCost) -> str:
 
 def cost_of(options: argparse.Namespace) -> ForkCost:
     """Measure what the options say. Raises: SalaError."""
-    tokens = parse_tokens(options.tokens)
     if options.preset is None:
         from benchmarks.cpu_memory import MIXERS, write_bundle
 
         with tempfile.TemporaryDirectory() as folder:
             bundle = write_bundle(Path(folder))
             model: Model = sala_export.load(bundle, runtime="onnxruntime", threads=options.threads)
-            return measure(model, "small", len(MIXERS), tokens, process_bytes)
+            return measure(model, ModelSize("small", len(MIXERS)), options, process_bytes)
     require_gpu_or_name(options.device)
     from sala_export.torch_runtime.load import load_random
 
     model = load_random(options.preset, layers=options.layers, device=options.device)
-    return measure(model, options.preset, model.source.config.num_hidden_layers, tokens, lambda: model.cache_bytes)
+    size = ModelSize(options.preset, model.source.config.num_hidden_layers)
+    return measure(model, size, options, lambda: model.cache_bytes)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print. Exit code: 0, or that of the error that ended it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", default="1M", help="tokens of the context (default: 1M)")
+    parser.add_argument("--forks", type=int, default=100, help="forks that answer (default: 100)")
     parser.add_argument("--threads", type=int, default=0, help="threads that compute; 0 takes all cores (default: 0)")
     parser.add_argument("--preset", help="random weights of this size, 9b or tiny, on the torch runtime")
     parser.add_argument("--layers", type=int, help="use only the first N layers of the preset (default: all)")

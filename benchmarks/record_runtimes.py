@@ -25,13 +25,19 @@ stand beside are in [`kernel_predictions.md`](kernel_predictions.md)."""
 
 def runtimes_section(runs: Sequence[Run], expectations: Expectations) -> tuple[str, list[Comparison]]:
     """The marked part of the document, and all measurements that have a prediction."""
-    shown = [run for run in runs if run.first_tokens or run.passkeys or run.forks]
+    shown = [run for run in runs if run.first_tokens or run.passkeys or run.forks or run.batches]
     blocks = [] if shown else [NOTHING]
     found: list[Comparison] = []
     for run in shown:
         comparisons = _comparisons(run, expectations)
         found += comparisons.values()
-        blocks += [headline(run), *_first_tokens(run, comparisons, expectations), *_passkeys(run), *_forks(run)]
+        blocks += [
+            headline(run),
+            *_first_tokens(run, comparisons, expectations),
+            *_passkeys(run),
+            *_forks(run),
+            *_batches(run),
+        ]
         blocks += [] if has_kernels(run) else course(run)
     return "\n\n".join(blocks), found
 
@@ -153,3 +159,20 @@ def _forks(run: Run) -> list[str]:
     header = ("runtime", "model", "context", "its caches", "fork", "its first token", "a fork takes", "forks take")
     title = "Forks of a context, each of which answered (`python -m benchmarks.forks`)"
     return [f"{title}:\n\n{markdown((*header, 'rewind to the middle'), lines)}"] if lines else []
+
+
+def _batches(run: Run) -> list[str]:
+    lines = [
+        (
+            row.runtime,
+            f"{row.model}, {row.layers} layers",
+            format_tokens(row.context),
+            str(row.sessions),
+            f"{row.tokens_per_second:.1f}",
+            f"{row.tokens_per_second / row.alone_tokens_per_second:.2f}",
+        )
+        for row in run.batches
+    ]
+    header = ("runtime", "model", "longest prompt", "sessions", "tokens/s in all", "x one session alone")
+    title = "Sessions that draw together (`python -m benchmarks.batches`)"
+    return [f"{title}:\n\n{markdown(header, lines)}"] if lines else []

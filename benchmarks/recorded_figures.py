@@ -42,6 +42,8 @@ Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 """A time that something took."""
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+"""How many of something a second."""
 Share = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Way = Annotated[str, Field(pattern=f"^({'|'.join(WAYS)})$")]
 Call = Annotated[str, Field(pattern=f"^({'|'.join(_OPERATORS)})")]
@@ -165,6 +167,18 @@ class Forks(_Figure):
     forks: Count
     forks_bytes: Count
     rewind_middle_seconds: Seconds
+
+
+class Batch(_Figure):
+    """Sessions of `benchmarks.batches` that draw together, beside one by itself."""
+
+    runtime: Text
+    model: Text
+    layers: Count
+    context: Count
+    sessions: Count
+    tokens_per_second: Rate
+    alone_tokens_per_second: Rate
 
 
 class Overlap(_Figure):

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from benchmarks.figures import Figure, read_figures
 from benchmarks.gpu_machine import find_rates
 from benchmarks.recorded_figures import (
+    Batch,
     Counter,
     FirstToken,
     Forks,
@@ -86,6 +87,7 @@ class Run:
     first_tokens: tuple[FirstToken, ...]
     passkeys: tuple[Passkey, ...]
     forks: tuple[Forks, ...]
+    batches: tuple[Batch, ...]
     overlaps: tuple[Overlap, ...]
     counters: tuple[Counter, ...]
     steps: tuple[StepEnd, ...]
@@ -123,6 +125,7 @@ def read_run(path: Path) -> Run:
         first_tokens=_last(first_tokens, lambda f: (f.runtime, f.precision, f.layers, f.context)),
         passkeys=_last(of_kind("passkey", Passkey), lambda p: (p.runtime, p.length)),
         forks=_last(of_kind("forks", Forks), lambda f: (f.runtime, f.model, f.layers, f.tokens)),
+        batches=_last(of_kind("batch", Batch), lambda b: (b.runtime, b.model, b.layers, b.context, b.sessions)),
         overlaps=_last(of_kind("overlap", Overlap), lambda o: (o.model, o.context, o.layer, o.neighbours)),
         counters=_last(of_kind("profile", Counter), lambda c: (c.kernel, c.metric)),
         steps=_last(of_kind("step", StepEnd), lambda s: s.name),
@@ -216,6 +219,7 @@ TOPICS: Mapping[str, Callable[[Any], object]] = {
     "first_tokens": lambda row: (row.runtime, row.precision, row.layers),
     "passkeys": lambda passkey: passkey.runtime,
     "forks": lambda forks: (forks.runtime, forks.model, forks.layers),
+    "batches": lambda batch: (batch.runtime, batch.model, batch.layers),
 }
 """What of a run a newer one replaces, by its field: everything of the same topic together."""
 

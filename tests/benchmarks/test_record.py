@@ -257,6 +257,21 @@ def test_forks_stand_beside_the_context_that_they_share(tmp_path: Path) -> None:
     assert (row["a fork takes"], row["forks take"]) == ("112.00 MiB", "11.00 GiB for 100")
 
 
+def test_batches_are_told_as_rates_and_ratios(tmp_path: Path) -> None:
+    line = {"kind": "batch", "runtime": "torch", "model": "9b", "layers": 32, "context": 1 << 16}
+    lines = [
+        {**line, "sessions": size, "tokens_per_second": rate, "alone_tokens_per_second": 160.0}
+        for size, rate in ((1, 150.0), (8, 900.0))
+    ]
+    _, runtimes = recorded(tmp_path, [header(), *lines])
+    rows = table_with(runtimes, "x one session alone")
+    assert [(row["sessions"], row["tokens/s in all"], row["x one session alone"]) for row in rows] == [
+        ("1", "150.0", "0.94"),
+        ("8", "900.0", "5.62"),
+    ]
+    assert rows[0]["longest prompt"] == "64K"
+
+
 def test_overlap_is_told_as_shared_blocks_and_saved_bytes(tmp_path: Path) -> None:
     """A union of (1 + 7 * 0.3) times the blocks of one: neighbours share 70 %."""
     kernels, _ = recorded(tmp_path, [header(), overlap(0, 180.0), overlap(1, 192.0)])

@@ -14,7 +14,18 @@ from support.made_up_figures import COMMIT, GPU, copy_of_documents, table_with
 from support.triton_interpreter import call_interpreting
 from torch import Tensor
 
-from benchmarks import block_overlap, forks, gpu_tools, kernel_gate, passkey, pytest_figures, record, run_header, ttft
+from benchmarks import (
+    batches,
+    block_overlap,
+    forks,
+    gpu_tools,
+    kernel_gate,
+    passkey,
+    pytest_figures,
+    record,
+    run_header,
+    ttft,
+)
 from benchmarks.figures import KINDS, FigureWriter, read_figures
 from benchmarks.first_light import Run
 from benchmarks.first_light_steps import Step
@@ -72,10 +83,15 @@ def recall(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert passkey.main([*arguments, "--figures", str(path)]) == 1, "a needle is lost"
 
 
-def forked(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forks, "FORKS", 2)
-    arguments = ["--preset", "tiny", "--layers", "2", "--device", "cpu", "--tokens", "1100"]
+def forked(path: Path) -> None:
+    arguments = ["--preset", "tiny", "--layers", "2", "--device", "cpu", "--tokens", "1100", "--forks", "2"]
     assert forks.main([*arguments, "--figures", str(path)]) == 0
+
+
+def batched(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "SIZES", (1, 2))
+    arguments = ["--preset", "tiny", "--layers", "2", "--device", "cpu", "--context", "40", "--tokens", "2"]
+    assert batches.main([*arguments, "--rounds", "1", "--figures", str(path)]) == 0
 
 
 def overlap(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +144,8 @@ def test_everything_that_is_written_is_recorded(tmp_path: Path, monkeypatch: pyt
     call_interpreting(measure_published_names, path)
     model(path)
     recall(path, monkeypatch)
-    forked(path, monkeypatch)
+    forked(path)
+    batched(path, monkeypatch)
     overlap(path, monkeypatch)
     tools(path, monkeypatch)
     failed_test(path)
