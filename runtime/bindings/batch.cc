@@ -32,13 +32,13 @@ class PyBatch {
 
   template <class Work>
   auto work(Work&& call) {
-    is_working_ = true;
-    auto done = [&] {
-      const Unlocked unlocked;
-      return call();
-    }();
-    is_working_ = false;
-    return done;
+    struct Mark {
+      std::atomic<bool>& is_working;
+      explicit Mark(std::atomic<bool>& mark) : is_working(mark) { is_working = true; }
+      ~Mark() { is_working = false; }
+    } const mark(is_working_);
+    const Unlocked unlocked;
+    return call();
   }
 
  public:

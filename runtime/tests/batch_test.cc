@@ -78,6 +78,51 @@ TEST_F(Batch, SessionForWhichThereIsNoMemoryLeavesAsItWasAndTheOthersGoOn) {
   }
 }
 
+TEST_F(Batch, SessionsLeaveAsTheyWereWhereTheEngineHasNoRoomForSoMany) {
+  auto members = sessions({30, 20});
+  auto batch = generate(members, 9);
+  const auto drawn = batch->next();
+  mock_->engine->log_->no_room_for = 2;
+  EXPECT_EQ(*batch->next(), std::vector<std::optional<int32_t>>(2));
+  EXPECT_TRUE(batch->has_finished());
+  const Mock reference;
+  for (size_t k = 0; k < members.size(); ++k) {
+    EXPECT_EQ(batch->status(k).error().code, ErrorCode::kOutOfMemory);
+    Session same = reference.session();
+    ASSERT_TRUE(same.prefill(prompt(k == 0 ? 30 : 20)));
+    ASSERT_EQ(*same.sample({}), *(*drawn)[k]);
+    EXPECT_EQ(values(*members[k].prefill(prompt(3))), values(*same.prefill(prompt(3))));
+  }
+}
+
+TEST_F(Batch, SessionThatCannotMoveIntoAGapIsLostAndNoOther) {
+  auto members = sessions({30, 20, 45});
+  auto batch = generate(members, 9);
+  ASSERT_TRUE(batch->next());
+  cuda().page_calls_before_failure = 0;  // the next mapping, which is of the last session in the place of the first
+  EXPECT_TRUE(batch->end(0));
+  cuda().page_calls_before_failure = -1;
+  EXPECT_TRUE(batch->status(0)) << "it had left";
+  EXPECT_TRUE(members[0].prefill(prompt(2)));
+  EXPECT_TRUE(batch->has_finished());
+  for (const size_t lost : {1, 2}) {
+    EXPECT_EQ(batch->status(lost).error().code, ErrorCode::kEngineFailed);
+    EXPECT_EQ(members[lost].prefill(prompt(2)).error().code, ErrorCode::kSessionPoisoned);
+    ASSERT_TRUE(members[lost].reset());
+    EXPECT_TRUE(members[lost].prefill(prompt(2)));
+  }
+  EXPECT_EQ(*batch->next(), std::vector<std::optional<int32_t>>(3));
+}
+
+TEST_F(Batch, SessionOfAnotherBatchIsRefusedAndStaysWhereItIs) {
+  auto members = sessions({30, 20});
+  auto batch = generate(members, 3);
+  std::vector<Session*> one{&members[0]};
+  EXPECT_EQ(mock_->model.generate_batch(one, std::vector{greedy(1)}).error().code, ErrorCode::kInvalidArgument);
+  while (!batch->has_finished()) ASSERT_TRUE(batch->next());
+  EXPECT_EQ(batch->finish_reason(0), FinishReason::kMaxNewTokens);
+}
+
 TEST_F(Batch, StepThatFailsPoisonsTheSessionsThatHadNotFinished) {
   auto members = sessions({30, 20, 45});
   std::vector<Session*> pointers{&members[0], &members[1], &members[2]};

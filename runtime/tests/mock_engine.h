@@ -68,6 +68,7 @@ struct MockLog {
   std::optional<size_t> fail_at;   // index of the step that fails
   std::optional<size_t> throw_at;  // index of the step that throws std::bad_alloc
   int64_t weights = 0;             // of `mock_weight`
+  int64_t no_room_for = 0;         // batch of which no execution can be made
 };
 
 class MockExecution final : public Execution {
@@ -132,6 +133,7 @@ class MockEngine final : public Engine {
   }
   Memory& memory() const override { return paged_memory_ ? *paged_memory_ : memory_; }
   Expected<std::unique_ptr<Execution>> create_execution(std::span<const CacheBinding> caches) const override {
+    if (caches[0].shape[0] == log_->no_room_for) return error(ErrorCode::kOutOfMemory, "the mock has no room for it");
     return std::unique_ptr<Execution>(new MockExecution(caches, log_));
   }
 

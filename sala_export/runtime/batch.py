@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import SessionError
 from .answer import StoppingDecoder
-from .options import GenerateOptions, generate_options
+from .options import GenerateOptions, generate_options, whole_number
 from .prompt import DecoderLike
 
 if TYPE_CHECKING:
@@ -17,13 +17,12 @@ if TYPE_CHECKING:
 _SEEDS = 2**64
 
 
-class BatchMember:
+class BatchAnswer:
     """The answer of one session of a batch, as `Session.finish_reason` looks at it."""
 
-    def __init__(self, session: Session, decoder: DecoderLike | None) -> None:
+    def __init__(self, decoder: DecoderLike | None) -> None:
         self.finish_reason: str | None = None
         self.has_ended = False
-        self.session = session
         self.decoder = decoder
 
     def push(self, token_id: int | None) -> str:
@@ -39,38 +38,39 @@ class BatchMember:
 
 
 def batch_steps(
-    model: _native.Model, members: Sequence[BatchMember], options: GenerateOptions, stop_tokens: Sequence[int]
+    model: _native.Model,
+    sessions: Sequence[Session],
+    answers: Sequence[BatchAnswer],
+    options: GenerateOptions,
+    stop_tokens: Sequence[int],
 ) -> Iterator[tuple[list[int | None], list[str]]]:
     """Yield the ids and the pieces of text of each step. Raises: as `Model.generate_batch`."""
     from . import _native
 
-    if not members:
+    if not sessions:
         raise SessionError("the batch has no sessions: give at least one")
-    seed = options.get("seed", 0)
-    each = [
-        generate_options({**options, "seed": (seed + i) % _SEEDS} if isinstance(seed, int) else options, stop_tokens)
-        for i in range(len(members))
-    ]
-    batch = _native.BatchGeneration(model, [member.session._native for member in members], each)
-    for member in members:
-        member.session._begin_answer(member, member.decoder)
-    return _steps(batch, members)
+    seed = whole_number("seed", options.get("seed", 0), 0, _SEEDS - 1)
+    each = [generate_options({**options, "seed": (seed + i) % _SEEDS}, stop_tokens) for i in range(len(sessions))]
+    batch = _native.BatchGeneration(model, [session._native for session in sessions], each)
+    for session, answer in zip(sessions, answers, strict=True):
+        session._begin_answer(answer, answer.decoder)
+    return _steps(batch, answers)
 
 
 def _steps(
-    batch: _native.BatchGeneration, members: Sequence[BatchMember]
+    batch: _native.BatchGeneration, answers: Sequence[BatchAnswer]
 ) -> Iterator[tuple[list[int | None], list[str]]]:
     try:
         while (ids := batch.next()) is not None:
             pieces = []
-            for place, (member, token_id) in enumerate(zip(members, ids, strict=True)):
-                pieces.append(member.push(token_id))
-                member.has_ended |= token_id is None
-                member.finish_reason = batch.finish_reason(place)
-                if member.found_stop and not member.has_ended:
+            for place, (answer, token_id) in enumerate(zip(answers, ids, strict=True)):
+                pieces.append(answer.push(token_id))
+                answer.has_ended |= token_id is None
+                answer.finish_reason = batch.finish_reason(place)
+                if answer.found_stop and not answer.has_ended:
                     batch.end(place)
             yield ids, pieces
-        for place in range(len(members)):
+        for place in range(len(answers)):
             batch.check(place)
     finally:
         batch.close()

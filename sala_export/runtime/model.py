@@ -10,13 +10,14 @@ from ..errors import BundleError, RequestError, SessionError, StateError
 from ..installation import onnxruntime_library as installed_onnxruntime
 from ..specs import MOST_TOKENS
 from .answer import answer_decoder
-from .batch import BatchMember, batch_steps
+from .batch import BatchAnswer, batch_steps
 from .options import (
     MOST_THREADS,
     GenerateOptions,
     file_path,
     flag,
     generate_options,
+    listed,
     optional_number,
     optional_path,
     stop_strings,
@@ -171,8 +172,8 @@ class Model:
         the next longest is taken.
 
         Args:
-            on_progress: called with the files that have been read and how many there are in all. What it raises comes
-                out when all are read.
+            on_progress: called with the files that have been read and how many there are in all. What it raises ends
+                it and comes out.
         Returns: a session at position 0 if the store has nothing that fits.
         Raises: StateError if the store is of another model or precision, or cannot be used; SessionError for what are
             no token ids; otherwise as `session`.
@@ -219,9 +220,9 @@ class Model:
             is raised when they have ended.
         """
         tokenizer = require_tokenizer(self.tokenizer)
-        strings = options.get("stop_strings")
-        members = [BatchMember(session, answer_decoder(tokenizer, strings)) for session in sessions]
-        return (pieces for _, pieces in batch_steps(self._native, members, options, self.stop_token_ids))
+        chosen, options = [*sessions], listed(options)
+        answers = [BatchAnswer(answer_decoder(tokenizer, options.get("stop_strings"))) for _ in chosen]
+        return (pieces for _, pieces in batch_steps(self._native, chosen, answers, options, self.stop_token_ids))
 
     def generate_batch_tokens(
         self, sessions: Sequence[Session], **options: Unpack[GenerateOptions]
@@ -230,14 +231,13 @@ class Model:
 
         Everything else is as in `generate_batch`. `stop_strings` need a tokenizer.
         """
+        chosen, options = [*sessions], listed(options)
         strings = options.get("stop_strings")
-        members = [
-            BatchMember(
-                session, None if strings is None else answer_decoder(require_tokenizer(self.tokenizer), strings)
-            )
-            for session in sessions
+        answers = [
+            BatchAnswer(None if strings is None else answer_decoder(require_tokenizer(self.tokenizer), strings))
+            for _ in chosen
         ]
-        return (ids for ids, _ in batch_steps(self._native, members, options, self.stop_token_ids))
+        return (ids for ids, _ in batch_steps(self._native, chosen, answers, options, self.stop_token_ids))
 
     def check_generate(self, **options: Unpack[GenerateOptions]) -> None:
         """Check options of `Session.generate` before there is anything to generate from.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, TypedDict, cast
 
 import numpy as np
 
@@ -52,6 +52,15 @@ class GenerateOptions(TypedDict, total=False):
     """Tokens that end the text. By default those that the configs of model and tokenizer name."""
     stop_strings: str | Sequence[str] | None
     """Texts that end the text before them: one, or at most 64, each of 1 to 1,024 bytes in UTF-8."""
+
+
+def listed(options: GenerateOptions) -> GenerateOptions:
+    """The options with lists in the place of iterators, so that each of several sessions can read them."""
+    kept: dict[str, object] = {**options}
+    for name in ("stop_tokens", "stop_strings"):
+        if isinstance(kept.get(name), Iterator):
+            kept[name] = [*cast("Iterator[object]", kept[name])]
+    return cast("GenerateOptions", kept)
 
 
 def whole_number(name: str, value: object, least: int, most: int) -> int:

@@ -232,6 +232,7 @@ class StateIndex:
                 for ordinal, each in enumerate(state.objects):
                     connection.execute("INSERT OR REPLACE INTO objects VALUES (?, ?)", (each, sizes[each]))
                     connection.execute("INSERT INTO parts VALUES (?, ?, ?)", (row, ordinal, each))
+            _drop_unneeded(connection)
             _mark_used(connection, [*states, *used])
 
     def mark_used(self, state: IndexedState) -> None:
@@ -283,8 +284,10 @@ def _mark_used(connection: sqlite3.Connection, states: Collection[IndexedState])
 
 def _drop(connection: sqlite3.Connection, state: int) -> None:
     """Drop a state, and the objects that no other one needs."""
-    objects = connection.execute("SELECT object FROM parts WHERE state = ?", (state,)).fetchall()
     connection.execute("DELETE FROM states WHERE id = ?", (state,))
-    connection.executemany(
-        "DELETE FROM objects WHERE hash = ?1 AND NOT EXISTS (SELECT 1 FROM parts WHERE object = ?1)", objects
-    )
+    _drop_unneeded(connection)
+
+
+def _drop_unneeded(connection: sqlite3.Connection) -> None:
+    """Drop the objects that no state needs."""
+    connection.execute("DELETE FROM objects WHERE NOT EXISTS (SELECT 1 FROM parts WHERE object = hash)")

@@ -70,7 +70,7 @@ class StateStore:
             max_bytes: most bytes of its files, as a number or as text such as `200G`. When a save exceeds that, the
                 states that were used longest ago go. None: no limit.
         Raises: StateError for a folder that holds anything else, that cannot be written, or whose store is of another
-            version; RequestError for another `max_bytes`.
+            version, or another `max_bytes`; RequestError for text that is no size.
         """
         self.path = file_path("the state store", path, StateError)
         """The path as it was given."""
@@ -104,7 +104,8 @@ class StateStore:
         When this returns, the states outlive a kill and a loss of power.
 
         Raises: StateError if they cannot be written, if the state where the session stands has more than `max_bytes`,
-            or if the store is of another model or precision: it is then as it was. SessionError for an empty session.
+            or if the store is of another model or precision: it is then as it was. SessionError for an empty session,
+            and for one that was restored from a file behind a generated token, before that token has run.
         """
         native, model = session._native, session._model
         end = native.past_length
@@ -168,14 +169,27 @@ class StateStore:
 
         Args: most: tokens that the session can hold.
         """
+        try:
+            return self._restored(model, token_ids[:most], options, on_progress)
+        except _CallerError as caught:
+            raise caught.error from None
+
+    def _restored(
+        self,
+        model: _native.Model,
+        token_ids: NDArray[np.int32],
+        options: _native.SessionOptions,
+        on_progress: Callable[[int, int], None] | None,
+    ) -> tuple[_native.Session, dict[str, StoredSegments]] | None:
         while True:
             with self._locked(fcntl.LOCK_SH):
                 self._index.require_owner(model.fingerprint, model.precision)
-                found = self._longest(token_ids[:most])
+                found = self._longest(token_ids)
                 if found is None:
                     return None
                 reading = _Reading(len(found.objects), on_progress)
                 *rows, checkpoint = map(self._file, found.objects)
+                seen = {each: self._identity(each) for each in found.objects}
                 try:
                     native = model.restore_parts(rows, checkpoint, options, reading.begin)
                 except StateError as error:
@@ -188,7 +202,7 @@ class StateStore:
                         segments = StoredSegments(self._index.segment_tokens, found.objects[:-1])
                         return native, {self._index.identity: segments}
                     bad, reason = found.objects[-1], f"{checkpoint} is of other tokens than the index says"
-            self._drop(bad, reason)
+            self._drop(bad, seen[bad], reason)
 
     def _longest(self, token_ids: NDArray[np.int32]) -> IndexedState | None:
         found = self._index.find(prefix_hashes(token_ids, self._index.positions(len(token_ids))))
@@ -198,14 +212,25 @@ class StateStore:
         """Let errors out for which the file is not to blame, so that no state goes for too many open files."""
         if error.code not in _BAD_FILE:
             raise error
+        path = self._file(digest)
         try:
-            os.close(os.open(self._file(digest), os.O_RDONLY | os.O_CLOEXEC))
+            os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
         except OSError as failure:
             if failure.errno in _OF_PROCESS:
                 raise error from None
+        else:
+            # What stood in the way of a file that can be opened now is not known to be its fault.
+            if error.code == "StateUnreadable" and path.is_file():
+                raise error
 
-    def _drop(self, digest: str, reason: str) -> None:
+    def _drop(self, digest: str, seen: tuple[int, ...] | None, reason: str) -> None:
+        """Drop an object, and the states that need it, unless another process has put another file in its place.
+
+        Args: seen: `_identity` of the bad file.
+        """
         with self._locked(fcntl.LOCK_EX):
+            if self._identity(digest) != seen:
+                return
             lost = self._index.drop_object(digest)
             self._remove_unnamed()
         logger.warning("%s. The store drops the states that need this file: %d", reason, lost)
@@ -219,6 +244,14 @@ class StateStore:
 
     def _file(self, digest: str) -> Path:
         return self.path / _OBJECTS / digest[:2] / digest
+
+    def _identity(self, digest: str) -> tuple[int, ...] | None:
+        """What tells a file from one that is put in its place. None if there is none."""
+        try:
+            status = self._file(digest).stat()
+        except FileNotFoundError:
+            return None
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
     def _has(self, digest: str, size: int) -> bool:
         try:
@@ -269,10 +302,14 @@ class StateStore:
         """Hold the lock. Raises: BlockingIOError if it is taken and `operation` does not wait; StateError."""
         with self._naming():
             descriptor = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            owner = os.getpid()
             try:
                 fcntl.flock(descriptor, operation)
                 yield
             finally:
+                # A child that another thread forks meanwhile has the descriptor too, and would keep the lock.
+                if os.getpid() == owner:
+                    fcntl.flock(descriptor, fcntl.LOCK_UN)
                 os.close(descriptor)
 
     @contextmanager
@@ -299,8 +336,20 @@ class _Reading:
         """A part is about to be read. The last is opened first, to see what it takes, and read behind the others."""
         done = 0 if self.part < 0 else part
         self.part = part
-        if self._on_progress is not None:
+        if self._on_progress is None:
+            return
+        try:
             self._on_progress(done, self._parts)
+        except OSError as error:
+            raise _CallerError(error) from error
+
+
+class _CallerError(Exception):
+    """An error of the system that a callback raised, which says nothing about the store."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 def prefix_hashes(token_ids: NDArray[np.int32], positions: Iterable[int]) -> dict[int, str]:

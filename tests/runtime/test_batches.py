@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from sala_export.runtime.model import Model
 from sala_export.runtime.session import Session
 from sala_export.torch_runtime.engine import TorchExecution
 
+STATE_BYTES = 2 * 4 * 128 * 128 * 4
+"""Of two Lightning layers of four heads."""
 LENGTHS = (1, 31, 200, 300, 64, 255, 257, 511)
 """Of prompts, on both sides of `DENSE_LEN`, and where a compressed key or a page begins."""
 
@@ -120,15 +124,38 @@ def test_random_schedules_with_prompts_between_steps(model: Model, seed: int) ->
 
 def test_forks_draw_with_seeds_of_their_own_and_share_their_memory_with_the_book(model: Model) -> None:
     (book,) = prefilled(model, (400,), seed=50)
-    sessions = [book.fork() for _ in range(4)]
+    drawn = {"max_new_tokens": 8, "stop_tokens": [], "temperature": 1.5}
     before = model.cache_bytes
-    batch = model.generate_batch_tokens(sessions, max_new_tokens=8, stop_tokens=[], temperature=1.5, seed=7)
+    each = forks([book] * 4)
+    expected = [list(fork.generate_tokens(seed=7 + place, **drawn)) for place, fork in enumerate(each)]
+    grown = model.cache_bytes - before
+    del each
+    assert model.cache_bytes == before
+    sessions = forks([book] * 4)
+    batch = model.generate_batch_tokens(sessions, seed=7, **drawn)
     found = np.array([next(batch) for _ in range(8)], dtype=np.int64).T.tolist()
-    assert model.cache_bytes - before < before, "nothing of the book was copied"
-    del batch
-    for place, answer in enumerate(found):
-        assert alone(book.fork(), 8, temperature=1.5, seed=7 + place) == answer
+    assert model.cache_bytes - before <= grown + 4 * STATE_BYTES, "beside what forks take alone, a copy of each state"
+    assert found == expected
     assert len(set(map(tuple, found))) > 1
+
+
+def test_batch_keeps_no_session_alive_and_reads_options_once(model: Model) -> None:
+    sessions = prefilled(model, (20, 20, 20), seed=80)
+    stops = [alone(session.fork(), 3)[-1] for session in sessions]
+    limits = {"max_new_tokens": 20, "temperature": 1.5}
+    once = [*model.generate_batch_tokens(forks(sessions), seed=np.int64(7), stop_tokens=iter(stops), **limits)]
+    again = [*model.generate_batch_tokens(forks(sessions), seed=7, stop_tokens=stops, **limits)]
+    assert once == again
+    with pytest.raises(SessionError, match="seed is -1"):
+        model.generate_batch_tokens(sessions, seed=-1)
+    gone = weakref.ref(sessions[0])
+    gc.disable()
+    try:
+        list(model.generate_batch_tokens(sessions, max_new_tokens=2))
+        del sessions
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_wrong_batches_are_refused_and_leave_sessions_as_they_were(model: Model) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import sqlite3
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -449,4 +450,39 @@ def test_leftovers_of_killed_processes_go(small: Model, store: StateStore) -> No
     (store.path / "objects" / "ab").mkdir(exist_ok=True)
     (store.path / "objects" / "ab" / ("ab" * 32)).write_bytes(b"unnamed")
     StateStore(store.path)
+    assert_sound(store)
+
+
+def test_files_of_a_state_that_was_replaced_go(small: Model, store: StateStore) -> None:
+    session = small.session(max_context=400, chunk_tokens=CHUNK)
+    session.prefill(random_ids(100))
+    store.save(session)
+    before = store.bytes
+    (state,) = store._index.find(prefix_hashes(session.tokens, [100]))
+    # As another runtime would save the same tokens, whose numbers are rounded in another way.
+    other = replace(state, objects=tuple(f"{each[:-1]}x" for each in state.objects))
+    sizes = dict.fromkeys(other.objects, 7)
+    store._index.add([other], sizes, [], model=small.fingerprint, precision=small.precision)
+    assert store.bytes == 7 * len(other.objects) < before
+    assert store._index.evict(1, other) == 0
+
+
+def test_a_file_that_another_process_has_mended_meanwhile_stays(
+    small: Model, store: StateStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = small.session(max_context=400, chunk_tokens=CHUNK)
+    session.prefill(random_ids(200))
+    store.save(session)
+    (path, *_) = sorted((store.path / "objects").glob("??/*"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+
+    def mend(digest: str, error: StateError) -> None:
+        beside = store.path / "partial" / "mended"
+        beside.write_bytes(whole)
+        beside.replace(path)
+
+    monkeypatch.setattr(store, "_require_bad", mend)
+    restored = small.restore_longest(store, session.tokens, max_context=400)
+    assert restored.position == 200
     assert_sound(store)

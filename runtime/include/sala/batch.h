@@ -28,11 +28,11 @@ class BatchGeneration {
 
   /// Returns the next token of each session, in the order of the sessions, and nothing for those that have finished or
   /// failed, as `Generation::next` does. A session for which there is no memory (kOutOfMemory) leaves the batch as it
-  /// was, and `status` tells; the others go on. After an error of the engine (kEngineFailed) all that had not finished
-  /// are poisoned.
+  /// was, and `status` tells; the others go on. If the engine has no room for a step of so many, all leave so. After an
+  /// error of the engine (kEngineFailed) all that had not finished are poisoned.
   Expected<std::vector<std::optional<int32_t>>> next();
 
-  /// Ends the answer of a session here, behind a stop string for example. The session is free then.
+  /// Ends the answer of a session here, behind a stop string for example. The session is free then. Returns its status.
   Status end(size_t session);
 
   /// True when `next` has no more tokens.
@@ -47,8 +47,9 @@ class BatchGeneration {
   struct Member;
   BatchGeneration(std::vector<Member> members, std::unique_ptr<BatchSlots> slots);
   Status run_step();
-  Status draw(Member& member, std::optional<int32_t>& token);
-  Status let_go(Member& member, Status outcome);
+  void draw(Member& member, std::optional<int32_t>& token);
+  void let_go(Member& member, Status outcome);
+  void end_lost();
 
   std::unique_ptr<BatchSlots> slots_;
   std::vector<Member> members_;

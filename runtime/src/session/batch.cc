@@ -56,12 +56,12 @@ Expected<BatchGeneration> Model::generate_batch(std::span<Session* const> sessio
 
 Expected<std::vector<std::optional<int32_t>>> BatchGeneration::next() {
   for (Member& member : members_) {
-    if (member.is_active && !member.generation.goes_on()) SALA_RETURN_IF_ERROR(let_go(member, success()));
+    if (member.is_active && !member.generation.goes_on()) let_go(member, success());
   }
   SALA_RETURN_IF_ERROR(run_step());
   std::vector<std::optional<int32_t>> tokens(members_.size());
   for (size_t i = 0; i < members_.size(); ++i) {
-    if (members_[i].is_active) SALA_RETURN_IF_ERROR(draw(members_[i], tokens[i]));
+    if (members_[i].is_active) draw(members_[i], tokens[i]);
   }
   return tokens;
 }
@@ -82,26 +82,37 @@ Status BatchGeneration::run_step() {
     active[i]->outcome = ran ? outcomes[i] : ran;
     active[i]->is_active = static_cast<bool>(active[i]->outcome);
   }
+  end_lost();
   return ran;
 }
 
-Status BatchGeneration::draw(Member& member, std::optional<int32_t>& token) {
-  auto drawn = member.generation.draw();
-  if (!drawn) return let_go(member, drawn.error());
-  token = *drawn;
-  return token ? success() : let_go(member, success());
+/// Ends those that the slots have lost while others left.
+void BatchGeneration::end_lost() {
+  for (Member& member : members_) {
+    if (!member.is_active || slots_->has(*member.generation.core_)) continue;
+    member.is_active = false;
+    member.outcome = error(ErrorCode::kEngineFailed,
+                           "another session left the batch, and this one could not take its place: reset it");
+  }
 }
 
-Status BatchGeneration::let_go(Member& member, Status outcome) {
+void BatchGeneration::draw(Member& member, std::optional<int32_t>& token) {
+  const auto drawn = member.generation.draw();
+  if (drawn) token = *drawn;
+  if (!token) let_go(member, drawn ? success() : Status(drawn.error()));
+}
+
+void BatchGeneration::let_go(Member& member, Status outcome) {
   member.is_active = false;
   const Status left = slots_->leave(*member.generation.core_);
   member.outcome = left ? std::move(outcome) : left;
-  return success();
+  end_lost();
 }
 
 Status BatchGeneration::end(size_t session) {
   Member& member = members_[session];
-  return member.is_active ? let_go(member, success()) : success();
+  if (member.is_active) let_go(member, success());
+  return member.outcome;
 }
 
 bool BatchGeneration::has_finished() const {

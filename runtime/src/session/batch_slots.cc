@@ -70,30 +70,32 @@ Status BatchSlots::join(SessionCore& session) {
   SALA_RETURN_IF_ERROR(session.usable());
   // States of its own, so that they find room when they come back.
   SALA_RETURN_IF_ERROR(session.claim(session.past_length(), 0));
-  if (const Status placed = place(session, sessions_.size()); !placed) {
-    SALA_RETURN_IF_ERROR(hide(session));
-    return placed;
-  }
+  SALA_RETURN_IF_ERROR(place(session, sessions_.size()));
   sessions_.push_back(&session);
   return success();
 }
 
 Status BatchSlots::place(SessionCore& session, size_t index) {
-  for (size_t i = 0; i < caches_.size(); ++i) {
-    if (!has_rows(i)) continue;
-    const int64_t offset = slot(i, index) - static_cast<char*>(caches_[i].buffer.data());
-    SALA_RETURN_IF_ERROR(model_->engine->memory().show(session.caches()[i].buffer, caches_[i].buffer, offset));
+  Status placed = success();
+  size_t shown = 0;
+  for (; placed && shown < caches_.size(); shown += placed ? 1 : 0) {
+    if (!has_rows(shown)) continue;
+    const int64_t offset = slot(shown, index) - static_cast<char*>(caches_[shown].buffer.data());
+    placed = model_->engine->memory().show(session.caches()[shown].buffer, caches_[shown].buffer, offset);
   }
-  return copy_states(session, index, true);
+  if (placed) placed = copy_states(session, index, true);
+  // Only what was shown here: a buffer may be in another batch.
+  if (!placed) SALA_RETURN_IF_ERROR(hide(session, shown));
+  return placed;
 }
 
 Status BatchSlots::take_out(SessionCore& session, size_t index) {
-  SALA_RETURN_IF_ERROR(hide(session));
+  SALA_RETURN_IF_ERROR(hide(session, caches_.size()));
   return copy_states(session, index, false);
 }
 
-Status BatchSlots::hide(SessionCore& session) {
-  for (size_t i = 0; i < caches_.size(); ++i) {
+Status BatchSlots::hide(SessionCore& session, size_t caches) {
+  for (size_t i = 0; i < caches; ++i) {
     if (has_rows(i)) SALA_RETURN_IF_ERROR(model_->engine->memory().hide(session.caches()[i].buffer));
   }
   return success();
@@ -111,7 +113,8 @@ Status BatchSlots::copy_states(SessionCore& session, size_t index, bool into_slo
 }
 
 Status BatchSlots::leave(SessionCore& session) {
-  const auto found = std::find(sessions_.begin(), sessions_.end(), &session);
+  const auto found = std::ranges::find(sessions_, &session);
+  if (found == sessions_.end()) return success();
   const auto index = static_cast<size_t>(found - sessions_.begin());
   Status left = take_out(session, index);
   if (!left) left = session.lose(left.error());
@@ -122,14 +125,19 @@ Status BatchSlots::leave(SessionCore& session) {
   sessions_[index] = last;
   Status moved = take_out(*last, sessions_.size());
   if (moved) moved = place(*last, index);
-  return moved ? left : Status(lose_all(moved.error()));
+  if (!moved) static_cast<void>(lose_all(moved.error()));
+  return left;
+}
+
+bool BatchSlots::has(const SessionCore& session) const {
+  return std::ranges::find(sessions_, &session) != sessions_.end();
 }
 
 Status BatchSlots::lose_all(const Error& reason) {
   Error lost = reason;
   for (SessionCore* session : sessions_) {
     lost = session->lose(reason);
-    static_cast<void>(hide(*session));  // its pages go when it is reset
+    static_cast<void>(hide(*session, caches_.size()));  // its pages go when it is reset
   }
   sessions_.clear();
   return lost;
@@ -137,22 +145,28 @@ Status BatchSlots::lose_all(const Error& reason) {
 
 Status BatchSlots::step(std::span<SessionCore* const> sessions, std::span<Status> outcomes) {
   for (size_t i = 0; i < sessions.size(); ++i) {
-    outcomes[i] = sessions[i]->begin_step(1);
+    outcomes[i] = sessions[i]->claim_for_step(1);
     if (outcomes[i]) continue;
     if (outcomes[i].error().code != ErrorCode::kOutOfMemory) return lose_all(outcomes[i].error());
-    SALA_RETURN_IF_ERROR(leave(*sessions[i]));
+    if (const Status left = leave(*sessions[i]); !left) outcomes[i] = left;
   }
   if (sessions_.empty()) return success();
-  const Status ran = run();
+  const auto engine = execution(sessions_.size());
+  for (size_t i = 0; i < sessions.size() && !engine; ++i) {
+    if (!has(*sessions[i])) continue;
+    const Status left = leave(*sessions[i]);
+    outcomes[i] = left ? Status(engine.error()) : left;
+  }
+  if (!engine) return success();
+  for (SessionCore* session : sessions_) session->begin_step();
+  const Status ran = run(**engine);
   return ran ? ran : lose_all(ran.error());
 }
 
-Status BatchSlots::run() {
+Status BatchSlots::run(Execution& engine) {
   const size_t batch = sessions_.size();
   const size_t width = 2 * model_->config.inv_freq.size();
   const auto vocab_size = static_cast<size_t>(model_->config.vocab_size);
-  const auto engine = execution(batch);
-  if (!engine) return engine.error();
   input_ids_.clear();
   past_lengths_.clear();
   context_lengths_.clear();
@@ -166,7 +180,7 @@ Status BatchSlots::run() {
   }
   const std::span logits = std::span(logits_).first(batch * vocab_size);
   SALA_RETURN_IF_ERROR(
-      (*engine)->run(Profile::kDecode, {input_ids_, past_lengths_, context_lengths_, rope_cos_sin_}, logits));
+      engine.run(Profile::kDecode, {input_ids_, past_lengths_, context_lengths_, rope_cos_sin_}, logits));
   for (size_t i = 0; i < batch; ++i) {
     SessionCore& session = *sessions_[i];
     const int32_t token = *session.pending_token();

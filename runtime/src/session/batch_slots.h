@@ -27,12 +27,13 @@ class BatchSlots {
   /// Takes a session into the next slot. Until it leaves, only this batch may use it. kOutOfMemory if there is no room
   /// for a state of its own.
   Status join(SessionCore& session);
-  /// After an error the session is poisoned.
+  /// After an error the session is poisoned. If the others cannot close the gap, they have left and are poisoned too.
   Status leave(SessionCore& session);
+  bool has(const SessionCore& session) const;
 
   /// Runs the pending token of every session that has joined. One for which there is no memory leaves, as it was, and
-  /// its error stands at its place in `outcomes`, which are in the order of `sessions`. After any other error all of
-  /// them have left and are poisoned.
+  /// its error stands at its place in `outcomes`, which are in the order of `sessions`; so do all of them if the engine
+  /// has no room for a batch of their number. After any other error all have left and are poisoned.
   Status step(std::span<SessionCore* const> sessions, std::span<Status> outcomes);
 
  private:
@@ -41,11 +42,12 @@ class BatchSlots {
   Status reserve(int64_t most, const SessionCore& like);
   /// The execution of a batch of so many.
   Expected<Execution*> execution(size_t batch);
-  Status run();
+  Status run(Execution& engine);
   Status lose_all(const Error& reason);
   Status place(SessionCore& session, size_t slot);
   Status take_out(SessionCore& session, size_t slot);
-  Status hide(SessionCore& session);
+  /// Hides the first so many caches.
+  Status hide(SessionCore& session, size_t caches);
   /// Copies the states between a session and its slot.
   Status copy_states(SessionCore& session, size_t slot, bool into_slot);
   char* slot(size_t cache, size_t index) const;

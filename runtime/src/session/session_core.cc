@@ -137,7 +137,7 @@ Status SessionCore::claim_for_step(int64_t tokens) {
   Status claimed = tokens_.claim(past_length_, tokens);
   if (claimed) claimed = claim(past_length_, tokens);
   // What there is no room for has not changed anything. After any other failure a cache may be gone.
-  poisoned_ = !claimed && claimed.error().code != ErrorCode::kOutOfMemory;
+  if (!claimed && claimed.error().code != ErrorCode::kOutOfMemory) poisoned_ = true;
   return claimed;
 }
 
@@ -210,19 +210,18 @@ Status SessionCore::run(std::span<const int32_t> token_ids, int64_t context_leng
   rope_cos_sin(past_length_, model_->config.inv_freq, rope_cos_sin_);
   const auto past_length = static_cast<int32_t>(past_length_), of_context = static_cast<int32_t>(context_length);
   const StepInputs step{input_ids_, {&past_length, 1}, {&of_context, 1}, rope_cos_sin_};
-  SALA_RETURN_IF_ERROR(begin_step(tokens));
+  SALA_RETURN_IF_ERROR(claim_for_step(tokens));
+  begin_step();
   const Status ran = execution_->run(tokens == 1 ? Profile::kDecode : Profile::kPrefill, step, logits_);
   if (!ran) return lose(ran.error());
   end_step(token_ids);
   return success();
 }
 
-Status SessionCore::begin_step(int64_t tokens) {
-  SALA_RETURN_IF_ERROR(claim_for_step(tokens));
+void SessionCore::begin_step() {
   has_logits_ = false;
   ++changes_;
   poisoned_ = true;  // until the step has run: an engine that finds no memory may throw
-  return success();
 }
 
 void SessionCore::end_step(std::span<const int32_t> token_ids) {

@@ -54,9 +54,10 @@ class SessionCore {
 
   /// Runs one step: the pending token, if there is one, must be the first of `token_ids`.
   Status run(std::span<const int32_t> token_ids, int64_t context_length);
-  /// What `run` does before and after the engine's part, for steps that serve several sessions. In between the session
-  /// is poisoned. After kOutOfMemory it is as it was.
-  Status begin_step(int64_t tokens);
+  /// The parts of `run` besides the engine's, for steps that serve several sessions. First `claim_for_step`: if it
+  /// fails, the session is as it was (kOutOfMemory) or poisoned. Between the other two the session is poisoned.
+  Status claim_for_step(int64_t tokens);
+  void begin_step();
   void end_step(std::span<const int32_t> token_ids);
   /// Where a step writes the logits of the last token.
   std::span<float> step_logits() { return logits_; }
@@ -115,8 +116,6 @@ class SessionCore {
                                                          int64_t chunk_tokens, int64_t max_checkpoints);
   /// Allocates the caches and makes their execution.
   Status bind();
-  /// `claim` for a step on this context. If it fails, the session is as it was (kOutOfMemory) or poisoned.
-  Status claim_for_step(int64_t tokens);
   /// Takes back everything that is claimed.
   Status empty();
   /// Claims what a session without tokens has.
