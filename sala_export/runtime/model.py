@@ -183,7 +183,7 @@ class Model:
             raise SessionError(f"token_ids is of type {type(token_ids).__name__}, expected token ids held in memory")
         options = _session_options(max_context, chunk_tokens, max_checkpoints)
         most = self._native.default_max_context if max_context is None else max_context
-        found = store.restore(self._native, ids, options, most=most, on_progress=on_progress)
+        found = store.restore(self._native, ids[:most], options, on_progress=on_progress)
         if found is None:
             return self.session(max_context=max_context, chunk_tokens=chunk_tokens, max_checkpoints=max_checkpoints)
         native, segments = found

@@ -162,15 +162,14 @@ class StateStore:
         token_ids: NDArray[np.int32],
         options: _native.SessionOptions,
         *,
-        most: int,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> tuple[_native.Session, dict[str, StoredSegments]] | None:
         """As `Model.restore_longest`. Returns a session, and what it has of which store. None if nothing matches.
 
-        Args: most: tokens that the session can hold.
+        Args: token_ids: no more than the session can hold.
         """
         try:
-            return self._restored(model, token_ids[:most], options, on_progress)
+            return self._restored(model, token_ids, options, on_progress)
         except _CallerError as caught:
             raise caught.error from None
 

@@ -17,6 +17,16 @@ from sala_export.torch_runtime.engine import TorchExecution
 from sala_export.torch_runtime.load import TorchModel, assemble
 from sala_export.torch_runtime.operators import ReferenceOperators
 
+SPARSE = {
+    "kernel_size": 8,
+    "kernel_stride": 4,
+    "block_size": 8,
+    "topk": 3,
+    "window_size": 8,
+    "init_blocks": 1,
+    "dense_len": 32,
+}
+"""A row takes four blocks, of which it chooses one: from 40 tokens on there are several to choose from."""
 POISON = 0xFF
 """Of every byte: NaN in each floating type, -1 in int32."""
 

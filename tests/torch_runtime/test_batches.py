@@ -22,7 +22,7 @@ from support.torch_batches import (
     run_step,
     small_outcomes,
 )
-from support.torch_sessions import torch_model
+from support.torch_sessions import SPARSE, torch_model
 from support.triton_interpreter import call_interpreting
 from torch import Tensor
 
@@ -30,16 +30,6 @@ from sala_export.specs import Precision
 from sala_export.torch_runtime import engine as engine_module
 from sala_export.torch_runtime.load import TorchModel, load_torch
 
-SPARSE = {
-    "kernel_size": 8,
-    "kernel_stride": 4,
-    "block_size": 8,
-    "topk": 3,
-    "window_size": 8,
-    "init_blocks": 1,
-    "dense_len": 32,
-}
-"""Of five blocks and more a row chooses some: from 40 tokens on."""
 LENGTHS = [
     (0, 45),
     (0, 0),

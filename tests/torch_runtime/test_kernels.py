@@ -19,7 +19,7 @@ from support.closeness import assert_close
 from support.kernel_probes import elementwise
 from support.small_models import write_small_checkpoint
 from support.torch_batches import CAPACITY, execution_on, new_caches
-from support.torch_sessions import logits_of_calls, remember_executions, torch_model
+from support.torch_sessions import SPARSE, logits_of_calls, remember_executions, torch_model
 from support.triton_compiler import call_compiling, compiled_ptx
 from support.triton_interpreter import call_interpreting
 from torch.nn import functional
@@ -32,16 +32,6 @@ from sala_export.ops.common import triton_run
 from sala_export.specs import Precision
 from sala_export.torch_runtime.kernel_operators import KernelOperators
 
-SPARSE = {
-    "kernel_size": 8,
-    "kernel_stride": 4,
-    "block_size": 8,
-    "topk": 3,
-    "window_size": 8,
-    "init_blocks": 1,
-    "dense_len": 32,
-}
-"""A row takes four blocks, of which it chooses one: from 40 tokens on there are several to choose from."""
 LENGTH = 60
 CUTS = (0, 40, 41, 59, 60)
 """Two prefill steps and two decode steps."""
