@@ -40,6 +40,7 @@ const char* exception_name(ErrorCode code) {
     case ErrorCode::kOutOfMemory:
     case ErrorCode::kEngineFailed:
     case ErrorCode::kSessionPoisoned:
+    case ErrorCode::kBusy:
       return "RunError";
   }
   return "SalaError";

@@ -13,8 +13,6 @@
 
 namespace sala {
 
-class BatchSlots;
-
 /// Tokens of `Model::generate_batch`. A step reads the weights once, however many sessions it serves, so that a batch
 /// gives more tokens a second than its sessions one after the other. Contexts may have any lengths.
 ///
@@ -44,15 +42,9 @@ class BatchGeneration {
 
  private:
   friend class Model;
-  struct Member;
-  BatchGeneration(std::vector<Member> members, std::unique_ptr<BatchSlots> slots);
-  Status run_step();
-  void draw(Member& member, std::optional<int32_t>& token);
-  void let_go(Member& member, Status outcome);
-  void end_lost();
-
-  std::unique_ptr<BatchSlots> slots_;
-  std::vector<Member> members_;
+  struct Parts;
+  explicit BatchGeneration(std::unique_ptr<Parts> parts);
+  std::unique_ptr<Parts> parts_;
 };
 
 }  // namespace sala

@@ -135,6 +135,7 @@ class Model {
                                   const std::function<bool(size_t part)>& on_part = {}) const;
 
  private:
+  friend class Scheduler;
   static Expected<Model> create(ModelConfig config, std::shared_ptr<const Engine> engine, std::string runtime_reason);
   explicit Model(std::shared_ptr<const ModelData> data) : data_(std::move(data)) {}
   std::shared_ptr<const ModelData> data_;

@@ -37,6 +37,7 @@ class Prefiller {
   Expected<std::span<const float>> finish();
 
  private:
+  friend class SchedulerThread;
   friend class Session;
   Prefiller(SessionCore& core, PrefillOptions options, std::optional<int64_t> tokens_total);
   static Expected<Prefiller> create(SessionCore& core, PrefillOptions options, std::optional<int64_t> tokens_total);

@@ -17,10 +17,12 @@
 
 namespace sala {
 
-class BatchGeneration;
+class DecodeBatch;
 class Generation;
 class Model;
 class Prefiller;
+class Scheduler;
+class SchedulerThread;
 class SessionCore;
 class StateTarget;
 
@@ -147,13 +149,14 @@ class Session {
  private:
   friend class Model;
   friend class Prefiller;
+  friend class Scheduler;
   explicit Session(std::unique_ptr<SessionCore> core);
   std::unique_ptr<SessionCore> core_;
 };
 
-enum class FinishReason { kNone, kStopToken, kMaxNewTokens, kMaxContext };
+enum class FinishReason { kNone, kStopToken, kMaxNewTokens, kMaxContext, kCancelled };
 
-/// `none`, `stop_token`, `max_new_tokens` or `max_context`.
+/// `none`, `stop_token`, `max_new_tokens`, `max_context` or, of a request to a Scheduler, `cancelled`.
 std::string_view name_of(FinishReason reason);
 
 /// Tokens of one `Session::generate`, sampled when you ask for them.
@@ -167,7 +170,8 @@ class Generation {
   FinishReason finish_reason() const { return finish_reason_; }
 
  private:
-  friend class BatchGeneration;
+  friend class DecodeBatch;
+  friend class SchedulerThread;
   friend class Session;
   Generation(SessionCore& core, GenerateOptions options) : core_(&core), options_(std::move(options)) {}
   /// False, with the reason, once there is nothing more to draw.

@@ -44,6 +44,7 @@ enum class ErrorCode : int32_t {
   kEngineFailed = 500,
   kSessionPoisoned = 501,
   kStopped = 502,
+  kBusy = 503,
 };
 
 /// The enumerator without its `k`, e.g. `ContextExceeded`.

@@ -142,6 +142,8 @@ std::string_view name_of(ErrorCode code) {
       return "SessionPoisoned";
     case ErrorCode::kStopped:
       return "Stopped";
+    case ErrorCode::kBusy:
+      return "Busy";
   }
   return "Unknown";
 }

@@ -7,17 +7,8 @@
 
 namespace sala {
 
-namespace {
-
-bool same_sizes(const SessionCore& one, const SessionCore& other) {
-  return std::ranges::equal(one.caches(), other.caches(), {}, &SessionCore::Cache::shape, &SessionCore::Cache::shape);
-}
-
-}  // namespace
-
-Expected<std::unique_ptr<BatchSlots>> BatchSlots::create(std::shared_ptr<const ModelData> model,
-                                                         std::span<SessionCore* const> sessions) {
-  const auto most = static_cast<int64_t>(sessions.size());
+Expected<std::unique_ptr<BatchSlots>> BatchSlots::create(std::shared_ptr<const ModelData> model, int64_t most,
+                                                         const SessionCore& like) {
   const int64_t served = model->engine->limits().max_batch;
   if (served == 1) {
     return error(ErrorCode::kInvalidArgument, "runtime ", model->engine->name(),
@@ -32,13 +23,8 @@ Expected<std::unique_ptr<BatchSlots>> BatchSlots::create(std::shared_ptr<const M
                  "caches that do not grow by pages cannot stand side by side: generate with one session after the "
                  "other, or load the model without an allocator of your own");
   }
-  for (const SessionCore* session : sessions) {
-    if (same_sizes(*session, *sessions[0])) continue;
-    return error(ErrorCode::kInvalidArgument, "a session of the batch has max_context ", session->max_context(),
-                 ", the first one ", sessions[0]->max_context(), ": give all sessions of a batch the same");
-  }
   std::unique_ptr<BatchSlots> slots(new BatchSlots(std::move(model)));
-  SALA_RETURN_IF_ERROR(slots->reserve(most, *sessions[0]));
+  SALA_RETURN_IF_ERROR(slots->reserve(most, like));
   return slots;
 }
 
@@ -131,6 +117,10 @@ Status BatchSlots::leave(SessionCore& session) {
 
 bool BatchSlots::has(const SessionCore& session) const {
   return std::ranges::find(sessions_, &session) != sessions_.end();
+}
+
+bool BatchSlots::fits(const SessionCore& session) const {
+  return std::ranges::equal(session.caches(), caches_, {}, &SessionCore::Cache::shape, &SessionCore::Cache::shape);
 }
 
 Status BatchSlots::lose_all(const Error& reason) {

@@ -17,10 +17,10 @@ namespace sala {
 
 class BatchSlots {
  public:
-  /// Slots for these sessions, none of which has joined yet. kInvalidArgument for more than the engine serves, for
-  /// caches of different sizes, and where memory does not grow by pages.
-  static Expected<std::unique_ptr<BatchSlots>> create(std::shared_ptr<const ModelData> model,
-                                                      std::span<SessionCore* const> sessions);
+  /// Slots for so many sessions with caches of the sizes of one, none of which has joined yet. kInvalidArgument for
+  /// more than the engine serves, and where memory does not grow by pages.
+  static Expected<std::unique_ptr<BatchSlots>> create(std::shared_ptr<const ModelData> model, int64_t most,
+                                                      const SessionCore& like);
   /// Lets all sessions leave. One whose state cannot be brought back is poisoned.
   ~BatchSlots();
 
@@ -30,6 +30,8 @@ class BatchSlots {
   /// After an error the session is poisoned. If the others cannot close the gap, they have left and are poisoned too.
   Status leave(SessionCore& session);
   bool has(const SessionCore& session) const;
+  /// Whether its caches have the sizes of the slots.
+  bool fits(const SessionCore& session) const;
 
   /// Runs the pending token of every session that has joined. One for which there is no memory leaves, as it was, and
   /// its error stands at its place in `outcomes`, which are in the order of `sessions`; so do all of them if the engine

@@ -63,11 +63,7 @@ Status Prefiller::feed(std::span<const int32_t> token_ids) {
   const int64_t before = length();
   const auto most = static_cast<size_t>(std::numeric_limits<int64_t>::max() - before);
   const int64_t after = before + static_cast<int64_t>(std::min(token_ids.size(), most));
-  if (after > core_->max_context()) {
-    return error(ErrorCode::kContextExceeded, "the prompt needs a context of at least ", after,
-                 " tokens, max_context is ", core_->max_context(), " and ", before,
-                 " are taken: make a session of larger max_context");
-  }
+  SALA_RETURN_IF_ERROR(core_->check_fits(before, after - before));
   if (options_.context_length && after > *options_.context_length) {
     return error(ErrorCode::kInvalidArgument, "context_length is ", *options_.context_length,
                  ", but the context grows to ", after, ": it counts the whole context");

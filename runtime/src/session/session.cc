@@ -130,6 +130,8 @@ std::string_view name_of(FinishReason reason) {
       return "max_new_tokens";
     case FinishReason::kMaxContext:
       return "max_context";
+    case FinishReason::kCancelled:
+      return "cancelled";
     case FinishReason::kNone:
       break;
   }

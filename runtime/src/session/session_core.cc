@@ -141,24 +141,25 @@ Status SessionCore::claim_for_step(int64_t tokens) {
   return claimed;
 }
 
+int64_t SessionCore::bytes_for(int64_t tokens) const {
+  const int64_t page = model_->engine->memory().page_bytes();
+  int64_t pages = 0;
+  for (size_t i = 0; i < caches_.size(); ++i) {
+    if (model_->step.caches[i].rows == CacheRows::kAll) continue;
+    const bool has_rows = rows(i, 0, past_length_).count > 0;
+    for (const ByteRange& part : rows(i, past_length_, past_length_ + tokens).parts()) {
+      // The page on which the rows so far end is there already.
+      const int64_t first = (part.offset + (has_rows ? page - 1 : 0)) / page;
+      pages += (part.offset + part.bytes + page - 1) / page - first;
+    }
+  }
+  return pages * page;
+}
+
 Status SessionCore::require_room(int64_t tokens) const {
   const auto free = model_->engine->memory().free_bytes();
   if (!free) return free.error();
   if (!*free) return success();
-  const int64_t page = model_->engine->memory().page_bytes();
-  const auto bytes_for = [&](int64_t more) {
-    int64_t pages = 0;
-    for (size_t i = 0; i < caches_.size(); ++i) {
-      if (model_->step.caches[i].rows == CacheRows::kAll) continue;
-      const bool has_rows = rows(i, 0, past_length_).count > 0;
-      for (const ByteRange& part : rows(i, past_length_, past_length_ + more).parts()) {
-        // The page on which the rows so far end is there already.
-        const int64_t first = (part.offset + (has_rows ? page - 1 : 0)) / page;
-        pages += (part.offset + part.bytes + page - 1) / page - first;
-      }
-    }
-    return pages * page;
-  };
   const int64_t needed = bytes_for(tokens);
   if (needed <= **free) return success();
   int64_t fits = 0;
@@ -189,6 +190,13 @@ Status SessionCore::usable() const {
                  "an earlier step of this session failed, its context is lost: reset it or make a new one");
   }
   return success();
+}
+
+Status SessionCore::check_fits(int64_t before, int64_t tokens) const {
+  if (tokens <= max_context_ - before) return success();
+  return error(ErrorCode::kContextExceeded, "the prompt needs a context of at least ", before + tokens,
+               " tokens, max_context is ", max_context_, " and ", before,
+               " are taken: make a session of larger max_context");
 }
 
 Status SessionCore::check_tokens(std::span<const int32_t> token_ids) const {

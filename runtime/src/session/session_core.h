@@ -49,6 +49,8 @@ class SessionCore {
 
   /// kSessionPoisoned if a step failed before.
   Status usable() const;
+  /// kContextExceeded unless so many tokens fit behind the first `before`.
+  Status check_fits(int64_t before, int64_t tokens) const;
   /// Every id must be in the vocabulary.
   Status check_tokens(std::span<const int32_t> token_ids) const;
 
@@ -70,6 +72,8 @@ class SessionCore {
   /// A session with the same context, which shares the memory of what neither changes.
   Expected<std::unique_ptr<SessionCore>> fork() const;
 
+  /// Bytes that the caches take besides what they have when so many tokens more have run.
+  int64_t bytes_for(int64_t tokens) const;
   /// kOutOfMemory if the memory is known to have no room for so many tokens more.
   Status require_room(int64_t tokens) const;
   /// Makes the rows that steps from `past_length` on write for `tokens` tokens, and the states, this session's own.

@@ -1,0 +1,84 @@
+#include "sala/scheduler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "session/scheduler_thread.h"
+
+namespace sala {
+
+std::string_view name_of(RequestStage stage) {
+  switch (stage) {
+    case RequestStage::kWaiting:
+      return "waiting";
+    case RequestStage::kPrefill:
+      return "prefill";
+    case RequestStage::kGenerate:
+      return "generate";
+    case RequestStage::kEnded:
+      break;
+  }
+  return "ended";
+}
+
+Answer::Answer(std::shared_ptr<SchedulerThread> thread, std::unique_ptr<Request> request)
+    : thread_(std::move(thread)), request_(std::move(request)) {}
+Answer::Answer(Answer&&) noexcept = default;
+Answer& Answer::operator=(Answer&& other) noexcept {
+  std::swap(thread_, other.thread_);
+  std::swap(request_, other.request_);
+  return *this;
+}
+Answer::~Answer() {
+  if (request_ == nullptr) return;
+  thread_->cancel(*request_);
+  thread_->wait(*request_);
+}
+
+Expected<std::optional<int32_t>> Answer::next() { return thread_->next(*request_); }
+bool Answer::wait_for(std::chrono::duration<double> time) const { return thread_->wait_for(*request_, time); }
+void Answer::cancel() noexcept { thread_->cancel(*request_); }
+FinishReason Answer::finish_reason() const { return thread_->finish_reason(*request_); }
+RequestProgress Answer::progress() const { return thread_->progress(*request_); }
+
+Scheduler::Scheduler(std::shared_ptr<SchedulerThread> thread) : thread_(std::move(thread)) {}
+Scheduler::Scheduler(Scheduler&&) noexcept = default;
+Scheduler& Scheduler::operator=(Scheduler&& other) noexcept {
+  std::swap(thread_, other.thread_);
+  return *this;
+}
+Scheduler::~Scheduler() {
+  if (thread_ != nullptr) thread_->close();
+}
+
+Expected<Scheduler> Scheduler::create(const Model& model, SchedulerOptions options) {
+  auto thread = SchedulerThread::create(model.data_, options);
+  if (!thread) return thread.error();
+  return Scheduler(*std::move(thread));
+}
+
+Expected<Answer> Scheduler::submit(Session& session, std::vector<int32_t> prompt, RequestOptions options) {
+  SessionCore& core = *session.core_;
+  if (&core.model() != &thread_->model()) {
+    return error(ErrorCode::kInvalidArgument, "the session is of another model than the scheduler");
+  }
+  if (const double wait = options.max_wait.value_or(0); !std::isfinite(wait) || wait < 0) {
+    return error(ErrorCode::kInvalidArgument, "max_wait is ", wait, ", expected 0 or more seconds");
+  }
+  SALA_RETURN_IF_ERROR(core.usable());
+  SALA_RETURN_IF_ERROR(check_generate(options.generate, core.model().config));
+  if (prompt.empty() && core.position() == 0) {
+    return error(ErrorCode::kEmptyPrompt, "the prompt has no tokens and the session no context: give at least one");
+  }
+  SALA_RETURN_IF_ERROR(core.check_fits(core.position(), static_cast<int64_t>(prompt.size())));
+  SALA_RETURN_IF_ERROR(core.check_tokens(prompt));
+  if (!options.generate.stop_tokens) options.generate.stop_tokens = core.model().config.eos_token_ids;
+  auto request = std::make_unique<Request>(core, std::move(prompt), std::move(options));
+  const int64_t begin = core.position() + static_cast<int64_t>(request->prompt.size());
+  request->last_position = begin + std::min(request->options.generate.max_new_tokens, core.max_context() - begin);
+  SALA_RETURN_IF_ERROR(thread_->submit(*request));
+  return Answer(thread_, std::move(request));
+}
+
+}  // namespace sala

@@ -1,0 +1,424 @@
+#include "session/scheduler_thread.h"
+
+#include <algorithm>
+#include <csignal>
+#include <limits>
+#include <system_error>
+#include <utility>
+
+namespace sala {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int64_t kDefaultMaxRunning = 8;
+constexpr int64_t kMostRunning = 1024;  // where each takes steps of its own
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+bool can_share_steps(const ModelData& model) {
+  return model.engine->limits().max_batch > 1 && model.engine->memory().page_bytes() > 1;
+}
+
+Status check(const SchedulerOptions& options, int64_t max_running, int64_t most_running) {
+  if (max_running < 1 || max_running > most_running) {
+    return error(ErrorCode::kInvalidArgument, "max_running is ", max_running, ", expected 1 to ", most_running,
+                 ", which is what this engine serves");
+  }
+  if (options.max_waiting < 0) {
+    return error(ErrorCode::kInvalidArgument, "max_waiting is ", options.max_waiting, ", expected 0 or more");
+  }
+  if (options.max_cache_bytes.value_or(0) < 0) {
+    return error(ErrorCode::kInvalidArgument, "max_cache_bytes is ", *options.max_cache_bytes, ", expected 0 or more");
+  }
+  if (!(options.prefill_share > 0 && options.prefill_share < 1)) {
+    return error(ErrorCode::kInvalidArgument, "prefill_share is ", options.prefill_share,
+                 ", expected a number between 0 and 1");
+  }
+  return success();
+}
+
+/// A thread that takes no signals, so that they reach the program's own threads.
+template <class Run>
+Expected<std::thread> thread_without_signals(Run&& run) {
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  Expected<std::thread> made = error(ErrorCode::kOutOfMemory, "the system gives this process no further thread");
+  try {
+    made = std::thread(std::forward<Run>(run));
+  } catch (const std::system_error&) {
+    // What `made` says.
+  }
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  return made;
+}
+
+}  // namespace
+
+Expected<std::shared_ptr<SchedulerThread>> SchedulerThread::create(std::shared_ptr<const ModelData> model,
+                                                                   const SchedulerOptions& options) {
+  const int64_t most = can_share_steps(*model) ? model->engine->limits().max_batch : kMostRunning;
+  const int64_t max_running = options.max_running.value_or(std::min(kDefaultMaxRunning, most));
+  SALA_RETURN_IF_ERROR(check(options, max_running, most));
+  std::shared_ptr<SchedulerThread> made(new SchedulerThread(std::move(model), options, max_running));
+  auto thread = thread_without_signals([runner = made.get()] { runner->run(); });
+  if (!thread) return thread.error();
+  made->thread_ = *std::move(thread);
+  return made;
+}
+
+SchedulerThread::SchedulerThread(std::shared_ptr<const ModelData> model, const SchedulerOptions& options,
+                                 int64_t max_running)
+    : model_(std::move(model)),
+      options_(options),
+      max_running_(max_running),
+      can_share_(can_share_steps(*model_)),
+      balance_(options.prefill_share) {}
+
+void SchedulerThread::close() {
+  if (is_in_child()) {
+    thread_.detach();
+    return;
+  }
+  {
+    const std::lock_guard lock(mutex_);
+    is_closing_ = true;
+    work_.notify_all();
+  }
+  thread_.join();
+}
+
+std::unique_lock<std::mutex> SchedulerThread::locked() {
+  return is_in_child() ? std::unique_lock(mutex_, std::defer_lock) : std::unique_lock(mutex_);
+}
+
+Status SchedulerThread::submit(Request& request) {
+  const auto lock = locked();
+  if (!lock) {
+    return error(ErrorCode::kEngineFailed,
+                 "the scheduler belongs to the process that made it: load the model and make one in this process");
+  }
+  const auto is_of_session = [&](const Request* other) { return &other->session == &request.session; };
+  if (std::ranges::any_of(waiting_, is_of_session) || std::ranges::any_of(running_, is_of_session)) {
+    return error(ErrorCode::kInvalidArgument, "the session has a request already: wait for its end, or fork it");
+  }
+  const auto waiting = static_cast<int64_t>(waiting_.size()), running = static_cast<int64_t>(running_.size());
+  if (waiting - options_.max_waiting >= max_running_ - running) {
+    return error(ErrorCode::kBusy, running, " requests run and ", waiting, " wait, as many as max_running and ",
+                 "max_waiting allow: try again when some have ended");
+  }
+  // Behind those of the same priority.
+  const auto place = std::ranges::find_if(
+      waiting_, [&](const Request* other) { return other->options.priority < request.options.priority; });
+  waiting_.insert(place, &request);
+  work_.notify_all();
+  return success();
+}
+
+Expected<std::optional<int32_t>> SchedulerThread::next(Request& request) {
+  auto lock = locked();
+  if (!lock) return error(ErrorCode::kEngineFailed, "the answer belongs to the process that asked for it");
+  request.changed.wait(lock, [&] { return !request.tokens.empty() || request.stage == RequestStage::kEnded; });
+  if (!request.tokens.empty()) {
+    const int32_t token = request.tokens.front();
+    request.tokens.pop_front();
+    return std::optional(token);
+  }
+  if (request.thrown) std::rethrow_exception(request.thrown);
+  if (!request.outcome) return request.outcome.error();
+  return std::optional<int32_t>();
+}
+
+bool SchedulerThread::wait_for(Request& request, std::chrono::duration<double> time) {
+  auto lock = locked();
+  if (!lock) return true;
+  return request.changed.wait_for(lock, time,
+                                  [&] { return !request.tokens.empty() || request.stage == RequestStage::kEnded; });
+}
+
+void SchedulerThread::cancel(Request& request) { request.is_cancelled = true; }
+
+void SchedulerThread::wait(Request& request) {
+  auto lock = locked();
+  if (lock) request.changed.wait(lock, [&] { return request.stage == RequestStage::kEnded; });
+}
+
+RequestProgress SchedulerThread::progress(const Request& request) {
+  const auto lock = locked();
+  return {request.stage, request.prompt_tokens_done, static_cast<int64_t>(request.prompt.size()), request.new_tokens};
+}
+
+FinishReason SchedulerThread::finish_reason(const Request& request) {
+  const auto lock = locked();
+  return request.finish_reason;
+}
+
+void SchedulerThread::run() {
+  bool is_closing = false;
+  while (!is_closing) {
+    {
+      std::unique_lock lock(mutex_);
+      work_.wait(lock, [this] { return is_closing_ || !waiting_.empty() || !running_.empty(); });
+      is_closing = is_closing_;
+      if (is_closing) {
+        for (Request* request : waiting_) request->is_cancelled = true;
+        for (Request* request : running_) request->is_cancelled = true;
+      }
+    }
+    end_cancelled();
+    end_late();
+    admit();
+    take_turn();
+  }
+}
+
+void SchedulerThread::end_cancelled() {
+  std::vector<Request*> all;
+  {
+    const std::lock_guard lock(mutex_);
+    all = waiting_;
+    all.insert(all.end(), running_.begin(), running_.end());
+  }
+  for (Request* request : all) {
+    if (request->is_cancelled) end(*request, success(), FinishReason::kCancelled);
+  }
+}
+
+void SchedulerThread::end_late() {
+  std::vector<Request*> late;
+  {
+    const std::lock_guard lock(mutex_);
+    std::ranges::copy_if(waiting_, std::back_inserter(late), [](const Request* request) {
+      return request->options.max_wait && seconds_since(request->arrival) > *request->options.max_wait;
+    });
+  }
+  for (Request* request : late) {
+    end(*request,
+        error(ErrorCode::kBusy, "the request has waited for longer than max_wait, ", *request->options.max_wait,
+              " s: try again later"),
+        FinishReason::kNone);
+  }
+}
+
+void SchedulerThread::admit() {
+  while (static_cast<int64_t>(running_.size()) < max_running_) {
+    Request* first = nullptr;
+    {
+      const std::lock_guard lock(mutex_);
+      if (waiting_.empty()) return;
+      first = waiting_.front();
+    }
+    const auto admitted = admission(*first);
+    if (!admitted) return;
+    if (*admitted) {
+      begin(*first);
+    } else {
+      end(*first, *admitted, FinishReason::kNone);
+    }
+  }
+}
+
+std::optional<Status> SchedulerThread::admission(const Request& request) {
+  const Memory& memory = model_->engine->memory();
+  const auto free = memory.free_bytes();
+  if (!free) return free.error();
+  int64_t room = free->value_or(std::numeric_limits<int64_t>::max());
+  if (options_.max_cache_bytes) room = std::min(room, *options_.max_cache_bytes - memory.used_bytes());
+  for (const Request* other : running_) room -= other->bytes_to_come();
+  const int64_t needed = request.bytes_to_come();
+  if (needed <= room) return success();
+  if (!running_.empty()) return std::nullopt;
+  return error(ErrorCode::kOutOfMemory, "the prompt and an answer of max_new_tokens take ", needed,
+               " bytes of caches, and ", std::max<int64_t>(room, 0), " are left",
+               options_.max_cache_bytes ? " of max_cache_bytes" : "", ": end other sessions, or ask for fewer tokens");
+}
+
+void SchedulerThread::begin(Request& request) {
+  {
+    const std::lock_guard lock(mutex_);
+    std::erase(waiting_, &request);
+    running_.push_back(&request);
+    request.stage = RequestStage::kPrefill;
+  }
+  if (request.prompt.empty()) return begin_answer(request);
+  PrefillOptions options;
+  options.context_length = request.session.position() + static_cast<int64_t>(request.prompt.size());
+  options.on_progress = [this, &request](const PrefillProgress& progress) {
+    const std::lock_guard lock(mutex_);
+    request.prompt_tokens_done = progress.tokens_done;
+    return true;
+  };
+  auto made = Prefiller::create(request.session, std::move(options), static_cast<int64_t>(request.prompt.size()));
+  if (!made) return end(request, made.error(), FinishReason::kNone);
+  request.prefiller.emplace(*std::move(made));
+}
+
+void SchedulerThread::take_turn() {
+  const bool has_prompts =
+      std::ranges::any_of(running_, [](const Request* each) { return each->prefiller.has_value(); });
+  const bool has_answers = std::ranges::any_of(running_, [](const Request* each) { return each->member.has_value(); });
+  if (!has_prompts || !has_answers) balance_.settle();
+  const auto start = Clock::now();
+  if (has_prompts && (!has_answers || balance_.is_for_prefill())) {
+    take_prompt_turn();
+    balance_.spend_on_prefill(seconds_since(start));
+  } else if (has_answers) {
+    take_answer_turn();
+    balance_.spend_on_answers(seconds_since(start));
+  }
+}
+
+void SchedulerThread::take_prompt_turn() {
+  Request* chosen = nullptr;
+  for (Request* each : running_) {
+    if (!each->prefiller) continue;
+    const auto rank = [](const Request& request) {
+      return std::pair(-int64_t{request.options.priority}, request.last_turn);
+    };
+    if (chosen == nullptr || rank(*each) < rank(*chosen)) chosen = each;
+  }
+  chosen->last_turn = ++turns_;
+  Status outcome = success();
+  try {
+    outcome = read_on(*chosen);
+  } catch (...) {  // the engine's, for whoever waits for the answer
+    chosen->thrown = std::current_exception();
+  }
+  if (chosen->thrown || !outcome) return end(*chosen, outcome, FinishReason::kNone);
+  if (chosen->prefiller) return;
+  step_alone(*chosen);
+  settle(*chosen);
+}
+
+Status SchedulerThread::read_on(Request& request) {
+  const int64_t before = request.session.past_length();
+  const auto rest = std::span(request.prompt).subspan(request.tokens_fed);
+  const auto piece = rest.first(std::min(rest.size(), static_cast<size_t>(request.session.chunk_tokens())));
+  SALA_RETURN_IF_ERROR(request.prefiller->feed(piece));
+  request.tokens_fed += piece.size();
+  // What has filled no chunk waits for the end.
+  if (piece.size() < rest.size() || request.session.past_length() != before) return success();
+  if (const auto logits = request.prefiller->finish(); !logits) return logits.error();
+  request.prefiller.reset();
+  begin_answer(request);
+  return success();
+}
+
+void SchedulerThread::begin_answer(Request& request) {
+  request.member.emplace(Generation(request.session, request.options.generate));
+  const std::lock_guard lock(mutex_);
+  request.stage = RequestStage::kGenerate;
+}
+
+void SchedulerThread::take_answer_turn() {
+  std::vector<Request*> answering;
+  std::ranges::copy_if(running_, std::back_inserter(answering),
+                       [](const Request* each) { return each->member.has_value(); });
+  gather(answering);
+  step_together();
+  for (Request* each : answering) {
+    if (!each->is_in_batch && each->member->is_active) step_alone(*each);
+  }
+  for (Request* each : answering) settle(*each);
+}
+
+void SchedulerThread::gather(std::span<Request* const> answering) {
+  if (!can_share_ || answering.size() < 2) return;
+  for (Request* each : answering) {
+    // Who has logits draws from them first.
+    if (each->is_in_batch || !each->session.pending_token()) continue;
+    if (const Status joined = join(*each); !joined) {
+      each->member->outcome = joined;
+      each->member->is_active = false;
+    }
+  }
+}
+
+Status SchedulerThread::join(Request& request) {
+  if (batch_ == nullptr || (batch_->is_empty() && !batch_->fits(request.session))) {
+    batch_.reset();
+    auto slots = BatchSlots::create(model_, max_running_, request.session);
+    if (!slots) return slots.error();
+    batch_ = std::make_unique<DecodeBatch>(*std::move(slots));
+  }
+  if (!batch_->fits(request.session)) return success();
+  SALA_RETURN_IF_ERROR(batch_->join(*request.member));
+  request.is_in_batch = true;
+  return success();
+}
+
+void SchedulerThread::step_together() {
+  if (batch_ == nullptr || batch_->is_empty()) return;
+  try {
+    static_cast<void>(batch_->step());  // its error is also the outcome of every member
+  } catch (...) {                       // the engine's, for whoever waits for the answers
+    batch_.reset();
+    for (Request* each : running_) {
+      if (each->is_in_batch) each->thrown = std::current_exception();
+    }
+  }
+}
+
+void SchedulerThread::step_alone(Request& request) {
+  BatchMember& member = *request.member;
+  member.token.reset();
+  try {
+    const auto token = member.generation.next();
+    if (token) member.token = *token;
+    if (!token) member.outcome = token.error();
+  } catch (...) {  // the engine's, for whoever waits for the answer
+    request.thrown = std::current_exception();
+  }
+  member.is_active = member.token.has_value();
+}
+
+void SchedulerThread::settle(Request& request) {
+  BatchMember& member = *request.member;
+  request.is_in_batch = request.is_in_batch && member.is_active && !request.thrown;
+  if (member.token && !request.thrown) {
+    deliver(request, *member.token);
+  } else {
+    end(request, member.outcome, member.generation.finish_reason());
+  }
+}
+
+void SchedulerThread::deliver(Request& request, int32_t token) {
+  bool goes_on = true;
+  try {
+    if (request.options.on_token) goes_on = request.options.on_token(token);
+  } catch (...) {  // the caller's, who waits for the answer
+    request.thrown = std::current_exception();
+  }
+  {
+    const std::lock_guard lock(mutex_);
+    request.tokens.push_back(token);
+    ++request.new_tokens;
+    request.changed.notify_all();
+  }
+  if (request.thrown) {
+    end(request, success(), FinishReason::kNone);
+  } else if (!goes_on) {
+    end(request, success(), FinishReason::kCancelled);
+  }
+}
+
+void SchedulerThread::end(Request& request, Status outcome, FinishReason reason) {
+  if (request.is_in_batch) {
+    batch_->leave(*request.member, std::move(outcome));
+    outcome = request.member->outcome;
+  }
+  request.prefiller.reset();
+  request.member.reset();
+  if (request.options.on_end) request.options.on_end(outcome);
+  const std::lock_guard lock(mutex_);
+  std::erase(waiting_, &request);
+  std::erase(running_, &request);
+  request.finish_reason = outcome ? reason : FinishReason::kNone;
+  request.outcome = std::move(outcome);
+  request.stage = RequestStage::kEnded;
+  request.changed.notify_all();
+}
+
+}  // namespace sala

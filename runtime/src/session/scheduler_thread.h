@@ -1,0 +1,133 @@
+// The thread that runs requests, and what it shares with those who wait for their answers.
+
+#pragma once
+
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <thread>
+#include <vector>
+
+#include "sala/prefiller.h"
+#include "sala/scheduler.h"
+#include "session/decode_batch.h"
+#include "session/model_data.h"
+#include "session/session_core.h"
+#include "session/turn_balance.h"
+
+namespace sala {
+
+/// One request. Its answer owns it, and lives until it has ended.
+struct Request {
+  Request(SessionCore& used, std::vector<int32_t> given, RequestOptions chosen)
+      : session(used), prompt(std::move(given)), options(std::move(chosen)) {}
+
+  /// Bytes of caches that it may still take.
+  int64_t bytes_to_come() const { return session.bytes_for(last_position - session.past_length()); }
+
+  SessionCore& session;
+  const std::vector<int32_t> prompt;
+  const RequestOptions options;
+  const std::chrono::steady_clock::time_point arrival = std::chrono::steady_clock::now();
+  int64_t last_position = 0;  // that its session may reach
+  std::atomic<bool> is_cancelled = false;
+
+  // Of the scheduler's thread.
+  std::optional<Prefiller> prefiller;  // until the prompt has run
+  size_t tokens_fed = 0;
+  uint64_t last_turn = 0;             // of its prompt
+  std::optional<BatchMember> member;  // from then on
+  bool is_in_batch = false;
+  std::exception_ptr thrown;
+
+  // Under the mutex.
+  RequestStage stage = RequestStage::kWaiting;
+  std::deque<int32_t> tokens;  // that nobody has taken yet
+  int64_t prompt_tokens_done = 0;
+  int64_t new_tokens = 0;
+  Status outcome = success();
+  FinishReason finish_reason = FinishReason::kNone;
+  std::condition_variable changed;
+};
+
+class SchedulerThread {
+ public:
+  static Expected<std::shared_ptr<SchedulerThread>> create(std::shared_ptr<const ModelData> model,
+                                                           const SchedulerOptions& options);
+
+  const ModelData& model() const { return *model_; }
+
+  /// Lets a request wait for its turn.
+  Status submit(Request& request);
+  /// Ends all requests and the thread.
+  void close();
+
+  Expected<std::optional<int32_t>> next(Request& request);
+  bool wait_for(Request& request, std::chrono::duration<double> time);
+  void cancel(Request& request);
+  /// Waits until it has ended.
+  void wait(Request& request);
+  RequestProgress progress(const Request& request);
+  FinishReason finish_reason(const Request& request);
+
+ private:
+  SchedulerThread(std::shared_ptr<const ModelData> model, const SchedulerOptions& options, int64_t max_running);
+
+  /// Not locked in a child that `fork` made: the thread is not there, nor whoever would unlock.
+  std::unique_lock<std::mutex> locked();
+  bool is_in_child() const { return getpid() != process_; }
+
+  void run();
+  void end_cancelled();
+  void end_late();
+  /// Begins those that wait, as far as there is room.
+  void admit();
+  /// Nothing if the request has to wait. Otherwise it may begin, or must end with an error.
+  std::optional<Status> admission(const Request& request);
+  void begin(Request& request);
+  /// One chunk of a prompt, or one step of all answers.
+  void take_turn();
+  void take_prompt_turn();
+  void take_answer_turn();
+
+  Status read_on(Request& request);
+  void begin_answer(Request& request);
+  /// Brings those together that can share steps.
+  void gather(std::span<Request* const> answering);
+  Status join(Request& request);
+  void step_together();
+  void step_alone(Request& request);
+  /// Hands out the token that was drawn, or ends the answer.
+  void settle(Request& request);
+  void deliver(Request& request, int32_t token);
+  /// After this the request may be gone.
+  void end(Request& request, Status outcome, FinishReason reason);
+
+  const std::shared_ptr<const ModelData> model_;
+  const SchedulerOptions options_;
+  const int64_t max_running_;
+  const bool can_share_;
+  const pid_t process_ = getpid();
+
+  // Of the thread.
+  TurnBalance balance_;
+  std::unique_ptr<DecodeBatch> batch_;
+  uint64_t turns_ = 0;
+
+  std::mutex mutex_;
+  std::condition_variable work_;
+  std::vector<Request*> waiting_;  // in the order in which they begin
+  std::vector<Request*> running_;  // changed by the thread alone
+  bool is_closing_ = false;
+  std::thread thread_;
+};
+
+}  // namespace sala
