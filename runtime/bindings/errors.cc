@@ -53,12 +53,6 @@ struct Cause {
 };
 thread_local Cause last_cause;
 
-/// The exception that `error` began as; invalid if it did not begin as one.
-nanobind::object take_cause(const Error& error) {
-  const nanobind::object exception = nanobind::steal(std::exchange(last_cause.exception, nullptr));
-  return error.message == last_cause.message ? exception : nanobind::object();
-}
-
 nanobind::object error_class(const char* name) { return nanobind::module_::import_("sala_export.errors").attr(name); }
 
 bool is_instance(const nanobind::object& exception, nanobind::handle type) {
@@ -66,6 +60,11 @@ bool is_instance(const nanobind::object& exception, nanobind::handle type) {
 }
 
 }  // namespace
+
+nanobind::object take_cause(const Error& error) {
+  const nanobind::object exception = nanobind::steal(std::exchange(last_cause.exception, nullptr));
+  return error.message == last_cause.message ? exception : nanobind::object();
+}
 
 Error from_python(const nanobind::python_error& raised) {
   const nanobind::object exception = nanobind::borrow(raised.value());
@@ -87,8 +86,9 @@ Error from_python(const nanobind::python_error& raised) {
   return made;
 }
 
-void raise(const Error& error) {
-  const nanobind::object cause = take_cause(error);
+void raise(const Error& error) { raise(error, take_cause(error)); }
+
+void raise(const Error& error, const nanobind::object& cause) {
   if (cause.is_valid() && (is_instance(cause, error_class("SalaError")) || !is_instance(cause, PyExc_Exception))) {
     PyErr_SetObject(cause.type().ptr(), cause.ptr());
     throw nanobind::python_error();

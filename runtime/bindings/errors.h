@@ -14,6 +14,12 @@ namespace sala::python {
 /// package but an interruption, and one that is an error of this package already, is thrown itself.
 [[noreturn]] void raise(const Error& error);
 
+/// The exception that an error began as, if it began as one on this thread and nobody has taken it. The GIL must be
+/// held.
+nanobind::object take_cause(const Error& error);
+/// As `raise`, for an error whose cause is of another thread, or invalid.
+[[noreturn]] void raise(const Error& error, const nanobind::object& cause);
+
 /// What Python raised, as a status that may travel through the core: MemoryError is kOutOfMemory, SessionError
 /// kInvalidArgument, everything else kEngineFailed. The GIL must be held.
 Error from_python(const nanobind::python_error& raised);

@@ -4,7 +4,6 @@
 // enters meanwhile, also from a progress callback, gets a SessionError.
 
 #include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/filesystem.h>
 #include <nanobind/stl/function.h>
 #include <nanobind/stl/map.h>
@@ -18,6 +17,7 @@
 #include <string>
 #include <utility>
 
+#include "arrays.h"
 #include "batch.h"
 #include "errors.h"
 #include "interpreter_lock.h"
@@ -28,6 +28,7 @@
 #include "sala/sampler.h"
 #include "sala/state_target.h"
 #include "sala/stop_strings.h"
+#include "scheduler.h"
 
 namespace nb = nanobind;
 using nb::literals::operator""_a;
@@ -35,11 +36,6 @@ using nb::literals::operator""_a;
 namespace sala::python {
 
 namespace {
-
-using TokenArray = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using LogitArray = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-
-std::span<const int32_t> view(const TokenArray& array) { return {array.data(), array.size()}; }
 
 template <class T>
 nb::object copy(std::span<const T> values) {
@@ -437,6 +433,7 @@ NB_MODULE(_native, module) {
   bind_model(module);
   bind_session(module);
   bind_batch(module);
+  bind_scheduler(module);
   module.def("device_bytes", &device_bytes, "address"_a, "size"_a, "device"_a.none());
   module.def("sample", &sample_token, "logits"_a, "context"_a, "options"_a, nb::kw_only(), "prompt_length"_a);
 }

@@ -144,6 +144,38 @@ class BatchGeneration:
     def check(self, session: int) -> None: ...
     def close(self) -> None: ...
 
+class Answer:
+    def next(self) -> int | None: ...
+    def wait(self, seconds: float) -> bool: ...
+    def cancel(self) -> None: ...
+    def close(self) -> None: ...
+    @property
+    def finish_reason(self) -> str | None: ...
+    @property
+    def progress(self) -> tuple[str, int, int, int]: ...
+
+class Scheduler:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        max_running: int | None,
+        max_waiting: int,
+        max_cache_bytes: int | None,
+        prefill_share: float,
+    ) -> None: ...
+    def submit(
+        self,
+        session: Session,
+        prompt: NDArray[np.int32],
+        options: GenerateOptions,
+        *,
+        priority: int,
+        max_wait: float | None,
+        on_token: Callable[[int], bool] | None,
+    ) -> Answer: ...
+    def close(self) -> None: ...
+
 class Prefiller:
     def __init__(
         self,

@@ -14,6 +14,7 @@ from .batch import BatchAnswer, batch_steps
 from .options import (
     MOST_THREADS,
     GenerateOptions,
+    bytes_limit,
     file_path,
     flag,
     generate_options,
@@ -25,6 +26,7 @@ from .options import (
 )
 from .prompt import TokenizerLike, require_tokenizer
 from .prompt_ids import TokenIds, held_ids
+from .scheduler import DEFAULT_MAX_WAITING, Scheduler
 from .session import Session
 
 if TYPE_CHECKING:
@@ -238,6 +240,44 @@ class Model:
             for _ in chosen
         ]
         return (ids for ids, _ in batch_steps(self._native, chosen, answers, options, self.stop_token_ids))
+
+    def scheduler(
+        self,
+        *,
+        max_running: int | None = None,
+        max_waiting: int = DEFAULT_MAX_WAITING,
+        max_cache_bytes: int | str | None = None,
+        prefill_share: float = 0.5,
+    ) -> Scheduler:
+        """Create a scheduler, which runs the requests of many sessions side by side.
+
+        Prompts run chunk by chunk, and between the chunks the answers are drawn, one step of the engine for all of
+        them. A session gives the tokens that it gives alone, whatever runs beside it, but for the rounding of sums.
+
+        * The waiting request of the highest priority begins first, and the oldest of these. It begins when there is
+          memory for its prompt and its longest answer. Nobody overtakes it. What has begun goes on.
+        * Prompts of the highest priority run first. Equal ones take a chunk in turn.
+        * Sessions of the same `max_context` share steps. Others take a step each.
+
+        Args:
+            max_running: requests that run at once, each with its prompt or its answer. The others wait. By default 8,
+                or as many as a step of the engine serves.
+            max_waiting: requests that may wait. One more is refused.
+            max_cache_bytes: bytes that the caches of all sessions of this model may take, such as "20G". By default
+                what the GPU has. Without a GPU you must give it if memory is short.
+            prefill_share: share of the time that goes to prompts while answers are being drawn, between 0 and 1. A
+                smaller `chunk_tokens` of the sessions makes the turns shorter.
+        Raises: SessionError naming the option that is wrong.
+        """
+        return Scheduler(
+            self._native,
+            self.tokenizer,
+            self.stop_token_ids,
+            max_running=max_running,
+            max_waiting=max_waiting,
+            max_cache_bytes=bytes_limit("max_cache_bytes", max_cache_bytes, SessionError),
+            prefill_share=prefill_share,
+        )
 
     def check_generate(self, **options: Unpack[GenerateOptions]) -> None:
         """Check options of `Session.generate` before there is anything to generate from.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypedDict, cast
 import numpy as np
 
 from ..errors import InputError, RequestError, SessionError
-from ..specs import MOST_TOKENS
+from ..specs import MOST_TOKENS, parse_bytes
 
 if TYPE_CHECKING:
     from . import _native
@@ -111,6 +111,18 @@ def file_path(name: str, value: str | Path, error: type[InputError]) -> Path:
 def optional_path(name: str, value: str | Path | None, error: type[InputError]) -> Path | None:
     """As `file_path`, of an option that may be None."""
     return None if value is None else file_path(name, value, error)
+
+
+def bytes_limit(name: str, value: object, error: type[InputError]) -> int | None:
+    """A number of bytes, given as such or as text such as `200G`. None for no limit.
+
+    Raises: `error` naming the option and its value; RequestError for text that is no size.
+    """
+    if isinstance(value, str):
+        return parse_bytes(value)
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return value
+    raise error(f"{name} is {shown(value)}, expected a number of bytes, or text such as 200G")
 
 
 def real_number(name: str, value: object) -> float:

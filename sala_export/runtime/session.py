@@ -106,7 +106,7 @@ class Session:
         self._segments = dict(segments)
         self._tokenizer = tokenizer
         self._default_stop_tokens = default_stop_tokens
-        self._generation: _native.Generation | BatchAnswer | None = None
+        self._generation: _native.Generation | _native.Answer | BatchAnswer | None = None
         self._stopping: StoppingDecoder | None = None
 
     @property
@@ -196,7 +196,9 @@ class Session:
         decoder = StoppingDecoder(require_tokenizer(self._tokenizer).stream_decoder(), strings)
         return up_to_stop(self._generated(options, decoder), decoder)
 
-    def _begin_answer(self, answer: _native.Generation | BatchAnswer, decoder: DecoderLike | None) -> None:
+    def _begin_answer(
+        self, answer: _native.Generation | _native.Answer | BatchAnswer, decoder: DecoderLike | None
+    ) -> None:
         """Let `finish_reason` tell of this answer from now on."""
         self._generation = answer
         self._stopping = decoder if isinstance(decoder, StoppingDecoder) else None

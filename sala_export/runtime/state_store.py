@@ -31,8 +31,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SessionError, StateError
-from ..specs import format_bytes, parse_bytes
-from .options import file_path, shown
+from ..specs import format_bytes
+from .options import bytes_limit, file_path
 from .state_index import IndexedState, StateIndex, StoredSegments, StoredState
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class StateStore:
         """
         self.path = file_path("the state store", path, StateError)
         """The path as it was given."""
-        self.max_bytes = _limit(max_bytes)
+        self.max_bytes = bytes_limit("max_bytes", max_bytes, StateError)
         with self._naming():
             self.path.mkdir(exist_ok=True)
             if not os.access(self.path, os.W_OK):
@@ -368,14 +368,6 @@ def _positions(native: _native.Session, model: _native.Model) -> list[int]:
     """
     end = native.past_length
     return [*(at for at in native.checkpoints if model.dense_len <= at < end), end]
-
-
-def _limit(max_bytes: object) -> int | None:
-    if isinstance(max_bytes, str):
-        return parse_bytes(max_bytes)
-    if max_bytes is None or (isinstance(max_bytes, int) and not isinstance(max_bytes, bool) and max_bytes > 0):
-        return max_bytes
-    raise StateError(f"max_bytes is {shown(max_bytes)}, expected a number of bytes, or text such as 200G")
 
 
 def _sync(path: Path) -> None:

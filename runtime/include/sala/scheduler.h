@@ -72,6 +72,9 @@ class Answer {
   /// Waits at most so long. True if `next` would not wait.
   bool wait_for(std::chrono::duration<double> time) const;
 
+  /// Waits for the end, and takes no token.
+  void wait() const;
+
   /// Ends the request, when the step that runs has ended. The session keeps what it has read and drawn.
   void cancel() noexcept;
 

@@ -38,6 +38,7 @@ Answer::~Answer() {
 
 Expected<std::optional<int32_t>> Answer::next() { return thread_->next(*request_); }
 bool Answer::wait_for(std::chrono::duration<double> time) const { return thread_->wait_for(*request_, time); }
+void Answer::wait() const { thread_->wait(*request_); }
 void Answer::cancel() noexcept { thread_->cancel(*request_); }
 FinishReason Answer::finish_reason() const { return thread_->finish_reason(*request_); }
 RequestProgress Answer::progress() const { return thread_->progress(*request_); }

@@ -1,0 +1,173 @@
+#include "scheduler.h"
+
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string_view.h>
+#include <nanobind/stl/tuple.h>
+
+#include <algorithm>
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <string_view>
+#include <tuple>
+#include <utility>
+
+#include "arrays.h"
+#include "py_session.h"
+#include "sala/model.h"
+#include "sala/scheduler.h"
+
+namespace nb = nanobind;
+using nb::literals::operator""_a;
+
+namespace sala::python {
+
+namespace {
+
+using Seconds = std::chrono::duration<double>;
+
+/// How often a thread that waits looks for signals, Ctrl-C for example.
+constexpr Seconds kBetweenSignals(0.1);
+
+/// What the scheduler's thread has from Python and leaves for it.
+struct Exchange {
+  nb::object on_token;
+  nb::object cause;                        // of the error that ended the answer
+  std::optional<nb::python_error> raised;  // by on_token
+
+  bool tell(int32_t token) {
+    const Locked locked;
+    try {
+      return until_the_interpreter_ends([&] { return nb::cast<bool>(on_token(token)); });
+    } catch (nb::python_error& error) {
+      raised.emplace(std::move(error));
+      return false;
+    }
+  }
+
+  void keep_cause(const Error& error) {
+    const Locked locked;
+    cause = take_cause(error);
+  }
+};
+
+/// An answer, whose session is busy until it has ended.
+class PyAnswer {
+ public:
+  PyAnswer(Scheduler& scheduler, nb::object session, const TokenArray& prompt, RequestOptions options,
+           nb::object on_token)
+      : owner_(std::move(session)), exchange_(std::make_shared<Exchange>(std::move(on_token))) {
+    PySession& used = nb::cast<PySession&>(owner_);
+    options.on_end = [busy = std::make_shared<Busy>(used), exchange = exchange_](const Status& outcome) mutable {
+      if (!outcome) exchange->keep_cause(outcome.error());
+      busy.reset();
+    };
+    if (!exchange_->on_token.is_none()) {
+      options.on_token = [exchange = exchange_](int32_t token) { return exchange->tell(token); };
+    }
+    const auto ids = view(prompt);
+    answer_.emplace(unwrap(scheduler.submit(used.session, {ids.begin(), ids.end()}, std::move(options))));
+  }
+  PyAnswer(const PyAnswer&) = delete;
+  PyAnswer& operator=(const PyAnswer&) = delete;
+  ~PyAnswer() { close(); }
+
+  /// The next token. Nothing when the answer has ended.
+  std::optional<int32_t> next() {
+    while (!wait(kBetweenSignals.count())) continue;
+    const auto token = answer_->next();
+    if (!token) raise(token.error(), std::exchange(exchange_->cause, nb::object()));
+    if (!*token && exchange_->raised) {
+      nb::python_error raised = std::move(*exchange_->raised);
+      exchange_->raised.reset();
+      throw raised;
+    }
+    return *token;
+  }
+
+  /// Waits so many seconds. True once `next` would not wait.
+  bool wait(double seconds) {
+    const auto end = std::chrono::steady_clock::now() + Seconds(seconds);
+    bool is_there = false;
+    for (Seconds left(seconds); !is_there; left = end - std::chrono::steady_clock::now()) {
+      {
+        const Unlocked unlocked;
+        is_there = answer_->wait_for(std::clamp(left, Seconds(0), kBetweenSignals));
+      }
+      if (PyErr_CheckSignals() != 0) throw nb::python_error();
+      if (left <= kBetweenSignals) break;
+    }
+    return is_there;
+  }
+
+  void cancel() { answer_->cancel(); }
+
+  /// Cancels the request and waits until its session is free.
+  void close() {
+    if (!answer_) return;
+    const Unlocked unlocked;
+    answer_->cancel();
+    answer_->wait();
+  }
+
+  std::optional<std::string_view> finish_reason() const { return told(answer_->finish_reason()); }
+
+  std::tuple<std::string_view, int64_t, int64_t, int64_t> progress() const {
+    const RequestProgress now = answer_->progress();
+    return {name_of(now.stage), now.prompt_tokens_done, now.prompt_tokens, now.new_tokens};
+  }
+
+ private:
+  nb::object owner_;
+  std::shared_ptr<Exchange> exchange_;
+  std::optional<Answer> answer_;
+};
+
+class PyScheduler {
+ public:
+  PyScheduler(const Model& model, std::optional<int64_t> max_running, int64_t max_waiting,
+              std::optional<int64_t> max_cache_bytes, double prefill_share)
+      : scheduler_(unwrap(Scheduler::create(model, {max_running, max_waiting, max_cache_bytes, prefill_share}))) {}
+  PyScheduler(const PyScheduler&) = delete;
+  PyScheduler& operator=(const PyScheduler&) = delete;
+  ~PyScheduler() { close(); }
+
+  PyAnswer* submit(nb::object session, const TokenArray& prompt, const GenerateOptions& options, int32_t priority,
+                   std::optional<double> max_wait, nb::object on_token) {
+    if (!scheduler_) raise({ErrorCode::kInvalidArgument, "the scheduler is closed: make another"});
+    return new PyAnswer(*scheduler_, std::move(session), prompt, {options, priority, max_wait, {}, {}},
+                        std::move(on_token));
+  }
+
+  void close() {
+    // Who submits meanwhile finds it closed.
+    std::optional<Scheduler> closing;
+    closing.swap(scheduler_);
+    const Unlocked unlocked;
+    closing.reset();
+  }
+
+ private:
+  std::optional<Scheduler> scheduler_;
+};
+
+}  // namespace
+
+void bind_scheduler(nb::module_& module) {
+  nb::class_<PyAnswer>(module, "Answer")
+      .def("next", &PyAnswer::next)
+      .def("wait", &PyAnswer::wait, "seconds"_a)
+      .def("cancel", &PyAnswer::cancel)
+      .def("close", &PyAnswer::close)
+      .def_prop_ro("finish_reason", &PyAnswer::finish_reason)
+      .def_prop_ro("progress", &PyAnswer::progress);
+
+  nb::class_<PyScheduler>(module, "Scheduler")
+      .def(nb::init<const Model&, std::optional<int64_t>, int64_t, std::optional<int64_t>, double>(), "model"_a,
+           nb::kw_only(), "max_running"_a.none(), "max_waiting"_a, "max_cache_bytes"_a.none(), "prefill_share"_a)
+      .def("submit", &PyScheduler::submit, "session"_a, "prompt"_a, "options"_a, nb::kw_only(), "priority"_a,
+           "max_wait"_a.none(), "on_token"_a.none())
+      .def("close", &PyScheduler::close);
+}
+
+}  // namespace sala::python

@@ -1,0 +1,251 @@
+"""Requests that run side by side: a thin face on the C++ scheduler (runtime/include/sala/scheduler.h)."""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, Self, TypeVar, Unpack, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .answer import StoppingDecoder, answer_decoder
+from .options import GenerateOptions, generate_options, optional_number, real_number, whole_number
+from .prompt import DecoderLike, Prompt, TokenizerLike, require_tokenizer, streamed_prompt, whole_prompt
+
+if TYPE_CHECKING:
+    from . import _native
+    from .session import Session
+
+DEFAULT_MAX_WAITING = 256
+
+_LARGEST = 2**63 - 1
+_MOST_PRIORITY = 2**31 - 1
+
+Piece = TypeVar("Piece", covariant=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RequestProgress:
+    """How far a request has come."""
+
+    stage: str
+    """`waiting`, `prefill`, `generate` or `ended`."""
+    prompt_tokens_done: int
+    """Tokens of the prompt that have run."""
+    prompt_tokens: int
+    """Tokens of the prompt in all."""
+    new_tokens: int
+    """Tokens of the answer so far. A stop token is not counted."""
+
+
+class Answer(Iterator[Piece], Generic[Piece]):
+    """The answer to one request: pieces of text, or token ids, as soon as they are there.
+
+    It goes on whether you take the pieces or not. `close`, leaving a `with` block and letting go of the answer end it.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        native: _native.Answer,
+        read: Callable[[int | None], Piece | None],
+        decoder: DecoderLike | None,
+    ) -> None:
+        """Args: read: makes the piece for the next id, None at the end. It returns None where there is none."""
+        self._scheduler = scheduler  # which must not end before its answers
+        self._native = native
+        self._read = read
+        self._decoder = decoder
+        self._has_ended = False
+        weakref.finalize(self, native.close)  # its session keeps `native`
+
+    def __next__(self) -> Piece:
+        while not self._has_ended:
+            token_id = self._native.next()
+            self._has_ended = token_id is None
+            piece = self._read(token_id)
+            if piece is not None:
+                return piece
+        raise StopIteration
+
+    def wait(self, seconds: float) -> bool:
+        """Wait at most so long for the next token. True if it is there, or if the answer has ended."""
+        return self._native.wait(real_number("seconds", seconds))
+
+    def cancel(self) -> None:
+        """End the request when the step that runs has ended. The session keeps what it has read and drawn."""
+        self._native.cancel()
+
+    def close(self) -> None:
+        """Cancel, and wait until the session is free."""
+        self._native.close()
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why the answer ended. None before, and after an error.
+
+        It is `stop_token`, `stop_string`, `max_new_tokens`, `max_context` or `cancelled`.
+        """
+        if isinstance(self._decoder, StoppingDecoder) and self._decoder.found:
+            return "stop_string"
+        return self._native.finish_reason
+
+    @property
+    def progress(self) -> RequestProgress:
+        """How far the request has come."""
+        stage, prompt_tokens_done, prompt_tokens, new_tokens = self._native.progress
+        return RequestProgress(
+            stage=stage, prompt_tokens_done=prompt_tokens_done, prompt_tokens=prompt_tokens, new_tokens=new_tokens
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+
+class Scheduler:
+    """Reads the prompts of many sessions of one model and draws their answers side by side. `Model.scheduler` makes it.
+
+    It has a thread of its own. Close it, with `with` or `close`, when you need it no more.
+    """
+
+    def __init__(
+        self,
+        model: _native.Model,
+        tokenizer: TokenizerLike | None,
+        default_stop_tokens: list[int],
+        *,
+        max_running: int | None,
+        max_waiting: int,
+        max_cache_bytes: int | None,
+        prefill_share: float,
+    ) -> None:
+        from . import _native
+
+        self._tokenizer = tokenizer
+        self._default_stop_tokens = default_stop_tokens
+        self._native = _native.Scheduler(
+            model,
+            max_running=optional_number("max_running", max_running, 1, _LARGEST),
+            max_waiting=whole_number("max_waiting", max_waiting, 0, _LARGEST),
+            max_cache_bytes=optional_number("max_cache_bytes", max_cache_bytes, 0, _LARGEST),
+            prefill_share=real_number("prefill_share", prefill_share),
+        )
+        # Its thread may be in Python, so it must end before the interpreter does.
+        weakref.finalize(self, self._native.close)
+
+    def submit(
+        self,
+        session: Session,
+        prompt: Prompt = "",
+        *,
+        priority: int = 0,
+        max_wait: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Answer[str]:
+        """Append a prompt to a session and draw an answer, beside those of others. Returns at once.
+
+        For example, ask two questions about one book at the same time:
+
+            with llm.scheduler() as scheduler:
+                who = scheduler.submit(book.fork(), "Who is Natasha?")
+                where = scheduler.submit(book.fork(), "Where does it begin?")
+                print(*who, *where, sep="")
+
+        Args:
+            session: of this model. You cannot use it otherwise until the answer has ended, except `Session.stop`.
+            prompt: as in `Session.prefill`. It may be empty if the session has a context. An iterator is read before
+                this returns.
+            priority: requests of a larger number begin first, and read their prompts first.
+            max_wait: seconds that the request may wait before it begins. After that it ends with an error.
+            options: as in `Session.generate`. `max_new_tokens=0` only reads the prompt.
+        Raises: what `Session.prefill` and `Session.generate` refuse; RunError with `code` `Busy` if too many requests
+            wait. The answer raises what comes up later: RunError if a step fails, if there is no memory, or if the
+            request has waited for too long.
+        """
+        text = _Text(answer_decoder(require_tokenizer(self._tokenizer), options.get("stop_strings")))
+        native = self._submit(session, prompt, priority, max_wait, options, text)
+        return Answer(self, native, text.read, text.decoder)
+
+    def submit_tokens(
+        self,
+        session: Session,
+        prompt: Prompt = (),
+        *,
+        priority: int = 0,
+        max_wait: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Answer[int]:
+        """As `submit`, but the answer is of token ids. `stop_strings` need a tokenizer."""
+        strings = options.get("stop_strings")
+        text = None if strings is None else _Text(answer_decoder(require_tokenizer(self._tokenizer), strings))
+        native = self._submit(session, prompt, priority, max_wait, options, text)
+        return Answer(self, native, lambda token_id: token_id, None if text is None else text.decoder)
+
+    def close(self) -> None:
+        """Cancel all requests and wait for the step that runs."""
+        self._native.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    def _submit(
+        self,
+        session: Session,
+        prompt: Prompt,
+        priority: int,
+        max_wait: float | None,
+        options: GenerateOptions,
+        text: _Text | None,
+    ) -> _native.Answer:
+        native = self._native.submit(
+            session._native,
+            _whole_ids(prompt, self._tokenizer, begins=session.position == 0),
+            generate_options(options, self._default_stop_tokens),
+            priority=whole_number("priority", priority, -_MOST_PRIORITY, _MOST_PRIORITY),
+            max_wait=None if max_wait is None else real_number("max_wait", max_wait),
+            on_token=None if text is None else text.on_token,
+        )
+        session._begin_answer(native, None if text is None else text.decoder)
+        return native
+
+
+class _Text:
+    """The text of an answer. If there are stop strings, it is made before the next step runs."""
+
+    def __init__(self, decoder: DecoderLike) -> None:
+        self.decoder = decoder
+        self._pieces: deque[str] = deque()  # made in the scheduler's thread, and not read yet
+        self.on_token = self._take if isinstance(decoder, StoppingDecoder) else None
+
+    def _take(self, token_id: int) -> bool:
+        """Take an id in the scheduler's thread. False ends the answer."""
+        piece = ""  # also if the decoder fails: the token is there
+        try:
+            piece = self.decoder.push(token_id)
+        finally:
+            self._pieces.append(piece)
+        return not cast(StoppingDecoder, self.decoder).found
+
+    def read(self, token_id: int | None) -> str | None:
+        if token_id is None:
+            return self.decoder.finish() or None
+        return (self.decoder.push(token_id) if self.on_token is None else self._pieces.popleft()) or None
+
+
+def _whole_ids(prompt: Prompt, tokenizer: TokenizerLike | None, *, begins: bool) -> NDArray[np.int32]:
+    """Token ids of a prompt, int32 [tokens], those of a stream too."""
+    if isinstance(prompt, str) and not prompt:
+        return np.empty(0, np.int32)
+    whole = whole_prompt(prompt, tokenizer, begins=begins)
+    if whole is not None:
+        return whole
+    return np.concatenate([np.empty(0, np.int32), *streamed_prompt(prompt, tokenizer, begins=begins)])
