@@ -60,6 +60,17 @@ def model_of(options: argparse.Namespace) -> Iterator[tuple[Model, int]]:
         yield sala_export.load(bundle, runtime="onnxruntime", threads=options.threads), layers
 
 
+def add_model_options(parser: argparse.ArgumentParser, *, context: str) -> None:
+    """Add the options that `model_of` reads, and those of prompts, with a default context, and answers."""
+    parser.add_argument("--preset", help="random weights of this size, 9b or tiny, on the torch runtime")
+    parser.add_argument("--layers", type=int, help="use only the first N layers of the model")
+    parser.add_argument("--device", help="device for the torch runtime: cuda or cpu (default: the GPU)")
+    parser.add_argument("--context", default=context, help="tokens of the longest prompt (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=16, help="tokens that each session draws (default: 16)")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each is measured (default: 3)")
+    parser.add_argument("--threads", type=int, default=0, help="threads that compute; 0 takes all cores (default: 0)")
+
+
 def prefilled(model: Model, context: int, tokens: int) -> list[Session]:
     """Sessions with prompts of different lengths."""
     random = np.random.default_rng(0)
@@ -101,13 +112,7 @@ def measure(model: Model, options: argparse.Namespace) -> dict[int, float]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print. Exit code: 0, or that of the error that ended it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", help="random weights of this size, 9b or tiny, on the torch runtime")
-    parser.add_argument("--layers", type=int, help="use only the first N layers of the model")
-    parser.add_argument("--device", help="device for the torch runtime: cuda or cpu (default: the GPU)")
-    parser.add_argument("--context", default="500", help="tokens of the longest prompt (default: 500)")
-    parser.add_argument("--tokens", type=int, default=16, help="tokens that each session draws (default: 16)")
-    parser.add_argument("--rounds", type=int, default=3, help="measurements of each size (default: 3)")
-    parser.add_argument("--threads", type=int, default=0, help="threads that compute; 0 takes all cores (default: 0)")
+    add_model_options(parser, context="500")
     add_figure_options(parser)
     options = parser.parse_args(arguments)
     figures = start_figures(options)

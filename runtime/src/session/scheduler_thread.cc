@@ -106,8 +106,9 @@ Status SchedulerThread::submit(Request& request) {
   }
   const auto waiting = static_cast<int64_t>(waiting_.size()), running = static_cast<int64_t>(running_.size());
   if (waiting - options_.max_waiting >= max_running_ - running) {
-    return error(ErrorCode::kBusy, running, " requests run and ", waiting, " wait, as many as max_running and ",
-                 "max_waiting allow: try again when some have ended");
+    return error(ErrorCode::kBusy, running, " requests run and ", waiting,
+                 " wait, as many as max_running and max_waiting "
+                 "allow: try again when some have ended");
   }
   // Behind those of the same priority.
   const auto place = std::ranges::find_if(
