@@ -39,6 +39,17 @@ Status check(const SchedulerOptions& options, int64_t max_running, int64_t most_
   return success();
 }
 
+/// What `work` returns. What it throws is for whoever waits for the answer.
+template <class Work>
+Status outcome_of(Request& request, Work&& work) {
+  try {
+    return work();
+  } catch (...) {
+    request.thrown = std::current_exception();
+    return error(ErrorCode::kEngineFailed, "an exception ended the answer");
+  }
+}
+
 /// A thread that takes no signals, so that they reach the program's own threads.
 template <class Run>
 Expected<std::thread> thread_without_signals(Run&& run) {
@@ -213,11 +224,9 @@ void SchedulerThread::admit() {
     }
     const auto admitted = admission(*first);
     if (!admitted) return;
-    if (*admitted) {
-      begin(*first);
-    } else {
-      end(*first, *admitted, FinishReason::kNone);
-    }
+    Status begun = *admitted;
+    if (begun) begun = outcome_of(*first, [&] { return begin(*first); });
+    if (!begun) end(*first, std::move(begun), FinishReason::kNone);
   }
 }
 
@@ -236,14 +245,17 @@ std::optional<Status> SchedulerThread::admission(const Request& request) {
                options_.max_cache_bytes ? " of max_cache_bytes" : "", ": end other sessions, or ask for fewer tokens");
 }
 
-void SchedulerThread::begin(Request& request) {
+Status SchedulerThread::begin(Request& request) {
   {
     const std::lock_guard lock(mutex_);
     std::erase(waiting_, &request);
     running_.push_back(&request);
     request.stage = RequestStage::kPrefill;
   }
-  if (request.prompt.empty()) return begin_answer(request);
+  if (request.prompt.empty()) {
+    begin_answer(request);
+    return success();
+  }
   PrefillOptions options;
   options.context_length = request.session.position() + static_cast<int64_t>(request.prompt.size());
   options.on_progress = [this, &request](const PrefillProgress& progress) {
@@ -252,8 +264,9 @@ void SchedulerThread::begin(Request& request) {
     return true;
   };
   auto made = Prefiller::create(request.session, std::move(options), static_cast<int64_t>(request.prompt.size()));
-  if (!made) return end(request, made.error(), FinishReason::kNone);
+  if (!made) return made.error();
   request.prefiller.emplace(*std::move(made));
+  return success();
 }
 
 void SchedulerThread::take_turn() {
@@ -281,13 +294,8 @@ void SchedulerThread::take_prompt_turn() {
     if (chosen == nullptr || rank(*each) < rank(*chosen)) chosen = each;
   }
   chosen->last_turn = ++turns_;
-  Status outcome = success();
-  try {
-    outcome = read_on(*chosen);
-  } catch (...) {  // the engine's, for whoever waits for the answer
-    chosen->thrown = std::current_exception();
-  }
-  if (chosen->thrown || !outcome) return end(*chosen, outcome, FinishReason::kNone);
+  Status outcome = outcome_of(*chosen, [&] { return read_on(*chosen); });
+  if (!outcome) return end(*chosen, std::move(outcome), FinishReason::kNone);
   if (chosen->prefiller) return;
   step_alone(*chosen);
   settle(*chosen);
@@ -330,10 +338,8 @@ void SchedulerThread::gather(std::span<Request* const> answering) {
   for (Request* each : answering) {
     // Who has logits draws from them first.
     if (each->is_in_batch || !each->session.pending_token()) continue;
-    if (const Status joined = join(*each); !joined) {
-      each->member->outcome = joined;
-      each->member->is_active = false;
-    }
+    each->member->outcome = outcome_of(*each, [&] { return join(*each); });
+    each->member->is_active = static_cast<bool>(each->member->outcome);
   }
 }
 
@@ -352,57 +358,54 @@ Status SchedulerThread::join(Request& request) {
 
 void SchedulerThread::step_together() {
   if (batch_ == nullptr || batch_->is_empty()) return;
+  std::exception_ptr thrown;
   try {
     static_cast<void>(batch_->step());  // its error is also the outcome of every member
-  } catch (...) {                       // the engine's, for whoever waits for the answers
-    batch_.reset();
-    for (Request* each : running_) {
-      if (each->is_in_batch) each->thrown = std::current_exception();
-    }
+  } catch (...) {                       // for whoever waits for the answers
+    thrown = std::current_exception();
+  }
+  if (!thrown) return;
+  batch_.reset();
+  for (Request* each : running_) {
+    if (!std::exchange(each->is_in_batch, false)) continue;
+    const Status outcome = outcome_of(*each, [&]() -> Status { std::rethrow_exception(thrown); });
+    each->member->outcome = outcome;
+    each->member->is_active = false;
   }
 }
 
 void SchedulerThread::step_alone(Request& request) {
   BatchMember& member = *request.member;
   member.token.reset();
-  try {
+  member.outcome = outcome_of(request, [&]() -> Status {
     const auto token = member.generation.next();
-    if (token) member.token = *token;
-    if (!token) member.outcome = token.error();
-  } catch (...) {  // the engine's, for whoever waits for the answer
-    request.thrown = std::current_exception();
-  }
+    if (!token) return token.error();
+    member.token = *token;
+    return success();
+  });
   member.is_active = member.token.has_value();
 }
 
 void SchedulerThread::settle(Request& request) {
   BatchMember& member = *request.member;
-  request.is_in_batch = request.is_in_batch && member.is_active && !request.thrown;
-  if (member.token && !request.thrown) {
-    deliver(request, *member.token);
-  } else {
-    end(request, member.outcome, member.generation.finish_reason());
-  }
+  request.is_in_batch = request.is_in_batch && member.is_active;
+  if (member.is_active) return deliver(request, *member.token);
+  end(request, member.outcome, member.generation.finish_reason());
 }
 
 void SchedulerThread::deliver(Request& request, int32_t token) {
   bool goes_on = true;
-  try {
+  const Status told = outcome_of(request, [&] {
     if (request.options.on_token) goes_on = request.options.on_token(token);
-  } catch (...) {  // the caller's, who waits for the answer
-    request.thrown = std::current_exception();
-  }
+    return success();
+  });
   {
     const std::lock_guard lock(mutex_);
     request.tokens.push_back(token);
     ++request.new_tokens;
     request.changed.notify_all();
   }
-  if (request.thrown) {
-    end(request, success(), FinishReason::kNone);
-  } else if (!goes_on) {
-    end(request, success(), FinishReason::kCancelled);
-  }
+  if (!told || !goes_on) end(request, told, FinishReason::kCancelled);
 }
 
 void SchedulerThread::end(Request& request, Status outcome, FinishReason reason) {

@@ -92,7 +92,7 @@ class SchedulerThread {
   void admit();
   /// Nothing if the request has to wait. Otherwise it may begin, or must end with an error.
   std::optional<Status> admission(const Request& request);
-  void begin(Request& request);
+  Status begin(Request& request);
   /// One chunk of a prompt, or one step of all answers.
   void take_turn();
   void take_prompt_turn();

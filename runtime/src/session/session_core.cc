@@ -143,6 +143,7 @@ Status SessionCore::claim_for_step(int64_t tokens) {
 
 int64_t SessionCore::bytes_for(int64_t tokens) const {
   const int64_t page = model_->engine->memory().page_bytes();
+  if (page == 1) return 0;  // it does not grow, so they have it already
   int64_t pages = 0;
   for (size_t i = 0; i < caches_.size(); ++i) {
     if (model_->step.caches[i].rows == CacheRows::kAll) continue;
