@@ -13,19 +13,35 @@ bool same_sizes(const SessionCore& one, const SessionCore& other) {
   return std::ranges::equal(one.caches(), other.caches(), {}, &SessionCore::Cache::shape, &SessionCore::Cache::shape);
 }
 
+/// Caches that end within a page have none at their side: the engine was built for smaller pages, or for no batches.
+Status check_ends(const ModelData& model, const SessionCore& session) {
+  const int64_t page = model.engine->memory().page_bytes();
+  for (size_t i = 0; i < session.caches().size(); ++i) {
+    const CacheSpec& spec = model.step.caches[i];
+    const int64_t bytes = bytes_of(spec.past.dtype, elements_of(session.caches()[i].shape));
+    if (spec.rows == CacheRows::kAll || bytes % page == 0) continue;
+    return error(ErrorCode::kInvalidArgument, "cache ", spec.past.name, " of max_context ", session.max_context(),
+                 " has ", bytes, " bytes, which does not end where a page of ", page,
+                 " bytes does, so sessions cannot stand side by side: choose a smaller max_context, or generate with "
+                 "one session after the other");
+  }
+  return success();
+}
+
 }  // namespace
 
 Expected<std::unique_ptr<BatchSlots>> BatchSlots::create(std::shared_ptr<const ModelData> model,
                                                          std::span<SessionCore* const> sessions) {
   const auto most = static_cast<int64_t>(sessions.size());
-  const int64_t served = model->engine->limits().max_batch;
-  if (served == 1) {
+  const EngineLimits limits = model->engine->limits();
+  const std::string or_larger = limits.larger_batch.empty() ? "" : ", or " + std::string(limits.larger_batch);
+  if (limits.max_batch == 1) {
     return error(ErrorCode::kInvalidArgument, "runtime ", model->engine->name(),
-                 " serves one session a step: generate with one session after the other");
+                 " serves one session a step: generate with one session after the other", or_larger);
   }
-  if (most > served) {
+  if (most > limits.max_batch) {
     return error(ErrorCode::kInvalidArgument, "the batch has ", most, " sessions, and runtime ", model->engine->name(),
-                 " serves at most ", served, " a step: give it fewer");
+                 " serves at most ", limits.max_batch, " a step: give it fewer", or_larger);
   }
   if (model->engine->memory().page_bytes() == 1) {
     return error(ErrorCode::kInvalidArgument,
@@ -37,6 +53,7 @@ Expected<std::unique_ptr<BatchSlots>> BatchSlots::create(std::shared_ptr<const M
     return error(ErrorCode::kInvalidArgument, "a session of the batch has max_context ", session->max_context(),
                  ", the first one ", sessions[0]->max_context(), ": give all sessions of a batch the same");
   }
+  SALA_RETURN_IF_ERROR(check_ends(*model, *sessions[0]));
   std::unique_ptr<BatchSlots> slots(new BatchSlots(std::move(model)));
   SALA_RETURN_IF_ERROR(slots->reserve(most, *sessions[0]));
   return slots;
@@ -201,7 +218,7 @@ Expected<Execution*> BatchSlots::execution(size_t batch) {
     shape[0] = static_cast<int64_t>(batch);
     bindings.push_back({spec.past.name, spec.present_name, spec.past.dtype, shape, caches_[i].buffer.data()});
   }
-  auto created = model_->engine->create_execution(bindings);
+  auto created = model_->engine->create_execution(bindings, CacheContents::kInUse);
   if (!created) return created.error();
   made = *std::move(created);
   return made.get();
