@@ -145,7 +145,8 @@ class PythonEngine final : public Engine {
     });
   }
 
-  Expected<std::unique_ptr<Execution>> create_execution(std::span<const CacheBinding> caches) const override {
+  Expected<std::unique_ptr<Execution>> create_execution(std::span<const CacheBinding> caches,
+                                                        CacheContents) const override {
     return called([&]() -> std::unique_ptr<Execution> {
       nb::dict bound;
       for (const CacheBinding& cache : caches) {

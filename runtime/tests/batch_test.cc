@@ -193,7 +193,7 @@ TEST_F(TensorRt, ServesOneSessionAStep) {
   ASSERT_TRUE(session.prefill(prompt(5)));
   std::vector<Session*> one{&session};
   expect_error(model->generate_batch(one, std::vector{greedy(1)}).error(), ErrorCode::kInvalidArgument,
-               {"tensorrt", "serves one session a step"});
+               {"tensorrt", "serves one session a step", "build the bundle again", "--max-batch N"});
 }
 
 }  // namespace

@@ -42,9 +42,24 @@ inline std::string host_library(char filling = 'p') {
          std::string(sizeof(Elf64_Shdr), 's');
 }
 
-inline SymbolSizes largest_sizes(int64_t tokens) {
-  return {{"batch", 1}, {"tokens", tokens}, {"capacity", kCapacity}, {"capacity_k1", 2047}, {"capacity_k2", 511}};
-}
+/// Largest sizes of both profiles. Where the engine runs batches, caches fill pages of 2 MiB, as a build has it: 262144
+/// rows of 24 bytes fill three.
+struct FakeSizes {
+  int64_t max_batch = 1;
+  int64_t capacity = max_batch == 1 ? kCapacity : 262144;
+  int64_t k1 = max_batch == 1 ? 2047 : capacity;
+  int64_t k2 = max_batch == 1 ? 511 : capacity;
+  int64_t prefill_batch = 1;
+  int64_t chunk = kChunk;
+
+  SymbolSizes prefill() const { return of(prefill_batch, chunk); }
+  SymbolSizes decode() const { return of(max_batch, 1); }
+
+ private:
+  SymbolSizes of(int64_t batch, int64_t tokens) const {
+    return {{"batch", batch}, {"tokens", tokens}, {"capacity", capacity}, {"capacity_k1", k1}, {"capacity_k2", k2}};
+  }
+};
 
 /// TensorRT's DataType.
 inline int32_t trt_type(DType dtype) {
@@ -56,7 +71,7 @@ inline int32_t trt_type(DType dtype) {
 }
 
 /// One tensor in the words of a fake plan; `mode` is 1 for an input, 2 for an output.
-inline std::string plan_line(const TensorSpec& spec, int mode) {
+inline std::string plan_line(const TensorSpec& spec, int mode, const FakeSizes& sizes) {
   std::ostringstream text;
   text << "tensor " << mode << " " << spec.name << " " << trt_type(spec.dtype) << " " << spec.shape.size();
   bool is_dynamic = false;
@@ -64,8 +79,8 @@ inline std::string plan_line(const TensorSpec& spec, int mode) {
     text << " " << extent;
     is_dynamic = is_dynamic || extent < 0;
   }
-  for (const int64_t tokens : {kChunk, int64_t{1}}) {
-    for (const int64_t extent : spec.bound(largest_sizes(tokens))) {
+  for (const SymbolSizes& largest : {sizes.prefill(), sizes.decode()}) {
+    for (const int64_t extent : spec.bound(largest)) {
       if (mode == 1 && is_dynamic) text << " " << extent;
     }
   }
@@ -73,13 +88,13 @@ inline std::string plan_line(const TensorSpec& spec, int mode) {
 }
 
 /// What a real plan would say of itself, and its library.
-inline std::string plan_text(const std::vector<TestWeight>& weights) {
+inline std::string plan_text(const std::vector<TestWeight>& weights, const FakeSizes& sizes) {
   const MockEngine step;
   std::ostringstream text;
   text << "fake-plan activation " << kActivationBytes[0] << " " << kActivationBytes[1] << "\n";
-  for (const TensorSpec& spec : step.inputs_) text << plan_line(spec, 1);
-  for (const TestWeight& weight : weights) text << plan_line(weight.spec, 1);
-  for (const TensorSpec& spec : step.outputs_) text << plan_line(spec, 2);
+  for (const TensorSpec& spec : step.inputs_) text << plan_line(spec, 1, sizes);
+  for (const TestWeight& weight : weights) text << plan_line(weight.spec, 1, sizes);
+  for (const TensorSpec& spec : step.outputs_) text << plan_line(spec, 2, sizes);
   return text.str() + "end\n" + host_library();
 }
 
@@ -133,16 +148,16 @@ inline Json config_json() {
           {"residual_depth", 2}};
 }
 
-inline Json profile_json(int64_t tokens) {
+inline Json profile_json(const SymbolSizes& largest) {
   Json result;
-  for (const auto& [symbol, most] : largest_sizes(tokens)) {
+  for (const auto& [symbol, most] : largest) {
     const int64_t least = symbol == "capacity" ? kLeastCapacity : 1;
     result[symbol] = {{"min", least}, {"opt", most}, {"max", most}};
   }
   return result;
 }
 
-inline Json engine_json(const std::vector<TestWeight>& weights) {
+inline Json engine_json(const std::vector<TestWeight>& weights, const FakeSizes& sizes) {
   return {{"plan", kPlan},
           {"report", "engine/report.json"},
           {"log", "engine/build.log"},
@@ -160,7 +175,7 @@ inline Json engine_json(const std::vector<TestWeight>& weights) {
           {"tensorrt_flavour", "rtx"},
           {"tensorrt_version", "1.7.1.116"},
           {"plugin_library_sha256", sha256(host_library())},
-          {"profiles", {{"prefill", profile_json(kChunk)}, {"decode", profile_json(1)}}},
+          {"profiles", {{"prefill", profile_json(sizes.prefill())}, {"decode", profile_json(sizes.decode())}}},
           {"device_memory_bytes", Json::object()}};
 }
 
@@ -172,7 +187,8 @@ inline void write_file(const std::filesystem::path& path, const std::string& con
 /// A bundle on disk whose manifest, files and weights may be changed before it is written.
 class FakeBundle {
  public:
-  explicit FakeBundle(TestTensors given = test_tensors()) : tensors(std::move(given)) {
+  explicit FakeBundle(TestTensors given = test_tensors(), FakeSizes largest = {})
+      : tensors(std::move(given)), sizes(largest) {
     directory_ = std::filesystem::path(testing::TempDir()) / ("bundle-" + std::to_string(count_++)) / "mock.sala";
     std::filesystem::remove_all(directory_.parent_path());  // of an earlier run
     for (const char* name :
@@ -208,10 +224,10 @@ class FakeBundle {
   FakeBundle& operator=(const FakeBundle&) = delete;
   ~FakeBundle() { std::filesystem::remove_all(directory_.parent_path()); }
 
-  /// Plan and manifest follow `tensors` and `weights`, after these have changed.
+  /// Plan and manifest follow `tensors`, `weights` and `sizes`, after these have changed.
   void take_weights() {
-    files[kPlan] = plan_text(weights);
-    manifest["engine"] = engine_json(weights);
+    files[kPlan] = plan_text(weights, sizes);
+    manifest["engine"] = engine_json(weights, sizes);
     manifest["model"]["fingerprint"] = fingerprint(tensors);
   }
 
@@ -267,6 +283,7 @@ class FakeBundle {
   }
 
   TestTensors tensors;
+  FakeSizes sizes;
   std::vector<TestWeight> weights = test_weights();
   Json manifest;
   std::map<std::string, std::string> files;

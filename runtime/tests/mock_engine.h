@@ -132,7 +132,8 @@ class MockEngine final : public Engine {
     return {.max_context = 1 << 20, .max_chunk_tokens = 2048, .default_chunk_tokens = 16, .max_batch = 8};
   }
   Memory& memory() const override { return paged_memory_ ? *paged_memory_ : memory_; }
-  Expected<std::unique_ptr<Execution>> create_execution(std::span<const CacheBinding> caches) const override {
+  Expected<std::unique_ptr<Execution>> create_execution(std::span<const CacheBinding> caches,
+                                                        CacheContents) const override {
     if (caches[0].shape[0] == log_->no_room_for) return error(ErrorCode::kOutOfMemory, "the mock has no room for it");
     return std::unique_ptr<Execution>(new MockExecution(caches, log_));
   }

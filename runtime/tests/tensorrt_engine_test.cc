@@ -52,7 +52,8 @@ TEST_F(TensorRtEngine, DecodeIsCompiledForItsShapesBeforeItIsCaptured) {
   std::vector<std::string> enqueued;
   std::copy_if(events.begin(), events.end(), std::back_inserter(enqueued),
                [](const std::string& event) { return event.starts_with("enqueue"); });
-  EXPECT_EQ(enqueued, (std::vector<std::string>{"enqueue profile 1 tokens 1", "enqueue profile 1 tokens 1 captured"}));
+  EXPECT_EQ(enqueued, (std::vector<std::string>{"enqueue profile 1 batch 1 tokens 1",
+                                                "enqueue profile 1 batch 1 tokens 1 captured"}));
 }
 
 TEST_F(TensorRtEngine, TensorRtProperHasNoRuntimeCache) {

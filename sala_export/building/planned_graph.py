@@ -103,11 +103,8 @@ def _constant_bytes(weight: Weight, quantization: Quantization | None) -> int:
 
 def planned_memory(graph: EngineGraph, config: SalaConfig, request: EngineRequest) -> MemoryUsage:
     """Predict the memory of an engine on a GPU, with the scratch of the shipped kernels, from its planned graph."""
-    workspaces = operator_workspaces(
-        config,
-        request.precision,
-        batch=request.max_batch,
-        tokens=request.prefill_chunk,
-        capacity=request.max_context,
+    prefill, decode = (
+        operator_workspaces(config, request.precision, batch=batch, tokens=tokens, capacity=request.max_context)
+        for batch, tokens in ((1, request.prefill_chunk), (request.max_batch, 1))
     )
-    return predict_memory(graph, request, workspaces)
+    return predict_memory(graph, request, {name: max(size, decode[name]) for name, size in prefill.items()})

@@ -170,7 +170,13 @@ def engine_options(command: Command) -> Command:
     """Add `--precision`, `--max-context`, `--prefill-chunk` and `--max-batch`."""
     recipes = "[default: from the GPU's recipe]"
     for option in (
-        click.option("--max-batch", type=int, default=1, show_default=True, help="Largest batch size of the engine."),
+        click.option(
+            "--max-batch",
+            type=int,
+            default=1,
+            show_default=True,
+            help="Sessions that one step may serve. The memory of so many counts, each of --max-context.",
+        ),
         click.option("--prefill-chunk", type=Tokens(), help=f"Tokens per prefill step.  {recipes}"),
         click.option("--max-context", type=Tokens(), help=f"Longest context in tokens, e.g. 1M.  {recipes}"),
         click.option(

@@ -14,7 +14,7 @@ from ..errors import RequestError, ShapeError
 from ..model.signature import LOGITS, PAST
 from ..specs import TensorSpec, format_bytes, format_tokens
 from .graph import EngineGraph, OperatorNode
-from .profiles import largest_sizes
+from .profiles import ProfileName, largest_sizes
 from .recipe import GpuRecipe
 from .request import EngineRequest
 
@@ -37,14 +37,14 @@ _CACHE_PARTS = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryUsage:
-    """Bytes on the GPU while one session of the largest context runs."""
+    """Bytes on the GPU while sessions of the largest context run: one, or `max_batch` that draw together."""
 
     weights_bytes: int
     """Weights, both inputs and constants of the engine."""
     key_value_bytes: int
     compressed_key_bytes: int
     state_bytes: int
-    """Recurrent states of the lightning layers."""
+    """Recurrent states of the lightning layers. Those of sessions that draw together are there twice."""
     activation_bytes: int
     """Scratch of the larger profile, because a session runs one profile at a time."""
     io_bytes: int
@@ -64,17 +64,21 @@ def predict_memory(
 ) -> MemoryUsage:
     """Predict the account before the build. Activations are estimated, everything else follows from the graph.
 
-    Caches count once, because `present.*` is bound to the memory of `past_key_values.*`.
+    Caches of a session count once, because `present.*` is bound to the memory of `past_key_values.*`. They count for
+    `max_batch` sessions, as if these shared nothing.
 
-    Args: `workspaces`, scratch bytes of one call of each operator at the largest sizes, by ONNX type
+    Args: `workspaces`, scratch bytes of the larger call of each operator in both profiles, by ONNX type
         (`kernel_support.operator_workspaces`); an operator without an entry is taken to need none.
     Raises: ShapeError for a cache that the account does not know.
     """
-    sizes = largest_sizes(graph, request, request.prefill_chunk)
+    profiles = [largest_sizes(graph, request, profile) for profile in ProfileName]
     parts = dict.fromkeys((*_CACHE_PARTS.values(), "io_bytes"), 0)
     for spec in (*graph.inputs, *(spec for spec in graph.outputs if spec.name == LOGITS)):
-        parts[_part(graph, spec)] += spec.size_bytes(sizes)
-    tokens = request.max_batch * request.prefill_chunk
+        parts[_part(graph, spec)] += max(spec.size_bytes(sizes) for sizes in profiles)
+    if request.max_batch > 1:
+        # Each session has its own, and a place in the batch.
+        parts["state_bytes"] *= 2
+    tokens = max(request.prefill_chunk, request.max_batch)
     return MemoryUsage(
         weights_bytes=graph.weights_bytes,
         activation_bytes=estimate_activations(graph, tokens, workspaces),
@@ -149,7 +153,8 @@ def check_fits(graph: EngineGraph, request: EngineRequest, memory: MemoryUsage) 
             others = ",".join(other.name for other in gpus if other != recipe)
             leave = f"leave it out with --gpu {others}" if others else "choose another --gpu"
             needs = _needs(request, memory, recipe)
-            raise RequestError(f"{needs}: no context fits; lower --prefill-chunk or --layers, or {leave}")
+            lower = ", ".join(["--prefill-chunk"] + ["--max-batch"] * (request.max_batch > 1))
+            raise RequestError(f"{needs}: no context fits; lower {lower} or --layers, or {leave}")
 
 
 def contexts(graph: EngineGraph, request: EngineRequest, memory: MemoryUsage) -> tuple[tuple[GpuRecipe, int], ...]:
@@ -192,8 +197,9 @@ def _needs(request: EngineRequest, memory: MemoryUsage, recipe: GpuRecipe) -> st
     excess = needed - recipe.memory_bytes
     # Two figures that are rounded may read alike.
     beyond = f", {format_bytes(excess)} too few" if format_bytes(needed) == format_bytes(recipe.memory_bytes) else ""
+    batch = f" with --max-batch {request.max_batch}" if request.max_batch > 1 else ""
     return (
-        f"--max-context {format_tokens(request.max_context)} needs {format_bytes(needed)} and {recipe.gpu} has "
+        f"--max-context {format_tokens(request.max_context)}{batch} needs {format_bytes(needed)} and {recipe.gpu} has "
         f"{format_bytes(recipe.memory_bytes)}{beyond} ({told})"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -9,14 +10,17 @@ from ..model.signature import BATCH, CAPACITY, CAPACITY_K1, CAPACITY_K2, TOKENS
 from .graph import EngineGraph
 from .request import EngineRequest
 
+PAGE_BYTES = 2 << 20
+"""Page of the memory of every GPU that a recipe names, as the CUDA driver maps it."""
+
 
 class ProfileName(StrEnum):
     """Profiles in the order of their index in the engine."""
 
     PREFILL = "prefill"
-    """Calls of 1 to `prefill_chunk` tokens."""
+    """Calls of 1 to `prefill_chunk` tokens of one sequence."""
     DECODE = "decode"
-    """Calls of one token."""
+    """Calls of one token of each of 1 to `max_batch` sequences."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,22 +41,31 @@ class Profile:
     inputs: tuple[ShapeRange, ...]
 
 
-def largest_sizes(graph: EngineGraph, request: EngineRequest, tokens: int) -> dict[str, int]:
-    """Largest size of every symbolic dimension, for calls of `tokens` tokens."""
-    return _sizes(graph, request.max_batch, tokens, request.max_context)
+def largest_sizes(graph: EngineGraph, request: EngineRequest, profile: ProfileName) -> dict[str, int]:
+    """Largest size of every symbolic dimension in a profile.
+
+    Caches of several sequences stand side by side as one tensor, and the memory of each sequence grows by pages. So
+    where a call may take several, every cache ends where a page does. The runtime chooses the same sizes (`sizes_for`
+    in runtime/src/session/session_core.cc).
+    """
+    page_bytes = PAGE_BYTES if request.max_batch > 1 else 1
+    if profile is ProfileName.PREFILL:
+        return _sizes(graph, 1, request.prefill_chunk, request.max_context, page_bytes)
+    return _sizes(graph, request.max_batch, 1, request.max_context, page_bytes)
 
 
 def make_profiles(graph: EngineGraph, request: EngineRequest) -> tuple[Profile, ...]:
     """Make the profiles prefill and decode. Both range over the same caches, so one set of buffers serves both.
 
-    A session may allocate caches for less than `max_context`, down to one block of the block-sparse operator.
+    TensorRT tunes for the largest sizes. A session may allocate caches for less than `max_context`, down to one block
+    of the block-sparse operator.
     """
     sparse = graph.sparse_sizes()
     least_capacity = min(request.max_context, sparse.block_size) if sparse else 1
     profiles = []
-    for name, most_tokens in ((ProfileName.PREFILL, request.prefill_chunk), (ProfileName.DECODE, 1)):
-        least = _sizes(graph, 1, 1, least_capacity)
-        most = largest_sizes(graph, request, most_tokens)
+    least = _sizes(graph, 1, 1, least_capacity, page_bytes=1)
+    for name in ProfileName:
+        most = largest_sizes(graph, request, name)
         ranges = tuple(
             ShapeRange(name=spec.name, min=spec.bound(least), opt=spec.bound(most), max=spec.bound(most))
             for spec in graph.inputs
@@ -61,9 +74,21 @@ def make_profiles(graph: EngineGraph, request: EngineRequest) -> tuple[Profile, 
     return tuple(profiles)
 
 
-def _sizes(graph: EngineGraph, batch: int, tokens: int, capacity: int) -> dict[str, int]:
+def _sizes(graph: EngineGraph, batch: int, tokens: int, capacity: int, page_bytes: int) -> dict[str, int]:
+    capacity = _in_pages(graph, CAPACITY, capacity, page_bytes)
     sizes = {BATCH: batch, TOKENS: tokens, CAPACITY: capacity}
     sparse = graph.sparse_sizes()
     if sparse:
-        sizes |= {CAPACITY_K1: sparse.k1_capacity(capacity), CAPACITY_K2: sparse.k2_capacity(capacity)}
+        for symbol, rows in (
+            (CAPACITY_K1, sparse.k1_capacity(capacity)),
+            (CAPACITY_K2, sparse.k2_capacity(capacity)),
+        ):
+            sizes[symbol] = _in_pages(graph, symbol, rows, page_bytes)
     return sizes
+
+
+def _in_pages(graph: EngineGraph, symbol: str, rows: int, page_bytes: int) -> int:
+    """The least number from `rows` on with which every cache that grows along `symbol` fills whole pages."""
+    row_bytes = (spec.size_bytes({BATCH: 1, symbol: 1}) for spec in graph.inputs if symbol in spec.shape)
+    multiple = math.lcm(*(page_bytes // math.gcd(page_bytes, size) for size in row_bytes))
+    return -(-rows // multiple) * multiple

@@ -35,7 +35,7 @@ class EngineRequest:
     prefill_chunk: int
     """Largest number of tokens that one call of the engine takes."""
     max_batch: int = 1
-    """Largest number of sequences that one call takes."""
+    """Largest number of sequences that one decode step takes, with one token each."""
     flavour: FlavourName = FlavourName.AUTO
 
     def __post_init__(self) -> None:

@@ -192,3 +192,23 @@ def test_estimate_of_activations_is_an_upper_one(gpu: str, precision: Precision)
     graph = planned_graph(checkpoint.config, precision, checkpoint.quantization)
     predicted = planned_memory(graph, checkpoint.config, request_of(gpu, precision))
     assert report.memory.activation_bytes <= predicted.activation_bytes
+
+
+@pytest.mark.parametrize(("batch", "chunk"), [(8, 2048), (64, 32)])
+@pytest.mark.parametrize("precision", [Precision.BF16, Precision.INT8])
+def test_batches_take_memory_for_decode_steps_alone(
+    precision: Precision, batch: int, chunk: int, tmp_path: Path
+) -> None:
+    checkpoint = checkpoint_of(precision)
+    request = replace(request_of("a6000", precision), max_batch=batch, prefill_chunk=chunk)
+    export_engine_graph(checkpoint, tmp_path, precision)
+    report = build_engine(request, tmp_path / ENGINE_GRAPH_FILE, plugin_library(), tmp_path)
+    prefill, decode = report.activation_bytes
+    if chunk == 2048:
+        assert prefill == built("a6000", precision).activation_bytes[0], "a step of one session"
+    assert (decode > prefill) is (batch > chunk)
+    graph = planned_graph(checkpoint.config, precision, checkpoint.quantization)
+    predicted = planned_memory(graph, checkpoint.config, request)
+    assert report.memory.activation_bytes <= predicted.activation_bytes
+    for profile in (0, 1):
+        assert len(report.layers_of(profile, PLUGIN_LAYER)) == layers_of(report)

@@ -52,7 +52,7 @@ def check(told: dict[str, Any], flavour: str) -> None:
     assert answers["allocator"] == ["allocate 1000 256", "deallocate 4096", "allocate 2000 256", "deallocate 4096"]
     events = [event for event in told["events"] if not event.startswith("enqueue")]
     assert events == EVENTS + (RTX_EVENTS if flavour == "rtx" else [])
-    assert told["events"].count("enqueue profile 1 tokens 1") == 1
+    assert told["events"].count("enqueue profile 1 batch 1 tokens 1") == 1
     if flavour == "rtx":
         assert answers["cache"] == "compiled 42"
 

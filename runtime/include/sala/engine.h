@@ -127,6 +127,14 @@ struct EngineLimits {
   int64_t default_chunk_tokens = 0;  // tokens per prefill step if the caller does not choose
   int64_t least_capacity = 1;        // tokens that caches must have room for, however short the context
   int64_t max_batch = 1;             // sequences of one step of the decode profile
+  std::string_view larger_batch{};   // what a user does for a larger max_batch, for messages; empty if nothing helps
+  SymbolSizes largest_caches{};      // by the symbol of a growing dimension; one that is absent has no limit
+};
+
+/// What the caches hold when an execution is made on them.
+enum class CacheContents {
+  kEmpty,  // those of one session, with the rows of one token claimed, which the session clears afterwards
+  kInUse,  // those of a batch, where sessions stand side by side
 };
 
 /// What one step reads besides weights and caches, in host memory that is valid during the call. A batch is of one
@@ -181,11 +189,11 @@ class Engine {
   /// nothing, and only `create_execution` shows whether there is room.
   virtual Status prepare(int64_t /*chunk_tokens*/) const { return success(); }
 
-  /// Creates an execution for a session or a batch. The buffers of `caches` and the engine must outlive it. If the
-  /// engine serves one session a step, the rows of one token are claimed: it may run a step there to warm up, and the
-  /// session clears them after it. If it serves more, the caches may be those of a batch, where sessions stand side by
-  /// side: they are in use, and nothing may be written there before the first step.
-  virtual Expected<std::unique_ptr<Execution>> create_execution(std::span<const CacheBinding> caches) const = 0;
+  /// Creates an execution for a session or a batch. The buffers of `caches` and the engine must outlive it. On empty
+  /// caches it may run a step of one token to warm up. On those in use nothing may be written before the first step,
+  /// and every step is of the decode profile.
+  virtual Expected<std::unique_ptr<Execution>> create_execution(std::span<const CacheBinding> caches,
+                                                                CacheContents contents) const = 0;
 };
 
 }  // namespace sala

@@ -1,27 +1,53 @@
 #include "session/batch_slots.h"
 
 #include <algorithm>
+#include <string>
 #include <utility>
 
 #include "session/rope.h"
 
 namespace sala {
 
-Expected<std::unique_ptr<BatchSlots>> BatchSlots::create(std::shared_ptr<const ModelData> model, int64_t most,
-                                                         const SessionCore& like) {
-  const int64_t served = model->engine->limits().max_batch;
-  if (served == 1) {
-    return error(ErrorCode::kInvalidArgument, "runtime ", model->engine->name(),
-                 " serves one session a step: generate with one session after the other");
+namespace {
+
+std::string or_larger(const EngineLimits& limits) {
+  return limits.larger_batch.empty() ? "" : ", or " + std::string(limits.larger_batch);
+}
+
+}  // namespace
+
+Status BatchSlots::check(const ModelData& model, const SessionCore& session) {
+  const EngineLimits limits = model.engine->limits();
+  if (limits.max_batch == 1) {
+    return error(ErrorCode::kInvalidArgument, "runtime ", model.engine->name(),
+                 " serves one session a step: generate with one session after the other", or_larger(limits));
   }
-  if (most > served) {
-    return error(ErrorCode::kInvalidArgument, "the batch has ", most, " sessions, and runtime ", model->engine->name(),
-                 " serves at most ", served, " a step: give it fewer");
-  }
-  if (model->engine->memory().page_bytes() == 1) {
+  const int64_t page = model.engine->memory().page_bytes();
+  if (page == 1) {
     return error(ErrorCode::kInvalidArgument,
                  "caches that do not grow by pages cannot stand side by side: generate with one session after the "
                  "other, or load the model without an allocator of your own");
+  }
+  for (size_t i = 0; i < session.caches().size(); ++i) {
+    const CacheSpec& spec = model.step.caches[i];
+    const int64_t bytes = bytes_of(spec.past.dtype, elements_of(session.caches()[i].shape));
+    if (spec.rows == CacheRows::kAll || bytes % page == 0) continue;
+    // The engine was built for smaller pages, or for no batches.
+    return error(ErrorCode::kInvalidArgument, "cache ", spec.past.name, " of max_context ", session.max_context(),
+                 " has ", bytes, " bytes, which does not end where a page of ", page,
+                 " bytes does, so sessions cannot stand side by side: choose a smaller max_context, or generate with "
+                 "one session after the other");
+  }
+  return success();
+}
+
+Expected<std::unique_ptr<BatchSlots>> BatchSlots::create(std::shared_ptr<const ModelData> model, int64_t most,
+                                                         const SessionCore& like) {
+  SALA_RETURN_IF_ERROR(check(*model, like));
+  const EngineLimits limits = model->engine->limits();
+  if (most > limits.max_batch) {
+    return error(ErrorCode::kInvalidArgument, "the batch has ", most, " sessions, and runtime ", model->engine->name(),
+                 " serves at most ", limits.max_batch, " a step: give it fewer", or_larger(limits));
   }
   std::unique_ptr<BatchSlots> slots(new BatchSlots(std::move(model)));
   SALA_RETURN_IF_ERROR(slots->reserve(most, like));
@@ -191,7 +217,7 @@ Expected<Execution*> BatchSlots::execution(size_t batch) {
     shape[0] = static_cast<int64_t>(batch);
     bindings.push_back({spec.past.name, spec.present_name, spec.past.dtype, shape, caches_[i].buffer.data()});
   }
-  auto created = model_->engine->create_execution(bindings);
+  auto created = model_->engine->create_execution(bindings, CacheContents::kInUse);
   if (!created) return created.error();
   made = *std::move(created);
   return made.get();

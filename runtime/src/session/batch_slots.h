@@ -17,8 +17,11 @@ namespace sala {
 
 class BatchSlots {
  public:
-  /// Slots for so many sessions with caches of the sizes of one, none of which has joined yet. kInvalidArgument for
-  /// more than the engine serves, and where memory does not grow by pages.
+  /// kInvalidArgument unless sessions like this can stand side by side: the engine serves more than one a step, memory
+  /// grows by pages, and each cache ends where a page does.
+  static Status check(const ModelData& model, const SessionCore& session);
+  /// Slots for so many sessions with caches of the sizes of one, none of which has joined yet. kInvalidArgument as
+  /// `check`, and for more than the engine serves.
   static Expected<std::unique_ptr<BatchSlots>> create(std::shared_ptr<const ModelData> model, int64_t most,
                                                       const SessionCore& like);
   /// Lets all sessions leave. One whose state cannot be brought back is poisoned.

@@ -82,11 +82,7 @@ Expected<std::shared_ptr<SchedulerThread>> SchedulerThread::create(std::shared_p
 
 SchedulerThread::SchedulerThread(std::shared_ptr<const ModelData> model, const SchedulerOptions& options,
                                  int64_t max_running)
-    : model_(std::move(model)),
-      options_(options),
-      max_running_(max_running),
-      can_share_(can_share_steps(*model_)),
-      balance_(options.prefill_share) {}
+    : model_(std::move(model)), options_(options), max_running_(max_running), balance_(options.prefill_share) {}
 
 void SchedulerThread::close() {
   if (is_in_child()) {
@@ -252,6 +248,7 @@ Status SchedulerThread::begin(Request& request) {
     running_.push_back(&request);
     request.stage = RequestStage::kPrefill;
   }
+  request.can_share_steps = static_cast<bool>(BatchSlots::check(*model_, request.session));
   if (request.prompt.empty()) {
     begin_answer(request);
     return success();
@@ -334,10 +331,10 @@ void SchedulerThread::take_answer_turn() {
 }
 
 void SchedulerThread::gather(std::span<Request* const> answering) {
-  if (!can_share_ || answering.size() < 2) return;
+  if (answering.size() < 2) return;
   for (Request* each : answering) {
     // Who has logits draws from them first.
-    if (each->is_in_batch || !each->session.pending_token()) continue;
+    if (!each->can_share_steps || each->is_in_batch || !each->session.pending_token()) continue;
     each->member->outcome = outcome_of(*each, [&] { return join(*each); });
     each->member->is_active = static_cast<bool>(each->member->outcome);
   }

@@ -45,6 +45,7 @@ struct Request {
   size_t tokens_fed = 0;
   uint64_t last_turn = 0;             // of its prompt
   std::optional<BatchMember> member;  // from then on
+  bool can_share_steps = false;
   bool is_in_batch = false;
   std::exception_ptr thrown;
 
@@ -114,7 +115,6 @@ class SchedulerThread {
   const std::shared_ptr<const ModelData> model_;
   const SchedulerOptions options_;
   const int64_t max_running_;
-  const bool can_share_;
   const pid_t process_ = getpid();
 
   // Of the thread.

@@ -29,12 +29,13 @@ int64_t rows_of_pages(const CacheSpec& spec, const SymbolSizes& sizes, int64_t p
 }
 
 /// Sizes of the caches of a session. Where the engine runs batches, each cache ends where a page does, so that those of
-/// several sessions can stand side by side.
+/// several sessions can stand side by side, unless it would be larger than the engine takes.
 SymbolSizes sizes_for(const ModelData& model, int64_t max_context) {
   const EngineLimits limits = model.engine->limits();
   int64_t capacity = std::max(max_context, limits.least_capacity);
-  SymbolSizes sizes = cache_sizes(model.config, capacity);
-  if (limits.max_batch == 1) return sizes;
+  const SymbolSizes least = cache_sizes(model.config, capacity);
+  if (limits.max_batch == 1) return least;
+  SymbolSizes sizes = least;
   for (const CacheRows rows : {CacheRows::kTokens, CacheRows::kK1Windows, CacheRows::kK2Windows}) {
     int64_t multiple = 1;
     std::string_view symbol;
@@ -51,7 +52,9 @@ SymbolSizes sizes_for(const ModelData& model, int64_t max_context) {
       sizes = cache_sizes(model.config, capacity);
     }
   }
-  return sizes;
+  const bool are_served = std::ranges::all_of(
+      limits.largest_caches, [&](const auto& most) { return sizes.find(most.first)->second <= most.second; });
+  return are_served ? sizes : least;
 }
 
 std::string mebibytes(int64_t bytes) { return std::to_string((bytes >> 20) + (bytes % (1 << 20) != 0)) + " MiB"; }
@@ -106,7 +109,7 @@ Status SessionCore::bind() {
   }
   SALA_RETURN_IF_ERROR(begin());
   SALA_RETURN_IF_ERROR(claim(0, 1));
-  auto execution = model_->engine->create_execution(bindings);
+  auto execution = model_->engine->create_execution(bindings, CacheContents::kEmpty);
   if (!execution) return execution.error();
   execution_ = *std::move(execution);
   logits_.resize(static_cast<size_t>(model_->config.vocab_size));

@@ -32,6 +32,9 @@ bool check_step(const Context& context) {
       if (reinterpret_cast<uintptr_t>(address(tensor.name)) % 256 != 0) return refuse(tensor.name + " is not aligned");
     } else if (tensor.mode == kInputTensor && !context.shapes.contains(tensor.name)) {
       return refuse("no shape of " + tensor.name);
+    } else if (tensor.mode == kInputTensor &&
+               context.shapes.at(tensor.name).extents[0] != context.shapes.at("input_ids").extents[0]) {
+      return refuse(tensor.name + " has another batch than input_ids");
     }
     if (tensor.mode == kOutputTensor && tensor.name.starts_with("present.") &&
         address(tensor.name) != address("past_key_values." + tensor.name.substr(8))) {
@@ -63,24 +66,31 @@ struct Launch {
   T* at(const std::string& name) const {
     return static_cast<T*>(addresses.at(name));
   }
-  MockRows rows(const std::string& name) const {
+  MockRows rows(const std::string& name, int64_t sequence) const {
     const std::string past = "past_key_values." + name;
-    return {at<float>(past), shapes.at(past).extents[2]};
+    const int64_t count = shapes.at(past).extents[2];
+    return {at<float>(past) + sequence * kHeads * count * kWidth, count};
+  }
+
+  void run_sequence(int64_t sequence, int64_t mixed) const {
+    const int64_t tokens = shapes.at("input_ids").extents[1];
+    const int64_t past = at<int32_t>("past_length")[sequence];
+    const int64_t* ids = at<int64_t>("input_ids") + sequence * tokens;
+    const float* rope = at<float>("rope_cos_sin") + 2 * sequence * tokens;
+    float* state = at<float>("past_key_values.0.state") + sequence * kHeads;
+    const MockCaches caches{rows("1.key", sequence), rows("1.value", sequence), rows("1.k1", sequence),
+                            rows("1.k2", sequence)};
+    for (int64_t t = 0; t < tokens; ++t) {
+      mock_state(state, ids[t], rope[2 * t + 1], at<int32_t>("context_length")[sequence]);
+      mock_caches(caches, past + t, ids[t]);
+    }
+    mock_logits(state, caches, past + tokens, mixed, at<float>("logits") + sequence * kVocabSize);
   }
 
   void run() const {
-    const int64_t past = *at<int32_t>("past_length");
-    const int64_t* ids = at<int64_t>("input_ids");
-    const int64_t tokens = shapes.at("input_ids").extents[1];
-    float* state = at<float>("past_key_values.0.state");
-    const MockCaches caches{rows("1.key"), rows("1.value"), rows("1.k1"), rows("1.k2")};
-    for (int64_t t = 0; t < tokens; ++t) {
-      mock_state(state, ids[t], at<float>("rope_cos_sin")[2 * t + 1], *at<int32_t>("context_length"));
-      mock_caches(caches, past + t, ids[t]);
-    }
     int64_t mixed = 0;
     for (const auto& [data, bytes] : weights) mixed = mock_weight(mixed, data, bytes);
-    mock_logits(state, caches, past + tokens, mixed, at<float>("logits"));
+    for (int64_t i = 0; i < shapes.at("input_ids").extents[0]; ++i) run_sequence(i, mixed);
     // Activations are anybody's between steps.
     std::memset(memory, 0xa5, static_cast<size_t>(memory_bytes));
   }
@@ -93,8 +103,9 @@ bool enqueue(void* implementation, void* stream) {
   if (fake.fail_enqueue_after == 0) return refuse(fake.enqueue_error);
   if (fake.fail_enqueue_after > 0) --fake.fail_enqueue_after;
   if (!check_step(context)) return false;
-  std::string event = "enqueue profile " + std::to_string(context.profile) + " tokens " +
-                      std::to_string(context.shapes.at("input_ids").extents[1]);
+  const Dims& ids = context.shapes.at("input_ids");
+  std::string event = "enqueue profile " + std::to_string(context.profile) + " batch " +
+                      std::to_string(ids.extents[0]) + " tokens " + std::to_string(ids.extents[1]);
   // NVIDIA's Python bindings come without the fake driver, and their addresses lead nowhere.
   void* driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
   const auto submit =

@@ -127,7 +127,8 @@ EngineLimits OnnxRuntimeEngine::limits() const {
           .max_batch = kMaxBatch};
 }
 
-Expected<std::unique_ptr<Execution>> OnnxRuntimeEngine::create_execution(std::span<const CacheBinding> caches) const {
+Expected<std::unique_ptr<Execution>> OnnxRuntimeEngine::create_execution(std::span<const CacheBinding> caches,
+                                                                         CacheContents) const {
   return OnnxRuntimeExecution::create(library_, *session_, weights_, caches);
 }
 

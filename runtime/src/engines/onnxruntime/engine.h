@@ -27,7 +27,8 @@ class OnnxRuntimeEngine final : public Engine {
   std::span<const TensorSpec> outputs() const override { return outputs_; }
   EngineLimits limits() const override;
   Memory& memory() const override { return *memory_; }
-  Expected<std::unique_ptr<Execution>> create_execution(std::span<const CacheBinding> caches) const override;
+  Expected<std::unique_ptr<Execution>> create_execution(std::span<const CacheBinding> caches,
+                                                        CacheContents contents) const override;
 
  private:
   explicit OnnxRuntimeEngine(OnnxRuntimeLibrary library)

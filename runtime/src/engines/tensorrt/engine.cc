@@ -10,13 +10,23 @@ namespace sala::tensorrt {
 
 namespace {
 
-EngineLimits limits_of(const ProfileRanges& prefill) {
+/// Of profiles that `compare_with_manifest` has taken, each with the range of every symbol.
+EngineLimits limits_of(const ProfileRanges& prefill, const ProfileRanges& decode) {
   const int64_t chunk = prefill.find(step_names::kTokens)->second.max;
   const auto capacity = prefill.find(step_names::kCapacity);
   // Without sparse layers no cache grows; positions are int32, and a step may end at the last one.
   const Range range = capacity == prefill.end() ? Range{1, INT32_MAX - chunk} : capacity->second;
-  return {
-      .max_context = range.max, .max_chunk_tokens = chunk, .default_chunk_tokens = chunk, .least_capacity = range.min};
+  SymbolSizes largest;
+  for (const std::string_view symbol : {step_names::kCapacity, step_names::kCapacityK1, step_names::kCapacityK2}) {
+    if (const auto found = prefill.find(symbol); found != prefill.end()) largest.emplace(symbol, found->second.max);
+  }
+  return {.max_context = range.max,
+          .max_chunk_tokens = chunk,
+          .default_chunk_tokens = chunk,
+          .least_capacity = range.min,
+          .max_batch = decode.find(step_names::kBatch)->second.max,
+          .larger_batch = "build the bundle again with sala-export build --max-batch N",
+          .largest_caches = std::move(largest)};
 }
 
 }  // namespace
@@ -33,12 +43,14 @@ TensorRtEngine::TensorRtEngine(std::unique_ptr<const LoadedPlan> plan, const Man
       precision_(manifest.precision),
       inputs_(manifest.inputs),
       outputs_(manifest.outputs),
-      limits_(limits_of(manifest.engine.profiles.find(step_names::kPrefill)->second)) {}
+      limits_(limits_of(manifest.engine.profiles.find(step_names::kPrefill)->second,
+                        manifest.engine.profiles.find(step_names::kDecode)->second)) {}
 
-Expected<std::unique_ptr<Execution>> TensorRtEngine::create_execution(std::span<const CacheBinding> caches) const {
+Expected<std::unique_ptr<Execution>> TensorRtEngine::create_execution(std::span<const CacheBinding> caches,
+                                                                      CacheContents contents) const {
   auto buffers = step_buffers();
   if (!buffers) return buffers.error();
-  return TensorRtExecution::create(*plan_, *std::move(buffers), caches);
+  return TensorRtExecution::create(*plan_, *std::move(buffers), caches, contents);
 }
 
 Expected<std::shared_ptr<StepBuffers>> TensorRtEngine::step_buffers() const {

@@ -29,7 +29,8 @@ class TensorRtEngine final : public Engine {
   std::span<const TensorSpec> outputs() const override { return outputs_; }
   EngineLimits limits() const override { return limits_; }
   Memory& memory() const override { return plan_->cache_memory(); }
-  Expected<std::unique_ptr<Execution>> create_execution(std::span<const CacheBinding> caches) const override;
+  Expected<std::unique_ptr<Execution>> create_execution(std::span<const CacheBinding> caches,
+                                                        CacheContents contents) const override;
 
  private:
   TensorRtEngine(std::unique_ptr<const LoadedPlan> plan, const Manifest& manifest);

@@ -10,12 +10,8 @@ namespace sala::tensorrt {
 
 namespace {
 
-SymbolSizes sizes_of(int64_t tokens) {
-  return {{std::string(step_names::kBatch), 1}, {std::string(step_names::kTokens), tokens}};
-}
-
-int64_t step_bytes(const TensorSpec& spec, int64_t tokens) {
-  return bytes_of(spec.dtype, elements_of(spec.bound(sizes_of(tokens))));
+SymbolSizes sizes_of(int64_t batch, int64_t tokens) {
+  return {{std::string(step_names::kBatch), batch}, {std::string(step_names::kTokens), tokens}};
 }
 
 bool depends_on_tokens(const TensorSpec& spec) {
@@ -27,14 +23,19 @@ bool depends_on_tokens(const TensorSpec& spec) {
 
 Expected<std::unique_ptr<Execution>> TensorRtExecution::create(const LoadedPlan& plan,
                                                                std::shared_ptr<StepBuffers> buffers,
-                                                               std::span<const CacheBinding> caches) {
+                                                               std::span<const CacheBinding> caches,
+                                                               CacheContents contents) {
   const cuda::Device::Current current(*plan.device());
   const std::lock_guard turn(buffers->turn());
   std::unique_ptr<TensorRtExecution> execution(new TensorRtExecution(plan, buffers, caches));
   SALA_RETURN_IF_ERROR(execution->open_stream());
-  SALA_RETURN_IF_ERROR(execution->create_contexts());
-  SALA_RETURN_IF_ERROR(execution->warm_up());
-  if (plan.options().decode_graph) SALA_RETURN_IF_ERROR(execution->capture_decode());
+  SALA_RETURN_IF_ERROR(execution->add_context(Profile::kDecode));
+  SALA_RETURN_IF_ERROR(execution->set_tokens(Profile::kDecode, 1));
+  if (contents == CacheContents::kEmpty) {
+    SALA_RETURN_IF_ERROR(execution->add_context(Profile::kPrefill));
+    SALA_RETURN_IF_ERROR(execution->warm_up());
+    if (plan.options().decode_graph) SALA_RETURN_IF_ERROR(execution->capture_decode());
+  }
   if (plan.runtime_cache() != nullptr) SALA_RETURN_IF_ERROR(plan.runtime_cache()->save());
   return std::unique_ptr<Execution>(std::move(execution));
 }
@@ -59,14 +60,12 @@ Status TensorRtExecution::open_stream() {
   return plan_.driver().check(plan_.driver().stream_create(&stream_, cuda::kStreamNonBlocking), "open a stream");
 }
 
-Status TensorRtExecution::create_contexts() {
-  for (const Profile profile : {Profile::kPrefill, Profile::kDecode}) {
-    auto context = create_context(profile);
-    if (!context) return context.error();
-    SALA_RETURN_IF_ERROR(bind(context->context.get()));
-    contexts_[static_cast<size_t>(profile)] = *std::move(context);
-  }
-  return set_tokens(Profile::kDecode, 1);
+Status TensorRtExecution::add_context(Profile profile) {
+  auto context = create_context(profile);
+  if (!context) return context.error();
+  SALA_RETURN_IF_ERROR(bind(context->context.get()));
+  contexts_[static_cast<size_t>(profile)] = *std::move(context);
+  return success();
 }
 
 Expected<TensorRtExecution::Context> TensorRtExecution::create_context(Profile profile) const {
@@ -109,9 +108,9 @@ Status TensorRtExecution::bind(void* context) const {
   for (const TensorSpec& input : plan_.token_inputs()) {
     SALA_RETURN_IF_ERROR(set_address(context, input.name, buffers_->device(input.name)));
     if (depends_on_tokens(input)) continue;
-    SALA_RETURN_IF_ERROR(set_shape(context, input.name, input.bound(sizes_of(1))));
+    SALA_RETURN_IF_ERROR(set_shape(context, input.name, input.bound(sizes_of(batch_, 1))));
   }
-  const std::string& logits = plan_.buffer_sizes().logits.name;
+  const std::string& logits = plan_.logits().name;
   return set_address(context, logits, buffers_->device(logits));
 }
 
@@ -132,9 +131,13 @@ Status TensorRtExecution::set_shape(void* context, std::string_view name, const 
 Status TensorRtExecution::set_tokens(Profile profile, int64_t tokens) {
   for (const TensorSpec& input : plan_.token_inputs()) {
     if (!depends_on_tokens(input)) continue;
-    SALA_RETURN_IF_ERROR(set_shape(context(profile), input.name, input.bound(sizes_of(tokens))));
+    SALA_RETURN_IF_ERROR(set_shape(context(profile), input.name, input.bound(sizes_of(batch_, tokens))));
   }
   return success();
+}
+
+size_t TensorRtExecution::step_bytes(const TensorSpec& spec, int64_t tokens) const {
+  return static_cast<size_t>(bytes_of(spec.dtype, elements_of(spec.bound(sizes_of(batch_, tokens)))));
 }
 
 Status TensorRtExecution::warm_up() {
@@ -162,13 +165,16 @@ Status TensorRtExecution::run(Profile profile, const StepInputs& step, std::span
   Status done = run_in_turn(profile, step);
   // Also after a failure: the next step of another session must find the buffers at rest.
   if (const Status ended = synchronize(); done && !ended) done = ended;
-  if (done) std::memcpy(logits.data(), buffers_->host(step_names::kLogits), logits.size_bytes());
-  return done;
+  if (!done) return done;
+  std::memcpy(logits.data(), buffers_->host(step_names::kLogits), logits.size_bytes());
+  // A batch has no step before its first one, and TensorRT wants one before a capture, which runs nothing.
+  const bool is_captured = profile != Profile::kDecode || !plan_.options().decode_graph || decode_graph_;
+  return is_captured ? success() : capture_decode();
 }
 
 Status TensorRtExecution::run_in_turn(Profile profile, const StepInputs& step) {
   SALA_RETURN_IF_ERROR(stage(step));
-  const int64_t tokens = static_cast<int64_t>(step.input_ids.size());
+  const int64_t tokens = step.tokens();
   if (profile == Profile::kDecode && decode_graph_) {
     return decode_graph_.launch(stream_);
   }
@@ -198,16 +204,17 @@ Status TensorRtExecution::enqueue(Profile profile, int64_t tokens) const {
   for (const TensorSpec& input : plan_.token_inputs()) {
     SALA_RETURN_IF_ERROR(
         driver.check(driver.memcpy_htod_async(cuda::address(buffers_->device(input.name)), buffers_->host(input.name),
-                                              static_cast<size_t>(step_bytes(input, tokens)), stream_),
+                                              step_bytes(input, tokens), stream_),
                      "copy inputs"));
   }
   if (!plan_.interface().enqueue(context(profile), stream_)) {
     return plan_.failure("run " + plan_.name());
   }
-  const std::string& logits = plan_.buffer_sizes().logits.name;
-  return driver.check(driver.memcpy_dtoh_async(buffers_->host(logits), cuda::address(buffers_->device(logits)),
-                                               static_cast<size_t>(buffers_->capacity(logits)), stream_),
-                      "copy logits");
+  const TensorSpec& logits = plan_.logits();
+  return driver.check(
+      driver.memcpy_dtoh_async(buffers_->host(logits.name), cuda::address(buffers_->device(logits.name)),
+                               step_bytes(logits, tokens), stream_),
+      "copy logits");
 }
 
 Status TensorRtExecution::synchronize() const {

@@ -1,4 +1,4 @@
-// One session on the GPU: its contexts, step buffers and captured decode step.
+// One session, or one batch, on the GPU: its contexts, step buffers and captured decode step.
 
 #pragma once
 
@@ -14,15 +14,15 @@
 
 namespace sala::tensorrt {
 
-/// It has two contexts, one for each profile: a context's shapes and addresses must not change after its decode step
-/// was captured, and switching a profile would do that.
+/// A session has two contexts, one for each profile: a context's shapes and addresses must not change after its decode
+/// step was captured, and switching a profile would do that. A batch only decodes, and has that context alone.
 class TensorRtExecution final : public Execution {
  public:
   /// `plan` outlives the execution, as do the caches. `buffers` are shared with other executions of the plan. Runs one
-  /// decode step on the empty caches, so that everything is compiled, loaded and allocated before the first token, then
-  /// captures the step.
+  /// decode step on empty caches, so that everything is compiled, loaded and allocated before the first token, then
+  /// captures the step. On caches in use the first step takes the place of that one.
   static Expected<std::unique_ptr<Execution>> create(const LoadedPlan& plan, std::shared_ptr<StepBuffers> buffers,
-                                                     std::span<const CacheBinding> caches);
+                                                     std::span<const CacheBinding> caches, CacheContents contents);
 
   TensorRtExecution(const TensorRtExecution&) = delete;
   TensorRtExecution& operator=(const TensorRtExecution&) = delete;
@@ -37,10 +37,13 @@ class TensorRtExecution final : public Execution {
   };
 
   TensorRtExecution(const LoadedPlan& plan, std::shared_ptr<StepBuffers> buffers, std::span<const CacheBinding> caches)
-      : plan_(plan), caches_(caches.begin(), caches.end()), buffers_(std::move(buffers)) {}
+      : plan_(plan),
+        caches_(caches.begin(), caches.end()),
+        batch_(caches.empty() ? 1 : caches[0].shape[0]),
+        buffers_(std::move(buffers)) {}
 
   Status open_stream();
-  Status create_contexts();
+  Status add_context(Profile profile);
   Expected<Context> create_context(Profile profile) const;
   void* context(Profile profile) const { return contexts_[static_cast<size_t>(profile)].context.get(); }
   /// Sets what stays for good: addresses, and the shapes of inputs that are dynamic but do not depend on the step's
@@ -49,17 +52,20 @@ class TensorRtExecution final : public Execution {
   Status set_address(void* context, std::string_view name, void* data) const;
   Status set_shape(void* context, std::string_view name, const Shape& shape) const;
   Status set_tokens(Profile profile, int64_t tokens);
+  /// Bytes of a token input, or of the logits, in a step of `tokens` of each sequence.
+  size_t step_bytes(const TensorSpec& spec, int64_t tokens) const;
   Status warm_up();
   Status capture_decode();
 
   Status run_in_turn(Profile profile, const StepInputs& step);
   Status stage(const StepInputs& step);
-  /// Puts a step of `tokens` on the stream: inputs to the GPU, the engine, logits back.
+  /// Puts a step of `tokens` of each sequence on the stream: inputs to the GPU, the engine, logits back.
   Status enqueue(Profile profile, int64_t tokens) const;
   Status synchronize() const;
 
   const LoadedPlan& plan_;
   std::vector<CacheBinding> caches_;
+  int64_t batch_;
   std::shared_ptr<StepBuffers> buffers_;
   cuda::CUstream stream_ = nullptr;
   Context contexts_[2];         // by profile

@@ -33,11 +33,17 @@ std::filesystem::path runtime_cache_file(const std::filesystem::path& bundle, co
   return is_writable ? whole : std::filesystem::path();
 }
 
-int64_t most_bytes(const TensorSpec& spec, const ProfileRanges& ranges) {
-  SymbolSizes sizes;
-  for (const auto& [symbol, range] : ranges) sizes[symbol] = range.max;
-  sizes[std::string(step_names::kBatch)] = 1;
-  return bytes_of(spec.dtype, elements_of(spec.bound(sizes)));
+/// In the larger of both profiles; -1 beyond int64.
+int64_t most_bytes(const TensorSpec& spec, const EngineEntry& engine) {
+  int64_t most = 0;
+  for (const std::string_view profile : {step_names::kPrefill, step_names::kDecode}) {
+    SymbolSizes sizes;
+    for (const auto& [symbol, range] : engine.profiles.find(profile)->second) sizes[symbol] = range.max;
+    const int64_t bytes = bytes_of(spec.dtype, elements_of(spec.bound(sizes)));
+    if (bytes < 0) return bytes;
+    most = std::max(most, bytes);
+  }
+  return most;
 }
 
 bool contains(const std::string& text, std::string_view part) { return text.find(part) != std::string::npos; }
@@ -61,7 +67,7 @@ Expected<std::unique_ptr<const LoadedPlan>> LoadedPlan::load(const Bundle& bundl
   const cuda::Device::Current current(*plan->device_);
   SALA_RETURN_IF_ERROR(plan->start(*library));
   SALA_RETURN_IF_ERROR(plan->deserialise(bundle));
-  plan->measure(manifest);
+  SALA_RETURN_IF_ERROR(plan->measure(manifest));
   auto weights =
       upload_weights(*plan->device_, *plan->memory_, *plan->pinned_, manifest.engine.weights, source, options);
   if (!weights) return weights.error();
@@ -112,20 +118,24 @@ Status LoadedPlan::check_room(const Manifest& manifest, int64_t plan_bytes) cons
                " too few: end other programs on the GPU, or build with a quantised --precision or fewer --layers");
 }
 
-void LoadedPlan::measure(const Manifest& manifest) {
-  const ProfileRanges& ranges = manifest.engine.profiles.find(step_names::kPrefill)->second;
+Status LoadedPlan::measure(const Manifest& manifest) {
   for (const TensorSpec& input : manifest.inputs) {
-    if (input.name.starts_with(step_names::kPast)) continue;
-    token_inputs_.push_back(input);
-    buffer_sizes_.inputs.push_back({input.name, most_bytes(input, ranges)});
+    if (!input.name.starts_with(step_names::kPast)) token_inputs_.push_back(input);
   }
-  for (const TensorSpec& output : manifest.outputs) {
-    if (output.name == step_names::kLogits) buffer_sizes_.logits = {output.name, most_bytes(output, ranges)};
+  logits_ = *std::ranges::find(manifest.outputs, step_names::kLogits, &TensorSpec::name);
+  for (const TensorSpec& spec : token_inputs_) {
+    buffer_sizes_.inputs.push_back({spec.name, most_bytes(spec, manifest.engine)});
+  }
+  buffer_sizes_.logits = {logits_.name, most_bytes(logits_, manifest.engine)};
+  const auto is_beyond = [](const StepBufferSizes::Part& part) { return part.bytes < 0; };
+  if (is_beyond(buffer_sizes_.logits) || std::ranges::any_of(buffer_sizes_.inputs, is_beyond)) {
+    return error(ErrorCode::kBundleDamaged, name_, " takes steps that exceed memory: build the bundle again");
   }
   for (const int32_t index : kProfileIndex) {
     buffer_sizes_.activation_bytes =
         std::max(buffer_sizes_.activation_bytes, interface_->get_device_memory_size_for_profile(engine_.get(), index));
   }
+  return success();
 }
 
 void LoadedPlan::open_runtime_cache(const std::filesystem::path& bundle) {

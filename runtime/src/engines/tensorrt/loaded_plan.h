@@ -43,6 +43,7 @@ class LoadedPlan {
   void* engine() const { return engine_.get(); }
   const DeviceWeights& weights() const { return weights_; }
   const std::vector<TensorSpec>& token_inputs() const { return token_inputs_; }
+  const TensorSpec& logits() const { return logits_; }
   const StepBufferSizes& buffer_sizes() const { return buffer_sizes_; }
   const TensorRtOptions& options() const { return options_; }
   /// Null if TensorRT has none, or the bundle lies where nothing can be written.
@@ -58,7 +59,7 @@ class LoadedPlan {
   Status start(const Library& library);
   Status deserialise(const Bundle& bundle);
   Status check_room(const Manifest& manifest, int64_t plan_bytes) const;
-  void measure(const Manifest& manifest);
+  Status measure(const Manifest& manifest);
   void open_runtime_cache(const std::filesystem::path& bundle);
 
   TensorRtOptions options_;
@@ -76,6 +77,7 @@ class LoadedPlan {
   Object engine_;
   std::unique_ptr<RuntimeCache> runtime_cache_;
   std::vector<TensorSpec> token_inputs_;
+  TensorSpec logits_;
   StepBufferSizes buffer_sizes_;
 };
 

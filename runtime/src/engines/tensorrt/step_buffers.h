@@ -21,7 +21,7 @@ namespace sala::tensorrt {
 struct StepBufferSizes {
   struct Part {
     std::string name;
-    int64_t bytes = 0;  // at the most tokens of a step
+    int64_t bytes = 0;  // in the largest step of any profile
   };
 
   std::vector<Part> inputs;  // token inputs
