@@ -5,8 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { MOST_PROMPTS = 64 };
-
 /* Ends the program if there is an error. */
 static void check(sala_error* error) {
   if (error == NULL) return;
@@ -50,9 +48,9 @@ static void print(sala_answer* answer) {
 }
 
 int main(int count, char** arguments) {
-  sala_answer* answers[MOST_PROMPTS];
   sala_model* model = NULL;
   sala_scheduler* scheduler = NULL;
+  sala_answer** answers = NULL;
   char* line = NULL;
   size_t size = 0, prompts = 0;
   if (count != 2) {
@@ -61,7 +59,9 @@ int main(int count, char** arguments) {
   }
   check(sala_model_load(arguments[1], NULL, &model));
   check(sala_scheduler_create(model, NULL, &scheduler));
-  while (prompts < MOST_PROMPTS && getline(&line, &size, stdin) > 0) {
+  while (getline(&line, &size, stdin) > 0) {
+    answers = realloc(answers, (prompts + 1) * sizeof *answers);
+    if (answers == NULL) abort();
     answers[prompts++] = submit(model, scheduler, line, size);
   }
   free(line);
@@ -69,6 +69,7 @@ int main(int count, char** arguments) {
     print(answers[i]);
     sala_answer_destroy(answers[i]);
   }
+  free(answers);
   sala_scheduler_destroy(scheduler);
   sala_model_destroy(model);
   return 0;
