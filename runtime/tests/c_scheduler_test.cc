@@ -78,6 +78,13 @@ class CScheduler : public testing::Test {
   void create(const sala_scheduler_options* options = nullptr) {
     ASSERT_EQ(code_of(sala_scheduler_create(model_.get(), options, &scheduler_)), 0);
   }
+  /// A scheduler that runs one request at a time.
+  void create_for_one(int64_t max_waiting = 0) {
+    sala_scheduler_options options = SALA_SCHEDULER_OPTIONS_INIT;
+    options.max_running = 1;
+    options.max_waiting = max_waiting;
+    create(&options);
+  }
   /// The answer, or NULL and the code of the error.
   std::pair<sala_answer*, int32_t> try_submit(sala_session* session, const std::vector<int32_t>& ids) {
     sala_answer* answer = nullptr;
@@ -262,9 +269,7 @@ TEST_F(CScheduler, FailedStepEndsItsAnswerAndPoisonsTheSession) {
 }
 
 TEST_F(CScheduler, ProgressAndWaitTellHowFarARequestIs) {
-  sala_scheduler_options options = SALA_SCHEDULER_OPTIONS_INIT;
-  options.max_running = 1;
-  create(&options);
+  create_for_one();
   sala_answer* first = submit_held(session_);
   sala_session* other = session();
   sala_answer* second = submit(other, prompt(50));
@@ -288,10 +293,7 @@ TEST_F(CScheduler, ProgressAndWaitTellHowFarARequestIs) {
 }
 
 TEST_F(CScheduler, OneRequestMoreThanMayWaitIsRefused) {
-  sala_scheduler_options options = SALA_SCHEDULER_OPTIONS_INIT;
-  options.max_running = 1;
-  options.max_waiting = -1;
-  create(&options);
+  create_for_one(-1);
   sala_answer* answer = submit_held(session_);
   sala_session* other = session();
   EXPECT_EQ(try_submit(other, prompt(5)), (std::pair<sala_answer*, int32_t>(nullptr, SALA_ERROR_BUSY)));
@@ -303,9 +305,7 @@ TEST_F(CScheduler, OneRequestMoreThanMayWaitIsRefused) {
 }
 
 TEST_F(CScheduler, RequestThatWaitsForTooLongEndsBusy) {
-  sala_scheduler_options options = SALA_SCHEDULER_OPTIONS_INIT;
-  options.max_running = 1;
-  create(&options);
+  create_for_one();
   sala_answer* answer = submit_held(session_);
   sala_session* other = session();
   request_.max_wait = 0.001;
@@ -319,10 +319,23 @@ TEST_F(CScheduler, RequestThatWaitsForTooLongEndsBusy) {
   sala_session_destroy(other);
 }
 
+TEST_F(CScheduler, WhoWaitsIsStoppedOrCancelled) {
+  create_for_one();
+  sala_answer* held = submit_held(session_);
+  sala_session *one = session(), *other = session();
+  sala_answer *stopped = submit(one), *cancelled = submit(other);
+  sala_session_stop(one);
+  sala_answer_cancel(cancelled);
+  gate_.open();
+  EXPECT_EQ(end(stopped).code, SALA_ERROR_STOPPED);
+  EXPECT_EQ(end(cancelled).finish, SALA_FINISH_CANCELLED);
+  EXPECT_EQ(sala_session_position(one) + sala_session_position(other), 0);
+  sala_answer_destroy(held);
+  for (sala_session* each : {one, other}) sala_session_destroy(each);
+}
+
 TEST_F(CScheduler, RequestOfAHigherPriorityBeginsFirst) {
-  sala_scheduler_options options = SALA_SCHEDULER_OPTIONS_INIT;
-  options.max_running = 1;
-  create(&options);
+  create_for_one();
   sala_answer* held = submit_held(session_);
   std::vector<sala_session*> sessions{session(), session()};
   std::vector<int32_t> order;
