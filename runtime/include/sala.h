@@ -11,8 +11,8 @@
  *
  * Ownership. Strings and arrays that you pass in are copied before the call returns. Memory behind a `const` pointer
  * that you get belongs to the handle. It is valid until you destroy the model, or until the next call that changes the
- * session. You may destroy handles in any order, a model before its sessions, a session before its prefillers and
- * generations. Destroying NULL does nothing.
+ * session. You may destroy handles in any order, a model before its sessions, a session before its prefillers,
+ * generations and answers. Destroying NULL does nothing.
  *
  * Threads. Any number of threads may use a model at once. A session, with its prefillers and generations, is for one
  * thread at a time. A second call that would change it meanwhile, also one from the progress callback, is refused with
@@ -44,7 +44,7 @@ extern "C" {
 #endif
 
 #define SALA_ABI_MAJOR 1
-#define SALA_ABI_MINOR 5
+#define SALA_ABI_MINOR 6
 #define SALA_ABI_VERSION (SALA_ABI_MAJOR * 1000 + SALA_ABI_MINOR)
 
 /* Returns the SALA_ABI_VERSION of the library that runs. */
@@ -87,6 +87,7 @@ enum {
   SALA_ERROR_ENGINE_FAILED = 500,
   SALA_ERROR_SESSION_POISONED = 501,
   SALA_ERROR_STOPPED = 502,
+  SALA_ERROR_BUSY = 503, /* since 1.6 */
   /* A bug of this library. */
   SALA_ERROR_INTERNAL = 900
 };
@@ -344,7 +345,8 @@ enum {
   SALA_FINISH_NONE = 0, /* not finished */
   SALA_FINISH_STOP_TOKEN = 1,
   SALA_FINISH_MAX_NEW_TOKENS = 2,
-  SALA_FINISH_MAX_CONTEXT = 3
+  SALA_FINISH_MAX_CONTEXT = 3,
+  SALA_FINISH_CANCELLED = 4 /* an answer of a scheduler. Since 1.6 */
 };
 
 /* Checks the options of a generation before there is a session. Since 1.3. */
@@ -357,6 +359,94 @@ SALA_API sala_error* sala_generation_create(sala_session* session, const sala_ge
  * context but is not returned. */
 SALA_API sala_error* sala_generation_next(sala_generation* generation, int32_t* token_id, int32_t* finish);
 SALA_API void sala_generation_destroy(sala_generation* generation);
+
+/* ---- Scheduler --------------------------------------------------------------------------------------------------- */
+
+/* Runs the requests of many users on one model, each on a session of its own. A thread of the scheduler reads prompts
+ * chunk by chunk. Between the chunks it draws the answers, one step of the engine for all of them. Each session gives
+ * the tokens that it gives alone, but for the rounding of sums. sala/scheduler.h says who begins and whose turn it is.
+ *
+ * Any thread may submit. Only the process that made the scheduler can use it, not a child (SALA_ERROR_ENGINE_FAILED).
+ */
+typedef struct sala_scheduler sala_scheduler;
+
+typedef struct sala_scheduler_options {
+  size_t struct_size;
+  int64_t max_running;     /* requests that run at once. 0 means 8, or what one step serves if that is from 2 to 7 */
+  int64_t max_waiting;     /* requests that may wait for their turn. 0 means 256, -1 none */
+  int64_t max_cache_bytes; /* bytes that the caches of all sessions of the model may take. 0: what the memory has */
+  double prefill_share;    /* share of the time that goes to prompts while answers are drawn, below 1. 0 means 0.5 */
+} sala_scheduler_options;
+
+#define SALA_SCHEDULER_OPTIONS_INIT {sizeof(sala_scheduler_options), 0, 0, 0, 0.0}
+
+/* Since 1.6. */
+SALA_API sala_error* sala_scheduler_create(const sala_model* model, const sala_scheduler_options* options,
+                                           sala_scheduler** scheduler);
+/* Cancels all requests and waits for the step that runs. You still own their answers. Since 1.6. */
+SALA_API void sala_scheduler_destroy(sala_scheduler* scheduler);
+
+/* The answer to one request. One thread at a time may use it, but any thread may cancel it and ask for its progress. */
+typedef struct sala_answer sala_answer;
+
+/* Called with each token, before the next step. Return 0 to end the answer behind this token (SALA_FINISH_CANCELLED).
+ * It runs in the scheduler's thread, and all requests wait for it. It may submit and cancel requests. It must not wait
+ * for an answer, and destroy neither an answer nor the scheduler. */
+typedef int32_t (*sala_token_callback)(int32_t token_id, void* user_data);
+
+typedef struct sala_request_options {
+  size_t struct_size;
+  const sala_generate_options* generate; /* NULL: the defaults */
+  const sala_sampling_options* sampling; /* NULL: the defaults */
+  double max_wait;  /* seconds that it may wait for its turn, then it ends (SALA_ERROR_BUSY). 0: as long as it takes */
+  int32_t priority; /* requests of a larger number begin first, and read their prompts first */
+  sala_token_callback on_token; /* NULL: none */
+  void* user_data;              /* for on_token */
+} sala_request_options;
+
+#define SALA_REQUEST_OPTIONS_INIT {sizeof(sala_request_options), NULL, NULL, 0.0, 0, NULL, NULL}
+
+/* Asks for an answer. When it is its turn, the request appends `count` tokens to the session and draws. The prompt may
+ * be empty if the session has a context. What sala_session_prefill and sala_generation_create refuse is refused at
+ * once, and so is one request more than may wait (SALA_ERROR_BUSY).
+ *
+ * The session is at work until its answer has ended. Until then you may call sala_session_stop and
+ * sala_session_destroy. Other functions that return an error refuse it (SALA_ERROR_INVALID_ARGUMENT). Those without an
+ * error, such as sala_session_position, you must not call. Since 1.6. */
+SALA_API sala_error* sala_scheduler_submit(sala_scheduler* scheduler, sala_session* session, const int32_t* token_ids,
+                                           size_t count, const sala_request_options* options, sala_answer** answer);
+/* Waits for the next token. `finish` takes SALA_FINISH_NONE, or the reason why there is no token: the session is free
+ * then, and holds what it has read and drawn. It is also free after an error, which comes behind the tokens that were
+ * drawn before. Since 1.6. */
+SALA_API sala_error* sala_answer_next(sala_answer* answer, int32_t* token_id, int32_t* finish);
+/* Waits at most so many seconds, with 0 not at all. Returns 1 if sala_answer_next would not wait. Since 1.6. */
+SALA_API int32_t sala_answer_wait(const sala_answer* answer, double seconds);
+/* Ends the request when the step that runs has ended. It returns at once. Tokens that were drawn can still be taken.
+ * Since 1.6. */
+SALA_API void sala_answer_cancel(sala_answer* answer);
+
+enum {
+  SALA_STAGE_WAITING = 0, /* for its turn */
+  SALA_STAGE_PREFILL = 1,
+  SALA_STAGE_GENERATE = 2,
+  SALA_STAGE_ENDED = 3 /* tokens may be left to take */
+};
+
+/* Begin with SALA_REQUEST_PROGRESS_INIT. */
+typedef struct sala_request_progress {
+  size_t struct_size;
+  int32_t stage;              /* one of SALA_STAGE_... */
+  int64_t prompt_tokens_done; /* tokens of the prompt that have run */
+  int64_t prompt_tokens;
+  int64_t new_tokens; /* tokens drawn so far. Stop tokens are not counted */
+} sala_request_progress;
+
+#define SALA_REQUEST_PROGRESS_INIT {sizeof(sala_request_progress), 0, 0, 0, 0}
+
+/* Tells how far a request is. It does not wait for the step that runs. Since 1.6. */
+SALA_API sala_error* sala_answer_progress(const sala_answer* answer, sala_request_progress* progress);
+/* Cancels the request, and waits until its session is free. Since 1.6. */
+SALA_API void sala_answer_destroy(sala_answer* answer);
 
 /* ---- Stop strings ------------------------------------------------------------------------------------------------ */
 

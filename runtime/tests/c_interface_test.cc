@@ -12,24 +12,12 @@
 #include <vector>
 
 #include "c_api/handles.h"
+#include "c_errors.h"
 #include "mock_engine.h"
 #include "sala.h"
 
 namespace sala::test {
 namespace {
-
-/// The code of an error, which is destroyed; 0 for none.
-int32_t code_of(sala_error* error) {
-  const int32_t code = sala_error_code(error);
-  sala_error_destroy(error);
-  return code;
-}
-
-std::string message_of(sala_error* error) {
-  const std::string message = error != nullptr ? sala_error_message(error) : "";
-  sala_error_destroy(error);
-  return message;
-}
 
 class CInterface : public testing::Test {
  protected:

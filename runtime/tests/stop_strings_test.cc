@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "c_errors.h"
 #include "sala.h"
 
 namespace sala::test {
@@ -19,13 +20,6 @@ std::string searched(const std::string& text, const std::vector<std::string>& st
   size_t end = text.size();
   for (const std::string& each : strings) end = std::min(end, text.find(each));
   return text.substr(0, end);
-}
-
-/// The message of an error, which is destroyed; empty for none.
-std::string message_of(sala_error* error) {
-  const std::string message = error != nullptr ? sala_error_message(error) : "";
-  sala_error_destroy(error);
-  return message;
 }
 
 struct Outcome {

@@ -39,6 +39,7 @@ SALA_SAME_CODE(SALA_ERROR_DEVICE_UNSUITABLE, kDeviceUnsuitable);
 SALA_SAME_CODE(SALA_ERROR_ENGINE_FAILED, kEngineFailed);
 SALA_SAME_CODE(SALA_ERROR_SESSION_POISONED, kSessionPoisoned);
 SALA_SAME_CODE(SALA_ERROR_STOPPED, kStopped);
+SALA_SAME_CODE(SALA_ERROR_BUSY, kBusy);
 #undef SALA_SAME_CODE
 
 // Short enough for the strings to hold them in place: nothing is allocated.

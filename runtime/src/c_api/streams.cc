@@ -12,6 +12,9 @@ static_assert(SALA_FINISH_NONE == static_cast<int32_t>(FinishReason::kNone));
 static_assert(SALA_FINISH_STOP_TOKEN == static_cast<int32_t>(FinishReason::kStopToken));
 static_assert(SALA_FINISH_MAX_NEW_TOKENS == static_cast<int32_t>(FinishReason::kMaxNewTokens));
 static_assert(SALA_FINISH_MAX_CONTEXT == static_cast<int32_t>(FinishReason::kMaxContext));
+static_assert(SALA_FINISH_CANCELLED == static_cast<int32_t>(FinishReason::kCancelled));
+
+}  // namespace
 
 Expected<GenerateOptions> generate_options_of(const sala_generate_options* options,
                                               const sala_sampling_options* sampling) {
@@ -33,8 +36,6 @@ Expected<GenerateOptions> generate_options_of(const sala_generate_options* optio
   }
   return result;
 }
-
-}  // namespace
 
 }  // namespace sala::c
 

@@ -176,8 +176,8 @@ void SchedulerThread::run() {
       }
     }
     end_cancelled();
-    end_late();
     admit();
+    end_late();
     take_turn();
   }
 }
@@ -412,10 +412,13 @@ void SchedulerThread::end(Request& request, Status outcome, FinishReason reason)
   }
   request.prefiller.reset();
   request.member.reset();
+  {
+    const std::lock_guard lock(mutex_);
+    std::erase(waiting_, &request);
+    std::erase(running_, &request);
+  }
   if (request.options.on_end) request.options.on_end(outcome);
   const std::lock_guard lock(mutex_);
-  std::erase(waiting_, &request);
-  std::erase(running_, &request);
   request.finish_reason = outcome ? reason : FinishReason::kNone;
   request.outcome = std::move(outcome);
   request.stage = RequestStage::kEnded;
