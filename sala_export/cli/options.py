@@ -175,7 +175,7 @@ def engine_options(command: Command) -> Command:
             type=int,
             default=1,
             show_default=True,
-            help="Sessions that one step may serve. The memory of so many counts, each of --max-context.",
+            help="Sessions that one step may serve, with --max-context tokens together.",
         ),
         click.option("--prefill-chunk", type=Tokens(), help=f"Tokens per prefill step.  {recipes}"),
         click.option("--max-context", type=Tokens(), help=f"Longest context in tokens, e.g. 1M.  {recipes}"),

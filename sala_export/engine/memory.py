@@ -14,7 +14,7 @@ from ..errors import RequestError, ShapeError
 from ..model.signature import LOGITS, PAST
 from ..specs import TensorSpec, format_bytes, format_tokens
 from .graph import EngineGraph, OperatorNode
-from .profiles import ProfileName, largest_sizes
+from .profiles import PAGE_BYTES, ProfileName, largest_sizes
 from .recipe import GpuRecipe
 from .request import EngineRequest
 
@@ -34,10 +34,15 @@ _CACHE_PARTS = {
 }
 """Part of the account by the last word of a `past_key_values.{layer}.{word}` input."""
 
+_GROWING_PARTS = ("key_value_bytes", "compressed_key_bytes")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryUsage:
-    """Bytes on the GPU while sessions of the largest context run: one, or `max_batch` that draw together."""
+    """Bytes on the GPU while `max_batch` sessions run that together hold as many tokens as the largest context.
+
+    With `max_batch` 1 that is one session of the largest context.
+    """
 
     weights_bytes: int
     """Weights, both inputs and constants of the engine."""
@@ -64,18 +69,24 @@ def predict_memory(
 ) -> MemoryUsage:
     """Predict the account before the build. Activations are estimated, everything else follows from the graph.
 
-    Caches of a session count once, because `present.*` is bound to the memory of `past_key_values.*`. They count for
-    `max_batch` sessions, as if these shared nothing.
+    Caches of a session count once, because `present.*` is bound to the memory of `past_key_values.*`. A session takes
+    the memory of the tokens that it holds, in whole pages. So further sessions take no more than their states and, in
+    every cache and head, a page of which they fill a part.
 
     Args: `workspaces`, scratch bytes of the larger call of each operator in both profiles, by ONNX type
         (`kernel_support.operator_workspaces`); an operator without an entry is taken to need none.
     Raises: ShapeError for a cache that the account does not know.
     """
-    profiles = [largest_sizes(graph, request, profile) for profile in ProfileName]
+    prefill, decode = (largest_sizes(graph, request, profile) for profile in ProfileName)
+    others = request.max_batch - 1
     parts = dict.fromkeys((*_CACHE_PARTS.values(), "io_bytes"), 0)
     for spec in (*graph.inputs, *(spec for spec in graph.outputs if spec.name == LOGITS)):
-        parts[_part(graph, spec)] += max(spec.size_bytes(sizes) for sizes in profiles)
-    if request.max_batch > 1:
+        part = _part(graph, spec)
+        if part in _GROWING_PARTS:
+            parts[part] += spec.size_bytes(prefill) + others * _heads(spec) * PAGE_BYTES
+        else:
+            parts[part] += max(spec.size_bytes(prefill), spec.size_bytes(decode))
+    if others:
         # Each session has its own, and a place in the batch.
         parts["state_bytes"] *= 2
     tokens = max(request.prefill_chunk, request.max_batch)
@@ -202,6 +213,11 @@ def _needs(request: EngineRequest, memory: MemoryUsage, recipe: GpuRecipe) -> st
         f"--max-context {format_tokens(request.max_context)}{batch} needs {format_bytes(needed)} and {recipe.gpu} has "
         f"{format_bytes(recipe.memory_bytes)}{beyond} ({told})"
     )
+
+
+def _heads(spec: TensorSpec) -> int:
+    """Of a cache [batch, heads, rows, head_dim]: the rows of each head lie on pages of their own."""
+    return int(spec.shape[1])
 
 
 def _part(graph: EngineGraph, spec: TensorSpec) -> str:

@@ -136,14 +136,15 @@ def test_no_context_below_the_chunk_is_offered() -> None:
         check_fits(graph_9b(), tight, predict_memory(graph_9b(), tight))
 
 
-def test_batch_multiplies_caches_but_neither_weights_nor_activations() -> None:
+def test_batch_adds_states_and_pages_but_neither_weights_nor_activations() -> None:
     one = predict_memory(graph_9b(), request_9b("a6000", 65536))
     three = predict_memory(graph_9b(), replace(request_9b("a6000", 65536), max_batch=3))
     assert three.weights_bytes == one.weights_bytes
     assert three.activation_bytes == one.activation_bytes
-    assert three.key_value_bytes == 3 * one.key_value_bytes
-    # 8 layers of 3 sessions: 4095 k1 and 1023 k2 fill a page each.
-    assert three.compressed_key_bytes == 8 * 3 * 2 * 2 * MIB
+    # 8 layers of keys and values of 2 heads, of which each further session fills a page in part.
+    assert three.key_value_bytes == one.key_value_bytes + 2 * 8 * 2 * 2 * 2 * MIB
+    # 4095 k1 and 1023 k2 fill a page of both heads each, and so much again.
+    assert three.compressed_key_bytes == 8 * 2 * (2 + 2 * 2 * 2) * MIB
     assert three.state_bytes == 2 * 3 * one.state_bytes, "each session's, and that in the batch"
     # A chunk of one session has more ids and RoPE rows, a batch more lengths and logits.
     assert three.io_bytes == 8192 * 8 + 2 * 3 * 4 + 8192 * 128 * 4 + 3 * 73448 * 4
@@ -164,10 +165,11 @@ def test_context_of_a_batch_fills_whole_pages() -> None:
 
 
 def test_batch_that_does_not_fit_names_itself_and_the_largest_context_that_does() -> None:
-    graph, request = graph_9b(), replace(request_9b("rtx5090", 1 << 20), max_batch=4)
-    memory = predict_memory(graph, request)
-    with pytest.raises(RequestError, match=r"--max-context 1M with --max-batch 4 needs .* is --max-context 360K$"):
-        check_fits(graph, request, memory)
+    graph, eight = graph_9b(), replace(request_9b("rtx5090", 1 << 20), max_batch=8)
+    check_fits(graph, eight, predict_memory(graph, eight))  # a book of 1M tokens and its forks
+    request = replace(eight, max_batch=32)
+    with pytest.raises(RequestError, match=r"--max-context 1M with --max-batch 32 needs .* is --max-context 656K$"):
+        check_fits(graph, request, predict_memory(graph, request))
     tight = replace(graph, constant_bytes=40 * GIB)
     with pytest.raises(RequestError, match=r"no context fits; lower --prefill-chunk, --max-batch or --layers, or "):
         check_fits(tight, request, predict_memory(tight, request))
