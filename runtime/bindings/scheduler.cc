@@ -29,11 +29,24 @@ using Seconds = std::chrono::duration<double>;
 /// How often a thread that waits looks for signals, Ctrl-C for example.
 constexpr Seconds kBetweenSignals(0.1);
 
-/// What the scheduler's thread has from Python and leaves for it.
+/// What Python raised in the scheduler's thread, and what is kept there: it must not travel through the core.
+struct Raised {};
+
+/// What the scheduler's thread has from Python and leaves for it. The last who holds it may be that thread.
 struct Exchange {
+  nb::object session;
   nb::object on_token;
   nb::object cause;                        // of the error that ended the answer
   std::optional<nb::python_error> raised;  // by on_token
+
+  Exchange(nb::object used, nb::object told) : session(std::move(used)), on_token(std::move(told)) {}
+  Exchange(const Exchange&) = delete;
+  Exchange& operator=(const Exchange&) = delete;
+  ~Exchange() {
+    const Locked locked;
+    for (nb::object* each : {&session, &on_token, &cause}) each->reset();
+    raised.reset();
+  }
 
   bool tell(int32_t token) {
     const Locked locked;
@@ -41,8 +54,14 @@ struct Exchange {
       return until_the_interpreter_ends([&] { return nb::cast<bool>(on_token(token)); });
     } catch (nb::python_error& error) {
       raised.emplace(std::move(error));
-      return false;
+      throw Raised();
     }
+  }
+
+  [[noreturn]] void rethrow() {
+    nb::python_error error = std::move(*raised);
+    raised.reset();
+    throw error;
   }
 
   void keep_cause(const Error& error) {
@@ -56,8 +75,8 @@ class PyAnswer {
  public:
   PyAnswer(Scheduler& scheduler, nb::object session, const TokenArray& prompt, RequestOptions options,
            nb::object on_token)
-      : owner_(std::move(session)), exchange_(std::make_shared<Exchange>(std::move(on_token))) {
-    PySession& used = nb::cast<PySession&>(owner_);
+      : exchange_(std::make_shared<Exchange>(std::move(session), std::move(on_token))) {
+    PySession& used = nb::cast<PySession&>(exchange_->session);
     options.on_end = [busy = std::make_shared<Busy>(used), exchange = exchange_](const Status& outcome) mutable {
       if (!outcome) exchange->keep_cause(outcome.error());
       busy.reset();
@@ -70,19 +89,28 @@ class PyAnswer {
   }
   PyAnswer(const PyAnswer&) = delete;
   PyAnswer& operator=(const PyAnswer&) = delete;
-  ~PyAnswer() { close(); }
+  ~PyAnswer() {
+    const Unlocked unlocked;
+    answer_.reset();
+  }
 
   /// The next token. Nothing when the answer has ended.
   std::optional<int32_t> next() {
+    if (is_taken_) raise({ErrorCode::kInvalidArgument, "another thread takes from this answer: use one thread for it"});
+    is_taken_ = true;
+    struct Mark {
+      bool& is_taken;
+      ~Mark() { is_taken = false; }
+    } const mark{is_taken_};
     while (!wait(kBetweenSignals.count())) continue;
-    const auto token = answer_->next();
-    if (!token) raise(token.error(), std::exchange(exchange_->cause, nb::object()));
-    if (!*token && exchange_->raised) {
-      nb::python_error raised = std::move(*exchange_->raised);
-      exchange_->raised.reset();
-      throw raised;
+    try {
+      const auto token = answer_->next();
+      if (!token) raise(token.error(), std::exchange(exchange_->cause, nb::object()));
+      return *token;
+    } catch (const Raised&) {
+      if (!exchange_->raised) return std::nullopt;  // it was raised before
     }
-    return *token;
+    exchange_->rethrow();
   }
 
   /// Waits so many seconds. True once `next` would not wait.
@@ -104,7 +132,6 @@ class PyAnswer {
 
   /// Cancels the request and waits until its session is free.
   void close() {
-    if (!answer_) return;
     const Unlocked unlocked;
     answer_->cancel();
     answer_->wait();
@@ -118,9 +145,9 @@ class PyAnswer {
   }
 
  private:
-  nb::object owner_;
   std::shared_ptr<Exchange> exchange_;
   std::optional<Answer> answer_;
+  bool is_taken_ = false;  // read and written with the interpreter's lock
 };
 
 class PyScheduler {

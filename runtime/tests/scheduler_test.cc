@@ -1,73 +1,15 @@
 // Requests that run side by side: the tokens of each session alone, who goes first, what is refused, what an error
 // concerns.
 
-#include "sala/scheduler.h"
-
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include <chrono>
-#include <future>
 #include <random>
 #include <stdexcept>
 
-#include "mock_engine.h"
+#include "requests.h"
 #include "session/turn_balance.h"
 
 namespace sala::test {
 namespace {
-
-Mock paged_mock() {
-  Mock mock;
-  mock.engine->paged_memory_ = paged_host_memory();
-  return mock;
-}
-
-RequestOptions answer_of(int64_t tokens, double temperature = 0) {
-  RequestOptions options;
-  options.generate = {tokens, {}, std::vector<int32_t>{}};
-  options.generate.sampling.temperature = temperature;
-  return options;
-}
-
-std::vector<int32_t> all(Answer& answer) {
-  std::vector<int32_t> tokens;
-  auto token = answer.next();
-  for (; token && *token; token = answer.next()) tokens.push_back(**token);
-  EXPECT_TRUE(token) << token.error().message;
-  return tokens;
-}
-
-std::vector<int32_t> all(Generation& generation) {
-  std::vector<int32_t> tokens;
-  while (const auto token = *generation.next()) tokens.push_back(*token);
-  return tokens;
-}
-
-/// Holds the scheduler's thread in the first token of a request, so that what is submitted meanwhile waits.
-class Gate {
- public:
-  explicit Gate(const Mock& mock, Scheduler& scheduler, int64_t tokens = 1) : session_(mock.session()) {
-    RequestOptions options = answer_of(tokens);
-    options.on_token = [this](int32_t) {
-      if (!std::exchange(has_held_, true)) {
-        held_.set_value();
-        opened_.get_future().wait();
-      }
-      return true;
-    };
-    answer_.emplace(*scheduler.submit(session_, prompt(3), std::move(options)));
-    held_.get_future().wait();
-  }
-  void open() { opened_.set_value(); }
-  Answer& answer() { return *answer_; }
-
- private:
-  Session session_;
-  std::promise<void> held_, opened_;
-  bool has_held_ = false;
-  std::optional<Answer> answer_;
-};
 
 TEST(Scheduler, GivesEachSessionTheTokensThatItGivesAlone) {
   const Mock mock = paged_mock(), reference;
@@ -427,26 +369,6 @@ TEST(Scheduler, RefusesWhatCannotBe) {
   }
   const Mock alone;
   EXPECT_TRUE(Scheduler::create(alone.model, {.max_running = 100})) << "each takes steps of its own";
-}
-
-TEST(Scheduler, OfTheParentIsRefusedInAChild) {
-  const Mock mock = paged_mock();
-  std::optional<Scheduler> scheduler = *Scheduler::create(mock.model);
-  Session session = mock.session(), other = mock.session();
-  std::optional<Answer> answer = *scheduler->submit(session, prompt(3), answer_of(4000));
-  ASSERT_TRUE(answer->next());
-  const pid_t child = ::fork();
-  if (child == 0) {
-    const auto refused = scheduler->submit(other, prompt(3));
-    const bool is_right = !refused && refused.error().code == ErrorCode::kEngineFailed && !answer->next();
-    answer.reset();
-    scheduler.reset();
-    _exit(is_right ? 0 : 1);
-  }
-  int status = 0;
-  waitpid(child, &status, 0);
-  EXPECT_EQ(status, 0);
-  EXPECT_TRUE(*answer->next());
 }
 
 }  // namespace

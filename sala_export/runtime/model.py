@@ -27,7 +27,7 @@ from .options import (
 from .prompt import TokenizerLike, require_tokenizer
 from .prompt_ids import TokenIds, held_ids
 from .scheduler import DEFAULT_MAX_WAITING, Scheduler
-from .session import Session
+from .session import Session, require_session
 
 if TYPE_CHECKING:
     from ..bundle.reader import Bundle
@@ -222,7 +222,7 @@ class Model:
             is raised when they have ended.
         """
         tokenizer = require_tokenizer(self.tokenizer)
-        chosen, options = [*sessions], listed(options)
+        chosen, options = [*map(require_session, sessions)], listed(options)
         answers = [BatchAnswer(answer_decoder(tokenizer, options.get("stop_strings"))) for _ in chosen]
         return (pieces for _, pieces in batch_steps(self._native, chosen, answers, options, self.stop_token_ids))
 
@@ -233,7 +233,7 @@ class Model:
 
         Everything else is as in `generate_batch`. `stop_strings` need a tokenizer.
         """
-        chosen, options = [*sessions], listed(options)
+        chosen, options = [*map(require_session, sessions)], listed(options)
         strings = options.get("stop_strings")
         answers = [
             BatchAnswer(None if strings is None else answer_decoder(require_tokenizer(self.tokenizer), strings))

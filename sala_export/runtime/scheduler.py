@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Generic, Self, TypeVar, Unpack, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import SessionError
 from .answer import StoppingDecoder, answer_decoder
-from .options import GenerateOptions, generate_options, optional_number, real_number, whole_number
+from .options import GenerateOptions, generate_options, optional_number, real_number, shown, whole_number
 from .prompt import DecoderLike, Prompt, TokenizerLike, require_tokenizer, streamed_prompt, whole_prompt
+from .session import Session, require_session
 
 if TYPE_CHECKING:
     from . import _native
-    from .session import Session
 
 DEFAULT_MAX_WAITING = 256
 
@@ -42,7 +43,7 @@ class RequestProgress:
 
 
 class Answer(Iterator[Piece], Generic[Piece]):
-    """The answer to one request: pieces of text, or token ids, as soon as they are there.
+    """The answer to one request: pieces of text, or token ids, as soon as they are there. One thread takes them.
 
     It goes on whether you take the pieces or not. `close`, leaving a `with` block and letting go of the answer end it.
     """
@@ -73,7 +74,10 @@ class Answer(Iterator[Piece], Generic[Piece]):
 
     def wait(self, seconds: float) -> bool:
         """Wait at most so long for the next token. True if it is there, or if the answer has ended."""
-        return self._native.wait(real_number("seconds", seconds))
+        time = real_number("seconds", seconds)
+        if not time >= 0:
+            raise SessionError(f"seconds is {shown(seconds)}, expected 0 or more")
+        return self._native.wait(time)
 
     def cancel(self) -> None:
         """End the request when the step that runs has ended. The session keeps what it has read and drawn."""
@@ -185,7 +189,9 @@ class Scheduler:
         strings = options.get("stop_strings")
         text = None if strings is None else _Text(answer_decoder(require_tokenizer(self._tokenizer), strings))
         native = self._submit(session, prompt, priority, max_wait, options, text)
-        return Answer(self, native, lambda token_id: token_id, None if text is None else text.decoder)
+        if text is None:
+            return Answer(self, native, lambda token_id: token_id, None)
+        return Answer(self, native, text.read_id, text.decoder)
 
     def close(self) -> None:
         """Cancel all requests and wait for the step that runs."""
@@ -206,6 +212,7 @@ class Scheduler:
         options: GenerateOptions,
         text: _Text | None,
     ) -> _native.Answer:
+        require_session(session)
         native = self._native.submit(
             session._native,
             _whole_ids(prompt, self._tokenizer, begins=session.position == 0),
@@ -239,6 +246,10 @@ class _Text:
         if token_id is None:
             return self.decoder.finish() or None
         return (self.decoder.push(token_id) if self.on_token is None else self._pieces.popleft()) or None
+
+    def read_id(self, token_id: int | None) -> int | None:
+        self.read(token_id)
+        return token_id
 
 
 def _whole_ids(prompt: Prompt, tokenizer: TokenizerLike | None, *, begins: bool) -> NDArray[np.int32]:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Self, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import StateError
+from ..errors import SessionError, StateError
 from ..specs import MOST_TOKENS
 from .answer import StoppingDecoder, answer_decoder, decoded, up_to_stop
-from .options import GenerateOptions, file_path, generate_options, optional_number, stop_strings, whole_number
+from .options import GenerateOptions, file_path, generate_options, optional_number, shown, stop_strings, whole_number
 from .prompt import DecoderLike, Prompt, TokenizerLike, require_tokenizer, streamed_prompt, whole_prompt
 
 if TYPE_CHECKING:
@@ -281,6 +281,13 @@ class Session:
     def stop(self) -> None:
         """End a prefill that runs in another thread, at its next chunk border. It raises SessionError there."""
         self._native.stop()
+
+
+def require_session(value: object) -> Session:
+    """The value, if it is a session. Raises: SessionError."""
+    if isinstance(value, Session):
+        return value
+    raise SessionError(f"session is {shown(value)}, expected a session of this model: make one with Model.session")
 
 
 def _prefiller(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -202,7 +203,9 @@ def test_error_of_the_tokenizer_comes_out_of_its_answer(torch_model: Model) -> N
         answer = scheduler.submit(session, [5, 6], max_new_tokens=3, stop_strings="x")
         with pytest.raises(LookupError, match="of the tokenizer"):
             list(answer)
+        assert list(answer) == []
     assert session.position == 3
+    assert answer.finish_reason is session.finish_reason is None
 
 
 def test_wrong_options_are_refused(model: Model) -> None:
@@ -224,12 +227,72 @@ def test_wrong_options_are_refused(model: Model) -> None:
         for name, value in (("priority", 2**31), ("priority", "high"), ("max_wait", -1.0), ("temperature", -1)):
             with pytest.raises(SessionError, match=name):
                 scheduler.submit_tokens(session, [5], **{name: value})
+        with pytest.raises(SessionError, match="session is None, expected a session of this model"):
+            scheduler.submit_tokens(None, [5])  # type: ignore[arg-type]
+        with scheduler.submit_tokens(session, [5]) as answer, pytest.raises(SessionError, match="seconds is nan"):
+            answer.wait(float("nan"))
+        session.reset()
         for prompt, reason in (([], "no tokens"), ([5] * (MAX_CONTEXT + 1), "needs a context"), ([-1], "token 0")):
             with pytest.raises(SessionError, match=reason):
                 scheduler.submit_tokens(session, prompt)
         session.prefill([5])
     with pytest.raises(SessionError, match="scheduler is closed"):
         scheduler.submit_tokens(session, [5])
+
+
+def test_one_thread_takes_from_an_answer(torch_model: Model) -> None:
+    reader = Model(torch_model._native, CyclicTokenizer())
+    with reader.scheduler() as scheduler:
+        # Its thread takes each token in Python, and must not wait for a thread that waits for it.
+        answer = scheduler.submit_tokens(new_session(reader), [5], max_new_tokens=300, stop_tokens=[], stop_strings="§")
+        found: list[int] = []
+        refused: list[str] = []
+
+        def take() -> None:
+            try:
+                found.extend(answer)
+            except SessionError as error:
+                refused.append(str(error))
+
+        threads = [threading.Thread(target=take) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+            assert not thread.is_alive()
+        found.extend(answer)
+        assert len(found) == 300
+        assert all("use one thread" in each for each in refused)
+
+
+@pytest.mark.parametrize("is_scheduler", [True, False])
+def test_garbage_may_be_collected_in_the_thread_of_the_scheduler(is_scheduler: bool, torch_model: Model) -> None:
+    class Collecting(CyclicTokenizer):
+        class Decoder(CyclicTokenizer.Decoder):
+            def push(self, token_id: int) -> str:
+                gc.collect()
+                return super().push(token_id)
+
+    reader = Model(torch_model._native, Collecting())
+    session, other = new_session(reader), new_session(reader)
+    scheduler = reader.scheduler()
+    gc.disable()
+    try:
+        answer = scheduler.submit_tokens(session, [5], max_new_tokens=8, stop_tokens=[], stop_strings="§")
+        cycle: list[object] = [scheduler.submit_tokens(other, [5], max_new_tokens=800, stop_tokens=[])]
+        if is_scheduler:
+            answer._scheduler = None  # type: ignore[assignment]
+            cycle.append(scheduler)
+        cycle.append(cycle)
+        del cycle, scheduler
+        taken = list(answer)
+    finally:
+        gc.enable()
+    assert answer.finish_reason == ("cancelled" if is_scheduler else "max_new_tokens")
+    assert len(taken) < 8 if is_scheduler else len(taken) == 8
+    answer.close()
+    for each in (session, other):
+        each.prefill([5])
 
 
 def test_answer_keeps_its_scheduler_and_neither_keeps_a_session(model: Model) -> None:
@@ -246,6 +309,35 @@ def test_answer_keeps_its_scheduler_and_neither_keeps_a_session(model: Model) ->
         assert [each() for each in gone] == [None, None]
     finally:
         gc.enable()
+
+
+def test_child_process_lets_go_of_a_scheduler(tmp_path: Path) -> None:
+    program = """
+import os, sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from support.small_sessions import new_session, small_model
+for model in small_model("onnxruntime", Path(sys.argv[2])):
+    scheduler = model.scheduler()
+    answer = scheduler.submit_tokens(new_session(model), [5], max_new_tokens=2, stop_tokens=[])
+    list(answer)
+    time.sleep(0.1)  # until its thread waits for requests
+    child = os.fork()
+    if child == 0:
+        scheduler.close()
+        del answer, scheduler
+        os._exit(3)  # ONNX Runtime would wait for threads that are not here
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    break
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program, Path(__file__).parent.parent, tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert (ended.returncode, ended.stdout) == (0, "3\n"), ended.stderr
 
 
 @pytest.mark.parametrize("is_open", [True, False])

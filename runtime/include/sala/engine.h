@@ -67,6 +67,8 @@ class Memory {
   /// Makes a part of a buffer its own to read and write. What it never had is zeros. After kOutOfMemory every byte
   /// reads as before, and you can go on. After another error the buffer is lost.
   virtual Status claim(Buffer& buffer, ByteRange part);
+  /// Bytes that a claim of the part would take. By default none.
+  virtual int64_t unclaimed_bytes(const Buffer& /*buffer*/, ByteRange /*part*/) const { return 0; }
   /// Takes back what lies in the part, where whole pages do. Nobody may read it before the next claim, and then it may
   /// hold anything.
   virtual Status drop(Buffer& buffer, ByteRange part);

@@ -42,7 +42,7 @@ struct RequestOptions {
   /// thread, and all requests wait for it. It must not wait for an answer. What it throws, `Answer::next` throws.
   std::function<bool(int32_t token)> on_token = {};
   /// Called in the scheduler's thread when the session is free again, with the error that ended the answer, if one did.
-  /// It must not throw.
+  /// It must not throw, nor wait for an answer.
   std::function<void(const Status& outcome)> on_end = {};
 };
 
@@ -69,7 +69,7 @@ class Answer {
   /// Waits for the next token. Nothing when the answer has ended: the session is free then. Tokens that were drawn
   /// before an error come before it.
   Expected<std::optional<int32_t>> next();
-  /// Waits at most so long. True if `next` would not wait.
+  /// Waits at most so long, and at most 1e9 seconds. True if `next` would not wait.
   bool wait_for(std::chrono::duration<double> time) const;
 
   /// Waits for the end, and takes no token.
@@ -100,8 +100,9 @@ class Answer {
 ///   (kOutOfMemory). What has begun goes on, whoever comes later.
 /// * **Whose turn it is.** Prompts get `prefill_share` of the time and answers the rest. Of the prompts, the highest
 ///   priority, and among equal ones each a chunk in turn. A smaller `SessionOptions::chunk_tokens` makes turns shorter.
-/// * **Who shares a step.** Sessions of the same `max_context`, where `EngineLimits::max_batch` allows and memory grows
-///   by pages. Others take a step each.
+/// * **Who shares a step.** Sessions of the same `max_context`, where `EngineLimits::max_batch` allows, memory grows by
+///   pages, and there is memory for the batch: a Lightning state for each of `max_running`, which is kept from the
+///   first shared step until the scheduler ends. Others take a step each.
 /// * **Failures.** An error ends the answers that it concerns. If a step of several sessions fails (kEngineFailed), it
 ///   poisons all of them.
 class Scheduler {

@@ -10,7 +10,6 @@ namespace {
 constexpr size_t kFirstSchedulerOptions = offsetof(sala_scheduler_options, prefill_share) + sizeof(double);
 constexpr size_t kFirstRequestOptions = offsetof(sala_request_options, user_data) + sizeof(void*);
 constexpr size_t kFirstProgress = offsetof(sala_request_progress, new_tokens) + sizeof(int64_t);
-constexpr double kLongestWait = 1e9;  // seconds, which a clock of nanoseconds can add to its time
 
 static_assert(SALA_STAGE_WAITING == static_cast<int32_t>(RequestStage::kWaiting));
 static_assert(SALA_STAGE_PREFILL == static_cast<int32_t>(RequestStage::kPrefill));
@@ -115,8 +114,7 @@ sala_error* sala_answer_next(sala_answer* answer, int32_t* token_id, int32_t* fi
 
 int32_t sala_answer_wait(const sala_answer* answer, double seconds) {
   if (answer == nullptr) return 0;
-  const double time = seconds > 0 ? std::min(seconds, sala::c::kLongestWait) : 0;
-  return answer->answer.wait_for(std::chrono::duration<double>(time)) ? 1 : 0;
+  return answer->answer.wait_for(std::chrono::duration<double>(seconds)) ? 1 : 0;
 }
 
 void sala_answer_cancel(sala_answer* answer) {

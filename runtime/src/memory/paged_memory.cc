@@ -57,11 +57,22 @@ Status PagedMemory::claim(Buffer& buffer, ByteRange part) {
   const std::lock_guard lock(mutex_);
   SALA_RETURN_IF_ERROR(source_->check_process());
   Table& table = table_of(buffer);
-  const Run run{page_of(part.offset), page_of(part.offset + part.bytes - 1) + 1};
+  const Run run = pages_of(part);
   SALA_RETURN_IF_ERROR(for_runs(
       table.pages, widened(table.pages, run), [](State state) { return state != State::kExclusive; },
       [&](const Run& found) { return own(table, found); }));
   return merge_behind(table, run);
+}
+
+int64_t PagedMemory::unclaimed_bytes(const Buffer& buffer, ByteRange part) const {
+  if (part.bytes == 0) return 0;
+  const std::lock_guard lock(mutex_);
+  const Pages& pages = tables_.find(buffer.data())->second.pages;
+  const Run run = widened(pages, pages_of(part));
+  const auto begin = pages.begin() + static_cast<ptrdiff_t>(run.first);
+  const auto lacking = std::count_if(begin, begin + static_cast<ptrdiff_t>(run.size()),
+                                     [](const PageRef& page) { return state_of(page) != State::kExclusive; });
+  return lacking * source_->page_bytes();
 }
 
 /// Puts new pages in the place of absent or shared ones.

@@ -32,6 +32,7 @@ class PagedMemory final : public Memory {
 
   Expected<Buffer> allocate(int64_t bytes) override;
   Status claim(Buffer& buffer, ByteRange part) override;
+  int64_t unclaimed_bytes(const Buffer& buffer, ByteRange part) const override;
   Status drop(Buffer& buffer, ByteRange part) override;
   Status share(Buffer& to, const Buffer& from, std::span<const ByteRange> parts) override;
   Status clear(Buffer& buffer) override;
@@ -69,6 +70,7 @@ class PagedMemory final : public Memory {
   static Run narrowed(const Pages& pages, Run run);
   size_t page_of(int64_t offset) const { return static_cast<size_t>(offset / source_->page_bytes()); }
   char* address(char* at, size_t page) const { return at + static_cast<int64_t>(page) * source_->page_bytes(); }
+  Run pages_of(ByteRange part) const { return {page_of(part.offset), page_of(part.offset + part.bytes - 1) + 1}; }
   Table& table_of(const Buffer& buffer) { return tables_[buffer.data()]; }
   /// Calls `work` with every run of pages among `all` that `is_wanted` takes.
   template <class IsWanted, class Work>

@@ -31,9 +31,7 @@ Answer& Answer::operator=(Answer&& other) noexcept {
   return *this;
 }
 Answer::~Answer() {
-  if (request_ == nullptr) return;
-  thread_->cancel(*request_);
-  thread_->wait(*request_);
+  if (request_ != nullptr) SchedulerThread::let_go(std::move(thread_), std::move(request_));
 }
 
 Expected<std::optional<int32_t>> Answer::next() { return thread_->next(*request_); }
@@ -50,7 +48,7 @@ Scheduler& Scheduler::operator=(Scheduler&& other) noexcept {
   return *this;
 }
 Scheduler::~Scheduler() {
-  if (thread_ != nullptr) thread_->close();
+  if (thread_ != nullptr) SchedulerThread::close(thread_);  // a copy: callbacks may still submit
 }
 
 Expected<Scheduler> Scheduler::create(const Model& model, SchedulerOptions options) {
@@ -77,7 +75,8 @@ Expected<Answer> Scheduler::submit(Session& session, std::vector<int32_t> prompt
   if (!options.generate.stop_tokens) options.generate.stop_tokens = core.model().config.eos_token_ids;
   auto request = std::make_unique<Request>(core, std::move(prompt), std::move(options));
   const int64_t begin = core.position() + static_cast<int64_t>(request->prompt.size());
-  request->last_position = begin + std::min(request->options.generate.max_new_tokens, core.max_context() - begin);
+  const int64_t drawn = std::min(request->options.generate.max_new_tokens, core.max_context() - begin);
+  request->last_length = begin + std::max<int64_t>(drawn - 1, 0);  // the last token does not run
   SALA_RETURN_IF_ERROR(thread_->submit(*request));
   return Answer(thread_, std::move(request));
 }

@@ -84,17 +84,37 @@ SchedulerThread::SchedulerThread(std::shared_ptr<const ModelData> model, const S
                                  int64_t max_running)
     : model_(std::move(model)), options_(options), max_running_(max_running), balance_(options.prefill_share) {}
 
-void SchedulerThread::close() {
-  if (is_in_child()) {
-    thread_.detach();
+void SchedulerThread::close(std::shared_ptr<SchedulerThread> thread) {
+  SchedulerThread& closing = *thread;
+  if (closing.is_in_child()) {
+    closing.self_ = std::move(thread);
     return;
   }
   {
-    const std::lock_guard lock(mutex_);
-    is_closing_ = true;
-    work_.notify_all();
+    const std::lock_guard lock(closing.mutex_);
+    closing.is_closing_ = true;
+    closing.work_.notify_all();
   }
-  thread_.join();
+  if (closing.is_this_thread()) {
+    closing.thread_.detach();
+    closing.self_ = std::move(thread);
+  } else {
+    closing.thread_.join();
+  }
+}
+
+void SchedulerThread::let_go(std::shared_ptr<SchedulerThread> thread, std::unique_ptr<Request> request) {
+  if (thread->is_in_child()) {
+    thread->self_ = thread;
+    static_cast<void>(request.release());
+    return;
+  }
+  request->is_cancelled = true;
+  if (!thread->is_this_thread()) {
+    thread->wait(*request);
+  } else if (request->stage != RequestStage::kEnded) {
+    thread->orphans_.push_back(std::move(request));
+  }
 }
 
 std::unique_lock<std::mutex> SchedulerThread::locked() {
@@ -107,12 +127,14 @@ Status SchedulerThread::submit(Request& request) {
     return error(ErrorCode::kEngineFailed,
                  "the scheduler belongs to the process that made it: load the model and make one in this process");
   }
+  if (is_closing_) return error(ErrorCode::kBusy, "the scheduler is closing: make another");
   const auto is_of_session = [&](const Request* other) { return &other->session == &request.session; };
   if (std::ranges::any_of(waiting_, is_of_session) || std::ranges::any_of(running_, is_of_session)) {
     return error(ErrorCode::kInvalidArgument, "the session has a request already: wait for its end, or fork it");
   }
   const auto waiting = static_cast<int64_t>(waiting_.size()), running = static_cast<int64_t>(running_.size());
-  if (waiting - options_.max_waiting >= max_running_ - running) {
+  const int64_t can_begin = is_short_of_memory_ ? 0 : max_running_ - running;
+  if (waiting - options_.max_waiting >= can_begin) {
     return error(ErrorCode::kBusy, running, " requests run and ", waiting,
                  " wait, as many as max_running and max_waiting "
                  "allow: try again when some have ended");
@@ -142,13 +164,16 @@ Expected<std::optional<int32_t>> SchedulerThread::next(Request& request) {
 bool SchedulerThread::wait_for(Request& request, std::chrono::duration<double> time) {
   auto lock = locked();
   if (!lock) return true;
-  return request.changed.wait_for(lock, time,
+  // A clock of nanoseconds can add no more to its time. What is no number waits for none.
+  const std::chrono::duration<double> most(time.count() > 0 ? std::min(time.count(), 1e9) : 0);
+  return request.changed.wait_for(lock, most,
                                   [&] { return !request.tokens.empty() || request.stage == RequestStage::kEnded; });
 }
 
 void SchedulerThread::cancel(Request& request) { request.is_cancelled = true; }
 
 void SchedulerThread::wait(Request& request) {
+  if (is_this_thread()) return;  // which cannot wait for itself
   auto lock = locked();
   if (lock) request.changed.wait(lock, [&] { return request.stage == RequestStage::kEnded; });
 }
@@ -180,6 +205,8 @@ void SchedulerThread::run() {
     end_late();
     take_turn();
   }
+  batch_.reset();
+  const std::shared_ptr<SchedulerThread> last = std::move(self_);
 }
 
 void SchedulerThread::end_cancelled() {
@@ -215,24 +242,39 @@ void SchedulerThread::admit() {
     Request* first = nullptr;
     {
       const std::lock_guard lock(mutex_);
+      is_short_of_memory_ = false;
       if (waiting_.empty()) return;
       first = waiting_.front();
     }
     const auto admitted = admission(*first);
-    if (!admitted) return;
+    if (!admitted) {
+      const std::lock_guard lock(mutex_);
+      is_short_of_memory_ = true;
+      return;
+    }
     Status begun = *admitted;
     if (begun) begun = outcome_of(*first, [&] { return begin(*first); });
     if (!begun) end(*first, std::move(begun), FinishReason::kNone);
   }
 }
 
-std::optional<Status> SchedulerThread::admission(const Request& request) {
+int64_t SchedulerThread::bytes_of_slots(const SessionCore& like) const {
+  if (batch_ != nullptr || !BatchSlots::check(*model_, like)) return 0;
+  int64_t bytes = 0;
+  for (size_t i = 0; i < like.caches().size(); ++i) {
+    if (model_->step.caches[i].rows == CacheRows::kAll) bytes += like.caches()[i].buffer.bytes();
+  }
+  return max_running_ * bytes;
+}
+
+std::optional<Status> SchedulerThread::admission(const Request& request) const {
   const Memory& memory = model_->engine->memory();
   const auto free = memory.free_bytes();
   if (!free) return free.error();
   int64_t room = free->value_or(std::numeric_limits<int64_t>::max());
   if (options_.max_cache_bytes) room = std::min(room, *options_.max_cache_bytes - memory.used_bytes());
   for (const Request* other : running_) room -= other->bytes_to_come();
+  if (!running_.empty()) room -= bytes_of_slots(request.session);
   const int64_t needed = request.bytes_to_come();
   if (needed <= room) return success();
   if (!running_.empty()) return std::nullopt;
@@ -335,8 +377,11 @@ void SchedulerThread::gather(std::span<Request* const> answering) {
   for (Request* each : answering) {
     // Who has logits draws from them first.
     if (!each->can_share_steps || each->is_in_batch || !each->session.pending_token()) continue;
-    each->member->outcome = outcome_of(*each, [&] { return join(*each); });
-    each->member->is_active = static_cast<bool>(each->member->outcome);
+    const Status joined = outcome_of(*each, [&] { return join(*each); });
+    each->can_share_steps = static_cast<bool>(joined);
+    if (joined || joined.error().code == ErrorCode::kOutOfMemory) continue;  // it takes steps of its own
+    each->member->outcome = joined;
+    each->member->is_active = false;
   }
 }
 
@@ -361,13 +406,19 @@ void SchedulerThread::step_together() {
   } catch (...) {                       // for whoever waits for the answers
     thrown = std::current_exception();
   }
-  if (!thrown) return;
-  batch_.reset();
+  if (thrown) batch_.reset();
   for (Request* each : running_) {
-    if (!std::exchange(each->is_in_batch, false)) continue;
-    const Status outcome = outcome_of(*each, [&]() -> Status { std::rethrow_exception(thrown); });
-    each->member->outcome = outcome;
-    each->member->is_active = false;
+    if (!each->is_in_batch || (each->member->is_active && !thrown)) continue;
+    BatchMember& member = *each->member;
+    each->is_in_batch = false;
+    if (thrown) {
+      member.outcome = outcome_of(*each, [&]() -> Status { std::rethrow_exception(thrown); });
+      member.is_active = false;
+    } else if (!member.outcome && member.outcome.error().code == ErrorCode::kOutOfMemory) {
+      // It is as it was, and may have room for a step of its own.
+      each->can_share_steps = false;
+      member.is_active = true;
+    }
   }
 }
 
@@ -385,7 +436,6 @@ void SchedulerThread::step_alone(Request& request) {
 
 void SchedulerThread::settle(Request& request) {
   BatchMember& member = *request.member;
-  request.is_in_batch = request.is_in_batch && member.is_active;
   if (member.is_active) return deliver(request, *member.token);
   end(request, member.outcome, member.generation.finish_reason());
 }
@@ -418,11 +468,13 @@ void SchedulerThread::end(Request& request, Status outcome, FinishReason reason)
     std::erase(running_, &request);
   }
   if (request.options.on_end) request.options.on_end(outcome);
-  const std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
   request.finish_reason = outcome ? reason : FinishReason::kNone;
   request.outcome = std::move(outcome);
   request.stage = RequestStage::kEnded;
   request.changed.notify_all();
+  lock.unlock();
+  std::erase_if(orphans_, [&](const auto& orphan) { return orphan.get() == &request; });
 }
 
 }  // namespace sala

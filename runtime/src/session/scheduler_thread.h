@@ -31,13 +31,13 @@ struct Request {
       : session(used), prompt(std::move(given)), options(std::move(chosen)) {}
 
   /// Bytes of caches that it may still take.
-  int64_t bytes_to_come() const { return session.bytes_for(last_position - session.past_length()); }
+  int64_t bytes_to_come() const { return session.bytes_for(last_length - session.past_length()); }
 
   SessionCore& session;
   const std::vector<int32_t> prompt;
   const RequestOptions options;
   const std::chrono::steady_clock::time_point arrival = std::chrono::steady_clock::now();
-  int64_t last_position = 0;  // that its session may reach
+  int64_t last_length = 0;  // tokens that have run at its end, at most
   std::atomic<bool> is_cancelled = false;
 
   // Of the scheduler's thread.
@@ -69,7 +69,13 @@ class SchedulerThread {
   /// Lets a request wait for its turn.
   Status submit(Request& request);
   /// Ends all requests and the thread.
-  void close();
+  ///
+  /// This and `let_go` may be called from anywhere, also where nobody thinks of it: the scheduler's own thread can run
+  /// a garbage collector of the caller's language. There they cannot wait. In a child that `fork` made nothing can be
+  /// destroyed on which the parent's threads wait, so it stays.
+  static void close(std::shared_ptr<SchedulerThread> thread);
+  /// Cancels a request, and frees it when it has ended.
+  static void let_go(std::shared_ptr<SchedulerThread> thread, std::unique_ptr<Request> request);
 
   Expected<std::optional<int32_t>> next(Request& request);
   bool wait_for(Request& request, std::chrono::duration<double> time);
@@ -85,6 +91,7 @@ class SchedulerThread {
   /// Not locked in a child that `fork` made: the thread is not there, nor whoever would unlock.
   std::unique_lock<std::mutex> locked();
   bool is_in_child() const { return getpid() != process_; }
+  bool is_this_thread() const { return std::this_thread::get_id() == thread_.get_id(); }
 
   void run();
   void end_cancelled();
@@ -92,7 +99,9 @@ class SchedulerThread {
   /// Begins those that wait, as far as there is room.
   void admit();
   /// Nothing if the request has to wait. Otherwise it may begin, or must end with an error.
-  std::optional<Status> admission(const Request& request);
+  std::optional<Status> admission(const Request& request) const;
+  /// Bytes that the slots of a batch will take when two of these draw together.
+  int64_t bytes_of_slots(const SessionCore& like) const;
   Status begin(Request& request);
   /// One chunk of a prompt, or one step of all answers.
   void take_turn();
@@ -121,11 +130,14 @@ class SchedulerThread {
   TurnBalance balance_;
   std::unique_ptr<DecodeBatch> batch_;
   uint64_t turns_ = 0;
+  std::vector<std::unique_ptr<Request>> orphans_;  // let go in this thread, and not ended yet
+  std::shared_ptr<SchedulerThread> self_;          // where it was closed and cannot be destroyed yet
 
   std::mutex mutex_;
   std::condition_variable work_;
-  std::vector<Request*> waiting_;  // in the order in which they begin
-  std::vector<Request*> running_;  // changed by the thread alone
+  std::vector<Request*> waiting_;    // in the order in which they begin
+  std::vector<Request*> running_;    // changed by the thread alone
+  bool is_short_of_memory_ = false;  // so that the first of them must wait
   bool is_closing_ = false;
   std::thread thread_;
 };

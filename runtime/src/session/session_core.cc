@@ -145,19 +145,13 @@ Status SessionCore::claim_for_step(int64_t tokens) {
 }
 
 int64_t SessionCore::bytes_for(int64_t tokens) const {
-  const int64_t page = model_->engine->memory().page_bytes();
-  if (page == 1) return 0;  // it does not grow, so they have it already
-  int64_t pages = 0;
+  int64_t bytes = 0;
   for (size_t i = 0; i < caches_.size(); ++i) {
-    if (model_->step.caches[i].rows == CacheRows::kAll) continue;
-    const bool has_rows = rows(i, 0, past_length_).count > 0;
     for (const ByteRange& part : rows(i, past_length_, past_length_ + tokens).parts()) {
-      // The page on which the rows so far end is there already.
-      const int64_t first = (part.offset + (has_rows ? page - 1 : 0)) / page;
-      pages += (part.offset + part.bytes + page - 1) / page - first;
+      bytes += model_->engine->memory().unclaimed_bytes(caches_[i].buffer, part);
     }
   }
-  return pages * page;
+  return bytes;
 }
 
 Status SessionCore::require_room(int64_t tokens) const {

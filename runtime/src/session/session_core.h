@@ -72,7 +72,7 @@ class SessionCore {
   /// A session with the same context, which shares the memory of what neither changes.
   Expected<std::unique_ptr<SessionCore>> fork() const;
 
-  /// Bytes that the caches take besides what they have when so many tokens more have run.
+  /// Bytes that the caches take besides what is theirs alone when so many tokens more have run.
   int64_t bytes_for(int64_t tokens) const;
   /// kOutOfMemory if the memory is known to have no room for so many tokens more.
   Status require_room(int64_t tokens) const;
