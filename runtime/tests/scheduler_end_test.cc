@@ -75,23 +75,26 @@ TEST(SchedulerEnd, ChildLetsGoOfWhatItsParentWaitsFor) {
 }
 
 TEST(SchedulerEnd, CanComeInItsOwnThread) {
-  const Mock mock = paged_mock();
-  std::optional<Scheduler> scheduler = *Scheduler::create(mock.model);
-  Session first = mock.session(), second = mock.session();
-  std::optional<Answer> other = *scheduler->submit(second, prompt(30), answer_of(4000));
-  ASSERT_TRUE(other->next());
-  RequestOptions options = answer_of(4000);
-  // As a garbage collector does that happens to run here.
-  options.on_token = [&](int32_t) {
-    other.reset();
-    scheduler.reset();
-    return true;
-  };
-  Answer answer = *scheduler->submit(first, prompt(30), std::move(options));
-  answer.wait();
-  EXPECT_EQ(answer.finish_reason(), FinishReason::kCancelled);
-  EXPECT_EQ(all(answer).size(), 1u);
-  for (Session* session : {&first, &second}) EXPECT_TRUE(session->prefill(prompt(3)));
+  for (const bool is_scheduler_first : {false, true}) {
+    const Mock mock = paged_mock();
+    std::optional<Scheduler> scheduler = *Scheduler::create(mock.model);
+    Session first = mock.session(), second = mock.session();
+    std::optional<Answer> other = *scheduler->submit(second, prompt(30), answer_of(4000));
+    ASSERT_TRUE(other->next());
+    RequestOptions options = answer_of(4000);
+    // As a garbage collector does that happens to run here.
+    options.on_token = [&](int32_t) {
+      if (is_scheduler_first) scheduler.reset();
+      other.reset();
+      scheduler.reset();
+      return true;
+    };
+    Answer answer = *scheduler->submit(first, prompt(30), std::move(options));
+    answer.wait();
+    EXPECT_EQ(answer.finish_reason(), FinishReason::kCancelled);
+    EXPECT_EQ(all(answer).size(), 1u);
+    for (Session* session : {&first, &second}) EXPECT_TRUE(session->prefill(prompt(3)));
+  }
 }
 
 TEST(SchedulerEnd, RefusesRequestsFromThen) {

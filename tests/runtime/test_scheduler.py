@@ -278,8 +278,8 @@ def test_garbage_may_be_collected_in_the_thread_of_the_scheduler(is_scheduler: b
     scheduler = reader.scheduler()
     gc.disable()
     try:
-        answer = scheduler.submit_tokens(session, [5], max_new_tokens=8, stop_tokens=[], stop_strings="§")
         cycle: list[object] = [scheduler.submit_tokens(other, [5], max_new_tokens=800, stop_tokens=[])]
+        answer = scheduler.submit_tokens(session, [5], max_new_tokens=8, stop_tokens=[], stop_strings="§")
         if is_scheduler:
             answer._scheduler = None  # type: ignore[assignment]
             cycle.append(scheduler)

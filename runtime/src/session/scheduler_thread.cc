@@ -189,6 +189,7 @@ FinishReason SchedulerThread::finish_reason(const Request& request) {
 }
 
 void SchedulerThread::run() {
+  id_ = std::this_thread::get_id();
   bool is_closing = false;
   while (!is_closing) {
     {

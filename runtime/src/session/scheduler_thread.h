@@ -91,7 +91,7 @@ class SchedulerThread {
   /// Not locked in a child that `fork` made: the thread is not there, nor whoever would unlock.
   std::unique_lock<std::mutex> locked();
   bool is_in_child() const { return getpid() != process_; }
-  bool is_this_thread() const { return std::this_thread::get_id() == thread_.get_id(); }
+  bool is_this_thread() const { return std::this_thread::get_id() == id_.load(); }
 
   void run();
   void end_cancelled();
@@ -140,6 +140,7 @@ class SchedulerThread {
   bool is_short_of_memory_ = false;  // so that the first of them must wait
   bool is_closing_ = false;
   std::thread thread_;
+  std::atomic<std::thread::id> id_;  // of the thread, also when it has been detached
 };
 
 }  // namespace sala
