@@ -78,10 +78,16 @@ TEST(SchedulerEnd, CanComeInItsOwnThread) {
   for (const bool is_scheduler_first : {false, true}) {
     const Mock mock = paged_mock();
     std::optional<Scheduler> scheduler = *Scheduler::create(mock.model);
-    Session first = mock.session(), second = mock.session();
-    std::optional<Answer> other = *scheduler->submit(second, prompt(30), answer_of(4000));
-    ASSERT_TRUE(other->next());
+    Session first = mock.session(), second = mock.session(), third = mock.session();
+    // The end of one answer lets go of another.
+    auto held = std::make_shared<std::optional<Answer>>();
     RequestOptions options = answer_of(4000);
+    options.on_token = [held](int32_t) { return true; };
+    std::optional<Answer> other = *scheduler->submit(second, prompt(30), std::move(options));
+    *held = *scheduler->submit(third, prompt(30), answer_of(4000));
+    held.reset();
+    ASSERT_TRUE(other->next());
+    options = answer_of(4000);
     // As a garbage collector does that happens to run here.
     options.on_token = [&](int32_t) {
       if (is_scheduler_first) scheduler.reset();
@@ -93,7 +99,7 @@ TEST(SchedulerEnd, CanComeInItsOwnThread) {
     answer.wait();
     EXPECT_EQ(answer.finish_reason(), FinishReason::kCancelled);
     EXPECT_EQ(all(answer).size(), 1u);
-    for (Session* session : {&first, &second}) EXPECT_TRUE(session->prefill(prompt(3)));
+    for (Session* session : {&first, &second, &third}) EXPECT_TRUE(session->prefill(prompt(3)));
   }
 }
 

@@ -63,7 +63,8 @@ class Answer {
  public:
   Answer(Answer&&) noexcept;
   Answer& operator=(Answer&&) noexcept;
-  /// Cancels the request, and waits until its session is free.
+  /// Cancels the request, and waits until its session is free. In the scheduler's own thread it cannot wait: then the
+  /// session must live until `RequestOptions::on_end` has been called.
   ~Answer();
 
   /// Waits for the next token. Nothing when the answer has ended: the session is free then. Tokens that were drawn

@@ -107,6 +107,5 @@ struct sala_scheduler {
 };
 
 struct sala_answer {
-  std::shared_ptr<sala::c::SharedSession> shared;  // outlives the answer, which works on it until it is gone
-  sala::Answer answer;
+  sala::Answer answer;  // its request keeps the session
 };

@@ -60,12 +60,13 @@ Status submit(sala_scheduler& scheduler, const std::shared_ptr<SharedSession>& s
   AtWork at_work(*shared);
   SALA_RETURN_IF_ERROR(at_work.check());
   SALA_RETURN_IF_ERROR(check_room(shared->session, token_ids.size()));
-  options.on_end = [&busy = shared->busy](const Status&) { busy = false; };
+  // The request keeps the session: an answer that is destroyed in the scheduler's thread is gone before it.
+  options.on_end = [shared](const Status&) { shared->busy = false; };
   auto submitted =
       scheduler.scheduler.submit(shared->session, {token_ids.begin(), token_ids.end()}, std::move(options));
   if (!submitted) return submitted.error();
   at_work.leave();
-  *answer = new sala_answer{shared, *std::move(submitted)};
+  *answer = new sala_answer{*std::move(submitted)};
   return success();
 }
 

@@ -107,7 +107,7 @@ Expected<char*> HostPages::reserve(int64_t bytes) {
 
 void HostPages::free(char* addresses, int64_t bytes) noexcept {
   reservations_.erase(addresses);
-  if (check_process()) munmap(addresses, static_cast<size_t>(bytes));
+  munmap(addresses, static_cast<size_t>(bytes));
 }
 
 Expected<std::vector<PageRef>> HostPages::create(const char* at, size_t count) {

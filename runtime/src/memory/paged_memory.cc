@@ -230,6 +230,8 @@ int64_t PagedMemory::used_bytes() const {
 }
 
 void PagedMemory::release(void* data, int64_t bytes) noexcept {
+  // What is the parent's stays: a thread of the parent may have held the lock when this process began.
+  if (!source_->check_process()) return;
   const std::lock_guard lock(mutex_);
   const auto table = tables_.find(data);
   // A driver that cannot unmap has lost its context, and with it the pages.

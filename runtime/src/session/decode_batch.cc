@@ -37,7 +37,7 @@ Status DecodeBatch::run_step() {
   std::vector<Status> outcomes(ran.size(), success());
   const Status outcome = slots_->step(sessions, outcomes);
   for (size_t i = 0; i < ran.size(); ++i) {
-    ran[i]->outcome = outcome ? outcomes[i] : outcome;
+    ran[i]->outcome = outcome || !outcomes[i] ? outcomes[i] : outcome;
     ran[i]->is_active = static_cast<bool>(ran[i]->outcome);
   }
   end_lost();

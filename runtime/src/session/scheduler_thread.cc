@@ -133,7 +133,7 @@ Status SchedulerThread::submit(Request& request) {
     return error(ErrorCode::kInvalidArgument, "the session has a request already: wait for its end, or fork it");
   }
   const auto waiting = static_cast<int64_t>(waiting_.size()), running = static_cast<int64_t>(running_.size());
-  const int64_t can_begin = is_short_of_memory_ ? 0 : max_running_ - running;
+  const int64_t can_begin = is_short_of_memory_ && waiting > 0 ? 0 : max_running_ - running;
   if (waiting - options_.max_waiting >= can_begin) {
     return error(ErrorCode::kBusy, running, " requests run and ", waiting,
                  " wait, as many as max_running and max_waiting "
@@ -261,11 +261,15 @@ void SchedulerThread::admit() {
 
 int64_t SchedulerThread::bytes_of_slots(const SessionCore& like) const {
   if (batch_ != nullptr || !BatchSlots::check(*model_, like)) return 0;
+  const int64_t page = model_->engine->memory().page_bytes();
   int64_t bytes = 0;
   for (size_t i = 0; i < like.caches().size(); ++i) {
-    if (model_->step.caches[i].rows == CacheRows::kAll) bytes += like.caches()[i].buffer.bytes();
+    const CacheSpec& spec = model_->step.caches[i];
+    if (spec.rows != CacheRows::kAll) continue;
+    const int64_t of_all = max_running_ * bytes_of(spec.past.dtype, elements_of(like.caches()[i].shape));
+    bytes += (of_all + page - 1) / page * page;
   }
-  return max_running_ * bytes;
+  return bytes;
 }
 
 std::optional<Status> SchedulerThread::admission(const Request& request) const {
@@ -458,7 +462,8 @@ void SchedulerThread::deliver(Request& request, int32_t token) {
 
 void SchedulerThread::end(Request& request, Status outcome, FinishReason reason) {
   if (request.is_in_batch) {
-    batch_->leave(*request.member, std::move(outcome));
+    // One that is not active has left.
+    if (request.member->is_active) batch_->leave(*request.member, std::move(outcome));
     outcome = request.member->outcome;
   }
   request.prefiller.reset();
@@ -475,7 +480,10 @@ void SchedulerThread::end(Request& request, Status outcome, FinishReason reason)
   request.stage = RequestStage::kEnded;
   request.changed.notify_all();
   lock.unlock();
-  std::erase_if(orphans_, [&](const auto& orphan) { return orphan.get() == &request; });
+  const auto orphan = std::ranges::find(orphans_, &request, &std::unique_ptr<Request>::get);
+  if (orphan == orphans_.end()) return;
+  const std::unique_ptr<Request> last = std::move(*orphan);  // what goes with it may let go of others
+  orphans_.erase(orphan);
 }
 
 }  // namespace sala

@@ -31,7 +31,10 @@ struct Request {
       : session(used), prompt(std::move(given)), options(std::move(chosen)) {}
 
   /// Bytes of caches that it may still take.
-  int64_t bytes_to_come() const { return session.bytes_for(last_length - session.past_length()); }
+  int64_t bytes_to_come() const {
+    const int64_t tokens = last_length - session.past_length();
+    return tokens > 0 ? session.bytes_for(tokens) : 0;
+  }
 
   SessionCore& session;
   const std::vector<int32_t> prompt;
