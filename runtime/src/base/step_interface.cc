@@ -97,8 +97,7 @@ CacheSpec::Rows CacheSpec::written(const ModelConfig& config, const Shape& shape
     if (axis > row_axis) row_bytes *= shape[axis];
   }
   const int64_t first = valid_rows(config, from);
-  found.count = valid_rows(config, to) - first;
-  found.bytes = found.count * row_bytes;
+  found.bytes = (valid_rows(config, to) - first) * row_bytes;
   found.offset = first * row_bytes;
   found.stride_bytes = shape[row_axis] * row_bytes;
   return found;

@@ -32,7 +32,6 @@ struct CacheSpec {
   /// Where rows stand in a cache of this shape, those that steps write between a context of `from` tokens and one of
   /// `to`, and all of a cache that has no rows.
   struct Rows {
-    int64_t count = 0;  // of one piece
     int64_t pieces = 1;
     int64_t bytes = 0;         // of the rows of one piece, which are side by side
     int64_t offset = 0;        // of the first piece in the cache
