@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -11,6 +12,10 @@ from rich.console import Console
 from .generate_store import open_store
 from .options import BundlePath, Bytes, FiniteRange, Tokens, weights_option
 from .text_model import load_weights, open_text_model, runtime_option, show_runtime
+
+if TYPE_CHECKING:
+    from ..serving.run import Server
+    from ..serving.settings import Settings
 
 
 def _limits(command: Any) -> Any:
@@ -162,16 +167,18 @@ def serve(
         if settings.max_cache_bytes is None and not model.on_gpu:
             settings = _with_cache_of_host(settings)
 
-        def on_ready() -> None:
+        def on_ready(server: Server) -> None:
             reach = "this machine alone can reach it" if is_loopback(host) else f"listens on {host}"
             console.print(f"serves {settings.model_names[0]} at {url_of(listener)} ({reach}). Ctrl-C ends it.")
             if not is_loopback(host) and not settings.keys:
                 console.print("warning: whoever reaches this machine can use the model: give --api-key-file")
 
-        serve(model, settings, listener, store=store, drain_seconds=drain_seconds, on_ready=on_ready)
+        asyncio.run(
+            serve(model, settings, listener, store=store, drain_seconds=drain_seconds, on_ready=on_ready)
+        )
 
 
-def _settings(bundle: Path, host: str, options: dict[str, Any]) -> Any:
+def _settings(bundle: Path, host: str, options: dict[str, Any]) -> Settings:
     from ..serving.settings import LOOPBACK_HOSTS, Keys, Settings, is_loopback
 
     key_file, hosts = options["api_key_file"], options["allow_host"]
@@ -197,7 +204,7 @@ def _settings(bundle: Path, host: str, options: dict[str, Any]) -> Any:
     )
 
 
-def _with_cache_of_host(settings: Any) -> Any:
+def _with_cache_of_host(settings: Settings) -> Settings:
     """The settings with half of the free memory for caches: a host gives more than it has."""
     from dataclasses import replace
 

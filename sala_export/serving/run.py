@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import socket
 from collections.abc import Callable
@@ -50,52 +49,54 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def serve(
+async def serve(
     model: Model,
     settings: Settings,
     listener: socket.socket,
     *,
     store: StateStore | None,
     drain_seconds: int,
-    on_ready: Callable[[], None],
+    on_ready: Callable[[Server], None],
 ) -> None:
     """Answer requests until SIGINT or SIGTERM. Then take no new ones, let the others end, and save their contexts.
 
     Args: listener: as `reserve` gives it; drain_seconds: after which requests are cancelled; on_ready: called when
-        clients can connect.
+        clients can connect. The server that it gets can be ended from another thread, too.
     Raises: as `Service.open`.
     """
-
-    async def run() -> None:
-        async with Service.open(model, settings, store=store) as service:
-            config = uvicorn.Config(
-                create_app(service),
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                backlog=_BACKLOG,
-                timeout_graceful_shutdown=drain_seconds,
-            )
-            await _Server(config, service, on_ready).serve(sockets=[listener])
-
-    asyncio.run(run())
+    async with Service.open(model, settings, store=store) as service:
+        config = uvicorn.Config(
+            create_app(service),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            backlog=_BACKLOG,
+            timeout_graceful_shutdown=drain_seconds,
+        )
+        await Server(config, service, on_ready).serve(sockets=[listener])
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """A server that tells when it has begun and when it ends. To be asked to end is no failure."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, on_ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, on_ready: Callable[[Server], None]) -> None:
         super().__init__(config)
-        self._service = service
+        self.service = service
         self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer."""
         await super().startup(sockets)
-        self._on_ready()
+        self._on_ready(self)
+
+    def end(self) -> None:
+        """Take no new requests, and end when those that are being answered have. Any thread may call this."""
+        self.service.is_draining = True
+        self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._service.is_draining = True
+        """A signal asks for the end. The second Ctrl-C does not wait for answers."""
         self.force_exit = self.should_exit and sig == signal.SIGINT
-        self.should_exit = True
+        self.end()
