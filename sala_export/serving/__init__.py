@@ -1,0 +1,1 @@
+"""A server for OpenAI's protocol, made for long prompts."""
