@@ -28,7 +28,7 @@ def printable_text(text: str) -> str:
     return _NOT_IN_A_TEXT.sub(_escape, text)
 
 
-def _shortened(message: str) -> str:
+def shortened(message: str) -> str:
     """A message without its middle if a value in it is long, so that what is wrong and what to do stay in sight."""
     if len(message) <= _LONGEST_MESSAGE:
         return message
@@ -56,7 +56,7 @@ class SalaError(Exception):
 
         `printable` makes it one, and of more than 4000 characters the middle is left out.
         """
-        super().__init__(printable(_shortened(message)))
+        super().__init__(printable(shortened(message)))
 
 
 class InputError(SalaError):

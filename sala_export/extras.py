@@ -8,13 +8,18 @@ from contextlib import contextmanager
 from .errors import UnsupportedError
 
 PACKAGE_EXTRAS = {
+    "fastapi": "serve",
     "httpx2": "build",
     "huggingface_hub": "build",
+    "llguidance": "serve",
     "onnx": "build",
     "onnx_ir": "build",
+    "prometheus_client": "serve",
+    "starlette": "serve",
     "tensorrt_rtx": "build",
     "torch": "torch",
     "triton": "build",
+    "uvicorn": "serve",
 }
 """The extra of pyproject.toml that brings a package, by the name that you import."""
 

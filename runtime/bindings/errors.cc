@@ -61,6 +61,8 @@ bool is_instance(const nanobind::object& exception, nanobind::handle type) {
 
 }  // namespace
 
+bool has_cause(const Error& error) { return last_cause.exception != nullptr && error.message == last_cause.message; }
+
 nanobind::object take_cause(const Error& error) {
   const nanobind::object exception = nanobind::steal(std::exchange(last_cause.exception, nullptr));
   return error.message == last_cause.message ? exception : nanobind::object();

@@ -17,6 +17,8 @@ namespace sala::python {
 /// The exception that an error began as, if it began as one on this thread and nobody has taken it. The GIL must be
 /// held.
 nanobind::object take_cause(const Error& error);
+/// Whether `take_cause` would find one. The GIL need not be held.
+bool has_cause(const Error& error);
 /// As `raise`, for an error whose cause is of another thread, or invalid.
 [[noreturn]] void raise(const Error& error, const nanobind::object& cause);
 

@@ -5,7 +5,9 @@
 #include <nanobind/stl/tuple.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <string_view>
@@ -16,6 +18,7 @@
 #include "py_session.h"
 #include "sala/model.h"
 #include "sala/scheduler.h"
+#include "wakeup.h"
 
 namespace nb = nanobind;
 using nb::literals::operator""_a;
@@ -65,17 +68,28 @@ struct Exchange {
   }
 
   void keep_cause(const Error& error) {
+    if (!has_cause(error)) return;  // nor a need for the lock
     const Locked locked;
     cause = take_cause(error);
   }
 };
 
+/// What an answer counts and its scheduler's event loop is woken by. The scheduler's thread needs no lock for it, and
+/// may be the last who holds it.
+struct Changes {
+  explicit Changes(std::shared_ptr<const Wakeup> of_scheduler) : wakeup(std::move(of_scheduler)) {}
+
+  std::shared_ptr<const Wakeup> wakeup;
+  std::atomic<uint64_t> count = 0;
+};
+
 /// An answer, whose session is busy until it has ended.
 class PyAnswer {
  public:
-  PyAnswer(Scheduler& scheduler, nb::object session, const TokenArray& prompt, RequestOptions options,
-           nb::object on_token)
-      : exchange_(std::make_shared<Exchange>(std::move(session), std::move(on_token))) {
+  PyAnswer(Scheduler& scheduler, std::shared_ptr<const Wakeup> wakeup, nb::object session, const TokenArray& prompt,
+           RequestOptions options, nb::object on_token)
+      : exchange_(std::make_shared<Exchange>(std::move(session), std::move(on_token))),
+        changes_(std::make_shared<Changes>(std::move(wakeup))) {
     PySession& used = nb::cast<PySession&>(exchange_->session);
     options.on_end = [busy = std::make_shared<Busy>(used), exchange = exchange_](const Status& outcome) mutable {
       if (!outcome) exchange->keep_cause(outcome.error());
@@ -84,6 +98,10 @@ class PyAnswer {
     if (!exchange_->on_token.is_none()) {
       options.on_token = [exchange = exchange_](int32_t token) { return exchange->tell(token); };
     }
+    options.on_change = [changes = changes_] {
+      ++changes->count;
+      changes->wakeup->wake();
+    };
     const auto ids = view(prompt);
     answer_.emplace(unwrap(scheduler.submit(used.session, {ids.begin(), ids.end()}, std::move(options))));
   }
@@ -103,15 +121,30 @@ class PyAnswer {
       ~Mark() { is_taken = false; }
     } const mark{is_taken_};
     while (!wait(kBetweenSignals.count())) continue;
+    if (is_done_) return std::nullopt;  // its error has been raised
     try {
       const auto token = answer_->next();
+      is_done_ = !token || !*token;
       if (!token) raise(token.error(), std::exchange(exchange_->cause, nb::object()));
       return *token;
     } catch (const Raised&) {
-      if (!exchange_->raised) return std::nullopt;  // it was raised before
+      is_done_ = true;
     }
     exchange_->rethrow();
   }
+
+  /// Whether `next` has told of the end.
+  bool is_done() const { return is_done_; }
+
+  /// What `next` would give at once: a token, the end or an error. Nothing if it would wait.
+  std::optional<std::string_view> ready() const {
+    const RequestProgress now = answer_->progress();
+    if (now.tokens_ready > 0) return "token";
+    if (now.stage != RequestStage::kEnded) return std::nullopt;
+    return answer_->finish_reason() == FinishReason::kNone ? "error" : "end";
+  }
+
+  uint64_t changes() const { return changes_->count; }
 
   /// Waits so many seconds. True once `next` would not wait.
   bool wait(double seconds) {
@@ -146,8 +179,11 @@ class PyAnswer {
 
  private:
   std::shared_ptr<Exchange> exchange_;
+  std::shared_ptr<Changes> changes_;
   std::optional<Answer> answer_;
-  bool is_taken_ = false;  // read and written with the interpreter's lock
+  // Read and written with the interpreter's lock:
+  bool is_taken_ = false;
+  bool is_done_ = false;
 };
 
 class PyScheduler {
@@ -162,9 +198,14 @@ class PyScheduler {
   PyAnswer* submit(nb::object session, const TokenArray& prompt, const GenerateOptions& options, int32_t priority,
                    std::optional<double> max_wait, nb::object on_token) {
     if (!scheduler_) raise({ErrorCode::kInvalidArgument, "the scheduler is closed: make another"});
-    return new PyAnswer(*scheduler_, std::move(session), prompt, {options, priority, max_wait, {}, {}},
-                        std::move(on_token));
+    RequestOptions request;
+    request.generate = options;
+    request.priority = priority;
+    request.max_wait = max_wait;
+    return new PyAnswer(*scheduler_, wakeup_, std::move(session), prompt, std::move(request), std::move(on_token));
   }
+
+  int descriptor() const { return wakeup_->descriptor(); }
 
   void close() {
     // Who submits meanwhile finds it closed.
@@ -175,6 +216,7 @@ class PyScheduler {
   }
 
  private:
+  const std::shared_ptr<const Wakeup> wakeup_ = std::make_shared<const Wakeup>();
   std::optional<Scheduler> scheduler_;
 };
 
@@ -186,6 +228,9 @@ void bind_scheduler(nb::module_& module) {
       .def("wait", &PyAnswer::wait, "seconds"_a)
       .def("cancel", &PyAnswer::cancel)
       .def("close", &PyAnswer::close)
+      .def_prop_ro("is_done", &PyAnswer::is_done)
+      .def_prop_ro("ready", &PyAnswer::ready)
+      .def_prop_ro("changes", &PyAnswer::changes)
       .def_prop_ro("finish_reason", &PyAnswer::finish_reason)
       .def_prop_ro("progress", &PyAnswer::progress);
 
@@ -194,6 +239,7 @@ void bind_scheduler(nb::module_& module) {
            nb::kw_only(), "max_running"_a.none(), "max_waiting"_a, "max_cache_bytes"_a.none(), "prefill_share"_a)
       .def("submit", &PyScheduler::submit, "session"_a, "prompt"_a, "options"_a, nb::kw_only(), "priority"_a,
            "max_wait"_a.none(), "on_token"_a.none())
+      .def_prop_ro("descriptor", &PyScheduler::descriptor)
       .def("close", &PyScheduler::close);
 }
 

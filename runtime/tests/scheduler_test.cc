@@ -1,9 +1,11 @@
 // Requests that run side by side: the tokens of each session alone, who goes first, what is refused, what an error
 // concerns.
 
+#include <atomic>
 #include <chrono>
 #include <random>
 #include <stdexcept>
+#include <tuple>
 
 #include "requests.h"
 #include "session/turn_balance.h"
@@ -337,6 +339,52 @@ TEST(Scheduler, EndsAtStopTokensAndWhereTheContextIsFull) {
   EXPECT_EQ(stopped.finish_reason(), FinishReason::kStopToken);
   EXPECT_EQ(all(filled), std::vector(expected.begin(), expected.begin() + 5));
   EXPECT_EQ(filled.finish_reason(), FinishReason::kMaxContext);
+}
+
+TEST(Scheduler, TellsOfEveryChangeWhenItCanBeSeen) {
+  using Seen = std::tuple<RequestStage, int64_t, int64_t>;
+  const Mock mock = paged_mock();
+  auto scheduler = Scheduler::create(mock.model);
+  Gate gate(mock, *scheduler, 2);
+  Session session = mock.session();
+  std::optional<Answer> answer;
+  std::promise<void> ended;
+  std::vector<Seen> seen;
+  RequestOptions options = answer_of(2);
+  options.on_change = [&] {
+    const RequestProgress now = answer->progress();
+    seen.emplace_back(now.stage, now.prompt_tokens_done, now.tokens_ready);
+    if (now.stage == RequestStage::kEnded) ended.set_value();
+  };
+  answer = *scheduler->submit(session, prompt(40), std::move(options));
+  gate.open();
+  ended.get_future().wait();
+  constexpr auto kPrefill = RequestStage::kPrefill, kGenerate = RequestStage::kGenerate;
+  EXPECT_EQ(seen, (std::vector<Seen>{{kPrefill, 0, 0},
+                                     {kPrefill, 16, 0},
+                                     {kPrefill, 32, 0},
+                                     {kPrefill, 40, 0},
+                                     {kGenerate, 40, 0},
+                                     {kGenerate, 40, 1},
+                                     {kGenerate, 40, 2},
+                                     {RequestStage::kEnded, 40, 2}}));
+  ASSERT_TRUE(answer->next());
+  EXPECT_EQ(answer->progress().tokens_ready, 1);
+}
+
+TEST(Scheduler, TellsOfEndsAlsoWhereTheAnswerIsGone) {
+  const Mock mock = paged_mock();
+  std::optional<Scheduler> scheduler = *Scheduler::create(mock.model);
+  std::atomic<int> calls = 0;
+  for (int i = 0; i < 300; ++i) {
+    Session session = mock.session();
+    RequestOptions options = answer_of(i % 3);
+    options.on_change = [&] { ++calls; };
+    const std::optional<Answer> answer = *scheduler->submit(session, prompt(3), std::move(options));
+    answer->wait();
+  }
+  scheduler.reset();
+  EXPECT_EQ(calls, 300 * 4 + 300) << "begin, prompt, answer and end of each, and its tokens";
 }
 
 TEST(Scheduler, RefusesWhatCannotBe) {

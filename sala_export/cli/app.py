@@ -26,6 +26,7 @@ from .cmd_kernels import kernels
 from .cmd_plan import plan
 from .cmd_quantize import quantize
 from .cmd_random_checkpoint import random_checkpoint
+from .cmd_serve import serve
 from .cmd_tokenize import detokenize, tokenize
 from .cmd_verify import verify
 from .output import show_log, stderr_console
@@ -55,7 +56,7 @@ def cli(context: click.Context, verbose: int) -> None:
 
 
 _COMMANDS = (
-    *(plan, quantize, build, verify, generate, chat, tokenize, detokenize, bench, inspect, export, kernels, doctor),
+    *(plan, quantize, build, verify, generate, chat, serve, tokenize, detokenize, bench, inspect, export, kernels, doctor),
     random_checkpoint,
 )
 for command in _COMMANDS:

@@ -59,6 +59,12 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
         self._named = dict(named or {})
         self._compiled: jinja2.Template | None = None
+        self._variables: frozenset[str] | None = None
+
+    @property
+    def source(self) -> str | None:
+        """The template itself. None if all have names and none is `default`."""
+        return self._source
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -83,7 +89,9 @@ class ChatTemplate:
     def variables(self) -> frozenset[str]:
         """The names that the template reads from outside. Raises: as `compile`."""
         self._template()
-        return ChatSandbox().variables(self._source or "")
+        if self._variables is None:
+            self._variables = ChatSandbox().variables(self._source or "")
+        return self._variables
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: object) -> str:
         """Write a conversation as text with its special tokens. Encode it with `add_special_tokens=False`.

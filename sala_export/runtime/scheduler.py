@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Self, TypeVar, Unpack, cast
 
@@ -16,6 +16,7 @@ from .answer import StoppingDecoder, answer_decoder
 from .options import GenerateOptions, generate_options, optional_number, real_number, shown, whole_number
 from .prompt import DecoderLike, Prompt, TokenizerLike, require_tokenizer, streamed_prompt, whole_prompt
 from .session import Session, require_session
+from .wakeups import Wakeups
 
 if TYPE_CHECKING:
     from . import _native
@@ -42,10 +43,16 @@ class RequestProgress:
     """Tokens of the answer so far. A stop token is not counted."""
 
 
-class Answer(Iterator[Piece], Generic[Piece]):
+class Answer(Iterator[Piece], AsyncIterator[Piece], Generic[Piece]):
     """The answer to one request: pieces of text, or token ids, as soon as they are there. One thread takes them.
 
     It goes on whether you take the pieces or not. `close`, leaving a `with` block and letting go of the answer end it.
+
+    In a coroutine take the pieces with `async for`, or with `changed` and `taken`. This needs no thread of its own. All
+    answers of a scheduler are waited for in one event loop, of asyncio or uvloop. Another loop gets a SessionError,
+    unless the first is closed. If a task that waits is cancelled, the answer goes on: call `cancel` to end it.
+    `close`, and letting go of an answer that has not ended, block the loop for a step. To avoid that, call `cancel` and
+    `await ended()`.
     """
 
     def __init__(
@@ -60,17 +67,61 @@ class Answer(Iterator[Piece], Generic[Piece]):
         self._native = native
         self._read = read
         self._decoder = decoder
-        self._has_ended = False
+        self._seen = ("waiting", 0)  # stage, and tokens of the prompt that had run, when `changed` last returned
         weakref.finalize(self, native.close)  # its session keeps `native`
 
     def __next__(self) -> Piece:
-        while not self._has_ended:
-            token_id = self._native.next()
-            self._has_ended = token_id is None
-            piece = self._read(token_id)
+        while not self.is_done:
+            piece = self._read(self._native.next())
             if piece is not None:
                 return piece
         raise StopIteration
+
+    async def __anext__(self) -> Piece:
+        while not self.is_done:
+            await self._until(lambda: self._native.ready is not None)
+            piece = self._read(self._native.next())
+            if piece is not None:
+                return piece
+        raise StopAsyncIteration
+
+    async def changed(self) -> None:
+        """Wait until there is something to take, or the request has moved on since the last `changed`.
+
+        It moves on when it begins, when a chunk of its prompt has run, when its answer begins, and when it ends.
+        Returns at once if it has ended.
+        Raises: SessionError in another event loop than that of the scheduler.
+        """
+        await self._until(lambda: self._native.ready is not None or self._place() != self._seen)
+        self._seen = self._place()
+
+    async def ended(self) -> None:
+        """Wait until the request has ended and its session is free. Nothing is taken, and no error is raised for it.
+
+        Raises: SessionError in another event loop than that of the scheduler.
+        """
+        await self._until(lambda: self._place()[0] == "ended")
+
+    def taken(self) -> list[Piece]:
+        """Take what is there now, without waiting. A list without pieces if nothing is.
+
+        The error that ended the answer is raised by the first call that has no token to take before it.
+        """
+        pieces: list[Piece] = []
+        ready = self._native.ready
+        while ready is not None and not self.is_done:
+            piece = self._read(self._native.next())
+            if piece is not None:
+                pieces.append(piece)
+            ready = self._native.ready
+            if ready == "error":
+                break
+        return pieces
+
+    @property
+    def is_done(self) -> bool:
+        """True once the answer has ended, and all of it is taken: the error too, if one ended it."""
+        return self._native.is_done
 
     def wait(self, seconds: float) -> bool:
         """Wait at most so long for the next token. True if it is there, or if the answer has ended."""
@@ -104,6 +155,13 @@ class Answer(Iterator[Piece], Generic[Piece]):
         return RequestProgress(
             stage=stage, prompt_tokens_done=prompt_tokens_done, prompt_tokens=prompt_tokens, new_tokens=new_tokens
         )
+
+    def _place(self) -> tuple[str, int]:
+        stage, prompt_tokens_done, *_ = self._native.progress
+        return stage, prompt_tokens_done
+
+    async def _until(self, is_so: Callable[[], bool]) -> None:
+        await self._scheduler._wakeups.until(self._native, is_so)
 
     def __enter__(self) -> Self:
         return self
@@ -140,8 +198,9 @@ class Scheduler:
             max_cache_bytes=optional_number("max_cache_bytes", max_cache_bytes, 0, _LARGEST),
             prefill_share=real_number("prefill_share", prefill_share),
         )
+        self._wakeups = Wakeups(self._native)
         # Its thread may be in Python, so it must end before the interpreter does.
-        weakref.finalize(self, self._native.close)
+        self._close = weakref.finalize(self, _close, self._native, self._wakeups)
 
     def submit(
         self,
@@ -195,7 +254,7 @@ class Scheduler:
 
     def close(self) -> None:
         """Cancel all requests and wait for the step that runs."""
-        self._native.close()
+        self._close()
 
     def __enter__(self) -> Self:
         return self
@@ -223,6 +282,11 @@ class Scheduler:
         )
         session._begin_answer(native, None if text is None else text.decoder)
         return native
+
+
+def _close(native: _native.Scheduler, wakeups: Wakeups) -> None:
+    native.close()
+    wakeups.close()
 
 
 class _Text:

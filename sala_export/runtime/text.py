@@ -120,6 +120,10 @@ class Tokenizer:
 
     def special_spans(self, text: str) -> list[tuple[int, int]]:
         """Where a text spells special tokens, with the white space that they take, as indices of its characters."""
+        # A normalizer may make such a token of other text.
+        tokens = [token for token in self._tokenizer.added_tokens.values() if token.special]
+        if not any(token.normalized or token.content in text for token in tokens):
+            return []
         return _special_spans(self._tokenizer, self._literal, _checked(text))
 
     def stream_encoder(self, *, add_special_tokens: bool = True) -> StreamEncoder:

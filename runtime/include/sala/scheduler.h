@@ -44,6 +44,11 @@ struct RequestOptions {
   /// Called in the scheduler's thread when the session is free again, with the error that ended the answer, if one did.
   /// It must not throw, nor wait for an answer.
   std::function<void(const Status& outcome)> on_end = {};
+  /// Called in the scheduler's thread behind each change that `Answer::progress` or `Answer::wait_for` shows: the
+  /// request has begun, its prompt has moved on, a token can be taken, or it has ended. Whoever asks after a call finds
+  /// the change. It must not throw, nor wait. Behind the end it is called once more, when the answer may be gone
+  /// already, so what it uses must not depend on the answer.
+  std::function<void()> on_change = {};
 };
 
 enum class RequestStage { kWaiting, kPrefill, kGenerate, kEnded };
@@ -55,7 +60,8 @@ struct RequestProgress {
   RequestStage stage;
   int64_t prompt_tokens_done;
   int64_t prompt_tokens;
-  int64_t new_tokens;  // stop tokens are not counted
+  int64_t new_tokens;    // stop tokens are not counted
+  int64_t tokens_ready;  // that `Answer::next` gives without waiting
 };
 
 /// The answer to one request. Any thread may use it, one at a time except `cancel` and `progress`.

@@ -180,7 +180,8 @@ void SchedulerThread::wait(Request& request) {
 
 RequestProgress SchedulerThread::progress(const Request& request) {
   const auto lock = locked();
-  return {request.stage, request.prompt_tokens_done, static_cast<int64_t>(request.prompt.size()), request.new_tokens};
+  return {request.stage, request.prompt_tokens_done, static_cast<int64_t>(request.prompt.size()), request.new_tokens,
+          static_cast<int64_t>(request.tokens.size())};
 }
 
 FinishReason SchedulerThread::finish_reason(const Request& request) {
@@ -295,6 +296,7 @@ Status SchedulerThread::begin(Request& request) {
     running_.push_back(&request);
     request.stage = RequestStage::kPrefill;
   }
+  tell(request);
   request.can_share_steps = static_cast<bool>(BatchSlots::check(*model_, request.session));
   if (request.prompt.empty()) {
     begin_answer(request);
@@ -303,8 +305,11 @@ Status SchedulerThread::begin(Request& request) {
   PrefillOptions options;
   options.context_length = request.session.position() + static_cast<int64_t>(request.prompt.size());
   options.on_progress = [this, &request](const PrefillProgress& progress) {
-    const std::lock_guard lock(mutex_);
-    request.prompt_tokens_done = progress.tokens_done;
+    {
+      const std::lock_guard lock(mutex_);
+      request.prompt_tokens_done = progress.tokens_done;
+    }
+    tell(request);
     return true;
   };
   auto made = Prefiller::create(request.session, std::move(options), static_cast<int64_t>(request.prompt.size()));
@@ -361,8 +366,11 @@ Status SchedulerThread::read_on(Request& request) {
 
 void SchedulerThread::begin_answer(Request& request) {
   request.member.emplace(Generation(request.session, request.options.generate));
-  const std::lock_guard lock(mutex_);
-  request.stage = RequestStage::kGenerate;
+  {
+    const std::lock_guard lock(mutex_);
+    request.stage = RequestStage::kGenerate;
+  }
+  tell(request);
 }
 
 void SchedulerThread::take_answer_turn() {
@@ -457,7 +465,12 @@ void SchedulerThread::deliver(Request& request, int32_t token) {
     ++request.new_tokens;
     request.changed.notify_all();
   }
+  tell(request);
   if (!told || !goes_on) end(request, told, FinishReason::kCancelled);
+}
+
+void SchedulerThread::tell(const Request& request) {
+  if (request.on_change) request.on_change();
 }
 
 void SchedulerThread::end(Request& request, Status outcome, FinishReason reason) {
@@ -474,12 +487,14 @@ void SchedulerThread::end(Request& request, Status outcome, FinishReason reason)
     std::erase(running_, &request);
   }
   if (request.options.on_end) request.options.on_end(outcome);
+  const std::function<void()> on_change = std::move(request.on_change);
   std::unique_lock lock(mutex_);
   request.finish_reason = outcome ? reason : FinishReason::kNone;
   request.outcome = std::move(outcome);
   request.stage = RequestStage::kEnded;
   request.changed.notify_all();
   lock.unlock();
+  if (on_change) on_change();
   const auto orphan = std::ranges::find(orphans_, &request, &std::unique_ptr<Request>::get);
   if (orphan == orphans_.end()) return;
   const std::unique_ptr<Request> last = std::move(*orphan);  // what goes with it may let go of others

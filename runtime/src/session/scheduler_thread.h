@@ -28,7 +28,7 @@ namespace sala {
 /// One request. Its answer owns it, and lives until it has ended.
 struct Request {
   Request(SessionCore& used, std::vector<int32_t> given, RequestOptions chosen)
-      : session(used), prompt(std::move(given)), options(std::move(chosen)) {}
+      : session(used), prompt(std::move(given)), on_change(std::move(chosen.on_change)), options(std::move(chosen)) {}
 
   /// Bytes of caches that it may still take.
   int64_t bytes_to_come() const {
@@ -38,7 +38,8 @@ struct Request {
 
   SessionCore& session;
   const std::vector<int32_t> prompt;
-  const RequestOptions options;
+  std::function<void()> on_change;  // of the scheduler's thread, which keeps it behind the end of the request
+  const RequestOptions options;     // without it
   const std::chrono::steady_clock::time_point arrival = std::chrono::steady_clock::now();
   int64_t last_length = 0;  // tokens that have run at its end, at most
   std::atomic<bool> is_cancelled = false;
@@ -121,6 +122,8 @@ class SchedulerThread {
   /// Hands out the token that was drawn, or ends the answer.
   void settle(Request& request);
   void deliver(Request& request, int32_t token);
+  /// Tells of a change, which others see by now. Without the mutex: whoever hears of it may ask at once.
+  static void tell(const Request& request);
   /// After this the request may be gone.
   void end(Request& request, Status outcome, FinishReason reason);
 

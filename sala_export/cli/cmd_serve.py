@@ -1,0 +1,213 @@
+"""`sala-export serve`"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+
+from .generate_store import open_store
+from .options import BundlePath, Bytes, FiniteRange, Tokens, weights_option
+from .text_model import load_weights, open_text_model, runtime_option, show_runtime
+
+if TYPE_CHECKING:
+    from ..serving.run import Server
+    from ..serving.settings import Settings
+
+
+def _limits(command: Any) -> Any:
+    """Add the options that keep clients from taking all of the machine."""
+    for option in (
+        click.option(
+            "--drain-seconds",
+            type=click.IntRange(min=0),
+            default=30,
+            show_default=True,
+            help="Time that answers get to end after SIGTERM or Ctrl-C. A second Ctrl-C ends them at once.",
+        ),
+        click.option(
+            "--max-connections",
+            type=click.IntRange(min=1),
+            default=512,
+            show_default=True,
+            help="Requests that may be open at once, those that wait included.",
+        ),
+        click.option("--max-body", type=Bytes(), default="32M", show_default=True, help="Largest body of a request."),
+        click.option(
+            "--max-tokens",
+            type=Tokens(),
+            default=4096,
+            show_default=True,
+            help="Tokens of an answer for which the client sets no limit.",
+        ),
+        click.option(
+            "--max-cache",
+            type=Bytes(),
+            help="Memory for the caches of all contexts, e.g. 20G.  [default: what the GPU has, or half of what is "
+            "free on the CPU]",
+        ),
+        click.option(
+            "--max-contexts",
+            type=click.IntRange(min=0),
+            default=16,
+            show_default=True,
+            help="Contexts that stay in memory when they have been answered, so that later requests go on from them.",
+        ),
+        click.option("--max-context", type=Tokens(), help="Longest prompt with its answer, e.g. 64K or 1M."),
+        click.option("--max-wait", type=FiniteRange(min=0), help="Seconds that a request may wait for its turn."),
+        click.option(
+            "--max-waiting",
+            type=click.IntRange(min=0),
+            default=256,
+            show_default=True,
+            help="Requests that may wait. One more gets status 429.",
+        ),
+        click.option(
+            "--max-sessions",
+            type=click.IntRange(min=1),
+            help="Requests that are answered at once. The others wait.  [default: 8, or what the engine serves]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _access(command: Any) -> Any:
+    """Add the options that say who may use the server."""
+    for option in (
+        click.option(
+            "--cors-origin",
+            multiple=True,
+            help="Let pages of this origin use the server, e.g. https://example.com. You can repeat the option.",
+        ),
+        click.option(
+            "--allow-host",
+            multiple=True,
+            help="Answer requests to this name. You need it behind a proxy. You can repeat the option.",
+        ),
+        click.option(
+            "--api-key-file",
+            type=click.Path(path_type=Path),
+            help="File with a key on each line. Clients must send one of them.",
+        ),
+        click.option(
+            "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one."
+        ),
+        click.option(
+            "--host",
+            default="127.0.0.1",
+            show_default=True,
+            help="Address to listen on. 0.0.0.0 lets other machines in: give --api-key-file, too.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("bundle", type=BundlePath())
+@weights_option
+@_access
+@click.option(
+    "--model-name",
+    multiple=True,
+    help="Name by which clients ask for the model. You can repeat the option.  [default: the name of the bundle]",
+)
+@click.option(
+    "--state-store",
+    type=click.Path(path_type=Path),
+    help="Folder where long contexts are kept, so that a later start of the server goes on from them.",
+)
+@click.option("--state-store-bytes", type=Bytes(), help="Largest size of the store, e.g. 200G.")
+@click.option("--chat-template", metavar="NAME", help="The chat template of this name, if there are several.")
+@click.option(
+    "--tool-parser",
+    default="auto",
+    show_default=True,
+    help="Form in which the model thinks and calls tools: minicpm4, minicpm5, hermes or none. auto reads it off the "
+    "chat template.",
+)
+@_limits
+@runtime_option
+@click.pass_obj
+def serve(
+    console: Console,
+    /,
+    bundle: Path,
+    weights: Path | None,
+    runtime: str,
+    host: str,
+    port: int,
+    state_store: Path | None,
+    state_store_bytes: int | None,
+    drain_seconds: int,
+    **options: Any,
+) -> None:
+    """Serve a model over HTTP, for every client of OpenAI's API.
+
+    A text is read once: later requests with the same beginning go on where it ends. For example:
+
+    \b
+      sala-export serve sala.sala
+      curl http://127.0.0.1:8000/v1/chat/completions -H "Content-Type: application/json" \\
+        -d '{"model": "sala", "messages": [{"role": "user", "content": "What is a state?"}]}'
+    """
+    from ..serving.run import reserve, serve, url_of
+    from ..serving.settings import is_loopback
+
+    store = open_store(state_store, state_store_bytes, load_state=None)
+    settings = _settings(bundle, host, options)
+    with reserve(host, port) as listener:
+        source, tokenizer = open_text_model(bundle, runtime=runtime, weights=weights)
+        model = load_weights(console, source, tokenizer, runtime=runtime)
+        show_runtime(console, model, source)
+        if settings.max_cache_bytes is None and not model.on_gpu:
+            settings = _with_cache_of_host(settings)
+
+        def on_ready(server: Server) -> None:
+            reach = "this machine alone can reach it" if is_loopback(host) else f"listens on {host}"
+            console.print(f"serves {settings.model_names[0]} at {url_of(listener)} ({reach}). Ctrl-C ends it.")
+            if not is_loopback(host) and not settings.keys:
+                console.print("warning: whoever reaches this machine can use the model: give --api-key-file")
+
+        asyncio.run(
+            serve(model, settings, listener, store=store, drain_seconds=drain_seconds, on_ready=on_ready)
+        )
+
+
+def _settings(bundle: Path, host: str, options: dict[str, Any]) -> Settings:
+    from ..serving.settings import LOOPBACK_HOSTS, Keys, Settings, is_loopback
+
+    key_file, hosts = options["api_key_file"], options["allow_host"]
+    keys = Keys(()) if key_file is None else Keys.read(key_file)
+    # A key tells who calls. Without one, a page of a stranger must not reach this machine by a name of its own.
+    names = (*LOOPBACK_HOSTS, *hosts) if is_loopback(host) and not keys else hosts
+    return Settings(
+        model_names=options["model_name"] or (bundle.resolve().name.removesuffix(".sala"),),
+        keys=keys,
+        hosts=tuple(name.lower() for name in names),
+        cors_origins=options["cors_origin"],
+        max_sessions=options["max_sessions"],
+        max_waiting=options["max_waiting"],
+        max_wait=options["max_wait"],
+        max_context=options["max_context"],
+        max_contexts=options["max_contexts"],
+        max_cache_bytes=options["max_cache"],
+        default_max_tokens=options["max_tokens"],
+        max_body_bytes=options["max_body"],
+        max_connections=options["max_connections"],
+        tool_parser=options["tool_parser"],
+        chat_template=options["chat_template"],
+    )
+
+
+def _with_cache_of_host(settings: Settings) -> Settings:
+    """The settings with half of the free memory for caches: a host gives more than it has."""
+    from dataclasses import replace
+
+    from ..engine.host import available_host_bytes
+
+    return replace(settings, max_cache_bytes=available_host_bytes() // 2)

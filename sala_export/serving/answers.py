@@ -1,0 +1,317 @@
+"""Answers to requests: kept contexts, the scheduler, and the text of what it draws."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..errors import RunError, SalaError
+from ..runtime.answer import StoppingDecoder
+from ..runtime.options import GenerateOptions, stop_strings
+from .errors import ApiError
+from .kept import Begun, Ids, KeptContexts
+
+if TYPE_CHECKING:
+    from ..runtime.prompt import DecoderLike
+    from ..runtime.scheduler import Answer, Scheduler
+    from ..runtime.session import Session, TokenLogprobs
+    from ..runtime.text import Tokenizer
+    from .metrics import Metrics
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """How much of the prompt has been read."""
+
+    total: int
+    """Tokens of the prompt."""
+    cached: int
+    """Of these, tokens that were read for an earlier request."""
+    processed: int
+    """Tokens that the context holds, the cached ones included."""
+    seconds: float
+    """Since the request began to wait."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Token:
+    """A token of an answer."""
+
+    id: int
+    text: str
+    """What it adds to the text. Empty while its last character is not whole."""
+    logprobs: TokenLogprobs | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Piece:
+    """What is new of one choice."""
+
+    choice: int
+    text: str
+    """Without what may become a stop string."""
+    tokens: list[Token]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class End:
+    """The end of one choice."""
+
+    choice: int
+    reason: str
+    """`stop` or `length`, as OpenAI names them."""
+    stop_string: str | None = None
+    """The one that ended it."""
+
+
+Event = Progress | Piece | End
+
+_REASONS = {
+    "stop_token": "stop",
+    "stop_string": "stop",
+    "max_new_tokens": "length",
+    "max_context": "length",
+    "cancelled": "stop",
+}
+
+
+@dataclass(kw_only=True, slots=True)
+class AnswerRequest:
+    """What is to be answered."""
+
+    ids: Ids
+    """The whole prompt, int32 [tokens]."""
+    options: Sequence[GenerateOptions]
+    """Of each choice, without stop strings."""
+    stop_strings: list[str] = field(default_factory=list)
+    spells_special_tokens: bool = False
+    """Let the text have special tokens that the model draws, such as those around a tool call."""
+    priority: int = 0
+    with_logprobs: bool = False
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens of a request so far."""
+
+    prompt_tokens: int
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Answers:
+    """Draws answers for requests. Of one event loop."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        scheduler: Scheduler,
+        contexts: KeptContexts,
+        metrics: Metrics,
+        *,
+        max_context: int,
+        max_wait: float | None,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._scheduler = scheduler
+        self._contexts = contexts
+        self._metrics = metrics
+        self.max_context = max_context
+        """Tokens of a prompt with its answer."""
+        self._max_wait = max_wait
+        self._endings: set[asyncio.Task[None]] = set()
+        self._current: set[Answer[int]] = set()
+
+    def room_for(self, prompt_tokens: int, asked: int | None, default: int, *, param: str = "max_tokens") -> int:
+        """Tokens that an answer may have. Raises: ApiError if the prompt, or with it the answer, does not fit."""
+        room = self.max_context - prompt_tokens
+        if room < (asked or 1):
+            answer = f", and {param} asks for {asked}" if asked else ""
+            raise ApiError(
+                400,
+                f"this server holds {self.max_context} tokens of context: the prompt has {prompt_tokens}{answer}: "
+                "shorten the prompt or ask for less",
+                param=param if asked and room > 0 else "messages",
+                code="context_length_exceeded",
+            )
+        return min(room, default) if asked is None else asked
+
+    @contextlib.asynccontextmanager
+    async def answering(self, request: AnswerRequest, usage: Usage) -> AsyncIterator[AsyncIterator[Event]]:
+        """Begin an answer, and end it when the block is left, whether all of it was taken or not.
+
+        What has been read stays as a kept context. Args: usage: is kept up to date.
+        """
+        running: list[_Running] = []
+        try:
+            yield self._events(request, usage, running)
+        finally:
+            for each in running:
+                each.answer.cancel()
+            self._in_background(self._end(running))
+
+    async def drain(self) -> None:
+        """Wait until the contexts of answers that have ended are kept."""
+        while self._endings:
+            await asyncio.wait(self._endings)
+
+    def counter(self, stage: str) -> Callable[[], int]:
+        """What tells how many requests are in a stage."""
+        return lambda: sum(answer.progress.stage == stage for answer in self._current)
+
+    async def _events(self, request: AnswerRequest, usage: Usage, running: list[_Running]) -> AsyncIterator[Event]:
+        start = time.monotonic()
+        first, *others = request.options
+        most_new = len(request.options) * first["max_new_tokens"]
+        begun = await self._contexts.begin(request.ids, most_new)
+        usage.cached_tokens = begun.cached_tokens
+        self._metrics.prompt(len(request.ids), begun.cached_tokens)
+        # What several answers have in common is read before they part.
+        reading: GenerateOptions = {"max_new_tokens": 0} if others else first
+        async for progress in self._read(request, begun, reading, running, start):
+            yield progress
+        if others:
+            await running[0].answer.ended()
+            running[0].answer.taken()  # an error comes out here
+            sessions = [begun.session, *[await asyncio.to_thread(begun.session.fork) for _ in others]]
+            running.clear()
+            for session, options in zip(sessions, request.options, strict=True):
+                answer = self._submit(session, request.ids[:0], options, request, [])
+                running.append(_Running(session, answer, begun.is_sparse))
+        choices = [self._drawn(each.answer, at, request, usage, start) for at, each in enumerate(running)]
+        async with contextlib.aclosing(_merged(choices) if others else choices[0]) as events:
+            async for event in events:
+                yield event
+
+    async def _read(
+        self, request: AnswerRequest, begun: Begun, options: GenerateOptions, running: list[_Running], start: float
+    ) -> AsyncIterator[Progress]:
+        """Submit a request, and tell how far it is until its prompt has been read.
+
+        If there is no memory for it, and nothing runs whose end it could wait for, kept contexts go.
+        """
+        cached, is_refused = begun.cached_tokens, True
+        while is_refused:
+            answer = self._submit(begun.session, request.ids[cached:], options, request, begun.checkpoints)
+            running[:] = [_Running(begun.session, answer, begun.is_sparse)]
+            processed = -1
+            while True:
+                now = answer.progress
+                if now.prompt_tokens_done > processed:
+                    processed = now.prompt_tokens_done
+                    seconds = time.monotonic() - start
+                    yield Progress(
+                        total=len(request.ids), cached=cached, processed=cached + processed, seconds=seconds
+                    )
+                if now.stage in ("generate", "ended"):
+                    break
+                await answer.changed()
+            is_refused = now.stage == "ended" and answer.finish_reason is None and self._lacks_memory(answer)
+
+    def _lacks_memory(self, answer: Answer[int]) -> bool:
+        """Whether an answer ended for want of memory that was found since. Raises: its error otherwise."""
+        try:
+            answer.taken()
+        except RunError as error:
+            if error.code != "OutOfMemory" or not self._contexts.evict():
+                raise
+            return True
+        return False
+
+    def _submit(
+        self, session: Session, ids: Ids, options: GenerateOptions, request: AnswerRequest, checkpoints: list[int]
+    ) -> Answer[int]:
+        """Let a request wait for its turn. Raises: RunError if too many wait."""
+        answer = self._scheduler.submit_tokens(
+            session, ids, checkpoints=checkpoints, priority=request.priority, max_wait=self._max_wait, **options
+        )
+        self._current.add(answer)
+        return answer
+
+    async def _drawn(
+        self, answer: Answer[int], choice: int, request: AnswerRequest, usage: Usage, start: float
+    ) -> AsyncIterator[Event]:
+        decoder = self._decoder(request)
+        plain = self._tokenizer.stream_decoder(skip_special_tokens=not request.spells_special_tokens)
+        clock = self._metrics.answer(start)
+        has_stopped = False
+        while not (answer.is_done or has_stopped):
+            await answer.changed()
+            text, tokens, count = "", [], 0
+            for token_id, logprobs in answer.taken():
+                count += 1
+                text += decoder.push(token_id)
+                if request.with_logprobs:
+                    tokens.append(Token(id=token_id, text=plain.push(token_id), logprobs=logprobs))
+                has_stopped = isinstance(decoder, StoppingDecoder) and decoder.found
+                if has_stopped:
+                    break
+            usage.completion_tokens += count
+            clock.tokens(count)
+            if text or tokens:
+                yield Piece(choice=choice, text=text, tokens=tokens)
+        if has_stopped:
+            answer.cancel()
+        elif text := decoder.finish():
+            yield Piece(choice=choice, text=text, tokens=[])
+        has_stopped = isinstance(decoder, StoppingDecoder) and decoder.found
+        yield End(choice=choice, reason="stop" if has_stopped else _REASONS[answer.finish_reason or "cancelled"])
+
+    def _decoder(self, request: AnswerRequest) -> DecoderLike:
+        decoder = self._tokenizer.stream_decoder(skip_special_tokens=not request.spells_special_tokens)
+        matcher = stop_strings(request.stop_strings)
+        return decoder if matcher is None else StoppingDecoder(decoder, matcher)
+
+    async def _end(self, running: Sequence[_Running]) -> None:
+        """Keep the context of the first choice. The others go."""
+        for place, each in enumerate(running):
+            await each.answer.ended()
+            self._current.discard(each.answer)
+            if place == 0:
+                with contextlib.suppress(SalaError):
+                    await self._contexts.keep(each.session, is_sparse=each.is_sparse)
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._endings.add(task)
+        task.add_done_callback(self._endings.discard)
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    session: Session
+    answer: Answer[int]
+    is_sparse: bool
+
+
+async def _merged(sources: Sequence[AsyncIterator[Event]]) -> AsyncIterator[Event]:
+    """Yield what several iterators yield, as it comes."""
+    queue: asyncio.Queue[Event | BaseException | None] = asyncio.Queue(maxsize=len(sources))
+
+    async def feed(source: AsyncIterator[Event]) -> None:
+        last: BaseException | None = None
+        try:
+            async for event in source:
+                await queue.put(event)
+        except SalaError as error:
+            last = error
+        await queue.put(last)
+
+    tasks = [asyncio.ensure_future(feed(source)) for source in sources]
+    try:
+        left = len(tasks)
+        while left:
+            event = await queue.get()
+            if isinstance(event, BaseException):
+                raise event
+            if event is None:
+                left -= 1
+            else:
+                yield event
+    finally:
+        for task in tasks:
+            task.cancel()

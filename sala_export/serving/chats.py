@@ -1,0 +1,147 @@
+"""Answers of a conversation: the same for every protocol that has conversations."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..runtime.options import GenerateOptions
+from .answers import AnswerRequest, End, Piece, Progress, Token, Usage
+from .errors import ApiError, unsupported
+from .parsing import OutputParser, ToolCallBegun, output_parser, reasoning_begins
+from .parsing import Event as Parsed
+
+if TYPE_CHECKING:
+    from ..runtime.options import TokenConstraint
+    from .openai.parameters import Sampling
+    from .service import Service
+
+ANY_TOOL = "*"
+
+
+@dataclass(kw_only=True, slots=True)
+class ChatTurn:
+    """What the next message of a conversation should be."""
+
+    messages: Sequence[Mapping[str, Any]]
+    """As chat templates take them."""
+    tools: Sequence[Mapping[str, Any]] = ()
+    forced_tool: str | None = None
+    """The name of a tool that must be called, or `ANY_TOOL`. None: the model decides."""
+    parallel_tool_calls: bool = True
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    """Of the chat template."""
+    json_schema: Mapping[str, Any] | None = None
+    """The answer is JSON that fits this schema. An empty one fits any object."""
+    sampling: Sampling
+    max_new_tokens: int | None
+    max_tokens_param: str = "max_tokens"
+    """The name by which the client knows `max_new_tokens`."""
+    choices: int = 1
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Delta:
+    """What is new of one choice."""
+
+    choice: int
+    parsed: list[Parsed]
+    tokens: list[Token]
+    """Those that were drawn, if the client asked for log-probabilities."""
+
+
+ChatEvent = Progress | Delta | End
+
+
+@dataclass(slots=True)
+class Chat:
+    """A turn that can be answered: all that could be wrong with it has been looked at."""
+
+    request: AnswerRequest
+    usage: Usage
+    make_parser: Callable[[], OutputParser]
+
+    async def events(self, service: Service) -> AsyncGenerator[ChatEvent]:
+        """Answer, and yield what comes. Closing it ends the answer."""
+        parsers = [self.make_parser() for _ in self.request.options]
+        has_called = [False] * len(parsers)
+        async with service.answers.answering(self.request, self.usage) as events:
+            async for event in events:
+                if isinstance(event, Progress):
+                    yield event
+                    continue
+                choice = event.choice
+                parsed = parsers[choice].push(event.text) if isinstance(event, Piece) else parsers[choice].finish()
+                has_called[choice] = has_called[choice] or any(isinstance(each, ToolCallBegun) for each in parsed)
+                tokens = event.tokens if isinstance(event, Piece) else []
+                if parsed or tokens:
+                    yield Delta(choice=choice, parsed=parsed, tokens=tokens)
+                if isinstance(event, End):
+                    is_call = has_called[choice] and event.reason == "stop"
+                    yield End(choice=choice, reason="tool_calls" if is_call else event.reason)
+
+
+async def prepare(service: Service, turn: ChatTurn) -> Chat:
+    """Look at a turn, and make its prompt.
+
+    Raises: ApiError or SalaError for what is wrong with it.
+    """
+    tools = [*turn.tools] or None
+    prompt = await asyncio.to_thread(
+        service.prompts.of_messages, turn.messages, tools=tools, variables=dict(turn.variables)
+    )
+    most_new = service.answers.room_for(
+        len(prompt.ids), turn.max_new_tokens, service.settings.default_max_tokens, param=turn.max_tokens_param
+    )
+    format_name = service.output_format
+    seed = turn.sampling.chosen_seed()
+    options: list[GenerateOptions] = []
+    for choice in range(turn.choices):
+        chosen = turn.sampling.sampling(service.stop_tokens, choice=choice, seed=seed)
+        chosen["max_new_tokens"] = most_new
+        if turn.logprobs is not None:
+            chosen["logprobs"] = turn.logprobs
+        if (constraint := await _constraint(service, turn)) is not None:
+            chosen["constraint"] = constraint
+        options.append(chosen)
+    service.model.check_generate(**options[0])
+    request = AnswerRequest(
+        ids=prompt.ids,
+        options=options,
+        stop_strings=turn.sampling.stop_strings,
+        spells_special_tokens=format_name != "none",
+        priority=turn.sampling.priority,
+        with_logprobs=turn.logprobs is not None,
+    )
+
+    def make_parser() -> OutputParser:
+        begins = reasoning_begins(format_name, prompt.end)
+        return output_parser(format_name, tools=tools or (), starts_in_reasoning=begins)
+
+    return Chat(request, Usage(prompt_tokens=len(prompt.ids)), make_parser)
+
+
+async def _constraint(service: Service, turn: ChatTurn) -> TokenConstraint | None:
+    """What keeps an answer to its form. Made anew for each answer, in a thread, since it takes long."""
+    if turn.forced_tool is not None:
+        if service.output_format == "none":
+            raise unsupported("tool_choice", "the server knows no form in which this model calls tools")
+        choice = None if turn.forced_tool == ANY_TOOL else turn.forced_tool
+        names = [tool["function"]["name"] for tool in turn.tools]
+        if not names or choice not in (None, *names):
+            raise ApiError(400, f"tool_choice names {choice!r}, and tools has {names}", param="tool_choice")
+        return await asyncio.to_thread(
+            service.grammars.tool_calls,
+            service.output_format,
+            turn.tools,
+            choice=choice,
+            parallel=turn.parallel_tool_calls,
+        )
+    if turn.json_schema is None:
+        return None
+    if not turn.json_schema:
+        return await asyncio.to_thread(service.grammars.json_object)
+    return await asyncio.to_thread(service.grammars.json_schema, turn.json_schema)

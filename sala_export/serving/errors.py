@@ -1,0 +1,66 @@
+"""Errors as the server answers them: a status of HTTP, and a body in OpenAI's form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import InputError, SalaError, printable, shortened
+
+INVALID_REQUEST = "invalid_request_error"
+BUSY_SECONDS = 5
+"""What `Retry-After` says when too many requests wait."""
+
+
+class ApiError(Exception):
+    """An answer that is no success."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = INVALID_REQUEST,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        """Args: kind: `type` of the body; retry_after: seconds after which the client may try again."""
+        super().__init__(message)
+        self.status = status
+        self.message = printable(shortened(message))
+        self.kind = kind
+        self.param = param
+        self.code = code
+        self.retry_after = retry_after
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers of the answer besides those that every answer has."""
+        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+
+    def body(self) -> dict[str, Any]:
+        """The JSON that the client gets."""
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+
+def unsupported(param: str, what: str) -> ApiError:
+    """The answer to a parameter that this server knows and does not support. Args: what: the reason, a sentence."""
+    return ApiError(400, f"{param} is not supported: {what}", param=param, code="unsupported_parameter")
+
+
+def invalid(param: str, message: str) -> ApiError:
+    """The answer to a wrong value of a parameter."""
+    return ApiError(400, message, param=param, code="invalid_value")
+
+
+def of_sala(error: SalaError) -> ApiError:
+    """The answer to an error of the runtime."""
+    if error.code == "Busy":
+        return ApiError(429, str(error), kind="rate_limit_error", code="busy", retry_after=BUSY_SECONDS)
+    if error.code == "OutOfMemory":
+        return ApiError(503, str(error), kind="server_error", code="out_of_memory", retry_after=BUSY_SECONDS)
+    if error.code == "ContextExceeded":
+        return ApiError(400, str(error), code="context_length_exceeded")
+    if isinstance(error, InputError):
+        return ApiError(400, str(error))
+    return ApiError(500, str(error), kind="server_error", code=error.code or None)

@@ -1,0 +1,67 @@
+"""`/tokenize` and `/detokenize`, as vLLM has them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from pydantic import Field
+
+from ...errors import SessionError
+from ..errors import invalid
+from ..service import Service
+from .messages import MOST_MESSAGES, MOST_TOOLS, Message, Tool, template_messages, template_tools
+from .parameters import Refusing, Token
+
+
+class TokenizeRequest(Refusing):
+    """A text, or a conversation, to be encoded."""
+
+    model: str | None = Field(default=None, max_length=1024)
+    prompt: str | None = None
+    messages: list[Message] | None = Field(default=None, min_length=1, max_length=MOST_MESSAGES)
+    tools: list[Tool] | None = Field(default=None, max_length=MOST_TOOLS)
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool = True
+    add_special_tokens: bool = Field(default=True, description="Begin the text as the tokenizer begins texts.")
+    return_token_strs: bool = False
+
+    async def answer(self, service: Service) -> dict[str, Any]:
+        """Raises: ApiError or SalaError for what is wrong with the request."""
+        if self.model is not None:
+            service.require_model(self.model)
+        if (self.prompt is None) == (self.messages is None):
+            raise invalid("prompt", "give either prompt or messages")
+        if self.messages is not None:
+            prompt = await asyncio.to_thread(
+                service.prompts.of_messages,
+                template_messages(self.messages),
+                tools=template_tools(self.tools or ()) or None,
+                variables=self.chat_template_kwargs,
+                add_generation_prompt=self.add_generation_prompt,
+            )
+        else:
+            text = self.prompt or ""
+            prompt = await asyncio.to_thread(
+                service.prompts.of_text, text, add_special_tokens=self.add_special_tokens
+            )
+        ids = prompt.ids.tolist()
+        answer: dict[str, Any] = {"count": len(ids), "max_model_len": service.answers.max_context, "tokens": ids}
+        if self.return_token_strs:
+            answer["token_strs"] = [service.tokenizer.token(token_id) for token_id in ids]
+        return answer
+
+
+class DetokenizeRequest(Refusing):
+    """Token ids, to be decoded."""
+
+    model: str | None = Field(default=None, max_length=1024)
+    tokens: list[Token] = Field(max_length=1 << 22)
+
+    async def answer(self, service: Service) -> dict[str, Any]:
+        """Raises: ApiError for another model; SessionError for ids that are no tokens."""
+        if self.model is not None:
+            service.require_model(self.model)
+        if wrong := next((each for each in self.tokens if each >= service.model.vocab_size), None):
+            raise SessionError(f"token {wrong} is outside the vocabulary, which ends at {service.model.vocab_size - 1}")
+        return {"prompt": await asyncio.to_thread(service.tokenizer.decode, self.tokens)}
