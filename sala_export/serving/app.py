@@ -21,7 +21,7 @@ from .openai.chat import ChatRequest, Completion
 from .openai.completions import CompletionRequest, TextCompletion
 from .openai.texts import DetokenizeRequest, TokenizeRequest
 from .service import Service
-from .stream import ClientLeft, EventStream, event, unless_client_leaves
+from .stream import ClientLeftError, EventStream, event, unless_client_leaves
 
 _ENDPOINT: Mapping[str, Any] = {"responses": ERROR_RESPONSES, "response_model": None}
 
@@ -176,8 +176,8 @@ def _add_errors(app: FastAPI) -> None:
         what = f"{request.method} {request.url.path}: {error.detail}"
         return response(ApiError(error.status_code, what, code=codes.get(error.status_code)))
 
-    @app.exception_handler(ClientLeft)
-    async def of_client(request: Request, error: ClientLeft) -> Response:
+    @app.exception_handler(ClientLeftError)
+    async def of_client(request: Request, error: ClientLeftError) -> Response:
         return Response(status_code=499)
 
     @app.exception_handler(Exception)

@@ -114,7 +114,9 @@ def _check_body(headers: Headers, most: int) -> None:
 def too_large(most: int) -> ApiError:
     """The answer to a body of more bytes than are taken."""
     return ApiError(
-        413, f"the body has more than {most} bytes, which is what --max-body allows: shorten the prompt", code="too_large"
+        413,
+        f"the body has more than {most} bytes, which is what --max-body allows: shorten the prompt",
+        code="too_large",
     )
 
 
