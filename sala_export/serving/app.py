@@ -14,12 +14,12 @@ from starlette.responses import Response
 
 from ..errors import SalaError
 from ..installation import VERSION
-from .openapi import ERROR_RESPONSES, describe
 from .errors import ApiError, of_sala
 from .guard import Guard
 from .openai.chat import ChatRequest, Completion
 from .openai.completions import CompletionRequest, TextCompletion
 from .openai.texts import DetokenizeRequest, TokenizeRequest
+from .openapi import ERROR_RESPONSES, describe
 from .service import Service
 from .stream import ClientLeftError, EventStream, event, unless_client_leaves
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ..runtime.options import GenerateOptions
 from .answers import AnswerRequest, End, Piece, Progress, Token, Usage
 from .errors import invalid, unsupported
-from .parsing import OutputParser, ToolCallBegun, output_parser, reasoning_begins
 from .parsing import Event as Parsed
+from .parsing import OutputParser, ToolCallBegun, output_parser, reasoning_begins
 
 if TYPE_CHECKING:
     from ..runtime.options import TokenConstraint

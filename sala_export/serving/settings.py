@@ -72,8 +72,8 @@ class Keys:
         for place, line in enumerate(lines, 1):
             if line in keys and (len(line) < LEAST_KEY_CHARACTERS or not line.isascii() or " " in line):
                 raise RequestError(
-                    f"--api-key-file {path}, line {place}: a key has at least {LEAST_KEY_CHARACTERS} characters, all of "
-                    "them ASCII and none a space: make one with `openssl rand -hex 32`"
+                    f"--api-key-file {path}, line {place}: a key has at least {LEAST_KEY_CHARACTERS} characters, all "
+                    "of them ASCII and none a space: make one with `openssl rand -hex 32`"
                 )
         return cls(keys)
 
