@@ -156,7 +156,7 @@ async def _with_errors(first: bytes, events: AsyncGenerator[bytes]) -> AsyncGene
 
 def _add_errors(app: FastAPI) -> None:
     def response(error: ApiError) -> Response:
-        return JSONResponse(error.body(), error.status, error.headers)
+        return JSONResponse(error.body(), error.status_code, error.headers)
 
     @app.exception_handler(ApiError)
     async def of_api(request: Request, error: ApiError) -> Response:
@@ -191,6 +191,8 @@ def invalid_body(error: RequestValidationError) -> ApiError:
     first = max(error.errors(), key=lambda each: len(each["loc"]))
     path = [str(part) for part in first["loc"][1:]]
     param = ".".join(path) or None
+    if first["type"] == "missing" and param is None:
+        return ApiError(400, "the body is empty: send a JSON object")
     if first["type"] == "extra_forbidden":
         return ApiError(400, f"{param} is no parameter of this endpoint", param=param, code="unknown_parameter")
     if first["type"] == "json_invalid":

@@ -54,7 +54,7 @@ class Guard:
             await self._app(scope, _limited(receive, self._settings), noting)
         except ApiError as error:
             if status == 0:
-                await JSONResponse(error.body(), error.status, error.headers)(scope, receive, noting)
+                await JSONResponse(error.body(), error.status_code, error.headers)(scope, receive, noting)
         finally:
             self._open -= 1
             endpoint = self._endpoint(scope)
