@@ -37,9 +37,9 @@ def output_parser(
     """Return a parser for one answer.
 
     Thinking is recognised where no text stands between its marker and the beginning, a call or other thinking. Calls
-    are recognised outside of thinking. A name that is none of the tools is reported as a call too: a client can tell the
-    model so. White space (space, tabulator, line feed, carriage return) directly before or behind a marker that is
-    recognised is dropped, and any other is kept.
+    are recognised outside of thinking. A call of a function that is none of the tools is reported too, so that the
+    client can tell the model. White space (space, tabulator, line feed, carriage return) directly before or behind a
+    marker that is recognised is dropped, and any other is kept.
 
     No text makes a parser fail, and none is lost:
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from .events import EventLog
-from .json_copy import JsonCopy, checked_json, copied_json
-from .reader import SPACE, Reader, Steps
+from .json_copy import JsonCopy, copied_json, is_json
+from .reader import SPACE, SPACES, Reader, Steps
 from .tools import Tools, is_name
 
 
@@ -103,5 +103,5 @@ def _object(text: str) -> str | None:
     if text == "null":
         return "{}"
     if text[0] == '"':
-        text = checked_json(json.loads(text)) or ""
-    return text if text[:1] == "{" else None
+        text = json.loads(text).strip(SPACES)
+    return text if text[:1] == "{" and is_json(text) else None
