@@ -44,7 +44,7 @@ class _Call:
     def _member(self) -> Steps[bool]:
         """Read a member of the object. Returns False if it cannot be one of a call."""
         key = yield from copied_json(self._reader)
-        if key is None or key.strip()[0] != '"' or not (yield from self._reads(":")):
+        if key is None or key.lstrip(SPACES)[0] != '"' or not (yield from self._reads(":")):
             return False
         yield from self._reader.run(SPACE)
         match json.loads(key):

@@ -80,7 +80,7 @@ class Tools:
 
 
 class ArgumentWriter:
-    """Reports the arguments of the latest call in a log, one after the other."""
+    """Reports the arguments of the latest call in a log, one after the other. What is there twice is reported twice."""
 
     def __init__(self, log: EventLog) -> None:
         self._log = log

@@ -194,7 +194,7 @@ def test_what_is_no_call_is_content(format_name: str, text: str) -> None:
     ("format_name", "text", "arguments", "content"),
     [
         ("hermes", '{"name": "f", "arguments": {"x": 1, "y": [2, "b\\', {"x": 1, "y": [2, "b"]}, "\\"),
-        ("hermes", '{"name": "f", "arguments": {"x": 1, "y": tru', {"x": 1}, ', "y": tru'),
+        ("hermes", '{"name": "f", "arguments": {"x": 1, "y": tr', {"x": 1}, ', "y": tr'),
         ("hermes", '{"name": "f", "arguments": {"x": 1, y}}\n</tool_call>\nb', {"x": 1}, ", y}}b"),
         ("hermes", '{"name": "f", "arguments": {"x": 1}\n</tool_call>\n', {"x": 1}, ""),
         ("hermes", '{"name": "f", "arguments": {"x": 1}}}\n</tool_call>\n', {"x": 1}, "}"),
@@ -204,6 +204,8 @@ def test_what_is_no_call_is_content(format_name: str, text: str) -> None:
         ("minicpm4", "f(x=1, y=g())\n```\n<|tool_call_end|>b", {"x": 1}, " y=g())\n```b"),
         ("minicpm4", "f(x=1\n```\n<|tool_call_end|>b", {}, "x=1\n```\nb"),
         ("minicpm4", "f(1)\n<|tool_call_end|>", {}, "1)"),
+        ("minicpm4", "f(1)<|tool_call_end|><think>b", {}, "1)<think>b"),
+        ("minicpm4", "f(x=1,\u00a0", {"x": 1}, "\u00a0"),
         ("minicpm4", "f(x=1) # why\nnot\n```\n<|tool_call_end|>", {"x": 1}, "not\n```"),
         ("minicpm5", ' name="f"><param name="x">1</param><param name="y">b', {"x": "1"}, '<param name="y">b'),
         ("minicpm5", ' name="f"><param name="x">1</function>b', {"x": "1"}, "b"),
