@@ -37,7 +37,7 @@ class TokenConstraint:
     def take(self, token_id: int) -> None:
         """Tell which token came.
 
-        Raises: RequestError if the token is not allowed, or the grammar would take more than its bounds allow behind it.
+        Raises: RequestError if the token is not allowed, or the grammar would take more than its bounds allow.
         """
         self._matcher.consume_token(token_id)
         self._check(f"token {token_id} cannot be taken")
