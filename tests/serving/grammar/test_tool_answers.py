@@ -85,7 +85,7 @@ def _calls(form: str, text: str) -> list[tuple[str, Any]]:
 @pytest.mark.parametrize(("kind", "markers"), [("sentencepiece", ()), ("byte_level", MARKERS)])
 def test_calls_are_read_back_as_the_schemas_allow(form: str, kind: str, markers: tuple[str, ...]) -> None:
     of, generator, seen = model(kind, markers), random.Random(3), set()
-    for turn in range(16):
+    for turn in range(8):
         choice, parallel = (None if turn % 2 else f"tool-{turn // 2 % 4}"), bool(turn % 3)
         constraint = of.grammars.tool_calls(form, TOOLS, choice=choice, parallel=parallel, reasoning=False)
         for ids in drawn(constraint, of, generator):

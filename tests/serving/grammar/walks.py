@@ -71,7 +71,7 @@ def allowed_ids(constraint: TokenConstraint) -> list[int]:
     return [int(i) for i in np.flatnonzero(np.unpackbits(constraint.allowed().view(np.uint8), bitorder="little"))]
 
 
-def drawn(constraint: TokenConstraint, of: Model, generator: random.Random, most: int = 800) -> Iterator[list[int]]:
+def drawn(constraint: TokenConstraint, of: Model, generator: random.Random, most: int = 500) -> Iterator[list[int]]:
     """Draw an answer, first evenly and then ever more to its end. Gives it without its stop token, if it ends."""
     ids: list[int] = []
     while len(ids) < most:
