@@ -14,14 +14,14 @@ from starlette.responses import Response
 
 from ..errors import SalaError
 from ..installation import VERSION
-from .openapi import ERROR_RESPONSES, describe
 from .errors import ApiError, of_sala
 from .guard import Guard
 from .openai.chat import ChatRequest, Completion
 from .openai.completions import CompletionRequest, TextCompletion
 from .openai.texts import DetokenizeRequest, TokenizeRequest
+from .openapi import ERROR_RESPONSES, describe
 from .service import Service
-from .stream import ClientLeft, EventStream, event, unless_client_leaves
+from .stream import ClientLeftError, EventStream, event, unless_client_leaves
 
 _ENDPOINT: Mapping[str, Any] = {"responses": ERROR_RESPONSES, "response_model": None}
 
@@ -156,7 +156,7 @@ async def _with_errors(first: bytes, events: AsyncGenerator[bytes]) -> AsyncGene
 
 def _add_errors(app: FastAPI) -> None:
     def response(error: ApiError) -> Response:
-        return JSONResponse(error.body(), error.status, error.headers)
+        return JSONResponse(error.body(), error.status_code, error.headers)
 
     @app.exception_handler(ApiError)
     async def of_api(request: Request, error: ApiError) -> Response:
@@ -176,8 +176,8 @@ def _add_errors(app: FastAPI) -> None:
         what = f"{request.method} {request.url.path}: {error.detail}"
         return response(ApiError(error.status_code, what, code=codes.get(error.status_code)))
 
-    @app.exception_handler(ClientLeft)
-    async def of_client(request: Request, error: ClientLeft) -> Response:
+    @app.exception_handler(ClientLeftError)
+    async def of_client(request: Request, error: ClientLeftError) -> Response:
         return Response(status_code=499)
 
     @app.exception_handler(Exception)
@@ -191,6 +191,8 @@ def invalid_body(error: RequestValidationError) -> ApiError:
     first = max(error.errors(), key=lambda each: len(each["loc"]))
     path = [str(part) for part in first["loc"][1:]]
     param = ".".join(path) or None
+    if first["type"] == "missing" and param is None:
+        return ApiError(400, "the body is empty: send a JSON object")
     if first["type"] == "extra_forbidden":
         return ApiError(400, f"{param} is no parameter of this endpoint", param=param, code="unknown_parameter")
     if first["type"] == "json_invalid":

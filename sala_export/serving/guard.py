@@ -54,7 +54,7 @@ class Guard:
             await self._app(scope, _limited(receive, self._settings), noting)
         except ApiError as error:
             if status == 0:
-                await JSONResponse(error.body(), error.status, error.headers)(scope, receive, noting)
+                await JSONResponse(error.body(), error.status_code, error.headers)(scope, receive, noting)
         finally:
             self._open -= 1
             endpoint = self._endpoint(scope)
@@ -114,7 +114,9 @@ def _check_body(headers: Headers, most: int) -> None:
 def too_large(most: int) -> ApiError:
     """The answer to a body of more bytes than are taken."""
     return ApiError(
-        413, f"the body has more than {most} bytes, which is what --max-body allows: shorten the prompt", code="too_large"
+        413,
+        f"the body has more than {most} bytes, which is what --max-body allows: shorten the prompt",
+        code="too_large",
     )
 
 

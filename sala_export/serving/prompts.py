@@ -63,8 +63,8 @@ class Prompts:
         """Encode a conversation. Special tokens that its texts spell are ordinary text.
 
         Args: variables: further variables of the chat template.
-        Raises: ApiError if there is no template, or if it takes no tools or variables that the request has; SessionError
-            if it refuses the messages.
+        Raises: ApiError if there is no template, or if it does not take what the request has; SessionError if it refuses
+            the messages.
         """
         template = self._require_template(tools, variables or {})
         marks = LiteralMarks(self._tokenizer)

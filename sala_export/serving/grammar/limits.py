@@ -29,7 +29,8 @@ def require_bounded(value: object, *, what: str, most_bytes: int) -> None:
     """Raises: RequestError naming `what` if a value is no JSON, nested too deeply, or too long as JSON text."""
     _require_shallow(value, what)
     try:
-        size = len(json.dumps(value, allow_nan=False))
+        # Halves of surrogate pairs have no bytes.
+        size = len(json.dumps(value, allow_nan=False, ensure_ascii=False).encode())
     except (TypeError, ValueError) as error:
         raise RequestError(f"{what} is no JSON ({error}): send values that JSON has") from None
     if size > most_bytes:

@@ -19,7 +19,6 @@ from .shapes import Shape, Shapes
 from .xml_values import XmlValues
 
 _PYTHON_NAME = re.compile(r"[^\W\d][\w.-]*")
-_XML_NAME = re.compile(r"[^\n]+")
 GAP = r"/[ \t\r\n]{0,8}/"
 """White space between the parts of an answer."""
 
@@ -111,13 +110,12 @@ def _minicpm4(lark: Lark, tools: Sequence[Tool], parallel: bool) -> str:
     for tool in tools:
         shapes = Shapes(tool.parameters, tool.owner)
         values = PythonValues(lark, shapes, tool.owner)
-        arguments = []
-        for name, part, is_required in properties(_arguments(shapes)):
+        named = properties(_arguments(shapes))
+        names, arguments = [name for name, _, _ in named], []
+        for name, part, is_required in named:
             spelled = f"{name}_" if keyword.iskeyword(name) else name
-            if not _PYTHON_NAME.fullmatch(spelled):
-                raise RequestError(
-                    f"{tool.owner}, parameter {name!r} is no name in Python, as this model calls: rename it"
-                )
+            if not _PYTHON_NAME.fullmatch(spelled) or (spelled != name and spelled in names):
+                raise _unnamed(tool, name, "Python")
             arguments.append((f"{quoted(spelled + '=')} {values.value(*part)}", is_required))
         lines.append(lark.rule(f'{quoted(tool.name + "(")} {values.listed(arguments)} ")"', tool.owner))
     line = lark.rule(" | ".join(lines))
@@ -133,16 +131,19 @@ def _minicpm5(lark: Lark, tools: Sequence[Tool], parallel: bool) -> str:
         values = XmlValues(lark, shapes, tool.owner)
         parts = [lark.text(f'<function name="{escape(tool.name)}">'), GAP]
         for name, part, is_required in properties(_arguments(shapes)):
-            if not _XML_NAME.fullmatch(name) or len(escape(name)) > NAME_LIMIT:
-                raise RequestError(
-                    f"{tool.owner}, parameter {name!r} is no name in XML, as this model calls: rename it"
-                )
+            if not name or "\n" in name or len(escape(name)) > NAME_LIMIT:
+                raise _unnamed(tool, name, "XML")
             start, end = lark.text(f'<param name="{escape(name)}">'), lark.text("</param>")
             element = f"{start} {values.value(*part)} {end} {GAP}"
             parts.append(element if is_required else f"({element})?")
         calls.append(lark.rule(" ".join([*parts, lark.text("</function>")]), tool.owner))
     call = lark.rule(" | ".join(calls))
     return f"{call} ({GAP} {call})*" if parallel else call
+
+
+def _unnamed(tool: Tool, name: str, language: str) -> RequestError:
+    what = f"{tool.owner}, parameter {name!r} is no name in {language}, in which this model writes calls"
+    return RequestError(f"{what}: rename it")
 
 
 def _arguments(shapes: Shapes) -> Shape:

@@ -2,7 +2,7 @@
 
 from .answer import OutputParser, output_parser
 from .events import Content, Event, Reasoning, ToolArguments, ToolCall, ToolCallBegun
-from .grammars import FORMATS, choose_format
+from .grammars import FORMATS, choose_format, reasoning_begins
 
 __all__ = [
     "FORMATS",
@@ -15,4 +15,5 @@ __all__ = [
     "ToolCallBegun",
     "choose_format",
     "output_parser",
+    "reasoning_begins",
 ]

@@ -68,3 +68,10 @@ def choose_format(template_source: str | None) -> str:
     """
     source = template_source or ""
     return next((name for name, grammar in GRAMMARS.items() if any(sign in source for sign in grammar.signs)), "none")
+
+
+def reasoning_begins(format_name: str, prompt_end: str) -> bool:
+    """Whether a prompt ends where the model has begun to think, as templates that end with `<think>` make it."""
+    if format_name not in GRAMMARS:
+        return False
+    return prompt_end.rstrip().endswith(tuple(begin for begin, _ in GRAMMARS[format_name].thinking))

@@ -31,6 +31,7 @@ def _pattern(text: str) -> dict[str, Any]:
         (_nested(100_000), "nested deeper than 100 levels"),
         ({"enum": [f"value {i}" for i in range(6000)]}, "has .* bytes as JSON, at most 65536 are taken"),
         ({"const": float("inf")}, "is no JSON"),
+        ({"const": "\ud800"}, "is no JSON .*surrogates not allowed"),
         ({"type": "integer", "multipleOf": 99_999_989}, "more than the time or memory that is allowed"),
         ({"allOf": [_pattern(f"(.*{c}.*){{5}}") for c in "abcdefghijklmnopqrst"]}, "more than the time or memory"),
         ({"allOf": [{"anyOf": [{"properties": {c + d: {}}} for c in "abcdefgh"]} for d in "abcdefgh"]}, "too large"),

@@ -170,7 +170,7 @@ def test_what_is_not_supported_is_named(form: str, tools: Any, message: str) -> 
         model("byte_level").grammars.tool_calls(form, tools, choice=None, parallel=True)
 
 
-@pytest.mark.parametrize(("form", "name"), [("minicpm4", "a b"), ("minicpm5", "a\nb")])
+@pytest.mark.parametrize(("form", "name"), [("minicpm4", "a b"), ("minicpm5", "a\nb"), ("minicpm5", "")])
 def test_parameter_that_a_format_cannot_name_is_refused(form: str, name: str) -> None:
     tool = {"function": {"name": "f", "parameters": {"type": "object", "properties": {name: {}}}}}
     with pytest.raises(RequestError, match=r'tool "f", parameter .* is no name in'):
