@@ -27,6 +27,8 @@ class ChatTurn:
 
     messages: Sequence[Mapping[str, Any]]
     """As chat templates take them."""
+    goes_on: bool = False
+    """The last message is the assistant's, and the answer goes on from its end."""
     tools: Sequence[Mapping[str, Any]] = ()
     forced_tool: str | None = None
     """The name of a tool that must be called, or `ANY_TOOL`. None: the model decides."""
@@ -91,7 +93,11 @@ async def prepare(service: Service, turn: ChatTurn) -> Chat:
     """
     tools = [*turn.tools] or None
     prompt = await asyncio.to_thread(
-        service.prompts.of_messages, turn.messages, tools=tools, variables=dict(turn.variables)
+        service.prompts.of_messages,
+        turn.messages,
+        tools=tools,
+        variables=dict(turn.variables),
+        goes_on=turn.goes_on,
     )
     most_new = service.answers.room_for(
         len(prompt.ids), turn.max_new_tokens, service.settings.default_max_tokens, param=turn.max_tokens_param

@@ -42,9 +42,7 @@ class TokenizeRequest(Refusing):
             )
         else:
             text = self.prompt or ""
-            prompt = await asyncio.to_thread(
-                service.prompts.of_text, text, add_special_tokens=self.add_special_tokens
-            )
+            prompt = await asyncio.to_thread(service.prompts.of_text, text, add_special_tokens=self.add_special_tokens)
         ids = prompt.ids.tolist()
         answer: dict[str, Any] = {"count": len(ids), "max_model_len": service.answers.max_context, "tokens": ids}
         if self.return_token_strs:
