@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -232,7 +232,7 @@ class Answers:
 
     async def _drawn(
         self, answer: Answer[int], choice: int, request: AnswerRequest, usage: Usage, start: float
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event]:
         decoder = self._decoder(request)
         plain = self._tokenizer.stream_decoder(skip_special_tokens=not request.spells_special_tokens)
         clock = self._metrics.answer(start)
@@ -294,11 +294,11 @@ class _Running:
     is_sparse: bool
 
 
-async def _merged(sources: Sequence[AsyncIterator[Event]]) -> AsyncIterator[Event]:
+async def _merged(sources: Sequence[AsyncGenerator[Event]]) -> AsyncGenerator[Event]:
     """Yield what several iterators yield, as it comes."""
     queue: asyncio.Queue[Event | BaseException | None] = asyncio.Queue(maxsize=len(sources))
 
-    async def feed(source: AsyncIterator[Event]) -> None:
+    async def feed(source: AsyncGenerator[Event]) -> None:
         last: BaseException | None = None
         try:
             async for event in source:

@@ -26,7 +26,7 @@ from .openai.responses_answer import ResponseAnswer
 from .openai.texts import DetokenizeRequest, TokenizeRequest
 from .openapi import ERROR_RESPONSES, describe, error_responses
 from .service import Service
-from .stream import ClientLeft, EventStream, event, unless_client_leaves
+from .stream import ClientLeftError, EventStream, event, unless_client_leaves
 
 _ENDPOINT: Mapping[str, Any] = {"responses": ERROR_RESPONSES, "response_model": None}
 _MESSAGES_ENDPOINT: Mapping[str, Any] = {"responses": error_responses(MessagesErrorBody), "response_model": None}
@@ -210,8 +210,8 @@ def _add_errors(app: FastAPI) -> None:
         what = f"{request.method} {request.url.path}: {error.detail}"
         return response(request, ApiError(error.status_code, what, code=codes.get(error.status_code)))
 
-    @app.exception_handler(ClientLeft)
-    async def of_client(request: Request, error: ClientLeft) -> Response:
+    @app.exception_handler(ClientLeftError)
+    async def of_client(request: Request, error: ClientLeftError) -> Response:
         return Response(status_code=499)
 
     @app.exception_handler(Exception)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..runtime.options import GenerateOptions
 from .answers import AnswerRequest, End, Piece, Progress, Token, Usage
-from .errors import ApiError, unsupported
-from .parsing import OutputParser, ToolCallBegun, output_parser, reasoning_begins
+from .errors import invalid, unsupported
 from .parsing import Event as Parsed
+from .parsing import OutputParser, ToolCallBegun, output_parser, reasoning_begins
 
 if TYPE_CHECKING:
     from ..runtime.options import TokenConstraint
@@ -102,7 +102,8 @@ async def prepare(service: Service, turn: ChatTurn) -> Chat:
     most_new = service.answers.room_for(
         len(prompt.ids), turn.max_new_tokens, service.settings.default_max_tokens, param=turn.max_tokens_param
     )
-    format_name = service.output_format
+    form = service.output_format
+    begins = reasoning_begins(form, prompt.end)
     seed = turn.sampling.chosen_seed()
     options: list[GenerateOptions] = []
     for choice in range(turn.choices):
@@ -110,7 +111,7 @@ async def prepare(service: Service, turn: ChatTurn) -> Chat:
         chosen["max_new_tokens"] = most_new
         if turn.logprobs is not None:
             chosen["logprobs"] = turn.logprobs
-        if (constraint := await _constraint(service, turn)) is not None:
+        if (constraint := await _constraint(service, turn, starts_in_reasoning=begins)) is not None:
             chosen["constraint"] = constraint
         options.append(chosen)
     service.model.check_generate(**options[0])
@@ -118,36 +119,40 @@ async def prepare(service: Service, turn: ChatTurn) -> Chat:
         ids=prompt.ids,
         options=options,
         stop_strings=turn.sampling.stop_strings,
-        spells_special_tokens=format_name != "none",
+        spells_special_tokens=form != "none",
         priority=turn.sampling.priority,
         with_logprobs=turn.logprobs is not None,
     )
+    return Chat(
+        request,
+        Usage(prompt_tokens=len(prompt.ids)),
+        lambda: output_parser(form, tools=tools or (), starts_in_reasoning=begins),
+    )
 
-    def make_parser() -> OutputParser:
-        begins = reasoning_begins(format_name, prompt.end)
-        return output_parser(format_name, tools=tools or (), starts_in_reasoning=begins)
 
-    return Chat(request, Usage(prompt_tokens=len(prompt.ids)), make_parser)
-
-
-async def _constraint(service: Service, turn: ChatTurn) -> TokenConstraint | None:
-    """What keeps an answer to its form. Made anew for each answer, in a thread, since it takes long."""
+async def _constraint(service: Service, turn: ChatTurn, *, starts_in_reasoning: bool) -> TokenConstraint | None:
+    """What keeps an answer to its form. None if it may have any. Made anew for each answer, and in a thread."""
+    form = service.output_format
     if turn.forced_tool is not None:
-        if service.output_format == "none":
+        if form == "none":
             raise unsupported("tool_choice", "the server knows no form in which this model calls tools")
         choice = None if turn.forced_tool == ANY_TOOL else turn.forced_tool
         names = [tool["function"]["name"] for tool in turn.tools]
         if not names or choice not in (None, *names):
-            raise ApiError(400, f"tool_choice names {choice!r}, and tools has {names}", param="tool_choice")
+            wanted = "a tool" if choice is None else repr(choice)
+            raise invalid("tool_choice", f"tool_choice asks for {wanted}, and tools has {', '.join(names) or 'none'}")
         return await asyncio.to_thread(
-            service.grammars.tool_calls,
-            service.output_format,
-            turn.tools,
-            choice=choice,
-            parallel=turn.parallel_tool_calls,
+            lambda: service.grammars.tool_calls(
+                form,
+                turn.tools,
+                choice=choice,
+                parallel=turn.parallel_tool_calls,
+                starts_in_reasoning=starts_in_reasoning,
+            )
         )
     if turn.json_schema is None:
         return None
-    if not turn.json_schema:
-        return await asyncio.to_thread(service.grammars.json_object)
-    return await asyncio.to_thread(service.grammars.json_schema, turn.json_schema)
+    schema = turn.json_schema or {"type": "object"}
+    return await asyncio.to_thread(
+        lambda: service.grammars.json_schema(schema, after_reasoning=form, starts_in_reasoning=starts_in_reasoning)
+    )

@@ -121,9 +121,7 @@ class Grammars:
             )
         if message:
             raise _refusal(message, lark, schemas)
-        matcher = LLMatcher(
-            self._tokenizer, LLMatcher.grammar_from_lark(source), log_level=0, limits=parser_limits()
-        )
+        matcher = LLMatcher(self._tokenizer, LLMatcher.grammar_from_lark(source), log_level=0, limits=parser_limits())
         if matcher.is_error():
             raise _refusal(matcher.get_error(), lark, schemas)
         return TokenConstraint(matcher, self._vocab_size)

@@ -48,7 +48,9 @@ class Lark:
 
     def text(self, text: str) -> str:
         """The expression for a fixed text. Markers in it are tokens."""
-        pieces = [f"<[{piece}]>" if isinstance(piece, int) else quoted(piece) for piece in self._vocabulary.pieces(text)]
+        pieces = [
+            f"<[{piece}]>" if isinstance(piece, int) else quoted(piece) for piece in self._vocabulary.pieces(text)
+        ]
         return " ".join(pieces) or '""'
 
     def text_up_to(self, end: str) -> str:

@@ -85,7 +85,9 @@ class Trials:
         # -P: this folder does not hide packages of the same names.
         command = [sys.executable, "-P", str(Path(trial.__file__)), str(self._vocab_size)]
         try:
-            done = subprocess.run(command, input=source.encode(), capture_output=True, timeout=_WAIT_SECONDS, check=False)
+            done = subprocess.run(
+                command, input=source.encode(), capture_output=True, timeout=_WAIT_SECONDS, check=False
+            )
         except subprocess.TimeoutExpired:
             return None
         except OSError as error:
@@ -95,5 +97,7 @@ class Trials:
             return None
         if done.returncode:
             last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-            raise RunError(f"the process that tries grammars fails ({' '.join(last)}): see that llguidance is installed")
+            raise RunError(
+                f"the process that tries grammars fails ({' '.join(last)}): see that llguidance is installed"
+            )
         return done.stdout.decode()

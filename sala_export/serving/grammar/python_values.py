@@ -86,15 +86,17 @@ class PythonValues:
         tail = '""'
         for index in reversed(range(most)):
             body = f"{_COMMA if index else ''} {items[index]} {tail}"
-            tail = self._lark.rule(body if index < least else f'({body})?', self._owner)
+            tail = self._lark.rule(body if index < least else f"({body})?", self._owner)
         return f'"[" {tail} "]"'
 
     def _object(self, shape: Shape) -> str:
         named = properties(self._shapes, shape)
         others = shape.schema.get("additionalProperties", True)
         if named or others is False:
-            pairs = [(f"{quoted(json.dumps(name, ensure_ascii=False))} {_COLON} {self.value(*part)}", is_required)
-                     for name, part, is_required in named]
+            pairs = [
+                (f"{quoted(json.dumps(name, ensure_ascii=False))} {_COLON} {self.value(*part)}", is_required)
+                for name, part, is_required in named
+            ]
             return f'"{{" {self.listed(pairs)} "}}"'
         pair = f"{self._string()} {_COLON} {self.value(others, f'{shape.pointer}/additionalProperties')}"
         return f'"{{" ({pair} ({_COMMA} {pair})*)? "}}"'

@@ -91,7 +91,9 @@ class Shapes:
     def _require_alone(self, asserted: Sequence[str], pointer: str) -> None:
         if len(asserted) > 1:
             raise self.error(
-                pointer, f'"{asserted[0]}" beside "{asserted[1]}" is not supported in this format', "merge them into one"
+                pointer,
+                f'"{asserted[0]}" beside "{asserted[1]}" is not supported in this format',
+                "merge them into one",
             )
 
     def _choices(self, schema: Schema, keyword: str, pointer: str, seen: set[str]) -> Iterator[Shape]:

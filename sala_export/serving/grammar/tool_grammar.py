@@ -55,7 +55,9 @@ def tools_of(entries: Sequence[Mapping[str, Any]], choice: str | None) -> list[T
         tools = [tool for tool in tools if tool.name == choice]
     if not tools:
         wanted = "a tool has to be called" if choice is None else f"tool_choice names {choice!r}"
-        raise RequestError(f"{wanted}, and tools has {'only ' + ', '.join(names) if names else 'none'}: name one of them")
+        raise RequestError(
+            f"{wanted}, and tools has {'only ' + ', '.join(names) if names else 'none'}: name one of them"
+        )
     return tools
 
 

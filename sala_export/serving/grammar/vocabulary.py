@@ -25,7 +25,9 @@ class Vocabulary:
         tokenizer's decoder is of a kind whose tokens have no bytes of their own.
         """
         if not stop_token_ids:
-            raise RequestError(f"{tokenizer.origin}: no token ends an answer, so none of a given form could end: name one")
+            raise RequestError(
+                f"{tokenizer.origin}: no token ends an answer, so none of a given form could end: name one"
+            )
         wrong = [token_id for token_id in stop_token_ids if not 0 <= token_id < vocab_size]
         if wrong:
             raise RequestError(f"stop token {wrong[0]} is not in the vocabulary of {vocab_size} tokens: name another")

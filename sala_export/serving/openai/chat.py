@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, assert_never
 
 from pydantic import Field
 
@@ -218,3 +218,4 @@ def _described_part(part: Parsed) -> dict[str, Any]:
             return {"tool_calls": [{"index": index, "id": call_id, "type": "function", "function": function}]}
         case ToolArguments(index, text):
             return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+    assert_never(part)
