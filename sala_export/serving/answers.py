@@ -159,6 +159,11 @@ class Answers:
         while self._endings:
             await asyncio.wait(self._endings)
 
+    @property
+    def requests(self) -> int:
+        """Requests that have not ended."""
+        return len(self._current)
+
     def counter(self, stage: str) -> Callable[[], int]:
         """What tells how many requests are in a stage."""
         return lambda: sum(answer.progress.stage == stage for answer in self._current)

@@ -190,7 +190,7 @@ async def _with_errors(
 
 def _add_errors(app: FastAPI) -> None:
     def response(request: Request, error: ApiError) -> Response:
-        return JSONResponse(error_body(error, request.url.path), error.status, error.headers)
+        return JSONResponse(error_body(error, request.url.path), error.status_code, error.headers)
 
     @app.exception_handler(ApiError)
     async def of_api(request: Request, error: ApiError) -> Response:
@@ -226,6 +226,8 @@ def invalid_body(error: RequestValidationError) -> ApiError:
     # Of a field that may be a list or something else, pydantic's path also has the type.
     path = [part for part in map(str, first["loc"][1:]) if not part.startswith("list[")]
     param = ".".join(path) or None
+    if first["type"] == "missing" and param is None:
+        return ApiError(400, "the body is empty: send a JSON object")
     if first["type"] == "extra_forbidden":
         return ApiError(400, f"{param} is no parameter of this endpoint", param=param, code="unknown_parameter")
     if first["type"] == "json_invalid":

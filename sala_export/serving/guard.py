@@ -56,7 +56,7 @@ class Guard:
         except ApiError as error:
             if status == 0:
                 body = error_body(error, scope["path"])
-                await JSONResponse(body, error.status, error.headers)(scope, receive, noting)
+                await JSONResponse(body, error.status_code, error.headers)(scope, receive, noting)
         finally:
             self._open -= 1
             endpoint = self._endpoint(scope)

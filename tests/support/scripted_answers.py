@@ -49,7 +49,8 @@ class Script:
 
     def prompt(self, service: Service) -> str:
         """The text of the last request's prompt."""
-        return service.tokenizer.decode(self.requests[-1].ids.tolist(), skip_special_tokens=False)
+        decoder = service.tokenizer.stream_decoder(skip_special_tokens=False)
+        return "".join(map(decoder.push, self.requests[-1].ids.tolist())) + decoder.finish()
 
 
 @contextmanager

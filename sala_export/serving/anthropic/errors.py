@@ -39,5 +39,5 @@ def error_body(error: ApiError, path: str) -> dict[str, Any]:
     """The JSON that a client of a path gets: in Anthropic's form if the path is Anthropic's, else in OpenAI's."""
     if path not in (PATH, COUNT_PATH):
         return error.body()
-    kind = _TYPES.get(error.status, "invalid_request_error")
+    kind = _TYPES.get(error.status_code, "invalid_request_error")
     return {"type": "error", "error": {"type": kind, "message": error.message}}

@@ -66,7 +66,7 @@ class ResponseAnswer:
         """The last event of a stream that ends with an error."""
         self._is_cut_off = True
         codes = {429: "rate_limit_exceeded"}
-        told = {"code": codes.get(error.status, "server_error"), "message": error.message}
+        told = {"code": codes.get(error.status_code, "server_error"), "message": error.message}
         return self._event("response.failed", response=self._response("failed", error=told))
 
     def _changes(self, each: Any) -> Iterable[BlockEvent]:
