@@ -37,9 +37,10 @@ class JsonFormat(Refusing):
     json_schema: dict[str, Any] = Field(alias="schema", min_length=1)
 
 
-class OutputConfig(Refusing):
+class OutputConfig(Partial):
+    UNSUPPORTED: ClassVar[Mapping[str, str]] = {"effort": "the model has no levels of effort: use thinking"}
+
     format: JsonFormat | None = None
-    effort: None = Field(default=None, description="Not supported: the model has no levels of effort. Use `thinking`.")
 
 
 class Metadata(Refusing):

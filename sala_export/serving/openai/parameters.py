@@ -77,7 +77,7 @@ class Sampling(Refusing):
 
 
 class Partial(Refusing):
-    """A request of a protocol that has more parameters than this server."""
+    """Parameters of a protocol that has more of them than this server."""
 
     UNSUPPORTED: ClassVar[Mapping[str, str]] = {}
     """Parameters that the protocol has and this server has not, with the reason."""

@@ -11,7 +11,7 @@ from ..chats import ANY_TOOL, Chat, ChatTurn, prepare
 from ..errors import unsupported
 from ..service import Service
 from .messages import MOST_MESSAGES, MOST_TOOLS, Function
-from .parameters import Accepted, Refusing, Sampling
+from .parameters import Accepted, Partial, Refusing, Sampling
 from .response_format import JsonObject, TextFormat
 from .responses_items import Item, template_messages
 
@@ -53,9 +53,10 @@ class SchemaFormat(Refusing):
     strict: bool | None = None
 
 
-class TextConfig(Refusing):
+class TextConfig(Partial):
+    UNSUPPORTED: ClassVar[Mapping[str, str]] = {"verbosity": "say in a message how long the answer should be"}
+
     format: Annotated[TextFormat | JsonObject | SchemaFormat, Field(discriminator="type")] | None = None
-    verbosity: None = Field(default=None, description="Not supported: say in a message how long the answer should be.")
 
 
 class ReasoningConfig(Refusing):
