@@ -46,13 +46,15 @@ def client(server: RunningServer) -> Iterator[openai.OpenAI]:
         yield made
 
 
+def text_part(text: str, kind: str = "input_text") -> dict[str, str]:
+    return {"type": kind, "text": text}
+
+
 def without_ids(items: list[Any]) -> list[dict[str, Any]]:
     described = [item.model_dump(exclude_none=True, warnings="error") for item in items]
-    prefixes = [item.pop("id").partition("_")[0] for item in described]
-    assert prefixes == [
-        {"reasoning": "rs", "message": "msg", "function_call": "fc"}[item["type"]] for item in described
-    ]
+    prefixes = {"reasoning": "rs_", "message": "msg_", "function_call": "fc_"}
     for item in described:
+        assert item.pop("id").startswith(prefixes[item["type"]])
         assert item.pop("call_id", "call_").startswith("call_")
         item.pop("parsed_arguments", None)
     return described
@@ -138,38 +140,20 @@ def test_error_within_a_stream_fails_the_response(server: RunningServer, client:
 
 
 def test_items_of_a_turn_are_one_message_of_a_chat_template() -> None:
-    text = {"type": "output_text", "text": "Wait.", "annotations": [], "logprobs": None}
     call = {"type": "function_call", "name": "weather", "arguments": ARGUMENTS_TEXT, "status": "completed"}
-    request = ResponsesRequest.model_validate(
-        {
-            **REQUEST,
-            "instructions": "Be brief.",
-            "input": [
-                {
-                    "role": "user",
-                    "content": [{"type": "input_text", "text": "And "}, {"type": "input_text", "text": "now?"}],
-                },
-                {
-                    "type": "reasoning",
-                    "id": "rs_1",
-                    "summary": [],
-                    "content": [{"type": "reasoning_text", "text": "Hm."}],
-                },
-                {"type": "message", "id": "msg_1", "role": "assistant", "content": [text]},
-                {**call, "id": None, "call_id": "call_1"},
-                {**call, "call_id": "call_2"},
-                {"type": "function_call_output", "call_id": "call_1", "output": "Snow"},
-                {
-                    "type": "function_call_output",
-                    "call_id": "call_2",
-                    "output": [{"type": "input_text", "text": "Ice"}],
-                },
-                {"role": "assistant", "content": "It is cold."},
-                {"role": "assistant", "content": "Very."},
-                {"role": "developer", "content": "Stop."},
-            ],
-        }
-    )
+    items = [
+        {"role": "user", "content": [text_part("And "), text_part("now?")]},
+        {"type": "reasoning", "id": "rs_1", "summary": [], "content": [text_part("Hm.", "reasoning_text")]},
+        {"type": "message", "id": "msg_1", "role": "assistant", "content": [text_part("Wait.", "output_text")]},
+        {**call, "id": None, "call_id": "call_1"},
+        {**call, "call_id": "call_2"},
+        {"type": "function_call_output", "call_id": "call_1", "output": "Snow"},
+        {"type": "function_call_output", "call_id": "call_2", "output": [text_part("Ice")]},
+        {"role": "assistant", "content": "It is cold."},
+        {"role": "assistant", "content": "Very."},
+        {"role": "developer", "content": "Stop."},
+    ]
+    request = ResponsesRequest.model_validate({**REQUEST, "instructions": "Be brief.", "input": items})
     function = {"name": "weather", "arguments": ARGUMENTS}
     calls = [{"id": call_id, "type": "function", "function": function} for call_id in ("call_1", "call_2")]
     assert template_messages(request.instructions, request.input) == [
