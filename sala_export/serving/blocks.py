@@ -12,7 +12,7 @@ Kind = Literal["reasoning", "text", "call"]
 
 
 @dataclass(slots=True)
-class Block:
+class AnswerBlock:
     """One block, as far as it has come."""
 
     index: int
@@ -29,35 +29,35 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
+class BlockBegun:
     """A block begins."""
 
-    block: Block
+    block: AnswerBlock
 
 
 @dataclass(frozen=True, slots=True)
-class Grown:
+class BlockGrown:
     """A block has got more text."""
 
-    block: Block
+    block: AnswerBlock
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class BlockEnded:
     """A block is complete, unless the answer was cut off in it."""
 
-    block: Block
+    block: AnswerBlock
 
 
-BlockEvent = Begun | Grown | Ended
+BlockEvent = BlockBegun | BlockGrown | BlockEnded
 
 
 class Blocks:
     """Puts what a parser reports into blocks. Of one answer."""
 
     def __init__(self) -> None:
-        self.all: list[Block] = []
+        self.all: list[AnswerBlock] = []
         self._is_open = False
 
     def add(self, parsed: Iterable[Event]) -> Iterator[BlockEvent]:
@@ -77,17 +77,17 @@ class Blocks:
         """Yield the end of the last block, if there is one."""
         if self._is_open:
             self._is_open = False
-            yield Ended(self.all[-1])
+            yield BlockEnded(self.all[-1])
 
     def _grow(self, kind: Kind, text: str) -> Iterator[BlockEvent]:
         if not self._is_open or self.all[-1].kind != kind:
             yield from self._begin(kind)
         block = self.all[-1]
         block.pieces.append(text)
-        yield Grown(block, text)
+        yield BlockGrown(block, text)
 
     def _begin(self, kind: Kind, call: ToolCallBegun | None = None) -> Iterator[BlockEvent]:
         yield from self.finish()
         self._is_open = True
-        self.all.append(Block(len(self.all), kind, call))
-        yield Begun(self.all[-1])
+        self.all.append(AnswerBlock(len(self.all), kind, call))
+        yield BlockBegun(self.all[-1])

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from typing import Any
 
 from ..answers import End, Progress
-from ..blocks import Begun, Block, BlockEvent, Blocks, Grown
+from ..blocks import AnswerBlock, BlockBegun, BlockEvent, BlockGrown, Blocks
 from ..chats import Chat
 from ..errors import ApiError
 from ..service import Service
@@ -89,7 +89,7 @@ class MessageAnswer:
         }
 
 
-def _described(block: Block) -> dict[str, Any]:
+def _described(block: AnswerBlock) -> dict[str, Any]:
     if block.call is not None:
         arguments = json.loads(block.text or "{}")
         return {"type": "tool_use", "id": block.call.id, "name": block.call.name, "input": arguments}
@@ -101,9 +101,9 @@ def _described(block: Block) -> dict[str, Any]:
 def _block_events(change: BlockEvent) -> Iterator[bytes]:
     index = change.block.index
     kind = change.block.kind
-    if isinstance(change, Begun):
+    if isinstance(change, BlockBegun):
         yield _event("content_block_start", index=index, content_block=_described(change.block))
-    elif isinstance(change, Grown):
+    elif isinstance(change, BlockGrown):
         yield _event("content_block_delta", index=index, delta=_delta(change))
     else:
         if kind == "reasoning":
@@ -113,7 +113,7 @@ def _block_events(change: BlockEvent) -> Iterator[bytes]:
         yield _event("content_block_stop", index=index)
 
 
-def _delta(change: Grown) -> dict[str, Any]:
+def _delta(change: BlockGrown) -> dict[str, Any]:
     match change.block.kind:
         case "call":
             return {"type": "input_json_delta", "partial_json": change.text}

@@ -86,12 +86,12 @@ class ToolResultBlock(Refusing):
 Block = Annotated[TextBlock | ThinkingBlock | ToolUseBlock | ToolResultBlock | OtherBlock, Field(discriminator="type")]
 
 
-class Message(Refusing):
+class BlockMessage(Refusing):
     role: Literal["user", "assistant", "system"]
     content: str | list[Block]
 
 
-class Tool(Refusing):
+class ClientTool(Refusing):
     """A tool that the client runs."""
 
     type: Literal["custom"] | None = None
@@ -115,7 +115,9 @@ class Tool(Refusing):
         return fields
 
 
-def template_messages(system: str | Sequence[TextBlock] | None, messages: Sequence[Message]) -> list[dict[str, Any]]:
+def template_messages(
+    system: str | Sequence[TextBlock] | None, messages: Sequence[BlockMessage]
+) -> list[dict[str, Any]]:
     """Messages as chat templates of Hugging Face's convention take them.
 
     Results of tools are messages of their own, of the role `tool`.
@@ -135,7 +137,7 @@ def template_messages(system: str | Sequence[TextBlock] | None, messages: Sequen
     return made
 
 
-def template_tools(tools: Sequence[Tool]) -> list[dict[str, Any]]:
+def template_tools(tools: Sequence[ClientTool]) -> list[dict[str, Any]]:
     """Tools as chat templates take them, which is OpenAI's form."""
     made = []
     for tool in tools:

@@ -13,7 +13,7 @@ from ..errors import invalid
 from ..openai.messages import MOST_MESSAGES, MOST_TOOLS
 from ..openai.parameters import Partial, Refusing, Sampling, Stop
 from ..service import Service
-from .content import CacheControl, Message, Name, TextBlock, Tool, template_messages, template_tools
+from .content import BlockMessage, CacheControl, ClientTool, Name, TextBlock, template_messages, template_tools
 
 
 class ToolChoice(Refusing):
@@ -23,7 +23,7 @@ class ToolChoice(Refusing):
 
 
 class Thinking(Refusing):
-    """Whether the model thinks first, if its chat template has the variable `enable_thinking`."""
+    """A model thinks or does not as its chat template has it, if that has no variable `enable_thinking`."""
 
     type: Literal["enabled", "disabled", "adaptive"]
     budget_tokens: int | None = Field(
@@ -61,9 +61,9 @@ class CountRequest(Partial):
     }
 
     model: str = Field(min_length=1, max_length=1024)
-    messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
+    messages: list[BlockMessage] = Field(min_length=1, max_length=MOST_MESSAGES)
     system: str | list[TextBlock] | None = None
-    tools: list[Tool] | None = Field(default=None, max_length=MOST_TOOLS)
+    tools: list[ClientTool] | None = Field(default=None, max_length=MOST_TOOLS)
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
@@ -84,7 +84,7 @@ class CountRequest(Partial):
 
     @property
     def goes_on(self) -> bool:
-        """Whether the answer goes on from what the last message has of it."""
+        """True if the last message has a beginning of the answer."""
         return self.messages[-1].role == "assistant"
 
     @property

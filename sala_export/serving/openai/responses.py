@@ -60,7 +60,7 @@ class TextConfig(Partial):
 
 
 class ReasoningConfig(Refusing):
-    """Whether the model thinks first, if its chat template has the variable `enable_thinking`."""
+    """What a client may say of thinking. It counts if the chat template has the variable `enable_thinking`."""
 
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
         default=None, description="`none`: the model does not think. All others are the same."

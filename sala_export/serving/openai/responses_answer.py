@@ -10,7 +10,7 @@ from contextlib import aclosing
 from typing import Any
 
 from ..answers import End, Progress
-from ..blocks import Begun, Block, BlockEvent, Blocks, Grown
+from ..blocks import AnswerBlock, BlockBegun, BlockEvent, BlockGrown, Blocks
 from ..chats import Chat
 from ..errors import ApiError
 from ..service import Service
@@ -120,11 +120,11 @@ class ResponseAnswer:
             "usage": usage,
         }
 
-    def _status(self, block: Block) -> str:
+    def _status(self, block: AnswerBlock) -> str:
         """Of an item that has ended. The last one of an answer that was cut off is not complete."""
         return "incomplete" if self._is_cut_off and block is self._blocks.all[-1] else "completed"
 
-    def _item(self, block: Block, status: str) -> dict[str, Any]:
+    def _item(self, block: AnswerBlock, status: str) -> dict[str, Any]:
         item: dict[str, Any] = {"id": self._id(block), "status": status}
         parts = [_part(block)] if block.pieces else []
         if block.call is not None:
@@ -134,7 +134,7 @@ class ResponseAnswer:
             return {**item, "type": "reasoning", "summary": [], "content": parts}
         return {**item, "type": "message", "role": "assistant", "content": parts}
 
-    def _id(self, block: Block) -> str:
+    def _id(self, block: AnswerBlock) -> str:
         if block.index == len(self._ids):
             self._ids.append(f"{_PREFIXES[block.kind]}_{uuid.uuid4().hex}")
         return self._ids[block.index]
@@ -143,12 +143,12 @@ class ResponseAnswer:
         block = change.block
         place = {"item_id": self._id(block), "output_index": block.index}
         within = place if block.call is not None else {**place, "content_index": 0}
-        if isinstance(change, Begun):
+        if isinstance(change, BlockBegun):
             item = self._item(block, "in_progress")
             yield self._event("response.output_item.added", output_index=block.index, item=item)
             if block.call is None:
                 yield self._event("response.content_part.added", **within, part=_part(block))
-        elif isinstance(change, Grown):
+        elif isinstance(change, BlockGrown):
             name = _TEXT_EVENTS[block.kind]
             yield self._event(f"{name}.delta", **within, delta=change.text, **_LOGPROBS[block.kind])
         else:
@@ -173,7 +173,7 @@ _TEXT_EVENTS = {
 _LOGPROBS: dict[str, dict[str, Any]] = {"reasoning": {}, "text": {"logprobs": []}, "call": {}}
 
 
-def _part(block: Block) -> dict[str, Any]:
+def _part(block: AnswerBlock) -> dict[str, Any]:
     """The only part of an item that has parts."""
     if block.kind == "reasoning":
         return {"type": "reasoning_text", "text": block.text}

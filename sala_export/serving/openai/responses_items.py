@@ -15,7 +15,7 @@ Status = Literal["in_progress", "completed", "incomplete"]
 Id = Annotated[str, Field(max_length=1024)]
 
 
-class Part(Refusing):
+class ItemFields(Refusing):
     """A part of an item, or an item. Null is as good as nothing: clients send back what they got."""
 
     @model_validator(mode="before")
@@ -27,7 +27,7 @@ class Part(Refusing):
         return {name: value for name, value in fields.items() if value is not None}
 
 
-class TextPart(Part):
+class ItemText(ItemFields):
     type: Literal["input_text", "output_text"]
     text: str
     annotations: list[Any] | None = Field(default=None, description="Accepted and without effect.")
@@ -37,16 +37,16 @@ class TextPart(Part):
     )
 
 
-class OtherPart(BaseModel):
+class ItemOther(BaseModel):
     """An image, a file: refused with its type."""
 
     type: Literal["input_image", "input_file", "input_audio", "refusal"]
 
 
-Content = str | list[Annotated[TextPart | OtherPart, Field(discriminator="type")]]
+Content = str | list[Annotated[ItemText | ItemOther, Field(discriminator="type")]]
 
 
-class MessageItem(Part):
+class MessageItem(ItemFields):
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
     content: Content
@@ -57,7 +57,7 @@ class MessageItem(Part):
     )
 
 
-class FunctionCallItem(Part):
+class FunctionCallItem(ItemFields):
     type: Literal["function_call"]
     call_id: Id
     name: str = Field(min_length=1, max_length=256)
@@ -66,7 +66,7 @@ class FunctionCallItem(Part):
     status: Status | None = None
 
 
-class FunctionCallOutputItem(Part):
+class FunctionCallOutputItem(ItemFields):
     type: Literal["function_call_output"]
     call_id: Id
     output: Content
@@ -74,12 +74,12 @@ class FunctionCallOutputItem(Part):
     status: Status | None = None
 
 
-class ReasoningText(Part):
+class ReasoningText(ItemFields):
     type: Literal["reasoning_text", "summary_text"]
     text: str
 
 
-class ReasoningItem(Part):
+class ReasoningItem(ItemFields):
     type: Literal["reasoning"]
     id: Id | None = None
     summary: list[ReasoningText] = Field(default_factory=list, description="What counts if there is no content.")
@@ -197,7 +197,7 @@ def _text(content: Content, where: str) -> str:
         return content
     texts = []
     for place, part in enumerate(content):
-        if isinstance(part, OtherPart):
+        if isinstance(part, ItemOther):
             raise unsupported(f"{where}[{place}]", f"the model reads text, and this is of type {part.type}")
         texts.append(part.text)
     return "".join(texts)
