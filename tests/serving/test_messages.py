@@ -241,11 +241,23 @@ def test_answer_ends_before_a_stop_sequence_and_tells_it(client: anthropic.Anthr
     assert "".join(block.text for block in message.content) == text[: text.index(stop)]
 
 
-@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "weather"}])
-def test_model_calls_the_tool_that_it_must(client: anthropic.Anthropic, choice: dict[str, Any]) -> None:
-    one = {**choice, "disable_parallel_tool_use": True}
-    message = client.messages.create(**REQUEST, tools=[WEATHER], tool_choice=one, thinking={"type": "disabled"})
+def test_model_calls_the_tool_that_it_must(client: anthropic.Anthropic) -> None:
+    schema = {"type": "object", "properties": {"on": {"type": "boolean"}}, "required": ["on"]}
+    message = client.messages.create(
+        **{**REQUEST, "max_tokens": 2000},
+        tools=[{"name": "light", "input_schema": {**schema, "additionalProperties": False}}],
+        tool_choice={"type": "any", "disable_parallel_tool_use": True},
+        thinking={"type": "disabled"},
+        extra_body={"temperature": 0},
+    )
     (call,) = message.content
-    assert (message.stop_reason, call.name) == ("tool_use", "weather")
-    assert call.input["city"] in ("Köln", "Oslo")
-    assert isinstance(call.input["snow"], bool)
+    assert (message.stop_reason, call.name) == ("tool_use", "light")
+    assert call.input in ({"on": True}, {"on": False})
+
+
+def test_schema_binds_the_answer(server: RunningServer, client: anthropic.Anthropic) -> None:
+    script = Script(pieces=["{}"])
+    json_format = {"type": "json_schema", "schema": WEATHER["input_schema"]}
+    with scripted(server.service, script):
+        client.messages.create(**REQUEST, output_config={"format": json_format})
+    assert script.requests[0].options[0]["constraint"].allowed().any()
