@@ -261,8 +261,9 @@ class Answers:
             answer.cancel()
         elif text := decoder.finish():
             yield Piece(choice=choice, text=text, tokens=[])
-        has_stopped = isinstance(decoder, StoppingDecoder) and decoder.found
-        yield End(choice=choice, reason="stop" if has_stopped else _REASONS[answer.finish_reason or "cancelled"])
+        found = _stop_string(decoder, request.stop_strings)
+        reason = "stop" if found is not None else _REASONS[answer.finish_reason or "cancelled"]
+        yield End(choice=choice, reason=reason, stop_string=found)
 
     def _decoder(self, request: AnswerRequest) -> DecoderLike:
         decoder = self._tokenizer.stream_decoder(skip_special_tokens=not request.spells_special_tokens)
@@ -282,6 +283,13 @@ class Answers:
         task = asyncio.get_running_loop().create_task(work)
         self._endings.add(task)
         task.add_done_callback(self._endings.discard)
+
+
+def _stop_string(decoder: DecoderLike, strings: Sequence[str]) -> str | None:
+    """The stop string before which a text has ended: the shortest, if several begin there."""
+    if not (isinstance(decoder, StoppingDecoder) and decoder.found):
+        return None
+    return min((each for each in strings if decoder.held.startswith(each)), key=len)
 
 
 @dataclass(frozen=True, slots=True)
