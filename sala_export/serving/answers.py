@@ -17,8 +17,9 @@ from .kept import Begun, Ids, KeptContexts
 
 if TYPE_CHECKING:
     from ..runtime.prompt import DecoderLike
+    from ..runtime.logprobs import TokenLogprobs
     from ..runtime.scheduler import Answer, Scheduler
-    from ..runtime.session import Session, TokenLogprobs
+    from ..runtime.session import Session
     from ..runtime.text import Tokenizer
     from .metrics import Metrics
 
@@ -245,11 +246,13 @@ class Answers:
         while not (answer.is_done or has_stopped):
             await answer.changed()
             text, tokens, count = "", [], 0
-            for token_id, logprobs in answer.taken():
+            taken = answer.taken()
+            logprobs = answer.logprobs
+            for place, token_id in enumerate(taken):
                 count += 1
                 text += decoder.push(token_id)
                 if request.with_logprobs:
-                    tokens.append(Token(id=token_id, text=plain.push(token_id), logprobs=logprobs))
+                    tokens.append(Token(id=token_id, text=plain.push(token_id), logprobs=logprobs[place]))
                 has_stopped = isinstance(decoder, StoppingDecoder) and decoder.found
                 if has_stopped:
                     break

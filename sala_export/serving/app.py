@@ -43,13 +43,6 @@ def create_app(service: Service) -> FastAPI:
     _add_answers(app, service)
     _add_messages(app, service)
     describe(app, has_keys=bool(service.settings.keys))
-    if service.settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=service.settings.cors_origins,
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "x-api-key", "anthropic-version"],
-        )
     app.add_middleware(
         Guard,
         settings=service.settings,
@@ -57,6 +50,14 @@ def create_app(service: Service) -> FastAPI:
         is_draining=lambda: service.is_draining,
         routes=app.router,
     )
+    # Outside of the guard: a browser asks without a key whether it may ask with one.
+    if service.settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=service.settings.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "x-api-key", "anthropic-version"],
+        )
     return app
 
 

@@ -15,7 +15,7 @@ from .parsing import Event as Parsed
 from .parsing import OutputParser, ToolCallBegun, output_parser, reasoning_begins
 
 if TYPE_CHECKING:
-    from ..runtime.options import TokenConstraint
+    from ..runtime.token_constraint import TokenConstraint
     from .openai.parameters import Sampling
     from .service import Service
 
