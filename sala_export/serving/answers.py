@@ -16,8 +16,8 @@ from .errors import ApiError
 from .kept import Begun, Ids, KeptContexts
 
 if TYPE_CHECKING:
-    from ..runtime.prompt import DecoderLike
     from ..runtime.logprobs import TokenLogprobs
+    from ..runtime.prompt import DecoderLike
     from ..runtime.scheduler import Answer, Scheduler
     from ..runtime.session import Session
     from ..runtime.text import Tokenizer
