@@ -11,7 +11,7 @@ from typing import Any
 
 from ..answers import End, Progress
 from ..blocks import AnswerBlock, BlockBegun, BlockEvent, BlockGrown, Blocks
-from ..chats import Chat
+from ..chats import Chat, ChatEvent
 from ..errors import ApiError
 from ..service import Service
 from ..stream import event
@@ -69,7 +69,7 @@ class ResponseAnswer:
         told = {"code": codes.get(error.status_code, "server_error"), "message": error.message}
         return self._event("response.failed", response=self._response("failed", error=told))
 
-    def _changes(self, each: Any) -> Iterable[BlockEvent]:
+    def _changes(self, each: ChatEvent) -> Iterable[BlockEvent]:
         if isinstance(each, Progress):
             return ()
         if not isinstance(each, End):
