@@ -16,7 +16,7 @@ from .constraint import TokenConstraint
 from .lark import Lark, json_value
 from .messages import line_number, reason
 from .tool_grammar import CALL_FORMATS, tools_of, write_calls, write_thinking
-from .trial import Tokens, parser_limits
+from .trial import TokenTable, parser_limits
 from .vocabulary import Vocabulary
 
 _UNSUPPORTED = re.compile(r'Unimplemented keys: \["([^"]*)"')
@@ -47,7 +47,7 @@ class Grammars:
         """
         self._vocabulary = Vocabulary(tokenizer._tokenizer, vocab_size, stop_token_ids)
         stops = list(self._vocabulary.stop_token_ids)
-        tokens = Tokens(
+        tokens = TokenTable(
             tokens=self._vocabulary.tokens,
             special_token_ids=self._vocabulary.special_token_ids,
             eos_token_id=stops[0],

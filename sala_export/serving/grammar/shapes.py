@@ -50,11 +50,11 @@ class Shape:
     kind: str
     """One of `TYPES`, or "any", or "literal"."""
     schema: Schema
-    """Of a type: the keywords that are about it."""
+    """Keywords that are about this type."""
     pointer: str
     """Where in the whole schema it stands, as a JSON pointer behind `#`."""
     value: Any = None
-    """Of a literal."""
+    """Value of a literal."""
 
 
 class Shapes:

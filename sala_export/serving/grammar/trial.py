@@ -35,13 +35,13 @@ def parser_limits() -> LLParserLimits:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Tokens:
+class TokenTable:
     """A vocabulary in the form that the library reads."""
 
     tokens: list[bytes]
-    """By id. An empty one can never be drawn."""
+    """Bytes of each token, in the order of ids. An empty one can never be drawn."""
     special_token_ids: list[int]
-    """Tokens that no text spells."""
+    """TokenTable that no text spells."""
     eos_token_id: int
     bos_token_id: int | None = None
 
@@ -64,7 +64,7 @@ def _message(source: str, vocab_size: int) -> str:
     every_byte = [bytes([byte]) for byte in range(256)]
     tokens = every_byte + [b""] * (vocab_size - len(every_byte)) + [b"<end>"]
     end = len(tokens) - 1
-    wrapper = TokenizerWrapper(Tokens(tokens=tokens, special_token_ids=[end], eos_token_id=end))
+    wrapper = TokenizerWrapper(TokenTable(tokens=tokens, special_token_ids=[end], eos_token_id=end))
     tokenizer = LLTokenizer(wrapper, slices=[])
     matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(source), log_level=0, limits=parser_limits())
     matcher.compute_bitmask()

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..answers import End, Progress
 from ..blocks import AnswerBlock, BlockBegun, BlockEvent, BlockGrown, Blocks
-from ..chats import Chat, ChatEvent
+from ..chats import ChatEvent, PreparedChat
 from ..errors import ApiError
 from ..service import Service
 from ..stream import event
@@ -23,7 +23,7 @@ _PREFIXES = {"reasoning": "rs", "text": "msg", "call": "fc"}
 class ResponseAnswer:
     """A response while it comes."""
 
-    def __init__(self, service: Service, request: ResponsesRequest, chat: Chat) -> None:
+    def __init__(self, service: Service, request: ResponsesRequest, chat: PreparedChat) -> None:
         self._service = service
         self._chat = chat
         self._blocks = Blocks()
