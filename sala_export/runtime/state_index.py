@@ -293,15 +293,23 @@ class StateIndex:
                 dropped += 1
         return dropped
 
-    def give_name(self, named: NamedState, tokens_sha256: str) -> None:
-        """Give a name to the state of these tokens. Raises: StateError if there is none, or if the name is taken."""
+    def give_name(self, named: NamedState, tokens_sha256: str, *, replace: bool) -> IndexedState | None:
+        """Give a name to the state of these tokens.
+
+        Args: replace: if the name is taken, take it from its state.
+        Returns: the state that had the name.
+        Raises: StateError if there is no state of these tokens, or if the name is taken.
+        """
         with self._transaction() as connection:
             state = _state_of(connection, named.position, tokens_sha256)
             if state is None:
                 raise StateError(f"{self._folder} has no state of these {named.position} tokens: save it first")
-            values = (named.owner, named.name, state, named.created, named.note)
-            if not connection.execute("INSERT OR IGNORE INTO names VALUES (?, ?, ?, ?, ?)", values).rowcount:
+            before = _named(connection, named.owner, named.name)
+            if before is not None and not replace:
                 raise StateError(f"{self._folder} has a state named {named.name!r}: choose another name")
+            values = (named.owner, named.name, state, named.created, named.note)
+            connection.execute("INSERT OR REPLACE INTO names VALUES (?, ?, ?, ?, ?)", values)
+            return None if before is None else before[1]
 
     def names(self) -> list[NamedState]:
         """All names, in the order in which they were given."""
@@ -333,15 +341,17 @@ class StateIndex:
             return int(total)
 
     def take_name(self, owner: str, name: str) -> IndexedState | None:
-        """Take a name from its state, which stays. Returns the state, if it has no other name."""
+        """Take a name from its state, which stays. Returns the state."""
         with self._transaction() as connection:
             found = _named(connection, owner, name)
             connection.execute("DELETE FROM names WHERE owner = ? AND name = ?", (owner, name))
-            if found is None:
-                return None
-            state, indexed = found
-            is_named = connection.execute("SELECT 1 FROM names WHERE state = ?", (state,)).fetchone()
-            return None if is_named else indexed
+            return None if found is None else found[1]
+
+    def has_name(self, state: IndexedState) -> bool:
+        """Whether a state has a name."""
+        query = "SELECT 1 FROM names JOIN states ON state = id WHERE position = ? AND tokens_sha256 = ?"
+        with self._transaction() as connection:
+            return connection.execute(query, (state.position, state.tokens_sha256)).fetchone() is not None
 
     def sharing(self, segments: Sequence[str]) -> list[IndexedState]:
         """States without names that begin with these objects."""

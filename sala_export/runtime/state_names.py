@@ -47,18 +47,34 @@ class NamedStates:
         self._index.require_owner(model.fingerprint, model.precision)
         return self._index.names()
 
-    def add(self, owner: str, name: str, token_ids: TokenIds, *, note: str = "") -> None:
+    def add(
+        self,
+        owner: str,
+        name: str,
+        token_ids: TokenIds,
+        *,
+        note: str = "",
+        created: int | None = None,
+        replace: bool = False,
+    ) -> None:
         """Give a name to the state of these tokens.
 
         When this returns, the name outlives a kill and a loss of power.
 
-        Args: note: any text that you want to keep with it.
-        Raises: StateError if there is no such state, or if the owner has given this name to another.
+        Args:
+            note: any text that you want to keep with it.
+            created: what is to be told as the time when the name was given, in seconds since 1970. By default now.
+            replace: if the owner has given this name to another state, that one goes as by `delete`.
+        Raises: StateError if there is no state of these tokens, or if the name is taken.
         """
         ids = _held(token_ids)
         position = len(ids)
-        named = NamedState(owner=owner, name=name, position=position, created=int(time.time()), note=note)
-        self._index.give_name(named, prefix_hashes(ids, [position])[position])
+        when = int(time.time()) if created is None else created
+        named = NamedState(owner=owner, name=name, position=position, created=when, note=note)
+        before = self._index.give_name(named, prefix_hashes(ids, [position])[position], replace=replace)
+        if before is not None:
+            with self._store._locked(fcntl.LOCK_EX):
+                self._drop(before)
 
     def require_room(self, size: int) -> None:
         """Refuse one more state of `size` bytes with a name, if there is no room for it beside the others.
@@ -70,8 +86,8 @@ class NamedStates:
         if limit is not None and taken + size > limit:
             raise StateError(
                 f"{self._store.path} has a limit of {format_bytes(limit)}, states with names take "
-                f"{format_bytes(taken)} of it, and this one takes {format_bytes(size)}: delete one of them, or choose a "
-                "larger limit"
+                f"{format_bytes(taken)} of it, and this one takes {format_bytes(size)}: delete one of them, or choose "
+                "a larger limit"
             )
 
     def token_ids(self, owner: str, name: str) -> NDArray[np.int32] | None:
@@ -91,8 +107,13 @@ class NamedStates:
         with self._store._locked(fcntl.LOCK_EX):
             found = self._index.take_name(owner, name)
             if found is not None:
-                self._index.drop([found, *self._relatives(found)])
-                self._store._remove_unnamed()
+                self._drop(found)
+
+    def _drop(self, state: IndexedState) -> None:
+        """Drop a state that has lost a name, with its relatives, unless it has another name."""
+        if not self._index.has_name(state):
+            self._index.drop([state, *self._relatives(state)])
+            self._store._remove_unnamed()
 
     def _relatives(self, found: IndexedState) -> list[IndexedState]:
         try:

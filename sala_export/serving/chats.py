@@ -15,6 +15,7 @@ from .parsing import OutputParser, ToolCallBegun, output_parser, reasoning_begin
 
 if TYPE_CHECKING:
     from ..runtime.options import TokenConstraint
+    from .contexts_prompts import Document
     from .openai.parameters import Sampling
     from .service import Service
 
@@ -27,6 +28,8 @@ class ChatTurn:
 
     messages: Sequence[Mapping[str, Any]]
     """As chat templates take them."""
+    document: Document | None = None
+    """What the conversation goes on from: the first user's message stands behind it."""
     tools: Sequence[Mapping[str, Any]] = ()
     forced_tool: str | None = None
     """The name of a tool that must be called, or `ANY_TOOL`. None: the model decides."""
@@ -91,7 +94,11 @@ async def prepare(service: Service, turn: ChatTurn) -> Chat:
     """
     tools = [*turn.tools] or None
     prompt = await asyncio.to_thread(
-        service.prompts.of_messages, turn.messages, tools=tools, variables=dict(turn.variables)
+        service.prompts.of_messages,
+        turn.messages,
+        tools=tools,
+        variables=dict(turn.variables),
+        document=turn.document,
     )
     most_new = service.answers.room_for(
         len(prompt.ids), turn.max_new_tokens, service.settings.default_max_tokens, param=turn.max_tokens_param

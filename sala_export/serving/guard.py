@@ -15,11 +15,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .errors import ApiError
 from .log import log_request
 from .metrics import Metrics
-from .settings import Settings
+from .settings import Caller, Settings
 
 OPEN_PATHS = frozenset({"/health"})
 """What needs no key."""
-_JSON = "application/json"
+TEXT_PATH = "/v1/contexts"
+"""Where a text of any size is sent."""
+_JSON, _TEXT = "application/json", "text/plain"
 
 
 class Guard:
@@ -51,7 +53,8 @@ class Guard:
         self._open += 1
         try:
             self._check(scope)
-            await self._app(scope, _limited(receive, self._settings), noting)
+            most = None if scope["path"] == TEXT_PATH else self._settings.max_body_bytes
+            await self._app(scope, _limited(receive, most, self._settings.max_silence), noting)
         except ApiError as error:
             if status == 0:
                 await JSONResponse(error.body(), error.status_code, error.headers)(scope, receive, noting)
@@ -74,13 +77,15 @@ class Guard:
             )
         if path in OPEN_PATHS:
             return
-        if settings.keys and not settings.keys.have(_key(headers)):
+        caller = settings.keys.caller(_key(headers)) if settings.keys else Caller()
+        if caller is None:
             raise ApiError(
                 401,
                 "no valid API key: send it in the header Authorization, as `Bearer KEY`",
                 kind="authentication_error",
                 code="invalid_api_key",
             )
+        scope.setdefault("state", {})["caller"] = caller
         if self._is_draining():
             raise ApiError(503, "the server is ending", kind="server_error", code="draining", retry_after=10)
         if self._open > settings.max_connections:
@@ -92,7 +97,7 @@ class Guard:
                 retry_after=1,
             )
         if scope["method"] == "POST":
-            _check_body(headers, settings.max_body_bytes)
+            _check_body(headers, path, settings.max_body_bytes)
 
     def _endpoint(self, scope: Scope) -> str:
         """The path of the endpoint that serves a request. `other` for one that there is not."""
@@ -102,10 +107,16 @@ class Guard:
         return "other"
 
 
-def _check_body(headers: Headers, most: int) -> None:
-    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != _JSON:
-        raise ApiError(415, f"the body is of type {kind or 'none'!r}: send {_JSON}", code="wrong_content_type")
+def _check_body(headers: Headers, path: str, most: int) -> None:
+    kind, _, parameters = headers.get("content-type", "").lower().partition(";")
+    wanted = _TEXT if path == TEXT_PATH else _JSON
+    if kind.strip() != wanted:
+        raise ApiError(415, f"the body is of type {kind.strip() or 'none'!r}: send {wanted}", code="wrong_content_type")
+    if path == TEXT_PATH:
+        charset = parameters.partition("charset=")[2].strip(' "')
+        if charset not in ("", "utf-8", "utf8"):
+            raise ApiError(415, f"the text is of charset {charset!r}: send UTF-8", code="wrong_content_type")
+        return  # it ends where it has too many tokens
     length = headers.get("content-length", "")
     if length.isascii() and length.isdecimal() and (len(length) > 18 or int(length) > most):
         raise too_large(most)
@@ -120,8 +131,11 @@ def too_large(most: int) -> ApiError:
     )
 
 
-def _limited(receive: Receive, settings: Settings) -> Receive:
-    """What gives the parts of a body, and refuses one that is too large, or that stays out for too long."""
+def _limited(receive: Receive, most: int | None, max_silence: float) -> Receive:
+    """What gives the parts of a body, and refuses one that is too large, or that stays out for too long.
+
+    Args: most: bytes of the body. None: the endpoint has a limit of its own.
+    """
     size, has_ended = 0, False
 
     async def limited() -> Message:
@@ -129,16 +143,16 @@ def _limited(receive: Receive, settings: Settings) -> Receive:
         if has_ended:
             return await receive()
         try:
-            async with asyncio.timeout(settings.max_silence):
+            async with asyncio.timeout(max_silence):
                 message = await receive()
         except TimeoutError:
             raise ApiError(
-                408, f"the next part of the request did not come within {settings.max_silence:g} s", code="timeout"
+                408, f"the next part of the request did not come within {max_silence:g} s", code="timeout"
             ) from None
         size += len(message.get("body", b""))
         has_ended = not message.get("more_body", False)
-        if size > settings.max_body_bytes:
-            raise too_large(settings.max_body_bytes)
+        if most is not None and size > most:
+            raise too_large(most)
         return message
 
     return limited
