@@ -17,8 +17,9 @@ from .kept import Begun, Ids, KeptContexts
 
 if TYPE_CHECKING:
     from ..runtime.prompt import DecoderLike
+    from ..runtime.logprobs import TokenLogprobs
     from ..runtime.scheduler import Answer, Scheduler
-    from ..runtime.session import Session, TokenLogprobs
+    from ..runtime.session import Session
     from ..runtime.text import Tokenizer
     from .metrics import Metrics
 
@@ -250,11 +251,13 @@ class Answers:
         while not (answer.is_done or has_stopped):
             await answer.changed()
             text, tokens, count = "", [], 0
-            for token_id, logprobs in answer.taken():
+            taken = answer.taken()
+            logprobs = answer.logprobs
+            for place, token_id in enumerate(taken):
                 count += 1
                 text += decoder.push(token_id)
                 if request.with_logprobs:
-                    tokens.append(Token(id=token_id, text=plain.push(token_id), logprobs=logprobs))
+                    tokens.append(Token(id=token_id, text=plain.push(token_id), logprobs=logprobs[place]))
                 has_stopped = isinstance(decoder, StoppingDecoder) and decoder.found
                 if has_stopped:
                     break
@@ -266,8 +269,9 @@ class Answers:
             answer.cancel()
         elif text := decoder.finish():
             yield Piece(choice=choice, text=text, tokens=[])
-        has_stopped = isinstance(decoder, StoppingDecoder) and decoder.found
-        yield End(choice=choice, reason="stop" if has_stopped else _REASONS[answer.finish_reason or "cancelled"])
+        found = _stop_string(decoder, request.stop_strings)
+        reason = "stop" if found is not None else _REASONS[answer.finish_reason or "cancelled"]
+        yield End(choice=choice, reason=reason, stop_string=found)
 
     def _decoder(self, request: AnswerRequest) -> DecoderLike:
         decoder = self._tokenizer.stream_decoder(skip_special_tokens=not request.spells_special_tokens)
@@ -287,6 +291,13 @@ class Answers:
         task = asyncio.get_running_loop().create_task(work)
         self._endings.add(task)
         task.add_done_callback(self._endings.discard)
+
+
+def _stop_string(decoder: DecoderLike, strings: Sequence[str]) -> str | None:
+    """The stop string before which a text has ended: the shortest, if several begin there."""
+    if not (isinstance(decoder, StoppingDecoder) and decoder.found):
+        return None
+    return min((each for each in strings if decoder.held.startswith(each)), key=len)
 
 
 @dataclass(frozen=True, slots=True)

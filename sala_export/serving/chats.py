@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from ..runtime.options import GenerateOptions
@@ -14,7 +15,7 @@ from .parsing import Event as Parsed
 from .parsing import OutputParser, ToolCallBegun, output_parser, reasoning_begins
 
 if TYPE_CHECKING:
-    from ..runtime.options import TokenConstraint
+    from ..runtime.token_constraint import TokenConstraint
     from .contexts_prompts import Document
     from .openai.parameters import Sampling
     from .service import Service
@@ -30,6 +31,8 @@ class ChatTurn:
     """As chat templates take them."""
     document: Document | None = None
     """What the conversation goes on from: the first user's message stands behind it."""
+    goes_on: bool = False
+    """The last message is the assistant's, and the answer goes on from its end."""
     tools: Sequence[Mapping[str, Any]] = ()
     forced_tool: str | None = None
     """The name of a tool that must be called, or `ANY_TOOL`. None: the model decides."""
@@ -66,25 +69,52 @@ class Chat:
     request: AnswerRequest
     usage: Usage
     make_parser: Callable[[], OutputParser]
+    parallel_tool_calls: bool = True
 
     async def events(self, service: Service) -> AsyncGenerator[ChatEvent]:
         """Answer, and yield what comes. Closing it ends the answer."""
-        parsers = [self.make_parser() for _ in self.request.options]
-        has_called = [False] * len(parsers)
+        choices = [_Choice(self.make_parser(), self.parallel_tool_calls) for _ in self.request.options]
         async with service.answers.answering(self.request, self.usage) as events:
             async for event in events:
                 if isinstance(event, Progress):
                     yield event
                     continue
-                choice = event.choice
-                parsed = parsers[choice].push(event.text) if isinstance(event, Piece) else parsers[choice].finish()
-                has_called[choice] = has_called[choice] or any(isinstance(each, ToolCallBegun) for each in parsed)
-                tokens = event.tokens if isinstance(event, Piece) else []
-                if parsed or tokens:
-                    yield Delta(choice=choice, parsed=parsed, tokens=tokens)
-                if isinstance(event, End):
-                    is_call = has_called[choice] and event.reason == "stop"
-                    yield End(choice=choice, reason="tool_calls" if is_call else event.reason)
+                for each in choices[event.choice].take(event):
+                    yield each
+                if all(choice.has_ended for choice in choices):
+                    return
+
+
+class _Choice:
+    """One choice while it comes."""
+
+    def __init__(self, parser: OutputParser, parallel_tool_calls: bool) -> None:
+        self._parser = parser
+        self._parallel = parallel_tool_calls
+        self._has_called = False
+        self.has_ended = False
+
+    def take(self, event: Piece | End) -> Iterator[Delta | End]:
+        """Yield what is new. Nothing more comes once it has ended."""
+        if self.has_ended:
+            return
+        parsed = self._parser.push(event.text) if isinstance(event, Piece) else self._parser.finish()
+        kept = parsed if self._parallel else [*takewhile(_is_no_second_call, parsed)]
+        self._has_called = self._has_called or any(isinstance(each, ToolCallBegun) for each in kept)
+        tokens = event.tokens if isinstance(event, Piece) else []
+        if kept or tokens:
+            yield Delta(choice=event.choice, parsed=kept, tokens=tokens)
+        self.has_ended = isinstance(event, End) or len(kept) < len(parsed)
+        if isinstance(event, End) and event.reason == "length":
+            yield event
+        elif self.has_ended:
+            stop_string = event.stop_string if isinstance(event, End) else None
+            reason = "tool_calls" if self._has_called else "stop"
+            yield End(choice=event.choice, reason=reason, stop_string=stop_string)
+
+
+def _is_no_second_call(event: Parsed) -> bool:
+    return not (isinstance(event, ToolCallBegun) and event.index > 0)
 
 
 async def prepare(service: Service, turn: ChatTurn) -> Chat:
@@ -99,6 +129,7 @@ async def prepare(service: Service, turn: ChatTurn) -> Chat:
         tools=tools,
         variables=dict(turn.variables),
         document=turn.document,
+        goes_on=turn.goes_on,
     )
     most_new = service.answers.room_for(
         len(prompt.ids), turn.max_new_tokens, service.settings.default_max_tokens, param=turn.max_tokens_param
@@ -128,6 +159,7 @@ async def prepare(service: Service, turn: ChatTurn) -> Chat:
         request,
         Usage(prompt_tokens=len(prompt.ids)),
         lambda: output_parser(form, tools=tools or (), starts_in_reasoning=begins),
+        parallel_tool_calls=turn.parallel_tool_calls,
     )
 
 

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Match, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .anthropic.errors import error_body
 from .errors import ApiError
 from .log import log_request
 from .metrics import Metrics
@@ -57,7 +58,8 @@ class Guard:
             await self._app(scope, _limited(receive, most, self._settings.max_silence), noting)
         except ApiError as error:
             if status == 0:
-                await JSONResponse(error.body(), error.status_code, error.headers)(scope, receive, noting)
+                body = error_body(error, scope["path"])
+                await JSONResponse(body, error.status_code, error.headers)(scope, receive, noting)
         finally:
             self._open -= 1
             endpoint = self._endpoint(scope)

@@ -37,9 +37,14 @@ _REASONS = {
     500: "A fault of the server.",
     503: "There is no memory, or the server is ending.",
 }
-ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody, "description": reason} for status, reason in _REASONS.items()
-}
+
+
+def error_responses(body: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """What FastAPI is told of answers that are no success. Args: body: their form."""
+    return {status: {"model": body, "description": reason} for status, reason in _REASONS.items()}
+
+
+ERROR_RESPONSES = error_responses(ErrorBody)
 
 
 def describe(app: FastAPI, *, has_keys: bool) -> None:

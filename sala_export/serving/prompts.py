@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -61,14 +62,16 @@ class Prompts:
         variables: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
         document: Document | None = None,
+        goes_on: bool = False,
     ) -> Prompt:
         """Encode a conversation. Special tokens that its texts spell are ordinary text.
 
         Args:
             variables: further variables of the chat template.
             document: that the conversation goes on from.
-        Raises: ApiError if there is no template, or if it does not take what the request has; SessionError if it refuses
-            the messages.
+            goes_on: end where the text of the last message, an assistant's, ends, so that the model goes on with it.
+        Raises: ApiError if there is no template, if it takes no tools or variables that the request has, or if it does
+            not let the last message go on; SessionError if it refuses the messages.
         """
         template = self._require_template(tools, variables or {})
         marks = LiteralMarks(self._tokenizer)
@@ -77,7 +80,10 @@ class Prompts:
         if document is not None:
             messages, mark = document.place(messages)
         marked = _marked(messages, marks)
-        text = template.render(marked, add_generation_prompt=add_generation_prompt, **given)
+        if goes_on:
+            text = _up_to_last(template, marked, given)
+        else:
+            text = template.render(marked, add_generation_prompt=add_generation_prompt, **given)
         if document is not None:
             text = document.behind(text, mark, marks)
         encoder = self._tokenizer.stream_encoder(add_special_tokens=False)
@@ -111,6 +117,25 @@ class Prompts:
             if name in _GIVEN or name not in known:
                 raise invalid("chat_template_kwargs", f"the chat template of this model has no variable {name!r}")
         return chosen
+
+
+def _up_to_last(template: ChatTemplate, messages: Sequence[Mapping[str, Any]], given: Mapping[str, Any]) -> str:
+    """What a template writes up to the end of the last message's text."""
+    *earlier, last = messages
+    if last.get("tool_calls") or not last["content"]:
+        raise invalid(
+            "messages", "the last message is the assistant's, and no text that goes on: end with a user's or a result"
+        )
+    end = secrets.token_hex(16)
+    marked = {**last, "content": last["content"] + end}
+    parts = template.render([*earlier, marked], add_generation_prompt=False, **given).split(end)
+    if len(parts) != 2:
+        raise invalid(
+            "messages",
+            "the last message is the assistant's, and the chat template of this model does not write it as it stands, "
+            "so that no answer can go on from it: end with a user's message",
+        )
+    return parts[0]
 
 
 def _encoded(encoder: StreamEncoder, pieces: Iterable[tuple[str, bool]]) -> NDArray[np.int32]:

@@ -15,7 +15,12 @@ from .shapes import Shape, Shapes
 
 _COMMA, _COLON = "/, ?/", "/: ?/"
 _NAMES = {None: "None", True: "True", False: "False"}
-_STRING, _NUMBER = json_value({"type": "string"}), json_value({"type": "number"})
+_STRING = json_value({"type": "string"})
+_NUMBERS = {
+    "integer": "/-?(0|[1-9][0-9]{0,99})/",
+    "number": r"/-?(0|[1-9][0-9]{0,99})(\.[0-9]{1,99})?([eE][+-]?[0-9]{1,2})?/",
+}
+"""Those that have a value in Python, whatever their digits."""
 
 
 class PythonValues:
@@ -38,7 +43,10 @@ class PythonValues:
         return self._rules[id(schema)]
 
     def listed(self, items: Sequence[tuple[str, bool]]) -> str:
-        """The expression for items with commas between them. Args: items: expressions, and whether each must be there."""
+        """The expression for items with commas between them.
+
+        Args: items: expressions, and whether each must be there.
+        """
         first = rest = '""'
         # From the last to the first: what may follow where nothing came yet, and where something did.
         for expression, is_required in reversed(items):
@@ -60,12 +68,14 @@ class PythonValues:
             return self._array(shape)
         if shape.kind == "object":
             return self._object(shape)
+        if not shape.schema:
+            return self._string() if shape.kind == "string" else _NUMBERS[shape.kind]
         return self._lark.rule(json_value({"type": shape.kind, **shape.schema}), self._owner)
 
     def _array(self, shape: Shape) -> str:
         prefix, items = shape.schema.get("prefixItems", []), shape.schema.get("items", True)
         least, most = shape.schema.get("minItems", 0), shape.schema.get("maxItems")
-        if not isinstance(prefix, list) or isinstance(items, list):
+        if isinstance(items, list):
             raise self._shapes.error(shape.pointer, "a list of items by place is no schema", 'use "prefixItems"')
         if prefix or items is False:
             return self._tuple(shape, prefix, least)
@@ -90,7 +100,7 @@ class PythonValues:
         return f'"[" {tail} "]"'
 
     def _object(self, shape: Shape) -> str:
-        named = properties(self._shapes, shape)
+        named = properties(shape)
         others = shape.schema.get("additionalProperties", True)
         if named or others is False:
             pairs = [
@@ -106,17 +116,15 @@ class PythonValues:
 
     def _anything(self) -> str:
         any_name = "anything"
-        scalar = f'{self._string()} | {self._lark.shared(_NUMBER)} | "True" | "False" | "None"'
+        scalar = f'{self._string()} | {_NUMBERS["number"]} | "True" | "False" | "None"'
         items = f'"[" ({any_name} ({_COMMA} {any_name})*)? "]"'
         pair = f"{self._string()} {_COLON} {any_name}"
         return self._lark.shared(f'{scalar} | {items} | "{{" ({pair} ({_COMMA} {pair})*)? "}}"', name=any_name)
 
 
-def properties(shapes: Shapes, shape: Shape) -> list[tuple[str, tuple[Any, str], bool]]:
+def properties(shape: Shape) -> list[tuple[str, tuple[Any, str], bool]]:
     """The properties that an object names: name, schema with its pointer, whether it must be there."""
     named, required = shape.schema.get("properties", {}), shape.schema.get("required", [])
-    if not isinstance(named, Mapping) or not isinstance(required, list):
-        raise shapes.error(shape.pointer, '"properties" is no object or "required" no list', "write them so")
     found = [
         (name, (part, f"{shape.pointer}/properties/{name.replace('~', '~0').replace('/', '~1')}"), name in required)
         for name, part in named.items()

@@ -11,7 +11,7 @@ import resource
 import sys
 from dataclasses import dataclass
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 CPU_SECONDS = 2
 MEMORY_BYTES = 1 << 30
@@ -23,7 +23,7 @@ def parser_limits() -> LLParserLimits:
         max_items_in_row=2000,
         initial_lexer_fuel=1_000_000,
         step_lexer_fuel=200_000,
-        step_max_items=50_000,
+        step_max_items=25_000,
         max_lexer_states=50_000,
         max_grammar_size=500_000,
         verbose_errors=False,
@@ -40,7 +40,6 @@ class Tokens:
     """Tokens that no text spells."""
     eos_token_id: int
     bos_token_id: int | None = None
-    is_tokenizer_wrapper: bool = True
 
     def __call__(self, text: str) -> list[int]:
         """Raises: NotImplementedError. The library splits text only for grammars without `no_forcing`."""
@@ -54,7 +53,8 @@ def _main(vocab_size: int) -> None:
     every_byte = [bytes([byte]) for byte in range(256)]
     tokens = every_byte + [b""] * (vocab_size - len(every_byte)) + [b"<end>"]
     end = len(tokens) - 1
-    tokenizer = LLTokenizer(Tokens(tokens=tokens, special_token_ids=[end], eos_token_id=end), slices=[])
+    wrapper = TokenizerWrapper(Tokens(tokens=tokens, special_token_ids=[end], eos_token_id=end))
+    tokenizer = LLTokenizer(wrapper, slices=[])
     matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(sys.stdin.read()), log_level=0, limits=parser_limits())
     matcher.compute_bitmask()
     sys.stdout.write(matcher.get_error())

@@ -17,7 +17,7 @@ from ..errors import invalid
 from ..kept import Ids
 from ..service import Service
 from ..stream import DONE, event
-from .described import described_progress, described_usage
+from .described import described_progress, described_usage, finite
 from .parameters import Accepted, Sampling, StreamOptions, Token
 
 _DEFAULT_MAX_TOKENS = 16
@@ -171,8 +171,9 @@ class _Choice:
         for token in event.tokens:
             assert token.logprobs is not None
             logprobs["tokens"].append(token.text)
-            logprobs["token_logprobs"].append(token.logprobs.logprob)
-            logprobs["top_logprobs"].append({service.token_text(each): value for each, value in token.logprobs.top})
+            logprobs["token_logprobs"].append(finite(token.logprobs.logprob))
+            top = token.logprobs.top
+            logprobs["top_logprobs"].append({service.token_text(each): finite(value) for each, value in top})
             logprobs["text_offset"].append(self.end)
             self.end += len(token.text)
 

@@ -132,10 +132,16 @@ def _text(content: Content | None, where: str) -> str:
 
 
 def _call(call: MessageToolCall, where: str) -> dict[str, Any]:
+    arguments = call_arguments(call.function.arguments, f"{where}.function.arguments")
+    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
+
+
+def call_arguments(text: str, where: str) -> dict[str, Any]:
+    """The arguments of an earlier call, as chat templates take them. Raises: ApiError if the text is no JSON object."""
     try:
-        arguments = json.loads(call.function.arguments or "{}")
+        arguments = json.loads(text or "{}")
     except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict):
-        raise invalid(f"{where}.function.arguments", f"{where}.function.arguments is no JSON object, as text")
-    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
+        raise invalid(where, f"{where} is no JSON object, as text")
+    return arguments
