@@ -14,10 +14,10 @@ from starlette.responses import Response
 
 from ..errors import SalaError
 from ..installation import VERSION
-from .contexts_api import add_contexts, caller_of
 from .anthropic.answer import MessageAnswer
 from .anthropic.errors import COUNT_PATH, PATH, MessagesErrorBody, error_body
 from .anthropic.requests import CountRequest, MessagesRequest
+from .contexts_api import add_contexts, caller_of
 from .errors import ApiError, of_sala
 from .guard import Guard
 from .openai.chat import ChatRequest, Completion

@@ -167,7 +167,9 @@ class Contexts:
                 retry_after=5,
             )
         if not len(context.ids):
-            context.ids = await self._stored_ids(context)
+            ids = await self._stored_ids(context)
+            if context.held is None:
+                context.ids, context.held = ids, self.kept.hold(ids, is_stored=True)
         return context.document()
 
     async def delete(self, caller: Caller, name: str) -> Context:

@@ -41,6 +41,10 @@ _MARGIN_TOKENS = 512
 """How far before the end of a long prompt a checkpoint is kept: the next question about the same text is shorter."""
 
 
+_RESTORED_PER_READ = 32
+"""So many tokens are restored in the time in which one is read. Less gain is not worth a second copy in memory."""
+
+
 @dataclass(slots=True, eq=False)
 class Kept:
     """A context that nobody draws from."""
@@ -75,6 +79,8 @@ class Held:
     kept: Kept | None = None
     """None before it has been read, and after it was let go because the store has it."""
     is_stored: bool = False
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by who brings it back from the store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +128,12 @@ class KeptContexts:
         Raises: what `Model.session`, `Session.fork` and `Model.restore_longest` raise.
         """
         is_sparse = len(ids) >= self._model.dense_len
+        await self._bring_back(ids, is_sparse=is_sparse)
         found, cached = self._longest(ids, is_sparse=is_sparse)
         stored = 0
         if self._store is not None and is_sparse and cached < len(ids):
             stored = await asyncio.to_thread(self._store.longest, self._model, ids)
-        if stored > cached and stored >= self._model.dense_len:
+        if stored - cached > stored // _RESTORED_PER_READ and stored >= self._model.dense_len:
             self._evict_until(lambda: self._is_within_limit(stored))
             session = await self._with_room(lambda: self._restored(ids[:stored]), spared=None)
         elif found is not None:
@@ -154,20 +161,21 @@ class KeptContexts:
             if not self._must_stay(each) and _continues(kept, each):
                 self._drop(each)
         self._kept.append(kept)
-        while self._too_many() and self._evict(spared=kept):
-            continue
+        self._keep_few(spared=kept)
         if self._store is not None and is_sparse and not self._must_stay(kept):
             task = asyncio.create_task(self._save(kept))
             self._saves.add(task)
             task.add_done_callback(self._saves.discard)
 
-    def hold(self, ids: Ids) -> Held:
+    def hold(self, ids: Ids, *, is_stored: bool = False) -> Held:
         """Let the context of these tokens stay when it has been read, until `release`.
 
-        Raises: ApiError if there is no room for it beside the others that must stay.
+        Args: is_stored: the store has it already.
+        Raises: ApiError if it has to stay in memory, and there is no room for it beside the others that must.
         """
-        self._require_room(len(ids))
-        held = Held(ids)
+        if not is_stored:
+            self._require_room(len(ids))
+        held = Held(ids, is_stored=is_stored)
         self._held.append(held)
         return held
 
@@ -213,6 +221,29 @@ class KeptContexts:
             await asyncio.wait(self._saves)
         self._kept.clear()
         self._held.clear()
+
+    async def _bring_back(self, ids: Ids, *, is_sparse: bool) -> None:
+        """Restore the held context that begins a prompt, if it has left the memory: others will ask about it, too."""
+        _, cached = self._longest(ids, is_sparse=is_sparse)
+        gone = [held for held in self._held if held.is_stored and held.kept is None and len(held.ids) > cached]
+        fitting = [
+            held
+            for held in gone
+            if is_sparse == (len(held.ids) >= self._model.dense_len) and np.array_equal(ids[: len(held.ids)], held.ids)
+        ]
+        if not fitting:
+            return
+        held = max(fitting, key=lambda each: len(each.ids))
+        async with held.lock:
+            if held.kept is not None:
+                return
+            self._evict_until(lambda: self._is_within_limit(len(held.ids)))
+            session = await self._with_room(lambda: self._restored(held.ids), spared=None)
+            # If its files are damaged, the store has given what is left.
+            if session.position == len(held.ids) and held in self._held:
+                held.kept = Kept(session, held.ids, session.checkpoints, is_sparse, next(self._clock))
+                self._kept.append(held.kept)
+                self._keep_few(spared=held.kept)
 
     def _longest(self, ids: Ids, *, is_sparse: bool) -> tuple[Kept | None, int]:
         best, most = None, 0
@@ -283,8 +314,11 @@ class KeptContexts:
     def _must_stay(self, kept: Kept) -> bool:
         return any(each.kept is kept and not each.is_stored for each in self._held)
 
-    def _too_many(self) -> bool:
-        return sum(not self._must_stay(each) for each in self._kept) > self._max_contexts
+    def _keep_few(self, *, spared: Kept) -> None:
+        """Let go of what is more than the server keeps."""
+        while sum(not self._must_stay(each) for each in self._kept) > self._max_contexts:
+            if not self._evict(spared=spared):
+                break
 
     def _has_room(self, session: Session, tokens: int) -> bool:
         if not self._is_within_limit(tokens):
