@@ -44,22 +44,26 @@ class Guard:
             await self._app(scope, receive, send)
             return
         start, status = time.monotonic(), 0
+        most = None if scope["path"] == TEXT_PATH else self._settings.max_body_bytes
+        body = _Body(receive, most, self._settings.max_silence)
 
         async def noting(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if status >= 400 and not body.has_ended and _has_body(scope):
+                    # Nobody reads what is left of the body.
+                    message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
             await send(message)
 
         self._open += 1
         try:
             self._check(scope)
-            most = None if scope["path"] == TEXT_PATH else self._settings.max_body_bytes
-            await self._app(scope, _limited(receive, most, self._settings.max_silence), noting)
+            await self._app(scope, body.receive, noting)
         except ApiError as error:
             if status == 0:
-                body = error_body(error, scope["path"])
-                await JSONResponse(body, error.status_code, error.headers)(scope, receive, noting)
+                content = error_body(error, scope["path"])
+                await JSONResponse(content, error.status_code, error.headers)(scope, receive, noting)
         finally:
             self._open -= 1
             endpoint = self._endpoint(scope)
@@ -133,31 +137,38 @@ def too_large(most: int) -> ApiError:
     )
 
 
-def _limited(receive: Receive, most: int | None, max_silence: float) -> Receive:
-    """What gives the parts of a body, and refuses one that is too large, or that stays out for too long.
+class _Body:
+    """Gives the parts of a body, and refuses one that is too large, or that stays out for too long."""
 
-    Args: most: bytes of the body. None: the endpoint has a limit of its own.
-    """
-    size, has_ended = 0, False
+    def __init__(self, receive: Receive, most: int | None, max_silence: float) -> None:
+        """Args: most: bytes of the body. None: the endpoint has a limit of its own."""
+        self._receive = receive
+        self._most = most
+        self._max_silence = max_silence
+        self._bytes = 0
+        self.has_ended = False
 
-    async def limited() -> Message:
-        nonlocal size, has_ended
-        if has_ended:
-            return await receive()
+    async def receive(self) -> Message:
+        """The next part. Raises: ApiError."""
+        if self.has_ended:
+            return await self._receive()
         try:
-            async with asyncio.timeout(max_silence):
-                message = await receive()
+            async with asyncio.timeout(self._max_silence):
+                message = await self._receive()
         except TimeoutError:
             raise ApiError(
-                408, f"the next part of the request did not come within {max_silence:g} s", code="timeout"
+                408, f"the next part of the request did not come within {self._max_silence:g} s", code="timeout"
             ) from None
-        size += len(message.get("body", b""))
-        has_ended = not message.get("more_body", False)
-        if most is not None and size > most:
-            raise too_large(most)
+        self._bytes += len(message.get("body", b""))
+        self.has_ended = not message.get("more_body", False)
+        if self._most is not None and self._bytes > self._most:
+            raise too_large(self._most)
         return message
 
-    return limited
+
+def _has_body(scope: Scope) -> bool:
+    headers = Headers(scope=scope)
+    return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
 
 
 def _key(headers: Headers) -> str:
