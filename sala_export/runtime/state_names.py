@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint.safetensors_header import read_header
-from ..errors import SessionError, StateError
+from ..errors import StateError
 from ..files import OpenedFile
 from ..specs import format_bytes
-from .prompt_ids import TokenIds, held_ids
+from .prompt_ids import TokenIds, known_ids
 from .state_index import IndexedState, NamedState, prefix_hashes
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class NamedStates:
             replace: if the owner has given this name to another state, that one goes as by `delete`.
         Raises: StateError if there is no state of these tokens, or if the name is taken.
         """
-        ids = _held(token_ids)
+        ids = known_ids(token_ids)
         position = len(ids)
         when = int(time.time()) if created is None else created
         named = NamedState(owner=owner, name=name, position=position, created=when, note=note)
@@ -143,13 +143,6 @@ class NamedStates:
         except StateError:  # a damaged state is found when somebody restores it
             return False
         return np.array_equal(found[: len(rest)], rest)
-
-
-def _held(token_ids: TokenIds) -> NDArray[np.int32]:
-    ids = held_ids(token_ids)
-    if ids is None:
-        raise SessionError(f"token_ids is of type {type(token_ids).__name__}, expected token ids held in memory")
-    return ids
 
 
 def _token_ids(path: Path) -> NDArray[np.int32]:

@@ -16,8 +16,8 @@ from .errors import ApiError
 from .kept import Begun, Ids, KeptContexts
 
 if TYPE_CHECKING:
-    from ..runtime.prompt import DecoderLike
     from ..runtime.logprobs import TokenLogprobs
+    from ..runtime.prompt import DecoderLike
     from ..runtime.scheduler import Answer, Scheduler
     from ..runtime.session import Session
     from ..runtime.text import Tokenizer
@@ -31,7 +31,7 @@ class Progress:
     total: int
     """Tokens of the prompt."""
     cached: int
-    """Of these, tokens that were read for an earlier request."""
+    """Tokens of the prompt that were read for an earlier request."""
     processed: int
     """Tokens that the context holds, the cached ones included."""
     seconds: float
@@ -87,7 +87,7 @@ class AnswerRequest:
     ids: Ids
     """The whole prompt, int32 [tokens]."""
     options: Sequence[GenerateOptions]
-    """Of each choice, without stop strings."""
+    """Options of each choice, without stop strings."""
     stop_strings: list[str] = field(default_factory=list)
     spells_special_tokens: bool = False
     """Let the text have special tokens that the model draws, such as those around a tool call."""

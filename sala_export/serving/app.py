@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from ..errors import SalaError
 from ..installation import VERSION
@@ -44,7 +44,7 @@ def create_app(service: Service) -> FastAPI:
     _add_answers(app, service)
     add_contexts(app, service)
     _add_messages(app, service)
-    describe(app, has_keys=bool(service.settings.keys))
+    describe(app, service.settings)
     app.add_middleware(
         Guard,
         settings=service.settings,
@@ -98,7 +98,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
         """The version of the server."""
         return JSONResponse({"version": VERSION})
 
-    @app.get("/metrics", **_ENDPOINT)
+    @app.get("/metrics", response_class=PlainTextResponse, **_ENDPOINT)
     async def metrics() -> Response:
         """Counts and times, as Prometheus reads them."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

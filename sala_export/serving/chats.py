@@ -17,7 +17,7 @@ from .parsing import OutputParser, ToolCallBegun, output_parser, reasoning_begin
 if TYPE_CHECKING:
     from ..runtime.token_constraint import TokenConstraint
     from .contexts_prompts import Document
-    from .openai.parameters import Sampling
+    from .openai.parameters import SamplingParameters
     from .service import Service
 
 ANY_TOOL = "*"
@@ -38,10 +38,10 @@ class ChatTurn:
     """The name of a tool that must be called, or `ANY_TOOL`. None: the model decides."""
     parallel_tool_calls: bool = True
     variables: Mapping[str, Any] = field(default_factory=dict)
-    """Of the chat template."""
+    """Further variables of the chat template."""
     json_schema: Mapping[str, Any] | None = None
     """The answer is JSON that fits this schema. An empty one fits any object."""
-    sampling: Sampling
+    sampling: SamplingParameters
     max_new_tokens: int | None
     max_tokens_param: str = "max_tokens"
     """The name by which the client knows `max_new_tokens`."""
@@ -63,7 +63,7 @@ ChatEvent = Progress | Delta | End
 
 
 @dataclass(slots=True)
-class Chat:
+class PreparedChat:
     """A turn that can be answered: all that could be wrong with it has been looked at."""
 
     request: AnswerRequest
@@ -117,7 +117,7 @@ def _is_no_second_call(event: Parsed) -> bool:
     return not (isinstance(event, ToolCallBegun) and event.index > 0)
 
 
-async def prepare(service: Service, turn: ChatTurn) -> Chat:
+async def prepare(service: Service, turn: ChatTurn) -> PreparedChat:
     """Look at a turn, and make its prompt.
 
     Raises: ApiError or SalaError for what is wrong with it.
@@ -155,7 +155,7 @@ async def prepare(service: Service, turn: ChatTurn) -> Chat:
         priority=turn.sampling.priority,
         with_logprobs=turn.logprobs is not None,
     )
-    return Chat(
+    return PreparedChat(
         request,
         Usage(prompt_tokens=len(prompt.ids)),
         lambda: output_parser(form, tools=tools or (), starts_in_reasoning=begins),

@@ -46,7 +46,7 @@ class Prompts:
         self._template = template
 
     def reads(self, variable: str) -> bool:
-        """Whether the chat template reads a variable of this name."""
+        """True if the chat template reads a variable of this name."""
         return self._template is not None and variable in self._template.variables()
 
     def of_text(self, text: str, *, add_special_tokens: bool = True) -> Prompt:

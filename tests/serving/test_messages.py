@@ -14,8 +14,11 @@ from support.server import MODEL, RunningServer, running_server
 from support.tool_bundles import hermes_bundle
 
 from sala_export.errors import RunError
+from sala_export.runtime.chat import ChatTemplate
 from sala_export.serving.anthropic.content import template_messages
 from sala_export.serving.anthropic.requests import MessagesRequest
+from sala_export.serving.errors import ApiError
+from sala_export.serving.prompts import Prompts
 from sala_export.serving.settings import Keys, Settings
 
 KEY = "a-key-of-a-client-0123456789"
@@ -158,6 +161,13 @@ def test_answer_goes_on_from_the_assistants_last_message(server: RunningServer, 
     assert counted.input_tokens == len(script.requests[0].ids)
     # What the client spells is no end of a turn.
     assert script.requests[0].ids[-1] not in server.service.stop_tokens
+
+
+def test_answer_goes_on_only_from_what_the_template_writes(server: RunningServer) -> None:
+    template = ChatTemplate("{{ messages[0].content }}", {}, "a template")
+    prompts = Prompts(server.service.tokenizer, template)
+    with pytest.raises(ApiError, match="does not write it as it stands"):
+        prompts.of_messages([*HELLO, {"role": "assistant", "content": "It "}], goes_on=True)
 
 
 def test_client_chooses_whether_the_model_thinks(server: RunningServer, client: anthropic.Anthropic) -> None:

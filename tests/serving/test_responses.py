@@ -199,6 +199,7 @@ def test_output_can_be_sent_back(server: RunningServer, client: openai.OpenAI) -
         ({"tool_choice": "required"}, "tool_choice", "asks for a tool"),
         ({"include": ["message.output_text.logprobs"]}, "include.0", "'reasoning.encrypted_content'"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0]", "item_reference"),
+        ({"input": [{"type": ["message"]}]}, "input.0.other.type", "Input should be 'item_reference'"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0]", "input_image"),
         (
             {"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": "[]"}]},

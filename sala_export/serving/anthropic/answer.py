@@ -10,7 +10,7 @@ from typing import Any
 
 from ..answers import End, Progress
 from ..blocks import AnswerBlock, BlockBegun, BlockEvent, BlockGrown, Blocks
-from ..chats import Chat
+from ..chats import PreparedChat
 from ..errors import ApiError
 from ..service import Service
 from ..stream import event
@@ -22,7 +22,7 @@ _REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"
 class MessageAnswer:
     """A message of the assistant while it comes."""
 
-    def __init__(self, service: Service, chat: Chat) -> None:
+    def __init__(self, service: Service, chat: PreparedChat) -> None:
         self._service = service
         self._chat = chat
         self._blocks = Blocks()

@@ -8,10 +8,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ..chats import ANY_TOOL, Chat, ChatTurn, prepare
+from ..chats import ANY_TOOL, ChatTurn, PreparedChat, prepare
 from ..errors import invalid
 from ..openai.messages import MOST_MESSAGES, MOST_TOOLS
-from ..openai.parameters import Partial, Refusing, Sampling, Stop
+from ..openai.parameters import Partial, Refusing, SamplingParameters, Stop
 from ..service import Service
 from .content import BlockMessage, CacheControl, ClientTool, Name, TextBlock, template_messages, template_tools
 
@@ -112,7 +112,7 @@ class MessagesRequest(CountRequest):
     metadata: Metadata | None = None
     service_tier: Literal["auto", "standard_only"] | None = None
 
-    async def prepare(self, service: Service) -> Chat:
+    async def prepare(self, service: Service) -> PreparedChat:
         """Look at the request, and make its prompt. Raises: ApiError or SalaError for what is wrong with it."""
         service.require_model(self.model)
         schema = self._json_schema
@@ -131,7 +131,7 @@ class MessagesRequest(CountRequest):
             parallel_tool_calls=choice is None or not choice.disable_parallel_tool_use,
             variables=self.variables(service),
             json_schema=schema,
-            sampling=Sampling(
+            sampling=SamplingParameters(
                 temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, stop=self.stop_sequences
             ),
             max_new_tokens=self.max_tokens,

@@ -16,7 +16,7 @@ from .constraint import TokenConstraint
 from .lark import Lark, json_value
 from .messages import line_number, reason
 from .tool_grammar import CALL_FORMATS, tools_of, write_calls, write_thinking
-from .trial import Tokens, parser_limits
+from .trial import TokenTable, parser_limits
 from .vocabulary import Vocabulary
 
 _UNSUPPORTED = re.compile(r'Unimplemented keys: \["([^"]*)"')
@@ -31,8 +31,8 @@ class Grammars:
     process of its own. Do both outside of an event loop.
 
     What a stranger sends is bounded. A schema has at most 64 KiB as JSON and all tools together 256 KiB, nested at most
-    100 levels deep. To prepare a grammar may take 2 seconds of processor time and 1 GiB in that process, which nothing
-    else shares. In use, the library stops where its own limits are passed (`trial.parser_limits`). They bound what one
+    100 levels deep. To prepare a grammar may take 2 seconds of processor time, 1 GiB, and a quarter of a usual stack in
+    that process. In use, the library stops where its own limits are passed (`trial.parser_limits`). They bound what one
     token of an answer costs: work on regular expressions (`step_lexer_fuel`), work on rules (`step_max_items`), and
     rules in progress at one place (2000). They bound the memory of an answer too: 50,000 states of regular expressions,
     of up to 2 KB each. The longest that a token took under hostile schemas was 60 ms, on a busy machine.
@@ -47,7 +47,7 @@ class Grammars:
         """
         self._vocabulary = Vocabulary(tokenizer._tokenizer, vocab_size, stop_token_ids)
         stops = list(self._vocabulary.stop_token_ids)
-        tokens = Tokens(
+        tokens = TokenTable(
             tokens=self._vocabulary.tokens,
             special_token_ids=self._vocabulary.special_token_ids,
             eos_token_id=stops[0],
@@ -117,7 +117,7 @@ class Grammars:
         if message is None:
             raise RequestError(
                 "the grammar of the answer takes more than the time or memory that is allowed to prepare it: send "
-                'simpler schemas, above all simpler "pattern" and "multipleOf"'
+                'simpler schemas, above all in "pattern" and "multipleOf", and shorter chains of "$ref"'
             )
         if message:
             raise _refusal(message, lark, schemas)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .lark import Lark, json_value, quoted
+from .limits import MOST_NESTING
 from .shapes import Shape, Shapes
 
 _COMMA, _COLON = "/, ?/", "/: ?/"
@@ -33,12 +34,16 @@ class PythonValues:
         self._lark, self._shapes, self._owner = lark, shapes, owner
         self._rules: dict[int, str] = {}
         """By identity of the part of the schema, so that a schema may hold itself."""
+        self._levels = MOST_NESTING
 
     def value(self, schema: Any, pointer: str) -> str:
         """The rule for the values that a part of the schema allows."""
         if id(schema) not in self._rules:
             name = self._rules[id(schema)] = self._lark.reserved()
+            self._shapes.require_level(self._levels, pointer)
+            self._levels -= 1
             choices = [self._shape(shape) for shape in self._shapes.of(schema, pointer)]
+            self._levels += 1
             self._lark.rule(" | ".join(choices), self._owner, name=name)
         return self._rules[id(schema)]
 

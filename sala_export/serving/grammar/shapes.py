@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from ...errors import RequestError
+from .limits import MOST_NESTING
 
 Schema = Mapping[str, Any]
 
@@ -49,11 +50,11 @@ class Shape:
     kind: str
     """One of `TYPES`, or "any", or "literal"."""
     schema: Schema
-    """Of a type: the keywords that are about it."""
+    """Keywords that are about this type."""
     pointer: str
     """Where in the whole schema it stands, as a JSON pointer behind `#`."""
     value: Any = None
-    """Of a literal."""
+    """Value of a literal."""
 
 
 class Shapes:
@@ -69,7 +70,7 @@ class Shapes:
 
         Raises: RequestError naming a keyword that cannot be followed, or if no value is allowed.
         """
-        found = list(self._of(schema, pointer, set()))
+        found = list(self._of(schema, pointer, set(), MOST_NESTING))
         if not found:
             raise self.error(pointer, "no value is allowed", "allow one")
         return found
@@ -77,7 +78,13 @@ class Shapes:
     def error(self, pointer: str, what: str, advice: str) -> RequestError:
         return RequestError(f"{self._owner}, schema at {pointer}: {what}: {advice}")
 
-    def _of(self, schema: Any, pointer: str, seen: set[str]) -> Iterator[Shape]:
+    def require_level(self, levels: int, pointer: str) -> None:
+        """Raises: RequestError if no level is left: references nest what is not nested in the schema."""
+        if levels <= 0:
+            raise self.error(pointer, f"references lead more than {MOST_NESTING} levels deep", "make it flatter")
+
+    def _of(self, schema: Any, pointer: str, seen: set[str], levels: int) -> Iterator[Shape]:
+        self.require_level(levels, pointer)
         if schema is False:
             return
         if schema is True:
@@ -88,7 +95,7 @@ class Shapes:
         choices = [keyword for keyword in asserted if keyword in _CHOICES]
         if choices:
             self._require_alone(asserted, pointer)
-            yield from self._choices(schema, choices[0], pointer, seen)
+            yield from self._choices(schema, choices[0], pointer, seen, levels - 1)
         elif "const" in schema or "enum" in schema:
             yield from self._literals(schema, asserted, pointer)
         elif asserted:
@@ -101,20 +108,20 @@ class Shapes:
             what = f'"{asserted[0]}" beside "{asserted[1]}" is not supported in this format'
             raise self.error(pointer, what, "merge them into one")
 
-    def _choices(self, schema: Schema, keyword: str, pointer: str, seen: set[str]) -> Iterator[Shape]:
+    def _choices(self, schema: Schema, keyword: str, pointer: str, seen: set[str], levels: int) -> Iterator[Shape]:
         value = schema[keyword]
         if keyword == "$ref" and isinstance(value, str):
             # What was seen already adds nothing to a choice, and a circle of references only itself.
             if value not in seen:
                 seen.add(value)
-                yield from self._of(self._resolved(value, pointer), value, seen)
+                yield from self._of(self._resolved(value, pointer), value, seen, levels)
             return
         if not isinstance(value, list) or keyword == "$ref":
             raise self.error(pointer, f'"{keyword}" has another type', "list schemas, and refer by a text")
         if keyword != "anyOf" and len(value) != 1:
             raise self.error(pointer, f'"{keyword}" of several is not supported in this format', 'use "anyOf"')
         for index, part in enumerate(value):
-            yield from self._of(part, f"{pointer}/{keyword}/{index}", seen)
+            yield from self._of(part, f"{pointer}/{keyword}/{index}", seen, levels)
 
     def _resolved(self, reference: str, pointer: str) -> Any:
         missing = self.error(pointer, f"{reference!r} refers to nothing in the schema", "refer to a part of it")

@@ -18,7 +18,7 @@ from ..kept import Ids
 from ..service import Service
 from ..stream import DONE, event
 from .described import described_progress, described_usage, finite
-from .parameters import Accepted, Sampling, StreamOptions, Token
+from .parameters import Accepted, SamplingParameters, StreamOptions, Token
 
 _DEFAULT_MAX_TOKENS = 16
 """OpenAI's, for this endpoint."""
@@ -27,7 +27,7 @@ _MOST_PROMPTS = 128
 Tokens = Annotated[list[Token], Field(min_length=1)]
 
 
-class CompletionRequest(Sampling, Accepted):
+class CompletionRequest(SamplingParameters, Accepted):
     """A request to go on with a text."""
 
     UNSUPPORTED: ClassVar[Mapping[str, str]] = {

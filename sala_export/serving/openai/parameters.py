@@ -28,7 +28,7 @@ class StreamOptions(Refusing):
     include_obfuscation: bool = Field(default=False, description="Accepted and without effect.")
 
 
-class Sampling(Refusing):
+class SamplingParameters(Refusing):
     """How tokens are chosen, and when the answer ends."""
 
     temperature: float | None = Field(default=None, ge=0, le=100, description="0 always picks the likeliest token.")

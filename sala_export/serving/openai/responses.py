@@ -7,11 +7,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ..chats import ANY_TOOL, Chat, ChatTurn, prepare
+from ..chats import ANY_TOOL, ChatTurn, PreparedChat, prepare
 from ..errors import unsupported
 from ..service import Service
 from .messages import MOST_MESSAGES, MOST_TOOLS, Function
-from .parameters import Accepted, Partial, Refusing, Sampling
+from .parameters import Accepted, Partial, Refusing, SamplingParameters
 from .response_format import JsonObject, TextFormat
 from .responses_items import Item, template_messages
 
@@ -108,7 +108,7 @@ class ResponsesRequest(Accepted):
         default=None, description="Accepted and without effect: what the model thinks comes as text."
     )
 
-    async def prepare(self, service: Service) -> Chat:
+    async def prepare(self, service: Service) -> PreparedChat:
         """Look at the request, and make its prompt. Raises: ApiError or SalaError for what is wrong with it."""
         service.require_model(self.model)
         turn = ChatTurn(
@@ -118,7 +118,7 @@ class ResponsesRequest(Accepted):
             parallel_tool_calls=self.parallel_tool_calls is not False,
             variables=self._variables(service),
             json_schema=self._json_schema,
-            sampling=Sampling(temperature=self.temperature, top_p=self.top_p),
+            sampling=SamplingParameters(temperature=self.temperature, top_p=self.top_p),
             max_new_tokens=self.max_output_tokens,
             max_tokens_param="max_output_tokens",
         )

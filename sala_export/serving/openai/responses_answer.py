@@ -11,7 +11,7 @@ from typing import Any
 
 from ..answers import End, Progress
 from ..blocks import AnswerBlock, BlockBegun, BlockEvent, BlockGrown, Blocks
-from ..chats import Chat
+from ..chats import ChatEvent, PreparedChat
 from ..errors import ApiError
 from ..service import Service
 from ..stream import event
@@ -23,7 +23,7 @@ _PREFIXES = {"reasoning": "rs", "text": "msg", "call": "fc"}
 class ResponseAnswer:
     """A response while it comes."""
 
-    def __init__(self, service: Service, request: ResponsesRequest, chat: Chat) -> None:
+    def __init__(self, service: Service, request: ResponsesRequest, chat: PreparedChat) -> None:
         self._service = service
         self._chat = chat
         self._blocks = Blocks()
@@ -69,7 +69,7 @@ class ResponseAnswer:
         told = {"code": codes.get(error.status_code, "server_error"), "message": error.message}
         return self._event("response.failed", response=self._response("failed", error=told))
 
-    def _changes(self, each: Any) -> Iterable[BlockEvent]:
+    def _changes(self, each: ChatEvent) -> Iterable[BlockEvent]:
         if isinstance(each, Progress):
             return ()
         if not isinstance(each, End):

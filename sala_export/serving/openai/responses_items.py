@@ -122,7 +122,7 @@ class OtherItem(BaseModel):
     ]
 
 
-_KNOWN = frozenset({"message", "function_call", "function_call_output", "reasoning"})
+_KNOWN = ("message", "function_call", "function_call_output", "reasoning")
 
 
 def _type_of(item: Any) -> str:

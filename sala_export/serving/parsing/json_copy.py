@@ -12,7 +12,7 @@ from .reader import SPACE, SPACES, Reader, Steps
 
 DEPTH_LIMIT = 64
 """Brackets within brackets that a value may have."""
-SCALAR_LIMIT = 1000
+_SCALAR_LIMIT = 1000
 """Characters of a number. Python itself refuses to read more than 4300 digits."""
 _SCALAR_CHARACTERS = re.compile(r"[-+.0-9A-Za-z]+")
 _SCALAR = re.compile(r"true|false|null|-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
@@ -104,10 +104,10 @@ class JsonCopy:
             return (yield from self._bracket(char))
         if char == '"':
             return _Place.AFTER_VALUE if (yield from self._string(handed_on=True)) else _Place.BROKEN
-        scalar = yield from self._reader.run(_SCALAR_CHARACTERS, limit=SCALAR_LIMIT)
+        scalar = yield from self._reader.run(_SCALAR_CHARACTERS, limit=_SCALAR_LIMIT)
         # A number that the end of the text cuts off would be another number.
         cut_off = bool(self._open) and self._reader.at_end
-        if len(scalar) > SCALAR_LIMIT or cut_off or not _SCALAR.fullmatch(scalar):
+        if len(scalar) > _SCALAR_LIMIT or cut_off or not _SCALAR.fullmatch(scalar):
             return _Place.BROKEN
         self._hand_on(scalar)
         return _Place.AFTER_VALUE

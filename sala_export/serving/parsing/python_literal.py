@@ -11,7 +11,7 @@ import re
 import unicodedata
 from typing import Any, NoReturn
 
-from .json_copy import DEPTH_LIMIT, SCALAR_LIMIT
+from .json_copy import DEPTH_LIMIT
 
 _TOKEN = re.compile(
     r"""(?:\s|\#[^\n]*+)*+
@@ -123,8 +123,6 @@ class _Literal:
 
 def _number(token: str) -> int | float:
     digits = token.lstrip("+-").lstrip()
-    if len(digits) > SCALAR_LIMIT:
-        raise ValueError("a number that is too long")
     value = int(digits, 0) if _INTEGER.fullmatch(digits) else float(digits)
     if value == math.inf:
         raise ValueError("a number too large for a float")

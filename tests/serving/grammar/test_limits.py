@@ -20,6 +20,15 @@ def _nested(levels: int) -> dict[str, Any]:
     return schema
 
 
+def _chain(links: int, *, through_properties: bool) -> dict[str, Any]:
+    """References that lead from one to the next, directly or through an object each."""
+    parts: dict[str, Any] = {f"a{i}": {"$ref": f"#/$defs/a{i + 1}"} for i in range(links)}
+    if through_properties:
+        parts = {name: {"type": "object", "properties": {"x": part}} for name, part in parts.items()}
+    parts[f"a{links}"] = {"type": "string"}
+    return {"$defs": parts, "type": "object", "properties": {"x": {"$ref": "#/$defs/a0"}}}
+
+
 def _pattern(text: str) -> dict[str, Any]:
     return {"type": "string", "pattern": text}
 
@@ -34,6 +43,7 @@ def _pattern(text: str) -> dict[str, Any]:
         ({"const": "\ud800"}, "is no JSON .*surrogates not allowed"),
         ({"type": "integer", "multipleOf": 99_999_989}, "more than the time or memory that is allowed"),
         ({"allOf": [_pattern(f"(.*{c}.*){{5}}") for c in "abcdefghijklmnopqrst"]}, "more than the time or memory"),
+        (_chain(800, through_properties=True), "more than the time or memory"),
         ({"allOf": [{"anyOf": [{"properties": {c + d: {}}} for c in "abcdefgh"]} for d in "abcdefgh"]}, "too large"),
         (_pattern("(" * 300 + "a" + ")" * 300), "regex parse error"),
         (_pattern("a(?=b)"), "look-ahead"),
@@ -51,10 +61,18 @@ def test_schema_that_cannot_be_followed_is_refused(schema: dict[str, Any], messa
         model("byte_level").grammars.json_schema(schema)
 
 
+@pytest.mark.parametrize(("form", "through_properties"), [("minicpm4", True), ("minicpm4", False), ("minicpm5", False)])
+def test_references_that_nest_too_deeply_are_refused(form: str, through_properties: bool) -> None:
+    tool = {"function": {"name": "f", "parameters": _chain(1500, through_properties=through_properties)}}
+    with pytest.raises(RequestError, match=r'tool "f", schema at .*: references lead more than 100 levels deep'):
+        model("byte_level").grammars.tool_calls(form, [tool], choice=None, parallel=True)
+
+
 @pytest.mark.parametrize(
     "schema",
     [
         _nested(MOST_NESTING - 2),
+        _chain(100, through_properties=True),
         {"enum": [f"value {i}" for i in range(4000)]},
         _pattern("^(([a-z0-9]{1,100}){1,100}){1,100}$"),
         {"type": "string", "minLength": 100_000_000},

@@ -22,7 +22,7 @@ from sala_export.serving.grammar.vocabulary import Vocabulary
 FOREIGN_TOKENS = 70
 """Ids of the model that the tokenizer does not know."""
 _KINDS = {"sentencepiece": sentencepiece, "byte_level": byte_level}
-_ENDS = ('"', "}", "]", ")", ">", "`")
+_ENDS = (b'"', b"}", b"]", b")", b">", b"`")
 _TYPES = {"string": str, "object": dict, "array": list, "null": type(None), "boolean": bool}
 
 
@@ -82,8 +82,8 @@ def drawn(constraint: TokenConstraint, of: Model, generator: random.Random, most
             constraint.take(stops[0])
             yield ids
             return
-        ends = [i for i in others if (of.library.token(i) or "").endswith(_ENDS)]
-        ids.append(generator.choice(ends if ends and generator.random() < 0.1 + len(ids) / most else others))
+        ends = [i for i in others if of.vocabulary.tokens[i] in _ENDS]
+        ids.append(generator.choice(ends if ends and generator.random() < 0.1 + 2 * len(ids) / most else others))
         constraint.take(ids[-1])
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 
 import pytest
-from serving.parsing.answers import MARKERS, calls_of, parsed, tool
+from serving.parsing.answers import MARKERS, calls_of, merged, parsed, tool
+
+from sala_export.serving.parsing import output_parser
 
 LENGTH = 1 << 17
 CALL = {
@@ -81,6 +83,14 @@ def test_long_hostile_arguments_are_closed(format_name: str, text: str, argument
         assert found == arguments
     else:
         assert isinstance(found["x"], str)
+
+
+def test_call_that_is_nested_too_deep_holds_nothing_back() -> None:
+    for format_name in ("hermes", "minicpm4"):
+        parser = output_parser(format_name, tools=TOOLS)
+        found = merged(parser.push(CALL[format_name] + "[" * 70 + "a"))
+        assert [kind for kind, _ in found] == ["call", "arguments", "content"]
+        assert found[-1][1].endswith("[a")
 
 
 @pytest.mark.parametrize("format_name", CALL)
