@@ -10,7 +10,7 @@ from ...errors import RequestError
 from .messages import reason
 
 
-class TokenConstraint:
+class GrammarConstraint:
     """What may come next in one answer. Make a new one for each answer. One thread at a time may use it."""
 
     def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:

@@ -12,7 +12,7 @@ from ...errors import RequestError
 from ...runtime.text import Tokenizer
 from ..parsing.grammars import FORMATS
 from . import limits
-from .constraint import TokenConstraint
+from .constraint import GrammarConstraint
 from .lark import Lark, json_value
 from .messages import line_number, reason
 from .tool_grammar import CALL_FORMATS, tools_of, write_calls, write_thinking
@@ -56,7 +56,7 @@ class Grammars:
         self._vocab_size = vocab_size
         self._trials = limits.Trials(vocab_size)
 
-    def json_object(self, *, after_reasoning: str = "none", starts_in_reasoning: bool = False) -> TokenConstraint:
+    def json_object(self, *, after_reasoning: str = "none", starts_in_reasoning: bool = False) -> GrammarConstraint:
         """Allow any JSON object. The arguments are those of `json_schema`."""
         return self.json_schema(
             {"type": "object"}, after_reasoning=after_reasoning, starts_in_reasoning=starts_in_reasoning
@@ -64,7 +64,7 @@ class Grammars:
 
     def json_schema(
         self, schema: Mapping[str, Any], *, after_reasoning: str = "none", starts_in_reasoning: bool = False
-    ) -> TokenConstraint:
+    ) -> GrammarConstraint:
         """Allow the JSON texts that a schema allows.
 
         An object has the properties that the schema names in their order, then others where it allows them. Names of
@@ -90,7 +90,7 @@ class Grammars:
         parallel: bool,
         reasoning: bool = True,
         starts_in_reasoning: bool = False,
-    ) -> TokenConstraint:
+    ) -> GrammarConstraint:
         """Allow calls of tools and nothing else, but for thinking before them.
 
         Args: format: "minicpm4" (calls in Python), "minicpm5" (XML) or "hermes" (JSON). tools: as OpenAI's clients send
@@ -111,7 +111,7 @@ class Grammars:
         lark.rule(f"{thinking} {write_calls(lark, format, chosen, parallel=parallel)}", name="start")
         return self._constraint(lark, {tool.owner: tool.parameters for tool in chosen})
 
-    def _constraint(self, lark: Lark, schemas: Mapping[str, Any]) -> TokenConstraint:
+    def _constraint(self, lark: Lark, schemas: Mapping[str, Any]) -> GrammarConstraint:
         source = lark.source()
         message = self._trials.message(source)
         if message is None:
@@ -124,7 +124,7 @@ class Grammars:
         matcher = LLMatcher(self._tokenizer, LLMatcher.grammar_from_lark(source), log_level=0, limits=parser_limits())
         if matcher.is_error():
             raise _refusal(matcher.get_error(), lark, schemas)
-        return TokenConstraint(matcher, self._vocab_size)
+        return GrammarConstraint(matcher, self._vocab_size)
 
 
 def _format(name: str, known: Sequence[str]) -> str:

@@ -41,7 +41,7 @@ class TokenTable:
     tokens: list[bytes]
     """Bytes of each token, in the order of ids. An empty one can never be drawn."""
     special_token_ids: list[int]
-    """TokenTable that no text spells."""
+    """Tokens that no text spells."""
     eos_token_id: int
     bos_token_id: int | None = None
 

@@ -22,7 +22,7 @@ from .described import described_progress, described_token, described_usage
 from .messages import (
     MOST_MESSAGES,
     MOST_TOOLS,
-    FunctionTool,
+    ChatTool,
     Message,
     NamedTool,
     ToolChoice,
@@ -60,7 +60,7 @@ class ChatRequest(SamplingParameters, Accepted):
     logprobs: bool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     modalities: list[Literal["text"]] | None = None
-    tools: list[FunctionTool] | None = Field(default=None, max_length=MOST_TOOLS)
+    tools: list[ChatTool] | None = Field(default=None, max_length=MOST_TOOLS)
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool = True
     response_format: ResponseFormat | None = None

@@ -67,7 +67,7 @@ class Function(Refusing):
     strict: bool | None = None
 
 
-class FunctionTool(Refusing):
+class ChatTool(Refusing):
     type: Literal["function"]
     function: Function
 
@@ -93,7 +93,7 @@ def template_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return [_template_message(message, f"messages[{place}]") for place, message in enumerate(messages)]
 
 
-def template_tools(tools: Sequence[FunctionTool]) -> list[dict[str, Any]]:
+def template_tools(tools: Sequence[ChatTool]) -> list[dict[str, Any]]:
     """Tools as chat templates take them."""
     return [tool.model_dump(exclude_none=True) for tool in tools]
 

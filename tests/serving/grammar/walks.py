@@ -16,7 +16,7 @@ from support.tokenizer_files import byte_level, sentencepiece
 
 from sala_export.checkpoint.library_tokenizer import LibraryTokenizer
 from sala_export.runtime.text import Tokenizer
-from sala_export.serving.grammar import Grammars, TokenConstraint
+from sala_export.serving.grammar import GrammarConstraint, Grammars
 from sala_export.serving.grammar.vocabulary import Vocabulary
 
 FOREIGN_TOKENS = 70
@@ -67,11 +67,11 @@ def model(kind: str, markers: tuple[str, ...] = ()) -> Model:
     )
 
 
-def allowed_ids(constraint: TokenConstraint) -> list[int]:
+def allowed_ids(constraint: GrammarConstraint) -> list[int]:
     return [int(i) for i in np.flatnonzero(np.unpackbits(constraint.allowed().view(np.uint8), bitorder="little"))]
 
 
-def drawn(constraint: TokenConstraint, of: Model, generator: random.Random, most: int = 500) -> Iterator[list[int]]:
+def drawn(constraint: GrammarConstraint, of: Model, generator: random.Random, most: int = 500) -> Iterator[list[int]]:
     """Draw an answer, first evenly and then ever more to its end. Gives it without its stop token, if it ends."""
     ids: list[int] = []
     while len(ids) < most:
@@ -87,7 +87,7 @@ def drawn(constraint: TokenConstraint, of: Model, generator: random.Random, most
         constraint.take(ids[-1])
 
 
-def accepted(constraint: TokenConstraint, ids: Sequence[int]) -> int:
+def accepted(constraint: GrammarConstraint, ids: Sequence[int]) -> int:
     """Take tokens as long as they are allowed; returns how many were."""
     for count, token_id in enumerate(ids):
         if token_id not in allowed_ids(constraint):
