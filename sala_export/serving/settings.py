@@ -131,7 +131,8 @@ def _quota(limits: Sequence[str], where: str) -> Quota:
         name, sign, value = limit.partition("=")
         if not sign or name not in _LIMITS or name in given:
             known = " and ".join(f"{each}={example}" for each, example in _LIMITS.items())
-            raise RequestError(f"{where}: {limit!r} is no limit of a key: behind a key {known} may stand, each once")
+            shown = repr(limit) if sign else "what stands behind the key"  # which may be another key
+            raise RequestError(f"{where}: {shown} is no limit: behind a key {known} may stand, each once")
         given[name] = _number(value, f"{where}, {name}")
     return Quota(contexts=given.get("contexts"), context_tokens=given.get("context-tokens"))
 
