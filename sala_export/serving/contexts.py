@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 import time
 import uuid
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
     from .prompts import Prompts
     from .settings import Caller
 
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
+logger = logging.getLogger(__name__)
+
+NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _NO_IDS = np.empty(0, np.int32)
 _ANSWER_TOKENS = 1024
 """Room that a context leaves for a question and its answer, but no more than a quarter of all."""
@@ -105,7 +108,10 @@ class Contexts:
         """Of a context."""
         self._ready: dict[tuple[str, str], Context] = {}
         self._reading: dict[tuple[str, str], Context] = {}
-        self._leaving: set[tuple[str, str]] = set()
+        self._names_lock = asyncio.Lock()
+        """Held by who gives a name in the store, or takes one away."""
+        self._leaving: tuple[str, str] | None = None
+        """The one whose name is being taken away."""
         self._changes = 0
         """Counts what this server has changed, so that an older look at the store is not taken for a newer one."""
 
@@ -123,12 +129,14 @@ class Contexts:
         while changes != self._changes:
             changes = self._changes
             found = await asyncio.to_thread(self.backing.named.all, self.model)
+        # Whose name is being given or taken away now, the store tells otherwise than it will.
+        moving = {context.key for context in self._reading.values() if context.is_read} | {self._leaving}
         contexts = (context for each in found if (context := _stored_context(each)) is not None)
-        stored = {context.key: context for context in contexts if context.key not in self._leaving}
-        for context in [*self._ready.values()]:
-            if context.key not in stored or stored[context.key].id != context.id:
+        stored = {context.key: context for context in contexts if context.key not in moving}
+        for key, context in [*self._ready.items()]:
+            if key not in moving and (key not in stored or stored[key].id != context.id):
                 self._let_go(context)
-                del self._ready[context.key]
+                del self._ready[key]
         self._ready = stored | self._ready
 
     async def all(self, caller: Caller) -> list[Context]:
@@ -168,6 +176,8 @@ class Contexts:
             )
         if not len(context.ids):
             ids = await self._stored_ids(context)
+            if self._ready.get(context.key) is not context:
+                raise _lost(context)
             if context.held is None:
                 context.ids, context.held = ids, self.kept.hold(ids, is_stored=True)
         return context.document()
@@ -179,15 +189,16 @@ class Contexts:
             reading.is_deleted = True
             await self.end_reading(reading)
             await self._forget(reading)
-        if (ready := self._ready.pop(found.key, None)) is not None:
-            self._leaving.add(ready.key)
-            try:
-                await self._forget(ready)
-                if self.backing is not None:
-                    await asyncio.to_thread(self.backing.named.delete, ready.owner, ready.name)
-            finally:
-                self._leaving.remove(ready.key)
-                self._changes += 1
+        async with self._names_lock:
+            if (ready := self._ready.pop(found.key, None)) is not None:
+                self._leaving = ready.key
+                try:
+                    await self._forget(ready)
+                    if self.backing is not None:
+                        await asyncio.to_thread(self.backing.named.delete, ready.owner, ready.name)
+                finally:
+                    self._leaving = None
+                    self._changes += 1
         return found
 
     def reserve(self, caller: Caller, name: str, encoder: DocumentEncoder, system: str | None) -> Context:
@@ -252,14 +263,15 @@ class Contexts:
         Raises: StateError if the store does not take it.
         """
         assert context.held is not None
-        old = self._ready.get(context.key)
-        if self.backing is not None:
-            await self.kept.store(context.held, partial(_give_name, context, old is not None))
-        self._changes += 1
-        context.is_ready = True
-        self._ready[context.key] = context
-        if old is not None:
-            await self._forget(old)
+        async with self._names_lock:
+            old = self._ready.get(context.key)
+            if self.backing is not None:
+                await self.kept.store(context.held, partial(_give_name, context, old is not None))
+            self._changes += 1
+            context.is_ready = True
+            self._ready[context.key] = context
+            if old is not None:
+                await self._forget(old)
 
     async def end_reading(self, context: Context) -> None:
         """End the reading of a context, unless all has been read. If it is not ready then, its name is free."""
@@ -293,21 +305,22 @@ class Contexts:
         try:
             ids = await asyncio.to_thread(self.backing.named.token_ids, context.owner, context.name)
         except StateError as error:
+            logger.warning("the context %s is damaged: %s", context.id, error)
             raise ApiError(
                 500,
-                f"the context {context.name!r} is damaged: delete it and send its text again ({error})",
+                f"the context {context.name!r} is damaged: delete it and send its text again",
                 kind="server_error",
                 param="context",
                 code="context_damaged",
             ) from None
         if ids is None:
-            raise ApiError(404, f"there is no context {context.name!r} any more", code="context_not_found")
+            raise _lost(context)
         return ids
 
 
 def require_name(name: str) -> None:
     """Raises: ApiError for what is no name of a context."""
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise invalid(
             "name", f"{name[:200]!r} is no name of a context: use 1 to 128 of A-Z, a-z, 0-9, '.', '_' and '-'"
         )
@@ -316,6 +329,10 @@ def require_name(name: str) -> None:
 def deleted(context: Context) -> ApiError:
     """The answer to who sent a context that somebody has deleted meanwhile."""
     return ApiError(409, f"the context {context.name!r} was deleted while it was being read", code="context_deleted")
+
+
+def _lost(context: Context) -> ApiError:
+    return ApiError(404, f"there is no context {context.name!r} any more", param="context", code="context_not_found")
 
 
 def _quota_used_up(what: str) -> ApiError:

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from ..errors import SalaError
-from .contexts import Context, Contexts, require_name
+from .contexts import NAME, Context, Contexts, require_name
 from .contexts_reading import Reading, read, receive_text
 from .errors import ApiError, of_sala
 from .guard import TEXT_PATH
@@ -32,7 +32,9 @@ _RESPONSES: Mapping[int | str, dict[str, Any]] = {
     413: {"model": ErrorBody, "description": "The text has more tokens than fit into a context."},
     415: {"model": ErrorBody, "description": "The body is no UTF-8 text."},
 }
+_STREAM = {"description": "With stream=true, the events.", "content": {"text/event-stream": {}}}
 _ENDPOINT: Mapping[str, Any] = {"responses": dict(_RESPONSES), "response_model": None}
+_UPLOAD: Mapping[str, Any] = {"responses": {200: _STREAM, **_RESPONSES}, "response_model": None}
 _TEXT_BODY = {
     "requestBody": {
         "required": True,
@@ -44,7 +46,10 @@ _TEXT_BODY = {
 class ContextQuery(Refusing):
     """What is to be done with a text."""
 
-    name: str = Field(description="Of the context: 1 to 128 of A-Z, a-z, 0-9, '.', '_' and '-'.")
+    name: str = Field(
+        description="Of the context: 1 to 128 of A-Z, a-z, 0-9, '.', '_' and '-'.",
+        json_schema_extra={"pattern": f"^{NAME.pattern}$"},
+    )
     system: str | None = Field(default=None, description="The system message of conversations that go on from it.")
     replace: bool = Field(default=False, description="Take the place of a context of this name, when it is ready.")
     stream: bool = Field(default=False, description="Send events that tell how much has been read.")
@@ -61,7 +66,7 @@ def add_contexts(app: FastAPI, service: Service) -> None:
     """Add the endpoints."""
     contexts = service.contexts
 
-    @app.post(TEXT_PATH, status_code=201, openapi_extra=_TEXT_BODY, **_ENDPOINT)
+    @app.post(TEXT_PATH, status_code=201, openapi_extra=_TEXT_BODY, **_UPLOAD)
     async def make_context(query: Annotated[ContextQuery, Query()], request: Request) -> Response:
         """Read a text of any size, which conversations can then go on from."""
         context, first, readings = await _begun(contexts, query, request)

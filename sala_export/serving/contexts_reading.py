@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from .contexts import Context, Contexts
     from .contexts_prompts import DocumentEncoder
     from .settings import Caller
+
+logger = logging.getLogger(__name__)
 
 _PIECE_BYTES = 1 << 16
 """Text is encoded in pieces of this size, however small those are that arrive."""
@@ -115,13 +118,14 @@ class _Follower:
     async def news(self, task: asyncio.Task[None]) -> AsyncGenerator[Reading]:
         """Yield the news until the task has ended, without those that are no news any more."""
         while True:
-            await self._has_changed.wait()
-            self._has_changed.clear()
             last, self._last = self._last, None
             if last is not None:
                 yield last
             elif task.done():
                 return
+            else:
+                await self._has_changed.wait()
+                self._has_changed.clear()
 
 
 async def _read(contexts: Contexts, context: Context, follower: _Follower) -> None:
@@ -148,8 +152,18 @@ async def _read(contexts: Contexts, context: Context, follower: _Follower) -> No
 
 
 async def _of_store(work: Awaitable[None]) -> None:
-    """Do what a store may refuse. Raises: ApiError with the reason."""
+    """Do what a store may refuse. The reason goes to the log, because it names paths of this machine.
+
+    Raises: ApiError.
+    """
     try:
         await work
     except StateError as error:
-        raise ApiError(503, str(error), kind="server_error", code="store_failed") from None
+        logger.warning("a context was not stored: %s", error)
+        raise ApiError(
+            503,
+            "the state store of this server has no room for the context, or cannot be written: delete other contexts, "
+            "or ask who runs the server, whose log tells more",
+            kind="server_error",
+            code="store_failed",
+        ) from None

@@ -208,7 +208,7 @@ def test_contexts_on_disk_leave_the_memory_to_others(tmp_path: Path) -> None:
     with running_server(passkey_text_bundle(), settings, store=small) as server, client_to(server.url) as client:
         (text, needles), (other, _), _ = texts
         assert upload(client, "book", text).status_code == 201
-        assert_error(upload(client, "other", other), 503, "store_failed", "states with names take .*: delete one")
+        assert_error(upload(client, "other", other), 503, "store_failed", "no room .*: delete other")
         assert_needles_are_found(client, "book", needles, tokens=LENGTH)
 
 
