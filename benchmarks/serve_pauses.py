@@ -27,7 +27,6 @@ from support.passkey_text import WORDS, passkey_text, passkey_text_bundle, quest
 from support.serve_process import server_process
 
 _CHAT = "/v1/chat/completions"
-_SECONDS_ALONE = 5.0
 
 
 async def chat(client: httpx2.AsyncClient, until: asyncio.Event) -> list[float]:
@@ -44,14 +43,14 @@ async def chat(client: httpx2.AsyncClient, until: asyncio.Event) -> list[float]:
     return gaps
 
 
-async def measure(url: str, tokens: int) -> tuple[list[float], list[float], float, bool]:
+async def measure(url: str, tokens: int, seconds_alone: float) -> tuple[list[float], list[float], float, bool]:
     """Gaps alone, gaps beside the long prompt, seconds of the long prompt, and whether its answer was right."""
     text, needles = passkey_text(tokens)
     messages = [{"role": "user", "content": f"{text} {question(needles[1])}"}]
     request = {"model": "model", "messages": messages, "max_tokens": 1, "temperature": 0}
     async with httpx2.AsyncClient(base_url=url, timeout=None) as client:
         until = asyncio.Event()
-        asyncio.get_running_loop().call_later(_SECONDS_ALONE, until.set)
+        asyncio.get_running_loop().call_later(seconds_alone, until.set)
         alone = await chat(client, until)
         until = asyncio.Event()
         beside = asyncio.ensure_future(chat(client, until))
@@ -74,12 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print. Returns 1 if the answer was wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", default="1M", help="tokens of the long prompt")
+    parser.add_argument("--seconds", type=float, default=5.0, help="time to chat alone first")
     options = parser.parse_args(arguments)
     print(f"machine: {describe_machine()}")
     # The prompt, the question and the answer.
     tokens = parse_tokens(options.tokens) - 3
     with server_process(passkey_text_bundle(), "--max-contexts", "0") as (url, _):
-        alone, beside, seconds, is_right = asyncio.run(measure(url, tokens))
+        alone, beside, seconds, is_right = asyncio.run(measure(url, tokens, options.seconds))
     print(f"from token to token, alone: {described(alone)}")
     print(f"while {tokens:,} tokens were read in {seconds:.0f} s: {described(beside)}")
     print("the long prompt was answered rightly" if is_right else "fault: the answer to the long prompt is wrong")
