@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import StateError
-from .contexts_prompts import ReadDocument, DocumentEncoder
+from .contexts_prompts import DocumentEncoder, ReadDocument
 from .errors import ApiError, invalid
 from .kept import Held, Ids
 

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from ..errors import SalaError
-from .contexts import NAME, NamedContext, Contexts, require_name
+from .contexts import NAME, Contexts, NamedContext, require_name
 from .contexts_reading import Reading, read, receive_text
 from .errors import ApiError, of_sala
 from .guard import TEXT_PATH

@@ -15,7 +15,7 @@ from .contexts import deleted
 from .errors import ApiError
 
 if TYPE_CHECKING:
-    from .contexts import NamedContext, Contexts
+    from .contexts import Contexts, NamedContext
     from .contexts_prompts import DocumentEncoder
     from .settings import Caller
 

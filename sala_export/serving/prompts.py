@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.literal import LiteralMarks
-from .contexts_prompts import ReadDocument, DocumentEncoder
+from .contexts_prompts import DocumentEncoder, ReadDocument
 from .errors import ApiError, invalid, unsupported
 
 if TYPE_CHECKING:
