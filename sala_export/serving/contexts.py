@@ -201,16 +201,19 @@ class Contexts:
                     self._changes += 1
         return found
 
-    def reserve(self, caller: Caller, name: str, encoder: DocumentEncoder, system: str | None) -> NamedContext:
+    def reserve(
+        self, caller: Caller, name: str, encoder: DocumentEncoder, system: str | None, *, replace: bool
+    ) -> NamedContext:
         """Begin a context. Its name is taken from now on, and its tokens count.
 
-        Raises: ApiError if a context of this name is being read, or if the owner has as many as the quota allows.
+        Args: replace: there may be a context of this name, whose place it takes when it is ready.
+        Raises: ApiError if the name is taken, or if the owner has as many contexts as the quota allows.
         """
         key = (caller.owner, name)
         if key in self._reading:
-            raise ApiError(
-                409, f"a context {name!r} is being read: wait for it, or delete it", param="name", code="context_exists"
-            )
+            raise _exists(f"a context {name!r} is being read: wait for it, or delete it")
+        if key in self._ready and not replace:
+            raise _exists(f"there is a context {name!r}: choose another name, delete it, or replace it (replace=true)")
         most = caller.quota.contexts
         names = {each.name for each in self._of(caller)} | {name}
         if most is not None and len(names) > most:
@@ -225,16 +228,6 @@ class Contexts:
         )
         self._reading[key] = context
         return context
-
-    def require_unused(self, caller: Caller, name: str) -> None:
-        """Raises: ApiError if there is a context of this name."""
-        if (caller.owner, name) in self._ready:
-            raise ApiError(
-                409,
-                f"there is a context {name!r}: choose another name, delete it, or replace it (replace=true)",
-                param="name",
-                code="context_exists",
-            )
 
     def grow(self, caller: Caller, context: NamedContext, tokens: int) -> None:
         """Take note that the text of a context has so many tokens.
@@ -269,7 +262,7 @@ class Contexts:
                 await self.kept.store(context.held, partial(_give_name, context, old is not None))
             self._changes += 1
             context.is_ready = True
-            self._ready[context.key] = context
+            self._ready[context.key] = self._reading.pop(context.key)
             if old is not None:
                 await self._forget(old)
 
@@ -333,6 +326,10 @@ def deleted(context: NamedContext) -> ApiError:
 
 def _lost(context: NamedContext) -> ApiError:
     return ApiError(404, f"there is no context {context.name!r} any more", param="context", code="context_not_found")
+
+
+def _exists(what: str) -> ApiError:
+    return ApiError(409, what, param="name", code="context_exists")
 
 
 def _quota_used_up(what: str) -> ApiError:

@@ -122,10 +122,8 @@ async def _begun(
     caller, system = caller_of(request), query.system or None
     require_name(query.name)
     await contexts.refresh()
-    if not query.replace:
-        contexts.require_unused(caller, query.name)
     encoder = await asyncio.to_thread(contexts.prompts.document, system)
-    context = contexts.reserve(caller, query.name, encoder, system)
+    context = contexts.reserve(caller, query.name, encoder, system, replace=query.replace)
     readings = read(contexts, context)
     try:
         try:

@@ -91,6 +91,8 @@ async def read(contexts: Contexts, context: NamedContext) -> AsyncGenerator[Read
     if contexts.backing is not None:
         size = contexts.model.state_bytes(len(context.ids))
         await _of_store(asyncio.to_thread(contexts.backing.named.require_room, size))
+    if context.is_deleted:
+        raise deleted(context)
     context.held = contexts.kept.hold(context.ids)
     follower = _Follower()
     context.reading = asyncio.create_task(_read(contexts, context, follower))

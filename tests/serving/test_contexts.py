@@ -358,7 +358,7 @@ def test_uploads_at_once_do_not_exceed_a_quota() -> None:
 
 
 def test_client_that_leaves_ends_the_reading_and_nothing_is_read_twice(client: httpx2.Client) -> None:
-    text, needles = passkey_text(16 << 10, seed=2)
+    text, needles = passkey_text(8 << 10, seed=2)
     query = {"name": "left", "stream": "true"}
     with client.stream("POST", "/v1/contexts", params=query, headers=PLAIN, content=text.encode()) as answer:
         next(event for _, event in events(answer.iter_lines()) if event["processed"])
@@ -367,11 +367,11 @@ def test_client_that_leaves_ends_the_reading_and_nothing_is_read_twice(client: h
         (_, first), *_, (name, _) = events(answer.iter_lines())
     assert first["cached"] > 0
     assert name == "context.ready"
-    assert_needles_are_found(client, "left", needles, tokens=16 << 10)
+    assert_needles_are_found(client, "left", needles, tokens=8 << 10)
 
 
 def test_context_that_is_being_read_can_be_deleted(server: RunningServer, client: httpx2.Client) -> None:
-    text, _ = passkey_text(16 << 10, seed=3)
+    text, _ = passkey_text(8 << 10, seed=3)
     gc.collect()
     before = server.service.model.cache_bytes
     query = {"name": "gone", "stream": "true"}
@@ -387,6 +387,18 @@ def test_context_that_is_being_read_can_be_deleted(server: RunningServer, client
     assert client.get("/v1/contexts").json()["data"] == []
     gc.collect()
     assert server.service.model.cache_bytes <= before
+
+
+def test_context_whose_text_still_arrives_can_be_deleted(server: RunningServer, client: httpx2.Client) -> None:
+    def text() -> Iterator[bytes]:
+        yield b"w40 " * 50
+        with client_to(server.url) as other:
+            wait_until(lambda: bool(other.get("/v1/contexts").json()["data"]))
+            assert other.delete("/v1/contexts/gone").json()["deleted"]
+        yield b"w41"
+
+    assert_error(upload(client, "gone", text()), 409, "context_deleted")
+    assert client.get("/v1/contexts").json()["data"] == []
 
 
 def test_document_is_literal_and_stands_where_the_template_writes_it() -> None:
