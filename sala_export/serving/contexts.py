@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import StateError
-from .contexts_prompts import Document, DocumentEncoder
+from .contexts_prompts import DocumentEncoder, ReadDocument
 from .errors import ApiError, invalid
 from .kept import Held, Ids
 
@@ -43,7 +43,7 @@ _NOTE_FIELDS = {"id", "system", "front"}
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
-class Context:
+class NamedContext:
     """A context with a name."""
 
     id: str
@@ -55,7 +55,7 @@ class Context:
     system: str | None
     """The system message in front of the text."""
     front: str = ""
-    """As in `Document`."""
+    """As in `ReadDocument`."""
     tokens: int = 0
     """So far, while the text arrives."""
     processed: int = 0
@@ -78,9 +78,9 @@ class Context:
         """What the store keeps with it."""
         return json.dumps({"id": self.id, "system": self.system, "front": self.front})
 
-    def document(self) -> Document:
+    def document(self) -> ReadDocument:
         """What conversations go on from."""
-        return Document(name=self.name, ids=self.ids, system=self.system, front=self.front)
+        return ReadDocument(name=self.name, ids=self.ids, system=self.system, front=self.front)
 
 
 class Contexts:
@@ -105,9 +105,9 @@ class Contexts:
         self.max_waiting_bytes = max_waiting_bytes
         room = answers.max_context
         self.max_tokens = room - min(_ANSWER_TOKENS, room // 4)
-        """Of a context."""
-        self._ready: dict[tuple[str, str], Context] = {}
-        self._reading: dict[tuple[str, str], Context] = {}
+        """Most tokens of a context."""
+        self._ready: dict[tuple[str, str], NamedContext] = {}
+        self._reading: dict[tuple[str, str], NamedContext] = {}
         self._names_lock = asyncio.Lock()
         """Held by who gives a name in the store, or takes one away."""
         self._leaving: tuple[str, str] | None = None
@@ -139,12 +139,12 @@ class Contexts:
                 del self._ready[key]
         self._ready = stored | self._ready
 
-    async def all(self, caller: Caller) -> list[Context]:
+    async def all(self, caller: Caller) -> list[NamedContext]:
         """The contexts of one owner, the oldest first. One that is being read in the place of another comes, too."""
         await self.refresh()
         return sorted(self._of(caller), key=lambda context: context.created)
 
-    async def find(self, caller: Caller, name: str) -> Context:
+    async def find(self, caller: Caller, name: str) -> NamedContext:
         """A context, or if there is none the one that is being read. Raises: ApiError if there is neither."""
         require_name(name)
         await self.refresh()
@@ -159,7 +159,7 @@ class Contexts:
             )
         return context
 
-    async def document(self, caller: Caller, name: str) -> Document:
+    async def document(self, caller: Caller, name: str) -> ReadDocument:
         """What a conversation goes on from.
 
         Raises: ApiError if there is no such context, if it is still being read, or if its files in the store are
@@ -182,7 +182,7 @@ class Contexts:
                 context.ids, context.held = ids, self.kept.hold(ids, is_stored=True)
         return context.document()
 
-    async def delete(self, caller: Caller, name: str) -> Context:
+    async def delete(self, caller: Caller, name: str) -> NamedContext:
         """Forget a context, and end its reading if it is being read. Returns it. Raises: ApiError if there is none."""
         found = await self.find(caller, name)
         if (reading := self._reading.get(found.key)) is not None:
@@ -201,21 +201,24 @@ class Contexts:
                     self._changes += 1
         return found
 
-    def reserve(self, caller: Caller, name: str, encoder: DocumentEncoder, system: str | None) -> Context:
+    def reserve(
+        self, caller: Caller, name: str, encoder: DocumentEncoder, system: str | None, *, replace: bool
+    ) -> NamedContext:
         """Begin a context. Its name is taken from now on, and its tokens count.
 
-        Raises: ApiError if a context of this name is being read, or if the owner has as many as the quota allows.
+        Args: replace: there may be a context of this name, whose place it takes when it is ready.
+        Raises: ApiError if the name is taken, or if the owner has as many contexts as the quota allows.
         """
         key = (caller.owner, name)
         if key in self._reading:
-            raise ApiError(
-                409, f"a context {name!r} is being read: wait for it, or delete it", param="name", code="context_exists"
-            )
+            raise _exists(f"a context {name!r} is being read: wait for it, or delete it")
+        if key in self._ready and not replace:
+            raise _exists(f"there is a context {name!r}: choose another name, delete it, or replace it (replace=true)")
         most = caller.quota.contexts
         names = {each.name for each in self._of(caller)} | {name}
         if most is not None and len(names) > most:
             raise _quota_used_up(f"this key may have {most} contexts, and has them")
-        context = Context(
+        context = NamedContext(
             id=f"ctx_{uuid.uuid4().hex}",
             owner=caller.owner,
             name=name,
@@ -226,17 +229,7 @@ class Contexts:
         self._reading[key] = context
         return context
 
-    def require_unused(self, caller: Caller, name: str) -> None:
-        """Raises: ApiError if there is a context of this name."""
-        if (caller.owner, name) in self._ready:
-            raise ApiError(
-                409,
-                f"there is a context {name!r}: choose another name, delete it, or replace it (replace=true)",
-                param="name",
-                code="context_exists",
-            )
-
-    def grow(self, caller: Caller, context: Context, tokens: int) -> None:
+    def grow(self, caller: Caller, context: NamedContext, tokens: int) -> None:
         """Take note that the text of a context has so many tokens.
 
         Raises: ApiError if they are too many for the server, or for the quota of the owner, or if the context was
@@ -257,7 +250,7 @@ class Contexts:
         if most is not None and others + tokens > most:
             raise _quota_used_up(f"the contexts of this key may have {most} tokens together, and others have {others}")
 
-    async def complete(self, context: Context) -> None:
+    async def complete(self, context: NamedContext) -> None:
         """Give a name to what has been read, in the place of an older context of this name.
 
         Raises: StateError if the store does not take it.
@@ -269,11 +262,11 @@ class Contexts:
                 await self.kept.store(context.held, partial(_give_name, context, old is not None))
             self._changes += 1
             context.is_ready = True
-            self._ready[context.key] = context
+            self._ready[context.key] = self._reading.pop(context.key)
             if old is not None:
                 await self._forget(old)
 
-    async def end_reading(self, context: Context) -> None:
+    async def end_reading(self, context: NamedContext) -> None:
         """End the reading of a context, unless all has been read. If it is not ready then, its name is free."""
         if context.reading is not None:
             if not context.is_read:
@@ -284,23 +277,23 @@ class Contexts:
         if not context.is_ready:
             self._let_go(context)
 
-    def _of(self, caller: Caller) -> Iterator[Context]:
+    def _of(self, caller: Caller) -> Iterator[NamedContext]:
         for contexts in (self._ready, self._reading):
             yield from (each for (owner, _), each in contexts.items() if owner == caller.owner)
 
-    def _let_go(self, context: Context) -> None:
+    def _let_go(self, context: NamedContext) -> None:
         if context.held is not None:
             self.kept.release(context.held)
             context.held = None
 
-    async def _forget(self, context: Context) -> None:
+    async def _forget(self, context: NamedContext) -> None:
         """Free the memory that a context takes."""
         self._let_go(context)
         if len(context.ids):  # else no conversation has gone on from it here
             await self.answers.settle()
             await self.kept.forget(context.ids)
 
-    async def _stored_ids(self, context: Context) -> Ids:
+    async def _stored_ids(self, context: NamedContext) -> Ids:
         assert self.backing is not None
         try:
             ids = await asyncio.to_thread(self.backing.named.token_ids, context.owner, context.name)
@@ -326,29 +319,33 @@ def require_name(name: str) -> None:
         )
 
 
-def deleted(context: Context) -> ApiError:
+def deleted(context: NamedContext) -> ApiError:
     """The answer to who sent a context that somebody has deleted meanwhile."""
     return ApiError(409, f"the context {context.name!r} was deleted while it was being read", code="context_deleted")
 
 
-def _lost(context: Context) -> ApiError:
+def _lost(context: NamedContext) -> ApiError:
     return ApiError(404, f"there is no context {context.name!r} any more", param="context", code="context_not_found")
+
+
+def _exists(what: str) -> ApiError:
+    return ApiError(409, what, param="name", code="context_exists")
 
 
 def _quota_used_up(what: str) -> ApiError:
     return ApiError(403, f"{what}: delete a context, or ask for a larger quota", code="quota_exceeded")
 
 
-def _give_name(context: Context, replace: bool, store: StateStore, ids: Ids) -> None:
+def _give_name(context: NamedContext, replace: bool, store: StateStore, ids: Ids) -> None:
     store.named.add(*context.key, ids, note=context.note(), created=context.created, replace=replace)
 
 
-def _stored_context(named: NamedState) -> Context | None:
+def _stored_context(named: NamedState) -> NamedContext | None:
     """A context as the store has it. None for a name that something else has given."""
     note = _parsed(named.note)
     if note is None:
         return None
-    return Context(
+    return NamedContext(
         id=note["id"],
         owner=named.owner,
         name=named.name,

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from ..errors import SalaError
-from .contexts import NAME, Context, Contexts, require_name
+from .contexts import NAME, Contexts, NamedContext, require_name
 from .contexts_reading import Reading, read, receive_text
 from .errors import ApiError, of_sala
 from .guard import TEXT_PATH
@@ -98,7 +98,7 @@ def add_contexts(app: FastAPI, service: Service) -> None:
         return JSONResponse({"id": context.id, "object": "context.deleted", "name": name, "deleted": True})
 
 
-def described(contexts: Contexts, context: Context) -> dict[str, Any]:
+def described(contexts: Contexts, context: NamedContext) -> dict[str, Any]:
     """A context as clients get it."""
     return {
         "id": context.id,
@@ -114,7 +114,7 @@ def described(contexts: Contexts, context: Context) -> dict[str, Any]:
 
 async def _begun(
     contexts: Contexts, query: ContextQuery, request: Request
-) -> tuple[Context, Reading, AsyncGenerator[Reading]]:
+) -> tuple[NamedContext, Reading, AsyncGenerator[Reading]]:
     """Take the text of a context, and begin to read it.
 
     Returns: the context, how far it is, and how far it comes.
@@ -122,10 +122,8 @@ async def _begun(
     caller, system = caller_of(request), query.system or None
     require_name(query.name)
     await contexts.refresh()
-    if not query.replace:
-        contexts.require_unused(caller, query.name)
     encoder = await asyncio.to_thread(contexts.prompts.document, system)
-    context = contexts.reserve(caller, query.name, encoder, system)
+    context = contexts.reserve(caller, query.name, encoder, system, replace=query.replace)
     readings = read(contexts, context)
     try:
         try:
@@ -148,7 +146,7 @@ async def _finish(readings: AsyncGenerator[Reading]) -> None:
 
 
 async def _events(
-    contexts: Contexts, context: Context, first: Reading, readings: AsyncGenerator[Reading]
+    contexts: Contexts, context: NamedContext, first: Reading, readings: AsyncGenerator[Reading]
 ) -> AsyncGenerator[bytes]:
     """The events of a context that is being read, the last of which has the context, or an error."""
     try:
@@ -162,7 +160,7 @@ async def _events(
         yield event(told.body(), name="error")
 
 
-def _described_progress(context: Context, reading: Reading) -> dict[str, Any]:
+def _described_progress(context: NamedContext, reading: Reading) -> dict[str, Any]:
     left = reading.seconds_left
     return {
         "object": "context.progress",

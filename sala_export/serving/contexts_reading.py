@@ -15,7 +15,7 @@ from .contexts import deleted
 from .errors import ApiError
 
 if TYPE_CHECKING:
-    from .contexts import Context, Contexts
+    from .contexts import Contexts, NamedContext
     from .contexts_prompts import DocumentEncoder
     from .settings import Caller
 
@@ -32,7 +32,7 @@ class Reading:
     tokens: int
     processed: int
     cached: int
-    """Of the processed ones, those that were read before."""
+    """Those of the processed ones that were read before."""
     seconds: float
     """Since the reading began."""
 
@@ -49,7 +49,7 @@ class Reading:
 
 
 async def receive_text(
-    contexts: Contexts, caller: Caller, context: Context, encoder: DocumentEncoder, pieces: AsyncIterator[bytes]
+    contexts: Contexts, caller: Caller, context: NamedContext, encoder: DocumentEncoder, pieces: AsyncIterator[bytes]
 ) -> None:
     """Encode a text as it arrives. It is never held.
 
@@ -67,7 +67,9 @@ async def receive_text(
     context.ids = ids
 
 
-async def _encode(contexts: Contexts, caller: Caller, context: Context, encoder: DocumentEncoder, data: bytes) -> None:
+async def _encode(
+    contexts: Contexts, caller: Caller, context: NamedContext, encoder: DocumentEncoder, data: bytes
+) -> None:
     await asyncio.to_thread(encoder.push, data)
     contexts.grow(caller, context, encoder.tokens)
     most = contexts.max_waiting_bytes
@@ -80,7 +82,7 @@ async def _encode(contexts: Contexts, caller: Caller, context: Context, encoder:
         )
 
 
-async def read(contexts: Contexts, context: Context) -> AsyncGenerator[Reading]:
+async def read(contexts: Contexts, context: NamedContext) -> AsyncGenerator[Reading]:
     """Read a context whose text has arrived, and yield how far it is. At the end it is ready.
 
     Closing this ends the reading. What has been read by then stays as a kept context without a name.
@@ -89,6 +91,8 @@ async def read(contexts: Contexts, context: Context) -> AsyncGenerator[Reading]:
     if contexts.backing is not None:
         size = contexts.model.state_bytes(len(context.ids))
         await _of_store(asyncio.to_thread(contexts.backing.named.require_room, size))
+    if context.is_deleted:
+        raise deleted(context)
     context.held = contexts.kept.hold(context.ids)
     follower = _Follower()
     context.reading = asyncio.create_task(_read(contexts, context, follower))
@@ -128,7 +132,7 @@ class _Follower:
                 self._has_changed.clear()
 
 
-async def _read(contexts: Contexts, context: Context, follower: _Follower) -> None:
+async def _read(contexts: Contexts, context: NamedContext, follower: _Follower) -> None:
     usage, start = Usage(prompt_tokens=len(context.ids)), time.monotonic()
     request = AnswerRequest(ids=context.ids, options=[{"max_new_tokens": 0, "stop_tokens": []}])
     async with contexts.answers.answering(request, usage) as events:
