@@ -20,6 +20,7 @@ from .guard import Guard
 from .openai.chat import ChatRequest, Completion
 from .openai.completions import CompletionRequest, TextCompletion
 from .openai.texts import DetokenizeRequest, TokenizeRequest
+from .page import add_page
 from .service import Service
 from .stream import ClientLeft, EventStream, event, unless_client_leaves
 
@@ -35,6 +36,7 @@ def create_app(service: Service) -> FastAPI:
     _add_models(app, service)
     _add_texts(app, service)
     _add_answers(app, service)
+    add_page(app)
     describe(app, has_keys=bool(service.settings.keys))
     if service.settings.cors_origins:
         app.add_middleware(

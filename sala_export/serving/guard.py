@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .errors import ApiError
 from .log import log_request
 from .metrics import Metrics
+from .page import is_page
 from .settings import Settings
 
 OPEN_PATHS = frozenset({"/health"})
@@ -74,7 +75,7 @@ class Guard:
             )
         if path in OPEN_PATHS:
             return
-        if settings.keys and not settings.keys.have(_key(headers)):
+        if settings.keys and not is_page(path) and not settings.keys.have(_key(headers)):
             raise ApiError(
                 401,
                 "no valid API key: send it in the header Authorization, as `Bearer KEY`",
