@@ -70,6 +70,7 @@ async function drawAll() {
   const mine = drawn;
   const list = await store.list();
   if (mine !== drawn) return; // a newer list is on its way
+  byId("chats-part").hidden = list.length === 0;
   const held = byId("chats").contains(document.activeElement) ? document.activeElement.dataset.id : null;
   byId("chats").replaceChildren(...list.map((each) => el("li", {}, chatButton(each))));
   if (held) byId("chats").querySelector(`[data-id="${held}"]`)?.focus();

@@ -57,7 +57,7 @@ export class Contexts {
 
   draw() {
     byId("contexts-part").hidden = this.list === null;
-    byId("choose").hidden = this.list === null;
+    byId("context").hidden = this.list === null;
     const list = this.list ?? [];
     byId("no-contexts").hidden = list.length > 0;
     byId("contexts").replaceChildren(...list.map((context) => this.#item(context)));
@@ -81,7 +81,7 @@ export class Contexts {
     const chosen = this.#chat.current.context;
     const options = list.filter(({ status }) => status === "ready").map(({ name, tokens }) => [name, `${name} (${count(tokens)} tokens)`]);
     if (chosen && !options.some(([name]) => name === chosen)) options.push([chosen, `${chosen} (not on this server)`]);
-    select.replaceChildren(el("option", { value: "" }, "none"), ...options.map(([value, text]) => el("option", { value }, text)));
+    select.replaceChildren(el("option", { value: "" }, "No context"), ...options.map(([value, text]) => el("option", { value }, text)));
     select.value = chosen ?? "";
   }
 

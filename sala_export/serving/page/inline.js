@@ -53,6 +53,12 @@ function characterBefore(text, at) {
   return code >= 0xdc00 && code <= 0xdfff && at > 1 ? text.slice(at - 2, at) : text[at - 1];
 }
 
+// Whether one run may end what another began. Of marks that could do both, lengths decide: CommonMark's rule of three.
+function isPair(begin, end) {
+  if (begin.mark === "~" || !(begin.closes || end.opens) || (begin.whole + end.whole) % 3 !== 0) return true;
+  return begin.whole % 3 === 0 && end.whole % 3 === 0;
+}
+
 // Elements and texts with those emphases around them whose end has not come yet.
 class Builder {
   #open = [{ mark: "", length: 0, parts: [] }];
@@ -62,9 +68,10 @@ class Builder {
   }
 
   // A run of marks ends emphases that are open, begins one, or is text.
-  marks(mark, length, { opens, closes }) {
+  marks(mark, whole, { opens, closes }) {
+    let length = whole;
     while (closes && length > 0) {
-      const found = this.#open.findLastIndex((each) => each.mark === mark);
+      const found = this.#open.findLastIndex((each) => each.mark === mark && isPair(each, { whole, opens }));
       if (found < 0 || (mark === "~" && length !== 2)) break;
       while (this.#open.length > found + 1) this.#giveUp();
       const emphasis = this.#open[found];
@@ -82,7 +89,7 @@ class Builder {
     }
     if (length === 0) return;
     if (opens && this.#open.length <= MOST_OPEN && length <= (mark === "~" ? 2 : 3) && !(mark === "~" && length === 1))
-      this.#open.push({ mark, length, parts: [] });
+      this.#open.push({ mark, whole, length, closes, parts: [] });
     else this.add(mark.repeat(length));
   }
 
@@ -169,6 +176,17 @@ function code(text, at, backquotes) {
   return { end: end + length, part: el("code", { dir: "ltr" }, visible(inside)) };
 }
 
+// An address without the marks that belong to the sentence around it. A parenthesis does if it was not opened inside.
+function withoutEnd(address) {
+  let closed = address.split(")").length - address.split("(").length;
+  let end = address.length;
+  while (end > 0 && (/[.,:;!?*_~]/.test(address[end - 1]) || (address[end - 1] === ")" && closed > 0))) {
+    if (address[end - 1] === ")") closed -= 1;
+    end -= 1;
+  }
+  return address.slice(0, end);
+}
+
 function linkAt(text, at) {
   const character = text[at];
   if (character === "<") {
@@ -179,8 +197,7 @@ function linkAt(text, at) {
   if (character === "h") {
     const found = matchAt(ADDRESS, text, at);
     if (!found) return null;
-    let written = found[0].replace(/[.,:;!?*_~]+$/, "");
-    if (written.endsWith(")") && !written.includes("(")) written = written.replace(/\)+[.,:;!?*_~]*$/, "");
+    const written = withoutEnd(found[0]);
     const address = allowed(written);
     return address ? { end: at + written.length, part: link(address, null) } : null;
   }

@@ -14,6 +14,7 @@ const HEADING = /^ {0,3}(#{1,6})(?: |$)/;
 const QUOTE = /^ {0,3}> ?/;
 // A single dash may become an item of a list while the text comes, so it makes no heading.
 const UNDERLINE = /^ {0,3}(={2,}|-{3,}) *$/;
+const MOST_COLUMNS = 100;
 const DELIMITER = /^:?-+:?$/;
 
 const isBlank = (line) => line.trim() === "";
@@ -33,6 +34,7 @@ function cellsOf(line) {
 function isTable(lines, at) {
   if (!lines[at].includes("|") || !lines[at + 1]?.includes("-")) return false;
   const delimiters = cellsOf(lines[at + 1]);
+  if (delimiters.length > MOST_COLUMNS) return false;
   return delimiters.every((cell) => DELIMITER.test(cell)) && delimiters.length === cellsOf(lines[at]).length;
 }
 
@@ -61,8 +63,9 @@ function blockAt(lines, at) {
 }
 
 function inlineElement(tag, text) {
-  const element = el(tag, /^(p|h\d)$/.test(tag) ? { dir: "auto" } : {});
+  const element = el(tag);
   appendInline(element, text);
+  element.dir = "auto";
   return element;
 }
 
@@ -169,11 +172,12 @@ function list(lines, at, first) {
       const element = isNumbered ? el("ol", start === 1 ? {} : { start }) : el("ul");
       let hasGaps = isLoose;
       for (const item of items) {
-        const made = el("li", { dir: "auto" });
+        const made = el("li");
         hasGaps = fill(made, item, depth + 1) || hasGaps;
+        made.dir = "auto"; // an element that has it already is looked through again for each child that it gets
         element.append(made);
       }
-      if (!hasGaps) for (const item of element.children) unwrapParagraphs(item);
+      if (!hasGaps) [...element.children].forEach(unwrapParagraphs);
       return element;
     },
   };
@@ -194,11 +198,10 @@ function table(lines, at) {
         return "left";
       });
       const row = (line, tag) => {
-        const cells = cellsOf(line);
         const made = el("tr");
-        for (const [place, side] of sides.entries()) {
-          const cell = inlineElement(tag, cells[place] ?? "");
-          cell.className = side;
+        for (const [place, text] of cellsOf(line).slice(0, sides.length).entries()) {
+          const cell = inlineElement(tag, text);
+          cell.className = sides[place];
           made.append(cell);
         }
         return made;

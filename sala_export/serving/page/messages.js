@@ -62,18 +62,20 @@ export class Answer {
     );
   }
 
-  // The message has changed: draw it, not more often than the browser can.
+  // The message has changed: draw it, not more often than the browser can. Then `whenDrawn` looks where its end is.
   grow(whenDrawn) {
     if (this.#timer !== null) return;
     this.#timer = setTimeout(() => {
       this.#timer = null;
+      const begun = performance.now();
       this.#draw();
       whenDrawn();
+      const now = performance.now();
+      this.#nextDraw = now + Math.max(LEAST_PAUSE, REST * (now - begun));
     }, Math.max(0, this.#nextDraw - performance.now()));
   }
 
   #draw() {
-    const begun = performance.now();
     const { text, thinking, calls, progress } = this.#message;
     this.#markdown.update(text);
     if (thinking) {
@@ -83,8 +85,6 @@ export class Answer {
     }
     this.#calls.replaceChildren(...calls.map(callElement));
     this.#drawProgress(text || thinking || calls.length ? null : progress);
-    const now = performance.now();
-    this.#nextDraw = now + Math.max(LEAST_PAUSE, REST * (now - begun));
   }
 
   #drawProgress(progress) {

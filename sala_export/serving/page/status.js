@@ -53,7 +53,7 @@ export class Status {
   answered({ prompt_tokens: prompt, completion_tokens: tokens, prompt_tokens_details: details }, seconds) {
     const parts = [];
     if (tokens > 1 && seconds > 0) parts.push(`${count((tokens - 1) / seconds)} tokens/s`);
-    parts.push(`${count(details.cached_tokens)} of ${plural(prompt, "prompt token")} cached`);
+    parts.push(`${count(details.cached_tokens)} of ${plural(prompt, "token")} cached`);
     byId("of-answer").textContent = parts.join(" · ");
   }
 }

@@ -1,0 +1,66 @@
+"""A browser that a test drives: Chromium, without a window.
+
+The tests run in the one that the system has, or in the one that Playwright installs. They are skipped without either.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from sala_export.serving.page import add_page
+from sala_export.serving.run import reserve, url_of
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@contextmanager
+def running_browser() -> Iterator[Browser]:
+    """Start a browser until the block is left. Skips the test if there is none."""
+    with sync_playwright() as playwright:
+        found = next(filter(None, map(shutil.which, _NAMES)), None)
+        if found is None and not Path(playwright.chromium.executable_path).exists():
+            pytest.skip("no browser: install the package chromium, or run `playwright install chromium`")
+        # The sandbox of Chromium refuses root, as whom containers run tests. The pages come from this checkout.
+        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+        browser = playwright.chromium.launch(executable_path=found, args=arguments)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+def faults_of(page: Page) -> list[str]:
+    """What goes wrong in the scripts of a page, or against its content policy, from now on."""
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda line: faults.append(line.text) if "Content Security Policy" in line.text else None)
+    return faults
+
+
+@contextmanager
+def page_of_files(browser: Browser) -> Iterator[Page]:
+    """The page in a server without a model, whose API answers with 404."""
+    app = FastAPI()
+    add_page(app)
+    config = uvicorn.Config(app, log_config=None, lifespan="off")
+    server = uvicorn.Server(config)
+    with reserve("127.0.0.1", 0) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            page = browser.new_page()
+            page.goto(url_of(listener))
+            yield page
+        finally:
+            server.should_exit = True
+            thread.join()
