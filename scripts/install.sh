@@ -99,7 +99,7 @@ logged() {
 }
 
 main() {
-    local python compiler extras=build options=() what="compiles the GPU kernels and the runtime: 3 to 10 minutes"
+    local python compiler extras=build,serve options=() what="compiles the GPU kernels and the runtime: 3 to 10 minutes"
     if [ "${1:-}" = --light ]; then
         shift
         extras=""

@@ -1,6 +1,7 @@
 #include "batch.h"
 
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string_view.h>
 #include <nanobind/stl/vector.h>
 
@@ -77,6 +78,8 @@ class PyBatch {
 
   std::optional<std::string_view> finish_reason(size_t session) { return told(open().finish_reason(session)); }
 
+  ToldLogprobs logprobs(size_t session) { return told(open().logprobs(session)); }
+
   /// Raises the error that ended the answer of a session, if one did.
   void check(size_t session) { unwrap(open().status(session)); }
 
@@ -103,6 +106,7 @@ void bind_batch(nb::module_& module) {
       .def("next", &PyBatch::next)
       .def("end", &PyBatch::end, "session"_a)
       .def("finish_reason", &PyBatch::finish_reason, "session"_a)
+      .def("logprobs", &PyBatch::logprobs, "session"_a)
       .def("check", &PyBatch::check, "session"_a)
       .def("close", &PyBatch::close);
 }

@@ -8,6 +8,7 @@
 #include <nanobind/stl/function.h>
 #include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
 #include <nanobind/stl/vector.h>
@@ -19,6 +20,7 @@
 
 #include "arrays.h"
 #include "batch.h"
+#include "constraint.h"
 #include "errors.h"
 #include "interpreter_lock.h"
 #include "py_session.h"
@@ -132,6 +134,7 @@ nb::object logits(PySession& session) {
 struct PyGeneration {
   nb::object owner;
   PySession& session;
+  std::shared_ptr<TokenConstraint> constraint;
   Generation generation;
 };
 
@@ -259,11 +262,16 @@ void checkpoint(PySession& session) {
 
 PyGeneration* generate(nb::object owner, const GenerateOptions& options) {
   PySession& session = nb::cast<PySession&>(owner);
-  return new PyGeneration{owner, session, unwrap(idle(session).generate(options))};
+  return new PyGeneration{owner, session, options.constraint, unwrap(idle(session).generate(options))};
 }
 
 std::optional<int32_t> next(PyGeneration& generation) {
-  return use(generation.session, [&](Session&) { return generation.generation.next(); });
+  auto token = [&] {
+    const Working working(generation.session);
+    return generation.generation.next();
+  }();
+  if (!token) rethrow_of(generation.constraint);
+  return unwrap(std::move(token));
 }
 
 std::optional<std::string_view> finish_reason(const PyGeneration& generation) {
@@ -294,8 +302,15 @@ void reset(PySession& session) {
 }
 
 int32_t sample_token(const LogitArray& logits, const TokenArray& context, const SamplingOptions& options,
-                     size_t prompt_length) {
-  return unwrap(sample({logits.data(), logits.size()}, view(context), options, prompt_length));
+                     size_t prompt_length, const std::optional<WordArray>& allowed) {
+  std::span<const uint32_t> words;
+  if (allowed) words = {allowed->data(), allowed->size()};
+  return unwrap(sample({logits.data(), logits.size()}, view(context), options, prompt_length, words));
+}
+
+ToldLogprobs logprobs_of(const LogitArray& logits, int32_t token, int64_t top) {
+  const TokenLogprobs logprobs = unwrap(token_logprobs({logits.data(), logits.size()}, token, top));
+  return told(&logprobs);
 }
 
 void bind_options(nb::module_& module) {
@@ -322,10 +337,12 @@ void bind_options(nb::module_& module) {
       .def(
           "__init__",
           [](GenerateOptions* options, int64_t max_new_tokens, const SamplingOptions& sampling,
-             std::optional<std::vector<int32_t>> stop_tokens) {
-            new (options) GenerateOptions{max_new_tokens, sampling, std::move(stop_tokens)};
+             std::optional<std::vector<int32_t>> stop_tokens, std::optional<int64_t> logprobs, nb::object constraint) {
+            new (options) GenerateOptions{max_new_tokens, sampling, std::move(stop_tokens), logprobs,
+                                          constraint_of(std::move(constraint))};
           },
-          nb::kw_only(), "max_new_tokens"_a, "sampling"_a, "stop_tokens"_a.none());
+          nb::kw_only(), "max_new_tokens"_a, "sampling"_a, "stop_tokens"_a.none(), "logprobs"_a.none(),
+          "constraint"_a.none());
 
   nb::class_<SessionOptions>(module, "SessionOptions")
       .def(
@@ -422,7 +439,10 @@ void bind_session(nb::module_& module) {
       .def("feed", &PyPrefiller::feed, "token_ids"_a)
       .def("finish", &PyPrefiller::finish);
 
-  nb::class_<PyGeneration>(module, "Generation").def("next", &next).def_prop_ro("finish_reason", &finish_reason);
+  nb::class_<PyGeneration>(module, "Generation")
+      .def("next", &next)
+      .def_prop_ro("logprobs", [](const PyGeneration& generation) { return told(generation.generation.logprobs()); })
+      .def_prop_ro("finish_reason", &finish_reason);
 }
 
 }  // namespace
@@ -435,7 +455,9 @@ NB_MODULE(_native, module) {
   bind_batch(module);
   bind_scheduler(module);
   module.def("device_bytes", &device_bytes, "address"_a, "size"_a, "device"_a.none());
-  module.def("sample", &sample_token, "logits"_a, "context"_a, "options"_a, nb::kw_only(), "prompt_length"_a);
+  module.def("sample", &sample_token, "logits"_a, "context"_a, "options"_a, nb::kw_only(), "prompt_length"_a,
+             "allowed"_a.none());
+  module.def("token_logprobs", &logprobs_of, "logits"_a, "token"_a, "top"_a);
 }
 
 }  // namespace sala::python

@@ -3,9 +3,11 @@
 #pragma once
 
 #include <atomic>
+#include <cstdint>
 #include <optional>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "errors.h"
 #include "interpreter_lock.h"
@@ -55,6 +57,14 @@ class Working {
   Busy busy_;
   Unlocked unlocked_;
 };
+
+/// Log-probabilities as Python takes them: that of the token, and the likeliest tokens with theirs.
+using ToldLogprobs = std::optional<std::pair<double, std::vector<std::pair<int32_t, double>>>>;
+
+inline ToldLogprobs told(const TokenLogprobs* logprobs) {
+  if (logprobs == nullptr) return std::nullopt;
+  return std::pair(logprobs->logprob, logprobs->top);
+}
 
 /// The name of a reason. None while a generation goes on.
 inline std::optional<std::string_view> told(FinishReason reason) {

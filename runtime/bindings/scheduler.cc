@@ -1,8 +1,10 @@
 #include "scheduler.h"
 
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string_view.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <atomic>
@@ -13,8 +15,10 @@
 #include <string_view>
 #include <tuple>
 #include <utility>
+#include <vector>
 
 #include "arrays.h"
+#include "constraint.h"
 #include "py_session.h"
 #include "sala/model.h"
 #include "sala/scheduler.h"
@@ -89,7 +93,8 @@ class PyAnswer {
   PyAnswer(Scheduler& scheduler, std::shared_ptr<const Wakeup> wakeup, nb::object session, const TokenArray& prompt,
            RequestOptions options, nb::object on_token)
       : exchange_(std::make_shared<Exchange>(std::move(session), std::move(on_token))),
-        changes_(std::make_shared<Changes>(std::move(wakeup))) {
+        changes_(std::make_shared<Changes>(std::move(wakeup))),
+        constraint_(options.generate.constraint) {
     PySession& used = nb::cast<PySession&>(exchange_->session);
     options.on_end = [busy = std::make_shared<Busy>(used), exchange = exchange_](const Status& outcome) mutable {
       if (!outcome) exchange->keep_cause(outcome.error());
@@ -125,7 +130,10 @@ class PyAnswer {
     try {
       const auto token = answer_->next();
       is_done_ = !token || !*token;
-      if (!token) raise(token.error(), std::exchange(exchange_->cause, nb::object()));
+      if (!token) {
+        rethrow_of(constraint_);
+        raise(token.error(), std::exchange(exchange_->cause, nb::object()));
+      }
       return *token;
     } catch (const Raised&) {
       is_done_ = true;
@@ -143,6 +151,8 @@ class PyAnswer {
     if (now.stage != RequestStage::kEnded) return std::nullopt;
     return answer_->finish_reason() == FinishReason::kNone ? "error" : "end";
   }
+
+  ToldLogprobs logprobs() const { return told(answer_->logprobs()); }
 
   uint64_t changes() const { return changes_->count; }
 
@@ -180,6 +190,7 @@ class PyAnswer {
  private:
   std::shared_ptr<Exchange> exchange_;
   std::shared_ptr<Changes> changes_;
+  std::shared_ptr<TokenConstraint> constraint_;
   std::optional<Answer> answer_;
   // Read and written with the interpreter's lock:
   bool is_taken_ = false;
@@ -196,12 +207,13 @@ class PyScheduler {
   ~PyScheduler() { close(); }
 
   PyAnswer* submit(nb::object session, const TokenArray& prompt, const GenerateOptions& options, int32_t priority,
-                   std::optional<double> max_wait, nb::object on_token) {
+                   std::optional<double> max_wait, std::vector<int64_t> checkpoints, nb::object on_token) {
     if (!scheduler_) raise({ErrorCode::kInvalidArgument, "the scheduler is closed: make another"});
     RequestOptions request;
     request.generate = options;
     request.priority = priority;
     request.max_wait = max_wait;
+    request.checkpoints = std::move(checkpoints);
     return new PyAnswer(*scheduler_, wakeup_, std::move(session), prompt, std::move(request), std::move(on_token));
   }
 
@@ -230,6 +242,7 @@ void bind_scheduler(nb::module_& module) {
       .def("close", &PyAnswer::close)
       .def_prop_ro("is_done", &PyAnswer::is_done)
       .def_prop_ro("ready", &PyAnswer::ready)
+      .def_prop_ro("logprobs", &PyAnswer::logprobs)
       .def_prop_ro("changes", &PyAnswer::changes)
       .def_prop_ro("finish_reason", &PyAnswer::finish_reason)
       .def_prop_ro("progress", &PyAnswer::progress);
@@ -238,7 +251,7 @@ void bind_scheduler(nb::module_& module) {
       .def(nb::init<const Model&, std::optional<int64_t>, int64_t, std::optional<int64_t>, double>(), "model"_a,
            nb::kw_only(), "max_running"_a.none(), "max_waiting"_a, "max_cache_bytes"_a.none(), "prefill_share"_a)
       .def("submit", &PyScheduler::submit, "session"_a, "prompt"_a, "options"_a, nb::kw_only(), "priority"_a,
-           "max_wait"_a.none(), "on_token"_a.none())
+           "max_wait"_a.none(), "checkpoints"_a, "on_token"_a.none())
       .def_prop_ro("descriptor", &PyScheduler::descriptor)
       .def("close", &PyScheduler::close);
 }

@@ -8,6 +8,9 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <optional>
+#include <set>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -132,6 +135,55 @@ TEST(Sampler, MinPKeepsWhatIsThatProbable) {
     }
     EXPECT_EQ(lowest, least) << min_p;
   }
+}
+
+TEST(Sampler, DrawsWhatIsAllowedAlone) {
+  const std::vector<float> logits(40, 0.0f);
+  const auto drawn = [&](std::vector<uint32_t> words, double temperature) {
+    SamplingOptions options;
+    options.temperature = temperature;
+    std::set<int32_t> tokens;
+    for (options.seed = 0; options.seed < 400; ++options.seed)
+      tokens.insert(*sala::sample(logits, {}, options, 0, words));
+    return tokens;
+  };
+  EXPECT_EQ(drawn({1u << 31, 1u << 3}, 1), (std::set<int32_t>{31, 35}));
+  EXPECT_EQ(drawn({1u << 31, 1u << 3}, 0), (std::set<int32_t>{31}));
+  EXPECT_EQ(drawn({1u << 5, ~0u, ~0u}, 1), (std::set<int32_t>{5, 32, 33, 34, 35, 36, 37, 38, 39}));
+  EXPECT_EQ(drawn({6}, 1), (std::set<int32_t>{1, 2})) << "what has no word may not come";
+  EXPECT_EQ(drawn({}, 1).size(), 40u);
+  SamplingOptions options;
+  options.top_k = 1;
+  options.logit_bias = {{7, 50}, {9, -1}};
+  EXPECT_EQ(*sala::sample(logits, {}, options, 0, std::vector<uint32_t>{1u << 9 | 1u << 11}), 11);
+  for (const std::vector<uint32_t>& none : {std::vector<uint32_t>{0, 0}, std::vector<uint32_t>{0, 1u << 8}}) {
+    const auto refused = sala::sample(logits, {}, kGreedy, 0, none);
+    ASSERT_FALSE(refused);
+    EXPECT_EQ(refused.error().code, ErrorCode::kInvalidArgument);
+    EXPECT_NE(refused.error().message.find("allows no token"), std::string::npos) << refused.error().message;
+  }
+}
+
+TEST(Sampler, LogProbabilitiesAreThoseOfTheLogits) {
+  const auto found = token_logprobs(kLogits, 4, 3);
+  ASSERT_TRUE(found) << found.error().message;
+  const double sum = std::exp(0.5) + 2 * std::exp(2) + std::exp(-1) + std::exp(1);
+  EXPECT_NEAR(found->logprob, 1 - std::log(sum), 1e-14);
+  ASSERT_EQ(found->top.size(), 3u);
+  for (const auto& [rank, token] : {std::pair(0, 1), std::pair(1, 3), std::pair(2, 4)}) {
+    EXPECT_EQ(found->top[static_cast<size_t>(rank)].first, token);
+    EXPECT_NEAR(found->top[static_cast<size_t>(rank)].second,
+                static_cast<double>(kLogits[static_cast<size_t>(token)]) - std::log(sum), 1e-14);
+  }
+  EXPECT_EQ(token_logprobs(kLogits, 0, 20)->top.size(), 5u);
+  EXPECT_EQ(token_logprobs(std::vector<float>{0, -INFINITY}, 1, 0)->logprob, -INFINITY);
+  const auto code = [](std::vector<float> logits, int32_t token, int64_t top) {
+    const auto refused = token_logprobs(logits, token, top);
+    return refused ? std::nullopt : std::optional(refused.error().code);
+  };
+  for (const int32_t token : {-1, 2}) EXPECT_EQ(code({0, 1}, token, 0), ErrorCode::kInvalidArgument);
+  for (const int64_t top : {-1, 21}) EXPECT_EQ(code({0, 1}, 0, top), ErrorCode::kInvalidArgument);
+  for (const float broken : {NAN, INFINITY}) EXPECT_EQ(code({0, broken}, 0, 1), ErrorCode::kEngineFailed);
 }
 
 TEST(Sampler, RefusesNewOptionsOutOfRange) {

@@ -387,6 +387,68 @@ TEST(Scheduler, TellsOfEndsAlsoWhereTheAnswerIsGone) {
   EXPECT_EQ(calls, 300 * 4 + 300) << "begin, prompt, answer and end of each, and its tokens";
 }
 
+TEST(Scheduler, KeepsCheckpointsWhereItIsTold) {
+  const Mock mock = paged_mock(), reference;
+  auto scheduler = Scheduler::create(mock.model);
+  for (const auto& [length, chunk, wanted] :
+       std::vector<std::tuple<int64_t, int64_t, std::vector<int64_t>>>{{100, 16, {1, 2, 48, 63, 99}},
+                                                                       {30, 16, {7, 16}},  // all is dense
+                                                                       {90, 16, {35, 39, 41, 44}},
+                                                                       {25, 100, {3}},
+                                                                       {40, 1, {20}}}) {
+    SCOPED_TRACE(length);
+    Session session = *mock.model.create_session({4096, chunk, 20}), whole = reference.session(4096, chunk);
+    for (int turn = 0; turn < 2; ++turn) {  // the second behind a token that has not run
+      const int64_t before = session.position();
+      RequestOptions options = answer_of(2);
+      for (const int64_t each : wanted) options.checkpoints.push_back(before + each);
+      const size_t steps = mock.steps().size();
+      Answer answer = *scheduler->submit(session, prompt(length), std::move(options));
+      const auto tokens = all(answer);
+      EXPECT_EQ(answer.progress().prompt_tokens_done, length);
+      for (size_t i = steps; i < mock.steps().size(); ++i) EXPECT_LE(mock.steps()[i].tokens, chunk);
+      ASSERT_TRUE(whole.prefill(prompt(length)));
+      auto alone = whole.generate(answer_of(2).generate);
+      EXPECT_EQ(tokens, all(*alone));
+      for (const int64_t each : wanted) {
+        EXPECT_TRUE(std::ranges::count(session.checkpoints(), before + each)) << each;
+        Session fork = *session.fork();
+        EXPECT_EQ(*fork.rewind(before + each), before + each);
+      }
+    }
+    const int64_t at = wanted.back();
+    ASSERT_TRUE(session.rewind(at));
+    PrefillOptions rest;
+    rest.context_length = length;
+    const std::vector<int32_t> ids = prompt(length);
+    Session other = reference.session();
+    EXPECT_EQ(values(*session.prefill(std::span(ids).subspan(static_cast<size_t>(at)), rest)),
+              values(*other.prefill(ids)));
+  }
+}
+
+TEST(Scheduler, RefusesCheckpointsOutsideThePrompt) {
+  const Mock mock = paged_mock();
+  auto scheduler = Scheduler::create(mock.model);
+  Session session = mock.session(), keeps_none = *mock.model.create_session({4096, 16, 0});
+  ASSERT_TRUE(session.prefill(prompt(10)));
+  const auto refused = [&](Session& used, std::vector<int64_t> positions) {
+    RequestOptions options = answer_of(1);
+    options.checkpoints = std::move(positions);
+    const auto answer = scheduler->submit(used, prompt(20), std::move(options));
+    return answer ? std::nullopt : std::optional(answer.error());
+  };
+  for (const std::vector<int64_t>& wrong :
+       {std::vector<int64_t>{10}, {30}, {-1}, {12, 12}, {15, 14}, {INT64_MAX}, {INT64_MIN, 15}}) {
+    const auto reason = refused(session, wrong);
+    ASSERT_TRUE(reason);
+    EXPECT_EQ(reason->code, ErrorCode::kInvalidArgument);
+    EXPECT_NE(reason->message.find("from 11 to 29"), std::string::npos) << reason->message;
+  }
+  EXPECT_EQ(refused(keeps_none, {5})->code, ErrorCode::kInvalidArgument);
+  EXPECT_FALSE(refused(session, {11, 29}));
+}
+
 TEST(Scheduler, RefusesWhatCannotBe) {
   const Mock mock = paged_mock(), stranger = paged_mock();
   auto scheduler = Scheduler::create(mock.model);

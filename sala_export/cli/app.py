@@ -56,7 +56,22 @@ def cli(context: click.Context, verbose: int) -> None:
 
 
 _COMMANDS = (
-    *(plan, quantize, build, verify, generate, chat, serve, tokenize, detokenize, bench, inspect, export, kernels, doctor),
+    *(
+        plan,
+        quantize,
+        build,
+        verify,
+        generate,
+        chat,
+        serve,
+        tokenize,
+        detokenize,
+        bench,
+        inspect,
+        export,
+        kernels,
+        doctor,
+    ),
     random_checkpoint,
 )
 for command in _COMMANDS:

@@ -173,9 +173,7 @@ def serve(
             if not is_loopback(host) and not settings.keys:
                 console.print("warning: whoever reaches this machine can use the model: give --api-key-file")
 
-        asyncio.run(
-            serve(model, settings, listener, store=store, drain_seconds=drain_seconds, on_ready=on_ready)
-        )
+        asyncio.run(serve(model, settings, listener, store=store, drain_seconds=drain_seconds, on_ready=on_ready))
 
 
 def _settings(bundle: Path, host: str, options: dict[str, Any]) -> Settings:

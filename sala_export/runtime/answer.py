@@ -21,19 +21,33 @@ class StoppingDecoder:
     def __init__(self, decoder: DecoderLike, strings: _native.StopStrings) -> None:
         self._decoder = decoder
         self._strings = strings
+        self._held = ""
 
     @property
     def found(self) -> bool:
         """True once the text has ended before a stop string."""
         return self._strings.found
 
+    @property
+    def held(self) -> str:
+        """The text of the ids so far that was not returned. It begins with a stop string once one is found."""
+        return self._held
+
     def push(self, token_id: int) -> str:
         """Take an id. Returns the text that no later id can change. Empty once the text has ended."""
-        return self._strings.push(self._decoder.push(token_id))
+        return self._take(self._decoder.push(token_id))
 
     def finish(self) -> str:
         """End the ids. Returns the remaining text."""
-        return self._strings.push(self._decoder.finish()) + self._strings.finish()
+        text = self._take(self._decoder.finish())
+        rest = self._strings.finish()
+        self._held = self._held[len(rest) :]
+        return text + rest
+
+    def _take(self, piece: str) -> str:
+        text = self._strings.push(piece)
+        self._held = (self._held + piece)[len(text) :]
+        return text
 
 
 def answer_decoder(tokenizer: TokenizerLike, strings: object) -> DecoderLike:

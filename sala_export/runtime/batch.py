@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import SessionError
 from .answer import StoppingDecoder
+from .logprobs import LastLogprobs
 from .options import GenerateOptions, generate_options, whole_number
 from .prompt import DecoderLike
 
@@ -24,6 +25,7 @@ class BatchAnswer:
         self.finish_reason: str | None = None
         self.has_ended = False
         self.decoder = decoder
+        self.logprobs = LastLogprobs()
 
     def push(self, token_id: int | None) -> str:
         """Take the next id, None if there is none. Returns the text that no later id can change."""
@@ -49,11 +51,15 @@ def batch_steps(
 
     if not sessions:
         raise SessionError("the batch has no sessions: give at least one")
+    if options.get("constraint") is not None:
+        raise SessionError(
+            "a batch takes no constraint, which its answers would share: give each answer its own with Model.scheduler"
+        )
     seed = whole_number("seed", options.get("seed", 0), 0, _SEEDS - 1)
     each = [generate_options({**options, "seed": (seed + i) % _SEEDS}, stop_tokens) for i in range(len(sessions))]
     batch = _native.BatchGeneration(model, [session._native for session in sessions], each)
     for session, answer in zip(sessions, answers, strict=True):
-        session._begin_answer(answer, answer.decoder)
+        session._begin_answer(answer, answer.decoder, answer.logprobs)
     return _steps(batch, answers)
 
 
@@ -64,6 +70,8 @@ def _steps(
         while (ids := batch.next()) is not None:
             pieces = []
             for place, (answer, token_id) in enumerate(zip(answers, ids, strict=True)):
+                answer.logprobs.begin()
+                answer.logprobs.add(token_id, batch.logprobs(place))
                 pieces.append(answer.push(token_id))
                 answer.has_ended |= token_id is None
                 answer.finish_reason = batch.finish_reason(place)

@@ -25,7 +25,7 @@ from .options import (
     whole_number,
 )
 from .prompt import TokenizerLike, require_tokenizer
-from .prompt_ids import TokenIds, held_ids
+from .prompt_ids import TokenIds, known_ids
 from .scheduler import DEFAULT_MAX_WAITING, Scheduler
 from .session import Session, require_session
 
@@ -180,9 +180,7 @@ class Model:
         Raises: StateError if the store is of another model or precision, or cannot be used; SessionError for what are
             no token ids; otherwise as `session`.
         """
-        ids = held_ids(token_ids)
-        if ids is None:
-            raise SessionError(f"token_ids is of type {type(token_ids).__name__}, expected token ids held in memory")
+        ids = known_ids(token_ids)
         options = _session_options(max_context, chunk_tokens, max_checkpoints)
         most = self._native.default_max_context if max_context is None else max_context
         found = store.restore(self._native, ids[:most], options, on_progress=on_progress)

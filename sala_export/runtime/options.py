@@ -15,8 +15,10 @@ from ..specs import MOST_TOKENS, parse_bytes
 
 if TYPE_CHECKING:
     from . import _native
+    from .token_constraint import TokenConstraint
 
 MOST_THREADS = 1024
+MOST_LOGPROBS = 20
 
 _LONGEST_SHOWN = 40
 
@@ -52,6 +54,10 @@ class GenerateOptions(TypedDict, total=False):
     """Tokens that end the text. By default those that the configs of model and tokenizer name."""
     stop_strings: str | Sequence[str] | None
     """Texts that end the text before them: one, or at most 64, each of 1 to 1,024 bytes in UTF-8."""
+    logprobs: int | None
+    """Find the log-probability of each token, and so many of the likeliest tokens with theirs, 0 to 20."""
+    constraint: TokenConstraint | None
+    """Which tokens may come: an object of your own, new for each answer."""
 
 
 def listed(options: GenerateOptions) -> GenerateOptions:
@@ -71,6 +77,13 @@ def whole_number(name: str, value: object, least: int, most: int) -> int:
     if isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) <= most:
         return int(value)
     raise SessionError(f"{name} is {shown(value)}, expected a whole number from {least} to {most}")
+
+
+def whole_numbers(name: str, values: object, least: int, most: int) -> list[int]:
+    """As `whole_number`, of an option that takes a list of them."""
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise SessionError(f"{name} is {shown(values)}, expected a list of whole numbers")
+    return [whole_number(f"a number of {name}", each, least, most) for each in values]
 
 
 def optional_number(name: str, value: object, least: int, most: int) -> int | None:
@@ -144,6 +157,7 @@ def generate_options(options: GenerateOptions, default_stop_tokens: Iterable[int
     Raises: SessionError for a value that is no number of the kind that the option takes, and for an unknown option.
     """
     from . import _native
+    from .token_constraint import token_constraint
 
     if unknown := sorted(options.keys() - GenerateOptions.__annotations__.keys()):
         raise SessionError(f"{unknown[0]} is no option: choose {', '.join(GenerateOptions.__annotations__)}")
@@ -163,6 +177,8 @@ def generate_options(options: GenerateOptions, default_stop_tokens: Iterable[int
         max_new_tokens=whole_number("max_new_tokens", options.get("max_new_tokens", 256), 0, 2**63 - 1),
         sampling=sampling,
         stop_tokens=list(default_stop_tokens) if stop_tokens is None else _token_ids(stop_tokens),
+        logprobs=optional_number("logprobs", options.get("logprobs"), 0, MOST_LOGPROBS),
+        constraint=token_constraint(options.get("constraint")),
     )
 
 

@@ -44,6 +44,14 @@ def held_ids(value: object) -> NDArray[np.int32] | None:
     return _ids_of_array(array) if ids is None else ids
 
 
+def known_ids(token_ids: object) -> NDArray[np.int32]:
+    """As `held_ids`, of an argument `token_ids` that must be held in memory. Raises: SessionError also if it is not."""
+    ids = held_ids(token_ids)
+    if ids is None:
+        raise SessionError(f"token_ids is of type {type(token_ids).__name__}, expected token ids held in memory")
+    return ids
+
+
 def piece_ids(piece: object) -> NDArray[np.int32]:
     """Token ids of one piece of a prompt, which may be one id, int32 [tokens]. Raises: SessionError as `held_ids`."""
     scalar = _as_array(piece) if _has_no_dimension(piece) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Self, TypeVar, Unpack, cast
 
@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SessionError
+from ..specs import MOST_TOKENS
 from .answer import StoppingDecoder, answer_decoder
-from .options import GenerateOptions, generate_options, optional_number, real_number, shown, whole_number
+from .logprobs import LastLogprobs, TokenLogprobs
+from .options import GenerateOptions, generate_options, optional_number, real_number, shown, whole_number, whole_numbers
 from .prompt import DecoderLike, Prompt, TokenizerLike, require_tokenizer, streamed_prompt, whole_prompt
 from .session import Session, require_session
 from .wakeups import Wakeups
@@ -61,26 +63,30 @@ class Answer(Iterator[Piece], AsyncIterator[Piece], Generic[Piece]):
         native: _native.Answer,
         read: Callable[[int | None], Piece | None],
         decoder: DecoderLike | None,
+        logprobs: LastLogprobs,
     ) -> None:
         """Args: read: makes the piece for the next id, None at the end. It returns None where there is none."""
         self._scheduler = scheduler  # which must not end before its answers
         self._native = native
         self._read = read
         self._decoder = decoder
+        self._logprobs = logprobs
         self._seen = ("waiting", 0)  # stage, and tokens of the prompt that had run, when `changed` last returned
         weakref.finalize(self, native.close)  # its session keeps `native`
 
     def __next__(self) -> Piece:
+        self._logprobs.begin()
         while not self.is_done:
-            piece = self._read(self._native.next())
+            piece = self._take()
             if piece is not None:
                 return piece
         raise StopIteration
 
     async def __anext__(self) -> Piece:
+        self._logprobs.begin()
         while not self.is_done:
             await self._until(lambda: self._native.ready is not None)
-            piece = self._read(self._native.next())
+            piece = self._take()
             if piece is not None:
                 return piece
         raise StopAsyncIteration
@@ -107,10 +113,11 @@ class Answer(Iterator[Piece], AsyncIterator[Piece], Generic[Piece]):
 
         The error that ended the answer is raised by the first call that has no token to take before it.
         """
+        self._logprobs.begin()
         pieces: list[Piece] = []
         ready = self._native.ready
         while ready is not None and not self.is_done:
-            piece = self._read(self._native.next())
+            piece = self._take()
             if piece is not None:
                 pieces.append(piece)
             ready = self._native.ready
@@ -122,6 +129,15 @@ class Answer(Iterator[Piece], AsyncIterator[Piece], Generic[Piece]):
     def is_done(self) -> bool:
         """True once the answer has ended, and all of it is taken: the error too, if one ended it."""
         return self._native.is_done
+
+    @property
+    def logprobs(self) -> list[TokenLogprobs]:
+        """Log-probabilities of the tokens that the last `taken`, or the last step of an iteration, has taken, in order.
+
+        Of an answer of token ids there is one for each id. A piece of text may come of several tokens, or of none at
+        the end. The list has none if the request was not asked for `logprobs`. A stop token has none.
+        """
+        return list(self._logprobs.of_tokens)
 
     def wait(self, seconds: float) -> bool:
         """Wait at most so long for the next token. True if it is there, or if the answer has ended."""
@@ -155,6 +171,11 @@ class Answer(Iterator[Piece], AsyncIterator[Piece], Generic[Piece]):
         return RequestProgress(
             stage=stage, prompt_tokens_done=prompt_tokens_done, prompt_tokens=prompt_tokens, new_tokens=new_tokens
         )
+
+    def _take(self) -> Piece | None:
+        token_id = self._native.next()
+        self._logprobs.add(token_id, self._native.logprobs)
+        return self._read(token_id)
 
     def _place(self) -> tuple[str, int]:
         stage, prompt_tokens_done, *_ = self._native.progress
@@ -209,6 +230,7 @@ class Scheduler:
         *,
         priority: int = 0,
         max_wait: float | None = None,
+        checkpoints: Sequence[int] = (),
         **options: Unpack[GenerateOptions],
     ) -> Answer[str]:
         """Append a prompt to a session and draw an answer, beside those of others. Returns at once.
@@ -226,14 +248,16 @@ class Scheduler:
                 this returns.
             priority: requests of a larger number begin first, and read their prompts first.
             max_wait: seconds that the request may wait before it begins. After that it ends with an error.
+            checkpoints: positions of the context that lie within the prompt, in rising order. The session keeps a
+                checkpoint at each, to rewind to or to save, as it does where a prompt ends.
             options: as in `Session.generate`. `max_new_tokens=0` only reads the prompt.
         Raises: what `Session.prefill` and `Session.generate` refuse; RunError with `code` `Busy` if too many requests
             wait. The answer raises what comes up later: RunError if a step fails, if there is no memory, or if the
             request has waited for too long.
         """
         text = _Text(answer_decoder(require_tokenizer(self._tokenizer), options.get("stop_strings")))
-        native = self._submit(session, prompt, priority, max_wait, options, text)
-        return Answer(self, native, text.read, text.decoder)
+        native, logprobs = self._submit(session, prompt, priority, max_wait, checkpoints, options, text)
+        return Answer(self, native, text.read, text.decoder, logprobs)
 
     def submit_tokens(
         self,
@@ -242,15 +266,16 @@ class Scheduler:
         *,
         priority: int = 0,
         max_wait: float | None = None,
+        checkpoints: Sequence[int] = (),
         **options: Unpack[GenerateOptions],
     ) -> Answer[int]:
         """As `submit`, but the answer is of token ids. `stop_strings` need a tokenizer."""
         strings = options.get("stop_strings")
         text = None if strings is None else _Text(answer_decoder(require_tokenizer(self._tokenizer), strings))
-        native = self._submit(session, prompt, priority, max_wait, options, text)
+        native, logprobs = self._submit(session, prompt, priority, max_wait, checkpoints, options, text)
         if text is None:
-            return Answer(self, native, lambda token_id: token_id, None)
-        return Answer(self, native, text.read_id, text.decoder)
+            return Answer(self, native, lambda token_id: token_id, None, logprobs)
+        return Answer(self, native, text.read_id, text.decoder, logprobs)
 
     def close(self) -> None:
         """Cancel all requests and wait for the step that runs."""
@@ -268,9 +293,10 @@ class Scheduler:
         prompt: Prompt,
         priority: int,
         max_wait: float | None,
+        checkpoints: Sequence[int],
         options: GenerateOptions,
         text: _Text | None,
-    ) -> _native.Answer:
+    ) -> tuple[_native.Answer, LastLogprobs]:
         require_session(session)
         native = self._native.submit(
             session._native,
@@ -278,10 +304,12 @@ class Scheduler:
             generate_options(options, self._default_stop_tokens),
             priority=whole_number("priority", priority, -_MOST_PRIORITY, _MOST_PRIORITY),
             max_wait=None if max_wait is None else real_number("max_wait", max_wait),
+            checkpoints=whole_numbers("checkpoints", checkpoints, 0, MOST_TOKENS),
             on_token=None if text is None else text.on_token,
         )
-        session._begin_answer(native, None if text is None else text.decoder)
-        return native
+        logprobs = LastLogprobs()
+        session._begin_answer(native, None if text is None else text.decoder, logprobs)
+        return native, logprobs
 
 
 def _close(native: _native.Scheduler, wakeups: Wakeups) -> None:

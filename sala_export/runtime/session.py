@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..errors import SessionError, StateError
 from ..specs import MOST_TOKENS
 from .answer import StoppingDecoder, answer_decoder, decoded, up_to_stop
+from .logprobs import DrawnIds, LastLogprobs, TokenLogprobs, each_afresh
 from .options import GenerateOptions, file_path, generate_options, optional_number, shown, stop_strings, whole_number
 from .prompt import DecoderLike, Prompt, TokenizerLike, require_tokenizer, streamed_prompt, whole_prompt
 
@@ -108,11 +109,17 @@ class Session:
         self._default_stop_tokens = default_stop_tokens
         self._generation: _native.Generation | _native.Answer | BatchAnswer | None = None
         self._stopping: StoppingDecoder | None = None
+        self._logprobs = LastLogprobs()
 
     @property
     def position(self) -> int:
         """Number of tokens in the context, generated ones included."""
         return self._native.position
+
+    @property
+    def past_length(self) -> int:
+        """Number of tokens that have run: all of the context, but for a token that was generated last."""
+        return self._native.past_length
 
     @property
     def max_context(self) -> int:
@@ -143,6 +150,14 @@ class Session:
         if self._stopping is not None and self._stopping.found:
             return "stop_string"
         return None if self._generation is None else self._generation.finish_reason
+
+    @property
+    def logprobs(self) -> list[TokenLogprobs]:
+        """Log-probabilities of the tokens behind the last piece of the last generation, or behind its last id.
+
+        A piece of text may come of several tokens. The list has none if the generation was not asked for `logprobs`.
+        """
+        return list(self._logprobs.of_tokens)
 
     def prefill(
         self,
@@ -183,7 +198,8 @@ class Session:
         Raises: SessionError for a wrong option or before the first prefill; UnsupportedError without a tokenizer.
         """
         decoder = answer_decoder(require_tokenizer(self._tokenizer), options.get("stop_strings"))
-        return decoded(self._generated(options, decoder), decoder)
+        ids = self._generated(options, decoder, are_pieces=False)
+        return each_afresh(decoded(ids, decoder), self._logprobs)
 
     def generate_tokens(self, **options: Unpack[GenerateOptions]) -> Iterator[int]:
         """Yield generated token ids. Everything else is as in `generate`.
@@ -192,22 +208,26 @@ class Session:
         """
         strings = stop_strings(options.get("stop_strings"))
         if strings is None:
-            return self._generated(options, None)
+            return self._generated(options, None, are_pieces=True)
         decoder = StoppingDecoder(require_tokenizer(self._tokenizer).stream_decoder(), strings)
-        return up_to_stop(self._generated(options, decoder), decoder)
+        return up_to_stop(self._generated(options, decoder, are_pieces=True), decoder)
 
     def _begin_answer(
-        self, answer: _native.Generation | _native.Answer | BatchAnswer, decoder: DecoderLike | None
+        self,
+        answer: _native.Generation | _native.Answer | BatchAnswer,
+        decoder: DecoderLike | None,
+        logprobs: LastLogprobs,
     ) -> None:
-        """Let `finish_reason` tell of this answer from now on."""
+        """Let `finish_reason` and `logprobs` tell of this answer from now on."""
         self._generation = answer
+        self._logprobs = logprobs
         self._stopping = decoder if isinstance(decoder, StoppingDecoder) else None
 
-    def _generated(self, options: GenerateOptions, decoder: DecoderLike | None) -> Iterator[int]:
+    def _generated(self, options: GenerateOptions, decoder: DecoderLike | None, *, are_pieces: bool) -> Iterator[int]:
         """Begin a generation, which ends early if `decoder` finds a stop string. Returns its ids."""
         generation = self._native.generate(generate_options(options, self._default_stop_tokens))
-        self._begin_answer(generation, decoder)
-        return iter(generation.next, None)
+        self._begin_answer(generation, decoder, LastLogprobs())
+        return DrawnIds(generation, self._logprobs, are_pieces=are_pieces)
 
     def save(self, target: str | Path | StateTarget) -> None:
         """Write a state file. It appears whole or not at all, and keeps the mode of a file that it replaces.
@@ -277,6 +297,15 @@ class Session:
         """Forget the context and its checkpoints, and begin with an empty one."""
         self._segments = {}
         self._native.reset()
+
+    def take_stored(self, fork: Session) -> None:
+        """Take over what state stores have of a fork, so that a save of this session need not write it again.
+
+        For example, save a fork in another thread, and go on with the session meanwhile.
+
+        Args: fork: of this session, on which nothing ran since.
+        """
+        self._segments |= {store: segments.up_to(self.past_length) for store, segments in fork._segments.items()}
 
     def stop(self) -> None:
         """End a prefill that runs in another thread, at its next chunk border. It raises SessionError there."""

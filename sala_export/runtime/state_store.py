@@ -33,10 +33,12 @@ from numpy.typing import NDArray
 from ..errors import SessionError, StateError
 from ..specs import format_bytes
 from .options import bytes_limit, file_path
+from .prompt_ids import TokenIds, known_ids
 from .state_index import IndexedState, StateIndex, StoredSegments, StoredState
 
 if TYPE_CHECKING:
     from . import _native
+    from .model import Model
     from .session import Session
 
 logger = logging.getLogger(__name__)
@@ -155,6 +157,22 @@ class StateStore:
                 write = partial(session._native.save_rows, first=first, last=first + length)
                 hashes[place : place + 1] = [self._put(write, sizes)]
         return StoredSegments(length, tuple(hashes))
+
+    def longest(self, model: Model, token_ids: TokenIds) -> int:
+        """Position of the state that `Model.restore_longest` would begin with, found without reading it. 0 if none.
+
+        It is the number of these tokens, from the first on, that a state of the store has. A file that is damaged
+        counts here, and not for `restore_longest`.
+        Raises: StateError if the store is of another model or precision, or cannot be used; SessionError for what are
+            no token ids.
+        """
+        ids = known_ids(token_ids)[: model.default_max_context]
+        with self._locked(fcntl.LOCK_SH):
+            self._index.require_owner(model.fingerprint, model.precision)
+            found = self._index.find(prefix_hashes(ids, self._index.positions(len(ids))))
+            sizes = self._index.object_sizes()
+            whole = (state for state in found if all(self._has(each, sizes[each]) for each in state.objects))
+            return max((state.position for state in whole), default=0)
 
     def restore(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,10 @@ from .errors import ApiError
 from .kept import Begun, Ids, KeptContexts
 
 if TYPE_CHECKING:
+    from ..runtime.logprobs import TokenLogprobs
     from ..runtime.prompt import DecoderLike
     from ..runtime.scheduler import Answer, Scheduler
-    from ..runtime.session import Session, TokenLogprobs
+    from ..runtime.session import Session
     from ..runtime.text import Tokenizer
     from .metrics import Metrics
 
@@ -30,7 +31,7 @@ class Progress:
     total: int
     """Tokens of the prompt."""
     cached: int
-    """Of these, tokens that were read for an earlier request."""
+    """Tokens of the prompt that were read for an earlier request."""
     processed: int
     """Tokens that the context holds, the cached ones included."""
     seconds: float
@@ -86,7 +87,7 @@ class AnswerRequest:
     ids: Ids
     """The whole prompt, int32 [tokens]."""
     options: Sequence[GenerateOptions]
-    """Of each choice, without stop strings."""
+    """Options of each choice, without stop strings."""
     stop_strings: list[str] = field(default_factory=list)
     spells_special_tokens: bool = False
     """Let the text have special tokens that the model draws, such as those around a tool call."""
@@ -159,6 +160,11 @@ class Answers:
         while self._endings:
             await asyncio.wait(self._endings)
 
+    @property
+    def requests(self) -> int:
+        """Requests that have not ended."""
+        return len(self._current)
+
     def counter(self, stage: str) -> Callable[[], int]:
         """What tells how many requests are in a stage."""
         return lambda: sum(answer.progress.stage == stage for answer in self._current)
@@ -204,9 +210,7 @@ class Answers:
                 if now.prompt_tokens_done > processed:
                     processed = now.prompt_tokens_done
                     seconds = time.monotonic() - start
-                    yield Progress(
-                        total=len(request.ids), cached=cached, processed=cached + processed, seconds=seconds
-                    )
+                    yield Progress(total=len(request.ids), cached=cached, processed=cached + processed, seconds=seconds)
                 if now.stage in ("generate", "ended"):
                     break
                 await answer.changed()
@@ -234,7 +238,7 @@ class Answers:
 
     async def _drawn(
         self, answer: Answer[int], choice: int, request: AnswerRequest, usage: Usage, start: float
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event]:
         decoder = self._decoder(request)
         plain = self._tokenizer.stream_decoder(skip_special_tokens=not request.spells_special_tokens)
         clock = self._metrics.answer(start)
@@ -242,11 +246,13 @@ class Answers:
         while not (answer.is_done or has_stopped):
             await answer.changed()
             text, tokens, count = "", [], 0
-            for token_id, logprobs in answer.taken():
+            taken = answer.taken()
+            logprobs = answer.logprobs
+            for place, token_id in enumerate(taken):
                 count += 1
                 text += decoder.push(token_id)
                 if request.with_logprobs:
-                    tokens.append(Token(id=token_id, text=plain.push(token_id), logprobs=logprobs))
+                    tokens.append(Token(id=token_id, text=plain.push(token_id), logprobs=logprobs[place]))
                 has_stopped = isinstance(decoder, StoppingDecoder) and decoder.found
                 if has_stopped:
                     break
@@ -258,8 +264,9 @@ class Answers:
             answer.cancel()
         elif text := decoder.finish():
             yield Piece(choice=choice, text=text, tokens=[])
-        has_stopped = isinstance(decoder, StoppingDecoder) and decoder.found
-        yield End(choice=choice, reason="stop" if has_stopped else _REASONS[answer.finish_reason or "cancelled"])
+        found = _stop_string(decoder, request.stop_strings)
+        reason = "stop" if found is not None else _REASONS[answer.finish_reason or "cancelled"]
+        yield End(choice=choice, reason=reason, stop_string=found)
 
     def _decoder(self, request: AnswerRequest) -> DecoderLike:
         decoder = self._tokenizer.stream_decoder(skip_special_tokens=not request.spells_special_tokens)
@@ -281,6 +288,13 @@ class Answers:
         task.add_done_callback(self._endings.discard)
 
 
+def _stop_string(decoder: DecoderLike, strings: Sequence[str]) -> str | None:
+    """The stop string before which a text has ended: the shortest, if several begin there."""
+    if not (isinstance(decoder, StoppingDecoder) and decoder.found):
+        return None
+    return min((each for each in strings if decoder.held.startswith(each)), key=len)
+
+
 @dataclass(frozen=True, slots=True)
 class _Running:
     session: Session
@@ -288,11 +302,11 @@ class _Running:
     is_sparse: bool
 
 
-async def _merged(sources: Sequence[AsyncIterator[Event]]) -> AsyncIterator[Event]:
+async def _merged(sources: Sequence[AsyncGenerator[Event]]) -> AsyncGenerator[Event]:
     """Yield what several iterators yield, as it comes."""
     queue: asyncio.Queue[Event | BaseException | None] = asyncio.Queue(maxsize=len(sources))
 
-    async def feed(source: AsyncIterator[Event]) -> None:
+    async def feed(source: AsyncGenerator[Event]) -> None:
         last: BaseException | None = None
         try:
             async for event in source:

@@ -10,21 +10,27 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from ..errors import SalaError
 from ..installation import VERSION
-from .openapi import ERROR_RESPONSES, describe
+from .anthropic.answer import MessageAnswer
+from .anthropic.errors import COUNT_PATH, PATH, MessagesErrorBody, error_body
+from .anthropic.requests import CountRequest, MessagesRequest
 from .errors import ApiError, of_sala
 from .guard import Guard
 from .openai.chat import ChatRequest, Completion
 from .openai.completions import CompletionRequest, TextCompletion
+from .openai.responses import ResponsesRequest
+from .openai.responses_answer import ResponseAnswer
 from .openai.texts import DetokenizeRequest, TokenizeRequest
+from .openapi import ERROR_RESPONSES, describe, error_responses
 from .page import add_page
 from .service import Service
-from .stream import ClientLeft, EventStream, event, unless_client_leaves
+from .stream import ClientLeftError, EventStream, event, unless_client_leaves
 
 _ENDPOINT: Mapping[str, Any] = {"responses": ERROR_RESPONSES, "response_model": None}
+_MESSAGES_ENDPOINT: Mapping[str, Any] = {"responses": error_responses(MessagesErrorBody), "response_model": None}
 
 
 def create_app(service: Service) -> FastAPI:
@@ -36,15 +42,9 @@ def create_app(service: Service) -> FastAPI:
     _add_models(app, service)
     _add_texts(app, service)
     _add_answers(app, service)
+    _add_messages(app, service)
     add_page(app)
-    describe(app, has_keys=bool(service.settings.keys))
-    if service.settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=service.settings.cors_origins,
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "x-api-key", "anthropic-version"],
-        )
+    describe(app, service.settings)
     app.add_middleware(
         Guard,
         settings=service.settings,
@@ -52,6 +52,14 @@ def create_app(service: Service) -> FastAPI:
         is_draining=lambda: service.is_draining,
         routes=app.router,
     )
+    # Outside of the guard: a browser asks without a key whether it may ask with one.
+    if service.settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=service.settings.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "x-api-key", "anthropic-version"],
+        )
     return app
 
 
@@ -90,7 +98,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
         """The version of the server."""
         return JSONResponse({"version": VERSION})
 
-    @app.get("/metrics", **_ENDPOINT)
+    @app.get("/metrics", response_class=PlainTextResponse, **_ENDPOINT)
     async def metrics() -> Response:
         """Counts and times, as Prometheus reads them."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -121,14 +129,40 @@ def _add_answers(app: FastAPI, service: Service) -> None:
         completion = TextCompletion(service, body, await body.prepare(service))
         return await _answered(service, request, completion.chunks if body.stream else None, completion.whole)
 
+    @app.post("/v1/responses", **_ENDPOINT)
+    async def responses(body: ResponsesRequest, request: Request) -> Response:
+        """The next items of a conversation."""
+        answer = ResponseAnswer(service, body, await body.prepare(service))
+        events = answer.events if body.stream else None
+        return await _answered(service, request, events, answer.whole, failed=answer.failed)
+
+
+def _add_messages(app: FastAPI, service: Service) -> None:
+    @app.post(PATH, **_MESSAGES_ENDPOINT)
+    async def messages(body: MessagesRequest, request: Request) -> Response:
+        """The next message of a conversation, by Anthropic's protocol."""
+        answer = MessageAnswer(service, await body.prepare(service))
+        events = answer.events if body.stream else None
+        return await _answered(service, request, events, answer.whole, failed=answer.failed)
+
+    @app.post(COUNT_PATH, **_MESSAGES_ENDPOINT)
+    async def count_tokens(body: CountRequest) -> Response:
+        """Tokens of a conversation as the chat template writes it."""
+        return JSONResponse(await body.answer(service))
+
 
 async def _answered(
     service: Service,
     request: Request,
     chunks: Callable[[], AsyncGenerator[bytes]] | None,
     whole: Callable[[], Awaitable[dict[str, Any]]],
+    *,
+    failed: Callable[[ApiError], bytes] | None = None,
 ) -> Response:
-    """An answer in one piece, or as a stream if there are `chunks`."""
+    """An answer in one piece, or as a stream if there are `chunks`.
+
+    Args: failed: writes the event that ends a stream with an error. None: the event has nothing but the error.
+    """
     if chunks is None:
         return JSONResponse(await unless_client_leaves(whole(), request.receive))
     events = chunks()
@@ -139,60 +173,64 @@ async def _answered(
         await events.aclose()
         raise
     settings = service.settings
-    return EventStream(
-        _with_errors(first, events), ping_seconds=settings.ping_seconds, max_silence=settings.max_silence
-    )
+    chunks_or_error = _with_errors(first, events, failed or (lambda error: event(error.body())))
+    return EventStream(chunks_or_error, ping_seconds=settings.ping_seconds, max_silence=settings.max_silence)
 
 
-async def _with_errors(first: bytes, events: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+async def _with_errors(
+    first: bytes, events: AsyncGenerator[bytes], failed: Callable[[ApiError], bytes]
+) -> AsyncGenerator[bytes]:
     """A stream that ends with an error, if one comes up."""
     try:
         yield first
         async for data in events:
             yield data
     except (ApiError, SalaError) as error:
-        yield event((of_sala(error) if isinstance(error, SalaError) else error).body())
+        yield failed(of_sala(error) if isinstance(error, SalaError) else error)
     finally:
         await events.aclose()
 
 
 def _add_errors(app: FastAPI) -> None:
-    def response(error: ApiError) -> Response:
-        return JSONResponse(error.body(), error.status, error.headers)
+    def response(request: Request, error: ApiError) -> Response:
+        return JSONResponse(error_body(error, request.url.path), error.status_code, error.headers)
 
     @app.exception_handler(ApiError)
     async def of_api(request: Request, error: ApiError) -> Response:
-        return response(error)
+        return response(request, error)
 
     @app.exception_handler(SalaError)
     async def of_runtime(request: Request, error: SalaError) -> Response:
-        return response(of_sala(error))
+        return response(request, of_sala(error))
 
     @app.exception_handler(RequestValidationError)
     async def of_validation(request: Request, error: RequestValidationError) -> Response:
-        return response(invalid_body(error))
+        return response(request, invalid_body(error))
 
     @app.exception_handler(HTTPException)
     async def of_http(request: Request, error: HTTPException) -> Response:
         codes = {404: "not_found", 405: "method_not_allowed"}
         what = f"{request.method} {request.url.path}: {error.detail}"
-        return response(ApiError(error.status_code, what, code=codes.get(error.status_code)))
+        return response(request, ApiError(error.status_code, what, code=codes.get(error.status_code)))
 
-    @app.exception_handler(ClientLeft)
-    async def of_client(request: Request, error: ClientLeft) -> Response:
+    @app.exception_handler(ClientLeftError)
+    async def of_client(request: Request, error: ClientLeftError) -> Response:
         return Response(status_code=499)
 
     @app.exception_handler(Exception)
     async def of_us(request: Request, error: Exception) -> Response:
         what = f"a fault of this server ({type(error).__name__}): its log tells more"
-        return response(ApiError(500, what, kind="server_error", code="internal_error"))
+        return response(request, ApiError(500, what, kind="server_error", code="internal_error"))
 
 
 def invalid_body(error: RequestValidationError) -> ApiError:
     """The answer to a body that is not of the form that the endpoint takes. Of several faults, the most exact."""
     first = max(error.errors(), key=lambda each: len(each["loc"]))
-    path = [str(part) for part in first["loc"][1:]]
+    # Of a field that may be a list or something else, pydantic's path also has the type.
+    path = [part for part in map(str, first["loc"][1:]) if not part.startswith("list[")]
     param = ".".join(path) or None
+    if first["type"] == "missing" and param is None:
+        return ApiError(400, "the body is empty: send a JSON object")
     if first["type"] == "extra_forbidden":
         return ApiError(400, f"{param} is no parameter of this endpoint", param=param, code="unknown_parameter")
     if first["type"] == "json_invalid":

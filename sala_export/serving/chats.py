@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from ..runtime.options import GenerateOptions
 from .answers import AnswerRequest, End, Piece, Progress, Token, Usage
-from .errors import ApiError, unsupported
-from .parsing import OutputParser, ToolCallBegun, output_parser, reasoning_begins
+from .errors import invalid, unsupported
 from .parsing import Event as Parsed
+from .parsing import OutputParser, ToolCallBegun, output_parser, reasoning_begins
 
 if TYPE_CHECKING:
-    from ..runtime.options import TokenConstraint
-    from .openai.parameters import Sampling
+    from ..runtime.token_constraint import TokenConstraint
+    from .openai.parameters import SamplingParameters
     from .service import Service
 
 ANY_TOOL = "*"
@@ -27,15 +28,17 @@ class ChatTurn:
 
     messages: Sequence[Mapping[str, Any]]
     """As chat templates take them."""
+    goes_on: bool = False
+    """The last message is the assistant's, and the answer goes on from its end."""
     tools: Sequence[Mapping[str, Any]] = ()
     forced_tool: str | None = None
     """The name of a tool that must be called, or `ANY_TOOL`. None: the model decides."""
     parallel_tool_calls: bool = True
     variables: Mapping[str, Any] = field(default_factory=dict)
-    """Of the chat template."""
+    """Further variables of the chat template."""
     json_schema: Mapping[str, Any] | None = None
     """The answer is JSON that fits this schema. An empty one fits any object."""
-    sampling: Sampling
+    sampling: SamplingParameters
     max_new_tokens: int | None
     max_tokens_param: str = "max_tokens"
     """The name by which the client knows `max_new_tokens`."""
@@ -57,46 +60,78 @@ ChatEvent = Progress | Delta | End
 
 
 @dataclass(slots=True)
-class Chat:
+class PreparedChat:
     """A turn that can be answered: all that could be wrong with it has been looked at."""
 
     request: AnswerRequest
     usage: Usage
     make_parser: Callable[[], OutputParser]
+    parallel_tool_calls: bool = True
 
     async def events(self, service: Service) -> AsyncGenerator[ChatEvent]:
         """Answer, and yield what comes. Closing it ends the answer."""
-        parsers = [self.make_parser() for _ in self.request.options]
-        has_called = [False] * len(parsers)
+        choices = [_Choice(self.make_parser(), self.parallel_tool_calls) for _ in self.request.options]
         async with service.answers.answering(self.request, self.usage) as events:
             async for event in events:
                 if isinstance(event, Progress):
                     yield event
                     continue
-                choice = event.choice
-                parsed = parsers[choice].push(event.text) if isinstance(event, Piece) else parsers[choice].finish()
-                has_called[choice] = has_called[choice] or any(isinstance(each, ToolCallBegun) for each in parsed)
-                tokens = event.tokens if isinstance(event, Piece) else []
-                if parsed or tokens:
-                    yield Delta(choice=choice, parsed=parsed, tokens=tokens)
-                if isinstance(event, End):
-                    is_call = has_called[choice] and event.reason == "stop"
-                    yield End(choice=choice, reason="tool_calls" if is_call else event.reason)
+                for each in choices[event.choice].take(event):
+                    yield each
+                if all(choice.has_ended for choice in choices):
+                    return
 
 
-async def prepare(service: Service, turn: ChatTurn) -> Chat:
+class _Choice:
+    """One choice while it comes."""
+
+    def __init__(self, parser: OutputParser, parallel_tool_calls: bool) -> None:
+        self._parser = parser
+        self._parallel = parallel_tool_calls
+        self._has_called = False
+        self.has_ended = False
+
+    def take(self, event: Piece | End) -> Iterator[Delta | End]:
+        """Yield what is new. Nothing more comes once it has ended."""
+        if self.has_ended:
+            return
+        parsed = self._parser.push(event.text) if isinstance(event, Piece) else self._parser.finish()
+        kept = parsed if self._parallel else [*takewhile(_is_no_second_call, parsed)]
+        self._has_called = self._has_called or any(isinstance(each, ToolCallBegun) for each in kept)
+        tokens = event.tokens if isinstance(event, Piece) else []
+        if kept or tokens:
+            yield Delta(choice=event.choice, parsed=kept, tokens=tokens)
+        self.has_ended = isinstance(event, End) or len(kept) < len(parsed)
+        if isinstance(event, End) and event.reason == "length":
+            yield event
+        elif self.has_ended:
+            stop_string = event.stop_string if isinstance(event, End) else None
+            reason = "tool_calls" if self._has_called else "stop"
+            yield End(choice=event.choice, reason=reason, stop_string=stop_string)
+
+
+def _is_no_second_call(event: Parsed) -> bool:
+    return not (isinstance(event, ToolCallBegun) and event.index > 0)
+
+
+async def prepare(service: Service, turn: ChatTurn) -> PreparedChat:
     """Look at a turn, and make its prompt.
 
     Raises: ApiError or SalaError for what is wrong with it.
     """
     tools = [*turn.tools] or None
     prompt = await asyncio.to_thread(
-        service.prompts.of_messages, turn.messages, tools=tools, variables=dict(turn.variables)
+        service.prompts.of_messages,
+        turn.messages,
+        tools=tools,
+        variables=dict(turn.variables),
+        goes_on=turn.goes_on,
     )
     most_new = service.answers.room_for(
         len(prompt.ids), turn.max_new_tokens, service.settings.default_max_tokens, param=turn.max_tokens_param
     )
-    format_name = service.output_format
+    form = service.output_format
+    begins = reasoning_begins(form, prompt.end)
     seed = turn.sampling.chosen_seed()
     options: list[GenerateOptions] = []
     for choice in range(turn.choices):
@@ -104,7 +139,7 @@ async def prepare(service: Service, turn: ChatTurn) -> Chat:
         chosen["max_new_tokens"] = most_new
         if turn.logprobs is not None:
             chosen["logprobs"] = turn.logprobs
-        if (constraint := await _constraint(service, turn)) is not None:
+        if (constraint := await _constraint(service, turn, starts_in_reasoning=begins)) is not None:
             chosen["constraint"] = constraint
         options.append(chosen)
     service.model.check_generate(**options[0])
@@ -112,36 +147,41 @@ async def prepare(service: Service, turn: ChatTurn) -> Chat:
         ids=prompt.ids,
         options=options,
         stop_strings=turn.sampling.stop_strings,
-        spells_special_tokens=format_name != "none",
+        spells_special_tokens=form != "none",
         priority=turn.sampling.priority,
         with_logprobs=turn.logprobs is not None,
     )
+    return PreparedChat(
+        request,
+        Usage(prompt_tokens=len(prompt.ids)),
+        lambda: output_parser(form, tools=tools or (), starts_in_reasoning=begins),
+        parallel_tool_calls=turn.parallel_tool_calls,
+    )
 
-    def make_parser() -> OutputParser:
-        begins = reasoning_begins(format_name, prompt.end)
-        return output_parser(format_name, tools=tools or (), starts_in_reasoning=begins)
 
-    return Chat(request, Usage(prompt_tokens=len(prompt.ids)), make_parser)
-
-
-async def _constraint(service: Service, turn: ChatTurn) -> TokenConstraint | None:
-    """What keeps an answer to its form. Made anew for each answer, in a thread, since it takes long."""
+async def _constraint(service: Service, turn: ChatTurn, *, starts_in_reasoning: bool) -> TokenConstraint | None:
+    """What keeps an answer to its form. None if it may have any. Made anew for each answer, and in a thread."""
+    form = service.output_format
     if turn.forced_tool is not None:
-        if service.output_format == "none":
+        if form == "none":
             raise unsupported("tool_choice", "the server knows no form in which this model calls tools")
         choice = None if turn.forced_tool == ANY_TOOL else turn.forced_tool
         names = [tool["function"]["name"] for tool in turn.tools]
         if not names or choice not in (None, *names):
-            raise ApiError(400, f"tool_choice names {choice!r}, and tools has {names}", param="tool_choice")
+            wanted = "a tool" if choice is None else repr(choice)
+            raise invalid("tool_choice", f"tool_choice asks for {wanted}, and tools has {', '.join(names) or 'none'}")
         return await asyncio.to_thread(
-            service.grammars.tool_calls,
-            service.output_format,
-            turn.tools,
-            choice=choice,
-            parallel=turn.parallel_tool_calls,
+            lambda: service.grammars.tool_calls(
+                form,
+                turn.tools,
+                choice=choice,
+                parallel=turn.parallel_tool_calls,
+                starts_in_reasoning=starts_in_reasoning,
+            )
         )
     if turn.json_schema is None:
         return None
-    if not turn.json_schema:
-        return await asyncio.to_thread(service.grammars.json_object)
-    return await asyncio.to_thread(service.grammars.json_schema, turn.json_schema)
+    schema = turn.json_schema or {"type": "object"}
+    return await asyncio.to_thread(
+        lambda: service.grammars.json_schema(schema, after_reasoning=form, starts_in_reasoning=starts_in_reasoning)
+    )

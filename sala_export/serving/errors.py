@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from starlette.exceptions import HTTPException
+
 from ..errors import InputError, SalaError, printable, shortened
 
 INVALID_REQUEST = "invalid_request_error"
@@ -11,8 +13,8 @@ BUSY_SECONDS = 5
 """What `Retry-After` says when too many requests wait."""
 
 
-class ApiError(Exception):
-    """An answer that is no success."""
+class ApiError(HTTPException):
+    """An answer that is no success. It comes through the web framework from wherever it is raised."""
 
     def __init__(
         self,
@@ -25,18 +27,12 @@ class ApiError(Exception):
         retry_after: int | None = None,
     ) -> None:
         """Args: kind: `type` of the body; retry_after: seconds after which the client may try again."""
-        super().__init__(message)
-        self.status = status
         self.message = printable(shortened(message))
+        headers = None if retry_after is None else {"Retry-After": str(retry_after)}
+        super().__init__(status, self.message, headers)
         self.kind = kind
         self.param = param
         self.code = code
-        self.retry_after = retry_after
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Headers of the answer besides those that every answer has."""
-        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
 
     def body(self) -> dict[str, Any]:
         """The JSON that the client gets."""

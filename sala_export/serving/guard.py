@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Match, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .anthropic.errors import error_body
 from .errors import ApiError
 from .log import log_request
 from .metrics import Metrics
@@ -55,7 +56,8 @@ class Guard:
             await self._app(scope, _limited(receive, self._settings), noting)
         except ApiError as error:
             if status == 0:
-                await JSONResponse(error.body(), error.status, error.headers)(scope, receive, noting)
+                body = error_body(error, scope["path"])
+                await JSONResponse(body, error.status_code, error.headers)(scope, receive, noting)
         finally:
             self._open -= 1
             endpoint = self._endpoint(scope)
@@ -115,7 +117,9 @@ def _check_body(headers: Headers, most: int) -> None:
 def too_large(most: int) -> ApiError:
     """The answer to a body of more bytes than are taken."""
     return ApiError(
-        413, f"the body has more than {most} bytes, which is what --max-body allows: shorten the prompt", code="too_large"
+        413,
+        f"the body has more than {most} bytes, which is what --max-body allows: shorten the prompt",
+        code="too_large",
     )
 
 

@@ -98,7 +98,7 @@ class KeptContexts:
         return len(self._kept)
 
     async def begin(self, ids: Ids, max_new_tokens: int) -> Begun:
-        """A session that holds as much of a prompt as is kept, with room for the prompt and an answer as far as possible.
+        """A session that holds as much of a prompt as is kept. Others go, so that the rest and an answer have room.
 
         Raises: what `Model.session`, `Session.fork` and `Model.restore_longest` raise.
         """

@@ -16,19 +16,30 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        named = {"registry": self._registry}
         self._requests = Counter(
-            "sala_requests", "Requests by endpoint and status of the answer.", ["endpoint", "status"], **named
+            "sala_requests",
+            "Requests by endpoint and status of the answer.",
+            ["endpoint", "status"],
+            registry=self._registry,
         )
         self._prompt_tokens = Counter(
-            "sala_prompt_tokens", "Tokens of prompts, by whether they were read or kept from before.", ["source"], **named
+            "sala_prompt_tokens",
+            "Tokens of prompts, by whether they were read or kept from before.",
+            ["source"],
+            registry=self._registry,
         )
-        self._generated_tokens = Counter("sala_generated_tokens", "Tokens of answers.", **named)
+        self._generated_tokens = Counter("sala_generated_tokens", "Tokens of answers.", registry=self._registry)
         self._first_token = Histogram(
-            "sala_time_to_first_token_seconds", "Seconds up to the first token.", buckets=_SECONDS, **named
+            "sala_time_to_first_token_seconds",
+            "Seconds up to the first token.",
+            buckets=_SECONDS,
+            registry=self._registry,
         )
         self._between_tokens = Histogram(
-            "sala_time_between_tokens_seconds", "Seconds from token to token.", buckets=_BETWEEN_TOKENS, **named
+            "sala_time_between_tokens_seconds",
+            "Seconds from token to token.",
+            buckets=_BETWEEN_TOKENS,
+            registry=self._registry,
         )
 
     def watch(self, name: str, what: str, value: Callable[[], float]) -> None:

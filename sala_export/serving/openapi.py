@@ -10,6 +10,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.responses import Response
 
+from .settings import Settings
+
 
 class ErrorFields(BaseModel):
     message: str
@@ -37,30 +39,40 @@ _REASONS = {
     500: "A fault of the server.",
     503: "There is no memory, or the server is ending.",
 }
-ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody, "description": reason} for status, reason in _REASONS.items()
-}
 
 
-def describe(app: FastAPI, *, has_keys: bool) -> None:
+def error_responses(body: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """What FastAPI is told of answers that are no success. Args: body: their form."""
+    return {status: {"model": body, "description": reason} for status, reason in _REASONS.items()}
+
+
+ERROR_RESPONSES = error_responses(ErrorBody)
+
+
+def describe(app: FastAPI, settings: Settings) -> None:
     """Serve the description of an application at `/openapi.json`."""
     made: dict[str, Any] = {}
 
     @app.get("/openapi.json", include_in_schema=False)
     async def openapi() -> Response:
         if not made:
-            made.update(_description(app, has_keys=has_keys))
+            made.update(_description(app, settings))
         return JSONResponse(made)
 
 
-def _description(app: FastAPI, *, has_keys: bool) -> dict[str, Any]:
+def _description(app: FastAPI, settings: Settings) -> dict[str, Any]:
     description = get_openapi(title=app.title, version=app.version, routes=app.routes)
     for operations in description["paths"].values():
         for operation in operations.values():
             operation["responses"].pop("422", None)  # faults of the body are told with 400
+    schemas = description["components"]["schemas"]
     for unused in ("HTTPValidationError", "ValidationError"):
-        description["components"]["schemas"].pop(unused, None)
-    if has_keys:
+        schemas.pop(unused, None)
+    for schema in schemas.values():
+        for name, field in schema.get("properties", {}).items():
+            if name == "model":
+                field["enum"] = [*settings.model_names, *([None] if "anyOf" in field else [])]
+    if settings.keys:
         description["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         description["security"] = [{"key": []}]
     return description

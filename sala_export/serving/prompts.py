@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -44,7 +45,7 @@ class Prompts:
         self._template = template
 
     def reads(self, variable: str) -> bool:
-        """Whether the chat template reads a variable of this name."""
+        """True if the chat template reads a variable of this name."""
         return self._template is not None and variable in self._template.variables()
 
     def of_text(self, text: str, *, add_special_tokens: bool = True) -> Prompt:
@@ -59,18 +60,24 @@ class Prompts:
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
+        goes_on: bool = False,
     ) -> Prompt:
         """Encode a conversation. Special tokens that its texts spell are ordinary text.
 
-        Args: variables: further variables of the chat template.
-        Raises: ApiError if there is no template, or if it takes no tools or variables that the request has; SessionError
-            if it refuses the messages.
+        Args:
+            variables: further variables of the chat template.
+            goes_on: end where the text of the last message, an assistant's, ends, so that the model goes on with it.
+        Raises: ApiError if there is no template, if it takes no tools or variables that the request has, or if it does
+            not let the last message go on; SessionError if it refuses the messages.
         """
         template = self._require_template(tools, variables or {})
         marks = LiteralMarks(self._tokenizer)
         given = {"tools": _marked(tools, marks), **(variables or {})}
         marked = _marked(messages, marks)
-        text = template.render(marked, add_generation_prompt=add_generation_prompt, **given)
+        if goes_on:
+            text = _up_to_last(template, marked, given)
+        else:
+            text = template.render(marked, add_generation_prompt=add_generation_prompt, **given)
         encoder = self._tokenizer.stream_encoder(add_special_tokens=False)
         pieces = [*marks.pieces(text)]
         end = "".join(piece for piece, _ in pieces[-_LAST_PIECES:])[-_END_CHARACTERS:]
@@ -94,6 +101,25 @@ class Prompts:
             if name in _GIVEN or name not in known:
                 raise invalid("chat_template_kwargs", f"the chat template of this model has no variable {name!r}")
         return chosen
+
+
+def _up_to_last(template: ChatTemplate, messages: Sequence[Mapping[str, Any]], given: Mapping[str, Any]) -> str:
+    """What a template writes up to the end of the last message's text."""
+    *earlier, last = messages
+    if last.get("tool_calls") or not last["content"]:
+        raise invalid(
+            "messages", "the last message is the assistant's, and no text that goes on: end with a user's or a result"
+        )
+    end = secrets.token_hex(16)
+    marked = {**last, "content": last["content"] + end}
+    parts = template.render([*earlier, marked], add_generation_prompt=False, **given).split(end)
+    if len(parts) != 2:
+        raise invalid(
+            "messages",
+            "the last message is the assistant's, and the chat template of this model does not write it as it stands, "
+            "so that no answer can go on from it: end with a user's message",
+        )
+    return parts[0]
 
 
 def _encoded(encoder: StreamEncoder, pieces: Iterable[tuple[str, bool]]) -> NDArray[np.int32]:

@@ -111,7 +111,9 @@ def require_text(model: Model) -> Tokenizer:
     from ..runtime.text import Tokenizer
 
     if not isinstance(model.tokenizer, Tokenizer):
-        raise UnsupportedError("the model has no tokenizer, so it cannot read text: build it from a checkpoint with one")
+        raise UnsupportedError(
+            "the model has no tokenizer, so it cannot read text: build it from a checkpoint with one"
+        )
     return model.tokenizer
 
 

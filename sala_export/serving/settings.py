@@ -72,8 +72,8 @@ class Keys:
         for place, line in enumerate(lines, 1):
             if line in keys and (len(line) < LEAST_KEY_CHARACTERS or not line.isascii() or " " in line):
                 raise RequestError(
-                    f"--api-key-file {path}, line {place}: a key has at least {LEAST_KEY_CHARACTERS} characters, all of "
-                    "them ASCII and none a space: make one with `openssl rand -hex 32`"
+                    f"--api-key-file {path}, line {place}: a key has at least {LEAST_KEY_CHARACTERS} characters, all "
+                    "of them ASCII and none a space: make one with `openssl rand -hex 32`"
                 )
         return cls(keys)
 
@@ -83,7 +83,8 @@ class Keys:
     def have(self, key: str) -> bool:
         """Whether a client has one of the keys. It takes the same time for every key."""
         digest = sha256(key.encode()).digest()
-        return any([hmac.compare_digest(digest, each) for each in self._hashes])
+        matches = [hmac.compare_digest(digest, each) for each in self._hashes]
+        return True in matches
 
 
 def is_loopback(host: str) -> bool:

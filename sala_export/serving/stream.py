@@ -18,7 +18,7 @@ _PING = b": ping\n\n"
 DONE = b"data: [DONE]\n\n"
 
 
-class ClientLeft(Exception):
+class ClientLeftError(Exception):
     """The client has closed its connection."""
 
 
@@ -50,7 +50,7 @@ class EventStream(Response):
         pings = asyncio.ensure_future(sender.ping_every(self._ping_seconds))
         try:
             await unless_client_leaves(self._stream(sender), receive)
-        except (ClientLeft, TimeoutError, OSError):
+        except (ClientLeftError, TimeoutError, OSError):
             pass  # there is nobody to tell
         finally:
             pings.cancel()
@@ -90,14 +90,14 @@ class _Sender:
 async def unless_client_leaves(work: Awaitable[Result], receive: Receive) -> Result:
     """Do what a client waits for. Args: receive: of a request whose body has been read.
 
-    Raises: ClientLeft if the client closes its connection before. The work is then cancelled, and has ended.
+    Raises: ClientLeftError if the client closes its connection before. The work is then cancelled, and has ended.
     """
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_left(receive))
     try:
         await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise ClientLeft
+            raise ClientLeftError
         return working.result()
     finally:
         for task in (working, leaving):

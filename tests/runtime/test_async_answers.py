@@ -17,7 +17,8 @@ from support.small_sessions import CHUNK_TOKENS, new_session, random_ids, small_
 
 from sala_export.errors import RunError, SessionError
 from sala_export.runtime.model import Model
-from sala_export.runtime.scheduler import Answer
+from sala_export.runtime.scheduler import Answer, Scheduler
+from sala_export.runtime.session import Session
 from sala_export.torch_runtime.engine import TorchExecution
 
 
@@ -26,9 +27,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
     yield from small_model("onnxruntime", tmp_path_factory.mktemp("async_answers"))
 
 
-@pytest.fixture
-def endless() -> dict[str, Any]:
-    return {"max_new_tokens": 850, "stop_tokens": []}
+def endless(scheduler: Scheduler, model: Model, session: Session | None = None) -> Answer[int]:
+    """An answer that takes minutes unless it is cancelled."""
+    session = session or model.session(max_context=100_000)
+    return scheduler.submit_tokens(session, [5], max_new_tokens=90_000, stop_tokens=[])
 
 
 async def pieces_of(answer: AsyncIterator[Any]) -> list[Any]:
@@ -123,11 +125,11 @@ def test_error_comes_behind_the_pieces_that_were_drawn_before(model: Model) -> N
     run(work())
 
 
-def test_task_that_is_cancelled_leaves_its_answer(model: Model, endless: dict[str, Any]) -> None:
+def test_task_that_is_cancelled_leaves_its_answer(model: Model) -> None:
     async def work() -> None:
-        session = new_session(model)
+        session = model.session(max_context=100_000)
         with model.scheduler() as scheduler:
-            answer = scheduler.submit_tokens(session, [5], **endless)
+            answer = endless(scheduler, model, session)
             first = await anext(answer)
             waits = asyncio.ensure_future(answer.ended())
             await asyncio.sleep(0)
@@ -148,12 +150,10 @@ def test_task_that_is_cancelled_leaves_its_answer(model: Model, endless: dict[st
 
 
 @pytest.mark.parametrize("is_other_thread", [False, True])
-def test_end_of_a_scheduler_wakes_who_waits_and_leaves_the_loop(
-    is_other_thread: bool, model: Model, endless: dict[str, Any]
-) -> None:
+def test_end_of_a_scheduler_wakes_who_waits_and_leaves_the_loop(is_other_thread: bool, model: Model) -> None:
     async def work() -> None:
         scheduler = model.scheduler()
-        answers = [scheduler.submit_tokens(new_session(model), [5], **endless) for _ in range(3)]
+        answers = [endless(scheduler, model) for _ in range(3)]
         waits = [asyncio.ensure_future(pieces_of(answer)) for answer in answers]
         await asyncio.sleep(0)
         if is_other_thread:
@@ -172,9 +172,9 @@ def test_end_of_a_scheduler_wakes_who_waits_and_leaves_the_loop(
     run(work())
 
 
-def test_second_loop_is_refused_until_the_first_is_closed(model: Model, endless: dict[str, Any]) -> None:
+def test_second_loop_is_refused_until_the_first_is_closed(model: Model) -> None:
     with model.scheduler() as scheduler:
-        answer = scheduler.submit_tokens(new_session(model), [5], **endless)
+        answer = endless(scheduler, model)
         refused: list[str] = []
 
         def other() -> None:

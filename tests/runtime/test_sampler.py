@@ -37,6 +37,7 @@ def numpy_sample(
     presence_penalty: float,
     logit_bias: dict[int, float],
     prompt_length: int,
+    allowed: NDArray[np.bool_] | None = None,
 ) -> int:
     logits = logits.copy()
     for token, bias in logit_bias.items():
@@ -47,12 +48,15 @@ def numpy_sample(
     drawn, counts = np.unique(context[prompt_length:], return_counts=True)
     taken = frequency_penalty * counts.astype(np.float64) + presence_penalty
     logits[drawn] = (logits[drawn].astype(np.float64) - taken).astype(np.float32)
-    if temperature == 0:
-        return int(logits.argmax())
     order = np.lexsort((np.arange(len(logits)), -logits))
+    if allowed is not None:
+        order = order[allowed[order]]
+    if temperature == 0:
+        return int(order[0])
+    largest = logits[order[0]].astype(np.float64)
     if top_k:
         order = order[:top_k]
-    weights = np.exp((logits[order].astype(np.float64) - logits.max()) / temperature)
+    weights = np.exp((logits[order].astype(np.float64) - largest) / temperature)
     if top_p < 1:
         reached = np.cumsum(weights) >= top_p * weights.sum()
         count = int(reached.argmax()) + 1 if reached.any() else len(order)
@@ -87,8 +91,10 @@ def test_draws_equal_numpy(vocab_size: int) -> None:
             "logit_bias": biases(random, vocab_size),
         }
         prompt_length = int(random.integers(0, len(context) + 1))
-        token = native_sample(logits, context, prompt_length, options)
-        assert token == numpy_sample(logits, context, prompt_length=prompt_length, **options), options
+        allowed = some_tokens(random, vocab_size)
+        token = native_sample(logits, context, prompt_length, options, allowed)
+        expected = numpy_sample(logits, context, prompt_length=prompt_length, allowed=allowed, **options)
+        assert token == expected, options
         drawn.add(token)
     assert len(drawn) >= min(vocab_size, 40)
 
@@ -100,11 +106,32 @@ def biases(random: np.random.Generator, vocab_size: int) -> dict[int, float]:
     return {int(token): float(bias) for token, bias in zip(random.integers(0, vocab_size, count), values, strict=True)}
 
 
+def some_tokens(random: np.random.Generator, vocab_size: int) -> NDArray[np.bool_] | None:
+    """None for half of the draws, else one token, a few, or most."""
+    share = random.choice([-1.0, -1.0, -1.0, 0.0, 0.05, 0.9])
+    if share < 0:
+        return None
+    allowed = random.random(vocab_size) < share
+    allowed[random.integers(vocab_size)] = True
+    return allowed
+
+
+def words_of(allowed: NDArray[np.bool_]) -> NDArray[np.uint32]:
+    """A bit for each token, and none behind the last one that is allowed."""
+    packed = np.packbits(np.pad(allowed, (0, -len(allowed) % 32)), bitorder="little").view("<u4").astype(np.uint32)
+    return np.trim_zeros(packed, "b")
+
+
 def native_sample(
-    logits: NDArray[np.float32], context: NDArray[np.int32], prompt_length: int, options: dict[str, Any]
+    logits: NDArray[np.float32],
+    context: NDArray[np.int32],
+    prompt_length: int,
+    options: dict[str, Any],
+    allowed: NDArray[np.bool_] | None = None,
 ) -> int:
     sampling = _native.SamplingOptions(**options)
-    return _native.sample(logits, context, sampling, prompt_length=prompt_length)
+    words = None if allowed is None else words_of(allowed)
+    return _native.sample(logits, context, sampling, prompt_length=prompt_length, allowed=words)
 
 
 AWKWARD: dict[str, dict[str, Any]] = {
@@ -136,3 +163,21 @@ def test_awkward_options_draw_as_numpy_does(options: dict[str, Any]) -> None:
             for prompt_length in (0, 3, 7):
                 expected = numpy_sample(case, context, prompt_length=prompt_length, **whole)
                 assert native_sample(case, context, prompt_length, whole) == expected
+
+
+@pytest.mark.parametrize("vocab_size", [1, 2, 19, 21, 5000])
+def test_log_probabilities_equal_numpy(vocab_size: int) -> None:
+    random = np.random.default_rng(vocab_size)
+    for trial in range(40):
+        logits = np.round(random.normal(0, 4, vocab_size), 1).astype(np.float32)
+        logits[random.random(vocab_size) < 0.1 * (trial % 3)] = -np.inf
+        logits[random.integers(vocab_size)] = np.float32(random.choice([-3e38, 0.0, 30.0, 3e38]))
+        exact = logits.astype(np.float64)
+        expected = exact - exact.max() - np.log(np.exp(exact - exact.max()).sum())
+        token = int(random.integers(vocab_size))
+        for top in (0, 1, 5, 20):
+            logprob, likeliest = _native.token_logprobs(logits, token, top)
+            order = np.lexsort((np.arange(vocab_size), -logits))[:top]
+            np.testing.assert_allclose(logprob, expected[token], rtol=1e-13, atol=1e-13)
+            assert [each for each, _ in likeliest] == order.tolist()
+            np.testing.assert_allclose([each for _, each in likeliest], expected[order], rtol=1e-13, atol=1e-13)

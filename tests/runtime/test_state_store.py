@@ -56,7 +56,10 @@ def read(model: Model, *prompts: list[int]) -> Session:
 
 
 def restored(model: Model, store: StateStore, ids: list[int]) -> Session:
-    return model.restore_longest(store, ids, chunk_tokens=CHUNK)
+    foretold = store.longest(model, ids)
+    session = model.restore_longest(store, ids, chunk_tokens=CHUNK)
+    assert foretold == session.position == session.past_length
+    return session
 
 
 def assert_equal_logits(actual: NDArray[np.float32] | None, expected: NDArray[np.float32] | None) -> None:
@@ -262,7 +265,9 @@ def test_a_damaged_file_costs_only_the_states_that_need_it(
         path.unlink()
     else:
         path.write_bytes(b"no state")
-    again = restored(small, store, ids)
+    foretold = store.longest(small, ids)
+    again = small.restore_longest(store, ids, chunk_tokens=CHUNK)
+    assert foretold == (600 if damage == "flip" else again.position), "without reading it, only its size is known"
     assert 0 < again.position < 576
     assert restored(small, store, other).position == 300
     lost = [record.getMessage() for record in caplog.records]

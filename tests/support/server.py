@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import openai
 
 import sala_export
 from sala_export.runtime.state_store import StateStore
@@ -25,6 +27,8 @@ class RunningServer:
     url: str
     """Without a path."""
     service: Service
+    end: Callable[[], None]
+    """Ask it to end."""
 
 
 @contextmanager
@@ -60,10 +64,15 @@ def running_server(
             is_ready.wait()
             if raised:
                 raise raised[0]
-            yield RunningServer(url=url_of(listener), service=servers[0].service)
+            yield RunningServer(url=url_of(listener), service=servers[0].service, end=servers[0].end)
         finally:
             for server in servers:
                 server.end()
             thread.join()
     if raised:
         raise raised[0]
+
+
+def client_of(server: RunningServer, **options: object) -> openai.OpenAI:
+    """The official client, which tries nothing twice."""
+    return openai.OpenAI(base_url=f"{server.url}/v1", **{"api_key": "none", "max_retries": 0, **options})

@@ -37,6 +37,8 @@ class BatchGeneration {
   bool has_finished() const;
   /// The reason why a session has finished; kNone while it goes on, and if it failed.
   FinishReason finish_reason(size_t session) const;
+  /// As `Generation::logprobs`, of the token that the last `next` returned for a session.
+  const TokenLogprobs* logprobs(size_t session) const;
   /// The error that ended a session.
   const Status& status(size_t session) const;
 

@@ -46,7 +46,9 @@ class Prefiller {
   Status check_usable() const;
   /// Tokens of the context with those that wait.
   int64_t length() const;
-  /// Runs steps for as long as at least `least` tokens wait.
+  /// Most tokens of the next step.
+  size_t most_of_step() const;
+  /// Runs steps for as long as at least `least` tokens wait, or as many as the next step can take.
   Status run_chunks(size_t least);
   Status run_chunk(std::span<const int32_t> token_ids, int64_t context_length);
   /// Makes nothing of a stop that came while this ran.
@@ -55,7 +57,8 @@ class Prefiller {
   SessionCore* core_;
   PrefillOptions options_;
   std::optional<int64_t> tokens_total_;
-  std::vector<int32_t> waiting_;  // for a full step or for the end, the session's pending token first
+  std::vector<int32_t> waiting_;      // for a full step or for the end, the session's pending token first
+  std::vector<int64_t> checkpoints_;  // positions ahead where steps end and one is kept, in falling order
   int64_t tokens_fed_ = 0;
   int64_t tokens_done_ = 0;
   uint64_t session_changes_;  // as this object left it

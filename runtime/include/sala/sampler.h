@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <map>
 #include <span>
+#include <utility>
+#include <vector>
 
 #include "sala/status.h"
 
@@ -30,6 +32,9 @@ Status check(const SamplingOptions& options);
 /// kInvalidArgument naming the first token of `logit_bias` that is outside the vocabulary.
 Status check_bias_tokens(const SamplingOptions& options, int64_t vocab_size);
 
+/// kInvalidArgument unless so many of the likeliest tokens may be asked for, 0 to kMostLogprobs.
+Status check_logprobs(int64_t top);
+
 /// Samples one token.
 ///
 /// The answer is `context` behind its first `prompt_length` tokens.
@@ -39,20 +44,40 @@ Status check_bias_tokens(const SamplingOptions& options, int64_t vocab_size);
 ///    multiplied by r, in fp32.
 /// 3. Frequency penalty f and presence penalty p: logit - (f * n + p) for every token that occurs n > 0 times in the
 ///    answer, in fp64, rounded to fp32.
-/// 4. If temperature = 0, the token of the largest logit, the lowest id among equals. Otherwise weights
+/// 4. Constraint: if `allowed` has words, every token i goes for which bit i % 32 of word i / 32 is 0 or that word is
+///    missing.
+/// 5. If temperature = 0, the token of the largest logit, the lowest id among equals. Otherwise weights
 ///    exp((logit - largest) / temperature) in fp64, ordered by falling logit, equal ones by rising id.
-/// 5. top_k keeps the first top_k, top_p the shortest prefix whose weights sum to at least top_p of what top_k left,
+/// 6. top_k keeps the first top_k, top_p the shortest prefix whose weights sum to at least top_p of what top_k left,
 ///    min_p of these the ones whose weight is at least min_p. The largest weight is 1.
-/// 6. The token is the first whose running sum of weights exceeds u times the sum of all kept ones.
+/// 7. The token is the first whose running sum of weights exceeds u times the sum of all kept ones.
 ///
-/// Steps 1 to 3 are in the order of vLLM, those of step 5 in the order of Hugging Face transformers.
+/// Steps 1 to 3 are in the order of vLLM, those of step 6 in the order of Hugging Face transformers.
 ///
 /// u = (w >> 11) / 2^53, where w is the first word of Philox4x64-10 with key (seed, 0) and counter
 /// (context.size(), 0, 0, 0). So a seed gives the same text however generation is cut into calls, saved or restored.
 ///
-/// Fails with kInvalidArgument for wrong options or a `prompt_length` beyond `context`, kEngineFailed if a logit is NaN
-/// or the largest is infinite.
+/// Fails with kInvalidArgument for wrong options, a `prompt_length` beyond `context`, or if no token is allowed, and
+/// with kEngineFailed if a logit is NaN or the largest that is left is infinite.
 Expected<int32_t> sample(std::span<const float> logits, std::span<const int32_t> context,
-                         const SamplingOptions& options, size_t prompt_length = 0);
+                         const SamplingOptions& options, size_t prompt_length = 0,
+                         std::span<const uint32_t> allowed = {});
+
+/// How probable the model found a token, and which ones it found the likeliest.
+struct TokenLogprobs {
+  double logprob;                               // natural logarithm of the token's probability
+  std::vector<std::pair<int32_t, double>> top;  // the likeliest tokens with theirs, equal ones by rising id
+};
+
+constexpr int64_t kMostLogprobs = 20;
+
+/// Log-probabilities by the model's own logits, whatever `sample` makes of them:
+///
+///   logprob(t) = logit(t) - m - log(sum over all v of exp(logit(v) - m)), in fp64, where m is the largest logit.
+///
+/// That of a token whose logit is -inf is -inf. `top` of them are listed, or all tokens if these are fewer. Fails with
+/// kInvalidArgument for a `top` outside 0 to kMostLogprobs or a token outside the vocabulary, and with kEngineFailed as
+/// `sample`.
+Expected<TokenLogprobs> token_logprobs(std::span<const float> logits, int32_t token, int64_t top);
 
 }  // namespace sala

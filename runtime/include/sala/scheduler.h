@@ -49,6 +49,9 @@ struct RequestOptions {
   /// the change. It must not throw, nor wait. Behind the end it is called once more, when the answer may be gone
   /// already, so what it uses must not depend on the answer.
   std::function<void()> on_change = {};
+  /// Positions of the context that lie within the prompt, in rising order. A checkpoint is kept at each, as where a
+  /// prompt ends. The prompt's tokens run in steps that end there, which changes sums by no more than rounding does.
+  std::vector<int64_t> checkpoints = {};
 };
 
 enum class RequestStage { kWaiting, kPrefill, kGenerate, kEnded };
@@ -84,6 +87,10 @@ class Answer {
 
   /// Ends the request, when the step that runs has ended. The session keeps what it has read and drawn.
   void cancel() noexcept;
+
+  /// Those of the token that `next` returned last, valid until the next call of it. Null if it returned none, or if
+  /// they were not asked for.
+  const TokenLogprobs* logprobs() const;
 
   /// The reason why `next` returned nothing. kNone before, and after an error.
   FinishReason finish_reason() const;

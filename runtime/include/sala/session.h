@@ -14,6 +14,7 @@
 
 #include "sala/sampler.h"
 #include "sala/status.h"
+#include "sala/token_constraint.h"
 
 namespace sala {
 
@@ -53,6 +54,11 @@ struct GenerateOptions {
   SamplingOptions sampling;
   /// Tokens that end the text. By default the model's eos tokens.
   std::optional<std::vector<int32_t>> stop_tokens;
+  /// Of each token of the answer, its log-probability and the so many likeliest tokens with theirs, 0 to kMostLogprobs:
+  /// see `token_logprobs`. None are computed by default.
+  std::optional<int64_t> logprobs = {};
+  /// Which tokens may come. By default every token may.
+  std::shared_ptr<TokenConstraint> constraint = {};
 };
 
 /// One context with its caches. What you generate, sample or decode is the answer, which begins where the last prefill
@@ -169,19 +175,26 @@ class Generation {
   /// The reason why `next` returned nothing.
   FinishReason finish_reason() const { return finish_reason_; }
 
+  /// Those of the token that `next` returned last, valid until the next call of it. Null if it returned none, or if
+  /// they were not asked for.
+  const TokenLogprobs* logprobs() const { return logprobs_ ? &*logprobs_ : nullptr; }
+
  private:
   friend class DecodeBatch;
   friend class SchedulerThread;
   friend class Session;
   Generation(SessionCore& core, GenerateOptions options) : core_(&core), options_(std::move(options)) {}
-  /// False, with the reason, once there is nothing more to draw.
+  /// False, with the reason, once there is nothing more to draw. Forgets the log-probabilities of the token before.
   bool goes_on();
   /// Draws a token from the logits.
   Expected<std::optional<int32_t>> draw();
+  /// As `SessionCore::sample`, under the constraint.
+  Expected<int32_t> sample();
 
   SessionCore* core_;
   GenerateOptions options_;
   int64_t new_tokens_ = 0;
+  std::optional<TokenLogprobs> logprobs_;
   FinishReason finish_reason_ = FinishReason::kNone;
 };
 

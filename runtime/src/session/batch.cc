@@ -81,6 +81,10 @@ FinishReason BatchGeneration::finish_reason(size_t session) const {
   return parts_->members[session].generation.finish_reason();
 }
 
+const TokenLogprobs* BatchGeneration::logprobs(size_t session) const {
+  return parts_->members[session].generation.logprobs();
+}
+
 const Status& BatchGeneration::status(size_t session) const { return parts_->members[session].outcome; }
 
 }  // namespace sala

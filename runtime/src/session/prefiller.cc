@@ -88,11 +88,16 @@ Expected<std::span<const float>> Prefiller::finish() {
   return core_->logits();
 }
 
+size_t Prefiller::most_of_step() const {
+  const int64_t chunk = core_->chunk_tokens();
+  if (checkpoints_.empty()) return static_cast<size_t>(chunk);
+  return static_cast<size_t>(std::min(chunk, checkpoints_.back() - core_->past_length()));
+}
+
 Status Prefiller::run_chunks(size_t least) {
-  if (waiting_.size() < least) return success();
+  if (waiting_.size() < std::min(least, most_of_step())) return success();
   // In the middle of a stream this is no more than its length so far. All that matters is that it is sparse already.
   const int64_t context_length = options_.context_length.value_or(length());
-  const size_t chunk = static_cast<size_t>(core_->chunk_tokens());
   const std::vector<int32_t> taken = std::exchange(waiting_, {});
   std::span<const int32_t> rest = taken;
   // Until all has run: neither an error nor an exception of `on_progress` lets a prompt go on that lost tokens.
@@ -103,8 +108,8 @@ Status Prefiller::run_chunks(size_t least) {
       if (prefiller.has_ended_) prefiller.use_up_stop();
     }
   } at_the_end{*this};
-  while (rest.size() >= least) {
-    const auto step = rest.first(std::min(chunk, rest.size()));
+  while (!rest.empty() && rest.size() >= std::min(least, most_of_step())) {
+    const auto step = rest.first(std::min(most_of_step(), rest.size()));
     SALA_RETURN_IF_ERROR(run_chunk(step, context_length));
     rest = rest.subspan(step.size());
   }
@@ -127,7 +132,11 @@ Status Prefiller::run_chunk(std::span<const int32_t> token_ids, int64_t context_
   SALA_RETURN_IF_ERROR(core_->run(token_ids, context_length));
   if (!is_decode_) {
     core_->end_prompt();
-    if (core_->checkpoints().is_due(core_->past_length())) SALA_RETURN_IF_ERROR(core_->keep_checkpoint(false));
+    const bool is_wanted = !checkpoints_.empty() && checkpoints_.back() == core_->past_length();
+    if (is_wanted) checkpoints_.pop_back();
+    if (is_wanted || core_->checkpoints().is_due(core_->past_length())) {
+      SALA_RETURN_IF_ERROR(core_->keep_checkpoint(is_wanted));
+    }
   }
   session_changes_ = core_->changes();
   tokens_done_ += core_->position() - before;

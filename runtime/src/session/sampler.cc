@@ -37,6 +37,8 @@ struct Candidate {
   bool before(const Candidate& other) const { return logit != other.logit ? logit > other.logit : token < other.token; }
 };
 
+bool is_before(const Candidate& a, const Candidate& b) { return a.before(b); }
+
 /// Candidates in order, sorted only as far as they are taken: most draws end after a few of 70,000.
 class Ranking {
  public:
@@ -105,9 +107,8 @@ void penalise_answer(std::span<const int32_t> answer, const SamplingOptions& opt
   }
 }
 
-/// The logits as they are drawn from.
-Expected<std::vector<Candidate>> candidates(std::span<const float> logits, std::span<const int32_t> context,
-                                            const SamplingOptions& options, size_t prompt_length) {
+/// The model's own logits.
+Expected<std::vector<Candidate>> candidates(std::span<const float> logits) {
   std::vector<Candidate> all(logits.size());
   for (size_t i = 0; i < logits.size(); ++i) {
     if (std::isnan(logits[i])) {
@@ -115,11 +116,43 @@ Expected<std::vector<Candidate>> candidates(std::span<const float> logits, std::
     }
     all[i] = {logits[i], static_cast<int32_t>(i)};
   }
+  return all;
+}
+
+bool is_allowed(std::span<const uint32_t> allowed, int32_t token) {
+  const auto word = static_cast<size_t>(token) / 32;
+  return word < allowed.size() && (allowed[word] >> (token % 32) & 1) != 0;
+}
+
+/// The logits as they are drawn from.
+Expected<std::vector<Candidate>> candidates(std::span<const float> logits, std::span<const int32_t> context,
+                                            const SamplingOptions& options, size_t prompt_length,
+                                            std::span<const uint32_t> allowed) {
+  auto made = candidates(logits);
+  if (!made) return made;
+  std::vector<Candidate>& all = *made;
   add_bias(options.logit_bias, all);
   if (options.repetition_penalty != 1.0) penalise(context, options.repetition_penalty, all);
   const bool counts = options.frequency_penalty != 0.0 || options.presence_penalty != 0.0;
   if (counts && prompt_length < context.size()) penalise_answer(context.subspan(prompt_length), options, all);
-  return all;
+  if (!allowed.empty()) {
+    std::erase_if(all, [&](const Candidate& each) { return !is_allowed(allowed, each.token); });
+    if (all.empty()) {
+      return error(ErrorCode::kInvalidArgument,
+                   "the constraint allows no token here: let it allow a stop token where the text may end");
+    }
+  }
+  return made;
+}
+
+/// The token that comes first in the order of a ranking. kEngineFailed if its logit is infinite.
+Expected<Candidate> likeliest(std::span<const Candidate> all) {
+  const Candidate best =
+      *std::min_element(all.begin(), all.end(), is_before);
+  if (std::isinf(best.logit)) {
+    return error(ErrorCode::kEngineFailed, "the largest logit is infinite: the weights or the engine are broken");
+  }
+  return best;
 }
 
 int32_t draw(Ranking& ranking, double u, const SamplingOptions& options) {
@@ -184,6 +217,11 @@ Status check(const SamplingOptions& options) {
   return success();
 }
 
+Status check_logprobs(int64_t top) {
+  if (top >= 0 && top <= kMostLogprobs) return success();
+  return error(ErrorCode::kInvalidArgument, "logprobs is ", top, ", expected 0 to ", kMostLogprobs);
+}
+
 Status check_bias_tokens(const SamplingOptions& options, int64_t vocab_size) {
   for (const auto& [token, bias] : options.logit_bias) {
     if (token < 0 || token >= vocab_size) {
@@ -195,7 +233,7 @@ Status check_bias_tokens(const SamplingOptions& options, int64_t vocab_size) {
 }
 
 Expected<int32_t> sample(std::span<const float> logits, std::span<const int32_t> context,
-                         const SamplingOptions& options, size_t prompt_length) {
+                         const SamplingOptions& options, size_t prompt_length, std::span<const uint32_t> allowed) {
   SALA_RETURN_IF_ERROR(check(options));
   if (logits.empty()) return error(ErrorCode::kInvalidArgument, "there are no logits to sample from");
   SALA_RETURN_IF_ERROR(check_bias_tokens(options, static_cast<int64_t>(logits.size())));
@@ -203,16 +241,33 @@ Expected<int32_t> sample(std::span<const float> logits, std::span<const int32_t>
     return error(ErrorCode::kInvalidArgument, "prompt_length is ", prompt_length, ", the context has ", context.size(),
                  " tokens");
   }
-  auto all = candidates(logits, context, options, prompt_length);
+  auto all = candidates(logits, context, options, prompt_length, allowed);
   if (!all) return all.error();
-  const Candidate best =
-      *std::min_element(all->begin(), all->end(), [](const Candidate& a, const Candidate& b) { return a.before(b); });
-  if (std::isinf(best.logit)) {
-    return error(ErrorCode::kEngineFailed, "the largest logit is infinite: the weights or the engine are broken");
-  }
-  if (options.temperature == 0.0) return best.token;
-  Ranking ranking(*std::move(all), best.logit, options.temperature);
+  const auto best = likeliest(*all);
+  if (!best) return best.error();
+  if (options.temperature == 0.0) return best->token;
+  Ranking ranking(*std::move(all), best->logit, options.temperature);
   return draw(ranking, uniform(options.seed, context.size()), options);
+}
+
+Expected<TokenLogprobs> token_logprobs(std::span<const float> logits, int32_t token, int64_t top) {
+  SALA_RETURN_IF_ERROR(check_logprobs(top));
+  if (token < 0 || static_cast<size_t>(token) >= logits.size()) {
+    return error(ErrorCode::kInvalidArgument, "token is ", token, ", and there are ", logits.size(), " logits");
+  }
+  auto all = candidates(logits);
+  if (!all) return all.error();
+  const auto best = likeliest(*all);
+  if (!best) return best.error();
+  const auto largest = static_cast<double>(best->logit);
+  double sum = 0.0;
+  for (const float logit : logits) sum += std::exp(static_cast<double>(logit) - largest);
+  const auto logprob = [&](float logit) { return static_cast<double>(logit) - largest - std::log(sum); };
+  TokenLogprobs result{logprob(logits[static_cast<size_t>(token)]), {}};
+  const auto end = all->begin() + std::min<std::ptrdiff_t>(top, std::ssize(*all));
+  std::partial_sort(all->begin(), end, all->end(), is_before);
+  for (auto each = all->begin(); each != end; ++each) result.top.emplace_back(each->token, logprob(each->logit));
+  return result;
 }
 
 }  // namespace sala

@@ -37,6 +37,7 @@ Answer::~Answer() {
 Expected<std::optional<int32_t>> Answer::next() { return thread_->next(*request_); }
 bool Answer::wait_for(std::chrono::duration<double> time) const { return thread_->wait_for(*request_, time); }
 void Answer::wait() const { thread_->wait(*request_); }
+const TokenLogprobs* Answer::logprobs() const { return request_->last_logprobs ? &*request_->last_logprobs : nullptr; }
 void Answer::cancel() noexcept { thread_->cancel(*request_); }
 FinishReason Answer::finish_reason() const { return thread_->finish_reason(*request_); }
 RequestProgress Answer::progress() const { return thread_->progress(*request_); }
@@ -57,6 +58,28 @@ Expected<Scheduler> Scheduler::create(const Model& model, SchedulerOptions optio
   return Scheduler(*std::move(thread));
 }
 
+namespace {
+
+Status check_checkpoints(std::span<const int64_t> positions, const SessionCore& session, int64_t prompt_tokens) {
+  const int64_t first = session.position(), end = first + prompt_tokens;
+  if (!positions.empty() && session.checkpoints().most() == 0) {
+    return error(ErrorCode::kInvalidArgument,
+                 "checkpoints are asked for, and the session has max_checkpoints 0: make a "
+                 "session that keeps some");
+  }
+  int64_t before = first;
+  for (const int64_t each : positions) {
+    if (each <= before || each >= end) {
+      return error(ErrorCode::kInvalidArgument, "checkpoints has ", each,
+                   ", expected positions within the prompt, from ", first + 1, " to ", end - 1, ", in rising order");
+    }
+    before = each;
+  }
+  return success();
+}
+
+}  // namespace
+
 Expected<Answer> Scheduler::submit(Session& session, std::vector<int32_t> prompt, RequestOptions options) {
   SessionCore& core = *session.core_;
   if (&core.model() != &thread_->model()) {
@@ -72,6 +95,7 @@ Expected<Answer> Scheduler::submit(Session& session, std::vector<int32_t> prompt
   }
   SALA_RETURN_IF_ERROR(core.check_fits(core.position(), static_cast<int64_t>(prompt.size())));
   SALA_RETURN_IF_ERROR(core.check_tokens(prompt));
+  SALA_RETURN_IF_ERROR(check_checkpoints(options.checkpoints, core, static_cast<int64_t>(prompt.size())));
   if (!options.generate.stop_tokens) options.generate.stop_tokens = core.model().config.eos_token_ids;
   auto request = std::make_unique<Request>(core, std::move(prompt), std::move(options));
   const int64_t begin = core.position() + static_cast<int64_t>(request->prompt.size());

@@ -151,8 +151,10 @@ Expected<std::optional<int32_t>> SchedulerThread::next(Request& request) {
   auto lock = locked();
   if (!lock) return error(ErrorCode::kEngineFailed, "the answer belongs to the process that asked for it");
   request.changed.wait(lock, [&] { return !request.tokens.empty() || request.stage == RequestStage::kEnded; });
+  request.last_logprobs.reset();
   if (!request.tokens.empty()) {
-    const int32_t token = request.tokens.front();
+    const int32_t token = request.tokens.front().token;
+    request.last_logprobs = std::move(request.tokens.front().logprobs);
     request.tokens.pop_front();
     return std::optional(token);
   }
@@ -315,6 +317,7 @@ Status SchedulerThread::begin(Request& request) {
   auto made = Prefiller::create(request.session, std::move(options), static_cast<int64_t>(request.prompt.size()));
   if (!made) return made.error();
   request.prefiller.emplace(*std::move(made));
+  request.prefiller->checkpoints_.assign(request.options.checkpoints.rbegin(), request.options.checkpoints.rend());
   return success();
 }
 
@@ -353,7 +356,10 @@ void SchedulerThread::take_prompt_turn() {
 Status SchedulerThread::read_on(Request& request) {
   const int64_t before = request.session.past_length();
   const auto rest = std::span(request.prompt).subspan(request.tokens_fed);
-  const auto piece = rest.first(std::min(rest.size(), static_cast<size_t>(request.session.chunk_tokens())));
+  // Together with what waits for a full step, no more than one: a turn is not longer than that.
+  const int64_t waiting = request.prefiller->length() - before;
+  const int64_t room = std::max<int64_t>(request.session.chunk_tokens() - waiting, 1);
+  const auto piece = rest.first(std::min(rest.size(), static_cast<size_t>(room)));
   SALA_RETURN_IF_ERROR(request.prefiller->feed(piece));
   request.tokens_fed += piece.size();
   // What has filled no chunk waits for the end.
@@ -459,9 +465,11 @@ void SchedulerThread::deliver(Request& request, int32_t token) {
     if (request.options.on_token) goes_on = request.options.on_token(token);
     return success();
   });
+  const TokenLogprobs* drawn = request.member->generation.logprobs();
+  std::optional<TokenLogprobs> logprobs = drawn == nullptr ? std::nullopt : std::optional(*drawn);
   {
     const std::lock_guard lock(mutex_);
-    request.tokens.push_back(token);
+    request.tokens.push_back({token, std::move(logprobs)});
     ++request.new_tokens;
     request.changed.notify_all();
   }

@@ -53,9 +53,16 @@ struct Request {
   bool is_in_batch = false;
   std::exception_ptr thrown;
 
+  // Of who takes the tokens.
+  std::optional<TokenLogprobs> last_logprobs;
+
   // Under the mutex.
   RequestStage stage = RequestStage::kWaiting;
-  std::deque<int32_t> tokens;  // that nobody has taken yet
+  struct Drawn {
+    int32_t token;
+    std::optional<TokenLogprobs> logprobs;
+  };
+  std::deque<Drawn> tokens;  // that nobody has taken yet
   int64_t prompt_tokens_done = 0;
   int64_t new_tokens = 0;
   Status outcome = success();

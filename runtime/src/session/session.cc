@@ -13,6 +13,7 @@ Status check_generate(const GenerateOptions& options, const ModelConfig& config)
   if (options.max_new_tokens < 0) {
     return error(ErrorCode::kInvalidArgument, "max_new_tokens is ", options.max_new_tokens, ", expected 0 or more");
   }
+  SALA_RETURN_IF_ERROR(check_logprobs(options.logprobs.value_or(0)));
   for (const int32_t token : options.stop_tokens.value_or(std::vector<int32_t>())) {
     if (token < 0 || token >= config.vocab_size) {
       return error(ErrorCode::kInvalidArgument, "stop_tokens has ", token, ", expected 0 to ", config.vocab_size - 1,
@@ -139,6 +140,7 @@ std::string_view name_of(FinishReason reason) {
 }
 
 bool Generation::goes_on() {
+  logprobs_.reset();
   if (finish_reason_ != FinishReason::kNone) return false;
   if (new_tokens_ == options_.max_new_tokens) {
     finish_reason_ = FinishReason::kMaxNewTokens;
@@ -158,7 +160,7 @@ Expected<std::optional<int32_t>> Generation::next() {
 }
 
 Expected<std::optional<int32_t>> Generation::draw() {
-  const auto token = core_->sample(options_.sampling);
+  const auto token = sample();
   if (!token) return token.error();
   ++new_tokens_;
   for (const int32_t stop : *options_.stop_tokens) {
@@ -166,7 +168,25 @@ Expected<std::optional<int32_t>> Generation::draw() {
     finish_reason_ = FinishReason::kStopToken;
     return std::optional<int32_t>();
   }
+  if (options_.logprobs) {
+    auto logprobs = token_logprobs(core_->step_logits(), *token, *options_.logprobs);
+    if (!logprobs) return logprobs.error();
+    logprobs_ = *std::move(logprobs);
+  }
   return std::optional<int32_t>(*token);
+}
+
+Expected<int32_t> Generation::sample() {
+  TokenConstraint* constraint = options_.constraint.get();
+  if (constraint == nullptr) return core_->sample(options_.sampling);
+  // Whatever the code, it concerns no memory and no step, from which a batch would draw its conclusions.
+  const auto own = [](const Error& reason) { return error(ErrorCode::kInvalidArgument, reason.message); };
+  const auto allowed = constraint->allowed();
+  if (!allowed) return own(allowed.error());
+  const auto token = core_->sample(options_.sampling, *allowed);
+  if (!token) return token;
+  if (const Status taken = constraint->take(*token); !taken) return own(taken.error());
+  return token;
 }
 
 }  // namespace sala

@@ -243,7 +243,7 @@ Error SessionCore::lose(const Error& reason) {
   return error(ErrorCode::kEngineFailed, reason.message);
 }
 
-Expected<int32_t> SessionCore::sample(const SamplingOptions& options) {
+Expected<int32_t> SessionCore::sample(const SamplingOptions& options, std::span<const uint32_t> allowed) {
   SALA_RETURN_IF_ERROR(usable());
   if (logits().empty()) {
     return error(ErrorCode::kNoLogits, "there are no logits to sample from: prefill a prompt first");
@@ -252,7 +252,7 @@ Expected<int32_t> SessionCore::sample(const SamplingOptions& options) {
     return error(ErrorCode::kContextExceeded, "the context is full with ", position(),
                  " tokens: restore its state into a session of larger max_context");
   }
-  const auto token = sala::sample(logits_, tokens_.view(), options, static_cast<size_t>(prompt_length_));
+  const auto token = sala::sample(logits_, tokens_.view(), options, static_cast<size_t>(prompt_length_), allowed);
   if (!token) return token;
   SALA_RETURN_IF_ERROR(tokens_.claim(position(), 1));
   tokens_.assign(position(), {&*token, 1});

@@ -66,7 +66,8 @@ class SessionCore {
   /// kEngineFailed and a poisoned session, for an error behind which the caches may hold anything.
   Error lose(const Error& reason);
 
-  Expected<int32_t> sample(const SamplingOptions& options);
+  /// Draws the pending token. `allowed` as in sala::sample.
+  Expected<int32_t> sample(const SamplingOptions& options, std::span<const uint32_t> allowed = {});
   Status reset();
 
   /// A session with the same context, which shares the memory of what neither changes.

@@ -1,6 +1,6 @@
 """Answers of a given form, through llguidance: which tokens may come next."""
 
-from .constraint import TokenConstraint
+from .constraint import GrammarConstraint
 from .grammars import Grammars
 
-__all__ = ["Grammars", "TokenConstraint"]
+__all__ = ["GrammarConstraint", "Grammars"]

@@ -10,7 +10,7 @@ from ...errors import RequestError
 from .messages import reason
 
 
-class TokenConstraint:
+class GrammarConstraint:
     """What may come next in one answer. Make a new one for each answer. One thread at a time may use it."""
 
     def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
@@ -25,8 +25,9 @@ class TokenConstraint:
         """The tokens that may come next: uint32 [ceil(vocab_size / 32)], bit i % 32 of word i / 32 for token i.
 
         The array is the same at every call, and cannot be written to. Stop tokens are in it where the answer may end,
-        and they are alone in it where the answer is complete. Over a vocabulary of 73,448 tokens a call took 3
-        microseconds in the median and 0.4 ms at worst, for the schemas of usual requests. `Grammars` has the bounds.
+        and they are alone in it where nothing may follow. For usual schemas and a vocabulary of 73,448 tokens a call
+        took 4 to 25 microseconds in the median, 0.3 to 1 ms at the 99th percentile, and 5 ms there for strings of
+        bounded length. `Grammars` has the bounds.
 
         Raises: RequestError if the grammar would take more than its bounds allow here.
         """
@@ -37,7 +38,7 @@ class TokenConstraint:
     def take(self, token_id: int) -> None:
         """Tell which token came.
 
-        Raises: RequestError if the token is not allowed, or the grammar would take more than its bounds allow behind it.
+        Raises: RequestError if the token is not allowed, or the grammar would take more than its bounds allow.
         """
         self._matcher.consume_token(token_id)
         self._check(f"token {token_id} cannot be taken")

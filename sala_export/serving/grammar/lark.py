@@ -7,10 +7,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from ...errors import RequestError
 from .vocabulary import Vocabulary
 
-_HEADER = '%llguidance {"no_forcing": true}'
+HEADER = '%llguidance {"no_forcing": true}'
 """Forced bytes come as whatever tokens the model prefers. The library would split them without the text before."""
+_MOST_BYTES = 2 << 20
 _WHITE_SPACE = r"\x20|\r?\n[\x20\t]{0,64}"
 """Between the parts of a JSON text: a space, or a line end and indentation. A model could write any number of them."""
 
@@ -20,14 +22,20 @@ class Lark:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
-        self._lines = [_HEADER]
+        self._lines = [HEADER]
         self._owners = [""]
+        self._bytes = 0
         self._shared: dict[str, str] = {}
         self._numbers = itertools.count()
 
     def rule(self, body: str, owner: str = "", *, name: str | None = None, lazy: bool = False) -> str:
         """Add a rule and return its name. Args: owner: the part of the request that it comes from, for errors."""
         name = name or self.reserved()
+        self._bytes += len(body)
+        if self._bytes > _MOST_BYTES:
+            raise RequestError(
+                f"{owner or 'the request'}: its grammar passes {_MOST_BYTES} bytes: send smaller schemas"
+            )
         self._lines.append(f"{name}{'[lazy]' if lazy else ''}: {body}")
         self._owners.append(owner)
         return name
@@ -48,8 +56,8 @@ class Lark:
 
     def text(self, text: str) -> str:
         """The expression for a fixed text. Markers in it are tokens."""
-        pieces = [f"<[{piece}]>" if isinstance(piece, int) else quoted(piece) for piece in self._vocabulary.pieces(text)]
-        return " ".join(pieces) or '""'
+        pieces = self._vocabulary.pieces(text)
+        return " ".join(f"<[{piece}]>" if isinstance(piece, int) else quoted(piece) for piece in pieces) or '""'
 
     def text_up_to(self, end: str) -> str:
         """The expression for any text up to the first place where it has `end`, which follows."""

@@ -17,7 +17,6 @@ from . import trial
 
 MOST_SCHEMA_BYTES = 64 << 10
 MOST_TOOLS_BYTES = 256 << 10
-MOST_GRAMMAR_BYTES = 2 << 20
 MOST_NESTING = 100
 """The library reads JSON of at most 127 levels, and a schema comes a few levels below the top."""
 
@@ -30,7 +29,8 @@ def require_bounded(value: object, *, what: str, most_bytes: int) -> None:
     """Raises: RequestError naming `what` if a value is no JSON, nested too deeply, or too long as JSON text."""
     _require_shallow(value, what)
     try:
-        size = len(json.dumps(value, allow_nan=False))
+        # Halves of surrogate pairs have no bytes.
+        size = len(json.dumps(value, allow_nan=False, ensure_ascii=False).encode())
     except (TypeError, ValueError) as error:
         raise RequestError(f"{what} is no JSON ({error}): send values that JSON has") from None
     if size > most_bytes:
@@ -85,7 +85,7 @@ class Trials:
         # -P: this folder does not hide packages of the same names.
         command = [sys.executable, "-P", str(Path(trial.__file__)), str(self._vocab_size)]
         try:
-            done = subprocess.run(command, input=source.encode(), capture_output=True, timeout=_WAIT_SECONDS, check=False)
+            done = subprocess.run(command, input=source.encode(), capture_output=True, timeout=_WAIT_SECONDS)
         except subprocess.TimeoutExpired:
             return None
         except OSError as error:
@@ -95,5 +95,5 @@ class Trials:
             return None
         if done.returncode:
             last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-            raise RunError(f"the process that tries grammars fails ({' '.join(last)}): see that llguidance is installed")
+            raise RunError(f"the process that tries grammars fails ({' '.join(last)}): install llguidance again")
         return done.stdout.decode()

@@ -11,11 +11,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .lark import Lark, json_value, quoted
+from .limits import MOST_NESTING
 from .shapes import Shape, Shapes
 
 _COMMA, _COLON = "/, ?/", "/: ?/"
 _NAMES = {None: "None", True: "True", False: "False"}
-_STRING, _NUMBER = json_value({"type": "string"}), json_value({"type": "number"})
+_STRING = json_value({"type": "string"})
+_NUMBERS = {
+    "integer": "/-?(0|[1-9][0-9]{0,99})/",
+    "number": r"/-?(0|[1-9][0-9]{0,99})(\.[0-9]{1,99})?([eE][+-]?[0-9]{1,2})?/",
+}
+"""Those that have a value in Python, whatever their digits."""
 
 
 class PythonValues:
@@ -28,17 +34,24 @@ class PythonValues:
         self._lark, self._shapes, self._owner = lark, shapes, owner
         self._rules: dict[int, str] = {}
         """By identity of the part of the schema, so that a schema may hold itself."""
+        self._levels = MOST_NESTING
 
     def value(self, schema: Any, pointer: str) -> str:
         """The rule for the values that a part of the schema allows."""
         if id(schema) not in self._rules:
             name = self._rules[id(schema)] = self._lark.reserved()
+            self._shapes.require_level(self._levels, pointer)
+            self._levels -= 1
             choices = [self._shape(shape) for shape in self._shapes.of(schema, pointer)]
+            self._levels += 1
             self._lark.rule(" | ".join(choices), self._owner, name=name)
         return self._rules[id(schema)]
 
     def listed(self, items: Sequence[tuple[str, bool]]) -> str:
-        """The expression for items with commas between them. Args: items: expressions, and whether each must be there."""
+        """The expression for items with commas between them.
+
+        Args: items: expressions, and whether each must be there.
+        """
         first = rest = '""'
         # From the last to the first: what may follow where nothing came yet, and where something did.
         for expression, is_required in reversed(items):
@@ -60,12 +73,14 @@ class PythonValues:
             return self._array(shape)
         if shape.kind == "object":
             return self._object(shape)
+        if not shape.schema:
+            return self._string() if shape.kind == "string" else _NUMBERS[shape.kind]
         return self._lark.rule(json_value({"type": shape.kind, **shape.schema}), self._owner)
 
     def _array(self, shape: Shape) -> str:
         prefix, items = shape.schema.get("prefixItems", []), shape.schema.get("items", True)
         least, most = shape.schema.get("minItems", 0), shape.schema.get("maxItems")
-        if not isinstance(prefix, list) or isinstance(items, list):
+        if isinstance(items, list):
             raise self._shapes.error(shape.pointer, "a list of items by place is no schema", 'use "prefixItems"')
         if prefix or items is False:
             return self._tuple(shape, prefix, least)
@@ -86,15 +101,17 @@ class PythonValues:
         tail = '""'
         for index in reversed(range(most)):
             body = f"{_COMMA if index else ''} {items[index]} {tail}"
-            tail = self._lark.rule(body if index < least else f'({body})?', self._owner)
+            tail = self._lark.rule(body if index < least else f"({body})?", self._owner)
         return f'"[" {tail} "]"'
 
     def _object(self, shape: Shape) -> str:
-        named = properties(self._shapes, shape)
+        named = properties(shape)
         others = shape.schema.get("additionalProperties", True)
         if named or others is False:
-            pairs = [(f"{quoted(json.dumps(name, ensure_ascii=False))} {_COLON} {self.value(*part)}", is_required)
-                     for name, part, is_required in named]
+            pairs = [
+                (f"{quoted(json.dumps(name, ensure_ascii=False))} {_COLON} {self.value(*part)}", is_required)
+                for name, part, is_required in named
+            ]
             return f'"{{" {self.listed(pairs)} "}}"'
         pair = f"{self._string()} {_COLON} {self.value(others, f'{shape.pointer}/additionalProperties')}"
         return f'"{{" ({pair} ({_COMMA} {pair})*)? "}}"'
@@ -104,17 +121,15 @@ class PythonValues:
 
     def _anything(self) -> str:
         any_name = "anything"
-        scalar = f'{self._string()} | {self._lark.shared(_NUMBER)} | "True" | "False" | "None"'
+        scalar = f'{self._string()} | {_NUMBERS["number"]} | "True" | "False" | "None"'
         items = f'"[" ({any_name} ({_COMMA} {any_name})*)? "]"'
         pair = f"{self._string()} {_COLON} {any_name}"
         return self._lark.shared(f'{scalar} | {items} | "{{" ({pair} ({_COMMA} {pair})*)? "}}"', name=any_name)
 
 
-def properties(shapes: Shapes, shape: Shape) -> list[tuple[str, tuple[Any, str], bool]]:
+def properties(shape: Shape) -> list[tuple[str, tuple[Any, str], bool]]:
     """The properties that an object names: name, schema with its pointer, whether it must be there."""
     named, required = shape.schema.get("properties", {}), shape.schema.get("required", [])
-    if not isinstance(named, Mapping) or not isinstance(required, list):
-        raise shapes.error(shape.pointer, '"properties" is no object or "required" no list', "write them so")
     found = [
         (name, (part, f"{shape.pointer}/properties/{name.replace('~', '~0').replace('/', '~1')}"), name in required)
         for name, part in named.items()

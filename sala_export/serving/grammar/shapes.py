@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from ...errors import RequestError
+from .limits import MOST_NESTING
 
 Schema = Mapping[str, Any]
 
@@ -31,6 +32,14 @@ _BY_TYPE = {
     "array": ("items", "prefixItems", "minItems", "maxItems"),
     "object": ("properties", "required", "additionalProperties"),
 }
+_LENGTHS = ("minLength", "maxLength", "minItems", "maxItems")
+_VALUES: tuple[tuple[tuple[str, ...], type, str], ...] = (
+    (_LENGTHS, int, "a whole number"),
+    (("pattern", "format"), str, "a text"),
+    (("required", "prefixItems"), list, "a list"),
+    (("properties",), Mapping, "an object"),
+)
+"""What the values of some keywords are. The library looks at those of the others."""
 _PYTHON_TYPES = {"null": type(None), "boolean": bool, "string": str, "array": list, "object": dict}
 
 
@@ -41,11 +50,11 @@ class Shape:
     kind: str
     """One of `TYPES`, or "any", or "literal"."""
     schema: Schema
-    """Of a type: the keywords that are about it."""
+    """Keywords that are about this type."""
     pointer: str
     """Where in the whole schema it stands, as a JSON pointer behind `#`."""
     value: Any = None
-    """Of a literal."""
+    """Value of a literal."""
 
 
 class Shapes:
@@ -61,7 +70,7 @@ class Shapes:
 
         Raises: RequestError naming a keyword that cannot be followed, or if no value is allowed.
         """
-        found = list(self._of(schema, pointer, set()))
+        found = list(self._of(schema, pointer, set(), MOST_NESTING))
         if not found:
             raise self.error(pointer, "no value is allowed", "allow one")
         return found
@@ -69,7 +78,13 @@ class Shapes:
     def error(self, pointer: str, what: str, advice: str) -> RequestError:
         return RequestError(f"{self._owner}, schema at {pointer}: {what}: {advice}")
 
-    def _of(self, schema: Any, pointer: str, seen: set[str]) -> Iterator[Shape]:
+    def require_level(self, levels: int, pointer: str) -> None:
+        """Raises: RequestError if no level is left: references nest what is not nested in the schema."""
+        if levels <= 0:
+            raise self.error(pointer, f"references lead more than {MOST_NESTING} levels deep", "make it flatter")
+
+    def _of(self, schema: Any, pointer: str, seen: set[str], levels: int) -> Iterator[Shape]:
+        self.require_level(levels, pointer)
         if schema is False:
             return
         if schema is True:
@@ -80,7 +95,7 @@ class Shapes:
         choices = [keyword for keyword in asserted if keyword in _CHOICES]
         if choices:
             self._require_alone(asserted, pointer)
-            yield from self._choices(schema, choices[0], pointer, seen)
+            yield from self._choices(schema, choices[0], pointer, seen, levels - 1)
         elif "const" in schema or "enum" in schema:
             yield from self._literals(schema, asserted, pointer)
         elif asserted:
@@ -90,28 +105,27 @@ class Shapes:
 
     def _require_alone(self, asserted: Sequence[str], pointer: str) -> None:
         if len(asserted) > 1:
-            raise self.error(
-                pointer, f'"{asserted[0]}" beside "{asserted[1]}" is not supported in this format', "merge them into one"
-            )
+            what = f'"{asserted[0]}" beside "{asserted[1]}" is not supported in this format'
+            raise self.error(pointer, what, "merge them into one")
 
-    def _choices(self, schema: Schema, keyword: str, pointer: str, seen: set[str]) -> Iterator[Shape]:
+    def _choices(self, schema: Schema, keyword: str, pointer: str, seen: set[str], levels: int) -> Iterator[Shape]:
         value = schema[keyword]
-        if keyword == "$ref":
+        if keyword == "$ref" and isinstance(value, str):
             # What was seen already adds nothing to a choice, and a circle of references only itself.
             if value not in seen:
                 seen.add(value)
-                yield from self._of(self._resolved(value, pointer), value, seen)
+                yield from self._of(self._resolved(value, pointer), value, seen, levels)
             return
-        if not isinstance(value, list):
-            raise self.error(pointer, f'"{keyword}" is no list', "list schemas")
+        if not isinstance(value, list) or keyword == "$ref":
+            raise self.error(pointer, f'"{keyword}" has another type', "list schemas, and refer by a text")
         if keyword != "anyOf" and len(value) != 1:
             raise self.error(pointer, f'"{keyword}" of several is not supported in this format', 'use "anyOf"')
         for index, part in enumerate(value):
-            yield from self._of(part, f"{pointer}/{keyword}/{index}", seen)
+            yield from self._of(part, f"{pointer}/{keyword}/{index}", seen, levels)
 
-    def _resolved(self, reference: Any, pointer: str) -> Any:
+    def _resolved(self, reference: str, pointer: str) -> Any:
         missing = self.error(pointer, f"{reference!r} refers to nothing in the schema", "refer to a part of it")
-        if not isinstance(reference, str) or not reference.startswith("#"):
+        if not reference.startswith("#"):
             raise missing
         found: Any = self.root
         for name in unquote(reference[1:]).split("/")[1:]:
@@ -136,6 +150,8 @@ class Shapes:
 
     def _typed(self, schema: Schema, asserted: Sequence[str], pointer: str) -> Iterator[Shape]:
         types = self._types(schema, pointer) if "type" in schema else _types_of(asserted)
+        for keyword in asserted:
+            self._require_typed(keyword, schema[keyword], pointer)
         for name in types:
             keywords = _BY_TYPE.get(name, ())
             yield Shape(kind=name, schema={key: schema[key] for key in keywords if key in schema}, pointer=pointer)
@@ -143,6 +159,16 @@ class Shapes:
         for keyword in asserted:
             if keyword not in known:
                 raise self.error(pointer, f'"{keyword}" is not supported in this format', "leave it out")
+
+    def _require_typed(self, keyword: str, value: Any, pointer: str) -> None:
+        for keywords, expected, name in _VALUES:
+            # A bool is an int to Python.
+            if keyword in keywords and (not isinstance(value, expected) or isinstance(value, bool)):
+                raise self.error(pointer, f'"{keyword}" is {json.dumps(value)[:40]}', f"write {name}")
+        if keyword in _LENGTHS and value < 0:
+            raise self.error(pointer, f'"{keyword}" is below 0', "write how many there are")
+        if keyword == "required" and not all(isinstance(name, str) for name in value):
+            raise self.error(pointer, '"required" lists more than texts', "list names")
 
     def _types(self, schema: Schema, pointer: str) -> Sequence[str]:
         types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import json
 import keyword
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
 from ...errors import RequestError
+from ..parsing.grammars import GRAMMARS
+from ..parsing.tools import NAME_LIMIT, is_name
 from .lark import Lark, json_value, quoted
 from .python_values import PythonValues, properties
 from .shapes import Shape, Shapes
 from .xml_values import XmlValues
 
-THINKING = {
-    "minicpm4": ("<|thought_start|>", "<|thought_end|>"),
-    "minicpm5": ("<think>", "</think>"),
-    "hermes": ("<think>", "</think>"),
-    "none": None,
-}
-"""By format, what a model puts around its thinking."""
+_PYTHON_NAME = re.compile(r"[^\W\d][\w.-]*")
 GAP = r"/[ \t\r\n]{0,8}/"
 """White space between the parts of an answer."""
 
@@ -55,7 +52,7 @@ def tools_of(entries: Sequence[Mapping[str, Any]], choice: str | None) -> list[T
         tools = [tool for tool in tools if tool.name == choice]
     if not tools:
         wanted = "a tool has to be called" if choice is None else f"tool_choice names {choice!r}"
-        raise RequestError(f"{wanted}, and tools has {'only ' + ', '.join(names) if names else 'none'}: name one of them")
+        raise RequestError(f"{wanted}, and tools has {', '.join(names) or 'none'}: name one of them")
     return tools
 
 
@@ -64,24 +61,24 @@ def _tool(entry: Mapping[str, Any], index: int) -> Tool:
     if not isinstance(function, Mapping) or entry.get("type", "function") != "function":
         raise RequestError(f'tools[{index}] is no function: write {{"type": "function", "function": {{...}}}}')
     name, parameters = function.get("name"), function.get("parameters")
-    if not isinstance(name, str) or not name:
-        raise RequestError(f"tools[{index}].function has no name: give it one")
+    if not isinstance(name, str) or not is_name(name):
+        raise RequestError(f"tools[{index}].function.name is no name: use letters, digits, _ and -")
     if parameters is not None and not isinstance(parameters, Mapping):
         raise RequestError(f"tools[{index}].function.parameters is no object: write a JSON schema")
     return Tool(name=name, parameters=parameters or {"type": "object", "properties": {}, "additionalProperties": False})
 
 
 def write_thinking(lark: Lark, form: str, *, has_begun: bool) -> str:
-    """Add the rule for thinking that may come first, with the white space behind it, and return its expression.
+    """Add the rules for thinking that may come first, with the white space behind it, and return its expression.
 
-    Args: has_begun: the prompt has opened the thinking, so that it has to end first.
+    Args: form: "none" allows no thinking. has_begun: the prompt has opened the thinking, so that it has to end first.
     """
-    markers = THINKING[form]
-    if markers is None:
+    if form == "none":
         return '""'
-    start, end = markers
-    thought = f"{lark.text_up_to(end)} {GAP}"
-    return thought if has_begun else f"({lark.text(start)} {thought})?"
+    thoughts = [(lark.text(start), lark.text_up_to(end)) for start, end in GRAMMARS[form].thinking]
+    if has_begun:
+        return f"({' | '.join(text for _, text in thoughts)}) {GAP}"
+    return f"(({' | '.join(f'{start} {text}' for start, text in thoughts)}) {GAP})?"
 
 
 def write_calls(lark: Lark, form: str, tools: Sequence[Tool], *, parallel: bool) -> str:
@@ -99,31 +96,32 @@ def _hermes(lark: Lark, tools: Sequence[Tool], parallel: bool) -> str:
         arguments = lark.rule(json_value(tool.parameters), tool.owner)
         bodies.append(lark.rule(f'{quoted(head)} {arguments} "}}"', tool.owner))
     body = lark.rule(" | ".join(bodies))
-    call = lark.rule(f"{lark.text('<tool_call>')} {GAP} {body} {GAP} {lark.text('</tool_call>')}")
+    start, end = _ends(lark, "hermes")
+    call = lark.rule(f"{start} {GAP} {body} {GAP} {end}")
     return f"{call} ({GAP} {call})*" if parallel else call
+
+
+def _ends(lark: Lark, form: str) -> tuple[str, str]:
+    return lark.text(GRAMMARS[form].begin), lark.text(GRAMMARS[form].end)
 
 
 def _minicpm4(lark: Lark, tools: Sequence[Tool], parallel: bool) -> str:
     lines = []
     for tool in tools:
-        _require_python_name(tool.name, f"{tool.owner}, name")
         shapes = Shapes(tool.parameters, tool.owner)
         values = PythonValues(lark, shapes, tool.owner)
-        arguments = []
-        for name, part, is_required in properties(shapes, _arguments(shapes)):
+        named = properties(_arguments(shapes))
+        names, arguments = [name for name, _, _ in named], []
+        for name, part, is_required in named:
             spelled = f"{name}_" if keyword.iskeyword(name) else name
-            _require_python_name(spelled, f"{tool.owner}, parameter {name!r}")
+            if not _PYTHON_NAME.fullmatch(spelled) or (spelled != name and spelled in names):
+                raise _unnamed(tool, name, "Python")
             arguments.append((f"{quoted(spelled + '=')} {values.value(*part)}", is_required))
         lines.append(lark.rule(f'{quoted(tool.name + "(")} {values.listed(arguments)} ")"', tool.owner))
     line = lark.rule(" | ".join(lines))
     block = f'{line} ("\\n" {line})*' if parallel else line
-    start, end = lark.text("<|tool_call_start|>"), lark.text("<|tool_call_end|>")
+    start, end = _ends(lark, "minicpm4")
     return f'{start} {GAP} "```python\\n" {block} "\\n```" {GAP} {end}'
-
-
-def _require_python_name(name: str, owner: str) -> None:
-    if not all(part.isidentifier() and not keyword.iskeyword(part) for part in name.split(".")):
-        raise RequestError(f"{owner} is no name in Python, in which this model writes calls: rename it")
 
 
 def _minicpm5(lark: Lark, tools: Sequence[Tool], parallel: bool) -> str:
@@ -132,13 +130,20 @@ def _minicpm5(lark: Lark, tools: Sequence[Tool], parallel: bool) -> str:
         shapes = Shapes(tool.parameters, tool.owner)
         values = XmlValues(lark, shapes, tool.owner)
         parts = [lark.text(f'<function name="{escape(tool.name)}">'), GAP]
-        for name, part, is_required in properties(shapes, _arguments(shapes)):
+        for name, part, is_required in properties(_arguments(shapes)):
+            if not name or "\n" in name or len(escape(name)) > NAME_LIMIT:
+                raise _unnamed(tool, name, "XML")
             start, end = lark.text(f'<param name="{escape(name)}">'), lark.text("</param>")
             element = f"{start} {values.value(*part)} {end} {GAP}"
             parts.append(element if is_required else f"({element})?")
         calls.append(lark.rule(" ".join([*parts, lark.text("</function>")]), tool.owner))
     call = lark.rule(" | ".join(calls))
     return f"{call} ({GAP} {call})*" if parallel else call
+
+
+def _unnamed(tool: Tool, name: str, language: str) -> RequestError:
+    what = f"{tool.owner}, parameter {name!r} is no name in {language}, in which this model writes calls"
+    return RequestError(f"{what}: rename it")
 
 
 def _arguments(shapes: Shapes) -> Shape:

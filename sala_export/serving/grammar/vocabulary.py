@@ -25,7 +25,7 @@ class Vocabulary:
         tokenizer's decoder is of a kind whose tokens have no bytes of their own.
         """
         if not stop_token_ids:
-            raise RequestError(f"{tokenizer.origin}: no token ends an answer, so none of a given form could end: name one")
+            raise RequestError(f"{tokenizer.origin}: no token ends an answer of a given form: name one")
         wrong = [token_id for token_id in stop_token_ids if not 0 <= token_id < vocab_size]
         if wrong:
             raise RequestError(f"stop token {wrong[0]} is not in the vocabulary of {vocab_size} tokens: name another")
@@ -58,7 +58,7 @@ class Vocabulary:
 
 
 def _markers(tokenizer: LibraryTokenizer, vocab_size: int) -> dict[str, int]:
-    """Added tokens, without words that a fine-tune added. Those of a chat format need not be special: Qwen's are not."""
+    """Added tokens, without words that a fine-tune added. Those of a chat need not be special: Qwen's are not."""
     added = tokenizer.added_tokens.items()
     return {
         token.content: token_id
@@ -90,7 +90,7 @@ def _steps(decoder: _Spec | None, origin: str) -> list[_Step]:
     if decoder and kind == "Replace" and "String" in decoder["pattern"]:
         return [partial(_replaced, old=decoder["pattern"]["String"], new=decoder["content"])]
     raise UnsupportedError(
-        f"{origin}: answers of a given form need a decoder of bytes or of SentencePiece's kind, and this one is {kind}: "
+        f"{origin}: answers of a given form need a decoder of bytes or of SentencePiece's kind, this is {kind}: "
         "ask for an answer of any form"
     )
 

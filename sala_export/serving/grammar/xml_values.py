@@ -1,6 +1,7 @@
 """Values as the text of an XML element, for models that write parameters so.
 
-A string stands there as it is, with entities for `<` and `&`, or in a CDATA section. All other values are JSON.
+A string stands there as it is, with entities for `<` and `&`, or in a CDATA section. All other values are JSON. Where a
+parameter may be a string, readers take any text for one, so that it is always written as one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from .shapes import Shape, Shapes, rooted
 
 _CHARACTER = "([^<&]|&(lt|gt|amp|quot|apos);)"
 _SECTION = r"/<!\[CDATA\[(?s:.*)\]\]>/"
-_DATE = r"[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
+_DAY = r"(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])|(0[13-9]|1[0-2])-(29|30)|(0[13578]|1[02])-31"
+_LEAP_YEAR = r"[0-9]{2}(0[48]|[2468][048]|[13579][26])|([02468][048]|[13579][26])00"
+_DATE = rf"([0-9]{{4}}-({_DAY})|({_LEAP_YEAR})-02-29)"
 _TIME = r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
 _OCTET = r"(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
 _FORMATS = {
@@ -24,7 +27,7 @@ _FORMATS = {
     "time": _TIME,
     "date-time": f"{_DATE}T{_TIME}",
     "ipv4": rf"({_OCTET}\.){{3}}{_OCTET}",
-    "uuid": "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}",
+    "uuid": "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}",
 }
 
 
@@ -37,29 +40,26 @@ class XmlValues:
     def value(self, schema: Any, pointer: str) -> str:
         """The rule for the text of an element whose values a part of the schema allows."""
         shapes = self._shapes.of(schema, pointer)
-        texts = [text for shape in shapes for text in self._texts(shape)]
-        others = [shape for shape in shapes if not _is_text(shape)]
-        if others:
-            part = rooted({"anyOf": [_schema(shape) for shape in others]}, self._shapes.root)
-            texts.append(self._lark.rule(json_value(part), self._owner))
-        return self._lark.rule(" | ".join(texts), self._owner)
+        texts = [text for shape in shapes if _is_text(shape) for text in self._texts(shape)]
+        if texts:
+            return self._lark.rule(" | ".join(texts), self._owner)
+        part = rooted({"anyOf": [_schema(shape) for shape in shapes]}, self._shapes.root)
+        return self._lark.rule(json_value(part), self._owner)
 
     def _texts(self, shape: Shape) -> Iterator[str]:
-        if not _is_text(shape):
-            return
         if shape.kind == "literal":
             yield quoted(escape(shape.value, quote=False))
             return
-        constraints = {key: value for key, value in shape.schema.items() if value is not None}
-        if not constraints:
+        if not shape.schema:
             yield f"/{_CHARACTER}*/"
             yield self._lark.shared(_SECTION, lazy=True)
             return
-        terminals = list(self._terminals(shape, constraints))
+        terminals = list(self._terminals(shape))
         yield self._lark.terminal(" & ".join(terminals), self._owner)
 
-    def _terminals(self, shape: Shape, constraints: dict[str, Any]) -> Iterator[str]:
+    def _terminals(self, shape: Shape) -> Iterator[str]:
         """Regular expressions that a text has to match all."""
+        constraints = shape.schema
         if "pattern" in constraints or "format" in constraints:
             yield "/[^<&]*/"
         least, most = constraints.get("minLength", 0), constraints.get("maxLength", "")

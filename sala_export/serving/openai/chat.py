@@ -6,26 +6,35 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, assert_never
 
 from pydantic import Field
 
 from ..answers import End, Progress
-from ..chats import ANY_TOOL, Chat, ChatTurn, Delta, prepare
+from ..chats import ANY_TOOL, ChatTurn, Delta, PreparedChat, prepare
 from ..errors import invalid
 from ..parsing import Content, Reasoning, ToolArguments, ToolCallBegun
 from ..parsing import Event as Parsed
 from ..service import Service
 from ..stream import DONE, event
 from .described import described_progress, described_token, described_usage
-from .messages import MOST_MESSAGES, MOST_TOOLS, Message, NamedTool, Tool, ToolChoice, template_messages, template_tools
-from .parameters import Accepted, Sampling, StreamOptions
+from .messages import (
+    MOST_MESSAGES,
+    MOST_TOOLS,
+    ChatTool,
+    Message,
+    NamedTool,
+    ToolChoice,
+    template_messages,
+    template_tools,
+)
+from .parameters import Accepted, SamplingParameters, StreamOptions
 from .response_format import ResponseFormat, schema_of
 
 _CHUNK = "chat.completion.chunk"
 
 
-class ChatRequest(Sampling, Accepted):
+class ChatRequest(SamplingParameters, Accepted):
     """A request for the next message of a conversation."""
 
     UNSUPPORTED: ClassVar[Mapping[str, str]] = {
@@ -50,7 +59,7 @@ class ChatRequest(Sampling, Accepted):
     logprobs: bool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     modalities: list[Literal["text"]] | None = None
-    tools: list[Tool] | None = Field(default=None, max_length=MOST_TOOLS)
+    tools: list[ChatTool] | None = Field(default=None, max_length=MOST_TOOLS)
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool = True
     response_format: ResponseFormat | None = None
@@ -59,7 +68,7 @@ class ChatRequest(Sampling, Accepted):
     )
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
 
-    async def prepare(self, service: Service) -> Chat:
+    async def prepare(self, service: Service) -> PreparedChat:
         """Look at the request, and make its prompt. Raises: ApiError or SalaError for what is wrong with it."""
         service.require_model(self.model)
         tools = template_tools(self.tools or ())
@@ -98,7 +107,7 @@ class ChatRequest(Sampling, Accepted):
 class Completion:
     """The answer to a `ChatRequest`, in one piece or in chunks."""
 
-    def __init__(self, service: Service, request: ChatRequest, chat: Chat) -> None:
+    def __init__(self, service: Service, request: ChatRequest, chat: PreparedChat) -> None:
         self._service = service
         self._request = request
         self._chat = chat
@@ -218,3 +227,4 @@ def _described_part(part: Parsed) -> dict[str, Any]:
             return {"tool_calls": [{"index": index, "id": call_id, "type": "function", "function": function}]}
         case ToolArguments(index, text):
             return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+    assert_never(part)

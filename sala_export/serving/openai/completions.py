@@ -17,8 +17,8 @@ from ..errors import invalid
 from ..kept import Ids
 from ..service import Service
 from ..stream import DONE, event
-from .described import described_progress, described_usage
-from .parameters import Accepted, Sampling, StreamOptions, Token
+from .described import described_progress, described_usage, finite
+from .parameters import Accepted, SamplingParameters, StreamOptions, Token
 
 _DEFAULT_MAX_TOKENS = 16
 """OpenAI's, for this endpoint."""
@@ -27,7 +27,7 @@ _MOST_PROMPTS = 128
 Tokens = Annotated[list[Token], Field(min_length=1)]
 
 
-class CompletionRequest(Sampling, Accepted):
+class CompletionRequest(SamplingParameters, Accepted):
     """A request to go on with a text."""
 
     UNSUPPORTED: ClassVar[Mapping[str, str]] = {
@@ -171,8 +171,9 @@ class _Choice:
         for token in event.tokens:
             assert token.logprobs is not None
             logprobs["tokens"].append(token.text)
-            logprobs["token_logprobs"].append(token.logprobs.logprob)
-            logprobs["top_logprobs"].append({service.token_text(each): value for each, value in token.logprobs.top})
+            logprobs["token_logprobs"].append(finite(token.logprobs.logprob))
+            top = token.logprobs.top
+            logprobs["top_logprobs"].append({service.token_text(each): finite(value) for each, value in top})
             logprobs["text_offset"].append(self.end)
             self.end += len(token.text)
 

@@ -7,6 +7,8 @@ from typing import Any
 from ..answers import Progress, Token, Usage
 from ..service import Service
 
+_NEVER = -9999.0
+
 
 def described_usage(usage: Usage) -> dict[str, Any]:
     """`usage` of an answer."""
@@ -35,6 +37,10 @@ def described_token(token: Token, service: Service) -> dict[str, Any]:
     return {**_described(token.text, token.logprobs.logprob), "top_logprobs": top}
 
 
+def finite(logprob: float) -> float:
+    """A log-probability as JSON can tell it: that of what cannot come is -9999, as OpenAI has it."""
+    return max(logprob, _NEVER)
+
+
 def _described(text: str, logprob: float) -> dict[str, Any]:
-    # JSON has no infinity. A token of probability 0 is never drawn, but may be among the likeliest few.
-    return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode())}
+    return {"token": text, "logprob": finite(logprob), "bytes": list(text.encode())}

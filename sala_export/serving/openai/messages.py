@@ -67,7 +67,7 @@ class Function(Refusing):
     strict: bool | None = None
 
 
-class Tool(Refusing):
+class ChatTool(Refusing):
     type: Literal["function"]
     function: Function
 
@@ -93,7 +93,7 @@ def template_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return [_template_message(message, f"messages[{place}]") for place, message in enumerate(messages)]
 
 
-def template_tools(tools: Sequence[Tool]) -> list[dict[str, Any]]:
+def template_tools(tools: Sequence[ChatTool]) -> list[dict[str, Any]]:
     """Tools as chat templates take them."""
     return [tool.model_dump(exclude_none=True) for tool in tools]
 
@@ -132,10 +132,16 @@ def _text(content: Content | None, where: str) -> str:
 
 
 def _call(call: MessageToolCall, where: str) -> dict[str, Any]:
+    arguments = call_arguments(call.function.arguments, f"{where}.function.arguments")
+    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
+
+
+def call_arguments(text: str, where: str) -> dict[str, Any]:
+    """The arguments of an earlier call, as chat templates take them. Raises: ApiError if the text is no JSON object."""
     try:
-        arguments = json.loads(call.function.arguments or "{}")
+        arguments = json.loads(text or "{}")
     except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict):
-        raise invalid(f"{where}.function.arguments", f"{where}.function.arguments is no JSON object, as text")
-    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
+        raise invalid(where, f"{where} is no JSON object, as text")
+    return arguments

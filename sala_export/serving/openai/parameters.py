@@ -28,7 +28,7 @@ class StreamOptions(Refusing):
     include_obfuscation: bool = Field(default=False, description="Accepted and without effect.")
 
 
-class Sampling(Refusing):
+class SamplingParameters(Refusing):
     """How tokens are chosen, and when the answer ends."""
 
     temperature: float | None = Field(default=None, ge=0, le=100, description="0 always picks the likeliest token.")
@@ -76,16 +76,8 @@ class Sampling(Refusing):
         return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
 
 
-class Accepted(Refusing):
-    """What clients send that changes nothing here, and what they may send only as it stands here."""
-
-    user: str | None = Field(default=None, max_length=1024, description="Accepted and without effect.")
-    metadata: dict[str, str] | None = Field(default=None, description="Accepted and without effect.")
-    safety_identifier: str | None = Field(default=None, max_length=1024, description="Accepted and without effect.")
-    prompt_cache_key: str | None = Field(
-        default=None, max_length=1024, description="Accepted and without effect: beginnings of prompts are found."
-    )
-    service_tier: Literal["auto", "default"] | None = None
+class Partial(Refusing):
+    """Parameters of a protocol that has more of them than this server."""
 
     UNSUPPORTED: ClassVar[Mapping[str, str]] = {}
     """Parameters that the protocol has and this server has not, with the reason."""
@@ -100,3 +92,15 @@ class Accepted(Refusing):
             if fields.get(name) not in (None, False, []):
                 raise unsupported(name, reason)
         return {name: value for name, value in fields.items() if name not in cls.UNSUPPORTED}
+
+
+class Accepted(Partial):
+    """What clients send that changes nothing here, and what they may send only as it stands here."""
+
+    user: str | None = Field(default=None, max_length=1024, description="Accepted and without effect.")
+    metadata: dict[str, str] | None = Field(default=None, description="Accepted and without effect.")
+    safety_identifier: str | None = Field(default=None, max_length=1024, description="Accepted and without effect.")
+    prompt_cache_key: str | None = Field(
+        default=None, max_length=1024, description="Accepted and without effect: beginnings of prompts are found."
+    )
+    service_tier: Literal["auto", "default"] | None = None

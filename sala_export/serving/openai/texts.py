@@ -10,7 +10,7 @@ from pydantic import Field
 from ...errors import SessionError
 from ..errors import invalid
 from ..service import Service
-from .messages import MOST_MESSAGES, MOST_TOOLS, Message, Tool, template_messages, template_tools
+from .messages import MOST_MESSAGES, MOST_TOOLS, ChatTool, Message, template_messages, template_tools
 from .parameters import Refusing, Token
 
 
@@ -20,7 +20,7 @@ class TokenizeRequest(Refusing):
     model: str | None = Field(default=None, max_length=1024)
     prompt: str | None = None
     messages: list[Message] | None = Field(default=None, min_length=1, max_length=MOST_MESSAGES)
-    tools: list[Tool] | None = Field(default=None, max_length=MOST_TOOLS)
+    tools: list[ChatTool] | None = Field(default=None, max_length=MOST_TOOLS)
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool = True
     add_special_tokens: bool = Field(default=True, description="Begin the text as the tokenizer begins texts.")
@@ -42,9 +42,7 @@ class TokenizeRequest(Refusing):
             )
         else:
             text = self.prompt or ""
-            prompt = await asyncio.to_thread(
-                service.prompts.of_text, text, add_special_tokens=self.add_special_tokens
-            )
+            prompt = await asyncio.to_thread(service.prompts.of_text, text, add_special_tokens=self.add_special_tokens)
         ids = prompt.ids.tolist()
         answer: dict[str, Any] = {"count": len(ids), "max_model_len": service.answers.max_context, "tokens": ids}
         if self.return_token_strs:

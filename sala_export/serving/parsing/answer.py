@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from ...errors import RequestError
 from .events import Event, EventLog
 from .grammars import FORMATS, GRAMMARS, Grammar
-from .reader import SPACE, Reader, Steps
+from .reader import SPACE, SPACES, Reader, Steps
 from .tools import Tools
 
 # All markers begin with `<`, and white space before one goes with it.
@@ -37,11 +37,12 @@ def output_parser(
     """Return a parser for one answer.
 
     Thinking is recognised where no text stands between its marker and the beginning, a call or other thinking. Calls
-    are recognised outside of thinking. A name that is none of the tools is reported as a call too: a client can tell the
-    model so. White space (space, tabulator, line feed, carriage return) directly before or behind a marker that is
-    recognised is dropped, and any other is kept.
+    are recognised outside of thinking. A call of a function that is none of the tools is reported too, so that the
+    client can tell the model. White space (space, tabulator, line feed, carriage return) directly before or behind a
+    marker that is recognised is dropped, and any other is kept.
 
-    No text makes a parser fail, and none is lost:
+    No text makes a parser fail. None is lost but white space, comments between Python calls, and members of a JSON call
+    that are neither its name nor its arguments:
 
     * What begins like a call and is none is content, as it is written.
     * A call that has begun and then breaks or is cut off keeps the arguments that were whole. Of nested JSON (`hermes`)
@@ -120,7 +121,8 @@ class _Answer:
                 yield from self._read_thinking((self._thinking_ends[marker],))
                 thinking_may_begin = True
             elif marker == self._grammar.begin:
-                thinking_may_begin = in_block = yield from self._read_calls(space)
+                in_block = yield from self._read_calls(space)
+                thinking_may_begin = self._after_marker
             else:
                 in_block, self._after_marker = False, True
 
@@ -172,7 +174,7 @@ class _Answer:
         yield from self._grammar.read_calls(self._reader, self._log, self._tools)
         begun = self._log.calls > calls
         rest = self._reader.settle()
-        self._after_marker = begun and not rest.strip()
+        self._after_marker = begun and not rest.strip(SPACES)
         if not self._after_marker:
             self._log.content(rest if begun else space + rest)
         return begun

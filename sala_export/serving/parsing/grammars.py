@@ -71,7 +71,7 @@ def choose_format(template_source: str | None) -> str:
 
 
 def reasoning_begins(format_name: str, prompt_end: str) -> bool:
-    """Whether a prompt ends where the model has begun to think, as templates that end with `<think>` make it."""
+    """True if a prompt ends where the model has begun to think, as templates that end with `<think>` make it."""
     if format_name not in GRAMMARS:
         return False
     return prompt_end.rstrip().endswith(tuple(begin for begin, _ in GRAMMARS[format_name].thinking))

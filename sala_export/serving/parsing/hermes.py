@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from .events import EventLog
-from .json_copy import JsonCopy, checked_json, copied_json
-from .reader import SPACE, Reader, Steps
+from .json_copy import JsonCopy, copied_json, is_json
+from .reader import SPACE, SPACES, Reader, Steps
 from .tools import Tools, is_name
 
 
@@ -44,7 +44,7 @@ class _Call:
     def _member(self) -> Steps[bool]:
         """Read a member of the object. Returns False if it cannot be one of a call."""
         key = yield from copied_json(self._reader)
-        if key is None or key.strip()[0] != '"' or not (yield from self._reads(":")):
+        if key is None or key.lstrip(SPACES)[0] != '"' or not (yield from self._reads(":")):
             return False
         yield from self._reader.run(SPACE)
         match json.loads(key):
@@ -103,5 +103,5 @@ def _object(text: str) -> str | None:
     if text == "null":
         return "{}"
     if text[0] == '"':
-        text = checked_json(json.loads(text)) or ""
-    return text if text[:1] == "{" else None
+        text = json.loads(text).strip(SPACES)
+    return text if text[:1] == "{" and is_json(text) else None

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any
 
-from .reader import SPACE, Reader, Steps
+from .reader import SPACE, SPACES, Reader, Steps
 
 DEPTH_LIMIT = 64
 """Brackets within brackets that a value may have."""
@@ -30,22 +30,22 @@ def json_of(value: Any) -> str:
     """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     # As escapes, the halves of a pair become one character again for whoever reads the JSON.
-    return _SURROGATE.sub(_escape, text)
+    return _SURROGATE.sub(lambda half: _escaped(half[0]), text)
 
 
-def checked_json(text: str) -> str | None:
-    """Return a text as JSON if it is one JSON value, up to white space around it. Else return None."""
+def is_json(text: str) -> bool:
+    """True if a text is one JSON value as it stands, up to white space around it, and not nested too deep."""
     reader = Reader()
     reader.feed(text)
     reader.end()
     pieces: list[str] = []
-    copy = _whole(reader, pieces)
+    copy = JsonCopy(reader, pieces.append).copy()
     try:
         # The text has ended, so that there is nothing to wait for.
         next(copy)
     except StopIteration as result:
-        return "".join(pieces).strip() if result.value else None
-    raise AssertionError("waits for the text after its end")
+        return result.value is True and "".join(pieces).strip(SPACES) == text.strip(SPACES)
+    raise AssertionError("waits for text after its end")
 
 
 def copied_json(reader: Reader) -> Steps[str | None]:
@@ -54,14 +54,8 @@ def copied_json(reader: Reader) -> Steps[str | None]:
     return "".join(pieces) if (yield from JsonCopy(reader, pieces.append).copy()) else None
 
 
-def _whole(reader: Reader, pieces: list[str]) -> Steps[bool]:
-    copied = yield from JsonCopy(reader, pieces.append).copy()
-    yield from reader.run(SPACE)
-    return copied and reader.at_end
-
-
-def _escape(match: re.Match[str] | str) -> str:
-    return f"\\u{ord(match if isinstance(match, str) else match[0]):04x}"
+def _escaped(char: str) -> str:
+    return f"\\u{ord(char):04x}"
 
 
 class _Place(Enum):
@@ -173,7 +167,7 @@ class JsonCopy:
             return True
         char = self._reader.take(_ANY)
         if char != "\\":
-            self._pending.append(_escape(char))
+            self._pending.append(_escaped(char))
             return True
         return (yield from self._escape_sequence())
 

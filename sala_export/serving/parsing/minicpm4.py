@@ -17,7 +17,7 @@ _BETWEEN_CALLS = re.compile(r"[ \t\r\n;]+")
 _COMMENT = re.compile(r"[^\n]+")
 _BLANK = re.compile(r"(?:\s|#[^\n]*+)*+")
 _KEYWORD = re.compile(r"(?:\s|#[^\n]*+)*+(?P<name>[^\W\d][\w.-]*+)\s*+=")
-_PLAIN = re.compile(r"""[^"'()\[\]{},#]+""")
+_PLAIN = re.compile(r"""[^"'()\[\]{},#<]+""")
 _IN_QUOTES = {"'": re.compile(r"[^'\\]+"), '"': re.compile(r'[^"\\]+')}
 _ANY = re.compile(r".", re.DOTALL)
 
@@ -99,13 +99,13 @@ class _Arguments:
 def _reads_argument(reader: Reader) -> Steps[bool]:
     """Read up to a comma or closing bracket that ends an argument. Returns False if there is none, or it is too deep.
 
-    Commas and brackets in texts, comments and inner brackets do not count.
+    Commas and brackets in texts, comments and inner brackets do not count. Outside of texts, `<` is a marker's.
     """
     depth = 0
     while True:
         yield from reader.run(_PLAIN)
         char = yield from reader.peek()
-        if not char or depth > DEPTH_LIMIT:
+        if char in ("", "<") or depth > DEPTH_LIMIT:
             return False
         if depth == 0 and char in ",)]}":
             return char in ",)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from .events import EventLog
-from .reader import SPACE, Reader, Steps
+from .reader import SPACE, SPACES, Reader, Steps
 from .tools import NAME_LIMIT, ArgumentWriter, Tools, is_name
 
 _ATTRIBUTE = {'"': re.compile(r'[^"<>\n]+'), "'": re.compile(r"[^'<>\n]+")}
@@ -67,12 +67,12 @@ def _value(reader: Reader) -> Steps[str | None]:
     cdata = False
     while True:
         text = yield from _text(reader)
-        if not cdata or text.strip():
-            pieces.append(_ENTITY.sub(_character, text))
+        if not cdata or text.strip(SPACES):
+            pieces.append(_unescaped(text))
         end = yield from reader.sees("</param>", "</function>", "<![CDATA[")
         if end == "<![CDATA[":
             if not cdata:
-                pieces = [piece for piece in pieces if piece.strip()]
+                pieces = [piece for piece in pieces if piece.strip(SPACES)]
             cdata = True
             yield from reader.reads(end)
             pieces.append((yield from _cdata(reader)))

@@ -124,7 +124,7 @@ class _Literal:
 def _number(token: str) -> int | float:
     digits = token.lstrip("+-").lstrip()
     value = int(digits, 0) if _INTEGER.fullmatch(digits) else float(digits)
-    if not math.isfinite(value):
+    if value == math.inf:
         raise ValueError("a number too large for a float")
     return -value if token.startswith("-") else value
 

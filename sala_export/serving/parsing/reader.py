@@ -14,8 +14,9 @@ Result = TypeVar("Result")
 Steps: TypeAlias = Generator[None, None, Result]
 """A reader on its way. It yields when it has used up the text and the text has not ended."""
 
-SPACE = re.compile(r"[ \t\r\n]+")
+SPACES = " \t\r\n"
 """White space: what is dropped beside markers, and what JSON and XML allow between their parts."""
+SPACE = re.compile(f"[{SPACES}]+")
 
 
 class Reader:

@@ -8,8 +8,9 @@ from typing import Any
 
 from ...errors import RequestError
 from .events import EventLog
-from .json_copy import checked_json, json_of
+from .json_copy import is_json, json_of
 from .python_literal import literal_value
+from .reader import SPACES
 
 NAME_LIMIT = 256
 """Characters of a name. What is longer is no name."""
@@ -72,14 +73,14 @@ class Tools:
             self._types[key] = _types(self.properties(function).get(parameter), schema)
         types = self._types[key]
         if types and "string" not in types:
-            for value in (checked_json(text), _literal_json(text)):
-                if value is not None and _fits(value, types):
-                    return value
+            value = text.strip(SPACES) if is_json(text) else _literal_json(text)
+            if value is not None and _fits(value, types):
+                return value
         return json_of(text)
 
 
 class ArgumentWriter:
-    """Reports the arguments of the latest call in a log, one after the other."""
+    """Reports the arguments of the latest call in a log, one after the other. What is there twice is reported twice."""
 
     def __init__(self, log: EventLog) -> None:
         self._log = log
