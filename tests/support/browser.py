@@ -5,12 +5,14 @@ The tests run in the one that the system has, or in the one that Playwright inst
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
@@ -64,3 +66,15 @@ def page_of_files(browser: Browser) -> Iterator[Page]:
         finally:
             server.should_exit = True
             thread.join()
+
+
+def answer_of(*deltas: dict[str, Any], ends: bool = True, usage: dict[str, Any] | None = None) -> str:
+    """A streamed answer of `/v1/chat/completions`, as a server sends it. Args: ends: or the connection is lost."""
+    chunks: list[dict[str, Any]] = [
+        {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas
+    ]
+    if ends:
+        chunks.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+    if usage is not None:
+        chunks.append({"choices": [], "usage": usage})
+    return "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + ("data: [DONE]\n\n" if ends else "")
