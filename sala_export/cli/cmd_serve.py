@@ -91,7 +91,8 @@ def _access(command: Any) -> Any:
         click.option(
             "--api-key-file",
             type=click.Path(path_type=Path),
-            help="File with a key on each line. Clients must send one of them.",
+            help="File with a key on each line. Clients must send one of them. Limits may stand behind a key: "
+            "KEY contexts=8 context-tokens=4M.",
         ),
         click.option(
             "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one."

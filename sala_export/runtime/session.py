@@ -263,6 +263,17 @@ class Session:
         native = self._native.fork()
         return Session(native, self._model, self._tokenizer, self._default_stop_tokens, self._segments)
 
+    def take_stored(self, fork: Session) -> None:
+        """Take note of what a fork has saved to state stores, so that this session does not write it again.
+
+        For example, save a fork in another thread while this session goes on. Args: fork: of this session, which has
+        not been rewound since.
+        """
+        for store, segments in fork._segments.items():
+            known = self._segments.get(store)
+            if known is None or len(known.hashes) < len(segments.hashes):
+                self._segments[store] = segments
+
     @property
     def checkpoints(self) -> list[int]:
         """Positions that `rewind` can reach, in order.

@@ -6,14 +6,18 @@ file named by its hash is an object here. The objects of a state are in order: i
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import StateError
 
@@ -43,6 +47,14 @@ _SCHEMA = (
     " object TEXT NOT NULL REFERENCES objects, PRIMARY KEY (state, ordinal)) WITHOUT ROWID",
     "CREATE INDEX parts_by_object ON parts (object)",
 )
+_NAMES = (
+    "CREATE TABLE IF NOT EXISTS names (owner TEXT NOT NULL, name TEXT NOT NULL,"
+    " state INTEGER NOT NULL REFERENCES states ON DELETE CASCADE, created INTEGER NOT NULL, note TEXT NOT NULL,"
+    " PRIMARY KEY (owner, name)) WITHOUT ROWID",
+    "CREATE INDEX IF NOT EXISTS names_by_state ON names (state)",
+)
+"""They come into an older store when it is opened. An older release does not look at them: it takes a state with a name
+for one like any other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +91,21 @@ class IndexedState:
     objects: tuple[str, ...]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NamedState:
+    """A state that somebody gave a name, so that it stays until the name goes."""
+
+    owner: str
+    name: str
+    """Unique among those of one owner."""
+    position: int
+    """Tokens of the state."""
+    created: int
+    """When the name was given, in seconds since 1970, in UTC."""
+    note: str
+    """What the owner keeps with it."""
+
+
 class StateIndex:
     """The index in the folder of a store."""
 
@@ -106,6 +133,8 @@ class StateIndex:
                     f"{folder} is a state store of version {version}, and this release reads version {_VERSION}: use "
                     "the release that made it, or another folder"
                 )
+            for statement in _NAMES:
+                connection.execute(statement)
             facts = dict(connection.execute("SELECT name, value FROM facts"))
         self.identity: str = facts["identity"]
         """Of this store alone, wherever it lies."""
@@ -195,17 +224,11 @@ class StateIndex:
 
         Args: prefixes: hashes of tokens by their number.
         """
-        found = []
         with self._transaction() as connection:
-            for position in sorted(prefixes, reverse=True):
-                rows = connection.execute(
-                    "SELECT object FROM states JOIN parts ON state = id WHERE position = ? AND tokens_sha256 = ?"
-                    " ORDER BY ordinal",
-                    (position, prefixes[position]),
-                ).fetchall()
-                if rows:
-                    found.append(IndexedState(position, prefixes[position], tuple(row[0] for row in rows)))
-        return found
+            rows = [
+                (at, prefixes[at], _state_of(connection, at, prefixes[at])) for at in sorted(prefixes, reverse=True)
+            ]
+            return [_indexed(connection, state, at, digest) for at, digest, state in rows if state is not None]
 
     def add(
         self,
@@ -227,8 +250,10 @@ class StateIndex:
             connection.executemany("INSERT OR IGNORE INTO facts VALUES (?, ?)", facts.items())
             for state in states:
                 key = (state.position, state.tokens_sha256)
-                connection.execute("DELETE FROM states WHERE position = ? AND tokens_sha256 = ?", key)
-                row = connection.execute("INSERT INTO states VALUES (NULL, ?, ?, 0)", key).lastrowid
+                row = _state_of(connection, *key)
+                if row is None:
+                    row = connection.execute("INSERT INTO states VALUES (NULL, ?, ?, 0)", key).lastrowid
+                connection.execute("DELETE FROM parts WHERE state = ?", (row,))  # the state keeps its names
                 for ordinal, each in enumerate(state.objects):
                     connection.execute("INSERT OR REPLACE INTO objects VALUES (?, ?)", (each, sizes[each]))
                     connection.execute("INSERT INTO parts VALUES (?, ?, ?)", (row, ordinal, each))
@@ -249,14 +274,16 @@ class StateIndex:
             return len(rows)
 
     def evict(self, most: int, kept: IndexedState) -> int:
-        """Drop what was used longest ago, until all objects have at most `most` bytes. `kept` stays.
+        """Drop what was used longest ago, until all objects have at most `most` bytes.
 
+        `kept` stays, and so does what has a name.
         Returns: how many states were dropped. Of those that were used at once, the shortest goes first.
         """
         dropped = 0
         with self._transaction() as connection:
             rows = connection.execute(
-                "SELECT id FROM states WHERE NOT (position = ? AND tokens_sha256 = ?) ORDER BY used, position",
+                "SELECT id FROM states WHERE NOT (position = ? AND tokens_sha256 = ?)"
+                " AND id NOT IN (SELECT state FROM names) ORDER BY used, position",
                 (kept.position, kept.tokens_sha256),
             ).fetchall()
             for (state,) in rows:
@@ -265,6 +292,111 @@ class StateIndex:
                 _drop(connection, state)
                 dropped += 1
         return dropped
+
+    def give_name(self, named: NamedState, tokens_sha256: str, *, replace: bool) -> IndexedState | None:
+        """Give a name to the state of these tokens.
+
+        Args: replace: if the name is taken, take it from its state.
+        Returns: the state that had the name.
+        Raises: StateError if there is no state of these tokens, or if the name is taken.
+        """
+        with self._transaction() as connection:
+            state = _state_of(connection, named.position, tokens_sha256)
+            if state is None:
+                raise StateError(f"{self._folder} has no state of these {named.position} tokens: save it first")
+            before = _named(connection, named.owner, named.name)
+            if before is not None and not replace:
+                raise StateError(f"{self._folder} has a state named {named.name!r}: choose another name")
+            values = (named.owner, named.name, state, named.created, named.note)
+            connection.execute("INSERT OR REPLACE INTO names VALUES (?, ?, ?, ?, ?)", values)
+            return None if before is None else before[1]
+
+    def names(self) -> list[NamedState]:
+        """All names, in the order in which they were given."""
+        query = (
+            "SELECT owner, name, position, created, note FROM names JOIN states ON state = id"
+            " ORDER BY created, owner, name"
+        )
+        with self._transaction() as connection:
+            rows = connection.execute(query).fetchall()
+        return [
+            NamedState(owner=owner, name=name, position=position, created=created, note=note)
+            for owner, name, position, created, note in rows
+        ]
+
+    def named(self, owner: str, name: str) -> IndexedState | None:
+        """The state of a name."""
+        with self._transaction() as connection:
+            found = _named(connection, owner, name)
+            return None if found is None else found[1]
+
+    def named_bytes(self) -> int:
+        """Bytes of the objects of all states that have names."""
+        query = (
+            "SELECT coalesce(sum(bytes), 0) FROM objects WHERE hash IN (SELECT object FROM parts WHERE state IN"
+            " (SELECT state FROM names))"
+        )
+        with self._transaction() as connection:
+            (total,) = connection.execute(query).fetchone()
+            return int(total)
+
+    def take_name(self, owner: str, name: str) -> IndexedState | None:
+        """Take a name from its state, which stays. Returns the state."""
+        with self._transaction() as connection:
+            found = _named(connection, owner, name)
+            connection.execute("DELETE FROM names WHERE owner = ? AND name = ?", (owner, name))
+            return None if found is None else found[1]
+
+    def has_name(self, state: IndexedState) -> bool:
+        """Whether a state has a name."""
+        query = "SELECT 1 FROM names JOIN states ON state = id WHERE position = ? AND tokens_sha256 = ?"
+        with self._transaction() as connection:
+            return connection.execute(query, (state.position, state.tokens_sha256)).fetchone() is not None
+
+    def sharing(self, segments: Sequence[str]) -> list[IndexedState]:
+        """States without names that begin with these objects."""
+        with self._transaction() as connection:
+            rows = connection.execute(
+                "SELECT id, position, tokens_sha256 FROM states WHERE id NOT IN (SELECT state FROM names)"
+            ).fetchall()
+            states = [_indexed(connection, *row) for row in rows]
+        return [state for state in states if state.objects[: len(segments)] == tuple(segments)]
+
+    def drop(self, states: Collection[IndexedState]) -> None:
+        """Drop those of these states that have no name, and the objects that no other state needs."""
+        query = "DELETE FROM states WHERE position = ? AND tokens_sha256 = ? AND id NOT IN (SELECT state FROM names)"
+        with self._transaction() as connection:
+            connection.executemany(query, [(state.position, state.tokens_sha256) for state in states])
+            _drop_unneeded(connection)
+
+
+def _state_of(connection: sqlite3.Connection, position: int, tokens_sha256: str) -> int | None:
+    """The id of the state of these tokens."""
+    query = "SELECT id FROM states WHERE position = ? AND tokens_sha256 = ?"
+    row = connection.execute(query, (position, tokens_sha256)).fetchone()
+    return None if row is None else int(row[0])
+
+
+def _named(connection: sqlite3.Connection, owner: str, name: str) -> tuple[int, IndexedState] | None:
+    """The state of a name, with its id."""
+    query = "SELECT id, position, tokens_sha256 FROM names JOIN states ON state = id WHERE owner = ? AND name = ?"
+    row = connection.execute(query, (owner, name)).fetchone()
+    return None if row is None else (row[0], _indexed(connection, *row))
+
+
+def _indexed(connection: sqlite3.Connection, state: int, position: int, tokens_sha256: str) -> IndexedState:
+    rows = connection.execute("SELECT object FROM parts WHERE state = ? ORDER BY ordinal", (state,))
+    return IndexedState(position, tokens_sha256, tuple(each for (each,) in rows))
+
+
+def prefix_hashes(token_ids: NDArray[np.int32], positions: Iterable[int]) -> dict[int, str]:
+    """SHA-256 of the first tokens, as little-endian int32, by how many they are. `positions` are in order."""
+    tokens = np.ascontiguousarray(token_ids, dtype="<i4")
+    digest, hashes, done = hashlib.sha256(), {}, 0
+    for position in positions:
+        digest.update(tokens[done:position].data)
+        hashes[position], done = digest.hexdigest(), position
+    return hashes
 
 
 def _bytes(connection: sqlite3.Connection) -> int:

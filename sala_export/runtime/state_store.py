@@ -16,12 +16,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import logging
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -34,7 +33,8 @@ from ..errors import SessionError, StateError
 from ..specs import format_bytes
 from .options import bytes_limit, file_path
 from .prompt_ids import TokenIds, known_ids
-from .state_index import IndexedState, StateIndex, StoredSegments, StoredState
+from .state_index import IndexedState, StateIndex, StoredSegments, StoredState, prefix_hashes
+from .state_names import NamedStates
 
 if TYPE_CHECKING:
     from . import _native
@@ -97,6 +97,11 @@ class StateStore:
         """All states, the one that was used last first."""
         return self._index.states()
 
+    @property
+    def named(self) -> NamedStates:
+        """The states that have names."""
+        return NamedStates(self)
+
     def save(self, session: Session) -> None:
         """Save where a session stands, and its checkpoints from the model's `dense_len` tokens on.
 
@@ -106,8 +111,9 @@ class StateStore:
         When this returns, the states outlive a kill and a loss of power.
 
         Raises: StateError if they cannot be written, if the state where the session stands has more than `max_bytes`,
-            or if the store is of another model or precision: it is then as it was. SessionError for an empty session,
-            and for one that was restored from a file behind a generated token, before that token has run.
+            or more than states with names leave of it, or if the store is of another model or precision. It is then as
+            it was, or has less that has no name. SessionError for an empty session, and for one that was restored from
+            a file behind a generated token, before that token has run.
         """
         native, model = session._native, session._model
         end = native.past_length
@@ -124,7 +130,16 @@ class StateStore:
         if self.max_bytes is not None and self.bytes > self.max_bytes:
             with self._locked(fcntl.LOCK_EX):
                 self._index.evict(self.max_bytes, last)
+                is_too_much = self.bytes > self.max_bytes
+                if is_too_much:
+                    self._index.drop([last])
                 self._remove_unnamed()
+            if is_too_much:
+                raise StateError(
+                    f"{self.path} has a limit of {self.max_bytes} bytes ({format_bytes(self.max_bytes)}), and what has "
+                    f"a name there leaves no room for the state of {last.position} tokens: delete some of that, or "
+                    "choose a larger limit"
+                )
 
     def _save(self, session: Session, prefixes: dict[int, str]) -> IndexedState:
         """Write what is missing of the states of these prefixes. Returns the longest of them."""
@@ -367,16 +382,6 @@ class _CallerError(Exception):
     def __init__(self, error: OSError) -> None:
         super().__init__(str(error))
         self.error = error
-
-
-def prefix_hashes(token_ids: NDArray[np.int32], positions: Iterable[int]) -> dict[int, str]:
-    """SHA-256 of the first tokens, as little-endian int32, by how many they are. `positions` are in order."""
-    tokens = np.ascontiguousarray(token_ids, dtype="<i4")
-    digest, hashes, done = hashlib.sha256(), {}, 0
-    for position in positions:
-        digest.update(tokens[done:position].data)
-        hashes[position], done = digest.hexdigest(), position
-    return hashes
 
 
 def _positions(native: _native.Session, model: _native.Model) -> list[int]:

@@ -165,6 +165,11 @@ class Answers:
         """Requests that have not ended."""
         return len(self._current)
 
+    async def settle(self) -> None:
+        """Wait until the contexts of those answers are kept that have ended by now."""
+        if endings := [*self._endings]:
+            await asyncio.wait(endings)
+
     def counter(self, stage: str) -> Callable[[], int]:
         """What tells how many requests are in a stage."""
         return lambda: sum(answer.progress.stage == stage for answer in self._current)

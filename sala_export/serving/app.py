@@ -17,6 +17,7 @@ from ..installation import VERSION
 from .anthropic.answer import MessageAnswer
 from .anthropic.errors import COUNT_PATH, PATH, MessagesErrorBody, error_body
 from .anthropic.requests import CountRequest, MessagesRequest
+from .contexts_api import add_contexts, caller_of
 from .errors import ApiError, of_sala
 from .guard import Guard
 from .openai.chat import ChatRequest, Completion
@@ -42,6 +43,7 @@ def create_app(service: Service) -> FastAPI:
     _add_models(app, service)
     _add_texts(app, service)
     _add_answers(app, service)
+    add_contexts(app, service)
     _add_messages(app, service)
     add_page(app)
     describe(app, service.settings)
@@ -120,7 +122,7 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     @app.post("/v1/chat/completions", **_ENDPOINT)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """The next message of a conversation."""
-        completion = Completion(service, body, await body.prepare(service))
+        completion = Completion(service, body, await body.prepare(service, caller_of(request)))
         return await _answered(service, request, completion.chunks if body.stream else None, completion.whole)
 
     @app.post("/v1/completions", **_ENDPOINT)

@@ -16,6 +16,7 @@ from .parsing import OutputParser, ToolCallBegun, output_parser, reasoning_begin
 
 if TYPE_CHECKING:
     from ..runtime.token_constraint import TokenConstraint
+    from .contexts_prompts import Document
     from .openai.parameters import SamplingParameters
     from .service import Service
 
@@ -28,6 +29,8 @@ class ChatTurn:
 
     messages: Sequence[Mapping[str, Any]]
     """As chat templates take them."""
+    document: Document | None = None
+    """What the conversation goes on from: the first user's message stands behind it."""
     goes_on: bool = False
     """The last message is the assistant's, and the answer goes on from its end."""
     tools: Sequence[Mapping[str, Any]] = ()
@@ -125,6 +128,7 @@ async def prepare(service: Service, turn: ChatTurn) -> PreparedChat:
         turn.messages,
         tools=tools,
         variables=dict(turn.variables),
+        document=turn.document,
         goes_on=turn.goes_on,
     )
     most_new = service.answers.room_for(

@@ -17,11 +17,13 @@ from .errors import ApiError
 from .log import log_request
 from .metrics import Metrics
 from .page import is_page
-from .settings import Settings
+from .settings import Caller, Settings
 
 OPEN_PATHS = frozenset({"/health"})
 """What needs no key."""
-_JSON = "application/json"
+TEXT_PATH = "/v1/contexts"
+"""Where a text of any size is sent."""
+_JSON, _TEXT = "application/json", "text/plain"
 
 
 class Guard:
@@ -43,21 +45,26 @@ class Guard:
             await self._app(scope, receive, send)
             return
         start, status = time.monotonic(), 0
+        most = None if scope["path"] == TEXT_PATH else self._settings.max_body_bytes
+        body = _Body(receive, most, self._settings.max_silence)
 
         async def noting(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if status >= 400 and not body.has_ended and _has_body(scope):
+                    # Nobody reads what is left of the body.
+                    message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
             await send(message)
 
         self._open += 1
         try:
             self._check(scope)
-            await self._app(scope, _limited(receive, self._settings), noting)
+            await self._app(scope, body.receive, noting)
         except ApiError as error:
             if status == 0:
-                body = error_body(error, scope["path"])
-                await JSONResponse(body, error.status_code, error.headers)(scope, receive, noting)
+                content = error_body(error, scope["path"])
+                await JSONResponse(content, error.status_code, error.headers)(scope, receive, noting)
         finally:
             self._open -= 1
             endpoint = self._endpoint(scope)
@@ -77,13 +84,15 @@ class Guard:
             )
         if path in OPEN_PATHS:
             return
-        if settings.keys and not is_page(path) and not settings.keys.have(_key(headers)):
+        caller = settings.keys.caller(_key(headers)) if settings.keys and not is_page(path) else Caller()
+        if caller is None:
             raise ApiError(
                 401,
                 "no valid API key: send it in the header Authorization, as `Bearer KEY`",
                 kind="authentication_error",
                 code="invalid_api_key",
             )
+        scope.setdefault("state", {})["caller"] = caller
         if self._is_draining():
             raise ApiError(503, "the server is ending", kind="server_error", code="draining", retry_after=10)
         if self._open > settings.max_connections:
@@ -95,7 +104,7 @@ class Guard:
                 retry_after=1,
             )
         if scope["method"] == "POST":
-            _check_body(headers, settings.max_body_bytes)
+            _check_body(headers, path, settings.max_body_bytes)
 
     def _endpoint(self, scope: Scope) -> str:
         """The path of the endpoint that serves a request. `other` for one that there is not."""
@@ -105,10 +114,16 @@ class Guard:
         return "other"
 
 
-def _check_body(headers: Headers, most: int) -> None:
-    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != _JSON:
-        raise ApiError(415, f"the body is of type {kind or 'none'!r}: send {_JSON}", code="wrong_content_type")
+def _check_body(headers: Headers, path: str, most: int) -> None:
+    kind, _, parameters = headers.get("content-type", "").lower().partition(";")
+    wanted = _TEXT if path == TEXT_PATH else _JSON
+    if kind.strip() != wanted:
+        raise ApiError(415, f"the body is of type {kind.strip() or 'none'!r}: send {wanted}", code="wrong_content_type")
+    if path == TEXT_PATH:
+        charset = parameters.partition("charset=")[2].strip(' "')
+        if charset not in ("", "utf-8", "utf8"):
+            raise ApiError(415, f"the text is of charset {charset!r}: send UTF-8", code="wrong_content_type")
+        return  # it ends where it has too many tokens
     length = headers.get("content-length", "")
     if length.isascii() and length.isdecimal() and (len(length) > 18 or int(length) > most):
         raise too_large(most)
@@ -123,28 +138,38 @@ def too_large(most: int) -> ApiError:
     )
 
 
-def _limited(receive: Receive, settings: Settings) -> Receive:
-    """What gives the parts of a body, and refuses one that is too large, or that stays out for too long."""
-    size, has_ended = 0, False
+class _Body:
+    """Gives the parts of a body, and refuses one that is too large, or that stays out for too long."""
 
-    async def limited() -> Message:
-        nonlocal size, has_ended
-        if has_ended:
-            return await receive()
+    def __init__(self, receive: Receive, most: int | None, max_silence: float) -> None:
+        """Args: most: bytes of the body. None: the endpoint has a limit of its own."""
+        self._receive = receive
+        self._most = most
+        self._max_silence = max_silence
+        self._bytes = 0
+        self.has_ended = False
+
+    async def receive(self) -> Message:
+        """The next part. Raises: ApiError."""
+        if self.has_ended:
+            return await self._receive()
         try:
-            async with asyncio.timeout(settings.max_silence):
-                message = await receive()
+            async with asyncio.timeout(self._max_silence):
+                message = await self._receive()
         except TimeoutError:
             raise ApiError(
-                408, f"the next part of the request did not come within {settings.max_silence:g} s", code="timeout"
+                408, f"the next part of the request did not come within {self._max_silence:g} s", code="timeout"
             ) from None
-        size += len(message.get("body", b""))
-        has_ended = not message.get("more_body", False)
-        if size > settings.max_body_bytes:
-            raise too_large(settings.max_body_bytes)
+        self._bytes += len(message.get("body", b""))
+        self.has_ended = not message.get("more_body", False)
+        if self._most is not None and self._bytes > self._most:
+            raise too_large(self._most)
         return message
 
-    return limited
+
+def _has_body(scope: Scope) -> bool:
+    headers = Headers(scope=scope)
+    return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
 
 
 def _key(headers: Headers) -> str:

@@ -3,6 +3,9 @@
 A Lightning state belongs to one position, so a context can be entered again only where it keeps a checkpoint. A request
 begins with a fork of the context whose last usable checkpoint lies furthest within its prompt.
 
+Those that are held stay for as long as somebody holds them. If they have been stored, they may leave the memory, and
+come back from the store.
+
 A context that was read sparsely is of no use to a prompt that is attended densely, nor the other way round: the same
 prompt gives the same answer, whatever was asked before.
 """
@@ -20,6 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RunError, SalaError
+from ..specs import format_bytes
+from .errors import ApiError
 
 if TYPE_CHECKING:
     from ..runtime.model import Model
@@ -36,6 +41,10 @@ _MARGIN_TOKENS = 512
 """How far before the end of a long prompt a checkpoint is kept: the next question about the same text is shorter."""
 
 
+_RESTORED_PER_READ = 32
+"""So many tokens are restored in the time in which one is read. Less gain is not worth a second copy in memory."""
+
+
 @dataclass(slots=True, eq=False)
 class Kept:
     """A context that nobody draws from."""
@@ -49,6 +58,8 @@ class Kept:
     last_used: int
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by who works on the session."""
+    is_forgotten: bool = False
+    """It must not come into the store any more."""
 
     def reusable(self, ids: Ids, *, is_sparse: bool) -> int:
         """How many of these tokens need not be read again."""
@@ -57,6 +68,19 @@ class Kept:
             return 0
         common = common_length(ids, self.tokens)
         return max(position for position in self.positions if position <= common)
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """A context that stays."""
+
+    ids: Ids
+    """int32 [tokens]"""
+    kept: Kept | None = None
+    """None before it has been read, and after it was let go because the store has it."""
+    is_stored: bool = False
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by who brings it back from the store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +114,7 @@ class KeptContexts:
         self._max_cache_bytes = max_cache_bytes
         self._max_context = max_context
         self._kept: list[Kept] = []
+        self._held: list[Held] = []
         self._clock = itertools.count()
         self._saves: set[asyncio.Task[None]] = set()
         self._store_lock = asyncio.Lock()
@@ -103,11 +128,13 @@ class KeptContexts:
         Raises: what `Model.session`, `Session.fork` and `Model.restore_longest` raise.
         """
         is_sparse = len(ids) >= self._model.dense_len
+        await self._bring_back(ids, is_sparse=is_sparse)
         found, cached = self._longest(ids, is_sparse=is_sparse)
         stored = 0
         if self._store is not None and is_sparse and cached < len(ids):
             stored = await asyncio.to_thread(self._store.longest, self._model, ids)
-        if stored > cached and stored >= self._model.dense_len:
+        if stored - cached > stored // _RESTORED_PER_READ and stored >= self._model.dense_len:
+            self._evict_until(lambda: self._is_within_limit(stored))
             session = await self._with_room(lambda: self._restored(ids[:stored]), spared=None)
         elif found is not None:
             session = await self._with_room(lambda: self._forked(found, cached), spared=found)
@@ -119,22 +146,70 @@ class KeptContexts:
 
     async def keep(self, session: Session, *, is_sparse: bool) -> None:
         """Keep a session whose answer has ended, in place of those whose contexts it continues."""
-        if session.past_length < LEAST_TOKENS:
+        tokens = session.tokens[: session.past_length]
+        waiting = [each for each in self._held if each.kept is None and np.array_equal(each.ids, tokens)]
+        if len(tokens) < LEAST_TOKENS and not waiting:
             return
         try:
             await asyncio.to_thread(session.checkpoint)
         except RunError:  # a step has failed, and the context is lost
             return
-        tokens = session.tokens[: session.past_length]
         kept = Kept(session, tokens, session.checkpoints, is_sparse, next(self._clock))
-        self._kept = [each for each in self._kept if not _continues(kept, each)]
+        for held in waiting:
+            held.kept = kept
+        for each in [*self._kept]:
+            if not self._must_stay(each) and _continues(kept, each):
+                self._drop(each)
         self._kept.append(kept)
-        while len(self._kept) > self._max_contexts and self._evict(spared=kept):
-            continue
-        if self._store is not None and is_sparse:
+        self._keep_few(spared=kept)
+        if self._store is not None and is_sparse and not self._must_stay(kept):
             task = asyncio.create_task(self._save(kept))
             self._saves.add(task)
             task.add_done_callback(self._saves.discard)
+
+    def hold(self, ids: Ids, *, is_stored: bool = False) -> Held:
+        """Let the context of these tokens stay when it has been read, until `release`.
+
+        Args: is_stored: the store has it already.
+        Raises: ApiError if it has to stay in memory, and there is no room for it beside the others that must.
+        """
+        if not is_stored:
+            self._require_room(len(ids))
+        held = Held(ids, is_stored=is_stored)
+        self._held.append(held)
+        return held
+
+    def release(self, held: Held) -> None:
+        """Let a context go when there is need for its room."""
+        if held in self._held:
+            self._held.remove(held)
+
+    async def store(self, held: Held, name: Callable[[StateStore, Ids], None]) -> None:
+        """Save a context that has been read, so that it outlives the process. It may then leave the memory.
+
+        Args: name: gives a name in the store to the state of these tokens. It runs in a thread.
+        Raises: StateError if it cannot be saved, and what `name` raises.
+        """
+        store, kept = self._store, held.kept
+        assert store is not None
+        assert kept is not None
+        async with self._store_lock:
+            await self._saved(kept)
+            await asyncio.to_thread(name, store, kept.tokens)
+        held.is_stored = True
+
+    async def forget(self, ids: Ids) -> None:
+        """Let go of the context of these tokens, its beginnings and what continues it, but for what is held.
+
+        When this returns, none of them comes into the store any more.
+        """
+        for kept in [*self._kept]:
+            common = common_length(kept.tokens, ids)
+            if common == min(len(kept.tokens), len(ids)) and not any(each.kept is kept for each in self._held):
+                kept.is_forgotten = True
+                self._kept.remove(kept)
+        async with self._store_lock:  # what is being saved now has been saved
+            pass
 
     def evict(self) -> bool:
         """Let go of the context that was used longest ago. False if there is none."""
@@ -145,6 +220,30 @@ class KeptContexts:
         while self._saves:
             await asyncio.wait(self._saves)
         self._kept.clear()
+        self._held.clear()
+
+    async def _bring_back(self, ids: Ids, *, is_sparse: bool) -> None:
+        """Restore the held context that begins a prompt, if it has left the memory: others will ask about it, too."""
+        _, cached = self._longest(ids, is_sparse=is_sparse)
+        gone = [held for held in self._held if held.is_stored and held.kept is None and len(held.ids) > cached]
+        fitting = [
+            held
+            for held in gone
+            if is_sparse == (len(held.ids) >= self._model.dense_len) and np.array_equal(ids[: len(held.ids)], held.ids)
+        ]
+        if not fitting:
+            return
+        held = max(fitting, key=lambda each: len(each.ids))
+        async with held.lock:
+            if held.kept is not None:
+                return
+            self._evict_until(lambda: self._is_within_limit(len(held.ids)))
+            session = await self._with_room(lambda: self._restored(held.ids), spared=None)
+            # If its files are damaged, the store has given what is left.
+            if session.position == len(held.ids) and held in self._held:
+                held.kept = Kept(session, held.ids, session.checkpoints, is_sparse, next(self._clock))
+                self._kept.append(held.kept)
+                self._keep_few(spared=held.kept)
 
     def _longest(self, ids: Ids, *, is_sparse: bool) -> tuple[Kept | None, int]:
         best, most = None, 0
@@ -188,12 +287,41 @@ class KeptContexts:
     def _make_room(self, session: Session, tokens: int) -> None:
         """Let go of contexts until a session can take so many tokens more, or until none is left."""
         tokens = min(tokens, session.max_context - session.position)
-        while not self._has_room(session, tokens) and self._evict(spared=None):
+        self._evict_until(lambda: self._has_room(session, tokens))
+
+    def _evict_until(self, is_enough: Callable[[], bool]) -> None:
+        while not is_enough() and self._evict(spared=None):
             continue
 
-    def _has_room(self, session: Session, tokens: int) -> bool:
+    def _is_within_limit(self, further_tokens: int) -> bool:
         limit = self._max_cache_bytes
-        if limit is not None and self._model.cache_bytes + self._model.state_bytes(tokens) > limit:
+        return limit is None or self._model.cache_bytes + self._model.state_bytes(further_tokens) <= limit
+
+    def _require_room(self, tokens: int) -> None:
+        """Raises: ApiError if contexts that must stay would take more than there is."""
+        size, limit = self._model.state_bytes(tokens), self._max_cache_bytes
+        others = sum(self._model.state_bytes(len(each.ids)) for each in self._held if not each.is_stored)
+        if limit is not None and others + size > limit:
+            raise ApiError(
+                503,
+                f"the context of {tokens} tokens takes {format_bytes(size)}, and of {format_bytes(limit)} for caches "
+                f"other contexts hold {format_bytes(others)}: delete one, or start the server with more --max-cache, "
+                "or with --state-store, which lets contexts leave the memory",
+                kind="server_error",
+                code="out_of_memory",
+            )
+
+    def _must_stay(self, kept: Kept) -> bool:
+        return any(each.kept is kept and not each.is_stored for each in self._held)
+
+    def _keep_few(self, *, spared: Kept) -> None:
+        """Let go of what is more than the server keeps."""
+        while sum(not self._must_stay(each) for each in self._kept) > self._max_contexts:
+            if not self._evict(spared=spared):
+                break
+
+    def _has_room(self, session: Session, tokens: int) -> bool:
+        if not self._is_within_limit(tokens):
             return False
         try:
             session.require_room(tokens)
@@ -204,24 +332,38 @@ class KeptContexts:
         return True
 
     def _evict(self, *, spared: Kept | None) -> bool:
-        unused = [kept for kept in self._kept if kept is not spared and not kept.lock.locked()]
+        unused = [
+            kept for kept in self._kept if kept is not spared and not kept.lock.locked() and not self._must_stay(kept)
+        ]
         if not unused:
             return False
-        self._kept.remove(min(unused, key=lambda kept: kept.last_used))
+        self._drop(min(unused, key=lambda kept: kept.last_used))
         return True
 
+    def _drop(self, kept: Kept) -> None:
+        self._kept.remove(kept)
+        for held in self._held:
+            if held.kept is kept:
+                held.kept = None
+
     async def _save(self, kept: Kept) -> None:
-        """Save a context, so that it outlives the process. A fork is saved, and others can be made meanwhile."""
-        store = self._store
-        assert store is not None
+        """Save a context, so that it outlives the process."""
         async with self._store_lock:
+            if kept.is_forgotten:
+                return
             try:
-                async with kept.lock:
-                    copy = await asyncio.to_thread(kept.session.fork)
-                await asyncio.to_thread(store.save, copy)
-                kept.session.take_stored(copy)
+                await self._saved(kept)
             except SalaError as error:
                 logger.warning("a context of %d tokens was not saved: %s", len(kept.tokens), error)
+
+    async def _saved(self, kept: Kept) -> None:
+        """Save a fork, so that others can be made meanwhile."""
+        store = self._store
+        assert store is not None
+        async with kept.lock:
+            copy = await asyncio.to_thread(kept.session.fork)
+        await asyncio.to_thread(store.save, copy)
+        kept.session.take_stored(copy)
 
 
 def common_length(a: Ids, b: Ids) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.literal import LiteralMarks
+from .contexts_prompts import Document, DocumentEncoder
 from .errors import ApiError, invalid, unsupported
 
 if TYPE_CHECKING:
@@ -60,12 +61,14 @@ class Prompts:
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
+        document: Document | None = None,
         goes_on: bool = False,
     ) -> Prompt:
         """Encode a conversation. Special tokens that its texts spell are ordinary text.
 
         Args:
             variables: further variables of the chat template.
+            document: that the conversation goes on from.
             goes_on: end where the text of the last message, an assistant's, ends, so that the model goes on with it.
         Raises: ApiError if there is no template, if it takes no tools or variables that the request has, or if it does
             not let the last message go on; SessionError if it refuses the messages.
@@ -73,15 +76,28 @@ class Prompts:
         template = self._require_template(tools, variables or {})
         marks = LiteralMarks(self._tokenizer)
         given = {"tools": _marked(tools, marks), **(variables or {})}
+        mark = ""
+        if document is not None:
+            messages, mark = document.place(messages)
         marked = _marked(messages, marks)
         if goes_on:
             text = _up_to_last(template, marked, given)
         else:
             text = template.render(marked, add_generation_prompt=add_generation_prompt, **given)
+        if document is not None:
+            text = document.behind(text, mark, marks)
         encoder = self._tokenizer.stream_encoder(add_special_tokens=False)
         pieces = [*marks.pieces(text)]
         end = "".join(piece for piece, _ in pieces[-_LAST_PIECES:])[-_END_CHARACTERS:]
-        return Prompt(ids=_encoded(encoder, pieces), end=end)
+        ids = _encoded(encoder, pieces)
+        return Prompt(ids=ids if document is None else np.concatenate([document.ids, ids]), end=end)
+
+    def document(self, system: str | None) -> DocumentEncoder:
+        """What encodes a document that conversations will go on from. Args: system: the message in front of it.
+
+        Raises: ApiError if there is no template; otherwise as `DocumentEncoder`.
+        """
+        return DocumentEncoder(self._tokenizer, self._require_template(None, {}), system)
 
     def _require_template(
         self, tools: Sequence[Mapping[str, Any]] | None, variables: Mapping[str, Any]

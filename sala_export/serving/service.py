@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import RequestError, UnsupportedError
 from .answers import Answers
+from .contexts import Contexts
 from .errors import ApiError
 from .grammar import Grammars
 from .kept import KeptContexts
@@ -28,7 +29,15 @@ class Service:
     """What the endpoints share. Of one event loop; `open` makes it."""
 
     def __init__(
-        self, model: Model, tokenizer: Tokenizer, settings: Settings, *, answers: Answers, metrics: Metrics
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        settings: Settings,
+        *,
+        answers: Answers,
+        kept: KeptContexts,
+        store: StateStore | None,
+        metrics: Metrics,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -43,6 +52,7 @@ class Service:
         if template is not None and settings.chat_template is not None:
             template = template.named(settings.chat_template)
         self.prompts = Prompts(tokenizer, template)
+        self.contexts = Contexts(model, self.prompts, answers, kept, store, max_waiting_bytes=settings.max_body_bytes)
         source = None if template is None else template.source
         self.output_format: str = choose_format(source) if settings.tool_parser == "auto" else settings.tool_parser
         """The form in which the model thinks and calls tools."""
@@ -52,7 +62,8 @@ class Service:
     async def open(cls, model: Model, settings: Settings, *, store: StateStore | None) -> AsyncIterator[Service]:
         """Answer requests on a model until the block is left.
 
-        Raises: UnsupportedError without a tokenizer; SessionError and RequestError for settings that do not fit.
+        Raises: UnsupportedError without a tokenizer; SessionError and RequestError for settings that do not fit;
+            StateError for a store of another model.
         """
         tokenizer = require_text(model)
         check(settings, tokenizer)
@@ -77,7 +88,10 @@ class Service:
             metrics.watch("sala_kept_contexts", "Contexts that requests can go on from.", lambda: len(contexts))
             for stage, what in (("waiting", "wait"), ("prefill", "read prompts"), ("generate", "write answers")):
                 metrics.watch(f"sala_requests_{stage}", f"Requests that {what}.", answers.counter(stage))
-            yield cls(model, tokenizer, settings, answers=answers, metrics=metrics)
+            service = cls(model, tokenizer, settings, answers=answers, kept=contexts, store=store, metrics=metrics)
+            await service.contexts.refresh()
+            metrics.watch("sala_named_contexts", "Contexts with names.", lambda: len(service.contexts))
+            yield service
             await answers.drain()
             await contexts.close()
 

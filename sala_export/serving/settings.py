@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from types import MappingProxyType
 
 from ..errors import RequestError
+from ..specs import parse_tokens
 
 LEAST_KEY_CHARACTERS = 16
 DEFAULT_PORT = 8000
+_LIMITS = {"contexts": "8", "context-tokens": "4M"}
+"""What may stand behind a key, each with an example."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,42 +53,96 @@ class Settings:
     """Names by which the server may be called. Empty: any."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quota:
+    """What a key may take. None: no limit."""
+
+    contexts: int | None = None
+    """Named contexts."""
+    context_tokens: int | None = None
+    """Tokens of all of them together."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Caller:
+    """Who has sent a request."""
+
+    owner: str = ""
+    """SHA-256 of the key, in hexadecimal digits. Empty if the server has no keys: all are one owner then."""
+    quota: Quota = field(default_factory=Quota)
+
+
 class Keys:
     """Keys of clients. Only their hashes are held."""
 
-    def __init__(self, keys: Sequence[str]) -> None:
-        self._hashes = [sha256(key.encode()).digest() for key in keys]
+    def __init__(self, keys: Sequence[str], quotas: Mapping[str, Quota] = MappingProxyType({})) -> None:
+        """Args: quotas: of those keys that have one."""
+        owners = {key: sha256(key.encode()) for key in keys}
+        self._callers = [
+            (owner.digest(), Caller(owner=owner.hexdigest(), quota=quotas.get(key, Quota())))
+            for key, owner in owners.items()
+        ]
 
     @classmethod
     def read(cls, path: Path) -> Keys:
-        """Read a file with a key on each line. Lines that begin with `#` are comments.
+        """Read a file with a key on each line, which may have limits behind it.
 
-        Raises: RequestError for a file that cannot be read, that holds no key, or one that can be guessed.
+        For example, `KEY contexts=8 context-tokens=4M`. Lines that begin with `#` are comments.
+        Raises: RequestError for a file that cannot be read, that holds no key, one that can be guessed or is there
+            twice, or a limit that there is not.
         """
         try:
-            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+            lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             raise RequestError(f"--api-key-file {path}: {reason}") from None
-        keys = [line for line in lines if line and not line.startswith("#")]
-        if not keys:
-            raise RequestError(f"--api-key-file {path} holds no key: write one on a line of its own")
+        quotas: dict[str, Quota] = {}
         for place, line in enumerate(lines, 1):
-            if line in keys and (len(line) < LEAST_KEY_CHARACTERS or not line.isascii() or " " in line):
+            if not line.strip() or line.lstrip().startswith("#"):
+                continue
+            where = f"--api-key-file {path}, line {place}"
+            key, *limits = line.split()
+            if len(key) < LEAST_KEY_CHARACTERS or not key.isascii():
                 raise RequestError(
-                    f"--api-key-file {path}, line {place}: a key has at least {LEAST_KEY_CHARACTERS} characters, all "
-                    "of them ASCII and none a space: make one with `openssl rand -hex 32`"
+                    f"{where}: a key has at least {LEAST_KEY_CHARACTERS} characters, all of them ASCII and none a "
+                    "space: make one with `openssl rand -hex 32`"
                 )
-        return cls(keys)
+            if key in quotas:
+                raise RequestError(f"{where} has a key that is in the file already: leave one of them out")
+            quotas[key] = _quota(limits, where)
+        if not quotas:
+            raise RequestError(f"--api-key-file {path} holds no key: write one on a line of its own")
+        return cls([*quotas], quotas)
 
     def __bool__(self) -> bool:
-        return bool(self._hashes)
+        return bool(self._callers)
 
-    def have(self, key: str) -> bool:
-        """Whether a client has one of the keys. It takes the same time for every key."""
+    def caller(self, key: str) -> Caller | None:
+        """Who has this key. None if nobody has. It takes the same time for every key."""
         digest = sha256(key.encode()).digest()
-        matches = [hmac.compare_digest(digest, each) for each in self._hashes]
-        return True in matches
+        matches = [hmac.compare_digest(digest, each) for each, _ in self._callers]
+        return self._callers[matches.index(True)][1] if any(matches) else None
+
+
+def _quota(limits: Sequence[str], where: str) -> Quota:
+    """The limits behind a key. Raises: RequestError for one that there is not, or that is no number."""
+    given: dict[str, int] = {}
+    for limit in limits:
+        name, sign, value = limit.partition("=")
+        if not sign or name not in _LIMITS or name in given:
+            known = " and ".join(f"{each}={example}" for each, example in _LIMITS.items())
+            shown = repr(limit) if sign else "what stands behind the key"  # which may be another key
+            raise RequestError(f"{where}: {shown} is no limit: behind a key {known} may stand, each once")
+        given[name] = _number(value, f"{where}, {name}")
+    return Quota(contexts=given.get("contexts"), context_tokens=given.get("context-tokens"))
+
+
+def _number(text: str, where: str) -> int:
+    """A number of at least 0, also as 64K or 1M. Raises: RequestError naming where it stands."""
+    try:
+        return 0 if text == "0" else parse_tokens(text)
+    except RequestError:
+        raise RequestError(f"{where}: {text!r} is no number: write digits, or digits with K or M, as in 4M") from None
 
 
 def is_loopback(host: str) -> bool:

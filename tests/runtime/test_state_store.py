@@ -22,7 +22,8 @@ from sala_export.errors import RequestError, SessionError, StateError
 from sala_export.runtime import state_store
 from sala_export.runtime.model import Model
 from sala_export.runtime.session import Session
-from sala_export.runtime.state_store import StateStore, prefix_hashes
+from sala_export.runtime.state_index import prefix_hashes
+from sala_export.runtime.state_store import StateStore
 
 SEGMENT = 64
 CHUNK = 48

@@ -16,6 +16,7 @@ from ..errors import invalid
 from ..parsing import Content, Reasoning, ToolArguments, ToolCallBegun
 from ..parsing import Event as Parsed
 from ..service import Service
+from ..settings import Caller
 from ..stream import DONE, event
 from .described import described_progress, described_token, described_usage
 from .messages import (
@@ -63,12 +64,15 @@ class ChatRequest(SamplingParameters, Accepted):
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool = True
     response_format: ResponseFormat | None = None
+    context: str | None = Field(
+        default=None, description="The name of a context (/v1/contexts), whose text the conversation goes on from."
+    )
     chat_template_kwargs: dict[str, Any] | None = Field(
         default=None, description="Further variables of the chat template, such as enable_thinking."
     )
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
 
-    async def prepare(self, service: Service) -> PreparedChat:
+    async def prepare(self, service: Service, caller: Caller) -> PreparedChat:
         """Look at the request, and make its prompt. Raises: ApiError or SalaError for what is wrong with it."""
         service.require_model(self.model)
         tools = template_tools(self.tools or ())
@@ -84,6 +88,7 @@ class ChatRequest(SamplingParameters, Accepted):
         limit = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
         turn = ChatTurn(
             messages=template_messages(self.messages),
+            document=None if self.context is None else await service.contexts.document(caller, self.context),
             tools=() if self.tool_choice == "none" else tools,
             forced_tool=forced,
             parallel_tool_calls=self.parallel_tool_calls,
