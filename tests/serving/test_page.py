@@ -103,6 +103,136 @@ def test_files_name_no_other_address_and_make_no_markup() -> None:
         assert not re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|Function\(", text), file.name
 
 
+def _drop(page: Page, name: str, content: bytes) -> None:
+    """Drop a file on the window, as a file manager does."""
+    page.evaluate(
+        """([name, content]) => {
+          const data = new DataTransfer();
+          data.items.add(new File([new Uint8Array(content)], name));
+          for (const kind of ["dragenter", "dragover", "drop"])
+            document.body.dispatchEvent(new DragEvent(kind, { dataTransfer: data, bubbles: true, cancelable: true }));
+        }""",
+        [name, list(content)],
+    )
+
+
+def _set_short_answers(page: Page) -> None:
+    page.click("#open-settings")
+    page.get_by_label("Most tokens of an answer").fill("1")
+    page.get_by_label("Temperature").fill("0")
+    page.click("#settings [type=submit]")
+
+
+_WATCH = """(selector) => {
+  window.seen = [];
+  const watch = () => {
+    const bar = document.querySelector(selector);
+    if (bar?.checkVisibility()) window.seen.push([bar.value, bar.nextSibling.textContent]);
+  };
+  new MutationObserver(watch).observe(document.body, { subtree: true, childList: true, attributes: true });
+}"""
+
+
+def _seen(page: Page, pattern: str) -> list[float]:
+    """The values that the watched bar had while its text was of a pattern."""
+    seen: list[tuple[float, str]] = page.evaluate("window.seen")
+    return [value for value, text in seen if re.search(pattern, text)]
+
+
+def test_dropped_file_is_read_and_asked_about_also_after_a_reload(page: Page) -> None:
+    text, needles = passkey_text(8_000)
+    _set_short_answers(page)
+    page.evaluate(_WATCH, "#tray progress")
+    _drop(page, "Krieg & Frieden.txt", text.encode())
+    expect(page.get_by_label("Context", exact=True)).to_have_value("Krieg-Frieden", timeout=20_000)
+    values = _seen(page, r"Read [\d,]+ of 8,0\d\d tokens · [\d,]+ tokens/s")
+    assert len({*values}) >= 3
+    assert values == sorted(values)
+    assert values[-1] == 1
+    expect(page.locator("#tray")).to_be_empty()
+    for place, needle in enumerate(needles[:3]):
+        if place == 2:
+            page.reload()
+            expect(page.locator("article")).to_have_count(4)
+        _ask(page, question(needle))
+        expect(page.locator(".prose").nth(place)).to_have_text(f"v{needle.value - 18}")
+        cached, total = re.findall(r"([\d,]+) of ([\d,]+) tokens cached", page.inner_text("#of-answer"))[0]
+        assert int(cached.replace(",", "")) > 0.99 * int(total.replace(",", ""))
+    expect(page.locator("#contexts")).to_contain_text(re.compile(r"Krieg-Frieden\s*8,0\d\d tokens · [\d.]+ MB"))
+    page.get_by_label("Delete the context Krieg-Frieden").click()
+    page.click("#ask [type=submit]")
+    expect(page.locator("#contexts li")).to_have_count(0)
+    expect(page.get_by_label("Context", exact=True)).to_have_value("")
+
+
+def test_reading_can_be_stopped(page: Page) -> None:
+    text, _ = passkey_text(20_000)
+    page.set_input_files("#file", {"name": "long.md", "mimeType": "text/markdown", "buffer": text.encode()})
+    expect(page.locator("#tray")).to_contain_text(re.compile("Read [1-9]"), timeout=20_000)
+    page.get_by_label("Stop reading long.md").click()
+    expect(page.locator("#tray")).to_be_empty()
+    expect(page.locator("#contexts li")).to_have_count(0)
+    page.wait_for_function("fetch('metrics').then((a) => a.text()).then((t) => t.includes('sala_requests_prefill 0.0'))")
+
+
+def test_files_that_are_no_text_are_refused_with_the_reason(page: Page) -> None:
+    for content, reason in (
+        (b"", "it is empty"),
+        (b"PK\x03\x04\0\0", "it is no text"),
+        (b"caf\xe9 au lait", "it is no text in UTF-8"),
+    ):
+        _drop(page, "file.bin", content)
+        expect(page.locator(".notice")).to_have_text(f"file.bin cannot be read: {reason}.")
+        page.get_by_label("Close this line").click()
+
+
+def test_file_that_the_server_refuses_can_be_sent_again_and_names_are_unique(page: Page) -> None:
+    ready = {"name": "text-3", "tokens": 2, "bytes": 2, "status": "ready", "processed": 2, "created": 1}
+    answers = [
+        _error(409, "There is a context text."),
+        _error(409, "There is a context text-2."),
+        _error(413, "1,000 tokens fit."),
+        {"body": f"event: context.ready\ndata: {json.dumps(ready)}\n\n", "content_type": "text/event-stream"},
+    ]
+    names: list[str] = []
+
+    def answer(route: Route) -> None:
+        names.append(re.findall("name=([^&]*)", route.request.url)[0])
+        route.fulfill(**answers.pop(0))
+
+    page.route("**/v1/contexts?*", answer)
+    _drop(page, "мир.txt", b"some text")
+    expect(page.locator(".notice")).to_contain_text("мир.txt was not read: 1,000 tokens fit.")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.get_by_label("Context", exact=True)).to_have_value("text-3")
+    assert names == ["text", "text-2", "text-3", "text"]
+
+
+def test_text_goes_with_the_question_where_there_are_no_contexts(page: Page) -> None:
+    page.route("**/v1/contexts", lambda route: route.fulfill(**_error(404, "There is nothing here.")))
+    page.reload()
+    expect(page.locator("#of-server")).to_contain_text("idle")
+    asked = _answers(page, answer_of({"content": "yes"}))
+    _drop(page, "notes.txt", b"Some notes.")
+    expect(page.locator(".notice")).to_contain_text("keeps no contexts")
+    expect(page.locator("#attached")).to_contain_text("notes.txt")
+    _ask(page, "Well?")
+    expect(page.locator(".prose")).to_have_text("yes")
+    assert asked[0]["messages"] == [{"role": "user", "content": "Some notes.\n\nWell?"}]
+    expect(page.locator(".question summary")).to_contain_text("notes.txt")
+
+
+def test_progress_of_a_long_question_is_shown(page: Page) -> None:
+    text, needles = passkey_text(6_000, seed=1)
+    _set_short_answers(page)
+    page.evaluate(_WATCH, ".answer progress")
+    _ask(page, f"{text} {question(needles[4])}")
+    expect(page.locator(".prose")).to_have_text(f"v{needles[4].value - 18}", timeout=20_000)
+    values = _seen(page, r"Reading: [\d,]+ of 6,0\d\d tokens")
+    assert len({*values}) >= 3
+    assert values == sorted(values)
+
+
 def test_stop_ends_the_answer_and_the_request(page: Page, server: RunningServer) -> None:
     _ask(page, "w40 k1")
     expect(page.locator(".prose")).to_contain_text("<unk> <unk>")
@@ -118,11 +248,8 @@ def test_stop_ends_the_answer_and_the_request(page: Page, server: RunningServer)
 
 
 def test_conversations_are_kept_renamed_exported_and_deleted(page: Page) -> None:
-    text, needles = passkey_text(600)
-    page.click("#open-settings")
-    page.get_by_label("Most tokens of an answer").fill("1")
-    page.get_by_label("Temperature").fill("0")
-    page.click("#settings [type=submit]")
+    text, needles = passkey_text(60)
+    _set_short_answers(page)
     expected = f"v{needles[0].value - 18}"
     _ask(page, f"{text} {question(needles[0])}")
     expect(page.locator(".prose")).to_have_text(expected)
@@ -299,18 +426,22 @@ def test_keyboard_alone_is_enough(page: Page) -> None:
     page.keyboard.press("Enter")
     expect(page.locator(".question .plain")).to_have_text("Well?\nReally?")
     expect(page.locator("#announce")).to_contain_text("yes")
-    visible = page.evaluate(
-        """[...document.querySelectorAll("button, select, textarea, summary, a")]
+    can_be_used = page.evaluate(
+        """[...document.querySelectorAll("button, select, textarea, summary, a, [tabindex]")]
              .filter((each) => each.checkVisibility() && !each.disabled).length"""
     )
     page.focus(".skip")
-    reached = []
-    for _ in range(visible + 4):
-        reached.append(page.evaluate("document.activeElement.outerHTML.slice(0, 200)"))
-        outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle + getComputedStyle(document.activeElement.closest('form') ?? document.body).boxShadow")
-        assert outline.startswith("solid") or "none" not in outline[4:], reached[-1]
+    reached = 0
+    while page.evaluate("document.activeElement !== document.body"):
+        reached += 1
+        # The frame around the question stands for the question itself.
+        seen = page.evaluate(
+            """[document.activeElement, document.activeElement.closest("form") ?? document.activeElement]
+                 .map(getComputedStyle).map((style) => [style.outlineStyle, style.boxShadow])"""
+        )
+        assert seen[0][0] == "solid" or seen[1][1] != "none", page.evaluate("document.activeElement.outerHTML")
         page.keyboard.press("Tab")
-    assert len({*reached}) >= visible
+    assert reached == can_be_used
     page.focus("#rename")
     page.keyboard.press("Enter")
     expect(page.locator("#ask [name=answer]")).to_be_focused()
