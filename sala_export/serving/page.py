@@ -70,7 +70,9 @@ def is_page(path: str) -> bool:
 
 def _files() -> Mapping[str, _File]:
     files = {}
-    for path in sorted(_FOLDER.iterdir()):
+    for path in _FOLDER.iterdir():
+        if path.suffix not in _MEDIA_TYPES:  # an editor's copy, for example
+            continue
         content = path.read_bytes()
         tag = f'"{sha256(content).hexdigest()[:32]}"'
         files[path.name] = _File(content=content, media_type=_MEDIA_TYPES[path.suffix], tag=tag)

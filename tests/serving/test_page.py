@@ -42,7 +42,10 @@ def page(browser: Browser, server: RunningServer) -> Iterator[Page]:
         page = context.new_page()
         page.set_default_timeout(10_000)
         faults, strangers = faults_of(page), []
-        page.on("request", lambda asked: None if asked.url.startswith((server.url, "data:", "blob:")) else strangers.append(asked.url))
+        page.on(
+            "request",
+            lambda asked: None if asked.url.startswith((server.url, "data:", "blob:")) else strangers.append(asked.url),
+        )
         page.goto("/")
         expect(page.locator("#of-server")).to_contain_text(MODEL)
         yield page
@@ -61,7 +64,7 @@ def _answers(page: Page, *answers: str | dict[str, Any]) -> list[dict[str, Any]]
     left = list(answers)
 
     def answer(route: Route) -> None:
-        asked.append(route.request.post_data_json)
+        asked.append(json.loads(route.request.post_data or ""))
         given = left.pop(0)
         if isinstance(given, str):
             given = {"body": given, "content_type": "text/event-stream"}
@@ -100,7 +103,9 @@ def test_files_name_no_other_address_and_make_no_markup() -> None:
         text = file.read_text(encoding="utf-8")
         addresses = set(re.findall(r"https?://[\w.]+[^\s\"']*", text)) - {"http://www.w3.org/2000/svg"}
         assert not addresses, file.name
-        assert not re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|Function\(", text), file.name
+        assert not re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|Function\(", text), (
+            file.name
+        )
 
 
 def _drop(page: Page, name: str, content: bytes) -> None:
@@ -172,7 +177,9 @@ def test_reading_can_be_stopped(page: Page) -> None:
     page.get_by_label("Stop reading long.md").click()
     expect(page.locator("#tray")).to_be_empty()
     expect(page.locator("#contexts li")).to_have_count(0)
-    page.wait_for_function("fetch('metrics').then((a) => a.text()).then((t) => t.includes('sala_requests_prefill 0.0'))")
+    page.wait_for_function(
+        "fetch('metrics').then((a) => a.text()).then((t) => t.includes('sala_requests_prefill 0.0'))"
+    )
 
 
 def test_files_that_are_no_text_are_refused_with_the_reason(page: Page) -> None:
@@ -239,7 +246,9 @@ def test_stop_ends_the_answer_and_the_request(page: Page, server: RunningServer)
     page.click("#stop")
     expect(page.locator(".note")).to_have_text("You stopped this answer.")
     expect(page.locator("#send")).to_be_visible()
-    page.wait_for_function("fetch('metrics').then((a) => a.text()).then((t) => t.includes('sala_requests_generate 0.0'))")
+    page.wait_for_function(
+        "fetch('metrics').then((a) => a.text()).then((t) => t.includes('sala_requests_generate 0.0'))"
+    )
     page.click("[aria-label='Answer again']")
     expect(page.locator(".prose")).to_contain_text("<unk> <unk>")
     page.keyboard.press("Escape")
@@ -275,7 +284,9 @@ def test_conversations_are_kept_renamed_exported_and_deleted(page: Page) -> None
 
 
 def test_last_question_can_be_changed(page: Page) -> None:
-    asked = _answers(page, answer_of({"content": "one"}), answer_of({"content": "two"}), answer_of({"content": "three"}))
+    asked = _answers(
+        page, answer_of({"content": "one"}), answer_of({"content": "two"}), answer_of({"content": "three"})
+    )
     _ask(page, "first")
     expect(page.locator(".prose")).to_have_text("one")
     _ask(page, "second")
@@ -409,7 +420,9 @@ def test_page_works_where_nothing_can_be_stored(page: Page) -> None:
 
 
 def test_full_storage_is_told(page: Page) -> None:
-    page.evaluate("() => { IDBObjectStore.prototype.put = () => { throw new DOMException('', 'QuotaExceededError'); }; }")
+    page.evaluate(
+        "() => { IDBObjectStore.prototype.put = () => { throw new DOMException('', 'QuotaExceededError'); }; }"
+    )
     _answers(page, answer_of({"content": "yes"}))
     _ask(page, "Well?")
     expect(page.locator(".notice")).to_contain_text("its storage is full")
@@ -448,7 +461,8 @@ def test_keyboard_alone_is_enough(page: Page) -> None:
     page.keyboard.press("Escape")
     expect(page.locator("#rename")).to_be_focused()
     unnamed = page.locator("button, select, input:not([hidden]), textarea, progress").evaluate_all(
-        "all => all.filter((each) => !(each.ariaLabel || each.labels?.length || each.textContent.trim())).map((each) => each.outerHTML)"
+        """all => all.filter((each) => !(each.ariaLabel || each.labels?.length || each.textContent.trim()))
+             .map((each) => each.outerHTML)"""
     )
     assert not unnamed
 

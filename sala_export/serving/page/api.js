@@ -96,7 +96,10 @@ export async function model() {
 // Gauges and counters by name, without those that have labels.
 export async function metrics(signal) {
   const text = await (await request("metrics", { signal })).text();
-  const lines = text.split("\n").map((line) => line.match(/^(\w+) (\S+)$/)).filter(Boolean);
+  const lines = text
+    .split("\n")
+    .map((line) => line.match(/^(\w+) (\S+)$/))
+    .filter(Boolean);
   return Object.fromEntries(lines.map(([, name, value]) => [name, Number(value)]));
 }
 

@@ -82,7 +82,11 @@ function chatButton({ id, title }) {
     closeSide();
     composer.focus();
   };
-  return el("button", { type: "button", "data-id": id, dir: "auto", "aria-current": id === chat.current.id && "true", click: open }, visible(title));
+  return el(
+    "button",
+    { type: "button", "data-id": id, dir: "auto", "aria-current": id === chat.current.id && "true", click: open },
+    visible(title),
+  );
 }
 
 function begin() {
@@ -92,7 +96,12 @@ function begin() {
 }
 
 async function rename() {
-  const given = await ask({ title: "Rename the conversation", field: "Title", value: chat.current.title, action: "Rename" });
+  const given = await ask({
+    title: "Rename the conversation",
+    field: "Title",
+    value: chat.current.title,
+    action: "Rename",
+  });
   if (given?.answer) chat.rename(given.answer);
 }
 

@@ -9,18 +9,26 @@ const NEAR_END = 80;
 
 const newConversation = () => ({
   id: crypto.getRandomValues(new Uint32Array(4)).join("-"), // randomUUID is missing where the address is no https
-  title: "", updated: Date.now(), context: null, messages: [],
+  title: "",
+  updated: Date.now(),
+  context: null,
+  messages: [],
 });
 
 const titleOf = (text) => text.trim().split("\n")[0].slice(0, 80) || "Conversation";
 
 // What the server is sent of a message.
 function sent(message) {
-  if (message.role === "user") return { role: "user", content: [...message.files.map(({ text }) => text), message.text].join("\n\n") };
+  if (message.role === "user")
+    return { role: "user", content: [...message.files.map(({ text }) => text), message.text].join("\n\n") };
   const calls = message.calls.filter((call) => isObject(call.arguments));
   const content = { role: "assistant", content: message.text };
   if (calls.length === 0) return content;
-  const called = calls.map((call) => ({ id: call.id, type: "function", function: { name: call.name, arguments: call.arguments } }));
+  const called = calls.map((call) => ({
+    id: call.id,
+    type: "function",
+    function: { name: call.name, arguments: call.arguments },
+  }));
   return { ...content, tool_calls: called };
 }
 
@@ -185,7 +193,8 @@ export class Chat {
         announceAnswer(answer);
       } else this.#handlers.changed();
     }
-    if (isRefused && (await this.#handlers.unauthorized()) && this.current.messages.at(-1) === answer) await this.again();
+    if (isRefused && (await this.#handlers.unauthorized()) && this.current.messages.at(-1) === answer)
+      await this.again();
   }
 
   async #stream(turn, answer, request) {

@@ -96,4 +96,5 @@ export class Composer {
   }
 }
 
-const chip = (text, label, drop) => el("span", { class: "chip" }, el("bdi", {}, text), iconButton("close", label, drop));
+const chip = (text, label, drop) =>
+  el("span", { class: "chip" }, el("bdi", {}, text), iconButton("close", label, drop));

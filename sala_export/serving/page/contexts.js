@@ -10,7 +10,12 @@ const MOST_NAMES_TRIED = 50;
 // The name of a context for a file: the characters that names may have, and none that is taken.
 function nameFor(file, taken) {
   const stem = file.name.replace(/\.[^.]{1,8}$/, "") || file.name;
-  const plain = stem.normalize("NFKD").replace(/[^A-Za-z0-9._-]+/g, "-").replace(/^[-.]+|-+$/g, "").slice(0, MOST_NAME - 4) || "text";
+  const plain =
+    stem
+      .normalize("NFKD")
+      .replace(/[^A-Za-z0-9._-]+/g, "-")
+      .replace(/^[-.]+|-+$/g, "")
+      .slice(0, MOST_NAME - 4) || "text";
   let name = plain;
   for (let place = 2; taken.has(name); place += 1) name = `${plain}-${place}`;
   return name;
@@ -21,7 +26,9 @@ async function whyNoText(file) {
   if (file.size === 0) return "it is empty";
   let text;
   try {
-    text = new TextDecoder("utf-8", { fatal: true }).decode(await file.slice(0, LOOKED_AT).arrayBuffer(), { stream: true });
+    text = new TextDecoder("utf-8", { fatal: true }).decode(await file.slice(0, LOOKED_AT).arrayBuffer(), {
+      stream: true,
+    });
   } catch (error) {
     return error instanceof TypeError ? "it is no text in UTF-8" : "the browser cannot read it";
   }
@@ -66,22 +73,41 @@ export class Contexts {
 
   #item(context) {
     const { name, tokens, bytes: size, status, processed } = context;
-    const about = status === "ready" ? `${plural(tokens, "token")} · ${bytes(size)}` : `reading: ${count(processed)} of ${count(tokens)}`;
+    const about =
+      status === "ready"
+        ? `${plural(tokens, "token")} · ${bytes(size)}`
+        : `reading: ${count(processed)} of ${count(tokens)}`;
     const isChosen = this.#chat.current.context === name;
     const choose = el(
       "button",
-      { type: "button", "aria-pressed": String(isChosen), click: () => this.#chat.choose(isChosen ? null : name) },
-      el("span", {}, name), el("small", {}, about),
+      {
+        type: "button",
+        title: name,
+        "aria-pressed": String(isChosen),
+        click: () => this.#chat.choose(isChosen ? null : name),
+      },
+      el("span", {}, name),
+      el("small", {}, about),
     );
-    return el("li", {}, choose, iconButton("delete", `Delete the context ${name}`, () => this.#delete(name)));
+    return el(
+      "li",
+      {},
+      choose,
+      iconButton("delete", `Delete the context ${name}`, () => this.#delete(name)),
+    );
   }
 
   #drawChoice(list) {
     const select = byId("context");
     const chosen = this.#chat.current.context;
-    const options = list.filter(({ status }) => status === "ready").map(({ name, tokens }) => [name, `${name} (${count(tokens)} tokens)`]);
+    const options = list
+      .filter(({ status }) => status === "ready")
+      .map(({ name, tokens }) => [name, `${name} (${count(tokens)} tokens)`]);
     if (chosen && !options.some(([name]) => name === chosen)) options.push([chosen, `${chosen} (not on this server)`]);
-    select.replaceChildren(el("option", { value: "" }, "No context"), ...options.map(([value, text]) => el("option", { value }, text)));
+    select.replaceChildren(
+      el("option", { value: "" }, "No context"),
+      ...options.map(([value, text]) => el("option", { value }, text)),
+    );
     select.value = chosen ?? "";
   }
 

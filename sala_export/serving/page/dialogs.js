@@ -45,7 +45,9 @@ let asked = null;
 // Ask for a key, once even if several requests were refused. Gives whether there is one now.
 export function askForKey() {
   asked ??= (async () => {
-    const text = store.key() ? "The server does not know the key that you gave." : "This server answers those who have a key.";
+    const text = store.key()
+      ? "The server does not know the key that you gave."
+      : "This server answers those who have a key.";
     const given = await ask({ title: "API key", text, field: "Key", isSecret: true, action: "Use it" });
     asked = null;
     if (!given || !store.isPossibleKey(given.answer)) return false;
@@ -76,7 +78,8 @@ export async function editSettings() {
   const form = dialog.querySelector("form");
   const fault = form.querySelector(".fault");
   const settings = store.settings();
-  for (const name of ["system", "temperature", "topP", "maxTokens", "thinking", "theme"]) form[name].value = settings[name] ?? "";
+  for (const name of ["system", "temperature", "topP", "maxTokens", "thinking", "theme"])
+    form[name].value = settings[name] ?? "";
   form.key.value = store.key();
   form.remember.checked = store.isKeyRemembered();
   fault.textContent = "";

@@ -20,7 +20,12 @@ function allowed(text) {
 
 // A link never hides where it leads: if its text is not its address, the host stands behind it.
 function link(address, text) {
-  const anchor = el("a", { href: address.href, rel: "noopener noreferrer nofollow", target: "_blank", title: visible(address.href) });
+  const anchor = el("a", {
+    href: address.href,
+    rel: "noopener noreferrer nofollow",
+    target: "_blank",
+    title: visible(address.href),
+  });
   if (text === null) anchor.append(visible(address.href));
   else appendInline(anchor, text, { withLinks: false });
   const whole = document.createDocumentFragment();
@@ -41,8 +46,10 @@ const isUnspaced = (character) => /[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}]/u.
 function sides(text, start, end) {
   const before = characterBefore(text, start);
   const after = end < text.length ? String.fromCodePoint(text.codePointAt(end)) : "";
-  const opens = !isSpace(after) && (!isPunctuation(after) || isSpace(before) || isPunctuation(before) || isUnspaced(before));
-  const closes = !isSpace(before) && (!isPunctuation(before) || isSpace(after) || isPunctuation(after) || isUnspaced(after));
+  const opens =
+    !isSpace(after) && (!isPunctuation(after) || isSpace(before) || isPunctuation(before) || isUnspaced(before));
+  const closes =
+    !isSpace(before) && (!isPunctuation(before) || isSpace(after) || isPunctuation(after) || isUnspaced(after));
   if (text[start] !== "_") return { opens, closes };
   return { opens: opens && (!closes || isPunctuation(before)), closes: closes && (!opens || isPunctuation(after)) };
 }

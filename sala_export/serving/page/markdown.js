@@ -27,7 +27,10 @@ function fenceOf(line) {
 }
 
 function cellsOf(line) {
-  const row = line.trim().replace(/^\|/, "").replace(/(?<!\\)\|$/, "");
+  const row = line
+    .trim()
+    .replace(/^\|/, "")
+    .replace(/(?<!\\)\|$/, "");
   return row.split(/(?<!\\)\|/).map((cell) => cell.trim().replaceAll("\\|", "|"));
 }
 
@@ -43,7 +46,8 @@ function endsParagraph(lines, at) {
   const line = lines[at];
   if (isBlank(line) || HEADING.test(line) || QUOTE.test(line) || fenceOf(line) || isRule(line)) return true;
   const item = ITEM.exec(line);
-  const opens = item && item[3] !== "" && !isBlank(line.slice(item[0].length)) && !(/\d/.test(item[2]) && parseInt(item[2]) !== 1);
+  const opens =
+    item && item[3] !== "" && !isBlank(line.slice(item[0].length)) && !(/\d/.test(item[2]) && parseInt(item[2]) !== 1);
   return Boolean(opens) || isTable(lines, at);
 }
 
@@ -71,7 +75,12 @@ function inlineElement(tag, text) {
 
 function heading(line) {
   const level = HEADING.exec(line)[1].length;
-  const text = line.trim().slice(level).trim().replace(/(^|(?<= ))#+$/, "").trim();
+  const text = line
+    .trim()
+    .slice(level)
+    .trim()
+    .replace(/(^|(?<= ))#+$/, "")
+    .trim();
   // The page has a heading of the first level already, and those of an answer stand below it.
   return inlineElement(`h${Math.min(level + 1, 6)}`, text);
 }
@@ -79,14 +88,23 @@ function heading(line) {
 function paragraph(lines, at) {
   let end = at + 1;
   while (end < lines.length && !endsParagraph(lines, end) && !UNDERLINE.test(lines[end])) end += 1;
-  const text = lines.slice(at, end).map((line) => line.trimStart()).join("\n").trimEnd();
+  const text = lines
+    .slice(at, end)
+    .map((line) => line.trimStart())
+    .join("\n")
+    .trimEnd();
   const under = end < lines.length ? UNDERLINE.exec(lines[end]) : null;
   if (under) return { end: end + 1, make: () => inlineElement(under[1][0] === "=" ? "h2" : "h3", text) };
   return { end, make: () => inlineElement("p", text) };
 }
 
 function codeBlock(text, language) {
-  const head = el("figcaption", {}, el("span", {}, visible(language)), copyButton("Copy the code", () => text));
+  const head = el(
+    "figcaption",
+    {},
+    el("span", {}, visible(language)),
+    copyButton("Copy the code", () => text),
+  );
   return el("figure", { class: "code" }, head, el("pre", { tabindex: 0 }, el("code", { dir: "ltr" }, visible(text))));
 }
 
@@ -100,7 +118,10 @@ function fencedCode(lines, at, fence) {
   let end = at + 1;
   while (end < lines.length && !closes(fence[1], lines[end])) end += 1;
   const indent = indentOf(lines[at]);
-  const text = lines.slice(at + 1, end).map((line) => line.slice(Math.min(indent, indentOf(line)))).join("\n");
+  const text = lines
+    .slice(at + 1, end)
+    .map((line) => line.slice(Math.min(indent, indentOf(line))))
+    .join("\n");
   return { end: end + 1, make: () => codeBlock(text, fence[2].trim().split(" ")[0].slice(0, 40)) };
 }
 
@@ -108,7 +129,10 @@ function indentedCode(lines, at) {
   let end = at + 1;
   while (end < lines.length && (indentOf(lines[end]) >= 4 || isBlank(lines[end]))) end += 1;
   while (isBlank(lines[end - 1])) end -= 1;
-  const text = lines.slice(at, end).map((line) => line.slice(4)).join("\n");
+  const text = lines
+    .slice(at, end)
+    .map((line) => line.slice(4))
+    .join("\n");
   return { end, make: () => codeBlock(text, "") };
 }
 
@@ -135,7 +159,8 @@ function itemsOf(lines, at, first) {
   while (end < lines.length) {
     const marker = ITEM.exec(lines[end]);
     if (!marker || marker[2].slice(-1) !== kind || isRule(lines[end])) break;
-    const width = marker[1].length + marker[2].length + (marker[3].length > 4 || marker[3] === "" ? 1 : marker[3].length);
+    const width =
+      marker[1].length + marker[2].length + (marker[3].length > 4 || marker[3] === "" ? 1 : marker[3].length);
     const item = [lines[end].slice(width)];
     let next = end + 1;
     let blanks = 0;
@@ -225,7 +250,7 @@ function fill(element, lines, depth) {
   }
   let isAfterBlank = false;
   let hasGaps = false;
-  for (let at = 0; at < lines.length; ) {
+  for (let at = 0; at < lines.length;) {
     if (isBlank(lines[at])) {
       isAfterBlank = element.hasChildNodes();
       at += 1;
@@ -273,7 +298,7 @@ export class Markdown {
     const lines = linesOf(raw);
     const ends = endsOf(raw);
     const made = document.createDocumentFragment();
-    for (let at = 0; at < lines.length; ) {
+    for (let at = 0; at < lines.length;) {
       if (isBlank(lines[at])) {
         at += 1;
         continue;

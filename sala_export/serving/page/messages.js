@@ -9,10 +9,20 @@ export class Question {
     this.#edit = edit;
     this.#message = message;
     const files = message.files.map(({ name, text }) =>
-      el("details", {}, el("summary", {}, visible(name), " ", el("span", { class: "muted" }, bytes(text.length))), el("pre", { tabindex: 0 }, visible(text))),
+      el(
+        "details",
+        {},
+        el("summary", {}, visible(name), " ", el("span", { class: "muted" }, bytes(text.length))),
+        el("pre", { tabindex: 0 }, visible(text)),
+      ),
     );
     const text = el("p", { class: "plain", dir: "auto" }, visible(message.text));
-    this.element = el("article", { class: "question", "aria-label": "You" }, el("div", { class: "bubble" }, ...files, text), this.actions);
+    this.element = el(
+      "article",
+      { class: "question", "aria-label": "You" },
+      el("div", { class: "bubble" }, ...files, text),
+      this.actions,
+    );
   }
 
   #edit;
@@ -58,21 +68,29 @@ export class Answer {
     this.element = el(
       "article",
       { class: "answer", "aria-label": "Answer" },
-      this.#thinking, this.#reading.element, this.#body, this.#calls, this.#note, this.#actions,
+      this.#thinking,
+      this.#reading.element,
+      this.#body,
+      this.#calls,
+      this.#note,
+      this.#actions,
     );
   }
 
   // The message has changed: draw it, not more often than the browser can. Then `whenDrawn` looks where its end is.
   grow(whenDrawn) {
     if (this.#timer !== null) return;
-    this.#timer = setTimeout(() => {
-      this.#timer = null;
-      const begun = performance.now();
-      this.#draw();
-      whenDrawn();
-      const now = performance.now();
-      this.#nextDraw = now + Math.max(LEAST_PAUSE, REST * (now - begun));
-    }, Math.max(0, this.#nextDraw - performance.now()));
+    this.#timer = setTimeout(
+      () => {
+        this.#timer = null;
+        const begun = performance.now();
+        this.#draw();
+        whenDrawn();
+        const now = performance.now();
+        this.#nextDraw = now + Math.max(LEAST_PAUSE, REST * (now - begun));
+      },
+      Math.max(0, this.#nextDraw - performance.now()),
+    );
   }
 
   #draw() {
@@ -157,5 +175,9 @@ const MOST_ANNOUNCED = 3000;
 // Tell an answer to those who hear the page: once, when it has ended.
 export function announceAnswer({ text, fault }) {
   if (fault) return; // its line is an alert already
-  announce(text.length > MOST_ANNOUNCED ? `${text.slice(0, MOST_ANNOUNCED)} … The answer goes on.` : text || "The answer is empty.");
+  announce(
+    text.length > MOST_ANNOUNCED
+      ? `${text.slice(0, MOST_ANNOUNCED)} … The answer goes on.`
+      : text || "The answer is empty.",
+  );
 }

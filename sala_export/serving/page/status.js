@@ -29,7 +29,8 @@ export class Status {
       this.#handlers.tick();
     } catch (error) {
       if (!(error instanceof api.ApiError) && error.name !== "TimeoutError") throw error;
-      const told = error.status === 401 ? `${this.#model} · needs a key` : error.message || "The server cannot be reached.";
+      const told =
+        error.status === 401 ? `${this.#model} · needs a key` : error.message || "The server cannot be reached.";
       byId("of-server").textContent = told;
     } finally {
       this.#isAsking = false;
@@ -37,7 +38,11 @@ export class Status {
   }
 
   #draw(values) {
-    const queue = [["waiting", "waiting"], ["prefill", "reading"], ["generate", "answering"]]
+    const queue = [
+      ["waiting", "waiting"],
+      ["prefill", "reading"],
+      ["generate", "answering"],
+    ]
       .map(([stage, word]) => [values[`sala_requests_${stage}`] ?? 0, word])
       .filter(([number]) => number > 0)
       .map(([number, word]) => `${count(number)} ${word}`);
