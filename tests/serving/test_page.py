@@ -351,6 +351,21 @@ def test_thinking_and_tool_calls_stand_apart_from_the_answer(page: Page) -> None
     assert page.evaluate("window.hit") is None
 
 
+def test_texts_are_copied_as_the_model_wrote_them(page: Page) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    written = "**a** \u202e\n\n```js\nif (a\u2066) {\n\n}\n```"
+    _answers(page, answer_of({"content": written}))
+    _ask(page, "Well?")
+    for label, copied in (
+        ("Copy the answer", written),
+        ("Copy the code", "if (a\u2066) {\n\n}"),
+        ("Copy the question", "Well?"),
+    ):
+        page.get_by_label(label).click()
+        expect(page.locator("#announce")).to_have_text("Copied")
+        assert page.evaluate("navigator.clipboard.readText()") == copied
+
+
 def test_faults_are_told_and_can_be_tried_again(page: Page) -> None:
     _answers(
         page,

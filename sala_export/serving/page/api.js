@@ -21,6 +21,16 @@ function authorization() {
   return key ? { Authorization: `Bearer ${key}` } : {};
 }
 
+// What the server answers, as JSON. A proxy in between may answer something else.
+async function answerOf(path) {
+  const response = await request(path);
+  try {
+    return await response.json();
+  } catch {
+    throw new ApiError(`The server's answer to ${path} is no JSON.`);
+  }
+}
+
 async function request(path, { method = "GET", json, signal } = {}) {
   const headers = authorization();
   if (json !== undefined) headers["Content-Type"] = "application/json";
@@ -32,7 +42,10 @@ async function request(path, { method = "GET", json, signal } = {}) {
     if (error.name === "AbortError") throw error;
     throw new ApiError(UNREACHABLE);
   }
-  if (!response.ok) throw failure(response.status, await response.text(), response.headers.get("Retry-After"));
+  if (!response.ok) {
+    const body = await response.text().catch(() => ""); // what came before the connection was lost tells enough
+    throw failure(response.status, body, response.headers.get("Retry-After"));
+  }
   return response;
 }
 
@@ -90,7 +103,7 @@ export async function* chat(body, signal) {
 
 // The first name of the model.
 export async function model() {
-  return (await (await request("v1/models")).json()).data[0].id;
+  return (await answerOf("v1/models")).data[0].id;
 }
 
 // Gauges and counters by name, without those that have labels.
@@ -106,7 +119,7 @@ export async function metrics(signal) {
 // The contexts that have a name, or null if this server keeps none.
 export async function contexts() {
   try {
-    return (await (await request("v1/contexts")).json()).data;
+    return (await answerOf("v1/contexts")).data;
   } catch (error) {
     if (error.status === 404) return null;
     throw error;

@@ -61,6 +61,7 @@ let drawn = 0;
 async function drawAll() {
   const { current } = chat;
   byId("title").textContent = visible(current.title) || "New conversation";
+  document.title = current.title ? `${visible(current.title)} · sala-export` : "sala-export";
   byId("chat-actions").hidden = current.messages.length === 0;
   document.body.classList.toggle("blank", current.messages.length === 0);
   store.setShownId(current.messages.length > 0 ? current.id : "");
@@ -170,6 +171,8 @@ addEventListener("keydown", (event) => {
   if (chat.isBusy) chat.stop();
   else composer.leaveEdit();
 });
+// Another tab may have changed the conversations meanwhile.
+document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && drawAll());
 narrow.addEventListener("change", () => setSide(false));
 // On phones whose browsers lay the keyboard over the page, this is the part above it.
 window.visualViewport?.addEventListener("resize", () => {

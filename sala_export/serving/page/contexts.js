@@ -40,8 +40,7 @@ export class Contexts {
   #composer;
   #handlers;
   #names = new Set(); // of files that are being read
-  // null: this server keeps no contexts
-  list = null;
+  list; // null if this server keeps no contexts, and undefined until it has told
 
   // Args: handlers: `unauthorized` as of Chat, `tell` with a line for the tray, `settings` gives the settings.
   constructor(chat, composer, handlers) {
@@ -63,8 +62,8 @@ export class Contexts {
   }
 
   draw() {
-    byId("contexts-part").hidden = this.list === null;
-    byId("context").hidden = this.list === null;
+    byId("contexts-part").hidden = !this.list;
+    byId("context").hidden = !this.list;
     const list = this.list ?? [];
     byId("no-contexts").hidden = list.length > 0;
     byId("contexts").replaceChildren(...list.map((context) => this.#item(context)));
@@ -140,6 +139,12 @@ export class Contexts {
     const reason = await whyNoText(file);
     if (reason) {
       this.#handlers.tell(`${visible(file.name)} cannot be read: ${reason}.`);
+      return;
+    }
+    if (this.list === undefined) {
+      this.#handlers.tell(`${visible(file.name)} was not read: the server has not answered yet.`, () =>
+        this.#add(file),
+      );
       return;
     }
     if (this.list === null) {

@@ -119,40 +119,50 @@ async function transaction(mode, work) {
   return result;
 }
 
+// What the database gives, or null if there is none, or if it refuses.
+async function attemptLater(work) {
+  if (!database) return null;
+  try {
+    return (await work()) ?? null;
+  } catch (error) {
+    refused(error);
+    return null;
+  }
+}
+
 const headOf = ({ id, title, updated }) => ({ id, title, updated });
 
 // Titles with ids, the one that was used last first.
 export async function list() {
-  const heads = [...unkept.values()].map(headOf);
-  if (database) heads.push(...(await transaction("readonly", (known) => settled(known.getAll()))));
-  return [...new Map(heads.map((head) => [head.id, head])).values()].sort((a, b) => b.updated - a.updated);
+  const known = (await attemptLater(() => transaction("readonly", (heads) => settled(heads.getAll())))) ?? [];
+  const heads = new Map([...known, ...[...unkept.values()].map(headOf)].map((head) => [head.id, head]));
+  return [...heads.values()].sort((a, b) => b.updated - a.updated);
 }
 
 export async function load(id) {
-  if (unkept.has(id) || !database) return unkept.get(id) ?? null;
-  return (await transaction("readonly", (_, whole) => settled(whole.get(id)))) ?? null;
+  if (unkept.has(id)) return unkept.get(id);
+  return attemptLater(() => transaction("readonly", (_, whole) => settled(whole.get(id))));
 }
 
 // What cannot be written stays in memory, as long as the page is open.
 export async function save(conversation) {
   unkept.set(conversation.id, conversation);
-  if (!database) return;
-  try {
-    await transaction("readwrite", async (known, whole) => {
-      known.put(headOf(conversation));
+  const isKept = await attemptLater(() =>
+    transaction("readwrite", (heads, whole) => {
+      heads.put(headOf(conversation));
       whole.put(conversation);
-    });
-    unkept.delete(conversation.id);
-  } catch (error) {
-    refused(error);
-  }
+      return true;
+    }),
+  );
+  if (isKept) unkept.delete(conversation.id);
 }
 
 export async function remove(id) {
   unkept.delete(id);
-  if (!database) return;
-  await transaction("readwrite", async (known, whole) => {
-    known.delete(id);
-    whole.delete(id);
-  });
+  await attemptLater(() =>
+    transaction("readwrite", (heads, whole) => {
+      heads.delete(id);
+      whole.delete(id);
+    }),
+  );
 }
