@@ -16,6 +16,7 @@ from .anthropic.errors import error_body
 from .errors import ApiError
 from .log import log_request
 from .metrics import Metrics
+from .page import is_page
 from .settings import Caller, Settings
 
 OPEN_PATHS = frozenset({"/health"})
@@ -83,7 +84,7 @@ class Guard:
             )
         if path in OPEN_PATHS:
             return
-        caller = settings.keys.caller(_key(headers)) if settings.keys else Caller()
+        caller = settings.keys.caller(_key(headers)) if settings.keys and not is_page(path) else Caller()
         if caller is None:
             raise ApiError(
                 401,
