@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, _get_status_line
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from .errors import ApiError
@@ -146,9 +146,9 @@ class Connection(HttpToolsProtocol):
             self._note_taken()
         # While parts of an answer are still made, a few bytes may well lie there.
         is_owed = self._is_idle or self.transport.is_closing() or self.flow.write_paused
-        if untaken and is_owed and now - self._untaken_since >= max_silence:
-            self.transport.abort()
-        elif not untaken and self._header_since is not None and now - self._header_since >= max_silence:
+        if (untaken and is_owed and now - self._untaken_since >= max_silence) or (
+            not untaken and self._header_since is not None and now - self._header_since >= max_silence
+        ):
             self.transport.abort()
         else:
             self._look_later = self.loop.call_later(max_silence / _LOOKS, self._look)
@@ -161,6 +161,6 @@ class Connection(HttpToolsProtocol):
         body = json.dumps(error.body()).encode()
         fields = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
         header = "".join(f"{name}: {value}\r\n" for name, value in {**fields, **(error.headers or {})}.items())
-        if self._is_idle:
-            self.transport.write(_get_status_line(error.status_code) + header.encode() + b"\r\n" + body)
+        if self._is_idle or not self.cycle.response_started:
+            self.transport.write(STATUS_LINE[error.status_code] + header.encode() + b"\r\n" + body)
         self.transport.close()

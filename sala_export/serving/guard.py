@@ -53,8 +53,8 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                if not body.has_ended and _has_body(scope):
-                    # Nobody reads what is left of the body.
+                if status == 500 or (not body.has_ended and _has_body(scope)):
+                    # The server ends the connection after a fault of ours. Nobody reads what is left of a body.
                     message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
             await send(message)
 

@@ -7,7 +7,16 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, PlainValidator, WithJsonSchema, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    PlainValidator,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from ...runtime.options import GenerateOptions
@@ -17,11 +26,23 @@ Token = Annotated[int, Field(ge=0, lt=2**31)]
 Stop = Annotated[str, Field(min_length=1, max_length=1024)]
 
 MOST_CHOICES = 128
+MOST_FIELDS = 1024
+"""Names in an object whose names the client chooses."""
 MOST_IDS = 1 << 22
 """Token ids in one list."""
 _MOST_UNKNOWN = 64
 """Unknown parameters that are looked at. It is more than any endpoint has of unsupported ones."""
 _END_OF_IDS = 2**31
+
+
+def _checked_length(value: Any) -> Any:
+    """Look at the length of an object first. A validator would look at all values, and collect the wrong ones."""
+    if isinstance(value, dict) and len(value) > MOST_FIELDS:
+        raise PydanticCustomError("too_long", "Input should have at most {most} fields", {"most": MOST_FIELDS})
+    return value
+
+
+_SHORT = BeforeValidator(_checked_length)
 
 
 def checked_ids(value: Any) -> list[int]:
@@ -103,7 +124,9 @@ class SamplingParameters(Refusing):
     repetition_penalty: float | None = Field(default=None, ge=0.01, le=100)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(default=None, max_length=4096)
+    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]] | None, _SHORT] = Field(
+        default=None, max_length=MOST_FIELDS
+    )
     stop: Stop | Annotated[list[Stop], Field(max_length=64)] | None = None
     stop_token_ids: list[Token] | None = Field(
         default=None, max_length=1024, description="Tokens that end the answer, besides those of the model."
@@ -162,7 +185,9 @@ class Accepted(Partial):
     """What clients send that changes nothing here, and what they may send only as it stands here."""
 
     user: str | None = Field(default=None, max_length=1024, description="Accepted and without effect.")
-    metadata: dict[str, str] | None = Field(default=None, max_length=16, description="Accepted and without effect.")
+    metadata: Annotated[dict[str, str] | None, _SHORT] = Field(
+        default=None, max_length=MOST_FIELDS, description="Accepted and without effect."
+    )
     safety_identifier: str | None = Field(default=None, max_length=1024, description="Accepted and without effect.")
     prompt_cache_key: str | None = Field(
         default=None, max_length=1024, description="Accepted and without effect: beginnings of prompts are found."
