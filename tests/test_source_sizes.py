@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60
-SUFFIXES = {".c", ".cc", ".h", ".py", ".sh"}
+SUFFIXES = {".c", ".cc", ".css", ".h", ".html", ".js", ".py", ".sh"}
 KERNEL_DECORATORS = {"any_size_kernel", "triton.jit"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

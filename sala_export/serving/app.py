@@ -26,6 +26,7 @@ from .openai.responses import ResponsesRequest
 from .openai.responses_answer import ResponseAnswer
 from .openai.texts import DetokenizeRequest, TokenizeRequest
 from .openapi import ERROR_RESPONSES, describe, error_responses
+from .page import add_page
 from .service import Service
 from .stream import ClientLeftError, EventStream, event, unless_client_leaves
 
@@ -44,6 +45,7 @@ def create_app(service: Service) -> FastAPI:
     _add_answers(app, service)
     add_contexts(app, service)
     _add_messages(app, service)
+    add_page(app)
     describe(app, service.settings)
     app.add_middleware(
         Guard,

@@ -16,7 +16,7 @@ from .parsing import OutputParser, ToolCallBegun, output_parser, reasoning_begin
 
 if TYPE_CHECKING:
     from ..runtime.token_constraint import TokenConstraint
-    from .contexts_prompts import Document
+    from .contexts_prompts import ReadDocument
     from .openai.parameters import SamplingParameters
     from .service import Service
 
@@ -29,7 +29,7 @@ class ChatTurn:
 
     messages: Sequence[Mapping[str, Any]]
     """As chat templates take them."""
-    document: Document | None = None
+    document: ReadDocument | None = None
     """What the conversation goes on from: the first user's message stands behind it."""
     goes_on: bool = False
     """The last message is the assistant's, and the answer goes on from its end."""
