@@ -451,6 +451,8 @@ def test_keyboard_alone_is_enough(page: Page) -> None:
     page.keyboard.type("Well?")  # the question has the focus from the beginning
     page.keyboard.press("Shift+Enter")
     page.keyboard.type("Really?")
+    page.dispatch_event("#question", "keydown", {"key": "Enter", "isComposing": True})  # of an input method
+    expect(page.locator("#question")).to_have_value("Well?\nReally?")
     page.keyboard.press("Enter")
     expect(page.locator(".question .plain")).to_have_text("Well?\nReally?")
     expect(page.locator("#announce")).to_contain_text("yes")
@@ -493,7 +495,7 @@ def test_side_bar_is_a_drawer_on_a_phone(browser: Browser, server: RunningServer
         page.keyboard.press("Escape")
         expect(page.locator("#side-open")).to_be_focused()
         expect(page.locator("#side")).not_to_be_in_viewport()
-        _answers(page, answer_of({"content": "|a|b|\n|-|-|\n" + "|" + "long " * 60 + "|x|\n\n" + "w" * 400}))
+        _answers(page, answer_of({"content": "|a|b|\n|-|-|\n" + "|" + "long" * 60 + "|x|\n\n" + "w" * 400}))
         _ask(page, "w" * 400)
         expect(page.locator(".prose table")).to_be_visible()
         assert page.evaluate("document.documentElement.scrollWidth") == 360
