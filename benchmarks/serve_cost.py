@@ -2,10 +2,10 @@
 
     python -m benchmarks.serve_cost [--model tiny] [--tokens 500] [--rounds 5]
 
-The models are small: the faster a step, the more of the time HTTP takes. `passkey` has two layers and 128 tokens, `tiny`
-is that of `sala-export random-checkpoint`, and `9b` has two layers of the published sizes. One request, then eight at
-once, by the scheduler in this process, and as streams from a server in another. The two take turns, and ratios are of
-medians. The clients run on the same cores as the server.
+The models are small: the faster a step, the more of the time HTTP takes. `passkey` has two layers and 128 tokens,
+`tiny` is that of `sala-export random-checkpoint`, and `9b` has two layers of the published sizes. One request, then
+eight at once, by the scheduler in this process, and as streams from a server in another. The two take turns, and ratios
+are of medians. The clients run on the same cores as the server.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ from pathlib import Path
 import httpx2
 
 import sala_export
-from benchmarks.serve_process import server_process
 from sala_export.checkpoint.random_checkpoint import write_random_checkpoint
 from sala_export.machine import describe_machine
 from sala_export.runtime.model import Model
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from support.passkey_text import passkey_text_bundle
+from support.serve_process import server_process
+from support.text_bundles import tiny_text_bundle, write_text_bundle
 
 SIZES = (1, 8)
 _PROMPT_TOKENS = 8
@@ -35,9 +38,6 @@ _PROMPT_TOKENS = 8
 
 def bundle_of(name: str, folder: Path) -> Path:
     """The bundle to serve."""
-    from support.passkey_text import passkey_text_bundle
-    from support.text_bundles import tiny_text_bundle, write_text_bundle
-
     if name == "passkey":
         return passkey_text_bundle()
     if name == "tiny":

@@ -21,12 +21,12 @@ from pathlib import Path
 
 import httpx2
 
-from benchmarks.serve_process import server_process
 from sala_export.machine import describe_machine
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from support.passkey_text import WORDS, passkey_text, passkey_text_bundle, question
+from support.serve_process import server_process
 
 MOST_BODY = 200_000
 KINDS = {"whole": 40, "stream": 30, "slow": 5, "leave": 10, "garbage": 10, "oversized": 5}
@@ -196,7 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     print(f"machine: {describe_machine()}")
     with server_process(passkey_text_bundle(), "--max-body", str(MOST_BODY), "--max-waiting", "16") as (url, process):
-        load = Load(url, process, requests=options.requests, clients=options.clients, seed=options.seed)
+        load = Load(url, process.pid, requests=options.requests, clients=options.clients, seed=options.seed)
         start = time.monotonic()
         asyncio.run(load.run())
         load.check_rest(_MOST_GROWTH)

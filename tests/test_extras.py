@@ -57,6 +57,7 @@ def test_commands_that_a_light_installation_has(command: list[str], tmp_path: Pa
         (["build", "--gpu", "rtx", "--model", "CHECKPOINT"], "build"),
         (["export", "--model", "CHECKPOINT", "-o", "OUT"], "build"),
         (["plan", "--gpu", "rtx5090"], "build"),
+        (["serve", "BUNDLE"], "serve"),
         (["verify", "BUNDLE"], "torch"),
         (["generate", "CHECKPOINT", "--runtime", "torch", "--prompt", "Hello"], "torch"),
     ],
@@ -81,7 +82,7 @@ def test_another_missing_module_is_no_matter_of_extras(tmp_path: Path) -> None:
 
 
 def test_extras_bring_what_they_are_named_for() -> None:
-    names = {"tensorrt_rtx": "tensorrt-rtx-cu13", "onnx_ir": "onnx-ir"}
+    names = {"tensorrt_rtx": "tensorrt-rtx-cu13", "onnx_ir": "onnx-ir", "prometheus_client": "prometheus-client"}
     extras = PROJECT["optional-dependencies"]
     for package, extra in PACKAGE_EXTRAS.items():
         wanted = [*extras[extra], *(extras["gpu"] if "sala-export[gpu]" in extras[extra] else [])]

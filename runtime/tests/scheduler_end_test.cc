@@ -126,7 +126,9 @@ TEST(SchedulerEnd, GivesBackTheMemoryOfItsBatch) {
   std::vector<Session> sessions;
   std::vector<Answer> answers;
   for (int i = 0; i < 3; ++i) sessions.push_back(mock.session());
+  Gate gate(mock, *scheduler);
   for (Session& session : sessions) answers.push_back(*scheduler->submit(session, prompt(30), answer_of(20)));
+  gate.open();  // so that none has ended before another begins
   for (Answer& answer : answers) all(answer);
   const int64_t before = memory.used_bytes();
   scheduler.reset();

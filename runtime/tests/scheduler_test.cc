@@ -1,6 +1,7 @@
 // Requests that run side by side: the tokens of each session alone, who goes first, what is refused, what an error
 // concerns.
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <random>

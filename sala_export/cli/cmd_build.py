@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -10,6 +11,9 @@ from rich.console import Console
 from ..specs import FlavourName
 from .options import engine_options, gpu_option, model_options, output_option, write_options
 from .output import progress_display
+
+if TYPE_CHECKING:
+    from ..building.requests import BuildRequest
 
 
 @click.command()
@@ -65,12 +69,53 @@ def build(
       sala-export build --gpu rtx5090 --model my-checkpoint --precision fp8 --max-context 256K
     """
     from ..building.pipeline import build_bundle, quantize_for_build
-    from ..building.requests import BuildRequest, ModelRequest
-    from ..engine.recipe import load_target
-    from ..engine.request import EngineRequest
 
     def say(line: str) -> None:
         console.print(line, soft_wrap=True)
+
+    request = build_request(
+        gpu,
+        model,
+        revision=revision,
+        layers=layers,
+        precision=precision,
+        max_context=max_context,
+        prefill_chunk=prefill_chunk,
+        max_batch=max_batch,
+        flavour=flavour,
+        no_weights=no_weights,
+        output=output,
+        link=link,
+        force=force,
+    )
+    source, engine = request.model, request.engine
+    with progress_display(console) as on_progress:
+        if calibration is not None or (engine.precision.is_quantized and source.stored_quantization() is None):
+            request = quantize_for_build(request, calibration, say, on_progress)
+        bundle = build_bundle(request, on_progress)
+    click.echo(str(bundle.directory))
+
+
+def build_request(
+    gpu: str,
+    model: str,
+    *,
+    max_batch: int,
+    max_context: int | None,
+    revision: str | None = None,
+    layers: int | None = None,
+    precision: str | None = None,
+    prefill_chunk: int | None = None,
+    flavour: str = FlavourName.AUTO.value,
+    no_weights: bool = False,
+    output: Path | None = None,
+    link: bool = False,
+    force: bool = False,
+) -> BuildRequest:
+    """What the options of `build` ask for. Raises: what is wrong with them."""
+    from ..building.requests import BuildRequest, ModelRequest
+    from ..engine.recipe import load_target
+    from ..engine.request import EngineRequest
 
     source = ModelRequest(model=model, revision=revision, layers=layers)
     engine = EngineRequest.from_options(
@@ -83,7 +128,7 @@ def build(
         max_batch=max_batch,
         flavour=FlavourName(flavour),
     )
-    request = BuildRequest(
+    return BuildRequest(
         model=source,
         engine=engine,
         output=output or Path(f"{source.name}-{engine.target.name}-{engine.precision}.sala"),
@@ -92,8 +137,3 @@ def build(
         include_weights=not no_weights,
         force=force,
     )
-    with progress_display(console) as on_progress:
-        if calibration is not None or (engine.precision.is_quantized and source.stored_quantization() is None):
-            request = quantize_for_build(request, calibration, say, on_progress)
-        bundle = build_bundle(request, on_progress)
-    click.echo(str(bundle.directory))

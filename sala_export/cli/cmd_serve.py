@@ -9,13 +9,19 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
+from .cmd_build import build_request
 from .generate_store import open_store
-from .options import BundlePath, Bytes, FiniteRange, Tokens, weights_option
+from .options import BundlePath, Bytes, FiniteRange, GpuNames, Tokens, weights_option
+from .output import progress_display
 from .text_model import load_weights, open_text_model, runtime_option, show_runtime
 
 if TYPE_CHECKING:
     from ..serving.run import Server
     from ..serving.settings import Settings
+
+
+_MAX_BATCH = 8
+"""Sessions that a step of a new engine serves, as many as a server answers at once."""
 
 
 def _limits(command: Any) -> Any:
@@ -110,6 +116,12 @@ def _access(command: Any) -> Any:
 
 @click.command()
 @click.argument("bundle", type=BundlePath())
+@click.option(
+    "--gpu",
+    type=GpuNames(),
+    help="Build a bundle for these cards first, e.g. rtx. BUNDLE is then a checkpoint directory or a hub id. If its "
+    "bundle is in this folder already, that one is served.",
+)
 @weights_option
 @_access
 @click.option(
@@ -138,6 +150,7 @@ def serve(
     console: Console,
     /,
     bundle: Path,
+    gpu: str | None,
     weights: Path | None,
     runtime: str,
     host: str,
@@ -149,19 +162,23 @@ def serve(
 ) -> None:
     """Serve a model over HTTP, for every client of OpenAI's API.
 
-    A text is read once: later requests with the same beginning go on where it ends. For example:
+    A text is read once: later requests with the same beginning go on where it ends. With --gpu a checkpoint is built
+    first. For example:
 
     \b
       sala-export serve sala.sala
       curl http://127.0.0.1:8000/v1/chat/completions -H "Content-Type: application/json" \\
         -d '{"model": "sala", "messages": [{"role": "user", "content": "What is a state?"}]}'
+      sala-export serve openbmb/MiniCPM-SALA --gpu rtx5090 --max-context 1M --state-store states
     """
     from ..serving.run import reserve, serve, url_of
     from ..serving.settings import is_loopback
 
     store = open_store(state_store, state_store_bytes, load_state=None)
-    settings = _settings(bundle, host, options)
     with reserve(host, port) as listener:
+        if gpu is not None:
+            bundle = _built(console, bundle, gpu, options)
+        settings = _settings(bundle, host, options)
         source, tokenizer = open_text_model(bundle, runtime=runtime, weights=weights)
         model = load_weights(console, source, tokenizer, runtime=runtime)
         show_runtime(console, model, source)
@@ -170,11 +187,26 @@ def serve(
 
         def on_ready(server: Server) -> None:
             reach = "this machine alone can reach it" if is_loopback(host) else f"listens on {host}"
-            console.print(f"serves {settings.model_names[0]} at {url_of(listener)} ({reach}). Ctrl-C ends it.")
+            line = f"serves {settings.model_names[0]} at {url_of(listener)} ({reach}). Ctrl-C ends it."
+            console.print(line, soft_wrap=True)
             if not is_loopback(host) and not settings.keys:
-                console.print("warning: whoever reaches this machine can use the model: give --api-key-file")
+                line = "warning: whoever reaches this machine can use the model: give --api-key-file"
+                console.print(line, soft_wrap=True)
 
         asyncio.run(serve(model, settings, listener, store=store, drain_seconds=drain_seconds, on_ready=on_ready))
+
+
+def _built(console: Console, model: Path, gpu: str, options: dict[str, Any]) -> Path:
+    """The bundle of a model for some cards, which is built if it is not in this folder."""
+    from ..building.pipeline import build_bundle
+
+    most = options["max_sessions"] or _MAX_BATCH
+    request = build_request(gpu, str(model), max_batch=most, max_context=options["max_context"])
+    if request.output.exists():
+        console.print(f"{request.output} is there already, so nothing is built", soft_wrap=True)
+        return request.output
+    with progress_display(console) as on_progress:
+        return build_bundle(request, on_progress).directory
 
 
 def _settings(bundle: Path, host: str, options: dict[str, Any]) -> Settings:

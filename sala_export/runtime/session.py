@@ -309,15 +309,6 @@ class Session:
         self._segments = {}
         self._native.reset()
 
-    def take_stored(self, fork: Session) -> None:
-        """Take over what state stores have of a fork, so that a save of this session need not write it again.
-
-        For example, save a fork in another thread, and go on with the session meanwhile.
-
-        Args: fork: of this session, on which nothing ran since.
-        """
-        self._segments |= {store: segments.up_to(self.past_length) for store, segments in fork._segments.items()}
-
     def stop(self) -> None:
         """End a prefill that runs in another thread, at its next chunk border. It raises SessionError there."""
         self._native.stop()

@@ -348,7 +348,7 @@ class StateIndex:
             return None if found is None else found[1]
 
     def has_name(self, state: IndexedState) -> bool:
-        """Whether a state has a name."""
+        """True if a state has a name."""
         query = "SELECT 1 FROM names JOIN states ON state = id WHERE position = ? AND tokens_sha256 = ?"
         with self._transaction() as connection:
             return connection.execute(query, (state.position, state.tokens_sha256)).fetchone() is not None

@@ -12,11 +12,11 @@ from ..runtime.options import GenerateOptions
 from .answers import AnswerRequest, End, Piece, Progress, Token, Usage
 from .errors import invalid, unsupported
 from .parsing import Event as Parsed
-from .parsing import OutputParser, ToolCallBegun, output_parser, reasoning_begins
+from .parsing import OutputParser, ToolCallBegun, output_parser, reasoning_begins, reasoning_has_ended
 
 if TYPE_CHECKING:
     from ..runtime.token_constraint import TokenConstraint
-    from .contexts_prompts import Document
+    from .contexts_prompts import ReadDocument
     from .openai.parameters import SamplingParameters
     from .service import Service
 
@@ -29,7 +29,7 @@ class ChatTurn:
 
     messages: Sequence[Mapping[str, Any]]
     """As chat templates take them."""
-    document: Document | None = None
+    document: ReadDocument | None = None
     """What the conversation goes on from: the first user's message stands behind it."""
     goes_on: bool = False
     """The last message is the assistant's, and the answer goes on from its end."""
@@ -143,7 +143,7 @@ async def prepare(service: Service, turn: ChatTurn) -> PreparedChat:
         chosen["max_new_tokens"] = most_new
         if turn.logprobs is not None:
             chosen["logprobs"] = turn.logprobs
-        if (constraint := await _constraint(service, turn, starts_in_reasoning=begins)) is not None:
+        if (constraint := await _constraint(service, turn, prompt.end)) is not None:
             chosen["constraint"] = constraint
         options.append(chosen)
     service.model.check_generate(**options[0])
@@ -163,9 +163,12 @@ async def prepare(service: Service, turn: ChatTurn) -> PreparedChat:
     )
 
 
-async def _constraint(service: Service, turn: ChatTurn, *, starts_in_reasoning: bool) -> TokenConstraint | None:
+async def _constraint(service: Service, turn: ChatTurn, prompt_end: str) -> TokenConstraint | None:
     """What keeps an answer to its form. None if it may have any. Made anew for each answer, and in a thread."""
     form = service.output_format
+    starts_in_reasoning = reasoning_begins(form, prompt_end)
+    should_not = turn.variables.get("enable_thinking") is False or reasoning_has_ended(form, prompt_end)
+    reasons = starts_in_reasoning or not should_not
     if turn.forced_tool is not None:
         if form == "none":
             raise unsupported("tool_choice", "the server knows no form in which this model calls tools")
@@ -180,12 +183,14 @@ async def _constraint(service: Service, turn: ChatTurn, *, starts_in_reasoning: 
                 turn.tools,
                 choice=choice,
                 parallel=turn.parallel_tool_calls,
+                reasoning=reasons,
                 starts_in_reasoning=starts_in_reasoning,
             )
         )
     if turn.json_schema is None:
         return None
     schema = turn.json_schema or {"type": "object"}
+    after = form if reasons else "none"
     return await asyncio.to_thread(
-        lambda: service.grammars.json_schema(schema, after_reasoning=form, starts_in_reasoning=starts_in_reasoning)
+        lambda: service.grammars.json_schema(schema, after_reasoning=after, starts_in_reasoning=starts_in_reasoning)
     )

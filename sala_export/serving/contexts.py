@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 import time
 import uuid
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import StateError
-from .contexts_prompts import Document, DocumentEncoder
+from .contexts_prompts import DocumentEncoder, ReadDocument
 from .errors import ApiError, invalid
 from .kept import Held, Ids
 
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
     from .prompts import Prompts
     from .settings import Caller
 
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
+logger = logging.getLogger(__name__)
+
+NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _NO_IDS = np.empty(0, np.int32)
 _ANSWER_TOKENS = 1024
 """Room that a context leaves for a question and its answer, but no more than a quarter of all."""
@@ -40,7 +43,7 @@ _NOTE_FIELDS = {"id", "system", "front"}
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
-class Context:
+class NamedContext:
     """A context with a name."""
 
     id: str
@@ -52,7 +55,7 @@ class Context:
     system: str | None
     """The system message in front of the text."""
     front: str = ""
-    """As in `Document`."""
+    """As in `ReadDocument`."""
     tokens: int = 0
     """So far, while the text arrives."""
     processed: int = 0
@@ -75,9 +78,9 @@ class Context:
         """What the store keeps with it."""
         return json.dumps({"id": self.id, "system": self.system, "front": self.front})
 
-    def document(self) -> Document:
+    def document(self) -> ReadDocument:
         """What conversations go on from."""
-        return Document(name=self.name, ids=self.ids, system=self.system, front=self.front)
+        return ReadDocument(name=self.name, ids=self.ids, system=self.system, front=self.front)
 
 
 class Contexts:
@@ -102,10 +105,13 @@ class Contexts:
         self.max_waiting_bytes = max_waiting_bytes
         room = answers.max_context
         self.max_tokens = room - min(_ANSWER_TOKENS, room // 4)
-        """Of a context."""
-        self._ready: dict[tuple[str, str], Context] = {}
-        self._reading: dict[tuple[str, str], Context] = {}
-        self._leaving: set[tuple[str, str]] = set()
+        """Most tokens of a context."""
+        self._ready: dict[tuple[str, str], NamedContext] = {}
+        self._reading: dict[tuple[str, str], NamedContext] = {}
+        self._names_lock = asyncio.Lock()
+        """Held by who gives a name in the store, or takes one away."""
+        self._leaving: tuple[str, str] | None = None
+        """The one whose name is being taken away."""
         self._changes = 0
         """Counts what this server has changed, so that an older look at the store is not taken for a newer one."""
 
@@ -123,20 +129,22 @@ class Contexts:
         while changes != self._changes:
             changes = self._changes
             found = await asyncio.to_thread(self.backing.named.all, self.model)
+        # Whose name is being given or taken away now, the store tells otherwise than it will.
+        moving = {context.key for context in self._reading.values() if context.is_read} | {self._leaving}
         contexts = (context for each in found if (context := _stored_context(each)) is not None)
-        stored = {context.key: context for context in contexts if context.key not in self._leaving}
-        for context in [*self._ready.values()]:
-            if context.key not in stored or stored[context.key].id != context.id:
+        stored = {context.key: context for context in contexts if context.key not in moving}
+        for key, context in [*self._ready.items()]:
+            if key not in moving and (key not in stored or stored[key].id != context.id):
                 self._let_go(context)
-                del self._ready[context.key]
+                del self._ready[key]
         self._ready = stored | self._ready
 
-    async def all(self, caller: Caller) -> list[Context]:
+    async def all(self, caller: Caller) -> list[NamedContext]:
         """The contexts of one owner, the oldest first. One that is being read in the place of another comes, too."""
         await self.refresh()
         return sorted(self._of(caller), key=lambda context: context.created)
 
-    async def find(self, caller: Caller, name: str) -> Context:
+    async def find(self, caller: Caller, name: str) -> NamedContext:
         """A context, or if there is none the one that is being read. Raises: ApiError if there is neither."""
         require_name(name)
         await self.refresh()
@@ -151,7 +159,7 @@ class Contexts:
             )
         return context
 
-    async def document(self, caller: Caller, name: str) -> Document:
+    async def document(self, caller: Caller, name: str) -> ReadDocument:
         """What a conversation goes on from.
 
         Raises: ApiError if there is no such context, if it is still being read, or if its files in the store are
@@ -168,43 +176,49 @@ class Contexts:
             )
         if not len(context.ids):
             ids = await self._stored_ids(context)
+            if self._ready.get(context.key) is not context:
+                raise _lost(context)
             if context.held is None:
                 context.ids, context.held = ids, self.kept.hold(ids, is_stored=True)
         return context.document()
 
-    async def delete(self, caller: Caller, name: str) -> Context:
+    async def delete(self, caller: Caller, name: str) -> NamedContext:
         """Forget a context, and end its reading if it is being read. Returns it. Raises: ApiError if there is none."""
         found = await self.find(caller, name)
         if (reading := self._reading.get(found.key)) is not None:
             reading.is_deleted = True
             await self.end_reading(reading)
             await self._forget(reading)
-        if (ready := self._ready.pop(found.key, None)) is not None:
-            self._leaving.add(ready.key)
-            try:
-                await self._forget(ready)
-                if self.backing is not None:
-                    await asyncio.to_thread(self.backing.named.delete, ready.owner, ready.name)
-            finally:
-                self._leaving.remove(ready.key)
-                self._changes += 1
+        async with self._names_lock:
+            if (ready := self._ready.pop(found.key, None)) is not None:
+                self._leaving = ready.key
+                try:
+                    await self._forget(ready)
+                    if self.backing is not None:
+                        await asyncio.to_thread(self.backing.named.delete, ready.owner, ready.name)
+                finally:
+                    self._leaving = None
+                    self._changes += 1
         return found
 
-    def reserve(self, caller: Caller, name: str, encoder: DocumentEncoder, system: str | None) -> Context:
+    def reserve(
+        self, caller: Caller, name: str, encoder: DocumentEncoder, system: str | None, *, replace: bool
+    ) -> NamedContext:
         """Begin a context. Its name is taken from now on, and its tokens count.
 
-        Raises: ApiError if a context of this name is being read, or if the owner has as many as the quota allows.
+        Args: replace: there may be a context of this name, whose place it takes when it is ready.
+        Raises: ApiError if the name is taken, or if the owner has as many contexts as the quota allows.
         """
         key = (caller.owner, name)
         if key in self._reading:
-            raise ApiError(
-                409, f"a context {name!r} is being read: wait for it, or delete it", param="name", code="context_exists"
-            )
+            raise _exists(f"a context {name!r} is being read: wait for it, or delete it")
+        if key in self._ready and not replace:
+            raise _exists(f"there is a context {name!r}: choose another name, delete it, or replace it (replace=true)")
         most = caller.quota.contexts
         names = {each.name for each in self._of(caller)} | {name}
         if most is not None and len(names) > most:
             raise _quota_used_up(f"this key may have {most} contexts, and has them")
-        context = Context(
+        context = NamedContext(
             id=f"ctx_{uuid.uuid4().hex}",
             owner=caller.owner,
             name=name,
@@ -215,17 +229,7 @@ class Contexts:
         self._reading[key] = context
         return context
 
-    def require_unused(self, caller: Caller, name: str) -> None:
-        """Raises: ApiError if there is a context of this name."""
-        if (caller.owner, name) in self._ready:
-            raise ApiError(
-                409,
-                f"there is a context {name!r}: choose another name, delete it, or replace it (replace=true)",
-                param="name",
-                code="context_exists",
-            )
-
-    def grow(self, caller: Caller, context: Context, tokens: int) -> None:
+    def grow(self, caller: Caller, context: NamedContext, tokens: int) -> None:
         """Take note that the text of a context has so many tokens.
 
         Raises: ApiError if they are too many for the server, or for the quota of the owner, or if the context was
@@ -246,22 +250,23 @@ class Contexts:
         if most is not None and others + tokens > most:
             raise _quota_used_up(f"the contexts of this key may have {most} tokens together, and others have {others}")
 
-    async def complete(self, context: Context) -> None:
+    async def complete(self, context: NamedContext) -> None:
         """Give a name to what has been read, in the place of an older context of this name.
 
         Raises: StateError if the store does not take it.
         """
         assert context.held is not None
-        old = self._ready.get(context.key)
-        if self.backing is not None:
-            await self.kept.store(context.held, partial(_give_name, context, old is not None))
-        self._changes += 1
-        context.is_ready = True
-        self._ready[context.key] = context
-        if old is not None:
-            await self._forget(old)
+        async with self._names_lock:
+            old = self._ready.get(context.key)
+            if self.backing is not None:
+                await self.kept.store(context.held, partial(_give_name, context, old is not None))
+            self._changes += 1
+            context.is_ready = True
+            self._ready[context.key] = self._reading.pop(context.key)
+            if old is not None:
+                await self._forget(old)
 
-    async def end_reading(self, context: Context) -> None:
+    async def end_reading(self, context: NamedContext) -> None:
         """End the reading of a context, unless all has been read. If it is not ready then, its name is free."""
         if context.reading is not None:
             if not context.is_read:
@@ -272,66 +277,75 @@ class Contexts:
         if not context.is_ready:
             self._let_go(context)
 
-    def _of(self, caller: Caller) -> Iterator[Context]:
+    def _of(self, caller: Caller) -> Iterator[NamedContext]:
         for contexts in (self._ready, self._reading):
             yield from (each for (owner, _), each in contexts.items() if owner == caller.owner)
 
-    def _let_go(self, context: Context) -> None:
+    def _let_go(self, context: NamedContext) -> None:
         if context.held is not None:
             self.kept.release(context.held)
             context.held = None
 
-    async def _forget(self, context: Context) -> None:
+    async def _forget(self, context: NamedContext) -> None:
         """Free the memory that a context takes."""
         self._let_go(context)
         if len(context.ids):  # else no conversation has gone on from it here
             await self.answers.settle()
             await self.kept.forget(context.ids)
 
-    async def _stored_ids(self, context: Context) -> Ids:
+    async def _stored_ids(self, context: NamedContext) -> Ids:
         assert self.backing is not None
         try:
             ids = await asyncio.to_thread(self.backing.named.token_ids, context.owner, context.name)
         except StateError as error:
+            logger.warning("the context %s is damaged: %s", context.id, error)
             raise ApiError(
                 500,
-                f"the context {context.name!r} is damaged: delete it and send its text again ({error})",
+                f"the context {context.name!r} is damaged: delete it and send its text again",
                 kind="server_error",
                 param="context",
                 code="context_damaged",
             ) from None
         if ids is None:
-            raise ApiError(404, f"there is no context {context.name!r} any more", code="context_not_found")
+            raise _lost(context)
         return ids
 
 
 def require_name(name: str) -> None:
     """Raises: ApiError for what is no name of a context."""
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise invalid(
             "name", f"{name[:200]!r} is no name of a context: use 1 to 128 of A-Z, a-z, 0-9, '.', '_' and '-'"
         )
 
 
-def deleted(context: Context) -> ApiError:
+def deleted(context: NamedContext) -> ApiError:
     """The answer to who sent a context that somebody has deleted meanwhile."""
     return ApiError(409, f"the context {context.name!r} was deleted while it was being read", code="context_deleted")
+
+
+def _lost(context: NamedContext) -> ApiError:
+    return ApiError(404, f"there is no context {context.name!r} any more", param="context", code="context_not_found")
+
+
+def _exists(what: str) -> ApiError:
+    return ApiError(409, what, param="name", code="context_exists")
 
 
 def _quota_used_up(what: str) -> ApiError:
     return ApiError(403, f"{what}: delete a context, or ask for a larger quota", code="quota_exceeded")
 
 
-def _give_name(context: Context, replace: bool, store: StateStore, ids: Ids) -> None:
+def _give_name(context: NamedContext, replace: bool, store: StateStore, ids: Ids) -> None:
     store.named.add(*context.key, ids, note=context.note(), created=context.created, replace=replace)
 
 
-def _stored_context(named: NamedState) -> Context | None:
+def _stored_context(named: NamedState) -> NamedContext | None:
     """A context as the store has it. None for a name that something else has given."""
     note = _parsed(named.note)
     if note is None:
         return None
-    return Context(
+    return NamedContext(
         id=note["id"],
         owner=named.owner,
         name=named.name,

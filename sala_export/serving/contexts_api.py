@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from ..errors import SalaError
-from .contexts import Context, Contexts, require_name
+from .contexts import NAME, Contexts, NamedContext, require_name
 from .contexts_reading import Reading, read, receive_text
 from .errors import ApiError, of_sala
 from .guard import TEXT_PATH
@@ -32,7 +32,9 @@ _RESPONSES: Mapping[int | str, dict[str, Any]] = {
     413: {"model": ErrorBody, "description": "The text has more tokens than fit into a context."},
     415: {"model": ErrorBody, "description": "The body is no UTF-8 text."},
 }
+_STREAM = {"description": "With stream=true, the events.", "content": {"text/event-stream": {}}}
 _ENDPOINT: Mapping[str, Any] = {"responses": dict(_RESPONSES), "response_model": None}
+_UPLOAD: Mapping[str, Any] = {"responses": {200: _STREAM, **_RESPONSES}, "response_model": None}
 _TEXT_BODY = {
     "requestBody": {
         "required": True,
@@ -44,7 +46,10 @@ _TEXT_BODY = {
 class ContextQuery(Refusing):
     """What is to be done with a text."""
 
-    name: str = Field(description="Of the context: 1 to 128 of A-Z, a-z, 0-9, '.', '_' and '-'.")
+    name: str = Field(
+        description="Of the context: 1 to 128 of A-Z, a-z, 0-9, '.', '_' and '-'.",
+        json_schema_extra={"pattern": f"^{NAME.pattern}$"},
+    )
     system: str | None = Field(default=None, description="The system message of conversations that go on from it.")
     replace: bool = Field(default=False, description="Take the place of a context of this name, when it is ready.")
     stream: bool = Field(default=False, description="Send events that tell how much has been read.")
@@ -61,7 +66,7 @@ def add_contexts(app: FastAPI, service: Service) -> None:
     """Add the endpoints."""
     contexts = service.contexts
 
-    @app.post(TEXT_PATH, status_code=201, openapi_extra=_TEXT_BODY, **_ENDPOINT)
+    @app.post(TEXT_PATH, status_code=201, openapi_extra=_TEXT_BODY, **_UPLOAD)
     async def make_context(query: Annotated[ContextQuery, Query()], request: Request) -> Response:
         """Read a text of any size, which conversations can then go on from."""
         context, first, readings = await _begun(contexts, query, request)
@@ -93,7 +98,7 @@ def add_contexts(app: FastAPI, service: Service) -> None:
         return JSONResponse({"id": context.id, "object": "context.deleted", "name": name, "deleted": True})
 
 
-def described(contexts: Contexts, context: Context) -> dict[str, Any]:
+def described(contexts: Contexts, context: NamedContext) -> dict[str, Any]:
     """A context as clients get it."""
     return {
         "id": context.id,
@@ -109,7 +114,7 @@ def described(contexts: Contexts, context: Context) -> dict[str, Any]:
 
 async def _begun(
     contexts: Contexts, query: ContextQuery, request: Request
-) -> tuple[Context, Reading, AsyncGenerator[Reading]]:
+) -> tuple[NamedContext, Reading, AsyncGenerator[Reading]]:
     """Take the text of a context, and begin to read it.
 
     Returns: the context, how far it is, and how far it comes.
@@ -117,10 +122,8 @@ async def _begun(
     caller, system = caller_of(request), query.system or None
     require_name(query.name)
     await contexts.refresh()
-    if not query.replace:
-        contexts.require_unused(caller, query.name)
     encoder = await asyncio.to_thread(contexts.prompts.document, system)
-    context = contexts.reserve(caller, query.name, encoder, system)
+    context = contexts.reserve(caller, query.name, encoder, system, replace=query.replace)
     readings = read(contexts, context)
     try:
         try:
@@ -143,7 +146,7 @@ async def _finish(readings: AsyncGenerator[Reading]) -> None:
 
 
 async def _events(
-    contexts: Contexts, context: Context, first: Reading, readings: AsyncGenerator[Reading]
+    contexts: Contexts, context: NamedContext, first: Reading, readings: AsyncGenerator[Reading]
 ) -> AsyncGenerator[bytes]:
     """The events of a context that is being read, the last of which has the context, or an error."""
     try:
@@ -157,7 +160,7 @@ async def _events(
         yield event(told.body(), name="error")
 
 
-def _described_progress(context: Context, reading: Reading) -> dict[str, Any]:
+def _described_progress(context: NamedContext, reading: Reading) -> dict[str, Any]:
     left = reading.seconds_left
     return {
         "object": "context.progress",

@@ -29,11 +29,11 @@ _BETWEEN = "\n\n"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Document:
+class ReadDocument:
     """A document in a context, as conversations that go on from there need it."""
 
     name: str
-    """Of the context, for messages."""
+    """The name of the context, for messages."""
     ids: NDArray[np.int32]
     """int32 [tokens], with those in front of the document."""
     system: str | None
@@ -98,7 +98,7 @@ class DocumentEncoder:
         marked = None if system is None else marks.around_special(system)
         front, _, self._trims = template.around_prompt(goes_on=False, system=marked)
         self.front = _front_hash(front, marks)
-        """As in `Document`."""
+        """As in `ReadDocument`."""
         self._encoder = tokenizer.stream_encoder(add_special_tokens=False)
         self._utf8 = codecs.getincrementaldecoder("utf-8")("strict")
         self._ids = array.array("i")

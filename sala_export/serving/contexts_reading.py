@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from dataclasses import dataclass
@@ -14,9 +15,11 @@ from .contexts import deleted
 from .errors import ApiError
 
 if TYPE_CHECKING:
-    from .contexts import Context, Contexts
+    from .contexts import Contexts, NamedContext
     from .contexts_prompts import DocumentEncoder
     from .settings import Caller
+
+logger = logging.getLogger(__name__)
 
 _PIECE_BYTES = 1 << 16
 """Text is encoded in pieces of this size, however small those are that arrive."""
@@ -29,7 +32,7 @@ class Reading:
     tokens: int
     processed: int
     cached: int
-    """Of the processed ones, those that were read before."""
+    """Those of the processed ones that were read before."""
     seconds: float
     """Since the reading began."""
 
@@ -46,7 +49,7 @@ class Reading:
 
 
 async def receive_text(
-    contexts: Contexts, caller: Caller, context: Context, encoder: DocumentEncoder, pieces: AsyncIterator[bytes]
+    contexts: Contexts, caller: Caller, context: NamedContext, encoder: DocumentEncoder, pieces: AsyncIterator[bytes]
 ) -> None:
     """Encode a text as it arrives. It is never held.
 
@@ -64,7 +67,9 @@ async def receive_text(
     context.ids = ids
 
 
-async def _encode(contexts: Contexts, caller: Caller, context: Context, encoder: DocumentEncoder, data: bytes) -> None:
+async def _encode(
+    contexts: Contexts, caller: Caller, context: NamedContext, encoder: DocumentEncoder, data: bytes
+) -> None:
     await asyncio.to_thread(encoder.push, data)
     contexts.grow(caller, context, encoder.tokens)
     most = contexts.max_waiting_bytes
@@ -77,7 +82,7 @@ async def _encode(contexts: Contexts, caller: Caller, context: Context, encoder:
         )
 
 
-async def read(contexts: Contexts, context: Context) -> AsyncGenerator[Reading]:
+async def read(contexts: Contexts, context: NamedContext) -> AsyncGenerator[Reading]:
     """Read a context whose text has arrived, and yield how far it is. At the end it is ready.
 
     Closing this ends the reading. What has been read by then stays as a kept context without a name.
@@ -86,6 +91,8 @@ async def read(contexts: Contexts, context: Context) -> AsyncGenerator[Reading]:
     if contexts.backing is not None:
         size = contexts.model.state_bytes(len(context.ids))
         await _of_store(asyncio.to_thread(contexts.backing.named.require_room, size))
+    if context.is_deleted:
+        raise deleted(context)
     context.held = contexts.kept.hold(context.ids)
     follower = _Follower()
     context.reading = asyncio.create_task(_read(contexts, context, follower))
@@ -115,16 +122,17 @@ class _Follower:
     async def news(self, task: asyncio.Task[None]) -> AsyncGenerator[Reading]:
         """Yield the news until the task has ended, without those that are no news any more."""
         while True:
-            await self._has_changed.wait()
-            self._has_changed.clear()
             last, self._last = self._last, None
             if last is not None:
                 yield last
             elif task.done():
                 return
+            else:
+                await self._has_changed.wait()
+                self._has_changed.clear()
 
 
-async def _read(contexts: Contexts, context: Context, follower: _Follower) -> None:
+async def _read(contexts: Contexts, context: NamedContext, follower: _Follower) -> None:
     usage, start = Usage(prompt_tokens=len(context.ids)), time.monotonic()
     request = AnswerRequest(ids=context.ids, options=[{"max_new_tokens": 0, "stop_tokens": []}])
     async with contexts.answers.answering(request, usage) as events:
@@ -148,8 +156,18 @@ async def _read(contexts: Contexts, context: Context, follower: _Follower) -> No
 
 
 async def _of_store(work: Awaitable[None]) -> None:
-    """Do what a store may refuse. Raises: ApiError with the reason."""
+    """Do what a store may refuse. The reason goes to the log, because it names paths of this machine.
+
+    Raises: ApiError.
+    """
     try:
         await work
     except StateError as error:
-        raise ApiError(503, str(error), kind="server_error", code="store_failed") from None
+        logger.warning("a context was not stored: %s", error)
+        raise ApiError(
+            503,
+            "the state store of this server has no room for the context, or cannot be written: delete other contexts, "
+            "or ask who runs the server, whose log tells more",
+            kind="server_error",
+            code="store_failed",
+        ) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from starlette.datastructures import Headers
@@ -103,8 +103,10 @@ class Guard:
                 code="busy",
                 retry_after=1,
             )
-        if scope["method"] == "POST":
-            _check_body(headers, path, settings.max_body_bytes)
+        if scope["method"] == "POST" and path == TEXT_PATH:
+            _check_text(headers, settings.cors_origins)
+        elif scope["method"] == "POST":
+            _check_body(headers, settings.max_body_bytes)
 
     def _endpoint(self, scope: Scope) -> str:
         """The path of the endpoint that serves a request. `other` for one that there is not."""
@@ -114,16 +116,29 @@ class Guard:
         return "other"
 
 
-def _check_body(headers: Headers, path: str, most: int) -> None:
+def _check_text(headers: Headers, cors_origins: Sequence[str]) -> None:
+    """Its size is not looked at: the text ends where it has too many tokens."""
     kind, _, parameters = headers.get("content-type", "").lower().partition(";")
-    wanted = _TEXT if path == TEXT_PATH else _JSON
+    charset = parameters.partition("charset=")[2].strip(' "')
+    _require_type(kind, _TEXT)
+    if charset not in ("", "utf-8", "utf8"):
+        raise ApiError(415, f"the text is of charset {charset!r}: send UTF-8", code="wrong_content_type")
+    # Browsers send plain text to a stranger's server without asking it before, as they do for JSON.
+    origin = headers.get("origin")
+    is_own = origin is None or origin.partition("://")[2] == headers.get("host")
+    if not is_own and not {origin, "*"} & {*cors_origins}:
+        raise ApiError(
+            403, f"pages of {origin!r} may not send texts: give it to --cors-origin if it is yours", code="wrong_origin"
+        )
+
+
+def _require_type(kind: str, wanted: str) -> None:
     if kind.strip() != wanted:
         raise ApiError(415, f"the body is of type {kind.strip() or 'none'!r}: send {wanted}", code="wrong_content_type")
-    if path == TEXT_PATH:
-        charset = parameters.partition("charset=")[2].strip(' "')
-        if charset not in ("", "utf-8", "utf8"):
-            raise ApiError(415, f"the text is of charset {charset!r}: send UTF-8", code="wrong_content_type")
-        return  # it ends where it has too many tokens
+
+
+def _check_body(headers: Headers, most: int) -> None:
+    _require_type(headers.get("content-type", "").lower().partition(";")[0], _JSON)
     length = headers.get("content-length", "")
     if length.isascii() and length.isdecimal() and (len(length) > 18 or int(length) > most):
         raise too_large(most)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.literal import LiteralMarks
-from .contexts_prompts import Document, DocumentEncoder
+from .contexts_prompts import DocumentEncoder, ReadDocument
 from .errors import ApiError, invalid, unsupported
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Prompts:
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
-        document: Document | None = None,
+        document: ReadDocument | None = None,
         goes_on: bool = False,
     ) -> Prompt:
         """Encode a conversation. Special tokens that its texts spell are ordinary text.

@@ -24,7 +24,7 @@ class Settings:
     """Options of a server. The command line gives each its name."""
 
     model_names: tuple[str, ...]
-    """By which clients may ask for the model. The first is the one that answers tell."""
+    """Names by which clients may ask for the model. The first is the one that answers tell."""
     keys: Keys = field(default_factory=lambda: Keys(()))
     max_sessions: int | None = None
     """Requests that are answered at once. None: 8, or as many as a step of the engine serves."""
@@ -36,7 +36,7 @@ class Settings:
     max_contexts: int = 16
     """Contexts that stay in memory when they have been answered."""
     max_cache_bytes: int | None = None
-    """Of all sessions. None: what the GPU has."""
+    """Bytes that the caches of all sessions may take. None: what the GPU has."""
     default_max_tokens: int = 4096
     """Tokens of an answer for which the client sets no limit."""
     max_body_bytes: int = 32 << 20
@@ -146,7 +146,7 @@ def _number(text: str, where: str) -> int:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server that listens there."""
+    """True if only this machine reaches a server that listens there."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -78,4 +78,4 @@ def test_decorator_gives_a_command_all_options_that_the_library_has() -> None:
     (sampling,) = given
     assert sampling["logit_bias"] == {3: -1.5}
     assert sampling.keys() == Sampling.__annotations__.keys()
-    assert sampling.keys() == GenerateOptions.__annotations__.keys() - {"stop_tokens"}
+    assert sampling.keys() == GenerateOptions.__annotations__.keys() - {"stop_tokens", "logprobs", "constraint"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import os
@@ -24,6 +25,7 @@ from support.server import MODEL, RunningServer, running_server
 from support.tool_bundles import hermes_bundle
 
 from sala_export.runtime.state_store import StateStore
+from sala_export.serving.contexts_reading import Reading, _Follower
 from sala_export.serving.settings import Keys, Quota, Settings
 
 PROGRAM = Path(sys.executable).with_name("sala-export")
@@ -208,8 +210,36 @@ def test_contexts_on_disk_leave_the_memory_to_others(tmp_path: Path) -> None:
     with running_server(passkey_text_bundle(), settings, store=small) as server, client_to(server.url) as client:
         (text, needles), (other, _), _ = texts
         assert upload(client, "book", text).status_code == 201
-        assert_error(upload(client, "other", other), 503, "store_failed", "states with names take .*: delete one")
+        assert_error(upload(client, "other", other), 503, "store_failed", "no room .*: delete other")
         assert_needles_are_found(client, "book", needles, tokens=LENGTH)
+
+
+def test_damaged_context_is_told_and_can_be_deleted(tmp_path: Path) -> None:
+    store = StateStore(tmp_path / "states")
+    text, _ = passkey_text(LENGTH)
+    with running_server(passkey_text_bundle(), store=store) as server, client_to(server.url) as client:
+        assert upload(client, "book", text).status_code == 201
+    for path in (store.path / "objects").glob("??/*"):
+        path.write_bytes(b"damaged")
+    with running_server(passkey_text_bundle(), store=store) as server, client_to(server.url) as client:
+        assert_error(ask(client, "book", "k1"), 500, "context_damaged", "delete it and send its text again")
+        assert client.delete("/v1/contexts/book").json()["deleted"]
+        assert client.get("/v1/contexts").json()["data"] == []
+
+
+def test_last_news_and_the_end_may_come_at_once() -> None:
+    reading = Reading(tokens=8, processed=8, cached=0, seconds=1)
+
+    async def told() -> list[Reading]:
+        follower = _Follower()
+        task = asyncio.create_task(asyncio.sleep(0))
+        await task
+        follower.tell(reading)
+        follower.tell(None)
+        async with asyncio.timeout(20):
+            return [each async for each in follower.news(task)]
+
+    assert asyncio.run(told()) == [reading]
 
 
 def test_name_that_is_taken_is_refused_or_replaced(client: httpx2.Client) -> None:
@@ -237,8 +267,13 @@ def test_unknown_parameters_and_other_bodies_are_refused(client: httpx2.Client) 
     for kind in ("application/json", "text/plain; charset=latin-1"):
         answer = client.post("/v1/contexts?name=book", headers={"Content-Type": kind}, content=b"w40")
         assert_error(answer, 415, "wrong_content_type")
+    for origin in ("https://stranger.example", "null"):
+        answer = client.post("/v1/contexts?name=book", headers={**PLAIN, "Origin": origin}, content=b"w40")
+        assert_error(answer, 403, "wrong_origin", "--cors-origin")
     assert_error(upload(client, "book", ""), 400, "empty_text")
     assert client.get("/v1/contexts").json()["data"] == []
+    own = client.post("/v1/contexts?name=book", headers={**PLAIN, "Origin": f"{client.base_url}"}, content=b"w40")
+    assert own.status_code == 201
 
 
 @pytest.mark.parametrize(("good", "bad"), [("w40 " * 50_000, b"\xff w41"), ("w40 \u00e9", b"\xe2\x82")])
@@ -323,7 +358,7 @@ def test_uploads_at_once_do_not_exceed_a_quota() -> None:
 
 
 def test_client_that_leaves_ends_the_reading_and_nothing_is_read_twice(client: httpx2.Client) -> None:
-    text, needles = passkey_text(16 << 10, seed=2)
+    text, needles = passkey_text(8 << 10, seed=2)
     query = {"name": "left", "stream": "true"}
     with client.stream("POST", "/v1/contexts", params=query, headers=PLAIN, content=text.encode()) as answer:
         next(event for _, event in events(answer.iter_lines()) if event["processed"])
@@ -332,11 +367,11 @@ def test_client_that_leaves_ends_the_reading_and_nothing_is_read_twice(client: h
         (_, first), *_, (name, _) = events(answer.iter_lines())
     assert first["cached"] > 0
     assert name == "context.ready"
-    assert_needles_are_found(client, "left", needles, tokens=16 << 10)
+    assert_needles_are_found(client, "left", needles, tokens=8 << 10)
 
 
 def test_context_that_is_being_read_can_be_deleted(server: RunningServer, client: httpx2.Client) -> None:
-    text, _ = passkey_text(16 << 10, seed=3)
+    text, _ = passkey_text(8 << 10, seed=3)
     gc.collect()
     before = server.service.model.cache_bytes
     query = {"name": "gone", "stream": "true"}
@@ -352,6 +387,18 @@ def test_context_that_is_being_read_can_be_deleted(server: RunningServer, client
     assert client.get("/v1/contexts").json()["data"] == []
     gc.collect()
     assert server.service.model.cache_bytes <= before
+
+
+def test_context_whose_text_still_arrives_can_be_deleted(server: RunningServer, client: httpx2.Client) -> None:
+    def text() -> Iterator[bytes]:
+        yield b"w40 " * 50
+        with client_to(server.url) as other:
+            wait_until(lambda: bool(other.get("/v1/contexts").json()["data"]))
+            assert other.delete("/v1/contexts/gone").json()["deleted"]
+        yield b"w41"
+
+    assert_error(upload(client, "gone", text()), 409, "context_deleted")
+    assert client.get("/v1/contexts").json()["data"] == []
 
 
 def test_document_is_literal_and_stands_where_the_template_writes_it() -> None:

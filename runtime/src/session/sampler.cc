@@ -147,8 +147,7 @@ Expected<std::vector<Candidate>> candidates(std::span<const float> logits, std::
 
 /// The token that comes first in the order of a ranking. kEngineFailed if its logit is infinite.
 Expected<Candidate> likeliest(std::span<const Candidate> all) {
-  const Candidate best =
-      *std::min_element(all.begin(), all.end(), is_before);
+  const Candidate best = *std::min_element(all.begin(), all.end(), is_before);
   if (std::isinf(best.logit)) {
     return error(ErrorCode::kEngineFailed, "the largest logit is infinite: the weights or the engine are broken");
   }

@@ -2,7 +2,7 @@
 
 from .answer import OutputParser, output_parser
 from .events import Content, Event, Reasoning, ToolArguments, ToolCall, ToolCallBegun
-from .grammars import FORMATS, choose_format, reasoning_begins
+from .grammars import FORMATS, choose_format, reasoning_begins, reasoning_has_ended
 
 __all__ = [
     "FORMATS",
@@ -16,4 +16,5 @@ __all__ = [
     "choose_format",
     "output_parser",
     "reasoning_begins",
+    "reasoning_has_ended",
 ]

@@ -72,6 +72,16 @@ def choose_format(template_source: str | None) -> str:
 
 def reasoning_begins(format_name: str, prompt_end: str) -> bool:
     """True if a prompt ends where the model has begun to think, as templates that end with `<think>` make it."""
+    return _ends_with_marker(format_name, prompt_end, 0)
+
+
+def reasoning_has_ended(format_name: str, prompt_end: str) -> bool:
+    """True if a prompt ends where the model has thought, as templates write it for a model that should not think."""
+    return _ends_with_marker(format_name, prompt_end, 1)
+
+
+def _ends_with_marker(format_name: str, text: str, which: int) -> bool:
+    """Whether a text ends with a marker of thinking, of which 0 is the beginning and 1 the end."""
     if format_name not in GRAMMARS:
         return False
-    return prompt_end.rstrip().endswith(tuple(begin for begin, _ in GRAMMARS[format_name].thinking))
+    return text.rstrip().endswith(tuple(markers[which] for markers in GRAMMARS[format_name].thinking))

@@ -16,7 +16,7 @@ from support.tokenizer_files import byte_level, sentencepiece
 
 from sala_export.checkpoint.library_tokenizer import LibraryTokenizer
 from sala_export.runtime.text import Tokenizer
-from sala_export.serving.grammar import Grammars, GrammarConstraint
+from sala_export.serving.grammar import GrammarConstraint, Grammars
 from sala_export.serving.grammar.vocabulary import Vocabulary
 
 FOREIGN_TOKENS = 70

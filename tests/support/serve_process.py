@@ -17,22 +17,16 @@ _END_SECONDS = 60
 
 
 @contextmanager
-def server_process(bundle: Path, *options: str) -> Iterator[tuple[str, int]]:
-    """Serve a bundle under the name `model`, on a free port. Gives the address and the number of the process."""
-    command = [
-        sys.executable,
-        "-c",
-        "import sys; sys.path.insert(0, '/tmp/smoke'); import shim; from sala_export.cli.start import main; main()",
-        "serve",
-        str(bundle),
-    ]
+def server_process(bundle: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Serve a bundle under the name `model`, on a free port. Gives the address and the process."""
+    command = [sys.executable, "-c", "from sala_export.cli.start import main; main()", "serve", str(bundle)]
     given = ["--port", "0", "--model-name", "model", *options]
     with (
         tempfile.TemporaryFile("w+") as log,
         subprocess.Popen([*command, *given], stderr=log, stdin=subprocess.DEVNULL) as process,
     ):
         try:
-            yield _address(process, log), process.pid
+            yield _address(process, log), process
         finally:
             process.terminate()
             process.wait(timeout=_END_SECONDS)
