@@ -90,7 +90,7 @@ def _drop(page: Page, name: str, content: bytes) -> None:
 
 def _set_short_answers(page: Page) -> None:
     page.click("#open-settings")
-    page.get_by_label("Most tokens of an answer").fill("1")
+    page.get_by_label("Tokens at most").fill("1")
     page.get_by_label("Temperature").fill("0")
     page.click("#settings [type=submit]")
 
@@ -271,7 +271,7 @@ def test_settings_are_part_of_the_request(page: Page) -> None:
     page.get_by_label("System message").fill("Be brief.")
     page.get_by_label("Temperature").fill("0.5")
     page.get_by_label("Top-p").fill("0.9")
-    page.get_by_label("Most tokens").fill("77")
+    page.get_by_label("Tokens at most").fill("77")
     page.get_by_label("Thinking").select_option("off")
     page.get_by_label("Colours").select_option("dark")
     page.click("#settings [type=submit]")
