@@ -9,6 +9,7 @@ from .errors import UnsupportedError
 
 PACKAGE_EXTRAS = {
     "fastapi": "serve",
+    "httptools": "serve",
     "httpx2": "build",
     "huggingface_hub": "build",
     "llguidance": "serve",

@@ -39,7 +39,7 @@ def _limits(command: Any) -> Any:
             type=click.IntRange(min=1),
             default=512,
             show_default=True,
-            help="Requests that may be open at once, those that wait included.",
+            help="Connections that may be open at once, those whose requests wait included.",
         ),
         click.option("--max-body", type=Bytes(), default="32M", show_default=True, help="Largest body of a request."),
         click.option(
@@ -138,10 +138,10 @@ def _access(command: Any) -> Any:
 @click.option("--chat-template", metavar="NAME", help="The chat template of this name, if there are several.")
 @click.option(
     "--tool-parser",
+    type=click.Choice(["auto", "minicpm4", "minicpm5", "hermes", "none"]),
     default="auto",
     show_default=True,
-    help="Form in which the model thinks and calls tools: minicpm4, minicpm5, hermes or none. auto reads it off the "
-    "chat template.",
+    help="Form in which the model thinks and calls tools. auto reads it off the chat template.",
 )
 @_limits
 @runtime_option
@@ -171,6 +171,7 @@ def serve(
         -d '{"model": "sala", "messages": [{"role": "user", "content": "What is a state?"}]}'
       sala-export serve openbmb/MiniCPM-SALA --gpu rtx5090 --max-context 1M --state-store states
     """
+    from ..serving.log import log_each_request
     from ..serving.run import reserve, serve, url_of
     from ..serving.settings import is_loopback
 
@@ -184,6 +185,8 @@ def serve(
         show_runtime(console, model, source)
         if settings.max_cache_bytes is None and not model.on_gpu:
             settings = _with_cache_of_host(settings)
+
+        log_each_request()
 
         def on_ready(server: Server) -> None:
             reach = "this machine alone can reach it" if is_loopback(host) else f"listens on {host}"
@@ -215,7 +218,8 @@ def _settings(bundle: Path, host: str, options: dict[str, Any]) -> Settings:
     key_file, hosts = options["api_key_file"], options["allow_host"]
     keys = Keys(()) if key_file is None else Keys.read(key_file)
     # A key tells who calls. Without one, a page of a stranger must not reach this machine by a name of its own.
-    names = (*LOOPBACK_HOSTS, *hosts) if is_loopback(host) and not keys else hosts
+    own = f"[{host}]" if ":" in host else host
+    names = (*LOOPBACK_HOSTS, own, *hosts) if is_loopback(host) and not keys else hosts
     return Settings(
         model_names=options["model_name"] or (bundle.resolve().name.removesuffix(".sala"),),
         keys=keys,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any
 
@@ -11,8 +12,9 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp
 
-from ..errors import SalaError
+from ..errors import SalaError, printable, shortened
 from ..installation import VERSION
 from .anthropic.answer import MessageAnswer
 from .anthropic.errors import COUNT_PATH, PATH, MessagesErrorBody, error_body
@@ -20,6 +22,7 @@ from .anthropic.requests import CountRequest, MessagesRequest
 from .contexts_api import add_contexts, caller_of
 from .errors import ApiError, of_sala
 from .guard import Guard
+from .json_body import JsonRoute
 from .openai.chat import ChatRequest, Completion
 from .openai.completions import CompletionRequest, TextCompletion
 from .openai.responses import ResponsesRequest
@@ -34,11 +37,12 @@ _ENDPOINT: Mapping[str, Any] = {"responses": ERROR_RESPONSES, "response_model": 
 _MESSAGES_ENDPOINT: Mapping[str, Any] = {"responses": error_responses(MessagesErrorBody), "response_model": None}
 
 
-def create_app(service: Service) -> FastAPI:
+def create_app(service: Service) -> ASGIApp:
     """Make the application that serves a model."""
     app = FastAPI(
         title="sala-export", version=VERSION, docs_url=None, redoc_url=None, redirect_slashes=False, openapi_url=None
     )
+    app.router.route_class = JsonRoute
     _add_errors(app)
     _add_models(app, service)
     _add_texts(app, service)
@@ -47,22 +51,24 @@ def create_app(service: Service) -> FastAPI:
     _add_messages(app, service)
     add_page(app)
     describe(app, service.settings)
-    app.add_middleware(
-        Guard,
+    # Outside of all that answers, and so of what answers for our own faults.
+    guarded = Guard(
+        app,
         settings=service.settings,
         metrics=service.metrics,
         is_draining=lambda: service.is_draining,
         routes=app.router,
     )
+    if not service.settings.cors_origins:
+        return guarded
     # Outside of the guard: a browser asks without a key whether it may ask with one.
-    if service.settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=service.settings.cors_origins,
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "x-api-key", "anthropic-version"],
-        )
-    return app
+    return CORSMiddleware(
+        guarded,
+        allow_origins=service.settings.cors_origins,
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["*"],  # clients tell their versions in headers of their own
+        expose_headers=["Retry-After"],
+    )
 
 
 def _add_models(app: FastAPI, service: Service) -> None:
@@ -110,12 +116,12 @@ def _add_texts(app: FastAPI, service: Service) -> None:
     @app.post("/tokenize", **_ENDPOINT)
     async def tokenize(body: TokenizeRequest) -> Response:
         """Token ids of a text, or of a conversation as the chat template writes it."""
-        return JSONResponse(await body.answer(service))
+        return await asyncio.to_thread(JSONResponse, await body.answer(service))
 
     @app.post("/detokenize", **_ENDPOINT)
     async def detokenize(body: DetokenizeRequest) -> Response:
         """The text of token ids."""
-        return JSONResponse(await body.answer(service))
+        return await asyncio.to_thread(JSONResponse, await body.answer(service))
 
 
 def _add_answers(app: FastAPI, service: Service) -> None:
@@ -230,7 +236,7 @@ def invalid_body(error: RequestValidationError) -> ApiError:
     first = max(error.errors(), key=lambda each: len(each["loc"]))
     # Of a field that may be a list or something else, pydantic's path also has the type.
     path = [part for part in map(str, first["loc"][1:]) if not part.startswith("list[")]
-    param = ".".join(path) or None
+    param = printable(shortened(".".join(path))) or None
     if first["type"] == "missing" and param is None:
         return ApiError(400, "the body is empty: send a JSON object")
     if first["type"] == "extra_forbidden":

@@ -23,6 +23,8 @@ OPEN_PATHS = frozenset({"/health"})
 """What needs no key."""
 TEXT_PATH = "/v1/contexts"
 """Where a text of any size is sent."""
+_LEAST_BYTES = 1 << 16
+"""Bytes of a body that have to come within the time that a client may be silent."""
 _JSON, _TEXT = "application/json", "text/plain"
 
 
@@ -38,7 +40,6 @@ class Guard:
         self._metrics = metrics
         self._is_draining = is_draining
         self._routes = routes
-        self._open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -52,12 +53,11 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                if status >= 400 and not body.has_ended and _has_body(scope):
+                if not body.has_ended and _has_body(scope):
                     # Nobody reads what is left of the body.
                     message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
             await send(message)
 
-        self._open += 1
         try:
             self._check(scope)
             await self._app(scope, body.receive, noting)
@@ -66,7 +66,6 @@ class Guard:
                 content = error_body(error, scope["path"])
                 await JSONResponse(content, error.status_code, error.headers)(scope, receive, noting)
         finally:
-            self._open -= 1
             endpoint = self._endpoint(scope)
             self._metrics.request(endpoint, status)
             log_request(scope, status, time.monotonic() - start)
@@ -95,14 +94,6 @@ class Guard:
         scope.setdefault("state", {})["caller"] = caller
         if self._is_draining():
             raise ApiError(503, "the server is ending", kind="server_error", code="draining", retry_after=10)
-        if self._open > settings.max_connections:
-            raise ApiError(
-                503,
-                f"{self._open - 1} requests are open, as many as --max-connections allows: try again",
-                kind="server_error",
-                code="busy",
-                retry_after=1,
-            )
         if scope["method"] == "POST" and path == TEXT_PATH:
             _check_text(headers, settings.cors_origins)
         elif scope["method"] == "POST":
@@ -154,27 +145,38 @@ def too_large(most: int) -> ApiError:
 
 
 class _Body:
-    """Gives the parts of a body, and refuses one that is too large, or that stays out for too long."""
+    """Gives the parts of a body, and refuses one that is too large, or that comes too slowly.
+
+    Only the time counts in which somebody waits for a part: a text may come as slowly as it is read.
+    """
 
     def __init__(self, receive: Receive, most: int | None, max_silence: float) -> None:
-        """Args: most: bytes of the body. None: the endpoint has a limit of its own."""
+        """Args: most: bytes of the body. None: the endpoint has a limit of its own; max_silence: seconds for a part,
+        and for each 64 KiB.
+        """
         self._receive = receive
         self._most = most
         self._max_silence = max_silence
         self._bytes = 0
+        self._waited = 0.0
         self.has_ended = False
 
     async def receive(self) -> Message:
         """The next part. Raises: ApiError."""
         if self.has_ended:
             return await self._receive()
+        left = self._max_silence * (1 + self._bytes / _LEAST_BYTES) - self._waited
+        start = time.monotonic()
         try:
-            async with asyncio.timeout(self._max_silence):
+            async with asyncio.timeout(min(left, self._max_silence)):
                 message = await self._receive()
         except TimeoutError:
             raise ApiError(
-                408, f"the next part of the request did not come within {self._max_silence:g} s", code="timeout"
+                408,
+                f"the next part of the request did not come within {self._max_silence:g} s, or 64 KiB did not",
+                code="timeout",
             ) from None
+        self._waited += time.monotonic() - start
         self._bytes += len(message.get("body", b""))
         self.has_ended = not message.get("more_body", False)
         if self._most is not None and self._bytes > self._most:

@@ -12,6 +12,7 @@ import uvicorn
 
 from ..errors import RequestError
 from .app import create_app
+from .connections import Connection, ServerConfig
 from .service import Service
 from .settings import Settings
 
@@ -23,7 +24,7 @@ _BACKLOG = 2048
 
 
 def reserve(host: str, port: int) -> socket.socket:
-    """Take the address of a server before a long load. Nobody can connect before the server runs.
+    """Take the address of a server before a long load, so that no other server can. Clients that connect wait.
 
     Raises: RequestError if it cannot be taken.
     """
@@ -33,6 +34,8 @@ def reserve(host: str, port: int) -> socket.socket:
         try:
             reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             reserved.bind(address)
+            # Two sockets can be bound to one address. Only one can listen.
+            reserved.listen(_BACKLOG)
         except OSError:
             reserved.close()
             raise
@@ -62,16 +65,19 @@ async def serve(
 
     Args: listener: as `reserve` gives it; drain_seconds: after which requests are cancelled; on_ready: called when
         clients can connect. The server that it gets can be ended from another thread, too.
-    Raises: as `Service.open`.
+    Raises: RequestError if clients cannot connect at the address; and as `Service.open`.
     """
     async with Service.open(model, settings, store=store) as service:
-        config = uvicorn.Config(
+        config = ServerConfig(
             create_app(service),
+            settings=settings,
+            http=Connection,
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             backlog=_BACKLOG,
             timeout_graceful_shutdown=drain_seconds,
         )
@@ -87,8 +93,11 @@ class Server(uvicorn.Server):
         self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to answer."""
-        await super().startup(sockets)
+        """Begin to answer. Raises: RequestError if clients cannot connect."""
+        try:
+            await super().startup(sockets)
+        except OSError as error:
+            raise RequestError(f"the server cannot listen: {error.strerror or error}: choose another --port") from None
         self._on_ready(self)
 
     def end(self) -> None:

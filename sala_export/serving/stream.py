@@ -7,7 +7,7 @@ import contextlib
 import json
 import time
 from collections.abc import AsyncGenerator, Awaitable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -47,13 +47,10 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         sender = _Sender(send, self._max_silence)
-        pings = asyncio.ensure_future(sender.ping_every(self._ping_seconds))
-        try:
-            await unless_client_leaves(self._stream(sender), receive)
-        except (ClientLeftError, TimeoutError, OSError):
-            pass  # there is nobody to tell
-        finally:
-            pings.cancel()
+        stream = _unless(self._stream(sender), sender.ping_every(self._ping_seconds))
+        # There is nobody to tell.
+        with contextlib.suppress(ClientLeftError, TimeoutError, OSError):
+            await unless_client_leaves(stream, receive)
 
     async def _stream(self, sender: _Sender) -> None:
         async with contextlib.aclosing(self._events) as events:
@@ -79,7 +76,8 @@ class _Sender:
         self._last = time.monotonic()
         self._is_sending = False
 
-    async def ping_every(self, seconds: float) -> None:
+    async def ping_every(self, seconds: float) -> NoReturn:
+        """Raises: TimeoutError as `send`."""
         while True:
             silence = time.monotonic() - self._last
             if silence >= seconds and not self._is_sending:
@@ -92,19 +90,23 @@ async def unless_client_leaves(work: Awaitable[Result], receive: Receive) -> Res
 
     Raises: ClientLeftError if the client closes its connection before. The work is then cancelled, and has ended.
     """
+    return await _unless(work, _left(receive))
+
+
+async def _unless(work: Awaitable[Result], watch: Awaitable[NoReturn]) -> Result:
+    """Do some work while a watch runs beside it, whose error ends the work."""
     working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_left(receive))
+    watching = asyncio.ensure_future(watch)
     try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientLeftError
-        return working.result()
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else watching.result()
     finally:
-        for task in (working, leaving):
+        for task in (working, watching):
             task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        await asyncio.gather(working, watching, return_exceptions=True)
 
 
-async def _left(receive: Receive) -> None:
+async def _left(receive: Receive) -> NoReturn:
     while (await receive())["type"] != "http.disconnect":
         continue
+    raise ClientLeftError

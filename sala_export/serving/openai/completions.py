@@ -10,7 +10,8 @@ from contextlib import aclosing
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, PlainValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 from ..answers import AnswerRequest, End, Event, Progress, Usage
 from ..errors import invalid
@@ -18,13 +19,32 @@ from ..kept import Ids
 from ..service import Service
 from ..stream import DONE, event
 from .described import described_progress, described_usage, finite
-from .parameters import Accepted, SamplingParameters, StreamOptions, Token
+from .parameters import IDS_SCHEMA, Accepted, SamplingParameters, StreamOptions, checked_ids
 
 _DEFAULT_MAX_TOKENS = 16
 """OpenAI's, for this endpoint."""
 _MOST_PROMPTS = 128
 
-Tokens = Annotated[list[Token], Field(min_length=1)]
+_Prompt = str | list[int]
+
+
+def _checked_prompt(value: Any) -> Any:
+    """A prompt, or several, as they are. Raises: PydanticCustomError for the first fault."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list) or not value:
+        raise PydanticCustomError("prompt", "Input should be a text, a list of token ids, or a list of these")
+    if not isinstance(value[0], (str, list)):
+        return checked_ids(value)
+    if len(value) > _MOST_PROMPTS:
+        raise PydanticCustomError("prompts", "Input should be at most {most} prompts", {"most": _MOST_PROMPTS})
+    if [] in value:
+        raise PydanticCustomError("prompt", "Input should be prompts of at least one token")
+    return [each if isinstance(each, str) else checked_ids(each) for each in value]
+
+
+_ONE_PROMPT = [{"type": "string"}, {**IDS_SCHEMA, "minItems": 1}]
+_PROMPTS = {"type": "array", "items": {"anyOf": _ONE_PROMPT}, "minItems": 1, "maxItems": _MOST_PROMPTS}
 
 
 class CompletionRequest(SamplingParameters, Accepted):
@@ -37,7 +57,11 @@ class CompletionRequest(SamplingParameters, Accepted):
     }
 
     model: str = Field(min_length=1, max_length=1024)
-    prompt: str | Tokens | Annotated[list[str | Tokens], Field(min_length=1, max_length=_MOST_PROMPTS)]
+    prompt: Annotated[
+        _Prompt | list[_Prompt],
+        PlainValidator(_checked_prompt),
+        WithJsonSchema({"anyOf": [*_ONE_PROMPT, _PROMPTS]}),
+    ]
     stream: bool = False
     stream_options: StreamOptions | None = None
     return_progress: bool = Field(
@@ -61,7 +85,7 @@ class CompletionRequest(SamplingParameters, Accepted):
 
     async def _ids(self, service: Service, prompt: str | list[int]) -> Ids:
         if not isinstance(prompt, str):
-            return np.asarray(prompt, np.int32)
+            return await asyncio.to_thread(np.asarray, prompt, np.int32)
         made = await asyncio.to_thread(service.prompts.of_text, prompt, add_special_tokens=self.add_special_tokens)
         if not len(made.ids):
             raise invalid("prompt", "the prompt is empty: give at least one character")

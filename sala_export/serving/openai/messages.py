@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ..errors import invalid, unsupported
+from ..errors import ApiError, invalid, unsupported
+from ..json_body import json_value
 from .parameters import Refusing
 
 MOST_MESSAGES = 100_000
@@ -139,8 +140,8 @@ def _call(call: MessageToolCall, where: str) -> dict[str, Any]:
 def call_arguments(text: str, where: str) -> dict[str, Any]:
     """The arguments of an earlier call, as chat templates take them. Raises: ApiError if the text is no JSON object."""
     try:
-        arguments = json.loads(text or "{}")
-    except (ValueError, RecursionError):
+        arguments = json_value(text or "{}")
+    except (json.JSONDecodeError, ApiError):
         arguments = None
     if not isinstance(arguments, dict):
         raise invalid(where, f"{where} is no JSON object, as text")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, PlainValidator, WithJsonSchema, model_validator
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from ...runtime.options import GenerateOptions
 from ..errors import unsupported
@@ -15,12 +17,74 @@ Token = Annotated[int, Field(ge=0, lt=2**31)]
 Stop = Annotated[str, Field(min_length=1, max_length=1024)]
 
 MOST_CHOICES = 128
+MOST_IDS = 1 << 22
+"""Token ids in one list."""
+_MOST_UNKNOWN = 64
+"""Unknown parameters that are looked at. It is more than any endpoint has of unsupported ones."""
+_END_OF_IDS = 2**31
+
+
+def checked_ids(value: Any) -> list[int]:
+    """A list of token ids, as it is. A validator of lists would collect every wrong item of millions.
+
+    Raises: PydanticCustomError for the first item that is no id.
+    """
+    if not isinstance(value, list) or len(value) > MOST_IDS:
+        raise PydanticCustomError("token_ids", "Input should be a list of at most {most} token ids", {"most": MOST_IDS})
+    if value and not (set(map(type, value)) == {int} and min(value) >= 0 and max(value) < _END_OF_IDS):
+        wrong = next(at for at, each in enumerate(value) if type(each) is not int or not 0 <= each < _END_OF_IDS)
+        raise PydanticCustomError(
+            "token_id",
+            "item {place} is no token id: ids are whole numbers from 0 to {last}",
+            {"place": wrong, "last": _END_OF_IDS - 1},
+        )
+    return value
+
+
+IDS_SCHEMA = {
+    "type": "array",
+    "items": {"type": "integer", "minimum": 0, "maximum": _END_OF_IDS - 1},
+    "maxItems": MOST_IDS,
+}
+"""How OpenAPI describes a `TokenIds`."""
+TokenIds = Annotated[list[int], PlainValidator(checked_ids), WithJsonSchema(IDS_SCHEMA)]
+
+
+def _fail_fast(schema: Any) -> None:
+    """Let every list of a schema end at its first wrong item."""
+    if isinstance(schema, dict):
+        if schema.get("type") == "list":
+            schema["fail_fast"] = True
+        schema = schema.values()
+    elif not isinstance(schema, (list, tuple)):
+        return
+    for each in schema:
+        _fail_fast(each)
 
 
 class Refusing(BaseModel):
-    """A request that names what it does not know: nothing that a client asks for is ignored."""
+    """A request that names what it does not know: nothing that a client asks for is ignored.
+
+    A wrong list is told by its first wrong item, so that a request costs no more time the more faults it has.
+    """
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def leave_out_most_unknown(cls, fields: Any) -> Any:
+        """Drop unknown parameters but the first ones, for which the request is refused."""
+        if not isinstance(fields, dict) or len(fields) <= len(cls.model_fields) + _MOST_UNKNOWN:
+            return fields
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        kept = {*known, *islice((name for name in fields if name not in known), _MOST_UNKNOWN)}
+        return {name: value for name, value in fields.items() if name in kept}
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema = handler(source)
+        _fail_fast(schema)
+        return schema
 
 
 class StreamOptions(Refusing):
@@ -39,7 +103,7 @@ class SamplingParameters(Refusing):
     repetition_penalty: float | None = Field(default=None, ge=0.01, le=100)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(default=None, max_length=4096)
     stop: Stop | Annotated[list[Stop], Field(max_length=64)] | None = None
     stop_token_ids: list[Token] | None = Field(
         default=None, max_length=1024, description="Tokens that end the answer, besides those of the model."
@@ -98,7 +162,7 @@ class Accepted(Partial):
     """What clients send that changes nothing here, and what they may send only as it stands here."""
 
     user: str | None = Field(default=None, max_length=1024, description="Accepted and without effect.")
-    metadata: dict[str, str] | None = Field(default=None, description="Accepted and without effect.")
+    metadata: dict[str, str] | None = Field(default=None, max_length=16, description="Accepted and without effect.")
     safety_identifier: str | None = Field(default=None, max_length=1024, description="Accepted and without effect.")
     prompt_cache_key: str | None = Field(
         default=None, max_length=1024, description="Accepted and without effect: beginnings of prompts are found."

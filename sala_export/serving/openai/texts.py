@@ -9,9 +9,10 @@ from pydantic import Field
 
 from ...errors import SessionError
 from ..errors import invalid
+from ..prompts import Prompt
 from ..service import Service
 from .messages import MOST_MESSAGES, MOST_TOOLS, ChatTool, Message, template_messages, template_tools
-from .parameters import Refusing, Token
+from .parameters import Refusing, TokenIds
 
 
 class TokenizeRequest(Refusing):
@@ -43,6 +44,9 @@ class TokenizeRequest(Refusing):
         else:
             text = self.prompt or ""
             prompt = await asyncio.to_thread(service.prompts.of_text, text, add_special_tokens=self.add_special_tokens)
+        return await asyncio.to_thread(self._described, service, prompt)
+
+    def _described(self, service: Service, prompt: Prompt) -> dict[str, Any]:
         ids = prompt.ids.tolist()
         answer: dict[str, Any] = {"count": len(ids), "max_model_len": service.answers.max_context, "tokens": ids}
         if self.return_token_strs:
@@ -54,12 +58,12 @@ class DetokenizeRequest(Refusing):
     """Token ids, to be decoded."""
 
     model: str | None = Field(default=None, max_length=1024)
-    tokens: list[Token] = Field(max_length=1 << 22)
+    tokens: TokenIds
 
     async def answer(self, service: Service) -> dict[str, Any]:
         """Raises: ApiError for another model; SessionError for ids that are no tokens."""
         if self.model is not None:
             service.require_model(self.model)
-        if wrong := next((each for each in self.tokens if each >= service.model.vocab_size), None):
-            raise SessionError(f"token {wrong} is outside the vocabulary, which ends at {service.model.vocab_size - 1}")
+        if (largest := max(self.tokens, default=0)) >= service.model.vocab_size:
+            raise SessionError(f"token {largest} is outside the vocabulary, which ends at {service.model.vocab_size - 1}")
         return {"prompt": await asyncio.to_thread(service.tokenizer.decode, self.tokens)}
