@@ -146,9 +146,9 @@ class Connection(HttpToolsProtocol):
             self._note_taken()
         # While parts of an answer are still made, a few bytes may well lie there.
         is_owed = self._is_idle or self.transport.is_closing() or self.flow.write_paused
-        if untaken and is_owed and now - self._untaken_since >= max_silence:
-            self.transport.abort()
-        elif not untaken and self._header_since is not None and now - self._header_since >= max_silence:
+        if (untaken and is_owed and now - self._untaken_since >= max_silence) or (
+            not untaken and self._header_since is not None and now - self._header_since >= max_silence
+        ):
             self.transport.abort()
         else:
             self._look_later = self.loop.call_later(max_silence / _LOOKS, self._look)

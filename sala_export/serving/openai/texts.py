@@ -65,5 +65,7 @@ class DetokenizeRequest(Refusing):
         if self.model is not None:
             service.require_model(self.model)
         if (largest := max(self.tokens, default=0)) >= service.model.vocab_size:
-            raise SessionError(f"token {largest} is outside the vocabulary, which ends at {service.model.vocab_size - 1}")
+            raise SessionError(
+                f"token {largest} is outside the vocabulary, which ends at {service.model.vocab_size - 1}"
+            )
         return {"prompt": await asyncio.to_thread(service.tokenizer.decode, self.tokens)}
