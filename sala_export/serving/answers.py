@@ -9,11 +9,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..errors import RunError, SalaError
+from ..errors import RunError
 from ..runtime.answer import StoppingDecoder
 from ..runtime.options import GenerateOptions, stop_strings
-from .errors import ApiError
+from .errors import BUSY_SECONDS, ApiError
 from .kept import Begun, Ids, KeptContexts
+from .threads import in_thread
 
 if TYPE_CHECKING:
     from ..runtime.logprobs import TokenLogprobs
@@ -71,6 +72,9 @@ class End:
 
 Event = Progress | Piece | End
 
+_DRAIN_SECONDS = 0.01
+_PATIENCE_SECONDS = 0.2
+
 _REASONS = {
     "stop_token": "stop",
     "stop_string": "stop",
@@ -116,7 +120,9 @@ class Answers:
         *,
         max_context: int,
         max_wait: float | None,
+        most_requests: int | None,
     ) -> None:
+        """Args: max_wait: seconds that a request may wait; most_requests: that may run or wait. None: no limit."""
         self._tokenizer = tokenizer
         self._scheduler = scheduler
         self._contexts = contexts
@@ -124,8 +130,9 @@ class Answers:
         self.max_context = max_context
         """Tokens of a prompt with its answer."""
         self._max_wait = max_wait
+        self._most_requests = most_requests
+        self._open: set[_Work] = set()
         self._endings: set[asyncio.Task[None]] = set()
-        self._current: set[Answer[int]] = set()
 
     def room_for(self, prompt_tokens: int, asked: int | None, default: int, *, param: str = "max_tokens") -> int:
         """Tokens that an answer may have. Raises: ApiError if the prompt, or with it the answer, does not fit."""
@@ -147,23 +154,30 @@ class Answers:
 
         What has been read stays as a kept context. Args: usage: is kept up to date.
         """
-        running: list[_Running] = []
+        self._require_place()
+        work = _Work()
+        self._open.add(work)
         try:
-            yield self._events(request, usage, running)
+            async with contextlib.aclosing(self._events(request, usage, work)) as events:
+                yield events
         finally:
-            for each in running:
-                each.answer.cancel()
-            self._in_background(self._end(running))
+            self._open.discard(work)
+            for answer in work.answers:
+                answer.cancel()
+            self._in_background(self._end(work))
 
     async def drain(self) -> None:
-        """Wait until the contexts of answers that have ended are kept."""
-        while self._endings:
-            await asyncio.wait(self._endings)
+        """End all answers, and wait until their contexts are kept."""
+        while self._open or self._endings:
+            for work in self._open:
+                for answer in work.answers:
+                    answer.cancel()
+            await asyncio.sleep(_DRAIN_SECONDS)
 
     @property
     def requests(self) -> int:
         """Requests that have not ended."""
-        return len(self._current)
+        return len(self._open) + len(self._endings)
 
     async def settle(self) -> None:
         """Wait until the contexts of those answers are kept that have ended by now."""
@@ -171,51 +185,68 @@ class Answers:
             await asyncio.wait(endings)
 
     def counter(self, stage: str) -> Callable[[], int]:
-        """What tells how many requests are in a stage."""
-        return lambda: sum(answer.progress.stage == stage for answer in self._current)
+        """What tells how many answers are in a stage."""
+        return lambda: sum(answer.progress.stage == stage for work in self._open for answer in work.answers)
 
-    async def _events(self, request: AnswerRequest, usage: Usage, running: list[_Running]) -> AsyncIterator[Event]:
+    def _require_place(self) -> None:
+        """Raises: ApiError if so many requests are there that one more would be refused."""
+        if self._most_requests is not None and len(self._open) >= self._most_requests:
+            raise ApiError(
+                429,
+                f"{len(self._open)} requests run or wait, as many as the server takes: try again when some have ended",
+                kind="rate_limit_error",
+                code="busy",
+                retry_after=BUSY_SECONDS,
+            )
+
+    async def _events(self, request: AnswerRequest, usage: Usage, work: _Work) -> AsyncGenerator[Event]:
         start = time.monotonic()
         first, *others = request.options
-        most_new = len(request.options) * first["max_new_tokens"]
-        begun = await self._contexts.begin(request.ids, most_new)
+        new_tokens = len(request.options) * first["max_new_tokens"]
+        self._contexts.require_fit(len(request.ids) + first["max_new_tokens"])
+        begun = work.begun = await self._contexts.begin(request.ids, new_tokens)
         usage.cached_tokens = begun.cached_tokens
         self._metrics.prompt(len(request.ids), begun.cached_tokens)
         # What several answers have in common is read before they part.
         reading: GenerateOptions = {"max_new_tokens": 0} if others else first
-        async for progress in self._read(request, begun, reading, running, start):
+        async for progress in self._read(request, begun, reading, work, start):
             yield progress
         if others:
-            await running[0].answer.ended()
-            running[0].answer.taken()  # an error comes out here
-            sessions = [begun.session, *[await asyncio.to_thread(begun.session.fork) for _ in others]]
-            running.clear()
+            await work.answers[0].ended()
+            work.answers[0].taken()  # an error comes out here
+            work.answers.clear()
+            sessions = [begun.session, *[await in_thread(begun.session.fork) for _ in others]]
             for session, options in zip(sessions, request.options, strict=True):
-                answer = self._submit(session, request.ids[:0], options, request, [])
-                running.append(_Running(session, answer, begun.is_sparse))
-        choices = [self._drawn(each.answer, at, request, usage, start) for at, each in enumerate(running)]
+                work.answers.append(await self._submit_patiently(session, options, request))
+        choices = [self._drawn(answer, at, request, usage, start) for at, answer in enumerate(work.answers)]
         async with contextlib.aclosing(_merged(choices) if others else choices[0]) as events:
             async for event in events:
                 yield event
 
     async def _read(
-        self, request: AnswerRequest, begun: Begun, options: GenerateOptions, running: list[_Running], start: float
+        self, request: AnswerRequest, begun: Begun, options: GenerateOptions, work: _Work, start: float
     ) -> AsyncIterator[Progress]:
         """Submit a request, and tell how far it is until its prompt has been read.
 
         If there is no memory for it, and nothing runs whose end it could wait for, kept contexts go.
         """
-        cached, is_refused = begun.cached_tokens, True
+        is_refused = True
         while is_refused:
-            answer = self._submit(begun.session, request.ids[cached:], options, request, begun.checkpoints)
-            running[:] = [_Running(begun.session, answer, begun.is_sparse)]
+            before = begun.session.position  # further than at first, if the memory ended within the prompt
+            checkpoints = [place for place in begun.checkpoints if place > before]
+            answer = self._submit(begun.session, request.ids[before:], options, request, checkpoints)
+            work.answers[:] = [answer]
             processed = -1
             while True:
                 now = answer.progress
                 if now.prompt_tokens_done > processed:
                     processed = now.prompt_tokens_done
-                    seconds = time.monotonic() - start
-                    yield Progress(total=len(request.ids), cached=cached, processed=cached + processed, seconds=seconds)
+                    yield Progress(
+                        total=len(request.ids),
+                        cached=begun.cached_tokens,
+                        processed=before + processed,
+                        seconds=time.monotonic() - start,
+                    )
                 if now.stage in ("generate", "ended"):
                     break
                 await answer.changed()
@@ -231,15 +262,25 @@ class Answers:
             return True
         return False
 
+    async def _submit_patiently(
+        self, session: Session, options: GenerateOptions, request: AnswerRequest
+    ) -> Answer[int]:
+        """Submit one of several answers whose prompt has been read. It waits outside if too many wait already."""
+        while True:
+            try:
+                return self._submit(session, request.ids[:0], options, request, [])
+            except RunError as error:
+                if error.code != "Busy":
+                    raise
+            await asyncio.sleep(_PATIENCE_SECONDS)
+
     def _submit(
         self, session: Session, ids: Ids, options: GenerateOptions, request: AnswerRequest, checkpoints: list[int]
     ) -> Answer[int]:
         """Let a request wait for its turn. Raises: RunError if too many wait."""
-        answer = self._scheduler.submit_tokens(
+        return self._scheduler.submit_tokens(
             session, ids, checkpoints=checkpoints, priority=request.priority, max_wait=self._max_wait, **options
         )
-        self._current.add(answer)
-        return answer
 
     async def _drawn(
         self, answer: Answer[int], choice: int, request: AnswerRequest, usage: Usage, start: float
@@ -278,14 +319,12 @@ class Answers:
         matcher = stop_strings(request.stop_strings)
         return decoder if matcher is None else StoppingDecoder(decoder, matcher)
 
-    async def _end(self, running: Sequence[_Running]) -> None:
-        """Keep the context of the first choice. The others go."""
-        for place, each in enumerate(running):
-            await each.answer.ended()
-            self._current.discard(each.answer)
-            if place == 0:
-                with contextlib.suppress(SalaError):
-                    await self._contexts.keep(each.session, is_sparse=each.is_sparse)
+    async def _end(self, work: _Work) -> None:
+        """Keep the context of the first choice, when nobody draws from it any more. The others go."""
+        for answer in work.answers:
+            await answer.ended()
+        if work.begun is not None:
+            await self._contexts.keep(work.begun)
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -300,35 +339,34 @@ def _stop_string(decoder: DecoderLike, strings: Sequence[str]) -> str | None:
     return min((each for each in strings if decoder.held.startswith(each)), key=len)
 
 
-@dataclass(frozen=True, slots=True)
-class _Running:
-    session: Session
-    answer: Answer[int]
-    is_sparse: bool
+@dataclass(slots=True, eq=False)
+class _Work:
+    """What runs for a request."""
+
+    begun: Begun | None = None
+    answers: list[Answer[int]] = field(default_factory=list)
+    """The answers that may still run. The first is drawn from the session of `begun`."""
 
 
 async def _merged(sources: Sequence[AsyncGenerator[Event]]) -> AsyncGenerator[Event]:
-    """Yield what several iterators yield, as it comes."""
-    queue: asyncio.Queue[Event | BaseException | None] = asyncio.Queue(maxsize=len(sources))
+    """Yield what several iterators yield, as it comes. What one of them raises comes out."""
+    queue: asyncio.Queue[Event | int] = asyncio.Queue(maxsize=len(sources))
 
-    async def feed(source: AsyncGenerator[Event]) -> None:
-        last: BaseException | None = None
+    async def feed(place: int, source: AsyncGenerator[Event]) -> None:
         try:
             async for event in source:
                 await queue.put(event)
-        except SalaError as error:
-            last = error
-        await queue.put(last)
+        finally:
+            await queue.put(place)
 
-    tasks = [asyncio.ensure_future(feed(source)) for source in sources]
+    tasks = [asyncio.ensure_future(feed(place, source)) for place, source in enumerate(sources)]
     try:
         left = len(tasks)
         while left:
             event = await queue.get()
-            if isinstance(event, BaseException):
-                raise event
-            if event is None:
+            if isinstance(event, int):
                 left -= 1
+                await tasks[event]
             else:
                 yield event
     finally:

@@ -272,6 +272,8 @@ class Contexts:
             if not context.is_read:
                 context.reading.cancel()
             await asyncio.wait([context.reading])
+            if not context.is_ready:
+                await self.answers.settle()  # what has been read is kept before the name is free
         if self._reading.get(context.key) is context:
             del self._reading[context.key]
         if not context.is_ready:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from typing import Any
 
 from starlette.exceptions import HTTPException
 
-from ..errors import InputError, SalaError, printable, shortened
+from ..errors import InputError, SalaError, StateError, printable, shortened
+
+logger = logging.getLogger(__name__)
+
+_FOLDERS = re.compile(r"(?<![^\s'\"(])/(?:[^\s/:'\"]+/)+(?=[^\s/])")
 
 INVALID_REQUEST = "invalid_request_error"
 BUSY_SECONDS = 5
@@ -57,6 +63,15 @@ def of_sala(error: SalaError) -> ApiError:
         return ApiError(503, str(error), kind="server_error", code="out_of_memory", retry_after=BUSY_SECONDS)
     if error.code == "ContextExceeded":
         return ApiError(400, str(error), code="context_length_exceeded")
+    if isinstance(error, StateError):
+        logger.warning("the state store fails: %s", error)
+        what = "the state store of this server fails: its log tells more"
+        return ApiError(503, what, kind="server_error", code="store_failed")
     if isinstance(error, InputError):
-        return ApiError(400, str(error))
-    return ApiError(500, str(error), kind="server_error", code=error.code or None)
+        return ApiError(400, _without_folders(str(error)))
+    return ApiError(500, _without_folders(str(error)), kind="server_error", code=error.code or None)
+
+
+def _without_folders(message: str) -> str:
+    """A message whose paths are names of files: where they lie on the server is nobody's business."""
+    return _FOLDERS.sub("", message)

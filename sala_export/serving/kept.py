@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import RunError, SalaError
+from ..errors import RunError, SalaError, StateError
 from ..specs import format_bytes
 from .errors import ApiError
+from .threads import in_thread
 
 if TYPE_CHECKING:
     from ..runtime.model import Model
@@ -58,6 +59,8 @@ class Kept:
     last_used: int
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by who works on the session."""
+    forks: int = 0
+    """Sessions that run and share its memory."""
     is_forgotten: bool = False
     """It must not come into the store any more."""
 
@@ -93,6 +96,8 @@ class Begun:
     is_sparse: bool
     checkpoints: list[int]
     """Where the session should keep checkpoints while it reads the rest."""
+    source: Kept | None = None
+    """The context that the session is a fork of. It shares its memory, so letting go of it would free none."""
 
 
 class KeptContexts:
@@ -116,7 +121,9 @@ class KeptContexts:
         self._kept: list[Kept] = []
         self._held: list[Held] = []
         self._clock = itertools.count()
-        self._saves: set[asyncio.Task[None]] = set()
+        self._unsaved: list[Kept] = []
+        """Contexts that are to be saved, in their order. One that goes meanwhile is not."""
+        self._saver: asyncio.Task[None] | None = None
         self._store_lock = asyncio.Lock()
 
     def __len__(self) -> int:
@@ -130,29 +137,46 @@ class KeptContexts:
         is_sparse = len(ids) >= self._model.dense_len
         await self._bring_back(ids, is_sparse=is_sparse)
         found, cached = self._longest(ids, is_sparse=is_sparse)
-        stored = 0
-        if self._store is not None and is_sparse and cached < len(ids):
-            stored = await asyncio.to_thread(self._store.longest, self._model, ids)
-        if stored - cached > stored // _RESTORED_PER_READ and stored >= self._model.dense_len:
-            self._evict_until(lambda: self._is_within_limit(stored))
-            session = await self._with_room(lambda: self._restored(ids[:stored]), spared=None)
-        elif found is not None:
-            session = await self._with_room(lambda: self._forked(found, cached), spared=found)
-        else:
-            session = self._model.session(max_context=self._max_context)
+        session, source = await self._from_store(ids, cached) if is_sparse else None, None
+        if session is None and found is not None:
+            found.forks += 1
+            source = found
+            try:
+                session = await self._with_room(lambda: self._forked(found, cached), spared=found)
+            except BaseException:
+                found.forks -= 1
+                raise
+        session = session or self._model.session(max_context=self._max_context)
         begun = session.position
+        checkpoints = self._checkpoints(ids, begun, is_sparse=is_sparse)
         self._make_room(session, len(ids) - begun + max_new_tokens)
-        return Begun(session, begun, is_sparse, self._checkpoints(ids, begun, is_sparse=is_sparse))
+        return Begun(session, begun, is_sparse, checkpoints, source)
 
-    async def keep(self, session: Session, *, is_sparse: bool) -> None:
+    def require_fit(self, tokens: int) -> None:
+        """Raises: ApiError if a context of so many tokens would not fit even if there were no other."""
+        limit = self._max_cache_bytes
+        size = self._model.state_bytes(min(tokens, self._max_context))
+        if limit is not None and size > limit:
+            raise ApiError(
+                400,
+                f"the prompt and its answer of {tokens} tokens take {format_bytes(size)}, and the server has "
+                f"{format_bytes(limit)} for caches (--max-cache): shorten the prompt or ask for less",
+                code="context_length_exceeded",
+            )
+
+    async def keep(self, begun: Begun) -> None:
         """Keep a session whose answer has ended, in place of those whose contexts it continues."""
+        session, is_sparse = begun.session, begun.is_sparse
+        if begun.source is not None:
+            begun.source.forks -= 1
         tokens = session.tokens[: session.past_length]
         waiting = [each for each in self._held if each.kept is None and np.array_equal(each.ids, tokens)]
-        if len(tokens) < LEAST_TOKENS and not waiting:
+        if (len(tokens) < LEAST_TOKENS or self._max_contexts == 0) and not waiting:
             return
         try:
-            await asyncio.to_thread(session.checkpoint)
-        except RunError:  # a step has failed, and the context is lost
+            await in_thread(session.checkpoint)
+        except SalaError as error:  # a step has failed, for example, and the context is lost
+            logger.info("a context of %d tokens is not kept: %s", len(tokens), error)
             return
         kept = Kept(session, tokens, session.checkpoints, is_sparse, next(self._clock))
         for held in waiting:
@@ -163,9 +187,9 @@ class KeptContexts:
         self._kept.append(kept)
         self._keep_few(spared=kept)
         if self._store is not None and is_sparse and not self._must_stay(kept):
-            task = asyncio.create_task(self._save(kept))
-            self._saves.add(task)
-            task.add_done_callback(self._saves.discard)
+            self._unsaved.append(kept)
+            if self._saver is None or self._saver.done():
+                self._saver = asyncio.create_task(self._save_all())
 
     def hold(self, ids: Ids, *, is_stored: bool = False) -> Held:
         """Let the context of these tokens stay when it has been read, until `release`.
@@ -217,8 +241,8 @@ class KeptContexts:
 
     async def close(self) -> None:
         """Wait for what is being saved, and let go of all contexts."""
-        while self._saves:
-            await asyncio.wait(self._saves)
+        if self._saver is not None:
+            await asyncio.wait((self._saver,))
         self._kept.clear()
         self._held.clear()
 
@@ -261,10 +285,24 @@ class KeptContexts:
                 if error.code != "OutOfMemory" or not self._evict(spared=spared):
                     raise
 
+    async def _from_store(self, ids: Ids, cached: int) -> Session | None:
+        """A session that the store has of a prompt. None if it has not clearly more than `cached` tokens of it."""
+        if self._store is None or cached == len(ids):
+            return None
+        try:
+            stored = await asyncio.to_thread(self._store.longest, self._model, ids)
+            if stored - cached <= stored // _RESTORED_PER_READ or stored < self._model.dense_len:
+                return None
+            self._evict_until(lambda: self._is_within_limit(stored))
+            return await self._with_room(lambda: self._restored(ids[:stored]), spared=None)
+        except StateError as error:
+            logger.warning("the state store fails, so a prompt is read anew: %s", error)
+            return None
+
     async def _restored(self, ids: Ids) -> Session:
         store = self._store
         assert store is not None
-        return await asyncio.to_thread(self._model.restore_longest, store, ids, max_context=self._max_context)
+        return await in_thread(self._model.restore_longest, store, ids, max_context=self._max_context)
 
     async def _forked(self, kept: Kept, position: int) -> Session:
         kept.last_used = next(self._clock)
@@ -275,7 +313,7 @@ class KeptContexts:
             return session
 
         async with kept.lock:
-            return await asyncio.to_thread(fork)
+            return await in_thread(fork)
 
     def _checkpoints(self, ids: Ids, begun: int, *, is_sparse: bool) -> list[int]:
         """Where the next prompt may leave this one: where the last one did, and shortly before the end."""
@@ -332,37 +370,42 @@ class KeptContexts:
         return True
 
     def _evict(self, *, spared: Kept | None) -> bool:
-        unused = [
-            kept for kept in self._kept if kept is not spared and not kept.lock.locked() and not self._must_stay(kept)
-        ]
+        unused = [kept for kept in self._kept if kept is not spared and not self._is_used(kept)]
         if not unused:
             return False
         self._drop(min(unused, key=lambda kept: kept.last_used))
         return True
 
+    def _is_used(self, kept: Kept) -> bool:
+        return kept.forks > 0 or kept.lock.locked() or self._must_stay(kept)
+
     def _drop(self, kept: Kept) -> None:
         self._kept.remove(kept)
+        if kept in self._unsaved:
+            self._unsaved.remove(kept)
         for held in self._held:
             if held.kept is kept:
                 held.kept = None
 
-    async def _save(self, kept: Kept) -> None:
-        """Save a context, so that it outlives the process."""
-        async with self._store_lock:
-            if kept.is_forgotten:
-                return
-            try:
-                await self._saved(kept)
-            except SalaError as error:
-                logger.warning("a context of %d tokens was not saved: %s", len(kept.tokens), error)
+    async def _save_all(self) -> None:
+        """Save contexts one by one, so that they outlive the process."""
+        while self._unsaved:
+            async with self._store_lock:
+                kept = self._unsaved.pop(0) if self._unsaved else None
+                if kept is None or kept.is_forgotten:
+                    continue
+                try:
+                    await self._saved(kept)
+                except SalaError as error:
+                    logger.warning("a context of %d tokens was not saved: %s", len(kept.tokens), error)
 
     async def _saved(self, kept: Kept) -> None:
         """Save a fork, so that others can be made meanwhile."""
         store = self._store
         assert store is not None
         async with kept.lock:
-            copy = await asyncio.to_thread(kept.session.fork)
-        await asyncio.to_thread(store.save, copy)
+            copy = await in_thread(kept.session.fork)
+        await in_thread(store.save, copy)
         kept.session.take_stored(copy)
 
 

@@ -64,7 +64,7 @@ def add_page(app: FastAPI) -> None:
 
 
 def is_page(path: str) -> bool:
-    """Whether a path of the server belongs to the page, which holds no secret."""
+    """True for a path of the page, which holds no secret."""
     return path == "/" or path.startswith("/page/")
 
 

@@ -17,7 +17,7 @@ from .kept import KeptContexts
 from .metrics import Metrics
 from .parsing import FORMATS, choose_format
 from .prompts import Prompts
-from .settings import Settings
+from .settings import MAX_SESSIONS, Settings
 
 if TYPE_CHECKING:
     from ..runtime.model import Model
@@ -82,7 +82,13 @@ class Service:
             max_cache_bytes=settings.max_cache_bytes,
         ) as scheduler:
             answers = Answers(
-                tokenizer, scheduler, contexts, metrics, max_context=max_context, max_wait=settings.max_wait
+                tokenizer,
+                scheduler,
+                contexts,
+                metrics,
+                max_context=max_context,
+                max_wait=settings.max_wait,
+                most_requests=(settings.max_sessions or MAX_SESSIONS) + settings.max_waiting,
             )
             metrics.watch("sala_cache_bytes", "Bytes of the caches of all sessions.", lambda: model.cache_bytes)
             metrics.watch("sala_kept_contexts", "Contexts that requests can go on from.", lambda: len(contexts))
@@ -91,9 +97,12 @@ class Service:
             service = cls(model, tokenizer, settings, answers=answers, kept=contexts, store=store, metrics=metrics)
             await service.contexts.refresh()
             metrics.watch("sala_named_contexts", "Contexts with names.", lambda: len(service.contexts))
-            yield service
-            await answers.drain()
-            await contexts.close()
+            try:
+                yield service
+            finally:
+                service.is_draining = True
+                await answers.drain()
+                await contexts.close()
 
     @cached_property
     def grammars(self) -> Grammars:

@@ -14,7 +14,8 @@ from ..errors import RequestError
 from ..specs import parse_tokens
 
 LEAST_KEY_CHARACTERS = 16
-DEFAULT_PORT = 8000
+MAX_SESSIONS = 8
+"""Requests that are answered at once by default, if the engine serves so many."""
 _LIMITS = {"contexts": "8", "context-tokens": "4M"}
 """What may stand behind a key, each with an example."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,11 +15,15 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from support.documents import ROOT, forbidden_names
+from support.passkey_text import passkey_text_bundle
+from support.server import running_server
+
+from sala_export.cli.cmd_serve import serve
 
 DOCKER = ROOT / "docker"
 DOCKERFILE = DOCKER / "Dockerfile"
-FILES = [*sorted(DOCKER.iterdir()), ROOT / ".dockerignore"]
-IMAGES = pytest.mark.parametrize("image", ["builder", "runtime"])
+FILES = [*sorted(path for path in DOCKER.iterdir() if path.name != ".env"), ROOT / ".dockerignore"]
+IMAGES = pytest.mark.parametrize("image", ["builder", "runtime", "serve"])
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 UNPINNED = {"triton"}
@@ -89,7 +94,7 @@ def test_stages_start_from_one_tagged_release_with_or_without_python() -> None:
     assert re.fullmatch(rf"python:3\.\d+-slim-{release[1]}", python.pop())
 
 
-@pytest.mark.parametrize("image", ["builder", "runtime", "edge"])
+@pytest.mark.parametrize("image", ["builder", "runtime", "serve", "edge"])
 def test_image_runs_as_an_ordinary_user_and_checks_itself(image: str) -> None:
     names = [name for name, _ in stages()[image]]
     (user,) = arguments_of(image, "USER")
@@ -132,20 +137,62 @@ def test_build_context_holds_what_the_package_is_built_from() -> None:
 
 
 def test_every_dependency_is_pinned_within_its_range() -> None:
-    pinned, needed = pins("constraints.txt"), dependencies("torch", "build", "gpu")
+    pinned, needed = pins("constraints.txt"), dependencies("torch", "build", "gpu", "serve")
     assert needed.keys() - pinned.keys() == UNPINNED
     wrong = [str(need) for name, need in needed.items() if name in pinned and pinned[name] not in need.specifier]
     assert wrong == []
 
 
 @pytest.mark.parametrize(
-    ("image", "wheel"), [("builder", '"$(echo /wheels/*.whl)[torch]"'), ("runtime", "/wheels/*.whl")]
+    ("image", "wheel"),
+    [
+        ("builder", '"$(echo /wheels/*.whl)[torch]"'),
+        ("runtime", "/wheels/*.whl"),
+        ("serve", '"$(echo /wheels/*.whl)[serve,gpu]"'),
+    ],
 )
 def test_image_installs_the_wheel_for_what_it_does(image: str, wheel: str) -> None:
     (command,) = [run for run in arguments_of(image, "RUN") if "pip install" in run]
     assert f"--constraint /constraints.txt {wheel} " in command
 
 
+def test_server_writes_to_its_volume_alone_and_wants_a_key() -> None:
+    (command,) = arguments_of("serve", "CMD")
+    name, *arguments = json.loads(command)
+    given = serve.make_context(name, arguments).params
+    (volumes,) = arguments_of("serve", "VOLUME")
+    (volume,) = map(Path, json.loads(volumes))
+    # What TensorRT compiles is kept beside the bundle.
+    assert (given["state_store"].parent, given["bundle"].parent) == (volume, volume)
+    assert (given["host"], given["api_key_file"].name) == ("0.0.0.0", "keys")
+    assert arguments_of("serve", "EXPOSE") == [str(given["port"])]
+    assert arguments_of("serve", "STOPSIGNAL") == ["SIGTERM"]
+
+
+def test_health_check_tells_whether_the_server_answers() -> None:
+    with running_server(passkey_text_bundle()) as server:
+        port = server.url.rpartition(":")[2]
+        assert health_check(port) == 0
+        server.service.is_draining = True
+        assert health_check(port) == 1
+    assert health_check(port) == 1
+
+
+def health_check(port: str) -> int:
+    """The exit code of the server's health check at another port, where the environment names a proxy that is none."""
+    (check,) = arguments_of("serve", "HEALTHCHECK")
+    (exposed,) = arguments_of("serve", "EXPOSE")
+    program, *arguments = json.loads(check.partition("CMD ")[2])
+    assert program == "python"
+    assert arguments[-1].count(exposed) == 1
+    arguments[-1] = arguments[-1].replace(exposed, port)
+    environment = {**os.environ, "http_proxy": "http://127.0.0.1:9"}
+    return subprocess.run(
+        [sys.executable, *arguments], env=environment, stderr=subprocess.DEVNULL, check=False
+    ).returncode
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.name)
 def test_no_machine_and_no_registry_is_named(file: Path) -> None:
-    assert forbidden_names(file.read_text(encoding="utf-8")) == []
+    text = file.read_text(encoding="utf-8").replace(" /tmp:", " ")  # a folder of the container
+    assert forbidden_names(text) == []

@@ -25,6 +25,7 @@ NOT_RUN = {
     "scripts/test.sh": "runs the tests that run this one",
     "scripts/gpu_pack.sh": "builds for another Python, minutes; tests/scripts/ tests it",
     "sala-export kernels": "takes two minutes to take every kernel apart; tests/kernel_report/ does it",
+    "sala-export serve": "does not end by itself; tests/serving/ runs it",
     "source ": "changes the shell of the reader",
     "pip install": "changes the installation that the tests run in",
     "python3 -m venv": "is for the reader's own environment; tests/test_extras.py makes one",
@@ -43,7 +44,7 @@ NOT_RUN = {
 }
 """Commands that the test of a page leaves out, by how they begin, and why."""
 
-SNIPPETS_NOT_RUN = {"cuda:1": GPU}
+SNIPPETS_NOT_RUN = {"cuda:1": GPU, "client.chat.completions": "needs a server; tests/serving/ asks one"}
 """Python snippets that are left out, by a text in them, and why."""
 
 QUICKLY = {

@@ -185,8 +185,8 @@ export class Chat {
       } else throw error;
     } finally {
       answer.progress = null;
+      await this.#save(conversation); // what is seen to have ended is there after a reload
       this.#turns.delete(conversation.id);
-      this.#save(conversation);
       if (conversation === this.current) {
         this.#draw();
         this.#follow();
@@ -212,10 +212,11 @@ export class Chat {
     }
   }
 
-  #save(conversation) {
+  async #save(conversation) {
     if (conversation.isGone) return;
     conversation.updated = Date.now();
-    store.save(conversation).then(() => this.#handlers.changed());
+    await store.save(conversation);
+    this.#handlers.changed();
   }
 
   rename(title) {
