@@ -140,18 +140,22 @@ class Connection(HttpToolsProtocol):
 
     def _look(self) -> None:
         """End the connection if the client does not do its part, or look again later."""
-        now, max_silence = self.loop.time(), self._settings.max_silence
-        untaken = self.transport.get_write_buffer_size()
-        if not untaken or untaken <= self._untaken_bytes - LEAST_BYTES:
-            self._note_taken()
-        # While parts of an answer are still made, a few bytes may well lie there.
-        is_owed = self._is_idle or self.transport.is_closing() or self.flow.write_paused
-        if (untaken and is_owed and now - self._untaken_since >= max_silence) or (
-            not untaken and self._header_since is not None and now - self._header_since >= max_silence
-        ):
+        max_silence, since = self._settings.max_silence, self._silent_since()
+        if since is not None and self.loop.time() - since >= max_silence:
             self.transport.abort()
         else:
             self._look_later = self.loop.call_later(max_silence / _LOOKS, self._look)
+
+    def _silent_since(self) -> float | None:
+        """When the client began to owe what it still owes: to take an answer, or to send a header. None: nothing."""
+        untaken = self.transport.get_write_buffer_size()
+        if untaken <= max(self._untaken_bytes - LEAST_BYTES, 0):
+            self._note_taken()
+        if not untaken:
+            return self._header_since
+        # While parts of an answer are still made, a few bytes may well lie there.
+        is_owed = self._is_idle or self.transport.is_closing() or self.flow.write_paused
+        return self._untaken_since if is_owed else None
 
     def _refuse_header(self) -> None:
         self._refuse(ApiError(431, f"the header has more than {MOST_HEADER_BYTES} bytes: send a shorter one"))

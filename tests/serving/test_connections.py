@@ -210,8 +210,8 @@ def test_command_serves_the_address_that_it_prints_and_shows_requests() -> None:
         assert process.stderr is not None
         try:
             url = next(found[1] for line in process.stderr if (found := re.search(r"at (http://\S+)", line)))
-            assert httpx2.get(f"{url}/health", headers={"X-Forwarded-For": "192.0.2.1"}).status_code == 200
-            assert re.fullmatch(r"info: 127\.0\.0\.\d GET /health 200 [\d.]+ s\n", process.stderr.readline())
+            assert httpx2.get(f"{url}/version", headers={"X-Forwarded-For": "192.0.2.1"}).status_code == 200
+            assert re.fullmatch(r"info: 127\.0\.0\.\d GET /version 200 [\d.]+ s\n", process.stderr.readline())
         finally:
             process.terminate()
     assert process.returncode == 0
