@@ -145,6 +145,19 @@ def test_request_ahead_of_an_answer_ends_the_connection(connect: Callable[[], so
     assert rest(client).count(b"HTTP/1.1 200") == 1
 
 
+def test_client_with_a_request_ahead_can_leave(server: RunningServer, connect: Callable[[], socket.socket]) -> None:
+    body = json.dumps({"model": MODEL, "prompt": "k1", "max_tokens": 100_000, "ignore_eos": True}).encode()
+    header = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    client = connect()
+    client.sendall(f"{header}Content-Length: {len(body)}\r\n\r\n".encode() + body + HEALTH + b"\r\n")
+    time.sleep(SILENCE)
+    client.close()
+    end, left = time.monotonic() + PATIENCE, 'sala_requests_total{endpoint="/v1/completions",status="499"} 1.0'
+    while time.monotonic() < end and left not in httpx2.get(f"{server.url}/metrics").text:
+        time.sleep(0.1)
+    assert left in httpx2.get(f"{server.url}/metrics").text
+
+
 def test_body_that_nobody_reads_ends_the_connection(connect: Callable[[], socket.socket]) -> None:
     client = connect()
     client.sendall(HEALTH + b"Content-Length: 100000\r\n\r\n{")
