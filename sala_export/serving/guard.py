@@ -20,7 +20,7 @@ from .page import is_page
 from .settings import Caller, Settings
 
 OPEN_PATHS = frozenset({"/health"})
-"""What needs no key."""
+"""What needs no key and no name: a check of health says nothing."""
 TEXT_PATH = "/v1/contexts"
 """Where a text of any size is sent."""
 _LEAST_BYTES = 1 << 16
@@ -75,14 +75,14 @@ class Guard:
         headers = Headers(scope=scope)
         settings = self._settings
         path = scope["path"]
+        if path in OPEN_PATHS:
+            return
         if settings.hosts and _host(headers.get("host", "")) not in settings.hosts:
             raise ApiError(
                 403,
                 f"this server is not called {headers.get('host', '')!r}: give that name to --allow-host if it is yours",
                 code="wrong_host",
             )
-        if path in OPEN_PATHS:
-            return
         caller = settings.keys.caller(_key(headers)) if settings.keys and not is_page(path) else Caller()
         if caller is None:
             raise ApiError(
