@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     from ..serving.settings import Settings
 
 
-_MAX_BATCH = 8
-"""Sessions that a step of a new engine serves, as many as a server answers at once."""
-
-
 def _limits(command: Any) -> Any:
     """Add the options that keep clients from taking all of the machine."""
     for option in (
@@ -202,8 +198,10 @@ def serve(
 def _built(console: Console, model: Path, gpu: str, options: dict[str, Any]) -> Path:
     """The bundle of a model for some cards, which is built if it is not in this folder."""
     from ..building.pipeline import build_bundle
+    from ..serving.settings import MAX_SESSIONS
 
-    most = options["max_sessions"] or _MAX_BATCH
+    # A step of the new engine serves as many sessions as the server answers at once.
+    most = options["max_sessions"] or MAX_SESSIONS
     request = build_request(gpu, str(model), max_batch=most, max_context=options["max_context"])
     if request.output.exists():
         console.print(f"{request.output} is there already, so nothing is built", soft_wrap=True)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from ..runtime.options import GenerateOptions
 from .answers import AnswerRequest, End, Piece, Progress, Token, Usage
 from .errors import invalid, unsupported
 from .parsing import Event as Parsed
@@ -136,16 +135,12 @@ async def prepare(service: Service, turn: ChatTurn) -> PreparedChat:
     )
     form = service.output_format
     begins = reasoning_begins(form, prompt.end)
-    seed = turn.sampling.chosen_seed()
-    options: list[GenerateOptions] = []
-    for choice in range(turn.choices):
-        chosen = turn.sampling.sampling(service.stop_tokens, choice=choice, seed=seed)
-        chosen["max_new_tokens"] = most_new
-        if turn.logprobs is not None:
-            chosen["logprobs"] = turn.logprobs
+    options = turn.sampling.options(
+        service.stop_tokens, choices=turn.choices, max_new_tokens=most_new, logprobs=turn.logprobs
+    )
+    for chosen in options:
         if (constraint := await _constraint(service, turn, prompt.end)) is not None:
             chosen["constraint"] = constraint
-        options.append(chosen)
     service.model.check_generate(**options[0])
     request = AnswerRequest(
         ids=prompt.ids,

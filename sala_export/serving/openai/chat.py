@@ -29,13 +29,13 @@ from .messages import (
     template_messages,
     template_tools,
 )
-from .parameters import Accepted, SamplingParameters, StreamOptions
+from .parameters import Accepted, SamplingParameters, Streaming
 from .response_format import ResponseFormat, schema_of
 
 _CHUNK = "chat.completion.chunk"
 
 
-class ChatRequest(SamplingParameters, Accepted):
+class ChatRequest(SamplingParameters, Streaming, Accepted):
     """A request for the next message of a conversation."""
 
     UNSUPPORTED: ClassVar[Mapping[str, str]] = {
@@ -52,11 +52,6 @@ class ChatRequest(SamplingParameters, Accepted):
     model: str = Field(min_length=1, max_length=1024)
     messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
     max_completion_tokens: int | None = Field(default=None, ge=1, lt=2**31, description="Another name of max_tokens.")
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    return_progress: bool = Field(
-        default=False, description="In a stream, tell how much of the prompt has been read (prompt_progress)."
-    )
     logprobs: bool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     modalities: list[Literal["text"]] | None = None
@@ -83,8 +78,7 @@ class ChatRequest(SamplingParameters, Accepted):
             forced = ANY_TOOL
         if self.top_logprobs is not None and not self.logprobs:
             raise invalid("top_logprobs", "top_logprobs is given without logprobs: set logprobs to true")
-        if self.stream_options is not None and not self.stream:
-            raise invalid("stream_options", "stream_options is given without stream: set stream to true")
+        self.require_stream()
         limit = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
         turn = ChatTurn(
             messages=template_messages(self.messages),
@@ -138,7 +132,6 @@ class Completion:
 
     async def chunks(self) -> AsyncGenerator[bytes]:
         """The answer as server-sent events. The first comes when the request has been accepted."""
-        options = self._request.stream_options or StreamOptions()
         has_begun = False
         async with aclosing(self._chat.events(self._service)) as events:
             async for each in events:
@@ -154,7 +147,7 @@ class Completion:
                 else:
                     for data in self._deltas(each):
                         yield data
-        if options.include_usage:
+        if self._request.includes_usage:
             yield event({**self._head, "object": _CHUNK, "choices": [], "usage": described_usage(self._chat.usage)})
         yield DONE
 

@@ -19,7 +19,7 @@ from ..kept import Ids
 from ..service import Service
 from ..stream import DONE, event
 from .described import described_progress, described_usage, finite
-from .parameters import IDS_SCHEMA, Accepted, SamplingParameters, StreamOptions, checked_ids
+from .parameters import IDS_SCHEMA, Accepted, SamplingParameters, Streaming, checked_ids
 
 _DEFAULT_MAX_TOKENS = 16
 """OpenAI's, for this endpoint."""
@@ -47,7 +47,7 @@ _ONE_PROMPT = [{"type": "string"}, {**IDS_SCHEMA, "minItems": 1}]
 _PROMPTS = {"type": "array", "items": {"anyOf": _ONE_PROMPT}, "minItems": 1, "maxItems": _MOST_PROMPTS}
 
 
-class CompletionRequest(SamplingParameters, Accepted):
+class CompletionRequest(SamplingParameters, Streaming, Accepted):
     """A request to go on with a text."""
 
     UNSUPPORTED: ClassVar[Mapping[str, str]] = {
@@ -62,19 +62,13 @@ class CompletionRequest(SamplingParameters, Accepted):
         PlainValidator(_checked_prompt),
         WithJsonSchema({"anyOf": [*_ONE_PROMPT, _PROMPTS]}),
     ]
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    return_progress: bool = Field(
-        default=False, description="In a stream, tell how much of the prompt has been read (prompt_progress)."
-    )
     logprobs: int | None = Field(default=None, ge=0, le=20)
     add_special_tokens: bool = Field(default=True, description="Begin the prompt as the tokenizer begins texts.")
 
     async def prepare(self, service: Service) -> list[AnswerRequest]:
         """Look at the request, and make its prompts. Raises: ApiError or SalaError for what is wrong with it."""
         service.require_model(self.model)
-        if self.stream_options is not None and not self.stream:
-            raise invalid("stream_options", "stream_options is given without stream: set stream to true")
+        self.require_stream()
         prompts = [await self._ids(service, prompt) for prompt in self._prompts()]
         return [self._request(service, ids) for ids in prompts]
 
@@ -93,13 +87,7 @@ class CompletionRequest(SamplingParameters, Accepted):
 
     def _request(self, service: Service, ids: Ids) -> AnswerRequest:
         room = service.answers.room_for(len(ids), self.max_tokens, _DEFAULT_MAX_TOKENS)
-        seed, options = self.chosen_seed(), []
-        for choice in range(self.n or 1):
-            chosen = self.sampling(service.stop_tokens, choice=choice, seed=seed)
-            chosen["max_new_tokens"] = room
-            if self.logprobs is not None:
-                chosen["logprobs"] = self.logprobs
-            options.append(chosen)
+        options = self.options(service.stop_tokens, choices=self.n or 1, max_new_tokens=room, logprobs=self.logprobs)
         service.model.check_generate(**options[0])
         return AnswerRequest(
             ids=ids,
@@ -149,7 +137,7 @@ class TextCompletion:
                     offsets[index] = choice.end
                 described = choice.described() | ({} if isinstance(each, End) else {"finish_reason": None})
                 yield event({**self._head, "choices": [described], **further})
-        if self._request.stream_options is not None and self._request.stream_options.include_usage:
+        if self._request.includes_usage:
             yield event({**self._head, "choices": [], "usage": self._usage()})
         yield DONE
 

@@ -20,7 +20,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from ...runtime.options import GenerateOptions
-from ..errors import unsupported
+from ..errors import invalid, unsupported
 
 Token = Annotated[int, Field(ge=0, lt=2**31)]
 Stop = Annotated[str, Field(min_length=1, max_length=1024)]
@@ -113,6 +113,26 @@ class StreamOptions(Refusing):
     include_obfuscation: bool = Field(default=False, description="Accepted and without effect.")
 
 
+class Streaming(Refusing):
+    """An answer comes in one piece or as a stream, which may tell more."""
+
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    return_progress: bool = Field(
+        default=False, description="In a stream, tell how much of the prompt has been read (prompt_progress)."
+    )
+
+    def require_stream(self) -> None:
+        """Raises: ApiError if there are options of a stream and no stream."""
+        if self.stream_options is not None and not self.stream:
+            raise invalid("stream_options", "stream_options is given without stream: set stream to true")
+
+    @property
+    def includes_usage(self) -> bool:
+        """True if a stream ends with the usage of tokens."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
 class SamplingParameters(Refusing):
     """How tokens are chosen, and when the answer ends."""
 
@@ -136,9 +156,15 @@ class SamplingParameters(Refusing):
     n: int | None = Field(default=None, ge=1, le=MOST_CHOICES, description="Answers to the same prompt.")
     priority: int = Field(default=0, ge=-1000, le=1000, description="Requests of a larger number begin first.")
 
-    def sampling(self, model_stop_tokens: Sequence[int], *, choice: int, seed: int) -> GenerateOptions:
-        """The options of one choice. Args: seed: as `chosen_seed` gave it for the request."""
-        options: GenerateOptions = {
+    def options(
+        self, model_stop_tokens: Sequence[int], *, choices: int, max_new_tokens: int, logprobs: int | None
+    ) -> list[GenerateOptions]:
+        """The options of each choice. They differ in their seeds.
+
+        Args: logprobs: as in `GenerateOptions`.
+        """
+        common: GenerateOptions = {
+            "max_new_tokens": max_new_tokens,
             "temperature": 1.0 if self.temperature is None else self.temperature,
             "top_p": 1.0 if self.top_p is None else self.top_p,
             "top_k": max(self.top_k or 0, 0),
@@ -146,16 +172,12 @@ class SamplingParameters(Refusing):
             "repetition_penalty": 1.0 if self.repetition_penalty is None else self.repetition_penalty,
             "frequency_penalty": self.frequency_penalty or 0.0,
             "presence_penalty": self.presence_penalty or 0.0,
-            "seed": (seed + choice) % 2**64,
+            "logit_bias": self.logit_bias,
             "stop_tokens": [*(() if self.ignore_eos else model_stop_tokens), *(self.stop_token_ids or ())],
+            "logprobs": logprobs,
         }
-        if self.logit_bias:
-            options["logit_bias"] = self.logit_bias
-        return options
-
-    def chosen_seed(self) -> int:
-        """The seed of the request, or one of chance."""
-        return secrets.randbits(63) if self.seed is None else self.seed % 2**64
+        seed = secrets.randbits(63) if self.seed is None else self.seed
+        return [{**common, "seed": (seed + choice) % 2**64} for choice in range(choices)]
 
     @property
     def stop_strings(self) -> list[str]:
