@@ -24,7 +24,8 @@ def test_published_sizes_are_served(head_dim: int) -> None:
     ("change", "dtype", "named"),
     [
         ({}, "float32", ["activations are float32", "bfloat16"]),
-        ({"head_dim": 96}, "bfloat16", ["head_dim = 96", "head_dim = 64; head_dim = 128"]),
+        ({"head_dim": 96}, "bfloat16", ["head_dim = 96", "head_dim = 64", "head_dim = 128"]),
+        ({"block_size": 32}, "bfloat16", ["block_size = 32, kernel_stride = 16: kernels", "block_size = 64"]),
         ({"num_heads": 64}, "bfloat16", ["fdiv(num_heads, num_kv_heads) is 32", "<= 16"]),
         ({"topk": 67}, "bfloat16", ["topk - init_blocks - 1 is 65", "<= 64"]),
     ],
@@ -57,7 +58,7 @@ def test_lowering_for_an_architecture_without_warp_groups_gives_an_h100_its_inst
     kernel_set = KERNEL_SETS["infllmv2_attention"]
     launch = next(launch for launch in kernel_set.launches if launch.name == "infllmv2_attend_kernel")
     contract = next(contract for contract in CONTRACTS if contract.name == "infllmv2_attention")
-    job = compile_job(contract, kernel_set, launch, activation="bfloat16", variant={"head_dim": 128}, sm=86)
+    job = compile_job(contract, kernel_set, launch, activation="bfloat16", variant=kernel_set.aot_variants[-1], sm=86)
     source = ASTSource(launch.kernel, dict(job.signature), dict(job.constexprs))
     options = {"num_warps": job.num_warps, "num_stages": job.num_stages, "enable_fp_fusion": True}
     compiled, own = (

@@ -62,7 +62,7 @@ def infllmv2_append_kernel(
     num_heads: tl.tensor,
     num_kv_heads: tl.tensor,
     kernel_size: tl.tensor,
-    kernel_stride: tl.tensor,
+    kernel_stride: tl.constexpr,
     head_dim: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_N: tl.constexpr,

@@ -27,7 +27,7 @@ def infllmv2_decode_attend_kernel(
     num_heads: tl.tensor,
     num_kv_heads: tl.tensor,
     scale: tl.tensor,
-    block_size: tl.tensor,
+    block_size: tl.constexpr,
     topk: tl.tensor,
     window_size: tl.tensor,
     init_blocks: tl.tensor,
