@@ -67,7 +67,7 @@ def compile_job(
     """
     constants = kernel_set.compile_time(launch, sm, variant)
     pointers = {tensor.name: tensor.dtype for tensor in (*contract.inputs, *contract.outputs)}
-    pointers |= {workspace.name: workspace.dtype for workspace in kernel_set.workspaces}
+    pointers |= {workspace.name: workspace.dtype for workspace in (*kernel_set.workspaces, *kernel_set.counters)}
     floats = {a.name for a in contract.attributes if a.type is float}
     integers = {a.name for a in contract.attributes if a.type is int} | set(contract.dims)
     signature: list[tuple[str, str]] = []

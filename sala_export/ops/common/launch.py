@@ -2,9 +2,9 @@
 
 A launch names a Triton kernel and its grid. Its arguments follow from the kernel's own parameter names:
 
-* `<tensor>_ptr` is the buffer of that name: an input, an output or a workspace of the operator. An output that updates
-  an input has no buffer of its own; kernels take the input's. Buffers are contiguous and start at a multiple of 16
-  bytes, which a compiler may be told.
+* `<tensor>_ptr` is the buffer of that name: an input, an output, a workspace or a counter of the operator. An output
+  that updates an input has no buffer of its own; kernels take the input's. Buffers are contiguous and start at a
+  multiple of 16 bytes, which a compiler may be told.
 * a `tl.constexpr` parameter is fixed at compile time: by the `Tile` of the architecture, by `KernelSet.constants`, or
   as one of `KernelSet.variant_attributes`;
 * any other parameter is the dimension, integer attribute or float attribute of that name, passed as int32 or float32.
@@ -153,6 +153,12 @@ class KernelSet:
     """Compile-time numbers common to all launches and tiles, passed to the kernels that name them as `constexpr`."""
     float32_head_dim: Mapping[int, int] = field(default_factory=dict)
     """The largest head_dim in float32, by architecture: shared memory holds the tiles of no larger one."""
+    counters: tuple[Workspace, ...] = ()
+    """Small int32 buffers that are zero before the first call, and that each call leaves zero again.
+
+    Whoever makes an instance of the operator owns them for as long as it lives. Calls that may run at the same time
+    have counters of their own.
+    """
 
     def __post_init__(self) -> None:
         common = self.constants.keys() | set(self.variant_attributes)

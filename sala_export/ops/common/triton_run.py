@@ -94,7 +94,7 @@ def bind_kernels(
     given: Mapping[str, Tensor] = MappingProxyType({}),
     sm: int | None = None,
 ) -> BoundCall:
-    """Check a call, allocate its outputs and workspaces, and bind every launch to them; nothing runs yet.
+    """Check a call, allocate its outputs, workspaces and counters, and bind every launch to them; nothing runs yet.
 
     Args: contiguous `inputs` of one device, in the order of the contract; all attributes by name; `given`, outputs and
         workspaces that are there already, by name, of their shapes and types; `sm`, the architecture whose tiles and
@@ -127,6 +127,9 @@ def bind_kernels(
         )
     for workspace in kernel_set.workspaces:
         buffers[workspace.name] = new(workspace.name, workspace.dtype, workspace.shape)
+    for counter in kernel_set.counters:
+        extents = [evaluate(extent, sizes) for extent in counter.shape]
+        buffers[counter.name] = torch.zeros(extents, dtype=torch.int32, device=inputs[0].device)
     sequence = kernel_set.decode if names["T"] == 1 else kernel_set.prefill
     values = {**attributes, **names}
     # Triton then lowers for that architecture, to code that the GPU present can load.
