@@ -231,17 +231,20 @@ def told_by_tools(cubin: bytes) -> CubinFacts:
         for found in [range(labels[branch[1]], position + 1)]
         if set(places) & set(found)
     ]
-    innermost = [loop for loop in loops if not any(set(other) < set(loop) for other in loops)]
-    counts = [(len(set(places) & set(loop)), -len(loop), loop) for loop in innermost]
-    body = max(counts, default=(0, 0, range(0)), key=lambda count: count[:2])[2]
-    products = [instructions[position] for position in body if position in places]
+    counts = {
+        loop: sum(position in loop for position in places)
+        for loop in loops
+        if not any(set(other) < set(loop) for other in loops)
+    }
+    bodies = sorted((loop for loop in counts if counts[loop] == max(counts.values())), key=lambda loop: loop.start)
+    products = [instructions[position] for position in places if bodies and position in bodies[0]]
     return CubinFacts(
         registers=values["REG"],
         stack_bytes=values["STACK"] + values["LOCAL"],
         static_shared_bytes=values["SHARED"],
         spill_instructions=sum(bool(re.search(r"\b(LDL|STL)\b", text)) for text in instructions),
         tensor_core_instructions=len(products),
-        loop_instructions=len(body),
+        loop_instructions=tuple(map(len, bodies)),
         uses_warp_groups=any("HGMMA" in text for text in products),
     )
 
