@@ -13,6 +13,21 @@ A launch names a Triton kernel and its grid. Its arguments follow from the kerne
 Grids and workspace shapes are expressions (`expr.py`) over dimensions, integer attributes and `KernelSet.constants`,
 never over positions, so that a captured CUDA graph serves every step of a sequence. Grids may also name the tile's
 constants. Workspace shapes may not: TensorRT asks for their size before it knows the GPU.
+
+**Dependent launches.** Where the architecture lets it, a `Launch.dependent` begins before the launch before it in the
+stream has ended, which hides the time that a kernel takes to start. Its kernel takes the constant `DEPENDENT`, 1 where
+that is so and 0 elsewhere, and hands it to the functions of `dependent.py`:
+
+* `let_next_launch_begin`, first of all, if the launch after it in the sequence is dependent. That one begins when all
+  programs of this one have come here or ended. It takes no room from them, because all of them run by then. The last
+  launch of a sequence calls nothing: the kernel after it is not ours.
+* `wait_for_earlier_launches`, next. Every program calls it, also one that has nothing to do. Before it, a program reads
+  and writes no device memory but weights, which no launch writes. It returns when the launch before has ended and all
+  that it wrote can be read. That launch ended only after its own wait had returned, and so on: all launches before have
+  ended. What a program writes after its wait cannot reach an earlier launch that still reads the old value either.
+
+The first launch of a sequence follows a kernel of TensorRT or torch. Such a kernel lets nothing begin early, so the
+launch begins when the programs of that kernel have ended, and waits until what they wrote can be read.
 """
 
 from __future__ import annotations
@@ -25,6 +40,10 @@ from ...specs import DType, TensorSpec
 from .contract import ACTIVATION, Rule
 from .expr import evaluate, identifiers
 from .targets import AOT_ARCHITECTURES
+
+
+DEPENDENT = "DEPENDENT"
+"""Name of the constant that tells a kernel whether its launch is dependent."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,8 +101,8 @@ class Product:
 class Launch:
     """One kernel launch of a sequence; launches of a sequence run in order on one stream.
 
-    Raises: ValueError naming the kernel if an architecture of `AOT_ARCHITECTURES` has no tile or another one has, or
-        if tiles set different constants.
+    Raises: ValueError naming the kernel if an architecture of `AOT_ARCHITECTURES` has no tile or another one has, if
+        tiles set different constants, or if it is dependent and the kernel does not take `DEPENDENT`.
     """
 
     kernel: Callable[..., Any]
@@ -91,6 +110,8 @@ class Launch:
     grid: tuple[str, str, str]
     tiles: Mapping[int, Tile]
     """Tiles by architecture, 10 * major + minor."""
+    dependent: bool = False
+    """The launch begins before the one before it has ended, where the architecture lets it."""
     main_loop: tuple[Product, ...] = ()
     """The products of one turn of the innermost loop that has any; empty for a kernel without tensor-core products."""
 
@@ -100,6 +121,8 @@ class Launch:
             raise ValueError(f"{self.name}: tiles are missing, or not wanted, for {wrong}")
         if len({frozenset(tile.constexprs) for tile in self.tiles.values()}) > 1:
             raise ValueError(f"{self.name}: its tiles set different constants")
+        if self.dependent and DEPENDENT not in self.kernel.arg_names:  # type: ignore[attr-defined]
+            raise ValueError(f"{self.name}: a dependent launch needs a kernel that takes {DEPENDENT}, and waits")
 
     @property
     def name(self) -> str:
@@ -109,6 +132,10 @@ class Launch:
     def tile_constants(self) -> frozenset[str]:
         """Names that every tile sets."""
         return frozenset(next(iter(self.tiles.values())).constexprs)
+
+    def is_dependent(self, sm: int) -> bool:
+        """Whether it begins before the launch before it has ended, on an architecture."""
+        return self.dependent and AOT_ARCHITECTURES[sm].has_dependent_launches
 
 
 HEAD_DIMS = (
@@ -161,7 +188,7 @@ class KernelSet:
     """
 
     def __post_init__(self) -> None:
-        common = self.constants.keys() | set(self.variant_attributes)
+        common = self.constants.keys() | set(self.variant_attributes) | {DEPENDENT}
         for launch in self.launches:
             if twice := launch.tile_constants & common:
                 raise ValueError(f"{launch.name}: tiles set {', '.join(sorted(twice))}, which the whole set has")
@@ -188,7 +215,12 @@ class KernelSet:
 
     def compile_time(self, launch: Launch, sm: int, variant: Mapping[str, int]) -> dict[str, int]:
         """Every number that is fixed when `launch` is compiled for an architecture and a variant, by name."""
-        return {**self.constants, **launch.tiles[sm].constexprs, **{n: variant[n] for n in self.variant_attributes}}
+        return {
+            **self.constants,
+            **launch.tiles[sm].constexprs,
+            **{n: variant[n] for n in self.variant_attributes},
+            DEPENDENT: int(launch.is_dependent(sm)),
+        }
 
 
 def unsupported_reason(kernel_set: KernelSet, attributes: Mapping[str, int | float], dtype: str) -> str | None:

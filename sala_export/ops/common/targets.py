@@ -25,6 +25,8 @@ class Architecture:
     shared_bytes: int
     is_arch_specific: bool
     """Triton compiles for `sm_<n>a`: the code runs on exactly this architecture."""
+    has_dependent_launches: bool
+    """A launch can begin before the one before it has ended (programmatic dependent launch)."""
 
     @property
     def shared_limit_bytes(self) -> int:
@@ -33,10 +35,18 @@ class Architecture:
 
 
 AOT_ARCHITECTURES: Mapping[int, Architecture] = {
-    86: Architecture(warps=48, blocks=16, shared_bytes=100 << 10, is_arch_specific=False),
-    89: Architecture(warps=48, blocks=24, shared_bytes=100 << 10, is_arch_specific=False),
-    90: Architecture(warps=64, blocks=32, shared_bytes=228 << 10, is_arch_specific=True),
-    120: Architecture(warps=48, blocks=24, shared_bytes=100 << 10, is_arch_specific=True),
+    86: Architecture(
+        warps=48, blocks=16, shared_bytes=100 << 10, is_arch_specific=False, has_dependent_launches=False
+    ),
+    89: Architecture(
+        warps=48, blocks=24, shared_bytes=100 << 10, is_arch_specific=False, has_dependent_launches=False
+    ),
+    90: Architecture(
+        warps=64, blocks=32, shared_bytes=228 << 10, is_arch_specific=True, has_dependent_launches=True
+    ),
+    120: Architecture(
+        warps=48, blocks=24, shared_bytes=100 << 10, is_arch_specific=True, has_dependent_launches=True
+    ),
 }
 """Architectures that cubins are made for, by 10 * major + minor."""
 

@@ -8,13 +8,18 @@ must have equal scores, for ties decide.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import triton.language as tl
-from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle
+
+
+def is_interpreted(kernel: Callable[..., Any]) -> bool:
+    """Whether Triton runs a `@triton.jit` function in its interpreter."""
+    return isinstance(kernel, InterpretedFunction)
 
 
 @contextmanager

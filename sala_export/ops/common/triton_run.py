@@ -20,10 +20,10 @@ from ...errors import ShapeError, UnsupportedError
 from ...specs import ComputeCapability
 from .contract import ACTIVATION, Contract
 from .expr import evaluate
-from .launch import KernelSet, Launch, broken_rule, unlaunchable_reason
+from .launch import DEPENDENT, KernelSet, Launch, broken_rule, unlaunchable_reason
 from .targets import require_architecture
 from .torch_contract import bind_call
-from .triton_interpreter import gpu_arithmetic
+from .triton_interpreter import gpu_arithmetic, is_interpreted
 
 Allocate = Callable[..., Tensor]
 """Called as `torch.empty(shape, dtype=, device=)` for outputs and workspaces."""
@@ -45,10 +45,14 @@ class BoundLaunch:
     options: Mapping[str, Any]
 
     def run(self) -> None:
-        """Launch it, or interpret it where the buffers are on the CPU."""
-        on_gpu = any(isinstance(value, Tensor) and value.is_cuda for value in self.arguments.values())
-        with nullcontext() if on_gpu else gpu_arithmetic():
-            self.launch.kernel[self.grid](**self.arguments, **self.options)  # type: ignore[index]
+        """Launch it, or interpret it."""
+        arguments, arithmetic = self.arguments, nullcontext()
+        if is_interpreted(self.launch.kernel):
+            # Programs run one after the other: there is nothing to wait for.
+            arguments = {name: 0 if name == DEPENDENT else value for name, value in arguments.items()}
+            arithmetic = gpu_arithmetic()
+        with arithmetic:
+            self.launch.kernel[self.grid](**arguments, **self.options)  # type: ignore[index]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -198,5 +202,10 @@ def _bound(
         launch=launch,
         grid=tuple(evaluate(extent, {**constexprs, **integers}) for extent in launch.grid),
         arguments=arguments,
-        options={"num_warps": tile.num_warps, "num_stages": tile.num_stages, **options},
+        options={
+            "num_warps": tile.num_warps,
+            "num_stages": tile.num_stages,
+            **({"launch_pdl": True} if launch.is_dependent(sm) else {}),
+            **options,
+        },
     )

@@ -25,14 +25,11 @@ def costs(
     """
     heads, dim = int(attributes["num_heads"]), int(attributes["head_dim"])
     if tokens == 1:
-        return (
-            _decode(heads, dim, batch, activation_bytes),
-            _output(heads, dim, batch, activation_bytes, value_tiles=tiles.CONSTANTS["DECODE_VALUE_TILES"]),
-        )
+        return (_decode(heads, dim, batch, activation_bytes),)
     names = {**tiles.CONSTANTS, "B": batch, "T": tokens, "num_heads": heads}
     segments = evaluate(tiles.SEGMENTS, names)
     length = -(-tokens // (segments * _TILE_TOKENS)) * _TILE_TOKENS
-    output = _output(heads, dim, batch * tokens, activation_bytes, value_tiles=1)
+    output = _output(heads, dim, batch * tokens, activation_bytes)
     prefill = _prefill(heads, dim, batch, tokens, activation_bytes, length=length, states=segments)
     if segments == 1:
         return prefill, output
@@ -96,20 +93,22 @@ def _prefill(
 def _decode(heads: int, dim: int, batch: int, activation_bytes: int) -> KernelCost:
     row = batch * heads * dim * activation_bytes
     state = batch * heads * dim * dim * _FLOAT_BYTES
-    squares = batch * heads * tiles.CONSTANTS["DECODE_VALUE_TILES"] * _FLOAT_BYTES
+    # What the last program of a row reads again is in the L2 cache.
+    outputs = batch * heads * (dim + tiles.CONSTANTS["DECODE_VALUE_TILES"]) * _FLOAT_BYTES
+    norms = (2 * dim + heads * dim) * activation_bytes
     return KernelCost(
         kernel="lightning_decode_kernel",
-        bytes_read=3 * row + batch * dim * _FLOAT_BYTES + 2 * dim * activation_bytes + state,
-        bytes_written=row + squares + state,
+        bytes_read=4 * row + batch * dim * _FLOAT_BYTES + norms + state,
+        bytes_written=row + outputs + state,
         operations=0,
     )
 
 
-def _output(heads: int, dim: int, rows: int, activation_bytes: int, *, value_tiles: int) -> KernelCost:
+def _output(heads: int, dim: int, rows: int, activation_bytes: int) -> KernelCost:
     row = rows * heads * dim * activation_bytes
     return KernelCost(
         kernel="lightning_output_kernel",
-        bytes_read=2 * row + rows * heads * value_tiles * _FLOAT_BYTES + heads * dim * activation_bytes,
+        bytes_read=2 * row + rows * heads * _FLOAT_BYTES + heads * dim * activation_bytes,
         bytes_written=row,
         operations=0,
     )

@@ -39,13 +39,16 @@ PREFILL: Mapping[int, Tile] = {
     90: Tile(num_warps=8, num_stages=3),
     120: Tile(num_warps=8, num_stages=2),
 }
-DECODE: Mapping[int, Tile] = same_tile(Tile(constexprs={"VALUE_TILES": _DECODE_VALUE_TILES}, num_warps=4, num_stages=1))
-PREFILL_OUTPUT: Mapping[int, Tile] = same_tile(
-    Tile(constexprs={"VALUE_TILES": 1, "BLOCK_C": 1024, "BLOCK_S": 128}, num_warps=4, num_stages=1)
+# BLOCK_C and BLOCK_S hold a whole row of SALA, 32 heads of 128 channels, so that all loads of the last program are on
+# their way together.
+DECODE: Mapping[int, Tile] = same_tile(
+    Tile(
+        constexprs={"VALUE_TILES": _DECODE_VALUE_TILES, "BLOCK_C": 4096, "BLOCK_S": 128},
+        num_warps=4,
+        num_stages=1,
+    )
 )
-DECODE_OUTPUT: Mapping[int, Tile] = same_tile(
-    Tile(constexprs={"VALUE_TILES": _DECODE_VALUE_TILES, "BLOCK_C": 1024, "BLOCK_S": 128}, num_warps=4, num_stages=1)
-)
+OUTPUT: Mapping[int, Tile] = same_tile(Tile(constexprs={"BLOCK_C": 1024, "BLOCK_S": 128}, num_warps=4, num_stages=1))
 
 FLOAT32_HEAD_DIM: Mapping[int, int] = {**dict.fromkeys(AOT_ARCHITECTURES, 64), 90: 128}
 """`KernelSet.float32_head_dim`: the tiles above are those of 16-bit types, and take twice the room in float32."""

@@ -1,6 +1,6 @@
-"""LightningAttention on the GPU: one token, output norm and gate, and all launches (`KERNELS`).
+"""LightningAttention on the GPU: output norm and gate of many tokens, and all launches (`KERNELS`).
 
-Equations: README.md; many tokens: prefill_kernels.py; tile sizes: tiles.py.
+Equations: README.md; many tokens: prefill_kernels.py; one token: decode_kernel.py; tile sizes: tiles.py.
 
 B batch, T tokens, H heads, D head dim; X the activation type, all else fp32. The output norm spans all heads, so
 outputs pass through the workspace `o`, packed (`kernel_math.packed`), and their sums of squares through `squares`.
@@ -13,56 +13,9 @@ import triton.language as tl
 from ..common.any_size import any_size_kernel
 from ..common.launch import HEAD_DIMS, KernelSet, Launch, Product, Workspace
 from . import tiles
-from .kernel_math import decay_slope, norm_and_rotate, packed, unpacked
+from .decode_kernel import lightning_decode_kernel
+from .kernel_math import unpacked
 from .prefill_kernels import lightning_carry_kernel, lightning_prefill_kernel
-
-
-@any_size_kernel
-def lightning_decode_kernel(
-    qkvz_ptr: tl.tensor,
-    q_norm_ptr: tl.tensor,
-    k_norm_ptr: tl.tensor,
-    rope_cos_sin_ptr: tl.tensor,
-    state_ptr: tl.tensor,
-    o_ptr: tl.tensor,
-    squares_ptr: tl.tensor,
-    num_heads: tl.tensor,
-    eps: tl.tensor,
-    scale: tl.tensor,
-    head_dim: tl.constexpr,
-    VALUE_TILES: tl.constexpr,
-) -> None:
-    """One token, state read and written once; grid (VALUE_TILES, 1, B H)."""
-    batch = (tl.program_id(2) // num_heads).to(tl.int64)
-    head = tl.program_id(2) % num_heads
-    width: tl.constexpr = head_dim // VALUE_TILES
-    channels = num_heads * head_dim
-    qkvz_ptr += batch * 4 * channels + head * head_dim
-
-    o_d = tl.arange(0, head_dim // 2)
-    o_v = tl.program_id(0) * width + tl.arange(0, width)
-    state_1_ptr = state_ptr + tl.program_id(2).to(tl.int64) * head_dim * head_dim
-    state_1_ptr += o_d[:, None] * head_dim + o_v[None, :]
-    state_2_ptr = state_1_ptr + (head_dim // 2) * head_dim
-
-    o_row = tl.arange(0, 1)
-    m_row = o_row < 1
-    cos_ptr = rope_cos_sin_ptr + batch * head_dim + o_d[None, :]
-    cos, sin = tl.load(cos_ptr), tl.load(cos_ptr + head_dim // 2)
-    q_1, q_2 = norm_and_rotate(qkvz_ptr, q_norm_ptr, cos, sin, o_row, m_row, 0, eps, head_dim)
-    k_1, k_2 = norm_and_rotate(qkvz_ptr + channels, k_norm_ptr, cos, sin, o_row, m_row, 0, eps, head_dim)
-    v = tl.load(qkvz_ptr + 2 * channels + o_v)[None, :].to(tl.float32)
-
-    kept = tl.exp(-decay_slope(head, num_heads))
-    state_1 = kept * tl.load(state_1_ptr) + tl.trans(k_1).to(tl.float32) * v
-    state_2 = kept * tl.load(state_2_ptr) + tl.trans(k_2).to(tl.float32) * v
-    tl.store(state_1_ptr, state_1)
-    tl.store(state_2_ptr, state_2)
-    o = tl.sum(tl.trans(q_1).to(tl.float32) * state_1, axis=0) + tl.sum(tl.trans(q_2).to(tl.float32) * state_2, axis=0)
-    o *= scale
-    squares = tl.sum(o * o, axis=0)
-    tl.store(squares_ptr + tl.program_id(2) * VALUE_TILES + tl.program_id(0), squares)
-    tl.store(o_ptr + batch * channels + head * head_dim + o_v, packed(o, squares, qkvz_ptr.dtype.element_ty))
 
 
 @any_size_kernel
@@ -75,30 +28,27 @@ def lightning_output_kernel(
     num_heads: tl.tensor,
     eps: tl.tensor,
     head_dim: tl.constexpr,
-    VALUE_TILES: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ) -> None:
     """y = RMSNorm(o; o_norm) * sigmoid(z) of BLOCK_C channels of one token; grid (B T, H D / BLOCK_C).
 
-    `squares` holds VALUE_TILES sums per head; BLOCK_S of them are added at a time.
+    `squares` holds one sum per head; BLOCK_S of them are added at a time.
     """
     row = tl.program_id(0).to(tl.int64)
-    width: tl.constexpr = head_dim // VALUE_TILES
     channels = num_heads * head_dim
-    groups = num_heads * VALUE_TILES
-    squares_ptr += row * groups
+    squares_ptr += row * num_heads
     o_s = tl.arange(0, BLOCK_S)
     total = tl.zeros((BLOCK_S,), tl.float32)
-    for start in range(0, groups, BLOCK_S):
-        total += tl.load(squares_ptr + start + o_s, mask=start + o_s < groups, other=0.0)
+    for start in range(0, num_heads, BLOCK_S):
+        total += tl.load(squares_ptr + start + o_s, mask=start + o_s < num_heads, other=0.0)
     inverse = tl.rsqrt(tl.sum(total, axis=0) / channels + eps)
 
-    o_g = tl.program_id(1) * (BLOCK_C // width) + tl.arange(0, BLOCK_C // width)
-    o_c = o_g[:, None] * width + tl.arange(0, width)[None, :]
-    m_g = o_g < groups
-    m_c = m_g[:, None]
-    squares = tl.load(squares_ptr + o_g, mask=m_g, other=0.0)[:, None]
+    o_h = tl.program_id(1) * (BLOCK_C // head_dim) + tl.arange(0, BLOCK_C // head_dim)
+    o_c = o_h[:, None] * head_dim + tl.arange(0, head_dim)[None, :]
+    m_h = o_h < num_heads
+    m_c = m_h[:, None]
+    squares = tl.load(squares_ptr + o_h, mask=m_h, other=0.0)[:, None]
     o = unpacked(tl.load(o_ptr + row * channels + o_c, mask=m_c, other=0.0), squares)
     z = tl.load(qkvz_ptr + row * 4 * channels + 3 * channels + o_c, mask=m_c, other=0.0).to(tl.float32)
     weight = tl.load(o_norm_ptr + o_c, mask=m_c, other=0.0).to(tl.float32)
@@ -110,14 +60,15 @@ _SEGMENTS = tiles.SEGMENTS
 _STATE_UPDATE = Product(m="fdiv(head_dim, 2)", n="head_dim", k="BLOCK_T")
 _QUERY_KEY = Product(m="BLOCK_T", n="BLOCK_T", k="fdiv(head_dim, 2)")
 _QUERY_STATE = Product(m="BLOCK_T", n="head_dim", k="fdiv(head_dim, 2)")
-_OUTPUT_GRID = ("B * T", "cdiv(num_heads * head_dim, BLOCK_C)", "1")
 
 KERNELS = KernelSet(
     workspaces=(
         Workspace(name="carry", dtype="float32", shape=(f"B * num_heads * {_SEGMENTS}", "head_dim", "head_dim")),
         Workspace(name="o", dtype="X", shape=("B", "T", "num_heads * head_dim")),
+        Workspace(name="gated", dtype="float32", shape=("B", "num_heads * head_dim")),
         Workspace(name="squares", dtype="float32", shape=("B * num_heads * max(T, DECODE_VALUE_TILES)",)),
     ),
+    counters=(Workspace(name="finished", dtype="int32", shape=("B",)),),
     prefill=(
         Launch(
             kernel=lightning_carry_kernel,
@@ -137,11 +88,19 @@ KERNELS = KernelSet(
                 *(_STATE_UPDATE,) * 2,
             ),
         ),
-        Launch(kernel=lightning_output_kernel, grid=_OUTPUT_GRID, tiles=tiles.PREFILL_OUTPUT),
+        Launch(
+            kernel=lightning_output_kernel,
+            grid=("B * T", "cdiv(num_heads * head_dim, BLOCK_C)", "1"),
+            tiles=tiles.OUTPUT,
+        ),
     ),
     decode=(
-        Launch(kernel=lightning_decode_kernel, grid=("VALUE_TILES", "1", "B * num_heads"), tiles=tiles.DECODE),
-        Launch(kernel=lightning_output_kernel, grid=_OUTPUT_GRID, tiles=tiles.DECODE_OUTPUT),
+        Launch(
+            kernel=lightning_decode_kernel,
+            grid=("VALUE_TILES", "1", "B * num_heads"),
+            tiles=tiles.DECODE,
+            dependent=True,
+        ),
     ),
     variant_attributes=("head_dim",),
     aot_variants=({"head_dim": 64}, {"head_dim": 128}),
