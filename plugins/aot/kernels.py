@@ -12,7 +12,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from sala_export.ops.common.contract import ACTIVATION, Contract
-from sala_export.ops.common.launch import KernelSet, Launch
+from sala_export.ops.common.launch import DEPENDENT, KernelSet, Launch
 from sala_export.ops.common.targets import AOT_ARCHITECTURES
 from sala_export.ops.kernel_sets import KERNEL_SETS
 
@@ -50,6 +50,8 @@ class CompiledKernel:
     """Pointers that Triton adds after the declared parameters; they may be null."""
     is_arch_specific: bool
     """True if the code runs on exactly one architecture (PTX target `sm_<n>a`)."""
+    is_dependent: bool
+    """True if the code waits for earlier launches, so that a launch may begin before they have ended."""
 
 
 def declared_parameters(launch: Launch) -> list[str]:
@@ -107,7 +109,8 @@ def compile_kernel(job: CompileJob) -> CompiledKernel:
     """Make one cubin.
 
     Raises: AotError if the kernel needs more shared memory than the architecture has, or features that the launcher
-        does not serve, or runs on other architectures than `AOT_ARCHITECTURES` says.
+        does not serve, or runs on other architectures than `AOT_ARCHITECTURES` says, or if it is dependent and does not
+        wait.
     """
     # Line tables would carry the paths of the build machine and a third of the size.
     triton.knobs.compilation.disable_line_info = True
@@ -126,6 +129,7 @@ def compile_kernel(job: CompileJob) -> CompiledKernel:
         shared_bytes=compiled.metadata.shared,
         hidden_pointers=_hidden_pointers(job, ptx),
         is_arch_specific=_is_arch_specific(job, ptx),
+        is_dependent=_is_dependent(job, ptx),
     )
 
 
@@ -165,6 +169,13 @@ def _is_arch_specific(job: CompileJob, ptx: str) -> bool:
             f"{job.kernel}: Triton {triton.__version__} compiled for {target}, AOT_ARCHITECTURES says otherwise"
         )
     return is_arch_specific
+
+
+def _is_dependent(job: CompileJob, ptx: str) -> bool:
+    waits = "griddepcontrol.wait" in ptx
+    if waits != bool(dict(job.constexprs).get(DEPENDENT)):
+        raise AotError(f"{job.kernel}: dependent launches wait for earlier ones, and no others do (launch.py)")
+    return waits
 
 
 def _ptx_field(job: CompileJob, ptx: str, pattern: str) -> str:

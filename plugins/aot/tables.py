@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sala_export.ops.common.contract import Contract
 from sala_export.ops.common.expr import identifiers
-from sala_export.ops.common.launch import KernelSet, Launch
+from sala_export.ops.common.launch import KernelSet, Launch, Workspace
 
 from .contracts import contract_header
 from .cpp import DATA_TYPES, AotError, Arrays, Names, quoted
@@ -63,12 +63,14 @@ class _Writer:
         self._inputs = [t.name for t in contract.inputs]
         self._outputs = [t.name for t in contract.outputs]
         self._workspaces = [w.name for w in operator.kernel_set.workspaces]
+        self._counters = [c.name for c in operator.kernel_set.counters]
         self._arrays = Arrays("const")
         self._grids: dict[str, str] = {}
 
     def write(self) -> str:
         contract, kernel_set = self._operator.contract, self._operator.kernel_set
         _check_output_shapes(contract)
+        _check_counter_shapes(contract, kernel_set)
         array = self._arrays.add
         members = (
             f"ops::{contract.name}::kContract",
@@ -78,7 +80,8 @@ class _Writer:
             array("int32_t", "VariantNames", map(self._name_index, kernel_set.variant_attributes)),
             array("int64_t", "VariantValues", self._variant_values()),
             array("int32_t", "Sms", map(str, self._operator.sms)),
-            self._workspace_rules(),
+            self._buffer_rules("Workspace", kernel_set.workspaces),
+            self._buffer_rules("Counter", kernel_set.counters),
             self._launches("Prefill", kernel_set.prefill, self._operator.prefill),
             self._launches("Decode", kernel_set.decode, self._operator.decode),
         )
@@ -95,14 +98,14 @@ class _Writer:
         kernel_set = self._operator.kernel_set
         return (str(variant[name]) for variant in kernel_set.aot_variants for name in kernel_set.variant_attributes)
 
-    def _workspace_rules(self) -> str:
+    def _buffer_rules(self, kind: str, buffers: Sequence[Workspace]) -> str:
         rules = []
         constants = self._operator.kernel_set.constants
-        for i, workspace in enumerate(self._operator.kernel_set.workspaces):
-            extents = [self._names.expression(extent, constants) for extent in workspace.shape]
-            shape = self._arrays.add("Expression", f"Workspace{i}Shape", extents)
-            rules.append(f"{{{DATA_TYPES[workspace.dtype]}, {shape}}}")
-        return self._arrays.add("Workspace", "Workspaces", rules)
+        for i, buffer in enumerate(buffers):
+            extents = [self._names.expression(extent, constants) for extent in buffer.shape]
+            shape = self._arrays.add("Expression", f"{kind}{i}Shape", extents)
+            rules.append(f"{{{DATA_TYPES[buffer.dtype]}, {shape}}}")
+        return self._arrays.add("Workspace", f"{kind}s", rules)
 
     def _launches(self, sequence: str, launches: Sequence[Launch], images: Sequence[Sequence[Image]]) -> str:
         items = []
@@ -117,6 +120,7 @@ class _Writer:
             ("kInput", self._inputs, lambda name: name.removesuffix("_ptr")),
             ("kOutput", self._outputs, lambda name: name.removesuffix("_ptr")),
             ("kWorkspace", self._workspaces, lambda name: name.removesuffix("_ptr")),
+            ("kCounter", self._counters, lambda name: name.removesuffix("_ptr")),
             ("kInteger", self._names.all, str),
             ("kFloat", self._names.floats, str),
         )
@@ -131,9 +135,9 @@ class _Writer:
 
     def _image(self, launch: Launch, image: Image) -> str:
         compiled = image.compiled
-        is_arch_specific = "true" if compiled.is_arch_specific else "false"
+        flags = ", ".join("true" if flag else "false" for flag in (compiled.is_arch_specific, compiled.is_dependent))
         return (
-            f"{{{DATA_TYPES[image.activation]}, {image.variant}, {image.sm}, {is_arch_specific}, {image.symbol}, "
+            f"{{{DATA_TYPES[image.activation]}, {image.variant}, {image.sm}, {flags}, {image.symbol}, "
             f"{self._grid(launch, image)}, {compiled.threads}, {compiled.shared_bytes}}}"
         )
 
@@ -154,3 +158,11 @@ def _check_output_shapes(contract: Contract) -> None:
         for text in tensor.shape:
             if text not in contract.dims and not identifiers(text) <= attributes:
                 raise AotError(f"{contract.name}: extent {text!r} of output {tensor.name} computes")
+
+
+def _check_counter_shapes(contract: Contract, kernel_set: KernelSet) -> None:
+    """Calls of any length count in the same counters, so that a graph can be captured and replayed at any position."""
+    for counter in kernel_set.counters:
+        for text in counter.shape:
+            if identifiers(text) & (set(contract.dims) - {"B"}):
+                raise AotError(f"{contract.name}: extent {text!r} of counter {counter.name} depends on a length")

@@ -20,7 +20,14 @@ struct Addresses {
   std::vector<uint64_t> inputs;
   std::vector<uint64_t> outputs;
   std::vector<uint64_t> workspaces;
+  std::vector<uint64_t> counters;
 };
+
+std::vector<uint64_t> placed(const Layout& layout, uint64_t start) {
+  std::vector<uint64_t> addresses;
+  for (const int64_t offset : layout.offsets) addresses.push_back(start + static_cast<uint64_t>(offset));
+  return addresses;
+}
 
 Expected<Addresses> resolve_addresses(const Operator& op, const Call& call, const Buffers& buffers) {
   const OperatorTable& table = op.table();
@@ -32,12 +39,11 @@ Expected<Addresses> resolve_addresses(const Operator& op, const Call& call, cons
       addresses.inputs[updated] = addresses.outputs[i];
     }
   }
-  if (const int64_t bytes = op.workspace_bytes(call); bytes > 0 && buffers.workspace == nullptr) {
-    return error(table.type, ": the workspace is null, ", bytes, " bytes are needed");
+  const Layout workspaces = op.workspaces(call);
+  if (workspaces.bytes > 0 && buffers.workspace == nullptr) {
+    return error(table.type, ": the workspace is null, ", workspaces.bytes, " bytes are needed");
   }
-  for (const int64_t offset : op.workspace_offsets(call)) {
-    addresses.workspaces.push_back(address(buffers.workspace) + static_cast<uint64_t>(offset));
-  }
+  addresses.workspaces = placed(workspaces, address(buffers.workspace));
   const auto check = [&](const char* name, uint64_t at) -> Status {
     if (at % kPointerDivisor == 0) return success();
     return error(table.type, ": ", name, " is at an address that is not a multiple of ", kPointerDivisor);
@@ -61,6 +67,8 @@ uint64_t value_of(const Argument& argument, const Operator& op, const Call& call
       return addresses.outputs[argument.index];
     case Argument::Kind::kWorkspace:
       return addresses.workspaces[argument.index];
+    case Argument::Kind::kCounter:
+      return addresses.counters[argument.index];
     case Argument::Kind::kInteger:
       return static_cast<uint64_t>(call.names[argument.index]);
     case Argument::Kind::kFloat: {
@@ -89,6 +97,15 @@ Status launch(const CudaDriver& driver, const Launch& launch, const Kernel& kern
     const int64_t blocks = image.grid[axis](call.names.data());
     if (blocks <= 0) return success();  // nothing to do, and the driver refuses an empty grid
     grid[axis] = static_cast<uint32_t>(blocks);
+  }
+  if (image.is_dependent && driver.launch_kernel_ex != nullptr) {
+    CUlaunchAttribute attribute{};
+    attribute.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+    attribute.value.programmaticStreamSerializationAllowed = 1;
+    const CUlaunchConfig config{grid[0], grid[1],    grid[2], image.threads, 1, 1, image.shared_bytes,
+                                stream,  &attribute, 1};
+    return driver.check(driver.launch_kernel_ex(&config, kernel.function(), parameters.data(), nullptr),
+                        std::string("cuLaunchKernelEx of ") + launch.kernel);
   }
   return driver.check(driver.launch_kernel(kernel.function(), grid[0], grid[1], grid[2], image.threads, 1, 1,
                                            image.shared_bytes, stream, parameters.data(), nullptr),
@@ -128,7 +145,8 @@ Status Launcher::prepare(const Operator& op, const Call& call) {
   const Expected<CudaDriver>& driver = cuda_driver();
   if (!driver) return driver.error();
   SALA_RETURN_IF_ERROR(find_or_load(*driver, op, call));
-  return success();
+  const int64_t bytes = op.counters(call).bytes;
+  return bytes == 0 ? success() : counters_.prepare(*driver, bytes);
 }
 
 Status Launcher::run(const Operator& op, const Call& call, std::span<const TensorView> inputs, const Buffers& buffers,
@@ -137,8 +155,16 @@ Status Launcher::run(const Operator& op, const Call& call, std::span<const Tenso
   if (!driver) return driver.error();
   const Expected<const Sequence*> sequence = find_or_load(*driver, op, call);
   if (!sequence) return sequence.error();
-  const Expected<Addresses> addresses = resolve_addresses(op, call, buffers);
+  Expected<Addresses> addresses = resolve_addresses(op, call, buffers);
   if (!addresses) return addresses.error();
+  if (const Layout counters = op.counters(call); counters.bytes > 0) {
+    const Expected<CUdeviceptr> start = counters_.find(*driver, counters.bytes);
+    if (!start) return start.error();
+    if (*start == 0) {
+      return error(op.table().type, ": no counters for these shapes on this device; onShapeChange must come first");
+    }
+    addresses->counters = placed(counters, *start);
+  }
 
   const std::span<const TensorRule> outputs = op.table().outputs;
   for (size_t i = 0; i < outputs.size(); ++i) {

@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "common/counters.h"
 #include "common/kernel.h"
 #include "common/operator.h"
 
@@ -18,13 +19,16 @@ struct Buffers {
   void* workspace;
 };
 
-/// Loads kernels once per device and launch sequence, and runs them. For one thread at a time.
+/// Loads kernels once per device and launch sequence, owns the counters, and runs the kernels. For one thread at a
+/// time.
 class Launcher {
  public:
-  /// Loads what `call` needs on the current device, so that `run` loads nothing.
+  /// Loads what `call` needs on the current device and makes its counters, so that `run` does neither. Not within a
+  /// stream capture of this thread.
   Status prepare(const Operator& op, const Call& call);
 
-  /// Enqueues the launches; `inputs` gives the sizes of inputs that must be copied to where they are updated.
+  /// Enqueues the launches, also into a stream capture. Fails if they take counters and `prepare` has not made them.
+  /// `inputs` gives the sizes of inputs that must be copied to where they are updated.
   Status run(const Operator& op, const Call& call, std::span<const TensorView> inputs, const Buffers& buffers,
              CUstream stream);
 
@@ -39,6 +43,7 @@ class Launcher {
   Expected<const Sequence*> find_or_load(const CudaDriver& driver, const Operator& op, const Call& call);
 
   std::vector<Sequence> sequences_;
+  Counters counters_;
 };
 
 }  // namespace sala

@@ -31,6 +31,22 @@ int32_t find_variant(const OperatorTable& table, std::span<const int64_t> intege
   return kNone;
 }
 
+Layout laid_out(std::span<const Workspace> buffers, const Call& call) {
+  Layout layout{{}, 0};
+  for (const Workspace& buffer : buffers) {
+    int64_t bytes = bytes_of(buffer.dtype == DataType::kActivation ? call.activation : buffer.dtype);
+    for (const Expression extent : buffer.shape) bytes *= extent(call.names.data());
+    layout.offsets.push_back(layout.bytes);
+    layout.bytes += (bytes + kAlignmentBytes - 1) / kAlignmentBytes * kAlignmentBytes;
+  }
+  return layout;
+}
+
+bool takes_counters(const Launch& launch) {
+  return std::any_of(launch.arguments.begin(), launch.arguments.end(),
+                     [](const Argument& argument) { return argument.kind == Argument::Kind::kCounter; });
+}
+
 }  // namespace
 
 std::string_view name_of(DataType dtype) {
@@ -123,30 +139,12 @@ Status Operator::check_grids(const Call& call) const {
   return success();
 }
 
-std::vector<int64_t> Operator::workspace_ends(const Call& call) const {
-  std::vector<int64_t> ends;
-  int64_t end = 0;
-  for (const Workspace& workspace : table_->workspaces) {
-    int64_t bytes = bytes_of(workspace.dtype == DataType::kActivation ? call.activation : workspace.dtype);
-    for (const Expression extent : workspace.shape) bytes *= extent(call.names.data());
-    end += (bytes + kAlignmentBytes - 1) / kAlignmentBytes * kAlignmentBytes;
-    ends.push_back(end);
-  }
-  return ends;
-}
+Layout Operator::workspaces(const Call& call) const { return laid_out(table_->workspaces, call); }
 
-int64_t Operator::workspace_bytes(const Call& call) const {
-  const std::vector<int64_t> ends = workspace_ends(call);
-  return ends.empty() ? 0 : ends.back();
-}
-
-std::vector<int64_t> Operator::workspace_offsets(const Call& call) const {
-  std::vector<int64_t> offsets = workspace_ends(call);
-  if (!offsets.empty()) {
-    std::rotate(offsets.begin(), offsets.end() - 1, offsets.end());
-    offsets.front() = 0;
-  }
-  return offsets;
+Layout Operator::counters(const Call& call) const {
+  const std::span<const Launch> all = launches(call);
+  const bool are_taken = std::any_of(all.begin(), all.end(), takes_counters);
+  return are_taken ? laid_out(table_->counters, call) : Layout{{}, 0};
 }
 
 std::span<const Launch> Operator::launches(const Call& call) const {

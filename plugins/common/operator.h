@@ -27,6 +27,12 @@ struct Call {
   DataType activation;
 };
 
+/// Buffers that lie one after the other.
+struct Layout {
+  std::vector<int64_t> offsets;  // in bytes
+  int64_t bytes;                 // of all together
+};
+
 class Operator {
  public:
   /// Fails if no cubins exist for these attributes, or a value exceeds 32 bits. The counts are the table's.
@@ -39,11 +45,11 @@ class Operator {
   /// Value of an extent that depends on attributes alone.
   int64_t constant(const Extent& extent) const { return extent.value(integers_.data()); }
 
-  /// Bytes of all workspaces together.
-  int64_t workspace_bytes(const Call& call) const;
+  /// The workspaces of the call.
+  Layout workspaces(const Call& call) const;
 
-  /// Start of each workspace, in bytes.
-  std::vector<int64_t> workspace_offsets(const Call& call) const;
+  /// The counters of the call; none if its launches take none.
+  Layout counters(const Call& call) const;
 
   /// The launches that serve the call.
   std::span<const Launch> launches(const Call& call) const;
@@ -59,7 +65,6 @@ class Operator {
 
   Status check_type(const TensorRule& rule, DataType dtype, DataType& activation) const;
   Status check_grids(const Call& call) const;
-  std::vector<int64_t> workspace_ends(const Call& call) const;
 
   const OperatorTable* table_;
   std::vector<int64_t> integers_;

@@ -7,9 +7,10 @@
 
 namespace sala {
 
-/// What a kernel parameter is filled with. `index` counts inputs, outputs, workspaces, names or float attributes.
+/// What a kernel parameter is filled with. `index` counts inputs, outputs, workspaces, counters, names or float
+/// attributes.
 struct Argument {
-  enum class Kind : uint8_t { kInput, kOutput, kWorkspace, kInteger, kFloat, kNull };
+  enum class Kind : uint8_t { kInput, kOutput, kWorkspace, kCounter, kInteger, kFloat, kNull };
   Kind kind;
   int32_t index;
 };
@@ -20,6 +21,7 @@ struct Image {
   int32_t variant;
   int32_t sm;             // 10 * major + minor
   bool is_arch_specific;  // compiled for "sm_<n>a": runs on that architecture alone
+  bool is_dependent;      // may begin before the launch before it has ended: it waits for it by itself
   const unsigned char* data;
   const Expression* grid;  // of x, y and z: tiles differ between architectures
   uint32_t threads;        // per block
@@ -32,7 +34,8 @@ struct Launch {
   std::span<const Image> images;
 };
 
-/// Scratch memory of a call: the workspaces lie one after the other, each at a multiple of kAlignmentBytes.
+/// Scratch memory of a call, or counters that are zero between calls. Those of an operator lie one after the other,
+/// each at a multiple of kAlignmentBytes.
 struct Workspace {
   DataType dtype;
   std::span<const Expression> shape;
@@ -46,6 +49,7 @@ struct OperatorTable : ContractTable {
   std::span<const int64_t> variant_values;       // variant after variant, each as long as variant_names
   std::span<const int32_t> sms;                  // architectures that cubins exist for
   std::span<const Workspace> workspaces;
+  std::span<const Workspace> counters;
   std::span<const Launch> prefill;
   std::span<const Launch> decode;
 };

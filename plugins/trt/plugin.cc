@@ -192,7 +192,7 @@ size_t Plugin::getWorkspaceSize(const nvinfer1::DynamicPluginTensorDesc* inputs,
                                 const nvinfer1::DynamicPluginTensorDesc* outputs, int32_t num_outputs) const noexcept {
   return guarded<size_t>(0, [&]() -> size_t {
     const Expected<Call> call = op_.bind(views(inputs, num_inputs), views(outputs, num_outputs));
-    return return_code(call) == 0 ? static_cast<size_t>(op_.workspace_bytes(*call)) : 0;
+    return return_code(call) == 0 ? static_cast<size_t>(op_.workspaces(*call).bytes) : 0;
   });
 }
 

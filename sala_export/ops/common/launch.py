@@ -160,7 +160,7 @@ class KernelSet:
     """All launches of one operator.
 
     Raises: ValueError naming the kernel if a tile sets a constant or variant attribute of the set, or if a product of a
-        main loop names anything else than the tile's constants and those.
+        main loop names anything else than the tile's constants and those; or naming a counter that is not int32.
     """
 
     workspaces: tuple[Workspace, ...]
@@ -183,11 +183,13 @@ class KernelSet:
     counters: tuple[Workspace, ...] = ()
     """Small int32 buffers that are zero before the first call, and that each call leaves zero again.
 
-    Whoever makes an instance of the operator owns them for as long as it lives. Calls that may run at the same time
-    have counters of their own.
+    Their shapes are expressions over B, integer attributes and constants. Whoever makes an instance of the operator
+    owns them for as long as it lives. Calls that may run at the same time have counters of their own.
     """
 
     def __post_init__(self) -> None:
+        if wrong := [counter.name for counter in self.counters if counter.dtype != "int32"]:
+            raise ValueError(f"counters are int32: {', '.join(wrong)}")
         common = self.constants.keys() | set(self.variant_attributes) | {DEPENDENT}
         for launch in self.launches:
             if twice := launch.tile_constants & common:
