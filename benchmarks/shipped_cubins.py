@@ -23,12 +23,33 @@ from sala_export.specs import ComputeCapability
 
 _MAX_DYNAMIC_SHARED = 8
 """`CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`."""
+_PROGRAMMATIC_STREAM_SERIALIZATION = 6
+"""`CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION`: the launch is dependent."""
 _INVALID_VALUE = 1
 """`CUDA_ERROR_INVALID_VALUE`: how `cuFuncGetParamInfo` says that there are no more parameters."""
 
 
 class ShippedError(RuntimeError):
     """A cubin that is missing, that the driver refuses, or whose parameters are not those of its launch."""
+
+
+class _LaunchAttribute(ctypes.Structure):
+    """`CUlaunchAttribute`; of the 64 bytes of its value, a flag is the first int."""
+
+    _fields_ = [("id", ctypes.c_int), ("padding", ctypes.c_int), ("value", ctypes.c_int * 16)]
+
+
+class _LaunchConfig(ctypes.Structure):
+    """`CUlaunchConfig`."""
+
+    _fields_ = [
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared_bytes", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(_LaunchAttribute)),
+        ("num_attributes", ctypes.c_uint),
+    ]
 
 
 class CudaDriver:
@@ -73,7 +94,7 @@ class LoadedCubin:
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         return functools.partial(self._launch, grid)
 
-    def _launch(self, grid: tuple[int, ...], **arguments: Any) -> None:
+    def _launch(self, grid: tuple[int, ...], *, launch_pdl: bool = False, **arguments: Any) -> None:
         values = [_as_c(arguments[name]) for name in self.parameters]
         values += [ctypes.c_void_p(None)] * (len(self.parameter_bytes) - len(values))
         if [ctypes.sizeof(value) for value in values] != list(self.parameter_bytes):
@@ -83,8 +104,16 @@ class LoadedCubin:
             )
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
         stream = torch.cuda.current_stream().cuda_stream if torch.cuda.is_available() else 0
-        sizes = (*grid, *(1,) * (3 - len(grid)), self.shipped.threads, 1, 1, self.shipped.dynamic_shared_bytes)
-        self.driver.call("cuLaunchKernel", self.function, *sizes, ctypes.c_void_p(stream), pointers, None)
+        dependent = _LaunchAttribute(_PROGRAMMATIC_STREAM_SERIALIZATION, 0, (1,))
+        config = _LaunchConfig(
+            (*grid, *(1,) * (3 - len(grid))),
+            (self.shipped.threads, 1, 1),
+            self.shipped.dynamic_shared_bytes,
+            stream,
+            ctypes.pointer(dependent),
+            int(launch_pdl),
+        )
+        self.driver.call("cuLaunchKernelEx", ctypes.byref(config), self.function, pointers, None)
 
 
 class Cubins:
@@ -108,7 +137,8 @@ class Cubins:
         if index not in self._loaded:
             self._loaded[index] = self._load(self._kernels[index], launch)
         cubin = self._loaded[index]
-        return replace(launch, launch=replace(launch.launch, kernel=cubin), options={})
+        options = {name: value for name, value in launch.options.items() if name == "launch_pdl"}
+        return replace(launch, launch=replace(launch.launch, kernel=cubin), options=options)
 
     def _find(self, launch: BoundLaunch, activation: str) -> int:
         """The cubin that was compiled with the constants, warps and stages of the launch."""

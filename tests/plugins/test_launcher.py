@@ -34,7 +34,7 @@ def test_enqueue_launches_what_the_kernel_set_says(
     driver: PluginDriver, call: PluginCall, tokens: int, sm: int, activation: str
 ) -> None:
     call = replace(_with_tokens(call, tokens), activation=activation)
-    _, enqueued = driver.run(call, "enqueue", sm=sm)
+    _, _, enqueued = driver.run(call, "shape_change", "enqueue", sm=sm)
     assert enqueued["result"] == 0, enqueued["log"]
     launches, expected = events_of(enqueued, "launch"), call.expected_launches(sm)
     assert len(launches) == len(expected)
@@ -42,8 +42,8 @@ def test_enqueue_launches_what_the_kernel_set_says(
         declared, hidden = _split_hidden(launch, wanted)
         assert declared == wanted["arguments"]
         assert hidden == [[8, 0], [8, 0]], "Triton's scratch pointers are null"
-        assert {key: launch[key] for key in ("kernel", "grid", "block")} == {
-            key: wanted[key] for key in ("kernel", "grid", "block")
+        assert {key: launch[key] for key in ("kernel", "grid", "block", "is_dependent")} == {
+            key: wanted[key] for key in ("kernel", "grid", "block", "is_dependent")
         }
         assert (launch["sm"], launch["stream"]) == (sm, STREAM)
 
@@ -61,9 +61,11 @@ def test_head_dim_chooses_other_cubins(driver: PluginDriver, call: PluginCall) -
 @OPERATORS
 @TOKENS
 def test_shared_memory_above_48_kib_is_asked_for(driver: PluginDriver, call: PluginCall, tokens: int) -> None:
-    _, enqueued = driver.run(_with_tokens(call, tokens).with_attributes(head_dim=128), "enqueue")
+    _, prepared, enqueued = driver.run(
+        _with_tokens(call, tokens).with_attributes(head_dim=128), "shape_change", "enqueue"
+    )
     large = {(x["kernel"], x["shared_bytes"]) for x in events_of(enqueued, "launch") if x["shared_bytes"] > 48 * 1024}
-    assert {(event["kernel"], event["bytes"]) for event in events_of(enqueued, "allow_shared")} == large
+    assert {(event["kernel"], event["bytes"]) for event in events_of(prepared, "allow_shared")} == large
     assert large or tokens == 1
 
 
@@ -118,6 +120,15 @@ def test_drivers_without_function_loading_are_asked_for_an_attribute(
     asked = [event["kernel"] for event in events_of(prepared, "get_attribute")]
     assert asked == [launch.name for launch in call.sequence]
     assert {event["event"] for event in enqueued["events"]} == {"launch"}
+
+
+def test_launches_wait_for_each_other_on_drivers_whose_graphs_hold_no_dependent_ones(
+    driver: PluginDriver, cuda_12_0_driver: PluginDriver
+) -> None:
+    call = _with_tokens(LIGHTNING, 1)
+    for program, is_dependent in ((driver, True), (cuda_12_0_driver, False)):
+        _, _, enqueued = program.run(call, "shape_change", "enqueue", sm=90)
+        assert [launch["is_dependent"] for launch in events_of(enqueued, "launch")] == [is_dependent]
 
 
 @OPERATORS

@@ -207,6 +207,7 @@ def test_every_replay_launches_what_was_captured(
     copies = launches_of(events, "captured_copy")
     assert launches_of(events, "copy") == copies * len(case.steps)
     assert run.nodes == len(captured) + len(copies)
+    assert not launches_of(events, "leak")
     assert len(copies) == (0 if is_in_place else sum(bool(tensor.updates) for tensor in case.call.contract.outputs))
     for launch, wanted in zip(captured, placed_arguments(case, captured, sm=90), strict=True):
         *declared, scratch, profile = launch["arguments"]

@@ -82,6 +82,7 @@ def test_launches_are_those_of_triton(driver: FakeDriver, call: PluginCall) -> N
         assert event["kernel"] == launch.launch.name
         assert event["grid"] == list(launch.grid)
         assert event["block"] == [32 * launch.options["num_warps"], 1, 1]
+        assert event["is_dependent"] == launch.launch.is_dependent(SM)
         assert event["arguments"][: len(told)] == told
         assert all(argument == [8, 0] for argument in event["arguments"][len(told) :]), "Triton's own are null"
 

@@ -23,6 +23,8 @@ Answer = Mapping[str, Any]
 
 STREAM = 0x5712EA3
 """What the driver program gives as the stream."""
+COUNTERS = 1 << 44
+"""Where the fake driver of that program makes its first buffer: that of the counters."""
 _BUFFER_BYTES = 1 << 32
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4}
 
@@ -62,27 +64,34 @@ class PluginCall:
 
     @property
     def addresses(self) -> dict[str, int]:
-        """Of every input, output and workspace, by name."""
+        """Of every input, output, workspace and counter, by name."""
         tensors = (*self.contract.inputs, *self.contract.outputs)
         addresses = {tensor.name: (i + 1) * _BUFFER_BYTES for i, tensor in enumerate(tensors)}
         for output in self.contract.outputs:
             if output.updates and self.is_in_place:
                 addresses[output.name] = addresses[output.updates]
         start = (len(tensors) + 1) * _BUFFER_BYTES
-        for workspace in self.kernel_set.workspaces:
-            addresses[workspace.name] = start
-            start += self._workspace_bytes(workspace)
+        for first, buffers in ((start, self.kernel_set.workspaces), (COUNTERS, self.kernel_set.counters)):
+            start = first
+            for buffer in buffers:
+                addresses[buffer.name] = start
+                start += self._buffer_bytes(buffer)
         return addresses
 
     @property
     def workspace_bytes(self) -> int:
         """Of all workspaces together."""
-        return sum(map(self._workspace_bytes, self.kernel_set.workspaces))
+        return sum(map(self._buffer_bytes, self.kernel_set.workspaces))
 
-    def _workspace_bytes(self, workspace: Workspace) -> int:
+    @property
+    def counter_bytes(self) -> int:
+        """Of all counters together."""
+        return sum(map(self._buffer_bytes, self.kernel_set.counters))
+
+    def _buffer_bytes(self, buffer: Workspace) -> int:
         """Rounded up to 256 bytes."""
         sizes = {**self.kernel_set.constants, **self.names}
-        size = self.bytes_of(workspace.dtype, [evaluate(extent, sizes) for extent in workspace.shape])
+        size = self.bytes_of(buffer.dtype, [evaluate(extent, sizes) for extent in buffer.shape])
         return -(-size // 256) * 256
 
     def bytes_of(self, dtype: str, shape: Sequence[int]) -> int:
@@ -113,7 +122,7 @@ class PluginCall:
         yield f"workspace {(len(self.contract.inputs) + len(self.contract.outputs) + 1) * _BUFFER_BYTES}"
 
     def expected_launches(self, sm: int = 86) -> list[dict[str, Any]]:
-        """Kernel, grid, threads and arguments of every launch, read from the operator's `KernelSet`.
+        """Kernel, grid, threads and arguments of every launch, and whether it is dependent, from the `KernelSet`.
 
         A launch whose grid is empty for these sizes is none.
         """
@@ -143,6 +152,7 @@ class PluginCall:
                     "kernel": launch.name,
                     "grid": grid,
                     "block": [32 * launch.tiles[sm].num_warps, 1, 1],
+                    "is_dependent": launch.is_dependent(sm),
                     "arguments": arguments,
                 }
             )

@@ -101,8 +101,8 @@ class Product:
 class Launch:
     """One kernel launch of a sequence; launches of a sequence run in order on one stream.
 
-    Raises: ValueError naming the kernel if an architecture of `AOT_ARCHITECTURES` has no tile or another one has, if
-        tiles set different constants, or if it is dependent and the kernel does not take `DEPENDENT`.
+    Raises: ValueError naming the kernel if an architecture of `AOT_ARCHITECTURES` has no tile or another one has, or
+        if tiles set different constants.
     """
 
     kernel: Callable[..., Any]
@@ -121,8 +121,6 @@ class Launch:
             raise ValueError(f"{self.name}: tiles are missing, or not wanted, for {wrong}")
         if len({frozenset(tile.constexprs) for tile in self.tiles.values()}) > 1:
             raise ValueError(f"{self.name}: its tiles set different constants")
-        if self.dependent and DEPENDENT not in self.kernel.arg_names:  # type: ignore[attr-defined]
-            raise ValueError(f"{self.name}: a dependent launch needs a kernel that takes {DEPENDENT}, and waits")
 
     @property
     def name(self) -> str:
@@ -160,7 +158,8 @@ class KernelSet:
     """All launches of one operator.
 
     Raises: ValueError naming the kernel if a tile sets a constant or variant attribute of the set, or if a product of a
-        main loop names anything else than the tile's constants and those; or naming a counter that is not int32.
+        main loop names anything else than the tile's constants and those, or if a launch is dependent and its kernel
+        does not take `DEPENDENT`; or naming a counter that is not int32.
     """
 
     workspaces: tuple[Workspace, ...]
@@ -194,6 +193,8 @@ class KernelSet:
         for launch in self.launches:
             if twice := launch.tile_constants & common:
                 raise ValueError(f"{launch.name}: tiles set {', '.join(sorted(twice))}, which the whole set has")
+            if launch.dependent and DEPENDENT not in launch.kernel.arg_names:  # type: ignore[attr-defined]
+                raise ValueError(f"{launch.name}: a dependent launch needs a kernel that takes {DEPENDENT}, and waits")
             sizes = {name for p in launch.main_loop for text in (p.m, p.n, p.k) for name in identifiers(text)}
             if unknown := sizes - common - launch.tile_constants:
                 raise ValueError(f"{launch.name}: products of unknown size {', '.join(sorted(unknown))}")

@@ -115,8 +115,8 @@ const char* fake_cuda_take_events() {
 
 extern "C" {
 
-CUresult cuCtxGetDevice(CUdevice* device) {
-  *device = 0;
+CUresult cuDriverGetVersion(int* version) {
+  *version = FAKE_CUDA_VERSION;
   return CUDA_SUCCESS;
 }
 
@@ -158,7 +158,7 @@ CUresult cuKernelGetFunction(CUfunction* function, CUkernel kernel) {
   return record("prepare", described(*kernel_of(kernel)));
 }
 
-#ifdef FAKE_CUDA_HAS_FUNC_LOAD
+#if FAKE_CUDA_VERSION >= 12040
 CUresult cuFuncLoad(CUfunction function) { return record("load_function", described(*kernel_of(function))); }
 #endif
 
@@ -185,8 +185,18 @@ CUresult cuKernelSetAttribute(CUfunction_attribute attribute, int value, CUkerne
 CUresult cuLaunchKernel(CUfunction function, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z,
                         unsigned int block_x, unsigned int block_y, unsigned int block_z, unsigned int shared_bytes,
                         CUstream stream, void** parameters, void** extra) {
+  const CUlaunchConfig config{grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes, stream, nullptr, 0};
+  return cuLaunchKernelEx(&config, function, parameters, extra);
+}
+
+/// Knows one attribute: that the launch is dependent.
+CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function, void** parameters, void** extra) {
   const FakeKernel& kernel = *kernel_of(function);
-  if (extra != nullptr || shared_bytes > kernel.allowed_shared_bytes) return CUDA_ERROR_INVALID_VALUE;
+  if (extra != nullptr || config->sharedMemBytes > kernel.allowed_shared_bytes) return CUDA_ERROR_INVALID_VALUE;
+  const bool is_dependent = config->numAttrs == 1 &&
+                            config->attrs->id == CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION &&
+                            config->attrs->value.programmaticStreamSerializationAllowed == 1;
+  if (config->numAttrs > 0 && !is_dependent) return CUDA_ERROR_INVALID_VALUE;
   std::ostringstream arguments;
   for (const auto& [ordinal, bytes] : kernel.parameter_bytes) {
     uint64_t value = 0;
@@ -194,10 +204,11 @@ CUresult cuLaunchKernel(CUfunction function, unsigned int grid_x, unsigned int g
     arguments << (ordinal == 0 ? "" : ", ") << "[" << bytes << ", " << value << "]";
   }
   return fake_cuda_submit(
-      stream, "launch",
-      joined(described(kernel), ", \"grid\": [", grid_x, ", ", grid_y, ", ", grid_z, "], \"block\": [", block_x, ", ",
-             block_y, ", ", block_z, "], \"shared_bytes\": ", shared_bytes,
-             ", \"stream\": ", reinterpret_cast<uint64_t>(stream), ", \"arguments\": [", arguments.str(), "]"),
+      config->hStream, "launch",
+      joined(described(kernel), ", \"grid\": [", config->gridDimX, ", ", config->gridDimY, ", ", config->gridDimZ,
+             "], \"block\": [", config->blockDimX, ", ", config->blockDimY, ", ", config->blockDimZ,
+             "], \"shared_bytes\": ", config->sharedMemBytes, ", \"is_dependent\": ", is_dependent ? "true" : "false",
+             ", \"stream\": ", reinterpret_cast<uint64_t>(config->hStream), ", \"arguments\": [", arguments.str(), "]"),
       [] {});
 }
 

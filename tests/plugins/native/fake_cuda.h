@@ -7,8 +7,14 @@
 #include <functional>
 #include <string>
 
-/// Architecture of the only device, 10 * major + minor.
+/// Architecture of all devices, 10 * major + minor.
 extern "C" void fake_cuda_set_sm(int sm);
+
+/// Makes the context of a device current; at first it is that of device 0. In fake_cuda_immediate.cc alone.
+extern "C" void fake_cuda_set_context(int device);
+
+/// Makes the next call of a function fail, if it is one that fake_cuda_immediate.cc defines.
+extern "C" void fake_cuda_fail(const char* function);
 
 /// What was asked of the driver since the last call, as one JSON array. Valid until the next call.
 extern "C" const char* fake_cuda_take_events();

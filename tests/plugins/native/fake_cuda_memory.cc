@@ -4,7 +4,7 @@
 //
 //   FAKE_CUDA_EVENTS   a file, to which what was asked is written when the program ends: one JSON array. A `launch` or
 //                      `copy` is listed when it is done; while a stream captures it is listed as `captured_launch` or
-//                      `captured_copy`.
+//                      `captured_copy`. Memory that was never freed is listed last, as `leak`.
 //   FAKE_CUDA_SM       architecture of the GPU, 90 if not given
 //   FAKE_CUDA_FAIL     NAME=CODE: the function of that name fails with that error
 
@@ -51,6 +51,9 @@ struct Session {
     fake_cuda_set_sm(sm.empty() ? 90 : std::stoi(sm));
   }
   ~Session() {
+    for (const auto& [address, bytes] : blocks) {
+      fake_cuda_record("leak", "\"address\": " + std::to_string(address) + ", \"bytes\": " + std::to_string(bytes));
+    }
     if (const std::string path = variable("FAKE_CUDA_EVENTS"); !path.empty()) {
       std::ofstream(path) << fake_cuda_take_events() << "\n";
     }
@@ -108,11 +111,6 @@ CUresult cuInit(unsigned int) {
   return result;
 }
 
-CUresult cuDriverGetVersion(int* version) {
-  *version = 13000;
-  return CUDA_SUCCESS;
-}
-
 CUresult cuDeviceGet(CUdevice* device, int ordinal) {
   *device = ordinal;
   return CUDA_SUCCESS;
@@ -133,6 +131,26 @@ CUresult cuDevicePrimaryCtxRelease(CUdevice) { return CUDA_SUCCESS; }
 CUresult cuCtxSetCurrent(CUcontext current) {
   is_context_current = current == reinterpret_cast<CUcontext>(&context);
   return outcome("cuCtxSetCurrent");
+}
+
+CUresult cuCtxGetCurrent(CUcontext* current) {
+  *current = is_context_current ? reinterpret_cast<CUcontext>(&context) : nullptr;
+  return CUDA_SUCCESS;
+}
+
+CUresult cuCtxPushCurrent(CUcontext pushed) { return cuCtxSetCurrent(pushed); }
+
+CUresult cuCtxPopCurrent(CUcontext* popped) { return cuCtxGetCurrent(popped); }
+
+CUresult cuCtxGetDevice(CUdevice* device) {
+  *device = 0;
+  return CUDA_SUCCESS;
+}
+
+CUresult cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode* mode) {
+  static CUstreamCaptureMode present = CU_STREAM_CAPTURE_MODE_GLOBAL;
+  std::swap(present, *mode);
+  return CUDA_SUCCESS;
 }
 
 CUresult cuMemAlloc(CUdeviceptr* address, size_t bytes) {

@@ -8,12 +8,21 @@ namespace {
 class FakeDevice final : public Device {
  public:
   Commands commands(std::function<int32_t()> /*enqueue*/) override {
-    return {{"sm", [](std::istream& words) {
-               int sm = 0;
-               words >> sm;
-               fake_cuda_set_sm(sm);
-               return "\"result\": " + std::to_string(sm);
-             }}};
+    const auto with_number = [](void (*set)(int)) {
+      return [set](std::istream& words) {
+        int number = 0;
+        words >> number;
+        set(number);
+        return "\"result\": " + std::to_string(number);
+      };
+    };
+    const auto fail = [](std::istream& words) {
+      std::string function;
+      words >> function;
+      fake_cuda_fail(function.c_str());
+      return std::string("\"result\": 0");
+    };
+    return {{"sm", with_number(fake_cuda_set_sm)}, {"context", with_number(fake_cuda_set_context)}, {"fail", fail}};
   }
 
   uint64_t address(const std::string& word) const override { return std::stoull(word); }

@@ -5,15 +5,18 @@
 //   float NAME VALUE
 //   create TYPE                   a plugin from the attributes given so far
 //   input TYPE ADDRESS EXTENT..   the next input tensor; `output` likewise
+//   forget                        there are no tensors any more
 //   workspace ADDRESS
 //   types | output_shapes | formats | workspace_size | configure | shape_change | enqueue
 //   serialize                     the fields to serialize, and a plugin made anew from them in place of the present one
 //   clone                         a clone in place of the present plugin
 //   destroy
 //
-// On a fake GPU (fake_device.cc) an ADDRESS is a number, and there is one more command:
+// On a fake GPU (fake_device.cc) an ADDRESS is a number, and there are more commands:
 //
-//   sm N                          architecture of the fake device
+//   sm N                          architecture of the fake devices
+//   context N                     the context of device N is the current one
+//   fail NAME                     the next call of that function of the driver fails
 //
 // On a real one (cuda_device.cc) an ADDRESS is the name of a buffer. Files hold a buffer's bytes, no more and no fewer.
 //
@@ -195,6 +198,12 @@ class Driver {
     return answer(0);
   }
 
+  std::string forget() {
+    inputs_.clear();
+    outputs_.clear();
+    return answer(0);
+  }
+
   std::vector<nvinfer1::PluginTensorDesc> descs(const std::vector<Tensor>& tensors) {
     std::vector<nvinfer1::PluginTensorDesc> result;
     for (const Tensor& tensor : tensors) result.push_back(tensor.desc);
@@ -337,6 +346,7 @@ class Driver {
       {"destroy", [this](auto&) { return adopt(nullptr); }},
       {"input", [this](auto& words) { return add_tensor(words, inputs_); }},
       {"output", [this](auto& words) { return add_tensor(words, outputs_); }},
+      {"forget", [this](auto&) { return forget(); }},
       {"workspace", [this](auto& words) { return set_workspace(words); }},
       {"types", [this](auto& words) { return types(words); }},
       {"output_shapes", [this](auto& words) { return output_shapes(words); }},
