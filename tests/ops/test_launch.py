@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from plugins.aot.kernels import compile_job
-from sala_export.ops.common.launch import unsupported_reason
+from sala_export.ops.common.launch import Launch, unsupported_reason
+from sala_export.ops.common.targets import AOT_ARCHITECTURES
 from sala_export.ops.infllmv2_attention.schema import PUBLISHED as SPARSE
 from sala_export.ops.kernel_sets import KERNEL_SETS
 from sala_export.ops.registry import CONTRACTS
@@ -51,6 +54,34 @@ def test_code_depends_on_no_number_that_python_passes() -> None:
             numbers = [p for p in launch.kernel.params if not p.is_constexpr and not p.name.endswith("_ptr")]
             assert numbers
             assert [p.name for p in numbers if not p.do_not_specialize] == [], launch.name
+
+
+def _unwaiting(launch: Launch) -> Launch:
+    """The launch with a kernel that cannot know that it is dependent."""
+    other = KERNEL_SETS["lightning_attention"].prefill[-1]
+    return replace(launch, kernel=other.kernel, tiles=other.tiles)
+
+
+def test_launches_are_dependent_in_decode_where_the_architecture_lets_them() -> None:
+    kernel_set = KERNEL_SETS["lightning_attention"]
+    for sequence, architectures in ((kernel_set.decode, {90, 120}), (kernel_set.prefill, set())):
+        for launch in sequence:
+            dependent = {sm for sm in AOT_ARCHITECTURES if launch.is_dependent(sm)}
+            assert dependent == architectures
+            flags = {sm: kernel_set.compile_time(launch, sm, {"head_dim": 64})["DEPENDENT"] for sm in AOT_ARCHITECTURES}
+            assert flags == {sm: int(sm in dependent) for sm in AOT_ARCHITECTURES}
+
+
+def test_dependent_launch_of_a_kernel_that_cannot_wait_is_refused() -> None:
+    kernel_set = KERNEL_SETS["lightning_attention"]
+    with pytest.raises(ValueError, match="lightning_output_kernel: a dependent launch needs a kernel that takes DEPEN"):
+        replace(kernel_set, decode=tuple(map(_unwaiting, kernel_set.decode)))
+
+
+def test_counter_of_another_type_is_refused() -> None:
+    kernel_set = KERNEL_SETS["lightning_attention"]
+    with pytest.raises(ValueError, match="counters are int32: finished"):
+        replace(kernel_set, counters=(replace(kernel_set.counters[0], dtype="float32"),))
 
 
 def test_lowering_for_an_architecture_without_warp_groups_gives_an_h100_its_instructions() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from support.closeness import assert_close
+from support.kernel_probes import run_again
 from support.lightning_checks import HEADS, attributes, check_against_reference, in_type, random_inputs
-from support.triton_interpreter import DEVICES, run_interpreted
+from support.triton_interpreter import DEVICES, call_interpreting, run_interpreted
 from torch import Tensor
 
 from sala_export.errors import ShapeError
@@ -51,6 +52,34 @@ def test_segments_match_reference(
 ) -> None:
     inputs = in_type(random_inputs(tokens, head_dim, batch=batch, heads=heads), dtype)
     check_against_reference(inputs, attributes(head_dim, heads), device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("head_dim", "dtype", "batch", "heads"),
+    # 64 heads of 128 channels are more than one tile of the last program, in channels as in sums of squares.
+    [(128, torch.bfloat16, 1, 4), (64, torch.float16, 3, 1), (32, torch.float32, 3, 2), (128, torch.float16, 1, 64)],
+    ids=str,
+)
+def test_one_token_matches_reference(
+    head_dim: int, dtype: torch.dtype, batch: int, heads: int, device: str
+) -> None:
+    inputs = in_type(random_inputs(1, head_dim, batch=batch, heads=heads), dtype)
+    check_against_reference(inputs, attributes(head_dim, heads), device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_one_token_again_gives_equal_bits_and_leaves_counters_zero(batch: int, device: str) -> None:
+    inputs = in_type(random_inputs(1, 64, batch=batch), torch.bfloat16)
+    if device == "cuda":
+        runs = run_again("lightning_attention", [x.cuda() for x in inputs], attributes(64), 50)
+    else:
+        runs = call_interpreting(run_again, "lightning_attention", inputs, attributes(64), 2)
+    first = runs[0][0]
+    for outputs, counters in runs:
+        assert all(torch.equal(outputs[name], first[name]) for name in first)
+        assert counters["finished"].tolist() == [0] * batch
 
 
 def run_in_chunks(inputs: list[Tensor], attrs: dict[str, int | float], chunks: list[int]) -> tuple[Tensor, Tensor]:

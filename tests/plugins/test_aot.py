@@ -17,7 +17,8 @@ from plugins.aot.cpp import AotError
 from plugins.aot.kernels import compile_job, compile_kernel
 from plugins.aot.tables import OperatorTables, write_tables
 from sala_export.ops.common.contract import Contract, Tensor
-from sala_export.ops.common.launch import KernelSet, Launch, Tile, same_tile
+from sala_export.ops.common.dependent import wait_for_earlier_launches
+from sala_export.ops.common.launch import KernelSet, Launch, Tile, Workspace, same_tile
 from sala_export.ops.common.targets import AOT_ARCHITECTURES
 from sala_export.ops.lightning_attention.schema import CONTRACT
 from sala_export.ops.registry import CONTRACTS
@@ -30,13 +31,24 @@ def scale_kernel(qkvz_ptr, y_ptr, state_ptr, T, scale, head_dim: tl.constexpr, B
 
 
 @triton.jit
+def waiting_kernel(y_ptr, DEPENDENT: tl.constexpr):
+    wait_for_earlier_launches(DEPENDENT)
+    tl.store(y_ptr, 1.0)
+
+
+@triton.jit
+def impatient_kernel(y_ptr, DEPENDENT: tl.constexpr):
+    tl.store(y_ptr, 1.0)
+
+
+@triton.jit
 def unknown_parameter_kernel(y_ptr, speed):
     tl.store(y_ptr, speed)
 
 
-def _kernel_set(kernel: Any, num_stages: int = 1, **constexprs: int) -> KernelSet:
+def _kernel_set(kernel: Any, num_stages: int = 1, *, dependent: bool = False, **constexprs: int) -> KernelSet:
     tile = Tile(constexprs=constexprs, num_warps=4, num_stages=num_stages)
-    launch = Launch(kernel=kernel, grid=("B", "1", "1"), tiles=same_tile(tile))
+    launch = Launch(kernel=kernel, grid=("B", "1", "1"), tiles=same_tile(tile), dependent=dependent)
     return KernelSet(
         workspaces=(),
         prefill=(launch,),
@@ -88,6 +100,22 @@ def test_code_that_runs_elsewhere_than_stated_is_refused(monkeypatch: pytest.Mon
         compile_kernel(_job(kernel_set, 86))
 
 
+@pytest.mark.parametrize(("sm", "is_dependent"), [(86, False), (89, False), (90, True), (120, True)])
+def test_dependent_launch_waits_where_it_may_begin_early(
+    sm: int, is_dependent: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel_set = _kernel_set(waiting_kernel, dependent=True)
+    monkeypatch.setattr(kernels, "KERNEL_SETS", {CONTRACT.name: kernel_set})
+    assert compile_kernel(_job(kernel_set, sm)).is_dependent == is_dependent
+
+
+def test_dependent_launch_that_does_not_wait_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel_set = _kernel_set(impatient_kernel, dependent=True)
+    monkeypatch.setattr(kernels, "KERNEL_SETS", {CONTRACT.name: kernel_set})
+    with pytest.raises(AotError, match="impatient_kernel: dependent launches wait for earlier ones"):
+        compile_kernel(_job(kernel_set, 90))
+
+
 def test_parameter_that_means_nothing_is_named() -> None:
     with pytest.raises(AotError, match="parameter speed of unknown_parameter_kernel is no tensor"):
         _job(_kernel_set(unknown_parameter_kernel))
@@ -120,6 +148,13 @@ def test_output_extent_that_computes_with_dimensions_is_refused() -> None:
     output = Tensor(name="y", dtype="X", shape=("2 * T",), doc="")
     with pytest.raises(AotError, match=r"extent '2 \* T' of output y"):
         write_tables([_tables(replace(CONTRACT, outputs=(output,)))])
+
+
+def test_counter_whose_size_depends_on_a_length_is_refused() -> None:
+    counter = Workspace(name="finished", dtype="int32", shape=("B", "T"))
+    tables = _tables(CONTRACT)
+    with pytest.raises(AotError, match="extent 'T' of counter finished depends on a length"):
+        write_tables([replace(tables, kernel_set=replace(tables.kernel_set, counters=(counter,)))])
 
 
 def test_expression_over_unknown_names_is_refused() -> None:

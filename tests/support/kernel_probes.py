@@ -1,6 +1,8 @@
-"""A kernel around a device function of ours, and a call taken apart into its launches; run where Triton interprets."""
+"""A kernel around a device function of ours, and calls taken apart or run again; run where Triton interprets."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 import torch
 import triton
@@ -11,6 +13,10 @@ from sala_export.ops.common.triton_run import bind_kernels
 from sala_export.ops.infllmv2_attention.schema import CONTRACT
 from sala_export.ops.infllmv2_attention.top_blocks import is_among_best
 from sala_export.ops.infllmv2_attention.triton_kernel import KERNELS
+from sala_export.ops.kernel_sets import KERNEL_SETS
+from sala_export.ops.registry import CONTRACTS
+
+from .triton_interpreter import poisoned
 
 
 @triton.jit
@@ -74,6 +80,32 @@ def attend_far_into_a_cache(tokens: int, chosen: int) -> tuple[Tensor, Tensor]:
     logits = (q @ keys.transpose(1, 2) * 128**-0.5).masked_fill(hidden, float("-inf"))
     y = (logits.softmax(-1) @ values) * gate.sigmoid()
     return call.buffers["y"][0], y.transpose(0, 1).reshape(tokens, -1)
+
+
+def run_again(
+    operator: str, inputs: Sequence[Tensor], attributes: Mapping[str, int | float], times: int
+) -> list[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """Outputs and counters by name after each of several runs of one call, from equal inputs, in the same buffers.
+
+    Outputs and workspaces are poisoned before the first run.
+    """
+    contract, kernel_set = next(c for c in CONTRACTS if c.name == operator), KERNEL_SETS[operator]
+    own = [x.clone() for x in inputs]
+    call = bind_kernels(contract, kernel_set, own, attributes, allocate=poisoned)
+    counters = {
+        counter.name: launch.arguments[f"{counter.name}_ptr"]
+        for counter in kernel_set.counters
+        for launch in call.launches
+        if f"{counter.name}_ptr" in launch.arguments
+    }
+    results = []
+    for _ in range(times):
+        for x, value in zip(own, inputs, strict=True):
+            x.copy_(value)
+        call.run()
+        outputs = {output.name: call.buffers[output.name].clone() for output in contract.outputs}
+        results.append((outputs, {name: counter.clone() for name, counter in counters.items()}))
+    return results
 
 
 @triton.jit

@@ -37,7 +37,7 @@ def random_inputs(tokens: int, head_dim: int, *, batch: int = BATCH, heads: int 
         return torch.randn(*shape, generator=generator)
 
     channels = heads * head_dim
-    positions = torch.tensor([[70000], [5]])[:batch] + torch.arange(tokens)
+    positions = torch.tensor([[70000], [5], [1234]])[:batch] + torch.arange(tokens)
     return [
         normal(batch, tokens, 4 * channels),
         *(1 + 0.3 * normal(width) for width in (head_dim, head_dim, channels)),
