@@ -48,8 +48,10 @@ ROW_WIDTHS = ((48, 80), (256, 512), (4096, 16384))
 
 DISJOINT = {
     ("infllmv2_append_kernel", "k_cache_ptr"): "rows before past_length are loaded, rows from it on are stored",
+    ("lightning_decode_kernel", "gated_ptr"): "loaded when all programs have stored, which they count",
+    ("lightning_decode_kernel", "squares_ptr"): "loaded when all programs have stored, which they count",
 }
-"""Arguments that are loaded and stored, but never at one address."""
+"""Arguments that are loaded and stored, but never at one address, or never before all threads have stored."""
 
 Value = str | int | float
 

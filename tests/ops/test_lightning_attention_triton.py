@@ -61,9 +61,7 @@ def test_segments_match_reference(
     [(128, torch.bfloat16, 1, 4), (64, torch.float16, 3, 1), (32, torch.float32, 3, 2), (128, torch.float16, 1, 64)],
     ids=str,
 )
-def test_one_token_matches_reference(
-    head_dim: int, dtype: torch.dtype, batch: int, heads: int, device: str
-) -> None:
+def test_one_token_matches_reference(head_dim: int, dtype: torch.dtype, batch: int, heads: int, device: str) -> None:
     inputs = in_type(random_inputs(1, head_dim, batch=batch, heads=heads), dtype)
     check_against_reference(inputs, attributes(head_dim, heads), device)
 

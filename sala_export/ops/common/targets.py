@@ -35,18 +35,10 @@ class Architecture:
 
 
 AOT_ARCHITECTURES: Mapping[int, Architecture] = {
-    86: Architecture(
-        warps=48, blocks=16, shared_bytes=100 << 10, is_arch_specific=False, has_dependent_launches=False
-    ),
-    89: Architecture(
-        warps=48, blocks=24, shared_bytes=100 << 10, is_arch_specific=False, has_dependent_launches=False
-    ),
-    90: Architecture(
-        warps=64, blocks=32, shared_bytes=228 << 10, is_arch_specific=True, has_dependent_launches=True
-    ),
-    120: Architecture(
-        warps=48, blocks=24, shared_bytes=100 << 10, is_arch_specific=True, has_dependent_launches=True
-    ),
+    86: Architecture(warps=48, blocks=16, shared_bytes=100 << 10, is_arch_specific=False, has_dependent_launches=False),
+    89: Architecture(warps=48, blocks=24, shared_bytes=100 << 10, is_arch_specific=False, has_dependent_launches=False),
+    90: Architecture(warps=64, blocks=32, shared_bytes=228 << 10, is_arch_specific=True, has_dependent_launches=True),
+    120: Architecture(warps=48, blocks=24, shared_bytes=100 << 10, is_arch_specific=True, has_dependent_launches=True),
 }
 """Architectures that cubins are made for, by 10 * major + minor."""
 
