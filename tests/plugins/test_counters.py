@@ -34,7 +34,7 @@ def counted_in(answer: Answer, call: PluginCall) -> set[int]:
     name = f"{call.kernel_set.counters[0].name}_ptr"
     arguments: set[int] = set()
     for launch, event in zip(call.sequence, events_of(answer, "launch"), strict=True):
-        declared = [p.name for p in launch.kernel.params if not p.is_constexpr]  # type: ignore[attr-defined]
+        declared = [p.name for p in launch.kernel.params if not p.is_constexpr]
         if name in declared:
             arguments.add(event["arguments"][declared.index(name)][1])
     return arguments

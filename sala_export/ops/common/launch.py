@@ -41,7 +41,6 @@ from .contract import ACTIVATION, Rule
 from .expr import evaluate, identifiers
 from .targets import AOT_ARCHITECTURES
 
-
 DEPENDENT = "DEPENDENT"
 """Name of the constant that tells a kernel whether its launch is dependent."""
 

@@ -46,12 +46,11 @@ class BoundLaunch:
 
     def run(self) -> None:
         """Launch it, or interpret it."""
-        arguments, arithmetic = self.arguments, nullcontext()
-        if is_interpreted(self.launch.kernel):
+        arguments, interpreted = dict(self.arguments), is_interpreted(self.launch.kernel)
+        if interpreted and DEPENDENT in arguments:
             # Programs run one after the other: there is nothing to wait for.
-            arguments = {name: 0 if name == DEPENDENT else value for name, value in arguments.items()}
-            arithmetic = gpu_arithmetic()
-        with arithmetic:
+            arguments[DEPENDENT] = 0
+        with gpu_arithmetic() if interpreted else nullcontext():
             self.launch.kernel[self.grid](**arguments, **self.options)  # type: ignore[index]
 
 

@@ -127,7 +127,7 @@ def _rotated(
 def _inverse_norm(
     squares_ptr: tl.tensor, groups: tl.tensor, channels: tl.tensor, eps: tl.tensor, BLOCK_S: tl.constexpr
 ) -> tl.tensor:
-    """1 / sqrt(mean(o^2) + eps) of a row of `channels`, from its `groups` sums of squares, always added in one order."""
+    """1 / sqrt(mean(o^2) + eps) of a row, from its sums of squares, which are always added in one order."""
     o_s = tl.arange(0, BLOCK_S)
     total = tl.zeros((BLOCK_S,), tl.float32)
     for start in range(0, groups, BLOCK_S):
