@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from plugins.aot.contracts import generated_files
 from plugins.aot.cpp import AotError
 from plugins.aot.kernels import compile_job, compile_kernel
 from plugins.aot.tables import OperatorTables, write_tables
+from sala_export.kernel_report.disassembly import disassemble
 from sala_export.ops.common.contract import Contract, Tensor
-from sala_export.ops.common.dependent import wait_for_earlier_launches
+from sala_export.ops.common.dependent import let_next_launch_begin, wait_for_earlier_launches
 from sala_export.ops.common.launch import KernelSet, Launch, Tile, Workspace, same_tile
 from sala_export.ops.common.targets import AOT_ARCHITECTURES
 from sala_export.ops.lightning_attention.schema import CONTRACT
@@ -32,6 +34,7 @@ def scale_kernel(qkvz_ptr, y_ptr, state_ptr, T, scale, head_dim: tl.constexpr, B
 
 @triton.jit
 def waiting_kernel(y_ptr, DEPENDENT: tl.constexpr):
+    let_next_launch_begin(DEPENDENT)
     wait_for_earlier_launches(DEPENDENT)
     tl.store(y_ptr, 1.0)
 
@@ -106,7 +109,11 @@ def test_dependent_launch_waits_where_it_may_begin_early(
 ) -> None:
     kernel_set = _kernel_set(waiting_kernel, dependent=True)
     monkeypatch.setattr(kernels, "KERNEL_SETS", {CONTRACT.name: kernel_set})
-    assert compile_kernel(_job(kernel_set, sm)).is_dependent == is_dependent
+    compiled = compile_kernel(_job(kernel_set, sm))
+    assert compiled.is_dependent == is_dependent
+    # PREEXIT lets the next launch begin, ACQBULK waits for the one before.
+    told = re.findall("PREEXIT|ACQBULK|STG", disassemble(compiled.cubin))
+    assert told == (["PREEXIT", "ACQBULK", "STG"] if is_dependent else ["STG"])
 
 
 def test_dependent_launch_that_does_not_wait_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
