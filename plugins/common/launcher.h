@@ -23,8 +23,7 @@ struct Buffers {
 /// time.
 class Launcher {
  public:
-  /// Loads what `call` needs on the current device and makes its counters, so that `run` does neither. Not within a
-  /// stream capture of this thread.
+  /// Loads what `call` needs on the current device and makes its counters, so that `run` does neither.
   Status prepare(const Operator& op, const Call& call);
 
   /// Enqueues the launches, also into a stream capture. Fails if they take counters and `prepare` has not made them.

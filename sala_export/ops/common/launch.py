@@ -21,13 +21,14 @@ that is so and 0 elsewhere, and hands it to the functions of `dependent.py`:
 * `let_next_launch_begin`, first of all, if the launch after it in the sequence is dependent. That one begins when all
   programs of this one have come here or ended. It takes no room from them, because all of them run by then. The last
   launch of a sequence calls nothing: the kernel after it is not ours.
-* `wait_for_earlier_launches`, next. Every program calls it, also one that has nothing to do. Before it, a program reads
-  and writes no device memory but weights, which no launch writes. It returns when the launch before has ended and all
-  that it wrote can be read. That launch ended only after its own wait had returned, and so on: all launches before have
-  ended. What a program writes after its wait cannot reach an earlier launch that still reads the old value either.
+* `wait_for_earlier_launches`, next. Every program calls it, also one that has nothing to do, and touches no device
+  memory before it. It returns when the launch before has ended and all that it wrote can be read. That launch ended
+  only after its own wait had returned, and so on back: all launches before have ended. So what a program writes after
+  its wait cannot reach an earlier launch that still reads the old value either.
 
-The first launch of a sequence follows a kernel of TensorRT or torch. Such a kernel lets nothing begin early, so the
-launch begins when the programs of that kernel have ended, and waits until what they wrote can be read.
+The first launch of a sequence follows a kernel of TensorRT or torch, which was launched as usual or waits as these do.
+Such a kernel hardly ever lets another one begin early. Then the launch begins when the programs of that kernel have
+ended, and waits until what they wrote can be read.
 """
 
 from __future__ import annotations
@@ -131,7 +132,7 @@ class Launch:
         return frozenset(next(iter(self.tiles.values())).constexprs)
 
     def is_dependent(self, sm: int) -> bool:
-        """Whether it begins before the launch before it has ended, on an architecture."""
+        """True if it begins before the launch before it has ended, on this architecture."""
         return self.dependent and AOT_ARCHITECTURES[sm].has_dependent_launches
 
 

@@ -18,7 +18,7 @@ from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, 
 
 
 def is_interpreted(kernel: Callable[..., Any]) -> bool:
-    """Whether Triton runs a `@triton.jit` function in its interpreter."""
+    """True if Triton runs a `@triton.jit` function in its interpreter."""
     return isinstance(kernel, InterpretedFunction)
 
 

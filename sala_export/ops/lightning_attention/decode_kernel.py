@@ -36,9 +36,9 @@ def lightning_decode_kernel(
     BLOCK_S: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ) -> None:
-    """One token, state read and written once; grid (VALUE_TILES, 1, B H)."""
-    batch = (tl.program_id(2) // num_heads).to(tl.int64)
-    head = tl.program_id(2) % num_heads
+    """One token, state read and written once; grid (VALUE_TILES, H, B)."""
+    head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    row_head = batch * num_heads + head
     width: tl.constexpr = head_dim // VALUE_TILES
     channels = num_heads * head_dim
     q_ptr = qkvz_ptr + batch * 4 * channels + head * head_dim
@@ -47,7 +47,7 @@ def lightning_decode_kernel(
 
     o_d = tl.arange(0, head_dim // 2)
     o_v = tl.program_id(0) * width + tl.arange(0, width)
-    state_1_ptr = state_ptr + tl.program_id(2).to(tl.int64) * head_dim * head_dim
+    state_1_ptr = state_ptr + row_head * head_dim * head_dim
     state_1_ptr += o_d[:, None] * head_dim + o_v[None, :]
     state_2_ptr = state_1_ptr + (head_dim // 2) * head_dim
     wait_for_earlier_launches(DEPENDENT)
@@ -78,7 +78,7 @@ def lightning_decode_kernel(
     tl.store(state_1_ptr, state_1)
     tl.store(state_2_ptr, state_2)
     o = tl.sum(q_1[:, None] * state_1 + q_2[:, None] * state_2, axis=0) * scale
-    tl.store(squares_ptr + tl.program_id(2) * VALUE_TILES + tl.program_id(0), tl.sum(o * o, axis=0))
+    tl.store(squares_ptr + row_head * VALUE_TILES + tl.program_id(0), tl.sum(o * o, axis=0))
     tl.store(gated_ptr + head * head_dim + o_v, o * gate)
 
     # All warps have stored; the first one's count releases it to the GPU, and acquires what others have released.

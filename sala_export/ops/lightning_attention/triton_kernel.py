@@ -97,7 +97,7 @@ KERNELS = KernelSet(
     decode=(
         Launch(
             kernel=lightning_decode_kernel,
-            grid=("VALUE_TILES", "1", "B * num_heads"),
+            grid=("VALUE_TILES", "num_heads", "B"),
             tiles=tiles.DECODE,
             dependent=True,
         ),
