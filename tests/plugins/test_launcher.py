@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
 import pytest
 from support.plugin_calls import LIGHTNING, SPARSE, STREAM, PluginCall, PluginDriver, events_of
 
-from sala_export.installation import plugin_library
-from sala_export.kernel_report.disassembly import disassemble
-from sala_export.kernel_report.shipped import shipped_kernels
 from sala_export.ops.common.targets import AOT_ARCHITECTURES, serving_architecture
-from sala_export.ops.kernel_sets import KERNEL_SETS
 from sala_export.specs import ComputeCapability
 
 OPERATORS = pytest.mark.parametrize("call", [LIGHTNING, SPARSE], ids=lambda call: call.contract.name)
@@ -125,24 +120,6 @@ def test_drivers_without_function_loading_are_asked_for_an_attribute(
     asked = [event["kernel"] for event in events_of(prepared, "get_attribute")]
     assert asked == [launch.name for launch in call.sequence]
     assert {event["event"] for event in enqueued["events"]} == {"launch"}
-
-
-def test_shipped_code_of_dependent_launches_touches_no_memory_and_does_not_end_before_it_has_waited() -> None:
-    waiting = set()
-    for kernel in shipped_kernels(plugin_library()):
-        if not kernel.constants.get("DEPENDENT"):
-            continue
-        before, wait, _ = disassemble(kernel.cubin).partition("ACQBULK")
-        assert wait
-        assert not re.search(r"\b(LDG|STG|LD|ST|ATOMG?|RED|LDGSTS|UBLKCP|EXIT|RET)\b", before), kernel.kernel
-        waiting.add((kernel.kernel, kernel.sm))
-    assert waiting == {
-        (launch.name, sm)
-        for kernel_set in KERNEL_SETS.values()
-        for launch in kernel_set.launches
-        for sm in AOT_ARCHITECTURES
-        if launch.is_dependent(sm)
-    }
 
 
 def test_launches_wait_for_each_other_on_drivers_whose_graphs_hold_no_dependent_ones(
