@@ -2,11 +2,11 @@
 
     python -m benchmarks.kernel_code [--call "InfLLM-v2, 128K at once"] [--gpu rtx5090]
 
-Each kernel with products is taken at a published call. Its operations, by `ops/*/cost.py`, over those of one turn of its
-main loop give the turns. The cubin says how many instructions a warp issues in a turn. A multiprocessor issues four of
-them in a cycle, and its tensor cores take a fixed number of operations in one. Where a kernel has several main loops,
-the shortest counts. Bytes of the L2 cache are those that tiles ask for in all. Every time is a limit, which no launch
-beats, and the largest is the one to work on. All of it is predicted: no latency is in it.
+Each kernel with products is taken at a published call. Its operations, by `ops/*/cost.py`, over those of one turn of
+its main loop give the turns. The cubin says how many instructions a warp issues in a turn. A multiprocessor issues four
+of them in a cycle, and its tensor cores take a fixed number of operations in one. Where a kernel has several main
+loops, the shortest counts. Bytes of the L2 cache are those that tiles ask for in all. Every time is a limit, which no
+launch beats, and the largest is the one to work on. All of it is predicted: no latency is in it.
 """
 
 from __future__ import annotations
