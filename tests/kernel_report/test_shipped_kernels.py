@@ -86,6 +86,7 @@ def test_main_loops_have_exactly_the_tensor_core_instructions_of_their_products(
         "infllmv2_decode_normalise_kernel",
         "infllmv2_decode_score_kernel",
         "infllmv2_gather_kernel",
+        "infllmv2_gather_union_kernel",
         "infllmv2_select_kernel",
         "lightning_carry_kernel",
         "lightning_prefill_kernel",
@@ -105,7 +106,7 @@ def test_nothing_overwrites_what_a_product_in_flight_reads(reports: tuple[Kernel
         for variant in kernel.variants
     }
     assert with_registers == {
-        *product(("infllmv2_attend_kernel",), ("bfloat16", "float16"), (64, 128)),
+        *product(("infllmv2_attend_kernel", "infllmv2_gather_union_kernel"), ("bfloat16", "float16"), (64, 128)),
         *product(("lightning_carry_kernel", "lightning_prefill_kernel"), ("bfloat16", "float16"), (128,)),
     }
 

@@ -11,7 +11,10 @@ from sala_export.ops.infllmv2_attention.schema import PUBLISHED
 CHUNK = 8192
 
 
-def by_name(**sizes: int) -> dict[str, object]:
+UNION, ONE = "infllmv2_gather_union_kernel", "infllmv2_gather_kernel"
+
+
+def by_name(**sizes: float) -> dict[str, object]:
     return {cost.kernel: cost for cost in costs(PUBLISHED, **sizes)}
 
 
@@ -63,6 +66,36 @@ def test_attention_far_into_the_context_is_that_of_96_blocks() -> None:
     assert 0.99 < computed / least < 1.03
     # 33 local blocks and the initial one with full tiles, 62 gathered.
     assert names["infllmv2_gather_kernel"].operations == CHUNK * 4 * 32 * 128 * 62 * 64
+
+
+@pytest.mark.parametrize("sm", tiles.GATHER_UNION)
+def test_each_tile_is_gathered_by_one_kernel_in_the_account(sm: int) -> None:
+    """Sums over tokens far into the context, where each chooses 62 blocks."""
+    tokens, limit = tiles.UNION_TOKENS[sm], tiles.GATHER_UNION[sm].constexprs["UNION_LIMIT"]
+    per_block = 2 * 4 * 16 * 128 * 64
+    sizes = {"batch": 1, "tokens": CHUNK, "past_length": 1 << 20, "sm": sm}
+    apart = by_name(**sizes)
+    assert (apart[UNION].operations, apart[UNION].bytes_read, apart[UNION].bytes_written) == (0, 0, 0)
+    assert apart[ONE].operations == CHUNK * 62 * per_block
+    rows, lists = CHUNK * 32 * 128 * 2, 2 * (CHUNK * (62 + 16) + CHUNK // tokens) * 4
+    assert apart[ONE].bytes_read == 3 * rows + lists + 2 * ((1 << 20) + CHUNK) * 512
+
+    entries = 62 * tokens * limit // 100
+    shared = by_name(**sizes, union_share=entries / (62 * tokens))
+    assert shared[ONE].operations == shared[ONE].bytes_read == shared[ONE].bytes_written == 0
+    assert shared[UNION].operations == CHUNK * entries * per_block
+    assert by_name(**sizes, union_share=(entries + 1) / (62 * tokens)) == apart
+    alike = by_name(**sizes, union_share=0)
+    assert alike[UNION].operations == apart[ONE].operations
+    assert alike[UNION].bytes_written == apart[ONE].bytes_written == rows
+
+
+def test_union_is_not_larger_than_what_there_is_to_choose_from() -> None:
+    """The last 64 tokens of 6464 have 101 blocks: the own one, 32 of the window, the initial one and 67 candidates."""
+    attributes = {**PUBLISHED, "dense_len": 0}
+    found = {x.kernel: x for x in costs(attributes, batch=1, tokens=64, past_length=6400)}
+    assert found[ONE].operations == 0
+    assert found[UNION].operations == 64 * 67 * 2 * 4 * 16 * 128 * 64
 
 
 def test_decode_reads_compressed_keys_and_taken_blocks_once() -> None:

@@ -9,8 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sala_export.ops.common.triton_run import bind_kernels
+from sala_export.ops.common.triton_run import INTERPRETED_SM, bind_kernels
 from sala_export.ops.infllmv2_attention.schema import CONTRACT
+from sala_export.ops.infllmv2_attention.tiles import UNION_TOKENS
 from sala_export.ops.infllmv2_attention.top_blocks import is_among_best
 from sala_export.ops.infllmv2_attention.triton_kernel import KERNELS
 from sala_export.ops.kernel_sets import KERNEL_SETS
@@ -55,8 +56,8 @@ FAR_SIZES: dict[str, int | float] = {
 def attend_far_into_a_cache(tokens: int, chosen: int) -> tuple[Tensor, Tensor]:
     """Outputs of the last `tokens` of two caches of FAR_TOKENS, with one chosen block given, and what they should be.
 
-    Everything but the selection is run, which would read all of the caches; of their 8 GiB only what is written here
-    and there is ever in memory.
+    Everything but the selection is run, which would read all of the caches; with an odd number of tokens that takes
+    both gather kernels. Of the 8 GiB of the caches only what is written here and there is ever in memory.
     """
     generator = torch.Generator().manual_seed(0)
     k_cache, v_cache = (torch.empty(1, 1, FAR_TOKENS, 128, dtype=torch.float16) for _ in range(2))
@@ -68,7 +69,10 @@ def attend_far_into_a_cache(tokens: int, chosen: int) -> tuple[Tensor, Tensor]:
     qkvg = torch.randn(1, tokens, 4 * 128, generator=generator).half()
     lengths = [torch.tensor([n], dtype=torch.int32) for n in (past, FAR_TOKENS)]
     call = bind_kernels(CONTRACT, KERNELS, [qkvg, *lengths, k_cache, v_cache, *compressed], FAR_SIZES)
+    union_tokens = UNION_TOKENS[INTERPRETED_SM]
     call.buffers["chosen"].fill_(chosen)
+    call.buffers["union_blocks"].fill_(chosen << union_tokens | (1 << union_tokens) - 1)
+    call.buffers["union_size"].fill_(1)
     for launch in call.launches:
         if not any(part in launch.launch.name for part in ("select", "normalise", "score", "choose")):
             launch.run()

@@ -7,6 +7,7 @@ for the end of its prompt, which decides whether it is sparse.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from ..common.cost import KernelCost
@@ -46,14 +47,18 @@ class _Shape:
         local = max(own - self.window_blocks, 0) if self.is_sparse else 0
         return position + 1 - local * self.block + min(self.init_blocks, local) * self.block
 
+    def candidates(self, position: int) -> int:
+        """Blocks of which a token chooses: all but the forced ones."""
+        own = position // self.block
+        return max(own - self.window_blocks - self.init_blocks, 0) if self.is_sparse else 0
+
     def chosen(self, position: int) -> int:
         """Blocks beyond the forced ones."""
-        own = position // self.block
-        return min(max(own - self.window_blocks - self.init_blocks, 0), self.limit) if self.is_sparse else 0
+        return min(self.candidates(position), self.limit)
 
     def is_contested(self, position: int) -> bool:
         """There are more candidates than may be chosen, so that they are scored."""
-        return self.is_sparse and position // self.block - self.window_blocks - self.init_blocks > self.limit
+        return self.candidates(position) > self.limit
 
     @property
     def positions(self) -> range:
@@ -61,16 +66,25 @@ class _Shape:
 
 
 def costs(
-    attributes: Mapping[str, int | float], *, batch: int, tokens: int, past_length: int = 0, activation_bytes: int = 2
+    attributes: Mapping[str, int | float],
+    *,
+    batch: int,
+    tokens: int,
+    past_length: int = 0,
+    activation_bytes: int = 2,
+    union_share: float = 1.0,
+    sm: int = 120,
 ) -> tuple[KernelCost, ...]:
     """Every launch of one call, in order: those of decode for one token, else those of prefill.
 
-    Args: all attributes of the operator by name; a prompt of `past_length + tokens` decides whether it is sparse.
+    Args: all attributes of the operator by name; a prompt of `past_length + tokens` decides whether it is sparse;
+        `union_share`, the different blocks that the tokens of a gather tile choose, as a fraction of the sum of their
+        lists: 1 without any overlap; `sm`, the architecture whose gather tiles are counted.
     """
     shape = _Shape(attributes, batch, tokens, past_length, activation_bytes)
     if tokens == 1:
         return _append(shape), *_decode_select(shape), *_decode_attend(shape)
-    return _append(shape), _select(shape), _attend(shape), _gather(shape)
+    return _append(shape), _select(shape), _attend(shape), *_gather(shape, union_share, sm)
 
 
 def floor(
@@ -151,19 +165,51 @@ def _attend(shape: _Shape) -> KernelCost:
     )
 
 
-def _gather(shape: _Shape) -> KernelCost:
-    """The chosen blocks, token by token; each distinct key at most once from device memory."""
-    chosen = sum(map(shape.chosen, shape.positions))
-    goes_on = sum(shape.chosen(position) > 0 for position in shape.positions)
-    rows = goes_on * shape.heads * shape.dim * shape.element
-    distinct = min(shape.end, chosen * shape.block)
-    lists = goes_on * shape.groups * (max(shape.limit, 1) * _INDEX_BYTES + _ROWS * _FLOAT_BYTES)
-    return KernelCost(
-        kernel="infllmv2_gather_kernel",
-        bytes_read=shape.batch * (3 * rows + lists + 2 * distinct * shape.key_row),
-        bytes_written=shape.batch * rows,
-        operations=4 * shape.batch * shape.groups * _ROWS * shape.dim * chosen * shape.block,
-    )
+def _gather(shape: _Shape, union_share: float, sm: int) -> tuple[KernelCost, KernelCost]:
+    """The chosen blocks, tile by tile with the kernel in charge; each distinct key at most once from device memory.
+
+    The union kernel computes all rows of its tile with every entry of the union.
+    """
+    tile = tiles.GATHER_UNION[sm].constexprs
+    union, one = _Gathered(), _Gathered()
+    for start in range(shape.past, shape.end, tile["UNION_T"]):
+        end = min(start + tile["UNION_T"], shape.end)
+        counts = [shape.chosen(position) for position in range(start, end)]
+        chosen, goes_on = sum(counts), sum(count > 0 for count in counts)
+        # Not fewer than any token chooses, and not more than the last can choose of.
+        entries = min(max(max(counts), math.ceil(union_share * chosen)), shape.candidates(end - 1))
+        if not chosen:
+            continue
+        if entries * 100 <= chosen * tile["UNION_LIMIT"]:
+            union.add(tokens=goes_on, blocks=entries, computed=entries * tile["UNION_T"], indices=entries + 1)
+        else:
+            one.add(tokens=goes_on, blocks=chosen, computed=chosen, indices=goes_on * max(shape.limit, 1) + 1)
+    return union.cost("infllmv2_gather_union_kernel", shape), one.cost("infllmv2_gather_kernel", shape)
+
+
+class _Gathered:
+    """What one of the gather kernels does for its tiles of one key head."""
+
+    def __init__(self) -> None:
+        self.tokens = self.blocks = self.computed = self.indices = 0
+
+    def add(self, *, tokens: int, blocks: int, computed: int, indices: int) -> None:
+        """One more tile: its tokens with chosen blocks, blocks read, blocks times tokens computed, indices read."""
+        self.tokens += tokens
+        self.blocks += blocks
+        self.computed += computed
+        self.indices += indices
+
+    def cost(self, kernel: str, shape: _Shape) -> KernelCost:
+        rows = self.tokens * shape.heads * shape.dim * shape.element
+        lists = shape.groups * (self.indices * _INDEX_BYTES + self.tokens * _ROWS * _FLOAT_BYTES)
+        distinct = min(shape.end, self.blocks * shape.block)
+        return KernelCost(
+            kernel=kernel,
+            bytes_read=shape.batch * (3 * rows + lists + 2 * distinct * shape.key_row),
+            bytes_written=shape.batch * rows,
+            operations=4 * shape.batch * shape.groups * _ROWS * shape.dim * self.computed * shape.block,
+        )
 
 
 def _decode_select(shape: _Shape) -> tuple[KernelCost, KernelCost, KernelCost]:

@@ -38,9 +38,49 @@ SELECT: Mapping[int, Tile] = {
 _ATTEND = Tile(constexprs={"BLOCK_T": 8, "BLOCK_N": 64}, num_warps=8, num_stages=3)
 ATTEND: Mapping[int, Tile] = same_tile(_ATTEND)
 
-# One warp for the 16 rows of a token: no exchange between warps, eight programs in a multiprocessor. 32 keys a turn
-# spill on SM90.
-GATHER: Mapping[int, Tile] = same_tile(Tile(constexprs={"BLOCK_N": 16}, num_warps=1, num_stages=2))
+# Neighbouring tokens of a gather tile, for `select` and both gather launches.
+UNION_TOKENS: Mapping[int, int] = {86: 4, 89: 2, 90: 4, 120: 2}
+# A tile goes to the union kernel if its union has at most so many percent of the blocks that its tokens have chosen,
+# each counted by itself. For 64 keys of 128 channels a token's 16 rows take 0.52 MFLOP of tensor cores, the keys and
+# values 32 KiB from the L2 cache. One token at a time, that cache binds: 8 to 10 ns on an RTX A6000 (3.2 to 4 TB/s) and
+# 3.6 to 5 on an RTX 5090 (6.5 to 9). An entry of a union takes all rows of the tile, at 0.85 of the tensor cores' rate:
+# 4 x 3.4 / 0.85 = 16 ns on the A6000 and 2 x 2.5 / 0.85 = 5.9 on the 5090. They pay up to 50 to 63 % and 61 to 85 %.
+# On an H200 the cache binds either way. There, unions of an earlier form with more instructions paid up to 78 %.
+_UNION_LIMITS: Mapping[int, int] = {86: 55, 89: 62, 90: 85, 120: 62}
+
+
+def _union(sm: int, keys: int, columns: int, num_warps: int, num_stages: int) -> Tile:
+    constexprs = {
+        "UNION_T": UNION_TOKENS[sm],
+        "UNION_LIMIT": _UNION_LIMITS[sm],
+        "BLOCK_N": keys,
+        "VALUE_COLUMNS": columns,
+    }
+    return Tile(constexprs=constexprs, num_warps=num_warps, num_stages=num_stages)
+
+
+def _one_token(sm: int, keys: int, num_stages: int) -> Tile:
+    constexprs = {"UNION_T": UNION_TOKENS[sm], "UNION_LIMIT": _UNION_LIMITS[sm], "BLOCK_N": keys}
+    return Tile(constexprs=constexprs, num_warps=1, num_stages=num_stages)
+
+
+# Two programs in a multiprocessor at least, so that one multiplies while the other takes its maxima. Parts of 32
+# channels let `mma` give each warp the rows of one token: their maxima need no exchange, and P stays in registers. A
+# warp group has its rows anyway.
+GATHER_UNION: Mapping[int, Tile] = {
+    86: _union(86, 32, 32, 4, 3),
+    89: _union(89, 32, 32, 2, 2),
+    90: _union(90, 64, 128, 4, 3),
+    120: _union(120, 32, 32, 2, 2),
+}
+# One warp for the 16 rows of a token: no exchange between warps. While one tile of keys is computed, the next arrives.
+# 32 keys a turn leave two programs in a multiprocessor on SM86 to SM120, too few to keep the L2 cache busy.
+GATHER: Mapping[int, Tile] = {
+    86: _one_token(86, 16, 3),
+    89: _one_token(89, 16, 3),
+    90: _one_token(90, 32, 3),
+    120: _one_token(120, 16, 3),
+}
 
 DECODE_APPEND: Mapping[int, Tile] = same_tile(Tile(constexprs={"BLOCK_T": 1, "BLOCK_N": 16}, num_warps=4, num_stages=1))
 DECODE_NORMALISE: Mapping[int, Tile] = same_tile(Tile(constexprs={"BLOCK_B": 64}, num_warps=4, num_stages=3))

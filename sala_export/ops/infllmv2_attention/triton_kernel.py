@@ -2,7 +2,8 @@
 
 B batch, T tokens of the chunk, G key heads, D head dim; X the activation type.
 
-Prefill: append (with compress), select, attend (forced blocks, or everything in dense mode), gather (chosen blocks).
+Prefill: append (with compress), select, attend (forced blocks, or everything in dense mode), gather (chosen blocks) in
+two launches: tiles of tokens that have many in common, and single tokens.
 Decode: append, select in three launches, attend in two, all split over the context with grids that depend on shapes
 alone. All of a group's query heads go through one dot tile of GROUP_ROWS rows for each token, the smallest that a
 tensor core takes; smaller groups leave rows unused. Only the indices of the chosen blocks reach device memory from
@@ -16,13 +17,14 @@ from ..common.contract import Rule
 from ..common.launch import HEAD_DIMS, KernelSet, Launch, Product, Workspace
 from . import tiles
 from .append_kernel import infllmv2_append_kernel
-from .attend_kernel import infllmv2_attend_kernel, infllmv2_gather_kernel
+from .attend_kernel import infllmv2_attend_kernel
 from .decode_attend_kernel import infllmv2_decode_attend_kernel, infllmv2_decode_merge_kernel
 from .decode_select_kernel import (
     infllmv2_decode_choose_kernel,
     infllmv2_decode_normalise_kernel,
     infllmv2_decode_score_kernel,
 )
+from .gather_kernel import infllmv2_gather_kernel, infllmv2_gather_union_kernel
 from .select_kernel import infllmv2_select_kernel
 
 _CHOSEN = "max(topk - 1 - init_blocks, 1)"
@@ -46,6 +48,12 @@ _PREFILL = (
         grid=("cdiv(T, BLOCK_T)", "num_kv_heads", "B"),
         tiles=tiles.ATTEND,
         main_loop=_attention("BLOCK_T * GROUP_ROWS"),
+    ),
+    Launch(
+        kernel=infllmv2_gather_union_kernel,
+        grid=("cdiv(T, UNION_T)", "num_kv_heads", "B"),
+        tiles=tiles.GATHER_UNION,
+        main_loop=_attention("UNION_T * GROUP_ROWS"),
     ),
     Launch(
         kernel=infllmv2_gather_kernel,
@@ -82,6 +90,8 @@ _DECODE = (
 KERNELS = KernelSet(
     workspaces=(
         Workspace(name="chosen", dtype="int32", shape=("B", "num_kv_heads", "T", _CHOSEN)),
+        Workspace(name="union_blocks", dtype="int32", shape=("B", "num_kv_heads", "T", "SLOTS")),
+        Workspace(name="union_size", dtype="int32", shape=("B", "num_kv_heads", "T")),
         Workspace(name="log_sum", dtype="float32", shape=("B", "num_kv_heads", "T", "GROUP_ROWS")),
         Workspace(name="split_log_z", dtype="float32", shape=("B", "num_kv_heads", "SELECT_SPLITS", "GROUP_ROWS")),
         Workspace(name="split_scores", dtype="float32", shape=("B", "num_kv_heads", "SELECT_SPLITS", "SLOTS")),
