@@ -12,7 +12,7 @@ import triton.language as tl
 
 from ..common.any_size import any_size_kernel
 from .attend_kernel import attend_tile
-from .decode_choice import best_in_order, keep_likely, load_likely, score_bits
+from .decode_choice import best_in_order, likely_best, likely_places, padded_scores, score_bits
 from .positions import chosen_blocks, clamped_past, load_queries, log2_scale, split_bounds
 
 
@@ -24,6 +24,7 @@ def infllmv2_decode_attend_kernel(
     k_cache_ptr: tl.tensor,
     v_cache_ptr: tl.tensor,
     decode_scores_ptr: tl.tensor,
+    likely_scores_ptr: tl.tensor,
     likely_ptr: tl.tensor,
     chosen_ptr: tl.tensor,
     split_output_ptr: tl.tensor,
@@ -55,10 +56,9 @@ def infllmv2_decode_attend_kernel(
     head = batch * num_kv_heads + group
     o_row = tl.arange(0, GROUP_ROWS)
     o_score = tl.arange(0, COLUMNS)
-    scored = tl.cdiv(C, block_size)
-    scores_ptr = decode_scores_ptr + head * scored
+    scores_ptr = decode_scores_ptr + head * padded_scores(C, block_size, COLUMNS)
     # All that does not wait for the position is asked for first, be it needed or not.
-    score = tl.load(scores_ptr + o_score, mask=o_score < scored, other=0.0)
+    score = tl.load(scores_ptr + o_score)
     q = load_queries(qkvg_ptr, batch + o_row * 0, group, num_heads, num_kv_heads, head_dim, GROUP_ROWS)
     is_sparse = tl.load(context_length_ptr + batch) >= dense_len
     position = clamped_past(past_length_ptr, batch, 1, C)
@@ -76,14 +76,15 @@ def infllmv2_decode_attend_kernel(
     if is_sparse & (candidates <= limit):
         _take_every_candidate(chosen_ptr, first, end, chosen, init_blocks, limit, split, SLOTS)
     elif first < chosen:
-        likely_ptr += (head * ATTEND_SPLITS + split) * limit * (tl.cdiv(scored, COLUMNS) + 1)
-        bits = score_bits(score, o_score < candidates)
-        index = o_score
+        bits, index = score_bits(score, o_score < candidates), o_score
         if candidates > COLUMNS:
-            likely = keep_likely(scores_ptr, likely_ptr, candidates, limit, COLUMNS, SLOTS)
-            bits, index = load_likely(scores_ptr, likely_ptr, likely, candidates, COLUMNS)
+            likely = (head * ATTEND_SPLITS + split) * likely_places(C, block_size, limit, COLUMNS)
+            bits, index = likely_best(
+                scores_ptr, likely_scores_ptr + likely, likely_ptr + likely, candidates, limit, COLUMNS, SLOTS
+            )
         is_best, place = best_in_order(bits, limit, SLOTS)
-        tl.store(chosen_ptr + place, init_blocks + index, mask=is_best & (place >= first) & (place < tl.minimum(end, limit)))
+        is_own = is_best & (place >= first) & (place < tl.minimum(end, limit))
+        tl.store(chosen_ptr + place, init_blocks + index, mask=is_own)
     # The list is read by other threads than those that wrote it.
     tl.debug_barrier()
 

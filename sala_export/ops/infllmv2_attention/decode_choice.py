@@ -62,66 +62,79 @@ def best_in_order(bits: tl.tensor, limit: tl.tensor, SLOTS: tl.constexpr) -> tup
 
 
 @triton.jit
-def keep_likely(
+def padded_scores(C: tl.tensor, block_size: tl.constexpr, COLUMNS: tl.constexpr) -> tl.tensor:
+    """Places for scores of a cache of C keys: whole turns of COLUMNS, which are loaded without a mask."""
+    return tl.cdiv(tl.cdiv(C, block_size), COLUMNS) * COLUMNS
+
+
+@triton.jit
+def likely_places(C: tl.tensor, block_size: tl.constexpr, limit: tl.tensor, COLUMNS: tl.constexpr) -> tl.tensor:
+    """Places for what `likely_best` keeps of the scores of a cache of C keys, whole turns as well."""
+    return tl.cdiv(limit * (tl.cdiv(tl.cdiv(C, block_size), COLUMNS) + 1), COLUMNS) * COLUMNS
+
+
+@triton.jit
+def likely_best(
     scores_ptr: tl.tensor,
+    likely_scores_ptr: tl.tensor,
     likely_ptr: tl.tensor,
     candidates: tl.tensor,
     limit: tl.tensor,
     COLUMNS: tl.constexpr,
     SLOTS: tl.constexpr,
-) -> tl.tensor:
-    """Indices at `likely_ptr`, ascending, that have the `limit` best scores of all among them; returns their number.
-
-    A turn takes the maxima of COLUMNS columns, and keeps what is above the `limit`-th of them, and the first `limit` of
-    those equal to it: limit * (turns of a pass + 1) at most. It ends with at most COLUMNS; one turn does for
-    COLUMNS^2 / (2 SLOTS) scores. `likely_ptr` is the program's own.
-    """
-    tl.static_assert(COLUMNS >= 8 * SLOTS, "a turn would not always keep fewer than there were")
-    column = tl.arange(0, COLUMNS)
-    count = candidates
-    while count > COLUMNS:
-        is_all = count == candidates
-        maxima = tl.full((COLUMNS,), EMPTY, tl.int32)
-        for start in range(0, count, COLUMNS):
-            index = _indices(likely_ptr, start + column, count, candidates, is_all)
-            score = tl.load(scores_ptr + index)
-            maxima = tl.maximum(maxima, score_bits(score, start + column < count))
-        lowest, _ = cut(maxima, limit, SLOTS)
-        kept_above = tl.full((), 0, tl.int32)
-        kept_equal = tl.full((), 0, tl.int32)
-        for start in range(0, count, COLUMNS):
-            index = _indices(likely_ptr, start + column, count, candidates, is_all)
-            bits = score_bits(tl.load(scores_ptr + index), start + column < count)
-            counts = _counts(bits, lowest)
-            order = tl.cumsum(counts, 0)
-            equal = kept_equal + (order >> 16)
-            place = kept_above + (order & 0xFFFF) + tl.minimum(equal, limit) - 1
-            # A place is never beyond what this turn has read; all threads have to have read it.
-            tl.debug_barrier()
-            tl.store(likely_ptr + place, index, mask=(bits > lowest) | ((bits == lowest) & (equal <= limit)))
-            total = tl.sum(counts, axis=0)
-            kept_above += total & 0xFFFF
-            kept_equal += total >> 16
-        tl.debug_barrier()
-        count = kept_above + tl.minimum(kept_equal, limit)
-    return count
-
-
-@triton.jit
-def _indices(
-    likely_ptr: tl.tensor, place: tl.tensor, count: tl.tensor, candidates: tl.tensor, is_all: tl.tensor
-) -> tl.tensor:
-    """Indices of scores at places of a list of `count`, which is that of all candidates or the one in memory."""
-    listed = tl.load(likely_ptr + place, mask=(place < count) & (is_all == 0), other=0)
-    # Clamped, so that no content of the list leads out of the scores.
-    return tl.minimum(tl.maximum(tl.where(is_all, place, listed), 0), candidates - 1)
-
-
-@triton.jit
-def load_likely(
-    scores_ptr: tl.tensor, likely_ptr: tl.tensor, count: tl.tensor, candidates: tl.tensor, COLUMNS: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:
-    """Bits and indices [COLUMNS] of the `count` scores that `keep_likely` left."""
+    """Bits and indices [COLUMNS] of scores, in the order of indices, that have the `limit` best of all among them.
+
+    Each turn keeps fewer: one is enough for COLUMNS^2 / SLOTS - COLUMNS candidates, 4 million tokens of SALA. Scores
+    and indices go through memory of the program's own, `likely_scores_ptr` and `likely_ptr`.
+    """
+    tl.static_assert(COLUMNS >= 8 * SLOTS, "a turn might not keep fewer than there were")
+    count = _keep_likely(scores_ptr, likely_scores_ptr, likely_ptr, candidates, limit, True, COLUMNS, SLOTS)
+    while count > COLUMNS:
+        count = _keep_likely(likely_scores_ptr, likely_scores_ptr, likely_ptr, count, limit, False, COLUMNS, SLOTS)
     place = tl.arange(0, COLUMNS)
-    index = _indices(likely_ptr, place, count, candidates, count < 0)
-    return score_bits(tl.load(scores_ptr + index), place < count), index
+    return score_bits(tl.load(likely_scores_ptr + place), place < count), tl.load(likely_ptr + place)
+
+
+@triton.jit
+def _keep_likely(
+    scores_ptr: tl.tensor,
+    likely_scores_ptr: tl.tensor,
+    likely_ptr: tl.tensor,
+    count: tl.tensor,
+    limit: tl.tensor,
+    IS_FIRST: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    SLOTS: tl.constexpr,
+) -> tl.tensor:
+    """Keep those of `count` scores that may be among the best, in order, with their indices; returns their number.
+
+    The `limit`-th of the maxima of COLUMNS columns is reached by `limit` scores. What is above it is kept, and the
+    first `limit` of those equal to it: limit * (count / COLUMNS + 1) at most. Unless IS_FIRST, the indices are those
+    at `likely_ptr`.
+    """
+    column = tl.arange(0, COLUMNS)
+    maxima = tl.full((COLUMNS,), EMPTY, tl.int32)
+    for start in range(0, count, COLUMNS):
+        maxima = tl.maximum(maxima, score_bits(tl.load(scores_ptr + start + column), start + column < count))
+    lowest, _ = cut(maxima, limit, SLOTS)
+    above = tl.full((), 0, tl.int32)
+    equal = tl.full((), 0, tl.int32)
+    for start in range(0, count, COLUMNS):
+        score = tl.load(scores_ptr + start + column)
+        index = start + column if IS_FIRST else tl.load(likely_ptr + start + column)
+        bits = score_bits(score, start + column < count)
+        counts = _counts(bits, lowest)
+        order = tl.cumsum(counts, 0)
+        equal_order = equal + (order >> 16)
+        place = above + (order & 0xFFFF) + tl.minimum(equal_order, limit) - 1
+        is_kept = (bits > lowest) | ((bits == lowest) & (equal_order <= limit))
+        # No place is beyond this turn's, but other threads have to have read theirs.
+        tl.debug_barrier()
+        tl.store(likely_scores_ptr + place, score, mask=is_kept)
+        tl.store(likely_ptr + place, index, mask=is_kept)
+        total = tl.sum(counts, axis=0)
+        above += total & 0xFFFF
+        equal += total >> 16
+    tl.debug_barrier()
+    return above + tl.minimum(equal, limit)

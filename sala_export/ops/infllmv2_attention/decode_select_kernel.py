@@ -13,6 +13,7 @@ import triton.language as tl
 
 from ..common.any_size import any_size_kernel
 from .append_kernel import window_mean
+from .decode_choice import padded_scores
 from .positions import clamped_past, complete_windows, load_queries, log2_scale, split_bounds
 
 _LARGEST_FLOAT = tl.constexpr(3.4028234663852886e38)
@@ -47,7 +48,7 @@ def infllmv2_decode_normalise_kernel(
     GROUP_ROWS: tl.constexpr,
     SELECT_SPLITS: tl.constexpr,
 ) -> None:
-    """log2-sum-exp of each query head over one part of k2, [B, G, SELECT_SPLITS, GROUP_ROWS]; -inf for an empty one.
+    """log2-sum-exp of each query head over one part of k2, [B, G, GROUP_ROWS, SELECT_SPLITS]; -inf for an empty one.
 
     The last part is the k2 key that the token completes, if it does. Its program appends the token, and writes the k1
     and k2 keys that are complete with it.
@@ -65,7 +66,7 @@ def infllmv2_decode_normalise_kernel(
     is_scored = is_sparse & (candidates > topk - 1 - init_blocks)
     old = complete_windows(past, 4 * kernel_size, 4 * kernel_stride)
     scale = log2_scale(scale)
-    to_row = split_log_z_ptr + (head * SELECT_SPLITS + split) * GROUP_ROWS + o_row
+    to_row = split_log_z_ptr + (head * GROUP_ROWS + o_row) * SELECT_SPLITS + split
     if split < SELECT_SPLITS - 1:
         if is_scored:
             first, end = split_bounds(0, old, split, SELECT_SPLITS - 1)
@@ -147,9 +148,10 @@ def infllmv2_decode_score_kernel(
     head_dim: tl.constexpr,
     BLOCK_B: tl.constexpr,
     GROUP_ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     SELECT_SPLITS: tl.constexpr,
 ) -> None:
-    """Scores of one part of the candidates, [B, G, C / block_size] from the first candidate on; others are unwritten.
+    """Scores of one part of the candidates, [B, G, blocks of the cache] from the first candidate on; others are unwritten.
 
     A turn takes the ratio + 1 k1 keys of BLOCK_B blocks, one of each block at a time. So the key that a block shares
     with the next is multiplied twice, to the same bits: in the same place of the same product.
@@ -161,7 +163,9 @@ def infllmv2_decode_score_kernel(
     o_split = tl.arange(0, SELECT_SPLITS)
     head = batch * num_kv_heads + group
     # All that does not wait for the position is asked for first.
-    parts = tl.load(split_log_z_ptr + (head * SELECT_SPLITS + o_split[:, None]) * GROUP_ROWS + o_row[None, :])
+    is_head = o_row < num_heads // num_kv_heads
+    to_part = split_log_z_ptr + (head * GROUP_ROWS + o_row[:, None]) * SELECT_SPLITS + o_split[None, :]
+    parts = tl.load(to_part, mask=is_head[:, None], other=float("-inf"))
     q = load_queries(qkvg_ptr, batch + o_row * 0, group, num_heads, num_kv_heads, head_dim, GROUP_ROWS)
     is_sparse = tl.load(context_length_ptr + batch) >= dense_len
     position = clamped_past(past_length_ptr, batch, 1, C)
@@ -172,27 +176,23 @@ def infllmv2_decode_score_kernel(
     ratio: tl.constexpr = block_size // kernel_stride
     visible = complete_windows(position + 1, kernel_size, kernel_stride)
     k1_ptr = k1_cache_ptr + head * C1 * head_dim
-    k1 = _keys_of_blocks(k1_ptr, init_blocks + first, init_blocks + end, visible, ratio, head_dim, BLOCK_B)
-    # While they come: the log2-sum-exp of all parts; +inf makes a row without a head, or without k2, score 0.
-    largest = tl.max(parts, axis=0)
-    sees_any = largest > float("-inf")
-    shift = tl.where(sees_any, largest, 0.0)
-    total = tl.sum(tl.exp2(parts - shift[None, :]), axis=0)
-    log_z = shift + tl.log2(tl.where(sees_any, total, 1.0))
-    log_z = tl.where(sees_any & (o_row < num_heads // num_kv_heads), log_z, float("inf"))
+    first += init_blocks
+    end += init_blocks
     scale = log2_scale(scale)
-    scores_ptr = decode_scores_ptr + head * tl.cdiv(C, block_size)
+    scores_ptr = decode_scores_ptr + head * padded_scores(C, block_size, COLUMNS) - init_blocks
     o_b = tl.arange(0, BLOCK_B)
+    log_z = tl.full((GROUP_ROWS,), float("inf"), tl.float32)
     for start in range(first, end, BLOCK_B):
-        block = init_blocks + start + o_b
-        score = tl.zeros((BLOCK_B,), tl.float32)
-        for phase in tl.static_range(ratio + 1):
-            p = tl.exp2(scale * tl.dot(q, tl.trans(k1[phase]), input_precision="ieee") - log_z[:, None])
-            is_seen = (ratio * block + phase - 1 < visible) & (ratio * block + phase > 0)
-            score = tl.maximum(score, tl.where(is_seen, tl.minimum(tl.sum(p, axis=0), _LARGEST_FLOAT), 0.0))
+        k1 = _keys_of_blocks(k1_ptr, start, end, visible, ratio, head_dim, BLOCK_B)
+        # Once, while the first keys are on their way; +inf makes a row without a head, or without k2, score 0.
+        if start == first:
+            largest = tl.max(parts, axis=1)
+            sees_any = largest > float("-inf")
+            shift = tl.where(sees_any, largest, 0.0)
+            total = tl.sum(tl.exp2(parts - shift[:, None]), axis=1)
+            log_z = tl.where(sees_any, shift + tl.log2(tl.where(sees_any, total, 1.0)), float("inf"))
+        score = _scores_of_blocks(q, k1, log_z, start + o_b, visible, scale, ratio)
         tl.store(scores_ptr + start + o_b, score, mask=start + o_b < end)
-        following = init_blocks + start + BLOCK_B
-        k1 = _keys_of_blocks(k1_ptr, following, init_blocks + end, visible, ratio, head_dim, BLOCK_B)
 
 
 @triton.jit
@@ -217,3 +217,23 @@ def _keys_of_blocks(
         m_b = (block < end) & (index >= 0) & (index < visible)
         keys += (tl.load(k1_ptr + index[:, None].to(tl.int64) * head_dim + o_d[None, :], mask=m_b[:, None], other=0.0),)
     return keys
+
+
+@triton.jit
+def _scores_of_blocks(
+    q: tl.tensor,
+    k1: tl.tuple,
+    log_z: tl.tensor,
+    block: tl.tensor,
+    visible: tl.tensor,
+    scale: tl.tensor,
+    ratio: tl.constexpr,
+) -> tl.tensor:
+    """Scores [BLOCK_B] of blocks from their keys, as `_keys_of_blocks` gives them."""
+    score = tl.zeros((block.shape[0],), tl.float32)
+    for phase in tl.static_range(ratio + 1):
+        p = tl.exp2(scale * tl.dot(q, tl.trans(k1[phase]), input_precision="ieee") - log_z[:, None])
+        index = ratio * block + phase - 1
+        p = tl.minimum(tl.sum(p, axis=0), _LARGEST_FLOAT)
+        score = tl.maximum(score, tl.where((index >= 0) & (index < visible), p, 0.0))
+    return score

@@ -48,8 +48,16 @@ GATHER: Mapping[int, Tile] = same_tile(Tile(constexprs={"BLOCK_N": 16}, num_warp
 DECODE_NORMALISE: Mapping[int, Tile] = same_tile(
     Tile(constexprs={"BLOCK_B": 64, "BLOCK_N": 32}, num_warps=4, num_stages=3)
 )
-DECODE_SCORE: Mapping[int, Tile] = same_tile(Tile(constexprs={"BLOCK_B": 32}, num_warps=4, num_stages=1))
-DECODE_ATTEND: Mapping[int, Tile] = same_tile(Tile(constexprs={"BLOCK_N": 64}, num_warps=4, num_stages=3))
+DECODE_SCORE: Mapping[int, Tile] = same_tile(Tile(constexprs={"BLOCK_B": 32}, num_warps=4, num_stages=2))
+# A part has two blocks in the middle of a long context. All of it is asked for at once on SM90, three quarters on SM89 and
+# SM120, where 64 keys a turn spill, and half on SM86, whose GPUs have 82 to 84 multiprocessors for 96 programs, so that
+# two must fit in one.
+DECODE_ATTEND: Mapping[int, Tile] = {
+    86: Tile(constexprs={"BLOCK_N": 32}, num_warps=4, num_stages=3),
+    89: Tile(constexprs={"BLOCK_N": 32}, num_warps=4, num_stages=4),
+    90: Tile(constexprs={"BLOCK_N": 64}, num_warps=4, num_stages=3),
+    120: Tile(constexprs={"BLOCK_N": 32}, num_warps=4, num_stages=4),
+}
 DECODE_MERGE: Mapping[int, Tile] = same_tile(
     Tile(constexprs={"BLOCK_D": 32, "PADDED_SPLITS": 64}, num_warps=4, num_stages=1)
 )

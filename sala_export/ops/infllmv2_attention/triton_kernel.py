@@ -22,6 +22,8 @@ from .decode_select_kernel import infllmv2_decode_normalise_kernel, infllmv2_dec
 from .select_kernel import infllmv2_select_kernel
 
 _CHOSEN = "max(topk - 1 - init_blocks, 1)"
+_SCORE_TURNS = "cdiv(cdiv(C, block_size), COLUMNS)"
+_LIKELY = ("B", "num_kv_heads", "ATTEND_SPLITS", f"cdiv({_CHOSEN} * ({_SCORE_TURNS} + 1), COLUMNS)", "COLUMNS")
 
 
 def _attention(rows: str) -> tuple[Product, Product]:
@@ -81,13 +83,10 @@ KERNELS = KernelSet(
     workspaces=(
         Workspace(name="chosen", dtype="int32", shape=("B", "num_kv_heads", "T", _CHOSEN)),
         Workspace(name="log_sum", dtype="float32", shape=("B", "num_kv_heads", "T", "GROUP_ROWS")),
-        Workspace(name="split_log_z", dtype="float32", shape=("B", "num_kv_heads", "SELECT_SPLITS", "GROUP_ROWS")),
-        Workspace(name="decode_scores", dtype="float32", shape=("B", "num_kv_heads", "cdiv(C, block_size)")),
-        Workspace(
-            name="likely",
-            dtype="int32",
-            shape=("B", "num_kv_heads", "ATTEND_SPLITS", f"{_CHOSEN} * (cdiv(cdiv(C, block_size), COLUMNS) + 1)"),
-        ),
+        Workspace(name="split_log_z", dtype="float32", shape=("B", "num_kv_heads", "GROUP_ROWS", "SELECT_SPLITS")),
+        Workspace(name="decode_scores", dtype="float32", shape=("B", "num_kv_heads", _SCORE_TURNS, "COLUMNS")),
+        Workspace(name="likely_scores", dtype="float32", shape=_LIKELY),
+        Workspace(name="likely", dtype="int32", shape=_LIKELY),
         Workspace(
             name="split_output",
             dtype="float32",
