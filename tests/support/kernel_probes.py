@@ -1,6 +1,8 @@
-"""A kernel around a device function of ours, and a call taken apart into its launches; run where Triton interprets."""
+"""A call taken apart into its launches, and kernels with faults that checks must find; run where Triton interprets."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 import triton
@@ -9,24 +11,7 @@ from torch import Tensor
 
 from sala_export.ops.common.triton_run import bind_kernels
 from sala_export.ops.infllmv2_attention.schema import CONTRACT
-from sala_export.ops.infllmv2_attention.top_blocks import is_among_best
 from sala_export.ops.infllmv2_attention.triton_kernel import KERNELS
-
-
-@triton.jit
-def _is_among_best_kernel(
-    score_ptr: tl.tensor, block_ptr: tl.tensor, chosen_ptr: tl.tensor, limit: tl.tensor, N: tl.constexpr
-) -> None:
-    o = tl.arange(0, N)
-    chosen = is_among_best(tl.load(score_ptr + o), tl.load(block_ptr + o), limit)
-    tl.store(chosen_ptr + o, chosen.to(tl.int32))
-
-
-def among_best(score: Tensor, block: Tensor, limit: int) -> Tensor:
-    """bool [N], by the kernels' own function; N a power of two."""
-    chosen = torch.full(score.shape, -1, dtype=torch.int32)
-    _is_among_best_kernel[(1,)](score, block, chosen, limit, len(score))
-    return chosen.bool()
 
 
 FAR_TOKENS = (1 << 24) + 4096
@@ -63,8 +48,13 @@ def attend_far_into_a_cache(tokens: int, chosen: int) -> tuple[Tensor, Tensor]:
     lengths = [torch.tensor([n], dtype=torch.int32) for n in (past, FAR_TOKENS)]
     call = bind_kernels(CONTRACT, KERNELS, [qkvg, *lengths, k_cache, v_cache, *compressed], FAR_SIZES)
     call.buffers["chosen"].fill_(chosen)
+    call.buffers["decode_scores"].fill_(0.25)
+    # The first candidate is block 1.
+    call.buffers["decode_scores"].flatten()[chosen - 1] = 0.5
     for launch in call.launches:
-        if not any(part in launch.launch.name for part in ("select", "normalise", "score", "choose")):
+        if "normalise" in launch.launch.name:  # Append alone, as in a dense context.
+            launch = replace(launch, arguments={**launch.arguments, "dense_len": 2**31 - 1})
+        if not any(part in launch.launch.name for part in ("select", "score")):
             launch.run()
 
     q, new_k, new_v, gate = (x.double().transpose(0, 1) for x in qkvg[0].view(tokens, 4, 1, 128).unbind(1))
