@@ -40,12 +40,15 @@ CASES = {
     # Position 1151 ends a block, a k1 and a k2 window.
     "decode_sparse": Case(tokens=1, past=(1151, 700), sizes=replace(BASE, head_dim=128)),
     "decode_dense": Case(tokens=1, past=(0, 300), dtype=torch.bfloat16, sizes=replace(BASE, head_dim=64, num_heads=16)),
-    # Candidates to choose from, two that are both taken, and a dense row.
-    "decode_mixed": Case(tokens=1, past=(1024, 511, 300), dtype=torch.float16, sizes=replace(BASE, head_dim=128)),
-    # With these sizes a k2 window may end where no k1 window does; the second row ends a k1 window alone, the third none.
+    # Candidates to choose from, two where three may be taken, and a dense row.
+    "decode_mixed": Case(
+        tokens=1, past=(1024, 511, 300), dtype=torch.float16, sizes=replace(BASE, head_dim=128, topk=5)
+    ),
+    # With these sizes a k2 window may end where no k1 window does; the second row ends a k1 window alone, and the third
+    # is one token short of a k2 window.
     "decode_ends_windows": Case(
         tokens=1,
-        past=(415, 407, 410),
+        past=(415, 407, 414),
         sizes=replace(BASE, num_heads=4, num_kv_heads=1, kernel_size=24, window_size=64, dense_len=-1),
         dtype=torch.bfloat16,
     ),
@@ -90,7 +93,7 @@ def test_kernels_match_reference(name: str, device: str) -> None:
             assert_selection(outcome, row)
 
 
-@pytest.mark.parametrize(("tokens", "past", "ties"), [(64, (1400,), 4), (1, (1408, 1416), 2)])
+@pytest.mark.parametrize(("tokens", "past", "ties"), [(64, (1400,), 4), (1, (1401, 1204), 2)])
 def test_ties_between_neighbours_that_share_a_compressed_key_go_to_the_lower_block(
     tokens: int, past: tuple[int, ...], ties: int
 ) -> None:

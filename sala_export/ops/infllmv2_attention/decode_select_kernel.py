@@ -81,9 +81,7 @@ def infllmv2_decode_normalise_kernel(
         tl.store(v_cache_ptr + head * C * head_dim + to_new, tl.load(new_ptr + num_kv_heads * head_dim + o_d))
         window = complete_windows(past, kernel_size, kernel_stride)
         if complete_windows(past + 1, kernel_size, kernel_stride) > window:
-            mean = window_mean(
-                k_ptr, new_ptr, past, window * kernel_stride, kernel_size, row_stride, head_dim, BLOCK_N
-            )
+            mean = window_mean(k_ptr, new_ptr, past, window * kernel_stride, kernel_size, row_stride, head_dim, BLOCK_N)
             to_window = (head * C1 + window) * head_dim + o_d
             tl.store(k1_cache_ptr + to_window, mean.to(k1_cache_ptr.dtype.element_ty))
         log_z = tl.full((GROUP_ROWS,), float("-inf"), tl.float32)
