@@ -48,10 +48,13 @@ ROW_WIDTHS = ((48, 80), (256, 512), (4096, 16384))
 
 DISJOINT = {
     ("infllmv2_append_kernel", "k_cache_ptr"): "rows before past_length are loaded, rows from it on are stored",
+    ("infllmv2_decode_normalise_kernel", "k_cache_ptr"): "rows before past_length are loaded, that row is stored",
+    ("infllmv2_decode_normalise_kernel", "k2_cache_ptr"): "keys before the token's are loaded, its own is stored",
+    ("infllmv2_decode_attend_kernel", "chosen_ptr"): "what is loaded after the barrier is not stored after it",
     ("lightning_decode_kernel", "gated_ptr"): "loaded when all programs have stored, which they count",
     ("lightning_decode_kernel", "squares_ptr"): "loaded when all programs have stored, which they count",
 }
-"""Arguments that are loaded and stored, but never at one address, or never before all threads have stored."""
+"""Arguments that are loaded and stored, but never stored where a thread has yet to load what was there."""
 
 Value = str | int | float
 

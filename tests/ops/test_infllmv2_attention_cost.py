@@ -106,6 +106,16 @@ def test_decode_reads_compressed_keys_and_taken_blocks_once() -> None:
     assert least.bytes_read == pytest.approx((context / 16 + context / 64 + 2 * 6112) * 512, rel=0.01)
 
 
+def test_decode_writes_its_token_the_keys_that_it_completes_and_a_score_for_each_candidate() -> None:
+    names = by_name(batch=1, tokens=1, past_length=(1 << 17) - 1)
+    row, sums = 2 * 128 * 2, 2 * 64 * 16 * 4
+    assert names["infllmv2_decode_normalise_kernel"].bytes_written == 4 * row + sums
+    # The own block, 32 local ones and an initial one are no candidates.
+    assert names["infllmv2_decode_score_kernel"].bytes_written == 2 * (2048 - 34) * 4
+    after = by_name(batch=1, tokens=1, past_length=1 << 17)["infllmv2_decode_normalise_kernel"]
+    assert after.bytes_written == 2 * row + sums
+
+
 @pytest.mark.parametrize("sizes", [(1, 1, 0), (1, 100, 0), (2, 8191, 0), (1, 8192, 0), (1, 1, 5000), (3, 64, 20000)])
 def test_kernels_are_never_below_the_floor(sizes: tuple[int, int, int]) -> None:
     batch, tokens, past = sizes

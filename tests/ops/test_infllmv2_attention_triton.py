@@ -40,7 +40,18 @@ CASES = {
     # Position 1151 ends a block, a k1 and a k2 window.
     "decode_sparse": Case(tokens=1, past=(1151, 700), sizes=replace(BASE, head_dim=128)),
     "decode_dense": Case(tokens=1, past=(0, 300), dtype=torch.bfloat16, sizes=replace(BASE, head_dim=64, num_heads=16)),
-    "decode_mixed": Case(tokens=1, past=(1024, 300), dtype=torch.float16, sizes=replace(BASE, head_dim=128)),
+    # Candidates to choose from, two where three may be taken, and a dense row.
+    "decode_mixed": Case(
+        tokens=1, past=(1024, 511, 300), dtype=torch.float16, sizes=replace(BASE, head_dim=128, topk=5)
+    ),
+    # With these sizes a k2 window may end where no k1 window does; the second row ends a k1 window alone, and the third
+    # is one token short of a k2 window.
+    "decode_ends_windows": Case(
+        tokens=1,
+        past=(415, 407, 414),
+        sizes=replace(BASE, num_heads=4, num_kv_heads=1, kernel_size=24, window_size=64, dense_len=-1),
+        dtype=torch.bfloat16,
+    ),
     "sparse_beside_dense": Case(
         tokens=100,
         past=(1000, 37),
@@ -82,11 +93,13 @@ def test_kernels_match_reference(name: str, device: str) -> None:
             assert_selection(outcome, row)
 
 
-def test_ties_between_neighbours_that_share_a_compressed_key_go_to_the_lower_block() -> None:
-    outcome = run_kernels(
-        Case(tokens=64, past=(1400,), sizes=replace(BASE, num_heads=16, num_kv_heads=1, topk=3, window_size=64))
-    )
-    assert assert_selection(outcome, 0) >= 4
+@pytest.mark.parametrize(("tokens", "past", "ties"), [(64, (1400,), 4), (1, (1401, 1204), 2)])
+def test_ties_between_neighbours_that_share_a_compressed_key_go_to_the_lower_block(
+    tokens: int, past: tuple[int, ...], ties: int
+) -> None:
+    sizes = replace(BASE, num_heads=16, num_kv_heads=1, topk=3, window_size=64)
+    outcome = run_kernels(Case(tokens=tokens, past=past, sizes=sizes))
+    assert sum(assert_selection(outcome, row) for row in range(len(past))) >= ties
 
 
 @pytest.mark.parametrize("tokens", [3, 1])
@@ -148,9 +161,11 @@ def guarded(rows: int, sizes: SparseSizes, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("dense_len", [-1, 2**31 - 1])
-@pytest.mark.parametrize("excess", [40, 2**31 - 1 - 400])
-def test_past_length_that_does_not_fit_leaves_everything_outside_alone(excess: int, dense_len: int) -> None:
-    sizes, tokens, capacity = replace(SMALL, dense_len=dense_len), 20, 400
+@pytest.mark.parametrize(("excess", "tokens"), [(40, 20), (2**31 - 1 - 400, 20), (2**31 - 1 - 400, 1)])
+def test_past_length_that_does_not_fit_leaves_everything_outside_alone(
+    excess: int, dense_len: int, tokens: int
+) -> None:
+    sizes, capacity = replace(SMALL, dense_len=dense_len), 400
     first = capacity - tokens
     past = [capacity + excess, -excess]
     qkvg = torch.stack([projections(tokens, sizes, seed) for seed in range(2)])

@@ -1,8 +1,9 @@
-"""A kernel around a device function of ours, and calls taken apart or run again; run where Triton interprets."""
+"""Calls taken apart or run again, and kernels with faults that checks must find; run where Triton interprets."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 import triton
@@ -12,28 +13,11 @@ from torch import Tensor
 from sala_export.ops.common.triton_run import INTERPRETED_SM, bind_kernels
 from sala_export.ops.infllmv2_attention.schema import CONTRACT
 from sala_export.ops.infllmv2_attention.tiles import UNION_TOKENS
-from sala_export.ops.infllmv2_attention.top_blocks import is_among_best
 from sala_export.ops.infllmv2_attention.triton_kernel import KERNELS
 from sala_export.ops.kernel_sets import KERNEL_SETS
 from sala_export.ops.registry import CONTRACTS
 
 from .triton_interpreter import poisoned
-
-
-@triton.jit
-def _is_among_best_kernel(
-    score_ptr: tl.tensor, block_ptr: tl.tensor, chosen_ptr: tl.tensor, limit: tl.tensor, N: tl.constexpr
-) -> None:
-    o = tl.arange(0, N)
-    chosen = is_among_best(tl.load(score_ptr + o), tl.load(block_ptr + o), limit)
-    tl.store(chosen_ptr + o, chosen.to(tl.int32))
-
-
-def among_best(score: Tensor, block: Tensor, limit: int) -> Tensor:
-    """bool [N], by the kernels' own function; N a power of two."""
-    chosen = torch.full(score.shape, -1, dtype=torch.int32)
-    _is_among_best_kernel[(1,)](score, block, chosen, limit, len(score))
-    return chosen.bool()
 
 
 FAR_TOKENS = (1 << 24) + 4096
@@ -73,8 +57,13 @@ def attend_far_into_a_cache(tokens: int, chosen: int) -> tuple[Tensor, Tensor]:
     call.buffers["chosen"].fill_(chosen)
     call.buffers["union_blocks"].fill_(chosen << union_tokens | (1 << union_tokens) - 1)
     call.buffers["union_size"].fill_(1)
+    call.buffers["decode_scores"].fill_(0.25)
+    # The first candidate is block 1.
+    call.buffers["decode_scores"].flatten()[chosen - 1] = 0.5
     for launch in call.launches:
-        if not any(part in launch.launch.name for part in ("select", "normalise", "score", "choose")):
+        if "normalise" in launch.launch.name:  # Append alone, as in a dense context.
+            launch = replace(launch, arguments={**launch.arguments, "dense_len": 2**31 - 1})
+        if not any(part in launch.launch.name for part in ("select", "score")):
             launch.run()
 
     q, new_k, new_v, gate = (x.double().transpose(0, 1) for x in qkvg[0].view(tokens, 4, 1, 128).unbind(1))

@@ -83,7 +83,7 @@ def costs(
     """
     shape = _Shape(attributes, batch, tokens, past_length, activation_bytes)
     if tokens == 1:
-        return _append(shape), *_decode_select(shape), *_decode_attend(shape)
+        return *_decode_select(shape), *_decode_attend(shape)
     return _append(shape), _select(shape), _attend(shape), *_gather(shape, union_share, sm)
 
 
@@ -212,32 +212,30 @@ class _Gathered:
         )
 
 
-def _decode_select(shape: _Shape) -> tuple[KernelCost, KernelCost, KernelCost]:
+def _decode_select(shape: _Shape) -> tuple[KernelCost, KernelCost]:
     contested = shape.is_contested(shape.past)
-    splits, slots = tiles.CONSTANTS["SELECT_SPLITS"], tiles.CONSTANTS["SLOTS"]
+    splits = tiles.CONSTANTS["SELECT_SPLITS"]
     rows = shape.batch * shape.groups
     query = shape.batch * shape.heads * shape.dim * shape.element
-    sums, lists = rows * splits * _ROWS * _FLOAT_BYTES, rows * splits * slots * (_FLOAT_BYTES + _INDEX_BYTES)
-    keys = [shape.windows(shape.end, factor) if contested else 0 for factor in (1, 4)]
+    sums = rows * splits * _ROWS * _FLOAT_BYTES
+    seen = [shape.windows(shape.end, factor) if contested else 0 for factor in (1, 4)]
+    old = shape.windows(shape.past, 4) if contested else 0
     per_key = 2 * rows * _ROWS * shape.dim
+    append = _append(shape)
     return (
         KernelCost(
             kernel="infllmv2_decode_normalise_kernel",
-            bytes_read=contested * (query + shape.batch * keys[1] * shape.key_row),
-            bytes_written=contested * sums,
-            operations=per_key * keys[1],
+            # The k2 key that the token completes is not read back.
+            bytes_read=append.bytes_read + contested * query + shape.batch * old * shape.key_row,
+            bytes_written=append.bytes_written + contested * sums,
+            operations=per_key * seen[1],
         ),
         KernelCost(
             kernel="infllmv2_decode_score_kernel",
-            bytes_read=contested * (query + sums + shape.batch * keys[0] * shape.key_row),
-            bytes_written=contested * lists,
-            operations=per_key * keys[0],
-        ),
-        KernelCost(
-            kernel="infllmv2_decode_choose_kernel",
-            bytes_read=contested * lists,
-            bytes_written=rows * max(shape.limit, 1) * _INDEX_BYTES if shape.is_sparse else 0,
-            operations=0,
+            bytes_read=contested * (query + sums) + shape.batch * seen[0] * shape.key_row,
+            bytes_written=rows * shape.candidates(shape.past) * _FLOAT_BYTES if contested else 0,
+            # Each block multiplies the key that it shares with the one before, too.
+            operations=per_key * (seen[0] + (shape.candidates(shape.past) if contested else 0)),
         ),
     )
 
@@ -247,12 +245,16 @@ def _decode_attend(shape: _Shape) -> tuple[KernelCost, KernelCost]:
     splits = tiles.CONSTANTS["ATTEND_SPLITS"]
     query = shape.batch * shape.heads * shape.dim * shape.element
     blocks = -(-keys // shape.block)
-    parts = shape.batch * shape.groups * min(splits, blocks) * _ROWS * (shape.dim + 1) * _FLOAT_BYTES
+    rows = shape.batch * shape.groups
+    parts = rows * min(splits, blocks) * _ROWS * (shape.dim + 1) * _FLOAT_BYTES
+    # Every program reads them, and all but the first from the L2 cache.
+    scores = rows * shape.candidates(shape.past) * _FLOAT_BYTES if shape.is_contested(shape.past) else 0
+    chosen = rows * max(shape.limit, 1) * _INDEX_BYTES if shape.is_sparse else 0
     return (
         KernelCost(
             kernel="infllmv2_decode_attend_kernel",
-            bytes_read=query + 2 * shape.batch * keys * shape.key_row,
-            bytes_written=parts,
+            bytes_read=query + scores + 2 * shape.batch * keys * shape.key_row,
+            bytes_written=parts + chosen,
             operations=4 * shape.batch * shape.groups * _ROWS * shape.dim * keys,
         ),
         KernelCost(

@@ -1,18 +1,22 @@
-"""Stage 1 of one token, split over the context: three launches that give the blocks of select_kernel.py.
+"""Append, and the first two parts of stage 1, of one token: k2 normalises what k1 scores, split over the context.
 
 Every batch row and key head has SELECT_SPLITS programs, which share out its k2 keys and then its candidate blocks as
-they are now: the grid does not depend on the context. Each writes at most SLOTS candidates; a last program takes the
-best of all. Dense rows, and rows that may choose every candidate, leave the first two launches at once.
+they are now: the grid does not depend on the context. The last program of the first launch appends the token, and takes
+the one k2 key that may be new. Dense rows, and rows that may choose every candidate, are appended and not scored. The
+best blocks are chosen where they are attended to: decode_attend_kernel.py.
 """
 
 from __future__ import annotations
 
+import triton
 import triton.language as tl
 
 from ..common.any_size import any_size_kernel
-from .positions import chosen_blocks, clamped_past, complete_windows, load_queries, split_bounds
-from .select_kernel import best_candidates, log2_sum_exp
-from .top_blocks import is_among_best, key_blocks, key_scores
+from .append_kernel import window_mean
+from .decode_choice import padded_scores
+from .positions import clamped_past, complete_windows, load_queries, log2_scale, split_bounds
+
+_LARGEST_FLOAT = tl.constexpr(3.4028234663852886e38)
 
 
 @any_size_kernel
@@ -20,9 +24,13 @@ def infllmv2_decode_normalise_kernel(
     qkvg_ptr: tl.tensor,
     past_length_ptr: tl.tensor,
     context_length_ptr: tl.tensor,
+    k_cache_ptr: tl.tensor,
+    v_cache_ptr: tl.tensor,
+    k1_cache_ptr: tl.tensor,
     k2_cache_ptr: tl.tensor,
     split_log_z_ptr: tl.tensor,
     C: tl.tensor,
+    C1: tl.tensor,
     C2: tl.tensor,
     num_heads: tl.tensor,
     num_kv_heads: tl.tensor,
@@ -36,30 +44,83 @@ def infllmv2_decode_normalise_kernel(
     dense_len: tl.tensor,
     head_dim: tl.constexpr,
     BLOCK_B: tl.constexpr,
+    BLOCK_N: tl.constexpr,
     GROUP_ROWS: tl.constexpr,
     SELECT_SPLITS: tl.constexpr,
 ) -> None:
-    """log2-sum-exp of each query head over one part of k2, [B, G, SELECT_SPLITS, GROUP_ROWS]; -inf for an empty one."""
+    """log2-sum-exp of each query head over one part of k2, [B, G, GROUP_ROWS, SELECT_SPLITS]; -inf for an empty one.
+
+    The last part is the k2 key that the token completes, if it does. Its program appends the token, and writes the k1
+    and k2 keys that are complete with it.
+    """
     split = tl.program_id(0)
     group = tl.program_id(1)
     batch = tl.program_id(2).to(tl.int64)
-    position = clamped_past(past_length_ptr, batch, 1, C)
-    candidates = position // block_size - window_size // block_size - init_blocks
-    if (tl.load(context_length_ptr + batch) < dense_len) | (candidates <= topk - 1 - init_blocks):
-        return
     o_row = tl.arange(0, GROUP_ROWS)
-    head = batch * num_kv_heads + group
-    visible = complete_windows(position + 1, 4 * kernel_size, 4 * kernel_stride)
-    first, end = split_bounds(0, visible, split, SELECT_SPLITS)
-    to_row = (head * SELECT_SPLITS + split) * GROUP_ROWS + o_row
-    if first == end:
-        tl.store(split_log_z_ptr + to_row, tl.full((GROUP_ROWS,), float("-inf"), tl.float32))
-        return
     q = load_queries(qkvg_ptr, batch + o_row * 0, group, num_heads, num_kv_heads, head_dim, GROUP_ROWS)
-    log_z = log2_sum_exp(
-        q, k2_cache_ptr + head * C2 * head_dim, first, end, visible + o_row * 0, scale, head_dim, BLOCK_B
-    )
-    tl.store(split_log_z_ptr + to_row, log_z)
+    is_sparse = tl.load(context_length_ptr + batch) >= dense_len
+    past = clamped_past(past_length_ptr, batch, 1, C)
+    head = batch * num_kv_heads + group
+    k2_ptr = k2_cache_ptr + head * C2 * head_dim
+    candidates = past // block_size - window_size // block_size - init_blocks
+    is_scored = is_sparse & (candidates > topk - 1 - init_blocks)
+    old = complete_windows(past, 4 * kernel_size, 4 * kernel_stride)
+    scale = log2_scale(scale)
+    to_row = split_log_z_ptr + (head * GROUP_ROWS + o_row) * SELECT_SPLITS + split
+    if split < SELECT_SPLITS - 1:
+        if is_scored:
+            first, end = split_bounds(0, old, split, SELECT_SPLITS - 1)
+            tl.store(to_row, _log2_sum_exp(q, k2_ptr, first, end, scale, head_dim, BLOCK_B))
+    else:
+        o_d = tl.arange(0, head_dim)
+        row_stride = 2 * (num_heads + num_kv_heads) * head_dim
+        new_ptr = qkvg_ptr + batch * row_stride + (num_heads + group) * head_dim
+        k_ptr = k_cache_ptr + head * C * head_dim
+        to_new = past.to(tl.int64) * head_dim + o_d
+        tl.store(k_ptr + to_new, tl.load(new_ptr + o_d))
+        tl.store(v_cache_ptr + head * C * head_dim + to_new, tl.load(new_ptr + num_kv_heads * head_dim + o_d))
+        window = complete_windows(past, kernel_size, kernel_stride)
+        if complete_windows(past + 1, kernel_size, kernel_stride) > window:
+            mean = window_mean(k_ptr, new_ptr, past, window * kernel_stride, kernel_size, row_stride, head_dim, BLOCK_N)
+            to_window = (head * C1 + window) * head_dim + o_d
+            tl.store(k1_cache_ptr + to_window, mean.to(k1_cache_ptr.dtype.element_ty))
+        log_z = tl.full((GROUP_ROWS,), float("-inf"), tl.float32)
+        if complete_windows(past + 1, 4 * kernel_size, 4 * kernel_stride) > old:
+            mean = window_mean(
+                k_ptr, new_ptr, past, old * 4 * kernel_stride, 4 * kernel_size, row_stride, head_dim, BLOCK_N
+            )
+            k2 = mean.to(k2_cache_ptr.dtype.element_ty)
+            tl.store(k2_ptr + old.to(tl.int64) * head_dim + o_d, k2)
+            log_z = scale * tl.sum(q.to(tl.float32) * k2.to(tl.float32)[None, :], axis=1)
+        if is_scored:
+            tl.store(to_row, log_z)
+
+
+@triton.jit
+def _log2_sum_exp(
+    q: tl.tensor,
+    k2_ptr: tl.tensor,
+    first: tl.tensor,
+    end: tl.tensor,
+    scale: tl.tensor,
+    head_dim: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+) -> tl.tensor:
+    """log2 of the sum of 2^(scale q.k2) [GROUP_ROWS] over rows first .. end - 1 of k2; -inf where there is none."""
+    o_n = tl.arange(0, BLOCK_B)
+    o_d = tl.arange(0, head_dim)
+    largest = tl.full((q.shape[0],), float("-inf"), tl.float32)
+    total = tl.zeros((q.shape[0],), tl.float32)
+    for start in range(first, end, BLOCK_B):
+        row = start + o_n
+        k2_row_ptr = k2_ptr + row[:, None].to(tl.int64) * head_dim + o_d[None, :]
+        k2 = tl.load(k2_row_ptr, mask=(row < end)[:, None], other=0.0)
+        b = scale * tl.dot(q, tl.trans(k2), input_precision="ieee")
+        b = tl.where((row < end)[None, :], b, float("-inf"))
+        larger = tl.maximum(largest, tl.max(b, axis=1))
+        total = total * tl.exp2(largest - larger) + tl.sum(tl.exp2(b - larger[:, None]), axis=1)
+        largest = larger
+    return tl.where(total > 0, largest + tl.log2(tl.where(total > 0, total, 1.0)), float("-inf"))
 
 
 @any_size_kernel
@@ -69,8 +130,7 @@ def infllmv2_decode_score_kernel(
     context_length_ptr: tl.tensor,
     k1_cache_ptr: tl.tensor,
     split_log_z_ptr: tl.tensor,
-    split_scores_ptr: tl.tensor,
-    split_blocks_ptr: tl.tensor,
+    decode_scores_ptr: tl.tensor,
     C: tl.tensor,
     C1: tl.tensor,
     num_heads: tl.tensor,
@@ -86,95 +146,92 @@ def infllmv2_decode_score_kernel(
     head_dim: tl.constexpr,
     BLOCK_B: tl.constexpr,
     GROUP_ROWS: tl.constexpr,
-    SLOTS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     SELECT_SPLITS: tl.constexpr,
 ) -> None:
-    """The best blocks of one part of the candidates with their scores, [B, G, SELECT_SPLITS, SLOTS]; block -1: none."""
+    """Scores of one part of the candidates, [B, G, blocks of the cache] from the first candidate on; others are unwritten.
+
+    A turn takes the ratio + 1 k1 keys of BLOCK_B blocks, one of each block at a time. So the key that a block shares
+    with the next is multiplied twice, to the same bits: in the same place of the same product.
+    """
     split = tl.program_id(0)
     group = tl.program_id(1)
     batch = tl.program_id(2).to(tl.int64)
-    position = clamped_past(past_length_ptr, batch, 1, C)
-    limit = topk - 1 - init_blocks
-    candidates_end = position // block_size - window_size // block_size
-    if (tl.load(context_length_ptr + batch) < dense_len) | (candidates_end - init_blocks <= limit):
-        return
     o_row = tl.arange(0, GROUP_ROWS)
     o_split = tl.arange(0, SELECT_SPLITS)
     head = batch * num_kv_heads + group
-    to_slot = (head * SELECT_SPLITS + split) * SLOTS + tl.arange(0, SLOTS)[None, :]
-    first, end = split_bounds(init_blocks, candidates_end, split, SELECT_SPLITS)
-    if first == end:
-        tl.store(split_blocks_ptr + to_slot, tl.full((1, SLOTS), -1, tl.int32))
-        return
-    parts = tl.load(
-        split_log_z_ptr + (head * SELECT_SPLITS + o_split[:, None]) * GROUP_ROWS + o_row[None, :],
-    )
-    largest = tl.max(parts, axis=0)
-    sees_any = largest > float("-inf")
-    shift = tl.where(sees_any, largest, 0.0)
-    total = tl.sum(tl.exp2(parts - shift[None, :]), axis=0)
-    log_z = shift + tl.log2(tl.where(sees_any, total, 1.0))
+    # All that does not wait for the position is asked for first.
     is_head = o_row < num_heads // num_kv_heads
+    to_part = split_log_z_ptr + (head * GROUP_ROWS + o_row[:, None]) * SELECT_SPLITS + o_split[None, :]
+    parts = tl.load(to_part, mask=is_head[:, None], other=float("-inf"))
     q = load_queries(qkvg_ptr, batch + o_row * 0, group, num_heads, num_kv_heads, head_dim, GROUP_ROWS)
-    visible = complete_windows(position + 1, kernel_size, kernel_stride)
-    o_t = tl.arange(0, 1)
-    best = best_candidates(
-        q,
-        tl.where(is_head & sees_any, log_z, float("inf")),
-        k1_cache_ptr + head * C1 * head_dim,
-        visible + o_t,
-        visible,
-        first,
-        end + o_t,
-        end,
-        limit,
-        scale,
-        block_size // kernel_stride,
-        head_dim,
-        1,
-        BLOCK_B,
-        GROUP_ROWS,
-        SLOTS,
-    )
-    tl.store(split_scores_ptr + to_slot, key_scores(best))
-    tl.store(split_blocks_ptr + to_slot, key_blocks(best))
-
-
-@any_size_kernel
-def infllmv2_decode_choose_kernel(
-    past_length_ptr: tl.tensor,
-    context_length_ptr: tl.tensor,
-    split_scores_ptr: tl.tensor,
-    split_blocks_ptr: tl.tensor,
-    chosen_ptr: tl.tensor,
-    C: tl.tensor,
-    num_kv_heads: tl.tensor,
-    block_size: tl.constexpr,
-    topk: tl.tensor,
-    window_size: tl.tensor,
-    init_blocks: tl.tensor,
-    dense_len: tl.tensor,
-    SLOTS: tl.constexpr,
-    SELECT_SPLITS: tl.constexpr,
-) -> None:
-    """Write the chosen blocks, then -1, from the candidates of all splits; grid (1, G, B). Nothing if dense."""
-    batch = tl.program_id(2).to(tl.int64)
-    if tl.load(context_length_ptr + batch) < dense_len:
+    is_sparse = tl.load(context_length_ptr + batch) >= dense_len
+    position = clamped_past(past_length_ptr, batch, 1, C)
+    candidates = position // block_size - window_size // block_size - init_blocks
+    first, end = split_bounds(0, candidates, split, SELECT_SPLITS)
+    if (is_sparse == 0) | (candidates <= topk - 1 - init_blocks) | (first == end):
         return
-    head = batch * num_kv_heads + tl.program_id(1)
-    limit = topk - 1 - init_blocks
-    window_blocks = window_size // block_size
-    own = clamped_past(past_length_ptr, batch, 1, C) // block_size
-    is_contested = own - window_blocks - init_blocks > limit
-    chosen_ptr += head * tl.maximum(limit, 1)
-    slot = tl.arange(0, SLOTS)
-    if is_contested:
-        o_all = tl.arange(0, SELECT_SPLITS * SLOTS)
-        block = tl.load(split_blocks_ptr + head * SELECT_SPLITS * SLOTS + o_all)
-        score = tl.load(split_scores_ptr + head * SELECT_SPLITS * SLOTS + o_all)
-        is_chosen = is_among_best(score, block, limit)
-        place = tl.cumsum(is_chosen.to(tl.int32), 0) - 1
-        tl.store(chosen_ptr + place, block, mask=is_chosen & (place < limit))
-    else:
-        count = chosen_blocks(own, init_blocks, window_blocks, limit)
-        tl.store(chosen_ptr + slot, tl.where(slot < count, init_blocks + slot, -1), mask=slot < limit)
+    ratio: tl.constexpr = block_size // kernel_stride
+    visible = complete_windows(position + 1, kernel_size, kernel_stride)
+    k1_ptr = k1_cache_ptr + head * C1 * head_dim
+    first += init_blocks
+    end += init_blocks
+    scale = log2_scale(scale)
+    scores_ptr = decode_scores_ptr + head * padded_scores(C, block_size, COLUMNS) - init_blocks
+    o_b = tl.arange(0, BLOCK_B)
+    log_z = tl.full((GROUP_ROWS,), float("inf"), tl.float32)
+    for start in range(first, end, BLOCK_B):
+        k1 = _keys_of_blocks(k1_ptr, start, end, visible, ratio, head_dim, BLOCK_B)
+        # Once, while the first keys are on their way; +inf makes a row without a head, or without k2, score 0.
+        if start == first:
+            largest = tl.max(parts, axis=1)
+            sees_any = largest > float("-inf")
+            shift = tl.where(sees_any, largest, 0.0)
+            total = tl.sum(tl.exp2(parts - shift[:, None]), axis=1)
+            log_z = tl.where(sees_any, shift + tl.log2(tl.where(sees_any, total, 1.0)), float("inf"))
+        score = _scores_of_blocks(q, k1, log_z, start + o_b, visible, scale, ratio)
+        tl.store(scores_ptr + start + o_b, score, mask=start + o_b < end)
+
+
+@triton.jit
+def _keys_of_blocks(
+    k1_ptr: tl.tensor,
+    first: tl.tensor,
+    end: tl.tensor,
+    visible: tl.tensor,
+    ratio: tl.constexpr,
+    head_dim: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+) -> tuple[tl.tensor, ...]:
+    """The ratio + 1 k1 keys of blocks from `first` on: [BLOCK_B, D] for each, the one before the block first.
+
+    Blocks from `end` on, and keys that are not visible, are zero.
+    """
+    block = first + tl.arange(0, BLOCK_B)
+    o_d = tl.arange(0, head_dim)
+    keys = ()
+    for phase in tl.static_range(ratio + 1):
+        index = ratio * block + phase - 1
+        m_b = (block < end) & (index >= 0) & (index < visible)
+        keys += (tl.load(k1_ptr + index[:, None].to(tl.int64) * head_dim + o_d[None, :], mask=m_b[:, None], other=0.0),)
+    return keys
+
+
+@triton.jit
+def _scores_of_blocks(
+    q: tl.tensor,
+    k1: tl.tuple,
+    log_z: tl.tensor,
+    block: tl.tensor,
+    visible: tl.tensor,
+    scale: tl.tensor,
+    ratio: tl.constexpr,
+) -> tl.tensor:
+    """Scores [BLOCK_B] of blocks from their keys, as `_keys_of_blocks` gives them."""
+    score = tl.zeros((block.shape[0],), tl.float32)
+    for phase in tl.static_range(ratio + 1):
+        p = tl.exp2(scale * tl.dot(q, tl.trans(k1[phase]), input_precision="ieee") - log_z[:, None])
+        index = ratio * block + phase - 1
+        p = tl.minimum(tl.sum(p, axis=0), _LARGEST_FLOAT)
+        score = tl.maximum(score, tl.where((index >= 0) & (index < visible), p, 0.0))
+    return score

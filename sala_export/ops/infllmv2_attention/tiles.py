@@ -16,6 +16,8 @@ CONSTANTS: Mapping[str, int] = {
     "GROUP_ROWS": 16,
     # Chosen blocks of a token that a list holds; SALA chooses 62.
     "SLOTS": 64,
+    # Scores of a token that a program searches at once in decode: those of a context of 128K.
+    "COLUMNS": 2048,
     # Programs per key head in decode. With SALA's two: 128 and 96, for the 84 to 170 multiprocessors of the targets; 48
     # parts of SALA's 96 taken blocks have two each.
     "SELECT_SPLITS": 64,
@@ -82,16 +84,23 @@ GATHER: Mapping[int, Tile] = {
     120: _one_token(120, 16, 3),
 }
 
-DECODE_APPEND: Mapping[int, Tile] = same_tile(Tile(constexprs={"BLOCK_T": 1, "BLOCK_N": 16}, num_warps=4, num_stages=1))
-DECODE_NORMALISE: Mapping[int, Tile] = same_tile(Tile(constexprs={"BLOCK_B": 64}, num_warps=4, num_stages=3))
-DECODE_SCORE: Mapping[int, Tile] = same_tile(Tile(constexprs={"BLOCK_B": 64}, num_warps=4, num_stages=3))
-DECODE_CHOOSE: Mapping[int, Tile] = same_tile(Tile(num_warps=8, num_stages=1))
-# 64 keys a turn spill on SM90, where Triton multiplies by warp groups.
+# A part of a context of 128K has 32 blocks, and 33 k2 keys: one turn each.
+DECODE_NORMALISE: Mapping[int, Tile] = same_tile(
+    Tile(constexprs={"BLOCK_B": 64, "BLOCK_N": 32}, num_warps=4, num_stages=3)
+)
+DECODE_SCORE: Mapping[int, Tile] = same_tile(Tile(constexprs={"BLOCK_B": 32}, num_warps=4, num_stages=2))
+# A part has two blocks in the middle of a long context. All of it is asked for at once on SM90, three quarters on SM89 and
+# SM120, where 64 keys a turn spill, and half on SM86, whose GPUs have 82 to 84 multiprocessors for 96 programs, so that
+# two must fit in one.
 DECODE_ATTEND: Mapping[int, Tile] = {
-    **same_tile(Tile(constexprs={"BLOCK_N": 64}, num_warps=4, num_stages=2)),
-    90: Tile(constexprs={"BLOCK_N": 32}, num_warps=4, num_stages=2),
+    86: Tile(constexprs={"BLOCK_N": 32}, num_warps=4, num_stages=3),
+    89: Tile(constexprs={"BLOCK_N": 32}, num_warps=4, num_stages=4),
+    90: Tile(constexprs={"BLOCK_N": 64}, num_warps=4, num_stages=3),
+    120: Tile(constexprs={"BLOCK_N": 32}, num_warps=4, num_stages=4),
 }
-DECODE_MERGE: Mapping[int, Tile] = same_tile(Tile(constexprs={"PADDED_SPLITS": 64}, num_warps=4, num_stages=1))
+DECODE_MERGE: Mapping[int, Tile] = same_tile(
+    Tile(constexprs={"BLOCK_D": 32, "PADDED_SPLITS": 64}, num_warps=4, num_stages=1)
+)
 
 FLOAT32_HEAD_DIM: Mapping[int, int] = {**dict.fromkeys(AOT_ARCHITECTURES, 32), 90: 128}
 """`KernelSet.float32_head_dim`: the tiles above are those of 16-bit types, and take twice the room in float32."""

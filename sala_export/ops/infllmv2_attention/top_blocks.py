@@ -31,12 +31,6 @@ def key_blocks(keys: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def key_scores(keys: tl.tensor) -> tl.tensor:
-    """Scores of keys that are 0 or more."""
-    return (keys >> 32).to(tl.int32).to(tl.float32, bitcast=True)
-
-
-@triton.jit
 def empty_list(limit: tl.tensor, ROWS: tl.constexpr, SLOTS: tl.constexpr) -> tl.tensor:
     """A list [ROWS, SLOTS] of no blocks."""
     slot = tl.arange(0, SLOTS)
@@ -58,31 +52,3 @@ def insert(best: tl.tensor, candidates: tl.tensor) -> tl.tensor:
         candidates = tl.where(candidates == highest[:, None], NO_KEY, candidates)
         lowest = tl.min(best, axis=1)
     return best
-
-
-@triton.jit
-def nth_largest(values: tl.tensor, n: tl.tensor) -> tl.tensor:
-    """The n-th largest of int32 `values` [N], equal ones counted apart; 0 if fewer are positive. Bit by bit."""
-    threshold = tl.full((), 0, tl.int32)
-    for i in range(31):
-        trial = threshold | (tl.full((), 1, tl.int32) << (30 - i))
-        threshold = tl.where(tl.sum((values >= trial).to(tl.int32)) >= n, trial, threshold)
-    return threshold
-
-
-@triton.jit
-def is_among_best(score: tl.tensor, block: tl.tensor, limit: tl.tensor) -> tl.tensor:
-    """Which of N candidates are the `limit` best, equal scores by the lower index; block -1 is none.
-
-    Scores are fp32 >= 0, and finite; blocks differ. Indices are searched only where equal scores do not all fit.
-    """
-    # One more than the bits, so that a score of 0 is above what none has.
-    rank = tl.where(block >= 0, score.to(tl.int32, bitcast=True) + 1, 0)
-    lowest = tl.maximum(nth_largest(rank, limit), 1)
-    chosen = rank >= lowest
-    if tl.sum(chosen.to(tl.int32)) > limit:
-        is_better = rank > lowest
-        left = limit - tl.sum(is_better.to(tl.int32))
-        order = tl.where(rank == lowest, 0x7FFFFFFF - block, 0)
-        chosen = is_better | ((order > 0) & (order >= nth_largest(order, left)))
-    return chosen

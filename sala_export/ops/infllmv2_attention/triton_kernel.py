@@ -4,8 +4,8 @@ B batch, T tokens of the chunk, G key heads, D head dim; X the activation type.
 
 Prefill: append (with compress), select, attend (forced blocks, or everything in dense mode), gather (chosen blocks) in
 two launches: tiles of tokens that have many in common, and single tokens.
-Decode: append, select in three launches, attend in two, all split over the context with grids that depend on shapes
-alone. All of a group's query heads go through one dot tile of GROUP_ROWS rows for each token, the smallest that a
+Decode: append and normalise, score, choose and attend, merge, all split over the context with grids that depend on
+shapes alone. All of a group's query heads go through one dot tile of GROUP_ROWS rows for each token, the smallest that a
 tensor core takes; smaller groups leave rows unused. Only the indices of the chosen blocks reach device memory from
 selection in prefill. Loops over the context are bounded by `past_length`, read on the device; the host cannot check it,
 so every kernel clamps it to what the caches hold.
@@ -19,16 +19,13 @@ from . import tiles
 from .append_kernel import infllmv2_append_kernel
 from .attend_kernel import infllmv2_attend_kernel
 from .decode_attend_kernel import infllmv2_decode_attend_kernel, infllmv2_decode_merge_kernel
-from .decode_select_kernel import (
-    infllmv2_decode_choose_kernel,
-    infllmv2_decode_normalise_kernel,
-    infllmv2_decode_score_kernel,
-)
+from .decode_select_kernel import infllmv2_decode_normalise_kernel, infllmv2_decode_score_kernel
 from .gather_kernel import infllmv2_gather_kernel, infllmv2_gather_union_kernel
 from .select_kernel import infllmv2_select_kernel
 
 _CHOSEN = "max(topk - 1 - init_blocks, 1)"
-_ONE_TOKEN_SCORES = (Product(m="GROUP_ROWS", n="BLOCK_B", k="head_dim"),)
+_SCORE_TURNS = "cdiv(cdiv(C, block_size), COLUMNS)"
+_LIKELY = ("B", "num_kv_heads", "ATTEND_SPLITS", f"cdiv({_CHOSEN} * ({_SCORE_TURNS} + 1), COLUMNS)", "COLUMNS")
 
 
 def _attention(rows: str) -> tuple[Product, Product]:
@@ -64,27 +61,30 @@ _PREFILL = (
 )
 
 _DECODE = (
-    Launch(kernel=infllmv2_append_kernel, grid=("1", "num_kv_heads", "B"), tiles=tiles.DECODE_APPEND),
     Launch(
         kernel=infllmv2_decode_normalise_kernel,
         grid=("SELECT_SPLITS", "num_kv_heads", "B"),
         tiles=tiles.DECODE_NORMALISE,
-        main_loop=_ONE_TOKEN_SCORES,
+        main_loop=(Product(m="GROUP_ROWS", n="BLOCK_B", k="head_dim"),),
     ),
     Launch(
         kernel=infllmv2_decode_score_kernel,
         grid=("SELECT_SPLITS", "num_kv_heads", "B"),
         tiles=tiles.DECODE_SCORE,
-        main_loop=_ONE_TOKEN_SCORES,
+        # One product for each k1 key of a block.
+        main_loop=(Product(m="GROUP_ROWS", n="(fdiv(block_size, kernel_stride) + 1) * BLOCK_B", k="head_dim"),),
     ),
-    Launch(kernel=infllmv2_decode_choose_kernel, grid=("1", "num_kv_heads", "B"), tiles=tiles.DECODE_CHOOSE),
     Launch(
         kernel=infllmv2_decode_attend_kernel,
         grid=("ATTEND_SPLITS", "num_kv_heads", "B"),
         tiles=tiles.DECODE_ATTEND,
         main_loop=_attention("GROUP_ROWS"),
     ),
-    Launch(kernel=infllmv2_decode_merge_kernel, grid=("num_heads", "B", "1"), tiles=tiles.DECODE_MERGE),
+    Launch(
+        kernel=infllmv2_decode_merge_kernel,
+        grid=("cdiv(head_dim, BLOCK_D)", "num_heads", "B"),
+        tiles=tiles.DECODE_MERGE,
+    ),
 )
 
 KERNELS = KernelSet(
@@ -93,9 +93,10 @@ KERNELS = KernelSet(
         Workspace(name="union_blocks", dtype="int32", shape=("B", "num_kv_heads", "T", "SLOTS")),
         Workspace(name="union_size", dtype="int32", shape=("B", "num_kv_heads", "T")),
         Workspace(name="log_sum", dtype="float32", shape=("B", "num_kv_heads", "T", "GROUP_ROWS")),
-        Workspace(name="split_log_z", dtype="float32", shape=("B", "num_kv_heads", "SELECT_SPLITS", "GROUP_ROWS")),
-        Workspace(name="split_scores", dtype="float32", shape=("B", "num_kv_heads", "SELECT_SPLITS", "SLOTS")),
-        Workspace(name="split_blocks", dtype="int32", shape=("B", "num_kv_heads", "SELECT_SPLITS", "SLOTS")),
+        Workspace(name="split_log_z", dtype="float32", shape=("B", "num_kv_heads", "GROUP_ROWS", "SELECT_SPLITS")),
+        Workspace(name="decode_scores", dtype="float32", shape=("B", "num_kv_heads", _SCORE_TURNS, "COLUMNS")),
+        Workspace(name="likely_scores", dtype="float32", shape=_LIKELY),
+        Workspace(name="likely", dtype="int32", shape=_LIKELY),
         Workspace(
             name="split_output",
             dtype="float32",
