@@ -7,11 +7,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sala_export.ops.infllmv2_attention.block_choice import SURVIVORS, choose_blocks, store_unions
+from sala_export.ops.infllmv2_attention import tiles
+from sala_export.ops.infllmv2_attention.block_choice import choose_blocks, store_unions
 
 from .triton_interpreter import poisoned
 
-SLOTS = 64
+SLOTS, SURVIVOR_SLOTS = (tiles.CONSTANTS[name] for name in ("SLOTS", "SURVIVOR_SLOTS"))
 
 
 @triton.jit
@@ -26,9 +27,23 @@ def _choose_kernel(
     rows: tl.tensor,
     ROWS: tl.constexpr,
     SLOTS: tl.constexpr,
+    SURVIVOR_SLOTS: tl.constexpr,
 ) -> None:
-    m_row = tl.arange(0, ROWS) < rows
-    choose_blocks(score_ptr, stride, survivors_ptr, first, end, limit, chosen_ptr, m_row, ROWS, SLOTS)
+    survivor_stride = tl.minimum(stride, SURVIVOR_SLOTS)
+    choose_blocks(
+        score_ptr,
+        stride,
+        survivors_ptr,
+        survivor_stride,
+        first,
+        end,
+        limit,
+        chosen_ptr,
+        rows,
+        ROWS,
+        SLOTS,
+        SURVIVOR_SLOTS,
+    )
 
 
 def chosen_blocks(score: Tensor, first: int, limit: int) -> Tensor:
@@ -43,9 +58,9 @@ def chosen_blocks(score: Tensor, first: int, limit: int) -> Tensor:
     padded[:rows, :end] = score
     padded[rows:, :end] = 0
     padded[:, :first] = float("nan")
-    survivors = poisoned((padded_rows, SURVIVORS.value), dtype=torch.int32, device=score.device)
+    survivors = poisoned((padded_rows, min(end + 5, SURVIVOR_SLOTS)), dtype=torch.int32, device=score.device)
     chosen = poisoned((padded_rows, limit), dtype=torch.int32, device=score.device)
-    _choose_kernel[(1,)](padded, survivors, chosen, end + 5, first, end, limit, rows, padded_rows, SLOTS)
+    _choose_kernel[(1,)](padded, survivors, chosen, end + 5, first, end, limit, rows, padded_rows, SLOTS, SURVIVOR_SLOTS)
     assert (chosen[rows:] == poisoned((1,), dtype=torch.int32, device=score.device)).all()
     return chosen[:rows]
 

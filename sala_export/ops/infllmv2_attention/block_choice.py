@@ -22,8 +22,6 @@ LANES = tl.constexpr(32)
 """Columns of a part: one for each thread of a warp."""
 GROUP_PARTS = tl.constexpr(8)
 """Parts of the tile of group maxima: 256 groups."""
-SURVIVORS = tl.constexpr(256)
-"""Blocks of a token that may reach the lower bound; with more, all scores are searched bit by bit."""
 _BITS = tl.constexpr(31)
 _BOUND_BITS = tl.constexpr(22)
 """Of a score's bits, those in which the lower bound is sought: the exponent and 14 of the mantissa."""
@@ -36,13 +34,15 @@ def choose_blocks(
     score_ptr: tl.tensor,
     stride: tl.tensor,
     survivor_ptr: tl.tensor,
+    survivor_stride: tl.tensor,
     first: tl.tensor,
     end: tl.tensor,
     limit: tl.tensor,
     chosen_ptr: tl.tensor,
-    m_row: tl.tensor,
+    rows: tl.tensor,
     ROWS: tl.constexpr,
     SLOTS: tl.constexpr,
+    SURVIVOR_SLOTS: tl.constexpr,
 ) -> None:
     """Write the `limit` best of blocks first .. end - 1 of each row in ascending order, then -1.
 
@@ -50,15 +50,16 @@ def choose_blocks(
         [ROWS, SURVIVORS] int32; `chosen_ptr`, ROWS rows of max(limit, 1) int32; `m_row` [ROWS], those that are written;
         `limit` <= SLOTS.
     """
+    m_row = tl.arange(0, ROWS) < rows
     bound = _lower_bound(score_ptr, stride, first, end, limit, ROWS)
-    count = _list_survivors(score_ptr, stride, survivor_ptr, first, end, bound, ROWS)
+    count = _list_survivors(score_ptr, stride, survivor_ptr, survivor_stride, first, end, bound, ROWS)
     tl.debug_barrier()
     row = tl.arange(0, ROWS)[None, :, None]
     none = tl.zeros((ROWS,), tl.int32)
-    if tl.max(count, axis=0) <= SURVIVORS:
-        place = _columns(SURVIVORS // LANES)
+    if tl.max(count, axis=0) <= survivor_stride:
+        place = _columns(SURVIVOR_SLOTS // LANES)
         m_place = place < count[None, :, None]
-        block = tl.load(survivor_ptr + row * SURVIVORS + place, mask=m_place, other=0)
+        block = tl.load(survivor_ptr + row * survivor_stride + place, mask=m_place, other=0)
         score = tl.load(score_ptr + row * stride + block, mask=m_place, other=-1.0).to(tl.int32, bitcast=True)
         threshold = _nth_largest(score, limit, _BITS)
         left = limit - _count(score > threshold[None, :, None])
@@ -193,6 +194,7 @@ def _list_survivors(
     score_ptr: tl.tensor,
     stride: tl.tensor,
     survivor_ptr: tl.tensor,
+    survivor_stride: tl.tensor,
     first: tl.tensor,
     end: tl.tensor,
     bound: tl.tensor,
@@ -211,9 +213,9 @@ def _list_survivors(
         place += count[None, :, None]
         count += found
         tl.store(
-            survivor_ptr + row * SURVIVORS + place,
+            survivor_ptr + row * survivor_stride + place,
             tl.broadcast_to(block, place.shape),
-            mask=is_survivor & (place < SURVIVORS),
+            mask=is_survivor & (place < survivor_stride),
         )
     return count
 

@@ -16,6 +16,10 @@ CONSTANTS: Mapping[str, int] = {
     "GROUP_ROWS": 16,
     # Chosen blocks of a token that a list holds; SALA chooses 62.
     "SLOTS": 64,
+    # Programs of prefill's selection, which draw tiles of tokens until there are none, and the tokens of their scratch.
+    "SELECT_ROWS": 3072,
+    # Blocks of a token that may survive the lower bound, `block_choice.SURVIVORS`.
+    "SURVIVOR_SLOTS": 256,
     # Programs per key head in decode. With SALA's two: 128 and 96, for the 84 to 170 multiprocessors of the targets; 48
     # parts of SALA's 96 taken blocks have two each.
     "SELECT_SPLITS": 64,
@@ -24,14 +28,13 @@ CONSTANTS: Mapping[str, int] = {
 
 APPEND: Mapping[int, Tile] = same_tile(Tile(constexprs={"BLOCK_T": 16, "BLOCK_N": 16}, num_warps=4, num_stages=1))
 
-# 32 blocks a turn leave room for two programs in a multiprocessor, so that one multiplies while the other pools; 64 do
-# not on SM86 to SM120 (shared memory), but on SM90.
-_SELECT = Tile(constexprs={"BLOCK_T": 8, "BLOCK_B": 32}, num_warps=8, num_stages=3)
+UNION_TOKENS: Mapping[int, int] = {86: 4, 89: 2, 90: 4, 120: 2}
+
+_SELECT_16 = {"BLOCK_T": 8, "BLOCK_K": 128, "BLOCK_K2": 64, "CHOICE_T": 8, "NEAR_TOKENS": 8, "NEAR_HEADS": 4, "NEAR_BLOCKS": 8, "MIDDLE_BLOCKS": 2}
+_SELECT_90 = {"BLOCK_T": 16, "BLOCK_K": 64, "BLOCK_K2": 64, "CHOICE_T": 8, "NEAR_TOKENS": 4, "NEAR_HEADS": 2, "NEAR_BLOCKS": 1, "MIDDLE_BLOCKS": 4}
 SELECT: Mapping[int, Tile] = {
-    86: _SELECT,
-    89: _SELECT,
-    90: Tile(constexprs={"BLOCK_T": 8, "BLOCK_B": 64}, num_warps=8, num_stages=3),
-    120: _SELECT,
+    sm: Tile(constexprs={**(_SELECT_90 if sm == 90 else _SELECT_16), "UNION_T": union}, num_warps=8, num_stages=3)
+    for sm, union in UNION_TOKENS.items()
 }
 
 # One program in a multiprocessor either way (registers).

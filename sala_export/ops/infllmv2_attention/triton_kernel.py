@@ -26,6 +26,8 @@ from .decode_select_kernel import (
 from .select_kernel import infllmv2_select_kernel
 
 _CHOSEN = "max(topk - 1 - init_blocks, 1)"
+# Of tiles of up to 16 tokens, some beyond the chunk.
+_SCRATCH_ROWS = "min((T + 15) * num_kv_heads * B, SELECT_ROWS)"
 _ONE_TOKEN_SCORES = (Product(m="GROUP_ROWS", n="BLOCK_B", k="head_dim"),)
 
 
@@ -37,9 +39,9 @@ _PREFILL = (
     Launch(kernel=infllmv2_append_kernel, grid=("cdiv(T, BLOCK_T)", "num_kv_heads", "B"), tiles=tiles.APPEND),
     Launch(
         kernel=infllmv2_select_kernel,
-        grid=("cdiv(T, BLOCK_T)", "num_kv_heads", "B"),
+        grid=("min(cdiv(T, BLOCK_T) * num_kv_heads * B, fdiv(SELECT_ROWS, BLOCK_T))", "1", "1"),
         tiles=tiles.SELECT,
-        main_loop=(Product(m="BLOCK_T * GROUP_ROWS", n="BLOCK_B", k="head_dim"),),
+        main_loop=(Product(m="BLOCK_K", n="BLOCK_T * GROUP_ROWS", k="head_dim"),),
     ),
     Launch(
         kernel=infllmv2_attend_kernel,
@@ -82,6 +84,10 @@ _DECODE = (
 KERNELS = KernelSet(
     workspaces=(
         Workspace(name="chosen", dtype="int32", shape=("B", "num_kv_heads", "T", _CHOSEN)),
+        Workspace(name="union_blocks", dtype="int32", shape=("B", "num_kv_heads", "T", "SLOTS")),
+        Workspace(name="union_size", dtype="int32", shape=("B", "num_kv_heads", "T")),
+        Workspace(name="block_scores", dtype="float32", shape=(_SCRATCH_ROWS, "cdiv(C, block_size)")),
+        Workspace(name="survivors", dtype="int32", shape=(_SCRATCH_ROWS, "min(cdiv(C, block_size), SURVIVOR_SLOTS)")),
         Workspace(name="log_sum", dtype="float32", shape=("B", "num_kv_heads", "T", "GROUP_ROWS")),
         Workspace(name="split_log_z", dtype="float32", shape=("B", "num_kv_heads", "SELECT_SPLITS", "GROUP_ROWS")),
         Workspace(name="split_scores", dtype="float32", shape=("B", "num_kv_heads", "SELECT_SPLITS", "SLOTS")),
@@ -93,6 +99,7 @@ KERNELS = KernelSet(
         ),
         Workspace(name="split_log_sum", dtype="float32", shape=("B", "num_kv_heads", "ATTEND_SPLITS", "GROUP_ROWS")),
     ),
+    counters=(Workspace(name="select_tickets", dtype="int32", shape=("1",)),),
     prefill=_PREFILL,
     decode=_DECODE,
     variant_attributes=("head_dim", "block_size", "kernel_stride"),
