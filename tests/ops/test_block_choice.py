@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support.choice_probes import chosen_blocks, unions
+from support.selection_calls import expected_unions
 from support.triton_interpreter import UNWRITTEN, call_interpreting
 from torch import Tensor
 
@@ -43,12 +44,16 @@ def scores_of(kind: str, rows: int, end: int, generator: torch.Generator) -> Ten
     return score
 
 
-@pytest.mark.parametrize("kind", ["random", "levels", "equal", "nothing", "close", "ascending", "descending"])
-@pytest.mark.parametrize(
-    ("end", "limit", "first"),
-    [(255, 62, 1), (256, 64, 0), (257, 7, 3), (30, 62, 1), (70, 64, 0), (4097, 62, 1), (2048, 1, 0)],
-)
-def test_best_blocks_are_chosen_in_ascending_order(kind: str, end: int, limit: int, first: int) -> None:
+ORDERS = ["random", "levels", "equal", "nothing", "close", "ascending", "descending"]
+# First block, one beyond the last, and how many are chosen: around the groups and the survivors that there are, fewer
+# candidates than places, and many more than survivors.
+SIZES = [(1, 255, 62), (0, 256, 64), (3, 257, 7), (1, 30, 62), (0, 600, 1)]
+CALLS = [(kind, *sizes) for kind in ORDERS for sizes in SIZES]
+CALLS += [("random", 1, 4097, 62), ("levels", 0, 4096, 64), ("ascending", 2, 2300, 62)]
+
+
+@pytest.mark.parametrize(("kind", "first", "end", "limit"), CALLS)
+def test_best_blocks_are_chosen_in_ascending_order(kind: str, first: int, end: int, limit: int) -> None:
     score = scores_of(kind, 5, end, torch.Generator().manual_seed(end + limit))
     chosen = call_interpreting(chosen_blocks, score, first, limit)
     assert chosen.tolist() == best_blocks(score, first, limit)
@@ -73,12 +78,7 @@ def lists(rows: int, limit: int, blocks: int, generator: torch.Generator) -> Ten
 def test_unions_are_those_of_sets(union_tokens: int, rows: int, limit: int, blocks: int) -> None:
     chosen = lists(rows, limit, blocks, torch.Generator().manual_seed(rows + limit + blocks))
     union_blocks, union_size = call_interpreting(unions, chosen, union_tokens, 8)
-    for first in range(0, rows, union_tokens):
-        tokens = [{b for b in row if b >= 0} for row in chosen[first : first + union_tokens].tolist()]
-        expected = [
-            (block << union_tokens) | sum((block in token) << j for j, token in enumerate(tokens))
-            for block in sorted(set().union(*tokens))
-        ]
+    for first, expected in expected_unions(chosen, union_tokens).items():
         assert union_size[first] == len(expected)
         assert union_blocks[first:].flatten()[: len(expected)].tolist() == expected
         assert (union_size[first + 1 : first + union_tokens] == UNWRITTEN).all()

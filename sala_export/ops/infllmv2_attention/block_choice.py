@@ -184,9 +184,10 @@ def _lower_bound(
 @triton.jit
 def _before(values: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
     """Sums of what stands before each value in its row of an int32 tile, and of each row, [ROWS]."""
-    along = tl.cumsum(values, axis=2)
     parts = tl.sum(values, axis=2)
-    return (tl.cumsum(parts, axis=0) - parts)[:, :, None] + along - values, tl.sum(parts, axis=0)
+    # Each thread adds up the parts of its own lane: as a matrix they would change hands first.
+    every = tl.broadcast_to(parts[:, :, None], values.shape)
+    return tl.cumsum(every, axis=0) - every + tl.cumsum(values, axis=2) - values, tl.sum(parts, axis=0)
 
 
 @triton.jit

@@ -1,0 +1,90 @@
+"""Prefill's selection with the tiles of each architecture: chosen blocks, union lists, and programs that draw tiles."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from support.oracles import SparseSizes
+from support.selection_calls import expected_unions, selection_on, selections_by_programs
+from support.sparse_calls import int32, projections
+from support.sparse_outcomes import Case, assert_selection, random_sequences, run_case
+from support.triton_interpreter import UNWRITTEN, call_interpreting
+
+from sala_export.ops.infllmv2_attention import tiles
+
+SIZES = SparseSizes(
+    num_heads=12,
+    num_kv_heads=2,
+    head_dim=32,
+    scale=1 / math.sqrt(32),
+    kernel_size=8,
+    kernel_stride=4,
+    block_size=16,
+    topk=9,
+    window_size=32,
+    init_blocks=1,
+    dense_len=-1,
+)
+
+CASES = {
+    "no_initial_block": (90, Case(tokens=21, past=(1000, 37), sizes=replace(SIZES, init_blocks=0))),
+    "some_are_uncontested": (90, Case(tokens=40, past=(90,), sizes=replace(SIZES, init_blocks=3))),
+    "three_initial_blocks": (86, Case(tokens=13, past=(770,), sizes=replace(SIZES, init_blocks=3, topk=20))),
+    "two_keys_in_a_block": (86, Case(tokens=7, past=(500, 260), sizes=replace(SIZES, block_size=8, window_size=0))),
+    "one_key_in_a_block": (120, Case(tokens=9, past=(300,), sizes=replace(SIZES, block_size=4, window_size=4))),
+    "a_dense_row_between": (
+        120,
+        Case(tokens=9, past=(400, 100, 410), context=(409, 109, 419), sizes=replace(SIZES, dense_len=300)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_chosen_blocks_ascend_and_unions_hold_them(name: str) -> None:
+    sm, case = CASES[name]
+    lists = {}
+
+    def run(*arguments):  # type: ignore[no-untyped-def]
+        lists.update(selection_on(sm)(*arguments))
+        return lists
+
+    outcome = run_case(case, random_sequences(case), run)
+    union = tiles.UNION_TOKENS[sm]
+    for row, context in enumerate(case.contexts):
+        if context < case.sizes.dense_len:
+            for written in ("chosen", "union_blocks", "union_size"):
+                assert (lists[written][row] == UNWRITTEN).all()
+            continue
+        assert_selection(outcome, row)
+        chosen = lists["chosen"][row]
+        assert ((chosen[..., 1:] > chosen[..., :-1]) | (chosen[..., 1:] == -1)).all()
+        for head in range(case.sizes.num_kv_heads):
+            for first, entries in expected_unions(chosen[head], union).items():
+                assert lists["union_size"][row, head, first] == len(entries)
+                assert lists["union_blocks"][row, head, first:].flatten()[: len(entries)].tolist() == entries
+
+
+def test_no_block_to_choose_leaves_empty_unions() -> None:
+    case = Case(tokens=5, past=(300,), sizes=replace(SIZES, topk=2))
+    lists = {}
+    run_case(case, random_sequences(case), lambda *a: lists.update(selection_on(120)(*a)) or lists)
+    assert (lists["union_size"][0, :, :: tiles.UNION_TOKENS[120]] == 0).all()
+
+
+def test_any_number_of_programs_writes_the_same_and_leaves_the_counter_at_zero() -> None:
+    tokens, past = 20, 400
+    sequence = projections(past + tokens, SIZES, seed=4)
+    generator = torch.Generator().manual_seed(4)
+    rows = (past + tokens, past + tokens, 104, 25)
+    caches = [torch.randn(1, 2, count, 32, generator=generator) for count in rows]
+    inputs = [sequence[None, past:], int32([past]), int32([past + tokens]), *caches]
+    # Six tiles: a program for each, programs that find none, and one for all.
+    found = call_interpreting(selections_by_programs, inputs, asdict(SIZES), [6, 9, 1, 9])
+    first = found[0][0]
+    assert (first[0] >= 0).all()
+    for lists, counter in found:
+        assert counter == 0
+        assert all(torch.equal(a, b) for a, b in zip(lists, first, strict=True))
