@@ -1,4 +1,4 @@
-"""Prefill's selection with the tiles of each architecture: chosen blocks, union lists, and programs that draw tiles."""
+"""Prefill's selection with the tiles of each architecture: chosen blocks, union lists, scratch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from support.oracles import SparseSizes
-from support.selection_calls import expected_unions, selection_on, selections_by_programs
+from support.selection_calls import expected_unions, repeated_selections, selection_on
 from support.sparse_calls import int32, projections
 from support.sparse_outcomes import Case, assert_selection, random_sequences, run_case
 from support.triton_interpreter import UNWRITTEN, call_interpreting
@@ -74,17 +74,17 @@ def test_no_block_to_choose_leaves_empty_unions() -> None:
     assert (lists["union_size"][0, :, :: tiles.UNION_TOKENS[120]] == 0).all()
 
 
-def test_any_number_of_programs_writes_the_same_and_leaves_the_counter_at_zero() -> None:
+def test_programs_take_free_scratch_and_leave_it_free() -> None:
     tokens, past = 20, 400
     sequence = projections(past + tokens, SIZES, seed=4)
     generator = torch.Generator().manual_seed(4)
     rows = (past + tokens, past + tokens, 104, 25)
     caches = [torch.randn(1, 2, count, 32, generator=generator) for count in rows]
     inputs = [sequence[None, past:], int32([past]), int32([past + tokens]), *caches]
-    # Six tiles: a program for each, programs that find none, and one for all.
-    found = call_interpreting(selections_by_programs, inputs, asdict(SIZES), [6, 9, 1, 9])
-    first = found[0][0]
+    # Six tiles, and as many slots: each its own, or one for all.
+    runs = [run for taken in (0, 5) for run in call_interpreting(repeated_selections, inputs, asdict(SIZES), taken)]
+    first = runs[0][0]
     assert (first[0] >= 0).all()
-    for lists, counter in found:
-        assert counter == 0
+    assert [slots for _, slots in runs] == [[], [], [0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]
+    for lists, _ in runs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(lists, first, strict=True))

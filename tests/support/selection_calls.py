@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from sala_export.ops.common.triton_run import bind_kernels
@@ -34,21 +32,22 @@ def _select(inputs: list[Tensor], attributes: dict[str, int | float], sm: int) -
     return dict(call.buffers)
 
 
-def selections_by_programs(
-    inputs: list[Tensor], attributes: dict[str, int | float], programs: list[int]
-) -> list[tuple[list[Tensor], int]]:
-    """Select again and again with so many programs: the lists that it wrote, and the counter after it."""
+def repeated_selections(
+    inputs: list[Tensor], attributes: dict[str, int | float], taken: int
+) -> list[tuple[list[Tensor], list[int]]]:
+    """Select twice with the first `taken` slots of scratch in use: the lists written, and the slots in use after it."""
     call = bind_kernels(CONTRACT, KERNELS, [x.clone() for x in inputs], attributes, allocate=poisoned)
     append, select = call.launches[:2]
     append.run()
+    slots: Tensor = select.arguments["select_slots_ptr"]
+    slots[:taken] = 1
     found = []
-    for count in programs:
+    for _ in range(2):
         lists = [call.buffers[name] for name in ("chosen", "union_blocks", "union_size")]
         for x in (*lists, call.buffers["block_scores"], call.buffers["survivors"]):
             x.copy_(poisoned(x.shape, dtype=x.dtype, device=x.device))
-        replace(select, grid=(count, 1, 1)).run()
-        tickets: Tensor = select.arguments["select_tickets_ptr"]
-        found.append(([x.clone() for x in lists], int(torch.count_nonzero(tickets))))
+        select.run()
+        found.append(([x.clone() for x in lists], slots.nonzero().flatten().tolist()))
     return found
 
 

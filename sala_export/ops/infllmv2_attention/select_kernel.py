@@ -1,14 +1,14 @@
-"""Stage 1 over tiles of tokens: the scores of the candidate blocks, the choice among them, and the union lists.
+"""Stage 1 over a tile of tokens: the scores of the candidate blocks, the choice among them, and the union lists.
 
 R rows = BLOCK_T tokens x GROUP_ROWS heads of one key head, D head dim. Two passes over compressed keys: k2 gives every
 row its log2-sum-exp c, then P = sum over heads of 2^(a - c) scores the candidates. Logits are in units of log2: one
-multiply-add and one hardware exp2 for each. The scores of a tile go to scratch of its program, where `block_choice.py`
-finds the best. Programs draw tiles until there are none, so that the scratch does not grow with the chunk.
+multiply-add and one hardware exp2 for each. The scores of a tile go to scratch memory, where `block_choice.py` finds
+the best. Scratch is for SELECT_PROGRAMS programs, more than run at a time, whatever the size of the chunk.
 
-The k1 pass computes K1 Q^T, keys by rows: a thread then holds the heads of a token and the keys of a block side by
-side, and pools them in registers. Which number a row or a column of the product has is free: tiles.py says what suits
-the product of each architecture. A turn takes one block of each of so many ranges, and the next turn the block after
-it, so that the key that two blocks share stays in the thread that needs it.
+The k1 pass computes K1 Q^T, keys by rows: a thread then holds heads of a token and keys of a block side by side, and
+pools them in registers. Which rows and columns these are is free, and tiles.py says what suits the product of each
+architecture. A turn takes one block of each of a number of ranges, and the next turn the block after it, so that the
+key that two blocks share stays in the thread that needs it.
 """
 
 from __future__ import annotations
@@ -222,6 +222,20 @@ def _store_scores(
     tl.debug_barrier()
 
 
+@triton.jit
+def _acquired_slot(slots_ptr: tl.tensor, MOST: tl.constexpr) -> tl.tensor:
+    """A slot that no other program has, of one for each program, or of MOST; its counter is 1 until it is set back.
+
+    A program that finds all of them taken waits for those that have them, which run and wait for nobody.
+    """
+    program = tl.program_id(0) + tl.num_programs(0) * (tl.program_id(1) + tl.num_programs(1) * tl.program_id(2))
+    slots = tl.minimum(tl.num_programs(0) * tl.num_programs(1) * tl.num_programs(2), MOST)
+    slot = program % slots
+    while tl.atomic_cas(slots_ptr + slot, 0, 1, sem="acquire") != 0:
+        slot = (slot + 1) % slots
+    return slot
+
+
 @any_size_kernel
 def infllmv2_select_kernel(
     qkvg_ptr: tl.tensor,
@@ -231,11 +245,10 @@ def infllmv2_select_kernel(
     k2_cache_ptr: tl.tensor,
     block_scores_ptr: tl.tensor,
     survivors_ptr: tl.tensor,
-    select_tickets_ptr: tl.tensor,
+    select_slots_ptr: tl.tensor,
     chosen_ptr: tl.tensor,
     union_blocks_ptr: tl.tensor,
     union_size_ptr: tl.tensor,
-    B: tl.tensor,
     T: tl.tensor,
     C: tl.tensor,
     C1: tl.tensor,
@@ -258,113 +271,103 @@ def infllmv2_select_kernel(
     NEAR_HEADS: tl.constexpr,
     NEAR_BLOCKS: tl.constexpr,
     MIDDLE_BLOCKS: tl.constexpr,
-    CHOICE_T: tl.constexpr,
     UNION_T: tl.constexpr,
     GROUP_ROWS: tl.constexpr,
     SLOTS: tl.constexpr,
     SURVIVOR_SLOTS: tl.constexpr,
+    SELECT_PROGRAMS: tl.constexpr,
 ) -> None:
-    """Write the chosen blocks of every token, then -1, and the union lists of every UNION_T tokens; nothing if dense.
+    """Write the chosen blocks of BLOCK_T tokens, then -1, and their union lists; grid (T / BLOCK_T, G, B).
 
-    Any number of programs: each draws tiles of BLOCK_T tokens of one key head, the latest and so the most expensive of
-    each head first, and has BLOCK_T rows of scratch for all of them.
+    Nothing if dense. The latest tiles, which have most to do, come first.
     """
-    row_token, row_head = _column_rows(BLOCK_T * GROUP_ROWS, GROUP_ROWS, NEAR_TOKENS, NEAR_HEADS)
-    o_d = tl.arange(0, head_dim)
+    group = tl.program_id(1)
+    batch = tl.program_id(2).to(tl.int64)
+    if tl.load(context_length_ptr + batch) < dense_len:
+        return
+    past = clamped_past(past_length_ptr, batch, T, C)
+    first_t = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_T
+    # Rows after the chunk repeat its last token: they must not look beyond the valid part of the caches.
     o_t = tl.arange(0, BLOCK_T)
-    slot = tl.arange(0, SLOTS)[None, :]
-    heads_per_group = num_heads // num_kv_heads
+    position = past + tl.minimum(first_t + o_t, T - 1)
+    last = past + tl.minimum(first_t + BLOCK_T, T) - 1
+    head = batch * num_kv_heads + group
     window_blocks = window_size // block_size
     limit = topk - 1 - init_blocks
+    upper = position // block_size - window_blocks
+    end = last // block_size - window_blocks
+    to_row = head * T + first_t
     width = tl.maximum(limit, 1)
-    stride = tl.cdiv(C, block_size)
-    survivor_stride = tl.minimum(stride, SURVIVOR_SLOTS)
-    scratch_row = tl.program_id(0).to(tl.int64) * BLOCK_T
-    block_scores_ptr += scratch_row * stride
-    survivors_ptr += scratch_row * survivor_stride
-    tiles = tl.cdiv(T, BLOCK_T)
-    total = tiles * num_kv_heads * B
-    ticket = tl.atomic_add(select_tickets_ptr, 1)
-    while ticket < total:
-        head = (ticket // tiles).to(tl.int64)
-        first_t = (tiles - 1 - ticket % tiles) * BLOCK_T
-        batch = head // num_kv_heads
-        if tl.load(context_length_ptr + batch) >= dense_len:
-            past = clamped_past(past_length_ptr, batch, T, C)
-            # Rows after the chunk repeat its last token: they must not look beyond the valid part of the caches.
-            position = past + tl.minimum(first_t + o_t, T - 1)
-            last = past + tl.minimum(first_t + BLOCK_T, T) - 1
-            upper = position // block_size - window_blocks
-            end = last // block_size - window_blocks
-            to_row = head * T + first_t
-            if (end - init_blocks > limit) & (limit > 0):
-                row_t = tl.minimum(first_t + row_token, T - 1)
-                is_head = row_head < heads_per_group
-                query = (head % num_kv_heads).to(tl.int32) * heads_per_group + row_head
-                q_row_ptr = qkvg_ptr + ((batch * T + row_t) * (2 * (num_heads + num_kv_heads)) + query) * head_dim
-                q = tl.load(q_row_ptr[:, None] + o_d[None, :], mask=is_head[:, None], other=0.0)
-                visible_2 = complete_windows(past + row_t + 1, 4 * kernel_size, 4 * kernel_stride)
-                seen_2 = complete_windows(last + 1, 4 * kernel_size, 4 * kernel_stride)
-                k2_ptr = k2_cache_ptr + head * C2 * head_dim
-                log_z = log2_sum_exp(q, k2_ptr, 0, seen_2, visible_2, scale, head_dim, BLOCK_K2)
-                _store_scores(
-                    q,
-                    tl.where(is_head & (visible_2 > 0), log_z, float("inf")),
-                    k1_cache_ptr + head * C1 * head_dim,
-                    block_scores_ptr,
-                    stride,
-                    complete_windows(position + 1, kernel_size, kernel_stride),
-                    complete_windows(last + 1, kernel_size, kernel_stride),
-                    # One block early, for the k1 key that it shares with the first.
-                    tl.maximum(init_blocks - 1, 0),
-                    upper,
-                    end,
-                    scale,
-                    block_size // kernel_stride,
-                    head_dim,
-                    BLOCK_T,
-                    BLOCK_K,
-                    GROUP_ROWS,
-                    NEAR_TOKENS,
-                    NEAR_HEADS,
-                    NEAR_BLOCKS,
-                    MIDDLE_BLOCKS,
-                )
-                for row in range(0, BLOCK_T, CHOICE_T):
-                    choose_blocks(
-                        block_scores_ptr + row * stride,
-                        stride,
-                        survivors_ptr + row * survivor_stride,
-                        survivor_stride,
-                        init_blocks,
-                        end,
-                        limit,
-                        chosen_ptr + (to_row + row) * width,
-                        T - first_t - row,
-                        CHOICE_T,
-                        SLOTS,
-                        SURVIVOR_SLOTS,
-                    )
-            else:
-                # With no more candidates than may be chosen, all are.
-                count = chosen_blocks(upper + window_blocks, init_blocks, window_blocks, limit)
-                every = tl.where(slot < count[:, None], init_blocks + slot, -1)
-                m_slot = (first_t + o_t < T)[:, None] & (slot < limit)
-                tl.store(chosen_ptr + to_row * width + (o_t[:, None] * width + slot), every, mask=m_slot)
-            tl.debug_barrier()
-            store_unions(
-                chosen_ptr + to_row * width,
-                union_blocks_ptr + to_row * SLOTS,
-                union_size_ptr + to_row,
-                T - first_t,
-                limit,
-                BLOCK_T,
-                UNION_T,
-                SLOTS,
-            )
-            # The next tile takes the same scratch.
-            tl.debug_barrier()
-        ticket = tl.atomic_add(select_tickets_ptr, 1)
-    # The last of all tickets that are drawn leaves the counter as it was.
-    if ticket == total + tl.num_programs(0) - 1:
-        tl.store(select_tickets_ptr, 0)
+    if (end - init_blocks > limit) & (limit > 0):
+        row_token, row_head = _column_rows(BLOCK_T * GROUP_ROWS, GROUP_ROWS, NEAR_TOKENS, NEAR_HEADS)
+        row_t = tl.minimum(first_t + row_token, T - 1)
+        heads_per_group = num_heads // num_kv_heads
+        is_head = row_head < heads_per_group
+        query = (batch * T + row_t) * (2 * (num_heads + num_kv_heads)) + group * heads_per_group + row_head
+        q_ptr = qkvg_ptr + query[:, None] * head_dim + tl.arange(0, head_dim)[None, :]
+        q = tl.load(q_ptr, mask=is_head[:, None], other=0.0)
+        visible_2 = complete_windows(past + row_t + 1, 4 * kernel_size, 4 * kernel_stride)
+        seen_2 = complete_windows(last + 1, 4 * kernel_size, 4 * kernel_stride)
+        k2_ptr = k2_cache_ptr + head * C2 * head_dim
+        log_z = log2_sum_exp(q, k2_ptr, 0, seen_2, visible_2, scale, head_dim, BLOCK_K2)
+        scratch = _acquired_slot(select_slots_ptr, SELECT_PROGRAMS)
+        stride = tl.cdiv(C, block_size)
+        score_ptr = block_scores_ptr + scratch.to(tl.int64) * BLOCK_T * stride
+        _store_scores(
+            q,
+            tl.where(is_head & (visible_2 > 0), log_z, float("inf")),
+            k1_cache_ptr + head * C1 * head_dim,
+            score_ptr,
+            stride,
+            complete_windows(position + 1, kernel_size, kernel_stride),
+            complete_windows(last + 1, kernel_size, kernel_stride),
+            # One block early, for the k1 key that it shares with the first.
+            tl.maximum(init_blocks - 1, 0),
+            upper,
+            end,
+            scale,
+            block_size // kernel_stride,
+            head_dim,
+            BLOCK_T,
+            BLOCK_K,
+            GROUP_ROWS,
+            NEAR_TOKENS,
+            NEAR_HEADS,
+            NEAR_BLOCKS,
+            MIDDLE_BLOCKS,
+        )
+        survivor_stride = tl.minimum(stride, SURVIVOR_SLOTS)
+        choose_blocks(
+            score_ptr,
+            stride,
+            survivors_ptr + scratch.to(tl.int64) * BLOCK_T * survivor_stride,
+            survivor_stride,
+            init_blocks,
+            end,
+            limit,
+            chosen_ptr + to_row * width,
+            T - first_t,
+            BLOCK_T,
+            SLOTS,
+            SURVIVOR_SLOTS,
+        )
+        tl.debug_barrier()
+        tl.atomic_xchg(select_slots_ptr + scratch, 0, sem="release")
+    else:
+        # With no more candidates than may be chosen, all are.
+        slot = tl.arange(0, SLOTS)[None, :]
+        count = chosen_blocks(upper + window_blocks, init_blocks, window_blocks, limit)
+        every = tl.where(slot < count[:, None], init_blocks + slot, -1)
+        m_slot = (first_t + o_t < T)[:, None] & (slot < limit)
+        tl.store(chosen_ptr + to_row * width + (o_t[:, None] * width + slot), every, mask=m_slot)
+        tl.debug_barrier()
+    store_unions(
+        chosen_ptr + to_row * width,
+        union_blocks_ptr + to_row * SLOTS,
+        union_size_ptr + to_row,
+        T - first_t,
+        limit,
+        BLOCK_T,
+        UNION_T,
+        SLOTS,
+    )

@@ -5,8 +5,7 @@ B batch, T tokens of the chunk, G key heads, D head dim; X the activation type.
 Prefill: append (with compress), select, attend (forced blocks, or everything in dense mode), gather (chosen blocks).
 Decode: append, select in three launches, attend in two, all split over the context with grids that depend on shapes
 alone. All of a group's query heads go through one dot tile of GROUP_ROWS rows for each token, the smallest that a
-tensor core takes; smaller groups leave rows unused. Only the indices of the chosen blocks reach device memory from
-selection in prefill. Loops over the context are bounded by `past_length`, read on the device; the host cannot check it,
+tensor core takes; smaller groups leave rows unused. Loops over the context are bounded by `past_length`, read on the device; the host cannot check it,
 so every kernel clamps it to what the caches hold.
 """
 
@@ -26,8 +25,7 @@ from .decode_select_kernel import (
 from .select_kernel import infllmv2_select_kernel
 
 _CHOSEN = "max(topk - 1 - init_blocks, 1)"
-# Of tiles of up to 16 tokens, some beyond the chunk.
-_SCRATCH_ROWS = "min((T + 15) * num_kv_heads * B, SELECT_ROWS)"
+_SELECT_ROWS = f"{tiles.SELECT_TOKENS} * min(cdiv(T, {tiles.SELECT_TOKENS}) * num_kv_heads * B, SELECT_PROGRAMS)"
 _ONE_TOKEN_SCORES = (Product(m="GROUP_ROWS", n="BLOCK_B", k="head_dim"),)
 
 
@@ -39,7 +37,7 @@ _PREFILL = (
     Launch(kernel=infllmv2_append_kernel, grid=("cdiv(T, BLOCK_T)", "num_kv_heads", "B"), tiles=tiles.APPEND),
     Launch(
         kernel=infllmv2_select_kernel,
-        grid=("min(cdiv(T, BLOCK_T) * num_kv_heads * B, fdiv(SELECT_ROWS, BLOCK_T))", "1", "1"),
+        grid=("cdiv(T, BLOCK_T)", "num_kv_heads", "B"),
         tiles=tiles.SELECT,
         main_loop=(Product(m="BLOCK_K", n="BLOCK_T * GROUP_ROWS", k="head_dim"),),
     ),
@@ -86,8 +84,8 @@ KERNELS = KernelSet(
         Workspace(name="chosen", dtype="int32", shape=("B", "num_kv_heads", "T", _CHOSEN)),
         Workspace(name="union_blocks", dtype="int32", shape=("B", "num_kv_heads", "T", "SLOTS")),
         Workspace(name="union_size", dtype="int32", shape=("B", "num_kv_heads", "T")),
-        Workspace(name="block_scores", dtype="float32", shape=(_SCRATCH_ROWS, "cdiv(C, block_size)")),
-        Workspace(name="survivors", dtype="int32", shape=(_SCRATCH_ROWS, "min(cdiv(C, block_size), SURVIVOR_SLOTS)")),
+        Workspace(name="block_scores", dtype="float32", shape=(_SELECT_ROWS, "cdiv(C, block_size)")),
+        Workspace(name="survivors", dtype="int32", shape=(_SELECT_ROWS, "min(cdiv(C, block_size), SURVIVOR_SLOTS)")),
         Workspace(name="log_sum", dtype="float32", shape=("B", "num_kv_heads", "T", "GROUP_ROWS")),
         Workspace(name="split_log_z", dtype="float32", shape=("B", "num_kv_heads", "SELECT_SPLITS", "GROUP_ROWS")),
         Workspace(name="split_scores", dtype="float32", shape=("B", "num_kv_heads", "SELECT_SPLITS", "SLOTS")),
@@ -99,7 +97,7 @@ KERNELS = KernelSet(
         ),
         Workspace(name="split_log_sum", dtype="float32", shape=("B", "num_kv_heads", "ATTEND_SPLITS", "GROUP_ROWS")),
     ),
-    counters=(Workspace(name="select_tickets", dtype="int32", shape=("1",)),),
+    counters=(Workspace(name="select_slots", dtype="int32", shape=("SELECT_PROGRAMS",)),),
     prefill=_PREFILL,
     decode=_DECODE,
     variant_attributes=("head_dim", "block_size", "kernel_stride"),
