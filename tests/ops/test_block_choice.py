@@ -74,7 +74,9 @@ def lists(rows: int, limit: int, blocks: int, generator: torch.Generator) -> Ten
 
 
 @pytest.mark.parametrize("union_tokens", [2, 4])
-@pytest.mark.parametrize(("rows", "limit", "blocks"), [(8, 62, 90), (7, 64, 64), (5, 7, 1 << 14), (1, 1, 3), (8, 64, 4000)])
+@pytest.mark.parametrize(
+    ("rows", "limit", "blocks"), [(8, 62, 90), (7, 64, 64), (5, 7, 1 << 14), (1, 1, 3), (8, 64, 4000)]
+)
 def test_unions_are_those_of_sets(union_tokens: int, rows: int, limit: int, blocks: int) -> None:
     chosen = lists(rows, limit, blocks, torch.Generator().manual_seed(rows + limit + blocks))
     union_blocks, union_size = call_interpreting(unions, chosen, union_tokens, 8)

@@ -60,7 +60,8 @@ def chosen_blocks(score: Tensor, first: int, limit: int) -> Tensor:
     padded[:, :first] = float("nan")
     survivors = poisoned((padded_rows, min(end + 5, SURVIVOR_SLOTS)), dtype=torch.int32, device=score.device)
     chosen = poisoned((padded_rows, limit), dtype=torch.int32, device=score.device)
-    _choose_kernel[(1,)](padded, survivors, chosen, end + 5, first, end, limit, rows, padded_rows, SLOTS, SURVIVOR_SLOTS)
+    sizes = (end + 5, first, end, limit, rows, padded_rows, SLOTS, SURVIVOR_SLOTS)
+    _choose_kernel[(1,)](padded, survivors, chosen, *sizes)
     assert (chosen[rows:] == poisoned((1,), dtype=torch.int32, device=score.device)).all()
     return chosen[:rows]
 

@@ -10,7 +10,7 @@ them is a lower bound of the limit-th best score, because it takes that many dif
 the blocks that reach it, which in random order are a few more than are chosen, and the exact threshold is that of
 these. Equal scores go to the lower block without any search, because lists are in ascending order.
 
-A program writes here what its other threads read, so that a barrier stands between.
+Threads of a program read here what others of it wrote to memory, and a barrier stands between.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ GROUP_PARTS = tl.constexpr(8)
 _BITS = tl.constexpr(31)
 _BOUND_BITS = tl.constexpr(22)
 """Of a score's bits, those in which the lower bound is sought: the exponent and 14 of the mantissa."""
-_NONE = tl.constexpr(2**30)
-"""Above every block."""
 
 
 @triton.jit
@@ -46,9 +44,9 @@ def choose_blocks(
 ) -> None:
     """Write the `limit` best of blocks first .. end - 1 of each row in ascending order, then -1.
 
-    Args: `score_ptr`, ROWS rows of scores, `stride` apart, block b in column b; `survivor_ptr`, scratch of
-        [ROWS, SURVIVORS] int32; `chosen_ptr`, ROWS rows of max(limit, 1) int32; `m_row` [ROWS], those that are written;
-        `limit` <= SLOTS.
+    Args: `score_ptr`, ROWS rows of fp32, `stride` apart, block b in column b; `survivor_ptr`, as many rows of int32,
+        `survivor_stride` apart, which is SURVIVOR_SLOTS or all the columns that there are; `chosen_ptr`, rows of
+        max(limit, 1) int32, of which the first `rows` are written; 1 <= `limit` <= SLOTS.
     """
     m_row = tl.arange(0, ROWS) < rows
     bound = _lower_bound(score_ptr, stride, first, end, limit, ROWS)
@@ -60,6 +58,7 @@ def choose_blocks(
         place = _columns(SURVIVOR_SLOTS // LANES)
         m_place = place < count[None, :, None]
         block = tl.load(survivor_ptr + row * survivor_stride + place, mask=m_place, other=0)
+        block = tl.minimum(tl.maximum(block, first), end - 1)
         score = tl.load(score_ptr + row * stride + block, mask=m_place, other=-1.0).to(tl.int32, bitcast=True)
         threshold = _nth_largest(score, limit, _BITS)
         left = limit - _count(score > threshold[None, :, None])
@@ -96,7 +95,7 @@ def store_unions(
 
     Args: `chosen_ptr`, rows of max(limit, 1) blocks in ascending order, then -1; `union_blocks_ptr`, rows of SLOTS, of
         which a tile takes all of its tokens'; `union_size_ptr`, one number a row, written at the first of a tile;
-        `rows` of them there are, <= ROWS.
+        the first `rows` of all of them are there.
     """
     width = tl.maximum(limit, 1)
     row = tl.arange(0, ROWS)[:, None]
@@ -143,9 +142,7 @@ def _columns(PARTS: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
-def _scores(
-    score_ptr: tl.tensor, stride: tl.tensor, block: tl.tensor, end: tl.tensor, ROWS: tl.constexpr
-) -> tl.tensor:
+def _scores(score_ptr: tl.tensor, stride: tl.tensor, block: tl.tensor, end: tl.tensor, ROWS: tl.constexpr) -> tl.tensor:
     """Bits of the scores of blocks `block` [PARTS, 1, LANES], a tile; negative from `end` on."""
     row = tl.arange(0, ROWS)[None, :, None]
     return tl.load(score_ptr + row * stride + block, mask=block < end, other=-1.0).to(tl.int32, bitcast=True)
@@ -201,9 +198,9 @@ def _list_survivors(
     bound: tl.tensor,
     ROWS: tl.constexpr,
 ) -> tl.tensor:
-    """Write the blocks of each row whose bits reach `bound` [ROWS], ascending, as far as there is room; their number.
+    """Write the blocks of each row whose bits reach `bound` [ROWS] >= 0, ascending, `survivor_stride` of them at most.
 
-    Args: `survivor_ptr`, [ROWS, SURVIVORS]; `bound` >= 0.
+    Returns: how many reach it, [ROWS].
     """
     row = tl.arange(0, ROWS)[None, :, None]
     count = tl.zeros((ROWS,), tl.int32)
@@ -271,7 +268,7 @@ def _searched_threshold(
 ) -> tl.tensor:
     """Bits of the limit-th best score of each row, [ROWS], 0 if fewer are above 0: a pass over all scores for each bit.
 
-    What takes so long are more than SURVIVORS scores that are all but equal.
+    What takes so long are more scores that are all but equal than there is room for survivors.
     """
     threshold = tl.zeros((ROWS,), tl.int32)
     for i in range(_BITS):

@@ -5,8 +5,8 @@ B batch, T tokens of the chunk, G key heads, D head dim; X the activation type.
 Prefill: append (with compress), select, attend (forced blocks, or everything in dense mode), gather (chosen blocks).
 Decode: append, select in three launches, attend in two, all split over the context with grids that depend on shapes
 alone. All of a group's query heads go through one dot tile of GROUP_ROWS rows for each token, the smallest that a
-tensor core takes; smaller groups leave rows unused. Loops over the context are bounded by `past_length`, read on the device; the host cannot check it,
-so every kernel clamps it to what the caches hold.
+tensor core takes; smaller groups leave rows unused. Loops over the context are bounded by `past_length`, read on the
+device; the host cannot check it, so every kernel clamps it to what the caches hold.
 """
 
 from __future__ import annotations
@@ -117,7 +117,19 @@ KERNELS = KernelSet(
             left="topk - init_blocks - 1",
             relation="<=",
             right=str(tiles.CONSTANTS["SLOTS"]),
-            doc="the chosen blocks of a token are kept in registers",
+            doc="the chosen blocks of a token fill a row of so many slots",
+        ),
+        Rule(
+            left="is_power_of_two(fdiv(block_size, kernel_stride))",
+            relation="==",
+            right="1",
+            doc="a tile of compressed keys holds those of whole blocks",
+        ),
+        Rule(
+            left="fdiv(block_size, kernel_stride)",
+            relation="<=",
+            right="32",
+            doc="a tile of compressed keys holds those of whole blocks",
         ),
     ),
 )
