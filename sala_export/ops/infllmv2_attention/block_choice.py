@@ -173,8 +173,12 @@ def _lower_bound(
 ) -> tl.tensor:
     """A number that the bits of at least `limit` scores of each row reach, [ROWS]; 0 where fewer are above 0."""
     groups = tl.full((GROUP_PARTS, ROWS, LANES), -1, tl.int32)
-    for start in range(first, end, GROUP_PARTS * LANES):
-        groups = tl.maximum(groups, _scores(score_ptr, stride, start + _columns(GROUP_PARTS), end, ROWS))
+    # Two tiles a turn, whose loads are under way together.
+    for start in range(first, end, 2 * GROUP_PARTS * LANES):
+        block = start + _columns(GROUP_PARTS)
+        score = _scores(score_ptr, stride, block, end, ROWS)
+        second = _scores(score_ptr, stride, block + GROUP_PARTS * LANES, end, ROWS)
+        groups = tl.maximum(groups, tl.maximum(score, second))
     return _nth_largest(groups, limit, _BOUND_BITS)
 
 
@@ -204,9 +208,13 @@ def _list_survivors(
     """
     row = tl.arange(0, ROWS)[None, :, None]
     count = tl.zeros((ROWS,), tl.int32)
-    for start in range(first, end, GROUP_PARTS * LANES):
-        block = start + _columns(GROUP_PARTS)
-        is_survivor = _scores(score_ptr, stride, block, end, ROWS) >= bound[None, :, None]
+    block = first + _columns(GROUP_PARTS)
+    score = _scores(score_ptr, stride, block, end, ROWS)
+    for _ in range(first, end, GROUP_PARTS * LANES):
+        # The next tile is under way while this one is listed.
+        next_block = block + GROUP_PARTS * LANES
+        next_score = _scores(score_ptr, stride, next_block, end, ROWS)
+        is_survivor = score >= bound[None, :, None]
         place, found = _before(is_survivor.to(tl.int32))
         place += count[None, :, None]
         count += found
@@ -215,6 +223,7 @@ def _list_survivors(
             tl.broadcast_to(block, place.shape),
             mask=is_survivor & (place < survivor_stride),
         )
+        block, score = next_block, next_score
     return count
 
 
