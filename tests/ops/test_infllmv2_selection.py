@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
 import pytest
@@ -10,8 +11,9 @@ import torch
 from support.oracles import SparseSizes
 from support.selection_calls import expected_unions, repeated_selections, selection_on
 from support.sparse_calls import int32, projections
-from support.sparse_outcomes import Case, assert_selection, random_sequences, run_case
+from support.sparse_outcomes import Case, Outcome, assert_selection, random_sequences, run_case
 from support.triton_interpreter import UNWRITTEN, call_interpreting
+from torch import Tensor
 
 from sala_export.ops.infllmv2_attention import tiles
 
@@ -30,7 +32,7 @@ SIZES = SparseSizes(
 )
 
 CASES = {
-    "no_initial_block": (90, Case(tokens=21, past=(1000, 37), sizes=replace(SIZES, init_blocks=0))),
+    "no_initial_block": (90, Case(tokens=21, past=(1100, 37), sizes=replace(SIZES, init_blocks=0))),
     "some_are_uncontested": (90, Case(tokens=40, past=(90,), sizes=replace(SIZES, init_blocks=3))),
     "three_initial_blocks": (86, Case(tokens=13, past=(770,), sizes=replace(SIZES, init_blocks=3, topk=20))),
     "two_keys_in_a_block": (86, Case(tokens=7, past=(500, 260), sizes=replace(SIZES, block_size=8, window_size=0))),
@@ -42,16 +44,21 @@ CASES = {
 }
 
 
+def selected(case: Case, sm: int) -> tuple[Outcome, dict[str, Tensor]]:
+    """A call's selection with the tiles of `sm`, and all buffers that it wrote."""
+    lists: dict[str, Tensor] = {}
+
+    def run(operator: str, inputs: Sequence[Tensor], attributes: Mapping[str, int | float]) -> dict[str, Tensor]:
+        lists.update(selection_on(sm)(operator, inputs, attributes))
+        return lists
+
+    return run_case(case, random_sequences(case), run), lists
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_chosen_blocks_ascend_and_unions_hold_them(name: str) -> None:
     sm, case = CASES[name]
-    lists = {}
-
-    def run(*arguments):  # type: ignore[no-untyped-def]
-        lists.update(selection_on(sm)(*arguments))
-        return lists
-
-    outcome = run_case(case, random_sequences(case), run)
+    outcome, lists = selected(case, sm)
     union = tiles.UNION_TOKENS[sm]
     for row, context in enumerate(case.contexts):
         if context < case.sizes.dense_len:
@@ -68,9 +75,7 @@ def test_chosen_blocks_ascend_and_unions_hold_them(name: str) -> None:
 
 
 def test_no_block_to_choose_leaves_empty_unions() -> None:
-    case = Case(tokens=5, past=(300,), sizes=replace(SIZES, topk=2))
-    lists = {}
-    run_case(case, random_sequences(case), lambda *a: lists.update(selection_on(120)(*a)) or lists)
+    _, lists = selected(Case(tokens=5, past=(300,), sizes=replace(SIZES, topk=2)), 120)
     assert (lists["union_size"][0, :, :: tiles.UNION_TOKENS[120]] == 0).all()
 
 
