@@ -48,7 +48,7 @@ TILES: Mapping[str, Space] = {
         constants={"BLOCK_T": (8, 16, 32), "BLOCK_N": (16, 32)}, num_warps=(2, 4, 8), num_stages=(1, 2)
     ),
     "infllmv2_select_kernel": Space(
-        constants={"BLOCK_T": (8, 16), "BLOCK_B": (32, 64)}, num_warps=(4, 8), num_stages=(2, 3, 4)
+        constants={"BLOCK_K": (32, 64, 128), "BLOCK_K2": (32, 64, 128)}, num_warps=(4, 8), num_stages=(2, 3, 4)
     ),
     "infllmv2_attend_kernel": Space(
         constants={"BLOCK_T": (4, 8), "BLOCK_N": (32, 64, 128)}, num_warps=(4, 8), num_stages=(2, 3)

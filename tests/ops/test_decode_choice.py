@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from support.choice_probes import best_blocks
+from support.decode_choice_probes import best_blocks
 from support.triton_interpreter import call_interpreting
 from torch import Tensor
 

@@ -110,12 +110,17 @@ def floor(
 def reread_bytes(
     attributes: Mapping[str, int | float], *, batch: int, tokens: int, past_length: int = 0, activation_bytes: int = 2
 ) -> int:
-    """Bytes of compressed keys that selection asks for: once per tile of tokens, most of them from the L2 cache."""
+    """Bytes that selection asks for, most from the L2 cache: compressed keys, once per tile of tokens, and scores.
+
+    A score is written once and read twice, for the maxima of groups and for the list of survivors.
+    """
     shape = _Shape(attributes, batch, tokens, past_length, activation_bytes)
-    tile = tiles.SELECT[120].constexprs["BLOCK_T"]
+    tile = tiles.SELECT_TOKENS
     last_of_tiles = [min(start + tile, shape.end) - 1 for start in range(shape.past, shape.end, tile)]
     keys = sum(shape.windows(p + 1, 1) + shape.windows(p + 1, 4) for p in last_of_tiles if shape.is_contested(p))
-    return batch * keys * shape.key_row
+    contested = [p for p in shape.positions if shape.is_contested(p)]
+    scores = sum(p // shape.block - shape.window_blocks - shape.init_blocks for p in contested)
+    return batch * (keys * shape.key_row + 3 * shape.groups * scores * _FLOAT_BYTES)
 
 
 def _append(shape: _Shape) -> KernelCost:
@@ -130,14 +135,19 @@ def _append(shape: _Shape) -> KernelCost:
 
 
 def _select(shape: _Shape) -> KernelCost:
-    """Scores of tiles of tokens against the keys that the last of them sees; nothing where all candidates are taken."""
-    tile = tiles.SELECT[120].constexprs["BLOCK_T"]
+    """Scores of tiles of tokens against the keys that the last of them sees; nothing where all candidates are taken.
+
+    The scores stay in the L2 cache, whose scratch holds those of the programs that run. Neighbours are taken to choose
+    different blocks, the most that there is to write.
+    """
+    tile = tiles.SELECT_TOKENS
     last_of_tiles = [min(start + tile, shape.end) - 1 for start in range(shape.past, shape.end, tile)]
     keys = sum(shape.windows(p + 1, 1) + shape.windows(p + 1, 4) for p in last_of_tiles if shape.is_contested(p))
     contested = any(map(shape.is_contested, last_of_tiles))
     compressed = shape.windows(shape.end, 1) + shape.windows(shape.end, 4) if contested else 0
     queries = shape.tokens * shape.heads * shape.dim * shape.element
-    written = shape.tokens * shape.groups * max(shape.limit, 1) * _INDEX_BYTES if shape.is_sparse else 0
+    # A token's list and its share of the union's, whose sizes are few.
+    written = 2 * shape.tokens * shape.groups * max(shape.limit, 1) * _INDEX_BYTES if shape.is_sparse else 0
     return KernelCost(
         kernel="infllmv2_select_kernel",
         bytes_read=shape.batch * ((queries if contested else 0) + compressed * shape.key_row),

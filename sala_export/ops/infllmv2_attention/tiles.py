@@ -18,6 +18,10 @@ CONSTANTS: Mapping[str, int] = {
     "SLOTS": 64,
     # Scores of a token that a program searches at once in decode: those of a context of 128K.
     "COLUMNS": 2048,
+    # Programs of prefill's selection that have scratch at a time: two for each of 188 multiprocessors.
+    "SELECT_PROGRAMS": 384,
+    # Blocks of a token that may reach the lower bound of its choice; in random order 71 do.
+    "SURVIVOR_SLOTS": 256,
     # Programs per key head in decode. With SALA's two: 128 and 96, for the 84 to 170 multiprocessors of the targets; 48
     # parts of SALA's 96 taken blocks have two each.
     "SELECT_SPLITS": 64,
@@ -26,14 +30,33 @@ CONSTANTS: Mapping[str, int] = {
 
 APPEND: Mapping[int, Tile] = same_tile(Tile(constexprs={"BLOCK_T": 16, "BLOCK_N": 16}, num_warps=4, num_stages=1))
 
-# 32 blocks a turn leave room for two programs in a multiprocessor, so that one multiplies while the other pools; 64 do
-# not on SM86 to SM120 (shared memory), but on SM90.
-_SELECT = Tile(constexprs={"BLOCK_T": 8, "BLOCK_B": 32}, num_warps=8, num_stages=3)
+UNION_TOKENS: Mapping[int, int] = {86: 4, 89: 2, 90: 4, 120: 2}
+"""Neighbouring tokens whose chosen blocks selection lists together, for gather."""
+
+SELECT_TOKENS = 8
+"""Tokens of a tile of selection, for each a row of scratch."""
+
+# The product K1 Q^T leaves a thread these elements of a tile, so that nearly all of its pooling is in registers.
+# m16n8k16, eight warps as two by four: columns in steps of 1, 32 and 64, rows in steps of 8, 32 and 64. So four heads,
+# then eight tokens, then four heads; and eight blocks, two of their keys, two blocks, two keys.
+_THREADS = {"NEAR_HEADS": 4, "NEAR_TOKENS": 8, "NEAR_BLOCKS": 8, "MIDDLE_BLOCKS": 2}
+# wgmma of 64 x 64 elements a group of four warps: columns in steps of 1, 8, 16 and 32, rows in a step of 8.
+_WARP_GROUPS = {"NEAR_HEADS": 2, "NEAR_TOKENS": 4, "NEAR_BLOCKS": 1, "MIDDLE_BLOCKS": 4}
+# Tensor cores bind SM86 to SM120: 128 keys a turn, one program in a multiprocessor (shared memory). On SM90 exp2 and
+# the issue of instructions do as much: two programs, so that one multiplies while the other pools (registers).
 SELECT: Mapping[int, Tile] = {
-    86: _SELECT,
-    89: _SELECT,
-    90: Tile(constexprs={"BLOCK_T": 8, "BLOCK_B": 64}, num_warps=8, num_stages=3),
-    120: _SELECT,
+    sm: Tile(
+        constexprs={
+            "BLOCK_T": SELECT_TOKENS,
+            "BLOCK_K": 64 if sm == 90 else 128,
+            "BLOCK_K2": 64,
+            "UNION_T": union,
+            **(_WARP_GROUPS if sm == 90 else _THREADS),
+        },
+        num_warps=8,
+        num_stages=3,
+    )
+    for sm, union in UNION_TOKENS.items()
 }
 
 # One program in a multiprocessor either way (registers).

@@ -6,9 +6,8 @@ Prefill: append (with compress), select, attend (forced blocks, or everything in
 two launches: tiles of tokens that have many in common, and single tokens.
 Decode: append and normalise, score, choose and attend, merge, all split over the context with grids that depend on
 shapes alone. All of a group's query heads go through one dot tile of GROUP_ROWS rows for each token, the smallest that a
-tensor core takes; smaller groups leave rows unused. Only the indices of the chosen blocks reach device memory from
-selection in prefill. Loops over the context are bounded by `past_length`, read on the device; the host cannot check it,
-so every kernel clamps it to what the caches hold.
+tensor core takes; smaller groups leave rows unused. Loops over the context are bounded by `past_length`, read on the
+device; the host cannot check it, so every kernel clamps it to what the caches hold.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from .select_kernel import infllmv2_select_kernel
 _CHOSEN = "max(topk - 1 - init_blocks, 1)"
 _SCORE_TURNS = "cdiv(cdiv(C, block_size), COLUMNS)"
 _LIKELY = ("B", "num_kv_heads", "ATTEND_SPLITS", f"cdiv({_CHOSEN} * ({_SCORE_TURNS} + 1), COLUMNS)", "COLUMNS")
+_SELECT_ROWS = f"{tiles.SELECT_TOKENS} * min(cdiv(T, {tiles.SELECT_TOKENS}) * num_kv_heads * B, SELECT_PROGRAMS)"
 
 
 def _attention(rows: str) -> tuple[Product, Product]:
@@ -38,7 +38,7 @@ _PREFILL = (
         kernel=infllmv2_select_kernel,
         grid=("cdiv(T, BLOCK_T)", "num_kv_heads", "B"),
         tiles=tiles.SELECT,
-        main_loop=(Product(m="BLOCK_T * GROUP_ROWS", n="BLOCK_B", k="head_dim"),),
+        main_loop=(Product(m="BLOCK_K", n="BLOCK_T * GROUP_ROWS", k="head_dim"),),
     ),
     Launch(
         kernel=infllmv2_attend_kernel,
@@ -92,6 +92,8 @@ KERNELS = KernelSet(
         Workspace(name="chosen", dtype="int32", shape=("B", "num_kv_heads", "T", _CHOSEN)),
         Workspace(name="union_blocks", dtype="int32", shape=("B", "num_kv_heads", "T", "SLOTS")),
         Workspace(name="union_size", dtype="int32", shape=("B", "num_kv_heads", "T")),
+        Workspace(name="block_scores", dtype="float32", shape=(_SELECT_ROWS, "cdiv(C, block_size)")),
+        Workspace(name="survivors", dtype="int32", shape=(_SELECT_ROWS, "min(cdiv(C, block_size), SURVIVOR_SLOTS)")),
         Workspace(name="log_sum", dtype="float32", shape=("B", "num_kv_heads", "T", "GROUP_ROWS")),
         Workspace(name="split_log_z", dtype="float32", shape=("B", "num_kv_heads", "GROUP_ROWS", "SELECT_SPLITS")),
         Workspace(name="decode_scores", dtype="float32", shape=("B", "num_kv_heads", _SCORE_TURNS, "COLUMNS")),
@@ -104,6 +106,7 @@ KERNELS = KernelSet(
         ),
         Workspace(name="split_log_sum", dtype="float32", shape=("B", "num_kv_heads", "ATTEND_SPLITS", "GROUP_ROWS")),
     ),
+    counters=(Workspace(name="select_slots", dtype="int32", shape=("SELECT_PROGRAMS",)),),
     prefill=_PREFILL,
     decode=_DECODE,
     variant_attributes=("head_dim", "block_size", "kernel_stride"),
@@ -123,7 +126,19 @@ KERNELS = KernelSet(
             left="topk - init_blocks - 1",
             relation="<=",
             right=str(tiles.CONSTANTS["SLOTS"]),
-            doc="the chosen blocks of a token are kept in registers",
+            doc="the chosen blocks of a token fill a row of so many slots",
+        ),
+        Rule(
+            left="is_power_of_two(fdiv(block_size, kernel_stride))",
+            relation="==",
+            right="1",
+            doc="a tile of compressed keys holds those of whole blocks",
+        ),
+        Rule(
+            left="fdiv(block_size, kernel_stride)",
+            relation="<=",
+            right="32",
+            doc="a tile of compressed keys holds those of whole blocks",
         ),
     ),
 )

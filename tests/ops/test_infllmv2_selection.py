@@ -1,0 +1,95 @@
+"""Prefill's selection with the tiles of each architecture: chosen blocks, union lists, scratch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from support.oracles import SparseSizes
+from support.selection_calls import expected_unions, repeated_selections, selection_on
+from support.sparse_calls import int32, projections
+from support.sparse_outcomes import Case, Outcome, assert_selection, random_sequences, run_case
+from support.triton_interpreter import UNWRITTEN, call_interpreting
+from torch import Tensor
+
+from sala_export.ops.infllmv2_attention import tiles
+
+SIZES = SparseSizes(
+    num_heads=12,
+    num_kv_heads=2,
+    head_dim=32,
+    scale=1 / math.sqrt(32),
+    kernel_size=8,
+    kernel_stride=4,
+    block_size=16,
+    topk=9,
+    window_size=32,
+    init_blocks=1,
+    dense_len=-1,
+)
+
+CASES = {
+    "no_initial_block": (90, Case(tokens=21, past=(1100, 37), sizes=replace(SIZES, init_blocks=0))),
+    "some_are_uncontested": (90, Case(tokens=40, past=(90,), sizes=replace(SIZES, init_blocks=3))),
+    "three_initial_blocks": (86, Case(tokens=13, past=(770,), sizes=replace(SIZES, init_blocks=3, topk=20))),
+    "two_keys_in_a_block": (86, Case(tokens=7, past=(500, 260), sizes=replace(SIZES, block_size=8, window_size=0))),
+    "one_key_in_a_block": (120, Case(tokens=9, past=(300,), sizes=replace(SIZES, block_size=4, window_size=4))),
+    "a_dense_row_between": (
+        120,
+        Case(tokens=9, past=(400, 100, 410), context=(409, 109, 419), sizes=replace(SIZES, dense_len=300)),
+    ),
+}
+
+
+def selected(case: Case, sm: int) -> tuple[Outcome, dict[str, Tensor]]:
+    """A call's selection with the tiles of `sm`, and all buffers that it wrote."""
+    lists: dict[str, Tensor] = {}
+
+    def run(operator: str, inputs: Sequence[Tensor], attributes: Mapping[str, int | float]) -> dict[str, Tensor]:
+        lists.update(selection_on(sm)(operator, inputs, attributes))
+        return lists
+
+    return run_case(case, random_sequences(case), run), lists
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_chosen_blocks_ascend_and_unions_hold_them(name: str) -> None:
+    sm, case = CASES[name]
+    outcome, lists = selected(case, sm)
+    union = tiles.UNION_TOKENS[sm]
+    for row, context in enumerate(case.contexts):
+        if context < case.sizes.dense_len:
+            for written in ("chosen", "union_blocks", "union_size"):
+                assert (lists[written][row] == UNWRITTEN).all()
+            continue
+        assert_selection(outcome, row)
+        chosen = lists["chosen"][row]
+        assert ((chosen[..., 1:] > chosen[..., :-1]) | (chosen[..., 1:] == -1)).all()
+        for head in range(case.sizes.num_kv_heads):
+            for first, entries in expected_unions(chosen[head], union).items():
+                assert lists["union_size"][row, head, first] == len(entries)
+                assert lists["union_blocks"][row, head, first:].flatten()[: len(entries)].tolist() == entries
+
+
+def test_no_block_to_choose_leaves_empty_unions() -> None:
+    _, lists = selected(Case(tokens=5, past=(300,), sizes=replace(SIZES, topk=2)), 120)
+    assert (lists["union_size"][0, :, :: tiles.UNION_TOKENS[120]] == 0).all()
+
+
+def test_programs_take_free_scratch_and_leave_it_free() -> None:
+    tokens, past = 20, 400
+    sequence = projections(past + tokens, SIZES, seed=4)
+    generator = torch.Generator().manual_seed(4)
+    rows = (past + tokens, past + tokens, 104, 25)
+    caches = [torch.randn(1, 2, count, 32, generator=generator) for count in rows]
+    inputs = [sequence[None, past:], int32([past]), int32([past + tokens]), *caches]
+    # Six tiles, and as many slots: each its own, or one for all.
+    runs = [run for taken in (0, 5) for run in call_interpreting(repeated_selections, inputs, asdict(SIZES), taken)]
+    first = runs[0][0]
+    assert (first[0] >= 0).all()
+    assert [slots for _, slots in runs] == [[], [], [0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]
+    for lists, _ in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(lists, first, strict=True))

@@ -1,0 +1,63 @@
+"""Prefill's selection alone: append and select of a call, with the tiles of any architecture, interpreted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from sala_export.ops.common.triton_run import bind_kernels
+from sala_export.ops.infllmv2_attention.schema import CONTRACT
+from sala_export.ops.infllmv2_attention.triton_kernel import KERNELS
+
+from .triton_interpreter import Run, call_interpreting, poisoned
+
+
+def selection_on(sm: int) -> Run:
+    """What runs append and select of InfLLMv2Attention with the tiles of `sm`; y stays poisoned."""
+
+    def run(operator: str, inputs: Sequence[Tensor], attributes: Mapping[str, int | float]) -> dict[str, Tensor]:
+        assert operator == CONTRACT.name
+        return call_interpreting(_select, list(inputs), dict(attributes), sm)
+
+    return run
+
+
+def _select(inputs: list[Tensor], attributes: dict[str, int | float], sm: int) -> dict[str, Tensor]:
+    # Between processes torch shares the memory of tensors.
+    inputs = [x.clone() for x in inputs]
+    call = bind_kernels(CONTRACT, KERNELS, inputs, attributes, allocate=poisoned, sm=sm)
+    for launch in call.launches[:2]:
+        launch.run()
+    return dict(call.buffers)
+
+
+def repeated_selections(
+    inputs: list[Tensor], attributes: dict[str, int | float], taken: int
+) -> list[tuple[list[Tensor], list[int]]]:
+    """Select twice with the first `taken` slots of scratch in use: the lists written, and the slots in use after it."""
+    call = bind_kernels(CONTRACT, KERNELS, [x.clone() for x in inputs], attributes, allocate=poisoned)
+    append, select = call.launches[:2]
+    append.run()
+    slots: Tensor = select.arguments["select_slots_ptr"]
+    slots[:taken] = 1
+    found = []
+    for _ in range(2):
+        lists = [call.buffers[name] for name in ("chosen", "union_blocks", "union_size")]
+        for x in (*lists, call.buffers["block_scores"], call.buffers["survivors"]):
+            x.copy_(poisoned(x.shape, dtype=x.dtype, device=x.device))
+        select.run()
+        found.append(([x.clone() for x in lists], slots.nonzero().flatten().tolist()))
+    return found
+
+
+def expected_unions(chosen: Tensor, union_tokens: int) -> dict[int, list[int]]:
+    """Entries block << union_tokens | mask of each tile of a head, by its first row, from lists [rows, limit]."""
+    found = {}
+    for first in range(0, len(chosen), union_tokens):
+        tokens = [{b for b in row if b >= 0} for row in chosen[first : first + union_tokens].tolist()]
+        found[first] = [
+            (block << union_tokens) | sum((block in token) << j for j, token in enumerate(tokens))
+            for block in sorted(set().union(*tokens))
+        ]
+    return found
