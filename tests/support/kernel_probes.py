@@ -19,7 +19,6 @@ from sala_export.ops.registry import CONTRACTS
 
 from .triton_interpreter import poisoned
 
-
 FAR_TOKENS = (1 << 24) + 4096
 """Of 128 channels: more than 2^31 values, which an int32 does not count."""
 FAR_SIZES: dict[str, int | float] = {

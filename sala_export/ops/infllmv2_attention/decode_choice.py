@@ -1,8 +1,8 @@
 """The best blocks of one token, from their scores in memory, by a whole program in registers.
 
 A score is finite and 0 or more, so that its bits, read as int32, compare as it does; `EMPTY` is below them all. Equal
-scores go to the lower index. COLUMNS scores are searched at once. Beyond those, two passes over the memory leave the few
-that can be among the best, and the search goes on with them.
+scores go to the lower index. COLUMNS scores are searched at once. Beyond those, two passes over the memory leave the
+few that can be among the best, and the search goes on with them.
 """
 
 from __future__ import annotations

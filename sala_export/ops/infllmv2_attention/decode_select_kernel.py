@@ -149,7 +149,9 @@ def infllmv2_decode_score_kernel(
     COLUMNS: tl.constexpr,
     SELECT_SPLITS: tl.constexpr,
 ) -> None:
-    """Scores of one part of the candidates, [B, G, blocks of the cache] from the first candidate on; others are unwritten.
+    """Scores of one part of the candidates, [B, G, blocks of the cache] from the first candidate on.
+
+    Those of no candidate are not written.
 
     A turn takes the ratio + 1 k1 keys of BLOCK_B blocks, one of each block at a time. So the key that a block shares
     with the next is multiplied twice, to the same bits: in the same place of the same product.

@@ -19,7 +19,6 @@ import triton.language as tl
 from ..common.any_size import any_size_kernel
 from .block_choice import choose_blocks, store_unions
 from .positions import chosen_blocks, clamped_past, complete_windows, log2_scale
-from .top_blocks import NO_KEY, block_keys, empty_list, insert
 
 _LARGEST_FLOAT = tl.constexpr(3.4028234663852886e38)
 
@@ -82,58 +81,6 @@ def _add_keys(
     # Rows that see nothing yet have -inf here, whose difference with itself is NaN.
     shift = tl.where(larger == float("-inf"), 0.0, larger)
     return larger, total * tl.exp2(largest - shift) + tl.sum(tl.exp2(b - shift[:, None]), axis=1)
-
-
-@triton.jit
-def best_candidates(
-    q: tl.tensor,
-    log_z: tl.tensor,
-    k1_ptr: tl.tensor,
-    visible: tl.tensor,
-    last_visible: tl.tensor,
-    lower: tl.tensor,
-    upper: tl.tensor,
-    end: tl.tensor,
-    limit: tl.tensor,
-    scale: tl.tensor,
-    ratio: tl.constexpr,
-    head_dim: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-    GROUP_ROWS: tl.constexpr,
-    SLOTS: tl.constexpr,
-) -> tl.tensor:
-    """List [BLOCK_T, SLOTS] of the `limit` best of blocks lower .. upper - 1 of each token; `upper` [BLOCK_T] <= end.
-
-    Args: `log_z` [R], +inf where no k2 is visible and for rows without a head: P is 0 there; `visible` [BLOCK_T] the k1
-        keys that a token sees, `last_visible` their largest number.
-    """
-    o_d = tl.arange(0, head_dim)
-    o_b = tl.arange(0, BLOCK_B)
-    scale = log2_scale(scale)
-    best = empty_list(limit, BLOCK_T, SLOTS)
-    score = tl.zeros((BLOCK_T, BLOCK_B), tl.float32)
-    shared = tl.zeros((BLOCK_T,), tl.float32)
-    to_left = tl.broadcast_to(tl.maximum(o_b - 1, 0)[None, :], (BLOCK_T, BLOCK_B))
-    # One block early, for the k1 key that it shares with the first.
-    first = tl.maximum(lower - 1, 0)
-    for turn in range(tl.cdiv(tl.maximum(end - first, 0), BLOCK_B) * ratio):
-        phase = turn % ratio
-        block = first + turn // ratio * BLOCK_B + o_b
-        index = ratio * block + phase
-        k1_row_ptr = k1_ptr + index[:, None].to(tl.int64) * head_dim + o_d[None, :]
-        k1 = tl.load(k1_row_ptr, mask=(index < last_visible)[:, None], other=0.0)
-        p = tl.exp2(scale * tl.dot(q, tl.trans(k1), input_precision="ieee") - log_z[:, None])
-        p = tl.sum(tl.reshape(p, (BLOCK_T, GROUP_ROWS, BLOCK_B)), axis=1)
-        p = tl.where(index[None, :] < visible[:, None], tl.minimum(p, _LARGEST_FLOAT), 0.0)
-        score = tl.where(phase == 0, p, tl.maximum(score, p))
-        if phase == ratio - 1:
-            from_left = tl.where((o_b == 0)[None, :], shared[:, None], tl.gather(p, to_left, axis=1))
-            is_candidate = (block >= lower)[None, :] & (block[None, :] < upper[:, None])
-            keys = block_keys(tl.maximum(score, from_left), block[None, :])
-            best = insert(best, tl.where(is_candidate, keys, NO_KEY))
-            shared = tl.sum(tl.where((o_b == BLOCK_B - 1)[None, :], p, 0.0), axis=1)
-    return best
 
 
 @triton.jit

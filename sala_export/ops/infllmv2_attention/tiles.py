@@ -31,7 +31,7 @@ CONSTANTS: Mapping[str, int] = {
 APPEND: Mapping[int, Tile] = same_tile(Tile(constexprs={"BLOCK_T": 16, "BLOCK_N": 16}, num_warps=4, num_stages=1))
 
 UNION_TOKENS: Mapping[int, int] = {86: 4, 89: 2, 90: 4, 120: 2}
-"""Neighbouring tokens whose chosen blocks selection lists together, for gather."""
+"""Neighbouring tokens of a gather tile, whose chosen blocks selection lists together."""
 
 SELECT_TOKENS = 8
 """Tokens of a tile of selection, for each a row of scratch."""
@@ -63,8 +63,6 @@ SELECT: Mapping[int, Tile] = {
 _ATTEND = Tile(constexprs={"BLOCK_T": 8, "BLOCK_N": 64}, num_warps=8, num_stages=3)
 ATTEND: Mapping[int, Tile] = same_tile(_ATTEND)
 
-# Neighbouring tokens of a gather tile, for `select` and both gather launches.
-UNION_TOKENS: Mapping[int, int] = {86: 4, 89: 2, 90: 4, 120: 2}
 # A tile goes to the union kernel if its union has at most so many percent of the blocks that its tokens have chosen,
 # each counted by itself. For 64 keys of 128 channels a token's 16 rows take 0.52 MFLOP of tensor cores, the keys and
 # values 32 KiB from the L2 cache. One token at a time, that cache binds: 8 to 10 ns on an RTX A6000 (3.2 to 4 TB/s) and
@@ -112,9 +110,9 @@ DECODE_NORMALISE: Mapping[int, Tile] = same_tile(
     Tile(constexprs={"BLOCK_B": 64, "BLOCK_N": 32}, num_warps=4, num_stages=3)
 )
 DECODE_SCORE: Mapping[int, Tile] = same_tile(Tile(constexprs={"BLOCK_B": 32}, num_warps=4, num_stages=2))
-# A part has two blocks in the middle of a long context. All of it is asked for at once on SM90, three quarters on SM89 and
-# SM120, where 64 keys a turn spill, and half on SM86, whose GPUs have 82 to 84 multiprocessors for 96 programs, so that
-# two must fit in one.
+# A part has two blocks in the middle of a long context. All of it is asked for at once on SM90, three quarters on SM89
+# and SM120, where 64 keys a turn spill, and half on SM86, whose GPUs have 82 to 84 multiprocessors for 96 programs, so
+# that two must fit in one.
 DECODE_ATTEND: Mapping[int, Tile] = {
     86: Tile(constexprs={"BLOCK_N": 32}, num_warps=4, num_stages=3),
     89: Tile(constexprs={"BLOCK_N": 32}, num_warps=4, num_stages=4),
