@@ -88,6 +88,9 @@ def test_each_tile_is_gathered_by_one_kernel_in_the_account(sm: int) -> None:
     shared = by_name(**sizes, union_share=entries / (62 * tokens))
     assert shared[ONE].operations == shared[ONE].bytes_read == shared[ONE].bytes_written == 0
     assert shared[UNION].operations == CHUNK * entries * per_block
+    # A token and key head take 32 KiB of each block from the cache, an entry of a union as many for all its tokens.
+    assert apart[ONE].bytes_from_cache == CHUNK * 2 * 62 * (32 << 10)
+    assert shared[UNION].bytes_from_cache == CHUNK // tokens * 2 * entries * (32 << 10)
     assert by_name(**sizes, union_share=(entries + 1) / (62 * tokens)) == apart
     alike = by_name(**sizes, union_share=0)
     assert alike[UNION].operations == apart[ONE].operations

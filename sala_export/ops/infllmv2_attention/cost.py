@@ -213,12 +213,13 @@ class _Gathered:
     def cost(self, kernel: str, shape: _Shape) -> KernelCost:
         rows = self.tokens * shape.heads * shape.dim * shape.element
         lists = shape.groups * (self.indices * _INDEX_BYTES + self.tokens * _ROWS * _FLOAT_BYTES)
-        distinct = min(shape.end, self.blocks * shape.block)
+        keys = self.blocks * shape.block
         return KernelCost(
             kernel=kernel,
-            bytes_read=shape.batch * (3 * rows + lists + 2 * distinct * shape.key_row),
+            bytes_read=shape.batch * (3 * rows + lists + 2 * min(shape.end, keys) * shape.key_row),
             bytes_written=shape.batch * rows,
             operations=4 * shape.batch * shape.groups * _ROWS * shape.dim * self.computed * shape.block,
+            bytes_from_cache=2 * shape.batch * keys * shape.key_row,
         )
 
 
