@@ -1,4 +1,4 @@
-"""The choice and stage 2 of one token, split over the blocks that it attends to: parts of an equal number, then a merge.
+"""Choice and stage 2 of one token, split over the blocks that it attends to: parts of an equal number, then a merge.
 
 The blocks are listed as chosen ones, initial ones, local ones; in dense mode all up to the token's own. Every batch row
 and key head has ATTEND_SPLITS programs whatever the context, which share out the list as long as it is. A program whose

@@ -4,8 +4,8 @@ B batch, T tokens of the chunk, G key heads, D head dim; X the activation type.
 
 Prefill: append (with compress), select, attend (forced blocks, or everything in dense mode), gather (chosen blocks).
 Decode: append and normalise, score, choose and attend, merge, all split over the context with grids that depend on
-shapes alone. All of a group's query heads go through one dot tile of GROUP_ROWS rows for each token, the smallest that a
-tensor core takes; smaller groups leave rows unused. Only the indices of the chosen blocks reach device memory from
+shapes alone. All of a group's query heads go through one dot tile of GROUP_ROWS rows for each token, the smallest that
+a tensor core takes; smaller groups leave rows unused. Only the indices of the chosen blocks reach device memory from
 selection in prefill. Loops over the context are bounded by `past_length`, read on the device; the host cannot check it,
 so every kernel clamps it to what the caches hold.
 """
