@@ -58,7 +58,7 @@ TILES: Mapping[str, Space] = {
     ),
     "infllmv2_gather_kernel": Space(constants={"BLOCK_N": (16, 32, 64)}, num_warps=(1, 2, 4), num_stages=(1, 2, 3)),
     "infllmv2_decode_normalise_kernel": Space(
-        constants={"BLOCK_B": (32, 64, 128), "BLOCK_N": (16, 32, 64)}, num_warps=(2, 4, 8), num_stages=(2, 3, 4)
+        constants={"BLOCK_B": (32, 64, 128), "BLOCK_N": (32, 64, 128)}, num_warps=(2, 4, 8), num_stages=(2, 3, 4)
     ),
     "infllmv2_decode_score_kernel": Space(
         constants={"BLOCK_B": (16, 32, 64)}, num_warps=(2, 4, 8), num_stages=(2, 3, 4)

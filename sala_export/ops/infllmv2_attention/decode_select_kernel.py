@@ -12,7 +12,6 @@ import triton
 import triton.language as tl
 
 from ..common.any_size import any_size_kernel
-from .append_kernel import window_mean
 from .decode_choice import padded_scores
 from .positions import clamped_past, complete_windows, load_queries, log2_scale, split_bounds
 
@@ -77,23 +76,41 @@ def infllmv2_decode_normalise_kernel(
         new_ptr = qkvg_ptr + batch * row_stride + (num_heads + group) * head_dim
         k_ptr = k_cache_ptr + head * C * head_dim
         to_new = past.to(tl.int64) * head_dim + o_d
-        tl.store(k_ptr + to_new, tl.load(new_ptr + o_d))
+        new = tl.load(new_ptr + o_d)
+        tl.store(k_ptr + to_new, new)
         tl.store(v_cache_ptr + head * C * head_dim + to_new, tl.load(new_ptr + num_kv_heads * head_dim + o_d))
-        window = complete_windows(past, kernel_size, kernel_stride)
-        if complete_windows(past + 1, kernel_size, kernel_stride) > window:
-            mean = window_mean(k_ptr, new_ptr, past, window * kernel_stride, kernel_size, row_stride, head_dim, BLOCK_N)
-            to_window = (head * C1 + window) * head_dim + o_d
-            tl.store(k1_cache_ptr + to_window, mean.to(k1_cache_ptr.dtype.element_ty))
         log_z = tl.full((GROUP_ROWS,), float("-inf"), tl.float32)
         if complete_windows(past + 1, 4 * kernel_size, 4 * kernel_stride) > old:
-            mean = window_mean(
-                k_ptr, new_ptr, past, old * 4 * kernel_stride, 4 * kernel_size, row_stride, head_dim, BLOCK_N
-            )
-            k2 = mean.to(k2_cache_ptr.dtype.element_ty)
+            k2 = _mean_with_new(k_ptr, new, past, 4 * kernel_size, head_dim, BLOCK_N)
             tl.store(k2_ptr + old.to(tl.int64) * head_dim + o_d, k2)
             log_z = scale * tl.sum(q.to(tl.float32) * k2.to(tl.float32)[None, :], axis=1)
+        # After k2, whose last keys are those of k1: they are in the cache of the multiprocessor.
+        window = complete_windows(past, kernel_size, kernel_stride)
+        if complete_windows(past + 1, kernel_size, kernel_stride) > window:
+            to_window = (head * C1 + window) * head_dim + o_d
+            tl.store(k1_cache_ptr + to_window, _mean_with_new(k_ptr, new, past, kernel_size, head_dim, BLOCK_N))
         if is_scored:
             tl.store(to_row, log_z)
+
+
+@triton.jit
+def _mean_with_new(
+    k_ptr: tl.tensor,
+    new: tl.tensor,
+    past: tl.tensor,
+    size: tl.tensor,
+    head_dim: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+) -> tl.tensor:
+    """Mean [D], summed in fp32, of the last `size` keys: those of the cache before `past`, and `new` [D]."""
+    o_n = tl.arange(0, BLOCK_N)
+    o_d = tl.arange(0, head_dim)
+    total = new.to(tl.float32)
+    for start in range(past + 1 - size, past, BLOCK_N):
+        row = (start + o_n).to(tl.int64)
+        k = tl.load(k_ptr + row[:, None] * head_dim + o_d[None, :], mask=(row < past)[:, None], other=0.0)
+        total += tl.sum(k.to(tl.float32), axis=0)
+    return (total / size).to(new.dtype)
 
 
 @triton.jit
@@ -215,7 +232,8 @@ def _keys_of_blocks(
     for phase in tl.static_range(ratio + 1):
         index = ratio * block + phase - 1
         m_b = (block < end) & (index >= 0) & (index < visible)
-        keys += (tl.load(k1_ptr + index[:, None].to(tl.int64) * head_dim + o_d[None, :], mask=m_b[:, None], other=0.0),)
+        k1_row_ptr = k1_ptr + index[:, None].to(tl.int64) * head_dim + o_d[None, :]
+        keys += (tl.load(k1_row_ptr, mask=m_b[:, None], other=0.0),)  # type: ignore[assignment]
     return keys
 
 

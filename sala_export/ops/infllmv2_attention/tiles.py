@@ -105,9 +105,9 @@ GATHER: Mapping[int, Tile] = {
     120: _one_token(120, 16, 3),
 }
 
-# A part of a context of 128K has 32 blocks, and 33 k2 keys: one turn each.
+# A part of a context of 128K has 32 blocks, and 33 k2 keys: one turn each. So have the 127 keys of a new k2 key.
 DECODE_NORMALISE: Mapping[int, Tile] = same_tile(
-    Tile(constexprs={"BLOCK_B": 64, "BLOCK_N": 32}, num_warps=4, num_stages=3)
+    Tile(constexprs={"BLOCK_B": 64, "BLOCK_N": 128}, num_warps=4, num_stages=3)
 )
 DECODE_SCORE: Mapping[int, Tile] = same_tile(Tile(constexprs={"BLOCK_B": 32}, num_warps=4, num_stages=2))
 # A part has two blocks in the middle of a long context. All of it is asked for at once on SM90, three quarters on SM89
