@@ -107,33 +107,33 @@ def lightning_output_kernel(
 
 
 _SEGMENTS = tiles.SEGMENTS
-_STATE_UPDATE = Product(m="fdiv(head_dim, 2)", n="head_dim", k="BLOCK_T")
-_QUERY_KEY = Product(m="BLOCK_T", n="BLOCK_T", k="fdiv(head_dim, 2)")
-_QUERY_STATE = Product(m="BLOCK_T", n="head_dim", k="fdiv(head_dim, 2)")
+_STATE_UPDATE = Product(m="head_dim", n="fdiv(head_dim, 2)", k="BLOCK_T")
+_STATE_QUERY = Product(m="head_dim", n="BLOCK_T", k="head_dim")
+_KEY_QUERY = Product(m="BLOCK_T", n="BLOCK_T", k="fdiv(head_dim, 2)")
 _OUTPUT_GRID = ("B * T", "cdiv(num_heads * head_dim, BLOCK_C)", "1")
 
 KERNELS = KernelSet(
     workspaces=(
-        Workspace(name="carry", dtype="float32", shape=(f"B * num_heads * {_SEGMENTS}", "head_dim", "head_dim")),
+        Workspace(name="carry", dtype="float32", shape=(f"B * num_heads * ({tiles.MOST_SLOTS})", "head_dim", "head_dim")),
         Workspace(name="o", dtype="X", shape=("B", "T", "num_heads * head_dim")),
-        Workspace(name="squares", dtype="float32", shape=("B * num_heads * max(T, DECODE_VALUE_TILES)",)),
+        Workspace(name="squares", dtype="float32", shape=("B * num_heads * max(PREFILL_VALUE_TILES * T, DECODE_VALUE_TILES)",)),
     ),
     prefill=(
         Launch(
             kernel=lightning_carry_kernel,
             # Nothing is carried between segments where there is one.
-            grid=(f"{_SEGMENTS} * min(1, {_SEGMENTS} - 1)", "cdiv(head_dim, BLOCK_V)", "B * num_heads"),
+            grid=(f"PARTS * min(1, {_SEGMENTS} - 1)", _SEGMENTS, "B * num_heads"),
             tiles=tiles.CARRY,
-            main_loop=(Product(m="fdiv(head_dim, 2)", n="min(BLOCK_V, head_dim)", k="BLOCK_T"),) * 2,
+            main_loop=(_STATE_UPDATE,) * 2,
         ),
         Launch(
             kernel=lightning_prefill_kernel,
             grid=(_SEGMENTS, "1", "B * num_heads"),
             tiles=tiles.PREFILL,
             main_loop=(
-                *(_QUERY_STATE,) * 2,
-                *(_QUERY_KEY,) * 2,
-                Product(m="BLOCK_T", n="head_dim", k="BLOCK_T"),
+                _STATE_QUERY,
+                *(_KEY_QUERY,) * 2,
+                Product(m="head_dim", n="BLOCK_T", k="BLOCK_T"),
                 *(_STATE_UPDATE,) * 2,
             ),
         ),
