@@ -26,7 +26,7 @@ def page() -> str:
     header = ("call", "launch", "read", "written", "operations", *(f"least time, {gpu}" for gpu in GPUS))
     lines = []
     for case in published_cases():
-        if case.calls == case.batch == 1:
+        if case.calls == case.batch == 1 and not case.likeness:
             for name, cost, parts in _lines(case):
                 least = (sum(least_seconds(part, recipe, DTYPE) for part in parts) for recipe in rates)
                 lines.append((case.name, name, *_amounts(cost), *map(duration, least)))

@@ -93,6 +93,7 @@ def describe(report: KernelReport) -> dict[str, Any]:
         "blocks_per_multiprocessor": report.blocks,
         "occupancy": report.occupancy,
         "main_loop_tensor_core_instructions": facts.tensor_core_instructions,
+        "main_loop_instructions": list(facts.loop_instructions),
         "expected_main_loop_tensor_core_instructions": report.expected_tensor_core_instructions,
         "uses_warp_groups": facts.uses_warp_groups,
     }

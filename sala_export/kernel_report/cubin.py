@@ -47,7 +47,12 @@ class CubinFacts:
     spill_instructions: int
     """Number of loads and stores of local memory."""
     tensor_core_instructions: int
-    """`HMMA.16816` and `HGMMA` of the loop that has the most, per warp and turn; 0 without such a loop."""
+    """`HMMA.16816` and `HGMMA` of a main loop, per warp and turn; 0 without one.
+
+    Main loops are those with the most of them, of the loops that contain no other loop with any.
+    """
+    loop_instructions: tuple[int, ...]
+    """All instructions of each main loop, per warp and turn, in the order of the code."""
     uses_warp_groups: bool
     """The loop has `HGMMA`, whose one instruction serves four warps and any number of columns."""
 
@@ -67,13 +72,15 @@ def read_cubin(cubin: bytes, sm: int) -> CubinFacts:
         raise BuildError("a kernel of the plugin library is no cubin: install the package again") from None
     kinds = words[:, 0] & _KIND
     on_tensor_cores = np.isin(kinds, (_TENSOR_CORE, _WARP_GROUP))
-    first, last = max(_loops(words, sm), key=lambda loop: on_tensor_cores[slice(*loop)].sum(), default=(0, 0))
+    loops = _main_loops([loop for loop in _loops(words, sm) if on_tensor_cores[slice(*loop)].any()], on_tensor_cores)
+    first, last = loops[0] if loops else (0, 0)
     return CubinFacts(
         registers=registers,
         stack_bytes=stack_bytes,
         static_shared_bytes=len(sections.get(_SHARED + name, b"")),
         spill_instructions=int(np.isin(kinds, _LOCAL_MEMORY).sum()),
         tensor_core_instructions=int(on_tensor_cores[first:last].sum()),
+        loop_instructions=tuple(last - first for first, last in loops),
         uses_warp_groups=bool((kinds[first:last] == _WARP_GROUP).any()),
     )
 
@@ -118,6 +125,16 @@ def _loops(words: NDArray[np.uint64], sm: int) -> Iterator[tuple[int, int]]:
         target = position + 1 + offset // _INSTRUCTION_BYTES
         if 0 <= target <= position:
             yield target, position + 1
+
+
+def _main_loops(loops: list[tuple[int, int]], on_tensor_cores: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Those of `loops`, ranges of instructions with some for tensor cores, that contain no other and have the most."""
+
+    def holds_another(first: int, last: int) -> bool:
+        return any(first <= inner and end <= last and (inner, end) != (first, last) for inner, end in loops)
+
+    counts = {loop: on_tensor_cores[slice(*loop)].sum() for loop in loops if not holds_another(*loop)}
+    return sorted(loop for loop, count in counts.items() if count == max(counts.values()))
 
 
 def _signed(value: int, bits: int) -> int:

@@ -82,7 +82,7 @@ def test_wrong_tensor_is_named(check: Check, tensor: str, spoil: Callable[[Tenso
 
 
 def test_runs_of_other_bits_are_counted() -> None:
-    """The second run of three moves one value by one bit."""
+    """The second run of three moves one value by one bit; a workspace differs in all, as its writers may."""
     runs = 0
 
     def run(operator: str, inputs: Sequence[Tensor], attributes: Mapping[str, int | float]) -> dict[str, Tensor]:
@@ -92,10 +92,10 @@ def test_runs_of_other_bits_are_counted() -> None:
         y = inputs[0].clone()
         if runs == 2:
             y.view(torch.int16)[2] ^= 1
-        return {"y": y, "unwritten": torch.full((4,), float("nan"))}
+        return {"y": y, "state_out": torch.full((4,), float("nan")), "carry": torch.full((4,), runs)}
 
     repeated = RepeatedRun(run, 3)
-    assert torch.equal(repeated("operator", [torch.ones(5).half()], {})["y"], torch.full((5,), 2.0).half())
+    assert torch.equal(repeated("lightning_attention", [torch.ones(5).half()], {})["y"], torch.full((5,), 2.0).half())
     assert (runs, repeated.differing) == (3, 1)
 
 

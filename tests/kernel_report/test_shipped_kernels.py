@@ -223,19 +223,28 @@ def told_by_tools(cubin: bytes) -> CubinFacts:
             labels[label[1]] = len(instructions)
         elif instruction := INSTRUCTION.match(line):
             instructions.append(instruction[1])
+    places = [position for position, text in enumerate(instructions) if TENSOR_CORE.search(text)]
     loops = [
-        instructions[labels[branch[1]] : position + 1]
+        found
         for position, text in enumerate(instructions)
         if (branch := BRANCH.search(text)) and labels.get(branch[1], len(instructions)) <= position
+        for found in [range(labels[branch[1]], position + 1)]
+        if set(places) & set(found)
     ]
-    body = max(loops, key=lambda loop: sum(map(bool, map(TENSOR_CORE.search, loop))), default=[])
-    products = [text for text in body if TENSOR_CORE.search(text)]
+    counts = {
+        loop: sum(position in loop for position in places)
+        for loop in loops
+        if not any(set(other) < set(loop) for other in loops)
+    }
+    bodies = sorted((loop for loop in counts if counts[loop] == max(counts.values())), key=lambda loop: loop.start)
+    products = [instructions[position] for position in places if bodies and position in bodies[0]]
     return CubinFacts(
         registers=values["REG"],
         stack_bytes=values["STACK"] + values["LOCAL"],
         static_shared_bytes=values["SHARED"],
         spill_instructions=sum(bool(re.search(r"\b(LDL|STL)\b", text)) for text in instructions),
         tensor_core_instructions=len(products),
+        loop_instructions=tuple(map(len, bodies)),
         uses_warp_groups=any("HGMMA" in text for text in products),
     )
 

@@ -35,6 +35,8 @@ class Case:
     context: tuple[int, ...] = ()
     dtype: torch.dtype = torch.float32
     seed: int = 0
+    likeness: float = 0.0
+    """Share of a random query's variance that 16 neighbours have in common: they then choose many blocks together."""
     ends: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -67,8 +69,12 @@ def run_kernels(case: Case, sequences: Tensor | None = None, device: str = "inte
 
 def random_sequences(case: Case) -> Tensor:
     """Projections [B, N, width] of `case.seed` and the seeds after it."""
-    rows = [projections(max(case.ends), case.sizes, case.seed + b, case.dtype) for b in range(len(case.past))]
-    return torch.stack(rows)
+    rows = [projections(max(case.ends), case.sizes, case.seed + b) for b in range(len(case.past))]
+    for row in rows if case.likeness else ():
+        queries = row[:, : case.sizes.num_heads * case.sizes.head_dim]
+        common = queries[::16].repeat_interleave(16, dim=0)[: len(queries)]
+        queries.copy_(math.sqrt(1 - case.likeness) * queries + math.sqrt(case.likeness) * common)
+    return torch.stack(rows).to(case.dtype)
 
 
 def run_case(case: Case, sequences: Tensor, run: Run) -> Outcome:

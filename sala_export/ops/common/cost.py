@@ -22,9 +22,11 @@ class KernelCost:
     """Bytes written to device memory."""
     operations: int
     """Operations of tensor-core products, 2 for each multiply-add, also those of a tile beyond the problem."""
+    bytes_from_cache: int = 0
+    """Bytes that all tiles together ask the L2 cache for, where these are many times those of device memory."""
 
     def __post_init__(self) -> None:
-        if min(self.bytes_read, self.bytes_written, self.operations) < 0:
+        if min(self.bytes_read, self.bytes_written, self.operations, self.bytes_from_cache) < 0:
             raise ValueError(f"{self.kernel}: negative cost")
 
     @property
@@ -44,4 +46,5 @@ def total(name: str, costs: Iterable[KernelCost]) -> KernelCost:
         bytes_read=sum(cost.bytes_read for cost in costs),
         bytes_written=sum(cost.bytes_written for cost in costs),
         operations=sum(cost.operations for cost in costs),
+        bytes_from_cache=sum(cost.bytes_from_cache for cost in costs),
     )
