@@ -27,7 +27,7 @@ CONSTANTS: Mapping[str, int] = {
     # What a segment hands on is summed by up to PARTS programs side by side, if each has LEAST_PART tokens. Four parts
     # would save as much time there as it takes to read their sums.
     "PARTS": 2,
-    "LEAST_PART": 512,
+    "LEAST_PART": 1024,
     # Sums of squares per head in prefill: of 16 channels of 128, which one warp owns.
     "PREFILL_VALUE_TILES": _PREFILL_VALUE_TILES,
     "DECODE_VALUE_TILES": _DECODE_VALUE_TILES,

@@ -108,8 +108,8 @@ def lightning_output_kernel(
 
 _SEGMENTS = tiles.SEGMENTS
 _STATE_UPDATE = Product(m="head_dim", n="fdiv(head_dim, 2)", k="BLOCK_T")
-_STATE_QUERY = Product(m="head_dim", n="BLOCK_T", k="head_dim")
-_KEY_QUERY = Product(m="BLOCK_T", n="BLOCK_T", k="fdiv(head_dim, 2)")
+_STATE_QUERY = Product(m="head_dim", n="BLOCK_T", k="head_dim", feeds_product=True)
+_KEY_QUERY = Product(m="BLOCK_T", n="BLOCK_T", k="fdiv(head_dim, 2)", feeds_product=True)
 _OUTPUT_GRID = ("B * T", "cdiv(num_heads * head_dim, BLOCK_C)", "1")
 
 KERNELS = KernelSet(
