@@ -80,7 +80,7 @@ def test_no_segment_is_empty_and_the_workspace_holds_what_all_hand_on(sm: int, b
     for tokens in (2, 512, 513, 577, *range(1000, 9000, 97), 100_000):
         names = {**KERNELS.compile_time(launch, sm, {"head_dim": 128}), "B": 1, "T": tokens, "num_heads": batch_heads}
         segments = evaluate(launch.grid[0], names)
-        length = -(-(-(-tokens // segments)) // unit) * unit
+        length = math.ceil(tokens / segments / unit) * unit
         assert (segments - 1) * length < tokens <= segments * length, (tokens, segments)
         assert segments * batch_heads <= max(names["WANTED_PROGRAMS"], batch_heads)
         assert evaluate(carry.shape[0], names) >= batch_heads * (1 + names["PARTS"] * (segments - 1))

@@ -114,9 +114,13 @@ _OUTPUT_GRID = ("B * T", "cdiv(num_heads * head_dim, BLOCK_C)", "1")
 
 KERNELS = KernelSet(
     workspaces=(
-        Workspace(name="carry", dtype="float32", shape=(f"B * num_heads * ({tiles.MOST_SLOTS})", "head_dim", "head_dim")),
+        Workspace(
+            name="carry", dtype="float32", shape=(f"B * num_heads * ({tiles.MOST_SLOTS})", "head_dim", "head_dim")
+        ),
         Workspace(name="o", dtype="X", shape=("B", "T", "num_heads * head_dim")),
-        Workspace(name="squares", dtype="float32", shape=("B * num_heads * max(PREFILL_VALUE_TILES * T, DECODE_VALUE_TILES)",)),
+        Workspace(
+            name="squares", dtype="float32", shape=("B * num_heads * max(PREFILL_VALUE_TILES * T, DECODE_VALUE_TILES)",)
+        ),
     ),
     prefill=(
         Launch(
