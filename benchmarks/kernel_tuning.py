@@ -38,8 +38,11 @@ class Space:
 
 
 TILES: Mapping[str, Space] = {
-    "lightning_carry_kernel": Space(constants={"BLOCK_V": (32, 64, 128)}, num_warps=(4, 8), num_stages=(1, 2, 3)),
-    "lightning_prefill_kernel": Space(num_warps=(4, 8), num_stages=(1, 2, 3)),
+    "lightning_carry_kernel": Space(constants={"BLOCK_T": (32, 64)}, num_warps=(4, 8), num_stages=(1, 2, 3)),
+    # Both launches count segments by their tile's WANTED_PROGRAMS, which is why neither has others here.
+    "lightning_prefill_kernel": Space(
+        constants={"BLOCK_T": (32, 64), "ROPE_AHEAD": (0, 1)}, num_warps=(4, 8), num_stages=(1, 2, 3)
+    ),
     "lightning_decode_kernel": Space(num_warps=(1, 2, 4, 8), num_stages=(1,)),
     "lightning_output_kernel": Space(
         constants={"BLOCK_C": (512, 1024, 2048, 4096)}, num_warps=(2, 4, 8), num_stages=(1,)
@@ -71,7 +74,7 @@ TILES: Mapping[str, Space] = {
     ),
 }
 CONSTANTS: Mapping[str, Space] = {
-    "lightning_attention": Space(constants={"WANTED_PROGRAMS": (32, 64, 128, 192, 256)}),
+    "lightning_attention": Space(constants={"LEAST_PART": (256, 512, 1024, 2048, 4096)}),
     # The parts of attention are merged by a tile of 64.
     "infllmv2_attention": Space(constants={"SELECT_SPLITS": (16, 32, 64), "ATTEND_SPLITS": (24, 32, 48, 64)}),
 }

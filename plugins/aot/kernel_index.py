@@ -44,6 +44,7 @@ def main_loop_sizes(products: Sequence[Product], constants: Mapping[str, int]) -
             "n": evaluate(product.n, constants),
             "k": evaluate(product.k, constants),
             "operand": product.operand,
+            "feeds_product": product.feeds_product,
         }
         for product in products
     ]

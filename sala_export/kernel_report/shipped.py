@@ -19,6 +19,7 @@ class MainLoopProduct:
     n: int
     k: int
     operand: str
+    feeds_product: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

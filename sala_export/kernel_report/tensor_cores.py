@@ -3,6 +3,7 @@
 Triton gives all warps of a block to one axis of a loop's products: to rows if the first has as many rows as columns, to
 columns if it has fewer. A product with fewer tiles along that axis than there are warps is computed by several of them
 alike. On SM90, products of 64 rows or more go to groups of four warps: to rows as far as they reach, then to columns.
+Groups beyond the rows of a product that feeds another compute all columns alike, in instructions of their share.
 
 Seen with Triton 3.9.0; `tests/kernel_report/` compares every shipped cubin.
 """
@@ -33,7 +34,10 @@ def instructions_per_warp(main_loop: Sequence[MainLoopProduct], *, warps: int, s
         if sm == 90 and product.m >= _GROUP_M and warps >= _GROUP_WARPS:
             groups = warps // _GROUP_WARPS
             on_rows = min(groups, product.m // _GROUP_M)
-            count += _tiles(product.m, _GROUP_M * on_rows) * _tiles(product.n * on_rows, _GROUP_N * groups) * depth
+            instructions = _tiles(product.n * on_rows, _GROUP_N * groups)
+            if product.feeds_product:
+                instructions *= groups // on_rows
+            count += _tiles(product.m, _GROUP_M * on_rows) * instructions * depth
         else:
             count += _tiles(product.m, _MMA_M * rows) * _tiles(product.n, _MMA_N * columns) * depth
     return count

@@ -275,7 +275,7 @@ def test_tuned_constants_give_a_table_and_figures(tmp_path: Path) -> None:
     assert told == [("lightning_attention", "Lightning, chunk of 20", 1.0)] * 5
     assert table[0] == "| SM120, float16 | registers | relative time | Lightning, chunk of 20 |"
     assert len(table) == 2 + 5
-    assert '| `{"WANTED_PROGRAMS": 32}` |  | 1.000 | 1 s +- 0 % |' in table
+    assert '| `{"LEAST_PART": 256}` |  | 1.000 | 1 s +- 0 % |' in table
 
 
 @pytest.mark.parametrize("name", tunable())

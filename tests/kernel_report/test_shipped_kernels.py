@@ -106,8 +106,14 @@ def test_nothing_overwrites_what_a_product_in_flight_reads(reports: tuple[Kernel
         for variant in kernel.variants
     }
     assert with_registers == {
-        *product(("infllmv2_attend_kernel", "infllmv2_gather_union_kernel"), ("bfloat16", "float16"), (64, 128)),
-        *product(("lightning_carry_kernel", "lightning_prefill_kernel"), ("bfloat16", "float16"), (128,)),
+        *product(
+            (
+                *("infllmv2_attend_kernel", "infllmv2_gather_union_kernel"),
+                *("lightning_carry_kernel", "lightning_prefill_kernel"),
+            ),
+            ("bfloat16", "float16"),
+            (64, 128),
+        ),
     }
 
 
@@ -157,6 +163,13 @@ def test_count_follows_from_the_sizes(products: list[tuple[int, int, int]], warp
     main_loop = [MainLoopProduct(m=m, n=n, k=k, operand="X") for m, n, k in products]
     without_tensor_cores = MainLoopProduct(m=64, n=64, k=64, operand="float32")
     assert instructions_per_warp([without_tensor_cores, *main_loop], warps=warps, sm=sm) == count
+
+
+def test_groups_beyond_the_rows_of_a_product_that_feeds_another_compute_it_alike() -> None:
+    """Lightning prefill at 128 channels and 64 tokens, counted in its assembly."""
+    sizes = [(128, 64, 128, True), *[(64, 64, 64, True)] * 2, (128, 64, 64, False), *[(128, 64, 64, False)] * 2]
+    main_loop = [MainLoopProduct(m=m, n=n, k=k, operand="X", feeds_product=feeds) for m, n, k, feeds in sizes]
+    assert instructions_per_warp(main_loop, warps=8, sm=90) == 8 + 2 * (2 * 4) + 4 + 2 * 4
 
 
 def one_of_each(sm: int) -> list[ShippedKernel]:

@@ -5,8 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 from support.closeness import assert_close
+from support.findings import assert_passed
 from support.kernel_probes import run_again
-from support.lightning_checks import HEADS, attributes, check_against_reference, in_type, random_inputs
+from support.lightning_checks import (
+    HEADS,
+    attributes,
+    check_against_reference,
+    cut_finely,
+    findings,
+    in_type,
+    random_inputs,
+)
 from support.triton_interpreter import DEVICES, call_interpreting, run_interpreted
 from torch import Tensor
 
@@ -78,6 +87,35 @@ def test_one_token_again_gives_equal_bits_and_leaves_counters_zero(batch: int, d
     for outputs, counters in runs:
         assert all(torch.equal(outputs[name], first[name]) for name in first)
         assert counters["finished"].tolist() == [0] * batch
+
+
+@pytest.mark.parametrize(
+    ("sm", "tokens", "head_dim", "dtype", "batch", "heads"),
+    [
+        (90, 430, 64, torch.bfloat16, 2, 1),
+        (120, 400, 128, torch.float16, 1, 2),
+        (90, 400, 32, torch.float32, 1, 4),
+    ],
+    ids=str,
+)
+def test_parts_of_segments_match_reference(
+    sm: int, tokens: int, head_dim: int, dtype: torch.dtype, batch: int, heads: int
+) -> None:
+    """Head 0 of 4 reaches back 89 of the 192 tokens of a segment, which is one part; heads 1 to 3 hand on two."""
+    inputs = in_type(random_inputs(tokens, head_dim, batch=batch, heads=heads), dtype)
+    assert_passed(findings(inputs, attributes(head_dim, heads), cut_finely(sm)))
+
+
+def test_state_that_grows_from_1e_minus_30_to_1e9_and_decays_matches_reference() -> None:
+    """Its unit has to follow it, in either direction and by value channel, or it overflows or vanishes in float16."""
+    inputs = random_inputs(400, 32, batch=1)
+    inputs[5] *= 1e-30
+    values = inputs[0][..., 2 * HEADS * 32 : 3 * HEADS * 32]
+    values *= 1e-12
+    # Head 0 forgets half in 3 tokens: it has them for 30 tokens, some channels for 10, and is back after 170 more.
+    values[:, 100:130, :16] = 1e9
+    values[:, 120:130, 16:32] = 1e6
+    assert_passed(findings(in_type(inputs, torch.bfloat16), attributes(32, eps=0.0), cut_finely(90)))
 
 
 def run_in_chunks(inputs: list[Tensor], attrs: dict[str, int | float], chunks: list[int]) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,10 @@ for tests and `benchmarks/kernels.py`.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,7 +17,7 @@ from sala_export.model.rope import inv_freq_tensor, rope_cos_sin
 from sala_export.ops.lightning_attention.reference import lightning_attention
 
 from .findings import Finding, assert_passed, largest_error
-from .triton_interpreter import Run, runner
+from .triton_interpreter import Run, call_interpreting, poisoned, runner
 
 BATCH = 2
 HEADS = 4
@@ -75,6 +79,24 @@ def check_against_reference(
             run("lightning_attention", on_device, attrs)
         return
     assert_passed(findings(on_device, attrs, run, allowance))
+
+
+def cut_finely(sm: int) -> Run:
+    """An interpreting run with the tiles of an architecture: up to 3 segments, of up to two parts each."""
+    constants = {"LEAST_SEGMENT": 128, "MOST_SEGMENTS": 3, "LEAST_PART": 128}
+    return functools.partial(call_interpreting, _run_cut, sm, constants)
+
+
+def _run_cut(
+    sm: int, constants: Mapping[str, int], operator: str, inputs: Sequence[Tensor], attrs: Mapping[str, int | float]
+) -> dict[str, Tensor]:
+    from sala_export.ops.common.triton_run import run_kernels
+    from sala_export.ops.kernel_sets import KERNEL_SETS
+    from sala_export.ops.registry import CONTRACTS
+
+    contract = next(c for c in CONTRACTS if c.name == operator)
+    kernel_set = replace(KERNEL_SETS[operator], constants={**KERNEL_SETS[operator].constants, **constants})
+    return run_kernels(contract, kernel_set, inputs, attrs, allocate=poisoned, sm=sm)
 
 
 def _has_no_room(dtype: torch.dtype, attrs: dict[str, int | float]) -> bool:

@@ -91,6 +91,8 @@ class Product:
     k: str
     operand: str = "X"
     """One of `OPERANDS`."""
+    feeds_product: bool = False
+    """A later product of the turn takes its result, as an operand or as the sum that it adds to."""
 
     def __post_init__(self) -> None:
         if self.operand not in OPERANDS:

@@ -11,8 +11,12 @@ import triton.language as tl
 _LARGEST_INT16 = tl.constexpr(32767.0)
 _LEAST_SQUARES = tl.constexpr(1e-37)
 """Sums of squares below it count as this, so that their inverse is finite."""
-_LARGEST_SCALED_STATE = tl.constexpr(32768.0)
-"""The state is brought below it, into the range of float16, to be the operand of a product."""
+_LAST_BIT_IS_1 = tl.constexpr(1.5 * 2.0**23)
+_EXPONENT_BITS = tl.constexpr(0xFF << 23)
+_SCALED_EXPONENT = tl.constexpr(14 << 23)
+"""The state is brought below 2^15, into the range of float16, to be the operand of a product."""
+_INVERSE_EXPONENTS = tl.constexpr(254 << 23)
+"""The exponents of a power of two and of its inverse have this sum: that of 1 is 127."""
 _LEAST_STATE = tl.constexpr(1e-30)
 """A state with no larger entry is scaled as if it had one of this size, so that the scale is finite."""
 _LARGEST_PLAIN_WEIGHT = tl.constexpr(1024.0)
@@ -26,15 +30,15 @@ def decay_slope(head: tl.tensor, num_heads: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def segment_length(T: tl.tensor, BLOCK_T: tl.constexpr) -> tl.tensor:
-    """Tokens of a segment, whole tiles, when the first axis of the grid counts segments."""
-    return tl.cdiv(tl.cdiv(T, tl.num_programs(0)), BLOCK_T) * BLOCK_T
+def segment_length(T: tl.tensor, segments: tl.tensor, SEGMENT_UNIT: tl.constexpr) -> tl.tensor:
+    """Tokens of each segment but the last, which is the shorter one, in whole units."""
+    return tl.cdiv(tl.cdiv(T, segments), SEGMENT_UNIT) * SEGMENT_UNIT
 
 
 @triton.jit
 def _power_of_two_below(x: tl.tensor) -> tl.tensor:
     """The largest power of two up to a positive normal x."""
-    return (x.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+    return (x.to(tl.int32, bitcast=True) & _EXPONENT_BITS).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -52,14 +56,37 @@ def norm_and_rotate(
     """Both halves [rows, D / 2] of RoPE(RMSNorm(x)), rounded to X; rows outside `m_row` are zero."""
     o_d = tl.arange(0, head_dim // 2)
     x_row_ptr = x_ptr + o_row[:, None].to(tl.int64) * row_stride + o_d[None, :]
-    first = tl.load(x_row_ptr, mask=m_row[:, None], other=0.0).to(tl.float32)
-    second = tl.load(x_row_ptr + head_dim // 2, mask=m_row[:, None], other=0.0).to(tl.float32)
+    first = tl.load(x_row_ptr, mask=m_row[:, None], other=0.0)
+    second = tl.load(x_row_ptr + head_dim // 2, mask=m_row[:, None], other=0.0)
+    weight_1, weight_2 = tl.load(norm_ptr + o_d), tl.load(norm_ptr + head_dim // 2 + o_d)
+    return normed_and_rotated(first, second, weight_1, weight_2, cos, sin, m_row, eps, 1.0, head_dim)
+
+
+@triton.jit
+def normed_and_rotated(
+    first: tl.tensor,
+    second: tl.tensor,
+    weight_1: tl.tensor,
+    weight_2: tl.tensor,
+    cos: tl.tensor,
+    sin: tl.tensor,
+    m_row: tl.tensor,
+    eps: tl.tensor,
+    factor: tl.tensor,
+    head_dim: tl.constexpr,
+) -> tl.tensor:
+    """Both halves [rows, D / 2] of factor * RoPE(RMSNorm(x)) from those of x, rounded to X.
+
+    Rows outside `m_row` have to be zero, and stay zero. `weight_1`, `weight_2`: the halves [D / 2] of the norm weight.
+    """
+    element_type: tl.constexpr = first.dtype
+    first = first.to(tl.float32)
+    second = second.to(tl.float32)
     mean_square = tl.sum(first * first + second * second, axis=1) / head_dim
     # With eps = 0 a row of zeros would turn into NaN, and masked rows must stay zero.
-    inverse = tl.rsqrt(tl.where(m_row, mean_square + eps, 1.0))[:, None]
-    first = first * inverse * tl.load(norm_ptr + o_d).to(tl.float32)[None, :]
-    second = second * inverse * tl.load(norm_ptr + head_dim // 2 + o_d).to(tl.float32)[None, :]
-    element_type = x_ptr.dtype.element_ty
+    inverse = (tl.rsqrt(tl.where(m_row, mean_square + eps, 1.0)) * factor)[:, None]
+    first = first * inverse * weight_1.to(tl.float32)[None, :]
+    second = second * inverse * weight_2.to(tl.float32)[None, :]
     return (first * cos - second * sin).to(element_type), (second * cos + first * sin).to(element_type)
 
 
@@ -71,29 +98,35 @@ def query_unit(norm_ptr: tl.tensor, head_dim: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
-def query_times_state(
-    q_1: tl.tensor, q_2: tl.tensor, state_1: tl.tensor, state_2: tl.tensor, query_unit: tl.tensor
-) -> tl.tensor:
-    """q S in fp32.
+def _side_by_side(first: tl.tensor, second: tl.tensor) -> tl.tensor:
+    """[rows, 2 n] from two halves [rows, n]; no thread gives an element to another."""
+    return tl.reshape(tl.permute(tl.join(first, second), (0, 2, 1)), (first.shape[0], 2 * first.shape[1]))
 
-    For 16-bit X one fp16 product: the state in units of a power of two that follows its largest entry, rounded to 11
-    bits as TF32 would; q exactly, because 11 bits hold every value of X.
+
+@triton.jit
+def state_times_query(q_1: tl.tensor, q_2: tl.tensor, state_1: tl.tensor, state_2: tl.tensor) -> tl.tensor:
+    """S^T q^T [D value, rows] in fp32, of halves [rows, D / 2] of q and [D value, D / 2] of S^T.
+
+    For 16-bit X one fp16 product: each value channel of the state in units of a power of two that follows its largest
+    entry, rounded to 11 bits as TF32 would; q exactly, because 11 bits hold every value of X. A channel lies in four
+    threads of one warp, so that its largest entry is found without a barrier.
     """
     if q_1.dtype == tl.float32:
-        o = tl.dot(q_1, state_1, input_precision="ieee")
-        o = tl.dot(q_2, state_2, o, input_precision="ieee")
+        o = tl.dot(state_1, tl.trans(q_1), input_precision="ieee")
+        o = tl.dot(state_2, tl.trans(q_2), o, input_precision="ieee")
     else:
-        largest = tl.max(tl.max(tl.maximum(tl.abs(state_1), tl.abs(state_2)), axis=1), axis=0)
-        unit = _power_of_two_below(tl.maximum(largest, _LEAST_STATE)) * (2.0 / _LARGEST_SCALED_STATE)
-        inverse = 1.0 / unit
-        if q_1.dtype == tl.float16:
-            o = tl.dot(q_1, (state_1 * inverse).to(tl.float16))
-            o = tl.dot(q_2, (state_2 * inverse).to(tl.float16), o) * unit
-        else:
-            inverse_q = 1.0 / query_unit
-            o = tl.dot((q_1.to(tl.float32) * inverse_q).to(tl.float16), (state_1 * inverse).to(tl.float16))
-            o = tl.dot((q_2.to(tl.float32) * inverse_q).to(tl.float16), (state_2 * inverse).to(tl.float16), o)
-            o *= unit * query_unit
+        largest = tl.max(tl.maximum(tl.abs(state_1), tl.abs(state_2)), axis=1)
+        # The power of two up to `largest`, then the unit in which that is 2^14, by their exponents.
+        exponent = tl.maximum(largest, _LEAST_STATE).to(tl.int32, bitcast=True) & _EXPONENT_BITS
+        exponent -= _SCALED_EXPONENT
+        unit = exponent.to(tl.float32, bitcast=True)[:, None]
+        inverse = (-exponent + _INVERSE_EXPONENTS).to(tl.float32, bitcast=True)[:, None]
+        state = _side_by_side((state_1 * inverse).to(tl.float16), (state_2 * inverse).to(tl.float16))
+        q = _side_by_side(q_1, q_2)
+        if q.dtype == tl.bfloat16:
+            # By its bits: the compiler would round each element again, at a quarter of the rate.
+            q = (q.to(tl.int16, bitcast=True).to(tl.int32) << 16).to(tl.float32, bitcast=True).to(tl.float16)
+        o = tl.dot(state, tl.trans(q)) * unit
     return o
 
 
@@ -104,7 +137,8 @@ def packed(o: tl.tensor, squares: tl.tensor, element_type: tl.constexpr) -> tl.t
         stored = o
     else:
         scaled = o * (tl.rsqrt(tl.maximum(squares, _LEAST_SQUARES)) * _LARGEST_INT16)
-        stored = tl.floor(scaled + 0.5).to(tl.int16).to(element_type, bitcast=True)
+        # Added to a number whose last bit counts 1, it is rounded, and the low bits are its integer.
+        stored = (scaled + _LAST_BIT_IS_1).to(tl.int32, bitcast=True).to(tl.int16).to(element_type, bitcast=True)
     return stored
 
 

@@ -11,33 +11,62 @@ from collections.abc import Mapping
 from ..common.launch import Tile, same_tile
 from ..common.targets import AOT_ARCHITECTURES
 
+_PREFILL_VALUE_TILES = 8
 _DECODE_VALUE_TILES = 4
 """Programs per head in decode: 32 channels of 128 are one 128-byte line of the state."""
 CONSTANTS: Mapping[str, int] = {
-    # Tokens of one turn of the prefill loops. 64 spill at head_dim 128, with any number of warps.
-    "BLOCK_T": 32,
-    # Programs that a prefill is cut into if it is long enough: 4 segments of SALA's 32 heads, 128 of the 170
-    # multiprocessors of an RTX 5090. With a fifth segment the account of bytes exceeds 1.15 of the floor at 8K tokens.
-    "WANTED_PROGRAMS": 128,
-    # BLOCK_T (MOST_SEGMENTS - 1) < LEAST_SEGMENT: rounded up to whole tiles, segments leave none of them empty.
-    "MOST_SEGMENTS": 16,
+    # Segments are whole multiples of it, and of all BLOCK_T. LEAST_SEGMENT >= MOST_SEGMENTS * SEGMENT_UNIT: rounded up
+    # to whole units, segments leave none of them empty.
+    "SEGMENT_UNIT": 64,
+    "MOST_SEGMENTS": 8,
     # Tokens of the shortest segment, before that rounding. What it hands on, written and read, is as many bytes as 128
     # tokens of q, k, v, o.
     "LEAST_SEGMENT": 512,
+    # WANTED_PROGRAMS of no tile is larger: workspaces are sized by it.
+    "MOST_PROGRAMS": 170,
+    # What a segment hands on is summed by up to PARTS programs side by side, if each has LEAST_PART tokens. Four parts
+    # would save as much time there as it takes to read their sums.
+    "PARTS": 2,
+    "LEAST_PART": 1024,
+    # Sums of squares per head in prefill: of 16 channels of 128, which one warp owns.
+    "PREFILL_VALUE_TILES": _PREFILL_VALUE_TILES,
     "DECODE_VALUE_TILES": _DECODE_VALUE_TILES,
 }
-SEGMENTS = "min(min(cdiv(WANTED_PROGRAMS, B * num_heads), MOST_SEGMENTS), cdiv(T, LEAST_SEGMENT))"
-"""Segments of a prefill (`expr.py`)."""
+
+
+def _segments(programs: str) -> str:
+    """Segments of a prefill (`expr.py`), of which all heads together make at most so many programs, or one each."""
+    return f"min(min(max(fdiv({programs}, B * num_heads), 1), MOST_SEGMENTS), cdiv(T, LEAST_SEGMENT))"
+
+
+SEGMENTS = _segments("WANTED_PROGRAMS")
+MOST_SLOTS = f"1 + PARTS * ({_segments('MOST_PROGRAMS')} - 1)"
+"""States per head in the workspace: before the chunk, and of each part."""
 REACH = 22.2
 """A token is left out of what its segment hands on if it has decayed by e^-22.2 = 2^-32 there, a 256th of the rounding
 of a sum in fp32."""
 
-CARRY: Mapping[int, Tile] = same_tile(Tile(constexprs={"BLOCK_V": 64}, num_warps=4, num_stages=2))
+_PROGRAMS = {86: 168, 89: 128, 90: 132, 120: 170}
+"""Programs of prefill that make full waves: two on the 84 multiprocessors of an RTX A6000, one on the others."""
+
+
+def _carry(sm: int, block_t: int) -> Tile:
+    return Tile(constexprs={"BLOCK_T": block_t, "WANTED_PROGRAMS": _PROGRAMS[sm]}, num_warps=8, num_stages=3)
+
+
+def _prefill(sm: int, block_t: int, rope_ahead: int) -> Tile:
+    constants = {"BLOCK_T": block_t, "ROPE_AHEAD": rope_ahead, "WANTED_PROGRAMS": _PROGRAMS[sm]}
+    return Tile(constexprs={**constants, "VALUE_TILES": _PREFILL_VALUE_TILES}, num_warps=8, num_stages=3)
+
+
+CARRY: Mapping[int, Tile] = {86: _carry(86, 32), 89: _carry(89, 32), 90: _carry(90, 64), 120: _carry(120, 32)}
+# Two tiles on their way hide the latency of memory. With 64 tokens they fill the shared memory of an H100, with 32 that
+# of the others if the angles wait in registers.
 PREFILL: Mapping[int, Tile] = {
-    86: Tile(num_warps=8, num_stages=2),
-    89: Tile(num_warps=8, num_stages=2),
-    90: Tile(num_warps=8, num_stages=3),
-    120: Tile(num_warps=8, num_stages=2),
+    86: _prefill(86, 32, 1),
+    89: _prefill(89, 32, 1),
+    90: _prefill(90, 64, 0),
+    120: _prefill(120, 32, 1),
 }
 # BLOCK_C and BLOCK_S hold a whole row of SALA, 32 heads of 128 channels, so that all loads of the last program are on
 # their way together.
@@ -48,7 +77,9 @@ DECODE: Mapping[int, Tile] = same_tile(
         num_stages=1,
     )
 )
-OUTPUT: Mapping[int, Tile] = same_tile(Tile(constexprs={"BLOCK_C": 1024, "BLOCK_S": 128}, num_warps=4, num_stages=1))
+OUTPUT: Mapping[int, Tile] = same_tile(
+    Tile(constexprs={"VALUE_TILES": _PREFILL_VALUE_TILES, "BLOCK_C": 1024, "BLOCK_S": 256}, num_warps=4, num_stages=1)
+)
 
 FLOAT32_HEAD_DIM: Mapping[int, int] = {**dict.fromkeys(AOT_ARCHITECTURES, 64), 90: 128}
 """`KernelSet.float32_head_dim`: the tiles above are those of 16-bit types, and take twice the room in float32."""

@@ -28,27 +28,30 @@ def lightning_output_kernel(
     num_heads: tl.tensor,
     eps: tl.tensor,
     head_dim: tl.constexpr,
+    VALUE_TILES: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ) -> None:
     """y = RMSNorm(o; o_norm) * sigmoid(z) of BLOCK_C channels of one token; grid (B T, H D / BLOCK_C).
 
-    `squares` holds one sum per head; BLOCK_S of them are added at a time.
+    `squares` holds VALUE_TILES sums per head; BLOCK_S of them are added at a time.
     """
     row = tl.program_id(0).to(tl.int64)
+    width: tl.constexpr = head_dim // VALUE_TILES
     channels = num_heads * head_dim
-    squares_ptr += row * num_heads
+    groups = num_heads * VALUE_TILES
+    squares_ptr += row * groups
     o_s = tl.arange(0, BLOCK_S)
     total = tl.zeros((BLOCK_S,), tl.float32)
-    for start in range(0, num_heads, BLOCK_S):
-        total += tl.load(squares_ptr + start + o_s, mask=start + o_s < num_heads, other=0.0)
+    for start in range(0, groups, BLOCK_S):
+        total += tl.load(squares_ptr + start + o_s, mask=start + o_s < groups, other=0.0)
     inverse = tl.rsqrt(tl.sum(total, axis=0) / channels + eps)
 
-    o_h = tl.program_id(1) * (BLOCK_C // head_dim) + tl.arange(0, BLOCK_C // head_dim)
-    o_c = o_h[:, None] * head_dim + tl.arange(0, head_dim)[None, :]
-    m_h = o_h < num_heads
-    m_c = m_h[:, None]
-    squares = tl.load(squares_ptr + o_h, mask=m_h, other=0.0)[:, None]
+    o_g = tl.program_id(1) * (BLOCK_C // width) + tl.arange(0, BLOCK_C // width)
+    o_c = o_g[:, None] * width + tl.arange(0, width)[None, :]
+    m_g = o_g < groups
+    m_c = m_g[:, None]
+    squares = tl.load(squares_ptr + o_g, mask=m_g, other=0.0)[:, None]
     o = unpacked(tl.load(o_ptr + row * channels + o_c, mask=m_c, other=0.0), squares)
     z = tl.load(qkvz_ptr + row * 4 * channels + 3 * channels + o_c, mask=m_c, other=0.0).to(tl.float32)
     weight = tl.load(o_norm_ptr + o_c, mask=m_c, other=0.0).to(tl.float32)
@@ -57,34 +60,38 @@ def lightning_output_kernel(
 
 
 _SEGMENTS = tiles.SEGMENTS
-_STATE_UPDATE = Product(m="fdiv(head_dim, 2)", n="head_dim", k="BLOCK_T")
-_QUERY_KEY = Product(m="BLOCK_T", n="BLOCK_T", k="fdiv(head_dim, 2)")
-_QUERY_STATE = Product(m="BLOCK_T", n="head_dim", k="fdiv(head_dim, 2)")
+_STATE_UPDATE = Product(m="head_dim", n="fdiv(head_dim, 2)", k="BLOCK_T")
+_STATE_QUERY = Product(m="head_dim", n="BLOCK_T", k="head_dim", feeds_product=True)
+_KEY_QUERY = Product(m="BLOCK_T", n="BLOCK_T", k="fdiv(head_dim, 2)", feeds_product=True)
 
 KERNELS = KernelSet(
     workspaces=(
-        Workspace(name="carry", dtype="float32", shape=(f"B * num_heads * {_SEGMENTS}", "head_dim", "head_dim")),
+        Workspace(
+            name="carry", dtype="float32", shape=(f"B * num_heads * ({tiles.MOST_SLOTS})", "head_dim", "head_dim")
+        ),
         Workspace(name="o", dtype="X", shape=("B", "T", "num_heads * head_dim")),
         Workspace(name="gated", dtype="float32", shape=("B", "num_heads * head_dim")),
-        Workspace(name="squares", dtype="float32", shape=("B * num_heads * max(T, DECODE_VALUE_TILES)",)),
+        Workspace(
+            name="squares", dtype="float32", shape=("B * num_heads * max(PREFILL_VALUE_TILES * T, DECODE_VALUE_TILES)",)
+        ),
     ),
     counters=(Workspace(name="finished", dtype="int32", shape=("B",)),),
     prefill=(
         Launch(
             kernel=lightning_carry_kernel,
             # Nothing is carried between segments where there is one.
-            grid=(f"{_SEGMENTS} * min(1, {_SEGMENTS} - 1)", "cdiv(head_dim, BLOCK_V)", "B * num_heads"),
+            grid=(f"PARTS * min(1, {_SEGMENTS} - 1)", _SEGMENTS, "B * num_heads"),
             tiles=tiles.CARRY,
-            main_loop=(Product(m="fdiv(head_dim, 2)", n="min(BLOCK_V, head_dim)", k="BLOCK_T"),) * 2,
+            main_loop=(_STATE_UPDATE,) * 2,
         ),
         Launch(
             kernel=lightning_prefill_kernel,
             grid=(_SEGMENTS, "1", "B * num_heads"),
             tiles=tiles.PREFILL,
             main_loop=(
-                *(_QUERY_STATE,) * 2,
-                *(_QUERY_KEY,) * 2,
-                Product(m="BLOCK_T", n="head_dim", k="BLOCK_T"),
+                _STATE_QUERY,
+                *(_KEY_QUERY,) * 2,
+                Product(m="head_dim", n="BLOCK_T", k="BLOCK_T"),
                 *(_STATE_UPDATE,) * 2,
             ),
         ),
