@@ -57,6 +57,8 @@ def make_case(
     sizes: SparseSizes, past: list[int], tokens: int, dtype: torch.dtype, sm: int, context: list[int] | None = None
 ) -> LaunchCase:
     """A call with random projections and caches and nothing from launches before."""
+    # Blocks of any size are allowed with windows of that stride, and no launch here reads compressed keys.
+    sizes = replace(sizes, kernel_size=2 * sizes.block_size, kernel_stride=sizes.block_size)
     generator = torch.Generator().manual_seed(1)
     capacity = max(past) + tokens + 5
     width = 2 * (sizes.num_heads + sizes.num_kv_heads) * sizes.head_dim
