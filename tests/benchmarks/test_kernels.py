@@ -263,7 +263,7 @@ def test_small_calls_go_from_inputs_to_rows() -> None:
     found, steps = call_interpreting(run_small_flow)
     assert {row.case for row in found} == {case.name for case in SMALL_CASES}
     # Operator, graph and peer of every call, and each launch where one call is measured.
-    assert len(found) == 3 * len(SMALL_CASES) + 1 + 2 + 4 + 6
+    assert len(found) == 3 * len(SMALL_CASES) + 2 + 1 + 5 + 4
     assert steps == (1 + LEAST_ROUNDS) * len(found)
     assert {row.seconds for row in found} == {1.0}
 
