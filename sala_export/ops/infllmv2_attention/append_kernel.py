@@ -15,35 +15,6 @@ from .positions import clamped_past, complete_windows
 
 
 @triton.jit
-def window_mean(
-    old_ptr: tl.tensor,
-    new_ptr: tl.tensor,
-    past: tl.tensor,
-    first: tl.tensor,
-    size: tl.tensor,
-    row_stride: tl.tensor,
-    head_dim: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-) -> tl.tensor:
-    """Mean [D] in fp32 of `size` keys from `first` on: rows before `past` from the cache, others from qkvg.
-
-    Rows of the chunk are not read back from the cache: other programs of the same launch are writing them.
-    """
-    o_n = tl.arange(0, BLOCK_N)
-    o_d = tl.arange(0, head_dim)
-    total = tl.zeros((BLOCK_N, head_dim), tl.float32)
-    for start in range(0, size, BLOCK_N):
-        row = (first + start + o_n).to(tl.int64)
-        m_n = start + o_n < size
-        is_old = row < past
-        old = tl.load(old_ptr + row[:, None] * head_dim + o_d[None, :], mask=(m_n & is_old)[:, None], other=0.0)
-        new_row_ptr = new_ptr + (row - past)[:, None] * row_stride + o_d[None, :]
-        new = tl.load(new_row_ptr, mask=(m_n & (row >= past))[:, None], other=0.0)
-        total += tl.where(is_old[:, None], old, new).to(tl.float32)
-    return tl.sum(total, axis=0) / size
-
-
-@triton.jit
 def _compress(
     old_ptr: tl.tensor,
     new_ptr: tl.tensor,
@@ -57,10 +28,23 @@ def _compress(
     head_dim: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> None:
-    """Write the windows whose last key is one of first .. end - 1."""
+    """Write the windows whose last key is one of first .. end - 1: rows before `past` from the cache, others from qkvg.
+
+    Rows of the chunk are not read back from the cache: other programs of the same launch are writing them.
+    """
+    o_n = tl.arange(0, BLOCK_N)
     o_d = tl.arange(0, head_dim)
     for window in range(complete_windows(first, size, stride), complete_windows(end, size, stride)):
-        mean = window_mean(old_ptr, new_ptr, past, window * stride, size, row_stride, head_dim, BLOCK_N)
+        total = tl.zeros((BLOCK_N, head_dim), tl.float32)
+        for start in range(0, size, BLOCK_N):
+            row = (window * stride + start + o_n).to(tl.int64)
+            m_n = start + o_n < size
+            is_old = row < past
+            old = tl.load(old_ptr + row[:, None] * head_dim + o_d[None, :], mask=(m_n & is_old)[:, None], other=0.0)
+            new_row_ptr = new_ptr + (row - past)[:, None] * row_stride + o_d[None, :]
+            new = tl.load(new_row_ptr, mask=(m_n & (row >= past))[:, None], other=0.0)
+            total += tl.where(is_old[:, None], old, new).to(tl.float32)
+        mean = tl.sum(total, axis=0) / size
         to_row = (window + o_d * 0).to(tl.int64) * head_dim + o_d
         tl.store(compressed_ptr + to_row, mean.to(compressed_ptr.dtype.element_ty))
 
