@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from ..common.any_size import any_size_kernel
+from ..common.dependent import let_next_launch_begin, wait_for_earlier_launches
 from .attend_kernel import attend_tile
 from .decode_choice import best_in_order, likely_best, likely_places, padded_scores, score_bits
 from .positions import chosen_blocks, clamped_past, load_queries, log2_scale, split_bounds
@@ -44,12 +45,15 @@ def infllmv2_decode_attend_kernel(
     SLOTS: tl.constexpr,
     COLUMNS: tl.constexpr,
     ATTEND_SPLITS: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ) -> None:
     """Attention to one part of the blocks: output [B, G, ATTEND_SPLITS, GROUP_ROWS, D] in fp32 and log2-sum-exp.
 
     An empty part has a log2-sum-exp of -inf, and its output is not written. Of a sparse row, each program writes its
     own part of the chosen blocks.
     """
+    let_next_launch_begin(DEPENDENT)
+    wait_for_earlier_launches(DEPENDENT)
     split = tl.program_id(0)
     group = tl.program_id(1)
     batch = tl.program_id(2).to(tl.int64)
@@ -150,11 +154,13 @@ def infllmv2_decode_merge_kernel(
     PADDED_SPLITS: tl.constexpr,
     GROUP_ROWS: tl.constexpr,
     ATTEND_SPLITS: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ) -> None:
     """Merge BLOCK_D channels of the parts of one query head by their log2-sum-exp, and gate; grid (D / BLOCK_D, H, B).
 
     All loads are independent, so that they take the time of one: the output of an empty part is read, and not used.
     """
+    wait_for_earlier_launches(DEPENDENT)
     o_d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     head = tl.program_id(1)
     batch = tl.program_id(2).to(tl.int64)

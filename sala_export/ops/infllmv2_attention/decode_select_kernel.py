@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from ..common.any_size import any_size_kernel
+from ..common.dependent import let_next_launch_begin, wait_for_earlier_launches
 from .decode_choice import padded_scores
 from .positions import clamped_past, complete_windows, load_queries, log2_scale, split_bounds
 
@@ -46,12 +47,15 @@ def infllmv2_decode_normalise_kernel(
     BLOCK_N: tl.constexpr,
     GROUP_ROWS: tl.constexpr,
     SELECT_SPLITS: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ) -> None:
     """log2-sum-exp of each query head over one part of k2, [B, G, GROUP_ROWS, SELECT_SPLITS]; -inf for an empty one.
 
     The last part is the k2 key that the token completes, if it does. Its program appends the token, and writes the k1
     and k2 keys that are complete with it.
     """
+    let_next_launch_begin(DEPENDENT)
+    wait_for_earlier_launches(DEPENDENT)
     split = tl.program_id(0)
     group = tl.program_id(1)
     batch = tl.program_id(2).to(tl.int64)
@@ -165,6 +169,7 @@ def infllmv2_decode_score_kernel(
     GROUP_ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     SELECT_SPLITS: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ) -> None:
     """Scores of one part of the candidates, [B, G, blocks of the cache] from the first candidate on.
 
@@ -173,6 +178,8 @@ def infllmv2_decode_score_kernel(
     A turn takes the ratio + 1 k1 keys of BLOCK_B blocks, one of each block at a time. So the key that a block shares
     with the next is multiplied twice, to the same bits: in the same place of the same product.
     """
+    let_next_launch_begin(DEPENDENT)
+    wait_for_earlier_launches(DEPENDENT)
     split = tl.program_id(0)
     group = tl.program_id(1)
     batch = tl.program_id(2).to(tl.int64)

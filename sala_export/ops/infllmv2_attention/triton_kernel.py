@@ -65,12 +65,14 @@ _DECODE = (
         kernel=infllmv2_decode_normalise_kernel,
         grid=("SELECT_SPLITS", "num_kv_heads", "B"),
         tiles=tiles.DECODE_NORMALISE,
+        dependent=True,
         main_loop=(Product(m="GROUP_ROWS", n="BLOCK_B", k="head_dim"),),
     ),
     Launch(
         kernel=infllmv2_decode_score_kernel,
         grid=("SELECT_SPLITS", "num_kv_heads", "B"),
         tiles=tiles.DECODE_SCORE,
+        dependent=True,
         # One product for each k1 key of a block.
         main_loop=(Product(m="GROUP_ROWS", n="(fdiv(block_size, kernel_stride) + 1) * BLOCK_B", k="head_dim"),),
     ),
@@ -78,12 +80,14 @@ _DECODE = (
         kernel=infllmv2_decode_attend_kernel,
         grid=("ATTEND_SPLITS", "num_kv_heads", "B"),
         tiles=tiles.DECODE_ATTEND,
+        dependent=True,
         main_loop=_attention("GROUP_ROWS"),
     ),
     Launch(
         kernel=infllmv2_decode_merge_kernel,
         grid=("cdiv(head_dim, BLOCK_D)", "num_heads", "B"),
         tiles=tiles.DECODE_MERGE,
+        dependent=True,
     ),
 )
 
