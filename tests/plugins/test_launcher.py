@@ -52,7 +52,7 @@ def test_enqueue_launches_what_the_kernel_set_says(
 def test_head_dim_chooses_other_cubins(driver: PluginDriver, call: PluginCall) -> None:
     shared = {}
     for head_dim in (64, 128):
-        _, enqueued = driver.run(call.with_attributes(head_dim=head_dim), "enqueue")
+        _, _, enqueued = driver.run(call.with_attributes(head_dim=head_dim), "shape_change", "enqueue")
         assert enqueued["result"] == 0, enqueued["log"]
         shared[head_dim] = [launch["shared_bytes"] for launch in events_of(enqueued, "launch")]
     assert sum(shared[64]) < sum(shared[128])
@@ -64,21 +64,25 @@ def test_shared_memory_above_48_kib_is_asked_for(driver: PluginDriver, call: Plu
     _, prepared, enqueued = driver.run(
         _with_tokens(call, tokens).with_attributes(head_dim=128), "shape_change", "enqueue"
     )
-    large = {(x["kernel"], x["shared_bytes"]) for x in events_of(enqueued, "launch") if x["shared_bytes"] > 48 * 1024}
-    assert {(event["kernel"], event["bytes"]) for event in events_of(prepared, "allow_shared")} == large
+    launched = {(launch["kernel"], launch["shared_bytes"]) for launch in events_of(enqueued, "launch")}
+    large = {(kernel, shared_bytes) for kernel, shared_bytes in launched if shared_bytes > 48 * 1024}
+    allowed = {(event["kernel"], event["bytes"]) for event in events_of(prepared, "allow_shared")}
+    # A kernel whose grid is empty is made ready too.
+    assert {(kernel, shared_bytes) for kernel, shared_bytes in allowed if kernel in dict(launched)} == large
     assert large or tokens == 1
 
 
 @OPERATORS
 def test_updates_in_one_buffer_are_not_copied(driver: PluginDriver, call: PluginCall) -> None:
-    _, enqueued = driver.run(call, "enqueue")
+    _, _, enqueued = driver.run(call, "shape_change", "enqueue")
+    assert events_of(enqueued, "launch")
     assert not events_of(enqueued, "copy")
 
 
 @OPERATORS
 def test_updates_in_other_buffers_are_copied_before_any_launch(driver: PluginDriver, call: PluginCall) -> None:
     call = replace(call, is_in_place=False)
-    _, enqueued = driver.run(call, "enqueue")
+    _, _, enqueued = driver.run(call, "shape_change", "enqueue")
     tensors = {tensor.name: tensor for tensor in call.contract.inputs}
     expected = [
         {
@@ -133,6 +137,7 @@ def test_launches_wait_for_each_other_on_drivers_whose_graphs_hold_no_dependent_
 
 @OPERATORS
 def test_clone_of_a_context_launches_the_same(driver: PluginDriver, call: PluginCall) -> None:
+    call = _with_tokens(call, 37 if call is LIGHTNING else 1)  # counters, which neither takes, are a context's own
     _, first, _, second = driver.run(call, "enqueue", "clone", "enqueue")
     assert events_of(first, "launch") == events_of(second, "launch") != []
 
@@ -145,7 +150,7 @@ def test_clone_of_a_context_launches_the_same(driver: PluginDriver, call: Plugin
 def test_gpu_is_served_as_the_python_package_says(
     driver: PluginDriver, call: PluginCall, sm: int, served_by: int | None
 ) -> None:
-    _, enqueued = driver.run(call, "enqueue", sm=sm)
+    _, _, enqueued = driver.run(call, "shape_change", "enqueue", sm=sm)
     launched = {launch["sm"] for launch in events_of(enqueued, "launch")}
     assert launched == ({served_by} if served_by else set())
     assert serving_architecture(ComputeCapability(*divmod(sm, 10))) == served_by
