@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..checkpoint.quantization import SCHEMES
 from ..engine.recipe import GpuRecipe
 from ..errors import UnsupportedError
+from ..ops.common.targets import require_architecture
 from ..specs import Precision
 from .work import Kind, Phase
 
@@ -35,32 +36,43 @@ PREFILL: Mapping[Kind, Efficiency] = {
         source="the published Qwen3-8B figures on the RTX PRO 6000D at 64K to 256K take 1.10 to 1.12 x its floor",
     ),
     Kind.DENSE_ATTENTION: Efficiency(operations=0.9, bytes=0.9, source="the same figures, half attention at 128K"),
-    Kind.SELECTION: Efficiency(
-        operations=0.45,
-        bytes=0.8,
-        source="assumed; the published CUDA kernel reaches 0.31 on an A100 and 0.56 on an RTX 4090, at 128K",
-    ),
-    Kind.SPARSE_ATTENTION: Efficiency(
-        operations=0.35,
-        bytes=0.8,
-        source="assumed; the published CUDA kernel reaches 0.34 on an RTX 4090, 1.2 us per token for 64 blocks",
-    ),
-    Kind.LIGHTNING: Efficiency(
-        operations=0.5,
-        bytes=0.4,
-        source="assumed: four fifths of the bandwidth, and the output norm, which spans all heads, doubles the bytes",
-    ),
     Kind.ELEMENTWISE: Efficiency(
         operations=1.0, bytes=0.8, source="assumed: streaming kernels at 80 % of the bandwidth"
     ),
 }
+"""Of what every GPU computes alike."""
+
+_SELECTION = "its 26.2, 35.4 and 5.5 ms of products over the 29.5, 44 and 9 ms predicted for 128K"
+_ATTENTION = "its 61, 83 and 13 ms of products over the 95, 235 and 67 ms predicted, neighbours with no block in common"
+_LIGHTNING = "its 150, 350 and 80 us of bytes over the 330, 770 and 240 us predicted for 8K"
+_OF_THE_CODE = "by the account of the compiled kernels (docs/kernel_predictions.md; rtx5090, a6000, h100): "
+
+
+def _kernels(selection: float, attention: float, lightning_bytes: float) -> Mapping[Kind, Efficiency]:
+    return {
+        Kind.SELECTION: Efficiency(operations=selection, bytes=0.8, source=_OF_THE_CODE + _SELECTION),
+        Kind.SPARSE_ATTENTION: Efficiency(operations=attention, bytes=0.8, source=_OF_THE_CODE + _ATTENTION),
+        Kind.LIGHTNING: Efficiency(operations=0.5, bytes=lightning_bytes, source=_OF_THE_CODE + _LIGHTNING),
+    }
+
+
+KERNELS: Mapping[int, Mapping[Kind, Efficiency]] = {
+    86: _kernels(0.80, 0.35, 0.45),
+    89: _kernels(0.89, 0.64, 0.45),
+    90: _kernels(0.62, 0.19, 0.33),
+    120: _kernels(0.89, 0.64, 0.45),
+}
+"""Of the operators in prefill, by the architecture whose kernels a GPU runs. SM89 has the tiles and rates of SM120."""
 
 DECODE_BYTES = 0.85
 """Share of the bandwidth that products with one row reach (assumed)."""
 DECODE_LAUNCH_SECONDS = 2e-6
 """Seconds between kernels of a CUDA graph (assumed)."""
 DECODE_KERNELS_PER_LAYER = 9
-"""Kernels of a decode step per layer: two norms, four products, the operator's two, one activation (assumed)."""
+"""Kernels of a decode step per layer: two norms, four products, the operator's two, one activation (assumed).
+
+The operator takes one in a Lightning layer and four in an InfLLM-v2 layer.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,11 +93,12 @@ def time_of_prefill(phases: Sequence[Phase], recipe: GpuRecipe, precision: str) 
     """Time of a prefill. Phases run one after the other, and each takes the longer of its operations and its bytes.
 
     Products of quantised weights run at the GPU's rate for their type, all else at that for 16 bits: attention, the
-    gates, lm_head, and int4, which quantises weights alone.
+    gates, lm_head, and int4, which quantises weights alone. Raises: UnsupportedError for a GPU without kernels.
     """
+    efficiencies = {**PREFILL, **KERNELS[require_architecture(recipe.compute_capability)]}
     floor = predicted = 0.0
     for phase in phases:
-        efficiency = PREFILL[phase.kind]
+        efficiency = efficiencies[phase.kind]
         operations = phase.operations / (_peak(recipe, precision, quantized=phase.quantized) * 1e12)
         moved = phase.bytes / (recipe.memory_gigabytes_per_second * 1e9)
         if phase.kind is not Kind.ELEMENTWISE:  # perfect fusion leaves none of it

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..checkpoint.config import Mixer
 from ..model.layers import Cache
 from ..model.signature import INPUT_IDS, signature
 from ..runtime.python_engine import Address
@@ -29,6 +30,8 @@ MAX_BATCH = 64
 """Most sequences of a decode step."""
 MAX_CONTEXT = 2**31 - 1 - MAX_CHUNK_TOKENS
 """Largest context. Positions are int32, and a step may end at the last one."""
+SCRATCH_CONTEXT = 1 << 20
+"""Tokens of a context that the scratch of a step serves at least. So one arena serves all sessions of no more."""
 LIBRARY_BYTES = 128 << 20
 """Bytes left free on a GPU for workspaces of cuBLAS (two streams, at most 32 MiB each) and compiled kernels."""
 
@@ -73,7 +76,7 @@ class TorchEngine:
         self.products = [LayerProducts.of(packed, layer) for layer in range(packed.config.num_hidden_layers)]
         self.lock = threading.RLock()
         self._weights_bytes = weights_bytes
-        self._decode_memory: dict[int, tuple[Layout, Arena]] = {}
+        self._decode_memory: dict[tuple[int, int], tuple[Layout, Arena]] = {}
         self.decode_layout, self.decode_arena = self.decode_memory(1)
         self._arena = self._new_arena(None)
         self._executions: weakref.WeakSet[TorchExecution] = weakref.WeakSet()
@@ -83,17 +86,18 @@ class TorchEngine:
         """Ordinal of the GPU whose memory the caches are in. None for the host."""
         return ordinal_of(self.packed.device)
 
-    def layout(self, tokens: int, batch: int = 1) -> Layout:
-        """Layout of a step of this many tokens of each of `batch` sequences."""
-        return step_layout(self.packed.config, self.packed.precision, tokens, self.operators.workspaces, batch)
+    def layout(self, tokens: int, batch: int = 1, capacity: int = SCRATCH_CONTEXT) -> Layout:
+        """Layout of a step of this many tokens of each of `batch` sequences, whose caches hold up to `capacity`."""
+        config, precision = self.packed.config, self.packed.precision
+        return step_layout(config, precision, tokens, self.operators.workspaces, _served(capacity), batch)
 
     def memory(self, max_context: int, chunk_tokens: int) -> SessionMemory:
         """Account for the memory of a session of these sizes, the weights included."""
         return SessionMemory(
             weights_bytes=self._weights_bytes,
             cache_bytes=cache_bytes(self.packed.config, self.packed.precision, max_context),
-            step_bytes=self.layout(chunk_tokens).total_bytes,
-            decode_bytes=self.decode_layout.total_bytes,
+            step_bytes=self.layout(chunk_tokens, capacity=max_context).total_bytes,
+            decode_bytes=self.layout(1, capacity=max_context).total_bytes,
         )
 
     def prepare(self, chunk_tokens: int) -> None:
@@ -106,19 +110,20 @@ class TorchEngine:
                 self._require_room(layout, chunk_tokens)
             self.arena(layout)
 
-    def decode_memory(self, batch: int) -> tuple[Layout, Arena]:
-        """Return layout and arena of steps of one token of each of `batch` sequences.
+    def decode_memory(self, batch: int, capacity: int = SCRATCH_CONTEXT) -> tuple[Layout, Arena]:
+        """Return layout and arena of steps of one token of each of `batch` sequences, whose caches hold `capacity`.
 
         The arena is made at the first call for a batch and then kept: CUDA graphs hold its addresses.
         Raises: MemoryError if there is no room for it.
         """
-        if batch not in self._decode_memory:
+        key = batch, _served(capacity)
+        if key not in self._decode_memory:
             # Between steps: one of them may be captured, and no one else makes this arena.
             with self.lock:
-                if batch not in self._decode_memory:
-                    layout = self.layout(1, batch)
-                    self._decode_memory[batch] = layout, self._new_arena(layout)
-        return self._decode_memory[batch]
+                if key not in self._decode_memory:
+                    layout = self.layout(1, batch, capacity)
+                    self._decode_memory[key] = layout, self._new_arena(layout)
+        return self._decode_memory[key]
 
     def arena(self, layout: Layout) -> Arena:
         """Return an arena of chunks that is large enough for `layout`. It is a new one if it had to grow."""
@@ -179,8 +184,11 @@ class TorchExecution:
     def __init__(self, engine: TorchEngine, caches: Sequence[Cache]) -> None:
         self._engine = engine
         self._caches = caches
-        batch = len(caches[0][0])
-        self._decode = self._step(*engine.decode_memory(batch))
+        mixers = engine.packed.config.mixer_types
+        # Keys are [B, G, C, D]; a Lightning state has one size.
+        capacities = (cache[0].shape[2] for mixer, cache in zip(mixers, caches, strict=True) if mixer is Mixer.SPARSE)
+        self._capacity = max(capacities, default=0)
+        self._decode = self._step(*engine.decode_memory(len(caches[0][0]), self._capacity))
         self._prefill: Step | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self.replays = 0
@@ -228,13 +236,18 @@ class TorchExecution:
             return self._decode
         engine = self._engine
         if self._prefill is None or self._prefill.tokens != tokens:
-            layout = engine.layout(tokens)
+            layout = engine.layout(tokens, capacity=self._capacity)
             self._prefill = self._step(layout, engine.arena(layout))
         return self._prefill
 
     def _step(self, layout: Layout, arena: Arena) -> Step:
         engine = self._engine
         return Step(engine.packed, engine.products, engine.operators, layout, arena, self._caches)
+
+
+def _served(capacity: int) -> int:
+    """The capacity that steps on caches of this one are laid out for: few arenas of decode serve all."""
+    return max(SCRATCH_CONTEXT, 1 << (capacity - 1).bit_length()) if capacity else SCRATCH_CONTEXT
 
 
 def _captured(step: Step) -> torch.cuda.CUDAGraph:

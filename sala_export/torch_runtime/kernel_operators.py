@@ -33,9 +33,9 @@ class KernelOperators:
             activation = getattr(torch, precision.dtype)
             require_launchable(contract, KERNEL_SETS[contract.name], attributes, activation, device, sm)
 
-    def workspaces(self, mixer: Mixer, tokens: int, batch: int) -> tuple[TensorSpec, ...]:
+    def workspaces(self, mixer: Mixer, tokens: int, batch: int, capacity: int) -> tuple[TensorSpec, ...]:
         kind = MIXERS[mixer]
-        sizes = {**kind.sizes(self._config), "B": batch, "T": tokens}
+        sizes = {**kind.sizes(self._config), "B": batch, "T": tokens, "C": capacity}
         return KERNEL_SETS[kind.contract.name].workspace_specs(sizes, self._precision.dtype)
 
     def bound_mixer(self, layer: DecoderLayer, cache: Cache, buffers: Mapping[str, Tensor]) -> Callable[[], None]:

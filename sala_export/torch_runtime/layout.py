@@ -26,8 +26,9 @@ from ..model.mixers import MIXERS
 from ..model.signature import BATCH, LOGITS, TOKENS, cache_sizes, operator_tensor, signature
 from ..specs import DType, Precision, TensorSpec
 
-Workspaces = Callable[[Mixer, int, int], Iterable[TensorSpec]]
-"""Gives the scratch tensors of a mixer's operator for a step of T tokens of each of B sequences, from T and B."""
+Workspaces = Callable[[Mixer, int, int, int], Iterable[TensorSpec]]
+"""Gives the scratch tensors of a mixer's operator, from T, B and the capacity of the caches in tokens, for a step of T
+tokens of each of B sequences."""
 
 _ALIGNMENT_BYTES = 256
 
@@ -66,9 +67,9 @@ class Arena:
 
 
 def step_layout(
-    config: SalaConfig, precision: Precision, tokens: int, workspaces: Workspaces, batch: int = 1
+    config: SalaConfig, precision: Precision, tokens: int, workspaces: Workspaces, capacity: int, batch: int = 1
 ) -> Layout:
-    """The layout of a step of `tokens` tokens of each of `batch` sequences."""
+    """The layout of a step of `tokens` tokens of each of `batch` sequences, whose caches hold `capacity` tokens."""
     x = precision.dtype
     sizes = {BATCH: batch, TOKENS: tokens}
     inputs = [TensorSpec(spec.name, spec.dtype, spec.bound(sizes)) for spec in signature(config, x).token_inputs]
@@ -81,14 +82,16 @@ def step_layout(
     shared, start = _placed("", rows, input_bytes)
     places |= shared
     ends = []
-    for phase, specs in _phases(config, x, sizes, workspaces).items():
+    for phase, specs in _phases(config, x, sizes, workspaces, capacity).items():
         placed, end = _placed(f"{phase}/", specs, start)
         places |= placed
         ends.append(end)
     return Layout(places=places, input_bytes=input_bytes, total_bytes=max(ends))
 
 
-def _phases(config: SalaConfig, x: DType, sizes: dict[str, int], workspaces: Workspaces) -> dict[str, list[TensorSpec]]:
+def _phases(
+    config: SalaConfig, x: DType, sizes: dict[str, int], workspaces: Workspaces, capacity: int
+) -> dict[str, list[TensorSpec]]:
     tokens, batch = sizes[TOKENS], sizes[BATCH]
     phases = {"mlp": [TensorSpec("gate_up", x, (batch * tokens, 2 * config.intermediate_size))]}
     for mixer in dict.fromkeys(config.mixer_types):
@@ -96,7 +99,7 @@ def _phases(config: SalaConfig, x: DType, sizes: dict[str, int], workspaces: Wor
         specs = [operator_tensor(kind, tensor, config, x) for tensor in (kind.packed, kind.rows)]
         phases[mixer] = [
             *(TensorSpec(spec.name, spec.dtype, spec.bound(sizes)) for spec in specs),
-            *workspaces(mixer, tokens, batch),
+            *workspaces(mixer, tokens, batch, capacity),
         ]
     return phases
 

@@ -19,8 +19,11 @@ class Operators(Protocol):
     The rows are T tokens of each of B sequences, R = B T.
     """
 
-    def workspaces(self, mixer: Mixer, tokens: int, batch: int) -> Iterable[TensorSpec]:
-        """Scratch tensors that `bound_mixer` needs among its buffers, for `tokens` T and `batch` B."""
+    def workspaces(self, mixer: Mixer, tokens: int, batch: int, capacity: int) -> Iterable[TensorSpec]:
+        """Scratch tensors that `bound_mixer` needs among its buffers, for `tokens` T and `batch` B.
+
+        They serve caches of up to `capacity` tokens.
+        """
 
     def bound_mixer(self, layer: DecoderLayer, cache: Cache, buffers: Mapping[str, Tensor]) -> Callable[[], None]:
         """Make a function that runs the layer's attention operator on these tensors. It writes `y` and the caches.
@@ -42,7 +45,7 @@ class Operators(Protocol):
 class ReferenceOperators:
     """Operators in plain PyTorch, which allocate what they need and read lengths on the host."""
 
-    def workspaces(self, mixer: Mixer, tokens: int, batch: int) -> tuple[TensorSpec, ...]:
+    def workspaces(self, mixer: Mixer, tokens: int, batch: int, capacity: int) -> tuple[TensorSpec, ...]:
         return ()
 
     def bound_mixer(self, layer: DecoderLayer, cache: Cache, buffers: Mapping[str, Tensor]) -> Callable[[], None]:

@@ -38,10 +38,9 @@ def test_write_behind_a_product_is_found_in_real_code(assembly: str, planted: st
     assert register_operands(assembly) > 0
     assert overwritten_operands(assembly) == ()
     lines = assembly.splitlines()
-    place = next(i for i, line in enumerate(lines) if re.search(r"HGMMA\S+ R\d+, R\d+, .*[^0]\s*;", line))
-    product = re.search(r"HGMMA\S+ R\d+, R(\d+)", lines[place])
-    assert product is not None
-    a = int(product[1])
+    products = [(int(m[1]), i) for i, line in enumerate(lines) if (m := re.search(r"HGMMA\S+ R\d+, R(\d+)", line))]
+    # The registers before its own belong to no product.
+    a, place = min(products)
     registers = {"before": a - 2, "before_pair": a - 2, "before_last": a - 1, "last": a + 3, "after": a + 4}
     instruction = planted.format(a=a, **registers)
     faulty = "\n".join(

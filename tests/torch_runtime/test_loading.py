@@ -129,7 +129,7 @@ def test_chunks_too_large_say_by_how_much_and_what_fits(
 def test_9b_with_a_million_tokens_takes_what_plan_predicts_and_fits_32_gigabytes() -> None:
     config = PRESETS["9b"].config
     operators = KernelOperators(config, Precision.BF16, torch.device("cpu"))
-    layout = step_layout(config, Precision.BF16, 8192, operators.workspaces)
+    layout = step_layout(config, Precision.BF16, 8192, operators.workspaces, 1 << 20)
     assert 0.6 * GIB < layout.total_bytes < 0.7 * GIB
     caches = cache_bytes(config, Precision.BF16, 1 << 20)
     # docs/model.md: 8 GiB of keys and values, 320 MiB of compressed keys, 48 MiB of states.

@@ -170,13 +170,18 @@ def _store_scores(
 
 
 @triton.jit
-def _acquired_slot(slots_ptr: tl.tensor, MOST: tl.constexpr) -> tl.tensor:
-    """A slot that no other program has, of one for each program, or of MOST; its counter is 1 until it is set back.
+def _acquired_slot(
+    slots_ptr: tl.tensor, blocks: tl.tensor, MOST: tl.constexpr, SCRATCH_BLOCKS: tl.constexpr
+) -> tl.tensor:
+    """A slot that no other program has; its counter is 1 until it is set back.
+
+    There is one for each program, up to MOST, or as many as hold SCRATCH_BLOCKS scores of a token for each of these.
 
     A program that finds all of them taken waits for those that have them, which run and wait for nobody.
     """
     program = tl.program_id(0) + tl.num_programs(0) * (tl.program_id(1) + tl.num_programs(1) * tl.program_id(2))
     slots = tl.minimum(tl.num_programs(0) * tl.num_programs(1) * tl.num_programs(2), MOST)
+    slots = tl.maximum(slots * tl.minimum(blocks, SCRATCH_BLOCKS) // blocks, 1)
     slot = program % slots
     while tl.atomic_cas(slots_ptr + slot, 0, 1, sem="acquire") != 0:
         slot = (slot + 1) % slots
@@ -223,6 +228,7 @@ def infllmv2_select_kernel(
     SLOTS: tl.constexpr,
     SURVIVOR_SLOTS: tl.constexpr,
     SELECT_PROGRAMS: tl.constexpr,
+    SCRATCH_BLOCKS: tl.constexpr,
 ) -> None:
     """Write the chosen blocks of BLOCK_T tokens, then -1, and their union lists; grid (T / BLOCK_T, G, B).
 
@@ -257,8 +263,8 @@ def infllmv2_select_kernel(
         seen_2 = complete_windows(last + 1, 4 * kernel_size, 4 * kernel_stride)
         k2_ptr = k2_cache_ptr + head * C2 * head_dim
         log_z = log2_sum_exp(q, k2_ptr, 0, seen_2, visible_2, scale, head_dim, BLOCK_K2)
-        scratch = _acquired_slot(select_slots_ptr, SELECT_PROGRAMS)
         stride = tl.cdiv(C, block_size)
+        scratch = _acquired_slot(select_slots_ptr, stride, SELECT_PROGRAMS, SCRATCH_BLOCKS)
         score_ptr = block_scores_ptr + scratch.to(tl.int64) * BLOCK_T * stride
         _store_scores(
             q,

@@ -20,6 +20,8 @@ CONSTANTS: Mapping[str, int] = {
     "COLUMNS": 2048,
     # Programs of prefill's selection that have scratch at a time: two for each of 188 multiprocessors.
     "SELECT_PROGRAMS": 384,
+    # Blocks of a context, of 1M tokens, up to which all of them have it: 201 MB. Beyond, fewer programs have as much.
+    "SCRATCH_BLOCKS": 16384,
     # Blocks of a token that may reach the lower bound of its choice; in random order 71 do.
     "SURVIVOR_SLOTS": 256,
     # Programs per key head in decode. With SALA's two: 128 and 96, for the 84 to 170 multiprocessors of the targets; 48
