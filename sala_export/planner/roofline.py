@@ -40,7 +40,7 @@ PREFILL: Mapping[Kind, Efficiency] = {
         operations=1.0, bytes=0.8, source="assumed: streaming kernels at 80 % of the bandwidth"
     ),
 }
-"""Of what every GPU computes alike."""
+"""Kinds of work that every GPU computes alike."""
 
 _SELECTION = "its 26.2, 35.4 and 5.5 ms of products over the 29.5, 44 and 9 ms predicted for 128K"
 _ATTENTION = "its 61, 83 and 13 ms of products over the 95, 235 and 67 ms predicted, neighbours with no block in common"
@@ -62,7 +62,7 @@ KERNELS: Mapping[int, Mapping[Kind, Efficiency]] = {
     90: _kernels(0.62, 0.19, 0.33),
     120: _kernels(0.89, 0.64, 0.45),
 }
-"""Of the operators in prefill, by the architecture whose kernels a GPU runs. SM89 has the tiles and rates of SM120."""
+"""Operators in prefill, by the architecture whose kernels a GPU runs. SM89 has the tiles and rates of SM120."""
 
 DECODE_BYTES = 0.85
 """Share of the bandwidth that products with one row reach (assumed)."""
