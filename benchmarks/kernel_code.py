@@ -31,8 +31,8 @@ from sala_export.ops.common.targets import require_architecture
 OPERATIONS_PER_CYCLE: Mapping[int, int] = {86: 1024, 89: 512, 90: 4096, 120: 512}
 """16-bit products with fp32 sums, of the tensor cores of one multiprocessor, 2 for each multiply-add. By NVIDIA's
 architecture papers: the peak rate over multiprocessors and boost clock."""
-CACHE_BYTES_PER_SECOND: Mapping[str, float] = {"h100": 5.5e12, "h200": 5.5e12, "rtx5090": 6.5e12, "a6000": 2.5e12}
-"""The L2 cache at its best, by GPU. Assumed: the least of what was published by those who measured it."""
+CACHE_BYTES_PER_SECOND: Mapping[str, float] = {"h100": 9e12, "h200": 9e12, "rtx5090": 9e12, "a6000": 4e12}
+"""The L2 cache at its best, by GPU. Assumed: the most that was published by those who measured it, or seen."""
 _ISSUED_PER_CYCLE = 4
 _CALLS = ("Lightning, chunk of 8K", "InfLLM-v2, dense prompt of 8064", "InfLLM-v2, 128K at once")
 

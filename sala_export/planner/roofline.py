@@ -59,7 +59,7 @@ def _kernels(selection: float, attention: float, lightning_bytes: float) -> Mapp
 KERNELS: Mapping[int, Mapping[Kind, Efficiency]] = {
     86: _kernels(0.80, 0.35, 0.45),
     89: _kernels(0.89, 0.64, 0.45),
-    90: _kernels(0.62, 0.19, 0.33),
+    90: _kernels(0.61, 0.19, 0.33),
     120: _kernels(0.89, 0.64, 0.45),
 }
 """Operators in prefill, by the architecture whose kernels a GPU runs. SM89 has the tiles and rates of SM120."""

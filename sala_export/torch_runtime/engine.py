@@ -30,8 +30,9 @@ MAX_BATCH = 64
 """Most sequences of a decode step."""
 MAX_CONTEXT = 2**31 - 1 - MAX_CHUNK_TOKENS
 """Largest context. Positions are int32, and a step may end at the last one."""
-SCRATCH_CONTEXT = 1 << 20
-"""Tokens of a context that the scratch of a step serves at least. So one arena serves all sessions of no more."""
+CHUNK_CONTEXT, TOKEN_CONTEXT = 1 << 21, 1 << 17
+"""Tokens of a context that the scratch of a chunk, or of one token, serves at least. So one arena serves all sessions
+of no more."""
 LIBRARY_BYTES = 128 << 20
 """Bytes left free on a GPU for workspaces of cuBLAS (two streams, at most 32 MiB each) and compiled kernels."""
 
@@ -86,10 +87,11 @@ class TorchEngine:
         """Ordinal of the GPU whose memory the caches are in. None for the host."""
         return ordinal_of(self.packed.device)
 
-    def layout(self, tokens: int, batch: int = 1, capacity: int = SCRATCH_CONTEXT) -> Layout:
+    def layout(self, tokens: int, batch: int = 1, capacity: int = 0) -> Layout:
         """Layout of a step of this many tokens of each of `batch` sequences, whose caches hold up to `capacity`."""
         config, precision = self.packed.config, self.packed.precision
-        return step_layout(config, precision, tokens, self.operators.workspaces, _served(capacity), batch)
+        served = _served(capacity, CHUNK_CONTEXT if tokens > 1 else TOKEN_CONTEXT)
+        return step_layout(config, precision, tokens, self.operators.workspaces, served, batch)
 
     def memory(self, max_context: int, chunk_tokens: int) -> SessionMemory:
         """Account for the memory of a session of these sizes, the weights included."""
@@ -110,13 +112,14 @@ class TorchEngine:
                 self._require_room(layout, chunk_tokens)
             self.arena(layout)
 
-    def decode_memory(self, batch: int, capacity: int = SCRATCH_CONTEXT) -> tuple[Layout, Arena]:
+    def decode_memory(self, batch: int, capacity: int = 0) -> tuple[Layout, Arena]:
         """Return layout and arena of steps of one token of each of `batch` sequences, whose caches hold `capacity`.
 
-        The arena is made at the first call for a batch and then kept: CUDA graphs hold its addresses.
+        The arena is made at the first call for a batch and such a capacity, and then kept: CUDA graphs hold its
+        addresses.
         Raises: MemoryError if there is no room for it.
         """
-        key = batch, _served(capacity)
+        key = batch, _served(capacity, TOKEN_CONTEXT)
         if key not in self._decode_memory:
             # Between steps: one of them may be captured, and no one else makes this arena.
             with self.lock:
@@ -245,9 +248,9 @@ class TorchExecution:
         return Step(engine.packed, engine.products, engine.operators, layout, arena, self._caches)
 
 
-def _served(capacity: int) -> int:
-    """The capacity that steps on caches of this one are laid out for: few arenas of decode serve all."""
-    return max(SCRATCH_CONTEXT, 1 << (capacity - 1).bit_length()) if capacity else SCRATCH_CONTEXT
+def _served(capacity: int, least: int) -> int:
+    """The capacity that steps on caches of this one are laid out for, a power of two: few arenas serve all."""
+    return max(least, 1 << max(capacity - 1, 0).bit_length())
 
 
 def _captured(step: Step) -> torch.cuda.CUDAGraph:

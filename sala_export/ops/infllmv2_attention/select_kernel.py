@@ -36,14 +36,15 @@ def log2_sum_exp(
 ) -> tl.tensor:
     """log2 of the sum of e^(scale q.k2) [R] over those of rows first .. end - 1 of k2 that are below `visible` [R].
 
-    -inf where there is none. The largest logit is taken out of the sum for a `scale` >= 0.
+    -inf where there is none.
     """
     scale = log2_scale(scale)
     visible = tl.minimum(visible, end)
     largest = tl.full((q.shape[0],), float("-inf"), tl.float32)
     total = tl.zeros((q.shape[0],), tl.float32)
-    # Whole tiles that every row sees need no mask.
+    # Whole tiles that every row sees need no mask. Their largest product is the largest logit for a `scale` >= 0.
     clear = first + tl.maximum(tl.min(visible, axis=0) - first, 0) // BLOCK_B * BLOCK_B
+    clear = tl.where(scale >= 0, clear, first)
     for start in range(first, clear, BLOCK_B):
         largest, total = _add_keys(q, k2_ptr, start, visible, end, scale, largest, total, head_dim, BLOCK_B, False)
     for start in range(clear, end, BLOCK_B):

@@ -22,10 +22,20 @@ from .decode_select_kernel import infllmv2_decode_normalise_kernel, infllmv2_dec
 from .gather_kernel import infllmv2_gather_kernel, infllmv2_gather_union_kernel
 from .select_kernel import infllmv2_select_kernel
 
+_PREFILL_TOKENS = "T * min(T - 1, 1)"
+"""None for one token, which is not prefilled."""
 _CHOSEN = "max(topk - 1 - init_blocks, 1)"
 _BLOCKS = "cdiv(C, block_size)"
 _SCORE_TURNS = f"cdiv({_BLOCKS}, COLUMNS)"
-_LIKELY = ("B", "num_kv_heads", "ATTEND_SPLITS", f"cdiv({_CHOSEN} * ({_SCORE_TURNS} + 1), COLUMNS)", "COLUMNS")
+_LIKELY = (
+    # None where one turn takes all scores.
+    f"min({_SCORE_TURNS} - 1, 1)",
+    "B",
+    "num_kv_heads",
+    "ATTEND_SPLITS",
+    f"cdiv({_CHOSEN} * ({_SCORE_TURNS} + 1), COLUMNS)",
+    "COLUMNS",
+)
 _SELECT_ROWS = f"{tiles.SELECT_TOKENS} * min(cdiv(T, {tiles.SELECT_TOKENS}) * num_kv_heads * B, SELECT_PROGRAMS)"
 
 
@@ -95,15 +105,20 @@ _DECODE = (
 KERNELS = KernelSet(
     workspaces=(
         Workspace(name="chosen", dtype="int32", shape=("B", "num_kv_heads", "T", _CHOSEN)),
-        Workspace(name="union_blocks", dtype="int32", shape=("B", "num_kv_heads", "T", "SLOTS")),
-        Workspace(name="union_size", dtype="int32", shape=("B", "num_kv_heads", "T")),
+        Workspace(name="union_blocks", dtype="int32", shape=("B", "num_kv_heads", _PREFILL_TOKENS, "SLOTS")),
+        Workspace(name="union_size", dtype="int32", shape=("B", "num_kv_heads", _PREFILL_TOKENS)),
         Workspace(
             name="block_scores",
             dtype="float32",
-            shape=(f"max({_SELECT_ROWS} * min({_BLOCKS}, SCRATCH_BLOCKS), {tiles.SELECT_TOKENS} * {_BLOCKS})",),
+            shape=(
+                "min(T - 1, 1)",
+                f"max({_SELECT_ROWS} * min({_BLOCKS}, SCRATCH_BLOCKS), {tiles.SELECT_TOKENS} * {_BLOCKS})",
+            ),
         ),
-        Workspace(name="survivors", dtype="int32", shape=(_SELECT_ROWS, f"min({_BLOCKS}, SURVIVOR_SLOTS)")),
-        Workspace(name="log_sum", dtype="float32", shape=("B", "num_kv_heads", "T", "GROUP_ROWS")),
+        Workspace(
+            name="survivors", dtype="int32", shape=("min(T - 1, 1)", _SELECT_ROWS, f"min({_BLOCKS}, SURVIVOR_SLOTS)")
+        ),
+        Workspace(name="log_sum", dtype="float32", shape=("B", "num_kv_heads", _PREFILL_TOKENS, "GROUP_ROWS")),
         Workspace(name="split_log_z", dtype="float32", shape=("B", "num_kv_heads", "GROUP_ROWS", "SELECT_SPLITS")),
         Workspace(name="decode_scores", dtype="float32", shape=("B", "num_kv_heads", _SCORE_TURNS, "COLUMNS")),
         Workspace(name="likely_scores", dtype="float32", shape=_LIKELY),

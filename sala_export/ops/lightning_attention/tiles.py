@@ -34,14 +34,13 @@ CONSTANTS: Mapping[str, int] = {
 }
 
 
-def _segments(programs: str) -> str:
-    """Segments of a prefill (`expr.py`), of which all heads together make at most so many programs, or one each."""
-    return f"min(min(max(fdiv({programs}, B * num_heads), 1), MOST_SEGMENTS), cdiv(T, LEAST_SEGMENT))"
-
-
-SEGMENTS = _segments("WANTED_PROGRAMS")
-MOST_SLOTS = f"1 + PARTS * ({_segments('MOST_PROGRAMS')} - 1)"
-"""States per head in the workspace: before the chunk, and of each part."""
+SEGMENTS = "min(min(max(fdiv(WANTED_PROGRAMS, B * num_heads), 1), MOST_SEGMENTS), cdiv(T, LEAST_SEGMENT))"
+"""Segments of a prefill (`expr.py`): of all heads together at most so many programs, or one each."""
+CARRY_SLOTS = (
+    "B * num_heads + PARTS * min(MOST_PROGRAMS, B * num_heads * (min(MOST_SEGMENTS, cdiv(T, LEAST_SEGMENT)) - 1))"
+)
+"""States in the workspace, of all heads: before the chunk, and of each part. A longer or wider call has no fewer:
+TensorRT asks for the largest call alone."""
 REACH = 22.2
 """A token is left out of what its segment hands on if it has decayed by e^-22.2 = 2^-32 there, a 256th of the rounding
 of a sum in fp32."""

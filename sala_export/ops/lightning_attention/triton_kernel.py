@@ -66,9 +66,7 @@ _KEY_QUERY = Product(m="BLOCK_T", n="BLOCK_T", k="fdiv(head_dim, 2)", feeds_prod
 
 KERNELS = KernelSet(
     workspaces=(
-        Workspace(
-            name="carry", dtype="float32", shape=(f"B * num_heads * ({tiles.MOST_SLOTS})", "head_dim", "head_dim")
-        ),
+        Workspace(name="carry", dtype="float32", shape=(tiles.CARRY_SLOTS, "head_dim", "head_dim")),
         Workspace(name="o", dtype="X", shape=("B", "T", "num_heads * head_dim")),
         Workspace(name="gated", dtype="float32", shape=("B", "num_heads * head_dim")),
         Workspace(
