@@ -51,10 +51,11 @@ DISJOINT = {
     ("infllmv2_decode_normalise_kernel", "k_cache_ptr"): "rows before past_length are loaded, that row is stored",
     ("infllmv2_decode_normalise_kernel", "k2_cache_ptr"): "keys before the token's are loaded, its own is stored",
     ("infllmv2_decode_attend_kernel", "chosen_ptr"): "what is loaded after the barrier is not stored after it",
+    ("infllmv2_select_kernel", "block_scores_ptr"): "a maximum taken again of what is stored already is the same",
     ("lightning_decode_kernel", "gated_ptr"): "loaded when all programs have stored, which they count",
     ("lightning_decode_kernel", "squares_ptr"): "loaded when all programs have stored, which they count",
 }
-"""Arguments that are loaded and stored, but never stored where a thread has yet to load what was there."""
+"""Arguments that are loaded and stored, but never stored where a thread has yet to load what was there and needs it."""
 
 Value = str | int | float
 
