@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sala_export.ops.infllmv2_attention import tiles
-from sala_export.ops.infllmv2_attention.cost import costs, floor, reread_bytes
+from sala_export.ops.infllmv2_attention.cost import costs, floor
 from sala_export.ops.infllmv2_attention.schema import PUBLISHED
 
 CHUNK = 8192
@@ -44,7 +44,9 @@ def test_selection_moves_nothing_that_grows_with_the_square_of_the_context() -> 
 
 
 def test_compressed_keys_are_asked_for_once_per_tile_of_tokens() -> None:
-    whole = reread_bytes(PUBLISHED, batch=1, tokens=CHUNK, past_length=1 << 20)
+    select = costs(PUBLISHED, batch=1, tokens=CHUNK, past_length=1 << 20)[1]
+    assert select.kernel == "infllmv2_select_kernel"
+    whole = select.bytes_from_cache
     middle = (1 << 20) + CHUNK / 2
     keys = CHUNK / 8 * middle * (1 / 16 + 1 / 64) * 512
     scores = CHUNK * 2 * middle / 64 * 3 * 4

@@ -1,8 +1,8 @@
 """What the InfLLMv2Attention kernels move and compute, and the least that any do.
 
 Bytes are those of device memory, each distinct byte once per launch: tiles of tokens that run side by side read the
-same keys, which the first brings into the L2 cache. What selection asks for in all is `reread_bytes`. A chunk is taken
-for the end of its prompt, which decides whether it is sparse.
+same keys, which the first brings into the L2 cache. What they ask the cache for in all is `bytes_from_cache`. A chunk
+is taken for the end of its prompt, which decides whether it is sparse.
 """
 
 from __future__ import annotations
@@ -107,22 +107,6 @@ def floor(
     )
 
 
-def reread_bytes(
-    attributes: Mapping[str, int | float], *, batch: int, tokens: int, past_length: int = 0, activation_bytes: int = 2
-) -> int:
-    """Bytes that selection asks for, most from the L2 cache: compressed keys, once per tile of tokens, and scores.
-
-    A score is written once and read twice, for the maxima of groups and for the list of survivors.
-    """
-    shape = _Shape(attributes, batch, tokens, past_length, activation_bytes)
-    tile = tiles.SELECT_TOKENS
-    last_of_tiles = [min(start + tile, shape.end) - 1 for start in range(shape.past, shape.end, tile)]
-    keys = sum(shape.windows(p + 1, 1) + shape.windows(p + 1, 4) for p in last_of_tiles if shape.is_contested(p))
-    contested = [p for p in shape.positions if shape.is_contested(p)]
-    scores = sum(p // shape.block - shape.window_blocks - shape.init_blocks for p in contested)
-    return batch * (keys * shape.key_row + 3 * shape.groups * scores * _FLOAT_BYTES)
-
-
 def _append(shape: _Shape) -> KernelCost:
     new = [shape.windows(shape.end, factor) - shape.windows(shape.past, factor) for factor in (1, 4)]
     before = min(shape.past, 4 * shape.size)
@@ -137,13 +121,15 @@ def _append(shape: _Shape) -> KernelCost:
 def _select(shape: _Shape) -> KernelCost:
     """Scores of tiles of tokens against the keys that the last of them sees; nothing where all candidates are taken.
 
-    The scores stay in the L2 cache, whose scratch holds those of the programs that run. Neighbours are taken to choose
-    different blocks, the most that there is to write.
+    The scores stay in the L2 cache, whose scratch holds those of the programs that run. Each is written once and read
+    twice, for the maxima of groups and for the list of survivors. Neighbours are taken to choose different blocks, the
+    most that there is to write.
     """
     tile = tiles.SELECT_TOKENS
     last_of_tiles = [min(start + tile, shape.end) - 1 for start in range(shape.past, shape.end, tile)]
     keys = sum(shape.windows(p + 1, 1) + shape.windows(p + 1, 4) for p in last_of_tiles if shape.is_contested(p))
     contested = any(map(shape.is_contested, last_of_tiles))
+    scores = sum(shape.candidates(p) for p in shape.positions if shape.is_contested(p))
     compressed = shape.windows(shape.end, 1) + shape.windows(shape.end, 4) if contested else 0
     queries = shape.tokens * shape.heads * shape.dim * shape.element
     # A token's list and its share of the union's, whose sizes are few.
@@ -153,6 +139,7 @@ def _select(shape: _Shape) -> KernelCost:
         bytes_read=shape.batch * ((queries if contested else 0) + compressed * shape.key_row),
         bytes_written=shape.batch * written,
         operations=2 * shape.batch * shape.groups * tile * _ROWS * shape.dim * keys,
+        bytes_from_cache=shape.batch * (keys * shape.key_row + 3 * shape.groups * scores * _FLOAT_BYTES),
     )
 
 

@@ -15,8 +15,7 @@ from ..common.any_size import any_size_kernel
 from ..common.dependent import let_next_launch_begin, wait_for_earlier_launches
 from .decode_choice import padded_scores
 from .positions import clamped_past, complete_windows, load_queries, log2_scale, split_bounds
-
-_LARGEST_FLOAT = tl.constexpr(3.4028234663852886e38)
+from .select_kernel import LARGEST_FLOAT
 
 
 @any_size_kernel
@@ -259,6 +258,6 @@ def _scores_of_blocks(
     for phase in tl.static_range(ratio + 1):
         p = tl.exp2(scale * tl.dot(q, tl.trans(k1[phase]), input_precision="ieee") - log_z[:, None])
         index = ratio * block + phase - 1
-        p = tl.minimum(tl.sum(p, axis=0), _LARGEST_FLOAT)
+        p = tl.minimum(tl.sum(p, axis=0), LARGEST_FLOAT)
         score = tl.maximum(score, tl.where((index >= 0) & (index < visible), p, 0.0))
     return score

@@ -20,7 +20,8 @@ from ..common.any_size import any_size_kernel
 from .block_choice import choose_blocks, store_unions
 from .positions import chosen_blocks, clamped_past, complete_windows, log2_scale
 
-_LARGEST_FLOAT = tl.constexpr(3.4028234663852886e38)
+LARGEST_FLOAT = tl.constexpr(3.4028234663852886e38)
+"""The most that P counts (README.md)."""
 
 
 @triton.jit
@@ -154,7 +155,7 @@ def _store_scores(
         p = tl.exp2(scale * tl.dot(k1, tl.trans(q), input_precision="ieee") - log_z[None, :])
         p = tl.reshape(p, (BLOCK_K, BLOCK_T // NEAR_TOKENS, GROUP_ROWS // NEAR_HEADS, NEAR_TOKENS, NEAR_HEADS))
         p = tl.reshape(tl.sum(tl.sum(p, axis=4), axis=2), (BLOCK_K, BLOCK_T))
-        p = tl.where(index[:, None] < visible[None, :], tl.minimum(p, _LARGEST_FLOAT), 0.0)
+        p = tl.where(index[:, None] < visible[None, :], tl.minimum(p, LARGEST_FLOAT), 0.0)
         pooled = tl.max(tl.max(tl.reshape(p, (FAR, FAR_KEYS, MIDDLE, NEAR_KEYS, NEAR, BLOCK_T)), axis=3), axis=1)
         score = tl.maximum(tl.reshape(pooled, (RANGES, BLOCK_T)), shared)
         last = tl.reshape(tl.where(is_shared, p, 0.0), (FAR, FAR_KEYS, MIDDLE, NEAR_KEYS, NEAR, BLOCK_T))

@@ -42,27 +42,6 @@ def _power_of_two_below(x: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def norm_and_rotate(
-    x_ptr: tl.tensor,
-    norm_ptr: tl.tensor,
-    cos: tl.tensor,
-    sin: tl.tensor,
-    o_row: tl.tensor,
-    m_row: tl.tensor,
-    row_stride: tl.tensor,
-    eps: tl.tensor,
-    head_dim: tl.constexpr,
-) -> tl.tensor:
-    """Both halves [rows, D / 2] of RoPE(RMSNorm(x)), rounded to X; rows outside `m_row` are zero."""
-    o_d = tl.arange(0, head_dim // 2)
-    x_row_ptr = x_ptr + o_row[:, None].to(tl.int64) * row_stride + o_d[None, :]
-    first = tl.load(x_row_ptr, mask=m_row[:, None], other=0.0)
-    second = tl.load(x_row_ptr + head_dim // 2, mask=m_row[:, None], other=0.0)
-    weight_1, weight_2 = tl.load(norm_ptr + o_d), tl.load(norm_ptr + head_dim // 2 + o_d)
-    return normed_and_rotated(first, second, weight_1, weight_2, cos, sin, m_row, eps, 1.0, head_dim)
-
-
-@triton.jit
 def normed_and_rotated(
     first: tl.tensor,
     second: tl.tensor,
