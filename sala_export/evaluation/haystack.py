@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from ..errors import RequestError
 from ..runtime.text import StreamEncoder, Tokenizer
-from ..specs import format_tokens
 from .tasks import Question, Reading
 
 _PARTS = re.compile(r"\s*\S{1,12}")
@@ -92,10 +91,18 @@ def question_ids(question: Question, tokenizer: Tokenizer, frame: Frame) -> list
     return ids + writer.finish()
 
 
+def least_tokens(reading: Reading, tokenizer: Tokenizer, frame: Frame) -> int:
+    """Tokens of a text without filler."""
+    writer = HaystackWriter(tokenizer)
+    pieces = [frame.before, reading.intro, *(f" {insert.text}" for insert in reading.inserts)]
+    return len(leading_ids(tokenizer, frame)) + sum(writer.cost(piece) for piece in pieces)
+
+
 def haystack_ids(reading: Reading, tokens: int, tokenizer: Tokenizer, frame: Frame) -> Iterator[list[int]]:
     """Yield the ids of a text of at most `tokens` tokens, a few less, with its inserts at their depths.
 
-    Raises: RequestError if its inserts alone are longer.
+    Args: tokens: at least `least_tokens`.
+    Raises: RequestError if the tokenizer has no tokens for the filler.
     """
     writer = HaystackWriter(tokenizer)
     yield writer.begin(leading_ids(tokenizer, frame))
@@ -106,11 +113,6 @@ def haystack_ids(reading: Reading, tokens: int, tokenizer: Tokenizer, frame: Fra
     inserts = deque(sorted((insert.depth, f" {insert.text}") for insert in reading.inserts))
     costs = {text: writer.cost(text) for _, text in inserts}
     begin, reserved = writer.tokens, sum(costs.values())
-    if begin + reserved > tokens:
-        raise RequestError(
-            f"a text of {format_tokens(tokens)} tokens has no room for {begin + reserved} of needles and "
-            "instructions: choose larger --lengths, or fewer --depths or --samples"
-        )
     for sentence in reading.filler():
         if inserts and writer.tokens >= begin + inserts[0][0] * (tokens - begin - costs[inserts[0][1]]):
             _, text = inserts.popleft()
@@ -118,7 +120,9 @@ def haystack_ids(reading: Reading, tokens: int, tokenizer: Tokenizer, frame: Fra
             yield writer.push(text)
         piece = f" {sentence}"
         if not writer.cost(piece):
-            raise RequestError(f"the tokenizer has no token for {sentence[:40]!r}: give --prompts with words that it has")
+            raise RequestError(
+                f"the tokenizer has no token for {sentence[:40]!r}: give --prompts with words that it has"
+            )
         if writer.tokens + writer.cost(piece) > tokens - reserved:
             yield from _last_parts(writer, piece, tokens - reserved)
             break

@@ -19,7 +19,9 @@ from .words import sentences
 
 _LONGEST_PIECE = 400
 """Characters. A longer sentence of a haystack is cut, so that needles come close to their depth."""
-_SENTENCE = re.compile(rf"[^.!?。！？\n]{{1,{_LONGEST_PIECE}}}[.!?。！？]*")
+_ENDS = r".!?\u3002\uff01\uff1f"
+"""What ends a sentence, also in Chinese."""
+_SENTENCE = re.compile(rf"[^{_ENDS}\n]{{1,{_LONGEST_PIECE}}}[{_ENDS}]*")
 
 Filler = Callable[[Random], Iterator[str]]
 """Gives sentences without end."""
@@ -123,8 +125,10 @@ def drawn_from(pieces: Sequence[str]) -> Filler:
 def cut_from(text: str) -> Filler:
     """Filler of a text's sentences in their order, from a random one on, and from the beginning again at the end.
 
-    The text has something besides white space.
+    Raises: RequestError if the text has no words.
     """
+    if not any(match[0].strip() for match in _SENTENCE.finditer(text)):
+        raise RequestError("the text of --haystack has no sentence: give another one")
 
     def cut(random: Random) -> Iterator[str]:
         start = random.randrange(len(text))

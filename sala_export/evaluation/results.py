@@ -93,12 +93,12 @@ def _read(descriptor: int, path: Path, header: Mapping[str, Any]) -> list[dict[s
     if not lines and not _line(header).startswith(rest):
         raise RequestError(f"{path} has something else than results: choose another --output")
     records = [_object(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+    if records:
+        _require_same(records[0], header, path)
     if rest:
         os.ftruncate(descriptor, len(content) - len(rest))
     if not records:
         _append(descriptor, header)
-        return []
-    _require_same(records[0], header, path)
     return records[1:]
 
 

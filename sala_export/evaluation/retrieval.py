@@ -18,7 +18,7 @@ from ..runtime.model import Model
 from ..runtime.session import PrefillProgress, Session
 from ..runtime.text import Tokenizer
 from ..specs import format_tokens
-from .haystack import Frame, haystack_ids, question_ids
+from .haystack import Frame, haystack_ids, least_tokens, question_ids
 from .tasks import AGGREGATION, MULTI_KEY, PASSKEY, VARIABLES, Question, Reading
 
 ANSWER_TOKENS = {PASSKEY: 32, MULTI_KEY: 32, VARIABLES: 64, AGGREGATION: 64}
@@ -83,7 +83,16 @@ class Reader:
         """Most tokens of an answer in a task."""
         return self.max_new_tokens or ANSWER_TOKENS[task]
 
-    def text_tokens(self, task: str, length: int, reading: Reading) -> int:
+    def require_room(self, task: str, length: int, reading: Reading) -> None:
+        """Raises: RequestError if a length has no room for a text, its questions and answers."""
+        least = least_tokens(reading, self.tokenizer, self.frame)
+        if self._text_tokens(task, length, reading) < least:
+            raise RequestError(
+                f"--lengths {format_tokens(length)}: the needles and instructions of {task} need {least} tokens: "
+                "choose a larger length, or fewer --depths or --samples"
+            )
+
+    def _text_tokens(self, task: str, length: int, reading: Reading) -> int:
         """Most tokens of a text, so that it, its longest question and the answer to it have `length` tokens.
 
         Raises: RequestError if half of the length or less is left.
@@ -102,7 +111,7 @@ class Reader:
     ) -> Iterator[Outcome]:
         """Read a text and yield an outcome for each of its questions. Nothing is read if all are in `known`.
 
-        Raises: RequestError if the text has no room for what it must have; RunError if a step fails.
+        Raises: RunError if a step fails.
         """
         keys = [
             ItemKey(task=task, length=length, depth=question.depth, sample=question.sample)
@@ -111,7 +120,7 @@ class Reader:
         asked = [(key, each) for key, each in zip(keys, reading.questions, strict=True) if key not in known]
         if not asked:
             return
-        tokens = self.text_tokens(task, length, reading)
+        tokens = self._text_tokens(task, length, reading)
         base = self.model.session(max_context=length, max_checkpoints=0)
         start = time.monotonic()
         base.prefill(

@@ -6,7 +6,7 @@ A `Reading` is one text. It is read once, and each of its questions is asked beh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 
 from ..errors import RequestError
@@ -74,7 +74,7 @@ class TaskOptions:
     samples: int = 1
     """Questions at each depth, and of each task that has no depths."""
     seed: int = 0
-    words: NeedleWords = NeedleWords()
+    words: NeedleWords = field(default_factory=NeedleWords)
     """Words of the needle tasks. The other tasks take its filler."""
 
     def __post_init__(self) -> None:

@@ -8,18 +8,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from random import Random
 
-_ADJECTIVES = (
+
+def _listed(words: str) -> tuple[str, ...]:
+    return tuple(words.split())
+
+
+_ADJECTIVES = _listed(
     "amber brave calm dusty early faded gentle hollow idle jolly keen little mellow narrow old pale quiet rusty sandy "
     "tall unknown velvet warm young broad clever distant eager frosty golden humble ivory jagged kind lonely misty "
     "noble open patient rapid silver tidy upper vivid wooden yellow crimson silent"
-).split()
-_NOUNS = (
+)
+_NOUNS = _listed(
     "anchor baker candle dancer engine farmer garden harbour island jacket kettle lantern miller needle orchard "
     "painter quarry river sailor teacher umbrella valley window weaver bridge castle doctor eagle forest glacier "
     "hammer inventor journal kitchen library meadow notebook ocean pilot rabbit saddle tower uncle village wagon "
     "yard barrel cottage drummer envelope fiddle gate hill mirror"
-).split()
-_VERBS = "carries draws finds greets hears keeps likes mends paints remembers sees visits watches follows".split()
+)
+_VERBS = _listed("carries draws finds greets hears keeps likes mends paints remembers sees visits watches follows")
 _PLACES = (
     "after the rain",
     "at the edge of the field",
