@@ -61,9 +61,14 @@ class HaystackWriter:
         """Add a piece. Returns the ids that are certain. Args: literal: special tokens in it are ordinary text."""
         if self._encoder is None:
             return self.begin(self._tokenizer.encode(piece, add_special_tokens=False, literal=literal))
-        ids = self._encoder.push(piece, literal=literal) + self._encoder.settle()
-        # Once the encoder gives something, all that waits is of the last piece.
-        self._waiting = self.cost(piece) if ids else self._waiting + self.cost(piece)
+        # The last word by itself: once the encoder gives something, all that waits is of what came last.
+        words, space, last = piece.rpartition(" ")
+        return [each for part in (words, space + last) for each in self._pushed(self._encoder, part, literal=literal)]
+
+    def _pushed(self, encoder: StreamEncoder, part: str, *, literal: bool) -> list[int]:
+        ids = encoder.push(part, literal=literal) + encoder.settle()
+        cost = self.cost(part)
+        self._waiting = cost if ids else self._waiting + cost
         return self.begin(ids)
 
     def finish(self) -> list[int]:

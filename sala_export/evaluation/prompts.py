@@ -21,7 +21,7 @@ _LONGEST_PIECE = 400
 """Characters. A longer sentence of a haystack is cut, so that needles come close to their depth."""
 _ENDS = r".!?\u3002\uff01\uff1f"
 """What ends a sentence, also in Chinese."""
-_SENTENCE = re.compile(rf"[^{_ENDS}\n]{{1,{_LONGEST_PIECE}}}[{_ENDS}]*")
+_SENTENCE = re.compile(rf"[^{_ENDS}\s][^{_ENDS}\n]{{0,{_LONGEST_PIECE}}}[{_ENDS}]*")
 
 Filler = Callable[[Random], Iterator[str]]
 """Gives sentences without end."""
@@ -127,15 +127,13 @@ def cut_from(text: str) -> Filler:
 
     Raises: RequestError if the text has no words.
     """
-    if not any(match[0].strip() for match in _SENTENCE.finditer(text)):
+    if not _SENTENCE.search(text):
         raise RequestError("the text of --haystack has no sentence: give another one")
 
     def cut(random: Random) -> Iterator[str]:
         start = random.randrange(len(text))
         while True:
-            found = (match[0].strip() for match in _SENTENCE.finditer(text, start))
-            # A sentence is where something remains of it without white space and full stops.
-            yield from (each for each in found if each)
+            yield from (match[0].rstrip() for match in _SENTENCE.finditer(text, start))
             start = 0
 
     return cut
