@@ -111,7 +111,7 @@ def evaluate(
       sala-export eval sala.sala --task passkey --lengths 8K,64K,256K --samples 2 -o results --plot heat.png
       sala-export eval sala.sala --task perplexity --text book.txt
     """
-    from ..evaluation.run import Subject, run_evaluation
+    from ..evaluation.run import EvaluatedModel, run_evaluation
 
     chosen = ChatOptions(**{name: options.pop(name) for name in ChatOptions.__annotations__})  # type: ignore[typeddict-item]
     words = _words(prompts, haystack)
@@ -123,7 +123,7 @@ def evaluate(
         request = _request(wanted, options, words, scored, frame, chosen)
         loaded = load_weights(console, source, tokenizer, runtime=runtime)
         show_runtime(console, loaded, source)
-        subject = Subject(model=loaded, tokenizer=tokenizer, name=source.name, config=source.config)
+        subject = EvaluatedModel(model=loaded, tokenizer=tokenizer, name=source.name, config=source.config)
         with progress_display(console) as on_progress:
             summary = run_evaluation(subject, request, output, on_progress)
         if save_plot is not None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ..errors import RequestError
 from ..runtime.text import StreamEncoder, Tokenizer
-from .tasks import Question, Reading
+from .tasks import HaystackReading, Question
 
 _PARTS = re.compile(r"\s*\S{1,12}")
 """Parts of a sentence, of which as many as fit end a text."""
@@ -96,14 +96,14 @@ def question_ids(question: Question, tokenizer: Tokenizer, frame: Frame) -> list
     return ids + writer.finish()
 
 
-def least_tokens(reading: Reading, tokenizer: Tokenizer, frame: Frame) -> int:
+def least_tokens(reading: HaystackReading, tokenizer: Tokenizer, frame: Frame) -> int:
     """Tokens of a text without filler."""
     writer = HaystackWriter(tokenizer)
     pieces = [frame.before, reading.intro, *(f" {insert.text}" for insert in reading.inserts)]
     return len(leading_ids(tokenizer, frame)) + sum(writer.cost(piece) for piece in pieces)
 
 
-def haystack_ids(reading: Reading, tokens: int, tokenizer: Tokenizer, frame: Frame) -> Iterator[list[int]]:
+def haystack_ids(reading: HaystackReading, tokens: int, tokenizer: Tokenizer, frame: Frame) -> Iterator[list[int]]:
     """Yield the ids of a text of at most `tokens` tokens, a few less, with its inserts at their depths.
 
     Args: tokens: at least `least_tokens`.

@@ -19,7 +19,7 @@ from ..runtime.session import PrefillProgress, Session
 from ..runtime.text import Tokenizer
 from ..specs import format_tokens
 from .haystack import Frame, haystack_ids, least_tokens, question_ids
-from .tasks import AGGREGATION, MULTI_KEY, PASSKEY, VARIABLES, Question, Reading
+from .tasks import AGGREGATION, MULTI_KEY, PASSKEY, VARIABLES, HaystackReading, Question
 
 ANSWER_TOKENS = {PASSKEY: 32, MULTI_KEY: 32, VARIABLES: 64, AGGREGATION: 64}
 """Most tokens of an answer, by task, unless the user chooses."""
@@ -70,7 +70,7 @@ def score(answer: str, expected: Sequence[str]) -> float:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Reader:
+class HaystackReader:
     """A model that reads texts and answers questions."""
 
     model: Model
@@ -83,7 +83,7 @@ class Reader:
         """Most tokens of an answer in a task."""
         return self.max_new_tokens or ANSWER_TOKENS[task]
 
-    def require_room(self, task: str, length: int, reading: Reading) -> None:
+    def require_room(self, task: str, length: int, reading: HaystackReading) -> None:
         """Raises: RequestError if a length has no room for a text, its questions and answers."""
         least = least_tokens(reading, self.tokenizer, self.frame)
         if self._text_tokens(task, length, reading) < least:
@@ -92,7 +92,7 @@ class Reader:
                 "choose a larger length, or fewer --depths or --samples"
             )
 
-    def _text_tokens(self, task: str, length: int, reading: Reading) -> int:
+    def _text_tokens(self, task: str, length: int, reading: HaystackReading) -> int:
         """Most tokens of a text, so that it, its longest question and the answer to it have `length` tokens.
 
         Raises: RequestError if half of the length or less is left.
@@ -107,7 +107,12 @@ class Reader:
         return length - needed
 
     def answers(
-        self, task: str, length: int, reading: Reading, known: Collection[ItemKey], on_progress: ProgressCallback
+        self,
+        task: str,
+        length: int,
+        reading: HaystackReading,
+        known: Collection[ItemKey],
+        on_progress: ProgressCallback,
     ) -> Iterator[Outcome]:
         """Read a text and yield an outcome for each of its questions. Nothing is read if all are in `known`.
 

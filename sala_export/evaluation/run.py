@@ -20,16 +20,16 @@ from .haystack import Frame, leading_ids
 from .perplexity import PERPLEXITY, EvaluationText, score_text
 from .prompts import ReadText
 from .results import Results, opened_results, write_summary
-from .retrieval import ItemKey, Reader
+from .retrieval import HaystackReader, ItemKey
 from .summary import ANSWER, Summary
-from .tasks import Reading, TaskOptions, readings
+from .tasks import HaystackReading, TaskOptions, readings
 
 _FIRST_LENGTH = 4096
 """The shortest length unless the user chooses. Each further one is twice as long."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Subject:
+class EvaluatedModel:
     """The model that is evaluated."""
 
     model: Model
@@ -69,7 +69,7 @@ class EvaluationRequest:
 
 
 def run_evaluation(
-    subject: Subject, request: EvaluationRequest, folder: Path | None, on_progress: ProgressCallback
+    subject: EvaluatedModel, request: EvaluationRequest, folder: Path | None, on_progress: ProgressCallback
 ) -> Summary:
     """Evaluate a model. Items that the folder has already are not done again.
 
@@ -101,18 +101,18 @@ def run_evaluation(
 class _Work:
     """Everything that is to be done, checked."""
 
-    subject: Subject
-    reader: Reader
-    texts: tuple[tuple[str, int, Reading], ...]
+    subject: EvaluatedModel
+    reader: HaystackReader
+    texts: tuple[tuple[str, int, HaystackReading], ...]
     """Task, length and text, the shortest first."""
     scored: EvaluationText | None
     scored_lengths: tuple[int, ...]
 
     @classmethod
-    def plan(cls, subject: Subject, request: EvaluationRequest) -> _Work:
+    def plan(cls, subject: EvaluatedModel, request: EvaluationRequest) -> _Work:
         """Raises: RequestError."""
         lengths = _lengths(subject, request.lengths)
-        reader = Reader(
+        reader = HaystackReader(
             model=subject.model,
             tokenizer=subject.tokenizer,
             frame=request.frame,
@@ -160,7 +160,7 @@ def _text(tokenizer: Tokenizer, read: ReadText | None) -> EvaluationText:
     return EvaluationText.of(shipped, tokenizer, leading, "the text that ships with sala-export")
 
 
-def _lengths(subject: Subject, wanted: tuple[int, ...] | None) -> tuple[int, ...]:
+def _lengths(subject: EvaluatedModel, wanted: tuple[int, ...] | None) -> tuple[int, ...]:
     """The lengths to evaluate, each once, the shortest first. Raises: as `_require_fits`."""
     if wanted is not None:
         for length in wanted:
@@ -172,7 +172,7 @@ def _lengths(subject: Subject, wanted: tuple[int, ...] | None) -> tuple[int, ...
     return found
 
 
-def _lengths_that_fit(subject: Subject) -> Iterator[int]:
+def _lengths_that_fit(subject: EvaluatedModel) -> Iterator[int]:
     length = _FIRST_LENGTH
     while True:
         try:
@@ -183,7 +183,7 @@ def _lengths_that_fit(subject: Subject) -> Iterator[int]:
         length *= 2
 
 
-def _require_fits(subject: Subject, length: int) -> None:
+def _require_fits(subject: EvaluatedModel, length: int) -> None:
     """Raises: RequestError, or RunError on a GPU, for a length that the model or the memory has no room for."""
     model = subject.model
     if length > model.default_max_context:

@@ -1,6 +1,6 @@
 """Retrieval tasks in the manner of RULER (Hsieh et al., 2024): what a text holds, what is asked, what is right.
 
-A `Reading` is one text. It is read once, and each of its questions is asked behind it, apart from the others.
+A `HaystackReading` is one text. It is read once, and each of its questions is asked behind it, apart from the others.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Question:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Reading:
+class HaystackReading:
     """One text with its questions."""
 
     intro: str
@@ -88,7 +88,7 @@ class TaskOptions:
         return [(depth, sample) for depth in depths for sample in range(self.samples)]
 
 
-def readings(task: str, length: int, options: TaskOptions) -> list[Reading]:
+def readings(task: str, length: int, options: TaskOptions) -> list[HaystackReading]:
     """The texts of a task at a length in tokens, with their questions.
 
     Raises: RequestError if there are fewer keys or values than needles.
@@ -102,11 +102,11 @@ def _repeated(filler: Filler, random: Random) -> Callable[[], Iterator[str]]:
     return lambda: filler(Random(seed))
 
 
-def _passkey(length: int, options: TaskOptions, random: Random) -> list[Reading]:
+def _passkey(length: int, options: TaskOptions, random: Random) -> list[HaystackReading]:
     return [_needles(options, random, PASSKEY, distractors=0)]
 
 
-def _multi_key(length: int, options: TaskOptions, random: Random) -> list[Reading]:
+def _multi_key(length: int, options: TaskOptions, random: Random) -> list[HaystackReading]:
     least, most = _DISTRACTORS
     distractors = min(max(length // _DISTRACTOR_TOKENS, least), most)
     if options.words.keys:
@@ -115,7 +115,7 @@ def _multi_key(length: int, options: TaskOptions, random: Random) -> list[Readin
     return [_needles(options, random, MULTI_KEY, distractors=distractors)]
 
 
-def _needles(options: TaskOptions, random: Random, task: str, *, distractors: int) -> Reading:
+def _needles(options: TaskOptions, random: Random, task: str, *, distractors: int) -> HaystackReading:
     """A text with a needle for every depth and sample, and needles that nobody asks for, evenly."""
     words, places = options.words, options.places()
     count = len(places) + distractors
@@ -136,7 +136,7 @@ def _needles(options: TaskOptions, random: Random, task: str, *, distractors: in
         )
         for (depth, sample), (key, value) in zip(places, asked, strict=True)
     ]
-    return Reading(
+    return HaystackReading(
         intro=words.intro,
         filler=_repeated(words.filler, random),
         inserts=tuple(inserts),
@@ -163,7 +163,7 @@ def _require_enough(what: str, there: int, count: int, task: str) -> None:
         )
 
 
-def _variable_tracking(length: int, options: TaskOptions, random: Random) -> list[Reading]:
+def _variable_tracking(length: int, options: TaskOptions, random: Random) -> list[HaystackReading]:
     """A text with a chain of assignments for every sample. The links of all chains lie between each other."""
     links, samples = _HOPS + 1, options.samples
     names, starts = variables(random, links * samples), numbers(random, samples, _CHAIN_DIGITS)
@@ -188,15 +188,15 @@ def _variable_tracking(length: int, options: TaskOptions, random: Random) -> lis
         "Read all of it and remember which variable gets which value."
     )
     filler = _repeated(options.words.filler, random)
-    return [Reading(intro=intro, filler=filler, inserts=tuple(inserts), questions=tuple(questions))]
+    return [HaystackReading(intro=intro, filler=filler, inserts=tuple(inserts), questions=tuple(questions))]
 
 
-def _aggregation(length: int, options: TaskOptions, random: Random) -> list[Reading]:
+def _aggregation(length: int, options: TaskOptions, random: Random) -> list[HaystackReading]:
     """For every sample a list of words, of which a few come ten times as often as each of the others."""
     return [_word_list(sample, random) for sample in range(options.samples)]
 
 
-def _word_list(sample: int, random: Random) -> Reading:
+def _word_list(sample: int, random: Random) -> HaystackReading:
     words = nouns(random)
     frequent, others = words[:_FREQUENT], words[_FREQUENT:]
     # So that the rounds take as many others as frequent words, and each of them in every tenth round.
@@ -209,7 +209,7 @@ def _word_list(sample: int, random: Random) -> Reading:
         expected=tuple(frequent),
     )
     intro = "Below is a long list of words. Some of them come more often than others. Remember those."
-    return Reading(
+    return HaystackReading(
         intro=intro,
         filler=_repeated(lambda drawn: _rounds(frequent, others, drawn), random),
         inserts=(),
@@ -227,7 +227,7 @@ def _rounds(frequent: Sequence[str], others: Sequence[str], random: Random) -> I
             yield from words
 
 
-_TASKS: dict[str, Callable[[int, TaskOptions, Random], list[Reading]]] = {
+_TASKS: dict[str, Callable[[int, TaskOptions, Random], list[HaystackReading]]] = {
     PASSKEY: _passkey,
     MULTI_KEY: _multi_key,
     VARIABLES: _variable_tracking,

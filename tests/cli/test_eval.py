@@ -14,7 +14,7 @@ from support.passkey_text import passkey_text_bundle
 from support.runtime_bundles import write_cpu_bundle
 
 from sala_export.cli.app import run
-from sala_export.evaluation.retrieval import Reader
+from sala_export.evaluation.retrieval import HaystackReader
 
 Capture = pytest.CaptureFixture[str]
 
@@ -72,13 +72,13 @@ def test_run_that_was_killed_goes_on_and_asks_only_what_is_missing(
     capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    answer = Reader._asked
+    answer = HaystackReader._asked
 
-    def noted(reader: Reader, base: Any, key: Any, *rest: Any) -> Any:
+    def noted(reader: HaystackReader, base: Any, key: Any, *rest: Any) -> Any:
         asked.append(key)
         return answer(reader, base, key, *rest)
 
-    monkeypatch.setattr(Reader, "_asked", noted)
+    monkeypatch.setattr(HaystackReader, "_asked", noted)
     options = ("--lengths", "1K,2K", "--depths", "2", "-o", str(tmp_path / "results"))
     path = tmp_path / "results" / "results.jsonl"
     first = evaluated(capsys, tmp_path, *options)
@@ -112,7 +112,10 @@ def with_file(option: str, content: bytes) -> Callable[[Path], list[str]]:
 BAD: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
     "longer than the model": (lambda _: ["--lengths", "8K,2M"], ["--lengths 2M", "up to 1M"]),
     "shorter than a question": (lambda _: ["--lengths", "64"], ["--lengths 64", "choose a larger length"]),
-    "no room for needles": (lambda _: ["--lengths", "256", "--depths", "20", "--max-new-tokens", "8"], ["needles and instructions of"]),
+    "no room for needles": (
+        lambda _: ["--lengths", "256", "--depths", "20", "--max-new-tokens", "8"],
+        ["needles and instructions of"],
+    ),
     "unknown task": (lambda _: ["--task", "haystack"], ["'haystack' is not one of"]),
     "a field is missing": (with_words(needle=None, keys=None), ["lacks needle, keys"]),
     "an unknown field": (with_words(needles="x"), ["'needles' is no field"]),

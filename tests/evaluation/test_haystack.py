@@ -23,7 +23,7 @@ from sala_export.evaluation.tasks import (
     PASSKEY,
     TASKS,
     VARIABLES,
-    Reading,
+    HaystackReading,
     TaskOptions,
     readings,
 )
@@ -129,7 +129,7 @@ def test_most_frequent_words_are_the_expected_ones(tokenizer: Tokenizer) -> None
         assert fewest > 5 * max(count for word, count in counts.items() if word not in question.expected)
 
 
-def texts(task: str, seed: int, tokenizer: Tokenizer) -> list[tuple[list[int], Reading]]:
+def texts(task: str, seed: int, tokenizer: Tokenizer) -> list[tuple[list[int], HaystackReading]]:
     found = readings(task, 3000, TaskOptions(seed=seed))
     return [(laid_out(reading, 3000, tokenizer)[0], reading) for reading in found]
 

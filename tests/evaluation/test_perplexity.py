@@ -19,7 +19,7 @@ from sala_export.cli.app import run
 from sala_export.errors import RequestError
 from sala_export.evaluation.perplexity import EvaluationText, score_text
 from sala_export.evaluation.prompts import ReadText
-from sala_export.evaluation.run import EvaluationRequest, Subject, run_evaluation
+from sala_export.evaluation.run import EvaluatedModel, EvaluationRequest, run_evaluation
 from sala_export.model_source import ModelSource
 from sala_export.progress import silent
 from sala_export.runtime.text import Tokenizer
@@ -81,7 +81,8 @@ def test_sums_by_position_are_those_of_a_loop(
         assert each.nll == pytest.approx(math.fsum(expected) / len(expected), rel=1e-12)
         assert each.perplexity == pytest.approx(math.exp(each.nll))
     total = math.fsum(value for each in by_bin.values() for value in each)
-    assert (found.tokens, found.nll) == (length - 1, pytest.approx(total / (length - 1)))
+    assert found.tokens == length - 1
+    assert found.nll == pytest.approx(total / found.tokens)
     predicted = tokenizer.decode(text.ids[1:length].tolist()).encode()
     assert found.bits_per_byte == pytest.approx(total / math.log(2) / len(predicted), rel=0.02)
 
@@ -91,7 +92,7 @@ def test_perplexity_of_a_bundle_is_that_of_the_torch_module(tmp_path: Path) -> N
     text = document.text[:400]
     source = ModelSource.of_bundle(tiny_text_bundle())
     tokenizer = Tokenizer.from_files(source.text_files())
-    subject = Subject(
+    subject = EvaluatedModel(
         model=sala_export.load(tiny_text_bundle()), tokenizer=tokenizer, name=source.name, config=source.config
     )
     ids = tokenizer.encode(text)

@@ -11,7 +11,7 @@ from support.passkey import PAIRS
 from support.passkey_text import WORDS
 
 from sala_export.evaluation.haystack import Frame, haystack_ids
-from sala_export.evaluation.tasks import Reading
+from sala_export.evaluation.tasks import HaystackReading
 from sala_export.runtime.text import Tokenizer
 
 _FILLER = [word for word in WORDS if word.startswith("w")]
@@ -38,7 +38,9 @@ def write_passkey_words(path: Path, **changed: object) -> Path:
     return path
 
 
-def laid_out(reading: Reading, tokens: int, tokenizer: Tokenizer, frame: Frame | None = None) -> tuple[list[int], str]:
+def laid_out(
+    reading: HaystackReading, tokens: int, tokenizer: Tokenizer, frame: Frame | None = None
+) -> tuple[list[int], str]:
     """A text of `tokens` tokens, as ids and decoded."""
     pieces = haystack_ids(reading, tokens, tokenizer, frame or Frame())
     ids = [token for piece in pieces for token in piece]
