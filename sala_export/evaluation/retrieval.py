@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -127,12 +127,15 @@ class HaystackReader:
             return
         tokens = self._text_tokens(task, length, reading)
         base = self.model.session(max_context=length, max_checkpoints=0)
-        start = time.monotonic()
-        base.prefill(
-            _pieces(haystack_ids(reading, tokens, self.tokenizer, self.frame)),
-            context_length=length,
-            on_progress=_reported(f"reading {task} {format_tokens(length)}", tokens, on_progress),
-        )
+        start, phase = time.monotonic(), f"reading {task} {format_tokens(length)}"
+
+        def report(progress: PrefillProgress) -> None:
+            # The text is a few tokens shorter than `tokens`, or just as long.
+            on_progress(phase, min(progress.tokens_done, tokens - 1), tokens)
+
+        ids = _pieces(haystack_ids(reading, tokens, self.tokenizer, self.frame))
+        base.prefill(ids, context_length=length, on_progress=report)
+        on_progress(phase, tokens, tokens)
         read_seconds = time.monotonic() - start
         for key, question in asked:
             yield self._asked(base, key, question, read_seconds)
@@ -160,12 +163,3 @@ def _pieces(ids: Iterator[list[int]]) -> Iterator[NDArray[np.int32]]:
     each = itertools.chain.from_iterable(ids)
     while piece := list(itertools.islice(each, _PIECE_TOKENS)):
         yield np.array(piece, np.int32)
-
-
-def _reported(phase: str, total: int, on_progress: ProgressCallback) -> Callable[[PrefillProgress], None]:
-    """Report the tokens of a text that were read. The last step fills up what the text is shorter than `total`."""
-
-    def report(progress: PrefillProgress) -> None:
-        on_progress(phase, total if progress.tokens_total is not None else progress.tokens_done, total)
-
-    return report

@@ -22,7 +22,7 @@ _NOUNS = _listed(
     "anchor baker candle dancer engine farmer garden harbour island jacket kettle lantern miller needle orchard "
     "painter quarry river sailor teacher umbrella valley window weaver bridge castle doctor eagle forest glacier "
     "hammer inventor journal kitchen library meadow notebook ocean pilot rabbit saddle tower uncle village wagon "
-    "yard barrel cottage drummer envelope fiddle gate hill mirror"
+    "yard barrel cottage drummer envelope fiddle gate hill mirror basket ladder"
 )
 _VERBS = _listed("carries draws finds greets hears keeps likes mends paints remembers sees visits watches follows")
 _PLACES = (

@@ -150,6 +150,19 @@ def test_bad_input_is_one_line(case: str, capsys: Capture, tmp_path: Path) -> No
     assert all(word in line for word in words), line
 
 
+def test_lengths_end_where_the_memory_does(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The passkey model takes a little more than 1 KiB for a token."""
+    monkeypatch.setattr("sala_export.engine.host.available_host_bytes", lambda: 12 << 20)
+    told = evaluated(capsys, tmp_path, "--task", "passkey")
+    assert [row["length"] for row in told["by_length"]] == [4096, 8192]
+    results = tmp_path / "results"
+    for free, lengths, named in ((12 << 20, ["--lengths", "4K,16K"], "16K"), (1 << 20, [], "4K")):
+        monkeypatch.setattr("sala_export.engine.host.available_host_bytes", lambda free=free: free)
+        assert run(["eval", str(passkey_text_bundle()), "-o", str(results), *lengths]) == 2
+        assert f"--lengths {named} needs" in capsys.readouterr().err
+    assert not results.exists()
+
+
 def test_model_without_a_tokenizer_is_refused(capsys: Capture, tmp_path: Path) -> None:
     checkpoint = write_passkey_checkpoint(tmp_path / "checkpoint", passkey_config(num_attention_heads=4))
     bundle = write_cpu_bundle(checkpoint, tmp_path / "ids.sala")

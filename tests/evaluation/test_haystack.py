@@ -61,7 +61,7 @@ def tokenizer(tmp_path: Path) -> Tokenizer:
 def test_text_has_its_length_and_its_tokens_are_those_of_the_whole(kind: str, task: str, tmp_path: Path) -> None:
     tokenizer = tokenizer_of(kind, tmp_path)
     assert tokenizer.streams == (kind != "not cut")
-    for tokens, frame in ((3000, Frame()), (4099, CHAT)):
+    for tokens, frame in ((1500, Frame()), (4099, CHAT)):
         (reading,) = readings(task, tokens, TaskOptions(seed=3))
         ids, text = laid_out(reading, tokens, tokenizer, frame)
         assert 0.99 * tokens <= len(ids) <= tokens
