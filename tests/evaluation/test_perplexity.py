@@ -54,7 +54,7 @@ def tokenizer() -> Tokenizer:
 def test_sums_by_position_are_those_of_a_loop(
     length: int, piece: int, leading: list[int], tokenizer: Tokenizer
 ) -> None:
-    text = EvaluationText.of("Grüße an alle! 世界. " * 400, tokenizer, leading, "text")
+    text = EvaluationText.of("Grüße aus Köln! 世界. " * 400, tokenizer, leading, "text")
     logprobs = np.random.default_rng(length).normal(-3.0, 1.0, length)
     logprobs[0] = math.nan
     session = ScriptedSession(logprobs)
