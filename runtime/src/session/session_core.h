@@ -132,6 +132,7 @@ class SessionCore {
   Status empty();
   /// Sets logit_rows_: `rows`, and the last token if it is not among them. Makes room for their logits.
   Status choose_rows(int64_t tokens, std::span<const int32_t> rows);
+  Status reserve_rows();
   /// Claims what a session without tokens has.
   Status begin();
   Status restore(const Checkpoint& checkpoint);
