@@ -154,7 +154,7 @@ def test_what_progress_raises_comes_out_and_the_session_goes_on(model: Model) ->
     with pytest.raises(RuntimeError, match="enough"):
         session.score(ids, on_progress=refuse)
     assert session.position == 100
-    np.testing.assert_allclose(session.prefill(ids[100:]), model.session().prefill(ids), atol=1e-5)
+    np.testing.assert_allclose(session.prefill(ids[100:]), model.session().prefill(ids), atol=1e-4)
 
 
 def test_number_of_likeliest_tokens_is_checked(model: Model) -> None:
