@@ -89,15 +89,15 @@ def test_sums_by_position_are_those_of_a_loop(
 
 def test_perplexity_of_a_bundle_is_that_of_the_torch_module(tmp_path: Path) -> None:
     (document,) = (each for each in documents() if each.name == "long-nian.txt")
-    text = document.text[:400]
+    text = document.text[:220]
     source = ModelSource.of_bundle(tiny_text_bundle())
     tokenizer = Tokenizer.from_files(source.text_files())
     subject = EvaluatedModel(
         model=sala_export.load(tiny_text_bundle()), tokenizer=tokenizer, name=source.name, config=source.config
     )
     ids = tokenizer.encode(text)
-    lengths = (600, len(ids))
-    request = EvaluationRequest(tasks=("perplexity",), lengths=(600, 8192), text=ReadText(text=text, sha256="0"))
+    lengths = (400, len(ids))
+    request = EvaluationRequest(tasks=("perplexity",), lengths=(400, 8192), text=ReadText(text=text, sha256="0"))
     summary = run_evaluation(subject, request, tmp_path, silent)
     reference = sala_export.SalaForCausalLM.from_pretrained(tiny_checkpoint(), dtype=torch.float32)
     assert [each["length"] for each in summary.perplexity] == list(lengths)
