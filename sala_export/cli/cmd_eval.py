@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 
 from ..errors import RequestError
+from ..evaluation.tasks import NEEDLE_TASKS, PERPLEXITY, TASKS
 from ..plotting import plot_file
 from .chat_options import Chat, ChatOptions, chat_options, require_sense
 from .eval_tables import print_evaluation
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
     from ..evaluation.run import EvaluationRequest
     from ..runtime.text import Tokenizer
 
-_RETRIEVAL = ("passkey", "multi-key", "variable-tracking", "aggregation")
-_NEEDLES = _RETRIEVAL[:2]
-_PERPLEXITY = "perplexity"
-
 
 @click.command("eval")
 @click.argument("model", type=BundlePath())
@@ -34,7 +31,7 @@ _PERPLEXITY = "perplexity"
 @click.option(
     "--task",
     "tasks",
-    type=click.Choice([*_RETRIEVAL, _PERPLEXITY]),
+    type=click.Choice([*TASKS, PERPLEXITY]),
     multiple=True,
     help="Task to run. You can repeat the option.  [default: all but perplexity]",
 )
@@ -98,6 +95,9 @@ def evaluate(
     plot: Path | None,
     runtime: str,
     as_json: bool,
+    system: str | None,
+    template_var: tuple[tuple[str, object], ...],
+    chat_template: str | None,
     **options: Any,
 ) -> None:
     """Evaluate a model at long contexts: what it finds in a text, and how well it predicts one.
@@ -113,7 +113,7 @@ def evaluate(
     """
     from ..evaluation.run import EvaluatedModel, run_evaluation
 
-    chosen = ChatOptions(**{name: options.pop(name) for name in ChatOptions.__annotations__})  # type: ignore[typeddict-item]
+    chosen = ChatOptions(system=system, template_var=template_var, chat_template=chat_template)
     words = _words(prompts, haystack)
     wanted = _tasks(tasks, prompts)
     scored = _text(text, wanted)
@@ -139,11 +139,11 @@ def evaluate(
 def _tasks(tasks: tuple[str, ...], prompts: Path | None) -> tuple[str, ...]:
     """The tasks, each once. Raises: RequestError for one that --prompts has no words for."""
     if prompts is None:
-        return tuple(dict.fromkeys(tasks)) or _RETRIEVAL
+        return tuple(dict.fromkeys(tasks)) or TASKS
     for task in tasks:
-        if task not in _NEEDLES:
+        if task not in NEEDLE_TASKS:
             raise RequestError(f"--prompts {prompts} has words for passkey and multi-key, not for --task {task}")
-    return tuple(dict.fromkeys(tasks)) or _NEEDLES
+    return tuple(dict.fromkeys(tasks)) or NEEDLE_TASKS
 
 
 def _words(prompts: Path | None, haystack: Path | None) -> tuple[NeedleWords, dict[str, str | None]]:
@@ -168,7 +168,7 @@ def _text(text: Path | None, tasks: tuple[str, ...]) -> ReadText | None:
 
     if text is None:
         return None
-    if _PERPLEXITY not in tasks:
+    if PERPLEXITY not in tasks:
         raise RequestError(f"--text {text} is for perplexity: give --task perplexity, too")
     return ReadText.read(text, "--text")
 

@@ -15,9 +15,8 @@ from ..progress import ProgressCallback
 from ..runtime.text import Tokenizer
 from ..specs import format_tokens
 
-PERPLEXITY = "perplexity"
 FIRST_BIN = 256
-"""Tokens before the position at which the first bin ends. Each further bin is as long as all before it."""
+"""Positions in the first bin. Each further bin is as long as all before it together."""
 _PIECE_TOKENS = 1 << 14
 _LEAST_TOKENS = 16
 

@@ -17,12 +17,12 @@ from ..runtime.model import Model
 from ..runtime.text import Tokenizer
 from ..specs import format_tokens
 from .haystack import Frame, leading_ids
-from .perplexity import PERPLEXITY, EvaluationText, score_text
+from .perplexity import EvaluationText, score_text
 from .prompts import ReadText
 from .results import Results, opened_results, write_summary
 from .retrieval import HaystackReader, ItemKey
 from .summary import ANSWER, Summary
-from .tasks import HaystackReading, TaskOptions, readings
+from .tasks import PERPLEXITY, HaystackReading, TaskOptions, readings
 
 _FIRST_LENGTH = 4096
 """The shortest length unless the user chooses. Each further one is twice as long."""

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..machine import peak_host_bytes
-from .perplexity import PERPLEXITY
+from .tasks import PERPLEXITY
 
 ANSWER = "answer"
 """Kind of the results of retrieval."""

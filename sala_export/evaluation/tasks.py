@@ -16,6 +16,8 @@ from .words import keys as made_keys
 
 PASSKEY, MULTI_KEY, VARIABLES, AGGREGATION = "passkey", "multi-key", "variable-tracking", "aggregation"
 NEEDLE_TASKS = (PASSKEY, MULTI_KEY)
+PERPLEXITY = "perplexity"
+"""Name of the one task that asks nothing. `perplexity.py` has it."""
 
 _DISTRACTOR_TOKENS = 512
 """A text of multi-key has one needle that is not asked for in so many tokens."""

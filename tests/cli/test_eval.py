@@ -44,6 +44,7 @@ def test_constructed_model_finds_every_needle_at_8k(capsys: Capture, tmp_path: P
     }
     lines = [json.loads(line) for line in (results / "results.jsonl").read_text().splitlines()][1:]
     assert len(lines) == 40
+    assert len({line["read_seconds"] for line in lines}) == 4  # each text is read once
     for line in lines:
         assert line["answer"].split()[0] == line["expected"][0]
         assert 0.99 * line["length"] <= line["context_tokens"] + 2 <= line["length"]
