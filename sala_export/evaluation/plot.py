@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLOURS = "RdYlGn"
+_ALPHA = 0.6
+"""So that the numbers on the colours can be read."""
 
 
 def draw(summary: Summary) -> Figure:
@@ -38,7 +40,7 @@ def _heat_map(axes: Any, summary: Summary, task: str) -> None:
         row, column = depths.index(cell.depth), lengths.index(cell.length)
         scores[row, column] = cell.score
         axes.text(column, row, f"{cell.score:.0%}", ha="center", va="center", fontsize=8)
-    axes.imshow(scores, cmap=_COLOURS, vmin=0, vmax=1, aspect="auto")
+    axes.imshow(scores, cmap=_COLOURS, vmin=0, vmax=1, aspect="auto", alpha=_ALPHA)
     axes.set_xticks(range(len(lengths)), [format_tokens(length) for length in lengths], fontsize=8)
     axes.set_yticks(range(len(depths)), ["all" if depth is None else f"{depth:.0%}" for depth in depths], fontsize=8)
     axes.set_xlabel("length in tokens")
