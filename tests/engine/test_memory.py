@@ -29,6 +29,7 @@ def graph_9b() -> EngineGraph:
         TensorSpec("past_length", DType.INT32, ("batch",)),
         TensorSpec("context_length", DType.INT32, ("batch",)),
         TensorSpec("rope_cos_sin", DType.FLOAT32, ("batch", "tokens", 128)),
+        TensorSpec("logit_rows", DType.INT32, ("rows",)),
     ]
     for i in range(32):
         if i in SPARSE_LAYERS_9B:
@@ -53,7 +54,7 @@ def graph_9b() -> EngineGraph:
         path=Path("engine.onnx"),
         inputs=tuple(inputs),
         weights=(TensorSpec("all", DType.BFLOAT16, (PARAMETERS_9B,)),),
-        outputs=(TensorSpec("logits", DType.FLOAT32, ("batch", 73448)),),
+        outputs=(TensorSpec("logits", DType.FLOAT32, ("rows", 73448)),),
         operators=(sparse,),
         parameters=PARAMETERS_9B,
         quantized_parameters=0,
