@@ -53,7 +53,10 @@ class MemoryUsage:
     activation_bytes: int
     """Scratch of the larger profile, because a session runs one profile at a time."""
     io_bytes: int
-    """Token ids, lengths, RoPE rows and the most rows of logits."""
+    """Token ids, lengths, RoPE rows, and the logits of a decode step.
+
+    Those of further tokens of a chunk, 287 KiB each for 9B, take their memory when they are first asked for.
+    """
 
     @property
     def total_bytes(self) -> int:
@@ -85,7 +88,8 @@ def predict_memory(
         if part in _GROWING_PARTS:
             parts[part] += spec.size_bytes(prefill) + others * _heads(spec) * PAGE_BYTES
         else:
-            parts[part] += max(spec.size_bytes(prefill), spec.size_bytes(decode))
+            profiles = (decode,) if spec.name == LOGITS else (prefill, decode)
+            parts[part] += max(spec.size_bytes(profile) for profile in profiles)
     if others:
         # Each session has its own, and a place in the batch.
         parts["state_bytes"] *= 2

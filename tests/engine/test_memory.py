@@ -81,7 +81,7 @@ def test_account_of_9b_at_a_million_tokens() -> None:
     # Three hidden rows, gate_up and its product: what TensorRT plans, to the byte. And partial sums.
     assert memory.activation_bytes == 960 * MIB + PARTIAL_SUM_BYTES
     # ids, two lengths, RoPE rows, logits
-    assert memory.io_bytes == 8192 * 8 + 2 * 4 + 8192 * 128 * 4 + 73448 * 4
+    assert memory.io_bytes == 8192 * 8 + 2 * 4 + 256 * 4 + 8192 * 128 * 4 + 73448 * 4
     assert memory.total_bytes == sum(memory.parts().values())
 
 
@@ -148,7 +148,7 @@ def test_batch_adds_states_and_pages_but_neither_weights_nor_activations() -> No
     assert three.compressed_key_bytes == 8 * 2 * (2 + 2 * 2 * 2) * MIB
     assert three.state_bytes == 2 * 3 * one.state_bytes, "each session's, and that in the batch"
     # A chunk of one session has more ids and RoPE rows, a batch more lengths and logits.
-    assert three.io_bytes == 8192 * 8 + 2 * 3 * 4 + 8192 * 128 * 4 + 3 * 73448 * 4
+    assert three.io_bytes == 8192 * 8 + 2 * 3 * 4 + 256 * 4 + 8192 * 128 * 4 + 3 * 73448 * 4
 
 
 def test_activations_of_a_batch_beyond_the_chunk_follow_the_batch() -> None:
