@@ -220,21 +220,23 @@ Status SessionCore::choose_rows(int64_t tokens, std::span<const int32_t> rows) {
                  " tokens, or not behind the row before it");
   }
   if (rows.empty() || rows.back() != tokens - 1) logit_rows_.push_back(static_cast<int32_t>(tokens - 1));
+  if (logit_rows_.size() > 1) SALA_RETURN_IF_ERROR(reserve_rows());
+  wanted_rows_ = rows.size();
+  return success();
+}
+
+Status SessionCore::reserve_rows() {
   const auto count = static_cast<int64_t>(logit_rows_.size());
   if (const int64_t most = model_->engine->limits().max_logit_rows; count > most) {
     return error(ErrorCode::kInvalidArgument, "the step has ", count, " rows of logits, with the last, expected 1 to ",
                  most, ", which is what this engine serves");
   }
-  if (count > 1) {
-    const size_t elements = logit_rows_.size() * logits_.size();
-    if (row_logits_.size() < elements) {
-      row_logits_ = std::vector<float>();  // before the larger one takes memory
-      row_logits_.resize(elements);
-    }
-    SALA_RETURN_IF_ERROR(execution_->reserve_rows(count));
+  const size_t elements = logit_rows_.size() * logits_.size();
+  if (row_logits_.size() < elements) {
+    row_logits_ = std::vector<float>();  // before the larger one takes memory
+    row_logits_.resize(elements);
   }
-  wanted_rows_ = rows.size();
-  return success();
+  return execution_->reserve_rows(count);
 }
 
 std::span<const float> SessionCore::row_logits() const {

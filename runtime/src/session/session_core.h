@@ -151,6 +151,7 @@ class SessionCore {
   Status empty();
   /// Sets logit_rows_: `rows`, and the last token if it is not among them. Makes room for their logits.
   Status choose_rows(int64_t tokens, std::span<const int32_t> rows);
+  Status reserve_rows();
   /// Where the engine writes the logits of the chosen rows.
   std::span<float> step_rows();
   /// Claims what a step on so many tokens behind the first `past_length` writes.
