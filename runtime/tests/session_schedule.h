@@ -16,6 +16,7 @@
 #include "mock_engine.h"
 #include "sala/model.h"
 #include "sala/session.h"
+#include "some_tokens.h"
 
 namespace sala::test {
 
@@ -31,6 +32,9 @@ class Schedule {
     }
     for (Known& each : sessions_) check(each);
   }
+
+  /// Drafts that were right.
+  int64_t accepted() const { return accepted_; }
 
  private:
   static constexpr int64_t kMaxContext = 600;
@@ -60,7 +64,7 @@ class Schedule {
   }
 
   void change(Known& known) {
-    switch (pick(10)) {
+    switch (pick(12)) {
       case 0:
       case 1:
         return prefill(known, pick(4) == 0 ? 1 + pick(120) : 1 + pick(20));
@@ -77,6 +81,9 @@ class Schedule {
         return save(known);
       case 8:
         return generate_together();
+      case 9:
+      case 10:
+        return speculate(known);
       default:
         if (pick(5) == 0) drop();
         ASSERT_TRUE(sessions_[pick(sessions_.size())].session.checkpoint());
@@ -186,12 +193,43 @@ class Schedule {
         EXPECT_TRUE(batch->status(i));
       }
     }
-    for (Known* each : members) {
-      if (each->pending) each->run({});
-      for (const int32_t token : each->session.tokens().subspan(static_cast<size_t>(each->length()))) {
-        if (each->pending) each->run({});
-        each->pending = token;
-      }
+    for (Known* each : members) take_answer(*each);
+  }
+
+  /// Draws an answer with drafts up to a random token. It must be the one that a fork draws without.
+  void speculate(Known& known) {
+    if (known.length() == 0 || !(known.pending || known.has_logits)) return;
+    const std::vector<int32_t> words = ids(1 + pick(3));
+    GenerateOptions options{static_cast<int64_t>(pick(60)), {}, {{3, 4}}};
+    options.sampling = {.temperature = pick(2) * 900.0, .repetition_penalty = 1.1, .seed = pick(100)};
+    options.sampling.frequency_penalty = 0.5;
+    const bool is_constrained = pick(4) > 0;
+    Session plain = *known.session.fork();
+    if (is_constrained) options.constraint = some_tokens(words);
+    auto expected = *plain.generate(options);
+    if (is_constrained) options.constraint = some_tokens(words);
+    options.speculation = 1 + pick(9);
+    auto generation = *known.session.generate(options);
+    for (size_t tokens = pick(64); tokens > 0; --tokens) {
+      const auto token = generation.next();
+      ASSERT_TRUE(token) << token.error().message;
+      EXPECT_EQ(*token, *expected.next());
+      EXPECT_EQ(generation.finish_reason(), expected.finish_reason());
+      EXPECT_EQ(known.session.position(), plain.position());
+      EXPECT_EQ(known.session.past_length(), plain.past_length());
+      if (!*token) break;
+    }
+    accepted_ += generation.speculation().accepted;
+    take_answer(known);
+  }
+
+  /// Notes the tokens that the session has drawn.
+  void take_answer(Known& known) {
+    const auto drawn = known.session.tokens().subspan(static_cast<size_t>(known.length()));
+    if (known.pending && known.session.past_length() > static_cast<int64_t>(known.ran.size())) known.run({});
+    for (const int32_t token : drawn) {
+      if (known.pending) known.run({});
+      known.pending = token;
     }
   }
 
@@ -221,6 +259,7 @@ class Schedule {
   const Mock& mock_;
   std::mt19937 random_;
   std::vector<Known> sessions_;
+  int64_t accepted_ = 0;
 };
 
 }  // namespace sala::test

@@ -25,9 +25,11 @@ class Prefiller;
 class Scheduler;
 class SchedulerThread;
 class SessionCore;
+class Speculation;
 class StateTarget;
 
 constexpr int64_t kDefaultMaxCheckpoints = 8;
+constexpr int64_t kMostDraftTokens = 64;
 
 struct SessionOptions {
   std::optional<int64_t> max_context = {};      // in tokens, by default Model::default_max_context()
@@ -82,6 +84,22 @@ struct GenerateOptions {
   std::optional<int64_t> logprobs = {};
   /// Which tokens may come. By default every token may.
   std::shared_ptr<TokenConstraint> constraint = {};
+  /// Most tokens to draft for a step, 1 to kMostDraftTokens. Drafts are what followed the same tokens earlier in the
+  /// context. One step runs them with the token before them, so those that are then drawn take no step of their own. The
+  /// answer is the same as without. None are drafted by default.
+  std::optional<int64_t> speculation = {};
+};
+
+/// What drafts did for an answer.
+struct SpeculationCounts {
+  int64_t tokens = 0;    // drawn, a stop token included
+  int64_t drafted = 0;   // drafts that steps ran
+  int64_t accepted = 0;  // of those, the ones that were drawn and so saved a step
+
+  /// Tokens for each step, 1 without drafts.
+  double tokens_per_step() const {
+    return tokens == 0 ? 1 : static_cast<double>(tokens) / static_cast<double>(tokens - accepted);
+  }
 };
 
 /// One context with its caches. What you generate, sample or decode is the answer, which begins where the last prefill
@@ -197,6 +215,10 @@ std::string_view name_of(FinishReason reason);
 /// Tokens of one `Session::generate`, sampled when you ask for them.
 class Generation {
  public:
+  Generation(Generation&&) noexcept;
+  Generation& operator=(Generation&&) noexcept;
+  ~Generation();
+
   /// Returns the next token, or nothing when the generation is finished. A stop token joins the context but is not
   /// returned.
   Expected<std::optional<int32_t>> next();
@@ -208,13 +230,22 @@ class Generation {
   /// they were not asked for.
   const TokenLogprobs* logprobs() const { return logprobs_ ? &*logprobs_ : nullptr; }
 
+  /// What drafts have done so far.
+  SpeculationCounts speculation() const;
+
  private:
   friend class DecodeBatch;
   friend class SchedulerThread;
   friend class Session;
-  Generation(SessionCore& core, GenerateOptions options) : core_(&core), options_(std::move(options)) {}
+  Generation(SessionCore& core, GenerateOptions options);
   /// False, with the reason, once there is nothing more to draw. Forgets the log-probabilities of the token before.
   bool goes_on();
+  /// Whether the next step has drafts, or has run as one of them, so that no batch can take it.
+  bool wants_own_step();
+  /// Runs the token that was drawn last.
+  Status run_pending();
+  /// Most drafts of which the answer can still use every one.
+  int64_t most_drafts() const { return options_.max_new_tokens - new_tokens_ - 1; }
   /// Draws a token from the logits.
   Expected<std::optional<int32_t>> draw();
   /// As `SessionCore::sample`, under the constraint.
@@ -224,6 +255,7 @@ class Generation {
   GenerateOptions options_;
   int64_t new_tokens_ = 0;
   std::optional<TokenLogprobs> logprobs_;
+  std::unique_ptr<Speculation> speculation_;  // if it was asked for
   FinishReason finish_reason_ = FinishReason::kNone;
 };
 

@@ -38,6 +38,11 @@ Expected<BatchGeneration> Model::generate_batch(std::span<Session* const> sessio
   std::vector<BatchMember> members;
   std::vector<SessionCore*> cores;
   for (size_t i = 0; i < sessions.size(); ++i) {
+    if (options[i].speculation) {
+      return error(ErrorCode::kInvalidArgument, "session ", i,
+                   " is to speculate, but sessions of a batch share every step: leave speculation out, or submit the "
+                   "sessions to a Scheduler");
+    }
     auto generation = sessions[i]->generate(options[i]);
     if (!generation) return generation.error();
     members.emplace_back(*std::move(generation));
@@ -54,8 +59,8 @@ Expected<BatchGeneration> Model::generate_batch(std::span<Session* const> sessio
       BatchGeneration::Parts{std::move(members), DecodeBatch(*std::move(slots))});
   for (size_t i = 0; i < cores.size(); ++i) {
     // What was drawn last has not run yet, and all are to begin with logits.
-    if (const auto pending = cores[i]->pending_token()) {
-      SALA_RETURN_IF_ERROR(cores[i]->run({&*pending, 1}, cores[i]->position()));
+    if (cores[i]->pending_token()) {
+      if (const auto ran = cores[i]->run_pending({}); !ran) return ran.error();
     }
     SALA_RETURN_IF_ERROR(parts->batch.join(parts->members[i]));
   }

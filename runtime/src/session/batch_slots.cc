@@ -80,6 +80,7 @@ char* BatchSlots::slot(size_t cache, size_t index) const {
 
 Status BatchSlots::join(SessionCore& session) {
   SALA_RETURN_IF_ERROR(session.usable());
+  SALA_RETURN_IF_ERROR(session.settle());
   // States of its own, so that they find room when they come back.
   SALA_RETURN_IF_ERROR(session.claim(session.past_length(), 0));
   SALA_RETURN_IF_ERROR(place(session, sessions_.size()));

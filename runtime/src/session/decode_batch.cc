@@ -57,6 +57,11 @@ void DecodeBatch::leave(BatchMember& member, Status outcome) {
   end_lost();
 }
 
+void DecodeBatch::take_out(BatchMember& member) {
+  leave(member, success());
+  member.is_active = static_cast<bool>(member.outcome);
+}
+
 void DecodeBatch::end_lost() {
   for (BatchMember* member : members_) {
     if (!member->is_active || slots_->has(*member->generation.core_)) continue;

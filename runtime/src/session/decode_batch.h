@@ -38,6 +38,9 @@ class DecodeBatch {
   /// Ends an answer, or what the outcome says.
   void leave(BatchMember& member, Status outcome);
 
+  /// Lets a member take steps of its own. After an error its answer has ended with it.
+  void take_out(BatchMember& member);
+
   bool is_empty() const { return members_.empty(); }
   /// Whether a session's caches have the sizes of the slots.
   bool fits(const SessionCore& session) const { return slots_->fits(session); }

@@ -353,6 +353,7 @@ void SchedulerThread::take_answer_turn() {
   std::vector<Request*> answering;
   std::ranges::copy_if(running_, std::back_inserter(answering),
                        [](const Request* each) { return each->member.has_value(); });
+  separate(answering);
   gather(answering);
   step_together();
   for (Request* each : answering) {
@@ -361,11 +362,21 @@ void SchedulerThread::take_answer_turn() {
   for (Request* each : answering) settle(*each);
 }
 
+void SchedulerThread::separate(std::span<Request* const> answering) {
+  for (Request* each : answering) {
+    if (!each->is_in_batch || !each->member->generation.wants_own_step()) continue;
+    batch_->take_out(*each->member);
+    each->is_in_batch = false;
+  }
+}
+
 void SchedulerThread::gather(std::span<Request* const> answering) {
   if (answering.size() < 2) return;
   for (Request* each : answering) {
     // Who has logits draws from them first.
     if (!each->can_share_steps || each->is_in_batch || !each->session.pending_token()) continue;
+    // A step of its own also runs what the states lack after a wrong draft.
+    if (!each->session.is_settled() || each->member->generation.wants_own_step()) continue;
     const Status joined = outcome_of(*each, [&] { return join(*each); });
     each->can_share_steps = static_cast<bool>(joined);
     if (joined || joined.error().code == ErrorCode::kOutOfMemory) continue;  // it takes steps of its own

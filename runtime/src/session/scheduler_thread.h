@@ -33,7 +33,8 @@ struct Request {
   /// Bytes of caches that it may still take.
   int64_t bytes_to_come() const {
     const int64_t tokens = last_length - session.past_length();
-    return tokens > 0 ? session.bytes_for(tokens) : 0;
+    const int64_t of_drafts = options.generate.speculation ? session.bytes_for_drafts() : 0;
+    return (tokens > 0 ? session.bytes_for(tokens) : 0) + of_drafts;
   }
 
   SessionCore& session;
@@ -121,6 +122,8 @@ class SchedulerThread {
 
   Status read_on(Request& request);
   void begin_answer(Request& request);
+  /// Takes those from the batch whose next step has drafts.
+  void separate(std::span<Request* const> answering);
   /// Brings those together that can share steps.
   void gather(std::span<Request* const> answering);
   Status join(Request& request);

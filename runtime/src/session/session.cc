@@ -3,6 +3,7 @@
 #include "sala/prefiller.h"
 #include "sala/state_target.h"
 #include "session/session_core.h"
+#include "session/speculation.h"
 #include "session/state_file.h"
 
 namespace sala {
@@ -14,6 +15,10 @@ Status check_generate(const GenerateOptions& options, const ModelConfig& config)
     return error(ErrorCode::kInvalidArgument, "max_new_tokens is ", options.max_new_tokens, ", expected 0 or more");
   }
   SALA_RETURN_IF_ERROR(check_logprobs(options.logprobs.value_or(0)));
+  if (const int64_t most = options.speculation.value_or(1); most < 1 || most > kMostDraftTokens) {
+    return error(ErrorCode::kInvalidArgument, "speculation is ", most, ", expected 1 to ", kMostDraftTokens,
+                 " tokens, or none to draft none");
+  }
   for (const int32_t token : options.stop_tokens.value_or(std::vector<int32_t>())) {
     if (token < 0 || token >= config.vocab_size) {
       return error(ErrorCode::kInvalidArgument, "stop_tokens has ", token, ", expected 0 to ", config.vocab_size - 1,
@@ -62,7 +67,11 @@ Expected<Generation> Session::generate(GenerateOptions options) {
   return Generation(*core_, std::move(options));
 }
 
-Status Session::save(StateTarget& target) const { return save_state(*target.file_, *core_); }
+Status Session::save(StateTarget& target) const {
+  SALA_RETURN_IF_ERROR(core_->usable());
+  SALA_RETURN_IF_ERROR(core_->settle());
+  return save_state(*target.file_, *core_);
+}
 
 Status Session::save(const std::filesystem::path& path) const {
   SALA_RETURN_IF_ERROR(core_->usable());
@@ -85,6 +94,7 @@ Expected<std::string> Session::save_rows(const std::filesystem::path& path, int6
 Expected<std::string> Session::save_checkpoint(const std::filesystem::path& path, int64_t first,
                                                int64_t position) const {
   SALA_RETURN_IF_ERROR(core_->usable());
+  SALA_RETURN_IF_ERROR(core_->settle());
   const auto checkpoint = core_->checkpoint_at(position);
   if (!checkpoint) return checkpoint.error();
   if (first < 0 || first > position) {
@@ -105,6 +115,8 @@ Status Session::require_room(int64_t tokens) const {
 }
 
 Expected<Session> Session::fork() const {
+  SALA_RETURN_IF_ERROR(core_->usable());
+  SALA_RETURN_IF_ERROR(core_->settle());
   auto core = core_->fork();
   if (!core) return core.error();
   return Session(*std::move(core));
@@ -139,6 +151,23 @@ std::string_view name_of(FinishReason reason) {
   return "none";
 }
 
+Generation::Generation(SessionCore& core, GenerateOptions options) : core_(&core), options_(std::move(options)) {
+  if (options_.speculation) speculation_ = std::make_unique<Speculation>(*options_.speculation);
+}
+
+Generation::Generation(Generation&&) noexcept = default;
+Generation& Generation::operator=(Generation&&) noexcept = default;
+Generation::~Generation() = default;
+
+SpeculationCounts Generation::speculation() const {
+  if (speculation_ == nullptr) return {new_tokens_, 0, 0};
+  return {new_tokens_, speculation_->drafted(), speculation_->accepted()};
+}
+
+bool Generation::wants_own_step() {
+  return speculation_ != nullptr && core_->pending_token() && speculation_->wants_own_step(*core_, most_drafts());
+}
+
 bool Generation::goes_on() {
   logprobs_.reset();
   if (finish_reason_ != FinishReason::kNone) return false;
@@ -153,16 +182,21 @@ bool Generation::goes_on() {
 Expected<std::optional<int32_t>> Generation::next() {
   SALA_RETURN_IF_ERROR(core_->usable());
   if (!goes_on()) return std::optional<int32_t>();
-  if (const auto pending = core_->pending_token()) {
-    SALA_RETURN_IF_ERROR(core_->run({&*pending, 1}, core_->position()));
-  }
+  if (core_->pending_token()) SALA_RETURN_IF_ERROR(run_pending());
   return draw();
+}
+
+Status Generation::run_pending() {
+  if (speculation_ != nullptr) return speculation_->step(*core_, most_drafts());
+  const auto ran = core_->run_pending({});
+  return ran ? success() : Status(ran.error());
 }
 
 Expected<std::optional<int32_t>> Generation::draw() {
   const auto token = sample();
   if (!token) return token.error();
   ++new_tokens_;
+  if (speculation_ != nullptr) speculation_->end_turn();
   for (const int32_t stop : *options_.stop_tokens) {
     if (*token != stop) continue;
     finish_reason_ = FinishReason::kStopToken;

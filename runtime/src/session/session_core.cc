@@ -136,9 +136,9 @@ Status SessionCore::claim(int64_t past_length, int64_t tokens) {
   return success();
 }
 
-Status SessionCore::claim_for_step(int64_t tokens) {
-  Status claimed = tokens_.claim(past_length_, tokens);
-  if (claimed) claimed = claim(past_length_, tokens);
+Status SessionCore::claim_for_step(int64_t past_length, int64_t tokens) {
+  Status claimed = tokens_.claim(past_length, tokens);
+  if (claimed) claimed = claim(past_length, tokens);
   // What there is no room for has not changed anything. After any other failure a cache may be gone.
   if (!claimed && claimed.error().code != ErrorCode::kOutOfMemory) poisoned_ = true;
   return claimed;
@@ -245,29 +245,39 @@ std::span<const float> SessionCore::row_logits() const {
 }
 
 void SessionCore::drop_row_logits() {
+  if (!ahead_.empty()) return;  // they are still read
   wanted_rows_ = 0;
   row_logits_ = std::vector<float>();
 }
 
+std::span<float> SessionCore::step_rows() {
+  if (logit_rows_.size() == 1) return logits_;
+  return std::span(row_logits_).first(logit_rows_.size() * logits_.size());
+}
+
 Status SessionCore::run(std::span<const int32_t> token_ids, int64_t context_length, std::span<const int32_t> rows) {
+  SALA_RETURN_IF_ERROR(settle());
   const int64_t tokens = static_cast<int64_t>(token_ids.size());
-  const int64_t head_dim = 2 * static_cast<int64_t>(model_->config.inv_freq.size());
-  input_ids_.assign(token_ids.begin(), token_ids.end());
-  rope_cos_sin_.resize(static_cast<size_t>(tokens * head_dim));
-  rope_cos_sin(past_length_, model_->config.inv_freq, rope_cos_sin_);
-  const auto past_length = static_cast<int32_t>(past_length_), of_context = static_cast<int32_t>(context_length);
   SALA_RETURN_IF_ERROR(choose_rows(tokens, rows));
-  const StepInputs step{input_ids_, {&past_length, 1}, {&of_context, 1}, rope_cos_sin_, logit_rows_};
   SALA_RETURN_IF_ERROR(claim_for_step(tokens));
   begin_step();
-  const size_t vocab_size = logits_.size();
-  const std::span<float> to =
-      logit_rows_.size() > 1 ? std::span(row_logits_).first(logit_rows_.size() * vocab_size) : std::span(logits_);
-  const Status ran = execution_->run(tokens == 1 ? Profile::kDecode : Profile::kPrefill, step, to);
+  const std::span<float> to = step_rows();
+  const Status ran = run_step(past_length_, token_ids, context_length, to);
   if (!ran) return lose(ran.error());
-  if (logit_rows_.size() > 1) std::ranges::copy(to.last(vocab_size), logits_.begin());
+  if (logit_rows_.size() > 1) std::ranges::copy(to.last(logits_.size()), logits_.begin());
   end_step(token_ids);
   return success();
+}
+
+Status SessionCore::run_step(int64_t past_length, std::span<const int32_t> token_ids, int64_t context_length,
+                             std::span<float> logits) {
+  const size_t head_dim = 2 * model_->config.inv_freq.size();
+  input_ids_.assign(token_ids.begin(), token_ids.end());
+  rope_cos_sin_.resize(token_ids.size() * head_dim);
+  rope_cos_sin(past_length, model_->config.inv_freq, rope_cos_sin_);
+  const auto past = static_cast<int32_t>(past_length), of_context = static_cast<int32_t>(context_length);
+  const StepInputs step{input_ids_, {&past, 1}, {&of_context, 1}, rope_cos_sin_, logit_rows_};
+  return execution_->run(token_ids.size() == 1 ? Profile::kDecode : Profile::kPrefill, step, logits);
 }
 
 void SessionCore::begin_step() {
@@ -279,6 +289,7 @@ void SessionCore::begin_step() {
 void SessionCore::end_step(std::span<const int32_t> token_ids) {
   tokens_.assign(past_length_, token_ids);
   past_length_ += static_cast<int64_t>(token_ids.size());
+  state_length_ = past_length_;
   has_logits_ = true;
   poisoned_ = false;
 }
@@ -312,8 +323,9 @@ Status SessionCore::reset() {
   SALA_RETURN_IF_ERROR(empty());
   SALA_RETURN_IF_ERROR(begin());
   checkpoints_.forget_behind(0);
-  tokens_.shrink(0);
+  shrink(0);
   set(0, 0, {});
+  copies_.clear();
   poisoned_ = false;
   stop_requested_ = false;
   return success();
@@ -331,9 +343,17 @@ Status SessionCore::restore(std::span<const int32_t> tokens, int64_t past_length
 void SessionCore::set(int64_t past_length, int64_t prompt_length, std::vector<float> logits) {
   ++changes_;
   past_length_ = past_length;
+  state_length_ = past_length;
+  copy_length_ = -1;
+  ahead_ = {};
   prompt_length_ = prompt_length;
   has_logits_ = !logits.empty();
   if (has_logits_) logits_ = std::move(logits);
+}
+
+void SessionCore::shrink(int64_t to) {
+  lookup_.cut(tokens_.view(), to);
+  tokens_.shrink(to);
 }
 
 Expected<std::unique_ptr<SessionCore>> SessionCore::fork() const {
@@ -358,6 +378,7 @@ Status SessionCore::keep_checkpoint(bool ends_turn) {
     if (ends_turn) checkpoints_.end_turn();
     return success();
   }
+  SALA_RETURN_IF_ERROR(settle());
   auto made = make_checkpoint();
   if (!made) return made.error();
   checkpoints_.keep(*std::move(made), ends_turn);
@@ -394,7 +415,7 @@ Expected<int64_t> SessionCore::rewind(int64_t to) {
   }
   if (to == position()) return to;
   if (to == past_length_ && has_logits_) {  // only the pending token goes
-    tokens_.shrink(to);
+    shrink(to);
     prompt_length_ = std::min(prompt_length_, position());
     ++changes_;
     return to;
@@ -426,13 +447,13 @@ Status SessionCore::restore(const Checkpoint& checkpoint) {
       ++state;
       continue;
     }
-    for (ByteRange part : rows(i, checkpoint.past_length, past_length_).parts()) {
+    for (ByteRange part : rows(i, checkpoint.past_length, std::max(past_length_, state_length_)).parts()) {
       if (part.offset == 0 && part.bytes > 0) part = {kFirstByte.bytes, part.bytes - kFirstByte.bytes};
       SALA_RETURN_IF_ERROR(memory.drop(buffer, part));
     }
   }
   checkpoints_.forget_behind(checkpoint.past_length);
-  tokens_.shrink(checkpoint.past_length);
+  shrink(checkpoint.past_length);
   set(checkpoint.past_length, checkpoint.prompt_length, checkpoint.logits);
   return success();
 }

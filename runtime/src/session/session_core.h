@@ -19,6 +19,7 @@
 #include "sala/status.h"
 #include "session/checkpoints.h"
 #include "session/model_data.h"
+#include "session/prompt_lookup.h"
 #include "session/token_list.h"
 
 namespace sala {
@@ -65,7 +66,7 @@ class SessionCore {
   void drop_row_logits();
   /// The parts of `run` besides the engine's, for steps that serve several sessions. First `claim_for_step`: if it
   /// fails, the session is as it was (kOutOfMemory) or poisoned. Between the other two the session is poisoned.
-  Status claim_for_step(int64_t tokens);
+  Status claim_for_step(int64_t tokens) { return claim_for_step(past_length_, tokens); }
   void begin_step();
   void end_step(std::span<const int32_t> token_ids);
   /// Where a step writes the logits of the last token.
@@ -77,7 +78,25 @@ class SessionCore {
   Expected<int32_t> sample(const SamplingOptions& options, std::span<const uint32_t> allowed = {});
   Status reset();
 
-  /// A session with the same context, which shares the memory of what neither changes.
+  /// At most `most` tokens that may follow the context, by what followed the same tokens before.
+  std::vector<int32_t> propose(int64_t most);
+  /// Most drafts that the next step can run behind the pending token. They are attended to as the steps would that run
+  /// one token, so a step ends where the context becomes sparse.
+  int64_t most_drafts() const;
+  /// Whether the pending token was the next draft of an earlier step, so that its logits are here.
+  bool has_run_pending() const;
+  /// Runs the pending token, unless it has run as a draft, and behind it at most `most_drafts` drafts of what may follow.
+  /// The context and its logits are afterwards as without drafts, and so they are after an error (kOutOfMemory).
+  /// Returns how many drafts have run: all, or none where there is no memory for their rows.
+  Expected<int64_t> run_pending(std::span<const int32_t> drafts);
+  /// Makes the states those of the context where drafts have changed them. Whoever reads or writes caches calls it
+  /// before. After an error the session is as it was (kOutOfMemory) or poisoned.
+  Status settle();
+  bool is_settled() const { return state_length_ == past_length_; }
+  /// Bytes of states that drafts will take.
+  int64_t bytes_for_drafts() const;
+
+  /// A session with the same context, which shares the memory of what neither changes. This one is settled.
   Expected<std::unique_ptr<SessionCore>> fork() const;
 
   /// Bytes that the caches take besides what is theirs alone when so many tokens more have run.
@@ -133,6 +152,28 @@ class SessionCore {
   /// Sets logit_rows_: `rows`, and the last token if it is not among them. Makes room for their logits.
   Status choose_rows(int64_t tokens, std::span<const int32_t> rows);
   Status reserve_rows();
+  /// Where the engine writes the logits of the chosen rows.
+  std::span<float> step_rows();
+  /// Claims what a step on so many tokens behind the first `past_length` writes.
+  Status claim_for_step(int64_t past_length, int64_t tokens);
+  /// Runs a step behind the first `past_length` tokens, with the logits of the chosen rows.
+  Status run_step(int64_t past_length, std::span<const int32_t> token_ids, int64_t context_length,
+                  std::span<float> logits);
+  /// Forgets the tokens behind the first `to`.
+  void shrink(int64_t to);
+
+  /// Whether steps of one token attend to both tokens, which are named by their index, densely or both sparsely.
+  bool are_alike(int64_t first, int64_t last) const;
+  /// Tokens of the states when the next step begins.
+  int64_t states_to_begin_with() const;
+  Status make_copies();
+  Status copy_states(bool back);
+  /// Drops what has run ahead. The states may then lack tokens of the context.
+  Status bring_back();
+  /// Goes on to the next draft, which is the pending token.
+  void step_ahead();
+  /// One step on the tokens that the states lack, the pending one and drafts. kOutOfMemory leaves the session as it was.
+  Status run_with(std::span<const int32_t> drafts);
   /// Claims what a session without tokens has.
   Status begin();
   Status restore(const Checkpoint& checkpoint);
@@ -161,6 +202,13 @@ class SessionCore {
   std::vector<int32_t> logit_rows_;  // [rows] of the step, the last token's at the end
   std::vector<float> row_logits_;    // at least [rows, vocab_size], if a step had more than one
   size_t wanted_rows_ = 0;           // of logit_rows_, that `run` was asked for
+
+  int64_t state_length_ = 0;             // tokens of the states: more than past_length_ ahead, fewer after a wrong draft
+  int64_t copy_length_ = -1;             // tokens of the copies, -1 if they are of another text
+  std::vector<Buffer> copies_;           // of the caches without rows, once there were drafts
+  std::vector<int32_t> drafts_;          // that the last step had, their logits behind the first row of row_logits_
+  std::span<const int32_t> ahead_;       // those of drafts_ behind `past_length_`, which may still be drawn
+  PromptLookup lookup_;
 };
 
 }  // namespace sala
