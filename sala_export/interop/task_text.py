@@ -20,14 +20,12 @@ if TYPE_CHECKING:
 class TaskText:
     """The tokenizer of a model, and its chat template, as tasks need them."""
 
-    def __init__(
-        self, tokenizer: Tokenizer, *, adds_beginning: bool, chat_variables: Mapping[str, object]
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, adds_beginning: bool, chat_variables: Mapping[str, object]) -> None:
         """Args: adds_beginning: begin texts as the tokenizer does; chat_variables: further ones of the template."""
         self._tokenizer = tokenizer
         self._adds_beginning = adds_beginning
         self._chat_variables = dict(chat_variables)
-        self._chat_name: str | None = None
+        self._chosen: ChatTemplate | None = None
 
     @cached_property
     def beginning(self) -> tuple[int, ...]:
@@ -58,14 +56,14 @@ class TaskText:
 
         Raises: UnsupportedError if there is none; RequestError if none has this name.
         """
-        self._chat_name = name
-        source = self._template().source
-        if source is None:
+        chosen = self._require_chat() if name is None else self._require_chat().named(name)
+        if chosen.source is None:
             raise UnsupportedError(
                 f"none of the chat templates is named default: give --apply_chat_template one of "
-                f"{', '.join(self._template().names)}"
+                f"{', '.join(chosen.names)}"
             )
-        return source
+        self._chosen = chosen
+        return chosen.source
 
     def render(self, messages: Sequence[Mapping[str, object]], *, add_generation_prompt: bool) -> str:
         """Write a conversation as the chat template does.
@@ -74,9 +72,7 @@ class TaskText:
             last message, so that the model goes on with that.
         Raises: SessionError if the template refuses the messages; UnsupportedError if there is none.
         """
-        text = self._template().render(
-            messages, add_generation_prompt=add_generation_prompt, **self._chat_variables
-        )
+        text = self._template().render(messages, add_generation_prompt=add_generation_prompt, **self._chat_variables)
         if add_generation_prompt:
             return text
         last = str(messages[-1]["content"]).strip()
@@ -95,10 +91,13 @@ class TaskText:
         return sha256(said.encode()).hexdigest()[:16]
 
     def _template(self) -> ChatTemplate:
+        return self._chosen or self._require_chat()
+
+    def _require_chat(self) -> ChatTemplate:
         chat = self._tokenizer.chat
         if chat is None:
             raise UnsupportedError("the model has no chat template: leave out --apply_chat_template")
-        return chat if self._chat_name is None else chat.named(self._chat_name)
+        return chat
 
 
 def as_ids(ids: Sequence[int]) -> Ids:

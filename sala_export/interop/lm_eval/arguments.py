@@ -14,6 +14,8 @@ from ...specs import MOST_TOKENS, parse_tokens
 _AUTO_BATCH = 8
 """As many answers as a scheduler draws at once by itself."""
 _MOST_BATCH = 1024
+_HARNESS_DEVICE = "cuda:0"
+"""The harness says so if the user says nothing. Then it is for the runtime to choose, which takes that GPU too."""
 _OF_THE_HARNESS = ("trust_remote_code",)
 """The harness adds these to the arguments of every model. They are about data sets."""
 
@@ -64,9 +66,13 @@ class ModelArguments:
                 "model_args has no pretrained: name the model, as in --model_args pretrained=out.sala,max_context=32K"
             )
         try:
-            return cls(**_checked({name: value for name, value in given.items() if value is not None}))
+            return cls(**_checked({name: value for name, value in given.items() if not _is_default(name, value)}))
         except SessionError as error:
             raise RequestError(f"model_args: {error}") from None
+
+
+def _is_default(name: str, value: object) -> bool:
+    return value is None or (name, value) == ("device", _HARNESS_DEVICE)
 
 
 def _checked(given: dict[str, Any]) -> dict[str, Any]:

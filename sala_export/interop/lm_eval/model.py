@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from itertools import batched
+from itertools import islice
 from typing import Any, cast
 
 from lm_eval.api.instance import Instance
@@ -115,9 +115,7 @@ class SalaLM(TemplateLM):
         results: list[tuple[float, bool]] = [(0.0, False)] * len(asked)
         for at, score in self._scores(asked, disable_tqdm):
             results[at] = (score.logprob, score.is_greedy)
-            # Rolling windows have no text of their own. Their sums are kept.
-            if requests[at][0][1]:
-                self.cache_hook.add_partial("loglikelihood", requests[at][0], results[at])
+            self.cache_hook.add_partial("loglikelihood", requests[at][0], results[at])
         return results
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
@@ -173,7 +171,8 @@ class SalaLM(TemplateLM):
         read = read_contexts([asked[at].prompt for at in order], self._session)
         size = self.arguments.batch_size
         with self.model.scheduler(max_running=size) as scheduler:
-            for group in batched(zip(order, read, strict=True), size):
+            places = zip(order, read, strict=True)
+            while group := list(islice(places, size)):
                 answers = [scheduler.submit(context.own(), **asked[at].options) for at, context in group]
                 for (at, _), answer in zip(group, answers, strict=True):
                     yield at, "".join(answer)
