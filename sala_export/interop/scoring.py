@@ -48,7 +48,7 @@ def score_continuations(
 
 
 def _score(context: ReadContext, tokens: Ids) -> Score:
-    # One token needs no step of its own: its logits are those of the context's end. Multiple choice is often of letters.
+    # Multiple choice is often of letters. One token needs no step: its logits are those of the context's end.
     if len(tokens) == 1:
         logits = context.session.logits
         assert logits is not None, "a session has logits where a prompt has ended"

@@ -19,5 +19,6 @@ def register() -> None:
     """
     with extras_named():
         from lm_eval.api.registry import model_registry
-    # The harness imports the model when a run asks for it.
-    model_registry.register(MODEL_NAME, target=_MODEL)
+    # The harness imports the model when a run asks for it, and refuses the name after that.
+    if MODEL_NAME not in model_registry:
+        model_registry.register(MODEL_NAME, target=_MODEL)

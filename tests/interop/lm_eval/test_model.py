@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +25,8 @@ lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.api.registry import get_model  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
+
+register()
 
 EXAMPLES = "Q: 1 + 1\nA: two\n\nQ: 2 + 2\nA: four\n\n" * 2
 DOCUMENTS = [
@@ -82,7 +83,6 @@ def write_tasks(folder: Path) -> Path:
 
 def evaluated(folder: Path, **options: Any) -> dict[str, Any]:
     """What the harness finds, with its samples."""
-    register()
     found = lm_eval.simple_evaluate(
         "sala",
         model_args={"pretrained": str(tiny_text_bundle()), "max_context": MAX_CONTEXT, "threads": 2},
@@ -103,6 +103,12 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def chat(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """With the chat template, and answers drawn in twos."""
     return evaluated(tmp_path_factory.mktemp("chat"), apply_chat_template=True, batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def short() -> Any:
+    """The model of the harness, of few tokens."""
+    return get_model("sala")(pretrained=str(tiny_text_bundle()), max_context=16)
 
 
 @pytest.fixture(scope="module")
@@ -197,36 +203,35 @@ def test_rolling_windows_are_full(plain: dict[str, Any], reference: SalaForCausa
     [
         ({}, "model_args has no pretrained"),
         ({"pretrained": "nowhere.sala"}, "nowhere.sala"),
-        ({"pretrained": "WITHOUT_TEXT"}, "has no tokenizer, and tasks are made of text"),
-        ({"pretrained": "BUNDLE", "max_context": 1 << 30}, "max_context is 1073741824"),
-        ({"pretrained": "BUNDLE", "max_context": 9}, "max_gen_toks is 12, and max_context is 9, which leaves no room"),
-        ({"pretrained": "BUNDLE", "max_context": 9, "GENERATION": {"typical_p": 1}}, "option typical_p=1 is none of"),
-        ({"pretrained": "BUNDLE", "max_context": 9, "CONTINUATION": ""}, "has no token of its own"),
-        ({"pretrained": "BUNDLE", "max_context": 9, "CONTINUATION": "1 2 3 4 5 6 7 8 9"}, "max_context is 9: give a"),
+        ({"pretrained": str(tiny_cpu_bundle())}, "has no tokenizer, and tasks are made of text"),
+        ({"pretrained": str(tiny_text_bundle()), "precision": "fp16"}, "precision fp16 is for the torch runtime"),
     ],
 )
-def test_what_is_wrong_is_said(arguments: dict[str, Any], message: str) -> None:
-    register()
-    places = {"BUNDLE": tiny_text_bundle, "WITHOUT_TEXT": tiny_cpu_bundle}
-    given = {name: value for name, value in arguments.items() if name.islower()}
-    if given.get("pretrained") in places:
-        given["pretrained"] = str(places[given["pretrained"]]())
-    continuation = arguments.get("CONTINUATION")
+def test_wrong_argument_is_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        lm = get_model("sala").create_from_arg_obj(given)
-        if continuation is not None:
-            lm.loglikelihood([Instance("loglikelihood", {}, ("Hello", continuation), 0)])
-        options = {"max_gen_toks": 12} | arguments.get("GENERATION", {})
-        lm.generate_until([Instance("generate_until", {}, ("Hello", options), 0)])
+        get_model("sala").create_from_arg_obj(arguments)
+
+
+@pytest.mark.parametrize(
+    ("kind", "request_arguments", "message"),
+    [
+        ("generate_until", ("Hello", {"max_gen_toks": 16}), "max_gen_toks is 16, and max_context is 16, which leaves"),
+        ("generate_until", ("Hello", {"max_gen_toks": 2, "typical_p": 1}), "option typical_p=1 is none of"),
+        ("generate_until", ("Hello", {"max_gen_toks": 2, "until": [5]}), "a string of stop_strings is 5, expected a text"),
+        ("loglikelihood", ("Hello", ""), "has no token of its own"),
+        ("loglikelihood", ("Hello", " one two three four five six"), "and max_context is 16: give a larger"),
+    ],
+)
+def test_wrong_request_is_refused(short: Any, kind: str, request_arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        getattr(short, kind)([Instance(kind, {}, request_arguments, 0)])
 
 
 def test_long_context_is_cut_on_the_left_with_a_warning(
-    reference: SalaForCausalLM, model: Model, caplog: pytest.LogCaptureFixture
+    short: Any, reference: SalaForCausalLM, model: Model, caplog: pytest.LogCaptureFixture
 ) -> None:
-    register()
-    lm = get_model("sala")(pretrained=str(tiny_text_bundle()), max_context=16)
     context, answer = "one two three four five six seven", " eight"
-    ((logprob, _),) = lm.loglikelihood([Instance("loglikelihood", {}, (context, answer), 0)], disable_tqdm=True)
+    ((logprob, _),) = short.loglikelihood([Instance("loglikelihood", {}, (context, answer), 0)], disable_tqdm=True)
     ids, tokens = split(tokenizer_of(model), context, answer, begins=True)
     assert len(ids) + len(tokens) > 16
     assert logprob == pytest.approx(right_score(reference, ids[len(tokens) - 16 :], tokens)[0], abs=1e-3)
@@ -234,7 +239,6 @@ def test_long_context_is_cut_on_the_left_with_a_warning(
 
 
 def test_error_of_a_task_is_that_of_the_harness(tmp_path: Path) -> None:
-    register()
     (tmp_path / "other.yaml").write_text(json.dumps({"task": "other", **COMMON, "dataset_path": f"{tmp_path}/none"}))
     with pytest.raises(FileNotFoundError, match="none"):
         lm_eval.simple_evaluate(
@@ -247,13 +251,8 @@ def test_error_of_a_task_is_that_of_the_harness(tmp_path: Path) -> None:
 
 def test_command_line_is_that_of_the_harness(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sala_export.interop.lm_eval", "--model", "sala", "--tasks", "letters"]
-    tasks = ["--include_path", str(write_tasks(tmp_path))]
-    given = f"pretrained={tiny_text_bundle()},max_context={MAX_CONTEXT}"
-    done = subprocess.run([*command, *tasks, "--model_args", given], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"\|letters *\|", done.stdout)
-    wrong = [*command, *tasks, "--model_args", "max_context=9"]
-    done = subprocess.run(wrong, capture_output=True, text=True, check=False)
+    options = ["--include_path", str(write_tasks(tmp_path)), "--model_args", "max_context=9"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines()[-1].startswith("error: model_args has no pretrained: name the model")
     assert "Traceback" not in done.stderr
