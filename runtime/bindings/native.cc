@@ -23,10 +23,11 @@
 #include "constraint.h"
 #include "errors.h"
 #include "interpreter_lock.h"
+#include "prefill.h"
+#include "progress.h"
 #include "py_session.h"
 #include "python_engine.h"
 #include "sala/model.h"
-#include "sala/prefiller.h"
 #include "sala/sampler.h"
 #include "sala/state_target.h"
 #include "sala/stop_strings.h"
@@ -38,47 +39,6 @@ using nb::literals::operator""_a;
 namespace sala::python {
 
 namespace {
-
-template <class T>
-nb::object copy(std::span<const T> values) {
-  T* data = new T[values.size()];
-  std::copy(values.begin(), values.end(), data);
-  nb::capsule owner(data, [](void* pointer) noexcept { delete[] static_cast<T*>(pointer); });
-  return nb::cast(nb::ndarray<nb::numpy, T, nb::ndim<1>>(data, {values.size()}, owner));
-}
-
-/// Progress reports to Python, and Ctrl-C between them. What Python raises is kept and stops the work: it must not
-/// travel through the core.
-class ProgressReporter {
- public:
-  explicit ProgressReporter(nb::object callback) : callback_(std::move(callback)) {}
-
-  template <class... Values>
-  bool operator()(const Values&... values) {
-    const Locked locked;
-    try {
-      until_the_interpreter_ends([&] {
-        if (PyErr_CheckSignals() != 0) throw nb::python_error();
-        if (!callback_.is_none()) callback_(values...);
-      });
-      return true;
-    } catch (nb::python_error& raised) {
-      raised_.emplace(std::move(raised));
-      return false;
-    }
-  }
-
-  void rethrow() {
-    if (!raised_) return;
-    nb::python_error raised = std::move(*raised_);
-    raised_.reset();
-    throw raised;
-  }
-
- private:
-  nb::object callback_;
-  std::optional<nb::python_error> raised_;
-};
 
 /// A state target until it is closed, and whether a call is in it.
 class PyStateTarget {
@@ -136,46 +96,6 @@ struct PyGeneration {
   PySession& session;
   std::shared_ptr<TokenConstraint> constraint;
   Generation generation;
-};
-
-class PyPrefiller {
- public:
-  PyPrefiller(nb::object owner, std::optional<int64_t> context_length, std::optional<int64_t> tokens_total,
-              nb::object on_progress)
-      : owner_(std::move(owner)),
-        session_(nb::cast<PySession&>(owner_)),
-        reporter_(std::make_shared<ProgressReporter>(std::move(on_progress))),
-        prefiller_(unwrap(Prefiller::create(idle(session_),
-                                            {context_length,
-                                             [reporter = reporter_](const PrefillProgress& progress) {
-                                               return (*reporter)(progress.tokens_done, progress.tokens_total,
-                                                                  progress.seconds);
-                                             }},
-                                            tokens_total))) {}
-
-  void feed(const TokenArray& token_ids) {
-    const Status fed = [&] {
-      const Working working(session_);
-      return prefiller_.feed(view(token_ids));
-    }();
-    reporter_->rethrow();
-    unwrap(fed);
-  }
-
-  nb::object finish() {
-    const auto logits = [&] {
-      const Working working(session_);
-      return prefiller_.finish();
-    }();
-    reporter_->rethrow();
-    return copy(unwrap(logits));
-  }
-
- private:
-  nb::object owner_;
-  PySession& session_;
-  std::shared_ptr<ProgressReporter> reporter_;
-  Prefiller prefiller_;
 };
 
 Model load(const std::filesystem::path& bundle, const std::string& runtime,
@@ -414,6 +334,7 @@ void bind_session(nb::module_& module) {
       .def_prop_ro("chunk_tokens", [](const PySession& session) { return session.session.chunk_tokens(); })
       .def_prop_ro("tokens", &tokens)
       .def_prop_ro("logits", &logits)
+      .def("score", &score, "token_ids"_a, nb::kw_only(), "top"_a, "context_length"_a.none(), "on_progress"_a.none())
       .def("generate", &generate, "options"_a)
       .def("save", &save, "path"_a)
       .def("save_to", &save_to, "target"_a)
@@ -433,12 +354,6 @@ void bind_session(nb::module_& module) {
       .def("reset", &reset)
       .def("stop", [](PySession& session) { session.session.stop(); });
 
-  nb::class_<PyPrefiller>(module, "Prefiller")
-      .def(nb::init<nb::object, std::optional<int64_t>, std::optional<int64_t>, nb::object>(), "session"_a,
-           nb::kw_only(), "context_length"_a.none(), "tokens_total"_a.none(), "on_progress"_a.none())
-      .def("feed", &PyPrefiller::feed, "token_ids"_a)
-      .def("finish", &PyPrefiller::finish);
-
   nb::class_<PyGeneration>(module, "Generation")
       .def("next", &next)
       .def_prop_ro("logprobs", [](const PyGeneration& generation) { return told(generation.generation.logprobs()); })
@@ -452,6 +367,7 @@ NB_MODULE(_native, module) {
   bind_options(module);
   bind_model(module);
   bind_session(module);
+  bind_prefiller(module);
   bind_batch(module);
   bind_scheduler(module);
   module.def("device_bytes", &device_bytes, "address"_a, "size"_a, "device"_a.none());

@@ -84,7 +84,8 @@ class PythonExecution final : public Execution {
       for (const Tensor& input : step.tensors()) {
         arrays[nb::str(input.name.data(), input.name.size())] = array_view(input);
       }
-      const Shape shape{step.batch(), static_cast<int64_t>(logits.size()) / step.batch()};
+      const auto rows = static_cast<int64_t>(step.logit_rows.size());
+      const Shape shape{rows, static_cast<int64_t>(logits.size()) / rows};
       execution_.attr("run")(arrays, array_view({{}, DType::kFloat32, shape, logits.data()}));
       return std::monostate{};
     });
@@ -127,7 +128,8 @@ class PythonEngine final : public Engine {
         limits_{.max_context = nb::cast<int64_t>(engine.attr("max_context")),
                 .max_chunk_tokens = nb::cast<int64_t>(engine.attr("max_chunk_tokens")),
                 .default_chunk_tokens = nb::cast<int64_t>(engine.attr("default_chunk_tokens")),
-                .max_batch = nb::cast<int64_t>(engine.attr("max_batch"))},
+                .max_batch = nb::cast<int64_t>(engine.attr("max_batch")),
+                .max_logit_rows = nb::cast<int64_t>(engine.attr("max_logit_rows"))},
         memory_(memory_of(engine.attr("device"))),
         engine_(std::move(engine)) {}
 

@@ -44,7 +44,7 @@ extern "C" {
 #endif
 
 #define SALA_ABI_MAJOR 1
-#define SALA_ABI_MINOR 6
+#define SALA_ABI_MINOR 7
 #define SALA_ABI_VERSION (SALA_ABI_MAJOR * 1000 + SALA_ABI_MINOR)
 
 /* Returns the SALA_ABI_VERSION of the library that runs. */
@@ -212,21 +212,48 @@ typedef struct sala_prefill_progress {
  */
 typedef int (*sala_progress_callback)(const sala_prefill_progress* progress, void* user_data);
 
+/* Takes the logits of some tokens of a prefill, fp32 [count, vocab_size], which are valid during the call. `tokens`
+ * says which they are, in order. It runs in the thread that prefills, and must not call anything on its session. */
+typedef void (*sala_logits_callback)(const int64_t* tokens, size_t count, const float* logits, size_t vocab_size,
+                                     void* user_data);
+
 typedef struct sala_prefill_options {
   size_t struct_size;
   int64_t context_length; /* only for one prompt that is cut over several calls, to read logits in between: the length
                              of the context after the last of them. 0: the prompt ends with this call, or with
                              sala_prefiller_finish */
   sala_progress_callback on_progress; /* NULL: none */
-  void* user_data;                    /* for on_progress */
+  void* user_data;                    /* for on_progress and on_logits */
+  const int64_t* logit_tokens; /* tokens whose logits are wanted besides those of the last, rising. 0 is the first token
+                                  of this call. A prefiller needs tokens_total for them. Since 1.7 */
+  size_t logit_token_count;
+  sala_logits_callback on_logits; /* called after each step that has some of logit_tokens */
 } sala_prefill_options;
 
-#define SALA_PREFILL_OPTIONS_INIT {sizeof(sala_prefill_options), 0, NULL, NULL}
+#define SALA_PREFILL_OPTIONS_INIT {sizeof(sala_prefill_options), 0, NULL, NULL, NULL, 0, NULL}
 
 /* Appends `count` tokens, chunk by chunk. sala_session_logits then has the logits of the last one. A prompt that is
  * empty, does not fit or has a token outside the vocabulary is refused whole. */
 SALA_API sala_error* sala_session_prefill(sala_session* session, const int32_t* token_ids, size_t count,
                                           const sala_prefill_options* options);
+
+typedef struct sala_score_options {
+  size_t struct_size;
+  int64_t top;                        /* likeliest tokens at each place, 0 to 20 */
+  int64_t context_length;             /* as in sala_prefill_options */
+  sala_progress_callback on_progress; /* NULL: none */
+  void* user_data;                    /* for on_progress */
+} sala_score_options;
+
+#define SALA_SCORE_OPTIONS_INIT {sizeof(sala_score_options), 0, 0, NULL, NULL}
+
+/* Appends `count` tokens as sala_session_prefill does, and tells how probable the model found each of them, given all
+ * tokens before it. `logprobs` takes `count` natural logarithms. The first token of an empty context has none: NaN.
+ * `top_ids` and `top_logprobs` take [count, top], the likeliest tokens at each place. They hold -1 and NaN where there
+ * are none. With a `top` of 0 both may be NULL. Since 1.7. */
+SALA_API sala_error* sala_session_score(sala_session* session, const int32_t* token_ids, size_t count,
+                                        const sala_score_options* options, double* logprobs, int32_t* top_ids,
+                                        double* top_logprobs);
 /* Appends one token to the answer. The answer begins where the last prefill ended, and holds what you sample, generate
  * or decode. */
 SALA_API sala_error* sala_session_decode(sala_session* session, int32_t token_id);

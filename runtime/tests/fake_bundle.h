@@ -52,12 +52,13 @@ struct FakeSizes {
   int64_t prefill_batch = 1;
   int64_t chunk = kChunk;
 
-  SymbolSizes prefill() const { return of(prefill_batch, chunk); }
-  SymbolSizes decode() const { return of(max_batch, 1); }
+  SymbolSizes prefill() const { return of(prefill_batch, chunk, kMaxLogitRows); }
+  SymbolSizes decode() const { return of(max_batch, 1, max_batch); }
 
  private:
-  SymbolSizes of(int64_t batch, int64_t tokens) const {
-    return {{"batch", batch}, {"tokens", tokens}, {"capacity", capacity}, {"capacity_k1", k1}, {"capacity_k2", k2}};
+  SymbolSizes of(int64_t batch, int64_t tokens, int64_t rows) const {
+    return {{"batch", batch},       {"tokens", tokens},  {"rows", rows},
+            {"capacity", capacity}, {"capacity_k1", k1}, {"capacity_k2", k2}};
   }
 };
 
@@ -198,7 +199,7 @@ class FakeBundle {
     const MockEngine step;
     const ModelConfig config = mock_config();
     const Json none = Json::array();
-    manifest = {{"schema_version", 4},
+    manifest = {{"schema_version", 5},
                 {"created_by", "tests"},
                 {"model",
                  {{"source", config.source},

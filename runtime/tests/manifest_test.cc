@@ -64,7 +64,7 @@ Json valid_weights() {
 
 Json valid_engine(const Json& weight) {
   const Json range = {{"min", 1}, {"opt", 2}, {"max", 3}};
-  const Json ranges = {{"tokens", range}, {"capacity", range}};
+  const Json ranges = {{"tokens", range}, {"rows", range}, {"capacity", range}};
   return {{"plan", "engine/engine.plan"},
           {"report", "engine/report.json"},
           {"log", "engine/build.log"},
@@ -91,13 +91,16 @@ Json tensor(const char* name, const char* dtype, const Json& shape) {
 }
 
 Json step_inputs() {
-  return {tensor("input_ids", "int64", {"batch", "tokens"}), tensor("past_length", "int32", {"batch"}),
-          tensor("context_length", "int32", {"batch"}), tensor("rope_cos_sin", "float32", {"batch", "tokens", 4}),
+  return {tensor("input_ids", "int64", {"batch", "tokens"}),
+          tensor("past_length", "int32", {"batch"}),
+          tensor("context_length", "int32", {"batch"}),
+          tensor("rope_cos_sin", "float32", {"batch", "tokens", 4}),
+          tensor("logit_rows", "int32", {"rows"}),
           tensor("past_key_values.0.key", "float32", {"batch", 2, "capacity", 4})};
 }
 
 Json step_outputs() {
-  return {tensor("logits", "float32", {"batch", 10}), tensor("present.0.key", "float32", {"batch", 2, "capacity", 4})};
+  return {tensor("logits", "float32", {"rows", 10}), tensor("present.0.key", "float32", {"batch", 2, "capacity", 4})};
 }
 
 Json valid() {
@@ -106,7 +109,7 @@ Json valid() {
   const Json how = {{"precision", "nvfp4"}, {"columns", 4}, {"scale", "scales"}, {"global_scale", 0.5}};
   const Json dequantised = {{"tensor", "codes"}, {"rows", nullptr}, {"factor", nullptr}, {"dequantization", how}};
   return {
-      {"schema_version", 4},
+      {"schema_version", 5},
       {"created_by", "sala-export 0"},
       {"model",
        {{"source", "m"},
@@ -152,7 +155,7 @@ TEST(Manifest, ReadsWhatTheRuntimeNeeds) {
   EXPECT_EQ(manifest->config.inv_freq, (std::vector<float>{1.0f, 0.01f}));
   EXPECT_EQ(manifest->config.kernel_stride, 16);
   EXPECT_EQ(manifest->config.dense_len, 512);
-  EXPECT_EQ(manifest->cpu.inputs[4].shape, (std::vector<Extent>{{0, "batch"}, {2, ""}, {0, "capacity"}, {4, ""}}));
+  EXPECT_EQ(manifest->cpu.inputs[5].shape, (std::vector<Extent>{{0, "batch"}, {2, ""}, {0, "capacity"}, {4, ""}}));
   const auto& parts = manifest->cpu.weights[0].parts;
   EXPECT_EQ(parts[0].tensor, "plain");
   EXPECT_EQ(parts[0].rows, 0);
@@ -228,8 +231,8 @@ TEST(Manifest, RefusesValuesThatCannotBe) {
       {"/graph/cpu/inputs/0/shape/1", -4},
       {"/graph/cpu/inputs/0/shape/1", 4.5},
       {"/graph/cpu/inputs/0/shape/1", "words"},
-      {"/graph/cpu/inputs/4/shape/1", 0},
-      {"/graph/cpu/inputs/4/shape/1", INT64_MAX},
+      {"/graph/cpu/inputs/5/shape/1", 0},
+      {"/graph/cpu/inputs/5/shape/1", INT64_MAX},
       {"/graph/cpu/outputs/1/dtype", "int8"},
       {"/graph/cpu/outputs/1/name", "present.1.key"},
       {"/graph/inputs/1/name", "input_ids"},
@@ -342,16 +345,16 @@ TEST(Manifest, TellsANewerSchemaFromAnOlderOne) {
     EXPECT_EQ(manifest.error().code, ErrorCode::kBundleSchema);
     return manifest.error().message;
   };
-  EXPECT_EQ(refusal({{"schema_version", 5}, {"whatever", "is new"}}),
-            "b has schema_version 5, this release reads 4: update sala-export");
-  EXPECT_EQ(refusal({{"schema_version", 3},
+  EXPECT_EQ(refusal({{"schema_version", 6}, {"whatever", "is new"}}),
+            "b has schema_version 6, this release reads 5: update sala-export");
+  EXPECT_EQ(refusal({{"schema_version", 4},
                      {"model", {{"source", "org/name@0123"}}},
                      {"engine", {{"gpu", "rtx5090"}}},
                      {"precision", "fp8"}}),
-            "b has schema_version 3, this release reads 4: build it again: sala-export build --gpu rtx5090 --model "
+            "b has schema_version 4, this release reads 5: build it again: sala-export build --gpu rtx5090 --model "
             "org/name --precision fp8");
   EXPECT_EQ(refusal({{"schema_version", 0}, {"model", {1}}, {"engine", {{"gpu", "a; b"}}}, {"precision", "$(c)\n"}}),
-            "b has schema_version 0, this release reads 4: build it again: sala-export build --gpu GPU --model "
+            "b has schema_version 0, this release reads 5: build it again: sala-export build --gpu GPU --model "
             "DIR_OR_HUB_ID --precision bf16");
 }
 

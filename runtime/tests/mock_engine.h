@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -68,6 +69,7 @@ struct MockLog {
   std::optional<size_t> fail_at;   // index of the step that fails
   std::optional<size_t> throw_at;  // index of the step that throws std::bad_alloc
   int64_t weights = 0;             // of `mock_weight`
+  size_t most_rows = 0;            // whose logits a step gave
   int64_t no_room_for = 0;         // batch of which no execution can be made
 };
 
@@ -81,12 +83,13 @@ class MockExecution final : public Execution {
     log_->steps.push_back({profile, tokens, step.past_length[0], step.context_length[0], step.batch()});
     if (log_->fail_at == log_->steps.size() - 1) return error(ErrorCode::kEngineFailed, "the mock fails as told");
     if (log_->throw_at == log_->steps.size() - 1) throw std::bad_alloc();
-    for (int64_t b = 0; b < step.batch(); ++b) run_row(b, tokens, step, logits.data() + b * kVocabSize);
+    log_->most_rows = std::max(log_->most_rows, step.logit_rows.size());
+    for (int64_t b = 0; b < step.batch(); ++b) run_row(b, tokens, step, logits);
     return success();
   }
 
  private:
-  void run_row(int64_t b, int64_t tokens, const StepInputs& step, float* logits) const {
+  void run_row(int64_t b, int64_t tokens, const StepInputs& step, std::span<float> logits) const {
     const auto row = static_cast<size_t>(b);
     float* state = static_cast<float*>(caches_[0].data) + b * kHeads;
     const MockCaches caches{rows(1, b), rows(2, b), rows(3, b), rows(4, b)};
@@ -95,8 +98,11 @@ class MockExecution final : public Execution {
       const auto token = static_cast<size_t>(b * tokens + t);
       mock_state(state, step.input_ids[token], step.rope_cos_sin[2 * token + 1], step.context_length[row]);
       mock_caches(caches, past + t, step.input_ids[token]);
+      for (size_t i = 0; i < step.logit_rows.size(); ++i) {
+        if (static_cast<size_t>(step.logit_rows[i]) != token) continue;
+        mock_logits(state, caches, past + t + 1, log_->weights, logits.data() + i * kVocabSize);
+      }
     }
-    mock_logits(state, caches, past + tokens, log_->weights, logits);
   }
 
   MockRows rows(size_t cache, int64_t b) const {
@@ -108,15 +114,18 @@ class MockExecution final : public Execution {
   std::shared_ptr<MockLog> log_;
 };
 
+constexpr int64_t kMaxLogitRows = 6;
+
 class MockEngine final : public Engine {
  public:
   explicit MockEngine(std::string precision = "fp32") : precision_(std::move(precision)) {
-    const Extent batch{0, "batch"}, tokens{0, "tokens"};
+    const Extent batch{0, "batch"}, tokens{0, "tokens"}, rows{0, "rows"};
     inputs_ = {{"input_ids", DType::kInt64, {batch, tokens}},
                {"past_length", DType::kInt32, {batch}},
                {"context_length", DType::kInt32, {batch}},
-               {"rope_cos_sin", DType::kFloat32, {batch, tokens, {2, {}}}}};
-    outputs_ = {{"logits", DType::kFloat32, {batch, {kVocabSize, {}}}}};
+               {"rope_cos_sin", DType::kFloat32, {batch, tokens, {2, {}}}},
+               {"logit_rows", DType::kInt32, {rows}}};
+    outputs_ = {{"logits", DType::kFloat32, {rows, {kVocabSize, {}}}}};
     add_cache("0.state", {batch, {kHeads, {}}});
     for (const auto& [name, symbol] : {std::pair("1.key", "capacity"), std::pair("1.value", "capacity"),
                                        std::pair("1.k1", "capacity_k1"), std::pair("1.k2", "capacity_k2")}) {
@@ -129,7 +138,11 @@ class MockEngine final : public Engine {
   std::span<const TensorSpec> inputs() const override { return inputs_; }
   std::span<const TensorSpec> outputs() const override { return outputs_; }
   EngineLimits limits() const override {
-    return {.max_context = 1 << 20, .max_chunk_tokens = 2048, .default_chunk_tokens = 16, .max_batch = 8};
+    return {.max_context = 1 << 20,
+            .max_chunk_tokens = 2048,
+            .default_chunk_tokens = 16,
+            .max_batch = 8,
+            .max_logit_rows = kMaxLogitRows};
   }
   Memory& memory() const override { return paged_memory_ ? *paged_memory_ : memory_; }
   Expected<std::unique_ptr<Execution>> create_execution(std::span<const CacheBinding> caches,

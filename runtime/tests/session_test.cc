@@ -323,9 +323,10 @@ TEST(Model, RefusesAnEngineOfOtherTensors) {
   EXPECT_EQ(code([](MockEngine&) {}), std::nullopt);
   EXPECT_EQ(code([](MockEngine& e) { e.inputs_[0].dtype = DType::kInt32; }), ErrorCode::kInvalidArgument);
   EXPECT_EQ(code([](MockEngine& e) { e.inputs_[3].shape[2].value = 4; }), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(code([](MockEngine& e) { e.inputs_[4].shape[0].symbol = "batch"; }), ErrorCode::kInvalidArgument);
   EXPECT_EQ(code([](MockEngine& e) { e.outputs_[0].shape[1].value = 3; }), ErrorCode::kInvalidArgument);
   EXPECT_EQ(code([](MockEngine& e) { e.outputs_.pop_back(); }), ErrorCode::kInvalidArgument);
-  EXPECT_EQ(code([](MockEngine& e) { e.inputs_[5].shape[2].symbol = "rows"; }), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(code([](MockEngine& e) { e.inputs_[6].shape[2].symbol = "rows"; }), ErrorCode::kInvalidArgument);
   EXPECT_EQ(code([](MockEngine& e) { e.inputs_.push_back({"mask", DType::kInt64, {}}); }), ErrorCode::kInvalidArgument);
 }
 

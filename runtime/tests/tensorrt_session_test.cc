@@ -63,6 +63,56 @@ TEST_F(TensorRtSession, ReplaysOneGraphAtEveryPosition) {
   EXPECT_TRUE(take_events().empty()) << "TensorRT was not called again";
 }
 
+TEST_F(TensorRtSession, GivesTheLogitsOfSeveralTokensBesideAGraph) {
+  const auto ids = prompt(70);
+  const Mock mock = bundle_->mock();
+  Session first = session(200), second = session(200, 5);
+  const int64_t device_bytes = cuda().used_bytes(), pinned_bytes = cuda().pinned_bytes();
+  for (Session* each : {&first, &second}) {
+    ASSERT_TRUE(each->prefill(std::span(ids).first(9)));
+    EXPECT_EQ(cuda().pinned_bytes(), pinned_bytes) << "nobody has asked for more";
+  }
+  Session reference = mock.session(200, 1);
+  ASSERT_TRUE(reference.prefill(std::span(ids).first(9)));
+  for (size_t from = 9; from < 69; from += 20) {
+    std::vector<std::vector<float>> wanted;
+    for (size_t i = from; i < from + 19; ++i) {
+      const auto context = static_cast<int64_t>(from + 19);
+      wanted.push_back(values(*reference.prefill({&ids[i], 1}, {.context_length = context, .on_progress = {}})));
+    }
+    const std::vector<float> next = values(*reference.decode(ids[from + 19]));
+    for (Session* each : {&first, &second}) {
+      PrefillOptions options{.context_length = {}, .on_progress = {}};
+      for (int64_t token = 0; token < 19; token += each == &first ? 1 : 2) options.logit_tokens.push_back(token);
+      options.on_logits = [&](std::span<const int64_t> tokens, std::span<const float> logits) {
+        for (size_t i = 0; i < tokens.size(); ++i) {
+          EXPECT_EQ(values(logits.subspan(i * kVocabSize, kVocabSize)), wanted[static_cast<size_t>(tokens[i])]);
+        }
+      };
+      ASSERT_TRUE(each->prefill(std::span(ids).subspan(from, 19), options));
+      EXPECT_EQ(values(each->logits()), wanted.back());
+      EXPECT_EQ(values(*each->decode(ids[from + 19])), next) << "the graph's addresses are as they were";
+    }
+  }
+  const int64_t row_bytes = kMaxLogitRows * kVocabSize * static_cast<int64_t>(sizeof(float));
+  EXPECT_EQ(cuda().pinned_bytes(), pinned_bytes + row_bytes);
+  EXPECT_GE(cuda().used_bytes(), device_bytes + row_bytes);
+}
+
+TEST_F(TensorRtSession, StaysUsableWithoutMemoryForLogitsOfSeveralTokens) {
+  const auto ids = prompt(30);
+  Session session = TensorRtSession::session(200);
+  PrefillOptions options{.context_length = {}, .on_progress = {}};
+  options.logit_tokens = {0, 1, 2};
+  options.on_logits = [](std::span<const int64_t>, std::span<const float>) { FAIL() << "there was no memory"; };
+  cuda().pins_before_failure = 0;
+  EXPECT_EQ(session.prefill(ids, options).error().code, ErrorCode::kOutOfMemory);
+  EXPECT_EQ(session.position(), 0);
+  cuda().pins_before_failure = -1;
+  const Mock mock = bundle_->mock();
+  EXPECT_EQ(values(*session.prefill(ids)), values(*mock.session(200).prefill(ids)));
+}
+
 TEST_F(TensorRtSession, RunsEveryStepThroughTensorRtWithoutAGraph) {
   LoadOptions options = TensorRt::options();
   options.tensorrt.decode_graph = false;

@@ -18,7 +18,7 @@ from ..specs import BUILT_PRECISIONS, DType, FlavourName, Precision, TensorSpec
 from .step_rules import config_problems, spec_problems, step_problems
 from .values import Extent, Fp32, Natural, PathInside, Positive, Sha256, Shape, parse
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 MANIFEST_FILE = "bundle.json"
 GRAPH_FOLDER = "graph"
 ENGINE_FOLDER = "engine"

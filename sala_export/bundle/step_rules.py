@@ -9,7 +9,7 @@ from ..checkpoint.config import SalaConfig
 from ..specs import DType, TensorSpec
 from .values import INT32_MAX, INT64_MAX, MOST_DIMENSIONS
 
-_MOST = {"batch": 1, "tokens": INT32_MAX, "capacity": INT32_MAX, "capacity_k1": INT32_MAX, "capacity_k2": INT32_MAX}
+_MOST = {"batch": 1, **dict.fromkeys(("tokens", "rows", "capacity", "capacity_k1", "capacity_k2"), INT32_MAX)}
 """The symbolic dimensions, each with the most that it may be."""
 _COUNTS = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"),
@@ -46,16 +46,17 @@ def step_problems(
     for known, listed in ((known_inputs, inputs), (known_outputs, outputs)):
         if len(known) != len(listed):
             yield "two tensors of the step have one name"
-    for expected in _token_inputs(config):
+    token_inputs = _token_inputs(config)
+    for expected in token_inputs:
         if known_inputs.get(expected.name) != expected:
             yield f"the step has no input {expected.name} of type {expected.dtype} and shape {list(expected.shape)}"
-    expected = TensorSpec("logits", DType.FLOAT32, ("batch", config.vocab_size))
+    expected = TensorSpec("logits", DType.FLOAT32, ("rows", config.vocab_size))
     if known_outputs.get(expected.name) != expected:
         yield f"the step has no output logits of type float32 and shape {list(expected.shape)}"
     caches = [spec for spec in inputs if spec.name.startswith(_PAST)]
     for cache in caches:
         yield from _cache_problems(cache, known_outputs, activations)
-    if len(inputs) != len(caches) + 4 or len(outputs) != len(caches) + 1:
+    if len(inputs) != len(caches) + len(token_inputs) or len(outputs) != len(caches) + 1:
         yield "some tensor is not part of a step"
     for spec in (*inputs, *outputs):
         yield from spec_problems(spec, _MOST)
@@ -67,6 +68,7 @@ def _token_inputs(config: SalaConfig) -> tuple[TensorSpec, ...]:
         TensorSpec("past_length", DType.INT32, ("batch",)),
         TensorSpec("context_length", DType.INT32, ("batch",)),
         TensorSpec("rope_cos_sin", DType.FLOAT32, ("batch", "tokens", config.head_dim)),
+        TensorSpec("logit_rows", DType.INT32, ("rows",)),
     )
 
 

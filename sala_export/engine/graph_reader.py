@@ -184,4 +184,4 @@ def _vocabulary(path: Path, outputs: Sequence[TensorSpec]) -> int:
     for spec in outputs:
         if spec.name == LOGITS and isinstance(spec.shape[-1], int):
             return spec.shape[-1]
-    raise ShapeError(f"{path}: expected an output '{LOGITS}' [batch, vocabulary]")
+    raise ShapeError(f"{path}: expected an output '{LOGITS}' [rows, vocabulary]")

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
-from ..model.signature import BATCH, CAPACITY, CAPACITY_K1, CAPACITY_K2, TOKENS
+from ..model.signature import BATCH, CAPACITY, CAPACITY_K1, CAPACITY_K2, MAX_LOGIT_ROWS, ROWS, TOKENS
 from .graph import EngineGraph
 from .request import EngineRequest
 
@@ -18,9 +18,9 @@ class ProfileName(StrEnum):
     """Profiles in the order of their index in the engine."""
 
     PREFILL = "prefill"
-    """Calls of 1 to `prefill_chunk` tokens of one sequence."""
+    """Calls of 1 to `prefill_chunk` tokens of one sequence, with logits of 1 to 256 of them."""
     DECODE = "decode"
-    """Calls of one token of each of 1 to `max_batch` sequences."""
+    """Calls of one token of each of 1 to `max_batch` sequences, with the logits of each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,33 +50,36 @@ def largest_sizes(graph: EngineGraph, request: EngineRequest, profile: ProfileNa
     """
     page_bytes = PAGE_BYTES if request.max_batch > 1 else 1
     if profile is ProfileName.PREFILL:
-        return _sizes(graph, 1, request.prefill_chunk, request.max_context, page_bytes)
-    return _sizes(graph, request.max_batch, 1, request.max_context, page_bytes)
+        steps = {BATCH: 1, TOKENS: request.prefill_chunk, ROWS: min(MAX_LOGIT_ROWS, request.prefill_chunk)}
+    else:
+        steps = {BATCH: request.max_batch, TOKENS: 1, ROWS: request.max_batch}
+    return {**steps, **_cache_sizes(graph, request.max_context, page_bytes)}
 
 
 def make_profiles(graph: EngineGraph, request: EngineRequest) -> tuple[Profile, ...]:
     """Make the profiles prefill and decode. Both range over the same caches, so one set of buffers serves both.
 
-    TensorRT tunes for the largest sizes. A session may allocate caches for less than `max_context`, down to one block
+    TensorRT tunes for the largest sizes, except that a chunk has one row of logits: most ask for no more. A session may allocate caches for less than `max_context`, down to one block
     of the block-sparse operator.
     """
     sparse = graph.sparse_sizes()
     least_capacity = min(request.max_context, sparse.block_size) if sparse else 1
     profiles = []
-    least = _sizes(graph, 1, 1, least_capacity, page_bytes=1)
+    least = {BATCH: 1, TOKENS: 1, ROWS: 1, **_cache_sizes(graph, least_capacity, page_bytes=1)}
     for name in ProfileName:
         most = largest_sizes(graph, request, name)
+        usual = most | {ROWS: most[BATCH]}
         ranges = tuple(
-            ShapeRange(name=spec.name, min=spec.bound(least), opt=spec.bound(most), max=spec.bound(most))
+            ShapeRange(name=spec.name, min=spec.bound(least), opt=spec.bound(usual), max=spec.bound(most))
             for spec in graph.inputs
         )
         profiles.append(Profile(name=name, inputs=ranges))
     return tuple(profiles)
 
 
-def _sizes(graph: EngineGraph, batch: int, tokens: int, capacity: int, page_bytes: int) -> dict[str, int]:
+def _cache_sizes(graph: EngineGraph, capacity: int, page_bytes: int) -> dict[str, int]:
     capacity = _in_pages(graph, CAPACITY, capacity, page_bytes)
-    sizes = {BATCH: batch, TOKENS: tokens, CAPACITY: capacity}
+    sizes = {CAPACITY: capacity}
     sparse = graph.sparse_sizes()
     if sparse:
         for symbol, rows in (

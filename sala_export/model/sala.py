@@ -29,16 +29,20 @@ class SalaModel(nn.Module):
         self.scale_emb = config.scale_emb
 
     def forward(
-        self, input_ids: Tensor, step: StepInputs, caches: Sequence[Cache], last_only: bool
+        self, input_ids: Tensor, step: StepInputs, caches: Sequence[Cache], logit_rows: Tensor | None
     ) -> tuple[Tensor, list[Cache]]:
-        """Compute normed hidden rows [B, T, H], or [B, H] of the last token. Returns them and the caches by layer."""
-        rows = self.embed_tokens(input_ids)
-        hidden = rows * (self.scale_emb * stream_scale(rows.dtype))
+        """Compute normed hidden rows [R, H] of the tokens that `logit_rows` names, or [B, T, H] of all if it is None.
+
+        Returns: these rows, and the caches by layer.
+        """
+        embedded = self.embed_tokens(input_ids)
+        hidden = embedded * (self.scale_emb * stream_scale(embedded.dtype))
         updated: list[Cache] = []
         for layer, cache in zip(self.layers, caches, strict=True):
             hidden, cache = layer(hidden, cache, step)
             updated.append(cache)
-        return self.norm(hidden[:, -1] if last_only else hidden), updated
+        wanted = hidden if logit_rows is None else hidden.flatten(0, 1).index_select(0, logit_rows)
+        return self.norm(wanted), updated
 
 
 class SalaForCausalLM(nn.Module):
@@ -105,16 +109,18 @@ class SalaForCausalLM(nn.Module):
         past_length: Tensor,
         context_length: Tensor,
         rope_cos_sin: Tensor,
+        logit_rows: Tensor,
         caches: Sequence[Cache],
     ) -> tuple[Tensor, list[Cache]]:
         """Run one chunk.
 
         Args: input_ids int64 [B, T]; past_length, context_length int32 [B]; rope_cos_sin fp32 [B, T, head_dim];
-        caches by layer, whose sparse tensors are updated in place.
-        Returns: fp32 logits of the last token [B, V]; the caches after the chunk.
+        logit_rows int32 [R], where row b * T + t is token t of sequence b; caches by layer, whose sparse tensors are
+        updated in place.
+        Returns: fp32 logits [R, V] of these rows; the caches after the chunk.
         Raises: ShapeError if shapes or lengths break an operator's contract.
         """
-        return self._run(input_ids, past_length, context_length, rope_cos_sin, caches, last_only=True)
+        return self._run(input_ids, past_length, context_length, rope_cos_sin, caches, logit_rows)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Compute fp32 logits [B, T, V] of a whole context, input_ids int64 [B, T]."""
@@ -122,7 +128,7 @@ class SalaForCausalLM(nn.Module):
         past_length = torch.zeros(batch, dtype=torch.int32, device=input_ids.device)
         rope = self.rope(past_length, tokens)
         caches = self.new_caches(batch, tokens)
-        logits, _ = self._run(input_ids, past_length, past_length + tokens, rope, caches, last_only=False)
+        logits, _ = self._run(input_ids, past_length, past_length + tokens, rope, caches, None)
         return logits
 
     def _run(
@@ -132,9 +138,9 @@ class SalaForCausalLM(nn.Module):
         context_length: Tensor,
         rope_cos_sin: Tensor,
         caches: Sequence[Cache],
-        last_only: bool,
+        logit_rows: Tensor | None,
     ) -> tuple[Tensor, list[Cache]]:
         step = StepInputs(past_length=past_length, context_length=context_length, rope_cos_sin=rope_cos_sin)
-        hidden, updated = self.model(input_ids, step, caches, last_only)
+        hidden, updated = self.model(input_ids, step, caches, logit_rows)
         logits: Tensor = self.lm_head(hidden / self.config.logit_divisor)
         return logits.to(torch.float32), updated

@@ -18,7 +18,9 @@ INPUT_IDS = "input_ids"
 PAST_LENGTH = "past_length"
 CONTEXT_LENGTH = "context_length"
 ROPE_COS_SIN = "rope_cos_sin"
-TOKEN_INPUTS = (INPUT_IDS, PAST_LENGTH, CONTEXT_LENGTH, ROPE_COS_SIN)
+LOGIT_ROWS = "logit_rows"
+"""Rows whose logits a step gives: row b * T + t is token t of sequence b."""
+TOKEN_INPUTS = (INPUT_IDS, PAST_LENGTH, CONTEXT_LENGTH, ROPE_COS_SIN, LOGIT_ROWS)
 """Inputs of a step besides its caches, in graph order."""
 LOGITS = "logits"
 PAST = "past_key_values."
@@ -29,14 +31,18 @@ PRESENT = "present."
 BATCH = "batch"
 TOKENS = "tokens"
 """Tokens of the step."""
+ROWS = "rows"
+"""Rows whose logits the step gives."""
 CAPACITY = "capacity"
 """Tokens that the caches can hold."""
 CAPACITY_K1 = "capacity_k1"
 CAPACITY_K2 = "capacity_k2"
 """Compressed keys that the caches can hold."""
-SYMBOLIC_DIMENSIONS = (BATCH, TOKENS, CAPACITY, CAPACITY_K1, CAPACITY_K2)
-_OF_OPERATORS = dict(zip(("B", "T", "C", "C1", "C2"), SYMBOLIC_DIMENSIONS, strict=True))
-"""By the operators' names for them."""
+SYMBOLIC_DIMENSIONS = (BATCH, TOKENS, ROWS, CAPACITY, CAPACITY_K1, CAPACITY_K2)
+MAX_LOGIT_ROWS = 256
+"""Most rows whose logits one step gives, where a chunk has as many."""
+_OF_OPERATORS = {"B": BATCH, "T": TOKENS, "C": CAPACITY, "C1": CAPACITY_K1, "C2": CAPACITY_K2}
+"""Symbolic dimensions by the operators' names for them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,8 +94,9 @@ def signature(config: SalaConfig, dtype: DType) -> Signature:
             TensorSpec(PAST_LENGTH, DType.INT32, (BATCH,)),
             TensorSpec(CONTEXT_LENGTH, DType.INT32, (BATCH,)),
             TensorSpec(ROPE_COS_SIN, DType.FLOAT32, (BATCH, TOKENS, config.head_dim)),
+            TensorSpec(LOGIT_ROWS, DType.INT32, (ROWS,)),
         ),
-        logits=TensorSpec(LOGITS, DType.FLOAT32, (BATCH, config.vocab_size)),
+        logits=TensorSpec(LOGITS, DType.FLOAT32, (ROWS, config.vocab_size)),
         caches=tuple(caches),
     )
 

@@ -24,7 +24,7 @@ from ..model.signature import Signature, signature
 from ..specs import DType, Precision, TensorSpec
 from .engine_constants import Arrays, EngineConstants, int4_columns, scale_columns
 from .fake_quantization import token_scales
-from .graph_builder import IR_TYPES, OPSET, QUANTIZED_OPSET, GraphBuilder, shape_of
+from .graph_builder import FLAT_ROWS, IR_TYPES, OPSET, QUANTIZED_OPSET, GraphBuilder, shape_of
 from .nvfp4 import NVFP4_BLOCK, nvfp4_input
 from .products import Names, add_scaled, product_module, split_product
 from .step_graph import build_step
@@ -226,7 +226,7 @@ class EngineForm:
         *_, size = shape_of(x)
         if len(shape_of(x)) == 2:
             return x
-        return self.graph.node("Reshape", [x, self.graph.integers(-1, int(size))], shape=("rows", size))
+        return self.graph.node("Reshape", [x, self.graph.integers(-1, int(size))], shape=(FLAT_ROWS, size))
 
     def _like(self, x: ir.Value, rows: ir.Value) -> ir.Value:
         """`rows` [B*T, size] as [B, T, size], if `x` has three dimensions."""

@@ -35,6 +35,9 @@ IR_TYPES = {
     DType.UINT8: ir.DataType.UINT8,
 }
 
+FLAT_ROWS = "batch_tokens"
+"""Extent of a tensor whose dimensions batch and tokens are one."""
+
 Shape = Sequence[int | str]
 Attributes = Mapping[str, Any]
 
@@ -98,10 +101,6 @@ class GraphBuilder:
     def integers(self, *values: int) -> ir.Value:
         """A constant int64 [n], for axes and shapes; equal ones are one initializer."""
         return self.initializer(f"integers.{'_'.join(map(str, values))}", ir.tensor(np.array(values, np.int64)))
-
-    def integer(self, value: int) -> ir.Value:
-        """A constant int64 []."""
-        return self.initializer(f"integer.{value}", ir.tensor(np.array(value, np.int64)))
 
     def node(
         self,

@@ -1,6 +1,6 @@
 """One step of the model as an ONNX graph, the walk over its layers; how weights and products are stated is a form's.
 
-B batch, T tokens, H hidden size, I intermediate size, V vocabulary. Projections that share an input are one product,
+B batch, T tokens, R rows whose logits are wanted, H hidden size, I intermediate size, V vocabulary. Projections that share an input are one product,
 because some TensorRT versions miscompile their own horizontal fusion of them at batch 1.
 """
 
@@ -13,10 +13,10 @@ import onnx_ir as ir
 from ..checkpoint.config import SalaConfig
 from ..checkpoint.keymap import EMBEDDING, FINAL_NORM, LM_HEAD, MIXER_MODULES, layer_packs
 from ..model.mixers import MIXERS, MixerKind
-from ..model.signature import INPUT_IDS, CacheEntry, signature
+from ..model.signature import INPUT_IDS, LOGIT_ROWS, CacheEntry, signature
 from ..model.stream_unit import stream_unit
 from ..specs import OPERATOR_DOMAIN, DType, stream_name
-from .graph_builder import IR_TYPES, GraphBuilder, Shape, shape_of
+from .graph_builder import FLAT_ROWS, IR_TYPES, GraphBuilder, Shape, shape_of
 
 OPERATOR_VERSION = 1
 PLUGIN_ATTRIBUTES = {"plugin_namespace": OPERATOR_DOMAIN, "plugin_version": str(OPERATOR_VERSION)}
@@ -44,7 +44,7 @@ class Form(Protocol):
         """A norm that an operator takes: `dtype` [head_dim] or [width]."""
 
     def product(self, x: ir.Value, names: tuple[str, ...]) -> ir.Value:
-        """`x @ concat(weights).T` [..., out] in `dtype`, sums in fp32, of `x` [B, T, in], or [B, in] before lm_head."""
+        """`x @ concat(weights).T` [..., out] in `dtype`, sums in fp32, of `x` [B, T, in], or [R, in] before lm_head."""
 
     def residual_product(self, stream: ir.Value, x: ir.Value, name: str, scale: float) -> ir.Value:
         """`stream + scale * (x @ weight.T)` [B, T, H]: the product and its scaled form rounded to `dtype`."""
@@ -168,13 +168,15 @@ class _StepBuilder:
         return self.graph.node("Mul", [x, self.graph.number(factor, dtype or self.form.dtype)], name=name)
 
     def _logits(self, stream: ir.Value) -> ir.Value:
-        """fp32 [B, V] of the last token."""
+        """fp32 [R, V] of the wanted rows."""
         graph, dtype = self.graph, self.form.dtype
-        batch, _, hidden = shape_of(stream)
-        last = graph.node("Gather", [stream, graph.integer(-1)], {"axis": 1}, shape=(batch, hidden))
-        normed = self._norm(last, FINAL_NORM)
-        rows = graph.node("Div", [normed, graph.number(self.config.logit_divisor, dtype)])
+        wanted, hidden = self.inputs[LOGIT_ROWS], self.config.hidden_size
+        with graph.module("logit_rows"):
+            tokens = graph.node("Reshape", [stream, graph.integers(-1, hidden)], shape=(FLAT_ROWS, hidden))
+            rows = graph.node("Gather", [tokens, wanted], {"axis": 0}, shape=(*shape_of(wanted), hidden))
+        normed = self._norm(rows, FINAL_NORM)
+        divided = graph.node("Div", [normed, graph.number(self.config.logit_divisor, dtype)])
         head = EMBEDDING if self.config.tie_word_embeddings else LM_HEAD
-        logits = graph.cast(self.form.product(rows, (head,)), DType.FLOAT32)
+        logits = graph.cast(self.form.product(divided, (head,)), DType.FLOAT32)
         logits.name = self.step.logits.name
         return logits

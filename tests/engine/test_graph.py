@@ -35,8 +35,8 @@ def test_graph_is_described_with_its_weights_apart_from_the_step(path: Path) -> 
     graph = read_graph(path)
     assert graph.inputs[0] == TensorSpec("input_ids", DType.INT64, ("batch", "tokens"))
     assert TensorSpec("past_key_values.1.k1", DType.BFLOAT16, ("batch", 2, "capacity_k1", 64)) in graph.inputs
-    assert len(graph.inputs) == 4 + 1 + 4
-    assert TensorSpec("logits", DType.FLOAT32, ("batch", 512)) in graph.outputs
+    assert len(graph.inputs) == 5 + 1 + 4
+    assert TensorSpec("logits", DType.FLOAT32, ("rows", 512)) in graph.outputs
     assert graph.weights[0] == TensorSpec("model.embed_tokens.weight", DType.BFLOAT16, (512, 128))
     # By layer two products of the mixer and two of the MLP, of the lightning layer three norms; embedding and head.
     assert len(graph.weights) == 2 * 4 + 3 + 2

@@ -42,7 +42,8 @@ class Sequence:
             layer.register_forward_hook(lambda _, args, out: self.hidden.append(out[0][0]))
             for layer in self.model.model.layers
         ]
-        logits, self.caches = self.model.step(ids[None], past, context, self.model.rope(past, len(ids)), self.caches)
+        rope, last = self.model.rope(past, len(ids)), torch.tensor([len(ids) - 1], dtype=torch.int32)
+        logits, self.caches = self.model.step(ids[None], past, context, rope, last, self.caches)
         for hook in hooks:
             hook.remove()
         self.hidden.append(self.model.model.norm(self.hidden[-1]))
@@ -183,7 +184,8 @@ def test_batch_rows_with_different_pasts_do_not_mix(model: SalaForCausalLM) -> N
     ]
     past = torch.tensor([300, 77], dtype=torch.int32)
     both = torch.stack([ids[300:310], ids[577:587]])
-    logits, _ = model.step(both, past, past + 10, model.rope(past, 10), caches)
+    last = torch.tensor([9, 19], dtype=torch.int32)
+    logits, _ = model.step(both, past, past + 10, model.rope(past, 10), last, caches)
     assert_close(logits, expected)
 
 

@@ -5,6 +5,7 @@ Everything between the operators is then computed by code that is not ours.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import ml_dtypes
@@ -81,23 +82,31 @@ class GraphRunner:
 
     def feed(self, ids: torch.Tensor, context_length: int | None = None) -> torch.Tensor:
         """Logits [V] of the last of `ids` [T]."""
-        logits, *present = self.evaluator.run(None, {**self._inputs(ids, self.past, context_length), **self.caches})
+        return self.feed_rows(ids, [len(ids) - 1], context_length)[0]
+
+    def feed_rows(self, ids: torch.Tensor, rows: Sequence[int], context_length: int | None = None) -> torch.Tensor:
+        """Logits [R, V] of `rows`, indices into `ids` [T]."""
+        inputs = self._inputs(ids, self.past, context_length, rows)
+        logits, *present = self.evaluator.run(None, {**inputs, **self.caches})
         for entry, value in zip(self.step.caches, present, strict=True):
             assert value.shape == self.caches[entry.past.name].shape
             assert value.dtype == self.caches[entry.past.name].dtype
             self.caches[entry.past.name] = value
         self.past += len(ids)
-        return torch.from_numpy(logits[0])
+        return torch.from_numpy(logits)
 
     def first_feeds(self, ids: torch.Tensor) -> dict[str, np.ndarray]:
         """Every input of a step that feeds `ids` [T] as a whole context."""
-        return {**self._inputs(ids, 0, None), **self.empty}
+        return {**self._inputs(ids, 0, None, [len(ids) - 1]), **self.empty}
 
-    def _inputs(self, ids: torch.Tensor, past: int, context_length: int | None) -> dict[str, np.ndarray]:
+    def _inputs(
+        self, ids: torch.Tensor, past: int, context_length: int | None, rows: Sequence[int]
+    ) -> dict[str, np.ndarray]:
         end = past + len(ids)
         return {
             "input_ids": ids[None].numpy(),
             "past_length": np.array([past], np.int32),
             "context_length": np.array([context_length or end], np.int32),
             "rope_cos_sin": rope_cos_sin(torch.arange(past, end)[None], self.inv_freq).numpy(),
+            "logit_rows": np.array(rows, np.int32),
         }

@@ -72,6 +72,7 @@ class _Writer:
         self.input("past_length", TensorProto.INT32, ["batch"])
         self.input("context_length", TensorProto.INT32, ["batch"])
         self.input("rope_cos_sin", TensorProto.FLOAT, ["batch", "tokens", sizes.head_dim])
+        self.input("logit_rows", TensorProto.INT32, ["rows"])
         self.node("Shape", "step", "input_ids")
         embedding = self.weight("model.embed_tokens.weight", (sizes.vocab_size, sizes.hidden_size))
         hidden = self.node("Gather", "embed_tokens", embedding, "input_ids")
@@ -79,14 +80,13 @@ class _Writer:
             if mixer != "none":
                 hidden = self.node("Add", f"layers.{i}.mixer.add", hidden, self.mixer(i, mixer, hidden))
             hidden = self.node("Add", f"layers.{i}.mlp.add", hidden, self.mlp(i, hidden))
-        self.constant("last", np.array([-1], np.int64))
-        last = self.node("Gather", "last_token", hidden, "last", axis=1)
-        self.constant("token_axis", np.array([1], np.int64))
-        row = self.node("Squeeze", "last_row", last, "token_axis")
+        self.constant("flat", np.array([-1, sizes.hidden_size], np.int64))
+        tokens = self.node("Reshape", "flatten", hidden, "flat")
+        rows = self.node("Gather", "wanted_rows", tokens, "logit_rows", axis=0)
         head = self.weight("lm_head.weight", (sizes.vocab_size, sizes.hidden_size))
-        logits = self.node("Gemm", "lm_head/Gemm", row, head, transB=1)
+        logits = self.node("Gemm", "lm_head/Gemm", rows, head, transB=1)
         self.nodes.append(helper.make_node("Cast", [logits], ["logits"], name="logits", to=TensorProto.FLOAT))
-        self.output("logits", TensorProto.FLOAT, ["batch", sizes.vocab_size])
+        self.output("logits", TensorProto.FLOAT, ["rows", sizes.vocab_size])
         inputs = [*self.inputs, *self.weights]
         graph = helper.make_graph(self.nodes, "mini", inputs, self.outputs, self.initializers)
         opsets = [helper.make_opsetid("", 23), helper.make_opsetid("sala", 1)]

@@ -129,6 +129,7 @@ struct EngineLimits {
   int64_t default_chunk_tokens = 0;  // tokens per prefill step if the caller does not choose
   int64_t least_capacity = 1;        // tokens that caches must have room for, however short the context
   int64_t max_batch = 1;             // sequences of one step of the decode profile
+  int64_t max_logit_rows = 1;        // tokens whose logits one step of the prefill profile gives
   std::string_view larger_batch{};   // what a user does for a larger max_batch, for messages; empty if nothing helps
   SymbolSizes largest_caches{};      // by the symbol of a growing dimension; one that is absent has no limit
 };
@@ -146,11 +147,14 @@ struct StepInputs {
   std::span<const int32_t> past_length;     // [batch], tokens that the caches hold before this step
   std::span<const int32_t> context_length;  // [batch], at least past_length + tokens; sparse from dense_len on
   std::span<const float> rope_cos_sin;      // [batch, tokens, head_dim]
+  /// [rows], tokens whose logits are wanted: b * tokens + t is token t of sequence b. At least one, at most
+  /// max_logit_rows, and the last of each sequence in a step of the decode profile.
+  std::span<const int32_t> logit_rows;
 
   int64_t batch() const { return static_cast<int64_t>(past_length.size()); }
   int64_t tokens() const { return static_cast<int64_t>(input_ids.size()) / batch(); }
   /// The same as tensors under the names of step_names.h. They refer to this object and are for reading.
-  std::array<Tensor, 4> tensors() const;
+  std::array<Tensor, 5> tensors() const;
 };
 
 /// Runs steps on the caches of one session, or of a batch. One thread at a time may use it.
@@ -158,8 +162,12 @@ class Execution {
  public:
   virtual ~Execution() = default;
 
-  /// Runs one step: reads `step`, updates the caches given at creation, and writes the logits of each sequence's last
-  /// token, [batch, vocab_size] in host memory. After an error the contents of the caches are undefined.
+  /// Makes room for steps that give the logits of so many tokens. kOutOfMemory if there is none, and then nothing has
+  /// changed. By default it does nothing.
+  virtual Status reserve_rows(int64_t /*rows*/) { return success(); }
+
+  /// Runs one step: reads `step`, updates the caches given at creation, and writes the logits of `step.logit_rows`,
+  /// [rows, vocab_size] in host memory. After an error the contents of the caches are undefined.
   virtual Status run(Profile profile, const StepInputs& step, std::span<float> logits) = 0;
 };
 

@@ -26,7 +26,8 @@ namespace sala {
 /// of the last step that ran.
 class Prefiller {
  public:
-  /// `tokens_total`, if known, is only reported to `on_progress`. kInvalidArgument if it or `context_length` cannot be.
+  /// `tokens_total`, if known, is reported to `on_progress`, and `logit_tokens` are of these tokens. kInvalidArgument
+  /// if it, `context_length` or `logit_tokens` cannot be.
   static Expected<Prefiller> create(Session& session, PrefillOptions options,
                                     std::optional<int64_t> tokens_total = std::nullopt);
 
@@ -46,11 +47,23 @@ class Prefiller {
   Status check_usable() const;
   /// Tokens of the context with those that wait.
   int64_t length() const;
-  /// Most tokens of the next step.
+  static Status check_logit_tokens(const PrefillOptions& options, std::optional<int64_t> tokens_total);
+  /// Most tokens of the next chunk.
+  size_t most_of_chunk() const;
+  /// Most tokens of the next step, which gives no more logits than the engine serves.
   size_t most_of_step() const;
-  /// Runs steps for as long as at least `least` tokens wait, or as many as the next step can take.
+  /// Logits that the next step gives, if it has so many tokens.
+  std::span<const int64_t> logit_tokens_of_step(size_t tokens) const;
+  /// Runs chunks for as long as at least `least` tokens wait, or as many as the next chunk can take.
   Status run_chunks(size_t least);
+  /// Runs a chunk, in several steps where its logits need that. Checkpoints do not depend on these steps.
   Status run_chunk(std::span<const int32_t> token_ids, int64_t context_length);
+  Status run_step(std::span<const int32_t> token_ids, int64_t context_length);
+  Status check_stop() const;
+  /// Keeps a checkpoint behind a chunk, if one is wanted there or due.
+  Status keep_due_checkpoint();
+  /// Tells of a step that has run, which had these of the logits.
+  void report(std::span<const int64_t> logit_tokens);
   /// Makes nothing of a stop that came while this ran.
   void use_up_stop() noexcept;
 
@@ -61,7 +74,10 @@ class Prefiller {
   std::vector<int64_t> checkpoints_;  // positions ahead where steps end and one is kept, in falling order
   int64_t tokens_fed_ = 0;
   int64_t tokens_done_ = 0;
-  uint64_t session_changes_;  // as this object left it
+  int64_t first_position_;  // in the context, of the first token
+  size_t logit_tokens_done_ = 0;
+  std::vector<int32_t> rows_;  // of the step, for logit_tokens
+  uint64_t session_changes_;   // as this object left it
   bool has_ended_ = false;
   bool is_told_to_stop_ = false;  // by on_progress
   bool is_decode_ = false;        // Session::decode: its token is of the answer, and Session::stop leaves it

@@ -47,6 +47,29 @@ struct PrefillOptions {
   std::optional<int64_t> context_length;
   /// Called after every chunk. Return false to stop the prefill there.
   std::function<bool(const PrefillProgress&)> on_progress;
+  /// Tokens whose logits are wanted besides those of the last, rising. 0 is the first token of this call.
+  std::vector<int64_t> logit_tokens = {};
+  /// Called after each step that has some of `logit_tokens`, before `on_progress`, with the logits of these, fp32
+  /// [tokens, vocab_size], which are valid during the call. A step has no more of them than
+  /// `EngineLimits::max_logit_rows`. An exception ends the prefill behind this step.
+  std::function<void(std::span<const int64_t> tokens, std::span<const float> logits)> on_logits = {};
+};
+
+struct ScoreOptions {
+  int64_t top = 0;  // likeliest tokens at each place, 0 to kMostLogprobs
+  /// As in PrefillOptions.
+  std::optional<int64_t> context_length = {};
+  std::function<bool(const PrefillProgress&)> on_progress = {};
+};
+
+/// How probable the model found each token of a text, given all tokens before it.
+struct TokenScores {
+  /// [tokens], natural logarithms of probabilities. NaN for the first token of a context.
+  std::vector<double> logprobs;
+  /// [tokens, top], the likeliest tokens at each place, as in `token_logprobs`. -1 where there are none.
+  std::vector<int32_t> top_ids;
+  /// [tokens, top], the log-probabilities of `top_ids`. NaN where there are none.
+  std::vector<double> top_logprobs;
 };
 
 struct GenerateOptions {
@@ -94,6 +117,12 @@ class Session {
   /// that had run, as `position` tells, and goes on from there with the rest of the prompt. The same holds if memory
   /// ends in the middle (kOutOfMemory). Where the engine knows its memory, a prompt that does not fit is refused whole.
   Expected<std::span<const float>> prefill(std::span<const int32_t> token_ids, const PrefillOptions& options = {});
+
+  /// Appends tokens to the context as `prefill` does, and tells how probable the model found each of them, as
+  /// `token_logprobs` does. The first token's probability comes from the logits before this call. kInvalidArgument for
+  /// a `top` outside 0 to kMostLogprobs, kEngineFailed if a logit is NaN. If it ends early, the session holds the steps
+  /// that had run, as after `prefill`.
+  Expected<TokenScores> score(std::span<const int32_t> token_ids, const ScoreOptions& options = {});
 
   /// Appends one token to the answer and returns its logits.
   Expected<std::span<const float>> decode(int32_t token_id);

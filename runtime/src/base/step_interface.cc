@@ -114,7 +114,8 @@ Expected<StepInterface> StepInterface::create(const ModelConfig& config, std::sp
   SALA_RETURN_IF_ERROR(require(*into, spec(kPastLength, DType::kInt32, {batch})));
   SALA_RETURN_IF_ERROR(require(*into, spec(kContextLength, DType::kInt32, {batch})));
   SALA_RETURN_IF_ERROR(require(*into, spec(kRopeCosSin, DType::kFloat32, {batch, tokens, rope_width})));
-  SALA_RETURN_IF_ERROR(require(*out, spec(kLogits, DType::kFloat32, {batch, {config.vocab_size, {}}})));
+  SALA_RETURN_IF_ERROR(require(*into, spec(kLogitRows, DType::kInt32, {symbol(kRows)})));
+  SALA_RETURN_IF_ERROR(require(*out, spec(kLogits, DType::kFloat32, {symbol(kRows), {config.vocab_size, {}}})));
   StepInterface step;
   for (const TensorSpec& input : inputs) {
     if (!input.name.starts_with(kPast)) continue;
@@ -122,7 +123,7 @@ Expected<StepInterface> StepInterface::create(const ModelConfig& config, std::sp
     if (!cache) return cache.error();
     step.caches.push_back(*std::move(cache));
   }
-  if (inputs.size() != step.caches.size() + 4 || outputs.size() != step.caches.size() + 1) {
+  if (inputs.size() != step.caches.size() + 5 || outputs.size() != step.caches.size() + 1) {
     return error(ErrorCode::kInvalidArgument, "the step has ", inputs.size(), " inputs and ", outputs.size(),
                  " outputs, of which ", step.caches.size(), " are caches: some tensor is not part of a step");
   }

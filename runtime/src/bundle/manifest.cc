@@ -14,12 +14,13 @@ namespace sala {
 
 namespace {
 
-constexpr int64_t kSchemaVersion = 4;
+constexpr int64_t kSchemaVersion = 5;
 constexpr size_t kMostDimensions = 8;  // as in TensorRT
 
 /// The symbolic dimensions of a step, each with the most that it may be.
 const SymbolSizes kSymbols = {{std::string(step_names::kBatch), 1},
                               {std::string(step_names::kTokens), INT32_MAX},
+                              {std::string(step_names::kRows), INT32_MAX},
                               {std::string(step_names::kCapacity), INT32_MAX},
                               {std::string(step_names::kCapacityK1), INT32_MAX},
                               {std::string(step_names::kCapacityK2), INT32_MAX}};

@@ -1,3 +1,5 @@
+#include <algorithm>
+#include <functional>
 #include <limits>
 #include <map>
 
@@ -9,6 +11,7 @@ namespace {
 
 constexpr size_t kFirstSessionOptions = offsetof(sala_session_options, chunk_tokens) + sizeof(int64_t);
 constexpr size_t kFirstPrefillOptions = offsetof(sala_prefill_options, user_data) + sizeof(void*);
+constexpr size_t kFirstScoreOptions = offsetof(sala_score_options, user_data) + sizeof(void*);
 constexpr size_t kFirstSamplingOptions = offsetof(sala_sampling_options, seed) + sizeof(uint64_t);
 
 std::optional<int64_t> unless_zero(int64_t value) { return value != 0 ? std::optional(value) : std::nullopt; }
@@ -42,6 +45,22 @@ Expected<std::map<int32_t, double>> logit_bias_of(const sala_logit_bias* entries
   return result;
 }
 
+std::function<bool(const PrefillProgress&)> progress_of(sala_progress_callback on_progress, void* user_data) {
+  if (on_progress == nullptr) return {};
+  return [on_progress, user_data](const PrefillProgress& progress) {
+    const sala_prefill_progress told{sizeof told, progress.tokens_done, progress.tokens_total.value_or(-1),
+                                     progress.seconds};
+    return on_progress(&told, user_data) != 0;
+  };
+}
+
+Status give_scores(const TokenScores& scores, double* logprobs, int32_t* top_ids, double* top_logprobs) {
+  std::ranges::copy(scores.logprobs, logprobs);
+  std::ranges::copy(scores.top_ids, top_ids);
+  std::ranges::copy(scores.top_logprobs, top_logprobs);
+  return success();
+}
+
 /// Ends `make` of a session.
 Status give_session(Expected<Session> made, sala_session** session) {
   if (!made) return made.error();
@@ -56,12 +75,13 @@ Expected<PrefillOptions> prefill_options_of(const sala_prefill_options* options)
   if (!given) return given.error();
   PrefillOptions result;
   result.context_length = unless_zero(given->context_length);
-  if (given->on_progress != nullptr) {
-    result.on_progress = [callback = given->on_progress,
-                          user_data = given->user_data](const PrefillProgress& progress) {
-      const sala_prefill_progress told{sizeof told, progress.tokens_done, progress.tokens_total.value_or(-1),
-                                       progress.seconds};
-      return callback(&told, user_data) != 0;
+  result.on_progress = progress_of(given->on_progress, given->user_data);
+  if (given->logit_token_count > 0) SALA_RETURN_IF_ERROR(require({{"logit_tokens", given->logit_tokens}}));
+  result.logit_tokens.assign(given->logit_tokens, given->logit_tokens + given->logit_token_count);
+  if (given->on_logits != nullptr) {
+    result.on_logits = [callback = given->on_logits, user_data = given->user_data](std::span<const int64_t> tokens,
+                                                                                   std::span<const float> logits) {
+      callback(tokens.data(), tokens.size(), logits.data(), logits.size() / tokens.size(), user_data);
     };
   }
   return result;
@@ -184,6 +204,25 @@ sala_error* sala_session_prefill(sala_session* session, const int32_t* token_ids
     if (!prefill_options) return prefill_options.error();
     return sala::c::exclusively(*session->shared, [&](sala::Session& each) {
       return sala::c::without_value(each.prefill({token_ids, count}, *prefill_options));
+    });
+  });
+}
+
+sala_error* sala_session_score(sala_session* session, const int32_t* token_ids, size_t count,
+                               const sala_score_options* options, double* logprobs, int32_t* top_ids,
+                               double* top_logprobs) {
+  return sala::c::guarded([&]() -> sala::Status {
+    SALA_RETURN_IF_ERROR(sala::c::require({{"session", session}}));
+    if (count > 0) SALA_RETURN_IF_ERROR(sala::c::require({{"token_ids", token_ids}, {"logprobs", logprobs}}));
+    const auto given =
+        sala::c::options_of(options, sala::c::kFirstScoreOptions, sala_score_options SALA_SCORE_OPTIONS_INIT);
+    if (!given) return given.error();
+    if (given->top > 0) SALA_RETURN_IF_ERROR(sala::c::require({{"top_ids", top_ids}, {"top_logprobs", top_logprobs}}));
+    return sala::c::exclusively(*session->shared, [&](sala::Session& each) -> sala::Status {
+      const auto scores = each.score({token_ids, count}, {given->top, sala::c::unless_zero(given->context_length),
+                                                          sala::c::progress_of(given->on_progress, given->user_data)});
+      if (!scores) return scores.error();
+      return sala::c::give_scores(*scores, logprobs, top_ids, top_logprobs);
     });
   });
 }

@@ -186,17 +186,19 @@ Status BatchSlots::run(Execution& engine) {
   input_ids_.clear();
   past_lengths_.clear();
   context_lengths_.clear();
+  logit_rows_.clear();
   rope_cos_sin_.resize(batch * width);
   for (size_t i = 0; i < batch; ++i) {
     const SessionCore& session = *sessions_[i];
     input_ids_.push_back(*session.pending_token());
     past_lengths_.push_back(static_cast<int32_t>(session.past_length()));
     context_lengths_.push_back(static_cast<int32_t>(session.position()));
+    logit_rows_.push_back(static_cast<int32_t>(i));
     rope_cos_sin(session.past_length(), model_->config.inv_freq, std::span(rope_cos_sin_).subspan(i * width, width));
   }
   const std::span logits = std::span(logits_).first(batch * vocab_size);
   SALA_RETURN_IF_ERROR(
-      engine.run(Profile::kDecode, {input_ids_, past_lengths_, context_lengths_, rope_cos_sin_}, logits));
+      engine.run(Profile::kDecode, {input_ids_, past_lengths_, context_lengths_, rope_cos_sin_, logit_rows_}, logits));
   for (size_t i = 0; i < batch; ++i) {
     SessionCore& session = *sessions_[i];
     const int32_t token = *session.pending_token();

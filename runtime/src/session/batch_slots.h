@@ -64,7 +64,7 @@ class BatchSlots {
   std::vector<SessionCore*> sessions_;                  // by slot
   // Of a step.
   std::vector<int64_t> input_ids_;
-  std::vector<int32_t> past_lengths_, context_lengths_;
+  std::vector<int32_t> past_lengths_, context_lengths_, logit_rows_;
   std::vector<float> rope_cos_sin_, logits_;
 };
 

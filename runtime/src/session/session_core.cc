@@ -208,18 +208,64 @@ Status SessionCore::check_tokens(std::span<const int32_t> token_ids) const {
   return success();
 }
 
-Status SessionCore::run(std::span<const int32_t> token_ids, int64_t context_length) {
+Status SessionCore::choose_rows(int64_t tokens, std::span<const int32_t> rows) {
+  wanted_rows_ = 0;
+  logit_rows_.clear();
+  for (const int32_t row : rows) {
+    if (row >= (logit_rows_.empty() ? 0 : logit_rows_.back() + 1) && row < tokens) {
+      logit_rows_.push_back(row);
+      continue;
+    }
+    return error(ErrorCode::kInvalidArgument, "row ", row, " is not one of the step's ", tokens,
+                 " tokens, or not behind the row before it");
+  }
+  if (rows.empty() || rows.back() != tokens - 1) logit_rows_.push_back(static_cast<int32_t>(tokens - 1));
+  if (logit_rows_.size() > 1) SALA_RETURN_IF_ERROR(reserve_rows());
+  wanted_rows_ = rows.size();
+  return success();
+}
+
+Status SessionCore::reserve_rows() {
+  const auto count = static_cast<int64_t>(logit_rows_.size());
+  if (const int64_t most = model_->engine->limits().max_logit_rows; count > most) {
+    return error(ErrorCode::kInvalidArgument, "the step has ", count, " rows of logits, with the last, expected 1 to ",
+                 most, ", which is what this engine serves");
+  }
+  const size_t elements = logit_rows_.size() * logits_.size();
+  if (row_logits_.size() < elements) {
+    row_logits_ = std::vector<float>();  // before the larger one takes memory
+    row_logits_.resize(elements);
+  }
+  return execution_->reserve_rows(count);
+}
+
+std::span<const float> SessionCore::row_logits() const {
+  const std::span<const float> all = logit_rows_.size() > 1 ? row_logits_ : logits_;
+  return all.first(wanted_rows_ * logits_.size());
+}
+
+void SessionCore::drop_row_logits() {
+  wanted_rows_ = 0;
+  row_logits_ = std::vector<float>();
+}
+
+Status SessionCore::run(std::span<const int32_t> token_ids, int64_t context_length, std::span<const int32_t> rows) {
   const int64_t tokens = static_cast<int64_t>(token_ids.size());
   const int64_t head_dim = 2 * static_cast<int64_t>(model_->config.inv_freq.size());
   input_ids_.assign(token_ids.begin(), token_ids.end());
   rope_cos_sin_.resize(static_cast<size_t>(tokens * head_dim));
   rope_cos_sin(past_length_, model_->config.inv_freq, rope_cos_sin_);
   const auto past_length = static_cast<int32_t>(past_length_), of_context = static_cast<int32_t>(context_length);
-  const StepInputs step{input_ids_, {&past_length, 1}, {&of_context, 1}, rope_cos_sin_};
+  SALA_RETURN_IF_ERROR(choose_rows(tokens, rows));
+  const StepInputs step{input_ids_, {&past_length, 1}, {&of_context, 1}, rope_cos_sin_, logit_rows_};
   SALA_RETURN_IF_ERROR(claim_for_step(tokens));
   begin_step();
-  const Status ran = execution_->run(tokens == 1 ? Profile::kDecode : Profile::kPrefill, step, logits_);
+  const size_t vocab_size = logits_.size();
+  const std::span<float> to =
+      logit_rows_.size() > 1 ? std::span(row_logits_).first(logit_rows_.size() * vocab_size) : std::span(logits_);
+  const Status ran = execution_->run(tokens == 1 ? Profile::kDecode : Profile::kPrefill, step, to);
   if (!ran) return lose(ran.error());
+  if (logit_rows_.size() > 1) std::ranges::copy(to.last(vocab_size), logits_.begin());
   end_step(token_ids);
   return success();
 }

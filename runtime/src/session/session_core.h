@@ -54,8 +54,15 @@ class SessionCore {
   /// Every id must be in the vocabulary.
   Status check_tokens(std::span<const int32_t> token_ids) const;
 
-  /// Runs one step: the pending token, if there is one, must be the first of `token_ids`.
-  Status run(std::span<const int32_t> token_ids, int64_t context_length);
+  /// Runs one step: the pending token, if there is one, must be the first of `token_ids`. `rows` are rising indices into
+  /// `token_ids`, of tokens whose logits `row_logits` has afterwards. With the last token, whose logits every step
+  /// gives, they are at most `max_logit_rows` of the engine (kInvalidArgument).
+  Status run(std::span<const int32_t> token_ids, int64_t context_length, std::span<const int32_t> rows = {});
+  /// Logits of the tokens that the last `run` was asked for, [rows, vocab_size], until the next call that changes the
+  /// session.
+  std::span<const float> row_logits() const;
+  /// Gives back the memory of `row_logits`.
+  void drop_row_logits();
   /// The parts of `run` besides the engine's, for steps that serve several sessions. First `claim_for_step`: if it
   /// fails, the session is as it was (kOutOfMemory) or poisoned. Between the other two the session is poisoned.
   Status claim_for_step(int64_t tokens);
@@ -123,6 +130,9 @@ class SessionCore {
   Status bind();
   /// Takes back everything that is claimed.
   Status empty();
+  /// Sets logit_rows_: `rows`, and the last token if it is not among them. Makes room for their logits.
+  Status choose_rows(int64_t tokens, std::span<const int32_t> rows);
+  Status reserve_rows();
   /// Claims what a session without tokens has.
   Status begin();
   Status restore(const Checkpoint& checkpoint);
@@ -148,6 +158,9 @@ class SessionCore {
   std::atomic<bool> stop_requested_ = false;
   std::vector<int64_t> input_ids_;   // [tokens] of the step
   std::vector<float> rope_cos_sin_;  // [tokens, head_dim] of the step
+  std::vector<int32_t> logit_rows_;  // [rows] of the step, the last token's at the end
+  std::vector<float> row_logits_;    // at least [rows, vocab_size], if a step had more than one
+  size_t wanted_rows_ = 0;           // of logit_rows_, that `run` was asked for
 };
 
 }  // namespace sala

@@ -32,7 +32,7 @@ bool check_step(const Context& context) {
       if (reinterpret_cast<uintptr_t>(address(tensor.name)) % 256 != 0) return refuse(tensor.name + " is not aligned");
     } else if (tensor.mode == kInputTensor && !context.shapes.contains(tensor.name)) {
       return refuse("no shape of " + tensor.name);
-    } else if (tensor.mode == kInputTensor &&
+    } else if (tensor.mode == kInputTensor && tensor.name != "logit_rows" &&
                context.shapes.at(tensor.name).extents[0] != context.shapes.at("input_ids").extents[0]) {
       return refuse(tensor.name + " has another batch than input_ids");
     }
@@ -83,8 +83,11 @@ struct Launch {
     for (int64_t t = 0; t < tokens; ++t) {
       mock_state(state, ids[t], rope[2 * t + 1], at<int32_t>("context_length")[sequence]);
       mock_caches(caches, past + t, ids[t]);
+      for (int64_t i = 0; i < shapes.at("logit_rows").extents[0]; ++i) {
+        if (at<int32_t>("logit_rows")[i] != sequence * tokens + t) continue;
+        mock_logits(state, caches, past + t + 1, mixed, at<float>("logits") + i * kVocabSize);
+      }
     }
-    mock_logits(state, caches, past + tokens, mixed, at<float>("logits") + sequence * kVocabSize);
   }
 
   void run() const {

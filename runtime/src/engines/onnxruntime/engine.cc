@@ -19,6 +19,7 @@ constexpr int64_t kGraphLimitBytes = int64_t{1} << 30;
 constexpr int64_t kDefaultChunkTokens = 512;
 constexpr int64_t kMaxChunkTokens = 65536;
 constexpr int64_t kMaxBatch = 64;
+constexpr int64_t kMaxLogitRows = 256;
 // Positions are int32, and a step may end at the last one.
 constexpr int64_t kMaxContext = INT32_MAX - kMaxChunkTokens;
 
@@ -124,7 +125,8 @@ EngineLimits OnnxRuntimeEngine::limits() const {
   return {.max_context = kMaxContext,
           .max_chunk_tokens = kMaxChunkTokens,
           .default_chunk_tokens = kDefaultChunkTokens,
-          .max_batch = kMaxBatch};
+          .max_batch = kMaxBatch,
+          .max_logit_rows = kMaxLogitRows};
 }
 
 Expected<std::unique_ptr<Execution>> OnnxRuntimeEngine::create_execution(std::span<const CacheBinding> caches,

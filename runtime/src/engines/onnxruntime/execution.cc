@@ -65,7 +65,8 @@ Status OnnxRuntimeExecution::create_binding() {
 
 Status OnnxRuntimeExecution::run(Profile, const StepInputs& step, std::span<float> logits) {
   for (const Tensor& input : step.tensors()) SALA_RETURN_IF_ERROR(bind_input(input));
-  const Shape shape{step.batch(), static_cast<int64_t>(logits.size()) / step.batch()};
+  const auto rows = static_cast<int64_t>(step.logit_rows.size());
+  const Shape shape{rows, static_cast<int64_t>(logits.size()) / rows};
   SALA_RETURN_IF_ERROR(bind_output({step_names::kLogits, DType::kFloat32, shape, logits.data()}));
   return library_.check(library_.api().RunWithBinding(&session_, nullptr, binding_.get()), "run a step");
 }

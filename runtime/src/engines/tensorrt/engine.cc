@@ -25,6 +25,7 @@ EngineLimits limits_of(const ProfileRanges& prefill, const ProfileRanges& decode
           .default_chunk_tokens = chunk,
           .least_capacity = range.min,
           .max_batch = decode.find(step_names::kBatch)->second.max,
+          .max_logit_rows = prefill.find(step_names::kRows)->second.max,
           .larger_batch = "build the bundle again with sala-export build --max-batch N",
           .largest_caches = std::move(largest)};
 }

@@ -10,13 +10,11 @@ namespace sala::tensorrt {
 
 namespace {
 
-SymbolSizes sizes_of(int64_t batch, int64_t tokens) {
-  return {{std::string(step_names::kBatch), batch}, {std::string(step_names::kTokens), tokens}};
-}
-
-bool depends_on_tokens(const TensorSpec& spec) {
-  return std::any_of(spec.shape.begin(), spec.shape.end(),
-                     [](const Extent& each) { return each.symbol == step_names::kTokens; });
+/// Whether a token input has other shapes in other steps of a session.
+bool depends_on_step(const TensorSpec& spec) {
+  return std::any_of(spec.shape.begin(), spec.shape.end(), [](const Extent& each) {
+    return each.symbol == step_names::kTokens || each.symbol == step_names::kRows;
+  });
 }
 
 }  // namespace
@@ -30,7 +28,7 @@ Expected<std::unique_ptr<Execution>> TensorRtExecution::create(const LoadedPlan&
   std::unique_ptr<TensorRtExecution> execution(new TensorRtExecution(plan, buffers, caches));
   SALA_RETURN_IF_ERROR(execution->open_stream());
   SALA_RETURN_IF_ERROR(execution->add_context(Profile::kDecode));
-  SALA_RETURN_IF_ERROR(execution->set_tokens(Profile::kDecode, 1));
+  SALA_RETURN_IF_ERROR(execution->set_sizes(Profile::kDecode, execution->decode_sizes()));
   if (contents == CacheContents::kEmpty) {
     SALA_RETURN_IF_ERROR(execution->add_context(Profile::kPrefill));
     SALA_RETURN_IF_ERROR(execution->warm_up());
@@ -107,8 +105,8 @@ Status TensorRtExecution::bind(void* context) const {
   }
   for (const TensorSpec& input : plan_.token_inputs()) {
     SALA_RETURN_IF_ERROR(set_address(context, input.name, buffers_->device(input.name)));
-    if (depends_on_tokens(input)) continue;
-    SALA_RETURN_IF_ERROR(set_shape(context, input.name, input.bound(sizes_of(batch_, 1))));
+    if (depends_on_step(input)) continue;
+    SALA_RETURN_IF_ERROR(set_shape(context, input.name, input.bound(symbols_of(decode_sizes()))));
   }
   const std::string& logits = plan_.logits().name;
   return set_address(context, logits, buffers_->device(logits));
@@ -128,22 +126,28 @@ Status TensorRtExecution::set_shape(void* context, std::string_view name, const 
   return plan_.failure("take " + text + " of shape " + to_string(shape) + " in " + plan_.name());
 }
 
-Status TensorRtExecution::set_tokens(Profile profile, int64_t tokens) {
+SymbolSizes TensorRtExecution::symbols_of(const StepSizes& sizes) const {
+  return {{std::string(step_names::kBatch), batch_},
+          {std::string(step_names::kTokens), sizes.tokens},
+          {std::string(step_names::kRows), sizes.rows}};
+}
+
+Status TensorRtExecution::set_sizes(Profile profile, const StepSizes& sizes) {
   for (const TensorSpec& input : plan_.token_inputs()) {
-    if (!depends_on_tokens(input)) continue;
-    SALA_RETURN_IF_ERROR(set_shape(context(profile), input.name, input.bound(sizes_of(batch_, tokens))));
+    if (!depends_on_step(input)) continue;
+    SALA_RETURN_IF_ERROR(set_shape(context(profile), input.name, input.bound(symbols_of(sizes))));
   }
   return success();
 }
 
-size_t TensorRtExecution::step_bytes(const TensorSpec& spec, int64_t tokens) const {
-  return static_cast<size_t>(bytes_of(spec.dtype, elements_of(spec.bound(sizes_of(batch_, tokens)))));
+int64_t TensorRtExecution::step_bytes(const TensorSpec& spec, const StepSizes& sizes) const {
+  return bytes_of(spec.dtype, elements_of(spec.bound(symbols_of(sizes))));
 }
 
 Status TensorRtExecution::warm_up() {
   // Token 0 at position 0 of an empty context.
   buffers_->clear_inputs();
-  SALA_RETURN_IF_ERROR(enqueue(Profile::kDecode, 1));
+  SALA_RETURN_IF_ERROR(enqueue(Profile::kDecode, decode_sizes()));
   return synchronize();
 }
 
@@ -153,10 +157,17 @@ Status TensorRtExecution::capture_decode() {
   if (interface.is_stream_capturable && !interface.is_stream_capturable(context(Profile::kDecode), stream_)) {
     return error(ErrorCode::kEngineFailed, "TensorRT cannot capture ", plan_.name(), " as a CUDA graph", kWithout);
   }
-  auto graph = DecodeGraph::capture(plan_.driver(), stream_, [this] { return enqueue(Profile::kDecode, 1); });
+  auto graph =
+      DecodeGraph::capture(plan_.driver(), stream_, [this] { return enqueue(Profile::kDecode, decode_sizes()); });
   if (!graph) return error(ErrorCode::kEngineFailed, graph.error().message, kWithout);
   decode_graph_ = *std::move(graph);
   return success();
+}
+
+Status TensorRtExecution::reserve_rows(int64_t rows) {
+  const cuda::Device::Current current(*plan_.device());
+  const std::lock_guard turn(buffers_->turn());
+  return buffers_->reserve_logits(step_bytes(plan_.logits(), {1, rows}));
 }
 
 Status TensorRtExecution::run(Profile profile, const StepInputs& step, std::span<float> logits) {
@@ -166,7 +177,7 @@ Status TensorRtExecution::run(Profile profile, const StepInputs& step, std::span
   // Also after a failure: the next step of another session must find the buffers at rest.
   if (const Status ended = synchronize(); done && !ended) done = ended;
   if (!done) return done;
-  std::memcpy(logits.data(), buffers_->host(step_names::kLogits), logits.size_bytes());
+  std::memcpy(logits.data(), buffers_->host_logits(static_cast<int64_t>(logits.size_bytes())), logits.size_bytes());
   // A batch has no step before its first one, and TensorRT wants one before a capture, which runs nothing.
   const bool is_captured = profile != Profile::kDecode || !plan_.options().decode_graph || decode_graph_;
   return is_captured ? success() : capture_decode();
@@ -174,16 +185,20 @@ Status TensorRtExecution::run(Profile profile, const StepInputs& step, std::span
 
 Status TensorRtExecution::run_in_turn(Profile profile, const StepInputs& step) {
   SALA_RETURN_IF_ERROR(stage(step));
-  const int64_t tokens = step.tokens();
-  if (profile == Profile::kDecode && decode_graph_) {
-    return decode_graph_.launch(stream_);
+  if (profile == Profile::kDecode) {
+    return decode_graph_ ? decode_graph_.launch(stream_) : enqueue(profile, decode_sizes());
   }
-  if (profile == Profile::kPrefill && tokens != prefill_tokens_) {
-    prefill_tokens_ = 0;  // until the context has taken the new one
-    SALA_RETURN_IF_ERROR(set_tokens(profile, tokens));
-    prefill_tokens_ = tokens;
+  const StepSizes sizes{step.tokens(), static_cast<int64_t>(step.logit_rows.size())};
+  const int64_t logits_bytes = step_bytes(plan_.logits(), sizes);
+  SALA_RETURN_IF_ERROR(buffers_->reserve_logits(logits_bytes));
+  // Another session may have moved them to larger ones.
+  SALA_RETURN_IF_ERROR(set_address(context(profile), step_names::kLogits, buffers_->device_logits(logits_bytes)));
+  if (sizes != prefill_sizes_) {
+    prefill_sizes_ = {};  // until the context has taken the new ones
+    SALA_RETURN_IF_ERROR(set_sizes(profile, sizes));
+    prefill_sizes_ = sizes;
   }
-  return enqueue(profile, tokens);
+  return enqueue(profile, sizes);
 }
 
 Status TensorRtExecution::stage(const StepInputs& step) {
@@ -199,21 +214,21 @@ Status TensorRtExecution::stage(const StepInputs& step) {
   return success();
 }
 
-Status TensorRtExecution::enqueue(Profile profile, int64_t tokens) const {
+Status TensorRtExecution::enqueue(Profile profile, const StepSizes& sizes) const {
   const cuda::CudaDriver& driver = plan_.driver();
   for (const TensorSpec& input : plan_.token_inputs()) {
     SALA_RETURN_IF_ERROR(
         driver.check(driver.memcpy_htod_async(cuda::address(buffers_->device(input.name)), buffers_->host(input.name),
-                                              step_bytes(input, tokens), stream_),
+                                              static_cast<size_t>(step_bytes(input, sizes)), stream_),
                      "copy inputs"));
   }
   if (!plan_.interface().enqueue(context(profile), stream_)) {
     return plan_.failure("run " + plan_.name());
   }
-  const TensorSpec& logits = plan_.logits();
+  const int64_t bytes = step_bytes(plan_.logits(), sizes);
   return driver.check(
-      driver.memcpy_dtoh_async(buffers_->host(logits.name), cuda::address(buffers_->device(logits.name)),
-                               step_bytes(logits, tokens), stream_),
+      driver.memcpy_dtoh_async(buffers_->host_logits(bytes), cuda::address(buffers_->device_logits(bytes)),
+                               static_cast<size_t>(bytes), stream_),
       "copy logits");
 }
 

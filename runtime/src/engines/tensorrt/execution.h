@@ -28,6 +28,7 @@ class TensorRtExecution final : public Execution {
   TensorRtExecution& operator=(const TensorRtExecution&) = delete;
   ~TensorRtExecution() override;
 
+  Status reserve_rows(int64_t rows) override;
   Status run(Profile profile, const StepInputs& step, std::span<float> logits) override;
 
  private:
@@ -46,21 +47,32 @@ class TensorRtExecution final : public Execution {
   Status add_context(Profile profile);
   Expected<Context> create_context(Profile profile) const;
   void* context(Profile profile) const { return contexts_[static_cast<size_t>(profile)].context.get(); }
-  /// Sets what stays for good: addresses, and the shapes of inputs that are dynamic but do not depend on the step's
-  /// tokens.
+  /// Sizes of a step: tokens of each sequence, and tokens whose logits it gives.
+  struct StepSizes {
+    int64_t tokens = 0;
+    int64_t rows = 0;
+
+    bool operator==(const StepSizes&) const = default;
+  };
+
+  /// Sets what stays for good: addresses, and the shapes of inputs that are dynamic but do not depend on the sizes of
+  /// the step.
   Status bind(void* context) const;
   Status set_address(void* context, std::string_view name, void* data) const;
   Status set_shape(void* context, std::string_view name, const Shape& shape) const;
-  Status set_tokens(Profile profile, int64_t tokens);
-  /// Bytes of a token input, or of the logits, in a step of `tokens` of each sequence.
-  size_t step_bytes(const TensorSpec& spec, int64_t tokens) const;
+  Status set_sizes(Profile profile, const StepSizes& sizes);
+  SymbolSizes symbols_of(const StepSizes& sizes) const;
+  /// Bytes of a token input, or of the logits, in a step of these sizes.
+  int64_t step_bytes(const TensorSpec& spec, const StepSizes& sizes) const;
+  /// The sizes of every step of the decode profile.
+  StepSizes decode_sizes() const { return {1, batch_}; }
   Status warm_up();
   Status capture_decode();
 
   Status run_in_turn(Profile profile, const StepInputs& step);
   Status stage(const StepInputs& step);
-  /// Puts a step of `tokens` of each sequence on the stream: inputs to the GPU, the engine, logits back.
-  Status enqueue(Profile profile, int64_t tokens) const;
+  /// Puts a step of these sizes on the stream: inputs to the GPU, the engine, logits back.
+  Status enqueue(Profile profile, const StepSizes& sizes) const;
   Status synchronize() const;
 
   const LoadedPlan& plan_;
@@ -68,8 +80,8 @@ class TensorRtExecution final : public Execution {
   int64_t batch_;
   std::shared_ptr<StepBuffers> buffers_;
   cuda::CUstream stream_ = nullptr;
-  Context contexts_[2];         // by profile
-  int64_t prefill_tokens_ = 0;  // that the prefill context has shapes for
+  Context contexts_[2];      // by profile
+  StepSizes prefill_sizes_;  // that the prefill context has shapes for
   DecodeGraph decode_graph_;
 };
 

@@ -33,17 +33,18 @@ std::filesystem::path runtime_cache_file(const std::filesystem::path& bundle, co
   return is_writable ? whole : std::filesystem::path();
 }
 
+/// In the largest step of a profile; -1 beyond int64.
+int64_t bytes_in(std::string_view profile, const TensorSpec& spec, const EngineEntry& engine) {
+  SymbolSizes sizes;
+  for (const auto& [symbol, range] : engine.profiles.find(profile)->second) sizes[symbol] = range.max;
+  return bytes_of(spec.dtype, elements_of(spec.bound(sizes)));
+}
+
 /// In the larger of both profiles; -1 beyond int64.
 int64_t most_bytes(const TensorSpec& spec, const EngineEntry& engine) {
-  int64_t most = 0;
-  for (const std::string_view profile : {step_names::kPrefill, step_names::kDecode}) {
-    SymbolSizes sizes;
-    for (const auto& [symbol, range] : engine.profiles.find(profile)->second) sizes[symbol] = range.max;
-    const int64_t bytes = bytes_of(spec.dtype, elements_of(spec.bound(sizes)));
-    if (bytes < 0) return bytes;
-    most = std::max(most, bytes);
-  }
-  return most;
+  const int64_t prefill = bytes_in(step_names::kPrefill, spec, engine);
+  const int64_t decode = bytes_in(step_names::kDecode, spec, engine);
+  return std::min(prefill, decode) < 0 ? -1 : std::max(prefill, decode);
 }
 
 bool contains(const std::string& text, std::string_view part) { return text.find(part) != std::string::npos; }
@@ -126,9 +127,9 @@ Status LoadedPlan::measure(const Manifest& manifest) {
   for (const TensorSpec& spec : token_inputs_) {
     buffer_sizes_.inputs.push_back({spec.name, most_bytes(spec, manifest.engine)});
   }
-  buffer_sizes_.logits = {logits_.name, most_bytes(logits_, manifest.engine)};
+  buffer_sizes_.logits = {logits_.name, bytes_in(step_names::kDecode, logits_, manifest.engine)};
   const auto is_beyond = [](const StepBufferSizes::Part& part) { return part.bytes < 0; };
-  if (is_beyond(buffer_sizes_.logits) || std::ranges::any_of(buffer_sizes_.inputs, is_beyond)) {
+  if (most_bytes(logits_, manifest.engine) < 0 || std::ranges::any_of(buffer_sizes_.inputs, is_beyond)) {
     return error(ErrorCode::kBundleDamaged, name_, " takes steps that exceed memory: build the bundle again");
   }
   for (const int32_t index : kProfileIndex) {

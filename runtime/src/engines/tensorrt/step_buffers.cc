@@ -1,7 +1,10 @@
 #include "engines/tensorrt/step_buffers.h"
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
+
+#include "sala/step_names.h"
 
 namespace sala::tensorrt {
 
@@ -18,17 +21,18 @@ int64_t io_bytes(const StepBufferSizes& sizes) {
   return bytes;
 }
 
+Status allocate(Memory& memory, int64_t bytes, Buffer& to) {
+  auto buffer = memory.allocate(bytes);
+  if (!buffer) return buffer.error();
+  to = *std::move(buffer);
+  return success();
+}
+
 }  // namespace
 
 Expected<std::shared_ptr<StepBuffers>> StepBuffers::create(cuda::DeviceMemory& device, cuda::PinnedMemory& pinned,
                                                            const StepBufferSizes& sizes) {
-  auto buffers = std::make_shared<StepBuffers>();
-  const auto allocate = [](Memory& memory, int64_t bytes, Buffer& to) -> Status {
-    auto buffer = memory.allocate(bytes);
-    if (!buffer) return buffer.error();
-    to = *std::move(buffer);
-    return success();
-  };
+  auto buffers = std::make_shared<StepBuffers>(device, pinned);
   SALA_RETURN_IF_ERROR(allocate(device, io_bytes(sizes), buffers->device_io_));
   SALA_RETURN_IF_ERROR(allocate(pinned, io_bytes(sizes), buffers->host_io_));
   SALA_RETURN_IF_ERROR(allocate(device, sizes.activation_bytes, buffers->activations_));
@@ -42,6 +46,24 @@ Expected<std::shared_ptr<StepBuffers>> StepBuffers::create(cuda::DeviceMemory& d
   for (const auto& part : sizes.inputs) place(part);
   place(sizes.logits);
   return buffers;
+}
+
+Status StepBuffers::reserve_logits(int64_t bytes) {
+  if (bytes <= std::max(capacity(step_names::kLogits), host_rows_.bytes())) return success();
+  Buffer device, host;
+  SALA_RETURN_IF_ERROR(allocate(device_memory_, bytes, device));
+  SALA_RETURN_IF_ERROR(allocate(pinned_, bytes, host));
+  device_rows_ = std::move(device);
+  host_rows_ = std::move(host);
+  return success();
+}
+
+void* StepBuffers::device_logits(int64_t bytes) const {
+  return bytes <= capacity(step_names::kLogits) ? device(step_names::kLogits) : device_rows_.data();
+}
+
+void* StepBuffers::host_logits(int64_t bytes) const {
+  return bytes <= capacity(step_names::kLogits) ? host(step_names::kLogits) : host_rows_.data();
 }
 
 void StepBuffers::clear_inputs() { std::memset(host_io_.data(), 0, static_cast<size_t>(host_io_.bytes())); }

@@ -1,0 +1,144 @@
+// How probable the model finds the tokens of a text, against sums over logits of tokens that are read one by one.
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <numeric>
+
+#include "mock_engine.h"
+#include "sala/sampler.h"
+
+namespace sala::test {
+namespace {
+
+/// ln(exp(logit) / sum of exp), of each token, in fp64 and without a common factor: the mock's logits differ by less
+/// than exp can hold where they are divided.
+std::vector<double> log_softmax(std::span<const float> logits) {
+  long double sum = 0;
+  const float most = *std::max_element(logits.begin(), logits.end());
+  for (const float logit : logits) sum += std::exp(static_cast<long double>(logit) - most);
+  std::vector<double> result;
+  for (const float logit : logits) result.push_back(static_cast<double>(logit - most - std::log(sum)));
+  return result;
+}
+
+/// What `ids` behind the context of a session must score.
+class Wanted {
+ public:
+  Wanted(Session& session, std::span<const int32_t> ids, size_t top) : top_(top) {
+    const int64_t end = session.position() + static_cast<int64_t>(ids.size());
+    std::vector<float> logits = values(session.logits());
+    if (session.past_length() < session.position()) {  // the pending token runs alone
+      Session before = *session.fork();
+      const int32_t pending = session.tokens().back();
+      EXPECT_TRUE(before.rewind(session.past_length()));
+      logits = values(*before.prefill({&pending, 1}, {.context_length = end, .on_progress = {}}));
+    }
+    for (const int32_t id : ids) {
+      add(logits, id);
+      logits = values(*session.prefill({&id, 1}, {.context_length = end, .on_progress = {}}));
+    }
+  }
+
+  void check(const TokenScores& scores) const {
+    ASSERT_EQ(scores.logprobs.size(), logprobs_.size());
+    ASSERT_EQ(scores.top_ids.size(), logprobs_.size() * top_);
+    ASSERT_EQ(scores.top_logprobs.size(), logprobs_.size() * top_);
+    for (size_t i = 0; i < logprobs_.size(); ++i) expect_near(scores.logprobs[i], logprobs_[i]);
+    EXPECT_EQ(scores.top_ids, top_ids_);
+    for (size_t i = 0; i < top_ids_.size(); ++i) expect_near(scores.top_logprobs[i], top_logprobs_[i]);
+  }
+
+ private:
+  static void expect_near(double found, double wanted) {
+    if (std::isnan(wanted)) {
+      EXPECT_TRUE(std::isnan(found));
+    } else {
+      EXPECT_NEAR(found, wanted, 1e-9 * (1 + std::abs(wanted)));
+    }
+  }
+
+  void add(const std::vector<float>& logits, int32_t id) {
+    const bool is_first = logits.empty();
+    const auto all = is_first ? std::vector<double>(kVocabSize, std::nan("")) : log_softmax(logits);
+    logprobs_.push_back(all[static_cast<size_t>(id)]);
+    std::vector<int32_t> order(kVocabSize);
+    std::iota(order.begin(), order.end(), 0);
+    if (!is_first) {
+      std::ranges::stable_sort(
+          order, [&](int32_t a, int32_t b) { return logits[static_cast<size_t>(a)] > logits[static_cast<size_t>(b)]; });
+    }
+    for (size_t i = 0; i < top_; ++i) {
+      top_ids_.push_back(is_first ? -1 : order[i]);
+      top_logprobs_.push_back(all[static_cast<size_t>(order[i])]);
+    }
+  }
+
+  size_t top_;
+  std::vector<double> logprobs_, top_logprobs_;
+  std::vector<int32_t> top_ids_;
+};
+
+TEST(Score, IsTheLogProbabilityOfEachTokenHoweverTheTextIsCut) {
+  for (const int64_t length : {int64_t{1}, int64_t{2}, kDenseLength - 1, kDenseLength, int64_t{75}}) {
+    for (const int64_t chunk : {1, 5, 16, 100}) {
+      for (const int64_t top : {0, 1, 20}) {
+        const Mock mock, reference;
+        Session session = mock.session(200, chunk), alone = reference.session(200, 1);
+        const auto ids = prompt(length);
+        const Wanted wanted(alone, ids, static_cast<size_t>(top));
+        const auto scores = session.score(ids, {.top = top});
+        ASSERT_TRUE(scores) << scores.error().message;
+        EXPECT_TRUE(std::isnan(scores->logprobs[0]));
+        wanted.check(*scores);
+        EXPECT_EQ(values(session.logits()), values(alone.logits()));
+        EXPECT_LE(mock.engine->log_->most_rows, static_cast<size_t>(kMaxLogitRows));
+      }
+    }
+  }
+}
+
+TEST(Score, GoesOnBehindAContextAndAPendingToken) {
+  const auto ids = prompt(50);
+  for (const bool is_pending : {false, true}) {
+    for (const int64_t chunk : {1, 7, 64}) {
+      const Mock mock;
+      Session session = mock.session(200, chunk);
+      ASSERT_TRUE(session.prefill(prompt(11)));
+      if (is_pending) ASSERT_TRUE(session.sample({}));
+      Session alone = *session.fork();
+      const Wanted wanted(alone, ids, 3);
+      const auto scores = session.score(ids, {.top = 3});
+      ASSERT_TRUE(scores) << scores.error().message;
+      EXPECT_FALSE(std::isnan(scores->logprobs[0]));
+      wanted.check(*scores);
+    }
+  }
+}
+
+TEST(Score, RefusesWhatPrefillRefusesAndOtherNumbersOfLikeliestTokens) {
+  const Mock mock;
+  Session session = mock.session(20, 16);
+  EXPECT_EQ(session.score({}).error().code, ErrorCode::kEmptyPrompt);
+  EXPECT_EQ(session.score(prompt(21)).error().code, ErrorCode::kContextExceeded);
+  EXPECT_EQ(session.score(std::vector<int32_t>{3, kVocabSize}).error().code, ErrorCode::kTokenOutOfRange);
+  EXPECT_EQ(session.score(prompt(5), {.top = 0, .context_length = 4}).error().code, ErrorCode::kInvalidArgument);
+  for (const int64_t top : {int64_t{-1}, kMostLogprobs + 1}) {
+    const auto refused = session.score(prompt(5), {.top = top});
+    EXPECT_EQ(refused.error().message, "top is " + std::to_string(top) + ", expected 0 to 20");
+  }
+  EXPECT_TRUE(mock.steps().empty());
+}
+
+TEST(Score, StopsBetweenStepsAndTheSessionGoesOn) {
+  const Mock mock;
+  Session session = mock.session(100, 16);
+  ScoreOptions options;
+  options.on_progress = [](const PrefillProgress& progress) { return progress.tokens_done < 12; };
+  EXPECT_EQ(session.score(prompt(60), options).error().code, ErrorCode::kStopped);
+  EXPECT_EQ(session.position(), 12);
+  EXPECT_TRUE(session.score(prompt(8)));
+}
+
+}  // namespace
+}  // namespace sala::test
