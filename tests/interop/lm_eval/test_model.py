@@ -217,7 +217,11 @@ def test_wrong_argument_is_refused(arguments: dict[str, Any], message: str) -> N
     [
         ("generate_until", ("Hello", {"max_gen_toks": 16}), "max_gen_toks is 16, and max_context is 16, which leaves"),
         ("generate_until", ("Hello", {"max_gen_toks": 2, "typical_p": 1}), "option typical_p=1 is none of"),
-        ("generate_until", ("Hello", {"max_gen_toks": 2, "until": [5]}), "a string of stop_strings is 5, expected a text"),
+        (
+            "generate_until",
+            ("Hello", {"max_gen_toks": 2, "until": [5]}),
+            "a string of stop_strings is 5, expected a text",
+        ),
         ("loglikelihood", ("Hello", ""), "has no token of its own"),
         ("loglikelihood", ("Hello", " one two three four five six"), "and max_context is 16: give a larger"),
     ],
