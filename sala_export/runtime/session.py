@@ -18,8 +18,18 @@ from ..errors import SessionError, StateError
 from ..specs import MOST_TOKENS
 from .answer import StoppingDecoder, answer_decoder, decoded, up_to_stop
 from .logprobs import DrawnIds, LastLogprobs, TokenLogprobs, each_afresh
-from .options import GenerateOptions, file_path, generate_options, optional_number, shown, stop_strings, whole_number
+from .options import (
+    MOST_LOGPROBS,
+    GenerateOptions,
+    file_path,
+    generate_options,
+    optional_number,
+    shown,
+    stop_strings,
+    whole_number,
+)
 from .prompt import DecoderLike, Prompt, TokenizerLike, require_tokenizer, streamed_prompt, whole_prompt
+from .scores import Scores, WantedLogits, WantedRows
 
 if TYPE_CHECKING:
     from . import _native
@@ -163,15 +173,18 @@ class Session:
         self,
         prompt: Prompt,
         *,
+        logits: WantedLogits = "last",
         context_length: int | None = None,
         on_progress: Callable[[PrefillProgress], None] | None = None,
     ) -> NDArray[np.float32]:
-        """Append to the context; logits of the last token, fp32 [vocab_size].
+        """Append to the context; logits of the last token, fp32 [vocab_size], or of more tokens.
 
         Args:
             prompt: text, token ids, or an iterator of pieces of either, with the same result. From the model's
                 `dense_len` tokens on, the pieces of an iterator run as they fill chunks, so a prompt of any length
                 takes the memory of its cache alone.
+            logits: `last`, or `all` for fp32 [tokens, vocab_size], or indices of the prompt's tokens for fp32
+                [indices, vocab_size] in their order. Negative indices count from the end. An iterator has `last` alone.
             context_length: only for one prompt that you cut over several calls, to read logits in between: the length
                 of the context after the last of them. By default the prompt ends with this call.
             on_progress: called after every chunk. What it raises ends the prefill at that chunk's border and comes out
@@ -180,12 +193,72 @@ class Session:
         Raises: SessionError if the prompt is empty, too long, of another type or has ids outside the vocabulary;
             RunError.
         """
+        if not (isinstance(logits, str) and logits == "last"):
+            return self._prefill_rows(self._whole(prompt, "logits"), logits, context_length, on_progress)
         begins = self.position == 0
         whole = whole_prompt(prompt, self._tokenizer, begins=begins)
         prefiller = _prefiller(self._native, context_length, None if whole is None else len(whole), on_progress)
         for ids in streamed_prompt(prompt, self._tokenizer, begins=begins) if whole is None else (whole,):
             prefiller.feed(ids)
         return prefiller.finish()
+
+    def _whole(self, prompt: Prompt, purpose: str) -> NDArray[np.int32]:
+        """Token ids of a prompt whose length must be known, int32 [tokens]. Raises: SessionError for an iterator."""
+        begins = self.position == 0
+        if isinstance(prompt, bytes | bytearray | memoryview):
+            return np.concatenate([*streamed_prompt(prompt, self._tokenizer, begins=begins)])
+        whole = whole_prompt(prompt, self._tokenizer, begins=begins)
+        if whole is None:
+            raise SessionError(
+                f"a prompt is of type {type(prompt).__name__}, and {purpose} of its tokens need it whole: "
+                "give text or token ids"
+            )
+        return whole
+
+    def _prefill_rows(
+        self,
+        ids: NDArray[np.int32],
+        logits: WantedLogits,
+        context_length: int | None,
+        on_progress: Callable[[PrefillProgress], None] | None,
+    ) -> NDArray[np.float32]:
+        """Prefill a whole prompt; logits of the wanted tokens, fp32 [rows, vocab_size]."""
+        wanted = WantedRows.of(logits, len(ids))
+        rows = wanted.new_rows(self._model.vocab_size)
+        prefiller = _prefiller(self._native, context_length, len(ids), on_progress, wanted.tokens, rows)
+        prefiller.feed(ids)
+        prefiller.finish()
+        return wanted.as_asked(rows)
+
+    def score(
+        self,
+        prompt: Prompt,
+        *,
+        top: int = 0,
+        context_length: int | None = None,
+        on_progress: Callable[[PrefillProgress], None] | None = None,
+    ) -> Scores:
+        """Append to the context as `prefill` does, and tell how probable the model found each token.
+
+        The first token's probability comes from what the context held before. For example, the perplexity of a text:
+
+            llm.session().score(text).perplexity
+
+        Args:
+            prompt: text or token ids, no iterator.
+            top: how many of the likeliest tokens to list at each place, 0 to 20.
+            context_length: as in `prefill`.
+            on_progress: as in `prefill`.
+        Raises: as `prefill`. If it ends early, the session holds the chunks that ran.
+        """
+        ids = self._whole(prompt, "scores")
+        logprobs, top_ids, top_logprobs = self._native.score(
+            ids,
+            top=whole_number("top", top, 0, MOST_LOGPROBS),
+            context_length=optional_number("context_length", context_length, 1, MOST_TOKENS),
+            on_progress=_report_to(on_progress),
+        )
+        return Scores(token_ids=ids, logprobs=logprobs, top_ids=top_ids, top_logprobs=top_logprobs)
 
     def generate(self, **options: Unpack[GenerateOptions]) -> Iterator[str]:
         """Yield generated text, each piece as soon as it is certain. `GenerateOptions` has the options.
@@ -326,16 +399,29 @@ def _prefiller(
     context_length: int | None,
     tokens_total: int | None,
     on_progress: Callable[[PrefillProgress], None] | None,
+    logit_tokens: NDArray[np.int64] | None = None,
+    rows: NDArray[np.float32] | None = None,
 ) -> _native.Prefiller:
     from . import _native
-
-    def report(tokens_done: int, total: int | None, seconds: float) -> None:
-        if on_progress is not None:
-            on_progress(PrefillProgress(tokens_done=tokens_done, tokens_total=total, seconds=seconds))
 
     return _native.Prefiller(
         session,
         context_length=optional_number("context_length", context_length, 1, MOST_TOKENS),
         tokens_total=tokens_total,
-        on_progress=None if on_progress is None else report,
+        on_progress=_report_to(on_progress),
+        logit_tokens=logit_tokens,
+        rows=rows,
     )
+
+
+def _report_to(
+    on_progress: Callable[[PrefillProgress], None] | None,
+) -> Callable[[int, int | None, float], None] | None:
+    """The callback as the native module calls it."""
+    if on_progress is None:
+        return None
+
+    def report(tokens_done: int, total: int | None, seconds: float) -> None:
+        on_progress(PrefillProgress(tokens_done=tokens_done, tokens_total=total, seconds=seconds))
+
+    return report

@@ -58,8 +58,9 @@ def test_decode_across_dense_len_equals_torch(model: Model, torch_model: sala_ex
     caches = torch_model.new_caches(1, CAPACITY)
     for start, end in pairwise([0, 500, *range(501, 531)]):
         past, context = (torch.tensor([n], dtype=torch.int32) for n in (start, end))
+        last = torch.tensor([end - start - 1], dtype=torch.int32)
         expected, caches = torch_model.step(
-            ids[None, start:end], past, context, torch_model.rope(past, end - start), caches
+            ids[None, start:end], past, context, torch_model.rope(past, end - start), last, caches
         )
         assert_close(as_tensor(session.prefill(ids[start:end].numpy())), expected[0], TOLERANCE)
 

@@ -31,15 +31,17 @@ class Counter:
 
     name, precision = "counter", "fp32"
     max_context, max_chunk_tokens, default_chunk_tokens, max_batch = 1000, 50, 7, 1
+    max_logit_rows = 3
     inputs = (
         TensorSpec("input_ids", DType.INT64, ("batch", "tokens")),
         TensorSpec("past_length", DType.INT32, ("batch",)),
         TensorSpec("context_length", DType.INT32, ("batch",)),
         TensorSpec("rope_cos_sin", DType.FLOAT32, ("batch", "tokens", 4)),
+        TensorSpec("logit_rows", DType.INT32, ("rows",)),
         TensorSpec("past_key_values.0.key", DType.FLOAT32, _KEYS),
     )
     outputs = (
-        TensorSpec("logits", DType.FLOAT32, ("batch", VOCAB)),
+        TensorSpec("logits", DType.FLOAT32, ("rows", VOCAB)),
         TensorSpec("present.0.key", DType.FLOAT32, _KEYS),
     )
 
@@ -76,7 +78,9 @@ class CounterExecution:
         self.keys[0, 0, past : past + len(ids), 0] = ids
         self.engine.steps.append((ids.tolist(), int(past), int(context)))
         logits[:] = 0
-        logits[0, int(self.keys[0, 0, : past + len(ids), 0].sum()) % VOCAB] = 1
+        sums = self.keys[0, 0, : past + len(ids), 0].cumsum().astype(int)
+        for row, token in enumerate(inputs["logit_rows"]):
+            logits[row, sums[past + token] % VOCAB] = 1
 
 
 def model_on(engine: Any) -> Model:
