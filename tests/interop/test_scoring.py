@@ -27,9 +27,9 @@ def random_tokens(count: int, seed: int) -> list[int]:
 
 def asked() -> list[Continuation]:
     """Answers to questions behind common examples, some of one token, and one that is the greedy one."""
-    examples = random_tokens(70, 0)
-    contexts = [[1], examples, *(examples + random_tokens(9 + place, place) for place in range(3))]
-    answers = [[17], [18], random_tokens(2, 8), random_tokens(33, 9)]
+    examples = random_tokens(25, 0)
+    contexts = [[1], examples, examples + random_tokens(9, 1)]
+    answers = [[17], [18], random_tokens(2, 8), random_tokens(17, 9)]
     pairs = [(context, answer) for context in contexts for answer in answers]
     return [
         Continuation(context=np.asarray(context, np.int32), tokens=np.asarray(answer, np.int32))
