@@ -23,7 +23,7 @@ from ..task_text import TaskText, as_ids
 from .arguments import ModelArguments
 from .generation import Generation, GenerationReader
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _LEAST_CONTEXT = 1
 """Tokens before a continuation. The first token of all has no probability."""
 
@@ -196,7 +196,7 @@ class SalaLM(TemplateLM):
             )
         room = self.max_length - len(tokens)
         if len(context) > room:
-            _log.warning(
+            logger.warning(
                 "a context of %d tokens and its continuation of %d exceed max_context=%d: the context loses its first "
                 "%d tokens",
                 len(context),
