@@ -41,7 +41,7 @@ class GenerationReader:
     """Begins an answer to nothing."""
     max_context: int
     default_tokens: int
-    """Of an answer, where a task does not say."""
+    """Tokens of an answer, where a task does not say."""
     seed: int
     _seen: dict[str, int] = field(default_factory=dict)
 
