@@ -13,6 +13,7 @@ PACKAGE_EXTRAS = {
     "httpx2": "build",
     "huggingface_hub": "build",
     "llguidance": "serve",
+    "lm_eval": "eval",
     "onnx": "build",
     "onnx_ir": "build",
     "prometheus_client": "serve",

@@ -80,6 +80,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         ("a test of releases", "tests of releases, which take minutes (--release runs them)"),
         ("mounting needs root", "tests of disks and containers, which need root and the right to mount"),
         ("no browser", "tests of the server's page, which need Chromium (on Debian: apt install chromium)"),
+        ("lm-eval is not installed", "modules of tests of lm-evaluation-harness (pip install -e '.[eval]')"),
         (
             "no site generator",
             "tests of the documentation site (scripts/install.sh test,dev,docs installs what it needs)",

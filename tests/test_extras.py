@@ -75,6 +75,12 @@ def test_python_names_the_extra_too(code: str, tmp_path: Path) -> None:
     assert "UnsupportedError: this needs the package torch, which is not installed: pip install" in done.stderr
 
 
+def test_harness_of_tasks_is_an_extra_too(tmp_path: Path) -> None:
+    done = run_without(PACKAGE_EXTRAS, ["-m", "sala_export.interop.lm_eval", "--help"], tmp_path / "missing")
+    line = "error: this needs the package lm_eval, which is not installed: pip install 'sala-export[eval]'\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
+
+
 def test_another_missing_module_is_no_matter_of_extras(tmp_path: Path) -> None:
     code = "from sala_export.extras import extras_named\nwith extras_named():\n    import no_such_module"
     done = run_without([], ["-c", code], tmp_path / "missing")
@@ -82,7 +88,12 @@ def test_another_missing_module_is_no_matter_of_extras(tmp_path: Path) -> None:
 
 
 def test_extras_bring_what_they_are_named_for() -> None:
-    names = {"tensorrt_rtx": "tensorrt-rtx-cu13", "onnx_ir": "onnx-ir", "prometheus_client": "prometheus-client"}
+    names = {
+        "lm_eval": "lm-eval",
+        "onnx_ir": "onnx-ir",
+        "prometheus_client": "prometheus-client",
+        "tensorrt_rtx": "tensorrt-rtx-cu13",
+    }
     extras = PROJECT["optional-dependencies"]
     for package, extra in PACKAGE_EXTRAS.items():
         wanted = [*extras[extra], *(extras["gpu"] if "sala-export[gpu]" in extras[extra] else [])]

@@ -32,6 +32,7 @@ NOT_RUN = {
     "python -m pip wheel": "compiles for minutes; tests/test_extras.py makes a wheel before a release",
     "python -m http.server": "does not end by itself",
     "python -m scripts.build_site": "tests/docs/test_site.py runs it",
+    "python -m sala_export.interop.lm_eval": "downloads a task; tests/interop/ runs tasks of its own",
     "python3 -m benchmarks.first_light": GPU,
     "python -m benchmarks.first_light": GPU,
     "python -m benchmarks.record figures": "needs what a GPU brought back; tests/benchmarks/ records made-up figures",
@@ -44,7 +45,11 @@ NOT_RUN = {
 }
 """Commands that the test of a page leaves out, by how they begin, and why."""
 
-SNIPPETS_NOT_RUN = {"cuda:1": GPU, "client.chat.completions": "needs a server; tests/serving/ asks one"}
+SNIPPETS_NOT_RUN = {
+    "cuda:1": GPU,
+    "client.chat.completions": "needs a server; tests/serving/ asks one",
+    "lm_eval.simple_evaluate": "downloads a task; tests/interop/ runs tasks of its own",
+}
 """Python snippets that are left out, by a text in them, and why."""
 
 QUICKLY = {

@@ -1,0 +1,1 @@
+"""Models for the programs of others, in the form that these ask for."""
