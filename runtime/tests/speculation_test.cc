@@ -77,11 +77,12 @@ TEST(Speculation, OtherUseOfTheSessionRunsThemAlone) {
     for (int64_t i = 0; i < read; ++i) ASSERT_TRUE(generation->next());
     auto plain = same.generate(loop(read, {}));
     all(*plain);
+    const auto expected = values(*same.prefill(prompt(3)));
     mock.steps().clear();
-    EXPECT_EQ(values(*session.prefill(prompt(3))), values(*same.prefill(prompt(3))));
+    EXPECT_EQ(values(*session.prefill(prompt(3))), expected);
     const Step replay{read == 1 ? Profile::kDecode : Profile::kPrefill, read, 99, 99 + read};
     EXPECT_EQ(mock.steps().front(), replay) << "as many as were drawn";
-    EXPECT_EQ(mock.steps().size(), 3u);
+    EXPECT_EQ(mock.steps().size(), 2u);
   }
 }
 
