@@ -5,6 +5,8 @@
 #include <cmath>
 #include <numeric>
 
+#include "c_api/handles.h"
+#include "c_errors.h"
 #include "mock_engine.h"
 #include "sala/sampler.h"
 
@@ -138,6 +140,49 @@ TEST(Score, StopsBetweenStepsAndTheSessionGoesOn) {
   EXPECT_EQ(session.score(prompt(60), options).error().code, ErrorCode::kStopped);
   EXPECT_EQ(session.position(), 12);
   EXPECT_TRUE(session.score(prompt(8)));
+}
+
+TEST(Score, OfTheCInterfaceIsThatOfTheCppInterface) {
+  const Mock mock;
+  sala_model model(mock.model);
+  sala_session_options sizes = SALA_SESSION_OPTIONS_INIT;
+  sizes.max_context = 100;
+  sizes.chunk_tokens = 16;
+  sala_session* in_c = nullptr;
+  ASSERT_EQ(code_of(sala_session_create(&model, &sizes, &in_c)), 0);
+  const auto ids = prompt(30);
+  const std::vector<int64_t> wanted = {0, 3, 17, 28};
+  std::vector<float> found, expected;
+  sala_prefill_options options = SALA_PREFILL_OPTIONS_INIT;
+  options.logit_tokens = wanted.data();
+  options.logit_token_count = wanted.size();
+  options.user_data = &found;
+  options.on_logits = [](const int64_t*, size_t count, const float* logits, size_t vocab_size, void* to) {
+    static_cast<std::vector<float>*>(to)->insert(static_cast<std::vector<float>*>(to)->end(), logits,
+                                                 logits + count * vocab_size);
+  };
+  ASSERT_EQ(code_of(sala_session_prefill(in_c, ids.data(), 30, &options)), 0);
+  Session session = mock.session(100, 16);
+  ASSERT_TRUE(session.prefill(ids, {{}, {}, wanted, [&](std::span<const int64_t>, std::span<const float> logits) {
+                                      expected.insert(expected.end(), logits.begin(), logits.end());
+                                    }}));
+  EXPECT_EQ(found, expected);
+  const TokenScores scores = *session.score(ids, {.top = 2});
+  std::vector<double> logprobs(30), top_logprobs(60);
+  std::vector<int32_t> top_ids(60);
+  sala_score_options scoring = SALA_SCORE_OPTIONS_INIT;
+  scoring.top = 2;
+  ASSERT_EQ(
+      code_of(sala_session_score(in_c, ids.data(), 30, &scoring, logprobs.data(), top_ids.data(), top_logprobs.data())),
+      0);
+  EXPECT_EQ(logprobs, scores.logprobs);
+  EXPECT_EQ(top_ids, scores.top_ids);
+  EXPECT_EQ(top_logprobs, scores.top_logprobs);
+  EXPECT_EQ(code_of(sala_session_score(in_c, ids.data(), 30, &scoring, logprobs.data(), nullptr, nullptr)),
+            SALA_ERROR_INVALID_ARGUMENT);
+  options.logit_tokens = nullptr;
+  EXPECT_EQ(code_of(sala_session_prefill(in_c, ids.data(), 30, &options)), SALA_ERROR_INVALID_ARGUMENT);
+  sala_session_destroy(in_c);
 }
 
 }  // namespace

@@ -19,6 +19,7 @@ from .cmd_bench import bench
 from .cmd_build import build
 from .cmd_chat import chat
 from .cmd_doctor import doctor
+from .cmd_eval import evaluate
 from .cmd_export import export
 from .cmd_generate import generate
 from .cmd_inspect import inspect
@@ -67,6 +68,7 @@ _COMMANDS = (
         tokenize,
         detokenize,
         bench,
+        evaluate,
         inspect,
         export,
         kernels,

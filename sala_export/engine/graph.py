@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ShapeError
+from ..model.signature import LOGITS
 from ..ops.registry import INFLLMV2_ATTENTION
 from ..specs import DType, TensorSpec
 
@@ -47,6 +48,11 @@ class EngineGraph:
     widest_projection: int
     """Output features of the widest product that every token passes."""
     activation_dtype: DType
+
+    @property
+    def vocab_size(self) -> int:
+        """Columns of the logits."""
+        return next(int(spec.shape[-1]) for spec in self.outputs if spec.name == LOGITS)
 
     @property
     def input_weights_bytes(self) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from ..errors import RequestError, ShapeError
-from ..model.signature import LOGITS, PAST
+from ..model.signature import BATCH, LOGITS, PAST, ROWS, TOKENS
 from ..specs import TensorSpec, format_bytes, format_tokens
 from .graph import EngineGraph, OperatorNode
 from .profiles import PAGE_BYTES, ProfileName, largest_sizes
@@ -53,7 +53,10 @@ class MemoryUsage:
     activation_bytes: int
     """Scratch of the larger profile, because a session runs one profile at a time."""
     io_bytes: int
-    """Token ids, lengths, RoPE rows and logits."""
+    """Token ids, lengths, RoPE rows, and the logits of a decode step.
+
+    Those of further tokens of a chunk, 287 KiB each for 9B, take their memory when they are first asked for.
+    """
 
     @property
     def total_bytes(self) -> int:
@@ -85,26 +88,30 @@ def predict_memory(
         if part in _GROWING_PARTS:
             parts[part] += spec.size_bytes(prefill) + others * _heads(spec) * PAGE_BYTES
         else:
-            parts[part] += max(spec.size_bytes(prefill), spec.size_bytes(decode))
+            profiles = (decode,) if spec.name == LOGITS else (prefill, decode)
+            parts[part] += max(spec.size_bytes(profile) for profile in profiles)
     if others:
         # Each session has its own, and a place in the batch.
         parts["state_bytes"] *= 2
-    tokens = max(request.prefill_chunk, request.max_batch)
+    calls = [(sizes[BATCH] * sizes[TOKENS], sizes[ROWS]) for sizes in (prefill, decode)]
     return MemoryUsage(
         weights_bytes=graph.weights_bytes,
-        activation_bytes=estimate_activations(graph, tokens, workspaces),
+        activation_bytes=max(estimate_activations(graph, tokens, rows, workspaces) for tokens, rows in calls),
         **parts,
     )
 
 
-def estimate_activations(graph: EngineGraph, tokens: int, workspaces: Mapping[str, int] = NO_WORKSPACES) -> int:
-    """Estimate from above the scratch memory of a call, in bytes.
+def estimate_activations(
+    graph: EngineGraph, tokens: int, rows: int, workspaces: Mapping[str, int] = NO_WORKSPACES
+) -> int:
+    """Estimate from above the scratch memory of a call that gives logits of `rows` of its tokens, in bytes.
 
     Moments of a layer that can be the fullest, counted in elements per token:
 
     * in the MLP, `silu(gate) * up`: `gate_up` and the product, half as wide, and three hidden rows. TensorRT needs two
       of these, and keeps the place of a third where a lightning layer comes before;
     * in a mixer: two hidden rows, the packed projection, the rows that the operator gives, and its workspaces;
+    * in the head: the stream, and for each of `rows` a hidden row and its product with the head;
     * in a mixer whose packed projection is quantised in part: three hidden rows and twice the projection, to
       concatenate what its products give.
 
@@ -115,7 +122,10 @@ def estimate_activations(graph: EngineGraph, tokens: int, workspaces: Mapping[st
     """
     element, hidden = graph.activation_dtype.bytes, graph.hidden_size
     is_quantized = graph.quantized_parameters > 0
-    moments = [(3 * hidden + graph.widest_projection * 3 // 2) * element * tokens]
+    moments = [
+        (3 * hidden + graph.widest_projection * 3 // 2) * element * tokens,
+        (hidden * tokens + (hidden + graph.vocab_size) * rows) * element,
+    ]
     for node in graph.operators:
         width = mixer_width(node)
         moments.append((2 * hidden + width) * element * tokens + workspaces.get(node.op_type, 0))

@@ -59,8 +59,8 @@ def largest_sizes(graph: EngineGraph, request: EngineRequest, profile: ProfileNa
 def make_profiles(graph: EngineGraph, request: EngineRequest) -> tuple[Profile, ...]:
     """Make the profiles prefill and decode. Both range over the same caches, so one set of buffers serves both.
 
-    TensorRT tunes for the largest sizes, except that a chunk has one row of logits: most ask for no more. A session may allocate caches for less than `max_context`, down to one block
-    of the block-sparse operator.
+    TensorRT tunes for the largest sizes, but for one row of logits in a chunk, because most chunks ask for no more. A
+    session may allocate caches for less than `max_context`, down to one block of the block-sparse operator.
     """
     sparse = graph.sparse_sizes()
     least_capacity = min(request.max_context, sparse.block_size) if sparse else 1

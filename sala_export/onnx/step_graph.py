@@ -1,7 +1,8 @@
 """One step of the model as an ONNX graph, the walk over its layers; how weights and products are stated is a form's.
 
-B batch, T tokens, R rows whose logits are wanted, H hidden size, I intermediate size, V vocabulary. Projections that share an input are one product,
-because some TensorRT versions miscompile their own horizontal fusion of them at batch 1.
+B batch, T tokens, R rows whose logits are wanted, H hidden size, I intermediate size, V vocabulary. Projections that
+share an input are one product, because some TensorRT versions miscompile their own horizontal fusion of them at batch
+1.
 """
 
 from __future__ import annotations

@@ -24,13 +24,14 @@ class PythonExecution(Protocol):
     """Runs steps on caches of B rows: on those of one session, or on those of B sequences that decode together."""
 
     def run(self, inputs: Mapping[str, NDArray[Any]], logits: NDArray[np.float32]) -> None:
-        """Run one step, update the caches and write the logits of each sequence's last token.
+        """Run one step, update the caches and write the logits of the tokens that `logit_rows` names.
 
-        Where B > 1, T is 1. Rows have lengths of their own, and dense and sparse ones may be in one step.
+        Where B > 1, T is 1 and all rows are wanted. Sequences have lengths of their own, and dense and sparse ones may
+        be in one step.
 
         Args: `inputs` are the token inputs by name: `input_ids` int64 [B, T], `past_length` and `context_length` int32
-            [B], `rope_cos_sin` fp32 [B, T, head_dim]. Write `logits`, fp32 [B, V].
-            All are views of memory that is valid during the call only.
+            [B], `rope_cos_sin` fp32 [B, T, head_dim], and `logit_rows` int32 [R], where b * T + t is token t of
+            sequence b. Write `logits`, fp32 [R, V]. All are views of memory that is valid during the call only.
         """
 
 
@@ -48,6 +49,8 @@ class PythonEngine(Protocol):
     max_batch: int
     """Most sequences of one decode step. With 1, caches have one row, and no batch is given."""
     default_chunk_tokens: int
+    max_logit_rows: int
+    """Most tokens of which one step gives logits."""
 
     device: int | None
     """Ordinal of the GPU whose memory the caches are in, as the CUDA driver counts. None for the host's memory."""

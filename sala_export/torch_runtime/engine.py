@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..checkpoint.config import Mixer
 from ..model.layers import Cache
-from ..model.signature import INPUT_IDS, signature
+from ..model.signature import INPUT_IDS, LOGIT_ROWS, MAX_LOGIT_ROWS, signature
 from ..runtime.python_engine import Address
 from ..specs import TensorSpec, format_bytes
 from .device_memory import bytes_at, free_bytes, new_bytes, ordinal_of
@@ -63,6 +63,7 @@ class TorchEngine:
     max_context = MAX_CONTEXT
     max_chunk_tokens = MAX_CHUNK_TOKENS
     max_batch = MAX_BATCH
+    max_logit_rows = MAX_LOGIT_ROWS
 
     def __init__(
         self, packed: PackedModel, operators: Operators, *, weights_bytes: int, default_chunk_tokens: int
@@ -87,11 +88,16 @@ class TorchEngine:
         """Ordinal of the GPU whose memory the caches are in. None for the host."""
         return ordinal_of(self.packed.device)
 
-    def layout(self, tokens: int, batch: int = 1, capacity: int = 0) -> Layout:
-        """Layout of a step of this many tokens of each of `batch` sequences, whose caches hold up to `capacity`."""
+    def layout(self, tokens: int, batch: int = 1, capacity: int = 0, rows: int | None = None) -> Layout:
+        """Layout of a step of this many tokens of each of `batch` sequences, whose caches hold up to `capacity`.
+
+        It gives the logits of `rows` tokens, by default of the most that such a step can be asked for.
+        """
         config, precision = self.packed.config, self.packed.precision
         served = _served(capacity, CHUNK_CONTEXT if tokens > 1 else TOKEN_CONTEXT)
-        return step_layout(config, precision, tokens, self.operators.workspaces, served, batch)
+        rows = rows or min(batch * tokens, MAX_LOGIT_ROWS)
+        workspaces = self.operators.workspaces
+        return step_layout(config, precision, tokens, workspaces, served, batch=batch, rows=rows)
 
     def memory(self, max_context: int, chunk_tokens: int) -> SessionMemory:
         """Account for the memory of a session of these sizes, the weights included."""
@@ -211,7 +217,7 @@ class TorchExecution:
         engine = self._engine
         with engine.lock, torch.inference_mode(), _device(engine.packed.device), _sums_in_fp32():
             try:
-                step = self._step_of(inputs[INPUT_IDS].shape[1])
+                step = self._step_of(inputs[INPUT_IDS].shape[1], len(inputs[LOGIT_ROWS]))
                 step.bring(inputs)
                 self._run(step)
                 # Waits for the device.
@@ -233,13 +239,13 @@ class TorchExecution:
             step.run()
             self._graph = _captured(step)
 
-    def _step_of(self, tokens: int) -> Step:
-        """The step of so many tokens; that of the last chunk length is kept."""
+    def _step_of(self, tokens: int, rows: int) -> Step:
+        """The step of so many tokens that gives the logits of so many rows. That of the last chunk is kept."""
         if tokens == 1:
             return self._decode
         engine = self._engine
-        if self._prefill is None or self._prefill.tokens != tokens:
-            layout = engine.layout(tokens, capacity=self._capacity)
+        if self._prefill is None or (self._prefill.tokens, len(self._prefill.logits)) != (tokens, rows):
+            layout = engine.layout(tokens, capacity=self._capacity, rows=rows)
             self._prefill = self._step(layout, engine.arena(layout))
         return self._prefill
 

@@ -1,13 +1,14 @@
 """Gives everything that a step writes its place, from the configuration and before a byte is allocated.
 
 One arena holds it all. Token inputs come first, so that one copy brings them. The rows of the residual stream are next.
-The two halves of a layer, mixer and MLP, share the rest, because they run one after the other, as layers do. A step has
+The two halves of a layer, mixer and MLP, and the head share the rest, because they run one after the other. A step has
 T tokens of each of B sequences, and X is the activation type. One of the two is 1: a step is many tokens of one
-sequence, or one token of each of several. R = B T rows.
+sequence, or one token of each of several. N = B T rows, of which R go on to the head.
 
-    token inputs | hidden [R, H] | normed [R, H] | ... | lightning: qkvz, y, workspaces
-                                                       | sparse:    qkvg, y, workspaces
-                                                       | mlp:       gate and up [R, 2 I]
+    token inputs | hidden [N, H] | normed [N, H] | lightning: qkvz, y, workspaces
+                                                 | sparse:    qkvg, y, workspaces
+                                                 | mlp:       gate and up [N, 2 I]
+                                                 | head:      hidden, normed [R, H], product, logits [R, V]
 
 `normed` also takes the results of the projections back to the stream, whose input has been consumed by then. The
 product `silu(gate) * up` overwrites `gate`. So a step of 9B in bf16 takes 82 KB per token of a chunk of 8192; in
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from ..checkpoint.config import Mixer, SalaConfig
 from ..model.mixers import MIXERS
-from ..model.signature import BATCH, LOGITS, TOKENS, cache_sizes, operator_tensor, signature
+from ..model.signature import BATCH, LOGITS, ROWS, TOKENS, cache_sizes, operator_tensor, signature
 from ..specs import DType, Precision, TensorSpec
 
 Workspaces = Callable[[Mixer, int, int, int], Iterable[TensorSpec]]
@@ -68,19 +69,25 @@ class Arena:
 
 
 def step_layout(
-    config: SalaConfig, precision: Precision, tokens: int, workspaces: Workspaces, capacity: int, batch: int = 1
+    config: SalaConfig,
+    precision: Precision,
+    tokens: int,
+    workspaces: Workspaces,
+    capacity: int,
+    *,
+    batch: int = 1,
+    rows: int = 1,
 ) -> Layout:
-    """The layout of a step of `tokens` tokens of each of `batch` sequences, whose caches hold `capacity` tokens."""
+    """The layout of a step of `tokens` tokens of each of `batch` sequences, whose caches hold `capacity` tokens.
+
+    The step gives the logits of `rows` of its tokens.
+    """
     x = precision.dtype
-    sizes = {BATCH: batch, TOKENS: tokens}
+    sizes = {BATCH: batch, TOKENS: tokens, ROWS: rows}
     inputs = [TensorSpec(spec.name, spec.dtype, spec.bound(sizes)) for spec in signature(config, x).token_inputs]
     places, input_bytes = _placed("", inputs, 0)
-    rows = [TensorSpec(name, x, (batch * tokens, config.hidden_size)) for name in ("hidden", "normed")]
-    rows += [
-        TensorSpec("head", x, (batch, config.vocab_size)),
-        TensorSpec(LOGITS, DType.FLOAT32, (batch, config.vocab_size)),
-    ]
-    shared, start = _placed("", rows, input_bytes)
+    stream = [TensorSpec(name, x, (batch * tokens, config.hidden_size)) for name in ("hidden", "normed")]
+    shared, start = _placed("", stream, input_bytes)
     places |= shared
     ends = []
     for phase, specs in _phases(config, x, sizes, workspaces, capacity).items():
@@ -93,8 +100,15 @@ def step_layout(
 def _phases(
     config: SalaConfig, x: DType, sizes: dict[str, int], workspaces: Workspaces, capacity: int
 ) -> dict[str, list[TensorSpec]]:
-    tokens, batch = sizes[TOKENS], sizes[BATCH]
-    phases = {"mlp": [TensorSpec("gate_up", x, (batch * tokens, 2 * config.intermediate_size))]}
+    tokens, batch, rows = sizes[TOKENS], sizes[BATCH], sizes[ROWS]
+    phases = {
+        "mlp": [TensorSpec("gate_up", x, (batch * tokens, 2 * config.intermediate_size))],
+        "head": [
+            *(TensorSpec(name, x, (rows, config.hidden_size)) for name in ("hidden", "normed")),
+            TensorSpec("product", x, (rows, config.vocab_size)),
+            TensorSpec(LOGITS, DType.FLOAT32, (rows, config.vocab_size)),
+        ],
+    }
     for mixer in dict.fromkeys(config.mixer_types):
         kind = MIXERS[mixer]
         specs = [operator_tensor(kind, tensor, config, x) for tensor in (kind.packed, kind.rows)]

@@ -17,7 +17,7 @@ from ..checkpoint.keymap import layer_packs
 from ..model.half_precision import stream_scale
 from ..model.layers import Cache
 from ..model.mixers import MIXERS
-from ..model.signature import INPUT_IDS, LOGITS, TOKEN_INPUTS
+from ..model.signature import INPUT_IDS, LOGIT_ROWS, LOGITS, TOKEN_INPUTS
 from .layout import Arena, Layout
 from .operators import Operators
 from .products import PackedProduct
@@ -50,7 +50,8 @@ class LayerProducts:
 class Step:
     """A step of a fixed number of tokens on the caches of one session, or of one token on the caches of B sequences.
 
-    It reads the token inputs and writes `logits` fp32 [B, V] and the caches. No launch depends on a position.
+    It reads the token inputs and writes the caches and `logits` fp32 [R, V], which are valid until the next step. No
+    launch depends on a position.
     """
 
     def __init__(
@@ -73,11 +74,14 @@ class Step:
         self._device_inputs = arena.device[: layout.input_bytes]
         self._host_inputs = arena.host[: layout.input_bytes]
         self._host_views = layout.views(arena.host, TOKEN_INPUTS)
-        self.logits = buffers[LOGITS]
+        self.logits = buffers[f"head/{LOGITS}"]
+        self._logit_rows = buffers[LOGIT_ROWS]
         self.tokens = buffers[INPUT_IDS].shape[1]
         """T, of each sequence."""
         self._ids = buffers[INPUT_IDS].flatten()
-        self._hidden, self._normed, self._head = buffers["hidden"], buffers["normed"], buffers["head"]
+        self._hidden, self._normed = buffers["hidden"], buffers["normed"]
+        self._head_hidden, self._head_normed = buffers["head/hidden"], buffers["head/normed"]
+        self._product = buffers["head/product"]
         self._gate_up = buffers["mlp/gate_up"]
         self._mixers = []
         self._rows: list[tuple[Tensor, Tensor]] = []
@@ -119,10 +123,11 @@ class Step:
             if index < last:
                 following = layers[index + 1].input_layernorm
                 self._operators.add_norm(following, hidden, normed, layer.residual_scale)
-        # Of the last layer only the last token of each sequence goes on: of several sequences every row is one.
-        batch = len(self.logits)
-        hidden, normed = hidden[-batch:], normed[-batch:]
+        # Only the rows whose logits are wanted go on.
+        torch.index_select(hidden, 0, self._logit_rows, out=self._head_hidden)
+        torch.index_select(normed, 0, self._logit_rows, out=self._head_normed)
+        hidden, normed = self._head_hidden, self._head_normed
         self._operators.add_norm(stack.norm, hidden, normed, layers[last].residual_scale)
         normed /= config.logit_divisor
-        torch.mm(normed, model.lm_head.weight.t(), out=self._head)
-        self.logits.copy_(self._head)
+        torch.mm(normed, model.lm_head.weight.t(), out=self._product)
+        self.logits.copy_(self._product)

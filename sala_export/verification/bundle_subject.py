@@ -27,7 +27,7 @@ from ..errors import UnsupportedError
 from ..installation import onnxruntime_operators
 from ..model.layer_run import logits
 from ..model.rope import rope_cos_sin
-from ..model.signature import CONTEXT_LENGTH, INPUT_IDS, PAST_LENGTH, ROPE_COS_SIN, cache_sizes
+from ..model.signature import CONTEXT_LENGTH, INPUT_IDS, PAST_LENGTH, ROPE_COS_SIN, ROWS, cache_sizes
 from ..numerics.weights import dequantize
 from ..onnx.layer_graph import MOST_GRAPH_BYTES, write_layer
 from ..specs import Precision, computed_in, stream_name
@@ -61,7 +61,7 @@ class BundleSubject:
     def layer(self, layer: int, input_ids: Tensor) -> LayerFunction:
         """Cut the layer's graph out and load its weights. The graph of layer 0 takes the tokens, and embeds them."""
         tokens = len(input_ids)
-        sizes = cache_sizes(self.config, tokens)
+        sizes = cache_sizes(self.config, tokens) | {ROWS: 1}
         feeds: dict[str, NDArray[Any]] = {
             INPUT_IDS: input_ids[None].numpy(),
             PAST_LENGTH: np.zeros(1, np.int32),

@@ -34,7 +34,8 @@ def test_bundles_and_folders_are_completed(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "one.sala" / "bundle.json").touch()
     (tmp_path / "on.txt").touch()
     monkeypatch.chdir(tmp_path)
-    assert completed("generate", "on") == completed("bench", "on") == ["one.sala", "only/"]
+    for command in ("generate", "bench", "eval"):
+        assert completed(command, "on") == ["one.sala", "only/"]
     assert completed("inspect", f"{tmp_path}/") == [f"{tmp_path}/{name}" for name in ("one.sala", "only/", "other/")]
     assert completed("chat", "none/") == []
 
@@ -45,6 +46,7 @@ def test_precisions_and_commands_are_completed() -> None:
         assert completed(command, "--precision", "") == ["bf16", "fp16", "fp8", "int8", "int4", "nvfp4"]
     assert completed("bench", "--precision", "") == ["fp32", "bf16", "fp16"]
     assert completed("ge") == ["generate"]
+    assert completed("eval", "--task", "p") == ["passkey", "perplexity"]
 
 
 @pytest.mark.parametrize("command", ["plan", "build"])

@@ -29,6 +29,7 @@ def graph_9b() -> EngineGraph:
         TensorSpec("past_length", DType.INT32, ("batch",)),
         TensorSpec("context_length", DType.INT32, ("batch",)),
         TensorSpec("rope_cos_sin", DType.FLOAT32, ("batch", "tokens", 128)),
+        TensorSpec("logit_rows", DType.INT32, ("rows",)),
     ]
     for i in range(32):
         if i in SPARSE_LAYERS_9B:
@@ -53,7 +54,7 @@ def graph_9b() -> EngineGraph:
         path=Path("engine.onnx"),
         inputs=tuple(inputs),
         weights=(TensorSpec("all", DType.BFLOAT16, (PARAMETERS_9B,)),),
-        outputs=(TensorSpec("logits", DType.FLOAT32, ("batch", 73448)),),
+        outputs=(TensorSpec("logits", DType.FLOAT32, ("rows", 73448)),),
         operators=(sparse,),
         parameters=PARAMETERS_9B,
         quantized_parameters=0,
@@ -80,7 +81,7 @@ def test_account_of_9b_at_a_million_tokens() -> None:
     # Three hidden rows, gate_up and its product: what TensorRT plans, to the byte. And partial sums.
     assert memory.activation_bytes == 960 * MIB + PARTIAL_SUM_BYTES
     # ids, two lengths, RoPE rows, logits
-    assert memory.io_bytes == 8192 * 8 + 2 * 4 + 8192 * 128 * 4 + 73448 * 4
+    assert memory.io_bytes == 8192 * 8 + 2 * 4 + 256 * 4 + 8192 * 128 * 4 + 73448 * 4
     assert memory.total_bytes == sum(memory.parts().values())
 
 
@@ -147,7 +148,7 @@ def test_batch_adds_states_and_pages_but_neither_weights_nor_activations() -> No
     assert three.compressed_key_bytes == 8 * 2 * (2 + 2 * 2 * 2) * MIB
     assert three.state_bytes == 2 * 3 * one.state_bytes, "each session's, and that in the batch"
     # A chunk of one session has more ids and RoPE rows, a batch more lengths and logits.
-    assert three.io_bytes == 8192 * 8 + 2 * 3 * 4 + 8192 * 128 * 4 + 3 * 73448 * 4
+    assert three.io_bytes == 8192 * 8 + 2 * 3 * 4 + 256 * 4 + 8192 * 128 * 4 + 3 * 73448 * 4
 
 
 def test_activations_of_a_batch_beyond_the_chunk_follow_the_batch() -> None:

@@ -73,7 +73,8 @@ def test_caches_of_a_batch_end_where_a_page_does(graph: EngineGraph, context: in
 def test_batch_of_a_model_without_sparse_layers_keeps_its_sizes(tmp_path: Path) -> None:
     graph = read_graph(MiniGraph(mixers=("lightning",)).write(tmp_path))
     request = EngineRequest.from_options(load_target("a6000"), max_context=5000, max_batch=3)
-    assert largest_sizes(graph, request, ProfileName.DECODE) == {"batch": 3, "tokens": 1, "capacity": 5000}
+    sizes = largest_sizes(graph, request, ProfileName.DECODE)
+    assert sizes == {"batch": 3, "tokens": 1, "rows": 3, "capacity": 5000}
 
 
 def test_context_below_one_block_has_one_capacity(graph: EngineGraph) -> None:

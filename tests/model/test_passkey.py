@@ -60,7 +60,8 @@ def answers(model: SalaForCausalLM, length: int, positions: list[int]) -> tuple[
         before = torch.tensor([past], dtype=torch.int32)
         ids = torch.from_numpy(piece)[None].to(torch.int64)
         rope = model.rope(before, len(piece))
-        logits, caches = model.step(ids, before, torch.tensor([context], dtype=torch.int32), rope, caches)
+        lengths, last = torch.tensor([[context], [len(piece) - 1]], dtype=torch.int32)
+        logits, caches = model.step(ids, before, lengths, rope, last, caches)
         past += len(piece)
         given.append(int(logits.argmax()))
     return needles, given[-len(needles) :]

@@ -49,6 +49,7 @@ SNIPPETS_NOT_RUN = {"cuda:1": GPU, "client.chat.completions": "needs a server; t
 
 QUICKLY = {
     "sala-export bench ": {"--context": "16", "--new-tokens": "2"},
+    "sala-export eval ": {"--lengths": "2K", "--depths": "1", "--max-new-tokens": "2"},
     "sala-export generate ": {"--max-new-tokens": "4"},
     "sala-export quantize ": {"--samples": "2", "--sequence-length": "64"},
     "sala-export verify ": {"--tokens": "128"},

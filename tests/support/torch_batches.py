@@ -14,6 +14,7 @@ from torch import Tensor
 from sala_export.model.signature import (
     CONTEXT_LENGTH,
     INPUT_IDS,
+    LOGIT_ROWS,
     PAST_LENGTH,
     ROPE_COS_SIN,
     cache_sizes,
@@ -72,7 +73,7 @@ def execution_on(engine: TorchEngine, caches: Mapping[str, Tensor], rows: int) -
 def run_step(
     engine: TorchEngine, execution: TorchExecution, ids: Sequence[Sequence[int]], past: Sequence[int]
 ) -> Tensor:
-    """Logits [B, V] of a step of ids [B, T] after so many tokens [B], each the last of its context.
+    """Logits [B, V] of the last tokens in a step of ids [B, T] after so many tokens [B], each the last of its context.
 
     What the step may scribble on is poisoned before.
     """
@@ -87,6 +88,7 @@ def run_step(
         PAST_LENGTH: lengths.numpy(),
         CONTEXT_LENGTH: (lengths + tokens).numpy(),
         ROPE_COS_SIN: engine.packed.model.rope(lengths, tokens).numpy(),
+        LOGIT_ROWS: np.arange(tokens - 1, rows.size, tokens, dtype=np.int32),
     }
     logits: NDArray[np.float32] = np.full((len(ids), engine.packed.config.vocab_size), np.nan, np.float32)
     execution.run(inputs, logits)

@@ -38,6 +38,18 @@ def random_ids(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 512, count)
 
 
+def test_logits_of_any_tokens_are_those_of_the_whole_context(tiny: TorchModel) -> None:
+    ids = random_ids(600, seed=3)
+    with torch.no_grad():
+        expected = sala_export.SalaForCausalLM.from_pretrained(tiny_checkpoint())(torch.from_numpy(ids)[None])[0]
+    session = tiny.session(max_context=CAPACITY, chunk_tokens=300)
+    wanted = [0, 7, 8, 299, 300, 511, 599]
+    poison(tiny)
+    assert_close(as_tensor(session.prefill(ids, logits=wanted)), expected[wanted])
+    session.reset()
+    assert_close(as_tensor(session.prefill(ids, logits="all")), expected)
+
+
 def as_tensor(logits: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(logits)
 

@@ -55,8 +55,8 @@ class SessionCore {
   /// Every id must be in the vocabulary.
   Status check_tokens(std::span<const int32_t> token_ids) const;
 
-  /// Runs one step: the pending token, if there is one, must be the first of `token_ids`. `rows` are rising indices into
-  /// `token_ids`, of tokens whose logits `row_logits` has afterwards. With the last token, whose logits every step
+  /// Runs one step: the pending token, if there is one, must be the first of `token_ids`. `rows` are rising indices
+  /// into `token_ids`, of tokens whose logits `row_logits` has afterwards. With the last token, whose logits every step
   /// gives, they are at most `max_logit_rows` of the engine (kInvalidArgument).
   Status run(std::span<const int32_t> token_ids, int64_t context_length, std::span<const int32_t> rows = {});
   /// Logits of the tokens that the last `run` was asked for, [rows, vocab_size], until the next call that changes the
