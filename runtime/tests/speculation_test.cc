@@ -34,9 +34,9 @@ TEST(Speculation, RunsDraftsWithThePendingTokenAndNoneTwiceWhereAllAreRight) {
   auto generation = session.generate(loop(16, 5));
   EXPECT_EQ(all(*generation), std::vector<int32_t>(16, 5));
   // The pending token and 4 drafts, then 5, then as many as the answer can still use.
-  EXPECT_EQ(mock.steps(), (std::vector<Step>{{Profile::kPrefill, 5, 99, 104},
-                                             {Profile::kPrefill, 6, 104, 110},
-                                             {Profile::kPrefill, 5, 110, 115}}));
+  EXPECT_EQ(mock.steps(),
+            (std::vector<Step>{
+                {Profile::kPrefill, 5, 99, 104}, {Profile::kPrefill, 6, 104, 110}, {Profile::kPrefill, 5, 110, 115}}));
   const SpeculationCounts counts = generation->speculation();
   EXPECT_EQ(counts.tokens, 16);
   EXPECT_EQ(counts.drafted, 13);
@@ -127,8 +127,7 @@ TEST(Speculation, RefusesWhatCannotBe) {
     EXPECT_EQ(session.generate(loop(8, tokens)).error().code, ErrorCode::kInvalidArgument);
   }
   Session* const member = &session;
-  EXPECT_EQ(mock.model.generate_batch({&member, 1}, std::vector{loop(8, 5)}).error().code,
-            ErrorCode::kInvalidArgument);
+  EXPECT_EQ(mock.model.generate_batch({&member, 1}, std::vector{loop(8, 5)}).error().code, ErrorCode::kInvalidArgument);
 }
 
 /// On a mock of the fake GPU, whose memory can be made short.
