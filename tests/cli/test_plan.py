@@ -52,8 +52,8 @@ def test_memory_is_one_figure_in_every_table(capsys: Capture, tmp_path: Path) ->
     mine.write_text(text.replace("reserve_bytes = 1_073_741_824", "reserve_bytes = 2_147_483_648"), encoding="utf-8")
     assert run(["plan", "--gpu", f"rtx5090,{mine}"]) == 0
     text = capsys.readouterr().out
-    assert "total, NVIDIA GeForce RTX 5090    30,023,330,728" in text
-    assert "total, NVIDIA GeForce RTX 4090    31,097,072,552" in text
+    assert "total, NVIDIA GeForce RTX 5090    30,023,331,752" in text
+    assert "total, NVIDIA GeForce RTX 4090    31,097,073,576" in text
 
 
 def test_nothing_is_cut_in_a_terminal_of_80_columns(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,12 +26,13 @@ def test_uneven_chunks_and_decode_give_the_logits_of_torch() -> None:
     chunks = itertools.pairwise([0, 1, 777, 4871, 4872, PROMPT_TOKENS])
     for start, end in chunks:
         logits = session.prefill(ids[start:end].numpy(), context_length=PROMPT_TOKENS)
-    past, context = torch.tensor([0], dtype=torch.int32), torch.tensor([PROMPT_TOKENS], dtype=torch.int32)
-    expected, caches = model.step(ids[None, :PROMPT_TOKENS], past, context, model.rope(past, PROMPT_TOKENS), caches)
+    past, context, last = torch.tensor([[0], [PROMPT_TOKENS], [PROMPT_TOKENS - 1]], dtype=torch.int32)
+    rope = model.rope(past, PROMPT_TOKENS)
+    expected, caches = model.step(ids[None, :PROMPT_TOKENS], past, context, rope, last, caches)
     assert np.abs(logits - expected[0].numpy()).max() <= TOLERANCE
 
     for position in range(PROMPT_TOKENS, len(ids)):
         token = ids[position : position + 1]
         past = torch.tensor([position], dtype=torch.int32)
-        expected, caches = model.step(token[None], past, past + 1, model.rope(past, 1), caches)
+        expected, caches = model.step(token[None], past, past + 1, model.rope(past, 1), past * 0, caches)
         assert np.abs(session.prefill(token.numpy()) - expected[0].numpy()).max() <= TOLERANCE
