@@ -34,9 +34,9 @@ TEST(Speculation, RunsDraftsWithThePendingTokenAndNoneTwiceWhereAllAreRight) {
   auto generation = session.generate(loop(16, 5));
   EXPECT_EQ(all(*generation), std::vector<int32_t>(16, 5));
   // The pending token and 4 drafts, then 5, then as many as the answer can still use.
-  EXPECT_EQ(mock.steps(), (std::vector<Step>{{Profile::kPrefill, 5, 99, 104},
-                                             {Profile::kPrefill, 6, 104, 110},
-                                             {Profile::kPrefill, 5, 110, 115}}));
+  EXPECT_EQ(mock.steps(),
+            (std::vector<Step>{
+                {Profile::kPrefill, 5, 99, 104}, {Profile::kPrefill, 6, 104, 110}, {Profile::kPrefill, 5, 110, 115}}));
   const SpeculationCounts counts = generation->speculation();
   EXPECT_EQ(counts.tokens, 16);
   EXPECT_EQ(counts.drafted, 13);
@@ -77,11 +77,12 @@ TEST(Speculation, OtherUseOfTheSessionRunsThemAlone) {
     for (int64_t i = 0; i < read; ++i) ASSERT_TRUE(generation->next());
     auto plain = same.generate(loop(read, {}));
     all(*plain);
+    const auto expected = values(*same.prefill(prompt(3)));
     mock.steps().clear();
-    EXPECT_EQ(values(*session.prefill(prompt(3))), values(*same.prefill(prompt(3))));
+    EXPECT_EQ(values(*session.prefill(prompt(3))), expected);
     const Step replay{read == 1 ? Profile::kDecode : Profile::kPrefill, read, 99, 99 + read};
     EXPECT_EQ(mock.steps().front(), replay) << "as many as were drawn";
-    EXPECT_EQ(mock.steps().size(), 3u);
+    EXPECT_EQ(mock.steps().size(), 2u);
   }
 }
 
@@ -126,8 +127,7 @@ TEST(Speculation, RefusesWhatCannotBe) {
     EXPECT_EQ(session.generate(loop(8, tokens)).error().code, ErrorCode::kInvalidArgument);
   }
   Session* const member = &session;
-  EXPECT_EQ(mock.model.generate_batch({&member, 1}, std::vector{loop(8, 5)}).error().code,
-            ErrorCode::kInvalidArgument);
+  EXPECT_EQ(mock.model.generate_batch({&member, 1}, std::vector{loop(8, 5)}).error().code, ErrorCode::kInvalidArgument);
 }
 
 /// On a mock of the fake GPU, whose memory can be made short.

@@ -111,7 +111,7 @@ def _text(old: bytes, new: bytes, says: str, *, last: bool = False) -> Corruptio
 
 
 def _caches_of_codes(fields: Fields) -> None:
-    for spec in (*fields["graph"]["cpu"]["inputs"][4:], *fields["graph"]["cpu"]["outputs"][1:]):
+    for spec in (*fields["graph"]["cpu"]["inputs"][5:], *fields["graph"]["cpu"]["outputs"][1:]):
         spec["dtype"] = "int8"
 
 
@@ -247,7 +247,7 @@ CORRUPTIONS: dict[str, Corruption] = {
         "graph.inputs.0.shape.1", "words", "inputs[0].shape[1]: is not a dimension of a step", "input input_ids of type"
     ),
     "input twice": _manifest(
-        lambda m: m["graph"]["inputs"].append(m["graph"]["inputs"][4]), "has two tensors past_key_values.", "one name"
+        lambda m: m["graph"]["inputs"].append(m["graph"]["inputs"][5]), "has two tensors past_key_values.", "one name"
     ),
     "weight with the name of an input": _set(
         "graph.cpu.weights.0.spec.name", "input_ids", "two inputs have the name input_ids", "have one name"

@@ -1,8 +1,8 @@
 // How a session runs ahead of its context and comes back.
 //
-// A step with drafts writes rows of keys and values behind the context, which the next steps overwrite, as they do after
-// `rewind`. A Lightning state is of one position. So the states are copied before, the copy comes back when a draft was
-// wrong, and the tokens which they then lack run again at the head of the next step.
+// A step with drafts writes rows of keys and values behind the context, which the next steps overwrite, as they do
+// after `rewind`. A Lightning state is of one position. So the states are copied before, the copy comes back when a
+// draft was wrong, and the tokens which they then lack run again at the head of the next step.
 
 #include <algorithm>
 
@@ -16,9 +16,7 @@ constexpr int64_t kMostReplay = 16;  // tokens that a step with drafts runs agai
 
 }  // namespace
 
-bool SessionCore::has_run_pending() const {
-  return pending_token() && !ahead_.empty() && ahead_.front() == pending_;
-}
+bool SessionCore::has_run_pending() const { return pending_token() && !ahead_.empty() && ahead_.front() == pending_; }
 
 std::vector<int32_t> SessionCore::propose(int64_t most) {
   lookup_.extend(tokens_.view());
@@ -30,13 +28,15 @@ bool SessionCore::are_alike(int64_t first, int64_t last) const {
   return (first + 1 < dense_len) == (last + 1 < dense_len);
 }
 
-int64_t SessionCore::states_to_begin_with() const { return state_length_ > past_length_ ? copy_length_ : state_length_; }
+int64_t SessionCore::states_to_begin_with() const {
+  return state_length_ > past_length_ ? copy_length_ : state_length_;
+}
 
 int64_t SessionCore::most_drafts() const {
   const int64_t first = states_to_begin_with(), replay = past_length_ - first;
   if (replay > kMostReplay || !are_alike(first, past_length_)) return 0;
-  int64_t most = std::min({chunk_tokens_ - replay - 1, model_->engine->limits().max_logit_rows - 1,
-                           max_context_ - position() - 1});
+  int64_t most = std::min(
+      {chunk_tokens_ - replay - 1, model_->engine->limits().max_logit_rows - 1, max_context_ - position() - 1});
   if (const int64_t dense = model_->config.dense_len - 1 - position(); dense >= 0) most = std::min(most, dense);
   return std::max<int64_t>(most, 0);
 }
@@ -90,8 +90,8 @@ Status SessionCore::bring_back() {
 Status SessionCore::settle() {
   if (state_length_ == past_length_) return success();
   SALA_RETURN_IF_ERROR(bring_back());
-  const auto missing = tokens_.view().subspan(static_cast<size_t>(state_length_),
-                                              static_cast<size_t>(past_length_ - state_length_));
+  const auto missing =
+      tokens_.view().subspan(static_cast<size_t>(state_length_), static_cast<size_t>(past_length_ - state_length_));
   // The logits of these tokens are known, and stay as they are.
   std::vector<float> unread(logits_.size());
   SALA_RETURN_IF_ERROR(choose_rows(std::ssize(missing), {}));
@@ -123,8 +123,9 @@ Expected<int64_t> SessionCore::run_pending(std::span<const int32_t> drafts) {
   if (!drafts.empty()) {
     SALA_RETURN_IF_ERROR(make_copies());
     const Status ran = run_with(drafts);
+    if (ran) return std::ssize(drafts);
     // Where there is no room for the drafts, there may be for the token alone.
-    if (ran || ran.error().code != ErrorCode::kOutOfMemory) return ran ? Expected<int64_t>(std::ssize(drafts)) : ran.error();
+    if (ran.error().code != ErrorCode::kOutOfMemory) return ran.error();
   }
   SALA_RETURN_IF_ERROR(run_with({}));
   return int64_t{0};

@@ -85,7 +85,7 @@ class SessionCore {
   int64_t most_drafts() const;
   /// Whether the pending token was the next draft of an earlier step, so that its logits are here.
   bool has_run_pending() const;
-  /// Runs the pending token, unless it has run as a draft, and behind it at most `most_drafts` drafts of what may follow.
+  /// Runs the pending token, unless it has run as a draft, and behind it at most `most_drafts` drafts.
   /// The context and its logits are afterwards as without drafts, and so they are after an error (kOutOfMemory).
   /// Returns how many drafts have run: all, or none where there is no memory for their rows.
   Expected<int64_t> run_pending(std::span<const int32_t> drafts);
@@ -172,7 +172,8 @@ class SessionCore {
   Status bring_back();
   /// Goes on to the next draft, which is the pending token.
   void step_ahead();
-  /// One step on the tokens that the states lack, the pending one and drafts. kOutOfMemory leaves the session as it was.
+  /// One step on the tokens that the states lack, the pending one and drafts. After kOutOfMemory the session is as it
+  /// was.
   Status run_with(std::span<const int32_t> drafts);
   /// Claims what a session without tokens has.
   Status begin();
@@ -203,11 +204,11 @@ class SessionCore {
   std::vector<float> row_logits_;    // at least [rows, vocab_size], if a step had more than one
   size_t wanted_rows_ = 0;           // of logit_rows_, that `run` was asked for
 
-  int64_t state_length_ = 0;             // tokens of the states: more than past_length_ ahead, fewer after a wrong draft
-  int64_t copy_length_ = -1;             // tokens of the copies, -1 if they are of another text
-  std::vector<Buffer> copies_;           // of the caches without rows, once there were drafts
-  std::vector<int32_t> drafts_;          // that the last step had, their logits behind the first row of row_logits_
-  std::span<const int32_t> ahead_;       // those of drafts_ behind `past_length_`, which may still be drawn
+  int64_t state_length_ = 0;        // tokens of the states: more than past_length_ when ahead, else fewer or equal
+  int64_t copy_length_ = -1;        // tokens of the copies, -1 if they are of another text
+  std::vector<Buffer> copies_;      // of the caches without rows, once there were drafts
+  std::vector<int32_t> drafts_;     // that the last step had, their logits behind the first row of row_logits_
+  std::span<const int32_t> ahead_;  // those of drafts_ behind `past_length_`, which may still be drawn
   PromptLookup lookup_;
 };
 

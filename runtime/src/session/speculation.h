@@ -1,8 +1,9 @@
 // Speculation of one answer: which tokens to draft for its next step, and what became of them.
 //
-// `SessionCore::run_pending` runs the drafts behind the pending token and keeps the logits of each. The answer then draws
-// from them one after the other, by the sampler that it would use anyway. A draw that is the next draft has run already.
-// Any other one makes the rest of the drafts wrong. So drafts change how many steps an answer takes, and nothing else.
+// `SessionCore::run_pending` runs the drafts behind the pending token and keeps the logits of each. The answer then
+// draws from them one after the other, by the sampler that it would use anyway. A draw that is the next draft has run
+// already. Any other one makes the rest of the drafts wrong. So drafts change how many steps an answer takes, and
+// nothing else.
 
 #pragma once
 
@@ -36,8 +37,8 @@ class Speculation {
   const std::vector<int32_t>& choose(SessionCore& session, int64_t most);
 
   DraftDepth depth_;
-  std::optional<std::vector<int32_t>> drafts_;  // for the next step, once they are chosen
-  int64_t drafted_ = 0, accepted_ = 0;          // in the whole answer
+  std::optional<std::vector<int32_t>> drafts_;    // for the next step, once they are chosen
+  int64_t drafted_ = 0, accepted_ = 0;            // in the whole answer
   int64_t last_drafted_ = 0, last_accepted_ = 0;  // in its last step that had drafts
 };
 
