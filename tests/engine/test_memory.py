@@ -151,6 +151,12 @@ def test_batch_adds_states_and_pages_but_neither_weights_nor_activations() -> No
     assert three.io_bytes == 8192 * 8 + 2 * 3 * 4 + 256 * 4 + 8192 * 128 * 4 + 3 * 73448 * 4
 
 
+def test_head_is_the_fullest_moment_of_a_short_chunk() -> None:
+    # The chunk's rows of the stream, and for each a row and its logits in bf16, are more than three rows and the MLP.
+    short = predict_memory(graph_9b(), request_9b("a6000", 65536, prefill_chunk=256))
+    assert short.activation_bytes == 256 * (2 * 4096 + 73448) * 2 + PARTIAL_SUM_BYTES
+
+
 def test_activations_of_a_batch_beyond_the_chunk_follow_the_batch() -> None:
     request = replace(request_9b("a6000", 8192, prefill_chunk=100), max_batch=150)
     alone = predict_memory(graph_9b(), request_9b("a6000", 8192, prefill_chunk=150))

@@ -32,6 +32,9 @@ def test_profiles_differ_in_batch_and_tokens_and_share_the_caches(graph: EngineG
     assert (prefill.name, decode.name) == ("prefill", "decode")
     assert ranges(prefill)["input_ids"] == ShapeRange(name="input_ids", min=(1, 1), opt=(1, 300), max=(1, 300))
     assert ranges(decode)["input_ids"] == ShapeRange(name="input_ids", min=(1, 1), opt=(2, 1), max=(2, 1))
+    # A chunk mostly gives the logits of one token, a decode step those of all.
+    assert ranges(prefill)["logit_rows"] == ShapeRange(name="logit_rows", min=(1,), opt=(1,), max=(256,))
+    assert ranges(decode)["logit_rows"] == ShapeRange(name="logit_rows", min=(1,), opt=(2,), max=(2,))
     for name in ranges(prefill):
         if name.startswith("past_key_values"):
             assert ranges(prefill)[name].max == (1, *ranges(decode)[name].max[1:])
@@ -75,6 +78,11 @@ def test_batch_of_a_model_without_sparse_layers_keeps_its_sizes(tmp_path: Path) 
     request = EngineRequest.from_options(load_target("a6000"), max_context=5000, max_batch=3)
     sizes = largest_sizes(graph, request, ProfileName.DECODE)
     assert sizes == {"batch": 3, "tokens": 1, "rows": 3, "capacity": 5000}
+
+
+def test_chunk_gives_logits_of_no_more_tokens_than_it_has(graph: EngineGraph) -> None:
+    request = EngineRequest.from_options(load_target("a6000"), max_context=5000, prefill_chunk=100)
+    assert ranges(make_profiles(graph, request)[0])["logit_rows"].max == (100,)
 
 
 def test_context_below_one_block_has_one_capacity(graph: EngineGraph) -> None:

@@ -71,6 +71,15 @@ def test_whole_context_gives_golden_logits(model: SalaForCausalLM, case: str) ->
     assert_close(logits[0, vectors["prefill_logits_pos"]], vectors["prefill_logits"])
 
 
+@pytest.mark.parametrize("rows", [[4], [9, 4], [0, 7, 7, 3, 9, 9], list(range(9, -1, -1))], ids=len)
+def test_step_gives_the_rows_that_are_asked_for(model: SalaForCausalLM, rows: list[int]) -> None:
+    ids = golden("golden")["input_ids"][:10].reshape(2, 5)
+    past = torch.zeros(2, dtype=torch.int32)
+    wanted = torch.tensor(rows, dtype=torch.int32)
+    logits, _ = model.step(ids, past, past + 5, model.rope(past, 5), wanted, model.new_caches(2, 5))
+    assert_close(logits, model(ids).flatten(0, 1)[rows])
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("chunk", [10_000, 333])
 def test_prefill_and_decode_give_golden_rows_states_and_logits(model: SalaForCausalLM, case: str, chunk: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,14 @@ def run_in_chunks(folder: Path, source: Path, ids: Tensor) -> Tensor:
     return runner.feed(ids[-31:], len(ids))
 
 
+def all_rows(folder: Path, source: Path, ids: Tensor, chunks: Sequence[int]) -> Tensor:
+    """Logits [T, V] of `ids` [T], fed in chunks of these lengths, with the rows of each the last first."""
+    runner, found = CpuRunner(folder, source, len(ids)), []
+    for chunk in ids.split(list(chunks)):
+        found.append(runner.feed_rows(chunk, range(len(chunk) - 1, -1, -1), len(ids)).flip(0))
+    return torch.cat(found)
+
+
 def token_ids(vocabulary: int, count: int) -> Tensor:
     return torch.randint(0, vocabulary, (count,), generator=torch.Generator().manual_seed(5))
 
@@ -138,7 +146,7 @@ def test_other_models_match_torch(tmp_path: Path, tied: bool, dtype: torch.dtype
     )
     ids = token_ids(97, 150)
     model = SalaForCausalLM.from_pretrained(source, dtype=torch.float32)
-    assert_close(run_in_chunks(tmp_path, source, ids), model(ids[None])[0, -1])
+    assert_close(all_rows(tmp_path, source, ids, (1, 64, 85)), model(ids[None])[0])
 
 
 @pytest.mark.parametrize("precision", QUANTIZED_PRECISIONS)

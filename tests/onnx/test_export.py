@@ -67,9 +67,12 @@ def test_graph_gives_golden_logits_in_uneven_chunks(exported: tuple[Path, Signat
     prompt, steps = vectors["input_ids"], vectors["decode_ids"][:26]  # golden_cross turns sparse at the 24th
     path, step = exported
     runner = GraphRunner(path, Checkpoint.open(GOLDEN_CHECKPOINT).config, step, len(prompt) + len(steps))
-    for start, stop in ((0, 700), (700, 701), (701, len(prompt))):
-        logits = runner.feed(prompt[start:stop], len(prompt))
-    assert_close(logits, vectors["prefill_logits"][-1])
+    for start, stop in ((0, 700), (700, 701)):
+        runner.feed(prompt[start:stop], len(prompt))
+    # Rows in any order, and one twice.
+    last_first = vectors["prefill_logits_pos"].flip(0)[[0, *range(64)]]
+    logits = runner.feed_rows(prompt[701:], (last_first - 701).tolist(), len(prompt))
+    assert_close(logits, vectors["prefill_logits"].flip(0)[[0, *range(64)]])
     decoded = torch.stack([runner.feed(token[None]) for token in steps])
     assert_close(decoded, vectors["decode_logits"][: len(steps)])
 

@@ -48,7 +48,8 @@ def test_engine_graph_gives_the_logits_of_a_float_copy(tmp_path: Path, writer: W
     written = export_engine_graph(checkpoint, tmp_path / "graph", checkpoint.quantization.precision)
     ids = torch.randint(0, 512, (5, 5), generator=torch.Generator().manual_seed(1))
     inputs = assemble(path, written.weights)
-    found = evaluate(tmp_path / "graph" / ENGINE_GRAPH_FILE, checkpoint.config, written.step, inputs, ids)["logits"]
+    graph, last = tmp_path / "graph" / ENGINE_GRAPH_FILE, range(4, 25, 5)
+    found = evaluate(graph, checkpoint.config, written.step, inputs, ids, last)["logits"]
     plain = [weight.name for weight in weights(checkpoint.config) if weight.name not in quantized]
     values = quantized | {name: stored[name].float() for name in plain}
     with emulated_model(checkpoint.config, values, roundings) as model:

@@ -5,6 +5,7 @@ Only what is quantised stays rounded, so that the outcome can be held against a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import ml_dtypes
@@ -26,9 +27,9 @@ _HALVES = (TensorProto.BFLOAT16, TensorProto.FLOAT16)
 
 
 def evaluate(
-    graph: Path, config: SalaConfig, step: Signature, weights: dict[str, np.ndarray], ids: Tensor
+    graph: Path, config: SalaConfig, step: Signature, weights: dict[str, np.ndarray], ids: Tensor, rows: Sequence[int]
 ) -> dict[str, Tensor]:
-    """Outputs of one step from empty caches with `ids` [B, T], by name: logits [B, V] of each sequence's last token."""
+    """Outputs of one step from empty caches with `ids` [B, T], by name: logits [R, V] of `rows` of the B T tokens."""
     model = onnx.load(graph)
     _widen(model)
     batch, tokens = ids.shape
@@ -40,7 +41,7 @@ def evaluate(
         "past_length": lengths,
         "context_length": lengths + tokens,
         "rope_cos_sin": rope_cos_sin(positions, inv_freq_tensor(config.rope_theta, config.head_dim)).numpy(),
-        "logit_rows": np.arange(1, batch + 1, dtype=np.int32) * tokens - 1,
+        "logit_rows": np.array(rows, np.int32),
         **{entry.past.name: np.zeros(entry.past.bound(sizes), np.float32) for entry in step.caches},
         **{name: _wide(array) for name, array in weights.items()},
     }

@@ -71,13 +71,18 @@ def execution_on(engine: TorchEngine, caches: Mapping[str, Tensor], rows: int) -
 
 
 def run_step(
-    engine: TorchEngine, execution: TorchExecution, ids: Sequence[Sequence[int]], past: Sequence[int]
+    engine: TorchEngine,
+    execution: TorchExecution,
+    ids: Sequence[Sequence[int]],
+    past: Sequence[int],
+    wanted: Sequence[int] | None = None,
 ) -> Tensor:
-    """Logits [B, V] of the last tokens in a step of ids [B, T] after so many tokens [B], each the last of its context.
+    """Logits [R, V] of `wanted` rows in a step of ids [B, T] after so many tokens [B]; by default of the last ones.
 
-    What the step may scribble on is poisoned before.
+    The last token of each sequence is the last of its context. What the step may scribble on is poisoned before.
     """
     rows, tokens = np.array(ids, np.int64), len(ids[0])
+    logit_rows = np.array(range(tokens - 1, rows.size, tokens) if wanted is None else wanted, np.int32)
     _, arena = engine.decode_memory(len(ids))
     with torch.inference_mode():
         for each in (arena, engine.arena(engine.decode_layout)):
@@ -88,9 +93,9 @@ def run_step(
         PAST_LENGTH: lengths.numpy(),
         CONTEXT_LENGTH: (lengths + tokens).numpy(),
         ROPE_COS_SIN: engine.packed.model.rope(lengths, tokens).numpy(),
-        LOGIT_ROWS: np.arange(tokens - 1, rows.size, tokens, dtype=np.int32),
+        LOGIT_ROWS: logit_rows,
     }
-    logits: NDArray[np.float32] = np.full((len(ids), engine.packed.config.vocab_size), np.nan, np.float32)
+    logits: NDArray[np.float32] = np.full((logit_rows.size, engine.packed.config.vocab_size), np.nan, np.float32)
     execution.run(inputs, logits)
     return torch.from_numpy(logits)
 

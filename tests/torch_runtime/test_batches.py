@@ -26,6 +26,7 @@ from support.torch_sessions import SPARSE, torch_model
 from support.triton_interpreter import call_interpreting
 from torch import Tensor
 
+from sala_export import SalaForCausalLM
 from sala_export.specs import Precision
 from sala_export.torch_runtime import engine as engine_module
 from sala_export.torch_runtime.load import TorchModel, load_torch
@@ -60,6 +61,18 @@ def test_batch_gives_each_row_what_its_sequence_gets_alone(model: TorchModel, le
 
 def test_batches_of_several_sizes_go_on_with_the_same_caches(model: TorchModel) -> None:
     require_alike(outcomes_of(model.engine, (30, 0, 50), [3, 1, 2, 3, 2]), assert_close)
+
+
+def test_chunks_give_the_rows_that_are_asked_for(model: TorchModel, checkpoint: Path) -> None:
+    ids = torch.randint(0, model.source.config.vocab_size, (28,), generator=torch.Generator().manual_seed(2))
+    expected = SalaForCausalLM.from_pretrained(checkpoint)(ids[None])[0]
+    caches = new_caches(model.engine, 1, CAPACITY)
+    execution = execution_on(model.engine, caches, 1)
+    # Chunks of one length with numbers of rows that change, in any order and one twice, then one token alone.
+    chunks = {(0, 9): [8], (9, 18): [3, 8, 3, 0], (18, 27): [*range(9)], (27, 28): [0]}
+    for (start, end), rows in chunks.items():
+        found = run_step(model.engine, execution, [ids[start:end].tolist()], [start], rows)
+        assert_close(found, expected[start:end][rows])
 
 
 def test_kernels_give_each_row_what_its_sequence_gets_alone(checkpoint: Path) -> None:
