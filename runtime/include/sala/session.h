@@ -85,8 +85,8 @@ struct GenerateOptions {
   /// Which tokens may come. By default every token may.
   std::shared_ptr<TokenConstraint> constraint = {};
   /// Most tokens to draft for a step, 1 to kMostDraftTokens. Drafts are what followed the same tokens earlier in the
-  /// context. One step runs them with the token before them, so those that are then drawn take no step of their own. The
-  /// answer is the same as without. None are drafted by default.
+  /// context. One step runs them with the token before them, so those that are then drawn take no step of their own.
+  /// The answer is the same as without. None are drafted by default.
   std::optional<int64_t> speculation = {};
 };
 
