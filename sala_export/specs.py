@@ -162,6 +162,8 @@ _SIZE = re.compile(r"^\s*(\d{1,20})\s*([KMkm]?)\s*$")
 
 MOST_TOKENS = 2**31 - 1
 """Tokens of the longest context that any engine serves. Token ids end there too."""
+MOST_DRAFT_TOKENS = 64
+"""Tokens that can be drafted for one step of an answer."""
 
 
 def parse_tokens(text: str) -> int:

@@ -11,11 +11,13 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <map>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <utility>
 
 #include "arrays.h"
@@ -257,12 +259,14 @@ void bind_options(nb::module_& module) {
       .def(
           "__init__",
           [](GenerateOptions* options, int64_t max_new_tokens, const SamplingOptions& sampling,
-             std::optional<std::vector<int32_t>> stop_tokens, std::optional<int64_t> logprobs, nb::object constraint) {
-            new (options) GenerateOptions{max_new_tokens, sampling, std::move(stop_tokens), logprobs,
-                                          constraint_of(std::move(constraint))};
+             std::optional<std::vector<int32_t>> stop_tokens, std::optional<int64_t> logprobs, nb::object constraint,
+             std::optional<int64_t> speculation) {
+            new (options) GenerateOptions{
+                max_new_tokens, sampling, std::move(stop_tokens), logprobs, constraint_of(std::move(constraint)),
+                speculation};
           },
           nb::kw_only(), "max_new_tokens"_a, "sampling"_a, "stop_tokens"_a.none(), "logprobs"_a.none(),
-          "constraint"_a.none());
+          "constraint"_a.none(), "speculation"_a.none());
 
   nb::class_<SessionOptions>(module, "SessionOptions")
       .def(
@@ -357,6 +361,11 @@ void bind_session(nb::module_& module) {
   nb::class_<PyGeneration>(module, "Generation")
       .def("next", &next)
       .def_prop_ro("logprobs", [](const PyGeneration& generation) { return told(generation.generation.logprobs()); })
+      .def_prop_ro("speculation",
+                   [](const PyGeneration& generation) {
+                     const SpeculationCounts counts = generation.generation.speculation();
+                     return std::tuple(counts.tokens, counts.drafted, counts.accepted);
+                   })
       .def_prop_ro("finish_reason", &finish_reason);
 }
 

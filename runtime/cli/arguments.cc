@@ -36,6 +36,8 @@ Runs a bundle on token ids and prints the ids that it generates.
   --presence-penalty F      taken from the logit of a token that is in the answer (default 0)
   --logit-bias ID=BIAS      add this, from -100 to 100, to the logit of a token; may be given more than once
   --seed N                  random seed for sampling (default 0)
+  --speculation N           draft up to N tokens from the text so far and check them in one step, 1 to 64
+                            (default: none). The answer stays the same
   --runtime NAME            tensorrt runs on a GPU, onnxruntime on the CPU, auto chooses (default auto)
   --no-decode-graph         with tensorrt, enqueue every decode step instead of replaying a CUDA graph
   --runtime-cache FILE      with tensorrt, file of what was compiled for this GPU (default: beside the bundle)
@@ -124,6 +126,7 @@ std::vector<Option> options_of(Arguments& arguments) {
       {"presence-penalty", number(sampling.presence_penalty)},
       {"logit-bias", bias(sampling.logit_bias)},
       {"seed", number(sampling.seed)},
+      {"speculation", positive(arguments.generate.speculation)},
       {"threads", number(arguments.load.threads)},
       {"onnxruntime", text(arguments.load.onnxruntime_library)},
       {"operators", text(arguments.load.operators_library)},

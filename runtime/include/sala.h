@@ -55,41 +55,34 @@ SALA_API const char* sala_version(void);
 /* ---- Errors ------------------------------------------------------------------------------------------------------ */
 
 typedef struct sala_error sala_error;
-
 enum {
-  /* 1xx: an argument was wrong. */
-  SALA_ERROR_INVALID_ARGUMENT = 100,
+  SALA_ERROR_INVALID_ARGUMENT = 100, /* 1xx: an argument was wrong */
   SALA_ERROR_EMPTY_PROMPT = 101,
   SALA_ERROR_TOKEN_OUT_OF_RANGE = 102,
   SALA_ERROR_CONTEXT_EXCEEDED = 103,
   SALA_ERROR_NO_LOGITS = 104,
-  /* 2xx: the bundle and weights. */
-  SALA_ERROR_BUNDLE_MISSING = 200,
+  SALA_ERROR_BUNDLE_MISSING = 200, /* 2xx: the bundle and weights */
   SALA_ERROR_BUNDLE_DAMAGED = 201,
   SALA_ERROR_BUNDLE_SCHEMA = 202,
   SALA_ERROR_WEIGHTS_MISSING = 203,
   SALA_ERROR_WEIGHTS_UNSUITABLE = 204,
-  /* 3xx: a state file. */
-  SALA_ERROR_STATE_UNREADABLE = 300,
+  SALA_ERROR_STATE_UNREADABLE = 300, /* 3xx: a state file */
   SALA_ERROR_STATE_FOREIGN = 301,
   SALA_ERROR_STATE_DAMAGED = 302,
   SALA_ERROR_STATE_VERSION = 303,
   SALA_ERROR_STATE_MODEL = 304,
   SALA_ERROR_STATE_PRECISION = 305,
   SALA_ERROR_STATE_UNWRITABLE = 306,
-  /* 4xx: this machine and its libraries. */
-  SALA_ERROR_LIBRARY_MISSING = 400,
+  SALA_ERROR_LIBRARY_MISSING = 400, /* 4xx: this machine and its libraries */
   SALA_ERROR_LIBRARY_UNUSABLE = 401,
   SALA_ERROR_OUT_OF_MEMORY = 402,
   SALA_ERROR_DEVICE_MISSING = 403,
   SALA_ERROR_DEVICE_UNSUITABLE = 404,
-  /* 5xx: running. */
-  SALA_ERROR_ENGINE_FAILED = 500,
+  SALA_ERROR_ENGINE_FAILED = 500, /* 5xx: running */
   SALA_ERROR_SESSION_POISONED = 501,
   SALA_ERROR_STOPPED = 502,
-  SALA_ERROR_BUSY = 503, /* since 1.6 */
-  /* A bug of this library. */
-  SALA_ERROR_INTERNAL = 900
+  SALA_ERROR_BUSY = 503,    /* since 1.6 */
+  SALA_ERROR_INTERNAL = 900 /* a bug of this library */
 };
 
 /* Returns one of SALA_ERROR_..., or 0 for NULL. Later minor versions may add some. */
@@ -364,9 +357,10 @@ typedef struct sala_generate_options {
   int64_t max_new_tokens;
   const int32_t* stop_tokens; /* tokens that end the text. NULL means the model's eos tokens */
   size_t stop_token_count;    /* 0 with stop_tokens not NULL means none */
+  int64_t speculation;        /* most tokens to draft for a step, 1 to 64. 0 drafts none. Since 1.7 */
 } sala_generate_options;
 
-#define SALA_GENERATE_OPTIONS_INIT {sizeof(sala_generate_options), 256, NULL, 0}
+#define SALA_GENERATE_OPTIONS_INIT {sizeof(sala_generate_options), 256, NULL, 0, 0}
 
 enum {
   SALA_FINISH_NONE = 0, /* not finished */

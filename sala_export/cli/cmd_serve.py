@@ -13,6 +13,7 @@ from .cmd_build import build_request
 from .generate_store import open_store
 from .options import BundlePath, Bytes, FiniteRange, GpuNames, Tokens, weights_option
 from .output import progress_display
+from .sampling_options import speculation_option
 from .text_model import load_weights, open_text_model, runtime_option, show_runtime
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ def _access(command: Any) -> Any:
     show_default=True,
     help="Form in which the model thinks and calls tools. auto reads it off the chat template.",
 )
+@speculation_option
 @_limits
 @runtime_option
 @click.pass_obj
@@ -229,6 +231,7 @@ def _settings(bundle: Path, host: str, options: dict[str, Any]) -> Settings:
         max_context=options["max_context"],
         max_contexts=options["max_contexts"],
         max_cache_bytes=options["max_cache"],
+        speculation=options["speculation"],
         default_max_tokens=options["max_tokens"],
         max_body_bytes=options["max_body"],
         max_connections=options["max_connections"],

@@ -7,7 +7,7 @@ from typing import TypedDict
 
 import click
 
-from ..specs import MOST_TOKENS
+from ..specs import MOST_DRAFT_TOKENS, MOST_TOKENS
 from .options import MOST_COUNT, SEED, Command, FiniteRange
 
 
@@ -25,6 +25,7 @@ class Sampling(TypedDict):
     logit_bias: dict[int, float]
     seed: int
     stop_strings: tuple[str, ...]
+    speculation: int | None
 
 
 def sampling_options(command: Command) -> Command:
@@ -56,6 +57,14 @@ def _texts(context: click.Context, parameter: click.Parameter, words: tuple[str,
 
 
 _PENALTY = FiniteRange(min=-2, max=2)
+
+speculation_option = click.option(
+    "--speculation",
+    metavar="N",
+    type=click.IntRange(1, MOST_DRAFT_TOKENS),
+    help="Draft up to N tokens from the text so far and check them in one step. The answer stays the same, and comes "
+    "sooner where it repeats the text.",
+)
 
 _OPTIONS = (
     click.option(
@@ -129,4 +138,5 @@ _OPTIONS = (
         help="End the answer before this text. You can give it more than once.",
     ),
     click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed for sampling."),
+    speculation_option,
 )

@@ -93,7 +93,10 @@ def show_answer(console: Console, session: Session, tokenizer: Tokenizer, sampli
     stream_answer(session, tokenizer, sampling, [])
     seconds, tokens = time.monotonic() - start, session.position - position
     reason = (session.finish_reason or "").replace("_", "-")
-    console.print(f"generated: {tokens:,} tokens, {tokens / seconds:,.1f} tokens/s, ended by {reason}", soft_wrap=True)
+    rate = f"{tokens / seconds:,.1f} tokens/s"
+    if sampling["speculation"] and (counts := session.speculation):
+        rate += f", {counts.tokens_per_step:.2f} tokens/step"
+    console.print(f"generated: {tokens:,} tokens, {rate}, ended by {reason}", soft_wrap=True)
 
 
 def stream_answer(session: Session, tokenizer: Tokenizer, sampling: Sampling, shown: list[str]) -> None:

@@ -103,6 +103,7 @@ class GenerateOptions:
         stop_tokens: list[int] | None,
         logprobs: int | None,
         constraint: TokenConstraint | None,
+        speculation: int | None,
     ) -> None: ...
 
 class SessionOptions:
@@ -226,6 +227,8 @@ class Generation:
     def next(self) -> int | None: ...
     @property
     def logprobs(self) -> _Logprobs | None: ...
+    @property
+    def speculation(self) -> tuple[int, int, int]: ...
     @property
     def finish_reason(self) -> str | None: ...
 

@@ -30,6 +30,7 @@ from .options import (
 )
 from .prompt import DecoderLike, Prompt, TokenizerLike, require_tokenizer, streamed_prompt, whole_prompt
 from .scores import Scores, WantedLogits, WantedRows
+from .speculation import SpeculationCounts
 
 if TYPE_CHECKING:
     from . import _native
@@ -160,6 +161,16 @@ class Session:
         if self._stopping is not None and self._stopping.found:
             return "stop_string"
         return None if self._generation is None else self._generation.finish_reason
+
+    @property
+    def speculation(self) -> SpeculationCounts | None:
+        """What drafts did for the last generation of this session. None before one, and for answers of a scheduler."""
+        from . import _native
+
+        if not isinstance(self._generation, _native.Generation):
+            return None
+        tokens, drafted, accepted = self._generation.speculation
+        return SpeculationCounts(tokens=tokens, drafted=drafted, accepted=accepted)
 
     @property
     def logprobs(self) -> list[TokenLogprobs]:

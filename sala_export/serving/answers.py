@@ -121,8 +121,12 @@ class Answers:
         max_context: int,
         max_wait: float | None,
         most_requests: int | None,
+        speculation: int | None,
     ) -> None:
-        """Args: max_wait: seconds that a request may wait; most_requests: that may run or wait. None: no limit."""
+        """Args: max_wait: seconds that a request may wait; most_requests: that may run or wait. None: no limit.
+        speculation: tokens to draft for a step of each answer.
+        """
+        self._speculation = speculation
         self._tokenizer = tokenizer
         self._scheduler = scheduler
         self._contexts = contexts
@@ -278,8 +282,14 @@ class Answers:
         self, session: Session, ids: Ids, options: GenerateOptions, request: AnswerRequest, checkpoints: list[int]
     ) -> Answer[int]:
         """Let a request wait for its turn. Raises: RunError if too many wait."""
+        options = {**options, "speculation": self._speculation}
         return self._scheduler.submit_tokens(
-            session, ids, checkpoints=checkpoints, priority=request.priority, max_wait=self._max_wait, **options
+            session,
+            ids,
+            checkpoints=checkpoints,
+            priority=request.priority,
+            max_wait=self._max_wait,
+            **options,
         )
 
     async def _drawn(

@@ -89,6 +89,7 @@ class Service:
                 max_context=max_context,
                 max_wait=settings.max_wait,
                 most_requests=(settings.max_sessions or MAX_SESSIONS) + settings.max_waiting,
+                speculation=settings.speculation,
             )
             metrics.watch("sala_cache_bytes", "Bytes of the caches of all sessions.", lambda: model.cache_bytes)
             metrics.watch("sala_kept_contexts", "Contexts that requests can go on from.", lambda: len(contexts))

@@ -38,6 +38,8 @@ class Settings:
     """Contexts that stay in memory when they have been answered."""
     max_cache_bytes: int | None = None
     """Bytes that the caches of all sessions may take. None: what the GPU has."""
+    speculation: int | None = None
+    """Tokens to draft for a step of each answer. None: no drafts."""
     default_max_tokens: int = 4096
     """Tokens of an answer for which the client sets no limit."""
     max_body_bytes: int = 32 << 20

@@ -34,6 +34,7 @@ Expected<GenerateOptions> generate_options_of(const sala_generate_options* optio
   if (given->stop_tokens != nullptr) {
     result.stop_tokens.emplace(given->stop_tokens, given->stop_tokens + given->stop_token_count);
   }
+  if (given->speculation != 0) result.speculation = given->speculation;
   return result;
 }
 
