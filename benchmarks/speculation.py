@@ -1,10 +1,11 @@
 """How much sooner an answer comes with speculation, by how much of it was there before.
 
-    python -m benchmarks.speculation [--layers 2] [--context 500] [--tokens 256] [--depth 8] [--rounds 3] [--threads 2]
+    python -m benchmarks.speculation [--context 500] [--tokens 128] [--depth 8] [--rounds 3] [--threads 2]
     python -m benchmarks.speculation --preset 9b [--layers 2] [--device cuda] [--context 64K]
 
-The models are those of `benchmarks.batches`. A constraint says every token of the answer, so that both ways take the
-same text. There are four texts:
+Without options it is the `medium` model of `benchmarks.serve_cost`, whose steps take about 10 ms on two cores. With
+`--layers` or `--preset` it is one of `benchmarks.batches`. A constraint says every token of the answer, so that both
+ways take the same text. There are four texts:
 
 * `copy` repeats the prompt, so every draft is right.
 * `guess` is drawn from three tokens, so a draft is right one time in three.
@@ -19,13 +20,17 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+import sala_export
 from benchmarks.batches import add_model_options, model_of
 from benchmarks.tables import duration, markdown
 from sala_export.errors import RequestError, SalaError
@@ -106,6 +111,20 @@ class Comparison:
         return self.plain_seconds / self.seconds
 
 
+@contextmanager
+def chosen_model(options: argparse.Namespace) -> Iterator[Model]:
+    """The model that the options ask for. Raises: SalaError."""
+    if options.preset is not None or options.layers is not None:
+        with model_of(options) as (model, _):
+            yield model
+        return
+    # Here, not above: only this model needs a tokenizer and what the server's clients need.
+    from benchmarks.serve_cost import bundle_of
+
+    with tempfile.TemporaryDirectory() as folder:
+        yield sala_export.load(bundle_of("medium", Path(folder)), runtime="onnxruntime", threads=options.threads)
+
+
 def draw(session: Session, text: Ids, depth: int | None) -> tuple[float, SpeculationCounts]:
     """Seconds in which a fork draws the text, and what drafts did. Raises: SalaError."""
     fork = session.fork()
@@ -149,11 +168,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print. Exit code: 0, or that of the error that ended it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_options(parser, context="500")
-    parser.set_defaults(tokens=256)
+    parser.set_defaults(tokens=128)
     parser.add_argument("--depth", type=int, default=8, help="most tokens to draft for a step (default: 8)")
     options = parser.parse_args(arguments)
     try:
-        with model_of(options) as (model, _):
+        with chosen_model(options) as model:
             found = measure(model, options)
     except SalaError as error:
         sys.stderr.write(f"error: {error}\n")
