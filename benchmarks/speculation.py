@@ -65,8 +65,8 @@ class Dictation:
 
 
 def copy(prompt: Ids, count: int) -> Ids:
-    """The prompt from its second half on, and from its beginning where that ends."""
-    return np.resize(np.roll(prompt, -(len(prompt) // 2)), count)
+    """The prompt, again and again."""
+    return np.resize(prompt, count)
 
 
 def guess(prompt: Ids, count: int) -> Ids:
@@ -177,8 +177,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SalaError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
-    print(f"{describe_machine().processor}, {options.tokens} tokens behind {options.context}, --depth {options.depth}\n")
-    header = ("text", "without, per token", "with, per token", "times as fast", "drafted", "accepted", "tokens per step")
+    lengths = f"{options.tokens} tokens behind {options.context}"
+    print(f"{describe_machine().processor}, {lengths}, --depth {options.depth}\n")
+    header = (
+        "text",
+        "without, per token",
+        "with, per token",
+        "times as fast",
+        "drafted",
+        "accepted",
+        "tokens per step",
+    )
     lines = [
         (
             each.text,
