@@ -27,7 +27,7 @@ LENGTHS = [
     pytest.param(DENSE_LEN - 30, id="turns sparse"),
     pytest.param(DENSE_LEN + 100, id="sparse"),
 ]
-FEW = {token: 100.0 for token in (40, 41, 42)}
+FEW = dict.fromkeys((40, 41, 42), 100.0)
 """A bias that leaves three tokens, so that every three of them soon come again, and not always with the same next."""
 TOLERANCE = 1e-5
 """For logits behind two answers whose steps had different numbers of rows."""
