@@ -109,15 +109,25 @@ TEST(Speculation, SessionThatCannotRunWhatTheStatesLackIsPoisoned) {
   EXPECT_EQ(session.decode(5).error().code, ErrorCode::kSessionPoisoned);
 }
 
-TEST(Speculation, WithoutMemoryForCopiesOfTheStatesLeavesTheSessionAsItWas) {
+TEST(Speculation, AnswerGoesOnWithoutDraftsWhereCopiesOfTheStatesHaveNoRoom) {
   const Mock mock;
   Session session = looping(mock, 50), same = looping(mock, 50);
   mock.engine->memory_.limit_bytes_ = mock.engine->memory_.live_bytes_;
-  auto generation = session.generate(loop(8, 5));
-  EXPECT_EQ(generation->next().error().code, ErrorCode::kOutOfMemory);
-  auto without = session.generate(loop(8, {})), expected = same.generate(loop(8, {}));
-  EXPECT_EQ(all(*without), all(*expected));
+  auto generation = session.generate(loop(8, 5)), expected = same.generate(loop(8, {}));
+  EXPECT_EQ(all(*generation), all(*expected));
+  EXPECT_EQ(generation->speculation().drafted, 0);
   EXPECT_EQ(values(*session.decode(9)), values(*same.decode(9)));
+}
+
+TEST(Speculation, DraftsOfAnAnswerThatWasLeftAreNotCountedByTheNext) {
+  const Mock mock;
+  Session session = looping(mock, 100);
+  auto left = session.generate(loop(20, 5));
+  for (int i = 0; i < 3; ++i) ASSERT_TRUE(left->next());
+  auto generation = session.generate(loop(1, 5));
+  EXPECT_EQ(all(*generation), std::vector<int32_t>{5});
+  EXPECT_EQ(generation->speculation().accepted, 0);
+  EXPECT_EQ(generation->speculation().tokens_per_step(), 1.0);
 }
 
 TEST(Speculation, RefusesWhatCannotBe) {

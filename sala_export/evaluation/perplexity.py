@@ -137,6 +137,12 @@ class EvaluationText:
         """The lengths that the text has. One that is longer becomes that of the whole text."""
         return tuple(sorted({min(length, len(self.ids)) for length in wanted}))
 
+    def require_predicted(self, length: int) -> None:
+        """Raises: RequestError if the first `length` tokens have none that others predict."""
+        least = max(self.leading, 1) + 1
+        if length < least:
+            raise RequestError(f"--lengths {length}: perplexity needs at least {least} tokens: choose a larger length")
+
     def predicted_bytes(self, length: int, tokenizer: Tokenizer) -> int:
         """Bytes in UTF-8 of the tokens that are predicted in the first `length`."""
         text = self.ids[self.leading : length].tolist()

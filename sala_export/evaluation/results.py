@@ -17,11 +17,18 @@ from typing import Any
 from ..errors import RequestError
 from ..files import OpenedFile, parse_json
 from ..staging import staged_file
+from .summary import ANSWER
+from .tasks import PERPLEXITY
 
 RESULTS_FILE, SUMMARY_FILE = "results.jsonl", "summary.json"
 SCHEMA = 1
 """Version of the lines. It grows when a field changes its name or meaning, or goes."""
 _HEADER = "evaluation"
+_FIELDS = {
+    ANSWER: {"task", "length", "depth", "sample", "score"},
+    PERPLEXITY: {"length", "tokens", "nll", "perplexity", "bits_per_byte", "bins"},
+}
+"""What is read of a result, by its kind."""
 
 
 class Results:
@@ -95,6 +102,8 @@ def _read(descriptor: int, path: Path, header: Mapping[str, Any]) -> list[dict[s
     records = [_object(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
     if records:
         _require_same(records[0], header, path)
+        for number, record in enumerate(records[1:], start=2):
+            _require_fields(record, f"{path}:{number}")
     if rest:
         os.ftruncate(descriptor, len(content) - len(rest))
     if not records:
@@ -107,6 +116,14 @@ def _object(line: bytes, where: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise RequestError(f"{where} holds {type(record).__name__}, expected an object: choose another --output")
     return record
+
+
+def _require_fields(record: Mapping[str, Any], where: str) -> None:
+    """Raises: RequestError for a record that lacks something of its kind."""
+    kind = record.get("kind")
+    names = _FIELDS.get(kind) if isinstance(kind, str) else None
+    if names is None or not names <= record.keys():
+        raise RequestError(f"{where} is no result, or was changed: delete the line, and it is measured again")
 
 
 def _require_same(found: Mapping[str, Any], asked: Mapping[str, Any], path: Path) -> None:

@@ -134,7 +134,8 @@ class HaystackReader:
             on_progress(phase, min(progress.tokens_done, tokens - 1), tokens)
 
         ids = _pieces(haystack_ids(reading, tokens, self.tokenizer, self.frame))
-        base.prefill(ids, context_length=length, on_progress=report)
+        # Of text and question, as whoever asks it has them: the answer is no part of the prompt.
+        base.prefill(ids, context_length=length - self.room(task), on_progress=report)
         on_progress(phase, tokens, tokens)
         read_seconds = time.monotonic() - start
         for key, question in asked:
@@ -143,7 +144,8 @@ class HaystackReader:
     def _asked(self, base: Session, key: ItemKey, question: Question, read_seconds: float) -> Outcome:
         start = time.monotonic()
         session = base.fork()
-        session.prefill(question_ids(question, self.tokenizer, self.frame), context_length=key.length)
+        prompt = question_ids(question, self.tokenizer, self.frame)
+        session.prefill(prompt, context_length=key.length - self.room(key.task))
         context_tokens = session.position
         text = question.answer + "".join(session.generate(max_new_tokens=self.room(key.task)))
         # What the question says itself is no answer: only what the model adds is scored.

@@ -126,6 +126,8 @@ class _Work:
         for task, length, reading in texts:
             reader.require_room(task, length, reading)
         scored = _text(subject.tokenizer, request.text) if PERPLEXITY in request.tasks else None
+        for length in scored.lengths(lengths) if scored else ():
+            scored.require_predicted(length)
         return cls(
             subject=subject,
             reader=reader,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.session import Session
-from .shared_contexts import Ids, ReadContext, in_order, read_contexts
+from .shared_contexts import Ids, ReadContext, read_contexts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,17 +33,15 @@ class Score:
 
 
 def score_continuations(
-    continuations: Sequence[Continuation], new_session: Callable[[], Session]
+    continuations: Sequence[Continuation], new_session: Callable[[], Session], dense_len: int
 ) -> Iterator[tuple[int, Score]]:
     """Yield the place of each continuation and its score, in an order that reads common contexts once.
 
-    Args: new_session: makes an empty session that holds the longest context with its continuation.
+    Args: new_session: makes an empty session that holds the longest context with its continuation; dense_len: that of
+        the model.
     Raises: what `Session.prefill` and `Session.score` raise.
     """
-    contexts = [each.context for each in continuations]
-    order = in_order(contexts)
-    read = read_contexts([contexts[at] for at in order], new_session)
-    for at, context in zip(order, read, strict=True):
+    for at, context in read_contexts([each.context for each in continuations], new_session, dense_len):
         yield at, _score(context, continuations[at].tokens)
 
 

@@ -39,12 +39,25 @@ def in_order(contexts: Sequence[Ids]) -> list[int]:
     return sorted(range(len(contexts)), key=lambda at: contexts[at].astype(">i4").tobytes())
 
 
-def read_contexts(contexts: Sequence[Ids], new_session: Callable[[], Session]) -> Iterator[ReadContext]:
-    """Read contexts one after the other, each when it is asked for.
+def read_contexts(
+    contexts: Sequence[Ids], new_session: Callable[[], Session], dense_len: int
+) -> Iterator[tuple[int, ReadContext]]:
+    """Read contexts one after the other, each when it is asked for. Yields the place of each with it.
 
-    Args: contexts: in the order of `in_order`, int32 [tokens] of at least one token each.
+    A context of `dense_len` tokens or more is attended sparsely from its beginning on, and a shorter one densely. So
+    the two kinds have nothing in common.
+
+    Args: contexts: int32 [tokens] of at least one token each.
     Raises: what `Session.prefill` and `Session.fork` raise.
     """
+    order = in_order(contexts)
+    for is_sparse in (False, True):
+        places = [at for at in order if (len(contexts[at]) >= dense_len) is is_sparse]
+        yield from zip(places, _read_alike([contexts[at] for at in places], new_session), strict=True)
+
+
+def _read_alike(contexts: Sequence[Ids], new_session: Callable[[], Session]) -> Iterator[ReadContext]:
+    """Read contexts that are all dense or all sparse, in the order of `in_order`."""
     common = [_common(before, after) for before, after in pairwise(contexts)]
     held: list[Session] = []
     for at, context in enumerate(contexts):
@@ -61,7 +74,7 @@ def read_contexts(contexts: Sequence[Ids], new_session: Callable[[], Session]) -
 
 def _read_up_to(place: int, context: Ids, held: Sequence[Session], new_session: Callable[[], Session]) -> Session:
     session = held[-1].fork() if held else new_session()
-    session.prefill(context[session.position : place])
+    session.prefill(context[session.position : place], context_length=len(context))
     return session
 
 

@@ -19,4 +19,5 @@ class SpeculationCounts:
     @property
     def tokens_per_step(self) -> float:
         """Tokens for each step. 1 without drafts."""
-        return self.tokens / (self.tokens - self.accepted) if self.tokens else 1.0
+        steps = self.tokens - self.accepted
+        return self.tokens / steps if steps else 1.0

@@ -38,7 +38,7 @@ def asked() -> list[Continuation]:
 
 
 def scores_of(model: Model, continuations: list[Continuation]) -> list[Score]:
-    found = dict(score_continuations(continuations, lambda: model.session(max_context=256)))
+    found = dict(score_continuations(continuations, lambda: model.session(max_context=256), model.dense_len))
     return [found[at] for at in range(len(continuations))]
 
 

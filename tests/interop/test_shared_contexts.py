@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from support.small_sessions import random_ids, small_model
 
-from sala_export.interop.shared_contexts import Ids, in_order, read_contexts
+from sala_export.interop.shared_contexts import Ids, read_contexts
 from sala_export.runtime.model import Model
 from sala_export.runtime.session import Session
 
@@ -44,14 +44,12 @@ def test_every_context_is_read_and_common_ones_once(model: Model, monkeypatch: p
     counts: list[int] = []
     prefill = Session.prefill
 
-    def counted(session: Session, prompt: Ids) -> object:
+    def counted(session: Session, prompt: Ids, *, context_length: int) -> object:
         counts.append(len(prompt))
-        return prefill(session, prompt)
+        return prefill(session, prompt, context_length=context_length)
 
-    order = in_order(CONTEXTS)
     monkeypatch.setattr(Session, "prefill", counted)
-    read = read_contexts([CONTEXTS[at] for at in order], lambda: model.session(max_context=900))
-    for at, context in zip(order, read, strict=True):
+    for at, context in read_contexts(CONTEXTS, lambda: model.session(max_context=900), model.dense_len):
         own = context.own()
         np.testing.assert_array_equal(own.tokens, CONTEXTS[at])
         prefill(own, np.asarray([7], np.int32))  # it may go on: nobody after it needs it
@@ -70,11 +68,8 @@ def test_sessions_that_wait_are_few(model: Model, monkeypatch: pytest.MonkeyPatc
         return session
 
     monkeypatch.setattr(Session, "fork", lambda session: noted(fork(session)))
-    order = in_order(contexts)
     counts = []
-    for at, context in zip(
-        order, read_contexts([contexts[at] for at in order], lambda: noted(model.session())), strict=True
-    ):
+    for at, context in read_contexts(contexts, lambda: noted(model.session()), model.dense_len):
         np.testing.assert_array_equal(context.session.tokens, contexts[at])
         counts.append(len(living))
     assert max(counts) == 7  # six that wait, and the one that has just been read

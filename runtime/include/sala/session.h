@@ -98,7 +98,7 @@ struct SpeculationCounts {
 
   /// Tokens for each step, 1 without drafts.
   double tokens_per_step() const {
-    return tokens == 0 ? 1 : static_cast<double>(tokens) / static_cast<double>(tokens - accepted);
+    return tokens == accepted ? 1 : static_cast<double>(tokens) / static_cast<double>(tokens - accepted);
   }
 };
 

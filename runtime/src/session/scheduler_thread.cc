@@ -364,10 +364,27 @@ void SchedulerThread::take_answer_turn() {
 
 void SchedulerThread::separate(std::span<Request* const> answering) {
   for (Request* each : answering) {
-    if (!each->is_in_batch || !each->member->generation.wants_own_step()) continue;
-    batch_->take_out(*each->member);
+    if (!each->is_in_batch || !wants_own_step(*each)) continue;
+    if (each->member->is_active) batch_->take_out(*each->member);
     each->is_in_batch = false;
   }
+}
+
+bool SchedulerThread::wants_own_step(Request& request) {
+  BatchMember& member = *request.member;
+  bool wants = false;
+  const Status asked = outcome_of(request, [&] {
+    wants = member.generation.wants_own_step();
+    return success();
+  });
+  if (asked) return wants;
+  if (request.is_in_batch) {
+    batch_->leave(member, asked);
+  } else {
+    member.outcome = asked;
+    member.is_active = false;
+  }
+  return true;
 }
 
 void SchedulerThread::gather(std::span<Request* const> answering) {
@@ -376,7 +393,7 @@ void SchedulerThread::gather(std::span<Request* const> answering) {
     // Who has logits draws from them first.
     if (!each->can_share_steps || each->is_in_batch || !each->session.pending_token()) continue;
     // A step of its own also runs what the states lack after a wrong draft.
-    if (!each->session.is_settled() || each->member->generation.wants_own_step()) continue;
+    if (!each->session.is_settled() || wants_own_step(*each)) continue;
     const Status joined = outcome_of(*each, [&] { return join(*each); });
     each->can_share_steps = static_cast<bool>(joined);
     if (joined || joined.error().code == ErrorCode::kOutOfMemory) continue;  // it takes steps of its own

@@ -122,6 +122,8 @@ class SchedulerThread {
 
   Status read_on(Request& request);
   void begin_answer(Request& request);
+  /// Whether an answer takes its next step alone. What that throws ends it.
+  bool wants_own_step(Request& request);
   /// Takes those from the batch whose next step has drafts.
   void separate(std::span<Request* const> answering);
   /// Brings those together that can share steps.

@@ -118,13 +118,14 @@ Expected<int64_t> SessionCore::run_pending(std::span<const int32_t> drafts) {
     step_ahead();
     return int64_t{0};
   }
+  drafts = drafts.first(std::min(drafts.size(), static_cast<size_t>(most_drafts())));
   SALA_RETURN_IF_ERROR(bring_back());
   if (!are_alike(state_length_, past_length_)) SALA_RETURN_IF_ERROR(settle());
   if (!drafts.empty()) {
-    SALA_RETURN_IF_ERROR(make_copies());
-    const Status ran = run_with(drafts);
+    Status ran = make_copies();
+    if (ran) ran = run_with(drafts);
     if (ran) return std::ssize(drafts);
-    // Where there is no room for the drafts, there may be for the token alone.
+    // Where there is no room for drafts or copies of the states, there may be for the token alone.
     if (ran.error().code != ErrorCode::kOutOfMemory) return ran.error();
   }
   SALA_RETURN_IF_ERROR(run_with({}));

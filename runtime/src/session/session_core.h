@@ -87,7 +87,7 @@ class SessionCore {
   bool has_run_pending() const;
   /// Runs the pending token, unless it has run as a draft, and behind it at most `most_drafts` drafts.
   /// The context and its logits are afterwards as without drafts, and so they are after an error (kOutOfMemory).
-  /// Returns how many drafts have run: all, or none where there is no memory for their rows.
+  /// Returns how many drafts have run: at most `most_drafts`, and none where there is no memory for them.
   Expected<int64_t> run_pending(std::span<const int32_t> drafts);
   /// Makes the states those of the context where drafts have changed them. Whoever reads or writes caches calls it
   /// before. After an error the session is as it was (kOutOfMemory) or poisoned.

@@ -18,13 +18,18 @@ const std::vector<int32_t>& Speculation::choose(SessionCore& session, int64_t mo
 
 Status Speculation::step(SessionCore& session, int64_t most) {
   if (session.has_run_pending()) {
-    SALA_RETURN_IF_ERROR(session.run_pending({}));
+    if (const auto ran = session.run_pending({}); !ran) return ran.error();
+    // It may be a draft of an answer that was left before this one began.
+    if (last_accepted_ == last_drafted_) return success();
     ++last_accepted_;
     ++accepted_;
     return success();
   }
   const auto ran = session.run_pending(choose(session, most));
-  if (!ran) return ran.error();
+  if (!ran) {
+    drafts_.reset();  // the session may have changed when this is tried again
+    return ran.error();
+  }
   last_drafted_ = *ran;
   drafted_ += *ran;
   return success();

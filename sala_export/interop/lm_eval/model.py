@@ -18,7 +18,7 @@ from ...runtime.model import Model
 from ...runtime.session import Session
 from ...runtime.text import Tokenizer
 from ..scoring import Continuation, Score, score_continuations
-from ..shared_contexts import in_order, read_contexts
+from ..shared_contexts import read_contexts
 from ..task_text import TaskText, as_ids
 from .arguments import ModelArguments
 from .generation import Generation, GenerationReader
@@ -167,18 +167,16 @@ class SalaLM(TemplateLM):
 
     def _drawn(self, asked: Sequence[Generation]) -> Iterator[tuple[int, str]]:
         """Yield the place and the text of each answer. As many as `batch_size` are drawn together."""
-        order = in_order([each.prompt for each in asked])
-        read = read_contexts([asked[at].prompt for at in order], self._session)
+        places = read_contexts([each.prompt for each in asked], self._session, self.model.dense_len)
         size = self.arguments.batch_size
         with self.model.scheduler(max_running=size) as scheduler:
-            places = zip(order, read, strict=True)
             while group := list(islice(places, size)):
                 answers = [scheduler.submit(context.own(), **asked[at].options) for at, context in group]
                 for (at, _), answer in zip(group, answers, strict=True):
                     yield at, "".join(answer)
 
     def _scores(self, asked: Sequence[Continuation], disable_tqdm: bool) -> Iterator[tuple[int, Score]]:
-        scores = score_continuations(asked, self._session)
+        scores = score_continuations(asked, self._session, self.model.dense_len)
         progress = tqdm(scores, desc="Scoring", total=len(asked), disable=disable_tqdm)
         return cast("Iterator[tuple[int, Score]]", iter(progress))
 
