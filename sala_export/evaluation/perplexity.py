@@ -134,14 +134,14 @@ class EvaluationText:
         return cls(ids=np.array([*leading, *ids], np.int32), leading=len(leading))
 
     def lengths(self, wanted: tuple[int, ...]) -> tuple[int, ...]:
-        """The lengths that the text has. One that is longer becomes that of the whole text."""
-        return tuple(sorted({min(length, len(self.ids)) for length in wanted}))
+        """The lengths that the text has. One that is longer becomes that of the whole text.
 
-    def require_predicted(self, length: int) -> None:
-        """Raises: RequestError if the first `length` tokens have none that others predict."""
+        Raises: RequestError for one of whose tokens none is predicted.
+        """
         least = max(self.leading, 1) + 1
-        if length < least:
+        if (length := min(wanted)) < least:
             raise RequestError(f"--lengths {length}: perplexity needs at least {least} tokens: choose a larger length")
+        return tuple(sorted({min(length, len(self.ids)) for length in wanted}))
 
     def predicted_bytes(self, length: int, tokenizer: Tokenizer) -> int:
         """Bytes in UTF-8 of the tokens that are predicted in the first `length`."""

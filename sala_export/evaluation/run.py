@@ -126,14 +126,13 @@ class _Work:
         for task, length, reading in texts:
             reader.require_room(task, length, reading)
         scored = _text(subject.tokenizer, request.text) if PERPLEXITY in request.tasks else None
-        for length in scored.lengths(lengths) if scored else ():
-            scored.require_predicted(length)
+        scored_lengths = scored.lengths(lengths) if scored else ()
         return cls(
             subject=subject,
             reader=reader,
             texts=tuple(texts),
             scored=scored,
-            scored_lengths=scored.lengths(lengths) if scored else (),
+            scored_lengths=scored_lengths,
         )
 
     def run(self, results: Results, on_progress: ProgressCallback) -> None:

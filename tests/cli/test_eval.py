@@ -133,6 +133,7 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
     "a haystack that is not UTF-8": (with_file("--haystack", b"ab\xff"), ["is not UTF-8 at byte 2"]),
     "a text that nobody reads": (with_file("--text", b"A text."), ["is for perplexity"]),
     "a missing text": (lambda f: ["--task", "perplexity", "--text", str(f / "no.txt")], ["no.txt does not exist"]),
+    "nothing to predict": (lambda _: ["--task", "perplexity", "--lengths", "1"], ["perplexity needs at least 2"]),
     "a system message without a chat": (lambda _: ["--no-chat", "--system", "x"], ["--system is for the chat"]),
     "a folder that is a file": (
         lambda folder: [*with_file("-o", b"")(folder), "--lengths", "1K"],

@@ -13,7 +13,18 @@ from sala_export.errors import RequestError
 from sala_export.evaluation.results import RESULTS_FILE, opened_results
 
 ASKED: dict[str, Any] = {"model": {"name": "m"}, "options": {"lengths": [4096, 8192], "seed": 0}}
-RECORDS: list[dict[str, Any]] = [{"kind": "answer", "text": f"größe {number}\n", "score": 0.5} for number in range(3)]
+RECORDS: list[dict[str, Any]] = [
+    {
+        "kind": "answer",
+        "task": "passkey",
+        "length": 4096,
+        "depth": 0.5,
+        "sample": sample,
+        "score": 0.5,
+        "text": "ß\n",
+    }
+    for sample in range(3)
+]
 
 
 def written(folder: Path) -> bytes:
@@ -47,6 +58,14 @@ BAD: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "other options, then half a line": (
         lambda path: (spoil_length(path), path.write_bytes(path.read_bytes() + b'{"ki')),
         ["options.lengths is [4096] there"],
+    ),
+    "result without a score": (
+        lambda path: path.write_bytes(path.read_bytes().replace(b', "score": 0.5', b"", 1)),
+        [f"{RESULTS_FILE}:2 is no result"],
+    ),
+    "result of no kind": (
+        lambda path: path.write_bytes(path.read_bytes() + b"{}\n"),
+        [f"{RESULTS_FILE}:5 is no result"],
     ),
     "another option": (
         lambda path: path.write_bytes(path.read_bytes().replace(b'"seed": 0', b'"seed": 0, "new": 1')),

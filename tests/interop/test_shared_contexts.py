@@ -56,6 +56,26 @@ def test_every_context_is_read_and_common_ones_once(model: Model, monkeypatch: p
     assert sum(counts) == READ_ONCE
 
 
+def test_contexts_share_their_beginning_with_those_that_attend_as_they_do(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts: list[tuple[int, int]] = []
+    prefill = Session.prefill
+
+    def noted(session: Session, prompt: Ids, *, context_length: int) -> object:
+        prompts.append((session.position, context_length))
+        return prefill(session, prompt, context_length=context_length)
+
+    monkeypatch.setattr(Session, "prefill", noted)
+    common, dense_len = random_ids(200, 7), model.dense_len
+    contexts = [ids(common, random_ids(count, count)) for count in (30, 56, 55, 130)]
+    for at, context in read_contexts(contexts, model.session, dense_len):
+        np.testing.assert_array_equal(context.session.tokens, contexts[at])
+    # Each kind reads the 200 tokens once, and two texts go on from them.
+    assert [position for position, _ in prompts] == [0, 200, 200] * 2
+    assert [length >= dense_len for _, length in prompts] == [False] * 3 + [True] * 3
+
+
 def test_sessions_that_wait_are_few(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     # Each begins with the one before it, so all of them could wait for the next.
     words = random_ids(400)
