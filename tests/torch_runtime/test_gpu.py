@@ -106,6 +106,26 @@ def test_published_logits_come_out_of_the_gpu() -> None:
         assert_close(as_tensor(session.prefill([token])), expected, 1e-4)
 
 
+def test_logits_of_any_tokens_come_out_of_the_gpu() -> None:
+    vectors = golden("golden")
+    session = torch_model(GOLDEN_CHECKPOINT, kernels=True, device=DEVICE).session(max_context=2048, chunk_tokens=333)
+    logits = session.prefill(vectors["input_ids"].numpy(), logits="all")
+    expected = vectors["prefill_logits"]
+    assert_close(as_tensor(logits[-len(expected) :]), expected, 1e-4)
+
+
+@pytest.mark.parametrize("length", [100, 490, 700])
+def test_drafts_do_not_change_an_answer(checkpoint: Path, length: int) -> None:
+    model = torch_model(checkpoint, kernels=True, device=DEVICE)
+    prompt = (random_ids(70) * 10)[:length]
+    answers = []
+    for speculation in (None, 8):
+        session = model.session(max_context=LENGTH)
+        session.prefill(prompt)
+        answers.append(list(session.generate_tokens(max_new_tokens=60, stop_tokens=[], speculation=speculation)))
+    assert answers[0] == answers[1]
+
+
 def test_one_graph_replays_at_every_position_and_through_dense_len(
     checkpoint: Path, executions: list[TorchExecution]
 ) -> None:
