@@ -71,6 +71,17 @@ struct Request {
   std::condition_variable changed;
 };
 
+/// What `work` returns. What it throws is for whoever waits for the answer.
+template <class Work>
+Status outcome_of(Request& request, Work&& work) {
+  try {
+    return work();
+  } catch (...) {
+    request.thrown = std::current_exception();
+    return error(ErrorCode::kEngineFailed, "an exception ended the answer");
+  }
+}
+
 class SchedulerThread {
  public:
   static Expected<std::shared_ptr<SchedulerThread>> create(std::shared_ptr<const ModelData> model,
