@@ -110,7 +110,7 @@ def make_workshop(folder: Path) -> Path:
         lines = [json.dumps({"text": f"{name} {number} " * 60}) for number in range(16)]
         (folder / name).write_text("\n".join(lines), encoding="utf-8")
     (folder / "book.txt").write_text("It was a dark and stormy night. " * 40, encoding="utf-8")
-    (folder / "letter.txt").write_text("Deer Sir, I hop this finds you wel. " * 3, encoding="utf-8")
+    (folder / "letter.txt").write_text("Deer Sir, I hope this finds you well. " * 3, encoding="utf-8")
     (folder / "question.txt").write_text("How does it end?", encoding="utf-8")
     shutil.copy(ROOT / "engines" / "rtx5090.toml", folder / "my-card.toml")
     (folder / "ids.txt").write_text("5 17 42 99\n", encoding="utf-8")
