@@ -9,19 +9,65 @@ namespace sala::ops::SALA_SIMD_LEVEL {
 namespace {
 
 using namespace cpu::SALA_SIMD_LEVEL;
+using cpu::BFloat16;
+using cpu::Float16;
 
+/// A cache of bfloat16 has products of bfloat16, as on a GPU: queries and weights are rounded to it, sums are not.
+template <class Number>
+constexpr bool kRoundsInputs = false;
+template <>
+constexpr bool kRoundsInputs<BFloat16> = true;
+
+template <class Number>
+void append(const float* from, int64_t count, void* to) {
+  for (int64_t i = 0; i < count; i += kLanes) store(static_cast<Number*>(to) + i, load(from + i));
+}
+
+template <class Number>
 void pack_queries(const float* q, int64_t heads, int64_t head_dim, int64_t columns, float factor, float* packed) {
   transpose(q, head_dim, heads, head_dim, packed, columns);
   for (int64_t d = 0; d < head_dim; ++d) {
     float* row = packed + d * columns;
     for (int64_t column = heads; column < columns; ++column) row[column] = 0.0f;
-    for (int64_t column = 0; column < columns; column += kLanes) store(row + column, load(row + column) * factor);
+    for (int64_t column = 0; column < columns; column += kLanes) {
+      const Vec value = load(row + column);
+      store(row + column, kRoundsInputs<Number> ? as_bfloat16(value) : value * factor);
+    }
   }
 }
 
-void score(const QueryGroup& group, const float* keys, int64_t count, float* scores) {
+void product(const QueryGroup& group, const float* keys, int64_t count, float* scores) {
   matmul({keys, group.head_dim, 1}, {group.q, group.columns}, scores, group.columns, count, group.columns,
          group.head_dim);
+}
+
+/// Keys are widened a few at a time, so that they stay in the cache next to the core.
+template <class Number>
+void product(const QueryGroup& group, const Number* keys, int64_t count, float* scores) {
+  constexpr int64_t kKeys = 16;
+  constexpr int64_t kDims = 128;
+  constexpr float kOne = 1.0f;
+  float wide[kKeys * kDims];
+  for (int64_t key = 0; key < count; key += kKeys) {
+    const int64_t rows = count - key < kKeys ? count - key : kKeys;
+    for (int64_t d = 0; d < group.head_dim; d += kDims) {
+      const int64_t dims = group.head_dim - d < kDims ? group.head_dim - d : kDims;
+      for (int64_t row = 0; row < rows; ++row) {
+        const Number* from = keys + (key + row) * group.head_dim + d;
+        for (int64_t i = 0; i < dims; i += kLanes) store(wide + row * kDims + i, load(from + i));
+      }
+      matmul({wide, kDims, 1}, {group.q + d * group.columns, group.columns}, scores + key * group.columns,
+             group.columns, rows, group.columns, dims, {d == 0 ? nullptr : &kOne, 0});
+    }
+  }
+}
+
+template <class Number>
+void score(const QueryGroup& group, const Number* keys, int64_t count, float* scores) {
+  product(group, keys, count, scores);
+  if constexpr (kRoundsInputs<Number>) {
+    for (int64_t i = 0; i < count * group.columns; i += kLanes) store(scores + i, load(scores + i) * group.factor);
+  }
 }
 
 /// Turns a column of scores into 2^(score - maximum) and updates the running maximum and total. Returns what earlier
@@ -42,9 +88,10 @@ Vec exponentiate(float* scores, int64_t stride, int64_t count, float* maximum, f
   return correction;
 }
 
-void accumulate(const QueryGroup& group, const float* keys, const float* values, int64_t count, SoftmaxSum sum,
+template <class Number>
+void accumulate(const QueryGroup& group, const void* keys, const void* values, int64_t count, SoftmaxSum sum,
                 float* scores) {
-  score(group, keys, count, scores);
+  score(group, static_cast<const Number*>(keys), count, scores);
   float corrections[kMaxGroupHeads];
   for (int64_t column = 0; column < group.columns; column += kLanes) {
     const Vec correction =
@@ -52,13 +99,17 @@ void accumulate(const QueryGroup& group, const float* keys, const float* values,
     store(corrections + column, correction);
   }
   if (values == nullptr) return;
-  matmul({scores, 1, group.columns}, {values, group.head_dim}, sum.o, group.head_dim, group.heads, group.head_dim,
-         count, {corrections, 1});
+  if constexpr (kRoundsInputs<Number>) {
+    for (int64_t i = 0; i < count * group.columns; i += kLanes) store(scores + i, as_bfloat16(load(scores + i)));
+  }
+  matmul({scores, 1, group.columns}, Rows<Number>{static_cast<const Number*>(values), group.head_dim}, sum.o,
+         group.head_dim, group.heads, group.head_dim, count, {corrections, 1});
 }
 
-void probabilities(const QueryGroup& group, const float* keys, int64_t count, const float* maximum,
+template <class Number>
+void probabilities(const QueryGroup& group, const void* keys, int64_t count, const float* maximum,
                    const float* inverse_total, float* p, float* scores) {
-  score(group, keys, count, scores);
+  score(group, static_cast<const Number*>(keys), count, scores);
   for (int64_t i = 0; i < count; ++i) {
     Vec heads{};
     for (int64_t column = 0; column < group.columns; column += kLanes) {
@@ -102,16 +153,24 @@ void finish(const QueryGroup& group, SoftmaxSum sum, const float* gate, float* y
   }
 }
 
-void mean(const float* rows, int64_t count, int64_t head_dim, float* out) {
+template <class Number>
+void mean(const void* rows, int64_t count, int64_t head_dim, void* out) {
   for (int64_t d = 0; d < head_dim; d += kLanes) {
+    const Number* column = static_cast<const Number*>(rows) + d;
     Vec total{};
-    for (int64_t row = 0; row < count; ++row) total += load(rows + row * head_dim + d);
-    store(out + d, total / static_cast<float>(count));
+    for (int64_t row = 0; row < count; ++row) total += load(column + row * head_dim);
+    store(static_cast<Number*>(out) + d, total / static_cast<float>(count));
   }
+}
+
+template <class Number>
+constexpr InfLLMv2Kernels kernels_for() {
+  return {kLanes, sizeof(Number), append<Number>, pack_queries<Number>, accumulate<Number>, probabilities<Number>,
+          merge,  finish,         mean<Number>};
 }
 
 }  // namespace
 
-extern const InfLLMv2Kernels kInfLLMv2Kernels{kLanes, pack_queries, accumulate, probabilities, merge, finish, mean};
+extern const InfLLMv2KernelSet kInfLLMv2Kernels{kernels_for<float>(), kernels_for<BFloat16>(), kernels_for<Float16>()};
 
 }  // namespace sala::ops::SALA_SIMD_LEVEL

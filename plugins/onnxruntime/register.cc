@@ -21,11 +21,26 @@ std::atomic<cpu::SimdLevel>& current_level() {
   return level;
 }
 
-/// The tables of callbacks, one for each of cpu::kOperators; they live as long as the library.
+/// Adds the tables of one operator, one for each type of its caches. They live as long as the library.
+template <size_t kIndex, DataType... kTypes>
+void append_tables(std::vector<const OrtCustomOp*>& tables) {
+  static const std::tuple<CustomOp<kIndex, kTypes>...> ops;
+  (tables.push_back(&std::get<CustomOp<kIndex, kTypes>>(ops)), ...);
+}
+
+/// The tables of callbacks of all operators.
 template <size_t... kIndices>
 std::vector<const OrtCustomOp*> custom_ops(std::index_sequence<kIndices...>) {
-  static const std::tuple<CustomOp<kIndices>...> ops;
-  return {&std::get<kIndices>(ops)...};
+  std::vector<const OrtCustomOp*> tables;
+  const auto append = [&]<size_t kIndex>() {
+    if constexpr (has_caches(cpu::kOperators[kIndex].contract)) {
+      append_tables<kIndex, DataType::kFloat32, DataType::kBFloat16, DataType::kFloat16>(tables);
+    } else {
+      append_tables<kIndex, DataType::kFloat32>(tables);
+    }
+  };
+  (append.template operator()<kIndices>(), ...);
+  return tables;
 }
 
 /// The domain with all operators, made once. It is never released: sessions of any lifetime refer to it.

@@ -96,7 +96,7 @@ std::string run_sparse(SimdLevel level) {
   std::vector<float> y(static_cast<size_t>(sizes.B * sizes.T * sizes.num_heads * sizes.head_dim));
   const auto status =
       sala::ops::infllmv2_attention_cpu(sizes,
-                                        {qkvg.data(), lengths.data(), contexts.data(), k.data(), v.data(), k1.data(),
+                                        {sala::DataType::kFloat32, qkvg.data(), lengths.data(), contexts.data(), k.data(), v.data(), k1.data(),
                                          k2.data(), y.data(), k.data(), v.data(), k1.data(), k2.data()},
                                         one_thread(), level);
   return verdict(status, y);
