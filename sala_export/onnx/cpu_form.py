@@ -9,10 +9,11 @@ type in the graph. Where these have one scale, that is an input as well, so that
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from ..bundle.manifest import WeightInput, WeightPart
@@ -22,7 +23,7 @@ from ..checkpoint.reader import Checkpoint
 from ..checkpoint.tensor_location import TensorLocation
 from ..model.signature import Signature, signature
 from ..specs import OPERATOR_DOMAIN, CpuMath, DType, Precision, TensorSpec
-from .fake_quantization import rounded, rounded_by_token, rounded_nvfp4
+from .fake_quantization import codes_of, nvfp4_codes, rounded_by_token
 from .graph_builder import OPSET, QUANTIZED_OPSET, GraphBuilder, shape_of
 from .layer_parts import gated, norm_module
 from .products import Names, add_scaled, product_module, split_product
@@ -125,13 +126,13 @@ class CpuForm:
             "weights": _kind_of(quantized[0] if quantized else None, checkpoint, names[0]),
             "math": self._math.value,
             "epilogue": epilogue,
-            "global_scale": quantized[0].global_scale if quantized else 1.0,
+            "global_scale": _global_scale(quantized),
         }
         shape = (*shape_of(x)[:-1], rows if epilogue == "none" else rows // 2)
         return self.graph.node("Linear", inputs, attributes, shape=shape, domain=OPERATOR_DOMAIN)
 
-    def _rounded(self, x: ir.Value, names: Names, quantized: list[QuantizedWeight]) -> ir.Value:
-        """The input of a product as quantisation leaves it."""
+    def _rounded(self, x: ir.Value, names: Names, quantized: Sequence[QuantizedWeight]) -> ir.Value:
+        """The input of a product as quantisation leaves it, without its scale where it has one."""
         dtype = quantized[0].scheme.input_type if quantized else None
         if dtype is None:
             return x
@@ -140,18 +141,18 @@ class CpuForm:
         told = [weight.input_scale_name for weight in quantized if weight.input_scale_name is not None]
         if not told:
             assert quantized[0].input_scale is not None
-            return rounded_nvfp4(self.graph, x, quantized[0].input_scale)
+            return nvfp4_codes(self.graph, x, quantized[0].input_scale)
         spec = TensorSpec(f"{packed_name(names).removesuffix('.weight')}.input_scale", DType.FLOAT32, (1,))
         parts = [WeightPart(tensor=name) for name in told]
-        return rounded(self.graph, x, dtype, self._input(spec, *parts))
+        return codes_of(self.graph, x, dtype, self._input(spec, *parts))
 
     def _scales(self, weight: QuantizedWeight) -> ir.Value:
-        """Scales of groups as they are stored. Others as one for each row: other weights may have one, or these."""
+        """Scales of groups as they are stored. Others for each row, times that of an input that comes as codes."""
         if weight.scheme.group is not None:
             return self._stored(weight.scale_name, weight.scale)
         rows = weight.shape[0]
-        spec = TensorSpec(weight.scale_name, DType.FLOAT32, (rows,))
-        return self._input(spec, WeightPart(tensor=weight.scale_name, rows=rows))
+        spec = TensorSpec(f"{weight.name.removesuffix('.weight')}.output_scale", DType.FLOAT32, (rows,))
+        return self._input(spec, WeightPart(tensor=weight.scale_name, rows=rows, factor=weight.input_scale_name))
 
     def _stored(self, name: str, where: TensorLocation) -> ir.Value:
         """A tensor of the checkpoint as it is stored."""
@@ -163,6 +164,14 @@ class CpuForm:
             self._inputs[spec.name] = self.graph.input(spec)
             self.weights[spec.name] = WeightInput(spec=spec, parts=parts)
         return self._inputs[spec.name]
+
+
+def _global_scale(quantized: Sequence[QuantizedWeight]) -> float:
+    """That of weights, in nvfp4 times that of the input, in fp32; 1 if they have none."""
+    if not quantized or quantized[0].precision is not Precision.NVFP4:
+        return 1.0
+    assert quantized[0].input_scale is not None
+    return float(np.float32(quantized[0].global_scale) * np.float32(quantized[0].input_scale))
 
 
 def _kind_of(weight: QuantizedWeight | None, checkpoint: Checkpoint, name: str) -> str:

@@ -114,7 +114,10 @@ class BundleSubject:
     def _values(self, part: WeightPart) -> Tensor:
         """What a part stands for: a tensor as it is stored, or scales of rows."""
         stored = self._stored(part.tensor)
-        return stored if part.rows is None else stored.view(-1).expand(part.rows).contiguous()
+        if part.rows is None:
+            return stored
+        rows = stored.to(torch.float32).view(-1).expand(part.rows)
+        return rows * (1.0 if part.factor is None else self._stored(part.factor).to(torch.float32).view(-1))
 
     def _stored(self, name: str) -> Tensor:
         tensor = self._tensors[name]

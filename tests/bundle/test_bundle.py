@@ -75,7 +75,14 @@ def test_bundles_of_one_model_share_the_fingerprint_whatever_the_gpu() -> None:
 
 def test_no_file_names_a_path_of_the_building_machine() -> None:
     bundle = Bundle.open(tiny_bundle("rtx5090"))
-    for path in ("bundle.json", "engine/report.json", "engine/engine.onnx", "graph/model.onnx", "graph/cpu.onnx", "graph/cpu_fast.onnx"):
+    for path in (
+        "bundle.json",
+        "engine/report.json",
+        "engine/engine.onnx",
+        "graph/model.onnx",
+        "graph/cpu.onnx",
+        "graph/cpu_fast.onnx",
+    ):
         content = (bundle.directory / path).read_bytes()
         for local in (bundle.directory.parent, tiny_checkpoint().parent, Path(torch.__file__).parent):
             assert str(local).encode() not in content, path

@@ -69,14 +69,17 @@ def ort_value(tensor: Tensor) -> onnxruntime.OrtValue:
 def weight(stored: Mapping[str, Tensor], given: WeightInput) -> Tensor:
     """What an input is to hold, by FORMAT.md."""
     dtype = getattr(torch, given.spec.dtype.value)
-    parts = [stored[part.tensor].to(dtype).flatten() for part in given.parts]
+    parts = [scales(stored, part) if part.rows else stored[part.tensor].to(dtype).flatten() for part in given.parts]
     if given.spec.shape == (1,):
         assert len({part.item() for part in parts}) == 1
         return parts[0]
-    rows = [
-        part if each.rows is None else part.expand(each.rows) for part, each in zip(parts, given.parts, strict=True)
-    ]
-    return torch.cat(rows).reshape([int(extent) for extent in given.spec.shape])
+    return torch.cat(parts).reshape([int(extent) for extent in given.spec.shape])
+
+
+def scales(stored: Mapping[str, Tensor], part: WeightPart) -> Tensor:
+    assert part.rows is not None
+    rows = stored[part.tensor].to(torch.float32).flatten().expand(part.rows)
+    return rows if part.factor is None else rows * stored[part.factor].item()
 
 
 class CpuRunner(GraphRunner):
@@ -223,7 +226,10 @@ def test_interface_is_the_signature_and_then_every_tensor_once(
         assert value.type.tensor_type.elem_type == int(IR_TYPES[spec.dtype])
     parts = [name for each in graph.weights for part in each.parts for name in part.tensors]
     global_scales = {name for name in checkpoint.tensors() if name.endswith("_global_scale")}
-    assert sorted(parts) == sorted(checkpoint.tensors().keys() - global_scales)
+    # The scale of an input counts for each of the weights, and for the input itself.
+    once = [name for name in parts if not name.endswith("input_scale")]
+    assert len(once) == len(set(once))
+    assert set(parts) == checkpoint.tensors().keys() - global_scales
     assert sum(tensor.ByteSize() for tensor in model.graph.initializer) < 4096
     assert str(tmp_path).encode() not in file.read_bytes()
 

@@ -236,7 +236,10 @@ CORRUPTIONS: dict[str, Corruption] = {
         "graph.cpu.exact: the step has no output present.",
     ),
     "cache that comes out as another type": _set(
-        "graph.cpu.fast.outputs.8.dtype", "int8", "another type or shape", "graph.cpu.fast: the step has no output present."
+        "graph.cpu.fast.outputs.8.dtype",
+        "int8",
+        "another type or shape",
+        "graph.cpu.fast: the step has no output present.",
     ),
     "caches of codes": _manifest(_caches_of_codes, "past_key_values.0.key is int8", "past_key_values.0.key is int8"),
     "logits of another vocabulary": _set(

@@ -119,7 +119,9 @@ class Linear:
             helper.make_tensor_value_info(name, ELEMENTS[tensor.dtype.name], None)
             for name, tensor in zip(names, tensors, strict=True)
         ]
-        graph = helper.make_graph([node], "linear", values, [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
+        graph = helper.make_graph(
+            [node], "linear", values, [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+        )
         opsets = [helper.make_opsetid("", 20), helper.make_opsetid("sala", 1)]
         options = onnxruntime.SessionOptions()
         options.register_custom_ops_library(str(library))
