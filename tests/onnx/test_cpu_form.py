@@ -1,4 +1,4 @@
-"""The CPU graphs in ONNX Runtime: their numbers with weights as their interface describes them, and their layers one by one."""
+"""The CPU graphs in ONNX Runtime: numbers, with weights as their interface describes them, and layers one by one."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ SPARSE_SIZES = {
     "init_blocks": 1,
     "dense_len": 64,
 }
-TOLERANCES = {CpuMath.EXACT: FLOAT32_TOLERANCE, CpuMath.FAST: 0.02}
-QUANTISED_TOLERANCE = 0.05
+TOLERANCES = {CpuMath.EXACT: FLOAT32_TOLERANCE, CpuMath.FAST: 0.04}
+"""Of the fast form, twice what rounding to bf16, or to 8 bits for int4, made of the golden logits."""
 _BITS = {
     torch.bfloat16: (torch.uint16, onnx.TensorProto.BFLOAT16),
     torch.float8_e4m3fn: (torch.uint8, onnx.TensorProto.FLOAT8E4M3FN),
@@ -177,12 +177,15 @@ def test_quantised_products_round_as_the_formats_say(tmp_path: Path, math: CpuMa
     with quantized_model(source) as model:
         expected = model(prompts)[:, -1]
     with quantized_model(source, round_inputs=False) as model:
-        effect = (model(prompts)[:, -1] - expected).abs().max() / expected.abs().max()
+        effect = (model(prompts)[:, -1] - expected).norm() / expected.norm()
     # Where a sum in another order crosses the border between two codes, all that follows differs; most prompts have
-    # none such, and then nothing but the rounding of the arithmetic is left.
-    error = ((found - expected).abs().amax(-1) / expected.abs().max()).median()
-    assert error < (TOLERANCES[math] if math is CpuMath.EXACT else QUANTISED_TOLERANCE)
-    assert effect == 0 if precision is Precision.INT4 else effect > 1e-2
+    # none such, and then nothing but fp32 rounding is left. The roundings of the fast form cross many borders, which
+    # must change less than it does to round inputs at all.
+    assert effect == 0 if precision is Precision.INT4 else effect > 0.05
+    if math is CpuMath.EXACT:
+        assert ((found - expected).abs().amax(-1) / expected.abs().max()).median() < FLOAT32_TOLERANCE
+    else:
+        assert (found - expected).norm() / expected.norm() < (effect or TOLERANCES[math])
 
 
 @pytest.mark.parametrize("precision", [Precision.BF16, Precision.INT4])
