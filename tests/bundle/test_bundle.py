@@ -116,7 +116,7 @@ DAMAGE = {
         edit(lambda m: m.update(schema_version=4, engine={"gpu": "a6000; rm"}, precision="$(x)\n")),
         r"build it again: sala-export build --gpu GPU --model \S+ --precision bf16$",
     ),
-    "no schema": (edit(lambda m: m.pop("schema_version")), r"has schema_version None, this release reads 5: build"),
+    "no schema": (edit(lambda m: m.pop("schema_version")), r"has schema_version None, this release reads 6: build"),
     "unknown field": (edit(lambda m: m.update(extra=1)), r"bundle\.json: extra: "),
     "missing field": (edit(lambda m: m["engine"].pop("plan")), r"bundle\.json: engine\.plan: "),
     "wrong type": (edit(lambda m: m["files"][0].update(bytes="many")), r"bundle\.json: files\.0\.bytes: "),
@@ -186,5 +186,5 @@ def test_no_bundle_at_all_is_refused(tmp_path: Path) -> None:
 
 def test_manifest_is_plain_json() -> None:
     fields = json.loads((tiny_bundle("rtx5090") / MANIFEST_FILE).read_text(encoding="utf-8"))
-    assert fields["schema_version"] == 5
+    assert fields["schema_version"] == 6
     assert fields["engine"]["compute_capabilities"] == ["12.0"]

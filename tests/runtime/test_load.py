@@ -43,8 +43,8 @@ def drop_weights(bundle: Path) -> None:
         pytest.param(lambda path: change_byte(path / "graph" / "cpu.onnx"), "another SHA-256", id="changed graph"),
         pytest.param(lambda path: (path / "graph" / "cpu.onnx").unlink(), "does not exist: copy", id="missing graph"),
         pytest.param(
-            lambda path: (path / "bundle.json").write_text(json.dumps({"schema_version": 6})),
-            "schema_version 6, this release reads 5: update",
+            lambda path: (path / "bundle.json").write_text(json.dumps({"schema_version": 7})),
+            "schema_version 7, this release reads 6: update",
             id="newer schema",
         ),
         pytest.param(drop_weights, r"--weights DIR", id="no weights"),
