@@ -179,9 +179,9 @@ TEST_F(WeightInputs, AreLoadedTogetherWithProgress) {
   const auto from = source();
   const auto weights = load_weights(manifest_, *from, options);
   ASSERT_TRUE(weights) << weights.error().message;
-  ASSERT_EQ(weights->size(), 2u);
-  EXPECT_EQ(static_cast<const float*>((*weights)[0].buffer.data())[1], -2.5f);
-  EXPECT_EQ(static_cast<const float*>((*weights)[1].buffer.data())[1], 10.0f);
+  ASSERT_EQ(weights->all().size(), 2u);
+  EXPECT_EQ(static_cast<const float*>(weights->all()[0].data)[1], -2.5f);
+  EXPECT_EQ(static_cast<const float*>(weights->all()[1].data)[1], 10.0f);
   EXPECT_EQ(told, std::pair(int64_t{16}, int64_t{16}));
   options.on_progress = [](int64_t, int64_t) { return false; };
   const auto stopped = load_weights(manifest_, *from, options);

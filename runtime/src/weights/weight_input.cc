@@ -102,6 +102,13 @@ Expected<int64_t> check_inputs(std::span<const WeightInput> inputs, const Weight
   return total;
 }
 
+const StoredTensor* tensor_as_it_is(const WeightInput& input, const WeightSource& source) {
+  const WeightPart& part = input.parts[0];
+  const StoredTensor& stored = source.tensor(part.tensor);
+  const bool is_whole = input.parts.size() == 1 && part.rows == 0;
+  return is_whole && is_taken_as_it_is(stored.dtype, input.spec.dtype) ? &stored : nullptr;
+}
+
 /// What a part of an input gives, from its first byte to its last.
 class InputReader::Part {
  public:

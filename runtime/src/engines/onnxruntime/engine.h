@@ -51,7 +51,7 @@ class OnnxRuntimeEngine final : public Engine {
   std::vector<TensorSpec> outputs_;
   OrtPtr<OrtEnv> environment_;
   OrtPtr<OrtSession> session_;
-  std::vector<Weight> weights_;
+  Weights weights_;
 };
 
 }  // namespace sala
