@@ -88,7 +88,13 @@ struct Bf16 {
 template <class Format>
 constexpr int kStepWeights = Format::kVectors* kLanes* Format::Target::kPerSlot;
 
-struct Float32Weights {
+/// What most formats are: their numbers stand for themselves.
+struct Format {
+  /// The power of two that the numbers of a vector are too large by, and inputs are made smaller by.
+  static constexpr float excess(int) { return 1.0f; }
+};
+
+struct Float32Weights : Format {
   using Target = Fp32;
   static constexpr int kVectors = 1;
   using Raw = Vec;
@@ -101,7 +107,7 @@ struct Float32Weights {
   }
 };
 
-struct BFloat16Weights {
+struct BFloat16Weights : Format {
   using Target = Fp32;
   static constexpr int kVectors = 2;
   using Raw = IntVec;
@@ -114,7 +120,27 @@ struct BFloat16Weights {
   }
 };
 
-struct Float16Weights {
+#if defined(__AVX512F__)
+struct Float16Weights : Format {
+  using Target = Fp32;
+  static constexpr int kVectors = 2;
+  struct Raw {
+    __m256i halves[2];
+  };
+
+  static constexpr int order(int vector, int slot, int) { return vector * kLanes + slot; }
+  static Raw load(const uint8_t* from) {
+    Raw raw;
+    __builtin_memcpy(&raw, from, sizeof raw);
+    return raw;
+  }
+  template <int kVector>
+  static Vec get(const Raw& raw) {
+    return _mm512_cvtph_ps(raw.halves[kVector]);
+  }
+};
+#else
+struct Float16Weights : Format {
   using Target = Fp32;
   static constexpr int kVectors = 2;
   using Raw = IntVec;
@@ -133,6 +159,7 @@ struct Float16Weights {
     return as_float(value | (bits & INT32_MIN));
   }
 };
+#endif
 
 /// float32 of e4m3 codes in the low bytes, with zeros above them.
 inline Vec from_float8_codes(IntVec codes) {
@@ -197,7 +224,7 @@ inline Float8Bytes float8_bytes(const uint8_t* from) {
           kFloat8Low.at(codes)};
 }
 
-struct Float8Weights {
+struct Float8Weights : Format {
   using Target = Fp32;
   static constexpr int kVectors = 4;
   using Raw = Float8Bytes;
@@ -211,7 +238,7 @@ struct Float8Weights {
   }
 };
 #else
-struct Float8Weights {
+struct Float8Weights : Format {
   using Target = Fp32;
   static constexpr int kVectors = 4;
   using Raw = IntVec;
@@ -225,21 +252,32 @@ struct Float8Weights {
 };
 #endif
 
-struct Int8Weights {
+/// float32 of the unsigned field `mask` of the bits less half its range, times the place of its lowest bit. The field is
+/// written below the bits of 2^23, which are then subtracted: exact, and no field is moved.
+template <int32_t kMask, int32_t kHalf>
+inline Vec from_field(IntVec bits) {
+  constexpr int32_t kOfTwoTo23 = 0x4B000000;
+  return as_float((bits & kMask) | kOfTwoTo23) - (8388608.0f + static_cast<float>(kHalf));
+}
+
+struct Int8Weights : Format {
   using Target = Fp32;
   static constexpr int kVectors = 4;
   using Raw = IntVec;
 
   static constexpr int order(int vector, int slot, int) { return 4 * slot + vector; }
-  static Raw load(const uint8_t* from) { return load_int(from); }
+  static constexpr float excess(int vector) { return vector % 2 == 0 ? 1.0f : 256.0f; }
+  /// Codes plus 128, which are unsigned.
+  static Raw load(const uint8_t* from) { return load_int(from) ^ static_cast<int32_t>(0x80808080U); }
   template <int kVector>
   static Vec get(Raw raw) {
-    return __builtin_convertvector(raw << (24 - 8 * kVector) >> 24, Vec);
+    constexpr int kShift = kVector % 2 * 8;
+    return from_field<0xFF << kShift, 0x80 << kShift>(kVector < 2 ? raw : raw >> 16);
   }
 };
 
 /// Number `slot` of a vector is nibble `vector` of its 32 bits: a slot sums eight consecutive weights.
-struct Nibbles {
+struct Nibbles : Format {
   using Target = Fp32;
   static constexpr int kVectors = 8;
   using Raw = IntVec;
@@ -248,17 +286,24 @@ struct Nibbles {
   static Raw load(const uint8_t* from) { return load_int(from); }
 };
 
+#if defined(__AVX512F__)
 struct Int4Weights : Nibbles {
   template <int kVector>
   static Vec get(Raw raw) {
-#if defined(__AVX512F__)
     const Vec numbers{-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
     return _mm512_permutexvar_ps(__builtin_bit_cast(__m512i, raw >> 4 * kVector), numbers);
-#else
-    return __builtin_convertvector(((raw >> 4 * kVector) & 15) - 8, Vec);
-#endif
   }
 };
+#else
+struct Int4Weights : Nibbles {
+  static constexpr float excess(int vector) { return static_cast<float>(1 << vector % 4 * 4); }
+  template <int kVector>
+  static Vec get(Raw raw) {
+    constexpr int kShift = kVector % 4 * 4;
+    return from_field<0xF << kShift, 8 << kShift>(kVector < 4 ? raw : raw >> 16);
+  }
+};
+#endif
 
 struct Nvfp4Weights : Nibbles {
   template <int kVector>
@@ -277,7 +322,7 @@ struct Nvfp4Weights : Nibbles {
 };
 
 #if defined(__AVX512BF16__)
-struct BFloat16Pairs {
+struct BFloat16Pairs : Format {
   using Target = Bf16;
   static constexpr int kVectors = 1;
   using Raw = IntVec;
@@ -290,7 +335,7 @@ struct BFloat16Pairs {
   }
 };
 
-struct Float8Pairs {
+struct Float8Pairs : Format {
   using Target = Bf16;
   static constexpr int kVectors = 2;
   using Raw = Float8Bytes;
@@ -307,7 +352,7 @@ struct Int8Bytes {
   __m512i high, low;
 };
 
-struct Int8Pairs {
+struct Int8Pairs : Format {
   using Target = Bf16;
   static constexpr int kVectors = 2;
   using Raw = Int8Bytes;
@@ -330,7 +375,7 @@ struct Int8Pairs {
 };
 
 /// The words of four nibbles index a table of 32 numbers, twice e2m1, so that the bit above a nibble has no meaning.
-struct Nvfp4Pairs {
+struct Nvfp4Pairs : Format {
   using Target = Bf16;
   static constexpr int kVectors = 4;
   using Raw = IntVec;

@@ -10,7 +10,7 @@
 namespace sala::linear {
 namespace {
 
-constexpr int64_t kFewTokens = 8;
+constexpr int64_t kFewTokens = 32;
 // Tokens whose sums for the rows of an item stay in the cache; a multiple of every level's tile.
 constexpr int64_t kTokensOfBlock = 504;
 constexpr int64_t kMostRows = 128;  // of an item

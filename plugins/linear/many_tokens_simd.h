@@ -29,7 +29,7 @@ void pack_as(const Product& product, const Inputs& inputs, int64_t tile_tokens, 
       for (int half = 0; half < Target::kPerSlot; ++half) {
         const int64_t k =
             slot / kStepSlots * kStepWeights<Format> + Format::order(within / kLanes, within % kLanes, half);
-        if (is_there && k < product.columns) numbers[half] = x[k];
+        if (is_there && k < product.columns) numbers[half] = x[k] / Format::excess(within / kLanes);
       }
       tile[slot * tile_tokens + t] = Target::slot(numbers, product.round_inputs);
     }
@@ -65,6 +65,8 @@ void expand_row(const Product& product, const uint8_t* codes, const float* scale
   uint8_t padded[kVectorBytes] = {};
   for (int64_t step = segment.first; step < segment.last; ++step, out += kStepSlots) {
     const uint8_t* from = codes + step * kVectorBytes;
+    // The same place of the next segment, which is needed when the tokens of this one are done.
+    prefetch<2>(from, (segment.last - segment.first) * kVectorBytes);
     if (step == whole_steps) {
       __builtin_memcpy(padded, from, static_cast<size_t>(row_bytes(product.kind, product.columns) - step * kVectorBytes));
       from = padded;
@@ -100,6 +102,7 @@ void add_tile(const float* panel, const float* tile, int64_t slots, const float*
               int64_t stride) {
   Vec sums[kTokens][2] = {};
   multiply_tile<Target, kTokens>(panel, tile, slots, sums);
+#pragma GCC unroll 2
   for (int half = 0; half < 2; ++half) {
     const Vec factor = load(factors + half * kLanes);
 #pragma GCC unroll 12

@@ -8,6 +8,13 @@
 namespace sala::linear::SALA_SIMD_LEVEL {
 namespace {
 
+/// Asks for the line at from + bytes; as an integer, since the address may lie beyond the weight.
+template <int kLocality>
+inline void prefetch(const uint8_t* from, int64_t bytes) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(from) + static_cast<uintptr_t>(bytes)),
+                     0, kLocality);
+}
+
 /// Where the scales of a product enter.
 enum class ScaleUse {
   kSums,     // a sum over whole steps is multiplied by its scale
@@ -75,6 +82,25 @@ inline Vec lane_scales(const float* scales, int64_t shared) {
   return result;
 #endif
 }
+
+#if defined(__AVX512VBMI__)
+/// The same from eight e4m3 scales of sixteen weights each: every lane is put together from two bytes of a table.
+inline Vec lane_scales_of_float8(const void* scales) {
+  uint64_t codes;
+  __builtin_memcpy(&codes, scales, sizeof codes);
+  // The two high bytes of lane l are code l / 2.
+  const IntVec spread{0x0000'8080, 0x0000'8080, 0x0101'8080, 0x0101'8080, 0x0202'8080, 0x0202'8080,
+                      0x0303'8080, 0x0303'8080, 0x0404'8080, 0x0404'8080, 0x0505'8080, 0x0505'8080,
+                      0x0606'8080, 0x0606'8080, 0x0707'8080, 0x0707'8080};
+  const __m512i all = _mm512_set1_epi64(static_cast<int64_t>(codes));
+  const __m512i bytes = _mm512_shuffle_epi8(all, __builtin_bit_cast(__m512i, spread));
+  constexpr __mmask64 kHighBytes = 0x8888'8888'8888'8888U;
+  const __m512i high = kFloat8High.at(bytes), low = kFloat8Low.at(bytes);
+  const __m512i magnitude = _mm512_mask_mov_epi8(low, kHighBytes, high);
+  return as_float(__builtin_bit_cast(
+      IntVec, _mm512_ternarylogic_epi32(magnitude, bytes, _mm512_set1_epi32(INT32_MIN), kSignOfSecond)));
+}
+#endif
 
 /// Numbers [first, last) of a row, scaled.
 inline void expand_numbers(const Product& product, const Row& row, int64_t first, int64_t last, float* out) {
