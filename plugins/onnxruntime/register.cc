@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "onnxruntime/custom_op.h"
+#include "onnxruntime/linear_op.h"
 
 #define SALA_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -56,6 +57,10 @@ OrtStatus* shared_domain(const OrtApi& api, OrtCustomOpDomain*& domain) {
         return status;
       }
     }
+    if (OrtStatus* status = api.CustomOpDomain_Add(fresh, &linear_op())) {
+      api.ReleaseCustomOpDomain(fresh);
+      return status;
+    }
     shared = fresh;
   }
   domain = shared;
@@ -79,11 +84,11 @@ SALA_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const sala:
   return api->AddCustomOpDomain(options, domain);
 }
 
-/// For tests: makes all kernels of the process use the instructions "baseline", "avx2" or "avx512". Returns 0, or -1 if
-/// this machine does not run them. Not to be called while a session runs.
+/// For tests: makes all kernels of the process use the instructions "baseline", "avx2", "avx512" or "avx512_bf16".
+/// Returns 0, or -1 if this machine does not run them. Not to be called while a session runs.
 SALA_EXPORT int sala_ort_set_simd_level(const char* name) noexcept {
   using sala::cpu::SimdLevel;
-  for (const SimdLevel level : {SimdLevel::kBaseline, SimdLevel::kAvx2, SimdLevel::kAvx512}) {
+  for (const SimdLevel level : {SimdLevel::kBaseline, SimdLevel::kAvx2, SimdLevel::kAvx512, SimdLevel::kAvx512Bf16}) {
     if (std::string_view(name) == sala::cpu::name_of(level) && level <= sala::cpu::best_simd_level()) {
       sala::ort::current_level().store(level);
       return 0;

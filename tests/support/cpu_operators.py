@@ -23,7 +23,7 @@ from sala_export.ops.common.contract import ACTIVATION, Contract
 from sala_export.ops.common.contract import Tensor as ContractTensor
 
 REPOSITORY = Path(__file__).parents[2]
-SIMD_LEVELS = ("baseline", "avx2", "avx512")
+SIMD_LEVELS = ("baseline", "avx2", "avx512", "avx512_bf16")
 
 _ELEMENTS = {"X": TensorProto.FLOAT, "float32": TensorProto.FLOAT, "int32": TensorProto.INT32}
 _CACHE_ELEMENTS = {
