@@ -80,7 +80,9 @@ def _tensors(contract: Contract) -> str:
         return f"{_comment(doc, '  ')}  {const}{_cpu_type(contract, tensor)}* {tensor.name};\n"
 
     caches = _CACHE_FIELD if _has_caches(contract) else ""
-    body = caches + "".join(field(t, "const ") for t in contract.inputs) + "".join(field(t, "") for t in contract.outputs)
+    body = (
+        caches + "".join(field(t, "const ") for t in contract.inputs) + "".join(field(t, "") for t in contract.outputs)
+    )
     about = _comment(
         "The tensors of one call on the CPU, dense and row-major. The new value of an input may have that input's "
         "address: it is then updated in place. No other overlap is allowed.",

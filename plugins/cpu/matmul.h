@@ -2,7 +2,6 @@
 
 #pragma once
 
-#include "cpu/short_floats.h"
 #include "cpu/simd.h"
 
 namespace sala::cpu::SALA_SIMD_LEVEL {
@@ -14,10 +13,9 @@ struct Left {
   int64_t depth_stride;
 };
 
-/// Rows that lie `stride` apart, their elements next to one another. `Number` is what `load` takes.
-template <class Number = float>
+/// Rows that lie `stride` apart, their elements next to one another.
 struct Rows {
-  const Number* data;
+  const float* data;
   int64_t stride;
 };
 
@@ -31,8 +29,8 @@ constexpr int kTileRows = kRegisters == 32 ? 8 : 4;  // rows x 2 vectors of sums
 constexpr int kTileColumns = 2 * kLanes;
 
 // Every element of C is the same chain of multiply-adds whatever tile it falls in: equal inputs give equal bits.
-template <int kNumRows, int kNumVectors, class Number>
-static inline void tile_product(Left a, Rows<Number> b, float* c, int64_t c_stride, int64_t depth, Keep keep) {
+template <int kNumRows, int kNumVectors>
+static inline void tile_product(Left a, Rows b, float* c, int64_t c_stride, int64_t depth, Keep keep) {
   Vec sums[kNumRows][kNumVectors];
 #pragma GCC unroll 16
   for (int i = 0; i < kNumRows; ++i) {
@@ -59,9 +57,8 @@ static inline void tile_product(Left a, Rows<Number> b, float* c, int64_t c_stri
   }
 }
 
-template <int kNumRows, int kNumVectors, class Number>
-static inline void panel_product(Left a, Rows<Number> b, float* c, int64_t c_stride, int64_t rows, int64_t depth,
-                                 Keep keep) {
+template <int kNumRows, int kNumVectors>
+static inline void panel_product(Left a, Rows b, float* c, int64_t c_stride, int64_t rows, int64_t depth, Keep keep) {
   int64_t i = 0;
   for (; i + kNumRows <= rows; i += kNumRows) {
     const Left a_rows{a.data + i * a.row_stride, a.row_stride, a.depth_stride};
@@ -79,15 +76,14 @@ static inline void panel_product(Left a, Rows<Number> b, float* c, int64_t c_str
 
 /// C = kept C + A B for A [rows, depth] and B [depth, columns]. `columns` is a multiple of kLanes; nothing outside the
 /// matrices is read or written.
-template <class Number = float>
-static inline void matmul(Left a, Rows<Number> b, float* c, int64_t c_stride, int64_t rows, int64_t columns,
-                          int64_t depth, Keep keep = {}) {
+static inline void matmul(Left a, Rows b, float* c, int64_t c_stride, int64_t rows, int64_t columns, int64_t depth,
+                          Keep keep = {}) {
   int64_t j = 0;
   for (; j + kTileColumns <= columns; j += kTileColumns) {
-    panel_product<kTileRows, 2>(a, Rows<Number>{b.data + j, b.stride}, c + j, c_stride, rows, depth, keep);
+    panel_product<kTileRows, 2>(a, {b.data + j, b.stride}, c + j, c_stride, rows, depth, keep);
   }
   if (j < columns) {
-    panel_product<2 * kTileRows, 1>(a, Rows<Number>{b.data + j, b.stride}, c + j, c_stride, rows, depth, keep);
+    panel_product<2 * kTileRows, 1>(a, {b.data + j, b.stride}, c + j, c_stride, rows, depth, keep);
   }
 }
 

@@ -2,7 +2,9 @@
 
 #include <float.h>
 
+#include "cpu/bfloat16_matmul.h"
 #include "cpu/matmul.h"
+#include "cpu/short_floats.h"
 #include "cpu/simd.h"
 
 namespace sala::ops::SALA_SIMD_LEVEL {
@@ -41,26 +43,88 @@ void product(const QueryGroup& group, const float* keys, int64_t count, float* s
          group.head_dim);
 }
 
-/// Keys are widened a few at a time, so that they stay in the cache next to the core.
-template <class Number>
-void product(const QueryGroup& group, const Number* keys, int64_t count, float* scores) {
-  constexpr int64_t kKeys = 16;
-  constexpr int64_t kDims = 128;
-  constexpr float kOne = 1.0f;
-  float wide[kKeys * kDims];
-  for (int64_t key = 0; key < count; key += kKeys) {
-    const int64_t rows = count - key < kKeys ? count - key : kKeys;
-    for (int64_t d = 0; d < group.head_dim; d += kDims) {
-      const int64_t dims = group.head_dim - d < kDims ? group.head_dim - d : kDims;
-      for (int64_t row = 0; row < rows; ++row) {
-        const Number* from = keys + (key + row) * group.head_dim + d;
-        for (int64_t i = 0; i < dims; i += kLanes) store(wide + row * kDims + i, load(from + i));
-      }
-      matmul({wide, kDims, 1}, {group.q + d * group.columns, group.columns}, scores + key * group.columns,
-             group.columns, rows, group.columns, dims, {d == 0 ? nullptr : &kOne, 0});
+constexpr int64_t kWideRows = 32;
+constexpr int64_t kWideDims = 128;
+
+/// Some rows of a cache as floats: few enough to stay in the cache next to the core.
+struct WideRows {
+  float numbers[kWideRows * kWideDims];
+
+  template <class Number>
+  WideRows(const Number* from, int64_t stride, int64_t rows, int64_t dims) {
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t i = 0; i < dims; i += kLanes) store(numbers + row * kWideDims + i, load(from + row * stride + i));
+    }
+  }
+};
+
+/// Calls body(first row, rows, first dimension, dimensions) for every part of [count, head_dim] that WideRows holds.
+template <class Body>
+void for_wide_parts(int64_t count, int64_t head_dim, Body body) {
+  for (int64_t row = 0; row < count; row += kWideRows) {
+    for (int64_t d = 0; d < head_dim; d += kWideDims) {
+      body(row, count - row < kWideRows ? count - row : kWideRows, d,
+           head_dim - d < kWideDims ? head_dim - d : kWideDims);
     }
   }
 }
+
+constexpr float kOne = 1.0f;
+
+template <class Number>
+void product(const QueryGroup& group, const Number* keys, int64_t count, float* scores) {
+  for_wide_parts(count, group.head_dim, [&](int64_t row, int64_t rows, int64_t d, int64_t dims) {
+    const WideRows wide(keys + row * group.head_dim + d, group.head_dim, rows, dims);
+    matmul({wide.numbers, kWideDims, 1}, {group.q + d * group.columns, group.columns}, scores + row * group.columns,
+           group.columns, rows, group.columns, dims, {d == 0 ? nullptr : &kOne, 0});
+  });
+}
+
+/// o = o * corrections + weights^T values, for weights [count, C].
+void add_values(const QueryGroup& group, float* weights, const float* values, int64_t count, const float* corrections,
+                float* o) {
+  matmul({weights, 1, group.columns}, {values, group.head_dim}, o, group.head_dim, group.heads, group.head_dim, count,
+         {corrections, 1});
+}
+
+/// The same for values of 16 bits. May overwrite the weights.
+template <class Number>
+void add_values(const QueryGroup& group, float* weights, const Number* values, int64_t count, const float* corrections,
+                float* o) {
+  if constexpr (kRoundsInputs<Number>) {
+    for (int64_t i = 0; i < count * group.columns; i += kLanes) store(weights + i, as_bfloat16(load(weights + i)));
+  }
+  for_wide_parts(count, group.head_dim, [&](int64_t row, int64_t rows, int64_t d, int64_t dims) {
+    const WideRows wide(values + row * group.head_dim + d, group.head_dim, rows, dims);
+    matmul({weights + row * group.columns, 1, group.columns}, {wide.numbers, kWideDims}, o + d, group.head_dim,
+           group.heads, dims, rows, row == 0 ? Keep{corrections, 1} : Keep{&kOne, 0});
+  });
+}
+
+#if defined(__AVX512BF16__)
+template <>
+void pack_queries<BFloat16>(const float* q, int64_t heads, int64_t head_dim, int64_t columns, float, float* packed) {
+  transpose(q, head_dim, heads, head_dim, packed, columns);
+  for (int64_t d = 0; d < head_dim; ++d) {
+    for (int64_t column = heads; column < columns; ++column) packed[d * columns + column] = 0.0f;
+  }
+  pair_rows_in_place(packed, columns, head_dim, columns);
+}
+
+template <>
+void product(const QueryGroup& group, const BFloat16* keys, int64_t count, float* scores) {
+  pair_matmul({keys, 2 * group.head_dim, 4}, PairedRows{group.q, group.columns}, scores, group.columns, count,
+              group.columns, group.head_dim / 2);
+}
+
+template <>
+void add_values(const QueryGroup& group, float* weights, const BFloat16* values, int64_t count,
+                const float* corrections, float* o) {
+  pair_rows_in_place(weights, group.columns, count, group.columns);
+  pair_matmul({weights, 4, 4 * group.columns}, PlainRows{values, group.head_dim, count}, o, group.head_dim, group.heads,
+              group.head_dim, (count + 1) / 2, {corrections, 1});
+}
+#endif
 
 template <class Number>
 void score(const QueryGroup& group, const Number* keys, int64_t count, float* scores) {
@@ -99,11 +163,7 @@ void accumulate(const QueryGroup& group, const void* keys, const void* values, i
     store(corrections + column, correction);
   }
   if (values == nullptr) return;
-  if constexpr (kRoundsInputs<Number>) {
-    for (int64_t i = 0; i < count * group.columns; i += kLanes) store(scores + i, as_bfloat16(load(scores + i)));
-  }
-  matmul({scores, 1, group.columns}, Rows<Number>{static_cast<const Number*>(values), group.head_dim}, sum.o,
-         group.head_dim, group.heads, group.head_dim, count, {corrections, 1});
+  add_values(group, scores, static_cast<const Number*>(values), count, corrections, sum.o);
 }
 
 template <class Number>

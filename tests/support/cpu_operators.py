@@ -110,6 +110,14 @@ def model(
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
+def session_options(threads: int = 2) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.register_custom_ops_library(str(library()))
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4  # tests that provoke an error read it from the exception
+    return options
+
+
 class CpuOperator:
     """An ONNX Runtime session of one operator."""
 
@@ -120,10 +128,7 @@ class CpuOperator:
         threads: int = 2,
         cache_dtype: torch.dtype = torch.float32,
     ) -> None:
-        options = onnxruntime.SessionOptions()
-        options.register_custom_ops_library(str(library()))
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 4  # tests that provoke an error read it from the exception
+        options = session_options(threads)
         self._contract = contract
         serialized = model(contract, attributes, cache_dtype).SerializeToString()
         self._session = onnxruntime.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
