@@ -132,7 +132,8 @@ class WeightPart(_Entry):
     def __post_init__(self) -> None:
         if (self.factor is not None and self.rows is None) or self.factor == "":
             raise _malformed(
-                f"the part {self.tensor} of a weight has rows {self.rows}, factor {self.factor!r}, which do not go together"
+                f"the part {self.tensor} of a weight has rows {self.rows}, factor {self.factor!r}, which do not go "
+                "together"
             )
 
     @property

@@ -55,6 +55,8 @@ _BITS = {
 def session(graph: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.register_custom_ops_library(str(onnxruntime_operators()))
+    # Other programs compute on this machine too.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 
 

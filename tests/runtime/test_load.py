@@ -16,7 +16,7 @@ from support.runtime_bundles import tiny_cpu_bundle
 
 import sala_export
 from sala_export.bundle.reader import Bundle
-from sala_export.errors import BundleError, SessionError, UnsupportedError
+from sala_export.errors import BundleError, RequestError, SessionError, UnsupportedError
 from sala_export.runtime.model import Model
 
 
@@ -76,6 +76,13 @@ def test_model_tells_what_it_is(model: Model) -> None:
     [
         pytest.param({"runtime": "cuda"}, SessionError, "tensorrt, onnxruntime or torch", id="unknown runtime"),
         pytest.param({"threads": -1}, SessionError, "threads is -1", id="negative threads"),
+        pytest.param({"cpu_math": "quick"}, RequestError, "cpu_math is 'quick', expected exact or fast", id="no math"),
+        pytest.param(
+            {"cpu_math": "fast", "runtime": "tensorrt"},
+            RequestError,
+            "cpu_math fast is for the runtime onnxruntime, not tensorrt: leave it out",
+            id="math of a GPU",
+        ),
         pytest.param({"onnxruntime_library": Path("none.so")}, UnsupportedError, "none.so", id="no ONNX Runtime"),
         pytest.param({"operators_library": Path("none.so")}, UnsupportedError, "none.so", id="no operators"),
     ],
