@@ -27,6 +27,7 @@ def load(
     device: str | None = None,
     precision: str | None = None,
     threads: int = 0,
+    cpu_math: str | None = None,
     verify_hashes: bool = False,
     tokenizer: TokenizerLike | None = None,
     weights: str | Path | None = None,
@@ -43,6 +44,9 @@ def load(
         device, precision: for torch: `cuda`, `cuda:1` or `cpu`, by default a GPU if there is one; `fp32`, `bf16` or
             `fp16`, by default the model's own on a GPU and fp32 on the CPU.
         threads: threads that compute on the CPU, at most 1,024. 0 takes all cores.
+        cpu_math: arithmetic of a bundle on the CPU: `exact`, the default, is in fp32 throughout. `fast` rounds inputs
+            of products to bf16, or to 8 bits for int4 weights, and keeps caches in 16 bits. docs/runtimes.md says what
+            that costs and gains.
         verify_hashes: compare every file of a bundle with its hash, not only what is loaded.
         tokenizer: a tokenizer to use instead of the model's own.
         weights: a checkpoint directory whose weights take the place of the bundle's, a fine-tune for example: of the
@@ -55,6 +59,8 @@ def load(
     """
     if runtime not in RUNTIMES:
         raise SessionError(f"runtime '{runtime}' is unknown: choose {one_of(RUNTIMES)}")
+    if cpu_math is not None and runtime in (TORCH, "tensorrt"):
+        raise RequestError(f"cpu_math {cpu_math} is for the runtime onnxruntime, not {runtime}: leave it out")
     if runtime == TORCH:
         with extras_named():
             from .torch_runtime.load import load_torch
@@ -80,6 +86,7 @@ def load(
         source.require_bundle(),
         runtime=runtime,
         threads=threads,
+        cpu_math=cpu_math,
         verify_hashes=verify_hashes,
         tokenizer=tokenizer,
         weights=source.other_weights,

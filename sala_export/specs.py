@@ -89,6 +89,15 @@ RUNTIMES = ("auto", "tensorrt", "onnxruntime", "torch")
 """Names of the runtimes that users can choose."""
 
 
+class CpuMath(StrEnum):
+    """Arithmetic of a bundle's products and caches on a CPU."""
+
+    EXACT = "exact"
+    """Products, sums and caches in fp32."""
+    FAST = "fast"
+    """Inputs of products rounded to bf16, or to 8 bits for int4 weights; sums in fp32, caches of 16 bits."""
+
+
 class FlavourName(StrEnum):
     """Names of the TensorRT that builds the engine."""
 

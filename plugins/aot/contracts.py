@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sala_export.ops.common.contract import Attribute, Contract, Tensor
+from sala_export.ops.common.contract import ACTIVATION, Attribute, Contract, Tensor
 from sala_export.ops.common.markdown import page
 from sala_export.ops.registry import CONTRACTS
 
@@ -20,8 +20,12 @@ from .cpp import DATA_TYPES, WIDTH, AotError, Arrays, Names, braced, quoted
 
 _COMMAND = "python -m plugins.aot.contracts"
 _CPU_TYPES: Mapping[str, str] = {"X": "float", "float32": "float", "int32": "int32_t", "int64": "int64_t"}
-"""Element types of the CPU operators, which compute in float32."""
+"""Element types of the CPU operators, which take activations in float32."""
 _OPERATOR_LIST = "cpu/operators.h"
+_CACHE_FIELD = (
+    "  /// Element type of the caches: kFloat32, kBFloat16 or kFloat16. Everything else is float32.\n"
+    "  DataType cache_dtype;\n"
+)
 
 
 def main() -> None:
@@ -73,9 +77,12 @@ def _sizes(contract: Contract) -> str:
 def _tensors(contract: Contract) -> str:
     def field(tensor: Tensor, const: str) -> str:
         doc = f"[{', '.join(tensor.shape)}] {tensor.doc}"
-        return f"{_comment(doc, '  ')}  {const}{_cpu_type(tensor)}* {tensor.name};\n"
+        return f"{_comment(doc, '  ')}  {const}{_cpu_type(contract, tensor)}* {tensor.name};\n"
 
-    body = "".join(field(t, "const ") for t in contract.inputs) + "".join(field(t, "") for t in contract.outputs)
+    caches = _CACHE_FIELD if _has_caches(contract) else ""
+    body = (
+        caches + "".join(field(t, "const ") for t in contract.inputs) + "".join(field(t, "") for t in contract.outputs)
+    )
     about = _comment(
         "The tensors of one call on the CPU, dense and row-major. The new value of an input may have that input's "
         "address: it is then updated in place. No other overlap is allowed.",
@@ -142,8 +149,9 @@ def _cpu_operator(contract: Contract) -> str:
     sizes = [f"arguments.names[{i}]" for i in range(len(names.all))] + [
         f"arguments.floats[{i}]" for i in range(len(names.floats))
     ]
-    tensors = [f"arguments.input<{_cpu_type(t)}>({i})" for i, t in enumerate(contract.inputs)]
-    tensors += [f"arguments.output<{_cpu_type(t)}>({i})" for i, t in enumerate(contract.outputs)]
+    tensors = ["arguments.cache_dtype"] if _has_caches(contract) else []
+    tensors += [f"arguments.input<{_cpu_type(contract, t)}>({i})" for i, t in enumerate(contract.inputs)]
+    tensors += [f"arguments.output<{_cpu_type(contract, t)}>({i})" for i, t in enumerate(contract.outputs)]
     lines = "".join(
         textwrap.fill(
             f"const ops::{contract.onnx_type}{kind} {kind.lower()}{{{', '.join(fields)}}};",
@@ -163,7 +171,19 @@ def _cpu_operator(contract: Contract) -> str:
     )
 
 
-def _cpu_type(tensor: Tensor) -> str:
+def _is_cache(contract: Contract, tensor: Tensor) -> bool:
+    """Says if a tensor has the type of the activations and is updated in place, or is the new value of one that is."""
+    is_updated = any(output.updates == tensor.name for output in contract.outputs)
+    return tensor.dtype == ACTIVATION and (is_updated or tensor.updates is not None)
+
+
+def _has_caches(contract: Contract) -> bool:
+    return any(_is_cache(contract, tensor) for tensor in contract.outputs)
+
+
+def _cpu_type(contract: Contract, tensor: Tensor) -> str:
+    if _is_cache(contract, tensor):
+        return "void"
     if tensor.dtype not in _CPU_TYPES:
         raise AotError(f"{tensor.name} is {tensor.dtype}: CPU operators take {', '.join(_CPU_TYPES)}")
     return _CPU_TYPES[tensor.dtype]

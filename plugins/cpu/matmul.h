@@ -30,7 +30,7 @@ constexpr int kTileColumns = 2 * kLanes;
 
 // Every element of C is the same chain of multiply-adds whatever tile it falls in: equal inputs give equal bits.
 template <int kNumRows, int kNumVectors>
-inline void tile_product(Left a, Rows b, float* c, int64_t c_stride, int64_t depth, Keep keep) {
+static inline void tile_product(Left a, Rows b, float* c, int64_t c_stride, int64_t depth, Keep keep) {
   Vec sums[kNumRows][kNumVectors];
 #pragma GCC unroll 16
   for (int i = 0; i < kNumRows; ++i) {
@@ -58,7 +58,7 @@ inline void tile_product(Left a, Rows b, float* c, int64_t c_stride, int64_t dep
 }
 
 template <int kNumRows, int kNumVectors>
-inline void panel_product(Left a, Rows b, float* c, int64_t c_stride, int64_t rows, int64_t depth, Keep keep) {
+static inline void panel_product(Left a, Rows b, float* c, int64_t c_stride, int64_t rows, int64_t depth, Keep keep) {
   int64_t i = 0;
   for (; i + kNumRows <= rows; i += kNumRows) {
     const Left a_rows{a.data + i * a.row_stride, a.row_stride, a.depth_stride};
@@ -76,8 +76,8 @@ inline void panel_product(Left a, Rows b, float* c, int64_t c_stride, int64_t ro
 
 /// C = kept C + A B for A [rows, depth] and B [depth, columns]. `columns` is a multiple of kLanes; nothing outside the
 /// matrices is read or written.
-inline void matmul(Left a, Rows b, float* c, int64_t c_stride, int64_t rows, int64_t columns, int64_t depth,
-                   Keep keep = {}) {
+static inline void matmul(Left a, Rows b, float* c, int64_t c_stride, int64_t rows, int64_t columns, int64_t depth,
+                          Keep keep = {}) {
   int64_t j = 0;
   for (; j + kTileColumns <= columns; j += kTileColumns) {
     panel_product<kTileRows, 2>(a, {b.data + j, b.stride}, c + j, c_stride, rows, depth, keep);

@@ -16,6 +16,7 @@ namespace sala::cpu {
 struct Arguments {
   std::span<const int64_t> names;  // values of ContractTable::names
   std::span<const float> floats;   // float attributes
+  DataType cache_dtype;            // of activations that are updated in place; all others are float32
   std::span<const void* const> inputs;
   std::span<void* const> outputs;
 

@@ -25,10 +25,10 @@ inline constexpr Operator kOperators[] = {
            arguments.names[3], arguments.names[4], arguments.names[5], arguments.names[6], arguments.names[7],
            arguments.names[8], arguments.names[9], arguments.names[10], arguments.names[11], arguments.names[12],
            arguments.names[13], arguments.names[14], arguments.floats[0]};
-       const ops::InfLLMv2AttentionTensors tensors{arguments.input<float>(0), arguments.input<int32_t>(1),
-           arguments.input<int32_t>(2), arguments.input<float>(3), arguments.input<float>(4), arguments.input<float>(5),
-           arguments.input<float>(6), arguments.output<float>(0), arguments.output<float>(1),
-           arguments.output<float>(2), arguments.output<float>(3), arguments.output<float>(4)};
+       const ops::InfLLMv2AttentionTensors tensors{arguments.cache_dtype, arguments.input<float>(0),
+           arguments.input<int32_t>(1), arguments.input<int32_t>(2), arguments.input<void>(3), arguments.input<void>(4),
+           arguments.input<void>(5), arguments.input<void>(6), arguments.output<float>(0), arguments.output<void>(1),
+           arguments.output<void>(2), arguments.output<void>(3), arguments.output<void>(4)};
        return ops::infllmv2_attention_cpu(sizes, tensors, parallel, level);
      }},
 };

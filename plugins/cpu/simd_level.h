@@ -11,9 +11,10 @@ enum class SimdLevel : uint8_t {
   kBaseline,  // what every machine of the architecture has: SSE2, NEON
   kAvx2,      // AVX2 and FMA
   kAvx512,    // AVX-512 F, BW, DQ and VL
+  kAvx512Bf16,  // and VBMI, VNNI and BF16: Zen 4, Sapphire Rapids
 };
 
-/// "baseline", "avx2" or "avx512".
+/// "baseline", "avx2", "avx512" or "avx512_bf16".
 const char* name_of(SimdLevel level);
 
 /// The highest level that this machine runs.
@@ -26,7 +27,8 @@ SimdLevel best_simd_level();
 #define SALA_FOR_EACH_SIMD_LEVEL(M) \
   M(kBaseline, baseline)            \
   M(kAvx2, avx2)                    \
-  M(kAvx512, avx512)
+  M(kAvx512, avx512)                \
+  M(kAvx512Bf16, avx512_bf16)
 #else
 #define SALA_FOR_EACH_SIMD_LEVEL(M) M(kBaseline, baseline)
 #endif

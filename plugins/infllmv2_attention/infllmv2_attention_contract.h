@@ -48,6 +48,8 @@ struct InfLLMv2AttentionSizes {
 /// The tensors of one call on the CPU, dense and row-major. The new value of an input may have that input's address: it
 /// is then updated in place. No other overlap is allowed.
 struct InfLLMv2AttentionTensors {
+  /// Element type of the caches: kFloat32, kBFloat16 or kFloat16. Everything else is float32.
+  DataType cache_dtype;
   /// [B, T, 2 * (num_heads + num_kv_heads) * head_dim] Projections of the mixer input, in the order q, k, v, gate;
   /// heads contiguous within each.
   const float* qkvg;
@@ -57,23 +59,23 @@ struct InfLLMv2AttentionTensors {
   /// decides nothing else.
   const int32_t* context_length;
   /// [B, num_kv_heads, C, head_dim] Keys; rows 0 .. past_length - 1 are valid on entry.
-  const float* k_cache;
+  const void* k_cache;
   /// [B, num_kv_heads, C, head_dim] Values; rows 0 .. past_length - 1 are valid on entry.
-  const float* v_cache;
+  const void* v_cache;
   /// [B, num_kv_heads, C1, head_dim] Means of kernel_size keys every kernel_stride keys; complete windows are valid.
-  const float* k1_cache;
+  const void* k1_cache;
   /// [B, num_kv_heads, C2, head_dim] Means of 4 kernel_size keys every 4 kernel_stride keys; used for the log-sum-exp.
-  const float* k2_cache;
+  const void* k2_cache;
   /// [B, T, num_heads * head_dim] Gated attention output, ready for o_proj.
   float* y;
   /// [B, num_kv_heads, C, head_dim] k_cache after the chunk.
-  float* k_cache_out;
+  void* k_cache_out;
   /// [B, num_kv_heads, C, head_dim] v_cache after the chunk.
-  float* v_cache_out;
+  void* v_cache_out;
   /// [B, num_kv_heads, C1, head_dim] k1_cache after the chunk.
-  float* k1_cache_out;
+  void* k1_cache_out;
   /// [B, num_kv_heads, C2, head_dim] k2_cache after the chunk.
-  float* k2_cache_out;
+  void* k2_cache_out;
 };
 
 namespace infllmv2_attention {

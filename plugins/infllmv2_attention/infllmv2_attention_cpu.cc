@@ -8,7 +8,7 @@
 namespace sala::ops {
 namespace {
 
-const InfLLMv2Kernels& kernels_of(cpu::SimdLevel level) {
+const InfLLMv2KernelSet& kernels_of(cpu::SimdLevel level) {
   switch (level) {
 #define SALA_CASE(constant, name) \
   case cpu::SimdLevel::constant:  \
@@ -17,6 +17,18 @@ const InfLLMv2Kernels& kernels_of(cpu::SimdLevel level) {
 #undef SALA_CASE
     default:
       return baseline::kInfLLMv2Kernels;
+  }
+}
+
+const InfLLMv2Kernels& kernels_of(cpu::SimdLevel level, DataType cache_dtype) {
+  const InfLLMv2KernelSet& set = kernels_of(level);
+  switch (cache_dtype) {
+    case DataType::kBFloat16:
+      return set.bfloat16;
+    case DataType::kFloat16:
+      return set.float16;
+    default:
+      return set.float32;
   }
 }
 
@@ -51,18 +63,19 @@ Status check_lengths(const InfLLMv2AttentionSizes& sizes, const InfLLMv2Attentio
   return success();
 }
 
-void copy_cache(const float* from, float* to, int64_t floats, const cpu::ParallelFor& parallel) {
+void copy_cache(const void* from, void* to, int64_t bytes, const cpu::ParallelFor& parallel) {
   if (from == to) return;
-  constexpr int64_t kPart = int64_t{1} << 20;
-  cpu::parallel_for(parallel, (floats + kPart - 1) / kPart, [&](int64_t i) {
-    const int64_t count = std::min(kPart, floats - i * kPart);
-    std::memcpy(to + i * kPart, from + i * kPart, static_cast<size_t>(count) * sizeof(float));
+  constexpr int64_t kPart = int64_t{4} << 20;
+  cpu::parallel_for(parallel, (bytes + kPart - 1) / kPart, [&](int64_t i) {
+    const int64_t count = std::min(kPart, bytes - i * kPart);
+    std::memcpy(static_cast<char*>(to) + i * kPart, static_cast<const char*>(from) + i * kPart,
+                static_cast<size_t>(count));
   });
 }
 
 /// Writes keys and values of the chunk to the caches.
 void append(const InfLLMv2AttentionSizes& sizes, const InfLLMv2AttentionTensors& tensors,
-            const cpu::ParallelFor& parallel) {
+            const InfLLMv2Kernels& kernels, const cpu::ParallelFor& parallel) {
   constexpr int64_t kPartTokens = 256;
   const int64_t dim = sizes.head_dim;
   const int64_t packed_width = 2 * (sizes.num_heads + sizes.num_kv_heads) * dim;
@@ -76,19 +89,19 @@ void append(const InfLLMv2AttentionSizes& sizes, const InfLLMv2AttentionTensors&
         tensors.qkvg + batch * sizes.T * packed_width + sizes.num_heads * dim + head % sizes.num_kv_heads * dim;
     const float* v = k + sizes.num_kv_heads * dim;
     for (int64_t token = first; token < std::min(first + kPartTokens, sizes.T); ++token) {
-      const size_t bytes = static_cast<size_t>(dim) * sizeof(float);
-      std::memcpy(tensors.k_cache_out + (row + token) * dim, k + token * packed_width, bytes);
-      std::memcpy(tensors.v_cache_out + (row + token) * dim, v + token * packed_width, bytes);
+      const int64_t offset = (row + token) * dim * kernels.cache_bytes;
+      kernels.append(k + token * packed_width, dim, static_cast<char*>(tensors.k_cache_out) + offset);
+      kernels.append(v + token * packed_width, dim, static_cast<char*>(tensors.v_cache_out) + offset);
     }
   });
 }
 
 /// Writes the compressed keys of every window that ends in the chunk.
 void compress(const InfLLMv2AttentionSizes& sizes, const InfLLMv2AttentionTensors& tensors, int64_t size,
-              int64_t stride, float* compressed, int64_t capacity, const InfLLMv2Kernels& kernels,
+              int64_t stride, void* compressed, int64_t capacity, const InfLLMv2Kernels& kernels,
               const cpu::ParallelFor& parallel) {
   constexpr int64_t kPartWindows = 64;
-  const int64_t dim = sizes.head_dim;
+  const int64_t row_bytes = sizes.head_dim * kernels.cache_bytes;
   const int64_t parts = (sizes.T / stride + 1 + kPartWindows - 1) / kPartWindows;
   cpu::parallel_for(parallel, sizes.B * sizes.num_kv_heads * parts, [&](int64_t i) {
     const int64_t head = i / parts;
@@ -96,8 +109,8 @@ void compress(const InfLLMv2AttentionSizes& sizes, const InfLLMv2AttentionTensor
     const int64_t first = complete_windows(past, size, stride) + i % parts * kPartWindows;
     const int64_t last = std::min(first + kPartWindows, complete_windows(past + sizes.T, size, stride));
     for (int64_t window = first; window < last; ++window) {
-      const float* rows = tensors.k_cache_out + (head * sizes.C + window * stride) * dim;
-      kernels.mean(rows, size, dim, compressed + (head * capacity + window) * dim);
+      const char* rows = static_cast<const char*>(tensors.k_cache_out) + (head * sizes.C + window * stride) * row_bytes;
+      kernels.mean(rows, size, sizes.head_dim, static_cast<char*>(compressed) + (head * capacity + window) * row_bytes);
     }
   });
 }
@@ -108,13 +121,13 @@ Status infllmv2_attention_cpu(const InfLLMv2AttentionSizes& sizes, const InfLLMv
                               const cpu::ParallelFor& parallel, cpu::SimdLevel level) {
   SALA_RETURN_IF_ERROR(check_limits(sizes));
   SALA_RETURN_IF_ERROR(check_lengths(sizes, tensors));
-  const InfLLMv2Kernels& kernels = kernels_of(level);
-  const int64_t rows = sizes.B * sizes.num_kv_heads * sizes.head_dim;
+  const InfLLMv2Kernels& kernels = kernels_of(level, tensors.cache_dtype);
+  const int64_t rows = sizes.B * sizes.num_kv_heads * sizes.head_dim * kernels.cache_bytes;
   copy_cache(tensors.k_cache, tensors.k_cache_out, rows * sizes.C, parallel);
   copy_cache(tensors.v_cache, tensors.v_cache_out, rows * sizes.C, parallel);
   copy_cache(tensors.k1_cache, tensors.k1_cache_out, rows * sizes.C1, parallel);
   copy_cache(tensors.k2_cache, tensors.k2_cache_out, rows * sizes.C2, parallel);
-  append(sizes, tensors, parallel);
+  append(sizes, tensors, kernels, parallel);
   compress(sizes, tensors, sizes.kernel_size, sizes.kernel_stride, tensors.k1_cache_out, sizes.C1, kernels, parallel);
   compress(sizes, tensors, 4 * sizes.kernel_size, 4 * sizes.kernel_stride, tensors.k2_cache_out, sizes.C2, kernels,
            parallel);

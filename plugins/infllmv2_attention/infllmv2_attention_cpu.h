@@ -1,4 +1,5 @@
-// InfLLMv2Attention on the CPU, in float32 throughout. Equations: sala_export/ops/infllmv2_attention/README.md.
+// InfLLMv2Attention on the CPU, in float32 with caches of float32, bfloat16 or float16. Equations:
+// sala_export/ops/infllmv2_attention/README.md.
 
 #pragma once
 

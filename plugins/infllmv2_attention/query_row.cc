@@ -25,6 +25,7 @@ Plan::Plan(const InfLLMv2AttentionSizes& sizes, const InfLLMv2Kernels& kernels)
       window_blocks(sizes.window_size / sizes.block_size),
       max_taken(sizes.topk + window_blocks),
       keys_per_block(sizes.block_size / sizes.kernel_stride),
+      row_bytes(sizes.head_dim * kernels.cache_bytes),
       score_floats(columns * std::max({kTileKeys, sizes.block_size, score_tile_blocks(*this) * keys_per_block})) {}
 
 int64_t score_tile_blocks(const Plan& plan) { return std::max<int64_t>(1, kTileKeys / plan.keys_per_block); }
@@ -48,15 +49,15 @@ void QueryRow::start(const KeyHead& keys, const float* q, int64_t position, bool
   visible_k2_ = visible_windows(position, 4 * sizes.kernel_size, 4 * sizes.kernel_stride);
   candidates_ = candidates_of(position, sizes.block_size, sizes.topk, plan_->window_blocks, sizes.init_blocks);
   blocks_ = {nullptr, candidates_.own + 1};
-  group_ = {packed_, plan_->heads, plan_->columns, sizes.head_dim};
-  plan_->kernels.pack_queries(q, plan_->heads, sizes.head_dim, plan_->columns, sizes.scale * kLog2E, packed_);
+  group_ = {packed_, sizes.scale * kLog2E, plan_->heads, plan_->columns, sizes.head_dim};
+  plan_->kernels.pack_queries(q, plan_->heads, sizes.head_dim, plan_->columns, group_.factor, packed_);
 }
 
 void QueryRow::normalise(int64_t first, int64_t last, SoftmaxSum sum, float* scores) const {
   last = std::min(last, visible_k2_);
   for (int64_t key = first; key < last; key += kTileKeys) {
     const int64_t count = std::min(kTileKeys, last - key);
-    plan_->kernels.accumulate(group_, keys_.k2 + key * group_.head_dim, nullptr, count, sum, scores);
+    plan_->kernels.accumulate(group_, keys_.k2 + key * plan_->row_bytes, nullptr, count, sum, scores);
   }
 }
 
@@ -71,7 +72,7 @@ void QueryRow::set_normaliser(SoftmaxSum sum) {
 void QueryRow::probabilities(int64_t first, int64_t count, float* p, float* scores) const {
   const int64_t visible = visible_k2_ == 0 ? 0 : std::clamp<int64_t>(visible_k1_ - first, 0, count);
   if (visible > 0) {
-    plan_->kernels.probabilities(group_, keys_.k1 + first * group_.head_dim, visible, maximum_, inverse_total_, p,
+    plan_->kernels.probabilities(group_, keys_.k1 + first * plan_->row_bytes, visible, maximum_, inverse_total_, p,
                                  scores);
   }
   std::fill(p + visible, p + count, 0.0f);
@@ -109,16 +110,16 @@ void QueryRow::select(std::span<const BlockSelector::Entry> selected) {
 void QueryRow::attend(int64_t block, SoftmaxSum sum, float* scores) const {
   const int64_t first = block * plan_->sizes.block_size;
   const int64_t count = std::min(plan_->sizes.block_size, position_ + 1 - first);
-  const int64_t offset = first * group_.head_dim;
+  const int64_t offset = first * plan_->row_bytes;
   plan_->kernels.accumulate(group_, keys_.k + offset, keys_.v + offset, count, sum, scores);
 }
 
-void QueryRow::prefetch(const float* cache, int64_t block) const {
-  constexpr int64_t kLineFloats = 16;
+void QueryRow::prefetch(const char* cache, int64_t block) const {
+  constexpr int64_t kLineBytes = 64;
   const int64_t first = block * plan_->sizes.block_size;
   const int64_t count = std::min(plan_->sizes.block_size, position_ + 1 - first);
-  const float* rows = cache + first * group_.head_dim;
-  for (int64_t i = 0; i < count * group_.head_dim; i += kLineFloats) __builtin_prefetch(rows + i, 0, 2);
+  const char* rows = cache + first * plan_->row_bytes;
+  for (int64_t i = 0; i < count * plan_->row_bytes; i += kLineBytes) __builtin_prefetch(rows + i, 0, 2);
 }
 
 SoftmaxSum new_sum(const Plan& plan, Arena& arena, bool with_values) {

@@ -22,6 +22,7 @@ struct Plan {
   int64_t window_blocks;
   int64_t max_taken;       // blocks that a sparse row attends to
   int64_t keys_per_block;  // k1 keys per block
+  int64_t row_bytes;       // of a key or value
   int64_t score_floats;    // scratch of one call of a kernel
 };
 
@@ -48,10 +49,10 @@ class Arena {
 
 /// The caches of one batch entry and key head, after the chunk was appended.
 struct KeyHead {
-  const float* k;
-  const float* v;
-  const float* k1;
-  const float* k2;
+  const char* k;
+  const char* v;
+  const char* k1;
+  const char* k2;
 };
 
 /// Blocks in rising order, or all blocks 0 .. count - 1 if `list` is null.
@@ -106,7 +107,7 @@ class QueryRow {
   void prefetch_values(int64_t block) const { prefetch(keys_.v, block); }
 
  private:
-  void prefetch(const float* cache, int64_t block) const;
+  void prefetch(const char* cache, int64_t block) const;
   void probabilities(int64_t first, int64_t count, float* p, float* scores) const;
 
   const Plan* plan_ = nullptr;

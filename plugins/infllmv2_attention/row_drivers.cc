@@ -216,8 +216,11 @@ RowView::RowView(const Plan& plan, const InfLLMv2AttentionTensors& tensors, int6
   const InfLLMv2AttentionSizes& sizes = plan.sizes;
   const int64_t head = batch * sizes.num_kv_heads + kv_head;
   const int64_t dim = sizes.head_dim;
-  keys_ = {tensors.k_cache_out + head * sizes.C * dim, tensors.v_cache_out + head * sizes.C * dim,
-           tensors.k1_cache_out + head * sizes.C1 * dim, tensors.k2_cache_out + head * sizes.C2 * dim};
+  const auto rows_of = [&](const void* cache, int64_t capacity) {
+    return static_cast<const char*>(cache) + head * capacity * plan.row_bytes;
+  };
+  keys_ = {rows_of(tensors.k_cache_out, sizes.C), rows_of(tensors.v_cache_out, sizes.C),
+           rows_of(tensors.k1_cache_out, sizes.C1), rows_of(tensors.k2_cache_out, sizes.C2)};
   const int64_t width = sizes.num_heads * dim;
   const int64_t packed_width = 2 * (sizes.num_heads + sizes.num_kv_heads) * dim;
   q_ = tensors.qkvg + batch * sizes.T * packed_width + kv_head * plan.heads * dim;

@@ -99,9 +99,10 @@ class Call {
 
 }  // namespace
 
-Expected<Kernel> Kernel::create(const cpu::Operator& op, const OrtApi& api, const OrtKernelInfo& info) {
+Expected<Kernel> Kernel::create(const cpu::Operator& op, DataType cache_dtype, const OrtApi& api,
+                                const OrtKernelInfo& info) {
   const ContractTable& contract = op.contract;
-  Kernel kernel{api, op, std::vector<int64_t>(static_cast<size_t>(contract.num_integer_attributes)),
+  Kernel kernel{api, op, cache_dtype, std::vector<int64_t>(static_cast<size_t>(contract.num_integer_attributes)),
                 std::vector<float>(static_cast<size_t>(contract.num_float_attributes))};
   for (const Attribute& attribute : contract.attributes) {
     const auto index = static_cast<size_t>(attribute.index);
@@ -137,7 +138,7 @@ Status Kernel::run(OrtKernelContext& context) const {
     if (!data) return data.error();
     outputs.push_back(*data);
   }
-  SALA_RETURN_IF_ERROR(op.run({*names, floats, inputs, outputs}, call.parallel(), simd_level()));
+  SALA_RETURN_IF_ERROR(op.run({*names, floats, cache_dtype, inputs, outputs}, call.parallel(), simd_level()));
   return call.failure();
 }
 

@@ -27,23 +27,29 @@ OrtStatus* guarded(const OrtApi& api, const char* op_type, Body&& body) noexcept
   }
 }
 
-/// A node of the graph: its operator and its attributes.
+/// A node of the graph: its operator, the type of its caches and its attributes.
 struct Kernel {
   /// Fails if the node lacks an attribute of the contract.
-  static Expected<Kernel> create(const cpu::Operator& op, const OrtApi& api, const OrtKernelInfo& info);
+  static Expected<Kernel> create(const cpu::Operator& op, DataType cache_dtype, const OrtApi& api,
+                                 const OrtKernelInfo& info);
 
   /// Checks a call against the contract and serves it on ONNX Runtime's own threads.
   Status run(OrtKernelContext& context) const;
 
   const OrtApi& api;
   const cpu::Operator& op;
+  DataType cache_dtype;
   std::vector<int64_t> integers;  // of the attributes, as in ContractTable
   std::vector<float> floats;
 };
 
-/// The tensor element type of ONNX Runtime for a type of a contract; the CPU operators compute in float32.
+/// The tensor element type of ONNX Runtime for a type of a contract. Activations are float32 on a CPU.
 constexpr ONNXTensorElementDataType element_type(DataType dtype) {
   switch (dtype) {
+    case DataType::kFloat16:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+    case DataType::kBFloat16:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
     case DataType::kInt32:
       return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
     case DataType::kInt64:
@@ -53,8 +59,24 @@ constexpr ONNXTensorElementDataType element_type(DataType dtype) {
   }
 }
 
-/// The table of callbacks for the operator cpu::kOperators[kIndex].
-template <size_t kIndex>
+/// Whether input `index` has the type of the activations and is updated in place.
+constexpr bool is_cache(const ContractTable& contract, size_t index) {
+  for (const TensorRule& output : contract.outputs) {
+    if (output.updates == static_cast<int32_t>(index)) return output.dtype == DataType::kActivation;
+  }
+  return false;
+}
+
+constexpr bool has_caches(const ContractTable& contract) {
+  for (size_t i = 0; i < contract.inputs.size(); ++i) {
+    if (is_cache(contract, i)) return true;
+  }
+  return false;
+}
+
+/// The table of callbacks for the operator cpu::kOperators[kIndex] with caches of one type. ONNX Runtime takes several
+/// tables of one name, and gives a node the one whose types are those of the node's tensors.
+template <size_t kIndex, DataType kCacheType>
 class CustomOp : public OrtCustomOp {
  public:
   CustomOp();
@@ -63,9 +85,18 @@ class CustomOp : public OrtCustomOp {
   static constexpr const cpu::Operator& kOperator = cpu::kOperators[kIndex];
   static constexpr const ContractTable& kContract = kOperator.contract;
 
+  static ONNXTensorElementDataType input_type(const OrtCustomOp*, size_t index) {
+    return element_type(is_cache(kContract, index) ? kCacheType : kContract.inputs[index].dtype);
+  }
+
+  static ONNXTensorElementDataType output_type(const OrtCustomOp* self, size_t index) {
+    const TensorRule& rule = kContract.outputs[index];
+    return rule.updates == kNone ? element_type(rule.dtype) : input_type(self, static_cast<size_t>(rule.updates));
+  }
+
   static OrtStatus* create(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info, void** kernel) {
     return guarded(*api, kContract.type, [&]() -> Status {
-      auto created = Kernel::create(kOperator, *api, *info);
+      auto created = Kernel::create(kOperator, kCacheType, *api, *info);
       if (!created) return created.error();
       *kernel = std::make_unique<Kernel>(*std::move(created)).release();
       return success();
@@ -90,15 +121,15 @@ class CustomOp : public OrtCustomOp {
   }
 };
 
-template <size_t kIndex>
-CustomOp<kIndex>::CustomOp() : OrtCustomOp{} {
+template <size_t kIndex, DataType kCacheType>
+CustomOp<kIndex, kCacheType>::CustomOp() : OrtCustomOp{} {
   version = kOrtApiVersion;
   GetName = [](const OrtCustomOp*) { return kContract.type; };
   GetExecutionProviderType = [](const OrtCustomOp*) { return "CPUExecutionProvider"; };
   GetInputTypeCount = [](const OrtCustomOp*) { return kContract.inputs.size(); };
-  GetInputType = [](const OrtCustomOp*, size_t index) { return element_type(kContract.inputs[index].dtype); };
+  GetInputType = input_type;
   GetOutputTypeCount = [](const OrtCustomOp*) { return kContract.outputs.size(); };
-  GetOutputType = [](const OrtCustomOp*, size_t index) { return element_type(kContract.outputs[index].dtype); };
+  GetOutputType = output_type;
   GetInputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
   GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
   GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };

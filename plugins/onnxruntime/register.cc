@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "onnxruntime/custom_op.h"
+#include "onnxruntime/linear_op.h"
 
 #define SALA_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -20,11 +21,26 @@ std::atomic<cpu::SimdLevel>& current_level() {
   return level;
 }
 
-/// The tables of callbacks, one for each of cpu::kOperators; they live as long as the library.
+/// Adds the tables of one operator, one for each type of its caches. They live as long as the library.
+template <size_t kIndex, DataType... kTypes>
+void append_tables(std::vector<const OrtCustomOp*>& tables) {
+  static const std::tuple<CustomOp<kIndex, kTypes>...> ops;
+  (tables.push_back(&std::get<CustomOp<kIndex, kTypes>>(ops)), ...);
+}
+
+/// The tables of callbacks of all operators.
 template <size_t... kIndices>
 std::vector<const OrtCustomOp*> custom_ops(std::index_sequence<kIndices...>) {
-  static const std::tuple<CustomOp<kIndices>...> ops;
-  return {&std::get<kIndices>(ops)...};
+  std::vector<const OrtCustomOp*> tables;
+  const auto append = [&]<size_t kIndex>() {
+    if constexpr (has_caches(cpu::kOperators[kIndex].contract)) {
+      append_tables<kIndex, DataType::kFloat32, DataType::kBFloat16, DataType::kFloat16>(tables);
+    } else {
+      append_tables<kIndex, DataType::kFloat32>(tables);
+    }
+  };
+  (append.template operator()<kIndices>(), ...);
+  return tables;
 }
 
 /// The domain with all operators, made once. It is never released: sessions of any lifetime refer to it.
@@ -40,6 +56,10 @@ OrtStatus* shared_domain(const OrtApi& api, OrtCustomOpDomain*& domain) {
         api.ReleaseCustomOpDomain(fresh);
         return status;
       }
+    }
+    if (OrtStatus* status = api.CustomOpDomain_Add(fresh, &linear_op())) {
+      api.ReleaseCustomOpDomain(fresh);
+      return status;
     }
     shared = fresh;
   }
@@ -64,11 +84,11 @@ SALA_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const sala:
   return api->AddCustomOpDomain(options, domain);
 }
 
-/// For tests: makes all kernels of the process use the instructions "baseline", "avx2" or "avx512". Returns 0, or -1 if
-/// this machine does not run them. Not to be called while a session runs.
+/// For tests: makes all kernels of the process use the instructions "baseline", "avx2", "avx512" or "avx512_bf16".
+/// Returns 0, or -1 if this machine does not run them. Not to be called while a session runs.
 SALA_EXPORT int sala_ort_set_simd_level(const char* name) noexcept {
   using sala::cpu::SimdLevel;
-  for (const SimdLevel level : {SimdLevel::kBaseline, SimdLevel::kAvx2, SimdLevel::kAvx512}) {
+  for (const SimdLevel level : {SimdLevel::kBaseline, SimdLevel::kAvx2, SimdLevel::kAvx512, SimdLevel::kAvx512Bf16}) {
     if (std::string_view(name) == sala::cpu::name_of(level) && level <= sala::cpu::best_simd_level()) {
       sala::ort::current_level().store(level);
       return 0;

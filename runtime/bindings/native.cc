@@ -105,8 +105,8 @@ Model load(const std::filesystem::path& bundle, const std::string& runtime,
            const std::optional<std::filesystem::path>& operators_library,
            const std::optional<std::filesystem::path>& tensorrt_library,
            const std::optional<std::filesystem::path>& runtime_cache, bool decode_graph,
-           const std::optional<std::filesystem::path>& weights, nb::object on_progress, int32_t threads,
-           bool verify_hashes, int bundle_descriptor, const std::string& manifest_sha256) {
+           const std::optional<std::filesystem::path>& weights, nb::object on_progress, const std::string& cpu_math,
+           int32_t threads, bool verify_hashes, int bundle_descriptor, const std::string& manifest_sha256) {
   LoadOptions options;
   options.bundle_descriptor = bundle_descriptor;
   options.manifest_sha256 = manifest_sha256;
@@ -119,6 +119,7 @@ Model load(const std::filesystem::path& bundle, const std::string& runtime,
   options.weights = weights.value_or("");
   ProgressReporter reporter(std::move(on_progress));
   options.on_progress = [&](int64_t done, int64_t total) { return reporter(done, total); };
+  options.cpu_math = unwrap(cpu_math_of(cpu_math));
   options.threads = threads;
   options.verify_hashes = verify_hashes;
   auto model = [&] {
@@ -293,7 +294,7 @@ void bind_model(nb::module_& module) {
   nb::class_<Model>(module, "Model")
       .def_static("load", &load, "bundle"_a, nb::kw_only(), "runtime"_a, "onnxruntime_library"_a.none(),
                   "operators_library"_a.none(), "tensorrt_library"_a.none(), "runtime_cache"_a.none(), "decode_graph"_a,
-                  "weights"_a.none(), "on_progress"_a.none(), "threads"_a, "verify_hashes"_a,
+                  "weights"_a.none(), "on_progress"_a.none(), "cpu_math"_a = "exact", "threads"_a, "verify_hashes"_a,
                   "bundle_descriptor"_a = -1, "manifest_sha256"_a = "")
       .def_static("create", &create_model, "engine"_a, nb::kw_only(), "source"_a, "fingerprint"_a, "vocab_size"_a,
                   "max_position_embeddings"_a, "eos_token_ids"_a, "inv_freq"_a, "kernel_size"_a, "kernel_stride"_a,

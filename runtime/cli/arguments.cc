@@ -41,6 +41,8 @@ Runs a bundle on token ids and prints the ids that it generates.
   --runtime NAME            tensorrt runs on a GPU, onnxruntime on the CPU, auto chooses (default auto)
   --no-decode-graph         with tensorrt, enqueue every decode step instead of replaying a CUDA graph
   --runtime-cache FILE      with tensorrt, file of what was compiled for this GPU (default: beside the bundle)
+  --cpu-math NAME           arithmetic on the CPU: exact, in 32 bits, or fast, with 16-bit inputs and caches and
+                            8-bit inputs of int4 products (default exact)
   --threads N               threads that load weights and, on the CPU, compute, 0 means all cores (default 0)
   --verify-hashes           check the hash of every file first (weights are always checked when loaded)
   --onnxruntime PATH        path of libonnxruntime.so
@@ -98,6 +100,14 @@ std::function<bool(std::string_view)> text(T& target) {
   };
 }
 
+std::function<bool(std::string_view)> cpu_math(CpuMath& target) {
+  return [&target](std::string_view name) {
+    const auto math = cpu_math_of(name);
+    if (math) target = *math;
+    return static_cast<bool>(math);
+  };
+}
+
 constexpr int kFirstOption = 256;  // above every letter
 
 /// An option of the command line. Without `take` it is a flag.
@@ -127,6 +137,7 @@ std::vector<Option> options_of(Arguments& arguments) {
       {"logit-bias", bias(sampling.logit_bias)},
       {"seed", number(sampling.seed)},
       {"speculation", positive(arguments.generate.speculation)},
+      {"cpu-math", cpu_math(arguments.load.cpu_math)},
       {"threads", number(arguments.load.threads)},
       {"onnxruntime", text(arguments.load.onnxruntime_library)},
       {"operators", text(arguments.load.operators_library)},

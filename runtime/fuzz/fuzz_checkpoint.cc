@@ -30,9 +30,10 @@ Manifest expected() {
   manifest.tensors.at("c").bytes = 8;
   manifest.tensors.at("c").sha256 = sha256(std::string("mnopqrst"));
   manifest.tensors.at("c").fixed = true;
-  const TensorSpec plain{"a", DType::kFloat32, {{2, {}}, {2, {}}}}, codes{"c", DType::kFloat32, {{4, {}}, {2, {}}}};
-  const WeightPart quantised{.tensor = "c", .dequantization = Dequantization{Codes::kInt8, 2, "b", 1.0f}};
-  manifest.cpu.weights = {{plain, {{.tensor = "a"}}}, {codes, {quantised}}};
+  const TensorSpec plain{"a", DType::kFloat32, {{2, {}}, {2, {}}}}, codes{"c", DType::kInt8, {{4, {}}, {2, {}}}};
+  const TensorSpec scales{"b", DType::kFloat32, {{4, {}}}};
+  manifest.cpu.weights = {
+      {plain, {{.tensor = "a"}}}, {codes, {{.tensor = "c"}}}, {scales, {{.tensor = "b", .rows = 4}}}};
   return manifest;
 }
 
@@ -40,7 +41,7 @@ void check_taken(const Manifest& manifest, const WeightSource& source) {
   for (const WeightInput& input : manifest.cpu.weights) {
     const auto bytes = check_input(input, source);
     if (!bytes) std::abort();
-    std::vector<float> numbers(static_cast<size_t>(*bytes) / sizeof(float));
+    std::vector<float> numbers((static_cast<size_t>(*bytes) + sizeof(float) - 1) / sizeof(float));
     const auto read = InputReader(input, source).next(numbers.data(), *bytes);
     if (!read || *read != *bytes) std::abort();
   }

@@ -44,7 +44,7 @@ extern "C" {
 #endif
 
 #define SALA_ABI_MAJOR 1
-#define SALA_ABI_MINOR 7
+#define SALA_ABI_MINOR 8
 #define SALA_ABI_VERSION (SALA_ABI_MAJOR * 1000 + SALA_ABI_MINOR)
 
 /* Returns the SALA_ABI_VERSION of the library that runs. */
@@ -111,12 +111,11 @@ typedef int32_t (*sala_load_callback)(int64_t done_bytes, int64_t total_bytes, v
 typedef struct sala_load_options {
   size_t struct_size;
   const char* runtime; /* a name of docs/runtimes.md, or "auto": the first that this machine can run. NULL: "auto" */
-  const char*
-      onnxruntime_library;       /* path of libonnxruntime. NULL looks beside this library, in ../lib, in the system */
-  const char* operators_library; /* path of libsala_ort.so. NULL looks beside this library and in ../lib */
-  const char* tensorrt_library;  /* path of libtensorrt_rtx or libnvinfer. NULL looks as for onnxruntime_library */
-  const char* runtime_cache;     /* file where TensorRT for RTX keeps what it compiled. NULL is beside the bundle */
-  void* cuda_stream;             /* a CUstream that all sessions use in turn. NULL gives each session its own */
+  const char* onnxruntime_library; /* path of libonnxruntime. NULL: beside this library, in ../lib, in the system */
+  const char* operators_library;   /* path of libsala_ort.so. NULL looks beside this library and in ../lib */
+  const char* tensorrt_library;    /* path of libtensorrt_rtx or libnvinfer. NULL looks as for onnxruntime_library */
+  const char* runtime_cache;       /* file where TensorRT for RTX keeps what it compiled. NULL is beside the bundle */
+  void* cuda_stream;               /* a CUstream that all sessions use in turn. NULL gives each session its own */
   sala_device_allocate device_allocate; /* for everything on the GPU, weights included. NULL is the driver's */
   sala_device_release device_release;   /* set it if and only if you set device_allocate */
   void* device_user_data;               /* passed to both */
@@ -128,10 +127,11 @@ typedef struct sala_load_options {
                                      configuration, names, types and shapes. NULL is the bundle's own */
   sala_load_callback on_progress; /* may be NULL */
   void* load_user_data;           /* passed to on_progress */
+  const char* cpu_math;           /* arithmetic on the CPU, "exact" or "fast". NULL: "exact". Since 1.8 */
 } sala_load_options;
 
 #define SALA_LOAD_OPTIONS_INIT \
-  {sizeof(sala_load_options), NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0, 0, 0, NULL, NULL, NULL}
+  {sizeof(sala_load_options), NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0, 0, 0, NULL, NULL, NULL, NULL}
 
 /* Opens a bundle directory and loads its engine and weights. */
 SALA_API sala_error* sala_model_load(const char* bundle, const sala_load_options* options, sala_model** model);

@@ -40,12 +40,22 @@ Expected<ModelConfig> config_of(const Manifest& manifest, const LoadOptions& opt
 
 }  // namespace
 
+Expected<CpuMath> cpu_math_of(std::string_view name) {
+  if (name == "exact") return CpuMath::kExact;
+  if (name == "fast") return CpuMath::kFast;
+  return error(ErrorCode::kInvalidArgument, "cpu_math '", name, "' is unknown: choose exact or fast");
+}
+
 Expected<Model> Model::load(const std::filesystem::path& path, const LoadOptions& options) {
   if (options.threads < 0 || options.threads > kMostThreads) {
     return error(ErrorCode::kInvalidArgument, "threads is ", options.threads, ", expected 0 for all cores, or 1 to ",
                  kMostThreads);
   }
   SALA_RETURN_IF_ERROR(check_runtime(options.runtime));
+  if (options.runtime == "tensorrt" && options.cpu_math == CpuMath::kFast) {
+    return error(ErrorCode::kInvalidArgument,
+                 "cpu_math is for the CPU, and the runtime tensorrt runs on a GPU: leave one of them out");
+  }
   const auto bundle = Bundle::open(path, options.bundle_descriptor, options.manifest_sha256);
   if (!bundle) return bundle.error();
   if (options.verify_hashes) SALA_RETURN_IF_ERROR(bundle->verify_hashes());

@@ -119,6 +119,10 @@ inline Json json_of(const std::vector<TestWeight>& weights) {
   return result;
 }
 
+inline Json cpu_form(const char* file, const MockEngine& step) {
+  return {{"file", file}, {"inputs", json_of(step.inputs_)}, {"outputs", json_of(step.outputs_)}};
+}
+
 inline Json config_json() {
   const ModelConfig config = mock_config();
   return {{"vocab_size", kVocabSize},
@@ -192,14 +196,14 @@ class FakeBundle {
       : tensors(std::move(given)), sizes(largest) {
     directory_ = std::filesystem::path(testing::TempDir()) / ("bundle-" + std::to_string(count_++)) / "mock.sala";
     std::filesystem::remove_all(directory_.parent_path());  // of an earlier run
-    for (const char* name :
-         {"engine/report.json", "engine/build.log", "engine/engine.onnx", "graph/model.onnx", "graph/cpu.onnx"}) {
+    for (const char* name : {"engine/report.json", "engine/build.log", "engine/engine.onnx", "graph/model.onnx",
+                             "graph/cpu.onnx", "graph/cpu_fast.onnx"}) {
       files[name] = "not used";
     }
     const MockEngine step;
     const ModelConfig config = mock_config();
     const Json none = Json::array();
-    manifest = {{"schema_version", 5},
+    manifest = {{"schema_version", 6},
                 {"created_by", "tests"},
                 {"model",
                  {{"source", config.source},
@@ -213,10 +217,9 @@ class FakeBundle {
                   {"outputs", json_of(step.outputs_)},
                   {"operators", none},
                   {"cpu",
-                   {{"file", "graph/cpu.onnx"},
-                    {"inputs", json_of(step.inputs_)},
-                    {"outputs", json_of(step.outputs_)},
-                    {"weights", none}}}}},
+                   {{"weights", none},
+                    {"exact", cpu_form("graph/cpu.onnx", step)},
+                    {"fast", cpu_form("graph/cpu_fast.onnx", step)}}}}},
                 {"text", none}};
     take_weights();
   }

@@ -90,26 +90,29 @@ Json tensor(const char* name, const char* dtype, const Json& shape) {
   return {{"name", name}, {"dtype", dtype}, {"shape", shape}};
 }
 
-Json step_inputs() {
+Json step_inputs(const char* cache = "float32") {
   return {tensor("input_ids", "int64", {"batch", "tokens"}),
           tensor("past_length", "int32", {"batch"}),
           tensor("context_length", "int32", {"batch"}),
           tensor("rope_cos_sin", "float32", {"batch", "tokens", 4}),
           tensor("logit_rows", "int32", {"rows"}),
-          tensor("past_key_values.0.key", "float32", {"batch", 2, "capacity", 4})};
+          tensor("past_key_values.0.key", cache, {"batch", 2, "capacity", 4})};
 }
 
-Json step_outputs() {
-  return {tensor("logits", "float32", {"rows", 10}), tensor("present.0.key", "float32", {"batch", 2, "capacity", 4})};
+Json step_outputs(const char* cache = "float32") {
+  return {tensor("logits", "float32", {"rows", 10}), tensor("present.0.key", cache, {"batch", 2, "capacity", 4})};
+}
+
+Json cpu_form(const char* file, const char* cache) {
+  return {{"file", file}, {"inputs", step_inputs(cache)}, {"outputs", step_outputs(cache)}};
 }
 
 Json valid() {
-  const Json scales = {{"tensor", "scale"}, {"rows", 6}, {"factor", "factor"}, {"dequantization", nullptr}};
-  const Json plain = {{"tensor", "plain"}, {"rows", nullptr}, {"factor", nullptr}, {"dequantization", nullptr}};
-  const Json how = {{"precision", "nvfp4"}, {"columns", 4}, {"scale", "scales"}, {"global_scale", 0.5}};
-  const Json dequantised = {{"tensor", "codes"}, {"rows", nullptr}, {"factor", nullptr}, {"dequantization", how}};
+  const Json scales = {{"tensor", "scale"}, {"rows", 6}, {"factor", "factor"}};
+  const Json plain = {{"tensor", "plain"}, {"rows", nullptr}, {"factor", nullptr}};
+  const Json codes = {{"tensor", "codes"}};
   return {
-      {"schema_version", 5},
+      {"schema_version", 6},
       {"created_by", "sala-export 0"},
       {"model",
        {{"source", "m"},
@@ -125,15 +128,17 @@ Json valid() {
         {"outputs", step_outputs()},
         {"operators", {{{"layer", 0}, {"type", "LightningAttention"}, {"node", "n"}}}},
         {"cpu",
-         {{"file", "graph/cpu.onnx"},
-          {"inputs", step_inputs()},
-          {"outputs", step_outputs()},
-          {"weights",
-           {{{"spec", {{"name", "w"}, {"dtype", "float32"}, {"shape", {6, 4}}}}, {"parts", {plain, dequantised}}}}}}}}},
+         {{"weights",
+           {{{"spec", tensor("plain", "bfloat16", {2, 4})}, {"parts", {plain}}},
+            {{"spec", tensor("codes", "uint8", {4, 2})}, {"parts", {codes}}},
+            {{"spec", tensor("scales", "float8_e4m3fn", {4, 1})}, {"parts", {{{"tensor", "scales"}}}}}}},
+          {"exact", cpu_form("graph/cpu.onnx", "float32")},
+          {"fast", cpu_form("graph/cpu_fast.onnx", "bfloat16")}}}}},
       {"engine", valid_engine({{"spec", {{"name", "s"}, {"dtype", "float32"}, {"shape", {6}}}}, {"parts", {scales}}})},
       {"text", {"text/tokenizer.json"}},
       {"files",
        {{{"path", "graph/cpu.onnx"}, {"bytes", 3}, {"sha256", sha256("abc")}},
+        empty("graph/cpu_fast.onnx"),
         empty("engine/engine.plan"),
         empty("engine/report.json"),
         empty("engine/build.log"),
@@ -155,16 +160,18 @@ TEST(Manifest, ReadsWhatTheRuntimeNeeds) {
   EXPECT_EQ(manifest->config.inv_freq, (std::vector<float>{1.0f, 0.01f}));
   EXPECT_EQ(manifest->config.kernel_stride, 16);
   EXPECT_EQ(manifest->config.dense_len, 512);
-  EXPECT_EQ(manifest->cpu.inputs[5].shape, (std::vector<Extent>{{0, "batch"}, {2, ""}, {0, "capacity"}, {4, ""}}));
+  const CpuForm& exact = manifest->cpu.form(CpuMath::kExact);
+  EXPECT_EQ(exact.file, "graph/cpu.onnx");
+  EXPECT_EQ(exact.inputs[5].shape, (std::vector<Extent>{{0, "batch"}, {2, ""}, {0, "capacity"}, {4, ""}}));
+  const CpuForm& fast = manifest->cpu.form(CpuMath::kFast);
+  EXPECT_EQ(fast.file, "graph/cpu_fast.onnx");
+  EXPECT_EQ(fast.inputs[5].dtype, DType::kBFloat16);
+  EXPECT_EQ(fast.outputs[1].dtype, DType::kBFloat16);
+  ASSERT_EQ(manifest->cpu.weights.size(), 3u);
+  EXPECT_EQ(manifest->cpu.weights[1].spec.dtype, DType::kUInt8);
   const auto& parts = manifest->cpu.weights[0].parts;
   EXPECT_EQ(parts[0].tensor, "plain");
   EXPECT_EQ(parts[0].rows, 0);
-  EXPECT_FALSE(parts[0].dequantization);
-  const Dequantization how = parts[1].dequantization.value();
-  EXPECT_EQ(how.codes, Codes::kNvfp4);
-  EXPECT_EQ(how.columns, 4);
-  EXPECT_EQ(how.scale, "scales");
-  EXPECT_EQ(how.global_scale, 0.5f);
   EXPECT_EQ(manifest->engine.weights[0].parts[0].rows, 6);
   EXPECT_EQ(manifest->engine.weights[0].parts[0].tensors(), (std::vector<std::string>{"scale", "factor"}));
   EXPECT_EQ(manifest->engine.plan, "engine/engine.plan");
@@ -179,7 +186,7 @@ TEST(Manifest, ReadsWhatTheRuntimeNeeds) {
 
 TEST(Manifest, RefusesEveryMissingField) {
   // What has a default may be left out.
-  const std::set<std::string> optional = {"fixed", "rows", "factor", "dequantization"};
+  const std::set<std::string> optional = {"fixed", "rows", "factor"};
   const std::function<void(const Json::json_pointer&)> check = [&](const Json::json_pointer& at) {
     const Json whole = valid();
     const Json& value = whole[at];
@@ -216,7 +223,9 @@ TEST(Manifest, RefusesValuesThatCannotBe) {
       {"/graph/unknown", 1},
       {"/graph/cpu/unknown", 1},
       {"/graph/cpu/weights/0/parts/0/unknown", 1},
-      {"/graph/cpu/weights/0/parts/1/dequantization/unknown", 1},
+      {"/graph/cpu/weights/0/parts/0/dequantization", nullptr},
+      {"/graph/cpu/exact/unknown", 1},
+      {"/graph/cpu/fast/unknown", 1},
       {"/files/0/unknown", 1},
       {"/model/config_sha256", 1},
       {"/model/config/vocab_size", 0},
@@ -226,20 +235,25 @@ TEST(Manifest, RefusesValuesThatCannotBe) {
       {"/model/config/eos_token_id", {10}},
       {"/model/inv_freq", {1.0}},
       {"/model/inv_freq/1", 0.01},
-      {"/graph/cpu/file", "graph/other.onnx"},
-      {"/graph/cpu/inputs/0/dtype", "float8"},
-      {"/graph/cpu/inputs/0/shape/1", -4},
-      {"/graph/cpu/inputs/0/shape/1", 4.5},
-      {"/graph/cpu/inputs/0/shape/1", "words"},
-      {"/graph/cpu/inputs/5/shape/1", 0},
-      {"/graph/cpu/inputs/5/shape/1", INT64_MAX},
-      {"/graph/cpu/outputs/1/dtype", "int8"},
-      {"/graph/cpu/outputs/1/name", "present.1.key"},
+      {"/graph/cpu/exact/file", "graph/other.onnx"},
+      {"/graph/cpu/fast/file", "graph/other.onnx"},
+      {"/graph/cpu/exact/inputs/0/dtype", "float8"},
+      {"/graph/cpu/exact/inputs/0/shape/1", -4},
+      {"/graph/cpu/exact/inputs/0/shape/1", 4.5},
+      {"/graph/cpu/exact/inputs/0/shape/1", "words"},
+      {"/graph/cpu/fast/inputs/5/shape/1", 0},
+      {"/graph/cpu/fast/inputs/5/shape/1", INT64_MAX},
+      {"/graph/cpu/exact/outputs/1/dtype", "int8"},
+      {"/graph/cpu/fast/outputs/1/dtype", "float32"},
+      {"/graph/cpu/exact/outputs/1/name", "present.1.key"},
+      {"/graph/cpu/exact", cpu_form("graph/cpu.onnx", "bfloat16")},
+      {"/graph/cpu/fast", cpu_form("graph/cpu_fast.onnx", "float16")},
       {"/graph/inputs/1/name", "input_ids"},
       {"/graph/inputs/3/shape/2", 8},
       {"/graph/cpu/weights/0/spec/shape/0", "tokens"},
       {"/graph/cpu/weights/0/spec/shape/0", 0},
       {"/graph/cpu/weights/0/spec/name", "input_ids"},
+      {"/graph/cpu/weights/0/spec/name", "codes"},
       {"/graph/cpu/weights/0/parts", Json::array()},
       {"/weights/included", 1},
       {"/weights/files/0/path", "../m.safetensors"},
@@ -264,13 +278,7 @@ TEST(Manifest, RefusesValuesThatCannotBe) {
       {"/weights/files/0/path", "graph/cpu.onnx"},
       {"/weights/tensors/plain/fixed", 1},
       {"/graph/cpu/weights/0/parts/0/tensor", "none"},
-      {"/graph/cpu/weights/0/parts/1/rows", 4},
-      {"/graph/cpu/weights/0/parts/1/dequantization/precision", "bf16"},
-      {"/graph/cpu/weights/0/parts/1/dequantization/columns", 0},
-      {"/graph/cpu/weights/0/parts/1/dequantization/scale", "none"},
-      {"/graph/cpu/weights/0/parts/1/dequantization/global_scale", 0.0},
-      {"/graph/cpu/weights/0/parts/1/dequantization/global_scale", 1e300},
-      {"/graph/cpu/weights/0/parts/1/dequantization/global_scale", 0.1},
+      {"/graph/cpu/weights/1/parts/0/factor", "factor"},
       {"/engine/weights/0/parts/0/tensor", "none"},
       {"/engine/weights/0/parts/0/rows", 0},
       {"/engine/weights/0/parts/0/rows", 28},
@@ -345,16 +353,16 @@ TEST(Manifest, TellsANewerSchemaFromAnOlderOne) {
     EXPECT_EQ(manifest.error().code, ErrorCode::kBundleSchema);
     return manifest.error().message;
   };
-  EXPECT_EQ(refusal({{"schema_version", 6}, {"whatever", "is new"}}),
-            "b has schema_version 6, this release reads 5: update sala-export");
+  EXPECT_EQ(refusal({{"schema_version", 7}, {"whatever", "is new"}}),
+            "b has schema_version 7, this release reads 6: update sala-export");
   EXPECT_EQ(refusal({{"schema_version", 4},
                      {"model", {{"source", "org/name@0123"}}},
                      {"engine", {{"gpu", "rtx5090"}}},
                      {"precision", "fp8"}}),
-            "b has schema_version 4, this release reads 5: build it again: sala-export build --gpu rtx5090 --model "
+            "b has schema_version 4, this release reads 6: build it again: sala-export build --gpu rtx5090 --model "
             "org/name --precision fp8");
   EXPECT_EQ(refusal({{"schema_version", 0}, {"model", {1}}, {"engine", {{"gpu", "a; b"}}}, {"precision", "$(c)\n"}}),
-            "b has schema_version 0, this release reads 5: build it again: sala-export build --gpu GPU --model "
+            "b has schema_version 0, this release reads 6: build it again: sala-export build --gpu GPU --model "
             "DIR_OR_HUB_ID --precision bf16");
 }
 

@@ -20,10 +20,6 @@ WeightPart scales_of(std::string tensor, int64_t rows, std::string factor = {}) 
   return {.tensor = std::move(tensor), .rows = rows, .factor = std::move(factor)};
 }
 
-WeightPart quantized(Codes codes, int64_t columns, float global_scale = 1.0f) {
-  return {.tensor = "codes", .dequantization = Dequantization{codes, columns, "scales", global_scale}};
-}
-
 class WeightInputs : public CheckpointTest {
  protected:
   std::unique_ptr<WeightSource> source() const {
@@ -128,70 +124,6 @@ TEST_F(WeightInputs, OfOneNumberAreToldByEachPart) {
   EXPECT_EQ(code({spec(DType::kFloat32, {1}), {{"a"}, {"d"}}}), ErrorCode::kBundleDamaged);
 }
 
-TEST_F(WeightInputs, OfFp8AreE4m3WithOneScale) {
-  store("a.safetensors", {{"codes", "F8_E4M3", {2, 3}, bytes({0x38, 0xc0, 0x01, 0x7e, 0x08, 0x80})},
-                          {"scales", "F32", {}, bytes_of_values<float>({0.5f})}});
-  EXPECT_EQ(floats({spec(DType::kFloat32, {2, 3}), {quantized(Codes::kFp8, 3)}}),
-            (std::vector<float>{0.5f, -1.0f, 0x1p-10f, 224.0f, 0x1p-7f, 0.0f}));
-}
-
-TEST_F(WeightInputs, OfInt8MayHaveAScalePerRowAndFollowPlainRows) {
-  for (const Shape& shape : {Shape{2}, Shape{2, 1}}) {
-    store("a.safetensors", {{"plain", "BF16", {1, 2}, bytes({0x80, 0x3f, 0x20, 0xc0})},
-                            {"codes", "I8", {2, 2}, bytes({1, 0x80, 0x7f, 0xff})},
-                            {"scales", "F32", shape, bytes_of_values<float>({0.5f, 2.0f})}});
-    EXPECT_EQ(floats({spec(DType::kFloat32, {3, 2}), {{"plain"}, quantized(Codes::kInt8, 2)}}, 16),
-              (std::vector<float>{1.0f, -2.5f, 0.5f, -64.0f, 254.0f, -2.0f}));
-  }
-}
-
-TEST_F(WeightInputs, OfInt4AreNibblesLowestFirstWithAScalePerGroup) {
-  store("a.safetensors",
-        {{"codes", "I32", {1, 1}, bytes({0x10, 0x98, 0xf7, 0x8f})},  // -8, -7, 0, 1; -1, 7, 7, 0
-         {"scales", "BF16", {2, 2}, bytes({0x80, 0x3f, 0x00, 0x40, 0x00, 0x3f, 0x80, 0x40})}});  // 1, 2, 0.5, 4
-  for (const int64_t room : {16, 24, 1 << 20}) {
-    EXPECT_EQ(floats({spec(DType::kFloat32, {2, 4}), {quantized(Codes::kInt4, 4)}}, room),
-              (std::vector<float>{-8.0f, -7.0f, 0.0f, 2.0f, -0.5f, 3.5f, 28.0f, 0.0f}));
-  }
-}
-
-TEST_F(WeightInputs, OfInt4TakeScalesInFp16) {
-  store("a.safetensors",
-        {{"codes", "I32", {1, 1}, bytes({0x10, 0x98, 0xf7, 0x8f})},
-         {"scales", "F16", {2, 2}, bytes({0x00, 0x3c, 0x00, 0x40, 0x00, 0x38, 0x00, 0x44})}});  // 1, 2, 0.5, 4
-  EXPECT_EQ(floats({spec(DType::kFloat32, {2, 4}), {quantized(Codes::kInt4, 4)}}),
-            (std::vector<float>{-8.0f, -7.0f, 0.0f, 2.0f, -0.5f, 3.5f, 28.0f, 0.0f}));
-}
-
-TEST_F(WeightInputs, OfNvfp4HaveAScalePerGroupAndOneOverThem) {
-  store("a.safetensors", {{"codes", "U8", {1, 8}, bytes({0x10, 0x32, 0x54, 0x76, 0x98, 0xba, 0xdc, 0xfe})},
-                          {"scales", "F8_E4M3", {1, 2}, bytes({0x38, 0x40})}});  // 1, 2
-  EXPECT_EQ(floats({spec(DType::kFloat32, {1, 16}), {quantized(Codes::kNvfp4, 16, 0.5f)}}),
-            (std::vector<float>{0.0f, 0.25f, 0.5f, 0.75f, 1.0f, 1.5f, 2.0f, 3.0f, 0.0f, -0.5f, -1.0f, -1.5f, -2.0f,
-                                -3.0f, -4.0f, -6.0f}));
-}
-
-TEST_F(WeightInputs, AreDequantizedAcrossBordersOfBlocks) {
-  constexpr int64_t kColumns = 1000, kRows = (int64_t{1} << 20) / kColumns + 3;
-  std::string codes;
-  std::vector<float> scales;
-  for (int64_t row = 0; row < kRows; ++row) {
-    codes += std::string(kColumns, static_cast<char>(row % 100));
-    scales.push_back(row % 2 == 0 ? 0.5f : 2.0f);
-  }
-  store("a.safetensors",
-        {{"codes", "I8", {kRows, kColumns}, codes}, {"scales", "F32", {kRows}, bytes_of_values(scales)}});
-  const WeightInput input{spec(DType::kFloat32, {kRows, kColumns}), {quantized(Codes::kInt8, kColumns)}};
-  for (const int64_t room : {int64_t{1} << 40, int64_t{999'996}}) {
-    const auto values = floats(input, room);
-    ASSERT_EQ(values.size(), static_cast<size_t>(kRows * kColumns));
-    for (int64_t i = 0; i < kRows * kColumns; i += 331) {
-      const int64_t row = i / kColumns;
-      ASSERT_EQ(values[static_cast<size_t>(i)], static_cast<float>(row % 100) * scales[static_cast<size_t>(row)]);
-    }
-  }
-}
-
 TEST_F(WeightInputs, AreRefusedWherePartsDoNotFillTheShape) {
   store("a.safetensors", {{"a", "F32", {2}, std::string(8, '\0')},
                           {"b", "BF16", {3}, std::string(6, '\0')},
@@ -216,30 +148,9 @@ TEST_F(WeightInputs, AreRefusedWherePartsDoNotFillTheShape) {
   EXPECT_EQ(code({spec(DType::kFloat32, {INT64_MAX, 2}), {{"b"}}}), ErrorCode::kBundleDamaged);
 }
 
-TEST_F(WeightInputs, AreRefusedWhereCodesAndScalesDoNotFitTogether) {
-  const auto of = [&](const Shape& scales, WeightPart part, const char* type = "F32", DType dtype = DType::kFloat32) {
-    const auto scale_bytes = static_cast<size_t>(sala::bytes_of(dtype_of(type), elements_of(scales)));
-    store("a.safetensors",
-          {{"codes", "U8", {8}, std::string(8, '\0')}, {"scales", type, scales, std::string(scale_bytes, '\0')}});
-    return code({spec(dtype, {2, 4}), {std::move(part)}});
-  };
-  EXPECT_EQ(of({2, 1}, quantized(Codes::kFp8, 4)), ErrorCode{});
-  EXPECT_EQ(of({2, 1}, quantized(Codes::kFp8, 4), "F32", DType::kBFloat16), ErrorCode::kBundleDamaged);
-  EXPECT_EQ(of({2, 1}, quantized(Codes::kFp8, 4), "F8_E4M3"), ErrorCode::kBundleDamaged) << "scales of another type";
-  EXPECT_EQ(of({3}, quantized(Codes::kFp8, 4)), ErrorCode::kBundleDamaged) << "blocks do not divide the rows";
-  EXPECT_EQ(of({1, 3}, quantized(Codes::kFp8, 4)), ErrorCode::kBundleDamaged) << "blocks do not divide a row";
-  EXPECT_EQ(of({2, 1, 1}, quantized(Codes::kFp8, 4)), ErrorCode::kBundleDamaged) << "three dimensions";
-  EXPECT_EQ(of({0}, quantized(Codes::kFp8, 4)), ErrorCode::kBundleDamaged) << "no scale";
-  EXPECT_EQ(of({1}, quantized(Codes::kFp8, 3)), ErrorCode::kBundleDamaged) << "no whole row";
-  EXPECT_EQ(of({1}, quantized(Codes::kInt4, 1), "BF16"), ErrorCode::kBundleDamaged) << "half a byte to a row";
-  EXPECT_EQ(of({1}, quantized(Codes::kNvfp4, 4), "F8_E4M3"), ErrorCode::kBundleDamaged) << "twice the elements";
-  EXPECT_EQ(of({1}, quantized(Codes::kFp8, INT64_MAX)), ErrorCode::kBundleDamaged);
-}
-
 TEST_F(WeightInputs, AreRefusedWhereScalesWouldFillTheMemory) {
-  store("a.safetensors", {{"codes", "U8", {8}, std::string(8, '\0')}, {"scales", "F32", {}, std::string(4, '\0')}});
+  store("a.safetensors", {{"scales", "F32", {}, std::string(4, '\0')}});
   manifest_.tensors.at("scales").bytes = (int64_t{128} << 20) + 4;
-  EXPECT_EQ(code({spec(DType::kFloat32, {2, 4}), {quantized(Codes::kFp8, 4)}}), ErrorCode::kBundleDamaged);
   EXPECT_EQ(code({spec(DType::kFloat32, {3}), {scales_of("scales", 3)}}), ErrorCode::kBundleDamaged);
 }
 
@@ -268,9 +179,9 @@ TEST_F(WeightInputs, AreLoadedTogetherWithProgress) {
   const auto from = source();
   const auto weights = load_weights(manifest_, *from, options);
   ASSERT_TRUE(weights) << weights.error().message;
-  ASSERT_EQ(weights->size(), 2u);
-  EXPECT_EQ(static_cast<const float*>((*weights)[0].buffer.data())[1], -2.5f);
-  EXPECT_EQ(static_cast<const float*>((*weights)[1].buffer.data())[1], 10.0f);
+  ASSERT_EQ(weights->all().size(), 2u);
+  EXPECT_EQ(static_cast<const float*>(weights->all()[0].data)[1], -2.5f);
+  EXPECT_EQ(static_cast<const float*>(weights->all()[1].data)[1], 10.0f);
   EXPECT_EQ(told, std::pair(int64_t{16}, int64_t{16}));
   options.on_progress = [](int64_t, int64_t) { return false; };
   const auto stopped = load_weights(manifest_, *from, options);

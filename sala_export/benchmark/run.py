@@ -42,6 +42,8 @@ class BenchmarkSubject:
     weights: Path | None = None
     """A checkpoint whose weights take the place of the bundle's. The report is named after it."""
     runtime: str = "auto"
+    cpu_math: str | None = None
+    """Arithmetic of a bundle on a CPU. None is the exact one."""
     device: str | None = None
     precision: str | None = None
     gpu_recipe: str | None = None
@@ -117,7 +119,13 @@ def _load(subject: BenchmarkSubject) -> tuple[Model, LoadableModel]:
     if isinstance(subject.model, RandomSubject):
         return _load_random(subject.model, subject)
     source = _source(subject.model, subject.runtime, subject.weights)
-    model = load(source, runtime=subject.runtime, device=subject.device, precision=subject.precision)
+    model = load(
+        source,
+        runtime=subject.runtime,
+        device=subject.device,
+        precision=subject.precision,
+        cpu_math=subject.cpu_math,
+    )
     return model, source
 
 

@@ -10,6 +10,7 @@ from ..bundle.manifest import (
     ENGINE_FOLDER,
     GRAPH_FOLDER,
     CpuGraphEntry,
+    CpuStepEntry,
     EngineEntry,
     GpuEntry,
     GraphEntry,
@@ -30,7 +31,7 @@ from ..engine.memory import contexts
 from ..engine.profiles import Profile
 from ..engine.report import EngineReport
 from ..engine.request import EngineRequest
-from ..specs import TensorSpec
+from ..specs import CpuMath, TensorSpec
 from .planned_graph import operator_node
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuiltGraphs:
-    """The three graphs of one step."""
+    """The graphs of one step."""
 
     step: Signature
     """Interface of `model.onnx`."""
@@ -86,9 +87,13 @@ def describe_weights(
 
 def describe_graph(config: SalaConfig, step: Signature, cpu: CpuGraph) -> GraphEntry:
     """Describe the graphs for ONNX tools and for ONNX Runtime. The first has the interface `step`."""
-    from ..onnx.cpu_form import CPU_GRAPH_FILE
+    from ..onnx.cpu_form import CPU_GRAPH_FILES
     from ..onnx.export import GRAPH_FILE
 
+    steps = {
+        math: CpuStepEntry(file=f"{GRAPH_FOLDER}/{CPU_GRAPH_FILES[math]}", inputs=each.inputs, outputs=each.outputs)
+        for math, each in cpu.steps.items()
+    }
     nodes = [operator_node(config, layer) for layer in range(config.num_hidden_layers)]
     return GraphEntry(
         file=f"{GRAPH_FOLDER}/{GRAPH_FILE}",
@@ -97,12 +102,7 @@ def describe_graph(config: SalaConfig, step: Signature, cpu: CpuGraph) -> GraphE
         operators=tuple(
             OperatorEntry(layer=layer, type=node.op_type, node=node.name) for layer, node in enumerate(nodes)
         ),
-        cpu=CpuGraphEntry(
-            file=f"{GRAPH_FOLDER}/{CPU_GRAPH_FILE}",
-            inputs=cpu.step.inputs,
-            outputs=cpu.step.outputs,
-            weights=cpu.weights,
-        ),
+        cpu=CpuGraphEntry(weights=cpu.weights, exact=steps[CpuMath.EXACT], fast=steps[CpuMath.FAST]),
     )
 
 

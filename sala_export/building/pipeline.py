@@ -242,7 +242,7 @@ def _export(
     on_progress("graph", 0, 3)
     step = write_graph(checkpoint, graph, precision, placed)
     on_progress("graph", 1, 3)
-    cpu = export_cpu_graph(checkpoint, graph)
+    cpu = export_cpu_graph(checkpoint, graph, precision)
     on_progress("graph", 2, 3)
     engine = export_engine_graph(checkpoint, staging / ENGINE_FOLDER, precision)
     on_progress("graph", 3, 3)

@@ -14,11 +14,11 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ..checkpoint.config import SalaConfig, SparseConfig
 from ..errors import BundleError, ConfigError
-from ..specs import BUILT_PRECISIONS, DType, FlavourName, Precision, TensorSpec
+from ..specs import BUILT_PRECISIONS, CpuMath, DType, FlavourName, Precision, TensorSpec
 from .step_rules import config_problems, spec_problems, step_problems
 from .values import Extent, Fp32, Natural, PathInside, Positive, Sha256, Shape, parse
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 MANIFEST_FILE = "bundle.json"
 GRAPH_FOLDER = "graph"
 ENGINE_FOLDER = "engine"
@@ -116,61 +116,30 @@ class OperatorEntry(_Entry):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Dequantization(_Entry):
-    """The rule that turns codes into numbers: `code * scale * global_scale`, each block with its own scale.
-
-    Codes by precision: fp8 is e4m3, int8 a signed byte, int4 a nibble that holds the code plus 8, nvfp4 a nibble of
-    e2m1. The first of two nibbles is the low one. The scales of nvfp4 are e4m3, the others fp32, bf16 or fp16.
-    """
-
-    precision: Precision
-    columns: Positive
-    """Number of elements in a row."""
-    scale: str
-    """Name of the tensor of scales. One of a single number holds for all; one of shape [blocks along the rows, blocks
-    along the columns] holds a scale for each of so many equal blocks."""
-    global_scale: Fp32
-    """Factor of all numbers, exactly an fp32 number."""
-
-    def __post_init__(self) -> None:
-        problems = {
-            f"has the precision {self.precision}, which has no codes": not self.precision.is_quantized,
-            f"has the global_scale {self.global_scale}": not self.global_scale > 0,
-        }
-        for problem, is_there in problems.items():
-            if is_there:
-                raise _malformed(f"a quantised part of a weight {problem}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class WeightPart(_Entry):
-    """Consecutive elements of a weight input, from one tensor, in one of three forms.
+    """Consecutive elements of a weight input, from one tensor, in one of two forms.
 
     * Plain: the tensor's numbers, converted to the input's type. Where the input's type has codes (float8_e4m3fn,
-      int8, float4_e2m1fn), the tensor's bytes as they are.
+      float4_e2m1fn and integers), the tensor's bytes as they are.
     * Scales, if `rows` is given: fp32, one for each of so many rows, from a tensor that holds as many or one for all;
       multiplied in fp32 by the single number of `factor`, if that is given.
-    * Dequantised, if `dequantization` is given: the numbers that the tensor's codes stand for, fp32.
     """
 
     tensor: str
     rows: Positive | None = None
     factor: str | None = None
-    dequantization: Dequantization | None = None
 
     def __post_init__(self) -> None:
-        has_rows, has_factor = self.rows is not None, self.factor is not None
-        if (has_rows and self.dequantization) or (has_factor and not has_rows) or self.factor == "":
+        if (self.factor is not None and self.rows is None) or self.factor == "":
             raise _malformed(
-                f"the part {self.tensor} of a weight has rows {self.rows}, factor {self.factor!r} and a dequantization "
-                "that do not go together"
+                f"the part {self.tensor} of a weight has rows {self.rows}, factor {self.factor!r}, which do not go "
+                "together"
             )
 
     @property
     def tensors(self) -> tuple[str, ...]:
         """Names of all tensors that the part is made from."""
-        how = (self.dequantization.scale,) if self.dequantization else ()
-        return (self.tensor, *((self.factor,) if self.factor else ()), *how)
+        return (self.tensor, *((self.factor,) if self.factor else ()))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,16 +160,28 @@ class WeightInput(_Entry):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CpuGraphEntry(_Entry):
-    """The same step computed in fp32 by ONNX Runtime, whatever the precision of the engine.
-
-    Its weights are inputs, so that a runtime converts the stored bytes once, packed, and no optimiser copies them.
-    """
+class CpuStepEntry(_Entry):
+    """A graph of the step for ONNX Runtime on the CPU."""
 
     file: PathInside
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CpuGraphEntry(_Entry):
+    """The same step in two graphs for ONNX Runtime on the CPU, which take the same weights as inputs."""
+
     weights: tuple[WeightInput, ...]
+    """Those of products are single tensors as they are stored, so that a runtime can map them from their files."""
+    exact: CpuStepEntry
+    """All in fp32, whatever the precision of the engine."""
+    fast: CpuStepEntry
+    """Products of rounded inputs. Its caches are those of the engine, so that states move between the two."""
+
+    def steps(self) -> dict[CpuMath, CpuStepEntry]:
+        """The graphs by their arithmetic."""
+        return {CpuMath.EXACT: self.exact, CpuMath.FAST: self.fast}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -306,13 +287,23 @@ class Manifest(_Entry):
             yield f"precision is {self.precision}, which no engine has"
         yield from self._file_problems()
         yield from self._tensor_problems()
-        graph = self.graph
-        for name, part, dtype in (("graph", graph, self.precision.dtype), ("graph.cpu", graph.cpu, DType.FLOAT32)):
+        yield from self._step_problems()
+        yield from self._profile_problems()
+
+    def _step_problems(self) -> Iterator[str]:
+        """The graphs are steps of the model, and their weights inputs beside those."""
+        graph, engine_type = self.graph, self.precision.dtype
+        steps = (
+            ("graph", graph, engine_type),
+            ("graph.cpu.exact", graph.cpu.exact, DType.FLOAT32),
+            ("graph.cpu.fast", graph.cpu.fast, engine_type),
+        )
+        for name, part, dtype in steps:
             for problem in step_problems(self.model.config, part.inputs, part.outputs, dtype):
                 yield f"{name}: {problem}"
-        yield from self._weight_problems(graph.cpu.inputs, graph.cpu.weights)
+        for part in graph.cpu.steps().values():
+            yield from self._weight_problems(part.inputs, graph.cpu.weights)
         yield from self._weight_problems(graph.inputs, self.engine.weights)
-        yield from self._profile_problems()
 
     def _file_problems(self) -> Iterator[str]:
         """Every file is listed once, and those that other fields name are listed."""
@@ -355,7 +346,8 @@ class Manifest(_Entry):
     def needed_files(self) -> list[str]:
         """Every file that another field of the manifest names, those of the weights apart."""
         engine, graph = self.engine, self.graph
-        return [engine.plan, engine.report, engine.log, engine.graph, graph.file, graph.cpu.file, *self.text]
+        cpu = [step.file for step in graph.cpu.steps().values()]
+        return [engine.plan, engine.report, engine.log, engine.graph, graph.file, *cpu, *self.text]
 
     def to_json(self) -> str:
         """Write the manifest as the text of bundle.json."""

@@ -9,7 +9,16 @@ from rich.console import Console
 
 from ..errors import printable_text
 from ..specs import RUNTIMES, Precision
-from .options import SINGLE_GPU, BundlePath, CompletedName, TokenList, Tokens, json_option, weights_option
+from .options import (
+    SINGLE_GPU,
+    BundlePath,
+    CompletedName,
+    TokenList,
+    Tokens,
+    cpu_math_option,
+    json_option,
+    weights_option,
+)
 from .output import print_json
 
 
@@ -39,6 +48,7 @@ from .output import print_json
     show_default=True,
     help="Runtime to measure. torch also takes checkpoints.",
 )
+@cpu_math_option
 @click.option("--device", help="Device for the torch runtime: cuda, cuda:N or cpu.  [default: a GPU if there is one]")
 @click.option(
     "--precision",
@@ -62,6 +72,7 @@ def bench(
     repeats: int,
     chunk_tokens: int | None,
     runtime: str,
+    cpu_math: str | None,
     device: str | None,
     precision: str | None,
     gpu_recipe: str | None,
@@ -86,6 +97,7 @@ def bench(
             model=model,
             weights=weights,
             runtime=runtime,
+            cpu_math=cpu_math,
             device=device,
             precision=precision,
             gpu_recipe=gpu_recipe,

@@ -19,7 +19,7 @@ from .options import BundlePath, Tokens, weights_option
 from .sampling_options import Sampling, sampling_options
 from .signals import forget_interrupt, raise_received
 from .streams import OutputError
-from .text_model import load_weights, open_text_model, runtime_option, show_runtime, show_text, stream_answer
+from .text_model import load_weights, open_text_model, runtime_options, show_runtime, show_text, stream_answer
 
 if TYPE_CHECKING:
     from ..runtime.session import PrefillProgress
@@ -44,7 +44,7 @@ Ctrl-C         stops an answer; what there is of it stays in the conversation'''
     type=click.Path(path_type=Path),
     help="Save the context to this file at the end. `generate --chat --load-state` goes on from it.",
 )
-@runtime_option
+@runtime_options
 @click.pass_obj
 def chat(
     console: Console,
@@ -54,6 +54,7 @@ def chat(
     max_context: int | None,
     save_state: Path | None,
     runtime: str,
+    cpu_math: str | None,
     system: str | None,
     template_var: tuple[tuple[str, object], ...],
     chat_template: str | None,
@@ -75,7 +76,7 @@ def chat(
         template = Chat.choose(tokenizer, options)
         template.turn("Hello", goes_on=False)
         messages = Messages()
-        model = load_weights(console, source, tokenizer, runtime=runtime)
+        model = load_weights(console, source, tokenizer, runtime=runtime, cpu_math=cpu_math)
         model.check_generate(**sampling)
         if max_context is not None:
             require_host_room(model, source.config, "--max-context", max_context)

@@ -16,7 +16,7 @@ from .chat_options import Chat, ChatOptions, chat_options, require_sense
 from .eval_tables import print_evaluation
 from .options import SEED, BundlePath, TokenList, json_option, output_option, weights_option
 from .output import print_json, progress_display, table_console
-from .text_model import load_weights, open_text_model, runtime_option, show_runtime
+from .text_model import load_weights, open_text_model, runtime_options, show_runtime
 
 if TYPE_CHECKING:
     from ..evaluation.haystack import Frame
@@ -78,7 +78,7 @@ if TYPE_CHECKING:
 )
 @output_option(False, "Folder that keeps the results. The same command goes on where an earlier one was ended.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Write a heat map of the results (.png, .svg or .pdf).")
-@runtime_option
+@runtime_options
 @json_option
 @click.pass_obj
 def evaluate(
@@ -94,6 +94,7 @@ def evaluate(
     output: Path | None,
     plot: Path | None,
     runtime: str,
+    cpu_math: str | None,
     as_json: bool,
     system: str | None,
     template_var: tuple[tuple[str, object], ...],
@@ -121,7 +122,7 @@ def evaluate(
         source, tokenizer = open_text_model(model, runtime=runtime, weights=weights)
         frame = _frame(tokenizer, chat, chosen)
         request = _request(wanted, options, words, scored, frame, chosen)
-        loaded = load_weights(console, source, tokenizer, runtime=runtime)
+        loaded = load_weights(console, source, tokenizer, runtime=runtime, cpu_math=cpu_math)
         show_runtime(console, loaded, source)
         subject = EvaluatedModel(model=loaded, tokenizer=tokenizer, name=source.name, config=source.config)
         with progress_display(console) as on_progress:

@@ -23,7 +23,7 @@ from .options import BundlePath, Bytes, Tokens, weights_option
 from .output import print_json
 from .sampling_options import Sampling, sampling_options
 from .signals import raise_received
-from .text_model import describe_answer, load_weights, open_text_model, runtime_option, show_answer, show_runtime
+from .text_model import describe_answer, load_weights, open_text_model, runtime_options, show_answer, show_runtime
 
 if TYPE_CHECKING:
     from ..runtime.model import Model
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     type=Bytes(),
     help="Most bytes of that folder, e.g. 200G. What was used longest ago goes first. By default there is no limit.",
 )
-@runtime_option
+@runtime_options
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as one JSON object when it is complete.")
 @click.pass_obj
 def generate(
@@ -81,6 +81,7 @@ def generate(
     state_store: Path | None,
     state_store_bytes: int | None,
     runtime: str,
+    cpu_math: str | None,
     as_json: bool,
     system: str | None,
     template_var: tuple[tuple[str, object], ...],
@@ -115,7 +116,7 @@ def generate(
         chosen = Chat.choose(tokenizer, options) if chat else None
         if chosen is not None:
             chosen.try_out(source, goes_on=load_state is not None)
-        model = load_weights(console, opened, tokenizer, runtime=runtime)
+        model = load_weights(console, opened, tokenizer, runtime=runtime, cpu_math=cpu_math)
         model.check_generate(**sampling)
         if max_context is not None:
             require_host_room(model, opened.config, "--max-context", max_context)

@@ -14,7 +14,7 @@ from .generate_store import open_store
 from .options import BundlePath, Bytes, FiniteRange, GpuNames, Tokens, weights_option
 from .output import progress_display
 from .sampling_options import speculation_option
-from .text_model import load_weights, open_text_model, runtime_option, show_runtime
+from .text_model import load_weights, open_text_model, runtime_options, show_runtime
 
 if TYPE_CHECKING:
     from ..serving.run import Server
@@ -142,7 +142,7 @@ def _access(command: Any) -> Any:
 )
 @speculation_option
 @_limits
-@runtime_option
+@runtime_options
 @click.pass_obj
 def serve(
     console: Console,
@@ -151,6 +151,7 @@ def serve(
     gpu: str | None,
     weights: Path | None,
     runtime: str,
+    cpu_math: str | None,
     host: str,
     port: int,
     state_store: Path | None,
@@ -179,7 +180,7 @@ def serve(
             bundle = _built(console, bundle, gpu, options)
         settings = _settings(bundle, host, options)
         source, tokenizer = open_text_model(bundle, runtime=runtime, weights=weights)
-        model = load_weights(console, source, tokenizer, runtime=runtime)
+        model = load_weights(console, source, tokenizer, runtime=runtime, cpu_math=cpu_math)
         show_runtime(console, model, source)
         if settings.max_cache_bytes is None and not model.on_gpu:
             settings = _with_cache_of_host(settings)

@@ -10,7 +10,8 @@ from rich.console import Console
 
 from ..errors import RequestError
 from ..plotting import plot_file
-from .options import Tokens, json_option, model_options
+from ..specs import CpuMath
+from .options import Tokens, cpu_math_option, json_option, model_options
 from .output import print_json, progress_display, table_console
 from .verify_tables import print_verification
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     help="Run TARGET whole on this runtime, tensorrt on the GPU that its engine is for, and compare the logits.  "
     "[default: layer by layer on the CPU]",
 )
+@cpu_math_option
 @click.option(
     "--plot", type=click.Path(path_type=Path), help="Write a plot of the errors by layer (.png, .svg or .pdf)."
 )
@@ -50,6 +52,7 @@ def verify(
     tokens: int,
     calibration: Path | None,
     runtime: str | None,
+    cpu_math: str | None,
     plot: Path | None,
     as_json: bool,
 ) -> int:
@@ -74,9 +77,9 @@ def verify(
         chosen = verification_tokens(source.checkpoint, tokens, calibration)
         with progress_display(console) as on_progress:
             if runtime is None:
-                found = _by_layers(source.checkpoint, target, layers, chosen, on_progress)
+                found = _by_layers(source.checkpoint, target, layers, cpu_math, chosen, on_progress)
             else:
-                found = _on_runtime(source.checkpoint, target, runtime, chosen, on_progress)
+                found = _on_runtime(source.checkpoint, target, (runtime, cpu_math), chosen, on_progress)
         if save_plot is not None:
             from ..verification.plot import draw
 
@@ -96,19 +99,29 @@ def _require_layers(runtime: str | None, layers: int | None, plot: Path | None) 
 
 
 def _by_layers(
-    original: Checkpoint, target: Path, layers: int | None, tokens: VerificationTokens, on_progress: ProgressCallback
+    original: Checkpoint,
+    target: Path,
+    layers: int | None,
+    cpu_math: str | None,
+    tokens: VerificationTokens,
+    on_progress: ProgressCallback,
 ) -> Verification:
     from ..verification.targets import open_original, open_target
     from ..verification.verify import run_verification
 
     first = open_original(original)
-    tested, precision = open_target(target, layers)
+    tested, precision = open_target(target, layers, None if cpu_math is None else CpuMath(cpu_math))
     return run_verification(first, tested, precision, tokens, on_progress=on_progress)
 
 
 def _on_runtime(
-    original: Checkpoint, target: Path, runtime: str, tokens: VerificationTokens, on_progress: ProgressCallback
+    original: Checkpoint,
+    target: Path,
+    how: tuple[str, str | None],
+    tokens: VerificationTokens,
+    on_progress: ProgressCallback,
 ) -> Verification:
+    """Args: `how`: the runtime, and its arithmetic on a CPU."""
     from ..loading import load
     from ..model_source import ModelSource
     from ..verification.targets import description_of, open_original, require_same_model
@@ -117,7 +130,8 @@ def _on_runtime(
     first = open_original(original)
     source = ModelSource.open(target)
     require_same_model(original, source)
-    model = load(source, runtime=runtime)
+    runtime, cpu_math = how
+    model = load(source, runtime=runtime, cpu_math=cpu_math)
     return run_session_verification(
         first,
         model,

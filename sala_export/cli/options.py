@@ -12,7 +12,7 @@ from click.shell_completion import CompletionItem
 
 from ..checkpoint.config import DEFAULT_MODEL
 from ..errors import RequestError
-from ..specs import BUILT_PRECISIONS, one_of, parse_bytes, parse_tokens
+from ..specs import BUILT_PRECISIONS, CpuMath, one_of, parse_bytes, parse_tokens
 
 Command = Callable[..., Any]
 
@@ -157,6 +157,12 @@ weights_option = click.option(
     "--weights",
     type=click.Path(path_type=Path),
     help="Run the weights of this checkpoint, for example your fine-tune, on the bundle's engine.",
+)
+cpu_math_option = click.option(
+    "--cpu-math",
+    type=click.Choice([math.value for math in CpuMath]),
+    help="Arithmetic on a CPU: exact, in 32 bits, or fast, with 16-bit inputs and caches and 8-bit inputs of int4 "
+    "products.  [default: exact]",
 )
 force_option = click.option("--force", is_flag=True, help="Replace the output if it exists already.")
 

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ..errors import UnsupportedError, printable_text
 from ..specs import RUNTIMES
+from .options import Command, cpu_math_option
 from .output import load_progress, progress_display
 from .sampling_options import Sampling
 from .signals import raise_received, raising
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from ..runtime.session import Session
     from ..runtime.text import Tokenizer
 
-runtime_option = click.option(
+_runtime_option = click.option(
     "--runtime",
     type=click.Choice(RUNTIMES),
     default="auto",
@@ -32,6 +33,11 @@ runtime_option = click.option(
     help="tensorrt runs on a GPU that the bundle was built for, onnxruntime on the CPU, torch on any GPU or the CPU. "
     "torch also takes checkpoints. auto chooses between tensorrt and onnxruntime.",
 )
+
+
+def runtime_options(command: Command) -> Command:
+    """Add `--runtime` and `--cpu-math`."""
+    return _runtime_option(cpu_math_option(command))
 
 
 def open_text_model(path: Path, *, runtime: str, weights: Path | None) -> tuple[ModelSource, Tokenizer]:
@@ -62,15 +68,17 @@ def tokenizer_of(path: Path, texts: Mapping[str, TextFile]) -> Tokenizer:
     return Tokenizer.from_files(texts)
 
 
-def load_weights(console: Console, source: ModelSource, tokenizer: Tokenizer, *, runtime: str) -> Model:
+def load_weights(
+    console: Console, source: ModelSource, tokenizer: Tokenizer, *, runtime: str, cpu_math: str | None
+) -> Model:
     """Load the model of a source, and show how far it is. Raises: as `sala_export.load`."""
     from ..loading import TORCH, load
 
     if runtime == TORCH:
-        return load(source, runtime=runtime, tokenizer=tokenizer)
+        return load(source, runtime=runtime, cpu_math=cpu_math, tokenizer=tokenizer)
     with progress_display(console) as on_progress:
         shown = load_progress(on_progress)
-        return load(source, runtime=runtime, tokenizer=tokenizer, on_progress=shown)
+        return load(source, runtime=runtime, cpu_math=cpu_math, tokenizer=tokenizer, on_progress=shown)
 
 
 def show_runtime(console: Console, model: Model, source: ModelSource, *, only_warn: bool = False) -> str | None:

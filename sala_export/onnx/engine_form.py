@@ -25,8 +25,9 @@ from ..specs import DType, Precision, TensorSpec
 from .engine_constants import Arrays, EngineConstants, int4_columns, scale_columns
 from .fake_quantization import token_scales
 from .graph_builder import FLAT_ROWS, IR_TYPES, OPSET, QUANTIZED_OPSET, GraphBuilder, shape_of
+from .layer_parts import gated, rms_norm
 from .nvfp4 import NVFP4_BLOCK, nvfp4_input
-from .products import Names, add_scaled, product_module, split_product
+from .products import Names, add_scaled, product_module, scales_of, split_product
 from .step_graph import build_step
 
 logger = logging.getLogger(__name__)
@@ -106,18 +107,27 @@ class EngineForm:
         self._inputs: dict[str, ir.Value] = {}
         self._row_count: ir.Value | None = None
 
+    @property
+    def cache_dtype(self) -> DType:
+        return self.dtype
+
     def embedding(self) -> ir.Value:
         return self._plain((EMBEDDING,))
 
-    def norm_weight(self, name: str) -> ir.Value:
-        """[1, 1, H], before lm_head [1, H]: without these extents TensorRT adds a kernel to each norm."""
-        return self._plain((name,), leading=1 if name == FINAL_NORM else 2)
+    def norm(self, x: ir.Value, name: str, eps: float) -> ir.Value:
+        """The weight is [1, 1, H], before lm_head [1, H]: without these extents TensorRT adds a kernel to each norm."""
+        weight = self._plain((name,), leading=1 if name == FINAL_NORM else 2)
+        return rms_norm(self.graph, x, weight, name, eps, self.dtype)
 
     def operator_weight(self, name: str) -> ir.Value:
         return self._plain((name,))
 
     def product(self, x: ir.Value, names: Names) -> ir.Value:
-        return split_product(self.graph, names, self._checkpoint.quantized, lambda part: self._product(x, part))
+        kind = scales_of(self._checkpoint.quantized)
+        return split_product(self.graph, names, kind, lambda part: self._product(x, part))
+
+    def gated_product(self, x: ir.Value, names: Names) -> ir.Value:
+        return gated(self.graph, self.product(x, names), names, self.dtype)
 
     def residual_product(self, stream: ir.Value, x: ir.Value, name: str, scale: float) -> ir.Value:
         """The sum is over rows where it joins the product's kernel, else over [B, T, H], where it joins the norm's."""

@@ -1,4 +1,7 @@
-"""Rounding the inputs of quantised products in fp32, in operators that ONNX Runtime has on the CPU."""
+"""Rounding the inputs of quantised products in fp32, in operators that ONNX Runtime has on the CPU.
+
+Where an input has one scale, the product takes codes, whose few bits bf16 holds, and multiplies by the scale later.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,14 @@ _LEAST_SCALE = 1e-30
 """In place of a scale of zero, whose numbers come out as zero: they are multiplied by that scale again."""
 
 
-def rounded(graph: GraphBuilder, x: ir.Value, dtype: DType, scale: ir.Value) -> ir.Value:
-    """The numbers that a product of fp8 or int8 sees of its input: fp32 [batch, tokens, in].
+def codes_of(graph: GraphBuilder, x: ir.Value, dtype: DType, scale: ir.Value) -> ir.Value:
+    """The codes of an input of fp8 or int8 as numbers, fp32 [batch, tokens, in].
 
-    Args: `dtype` of the codes; `scale` fp32 [1].
+    Args: `dtype` of the codes; `scale` fp32 [1] or [], which takes them back to the input.
     """
     stored = IR_TYPES[dtype]
     codes = graph.node("QuantizeLinear", [x, scale], {"output_dtype": int(stored)}, dtype=stored)
-    return graph.node("DequantizeLinear", [codes, scale], dtype=ir.DataType.FLOAT)
+    return graph.cast(codes, DType.FLOAT32)
 
 
 def token_scales(graph: GraphBuilder, x: ir.Value, dtype: DType) -> ir.Value:
@@ -38,12 +41,12 @@ def token_scales(graph: GraphBuilder, x: ir.Value, dtype: DType) -> ir.Value:
 def rounded_by_token(graph: GraphBuilder, x: ir.Value, dtype: DType) -> ir.Value:
     """The numbers that a product of fp8 or int8 sees of its input if each row has a scale: fp32 [..., in]."""
     scale = token_scales(graph, x, dtype)
-    codes = rounded(graph, graph.node("Div", [x, scale]), dtype, _number(graph, 1.0))
+    codes = codes_of(graph, graph.node("Div", [x, scale]), dtype, _number(graph, 1.0))
     return graph.node("Mul", [codes, scale])
 
 
-def rounded_nvfp4(graph: GraphBuilder, x: ir.Value, input_scale: float) -> ir.Value:
-    """The numbers that a product of nvfp4 sees of its input: fp32 [batch, tokens, in].
+def nvfp4_codes(graph: GraphBuilder, x: ir.Value, input_scale: float) -> ir.Value:
+    """The numbers that a product of nvfp4 sees of its input, over `input_scale`: fp32 [batch, tokens, in].
 
     Groups of 16 with an e4m3 scale `max |x| / 6 / input_scale` each, of numbers rounded to e2m1, ties to even. ONNX
     Runtime has no float4. Neighbours in e2m1 are 0.5 apart below 2, 1 apart below 4 and 2 apart above; in units of that
@@ -55,11 +58,12 @@ def rounded_nvfp4(graph: GraphBuilder, x: ir.Value, input_scale: float) -> ir.Va
     shape = (*rows, int(columns) // NVFP4_BLOCK, NVFP4_BLOCK)
     groups = node("Reshape", [x, graph.integers(0, 0, -1, NVFP4_BLOCK)], shape=shape)
     magnitude = node("Abs", [groups])
-    scale = _group_scales(graph, magnitude, factor, node("Mul", [factor, largest]))
+    codes = _group_scales(graph, magnitude, node("Mul", [factor, largest]))
+    scale = node("Mul", [codes, factor])
     ratio = node("Min", [node("Div", [magnitude, node("Max", [scale, _number(graph, _LEAST_SCALE)])]), largest])
     step = _e2m1_step(graph, ratio)
     nearest = node("Mul", [node("Round", [node("Div", [ratio, step])]), step])
-    signed = node("Mul", [node("Mul", [nearest, node("Sign", [groups])]), scale])
+    signed = node("Mul", [node("Mul", [nearest, node("Sign", [groups])]), codes])
     return node("Reshape", [signed, graph.integers(0, 0, int(columns))], shape=shape_of(x))
 
 
@@ -67,12 +71,12 @@ def _number(graph: GraphBuilder, value: float) -> ir.Value:
     return graph.number(value, DType.FLOAT32)
 
 
-def _group_scales(graph: GraphBuilder, magnitude: ir.Value, factor: ir.Value, divisor: ir.Value) -> ir.Value:
-    """`e4m3(max magnitude / divisor) * factor`, fp32 [batch, tokens, groups, 1]."""
+def _group_scales(graph: GraphBuilder, magnitude: ir.Value, divisor: ir.Value) -> ir.Value:
+    """`e4m3(max magnitude / divisor)`, fp32 [batch, tokens, groups, 1]."""
     shape = (*shape_of(magnitude)[:-1], 1)
     largest = graph.node("ReduceMax", [magnitude, graph.integers(-1)], {"keepdims": 1}, shape=shape)
     codes = graph.cast(graph.node("Div", [largest, divisor]), DType.FLOAT8_E4M3FN)
-    return graph.node("Mul", [graph.cast(codes, DType.FLOAT32), factor])
+    return graph.cast(codes, DType.FLOAT32)
 
 
 def _e2m1_step(graph: GraphBuilder, ratio: ir.Value) -> ir.Value:

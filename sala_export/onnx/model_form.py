@@ -18,8 +18,9 @@ from ..checkpoint.tensor_location import TensorFile, TensorLocation
 from ..specs import DType, Precision
 from .fake_quantization import rounded_by_token
 from .graph_builder import IR_TYPES, OPSET, QUANTIZED_OPSET, GraphBuilder, Shape, shape_of
+from .layer_parts import gated, rms_norm
 from .nvfp4 import nvfp4_input
-from .products import Names, add_scaled, split_product
+from .products import Names, add_scaled, scales_of, split_product
 
 _INT4_ZERO = 8
 
@@ -38,17 +39,25 @@ class ModelForm:
         self._cast: dict[str, ir.Value] = {}
         self._zeros: dict[tuple[int, int], ir.Value] = {}
 
+    @property
+    def cache_dtype(self) -> DType:
+        return self.dtype
+
     def embedding(self) -> ir.Value:
         return self._stored(EMBEDDING)
 
-    def norm_weight(self, name: str) -> ir.Value:
-        return self._plain(name)
+    def norm(self, x: ir.Value, name: str, eps: float) -> ir.Value:
+        return rms_norm(self.graph, x, self._plain(name), name, eps, self.dtype)
 
     def operator_weight(self, name: str) -> ir.Value:
         return self._plain(name)
 
     def product(self, x: ir.Value, names: Names) -> ir.Value:
-        return split_product(self.graph, names, self._checkpoint.quantized, lambda part: self._product(x, part))
+        kind = scales_of(self._checkpoint.quantized)
+        return split_product(self.graph, names, kind, lambda part: self._product(x, part))
+
+    def gated_product(self, x: ir.Value, names: Names) -> ir.Value:
+        return gated(self.graph, self.product(x, names), names, self.dtype)
 
     def residual_product(self, stream: ir.Value, x: ir.Value, name: str, scale: float) -> ir.Value:
         return add_scaled(self.graph, stream, self.product(x, (name,)), name, self.graph.number(scale, self.dtype))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from itertools import groupby
 
 import onnx_ir as ir
@@ -32,19 +32,26 @@ def product_module(names: Names) -> str:
     return ".".join([*path, role])
 
 
+def layer_module(name: str, depth: int) -> str:
+    """The first so many parts of the module that owns the weight `name`: `layers.3`, `layers.3.mlp`."""
+    return ".".join(product_module((name,)).split(".")[:depth])
+
+
+def scales_of(quantized: Mapping[str, QuantizedWeight]) -> Callable[[str], Hashable]:
+    """What weights have in common that can be one product where quantised ones share their scales, by their names."""
+    return lambda name: quantized[name].product if name in quantized else None
+
+
 def split_product(
-    graph: GraphBuilder,
-    names: Names,
-    quantized: Mapping[str, QuantizedWeight],
-    product: Callable[[Names], ir.Value],
+    graph: GraphBuilder, names: Names, kind: Callable[[str], Hashable], product: Callable[[Names], ir.Value]
 ) -> ir.Value:
-    """The outputs of `product` for each stretch of `names` that can be one, side by side.
+    """The outputs of `product` for each stretch of `names` of one `kind`, side by side.
 
     What a pack keeps in 16 bits, the gates of the mixers as a rule, is a product of its own. So is each part of it that
     has another scale of its input or another global scale. All nodes are named after what they compute.
     """
     products = []
-    for _, stretch in groupby(names, key=lambda name: quantized[name].product if name in quantized else None):
+    for _, stretch in groupby(names, key=kind):
         part = tuple(stretch)
         with graph.module(product_module(part)):
             products.append(product(part))
@@ -54,5 +61,5 @@ def split_product(
 
 def add_scaled(graph: GraphBuilder, stream: ir.Value, product: ir.Value, name: str, scale: ir.Value) -> ir.Value:
     """`stream + scale * product`, in the layer of the weight `name`."""
-    with graph.module(".".join(product_module((name,)).split(".")[:2])):
+    with graph.module(layer_module(name, 2)):
         return graph.node("Add", [stream, graph.node("Mul", [product, scale])])

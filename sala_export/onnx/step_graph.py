@@ -33,13 +33,17 @@ class Form(Protocol):
 
     @property
     def dtype(self) -> DType:
-        """Type of activations and caches."""
+        """Type of activations."""
+
+    @property
+    def cache_dtype(self) -> DType:
+        """Type of the caches, but of those that are always in fp32."""
 
     def embedding(self) -> ir.Value:
         """The table [V, H] that token ids are looked up in; its rows are then cast to `dtype`."""
 
-    def norm_weight(self, name: str) -> ir.Value:
-        """The last factor of an RMSNorm: `dtype`, the extents before the last are 1 if there are any."""
+    def norm(self, x: ir.Value, name: str, eps: float) -> ir.Value:
+        """The RMSNorm of `x` [..., H] with the weight `name`, in `dtype`: `eps` is added to the mean of the squares."""
 
     def operator_weight(self, name: str) -> ir.Value:
         """A norm that an operator takes: `dtype` [head_dim] or [width]."""
@@ -47,12 +51,15 @@ class Form(Protocol):
     def product(self, x: ir.Value, names: tuple[str, ...]) -> ir.Value:
         """`x @ concat(weights).T` [..., out] in `dtype`, sums in fp32, of `x` [B, T, in], or [R, in] before lm_head."""
 
+    def gated_product(self, x: ir.Value, names: tuple[str, ...]) -> ir.Value:
+        """`silu(gate x) * up x` [B, T, I] of `x` [B, T, H]; `names` are those of gate and up."""
+
     def residual_product(self, stream: ir.Value, x: ir.Value, name: str, scale: float) -> ir.Value:
         """`stream + scale * (x @ weight.T)` [B, T, H]: the product and its scaled form rounded to `dtype`."""
 
 
 def build_step(config: SalaConfig, form: Form) -> ir.Model:
-    """The graph of one step: inputs and outputs are those of `signature(config, form.dtype)`, in that order.
+    """The graph of one step: inputs and outputs are those of `signature(config, form.cache_dtype)`, in that order.
 
     The residual stream that enters a layer is named as `stream_name` says, and nothing else of the layers before it
     reaches the nodes of a layer: a graph can be cut there.
@@ -64,7 +71,7 @@ class _StepBuilder:
     def __init__(self, config: SalaConfig, form: Form) -> None:
         self.config, self.form, self.graph = config, form, form.graph
         self.graph.opset_imports[OPERATOR_DOMAIN] = OPERATOR_VERSION
-        self.step = signature(config, form.dtype)
+        self.step = signature(config, form.cache_dtype)
         self.inputs = {spec.name: self.graph.input(spec) for spec in self.step.inputs}
         self.presents: dict[str, ir.Value] = {}
 
@@ -84,7 +91,7 @@ class _StepBuilder:
             rows = self.graph.node("Gather", [table, ids], {"axis": 0}, shape=shape)
             rows = self.graph.cast(rows, self.form.dtype)
             scale = self.config.scale_emb * stream_unit(self.form.dtype)
-            return self._scaled(rows, scale, name=stream_name(0))
+            return self.graph.node("Mul", [rows, self.graph.number(scale, self.form.dtype)], name=stream_name(0))
 
     def _layer(self, layer: int, stream: ir.Value) -> ir.Value:
         """The stream after a layer: mixer and MLP, each normed before and scaled by `residual_scale` after."""
@@ -95,25 +102,14 @@ class _StepBuilder:
         unit = stream_unit(self.form.dtype)
         stream = self.form.residual_product(stream, mixed, f"{prefix}.self_attn.o_proj.weight", scale * unit)
         x = self._norm(stream, f"{prefix}.post_attention_layernorm.weight")
-        gated = self._gated(layer, self.form.product(x, mlp_in))
+        gated = self.form.gated_product(x, mlp_in)
         # The MLP's products are in the unit of the stream already.
         stream = self.form.residual_product(stream, gated, f"{prefix}.mlp.down_proj.weight", scale)
         stream.name = stream_name(layer + 1)
         return stream
 
     def _norm(self, x: ir.Value, weight: str) -> ir.Value:
-        """RMSNorm: the mean in fp32, the cast to the type of `x` before the weight."""
-        graph, module = self.graph, weight.removeprefix("model.").removesuffix(".weight")
-        with graph.module(module):
-            wide = graph.cast(x, DType.FLOAT32)
-            squares = graph.node("Pow", [wide, graph.number(2.0, DType.FLOAT32)])
-            shape = (*shape_of(x)[:-1], 1)
-            mean = graph.node("ReduceMean", [squares, graph.integers(-1)], {"keepdims": 1}, shape=shape)
-            eps = self.config.rms_norm_eps * stream_unit(self.form.dtype) ** 2
-            root = graph.node("Sqrt", [graph.node("Add", [mean, graph.number(eps, DType.FLOAT32)])])
-            scaled = graph.node("Mul", [wide, graph.node("Reciprocal", [root])])
-            narrow = graph.cast(scaled, self.form.dtype)
-            return graph.node("Mul", [narrow, self.form.norm_weight(weight)])
+        return self.form.norm(x, weight, self.config.rms_norm_eps * stream_unit(self.form.dtype) ** 2)
 
     def _mixer(self, layer: int, packed: ir.Value) -> ir.Value:
         """What the operator of a layer gives [B, T, width] of its packed projection."""
@@ -141,32 +137,6 @@ class _StepBuilder:
             )
         self.presents |= {str(present.name): present for present in presents}
         return y
-
-    def _gated(self, layer: int, packed: ir.Value) -> ir.Value:
-        """`silu(gate x) * up x` [B, T, I] of the packed projection of x.
-
-        In float16 it is computed in fp32 and scaled as `stream_unit.py` says.
-        """
-        graph, dtype, width = self.graph, self.form.dtype, self.config.intermediate_size
-        rows = shape_of(packed)[:-1]
-        with graph.module(f"layers.{layer}.mlp"):
-            # Not two slices of the row: TensorRT would split the product in two, with a copy of its weights.
-            pair = graph.node("Reshape", [packed, graph.integers(0, 0, 2, width)], shape=(*rows, 2, width))
-            half = (None, IR_TYPES[dtype], (*rows, 1, width))
-            halves = graph.nodes("Split", [pair], {"axis": 2, "num_outputs": 2}, [half, half])
-            wide = DType.FLOAT32 if dtype is DType.FLOAT16 else dtype
-            gate, up = (
-                graph.cast(graph.node("Squeeze", [each, graph.integers(2)], shape=(*rows, width)), wide)
-                for each in halves
-            )
-            silu = graph.node("Mul", [gate, graph.node("Sigmoid", [gate])])
-            product = graph.node("Mul", [silu, up])
-            if dtype is DType.FLOAT16:
-                product = self._scaled(product, stream_unit(dtype), DType.FLOAT32)
-            return graph.cast(product, dtype)
-
-    def _scaled(self, x: ir.Value, factor: float, dtype: DType | None = None, *, name: str | None = None) -> ir.Value:
-        return self.graph.node("Mul", [x, self.graph.number(factor, dtype or self.form.dtype)], name=name)
 
     def _logits(self, stream: ir.Value) -> ir.Value:
         """fp32 [R, V] of the wanted rows."""

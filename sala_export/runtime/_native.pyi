@@ -27,6 +27,7 @@ class Model:
         weights: PathLike[str] | None,
         on_progress: Callable[[int, int], None] | None,
         threads: int,
+        cpu_math: str = "exact",
         verify_hashes: bool,
         bundle_descriptor: int = -1,
         manifest_sha256: str = "",

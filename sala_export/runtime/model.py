@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Unpack
 
 from ..errors import BundleError, RequestError, SessionError, StateError
 from ..installation import onnxruntime_library as installed_onnxruntime
-from ..specs import MOST_TOKENS
+from ..specs import MOST_TOKENS, CpuMath
 from .answer import answer_decoder
 from .batch import BatchAnswer, batch_steps
 from .options import (
     MOST_THREADS,
     GenerateOptions,
     bytes_limit,
+    choice,
     file_path,
     flag,
     generate_options,
@@ -305,6 +306,7 @@ def load_bundle(
     weights: str | Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     threads: int = 0,
+    cpu_math: str | None = None,
     verify_hashes: bool = False,
     tokenizer: TokenizerLike | None = None,
     onnxruntime_library: Path | None = None,
@@ -326,6 +328,7 @@ def load_bundle(
             same configuration, names, types and shapes.
         on_progress: called with the bytes of weights loaded so far and in all. If it raises, the load ends.
         threads: threads that load weights and, on the CPU, compute, at most 1,024. 0 takes all cores.
+        cpu_math: arithmetic on the CPU, `exact` (the default) or `fast`.
         verify_hashes: compare every file with its hash. Of the weights, only what is loaded is compared.
         tokenizer: a tokenizer to use instead of the bundle's own.
         onnxruntime_library, operators_library, tensorrt_library: libonnxruntime, libsala_ort and libtensorrt_rtx (or
@@ -342,6 +345,7 @@ def load_bundle(
     from . import _native
 
     threads = whole_number("threads", threads, 0, MOST_THREADS)
+    math = CpuMath.EXACT if cpu_math is None else choice("cpu_math", cpu_math, tuple(CpuMath))
     verify_hashes, decode_graph = flag("verify_hashes", verify_hashes), flag("decode_graph", decode_graph)
     weights = optional_path("weights", weights, BundleError)
     onnxruntime_library = optional_path("onnxruntime_library", onnxruntime_library, RequestError)
@@ -364,6 +368,7 @@ def load_bundle(
         weights=weights,
         on_progress=on_progress,
         threads=threads,
+        cpu_math=math,
         verify_hashes=verify_hashes,
     )
     return Model(native, tokenizer)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypedDict, cast
 import numpy as np
 
 from ..errors import InputError, RequestError, SessionError
-from ..specs import MOST_DRAFT_TOKENS, MOST_TOKENS, parse_bytes
+from ..specs import MOST_DRAFT_TOKENS, MOST_TOKENS, one_of, parse_bytes
 
 if TYPE_CHECKING:
     from . import _native
@@ -108,6 +108,13 @@ def optional_text(name: str, value: object) -> str | None:
     if value is None or isinstance(value, str):
         return value
     raise RequestError(f"{name} is {shown(value)}, expected text")
+
+
+def choice(name: str, value: object, names: Sequence[str]) -> str:
+    """The value of an option that takes one of some words. Raises: RequestError naming the option and its value."""
+    if isinstance(value, str) and value in names:
+        return str(value)
+    raise RequestError(f"{name} is {shown(value)}, expected {one_of(names)}")
 
 
 def file_path(name: str, value: str | Path, error: type[InputError]) -> Path:

@@ -8,17 +8,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..bundle.manifest import Manifest, WeightInput, WeightPart
+from ..bundle.manifest import MANIFEST_FILE, Manifest
 from ..checkpoint.quantization import SCHEMES
 from ..checkpoint.quantized_weights import QuantizedWeight
 from ..checkpoint.tensor_location import TensorLocation
 from ..checkpoint.torch_tensor import read_tensor
+from ..errors import BundleError
 from ..model_source import ModelSource
 from ..numerics.weights import dequantize
 from ..specs import Precision
 
-_STORED_RECIPROCAL, _STORED_SCALE = "input_global_scale", "input_scale"
-"""Names of the scale of an nvfp4 input beside the codes: that of compressed-tensors and that of ModelOpt."""
+_PACKED, _SCALE = "weight_packed", "weight_scale"
+"""Names of the codes of a quantised weight, which else are `weight`, and of its scales."""
+_GLOBAL_SCALES = ("weight_global_scale", "weight_scale_2")
+_INPUT_SCALES = ("input_global_scale", "input_scale")
+"""What compressed-tensors and ModelOpt call the same factor of nvfp4, where the first is stored as its reciprocal. fp8
+and int8 have `input_scale` too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,44 +71,32 @@ def _of_checkpoint(weight: QuantizedWeight) -> StoredWeight:
 
 
 def _of_bundle(manifest: Manifest, tensors: Mapping[str, TensorLocation]) -> Iterator[tuple[str, StoredWeight]]:
-    """From what the CPU's graph takes, which says how each weight is dequantised."""
-    inputs = {weight.spec.name: weight for weight in manifest.graph.cpu.weights}
-    for weight in inputs.values():
-        scales = inputs.get(f"{weight.spec.name.removesuffix('.weight')}.input_scale")
-        for index, part in enumerate(weight.parts):
-            how = part.dequantization
-            if how is not None:
-                yield (
-                    f"{_module(part)}.weight",
-                    StoredWeight(
-                        precision=how.precision,
-                        codes=tensors[part.tensor],
-                        scale=tensors[how.scale],
-                        global_scale=how.global_scale,
-                        input_scale=_input_scale(how.precision, part, index, scales, tensors),
-                    ),
-                )
+    """From the tensors that stand for a weight, which have its module in common."""
+    for name, scale in tensors.items():
+        module, _, role = name.rpartition(".")
+        if role != _SCALE:
+            continue
+        codes = tensors.get(f"{module}.{_PACKED}") or tensors.get(f"{module}.weight")
+        if codes is None:
+            raise BundleError(f"{MANIFEST_FILE} has {name} and no codes beside it (build the bundle again)")
+        yield (
+            f"{module}.weight",
+            StoredWeight(
+                precision=manifest.precision,
+                codes=codes,
+                scale=scale,
+                global_scale=_factor(tensors, module, *_GLOBAL_SCALES) or 1.0,
+                input_scale=_factor(tensors, module, *_INPUT_SCALES),
+            ),
+        )
 
 
-def _input_scale(
-    precision: Precision,
-    part: WeightPart,
-    index: int,
-    scales: WeightInput | None,
-    tensors: Mapping[str, TensorLocation],
-) -> float | None:
-    if scales is not None:
-        return _number(tensors[scales.parts[index].tensor])
-    if precision is not Precision.NVFP4:
-        return None
-    reciprocal, scale = (tensors.get(f"{_module(part)}.{name}") for name in (_STORED_RECIPROCAL, _STORED_SCALE))
-    if reciprocal is not None:
-        return float(torch.tensor(1.0) / torch.tensor(_number(reciprocal)))
-    return None if scale is None else _number(scale)
-
-
-def _module(part: WeightPart) -> str:
-    return part.tensor.rpartition(".")[0]
+def _factor(tensors: Mapping[str, TensorLocation], module: str, reciprocal: str, scale: str) -> float | None:
+    """The number of the tensor `scale` of a module, or one over that of `reciprocal`, in fp32. None without either."""
+    if divisor := tensors.get(f"{module}.{reciprocal}"):
+        return float(torch.tensor(1.0) / torch.tensor(_number(divisor)))
+    factor = tensors.get(f"{module}.{scale}")
+    return None if factor is None else _number(factor)
 
 
 def _number(where: TensorLocation) -> float:

@@ -1,24 +1,21 @@
 """Runs the CPU form of a bundle in ONNX Runtime, one layer at a time.
 
-`cpu.onnx` is cut into graphs of one layer each. A layer gets its weights, converted to fp32, when its turn comes, so a
-model takes the memory of its largest layer. The bundle runs the same graph on a CPU. It rounds quantised values as the
-engine does.
+A graph of the bundle, the exact or the fast one, is cut into graphs of one layer each. A layer gets its weights when
+its turn comes, so a model takes the memory of its largest layer. The bundle runs the same graph on a CPU. It rounds
+quantised values as the engine does.
 """
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnxruntime
 import torch
-from numpy.typing import NDArray
 from onnx import TensorProto
 from torch import Tensor
 
-from ..bundle.manifest import CpuGraphEntry, WeightPart
+from ..bundle.manifest import WeightPart
 from ..bundle.reader import Bundle
 from ..checkpoint.keymap import EMBEDDING, FINAL_NORM, LM_HEAD
 from ..checkpoint.tensor_location import TensorLocation
@@ -28,17 +25,16 @@ from ..installation import onnxruntime_operators
 from ..model.layer_run import logits
 from ..model.rope import rope_cos_sin
 from ..model.signature import CONTEXT_LENGTH, INPUT_IDS, PAST_LENGTH, ROPE_COS_SIN, ROWS, cache_sizes
-from ..numerics.weights import dequantize
 from ..onnx.layer_graph import MOST_GRAPH_BYTES, write_layer
-from ..specs import Precision, computed_in, stream_name
+from ..specs import CpuMath, Precision, computed_in, stream_name
 from .subject import LayerFunction, LayerRows
 
 
 class BundleSubject:
     """A bundle's own graph on the CPU. It shows only the residual stream of the activations."""
 
-    def __init__(self, bundle: Bundle, layers: int | None = None) -> None:
-        """Args: `layers`: run only this many layers from the start.
+    def __init__(self, bundle: Bundle, layers: int | None = None, math: CpuMath = CpuMath.EXACT) -> None:
+        """Args: `layers`: run only this many layers from the start. `math` says which graph runs.
 
         Raises: UnsupportedError if the bundle was built without its weights, RequestError for `layers`.
         """
@@ -49,12 +45,13 @@ class BundleSubject:
             )
         config = manifest.model.config
         self.config = config if layers is None else config.truncated(layers)
+        self.computes_in = Precision.FP32 if math is CpuMath.EXACT else manifest.precision
         computed = computed_in(manifest.precision, Precision.FP32)
-        self.description = f"the CPU form in ONNX Runtime {onnxruntime.__version__}, {computed}"
+        self.description = f"the {math} CPU form in ONNX Runtime {onnxruntime.__version__}, {computed}"
         self._bundle = bundle
         self._tensors = manifest.weights.tensors
-        self._graph: CpuGraphEntry = manifest.graph.cpu
-        self._weights = {weight.spec.name: weight for weight in self._graph.weights}
+        self._graph = manifest.graph.cpu.steps()[math]
+        self._weights = {weight.spec.name: weight for weight in manifest.graph.cpu.weights}
         self._inv_freq = torch.tensor(manifest.model.inv_freq, dtype=torch.float32)
         self._head: Tensor | None = None
 
@@ -62,14 +59,16 @@ class BundleSubject:
         """Cut the layer's graph out and load its weights. The graph of layer 0 takes the tokens, and embeds them."""
         tokens = len(input_ids)
         sizes = cache_sizes(self.config, tokens) | {ROWS: 1}
-        feeds: dict[str, NDArray[Any]] = {
-            INPUT_IDS: input_ids[None].numpy(),
-            PAST_LENGTH: np.zeros(1, np.int32),
-            CONTEXT_LENGTH: np.full(1, tokens, np.int32),
-            ROPE_COS_SIN: rope_cos_sin(torch.arange(tokens)[None], self._inv_freq).numpy(),
+        feeds = {
+            INPUT_IDS: input_ids[None],
+            PAST_LENGTH: torch.zeros(1, dtype=torch.int32),
+            CONTEXT_LENGTH: torch.full((1,), tokens, dtype=torch.int32),
+            ROPE_COS_SIN: rope_cos_sin(torch.arange(tokens)[None], self._inv_freq),
         }
         feeds |= {
-            spec.name: np.zeros(spec.bound(sizes), np.float32) for spec in self._graph.inputs if spec.name not in feeds
+            spec.name: torch.zeros(spec.bound(sizes), dtype=getattr(torch, spec.dtype.value))
+            for spec in self._graph.inputs
+            if spec.name not in feeds
         }
         session = self._session(layer)
         weights = {
@@ -79,9 +78,9 @@ class BundleSubject:
         }
 
         def run(rows: Tensor) -> LayerRows:
-            given = {**feeds, stream_name(layer): rows[None].numpy()}
+            given = {**feeds, stream_name(layer): rows[None]}
             others = [value.name for value in session.get_inputs() if value.name not in weights]
-            values = weights | {name: onnxruntime.OrtValue.ortvalue_from_numpy(given[name]) for name in others}
+            values = weights | {name: _ort_value(given[name]) for name in others}
             (stream,) = session.run_with_ort_values([stream_name(layer + 1)], values)
             after = torch.from_numpy(stream.numpy())[0]
             return LayerRows(rows=after, largest_activation=float(after.abs().max()))
@@ -108,17 +107,17 @@ class BundleSubject:
         weight = self._weights[name]
         dtype = getattr(torch, weight.spec.dtype.value)
         shape = [int(extent) for extent in weight.spec.shape]
-        values = [self._values(part).to(dtype).view(-1) for part in weight.parts]
+        values = [self._values(part).to(dtype) for part in weight.parts]
         # The one number of a scale is told by every tensor of a pack.
-        return values[0] if shape == [1] else torch.cat(values).view(shape)
+        return values[0].view(shape) if shape == [1] else torch.cat([each.view(-1) for each in values]).view(shape)
 
     def _values(self, part: WeightPart) -> Tensor:
-        """What a part stands for: as it is stored, or dequantised to fp32."""
-        how, stored = part.dequantization, self._stored(part.tensor)
-        if how is None:
+        """What a part stands for: a tensor as it is stored, or scales of rows."""
+        stored = self._stored(part.tensor)
+        if part.rows is None:
             return stored
-        scale = self._stored(how.scale)
-        return dequantize(how.precision, stored, scale if scale.dim() == 2 else scale.view(1, 1), how.global_scale)
+        rows = stored.to(torch.float32).view(-1).expand(part.rows)
+        return rows * (1.0 if part.factor is None else self._stored(part.factor).to(torch.float32).view(-1))
 
     def _stored(self, name: str) -> Tensor:
         tensor = self._tensors[name]
@@ -134,9 +133,15 @@ class BundleSubject:
         return as_tensor(where, block)
 
 
+_BITS = {
+    torch.bfloat16: (torch.uint16, TensorProto.BFLOAT16),
+    torch.float8_e4m3fn: (torch.uint8, TensorProto.FLOAT8E4M3FN),
+}
+"""Types that numpy has not: what it takes for their bits, and their number in ONNX."""
+
+
 def _ort_value(tensor: Tensor) -> onnxruntime.OrtValue:
-    if tensor.dtype is torch.bfloat16:
-        # numpy has no bfloat16.
-        bits = tensor.view(torch.uint16).numpy()
-        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, TensorProto.BFLOAT16)
+    if tensor.dtype in _BITS:
+        carrier, onnx_type = _BITS[tensor.dtype]
+        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(tensor.view(carrier).numpy(), onnx_type)
     return onnxruntime.OrtValue.ortvalue_from_numpy(tensor.numpy())

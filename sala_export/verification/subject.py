@@ -16,6 +16,7 @@ from ..checkpoint.reader import Checkpoint
 from ..model.emulation import EmulatedLinear
 from ..model.layer_run import LayerRun, embed, load_layer, logits
 from ..model.layers import Linear
+from ..specs import Precision
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +44,8 @@ class Subject(Protocol):
     config: SalaConfig
     description: str
     """Text for people that says which model computes, and how."""
+    computes_in: Precision
+    """Precision whose limits hold for a model that is not quantised."""
 
     def layer(self, layer: int, input_ids: Tensor) -> LayerFunction:
         """Load one layer, to run it on the rows of one context, int64 [T]. Those into layer 0 are the embedding's."""
@@ -65,6 +68,8 @@ def run_layers(subject: Subject, embedded: Tensor, input_ids: Tensor) -> Iterato
 
 class CheckpointSubject:
     """A checkpoint in torch, in fp32. Quantised products are emulated."""
+
+    computes_in = Precision.FP32
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint

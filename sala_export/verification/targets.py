@@ -11,7 +11,7 @@ from ..checkpoint.folder import CONFIG_FILE
 from ..checkpoint.reader import Checkpoint
 from ..errors import RequestError
 from ..files import exists, is_directory
-from ..specs import Precision
+from ..specs import CpuMath, Precision
 from .bundle_subject import BundleSubject
 from .subject import CheckpointSubject, Subject
 
@@ -37,13 +37,16 @@ def open_original(checkpoint: Checkpoint) -> CheckpointSubject:
     return CheckpointSubject(checkpoint)
 
 
-def open_target(target: Path, layers: int | None) -> tuple[Subject, Precision]:
+def open_target(target: Path, layers: int | None, cpu_math: CpuMath | None = None) -> tuple[Subject, Precision]:
     """Open the model under test, to run layer by layer. Returns it and its precision.
 
-    Args: `layers`: take only this many layers.
-    Raises: RequestError if `target` is no model, or not quantised. BundleError, CheckpointError or ConfigError.
+    Args: `layers`: take only this many layers; `cpu_math`, which graph of a bundle runs, the exact one if it is None.
+    Raises: RequestError if `target` is no model, or not quantised, or a checkpoint although `cpu_math` is
+        given. BundleError, CheckpointError or ConfigError.
     """
     if exists(target / CONFIG_FILE):
+        if cpu_math is not None:
+            raise RequestError(f"--cpu-math {cpu_math}: {target} is a checkpoint, only a bundle has it; leave it out")
         tested = Checkpoint.open(target, layers=layers)
         if tested.precision is None:
             raise RequestError(
@@ -53,7 +56,7 @@ def open_target(target: Path, layers: int | None) -> tuple[Subject, Precision]:
     if exists(target / MANIFEST_FILE) or not is_directory(target):
         # A path that does not exist is refused as a bundle is.
         bundle = Bundle.open(target)
-        return BundleSubject(bundle, layers), bundle.manifest.precision
+        return BundleSubject(bundle, layers, cpu_math or CpuMath.EXACT), bundle.manifest.precision
     raise RequestError(
         f"{target} has neither {MANIFEST_FILE} nor {CONFIG_FILE}: give a bundle or a quantised checkpoint"
     )

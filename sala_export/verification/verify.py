@@ -96,7 +96,7 @@ def run_verification(
         successors = tokens.ids[first + 1 : first + _LOGIT_ROWS + 1]
         comparison.add(original.logits(rows[some]), tested.logits(tested_rows[some]), successors)
     on_progress(_PHASE, count + 1, count + 1)
-    computes_in = precision if precision.is_quantized else Precision.FP32
+    computes_in = precision if precision.is_quantized else tested.computes_in
     return _verification(original, tested.description, (precision, computes_in), tokens, results, comparison, start)
 
 

@@ -75,7 +75,14 @@ def test_bundles_of_one_model_share_the_fingerprint_whatever_the_gpu() -> None:
 
 def test_no_file_names_a_path_of_the_building_machine() -> None:
     bundle = Bundle.open(tiny_bundle("rtx5090"))
-    for path in ("bundle.json", "engine/report.json", "engine/engine.onnx", "graph/model.onnx", "graph/cpu.onnx"):
+    for path in (
+        "bundle.json",
+        "engine/report.json",
+        "engine/engine.onnx",
+        "graph/model.onnx",
+        "graph/cpu.onnx",
+        "graph/cpu_fast.onnx",
+    ):
         content = (bundle.directory / path).read_bytes()
         for local in (bundle.directory.parent, tiny_checkpoint().parent, Path(torch.__file__).parent):
             assert str(local).encode() not in content, path
@@ -97,19 +104,19 @@ DAMAGE = {
     "no manifest": (remove(MANIFEST_FILE), r"has no bundle\.json: it is not a bundle"),
     "manifest is not JSON": (truncate(MANIFEST_FILE), None),
     "newer schema": (
-        edit(lambda m: m.update(schema_version=6)),
-        r"bundle\.json has schema_version 6, this release reads 5: update sala-export",
+        edit(lambda m: m.update(schema_version=7)),
+        r"bundle\.json has schema_version 7, this release reads 6: update sala-export",
     ),
     "older schema": (
-        edit(lambda m: m.update(schema_version=4, engine={"gpu": "a6000", "shards": []}, precision="fp16")),
-        r"schema_version 4, this release reads 5: build it again: "
+        edit(lambda m: m.update(schema_version=5, engine={"gpu": "a6000", "shards": []}, precision="fp16")),
+        r"schema_version 5, this release reads 6: build it again: "
         r"sala-export build --gpu a6000 --model \S+ --precision fp16$",
     ),
     "words of an older schema that a shell would run": (
         edit(lambda m: m.update(schema_version=4, engine={"gpu": "a6000; rm"}, precision="$(x)\n")),
         r"build it again: sala-export build --gpu GPU --model \S+ --precision bf16$",
     ),
-    "no schema": (edit(lambda m: m.pop("schema_version")), r"has schema_version None, this release reads 5: build"),
+    "no schema": (edit(lambda m: m.pop("schema_version")), r"has schema_version None, this release reads 6: build"),
     "unknown field": (edit(lambda m: m.update(extra=1)), r"bundle\.json: extra: "),
     "missing field": (edit(lambda m: m["engine"].pop("plan")), r"bundle\.json: engine\.plan: "),
     "wrong type": (edit(lambda m: m["files"][0].update(bytes="many")), r"bundle\.json: files\.0\.bytes: "),
@@ -179,5 +186,5 @@ def test_no_bundle_at_all_is_refused(tmp_path: Path) -> None:
 
 def test_manifest_is_plain_json() -> None:
     fields = json.loads((tiny_bundle("rtx5090") / MANIFEST_FILE).read_text(encoding="utf-8"))
-    assert fields["schema_version"] == 5
+    assert fields["schema_version"] == 6
     assert fields["engine"]["compute_capabilities"] == ["12.0"]

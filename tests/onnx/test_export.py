@@ -48,7 +48,7 @@ from sala_export.onnx.export import export_graph
 from sala_export.specs import Precision
 checkpoint = Checkpoint.open(Path(sys.argv[1]))
 export_graph(checkpoint, Path(sys.argv[2]), checkpoint.precision or Precision.FP16)
-export_cpu_graph(checkpoint, Path(sys.argv[2]))
+export_cpu_graph(checkpoint, Path(sys.argv[2]), checkpoint.precision or Precision.FP16)
 print(*sorted({"torch", "triton"} & sys.modules.keys()))
 """
 

@@ -10,11 +10,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
+import onnxruntime
 import pytest
 import torch
+from onnx import TensorProto
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
-from support.closeness import assert_close
-from support.cpu_operators import CpuOperator, int32, runnable_simd_levels, simd_level
+from support.closeness import FLOAT32_TOLERANCE, assert_close
+from support.cpu_operators import CpuOperator, int32, model, runnable_simd_levels, session_options, simd_level
 from support.oracles import SparseSizes
 from support.sparse_calls import Cache, projections, windows
 from torch import Tensor
@@ -24,6 +26,9 @@ from sala_export.ops.infllmv2_attention.schema import CONTRACT
 
 ORT_ERRORS = (Fail, InvalidArgument, RuntimeException)
 MARGIN = 1e-4
+TOLERANCE = {torch.float32: FLOAT32_TOLERANCE, torch.float16: FLOAT32_TOLERANCE, torch.bfloat16: 2**-8}
+"""Of the largest output, by type of the caches. With bfloat16 the weights of values are rounded to 8 bits."""
+SHORT = (torch.bfloat16, torch.float16)
 
 SMALL = SparseSizes(
     num_heads=8,
@@ -60,13 +65,28 @@ def chunk_inputs(qkvg: Tensor, past: Sequence[int], context: Sequence[int], cach
     return [qkvg, int32(past), int32(context), *cache.tensors()]
 
 
-def cache_in_float64(cache: Cache) -> Cache:
-    return Cache(k=cache.k.double(), v=cache.v.double(), k1=cache.k1.double(), k2=cache.k2.double())
+def operator_of(sizes: SparseSizes, dtype: torch.dtype = torch.float32, threads: int = 2) -> CpuOperator:
+    return CpuOperator(CONTRACT, asdict(sizes), threads, dtype)
 
 
-def filled(qkvg: Tensor, past: Sequence[int], sizes: SparseSizes, capacity: int) -> Cache:
+def reference_inputs(inputs: Sequence[Tensor], sizes: SparseSizes) -> tuple[Tensor, Cache]:
+    """`qkvg` in float64 and a copy of the caches, for the rule of their type.
+
+    Caches of 16 bits stay in their type, so that the reference rounds what it appends. With bfloat16 queries are
+    rounded too, as on a GPU.
+    """
+    dtype = inputs[3].dtype
+    qkvg = inputs[0].double()
+    if dtype == torch.bfloat16:
+        width = sizes.num_heads * sizes.head_dim
+        qkvg[..., :width] = inputs[0][..., :width].bfloat16()
+    k, v, k1, k2 = (x.double() if dtype == torch.float32 else x.clone() for x in inputs[3:])
+    return qkvg, Cache(k=k, v=v, k1=k1, k2=k2)
+
+
+def filled(qkvg: Tensor, past: Sequence[int], sizes: SparseSizes, capacity: int, dtype: torch.dtype) -> Cache:
     """Caches with the first past[b] tokens of `qkvg` [B, N, ...] appended, the rest NaN."""
-    cache = Cache.empty(len(past), capacity, sizes)
+    cache = Cache.empty(len(past), capacity, sizes, dtype)
     q_width, kv_width = sizes.num_heads * sizes.head_dim, sizes.num_kv_heads * sizes.head_dim
     for b, length in enumerate(past):
         k, v = (
@@ -77,8 +97,8 @@ def filled(qkvg: Tensor, past: Sequence[int], sizes: SparseSizes, capacity: int)
         for compressed, factor in ((cache.k1, 1), (cache.k2, 4)):
             size, stride = factor * sizes.kernel_size, factor * sizes.kernel_stride
             if length >= size:
-                means = k.double().unfold(1, size, stride).mean(-1)
-                compressed[b, :, : means.shape[1]] = means.float()
+                means = cache.k[b, :, :length].double().unfold(1, size, stride).mean(-1)
+                compressed[b, :, : means.shape[1]] = means
     return cache
 
 
@@ -104,33 +124,41 @@ def clear_rows(qkvg: Tensor, past: int, cache: Cache, row: int, sizes: SparseSiz
 
 def check(inputs: list[Tensor], sizes: SparseSizes, operator: CpuOperator | None = None) -> tuple[Tensor, ...]:
     """Runs the operator, compares `y` and the valid rows of the caches with the reference, and returns all outputs."""
-    operator = operator or CpuOperator(CONTRACT, asdict(sizes))
+    dtype = inputs[3].dtype
+    operator = operator or operator_of(sizes, dtype)
     before = [x.clone() for x in inputs]
     outputs = operator(*inputs)
     for x, old in zip(inputs, before, strict=True):
         assert torch.equal(x.nan_to_num(), old.nan_to_num())
-    qkvg, past, context = inputs[:3]
-    cache = cache_in_float64(Cache(k=inputs[3], v=inputs[4], k1=inputs[5], k2=inputs[6]))
-    y = infllmv2_attention(qkvg.double(), past, context, *cache.tensors(), **asdict(sizes))
+    past, context = inputs[1:3]
+    qkvg, cache = reference_inputs(inputs, sizes)
+    y = infllmv2_attention(qkvg, past, context, *cache.tensors(), **asdict(sizes))
     compared = torch.zeros(y.shape[:2], dtype=torch.bool)
     for b in range(len(qkvg)):
         is_sparse = int(context[b]) >= sizes.dense_len
         compared[b] = clear_rows(qkvg[b], int(past[b]), cache, b, sizes) if is_sparse else True
     assert compared.float().mean() > 0.9
-    assert_close(outputs[0][compared], y[compared])
+    assert_close(outputs[0][compared], y[compared], TOLERANCE[dtype])
     for actual, expected in zip(outputs[1:], cache.tensors(), strict=True):
         assert torch.equal(actual.isnan(), expected.isnan())
-        assert_close(actual.nan_to_num(), expected.nan_to_num())
+        # A mean near the middle of two numbers of 16 bits may become either.
+        assert_close(actual.nan_to_num(), expected.nan_to_num(), max(FLOAT32_TOLERANCE, torch.finfo(dtype).eps / 2))
     return outputs
 
 
 def case(
-    sizes: SparseSizes, tokens: int, past: Sequence[int], *, seed: int = 0, context: int | None = None
+    sizes: SparseSizes,
+    tokens: int,
+    past: Sequence[int],
+    *,
+    seed: int = 0,
+    context: int | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> list[Tensor]:
     """Inputs of one chunk of `tokens` after past[b] tokens, in caches with a few rows to spare."""
     longest = max(past) + tokens
     qkvg = torch.stack([projections(longest, sizes, seed + b) for b in range(len(past))])
-    cache = filled(qkvg, past, sizes, longest + 5)
+    cache = filled(qkvg, past, sizes, longest + 5, dtype)
     chunk = torch.stack([row[p : p + tokens] for row, p in zip(qkvg, past, strict=True)])
     lengths = [context or p + tokens for p in past]
     return chunk_inputs(chunk, past, lengths, cache)
@@ -147,6 +175,72 @@ def test_sparse_chunk_equals_float64_reference(past: list[int], tokens: int) -> 
 def test_dense_chunk_equals_float64_reference(past: list[int], tokens: int) -> None:
     sizes = replace(SMALL, dense_len=10_000)
     check(case(sizes, tokens, past, seed=tokens), sizes)
+
+
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
+@pytest.mark.parametrize("dense_len", [0, 10_000])
+@pytest.mark.parametrize("tokens", [1, 3, 65, 257])
+@pytest.mark.parametrize("past", [[0], [700, 31]])
+def test_caches_of_16_bits_equal_the_reference(
+    past: list[int], tokens: int, dense_len: int, dtype: torch.dtype
+) -> None:
+    sizes = replace(SMALL, dense_len=dense_len)
+    check(case(sizes, tokens, past, seed=tokens, dtype=dtype), sizes)
+
+
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
+@pytest.mark.parametrize(("tokens", "heads", "kv_heads", "head_dim"), [(1, 6, 2, 48), (70, 40, 1, 144)])
+@pytest.mark.parametrize("level", runnable_simd_levels())
+def test_every_simd_level_takes_caches_of_16_bits(
+    level: str, tokens: int, heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype
+) -> None:
+    sizes = replace(SMALL, num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim, scale=1 / math.sqrt(head_dim))
+    with simd_level(level):
+        check(case(sizes, tokens, [300], dtype=dtype), sizes)
+
+
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
+@pytest.mark.parametrize("level", runnable_simd_levels())
+def test_numbers_are_appended_and_read_as_their_type_says(level: str, dtype: torch.dtype) -> None:
+    """Keys that are every finite number of 16 bits, twice in a row: the mean of two equal keys is that key."""
+    every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
+    # Twice a number of bfloat16 must be finite in float32.
+    numbers = every[every.isfinite() & (every.float().abs() < 2.0**127)]
+    width = SMALL.num_kv_heads * SMALL.head_dim
+    rows = numbers[: len(numbers) // width * width].reshape(-1, width).repeat_interleave(2, dim=0)
+    sizes = replace(SMALL, num_heads=2, kernel_size=2, kernel_stride=1, dense_len=2**30)
+    qkvg = torch.zeros(1, len(rows), 4 * width)
+    qkvg[0, :, width : 2 * width] = rows.float()
+    cache = Cache.empty(1, len(rows), sizes, dtype)
+    with simd_level(level):
+        _, keys, _, means, _ = operator_of(sizes, dtype)(*chunk_inputs(qkvg, [0], [len(rows)], cache))
+    expected = rows.reshape(len(rows), SMALL.num_kv_heads, SMALL.head_dim).transpose(0, 1)
+    assert torch.equal(keys[0], expected)
+    assert torch.equal(means[0, :, ::2], expected[:, ::2])
+
+
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
+@pytest.mark.parametrize("level", runnable_simd_levels())
+def test_appended_numbers_are_rounded_to_nearest_even(level: str, dtype: torch.dtype) -> None:
+    """Middles between neighbours, numbers beside them, subnormal ones, those too large, and what is no number."""
+    near = torch.arange(2**15 - 2**10, dtype=torch.int32).to(torch.int16).view(dtype).float()
+    middles = (near[1:] + near[:-1]) / 2
+    middles = middles[middles.isfinite()]
+    values = torch.cat((middles, middles.nextafter(torch.tensor(0.0)), middles.nextafter(torch.tensor(math.inf))))
+    extremes = [0.0, math.inf, math.nan, 1e-45, 65519.996, 65520.0, 3.4e38, 1e-8]
+    values = torch.cat((values, torch.tensor(extremes)))
+    values = torch.cat((values, -values))
+    width = SMALL.num_kv_heads * SMALL.head_dim
+    rows = torch.nn.functional.pad(values, (0, -len(values) % width)).reshape(-1, width)
+    sizes = replace(SMALL, num_heads=2, dense_len=2**30)
+    qkvg = torch.zeros(1, len(rows), 4 * width)
+    qkvg[0, :, 2 * width : 3 * width] = rows
+    cache = Cache.empty(1, len(rows), sizes, dtype)
+    with simd_level(level):
+        actual = operator_of(sizes, dtype)(*chunk_inputs(qkvg, [0], [len(rows)], cache))[2][0]
+    expected = rows.reshape(len(rows), SMALL.num_kv_heads, SMALL.head_dim).transpose(0, 1).to(dtype)
+    assert torch.equal(actual.isnan(), expected.isnan())
+    assert torch.equal(actual.nan_to_num(), expected.nan_to_num())
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (6, 2), (16, 1), (32, 2), (40, 1)])
@@ -252,10 +346,11 @@ def test_overflowing_probability_is_clamped(tokens: int) -> None:
     assert y.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("tokens", [1, 70])
-def test_caches_bound_to_one_buffer_are_updated_in_place(tokens: int) -> None:
-    inputs = case(SMALL, tokens, [210, 98])
-    operator = CpuOperator(CONTRACT, asdict(SMALL))
+def test_caches_bound_to_one_buffer_are_updated_in_place(tokens: int, dtype: torch.dtype) -> None:
+    inputs = case(SMALL, tokens, [210, 98], dtype=dtype)
+    operator = operator_of(SMALL, dtype)
     expected = operator(*inputs)
     y = operator.update(*inputs)
     assert torch.equal(y, expected[0])
@@ -265,18 +360,19 @@ def test_caches_bound_to_one_buffer_are_updated_in_place(tokens: int) -> None:
 
 @pytest.mark.parametrize("chunks", [[1] * 30 + [570], [7] * 80 + [40], [64, 536], [300, 1, 299], [599, 1]])
 @pytest.mark.parametrize("dense_len", [0, 10_000])
-def test_chunks_equal_one_prefill(chunks: list[int], dense_len: int) -> None:
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_chunks_equal_one_prefill(chunks: list[int], dense_len: int, dtype: torch.dtype) -> None:
     sizes = replace(SMALL, dense_len=dense_len)
     tokens = sum(chunks)
     qkvg = projections(tokens, sizes, seed=2)[None]
-    operator = CpuOperator(CONTRACT, asdict(sizes))
-    whole = operator(*chunk_inputs(qkvg, [0], [tokens], Cache.empty(1, tokens, sizes)))
-    cache, outputs, past = Cache.empty(1, tokens, sizes), [], 0
+    operator = operator_of(sizes, dtype)
+    whole = operator(*chunk_inputs(qkvg, [0], [tokens], Cache.empty(1, tokens, sizes, dtype)))
+    cache, outputs, past = Cache.empty(1, tokens, sizes, dtype), [], 0
     for chunk in chunks:
         part = qkvg[:, past : past + chunk].contiguous()
         outputs.append(operator.update(*chunk_inputs(part, [past], [tokens], cache)))
         past += chunk
-    assert_close(torch.cat(outputs, dim=1), whole[0])
+    assert_close(torch.cat(outputs, dim=1), whole[0], TOLERANCE[dtype])
     for actual, wanted in zip(cache.tensors(), whole[1:], strict=True):
         assert torch.equal(actual, wanted)
 
@@ -288,6 +384,14 @@ def test_result_does_not_depend_on_thread_count(tokens: int) -> None:
     for threads in (2, 3):
         several = CpuOperator(CONTRACT, asdict(SMALL), threads=threads)(*inputs)
         assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(one, several, strict=True))
+
+
+def test_caches_of_two_types_are_refused() -> None:
+    graph = model(CONTRACT, asdict(SMALL), torch.bfloat16)
+    keys = next(value for value in graph.graph.input if value.name == "k_cache")
+    keys.type.tensor_type.elem_type = TensorProto.FLOAT16
+    with pytest.raises(Fail, match="InfLLMv2Attention"):
+        onnxruntime.InferenceSession(graph.SerializeToString(), session_options())
 
 
 def test_attributes_of_the_tensorrt_node_are_ignored() -> None:

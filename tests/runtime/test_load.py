@@ -16,7 +16,7 @@ from support.runtime_bundles import tiny_cpu_bundle
 
 import sala_export
 from sala_export.bundle.reader import Bundle
-from sala_export.errors import BundleError, SessionError, UnsupportedError
+from sala_export.errors import BundleError, RequestError, SessionError, UnsupportedError
 from sala_export.runtime.model import Model
 
 
@@ -43,8 +43,8 @@ def drop_weights(bundle: Path) -> None:
         pytest.param(lambda path: change_byte(path / "graph" / "cpu.onnx"), "another SHA-256", id="changed graph"),
         pytest.param(lambda path: (path / "graph" / "cpu.onnx").unlink(), "does not exist: copy", id="missing graph"),
         pytest.param(
-            lambda path: (path / "bundle.json").write_text(json.dumps({"schema_version": 6})),
-            "schema_version 6, this release reads 5: update",
+            lambda path: (path / "bundle.json").write_text(json.dumps({"schema_version": 7})),
+            "schema_version 7, this release reads 6: update",
             id="newer schema",
         ),
         pytest.param(drop_weights, r"--weights DIR", id="no weights"),
@@ -76,6 +76,13 @@ def test_model_tells_what_it_is(model: Model) -> None:
     [
         pytest.param({"runtime": "cuda"}, SessionError, "tensorrt, onnxruntime or torch", id="unknown runtime"),
         pytest.param({"threads": -1}, SessionError, "threads is -1", id="negative threads"),
+        pytest.param({"cpu_math": "quick"}, RequestError, "cpu_math is 'quick', expected exact or fast", id="no math"),
+        pytest.param(
+            {"cpu_math": "fast", "runtime": "tensorrt"},
+            RequestError,
+            "cpu_math fast is for the runtime onnxruntime, not tensorrt: leave it out",
+            id="math of a GPU",
+        ),
         pytest.param({"onnxruntime_library": Path("none.so")}, UnsupportedError, "none.so", id="no ONNX Runtime"),
         pytest.param({"operators_library": Path("none.so")}, UnsupportedError, "none.so", id="no operators"),
     ],

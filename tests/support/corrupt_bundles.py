@@ -54,12 +54,6 @@ def _part(change: Fields, says: str, reader_says: str | None) -> Corruption:
     return _manifest(lambda m: m["graph"]["cpu"]["weights"][0]["parts"][0].update(change), says, reader_says)
 
 
-def _quantised(change: Fields, says: str, reader_says: str) -> Corruption:
-    """Says of that part that it is quantised, with a wrong field."""
-    fields = {"precision": "int8", "columns": 4, "scale": "model.norm.weight", "global_scale": 1.0}
-    return _part({"dequantization": fields | change}, says, reader_says)
-
-
 def _tensor(change: Callable[[Fields], object], says: str, reader_says: str | None) -> Corruption:
     """Changes the entry of the final norm's weight."""
     return _manifest(lambda m: change(m["weights"]["tensors"]["model.norm.weight"]), says, reader_says)
@@ -111,8 +105,13 @@ def _text(old: bytes, new: bytes, says: str, *, last: bool = False) -> Corruptio
 
 
 def _caches_of_codes(fields: Fields) -> None:
-    for spec in (*fields["graph"]["cpu"]["inputs"][5:], *fields["graph"]["cpu"]["outputs"][1:]):
+    for spec in (*fields["graph"]["cpu"]["fast"]["inputs"][5:], *fields["graph"]["cpu"]["fast"]["outputs"][1:]):
         spec["dtype"] = "int8"
+
+
+def _first_cache(step: Fields, dtype: str) -> None:
+    """Gives the first cache of a step another type."""
+    step["inputs"][5]["dtype"] = step["outputs"][1]["dtype"] = dtype
 
 
 def _halve(tensor: Fields) -> None:
@@ -232,12 +231,15 @@ CORRUPTIONS: dict[str, Corruption] = {
         "graph.cpu.weights.0.spec.name", "renamed", "has other inputs than bundle.json says", None
     ),
     "cache that does not come out": _manifest(
-        lambda m: m["graph"]["cpu"]["outputs"].pop(),
+        lambda m: m["graph"]["cpu"]["exact"]["outputs"].pop(),
         "has no tensor present.",
-        "graph.cpu: the step has no output present.",
+        "graph.cpu.exact: the step has no output present.",
     ),
     "cache that comes out as another type": _set(
-        "graph.cpu.outputs.8.dtype", "int8", "another type or shape", "graph.cpu: the step has no output present."
+        "graph.cpu.fast.outputs.8.dtype",
+        "int8",
+        "another type or shape",
+        "graph.cpu.fast: the step has no output present.",
     ),
     "caches of codes": _manifest(_caches_of_codes, "past_key_values.0.key is int8", "past_key_values.0.key is int8"),
     "logits of another vocabulary": _set(
@@ -311,15 +313,18 @@ CORRUPTIONS: dict[str, Corruption] = {
     "text not listed": _set(
         "text", ["text/tokenizer.json"], "needs text/tokenizer.json, which is not", "needs 'text/tokenizer.json'"
     ),
-    "graph not listed": _manifest(_unlist("graph/cpu.onnx"), "needs graph/cpu.onnx, which", "needs 'graph/cpu.onnx'"),
-    "codes of a precision without": _quantised(
-        {"precision": "bf16"}, "precision: is not a quantised precision", "the precision bf16, which has no codes"
+    "graph not listed": _manifest(
+        _unlist("graph/cpu_fast.onnx"), "needs graph/cpu_fast.onnx, which", "needs 'graph/cpu_fast.onnx'"
     ),
-    "codes in rows of nothing": _quantised({"columns": 0}, "columns: expected an integer of at least 1", "columns: "),
-    "scale that is nowhere": _quantised(
-        {"scale": "model.other"}, "needs model.other, which is not among", "needs model.other, which is not among"
+    "exact caches of 16 bits": _manifest(
+        lambda m: _first_cache(m["graph"]["cpu"]["exact"], "bfloat16"),
+        "past_key_values.0.key is bfloat16",
+        "graph.cpu.exact: cache past_key_values.0.key is bfloat16",
     ),
-    "global scale of nothing": _quantised({"global_scale": 0.0}, "global_scale: is no scale", "the global_scale 0.0"),
+    "one form missing": _drop("graph.cpu.fast", "graph.cpu.fast: is missing", "graph.cpu.fast: "),
+    "part of an older schema": _part(
+        {"dequantization": None}, "parts[0].dequantization: is not a field", "parts.0.dequantization: "
+    ),
     "negative size": _set("files.0.bytes", -1, "files[0].bytes: expected an integer of at least 0", "files.0.bytes: "),
     "file missing": Corruption(
         spoil=lambda bundle: (bundle / "graph" / "model.onnx").unlink(),

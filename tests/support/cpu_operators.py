@@ -13,19 +13,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnxruntime
 import torch
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from sala_export.ops.common.contract import Contract
+from sala_export.ops.common.contract import ACTIVATION, Contract
+from sala_export.ops.common.contract import Tensor as ContractTensor
 
 REPOSITORY = Path(__file__).parents[2]
-SIMD_LEVELS = ("baseline", "avx2", "avx512")
+SIMD_LEVELS = ("baseline", "avx2", "avx512", "avx512_bf16")
 
 _ELEMENTS = {"X": TensorProto.FLOAT, "float32": TensorProto.FLOAT, "int32": TensorProto.INT32}
+_CACHE_ELEMENTS = {
+    torch.float32: TensorProto.FLOAT,
+    torch.bfloat16: TensorProto.BFLOAT16,
+    torch.float16: TensorProto.FLOAT16,
+}
 
 
 @functools.cache
@@ -72,11 +77,21 @@ def simd_level(name: str) -> Iterator[None]:
         native.sala_ort_set_simd_level(runnable_simd_levels()[-1].encode())
 
 
-def model(contract: Contract, attributes: Mapping[str, Any]) -> onnx.ModelProto:
+def is_cache(contract: Contract, tensor: ContractTensor) -> bool:
+    """A tensor of the activations' type that is updated in place, or the new value of one."""
+    updated = {output.updates for output in contract.outputs}
+    return tensor.dtype == ACTIVATION and (tensor.name in updated or tensor.updates is not None)
+
+
+def model(
+    contract: Contract, attributes: Mapping[str, Any], cache_dtype: torch.dtype = torch.float32
+) -> onnx.ModelProto:
     """A graph of the operator alone; every dimension is free."""
 
-    def value(name: str, dtype: str, rank: int) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(name, _ELEMENTS[dtype], [f"{name}_{axis}" for axis in range(rank)])
+    def value(tensor: ContractTensor) -> onnx.ValueInfoProto:
+        element = _CACHE_ELEMENTS[cache_dtype] if is_cache(contract, tensor) else _ELEMENTS[tensor.dtype]
+        shape = [f"{tensor.name}_{axis}" for axis in range(len(tensor.shape))]
+        return helper.make_tensor_value_info(tensor.name, element, shape)
 
     node = helper.make_node(
         contract.onnx_type,
@@ -88,30 +103,42 @@ def model(contract: Contract, attributes: Mapping[str, Any]) -> onnx.ModelProto:
     graph = helper.make_graph(
         [node],
         contract.name,
-        [value(t.name, t.dtype, len(t.shape)) for t in contract.inputs],
-        [value(t.name, t.dtype, len(t.shape)) for t in contract.outputs],
+        [value(t) for t in contract.inputs],
+        [value(t) for t in contract.outputs],
     )
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid("sala", 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
+def session_options(threads: int = 2) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.register_custom_ops_library(str(library()))
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4  # tests that provoke an error read it from the exception
+    return options
+
+
 class CpuOperator:
     """An ONNX Runtime session of one operator."""
 
-    def __init__(self, contract: Contract, attributes: Mapping[str, Any], threads: int = 2) -> None:
-        options = onnxruntime.SessionOptions()
-        options.register_custom_ops_library(str(library()))
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 4  # tests that provoke an error read it from the exception
+    def __init__(
+        self,
+        contract: Contract,
+        attributes: Mapping[str, Any],
+        threads: int = 2,
+        cache_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        options = session_options(threads)
         self._contract = contract
-        serialized = model(contract, attributes).SerializeToString()
+        serialized = model(contract, attributes, cache_dtype).SerializeToString()
         self._session = onnxruntime.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """All outputs; the inputs are left as they are."""
         names = [t.name for t in self._contract.inputs]
-        feed = {name: x.contiguous().numpy() for name, x in zip(names, inputs, strict=True)}
-        return tuple(torch.from_numpy(np.asarray(x)) for x in self._session.run(None, feed))
+        feed = {name: _value(x.contiguous()) for name, x in zip(names, inputs, strict=True)}
+        outputs = self._session.run_with_ort_values(None, feed)
+        return tuple(torch.from_dlpack(value) for value in outputs)
 
     def update(self, *inputs: Tensor) -> Tensor:
         """Output `y`; each other output is bound to the memory of the input that it updates."""
@@ -119,15 +146,24 @@ class CpuOperator:
         by_name = dict(zip((t.name for t in self._contract.inputs), inputs, strict=True))
         for name, x in by_name.items():
             assert x.is_contiguous()
-            binding.bind_input(name, "cpu", 0, x.numpy().dtype, x.shape, x.data_ptr())
+            binding.bind_input(name, "cpu", 0, _element(x), x.shape, x.data_ptr())
         for output in self._contract.outputs:
             if output.updates is None:
                 binding.bind_output(output.name, "cpu")
             else:
                 x = by_name[output.updates]
-                binding.bind_output(output.name, "cpu", 0, np.float32, x.shape, x.data_ptr())
+                binding.bind_output(output.name, "cpu", 0, _element(x), x.shape, x.data_ptr())
         self._session.run_with_iobinding(binding)
         return torch.from_numpy(binding.get_outputs()[0].numpy())
+
+
+def _element(tensor: Tensor) -> int:
+    return TensorProto.INT32 if tensor.dtype == torch.int32 else _CACHE_ELEMENTS[tensor.dtype]
+
+
+def _value(tensor: Tensor) -> onnxruntime.OrtValue:
+    numbers = tensor.view(torch.int16) if tensor.element_size() == 2 else tensor  # NumPy has no bfloat16
+    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(numbers.numpy(), _element(tensor))
 
 
 def int32(values: Sequence[int]) -> Tensor:

@@ -62,7 +62,7 @@ def write_cpu_bundle(source: Path, directory: Path, *, include_weights: bool = T
     precision = checkpoint.precision or Precision.BF16
     graph = directory / GRAPH_FOLDER
     graph.mkdir(parents=True)
-    cpu = export_cpu_graph(checkpoint, graph)
+    cpu = export_cpu_graph(checkpoint, graph, precision)
     for name in (*(_ENGINE.plan, _ENGINE.report, _ENGINE.log, _ENGINE.graph), f"{GRAPH_FOLDER}/{GRAPH_FILE}"):
         (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_text("not used by the CPU", encoding="utf-8")

@@ -41,7 +41,6 @@ def _filled(weight: WeightInput, stored: Mapping[str, Tensor]) -> np.ndarray:
 
 def _numbers(part: WeightPart, stored: Mapping[str, Tensor]) -> Tensor:
     """A plain part or one of scales, flat."""
-    assert part.dequantization is None
     tensor = stored[part.tensor].flatten()
     if part.rows is None:
         return tensor

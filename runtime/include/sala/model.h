@@ -9,6 +9,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -54,6 +55,15 @@ struct TensorRtOptions {
   std::optional<DeviceAllocator> allocator;
 };
 
+/// Arithmetic of onnxruntime on the CPU.
+enum class CpuMath {
+  kExact,  // products, caches and everything else in fp32
+  kFast,   // products of 16-bit inputs, in int4 of 8-bit ones, and 16-bit caches as a GPU has them
+};
+
+/// The arithmetic of this name, `exact` or `fast`. kInvalidArgument for another.
+Expected<CpuMath> cpu_math_of(std::string_view name);
+
 struct LoadOptions {
   /// An open descriptor of the bundle's directory: loads exactly the one that you have looked at, whatever has taken
   /// its name since. The path is for messages. It stays yours to close. -1 opens the path.
@@ -76,6 +86,9 @@ struct LoadOptions {
   /// load (kStopped). Other weights for constants of the engine (int4, nvfp4) are compared before, and reported
   /// likewise.
   std::function<bool(int64_t done, int64_t total)> on_progress;
+  /// Arithmetic on the CPU. kFast with the runtime `tensorrt` is refused (kInvalidArgument). With `auto` it holds if
+  /// the model runs on the CPU.
+  CpuMath cpu_math = CpuMath::kExact;
   /// Threads that load weights and, on the CPU, compute, at most 1,024. 0 means as many as the machine has cores.
   int32_t threads = 0;
   /// Hash every file of the bundle but the weights first. Weights, graph and plan are always hashed when they are

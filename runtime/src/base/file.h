@@ -29,6 +29,7 @@ class File {
 
   int64_t bytes() const { return bytes_; }
   const std::filesystem::path& path() const { return path_; }
+  int descriptor() const { return descriptor_; }
   /// Of its errors.
   ErrorCode code() const { return code_; }
 

@@ -1,9 +1,7 @@
 #include "base/number_formats.h"
 
 #include <algorithm>
-#include <array>
 #include <bit>
-#include <cmath>
 
 namespace sala {
 
@@ -92,24 +90,6 @@ void convert(const void* from, DType from_type, void* to, DType to_type, int64_t
                      [](auto stored) { return decltype(target)::encode(decltype(source)::decode(stored)); });
     });
   });
-}
-
-float from_e4m3(int code) {
-  const int exponent = code >> 3 & 15, mantissa = code & 7;
-  if (exponent == 15 && mantissa == 7) return std::nanf("");
-  const float magnitude = exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -9)
-                                        : std::ldexp(static_cast<float>(8 + mantissa), exponent - 10);
-  return code & 128 ? -magnitude : magnitude;
-}
-
-float from_int8(int code) { return static_cast<float>(code < 128 ? code : code - 256); }
-
-float from_int4(int code) { return static_cast<float>((code & 15) - 8); }
-
-float from_e2m1(int code) {
-  constexpr std::array<float, 8> kMagnitudes{0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f};
-  const float magnitude = kMagnitudes[static_cast<size_t>(code & 7)];
-  return code & 8 ? -magnitude : magnitude;
 }
 
 }  // namespace sala

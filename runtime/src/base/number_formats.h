@@ -1,4 +1,4 @@
-// Numbers in the types of weights, and what the codes of quantised ones stand for.
+// Numbers in the types of weights.
 
 #pragma once
 
@@ -14,11 +14,5 @@ bool is_convertible(DType dtype);
 /// Converts `count` numbers of one convertible type to another, rounding to nearest even; NaN stays NaN, what exceeds
 /// the range becomes infinite. Both at multiples of their size.
 void convert(const void* from, DType from_type, void* to, DType to_type, int64_t count);
-
-// What a code of 8 bits, or of the low 4 of them, stands for.
-float from_e4m3(int code);
-float from_int8(int code);
-float from_int4(int code);  // stored plus 8
-float from_e2m1(int code);
 
 }  // namespace sala

@@ -210,10 +210,6 @@ std::map<std::string, std::set<int64_t>> rows_of_scales(const Manifest& manifest
     for (const WeightInput& input : *inputs) {
       for (const WeightPart& part : input.parts) {
         if (part.rows > 0) rows[part.tensor].insert(part.rows);
-        if (!part.dequantization) continue;
-        const Dequantization& how = *part.dequantization;
-        if (!format_of(how.codes).is_by_row) continue;
-        rows[how.scale].insert(manifest.tensors.at(part.tensor).bytes / how.columns);
       }
     }
   }

@@ -1,6 +1,7 @@
 #include "bundle/manifest.h"
 
 #include <algorithm>
+#include <iterator>
 #include <set>
 #include <span>
 #include <utility>
@@ -14,8 +15,9 @@ namespace sala {
 
 namespace {
 
-constexpr int64_t kSchemaVersion = 5;
+constexpr int64_t kSchemaVersion = 6;
 constexpr size_t kMostDimensions = 8;  // as in TensorRT
+constexpr std::string_view kPrecisions[] = {"bf16", "fp16", "fp8", "int8", "int4", "nvfp4"};
 
 /// The symbolic dimensions of a step, each with the most that it may be.
 const SymbolSizes kSymbols = {{std::string(step_names::kBatch), 1},
@@ -80,39 +82,17 @@ std::vector<FileEntry> files_of(const Field& field) {
   return result;
 }
 
-/// The format of a quantised precision, or the end of the table.
-auto find_codes(std::string_view precision) {
-  return std::find_if(kCodeFormats.begin(), kCodeFormats.end(),
-                      [&](const CodeFormat& format) { return format.precision == precision; });
-}
-
-Dequantization dequantization_of(const Field& field) {
-  field.allow_only({"precision", "columns", "scale", "global_scale"});
-  Dequantization result;
-  const std::string precision = field["precision"].string();
-  const auto* found = find_codes(precision);
-  field["precision"].expect(found != kCodeFormats.end(), "is not a quantised precision");
-  if (found != kCodeFormats.end()) result.codes = static_cast<Codes>(found - kCodeFormats.begin());
-  result.columns = field["columns"].integer(1);
-  result.scale = field["scale"].string();
-  result.global_scale = field["global_scale"].fp32();
-  field["global_scale"].expect(result.global_scale > 0.0f, "is no scale");
-  return result;
-}
-
 /// Whether an optional member has a value.
 bool given(const Field& field, const char* name) { return field.has(name) && !field[name].is_null(); }
 
 WeightPart part_of(const Field& part) {
-  part.allow_only({"tensor", "rows", "factor", "dequantization"});
-  WeightPart result{.tensor = part["tensor"].string(), .rows = 0, .factor = {}, .dequantization = {}};
+  part.allow_only({"tensor", "rows", "factor"});
+  WeightPart result{.tensor = part["tensor"].string()};
   if (given(part, "rows")) result.rows = part["rows"].integer(1);
   if (given(part, "factor")) {
     result.factor = part["factor"].string();
     part["factor"].expect(!result.factor.empty(), "is empty");
   }
-  if (given(part, "dequantization")) result.dequantization = dequantization_of(part["dequantization"]);
-  part.expect(result.rows == 0 || !result.dequantization, "is dequantised and has rows of scales");
   part.expect(result.factor.empty() || result.rows != 0, "has a factor without rows of scales");
   return result;
 }
@@ -165,6 +145,11 @@ void read_weights(const Field& weights, Manifest& manifest) {
   }
 }
 
+CpuForm cpu_form_of(const Field& form) {
+  form.allow_only({"file", "inputs", "outputs"});
+  return {path_of(form["file"]), tensors_of(form["inputs"]), tensors_of(form["outputs"])};
+}
+
 void read_graph(const Field& graph, Manifest& manifest) {
   graph.allow_only({"file", "inputs", "outputs", "operators", "cpu"});
   manifest.needed_files.push_back(path_of(graph["file"]));
@@ -177,10 +162,9 @@ void read_graph(const Field& graph, Manifest& manifest) {
     node["node"].string();
   }
   const Field cpu = graph["cpu"];
-  cpu.allow_only({"file", "inputs", "outputs", "weights"});
-  manifest.cpu = {path_of(cpu["file"]), tensors_of(cpu["inputs"]), tensors_of(cpu["outputs"]),
-                  weights_of(cpu["weights"])};
-  manifest.needed_files.push_back(manifest.cpu.file);
+  cpu.allow_only({"weights", "exact", "fast"});
+  manifest.cpu = {weights_of(cpu["weights"]), cpu_form_of(cpu["exact"]), cpu_form_of(cpu["fast"])};
+  for (const CpuForm* form : {&manifest.cpu.exact, &manifest.cpu.fast}) manifest.needed_files.push_back(form->file);
 }
 
 std::map<std::string, ProfileRanges, std::less<>> profiles_of(const Field& field) {
@@ -324,8 +308,12 @@ Status check_together(const Manifest& manifest) {
   const DType activations = manifest.precision == "fp16" ? DType::kFloat16 : DType::kBFloat16;
   SALA_RETURN_IF_ERROR(check_files(manifest));
   SALA_RETURN_IF_ERROR(check_graph(manifest.config, manifest.inputs, manifest.outputs, activations));
-  SALA_RETURN_IF_ERROR(check_graph(manifest.config, manifest.cpu.inputs, manifest.cpu.outputs, DType::kFloat32));
-  SALA_RETURN_IF_ERROR(check_weights(manifest.cpu.weights, manifest.cpu.inputs, manifest));
+  const CpuGraph& cpu = manifest.cpu;
+  SALA_RETURN_IF_ERROR(check_graph(manifest.config, cpu.exact.inputs, cpu.exact.outputs, DType::kFloat32));
+  SALA_RETURN_IF_ERROR(check_graph(manifest.config, cpu.fast.inputs, cpu.fast.outputs, activations));
+  for (const CpuForm* form : {&cpu.exact, &cpu.fast}) {
+    SALA_RETURN_IF_ERROR(check_weights(cpu.weights, form->inputs, manifest));
+  }
   SALA_RETURN_IF_ERROR(check_weights(manifest.engine.weights, manifest.inputs, manifest));
   return check_profiles(manifest);
 }
@@ -360,7 +348,6 @@ Status check_version(const Json& content, const std::string& where) {
 std::vector<std::string> WeightPart::tensors() const {
   std::vector<std::string> names{tensor};
   if (!factor.empty()) names.push_back(factor);
-  if (dequantization) names.push_back(dequantization->scale);
   return names;
 }
 
@@ -385,9 +372,8 @@ Expected<Manifest> parse_manifest(std::string_view text, const std::string& wher
   manifest.config = config_of(root["model"]);
   manifest.config_sha256 = root["model"]["config_sha256"].sha256();
   manifest.precision = root["precision"].string();
-  const std::string& precision = manifest.precision;
-  const bool is_known = precision == "bf16" || precision == "fp16" || find_codes(precision) != kCodeFormats.end();
-  root["precision"].expect(is_known, "is not a precision");
+  root["precision"].expect(std::ranges::find(kPrecisions, manifest.precision) != std::end(kPrecisions),
+                           "is not a precision");
   read_weights(root["weights"], manifest);
   read_graph(root["graph"], manifest);
   manifest.engine = engine_of(root["engine"], manifest.needed_files);

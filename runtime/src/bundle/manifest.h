@@ -1,17 +1,15 @@
-// `bundle.json`, schema 4. The format is described in sala_export/bundle/FORMAT.md.
+// `bundle.json`, schema 6. The format is described in sala_export/bundle/FORMAT.md.
 
 #pragma once
 
 #include <cstdint>
 #include <map>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
 #include "base/json_fields.h"
-#include "bundle/codes.h"
 #include "sala/model.h"
 #include "sala/status.h"
 #include "sala/tensor.h"
@@ -39,20 +37,11 @@ struct StoredTensor {
 
 using StoredTensors = std::map<std::string, StoredTensor, std::less<>>;  // by name
 
-/// How codes become numbers: `code * scale * global_scale`, each block of the weight with its own scale.
-struct Dequantization {
-  Codes codes = Codes::kFp8;
-  int64_t columns = 1;  // elements of a row
-  std::string scale;    // tensor: one number, or of shape [blocks along the rows, blocks along the columns]
-  float global_scale = 1.0f;
-};
-
-/// Consecutive elements of a weight input, from one tensor: plain, scales or dequantised (FORMAT.md).
+/// Consecutive elements of a weight input, from one tensor: plain or scales (FORMAT.md).
 struct WeightPart {
   std::string tensor;
   int64_t rows = 0;      // of scales; 0: these are none
   std::string factor{};  // tensor of one number that multiplies scales; empty: none
-  std::optional<Dequantization> dequantization{};
 
   /// The names of all tensors that it is made from.
   std::vector<std::string> tensors() const;
@@ -68,11 +57,19 @@ struct WeightInput {
   int64_t bytes() const { return bytes_of(spec.dtype, elements_of(spec.bound({}))); }
 };
 
-struct CpuGraph {
+/// A step on the CPU in one arithmetic.
+struct CpuForm {
   std::string file;
   std::vector<TensorSpec> inputs;
   std::vector<TensorSpec> outputs;
-  std::vector<WeightInput> weights;
+};
+
+struct CpuGraph {
+  std::vector<WeightInput> weights;  // of both forms
+  CpuForm exact;
+  CpuForm fast;
+
+  const CpuForm& form(CpuMath math) const { return math == CpuMath::kFast ? fast : exact; }
 };
 
 /// What an optimisation profile allows a symbolic dimension.

@@ -38,6 +38,9 @@ Expected<LoadOptions> load_options_of(const sala_load_options* options) {
       return tell(done, total, data) != 0;
     };
   }
+  const auto cpu_math = cpu_math_of(text_or(given->cpu_math, "exact"));
+  if (!cpu_math) return cpu_math.error();
+  result.cpu_math = *cpu_math;
   result.threads = given->threads;
   result.verify_hashes = given->verify_hashes != 0;
   return result;

@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "base/number_formats.h"
-#include "weights/quantized_weights.h"
 
 namespace sala {
 
@@ -60,16 +59,6 @@ Expected<int64_t> part_elements(const WeightInput& input, const WeightPart& part
   const DType target = input.spec.dtype;
   const StoredTensor& stored = source.tensor(part.tensor);
   if (part.rows > 0) return scale_elements(input, part, source);
-  if (part.dequantization) {
-    const Dequantization& how = *part.dequantization;
-    const StoredTensor& scales = source.tensor(how.scale);
-    const int64_t count = scales.bytes > kMostScaleBytes ? -1 : quantized_elements(how, stored, scales);
-    if (count < 0 || target != DType::kFloat32) {
-      return damaged(input, "is ", name_of(target), " and cannot be made from the codes in ", part.tensor,
-                     " and their scales in ", how.scale, ", which do not fit together");
-    }
-    return count;
-  }
   if (is_code(target)) {
     const int64_t count = elements_of({target == DType::kFloat4E2M1FN ? 2 : 1, stored.bytes});
     if (count < 0) return damaged(input, "is larger than memory");
@@ -111,6 +100,13 @@ Expected<int64_t> check_inputs(std::span<const WeightInput> inputs, const Weight
     total += *bytes;
   }
   return total;
+}
+
+const StoredTensor* tensor_as_it_is(const WeightInput& input, const WeightSource& source) {
+  const WeightPart& part = input.parts[0];
+  const StoredTensor& stored = source.tensor(part.tensor);
+  const bool is_whole = input.parts.size() == 1 && part.rows == 0;
+  return is_whole && is_taken_as_it_is(stored.dtype, input.spec.dtype) ? &stored : nullptr;
 }
 
 /// What a part of an input gives, from its first byte to its last.
@@ -173,34 +169,6 @@ class Converted final : public Streamed {
   std::vector<float> staging_;
 };
 
-class Dequantized final : public Streamed {
- public:
-  Dequantized(const Dequantization& how, const WeightSource::Reader& reader, const WeightSource& source)
-      : Streamed(reader), how_(how), codes_(reader.tensor()), source_(source) {}
-
-  Expected<int64_t> next(char* to, int64_t room) override {
-    const int64_t per_byte = format_of(how_.codes).per_byte;
-    const int64_t bytes = std::min({room / static_cast<int64_t>(sizeof(float)) / per_byte, kStagingBytes, left()});
-    if (bytes == 0) return 0;
-    if (!dequantizer_) {
-      auto scales = source_.read_all(how_.scale);
-      if (!scales) return scales.error();
-      dequantizer_.emplace(how_, codes_, source_.tensor(how_.scale), *std::move(scales));
-      staging_.resize(static_cast<size_t>(std::min(kStagingBytes, left())));
-    }
-    SALA_RETURN_IF_ERROR(read(staging_.data(), bytes));
-    dequantizer_->dequantize(staging_.data(), bytes * per_byte, reinterpret_cast<float*>(to));
-    return bytes_of(DType::kFloat32, bytes * per_byte);
-  }
-
- private:
-  const Dequantization& how_;
-  const StoredTensor& codes_;
-  const WeightSource& source_;
-  std::optional<Dequantizer> dequantizer_;
-  std::vector<uint8_t> staging_;
-};
-
 /// The numbers of a small tensor in fp32.
 Expected<std::vector<float>> read_numbers(const WeightSource& source, const std::string& name) {
   const auto bytes = source.read_all(name);
@@ -249,9 +217,6 @@ class Scales final : public InputReader::Part {
 
 std::unique_ptr<InputReader::Part> open_part(const WeightPart& part, DType target, const WeightSource& source) {
   if (part.rows > 0) return std::make_unique<Scales>(part, source);
-  if (part.dequantization) {
-    return std::make_unique<Dequantized>(*part.dequantization, source.open(part.tensor), source);
-  }
   if (is_taken_as_it_is(source.tensor(part.tensor).dtype, target)) {
     return std::make_unique<AsItIs>(source.open(part.tensor));
   }

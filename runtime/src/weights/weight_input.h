@@ -19,6 +19,9 @@ Expected<int64_t> check_input(const WeightInput& input, const WeightSource& sour
 /// Checks all of them, before any is loaded; their bytes together.
 Expected<int64_t> check_inputs(std::span<const WeightInput> inputs, const WeightSource& source);
 
+/// The tensor whose bytes are those of the input; null if there is none, and the input has to be made.
+const StoredTensor* tensor_as_it_is(const WeightInput& input, const WeightSource& source);
+
 /// Makes the bytes of an input, which `check_input` has taken, from its first to its last. Hashes the tensors that it
 /// reads, and keeps little more than a megabyte and the scales of a part in memory.
 class InputReader {

@@ -35,6 +35,9 @@ class WeightSource {
   /// A tensor that `manifest.tensors` has; where it is and its shape are those of this source.
   const StoredTensor& tensor(std::string_view name) const;
 
+  /// The file that such a tensor lies in, open since it was checked.
+  std::shared_ptr<const File> file(const StoredTensor& tensor) const { return files_.at(tensor.file); }
+
   /// The folder of its files.
   const std::filesystem::path& folder() const { return folder_; }
   /// Whether the tensors are the bundle's own.

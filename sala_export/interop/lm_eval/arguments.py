@@ -31,7 +31,8 @@ class ModelArguments:
     precision: str | None = None
     threads: int = 0
     weights: str | None = None
-    """As these five are of `sala_export.load`."""
+    cpu_math: str | None = None
+    """As these six are of `sala_export.load`."""
     max_context: int | None = None
     """Tokens of a request with its answer. None: what the model was made for."""
     batch_size: int = 1
@@ -79,7 +80,7 @@ def _checked(given: dict[str, Any]) -> dict[str, Any]:
     """The arguments in their types. Raises: SessionError for one that has another type or value."""
     # A directory may be named by a number.
     checked: dict[str, Any] = {"pretrained": str(given["pretrained"])}
-    for name in ("runtime", "device", "precision", "weights"):
+    for name in ("runtime", "device", "precision", "weights", "cpu_math"):
         if name in given:
             checked[name] = optional_text(name, given[name])
     for name, least, most in (

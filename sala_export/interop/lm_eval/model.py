@@ -50,6 +50,7 @@ class SalaLM(TemplateLM):
             precision=asked.precision,
             threads=asked.threads,
             weights=asked.weights,
+            cpu_math=asked.cpu_math,
         )
         tokenizer = self.model.tokenizer
         if not isinstance(tokenizer, Tokenizer):

@@ -13,6 +13,8 @@ The operators of an exported model, in ONNX domain and TensorRT plugin namespace
 holds for all implementations alike.
 
 * `{ACTIVATION}` is one floating type per call, that of the activations: float32, float16 or bfloat16.
+  On a CPU activations are float32. There a cache, which is a tensor of type `{ACTIVATION}` that is updated in place,
+  may be float32, float16 or bfloat16, and all caches of a call share one type.
 * Tensors are dense and row-major. All attributes are required.
 * `fdiv(a, b)` divides and rounds down; `is_power_of_two(n)` is 1 for 1, 2, 4 and so on, else 0.
 * An output that is the new value of an input shares its buffer at run time: one address for both, updated in place.

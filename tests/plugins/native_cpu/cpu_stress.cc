@@ -30,6 +30,23 @@ std::vector<float> values(int64_t count) {
   return result;
 }
 
+/// Numbers of a cache, each of magnitude 0.5 to 1, in exactly the bytes that they take.
+std::vector<char> cache_values(int64_t count, sala::DataType dtype) {
+  std::vector<char> result;
+  const auto append = [&](const auto& number) {
+    const char* bytes = reinterpret_cast<const char*>(&number);
+    result.insert(result.end(), bytes, bytes + sizeof number);
+  };
+  result.reserve(static_cast<size_t>(count) * (dtype == sala::DataType::kFloat32 ? 4 : 2));
+  for (int64_t i = 0; i < count; ++i) {
+    const auto sign = static_cast<uint16_t>(draw(0, 1) << 15);
+    if (dtype == sala::DataType::kBFloat16) append(static_cast<uint16_t>(sign | draw(0x3f00, 0x3f7f)));
+    if (dtype == sala::DataType::kFloat16) append(static_cast<uint16_t>(sign | draw(0x3800, 0x3bff)));
+    if (dtype == sala::DataType::kFloat32) append(static_cast<float>(draw(500, 1000)) / (sign == 0 ? 1e3f : -1e3f));
+  }
+  return result;
+}
+
 sala::cpu::ParallelFor one_thread() {
   const auto run = [](void*, sala::cpu::ParallelFor::Task task, size_t count, void* data) {
     for (size_t i = 0; i < count; ++i) task(data, i);
@@ -89,15 +106,17 @@ std::string run_sparse(SimdLevel level) {
   sizes.C2 = windows(4 * sizes.kernel_size, 4 * sizes.kernel_stride);
   const int64_t rows = sizes.B * sizes.num_kv_heads * sizes.head_dim;
   const auto qkvg = values(sizes.B * sizes.T * 2 * (sizes.num_heads + sizes.num_kv_heads) * sizes.head_dim);
-  auto k = values(rows * sizes.C), v = values(rows * sizes.C);
-  auto k1 = values(rows * sizes.C1), k2 = values(rows * sizes.C2);
+  constexpr sala::DataType kTypes[] = {sala::DataType::kFloat32, sala::DataType::kBFloat16, sala::DataType::kFloat16};
+  const sala::DataType dtype = kTypes[draw(0, 2)];
+  auto k = cache_values(rows * sizes.C, dtype), v = cache_values(rows * sizes.C, dtype);
+  auto k1 = cache_values(rows * sizes.C1, dtype), k2 = cache_values(rows * sizes.C2, dtype);
   const std::vector<int32_t> lengths(static_cast<size_t>(sizes.B), static_cast<int32_t>(past));
   const std::vector<int32_t> contexts(lengths.size(), static_cast<int32_t>(sizes.C));
   std::vector<float> y(static_cast<size_t>(sizes.B * sizes.T * sizes.num_heads * sizes.head_dim));
   const auto status =
       sala::ops::infllmv2_attention_cpu(sizes,
-                                        {qkvg.data(), lengths.data(), contexts.data(), k.data(), v.data(), k1.data(),
-                                         k2.data(), y.data(), k.data(), v.data(), k1.data(), k2.data()},
+                                        {dtype, qkvg.data(), lengths.data(), contexts.data(), k.data(), v.data(),
+                                         k1.data(), k2.data(), y.data(), k.data(), v.data(), k1.data(), k2.data()},
                                         one_thread(), level);
   return verdict(status, y);
 }

@@ -34,8 +34,7 @@ Expected<std::filesystem::path> operators_library(const LoadOptions& options) {
 }
 
 /// The bytes of the graph, proved to be those that were exported.
-Expected<std::string> read_graph(const Bundle& bundle) {
-  const std::string& name = bundle.manifest.cpu.file;
+Expected<std::string> read_graph(const Bundle& bundle, const std::string& name) {
   const File& file = bundle.file(name);
   auto graph = read_file(file, kGraphLimitBytes);
   if (graph && sha256(*graph) != bundle.manifest.file(name)->sha256) {
@@ -52,21 +51,22 @@ Expected<std::shared_ptr<const Engine>> OnnxRuntimeEngine::create(const Bundle& 
   const Manifest& manifest = bundle.manifest;
   auto library = OnnxRuntimeLibrary::load(options.onnxruntime_library);
   if (!library) return library.error();
-  std::shared_ptr<OnnxRuntimeEngine> engine(new OnnxRuntimeEngine(*library));
-  engine->inputs_ = manifest.cpu.inputs;
-  engine->outputs_ = manifest.cpu.outputs;
-  SALA_RETURN_IF_ERROR(engine->open_graph(bundle, options));
-  SALA_RETURN_IF_ERROR(engine->check_inputs(manifest));
+  const CpuForm& form = manifest.cpu.form(options.cpu_math);
+  // What the fast form saves goes on on a GPU, and the other way round.
+  const std::string precision = options.cpu_math == CpuMath::kFast ? manifest.precision : "fp32";
+  std::shared_ptr<OnnxRuntimeEngine> engine(new OnnxRuntimeEngine(*library, form, precision));
+  SALA_RETURN_IF_ERROR(engine->open_graph(bundle, form.file, options));
+  SALA_RETURN_IF_ERROR(engine->check_inputs(form.file, manifest.cpu.weights));
   auto weights = load_weights(manifest, source, options);
   if (!weights) return weights.error();
   engine->weights_ = *std::move(weights);
   return std::shared_ptr<const Engine>(std::move(engine));
 }
 
-Status OnnxRuntimeEngine::open_graph(const Bundle& bundle, const LoadOptions& options) {
+Status OnnxRuntimeEngine::open_graph(const Bundle& bundle, const std::string& name, const LoadOptions& options) {
   const auto operators = operators_library(options);
   if (!operators) return operators.error();
-  const auto graph = read_graph(bundle);
+  const auto graph = read_graph(bundle, name);
   if (!graph) return graph.error();
   const OrtApi& api = library_.api();
 
@@ -89,14 +89,13 @@ Status OnnxRuntimeEngine::open_graph(const Bundle& bundle, const LoadOptions& op
   if (auto opened = library_.check(
           api.CreateSessionFromArray(environment, graph->data(), graph->size(), created, &session), "open the graph");
       !opened) {
-    return error(ErrorCode::kLibraryUnusable, bundle.file(bundle.manifest.cpu.file).path().string(), ": ",
-                 opened.error().message);
+    return error(ErrorCode::kLibraryUnusable, bundle.file(name).path().string(), ": ", opened.error().message);
   }
   session_.reset(session);
   return success();
 }
 
-Status OnnxRuntimeEngine::check_inputs(const Manifest& manifest) const {
+Status OnnxRuntimeEngine::check_inputs(const std::string& graph, const std::vector<WeightInput>& weights) const {
   const OrtApi& api = library_.api();
   OrtAllocator* allocator = nullptr;
   SALA_RETURN_IF_ERROR(library_.check(api.GetAllocatorWithDefaultOptions(&allocator), "find its allocator"));
@@ -110,12 +109,12 @@ Status OnnxRuntimeEngine::check_inputs(const Manifest& manifest) const {
     SALA_RETURN_IF_ERROR(library_.check(api.AllocatorFree(allocator, name), "free memory"));
   }
   std::vector<std::string> expected;
-  for (const TensorSpec& input : manifest.cpu.inputs) expected.push_back(input.name);
-  for (const WeightInput& weight : manifest.cpu.weights) expected.push_back(weight.spec.name);
+  for (const TensorSpec& input : inputs_) expected.push_back(input.name);
+  for (const WeightInput& weight : weights) expected.push_back(weight.spec.name);
   std::sort(actual.begin(), actual.end());
   std::sort(expected.begin(), expected.end());
   if (actual != expected) {
-    return error(ErrorCode::kBundleDamaged, manifest.cpu.file, " has other inputs than ", kManifestFile,
+    return error(ErrorCode::kBundleDamaged, graph, " has other inputs than ", kManifestFile,
                  " says (build the bundle again)");
   }
   return success();

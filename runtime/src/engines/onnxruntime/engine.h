@@ -1,8 +1,10 @@
-// The step on the CPU: graph.cpu of a bundle in ONNX Runtime, in fp32, with the operators of libsala_ort.so.
+// The step on the CPU: a form of graph.cpu of a bundle in ONNX Runtime, with the operators of libsala_ort.so.
 
 #pragma once
 
 #include <memory>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "bundle/bundle.h"
@@ -22,7 +24,7 @@ class OnnxRuntimeEngine final : public Engine {
                                                         const WeightSource& source);
 
   std::string_view name() const override { return "onnxruntime"; }
-  std::string_view precision() const override { return "fp32"; }
+  std::string_view precision() const override { return precision_; }
   std::span<const TensorSpec> inputs() const override { return inputs_; }
   std::span<const TensorSpec> outputs() const override { return outputs_; }
   EngineLimits limits() const override;
@@ -31,21 +33,25 @@ class OnnxRuntimeEngine final : public Engine {
                                                         CacheContents contents) const override;
 
  private:
-  explicit OnnxRuntimeEngine(OnnxRuntimeLibrary library)
+  OnnxRuntimeEngine(OnnxRuntimeLibrary library, const CpuForm& form, std::string precision)
       : library_(library),
+        precision_(std::move(precision)),
+        inputs_(form.inputs),
+        outputs_(form.outputs),
         environment_(nullptr, library.api().ReleaseEnv),
         session_(nullptr, library.api().ReleaseSession) {}
 
-  Status open_graph(const Bundle& bundle, const LoadOptions& options);
-  Status check_inputs(const Manifest& manifest) const;
+  Status open_graph(const Bundle& bundle, const std::string& name, const LoadOptions& options);
+  Status check_inputs(const std::string& graph, const std::vector<WeightInput>& weights) const;
 
   std::unique_ptr<Memory> memory_ = paged_host_memory();
   OnnxRuntimeLibrary library_;
-  OrtPtr<OrtEnv> environment_;
-  OrtPtr<OrtSession> session_;
+  std::string precision_;
   std::vector<TensorSpec> inputs_;
   std::vector<TensorSpec> outputs_;
-  std::vector<Weight> weights_;
+  OrtPtr<OrtEnv> environment_;
+  OrtPtr<OrtSession> session_;
+  Weights weights_;
 };
 
 }  // namespace sala

@@ -17,15 +17,15 @@ class OnnxRuntimeExecution final : public Execution {
  public:
   /// `session` and `weights` outlive the execution.
   static Expected<std::unique_ptr<Execution>> create(OnnxRuntimeLibrary library, OrtSession& session,
-                                                     std::span<const Weight> weights,
-                                                     std::span<const CacheBinding> caches);
+                                                     const Weights& weights, std::span<const CacheBinding> caches);
 
   Status run(Profile profile, const StepInputs& step, std::span<float> logits) override;
 
  private:
-  OnnxRuntimeExecution(OnnxRuntimeLibrary library, OrtSession& session)
+  OnnxRuntimeExecution(OnnxRuntimeLibrary library, OrtSession& session, const Weights& weights)
       : library_(library),
         session_(session),
+        weights_(weights),
         memory_info_(nullptr, library.api().ReleaseMemoryInfo),
         binding_(nullptr, library.api().ReleaseIoBinding) {}
 
@@ -36,6 +36,7 @@ class OnnxRuntimeExecution final : public Execution {
 
   OnnxRuntimeLibrary library_;
   OrtSession& session_;
+  const Weights& weights_;
   OrtPtr<OrtMemoryInfo> memory_info_;
   OrtPtr<OrtIoBinding> binding_;
 };

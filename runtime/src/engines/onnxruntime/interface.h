@@ -37,7 +37,7 @@ enum OrtErrorCode : unsigned { ORT_FAIL = 1, ORT_INVALID_ARGUMENT = 2, ORT_RUNTI
 enum OrtLoggingLevel : unsigned { ORT_LOGGING_LEVEL_FATAL = 4 };
 enum OrtAllocatorType : int { OrtDeviceAllocator = 0 };
 enum OrtMemType : int { OrtMemTypeDefault = 0 };
-enum OrtCustomOpInputOutputCharacteristic : unsigned { INPUT_OUTPUT_REQUIRED = 0 };
+enum OrtCustomOpInputOutputCharacteristic : unsigned { INPUT_OUTPUT_REQUIRED = 0, INPUT_OUTPUT_VARIADIC = 2 };
 enum ONNXTensorElementDataType : unsigned {
   ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED = 0,
   ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT = 1,
@@ -82,7 +82,8 @@ struct OrtApi {
                                                OrtValue** created);
   void* from_50[1];
   OrtStatus* (*GetTensorMutableData)(OrtValue* value, void** data);
-  void* from_52[9];
+  void* from_52[8];
+  OrtStatus* (*GetTensorElementType)(const OrtTensorTypeAndShapeInfo* info, ONNXTensorElementDataType* type);
   OrtStatus* (*GetDimensionsCount)(const OrtTensorTypeAndShapeInfo* info, size_t* rank);
   OrtStatus* (*GetDimensions)(const OrtTensorTypeAndShapeInfo* info, int64_t* shape, size_t rank);
   void* from_63[2];
@@ -96,7 +97,10 @@ struct OrtApi {
   void* from_79[6];
   OrtStatus* (*KernelInfoGetAttribute_float)(const OrtKernelInfo* info, const char* name, float* value);
   OrtStatus* (*KernelInfoGetAttribute_int64)(const OrtKernelInfo* info, const char* name, int64_t* value);
-  void* from_87[3];
+  /// With too little room, an error. With no room at all, success, and `size` is what is needed, its end included.
+  OrtStatus* (*KernelInfoGetAttribute_string)(const OrtKernelInfo* info, const char* name, char* value, size_t* size);
+  OrtStatus* (*KernelContext_GetInputCount)(const OrtKernelContext* context, size_t* count);
+  void* from_89[1];
   OrtStatus* (*KernelContext_GetInput)(const OrtKernelContext* context, size_t index, const OrtValue** value);
   OrtStatus* (*KernelContext_GetOutput)(OrtKernelContext* context, size_t index, const int64_t* shape, size_t rank,
                                         OrtValue** value);

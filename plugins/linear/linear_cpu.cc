@@ -1,0 +1,217 @@
+#include "linear/linear_cpu.h"
+
+#include <algorithm>
+#include <cstring>
+#include <thread>
+
+#include "linear/int4_plain.h"
+#include "linear/linear_simd.h"
+
+namespace sala::linear {
+namespace {
+
+constexpr int64_t kFewTokens = 32;
+// Tokens whose sums for the rows of an item stay in the cache; a multiple of every level's tile.
+constexpr int64_t kTokensOfBlock = 504;
+constexpr int64_t kMostRows = 128;  // of an item
+constexpr int64_t kBytesOfItem = 128 << 10;  // of weights, for few tokens
+
+const LinearKernels& kernels_of(cpu::SimdLevel level) {
+  switch (level) {
+#define SALA_CASE(constant, name) \
+  case cpu::SimdLevel::constant:  \
+    return name::kLinearKernels;
+    SALA_FOR_EACH_SIMD_LEVEL(SALA_CASE)
+#undef SALA_CASE
+    default:
+      return baseline::kLinearKernels;
+  }
+}
+
+int64_t scale_bytes(ScaleType type) {
+  switch (type) {
+    case ScaleType::kNone:
+      return 0;
+    case ScaleType::kFloat32:
+      return 4;
+    case ScaleType::kBFloat16:
+    case ScaleType::kFloat16:
+      return 2;
+    case ScaleType::kFloat8:
+      return 1;
+  }
+  return 0;
+}
+
+int64_t bits_of(WeightKind kind) {
+  switch (kind) {
+    case WeightKind::kFloat32:
+      return 32;
+    case WeightKind::kBFloat16:
+    case WeightKind::kFloat16:
+      return 16;
+    case WeightKind::kFloat8:
+    case WeightKind::kInt8:
+      return 8;
+    case WeightKind::kInt4:
+    case WeightKind::kNvfp4:
+      return 4;
+  }
+  return 0;
+}
+
+bool rounds_inputs(const LinearCall& call) {
+  return !call.exact && call.kind != WeightKind::kFloat32 && call.kind != WeightKind::kFloat16;
+}
+
+/// A call whose output columns are cut into items. An item computes the same columns of both halves for silu_mul.
+class Job {
+ public:
+  Job(const LinearCall& call, const LinearKernels& kernels) : call_(call), kernels_(kernels) {
+    for (const StoredWeight& weight : call.weights) width_ += weight.rows;
+    layout_ = kernels.layout(product_);
+  }
+
+  Status run(const cpu::ParallelFor& parallel) {
+    if (call_.tokens <= kFewTokens) return run_few(parallel);
+    for (int64_t token = 0; token < call_.tokens; token += kTokensOfBlock) {
+      SALA_RETURN_IF_ERROR(run_many(parallel, token, std::min(kTokensOfBlock, call_.tokens - token)));
+    }
+    return success();
+  }
+
+ private:
+  int64_t halves() const { return call_.silu_mul ? 2 : 1; }
+  int64_t out_columns() const { return width_ / halves(); }
+
+  /// Columns that share a scale in all weights, or 0 if they differ.
+  int64_t shared_scale_columns() const {
+    const int64_t blocks = call_.weights.front().column_blocks;
+    const bool is_same = std::all_of(call_.weights.begin(), call_.weights.end(),
+                                     [&](const StoredWeight& weight) { return weight.column_blocks == blocks; });
+    return is_same ? call_.columns / blocks : 0;
+  }
+
+  /// Rows [first, first + count) of W; where W ends the last one is repeated.
+  void rows_at(int64_t first, int64_t count, Row* rows) const {
+    const int64_t bytes = row_bytes(call_.kind, call_.columns);
+    const StoredWeight* weight = call_.weights.data();
+    int64_t r = first;
+    for (; r >= weight->rows; ++weight) r -= weight->rows;
+    for (int64_t i = 0; i < count; ++i, ++r) {
+      while (r >= weight->rows && weight + 1 < call_.weights.data() + call_.weights.size()) {
+        r -= weight->rows;
+        ++weight;
+      }
+      const int64_t row = std::min(r, weight->rows - 1);
+      const int64_t first_scale = row / (weight->rows / weight->row_blocks) * weight->column_blocks;
+      rows[i] = {static_cast<const uint8_t*>(weight->codes) + row * bytes,
+                 static_cast<const uint8_t*>(weight->scales) + first_scale * scale_bytes(weight->scale_type),
+                 weight->scale_type, call_.columns / weight->column_blocks};
+    }
+  }
+
+  /// Packs `tokens` inputs in tiles.
+  Status pack(const cpu::ParallelFor& parallel, int64_t token, int64_t tokens, int64_t tile_tokens) {
+    const int64_t tiles = (tokens + tile_tokens - 1) / tile_tokens;
+    if (packed_ == nullptr) packed_ = cpu::allocate_floats(tiles * tile_tokens * layout_.slots);
+    if (packed_ == nullptr) return error("Linear: out of memory for ", tokens, " packed inputs");
+    const int64_t pieces = (layout_.slots + kPackedSlots - 1) / kPackedSlots;
+    cpu::parallel_for(parallel, tiles * pieces, [&](int64_t item) {
+      const int64_t first = item / pieces * tile_tokens;
+      const int64_t slot = item % pieces * kPackedSlots;
+      const Inputs inputs{call_.x + (token + first) * call_.columns, std::min(tile_tokens, tokens - first), slot,
+                          std::min(slot + kPackedSlots, layout_.slots)};
+      kernels_.pack(product_, inputs, tile_tokens, packed_.get() + first * layout_.slots);
+    });
+    return success();
+  }
+
+  Status run_few(const cpu::ParallelFor& parallel) {
+    SALA_RETURN_IF_ERROR(pack(parallel, 0, call_.tokens, 1));
+    const int64_t fit = kBytesOfItem / std::max<int64_t>(row_bytes(call_.kind, call_.columns), 1) / 4 * 4;
+    const int64_t columns = std::clamp<int64_t>(fit, 4, kMostRows / halves());
+    const int64_t kernel_floats = kernels_.few_scratch(product_);
+    const int64_t scratch_floats = kernel_floats + 2 * call_.tokens * columns;
+    const int64_t items = (out_columns() + columns - 1) / columns;
+    return cpu::parallel_for_with_scratch(parallel, items, scratch_floats, [&](int64_t item, float* scratch) {
+      Row rows[kMostRows];
+      const int64_t first = item * columns;
+      const int64_t count = std::min(columns, out_columns() - first);
+      float* y = call_.y + first;
+      rows_at(first, count, rows);
+      if (!call_.silu_mul) {
+        kernels_.few(product_, rows, count, packed_.get(), call_.tokens, scratch, y, out_columns());
+        return;
+      }
+      float* u = scratch + kernel_floats;
+      float* v = u + call_.tokens * columns;
+      kernels_.few(product_, rows, count, packed_.get(), call_.tokens, scratch, u, columns);
+      rows_at(out_columns() + first, count, rows);
+      kernels_.few(product_, rows, count, packed_.get(), call_.tokens, scratch, v, columns);
+      for (int64_t t = 0; t < call_.tokens; ++t) {
+        kernels_.silu_mul(u + t * columns, v + t * columns, count, y + t * out_columns());
+      }
+    });
+  }
+
+  /// Output columns of an item: many, so that tiles of inputs are read seldom, but enough items for all threads.
+  int64_t columns_of_item() const {
+    const int64_t items_wanted = 4 * static_cast<int64_t>(std::max(1U, std::thread::hardware_concurrency()));
+    int64_t rows = kMostRows;
+    while (rows > 2 * layout_.panel_rows && rows * items_wanted > width_) rows /= 2;
+    return rows / halves();
+  }
+
+  Status run_many(const cpu::ParallelFor& parallel, int64_t token, int64_t tokens) {
+    SALA_RETURN_IF_ERROR(pack(parallel, token, tokens, layout_.tile_tokens));
+    const int64_t columns = columns_of_item();
+    const int64_t rows_of_item = columns * halves();
+    const int64_t kernel_floats = kernels_.many_scratch(product_, rows_of_item);
+    const int64_t padded_tokens = (tokens + layout_.tile_tokens - 1) / layout_.tile_tokens * layout_.tile_tokens;
+    const int64_t items = (out_columns() + columns - 1) / columns;
+    const int64_t scratch_floats = kernel_floats + padded_tokens * rows_of_item;
+    return cpu::parallel_for_with_scratch(parallel, items, scratch_floats, [&](int64_t item, float* scratch) {
+      Row rows[kMostRows];
+      const int64_t first = item * columns;
+      const int64_t count = std::min(columns, out_columns() - first);
+      for (int64_t half = 0; half < halves(); ++half) {
+        rows_at(half * out_columns() + first, columns, rows + half * columns);
+      }
+      float* products = scratch + kernel_floats;
+      kernels_.many(product_, rows, rows_of_item, packed_.get(), tokens, scratch, products);
+      for (int64_t t = 0; t < tokens; ++t) {
+        const float* u = products + t * rows_of_item;
+        float* y = call_.y + (token + t) * out_columns() + first;
+        if (call_.silu_mul) {
+          kernels_.silu_mul(u, u + columns, count, y);
+        } else {
+          std::memcpy(y, u, static_cast<size_t>(count) * sizeof(float));
+        }
+      }
+    });
+  }
+
+  const LinearCall& call_;
+  const LinearKernels& kernels_;
+  Product product_{call_.kind, rounds_inputs(call_), call_.global_scale, call_.columns, shared_scale_columns()};
+  Layout layout_{};
+  int64_t width_ = 0;  // rows of W
+  cpu::FloatBuffer packed_;
+};
+
+}  // namespace
+
+int64_t row_bytes(WeightKind kind, int64_t columns) { return columns * bits_of(kind) / 8; }
+
+int64_t columns_of(WeightKind kind, int64_t bytes) { return bytes * 8 / bits_of(kind); }
+
+Status linear_cpu(const LinearCall& call, const cpu::ParallelFor& parallel, cpu::SimdLevel level) {
+  const bool is_empty = std::all_of(call.weights.begin(), call.weights.end(),
+                                    [](const StoredWeight& weight) { return weight.rows == 0; });
+  if (call.tokens == 0 || is_empty) return success();
+  if (call.kind == WeightKind::kInt4 && !call.exact) return int4_plain(call, parallel, level);
+  return Job(call, kernels_of(level)).run(parallel);
+}
+
+}  // namespace sala::linear

@@ -1,0 +1,335 @@
+#include "onnxruntime/linear_op.h"
+
+#include <memory>
+#include <numeric>
+#include <sstream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "linear/linear_cpu.h"
+#include "onnxruntime/custom_op.h"
+
+namespace sala::ort {
+namespace {
+
+using linear::ScaleType;
+using linear::StoredWeight;
+using linear::WeightKind;
+using Shape = std::vector<int64_t>;
+
+/// A way to store weights: the elements of its codes, how many bytes they may have, and of its scales.
+struct Storage {
+  const char* name;
+  WeightKind kind;
+  ONNXTensorElementDataType codes;  // undefined: any type, the bytes decide
+  bool has_scales;
+};
+
+constexpr Storage kStorages[] = {
+    {"float32", WeightKind::kFloat32, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, false},
+    {"bfloat16", WeightKind::kBFloat16, ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16, false},
+    {"float16", WeightKind::kFloat16, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, false},
+    {"float8_e4m3fn", WeightKind::kFloat8, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT8E4M3FN, true},
+    {"int8", WeightKind::kInt8, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8, true},
+    {"int4", WeightKind::kInt4, ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED, true},
+    {"nvfp4", WeightKind::kNvfp4, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, true},
+};
+
+/// Bytes of an element; 0 for types that no weight is stored in.
+int64_t bytes_of(ONNXTensorElementDataType type) {
+  switch (type) {
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8:
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8:
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT8E4M3FN:
+      return 1;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16:
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16:
+      return 2;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT:
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32:
+      return 4;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64:
+      return 8;
+    default:
+      return 0;
+  }
+}
+
+std::string printed(const Shape& shape) {
+  std::ostringstream text;
+  text << '[';
+  for (size_t i = 0; i < shape.size(); ++i) text << (i == 0 ? "" : ", ") << shape[i];
+  text << ']';
+  return text.str();
+}
+
+int64_t elements_of(const Shape& shape) {
+  return std::accumulate(shape.begin(), shape.end(), int64_t{1}, [](int64_t a, int64_t b) { return a * b; });
+}
+
+Status checked(const OrtApi& api, OrtStatus* status) {
+  if (status == nullptr) return success();
+  const std::string message = api.GetErrorMessage(status);
+  api.ReleaseStatus(status);
+  return error("Linear: ", message);
+}
+
+struct ReleaseInfo {
+  const OrtApi& api;
+  void operator()(OrtTensorTypeAndShapeInfo* info) const { api.ReleaseTensorTypeAndShapeInfo(info); }
+};
+
+struct Tensor {
+  const void* data;
+  ONNXTensorElementDataType type;
+  Shape shape;
+};
+
+Expected<Tensor> input(const OrtApi& api, const OrtKernelContext& context, size_t index) {
+  const OrtValue* value = nullptr;
+  SALA_RETURN_IF_ERROR(checked(api, api.KernelContext_GetInput(&context, index, &value)));
+  OrtTensorTypeAndShapeInfo* raw_info = nullptr;
+  SALA_RETURN_IF_ERROR(checked(api, api.GetTensorTypeAndShape(value, &raw_info)));
+  const std::unique_ptr<OrtTensorTypeAndShapeInfo, ReleaseInfo> info(raw_info, {api});
+  Tensor tensor{};
+  SALA_RETURN_IF_ERROR(checked(api, api.GetTensorElementType(info.get(), &tensor.type)));
+  size_t rank = 0;
+  SALA_RETURN_IF_ERROR(checked(api, api.GetDimensionsCount(info.get(), &rank)));
+  tensor.shape.resize(rank);
+  SALA_RETURN_IF_ERROR(checked(api, api.GetDimensions(info.get(), tensor.shape.data(), rank)));
+  void* data = nullptr;  // nothing is written through it
+  SALA_RETURN_IF_ERROR(checked(api, api.GetTensorMutableData(const_cast<OrtValue*>(value), &data)));
+  tensor.data = data;
+  return tensor;
+}
+
+Expected<std::string> string_attribute(const OrtApi& api, const OrtKernelInfo& info, const char* name) {
+  size_t size = 0;
+  SALA_RETURN_IF_ERROR(checked(api, api.KernelInfoGetAttribute_string(&info, name, nullptr, &size)));
+  std::string value(size, '\0');
+  SALA_RETURN_IF_ERROR(checked(api, api.KernelInfoGetAttribute_string(&info, name, value.data(), &size)));
+  value.resize(value.empty() ? 0 : value.find('\0'));
+  return value;
+}
+
+/// True for the second of two names, and false for the first.
+Expected<bool> choice(const OrtApi& api, const OrtKernelInfo& info, const char* name, std::string_view first,
+                      std::string_view second) {
+  const auto value = string_attribute(api, info, name);
+  if (!value) return value.error();
+  if (*value != first && *value != second) {
+    return error("Linear: ", name, " is \"", *value, "\"; take \"", first, "\" or \"", second, "\"");
+  }
+  return *value == second;
+}
+
+Expected<ScaleType> scale_type(const Storage& storage, const Tensor& scales) {
+  const bool is_nvfp4 = storage.kind == WeightKind::kNvfp4;
+  switch (scales.type) {
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT8E4M3FN:
+      if (is_nvfp4) return ScaleType::kFloat8;
+      break;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT:
+      if (!is_nvfp4) return ScaleType::kFloat32;
+      break;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16:
+      if (!is_nvfp4) return ScaleType::kBFloat16;
+      break;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16:
+      if (!is_nvfp4) return ScaleType::kFloat16;
+      break;
+    default:
+      break;
+  }
+  return error("Linear: scales of ", storage.name, " weights have the element type ", static_cast<int>(scales.type), "; take ",
+               is_nvfp4 ? "float8_e4m3fn" : "float32, bfloat16 or float16");
+}
+
+/// Adds the scales to a weight: one number, one for each row, or a matrix of blocks.
+Status add_scales(const Storage& storage, const Tensor& scales, int64_t columns, StoredWeight& weight) {
+  const auto type = scale_type(storage, scales);
+  if (!type) return type.error();
+  const bool is_single = elements_of(scales.shape) == 1;
+  if (!is_single && scales.shape.size() != 1 && scales.shape.size() != 2) {
+    return error("Linear: scales ", printed(scales.shape), " are no number, vector or matrix");
+  }
+  weight.scales = scales.data;
+  weight.scale_type = *type;
+  weight.row_blocks = is_single ? 1 : scales.shape[0];
+  weight.column_blocks = is_single || scales.shape.size() == 1 ? 1 : scales.shape[1];
+  const bool divides = weight.row_blocks > 0 && weight.column_blocks > 0 && weight.rows % weight.row_blocks == 0 &&
+                       columns % weight.column_blocks == 0;
+  if (divides) return success();
+  return error("Linear: scales ", printed(scales.shape), " do not divide weights ", printed({weight.rows, columns}));
+}
+
+/// A node of the graph.
+struct LinearKernel {
+  static Expected<LinearKernel> create(const OrtApi& api, const OrtKernelInfo& info);
+
+  Status run(OrtKernelContext& context) const;
+  Expected<StoredWeight> weight(const OrtKernelContext& context, size_t index, int64_t columns) const;
+  Expected<float*> output(OrtKernelContext& context, Shape shape, int64_t columns) const;
+
+  const OrtApi& api;
+  const Storage& storage;
+  bool exact;
+  bool silu_mul;
+  float global_scale;
+};
+
+Expected<LinearKernel> LinearKernel::create(const OrtApi& api, const OrtKernelInfo& info) {
+  const auto weights = string_attribute(api, info, "weights");
+  if (!weights) return weights.error();
+  const auto fast = choice(api, info, "math", "exact", "fast");
+  if (!fast) return fast.error();
+  const auto silu_mul = choice(api, info, "epilogue", "none", "silu_mul");
+  if (!silu_mul) return silu_mul.error();
+  float global_scale = 1.0f;
+  SALA_RETURN_IF_ERROR(checked(api, api.KernelInfoGetAttribute_float(&info, "global_scale", &global_scale)));
+  std::string known;
+  for (const Storage& storage : kStorages) {
+    if (*weights == storage.name) return LinearKernel{api, storage, !*fast, *silu_mul, global_scale};
+    known += std::string(known.empty() ? "" : ", ") + storage.name;
+  }
+  return error("Linear: weights is \"", *weights, "\"; take one of ", known);
+}
+
+Expected<StoredWeight> LinearKernel::weight(const OrtKernelContext& context, size_t index, int64_t columns) const {
+  const auto codes = input(api, context, index);
+  if (!codes) return codes.error();
+  const bool is_typed = storage.codes != ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+  if (is_typed ? codes->type != storage.codes : bytes_of(codes->type) == 0) {
+    return error("Linear: input ", index, " has the element type ", static_cast<int>(codes->type), ", which is not that of ",
+                 storage.name, " weights");
+  }
+  const int64_t bytes = linear::row_bytes(storage.kind, columns);
+  const bool is_matrix = codes->shape.size() == 2 && codes->shape[1] * bytes_of(codes->type) == bytes &&
+                         linear::columns_of(storage.kind, bytes) == columns;
+  if (!is_matrix) {
+    return error("Linear: input ", index, " ", printed(codes->shape), " is no matrix of ", storage.name,
+                 " weights for x with ", columns, " columns");
+  }
+  StoredWeight weight{codes->shape[0], codes->data, nullptr, ScaleType::kNone, 1, 1};
+  if (storage.has_scales) {
+    const auto scales = input(api, context, index + 1);
+    if (!scales) return scales.error();
+    SALA_RETURN_IF_ERROR(add_scales(storage, *scales, columns, weight));
+  }
+  return weight;
+}
+
+Expected<float*> LinearKernel::output(OrtKernelContext& context, Shape shape, int64_t columns) const {
+  shape.back() = columns;
+  OrtValue* value = nullptr;
+  SALA_RETURN_IF_ERROR(checked(api, api.KernelContext_GetOutput(&context, 0, shape.data(), shape.size(), &value)));
+  void* data = nullptr;
+  SALA_RETURN_IF_ERROR(checked(api, api.GetTensorMutableData(value, &data)));
+  return static_cast<float*>(data);
+}
+
+/// ONNX Runtime's own threads, and what it answered to the last loop.
+struct Threads {
+  cpu::ParallelFor parallel() {
+    const auto run = [](void* self, cpu::ParallelFor::Task task, size_t count, void* data) {
+      auto& threads = *static_cast<Threads*>(self);
+      if (count == 0) return;
+      const Status status =
+          checked(threads.api, threads.api.KernelContext_ParallelFor(&threads.context, task, count, 0, data));
+      if (!status) threads.failure = status.error();
+    };
+    return {run, this};
+  }
+
+  const OrtApi& api;
+  const OrtKernelContext& context;
+  Status failure = success();
+};
+
+Status LinearKernel::run(OrtKernelContext& context) const {
+  size_t inputs = 0;
+  SALA_RETURN_IF_ERROR(checked(api, api.KernelContext_GetInputCount(&context, &inputs)));
+  const auto x = input(api, context, 0);
+  if (!x) return x.error();
+  if (x->shape.empty() || x->shape.back() == 0) return error("Linear: x ", printed(x->shape), " has no columns");
+  const int64_t columns = x->shape.back();
+  const size_t inputs_of_weight = storage.has_scales ? 2 : 1;
+  const size_t count = (inputs - 1) / inputs_of_weight;
+  if (count * inputs_of_weight + 1 != inputs) return error("Linear: the last of the weights has no scales");
+  if (silu_mul && count % 2 != 0) return error("Linear: silu_mul takes an even number of weights, not ", count);
+  std::vector<StoredWeight> weights;
+  int64_t width = 0, first_half = 0;
+  for (size_t i = 0; i < count; ++i) {
+    auto stored = weight(context, 1 + i * inputs_of_weight, columns);
+    if (!stored) return stored.error();
+    width += stored->rows;
+    if (i < count / 2) first_half += stored->rows;
+    weights.push_back(*stored);
+  }
+  if (silu_mul && 2 * first_half != width) {
+    return error("Linear: silu_mul takes two halves of equal width, not ", first_half, " and ", width - first_half);
+  }
+  const auto y = output(context, x->shape, silu_mul ? first_half : width);
+  if (!y) return y.error();
+  Threads threads{api, context};
+  SALA_RETURN_IF_ERROR(
+      linear::linear_cpu({static_cast<const float*>(x->data), elements_of(x->shape) / columns, columns, weights,
+                          storage.kind, global_scale, exact, silu_mul, *y},
+                         threads.parallel(), simd_level()));
+  return threads.failure;
+}
+
+struct LinearOp : OrtCustomOp {
+  LinearOp();
+
+  static OrtStatus* create(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info, void** kernel) {
+    return guarded(*api, "Linear", [&]() -> Status {
+      auto created = LinearKernel::create(*api, *info);
+      if (!created) return created.error();
+      *kernel = std::make_unique<LinearKernel>(*std::move(created)).release();
+      return success();
+    });
+  }
+
+  static OrtStatus* compute(void* opaque, OrtKernelContext* context) {
+    const auto& kernel = *static_cast<const LinearKernel*>(opaque);
+    return guarded(kernel.api, "Linear", [&] { return kernel.run(*context); });
+  }
+};
+
+LinearOp::LinearOp() : OrtCustomOp{} {
+  version = kOrtApiVersion;
+  GetName = [](const OrtCustomOp*) { return "Linear"; };
+  GetExecutionProviderType = [](const OrtCustomOp*) { return "CPUExecutionProvider"; };
+  GetInputTypeCount = [](const OrtCustomOp*) { return size_t{2}; };
+  // The second stands for all that follow, whatever their types.
+  GetInputType = [](const OrtCustomOp*, size_t index) {
+    return index == 0 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT : ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+  };
+  GetOutputTypeCount = [](const OrtCustomOp*) { return size_t{1}; };
+  GetOutputType = [](const OrtCustomOp*, size_t) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; };
+  GetInputCharacteristic = [](const OrtCustomOp*, size_t index) {
+    return index == 0 ? INPUT_OUTPUT_REQUIRED : INPUT_OUTPUT_VARIADIC;
+  };
+  GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
+  GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };
+  GetVariadicInputMinArity = [](const OrtCustomOp*) { return 1; };
+  GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 0; };
+  GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 1; };
+  GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 1; };
+  GetStartVersion = [](const OrtCustomOp*) { return 1; };
+  GetEndVersion = [](const OrtCustomOp*) { return 1; };
+  CreateKernelV2 = create;
+  KernelComputeV2 = compute;
+  KernelDestroy = [](void* kernel) { delete static_cast<LinearKernel*>(kernel); };
+}
+
+}  // namespace
+
+const OrtCustomOp& linear_op() {
+  static const LinearOp op;
+  return op;
+}
+
+}  // namespace sala::ort

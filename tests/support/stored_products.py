@@ -1,0 +1,144 @@
+"""Products of the CPU operator `Linear`: random weights in every stored form, their numbers in float64, and its node."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+Array = NDArray[Any]
+
+ELEMENTS = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "bfloat16": TensorProto.BFLOAT16,
+    "float8_e4m3fn": TensorProto.FLOAT8E4M3FN,
+    "int8": TensorProto.INT8,
+    "uint8": TensorProto.UINT8,
+    "int32": TensorProto.INT32,
+}
+
+PLAIN = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float64)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Weight:
+    """A weight as it is stored, and the numbers that it stands for."""
+
+    tensors: tuple[Array, ...]
+    numbers: Array
+    """float64 [rows, columns], the global scale included."""
+    codes: Array
+    """float64 [rows, columns], before all scales."""
+    scales: Array
+    """float64 [rows, columns], without the global scale."""
+
+
+def spread(scales: Array, rows: int, columns: int) -> Array:
+    """A scale for each number, from one for each block."""
+    matrix = scales.astype(np.float64).reshape(scales.shape if scales.ndim == 2 else (-1, 1))
+    return np.repeat(np.repeat(matrix, rows // matrix.shape[0], 0), columns // matrix.shape[1], 1)
+
+
+def packed_nibbles(nibbles: Array) -> Array:
+    """Bytes of two nibbles each, the low one first."""
+    return (nibbles[:, 0::2] | nibbles[:, 1::2] << 4).astype(np.uint8)
+
+
+def plain_weight(rng: np.random.Generator, kind: str, rows: int, columns: int) -> Weight:
+    stored = rng.standard_normal((rows, columns)).astype(PLAIN[kind])
+    numbers = stored.astype(np.float64)
+    return Weight(tensors=(stored,), numbers=numbers, codes=numbers, scales=np.ones_like(numbers))
+
+
+def coded_weight(
+    rng: np.random.Generator,
+    kind: str,
+    rows: int,
+    columns: int,
+    blocks: tuple[int, ...],
+    scale_type: Any,
+    global_scale: float = 1.0,
+) -> Weight:
+    """Random codes of every value. `blocks` is the shape of the scales."""
+    scales = rng.uniform(0.5, 2.0, blocks).astype(scale_type)
+    if kind == "float8_e4m3fn":
+        stored = rng.standard_normal((rows, columns)).astype(ml_dtypes.float8_e4m3fn)
+        codes = stored.astype(np.float64)
+    elif kind == "int8":
+        stored = rng.integers(-128, 128, (rows, columns)).astype(np.int8)
+        codes = stored.astype(np.float64)
+    else:
+        nibbles = rng.integers(0, 16, (rows, columns)).astype(np.uint8)
+        stored = packed_nibbles(nibbles)
+        codes = nibbles.astype(np.float64) - 8
+        if kind == "nvfp4":
+            codes = np.where(nibbles & 8, -1.0, 1.0) * E2M1[nibbles & 7]
+    spread_scales = spread(scales, rows, columns)
+    return Weight(
+        tensors=(stored, scales), numbers=codes * spread_scales * global_scale, codes=codes, scales=spread_scales
+    )
+
+
+def weight(rng: np.random.Generator, kind: str, rows: int, columns: int, global_scale: float = 1.0) -> Weight:
+    """A weight with the scales that are usual for its kind."""
+    if kind in PLAIN:
+        return plain_weight(rng, kind, rows, columns)
+    if kind == "nvfp4":
+        return coded_weight(rng, kind, rows, columns, (rows, columns // 16), ml_dtypes.float8_e4m3fn, global_scale)
+    if kind == "int4":
+        return coded_weight(rng, kind, rows, columns, (rows, max(columns // 128, 1)), ml_dtypes.bfloat16)
+    return coded_weight(rng, kind, rows, columns, (rows,), np.float32)
+
+
+def unaligned(array: Array) -> Array:
+    """The same numbers at an address that is a multiple of nothing."""
+    memory = np.empty(array.nbytes + 1, np.uint8)
+    copy = memory[1:].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+class Linear:
+    """An ONNX Runtime session of one node `Linear`."""
+
+    def __init__(self, library: Path, tensors: Sequence[Array], *, threads: int = 2, **attributes: Any) -> None:
+        names = [f"weight_{i}" for i in range(len(tensors))]
+        node = helper.make_node("Linear", ["x", *names], ["y"], domain="sala", **attributes)
+        values = [helper.make_tensor_value_info("x", TensorProto.FLOAT, None)]
+        values += [
+            helper.make_tensor_value_info(name, ELEMENTS[tensor.dtype.name], None)
+            for name, tensor in zip(names, tensors, strict=True)
+        ]
+        graph = helper.make_graph(
+            [node], "linear", values, [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+        )
+        opsets = [helper.make_opsetid("", 20), helper.make_opsetid("sala", 1)]
+        options = onnxruntime.SessionOptions()
+        options.register_custom_ops_library(str(library))
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 4  # tests that provoke an error read it from the exception
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+        self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        self._binding = self._session.io_binding()
+        for name, tensor in zip(names, tensors, strict=True):
+            self._bind(name, tensor)
+        self._tensors = list(tensors)
+
+    def _bind(self, name: str, tensor: Array) -> None:
+        self._binding.bind_input(name, "cpu", 0, ELEMENTS[tensor.dtype.name], tensor.shape, tensor.ctypes.data)
+
+    def __call__(self, x: Array) -> Array:
+        self._bind("x", x)
+        self._binding.bind_output("y", "cpu")
+        self._session.run_with_iobinding(self._binding)
+        return np.asarray(self._binding.get_outputs()[0].numpy())
