@@ -14,7 +14,7 @@ namespace sala {
 namespace {
 
 constexpr int64_t kBlockBytes = int64_t{4} << 20;
-constexpr int64_t kLeastMappedBytes = (int64_t{1} << 20) + 1;
+constexpr int64_t kLeastMappedBytes = int64_t{1} << 20;
 
 /// The mappings of a load, one for each file.
 class Mappings {
