@@ -332,18 +332,9 @@ def test_help_names_every_option(word: str) -> None:
     assert done.returncode == 0
     options = {word for word in done.stdout.split() if word.startswith("--")}
     assert options == {
-        *(
-            "--chunk-tokens",
-            "--cpu-math",
-            "--help",
-            "--json",
-            "--load-state",
-            "--max-context",
-            "--max-new-tokens",
-            "--onnxruntime",
-        ),
+        *("--chunk-tokens", "--help", "--json", "--load-state", "--max-context", "--max-new-tokens", "--onnxruntime"),
         *("--operators", "--repetition-penalty", "--save-state", "--seed", "--temperature", "--threads", "--tokens"),
         *("--min-p", "--frequency-penalty", "--presence-penalty", "--logit-bias", "--speculation"),
         *("--no-decode-graph", "--runtime", "--runtime-cache", "--tensorrt", "--top-k", "--top-p", "--verify-hashes"),
-        *("--weights", "--version", "--", "--option", "--option=VALUE."),
+        *("--cpu-math", "--weights", "--version", "--", "--option", "--option=VALUE."),
     }
