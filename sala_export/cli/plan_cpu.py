@@ -76,7 +76,7 @@ def _row_fields(row: CpuRow) -> dict[str, Any]:
 
 
 def _machine_table(machine: CpuMachine) -> Table:
-    table = Table("this machine", "", "", box=None)
+    table = Table("machine", "", "", box=None)
     table.add_row("cores", str(machine.cores), f"operators use {machine.simd_level}")
     table.add_row("memory", format_bytes(machine.memory_bytes.value), machine.memory_bytes.source.value)
     bandwidth = machine.bytes_per_second
