@@ -59,17 +59,22 @@ struct GroupBytes {
   static inline GroupBytes read(const uint8_t* from, int64_t bytes) {
     GroupBytes result;
     if constexpr (kWhole) {
-      __builtin_memcpy(&result, from, kGroupBytes);
+      result.load_all(from);
     } else {
 #if defined(__AVX512BW__)
       result.vectors[0] = (IntVec)_mm512_maskz_loadu_epi8(~uint64_t{0} >> (kGroupBytes - bytes), from);
 #else
       uint8_t padded[kGroupBytes] = {};
       __builtin_memcpy(padded, from, static_cast<size_t>(bytes));
-      __builtin_memcpy(&result, padded, kGroupBytes);
+      result.load_all(padded);
 #endif
     }
     return result;
+  }
+
+  inline void load_all(const uint8_t* from) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kGroupVectors; ++v) vectors[v] = load_words(from + v * kVectorBytes);
   }
 
   IntVec vectors[kGroupVectors];
