@@ -32,13 +32,6 @@ inline IntVec load_int(const void* from) {
 
 inline Vec as_float(IntVec bits) { return __builtin_bit_cast(Vec, bits); }
 
-/// The nearest bfloat16, ties to even, in the high half of the bits. NaN stays NaN.
-inline uint32_t bfloat16_bits(float value) {
-  const auto bits = __builtin_bit_cast(uint32_t, value);
-  if (value != value) return bits | 0x00400000U;
-  return bits + 0x7FFFU + (bits >> 16 & 1U);
-}
-
 /// Products of float32. A slot, 32 bits of a vector, is one number.
 struct Fp32 {
   using Numbers = Vec;
@@ -49,9 +42,7 @@ struct Fp32 {
   static Vec multiply_add(Vec sums, Numbers weights, Numbers x) { return sums + weights * x; }
   static Numbers scaled(Numbers numbers, Vec scales) { return numbers * scales; }
 
-  static float slot(const float (&x)[2], bool round) {
-    return round ? __builtin_bit_cast(float, bfloat16_bits(x[0]) & 0xFFFF0000U) : x[0];
-  }
+  static float slot(const float* x, const int16_t (&index)[1], float factor) { return x[index[0]] * factor; }
 };
 
 #if defined(__AVX512BF16__)
@@ -78,8 +69,10 @@ struct Bf16 {
            (__builtin_bit_cast(IntVec, high) & -0x10000);
   }
 
-  static float slot(const float (&x)[2], bool) {
-    return __builtin_bit_cast(float, bfloat16_bits(x[0]) >> 16 | (bfloat16_bits(x[1]) & 0xFFFF0000U));
+  /// Of numbers that are rounded already; no format of pairs needs a factor.
+  static float slot(const float* x, const int16_t (&index)[2], float) {
+    const auto low = __builtin_bit_cast(uint32_t, x[index[0]]) >> 16;
+    return __builtin_bit_cast(float, low | __builtin_bit_cast(uint32_t, x[index[1]]));
   }
 };
 #endif

@@ -15,23 +15,59 @@ constexpr int64_t kSegmentSlots = 512;  // of a panel: 64 KiB with vectors of 64
 // Rows of the buffer before it is transposed must not meet in one set of the cache.
 constexpr int64_t kBufferStride = kSegmentSlots + 16;
 
+/// Where the numbers of a step's slots come from, and what they are multiplied by.
+template <class Format>
+struct Order {
+  int16_t index[Format::kVectors * kLanes][Format::Target::kPerSlot];
+  float factor[Format::kVectors * kLanes];
+};
+
+template <class Format>
+constexpr Order<Format> order_of() {
+  Order<Format> order{};
+  for (int slot = 0; slot < Format::kVectors * kLanes; ++slot) {
+    const int vector = slot / kLanes;
+    for (int half = 0; half < Format::Target::kPerSlot; ++half) {
+      order.index[slot][half] = static_cast<int16_t>(Format::order(vector, slot % kLanes, half));
+    }
+    order.factor[slot] = 1.0f / Format::excess(vector);
+  }
+  return order;
+}
+
+/// The inputs of one step of one token, rounded to bfloat16 if that is asked; 0 beyond the columns.
+template <int kCount>
+inline void step_inputs(const Product& product, const float* x, int64_t first, float (&out)[kCount]) {
+  const int64_t rest = product.columns - first;
+  const int64_t count = rest < kCount ? rest : kCount;
+  if (count < kCount) __builtin_memset(out, 0, sizeof out);
+  __builtin_memcpy(out, x + first, static_cast<size_t>(count) * sizeof(float));
+  if (!product.round_inputs) return;
+  for (int i = 0; i < kCount; i += kLanes) {
+    const Vec value = load(out + i);
+    const auto bits = __builtin_bit_cast(IntVec, value);
+    const IntVec rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000;
+    const IntVec kept = value != value ? bits | 0x00400000 : rounded;  // NaN stays NaN
+    store(out + i, as_float(kept & -0x10000));
+  }
+}
+
 /// Writes inputs in the order of a format's numbers, for tiles of tokens side by side.
 template <class Format>
 void pack_as(const Product& product, const Inputs& inputs, int64_t tile_tokens, float* tile) {
   using Target = typename Format::Target;
-  constexpr int64_t kStepSlots = Format::kVectors * kLanes;
-  for (int64_t t = 0; t < tile_tokens; ++t) {
-    const float* x = inputs.x + t * product.columns;
-    const bool is_there = t < inputs.tokens;
-    for (int64_t slot = inputs.first_slot; slot < inputs.last_slot; ++slot) {
-      const auto within = static_cast<int>(slot % kStepSlots);
-      float numbers[2] = {};
-      for (int half = 0; half < Target::kPerSlot; ++half) {
-        const int64_t k =
-            slot / kStepSlots * kStepWeights<Format> + Format::order(within / kLanes, within % kLanes, half);
-        if (is_there && k < product.columns) numbers[half] = x[k] / Format::excess(within / kLanes);
+  static constexpr Order<Format> kOrder = order_of<Format>();
+  constexpr int kStepSlots = Format::kVectors * kLanes;
+  for (int64_t slot = inputs.first_slot; slot < inputs.last_slot; slot += kStepSlots) {
+    for (int64_t t = 0; t < tile_tokens; ++t) {
+      float numbers[kStepWeights<Format>] = {};
+      if (t < inputs.tokens) {
+        step_inputs(product, inputs.x + t * product.columns, slot / kStepSlots * kStepWeights<Format>, numbers);
       }
-      tile[slot * tile_tokens + t] = Target::slot(numbers, product.round_inputs);
+      float* out = tile + slot * tile_tokens + t;
+      for (int i = 0; i < kStepSlots; ++i) {
+        out[i * tile_tokens] = Target::slot(numbers, kOrder.index[i], kOrder.factor[i]);
+      }
     }
   }
 }
