@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from support.cpu_operators import library, runnable_simd_levels, simd_level
-from support.stored_products import Linear, Weight, coded_weight, unaligned
+from support.stored_products import Linear, Weight, coded_weight, spread, unaligned
 
 Array = NDArray[Any]
 
@@ -53,7 +53,7 @@ def product(weights: Sequence[Weight], *, threads: int = 2, epilogue: str = "non
 def assert_follows_rule(actual: Array, x: Array, weights: Sequence[Weight], columns_of_scale: int) -> None:
     coded = coded_inputs(x, group_of(columns_of_scale))
     numbers = np.concatenate([weight.numbers for weight in weights])
-    scales = np.concatenate([weight.scales for weight in weights])
+    scales = np.concatenate([spread(weight.tensors[1], *weight.numbers.shape) for weight in weights])
     bound = np.abs(coded) @ (np.abs(numbers) + 8 * scales).T * ROUNDING
     assert actual.shape == bound.shape
     assert (np.abs(actual - coded @ numbers.T) <= bound).all()
