@@ -80,8 +80,7 @@ struct GroupBytes {
   IntVec vectors[kGroupVectors];
 };
 
-// --- Inputs as codes
-// ----------------------------------------------------------------------------------------------------
+// --- Inputs as codes ---
 
 /// Bits of the largest magnitude of a group: they compare like the numbers, and those of a NaN are larger than all.
 inline int32_t largest_bits(const float* x) {
@@ -166,8 +165,7 @@ void place(TokenCodes token, Int4Groups groups, TileCodes tile, int64_t place) {
   }
 }
 
-// --- Few tokens: every row is read once, in order, and multiplied with all tokens
-// ---------------------------------------
+// --- Few tokens: every row is read once, in order, and multiplied with all tokens ---
 
 /// The scales of all groups of a row.
 void read_scales(const Row& row, Int4Groups groups, float* scales) {
@@ -326,8 +324,7 @@ void few(const Row* rows, int64_t num_rows, Int4Groups groups, TokenCodes first,
   }
 }
 
-// --- Many tokens: rows are spread out in a panel, lane by lane, and stay in the cache
-// -----------------------------------
+// --- Many tokens: rows are spread out in a panel, lane by lane, and stay in the cache ---
 
 /// What `expand` writes: nibbles [groups, words, 2, kPanelRows] as bytes, then scales [groups, kPanelRows].
 struct Panel {
@@ -433,13 +430,11 @@ inline void micro_tile(const Panel& panel, Int4Groups groups, TileCodes tile, in
 void many(const float* scratch, Int4Groups groups, TileCodes tile, int64_t tokens, float* out) {
   const Panel panel(const_cast<float*>(scratch), groups);
   __builtin_memset(out, 0, sizeof(float) * kTileTokens * kPanelRows);
-  if (kMicroTokens == kTileTokens && tokens > 8) {
-    micro_tile<kMicroTokens>(panel, groups, tile, 0, out);
-  } else if (kMicroTokens == kTileTokens && tokens > 4) {
-    micro_tile<kMicroTokens * 2 / 3>(panel, groups, tile, 0, out);
-  } else {
-    for (int64_t t = 0; t < tokens; t += 4) micro_tile<4>(panel, groups, tile, t, out);
+  if constexpr (kMicroTokens == kTileTokens) {
+    if (tokens > 8) return micro_tile<12>(panel, groups, tile, 0, out);
+    if (tokens > 4) return micro_tile<8>(panel, groups, tile, 0, out);
   }
+  for (int64_t t = 0; t < tokens; t += 4) micro_tile<4>(panel, groups, tile, t, out);
 }
 
 }  // namespace

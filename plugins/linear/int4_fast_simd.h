@@ -52,14 +52,14 @@ struct Int4Kernels {
               float* out, int64_t out_stride);
   /// Reads 2 * lanes rows into `scratch`, which has many_scratch_floats(), for calls of `many`.
   void (*expand)(const Row* rows, Int4Groups groups, float* scratch);
-  /// out[token, row] of a tile and the rows in `scratch`; `tokens` are not all used.
+  /// out[token, row] of the rows in `scratch` and a whole tile, of which only the first `tokens` are defined.
   void (*many)(const float* scratch, Int4Groups groups, TileCodes tile, int64_t tokens, float* out);
 };
 
 /// Numbers of a group of scales of so many tokens: they are read four at a time, but for a single token.
 constexpr int64_t scales_of(int64_t tokens) { return tokens == 1 ? 1 : kBlockTokens; }
 
-/// Words in which a group of `columns` weights lies, wherever it begins.
+/// Words in which a group of a row lies, wherever it begins.
 constexpr int64_t words_of(Int4Groups groups) { return (groups.columns + groups.columns % 2 + 7) / 8; }
 
 int64_t few_scratch_floats(Int4Groups groups);
