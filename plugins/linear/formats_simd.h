@@ -65,8 +65,7 @@ struct Bf16 {
     const Vec low = as_float(numbers << 16) * scales;
     const Vec high = as_float(numbers & -0x10000) * scales;
     const auto low_bits = __builtin_bit_cast(__m512i, low);
-    return __builtin_bit_cast(IntVec, _mm512_srli_epi32(low_bits, 16)) |
-           (__builtin_bit_cast(IntVec, high) & -0x10000);
+    return __builtin_bit_cast(IntVec, _mm512_srli_epi32(low_bits, 16)) | (__builtin_bit_cast(IntVec, high) & -0x10000);
   }
 
   /// Of numbers that are rounded already; no format of pairs needs a factor.
@@ -79,7 +78,7 @@ struct Bf16 {
 
 /// Numbers of a step of a format.
 template <class Format>
-constexpr int kStepWeights = Format::kVectors* kLanes* Format::Target::kPerSlot;
+constexpr int kStepWeights = Format::kVectors * kLanes * Format::Target::kPerSlot;
 
 /// What most formats are: their numbers stand for themselves.
 struct Format {
@@ -245,8 +244,8 @@ struct Float8Weights : Format {
 };
 #endif
 
-/// float32 of the unsigned field `mask` of the bits less half its range, times the place of its lowest bit. The field is
-/// written below the bits of 2^23, which are then subtracted: exact, and no field is moved.
+/// float32 of the unsigned field `mask` of the bits less half its range, times the place of its lowest bit. The field
+/// is written below the bits of 2^23, which are then subtracted: exact, and no field is moved.
 template <int32_t kMask, int32_t kHalf>
 inline Vec from_field(IntVec bits) {
   constexpr int32_t kOfTwoTo23 = 0x4B000000;
@@ -308,7 +307,7 @@ struct Nvfp4Weights : Nibbles {
     const IntVec nibbles = raw >> 4 * kVector;
     const IntVec magnitude = nibbles & 7;
     IntVec value = (magnitude << 22) + (126 << 23);
-    value = magnitude < 2 ? magnitude * (126 << 23) : value;  // 0 and 0.5
+    value = magnitude < 2 ? -magnitude & (126 << 23) : value;  // 0 and 0.5
     return as_float(value | (nibbles & 8) << 28);
 #endif
   }
@@ -362,8 +361,8 @@ struct Int8Pairs : Format {
   }
   template <int kVector>
   static IntVec get(const Raw& raw) {
-    return __builtin_bit_cast(IntVec, kVector == 0 ? _mm512_unpacklo_epi8(raw.low, raw.high)
-                                                   : _mm512_unpackhi_epi8(raw.low, raw.high));
+    return __builtin_bit_cast(
+        IntVec, kVector == 0 ? _mm512_unpacklo_epi8(raw.low, raw.high) : _mm512_unpackhi_epi8(raw.low, raw.high));
   }
 };
 

@@ -35,6 +35,8 @@ constexpr Order<Format> order_of() {
   return order;
 }
 
+using Bits = uint32_t __attribute__((vector_size(kVectorBytes)));
+
 /// The inputs of one step of one token, rounded to bfloat16 if that is asked; 0 beyond the columns.
 template <int kCount>
 inline void step_inputs(const Product& product, const float* x, int64_t first, float (&out)[kCount]) {
@@ -45,10 +47,10 @@ inline void step_inputs(const Product& product, const float* x, int64_t first, f
   if (!product.round_inputs) return;
   for (int i = 0; i < kCount; i += kLanes) {
     const Vec value = load(out + i);
-    const auto bits = __builtin_bit_cast(IntVec, value);
-    const IntVec rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000;
-    const IntVec kept = value != value ? bits | 0x00400000 : rounded;  // NaN stays NaN
-    store(out + i, as_float(kept & -0x10000));
+    const auto bits = __builtin_bit_cast(Bits, value);
+    const Bits rounded = bits + 0x7FFFU + (bits >> 16 & 1U);
+    const Bits kept = value != value ? bits | 0x00400000U : rounded;  // NaN stays NaN
+    store(out + i, __builtin_bit_cast(Vec, kept & 0xFFFF0000U));
   }
 }
 
@@ -104,7 +106,8 @@ void expand_row(const Product& product, const uint8_t* codes, const float* scale
     // The same place of the next segment, which is needed when the tokens of this one are done.
     prefetch<2>(from, (segment.last - segment.first) * kVectorBytes);
     if (step == whole_steps) {
-      __builtin_memcpy(padded, from, static_cast<size_t>(row_bytes(product.kind, product.columns) - step * kVectorBytes));
+      __builtin_memcpy(padded, from,
+                       static_cast<size_t>(row_bytes(product.kind, product.columns) - step * kVectorBytes));
       from = padded;
     }
     Vec scale{};
@@ -164,7 +167,9 @@ void add_tokens(int64_t tokens, const float* panel, const float* tile, int64_t s
 /// The scratch of `many`, in the order in which `many_scratch` counts it.
 struct ManyScratch {
   ManyScratch(float* memory, int64_t rows)
-      : buffer(memory), panels(buffer + kLanes * kBufferStride), factors(panels + rows * kSegmentSlots),
+      : buffer(memory),
+        panels(buffer + kLanes * kBufferStride),
+        factors(panels + rows * kSegmentSlots),
         scales(factors + rows) {}
 
   float* buffer;   // [kLanes, kBufferStride]
@@ -271,8 +276,7 @@ void add_segment(const Product& product, const Course& course, const Row* rows, 
   for (int64_t r = 0; r < count; ++r) {
     const bool has_factor = course.use == ScaleUse::kSums && course.folding == Folding::kNone;
     const int64_t index = segment.first / course.steps_of_factor;
-    scratch.factors[r] =
-        product.global_scale * (has_factor ? scratch.scales[r * scale_floats(product) + index] : 1.0f);
+    scratch.factors[r] = product.global_scale * (has_factor ? scratch.scales[r * scale_floats(product) + index] : 1.0f);
   }
   for (int64_t t = 0; t < tokens; t += kTileTokens) {
     const float* tile = packed + t * all_slots + segment.first * kStepSlots * kTileTokens;

@@ -106,7 +106,8 @@ inline Vec lane_scales_of_float8(const void* scales) {
 /// Numbers [first, last) of a row, scaled.
 inline void expand_numbers(const Product& product, const Row& row, int64_t first, int64_t last, float* out) {
   for (int64_t k = first; k < last; ++k) {
-    out[k - first] = number_at(product.kind, row.codes, k) * scale_at(row.scale_type, row.scales, k / row.scale_columns);
+    out[k - first] =
+        number_at(product.kind, row.codes, k) * scale_at(row.scale_type, row.scales, k / row.scale_columns);
   }
 }
 

@@ -143,7 +143,8 @@ int main() {
   for (int round = 0; round < kRounds; ++round) {
     for (auto level = SimdLevel::kBaseline; level <= sala::cpu::best_simd_level();
          level = static_cast<SimdLevel>(static_cast<int>(level) + 1)) {
-      for (const std::string& problem : {run_lightning(level), run_sparse(level), run_linear(level), run_linear(level)}) {
+      for (const std::string& problem :
+           {run_lightning(level), run_sparse(level), run_linear(level), run_linear(level)}) {
         if (!problem.empty()) {
           std::fprintf(stderr, "%s, round %d: %s\n", sala::cpu::name_of(level), round, problem.c_str());
           return 1;
