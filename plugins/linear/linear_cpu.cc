@@ -4,7 +4,7 @@
 #include <cstring>
 #include <thread>
 
-#include "linear/int4_plain.h"
+#include "linear/int4_fast.h"
 #include "linear/linear_simd.h"
 
 namespace sala::linear {
@@ -13,7 +13,7 @@ namespace {
 constexpr int64_t kFewTokens = 32;
 // Tokens whose sums for the rows of an item stay in the cache; a multiple of every level's tile.
 constexpr int64_t kTokensOfBlock = 504;
-constexpr int64_t kMostRows = 128;  // of an item
+constexpr int64_t kMostRows = 128;           // of an item
 constexpr int64_t kBytesOfItem = 128 << 10;  // of weights, for few tokens
 
 const LinearKernels& kernels_of(cpu::SimdLevel level) {
@@ -210,7 +210,7 @@ Status linear_cpu(const LinearCall& call, const cpu::ParallelFor& parallel, cpu:
   const bool is_empty = std::all_of(call.weights.begin(), call.weights.end(),
                                     [](const StoredWeight& weight) { return weight.rows == 0; });
   if (call.tokens == 0 || is_empty) return success();
-  if (call.kind == WeightKind::kInt4 && !call.exact) return int4_plain(call, parallel, level);
+  if (call.kind == WeightKind::kInt4 && !call.exact) return int4_fast(call, parallel, level);
   return Job(call, kernels_of(level)).run(parallel);
 }
 

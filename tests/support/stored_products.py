@@ -37,10 +37,6 @@ class Weight:
     tensors: tuple[Array, ...]
     numbers: Array
     """float64 [rows, columns], the global scale included."""
-    codes: Array
-    """float64 [rows, columns], before all scales."""
-    scales: Array
-    """float64 [rows, columns], without the global scale."""
 
 
 def spread(scales: Array, rows: int, columns: int) -> Array:
@@ -56,8 +52,7 @@ def packed_nibbles(nibbles: Array) -> Array:
 
 def plain_weight(rng: np.random.Generator, kind: str, rows: int, columns: int) -> Weight:
     stored = rng.standard_normal((rows, columns)).astype(PLAIN[kind])
-    numbers = stored.astype(np.float64)
-    return Weight(tensors=(stored,), numbers=numbers, codes=numbers, scales=np.ones_like(numbers))
+    return Weight(tensors=(stored,), numbers=stored.astype(np.float64))
 
 
 def coded_weight(
@@ -83,10 +78,7 @@ def coded_weight(
         codes = nibbles.astype(np.float64) - 8
         if kind == "nvfp4":
             codes = np.where(nibbles & 8, -1.0, 1.0) * E2M1[nibbles & 7]
-    spread_scales = spread(scales, rows, columns)
-    return Weight(
-        tensors=(stored, scales), numbers=codes * spread_scales * global_scale, codes=codes, scales=spread_scales
-    )
+    return Weight(tensors=(stored, scales), numbers=codes * spread(scales, rows, columns) * global_scale)
 
 
 def weight(rng: np.random.Generator, kind: str, rows: int, columns: int, global_scale: float = 1.0) -> Weight:
