@@ -8,9 +8,9 @@ namespace sala::cpu {
 
 /// In rising order. Kernel sources (`*_simd.cc`) are compiled once for each level of the target architecture.
 enum class SimdLevel : uint8_t {
-  kBaseline,  // what every machine of the architecture has: SSE2, NEON
-  kAvx2,      // AVX2 and FMA
-  kAvx512,    // AVX-512 F, BW, DQ and VL
+  kBaseline,    // what every machine of the architecture has: SSE2, NEON
+  kAvx2,        // AVX2 and FMA
+  kAvx512,      // AVX-512 F, BW, DQ and VL
   kAvx512Bf16,  // and VBMI, VNNI and BF16: Zen 4, Sapphire Rapids
 };
 

@@ -21,7 +21,7 @@ enum class StepScales { kOne, kLanes, kFloat8Lanes };
 template <int kRows>
 struct RowBlock {
   const uint8_t* codes[kRows];
-  const float* scales[kRows];            // decoded
+  const float* scales[kRows];           // decoded
   const uint8_t* stored_scales[kRows];  // for kFloat8Lanes
 };
 
@@ -98,7 +98,7 @@ void dot_rows(const Product& product, const RowBlock<kRows>& rows, const float* 
   const int64_t steps = steps_of<Format>(product);
   const int64_t last_bytes = row_bytes(product.kind, product.columns) - whole_steps * kVectorBytes;
   const int64_t shared = product.scale_columns;
-  const int64_t steps_of_scale = kScales != StepScales::kOne  ? 1
+  const int64_t steps_of_scale = kScales != StepScales::kOne ? 1
                                  : shared == product.columns ? steps
                                                              : shared / kStepWeights<Format>;
   Vec totals[kRows][kTokens] = {};
@@ -145,16 +145,21 @@ template <class Format, StepScales kScales, int kRows>
 void dot_all_tokens(const Product& product, const RowBlock<kRows>& rows, const float* x, int64_t tokens, float* out,
                     int64_t out_stride) {
   const int64_t slots = steps_of<Format>(product) * Format::kVectors * kLanes;
+  // A single row is the rest of many: one token at a time is good enough for it.
+  constexpr int kMost = kRows == 1 ? 1 : kTokensAtOnce;
   int64_t t = 0;
-  for (; t + kTokensAtOnce <= tokens; t += kTokensAtOnce) {
-    dot_tokens<Format, kScales, kRows, kTokensAtOnce>(product, rows, x + t * slots, slots, out + t * out_stride,
-                                                      out_stride);
+  for (; t + kMost <= tokens; t += kMost) {
+    dot_tokens<Format, kScales, kRows, kMost>(product, rows, x + t * slots, slots, out + t * out_stride, out_stride);
   }
-  const float* rest = x + t * slots;
-  float* out_rest = out + t * out_stride;
-  if (tokens - t == 3) dot_tokens<Format, kScales, kRows, 3>(product, rows, rest, slots, out_rest, out_stride);
-  if (tokens - t == 2) dot_tokens<Format, kScales, kRows, 2>(product, rows, rest, slots, out_rest, out_stride);
-  if (tokens - t == 1) dot_tokens<Format, kScales, kRows, 1>(product, rows, rest, slots, out_rest, out_stride);
+  if constexpr (kMost > 1) {
+    if (t + 2 <= tokens) {
+      dot_tokens<Format, kScales, kRows, 2>(product, rows, x + t * slots, slots, out + t * out_stride, out_stride);
+      t += 2;
+    }
+  }
+  if (t < tokens) {
+    dot_tokens<Format, kScales, kRows, 1>(product, rows, x + t * slots, slots, out + t * out_stride, out_stride);
+  }
 }
 
 template <class Format, StepScales kScales, int kRows>
@@ -184,13 +189,14 @@ void dot_blocks(const Product& product, const Row* rows, int64_t count, const fl
 }
 
 /// Rows whose scales fit no vector: as float32 numbers, one at a time.
-void dot_numbers(const Product& product, const Row* rows, int64_t count, const float* x, int64_t tokens,
-                 float* scratch, float* out, int64_t out_stride) {
+void dot_numbers(const Product& product, const Row* rows, int64_t count, const float* x, int64_t tokens, float* scratch,
+                 float* out, int64_t out_stride) {
   const Product numbers = of_numbers(product);
   for (int64_t r = 0; r < count; ++r) {
     expand_numbers(product, rows[r], 0, product.columns, scratch);
     const Row row{reinterpret_cast<const uint8_t*>(scratch), nullptr, ScaleType::kNone, product.columns};
-    dot_block<Float32Weights, StepScales::kOne, 1>(numbers, &row, x, tokens, scratch + product.columns, out + r, out_stride);
+    dot_block<Float32Weights, StepScales::kOne, 1>(numbers, &row, x, tokens, scratch + product.columns, out + r,
+                                                   out_stride);
   }
 }
 

@@ -32,13 +32,6 @@ inline IntVec load_int(const void* from) {
 
 inline Vec as_float(IntVec bits) { return __builtin_bit_cast(Vec, bits); }
 
-/// The nearest bfloat16, ties to even, in the high half of the bits. NaN stays NaN.
-inline uint32_t bfloat16_bits(float value) {
-  const auto bits = __builtin_bit_cast(uint32_t, value);
-  if (value != value) return bits | 0x00400000U;
-  return bits + 0x7FFFU + (bits >> 16 & 1U);
-}
-
 /// Products of float32. A slot, 32 bits of a vector, is one number.
 struct Fp32 {
   using Numbers = Vec;
@@ -49,9 +42,7 @@ struct Fp32 {
   static Vec multiply_add(Vec sums, Numbers weights, Numbers x) { return sums + weights * x; }
   static Numbers scaled(Numbers numbers, Vec scales) { return numbers * scales; }
 
-  static float slot(const float (&x)[2], bool round) {
-    return round ? __builtin_bit_cast(float, bfloat16_bits(x[0]) & 0xFFFF0000U) : x[0];
-  }
+  static float slot(const float* x, const int16_t (&index)[1], float factor) { return x[index[0]] * factor; }
 };
 
 #if defined(__AVX512BF16__)
@@ -74,19 +65,20 @@ struct Bf16 {
     const Vec low = as_float(numbers << 16) * scales;
     const Vec high = as_float(numbers & -0x10000) * scales;
     const auto low_bits = __builtin_bit_cast(__m512i, low);
-    return __builtin_bit_cast(IntVec, _mm512_srli_epi32(low_bits, 16)) |
-           (__builtin_bit_cast(IntVec, high) & -0x10000);
+    return __builtin_bit_cast(IntVec, _mm512_srli_epi32(low_bits, 16)) | (__builtin_bit_cast(IntVec, high) & -0x10000);
   }
 
-  static float slot(const float (&x)[2], bool) {
-    return __builtin_bit_cast(float, bfloat16_bits(x[0]) >> 16 | (bfloat16_bits(x[1]) & 0xFFFF0000U));
+  /// Of numbers that are rounded already; no format of pairs needs a factor.
+  static float slot(const float* x, const int16_t (&index)[2], float) {
+    const auto low = __builtin_bit_cast(uint32_t, x[index[0]]) >> 16;
+    return __builtin_bit_cast(float, low | __builtin_bit_cast(uint32_t, x[index[1]]));
   }
 };
 #endif
 
 /// Numbers of a step of a format.
 template <class Format>
-constexpr int kStepWeights = Format::kVectors* kLanes* Format::Target::kPerSlot;
+constexpr int kStepWeights = Format::kVectors * kLanes * Format::Target::kPerSlot;
 
 /// What most formats are: their numbers stand for themselves.
 struct Format {
@@ -252,8 +244,8 @@ struct Float8Weights : Format {
 };
 #endif
 
-/// float32 of the unsigned field `mask` of the bits less half its range, times the place of its lowest bit. The field is
-/// written below the bits of 2^23, which are then subtracted: exact, and no field is moved.
+/// float32 of the unsigned field `mask` of the bits less half its range, times the place of its lowest bit. The field
+/// is written below the bits of 2^23, which are then subtracted: exact, and no field is moved.
 template <int32_t kMask, int32_t kHalf>
 inline Vec from_field(IntVec bits) {
   constexpr int32_t kOfTwoTo23 = 0x4B000000;
@@ -315,7 +307,7 @@ struct Nvfp4Weights : Nibbles {
     const IntVec nibbles = raw >> 4 * kVector;
     const IntVec magnitude = nibbles & 7;
     IntVec value = (magnitude << 22) + (126 << 23);
-    value = magnitude < 2 ? magnitude * (126 << 23) : value;  // 0 and 0.5
+    value = magnitude < 2 ? -magnitude & (126 << 23) : value;  // 0 and 0.5
     return as_float(value | (nibbles & 8) << 28);
 #endif
   }
@@ -369,8 +361,8 @@ struct Int8Pairs : Format {
   }
   template <int kVector>
   static IntVec get(const Raw& raw) {
-    return __builtin_bit_cast(IntVec, kVector == 0 ? _mm512_unpacklo_epi8(raw.low, raw.high)
-                                                   : _mm512_unpackhi_epi8(raw.low, raw.high));
+    return __builtin_bit_cast(
+        IntVec, kVector == 0 ? _mm512_unpacklo_epi8(raw.low, raw.high) : _mm512_unpackhi_epi8(raw.low, raw.high));
   }
 };
 

@@ -13,7 +13,7 @@ namespace {
 constexpr int64_t kFewTokens = 32;
 // Tokens whose sums for the rows of an item stay in the cache; a multiple of every level's tile.
 constexpr int64_t kTokensOfBlock = 504;
-constexpr int64_t kMostRows = 128;  // of an item
+constexpr int64_t kMostRows = 128;           // of an item
 constexpr int64_t kBytesOfItem = 128 << 10;  // of weights, for few tokens
 
 const LinearKernels& kernels_of(cpu::SimdLevel level) {

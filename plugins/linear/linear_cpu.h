@@ -30,7 +30,7 @@ struct StoredWeight {
 
 /// y = x W^T, W the rows of all weights one after another; all memory is the caller's.
 struct LinearCall {
-  const float* x;   // [tokens, columns]
+  const float* x;  // [tokens, columns]
   int64_t tokens;
   int64_t columns;  // K
   std::span<const StoredWeight> weights;

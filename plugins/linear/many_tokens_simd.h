@@ -15,23 +15,61 @@ constexpr int64_t kSegmentSlots = 512;  // of a panel: 64 KiB with vectors of 64
 // Rows of the buffer before it is transposed must not meet in one set of the cache.
 constexpr int64_t kBufferStride = kSegmentSlots + 16;
 
+/// Where the numbers of a step's slots come from, and what they are multiplied by.
+template <class Format>
+struct Order {
+  int16_t index[Format::kVectors * kLanes][Format::Target::kPerSlot];
+  float factor[Format::kVectors * kLanes];
+};
+
+template <class Format>
+constexpr Order<Format> order_of() {
+  Order<Format> order{};
+  for (int slot = 0; slot < Format::kVectors * kLanes; ++slot) {
+    const int vector = slot / kLanes;
+    for (int half = 0; half < Format::Target::kPerSlot; ++half) {
+      order.index[slot][half] = static_cast<int16_t>(Format::order(vector, slot % kLanes, half));
+    }
+    order.factor[slot] = 1.0f / Format::excess(vector);
+  }
+  return order;
+}
+
+using Bits = uint32_t __attribute__((vector_size(kVectorBytes)));
+
+/// The inputs of one step of one token, rounded to bfloat16 if that is asked; 0 beyond the columns.
+template <int kCount>
+inline void step_inputs(const Product& product, const float* x, int64_t first, float (&out)[kCount]) {
+  const int64_t rest = product.columns - first;
+  const int64_t count = rest < kCount ? rest : kCount;
+  if (count < kCount) __builtin_memset(out, 0, sizeof out);
+  __builtin_memcpy(out, x + first, static_cast<size_t>(count) * sizeof(float));
+  if (!product.round_inputs) return;
+  for (int i = 0; i < kCount; i += kLanes) {
+    const Vec value = load(out + i);
+    const auto bits = __builtin_bit_cast(Bits, value);
+    const Bits rounded = bits + 0x7FFFU + (bits >> 16 & 1U);
+    const Bits kept = value != value ? bits | 0x00400000U : rounded;  // NaN stays NaN
+    store(out + i, __builtin_bit_cast(Vec, kept & 0xFFFF0000U));
+  }
+}
+
 /// Writes inputs in the order of a format's numbers, for tiles of tokens side by side.
 template <class Format>
 void pack_as(const Product& product, const Inputs& inputs, int64_t tile_tokens, float* tile) {
   using Target = typename Format::Target;
-  constexpr int64_t kStepSlots = Format::kVectors * kLanes;
-  for (int64_t t = 0; t < tile_tokens; ++t) {
-    const float* x = inputs.x + t * product.columns;
-    const bool is_there = t < inputs.tokens;
-    for (int64_t slot = inputs.first_slot; slot < inputs.last_slot; ++slot) {
-      const auto within = static_cast<int>(slot % kStepSlots);
-      float numbers[2] = {};
-      for (int half = 0; half < Target::kPerSlot; ++half) {
-        const int64_t k =
-            slot / kStepSlots * kStepWeights<Format> + Format::order(within / kLanes, within % kLanes, half);
-        if (is_there && k < product.columns) numbers[half] = x[k] / Format::excess(within / kLanes);
+  static constexpr Order<Format> kOrder = order_of<Format>();
+  constexpr int kStepSlots = Format::kVectors * kLanes;
+  for (int64_t slot = inputs.first_slot; slot < inputs.last_slot; slot += kStepSlots) {
+    for (int64_t t = 0; t < tile_tokens; ++t) {
+      float numbers[kStepWeights<Format>] = {};
+      if (t < inputs.tokens) {
+        step_inputs(product, inputs.x + t * product.columns, slot / kStepSlots * kStepWeights<Format>, numbers);
       }
-      tile[slot * tile_tokens + t] = Target::slot(numbers, product.round_inputs);
+      float* out = tile + slot * tile_tokens + t;
+      for (int i = 0; i < kStepSlots; ++i) {
+        out[i * tile_tokens] = Target::slot(numbers, kOrder.index[i], kOrder.factor[i]);
+      }
     }
   }
 }
@@ -68,7 +106,8 @@ void expand_row(const Product& product, const uint8_t* codes, const float* scale
     // The same place of the next segment, which is needed when the tokens of this one are done.
     prefetch<2>(from, (segment.last - segment.first) * kVectorBytes);
     if (step == whole_steps) {
-      __builtin_memcpy(padded, from, static_cast<size_t>(row_bytes(product.kind, product.columns) - step * kVectorBytes));
+      __builtin_memcpy(padded, from,
+                       static_cast<size_t>(row_bytes(product.kind, product.columns) - step * kVectorBytes));
       from = padded;
     }
     Vec scale{};
@@ -128,7 +167,9 @@ void add_tokens(int64_t tokens, const float* panel, const float* tile, int64_t s
 /// The scratch of `many`, in the order in which `many_scratch` counts it.
 struct ManyScratch {
   ManyScratch(float* memory, int64_t rows)
-      : buffer(memory), panels(buffer + kLanes * kBufferStride), factors(panels + rows * kSegmentSlots),
+      : buffer(memory),
+        panels(buffer + kLanes * kBufferStride),
+        factors(panels + rows * kSegmentSlots),
         scales(factors + rows) {}
 
   float* buffer;   // [kLanes, kBufferStride]
@@ -235,8 +276,7 @@ void add_segment(const Product& product, const Course& course, const Row* rows, 
   for (int64_t r = 0; r < count; ++r) {
     const bool has_factor = course.use == ScaleUse::kSums && course.folding == Folding::kNone;
     const int64_t index = segment.first / course.steps_of_factor;
-    scratch.factors[r] =
-        product.global_scale * (has_factor ? scratch.scales[r * scale_floats(product) + index] : 1.0f);
+    scratch.factors[r] = product.global_scale * (has_factor ? scratch.scales[r * scale_floats(product) + index] : 1.0f);
   }
   for (int64_t t = 0; t < tokens; t += kTileTokens) {
     const float* tile = packed + t * all_slots + segment.first * kStepSlots * kTileTokens;

@@ -41,14 +41,15 @@ int64_t steps_of(const Product& product) {
   return (product.columns + kStepWeights<Format> - 1) / kStepWeights<Format>;
 }
 
-/// Scales of a row: as many as it has, and one vector more to read beyond them.
+/// Scales of a row: as many as it has, and zeros for a vector that begins at the last.
 inline int64_t scale_floats(const Product& product) { return product.columns / product.scale_columns + kLanes; }
 
 using Bytes = uint8_t __attribute__((vector_size(kLanes)));
 using Halves = uint16_t __attribute__((vector_size(2 * kLanes)));
 
-/// The scales of a row in float32.
+/// The scales of a row in float32, with a vector of zeros behind them.
 inline void decode_scales(const Row& row, int64_t count, float* out) {
+  store(out + count, Vec{});
   int64_t i = 0;
   if (row.scale_type == ScaleType::kFloat8) {
     for (; i + kLanes <= count; i += kLanes) {
@@ -105,7 +106,8 @@ inline Vec lane_scales_of_float8(const void* scales) {
 /// Numbers [first, last) of a row, scaled.
 inline void expand_numbers(const Product& product, const Row& row, int64_t first, int64_t last, float* out) {
   for (int64_t k = first; k < last; ++k) {
-    out[k - first] = number_at(product.kind, row.codes, k) * scale_at(row.scale_type, row.scales, k / row.scale_columns);
+    out[k - first] =
+        number_at(product.kind, row.codes, k) * scale_at(row.scale_type, row.scales, k / row.scale_columns);
   }
 }
 

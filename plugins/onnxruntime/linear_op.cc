@@ -142,8 +142,8 @@ Expected<ScaleType> scale_type(const Storage& storage, const Tensor& scales) {
     default:
       break;
   }
-  return error("Linear: scales of ", storage.name, " weights have the element type ", static_cast<int>(scales.type), "; take ",
-               is_nvfp4 ? "float8_e4m3fn" : "float32, bfloat16 or float16");
+  return error("Linear: scales of ", storage.name, " weights have the element type ", static_cast<int>(scales.type),
+               "; take ", is_nvfp4 ? "float8_e4m3fn" : "float32, bfloat16 or float16");
 }
 
 /// Adds the scales to a weight: one number, one for each row, or a matrix of blocks.
@@ -201,8 +201,8 @@ Expected<StoredWeight> LinearKernel::weight(const OrtKernelContext& context, siz
   if (!codes) return codes.error();
   const bool is_typed = storage.codes != ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
   if (is_typed ? codes->type != storage.codes : bytes_of(codes->type) == 0) {
-    return error("Linear: input ", index, " has the element type ", static_cast<int>(codes->type), ", which is not that of ",
-                 storage.name, " weights");
+    return error("Linear: input ", index, " has the element type ", static_cast<int>(codes->type),
+                 ", which is not that of ", storage.name, " weights");
   }
   const int64_t bytes = linear::row_bytes(storage.kind, columns);
   const bool is_matrix = codes->shape.size() == 2 && codes->shape[1] * bytes_of(codes->type) == bytes &&
@@ -273,10 +273,9 @@ Status LinearKernel::run(OrtKernelContext& context) const {
   const auto y = output(context, x->shape, silu_mul ? first_half : width);
   if (!y) return y.error();
   Threads threads{api, context};
-  SALA_RETURN_IF_ERROR(
-      linear::linear_cpu({static_cast<const float*>(x->data), elements_of(x->shape) / columns, columns, weights,
-                          storage.kind, global_scale, exact, silu_mul, *y},
-                         threads.parallel(), simd_level()));
+  SALA_RETURN_IF_ERROR(linear::linear_cpu({static_cast<const float*>(x->data), elements_of(x->shape) / columns, columns,
+                                           weights, storage.kind, global_scale, exact, silu_mul, *y},
+                                          threads.parallel(), simd_level()));
   return threads.failure;
 }
 

@@ -14,66 +14,218 @@ from support.stored_products import Linear, Weight, coded_weight, unaligned, wei
 Array = NDArray[Any]
 
 KINDS = ("float32", "bfloat16", "float16", "float8_e4m3fn", "int8", "int4", "nvfp4")
+MATHS = ("exact", "fast")
 FP32_INPUTS = ("float32", "float16")
 """Kinds whose fast products are exact too."""
 STEPS = 2.0**-20
 """Allowed error of a sum, relative to the sum of the magnitudes of its products."""
 
 
-def rounded(x: Array, kind: str, math: str) -> Array:
-    """The inputs as a product sees them, but for int4."""
-    return x if math == "exact" or kind in FP32_INPUTS else x.astype(ml_dtypes.bfloat16).astype(np.float32)
-
-
-def int4_products(x: Array, stored: Weight, group: int) -> Array:
-    """The rule of fast int4 products in float64: x as int8 codes with one scale for each token and group."""
-    groups = x.astype(np.float64).reshape(x.shape[0], -1, group)
+def int8_inputs(x: Array, group: int) -> Array:
+    """The inputs of fast int4 products: int8 codes with one scale for each token and group of columns."""
+    groups = x.astype(np.float64).reshape(x.shape[0], -1, min(group, x.shape[1]))
     scales = np.abs(groups).max(-1, keepdims=True) / 127
     codes = np.rint(np.divide(groups, scales, out=np.zeros_like(groups), where=scales > 0))
-    return np.asarray((codes * scales).reshape(x.shape) @ stored.numbers.T)
+    return np.asarray((codes * scales).reshape(x.shape))
 
 
-def silu_mul(products: Array) -> Array:
-    u, v = np.split(products, 2, axis=-1)
+def silu_mul(halves: Array) -> Array:
+    u, v = np.split(halves, 2, axis=-1)
     return np.asarray(u / (1 + np.exp(-u)) * v)
 
 
-def assert_products(actual: Array, x: Array, stored: Weight, kind: str, math: str, group: int = 128) -> None:
+def products(x: Array, numbers: Array, kind: str, math: str, group: int) -> Array:
+    """What the operator computes, in float64."""
     if kind == "int4" and math == "fast":
-        # A code on the edge between two may be rounded either way: one step of one input.
-        expected = int4_products(x, stored, min(group, x.shape[1]))
-        bound = 0.02 * np.abs(x).max() * np.abs(stored.numbers).max() + 1e-30
-        assert np.abs(actual - expected).max() <= bound
-        return
-    inputs = rounded(x, kind, math).astype(np.float64)
-    bound = np.abs(inputs) @ np.abs(stored.numbers).T * STEPS + 1e-30
-    excess = np.abs(actual - inputs @ stored.numbers.T) / bound
-    assert excess.max() <= 1
+        x = int8_inputs(x, group)
+    elif math == "fast" and kind not in FP32_INPUTS:
+        x = x.astype(ml_dtypes.bfloat16)
+    return np.asarray(x.astype(np.float64) @ numbers.T)
+
+
+def assert_products(actual: Array, x: Array, numbers: Array, kind: str, math: str, group: int = 128) -> None:
+    bound = np.abs(x.astype(np.float64)) @ np.abs(numbers).T * STEPS + 1e-30
+    if kind == "int4" and math == "fast":
+        # The code of an input between two may be either: one step of one input.
+        bound += np.abs(x).max() / 127 * np.abs(numbers).max()
+    assert (np.abs(actual - products(x, numbers, kind, math, group)) <= bound).all()
 
 
 def run(x: Array, stored: Weight, kind: str, math: str, **attributes: Any) -> Array:
-    values = {"weights": kind, "math": math, "epilogue": "none", "global_scale": 1.0} | attributes
-    return Linear(library(), stored.tensors, **values)(x)
+    values: dict[str, Any] = {"weights": kind, "math": math, "epilogue": "none", "global_scale": 1.0} | attributes
+    product = Linear(library(), stored.tensors, **values)
+    return product(x)
 
 
 @pytest.mark.parametrize("level", runnable_simd_levels())
-@pytest.mark.parametrize("math", ["exact", "fast"])
+@pytest.mark.parametrize("math", MATHS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_products_of_awkward_sizes(kind: str, math: str, level: str) -> None:
     rng = np.random.default_rng(0)
-    columns = {"int4": (8, 128, 640), "nvfp4": (16, 112, 640)}.get(kind, (1, 31, 65, 640))
+    widths = {"int4": (8, 128, 640), "nvfp4": (16, 112, 640)}.get(kind, (1, 31, 65, 640))
+    for width in widths:
+        for rows in (1, 70):
+            stored = weight(rng, kind, rows, width, 0.75)
+            addresses = [unaligned(tensor) for tensor in stored.tensors]
+            scale = 0.75 if kind == "nvfp4" else 1.0
+            product = Linear(library(), addresses, weights=kind, math=math, epilogue="none", global_scale=scale)
+            for tokens in (1, 3, 6, 33, 50):
+                x = rng.standard_normal((tokens, width), dtype=np.float32)
+                with simd_level(level):
+                    actual = product(x)
+                assert_products(actual, x, stored.numbers, kind, math)
+
+
+@pytest.mark.parametrize("math", MATHS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_products_of_more_tokens_and_columns_than_a_block(kind: str, math: str) -> None:
+    rng = np.random.default_rng(1)
+    stored = weight(rng, kind, 40, 1280)
+    x = rng.standard_normal((510, 1280), dtype=np.float32)
+    assert_products(run(x, stored, kind, math), x, stored.numbers, kind, math)
+
+
+@pytest.mark.parametrize("level", runnable_simd_levels())
+@pytest.mark.parametrize("math", MATHS)
+@pytest.mark.parametrize("tokens", [1, 33])
+def test_every_code_is_the_number_it_stands_for(tokens: int, math: str, level: str) -> None:
+    """All bits of each type as a column of weights for inputs of 1, NaN and infinity among them."""
+    wide = np.arange(1 << 16, dtype=np.uint16).reshape(-1, 1)
+    narrow = np.arange(256, dtype=np.uint8).reshape(-1, 1)
+    one = np.ones(1, np.float32)
+    cases = {
+        "bfloat16": (wide.view(ml_dtypes.bfloat16),),
+        "float16": (wide.view(np.float16),),
+        "float8_e4m3fn": (narrow.view(ml_dtypes.float8_e4m3fn), one),
+        "int8": (narrow.view(np.int8), one),
+    }
+    x = np.ones((tokens, 1), np.float32)
+    for kind, tensors in cases.items():
+        with simd_level(level):
+            actual = Linear(library(), tensors, weights=kind, math=math, epilogue="none", global_scale=1.0)(x)
+        expected = np.broadcast_to(tensors[0].astype(np.float32).T, actual.shape)
+        # The instructions for bfloat16 take numbers below 2^-126 for 0.
+        atol = 2.0**-126 if kind == "bfloat16" else 0.0
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("level", runnable_simd_levels())
+@pytest.mark.parametrize("math", MATHS)
+@pytest.mark.parametrize("tokens", [1, 33])
+def test_every_scale_of_nvfp4_is_the_number_it_stands_for(tokens: int, math: str, level: str) -> None:
+    scales = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn)
+    codes = np.zeros((256, 72), np.uint8)
+    codes[:, (0, 64)] = 2  # 1 in columns 0 and 128, in a whole vector of codes and in the rest of a row
+    x = np.zeros((tokens, 144), np.float32)
+    x[:, (0, 128)] = 1
+    tensors = (codes, np.repeat(scales[:, None], 9, 1))
     with simd_level(level):
-        for width in columns:
-            for rows in (1, 33, 70):
-                stored = weight(rng, kind, rows, width, 0.75)
-                product = Linear(
-                    library(),
-                    [unaligned(tensor) for tensor in stored.tensors],
-                    weights=kind,
-                    math=math,
-                    epilogue="none",
-                    global_scale=0.75 if kind == "nvfp4" else 1.0,
-                )
-                for tokens in (1, 3, 8, 13, 50):
-                    x = rng.standard_normal((tokens, width), dtype=np.float32)
-                    assert_products(product(x), x, stored, kind, math)
+        actual = Linear(library(), tensors, weights="nvfp4", math=math, epilogue="none", global_scale=0.5)(x)
+    np.testing.assert_array_equal(actual, np.broadcast_to(scales.astype(np.float32), actual.shape))
+
+
+@pytest.mark.parametrize("math", MATHS)
+@pytest.mark.parametrize(
+    ("kind", "blocks"),
+    [
+        *[("int8", blocks) for blocks in ((), (1, 1), (6, 1), (2,), (6, 5), (3, 10), (2, 40), (6, 640))],
+        *[("float8_e4m3fn", blocks) for blocks in ((1,), (6, 10), (2, 128))],
+        *[("int4", blocks) for blocks in ((6, 1), (6, 10), (2, 20), (3, 80), (6, 160))],
+        *[("nvfp4", blocks) for blocks in ((6, 20), (2, 40), (6, 80), (6, 320))],
+    ],
+)
+def test_scales_of_any_equal_blocks(kind: str, blocks: tuple[int, ...], math: str) -> None:
+    rng = np.random.default_rng(2)
+    scale_type = ml_dtypes.float8_e4m3fn if kind == "nvfp4" else np.float16
+    stored = coded_weight(rng, kind, 6, 640, blocks, scale_type)
+    shared = 640 // (blocks[1] if len(blocks) == 2 else 1)
+    group = max(size for size in range(1, 129) if shared % size == 0)
+    for tokens in (2, 40):
+        x = rng.standard_normal((tokens, 640), dtype=np.float32)
+        assert_products(run(x, stored, kind, math), x, stored.numbers, kind, math, group)
+
+
+@pytest.mark.parametrize("math", MATHS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_gated_products_of_several_weights(kind: str, math: str) -> None:
+    """Two weights for each half, cut in different places."""
+    rng = np.random.default_rng(3)
+    parts = [weight(rng, kind, rows, 256) for rows in (30, 41, 60, 11)]
+    tensors = [tensor for part in parts for tensor in part.tensors]
+    numbers = np.concatenate([part.numbers for part in parts])
+    product = Linear(library(), tensors, weights=kind, math=math, epilogue="silu_mul", global_scale=1.0)
+    for tokens in (1, 5, 36):
+        x = rng.standard_normal((tokens, 256), dtype=np.float32) / np.float32(np.abs(numbers).max() * 8)
+        expected = silu_mul(products(x, numbers, kind, math, 128))
+        tolerance = 2e-2 if kind == "int4" and math == "fast" else 1e-5
+        np.testing.assert_allclose(product(x), expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("level", runnable_simd_levels())
+@pytest.mark.parametrize("math", MATHS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_inputs_that_are_not_finite_spoil_their_own_token(kind: str, math: str, level: str) -> None:
+    rng = np.random.default_rng(4)
+    stored = weight(rng, kind, 20, 144)
+    for tokens in (4, 40):
+        x = rng.standard_normal((tokens, 144), dtype=np.float32)
+        x[0, 140], x[1, 3], x[2] = np.nan, -np.inf, 0
+        with simd_level(level):
+            actual = run(x, stored, kind, math)
+        assert np.isnan(actual[0]).all()
+        assert not np.isfinite(actual[1]).any()
+        assert not actual[2].any()
+        assert_products(actual[2:], x[2:], stored.numbers, kind, math, 72)
+
+
+def test_threads_do_not_change_a_bit() -> None:
+    rng = np.random.default_rng(5)
+    stored = weight(rng, "bfloat16", 300, 520)
+    values: dict[str, Any] = {"weights": "bfloat16", "math": "fast", "epilogue": "none", "global_scale": 1.0}
+    for tokens in (2, 70):
+        x = rng.standard_normal((tokens, 520), dtype=np.float32)
+        one, two = (Linear(library(), stored.tensors, threads=threads, **values)(x) for threads in (1, 2))
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("shape", [(0, 32), (2, 0, 32), (2, 3, 32), (32,)])
+def test_inputs_keep_their_leading_dimensions(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(6)
+    stored = weight(rng, "float32", 5, 32)
+    x = rng.standard_normal(shape, dtype=np.float32)
+    actual = run(x, stored, "float32", "exact")
+    assert actual.shape == (*shape[:-1], 5)
+    np.testing.assert_allclose(actual, x @ stored.numbers.T, atol=1e-5)
+
+
+W8 = np.zeros((8, 64), np.int8)
+F32 = np.zeros((8, 64), np.float32)
+ONE = np.ones(1, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "attributes", "message"),
+    [
+        ((F32,), {"weights": "int5"}, 'weights is "int5"; take one of float32, bfloat16'),
+        ((F32,), {"math": "slow"}, 'math is "slow"; take "exact" or "fast"'),
+        ((F32,), {"epilogue": "gelu"}, 'epilogue is "gelu"; take "none" or "silu_mul"'),
+        ((F32,), {"weights": "bfloat16"}, "input 1 has the element type 1, which is not that of bfloat16 weights"),
+        ((F32[:, :60],), {}, r"input 1 \[8, 60\] is no matrix of float32 weights for x with 64 columns"),
+        ((F32.reshape(8, 8, 8),), {}, r"input 1 \[8, 8, 8\] is no matrix"),
+        ((W8,), {"weights": "int8"}, "the last of the weights has no scales"),
+        ((W8, np.ones((3, 7), np.float32)), {"weights": "int8"}, r"scales \[3, 7\] do not divide weights \[8, 64\]"),
+        ((W8, np.ones((1, 1, 2), np.float32)), {"weights": "int8"}, r"scales \[1, 1, 2\] are no number, vector or"),
+        ((W8, np.ones(8, np.int8)), {"weights": "int8"}, "scales of int8 weights have the element type 3"),
+        ((F32,), {"epilogue": "silu_mul"}, "silu_mul takes an even number of weights, not 1"),
+        ((F32, F32[:6]), {"epilogue": "silu_mul"}, "silu_mul takes two halves of equal width, not 8 and 6"),
+    ],
+)
+def test_bad_calls_are_refused(tensors: tuple[Array, ...], attributes: dict[str, Any], message: str) -> None:
+    values: dict[str, Any] = {
+        "weights": "float32",
+        "math": "exact",
+        "epilogue": "none",
+        "global_scale": 1.0,
+    } | attributes
+    with pytest.raises(Exception, match=f"Linear: {message}"):
+        Linear(library(), [np.ascontiguousarray(tensor) for tensor in tensors], **values)(np.zeros((2, 64), np.float32))

@@ -1,4 +1,4 @@
-// Calls both CPU operators with random sizes on buffers of exactly the size that the contract names, so that a
+// Calls the CPU operators with random sizes on buffers of exactly the size that the contract names, so that a
 // sanitizer sees every access beyond them. Results are checked by the tests through ONNX Runtime; here they must only
 // be finite.
 
@@ -11,6 +11,7 @@
 
 #include "infllmv2_attention/infllmv2_attention_cpu.h"
 #include "lightning_attention/lightning_attention_cpu.h"
+#include "linear/linear_cpu.h"
 
 namespace {
 
@@ -121,6 +122,39 @@ std::string run_sparse(SimdLevel level) {
   return verdict(status, y);
 }
 
+/// Weights of any kind: plain numbers near 1, or random codes with scales in a random number of blocks.
+std::string run_linear(SimdLevel level) {
+  using sala::linear::ScaleType;
+  using sala::linear::WeightKind;
+  const auto kind = static_cast<WeightKind>(draw(0, static_cast<int64_t>(WeightKind::kNvfp4)));
+  const bool is_nibbles = kind == WeightKind::kInt4 || kind == WeightKind::kNvfp4;
+  const int64_t tokens = draw(0, 1) == 1 ? draw(1, 9) : draw(30, 80), rows = draw(1, 80);
+  const int64_t shared = is_nibbles ? int64_t{8} << draw(0, 4) : draw(1, 200);
+  const bool has_scales = is_nibbles || kind == WeightKind::kFloat8 || kind == WeightKind::kInt8;
+  const int64_t blocks = has_scales ? draw(1, 12) : 1, columns = shared * blocks;
+  std::vector<uint8_t> codes(static_cast<size_t>(rows * sala::linear::row_bytes(kind, columns)), 0x3C);
+  if (has_scales) {
+    for (uint8_t& code : codes) code = static_cast<uint8_t>(draw(0, 126));
+  }
+  const std::vector<uint8_t> scales(static_cast<size_t>(has_scales ? rows * blocks : 0), 0x38);
+  const std::vector<float> wide_scales(scales.size(), 0.5f);
+  const bool is_float8 = kind == WeightKind::kNvfp4;
+  const sala::linear::StoredWeight weight{
+      rows,
+      codes.data(),
+      is_float8 ? static_cast<const void*>(scales.data()) : wide_scales.data(),
+      !has_scales ? ScaleType::kNone : (is_float8 ? ScaleType::kFloat8 : ScaleType::kFloat32),
+      has_scales ? rows : 1,
+      blocks};
+  const std::vector<sala::linear::StoredWeight> weights(2, weight);
+  const bool silu_mul = draw(0, 1) == 1;
+  const auto x = values(tokens * columns);
+  std::vector<float> y(static_cast<size_t>(tokens * rows * (silu_mul ? 1 : 2)));
+  const auto status = sala::linear::linear_cpu(
+      {x.data(), tokens, columns, weights, kind, 1.0f, draw(0, 1) == 1, silu_mul, y.data()}, one_thread(), level);
+  return verdict(status, y);
+}
+
 }  // namespace
 
 int main() {
@@ -128,7 +162,8 @@ int main() {
   for (int round = 0; round < kRounds; ++round) {
     for (auto level = SimdLevel::kBaseline; level <= sala::cpu::best_simd_level();
          level = static_cast<SimdLevel>(static_cast<int>(level) + 1)) {
-      for (const std::string& problem : {run_lightning(level), run_sparse(level)}) {
+      for (const std::string& problem :
+           {run_lightning(level), run_sparse(level), run_linear(level), run_linear(level)}) {
         if (!problem.empty()) {
           std::fprintf(stderr, "%s, round %d: %s\n", sala::cpu::name_of(level), round, problem.c_str());
           return 1;
