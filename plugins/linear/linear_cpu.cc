@@ -4,7 +4,7 @@
 #include <cstring>
 #include <thread>
 
-#include "linear/int4_plain.h"
+#include "linear/int4_fast.h"
 #include "linear/linear_simd.h"
 
 namespace sala::linear {
@@ -210,7 +210,7 @@ Status linear_cpu(const LinearCall& call, const cpu::ParallelFor& parallel, cpu:
   const bool is_empty = std::all_of(call.weights.begin(), call.weights.end(),
                                     [](const StoredWeight& weight) { return weight.rows == 0; });
   if (call.tokens == 0 || is_empty) return success();
-  if (call.kind == WeightKind::kInt4 && !call.exact) return int4_plain(call, parallel, level);
+  if (call.kind == WeightKind::kInt4 && !call.exact) return int4_fast(call, parallel, level);
   return Job(call, kernels_of(level)).run(parallel);
 }
 

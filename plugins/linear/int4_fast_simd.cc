@@ -1,0 +1,445 @@
+#include "linear/int4_fast_simd.h"
+
+#include "cpu/simd.h"
+#include "linear/int4_fast_words_simd.h"
+#include "linear/numbers.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace sala::linear::SALA_SIMD_LEVEL {
+namespace {
+
+using namespace cpu::SALA_SIMD_LEVEL;
+
+constexpr int kGroupBytes = 4 * kGroupWords;
+constexpr int64_t kGroupNibbles = 2 * kGroupBytes;
+constexpr int kGroupVectors = kGroupBytes / kVectorBytes;
+constexpr int kPanelRows = 2 * kLanes;
+constexpr int kMicroTokens = kRegisters == 32 ? 12 : 4;  // times two vectors of sums
+constexpr int kFewRows = kRegisters == 32 ? 4 : 1;
+constexpr int32_t kNibbles = 0x0F0F0F0F;
+
+inline Vec to_floats(IntVec value) { return __builtin_convertvector(value, Vec); }
+
+/// Adds the products of the four bytes of a lane: nibbles times signed codes.
+inline IntVec dot4(IntVec sum, IntVec nibbles, IntVec codes) {
+#if defined(__AVX512VNNI__)
+  return (IntVec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)nibbles, (__m512i)codes);
+#elif defined(__AVX512BW__)
+  const __m512i pairs = _mm512_maddubs_epi16((__m512i)nibbles, (__m512i)codes);
+  return sum + (IntVec)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+#elif defined(__AVX2__)
+  const __m256i pairs = _mm256_maddubs_epi16((__m256i)nibbles, (__m256i)codes);
+  return sum + (IntVec)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#else
+  using ShortVec = int16_t __attribute__((vector_size(kVectorBytes)));
+  const auto n = (ShortVec)nibbles, c = (ShortVec)codes;
+  const auto pairs = (IntVec)((n & 0xFF) * ((c << 8) >> 8) + (n >> 8) * (c >> 8));
+  return sum + ((pairs << 16) >> 16) + (pairs >> 16);
+#endif
+}
+
+/// Where a group of weights lies in a row.
+struct Place {
+  Place(Int4Groups groups, int64_t group)
+      : first_nibble(group * groups.columns % 2),
+        offset(group * groups.columns / 2),
+        bytes((first_nibble + groups.columns + 1) / 2) {}
+
+  int64_t first_nibble;
+  int64_t offset;
+  int64_t bytes;
+};
+
+/// The bytes of a group, as vectors; zeros take the place of what is beyond it.
+struct GroupBytes {
+  template <bool kWhole>
+  static inline GroupBytes read(const uint8_t* from, int64_t bytes) {
+    GroupBytes result;
+    if constexpr (kWhole) {
+      result.load_all(from);
+    } else {
+#if defined(__AVX512BW__)
+      result.vectors[0] = (IntVec)_mm512_maskz_loadu_epi8(~uint64_t{0} >> (kGroupBytes - bytes), from);
+#else
+      uint8_t padded[kGroupBytes] = {};
+      __builtin_memcpy(padded, from, static_cast<size_t>(bytes));
+      result.load_all(padded);
+#endif
+    }
+    return result;
+  }
+
+  inline void load_all(const uint8_t* from) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kGroupVectors; ++v) vectors[v] = load_words(from + v * kVectorBytes);
+  }
+
+  IntVec vectors[kGroupVectors];
+};
+
+// --- Inputs as codes ---
+
+/// Bits of the largest magnitude of a group: they compare like the numbers, and those of a NaN are larger than all.
+inline int32_t largest_bits(const float* x) {
+  using FourWords = int32_t __attribute__((vector_size(16)));
+  IntVec largest{};
+  for (int64_t i = 0; i < kGroupNibbles; i += kLanes) {
+    const IntVec bits = load_words(x + i) & 0x7FFFFFFF;
+    largest = bits > largest ? bits : largest;
+  }
+  FourWords quarters[kLanes / 4];
+  __builtin_memcpy(quarters, &largest, sizeof largest);
+  for (int i = 1; i < kLanes / 4; ++i) quarters[0] = quarters[i] > quarters[0] ? quarters[i] : quarters[0];
+  const FourWords swapped = __builtin_shufflevector(quarters[0], quarters[0], 2, 3, 0, 1);
+  const FourWords two = swapped > quarters[0] ? swapped : quarters[0];
+  return two[1] > two[0] ? two[1] : two[0];
+}
+
+inline IntVec codes_of(Vec x, float scale) {
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
+  const Vec code = max(min(x / scale, broadcast(127.0f)), broadcast(-127.0f));  // beyond if the scale is subnormal
+  return __builtin_bit_cast(IntVec, code + kRound) - __builtin_bit_cast(int32_t, kRound);
+}
+
+/// Writes the low bytes of the even lanes, and of the odd ones kGroupBytes behind them.
+inline void store_codes(int8_t* to, IntVec codes) {
+  using LongVec = int64_t __attribute__((vector_size(kVectorBytes)));
+  using Bytes = int8_t __attribute__((vector_size(kLanes / 2)));
+  const auto pairs = __builtin_bit_cast(LongVec, codes);
+  const Bytes even = __builtin_convertvector(pairs, Bytes), odd = __builtin_convertvector(pairs >> 32, Bytes);
+  __builtin_memcpy(to, &even, sizeof even);
+  __builtin_memcpy(to + kGroupBytes, &odd, sizeof odd);
+}
+
+/// Writes the codes of a group and returns their sum.
+inline float encode_group(const float* x, float scale, int8_t* codes) {
+  IntVec total{};
+  for (int64_t i = 0; i < kGroupNibbles; i += kLanes) {
+    const IntVec some = codes_of(load(x + i), scale);
+    store_codes(codes + i / 2, some);
+    total += some;
+  }
+  return sum(to_floats(total));
+}
+
+void encode(const float* x, Int4Groups groups, TokenCodes token) {
+  constexpr int32_t kInfinity = 0x7F800000;
+  float padded[kGroupNibbles];
+  for (int64_t g = 0; g < groups.count; ++g) {
+    const float* from = x + g * groups.columns;
+    if (groups.columns < kGroupNibbles) {
+      __builtin_memset(padded, 0, sizeof padded);
+      __builtin_memcpy(padded + Place(groups, g).first_nibble, from,
+                       static_cast<size_t>(groups.columns) * sizeof(float));
+      from = padded;
+    }
+    int8_t* codes = token.codes + g * token.codes_stride;
+    const int32_t largest = largest_bits(from);
+    // A NaN times codes of zero is a NaN.
+    const float scale = largest < kInfinity ? __builtin_bit_cast(float, largest) / 127.0f : __builtin_nanf("");
+    float total = 0.0f;
+    if (scale > 0.0f) {
+      total = encode_group(from, scale, codes);
+    } else {
+      __builtin_memset(codes, 0, kGroupNibbles);
+    }
+    token.scales[g * token.scales_stride] = scale;
+    token.bases[g * token.scales_stride] = -8.0f * total;
+  }
+}
+
+void place(TokenCodes token, Int4Groups groups, TileCodes tile, int64_t place) {
+  const int64_t words = words_of(groups);
+  int32_t* to = tile.codes + place;
+  for (int64_t g = 0; g < groups.count; ++g) {
+    const int8_t* from = token.codes + g * token.codes_stride;
+    for (int64_t w = 0; w < words; ++w, to += 2 * kTileTokens) {
+      __builtin_memcpy(to, from + 4 * w, 4);
+      __builtin_memcpy(to + kTileTokens, from + kGroupBytes + 4 * w, 4);
+    }
+    tile.scales[g * kTileTokens + place] = token.scales[g * token.scales_stride];
+    tile.bases[g * kTileTokens + place] = static_cast<int32_t>(token.bases[g * token.scales_stride]);
+  }
+}
+
+// --- Few tokens: every row is read once, in order, and multiplied with all tokens ---
+
+/// The scales of all groups of a row.
+void read_scales(const Row& row, Int4Groups groups, float* scales) {
+  const int64_t together = row.scale_columns / groups.columns;
+  if (together == 1 && row.scale_type == ScaleType::kBFloat16) {
+    for (int64_t g = 0; g < groups.count; ++g) scales[g] = from_bfloat16(stored<uint16_t>(row.scales, g));
+  } else {
+    for (int64_t g = 0; g < groups.count; ++g) scales[g] = scale_at(row.scale_type, row.scales, g / together);
+  }
+}
+
+/// Rows that are multiplied together. They lie apart, since the hardware foresees one stream of reads in a page.
+template <int kRows>
+struct FewRows {
+  const uint8_t* codes[kRows];
+  const uint8_t* next[kRows];  // read after these
+};
+
+/// out[r * kTokens + t], sums over all groups of nibble * code, times scales [groups, row, scales_of(kTokens)].
+template <int kRows, int kTokens, bool kWhole>
+inline void few_products(const FewRows<kRows>& rows, Int4Groups groups, const int8_t* codes, const float* scales,
+                         float* out) {
+  Vec sums[kRows][kTokens] = {};
+  for (int64_t g = 0; g < groups.count; ++g) {
+    const Place place(groups, g);
+    const int64_t offset = kWhole ? g * kGroupBytes : place.offset;
+    GroupBytes bytes[kRows];
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      __builtin_prefetch(rows.next[r] + offset, 0, 2);
+      bytes[r] = GroupBytes::read<kWhole>(rows.codes[r] + offset, place.bytes);
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < kGroupVectors; ++v) {
+      IntVec low[kRows], high[kRows];
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) {
+        low[r] = bytes[r].vectors[v] & kNibbles;
+        high[r] = (bytes[r].vectors[v] >> 4) & kNibbles;
+      }
+#pragma GCC unroll 4
+      for (int t = 0; t < kTokens; ++t) {
+        const int8_t* from = codes + t * kGroupNibbles + v * kVectorBytes;
+        const IntVec for_low = load_words(from), for_high = load_words(from + kGroupBytes);
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) {
+          const IntVec dots = dot4(dot4(IntVec{}, low[r], for_low), high[r], for_high);
+          sums[r][t] += to_floats(dots) * scales[r * scales_of(kTokens) + t];
+        }
+      }
+    }
+    codes += kTokens * kGroupNibbles;
+    scales += kRows * scales_of(kTokens);
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int t = 0; t < kTokens; ++t) out[r * kTokens + t] = sum(sums[r][t]);
+  }
+}
+
+using Four = float __attribute__((vector_size(4 * kBlockTokens)));
+
+inline Four load_four(const float* from) {
+  Four value;
+  __builtin_memcpy(&value, from, sizeof value);
+  return value;
+}
+
+/// products[g * stride] = scale of the row times those of the tokens. Returns what the tokens' bases add.
+inline Four multiply_scales(const float* row, TokenCodes tokens, int64_t groups, float* products, int64_t stride) {
+  Four totals[4] = {};  // independent sums
+  const auto multiply = [&](int64_t g, Four& total) {
+    const Four product = load_four(tokens.scales + g * kBlockTokens) * row[g];
+    __builtin_memcpy(products + g * stride, &product, sizeof product);
+    total += product * load_four(tokens.bases + g * kBlockTokens);
+  };
+  int64_t g = 0;
+  for (; g + 4 <= groups; g += 4) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) multiply(g + i, totals[i]);
+  }
+  for (; g < groups; ++g) multiply(g, totals[0]);
+  return (totals[0] + totals[1]) + (totals[2] + totals[3]);
+}
+
+/// The same for a single token, whose scales lie one after another.
+inline Four multiply_scales(const float* row, TokenCodes token, int64_t groups, float* products) {
+  Vec total{};
+  int64_t g = 0;
+  for (; g + kLanes <= groups; g += kLanes) {
+    const Vec product = load(row + g) * load(token.scales + g);
+    store(products + g, product);
+    total += product * load(token.bases + g);
+  }
+  float rest = 0.0f;
+  for (; g < groups; ++g) {
+    products[g] = row[g] * token.scales[g];
+    rest += products[g] * token.bases[g];
+  }
+  return Four{sum(total) + rest};
+}
+
+/// Rows first, first + stride, first + 2 stride, ...
+template <int kRows, int kTokens>
+inline void few_tile(const Row* rows, int64_t first, int64_t stride, Int4Groups groups, TokenCodes tokens,
+                     float* scratch, float* out, int64_t out_stride) {
+  FewRows<kRows> together;
+  float* products = scratch + groups.count;
+  Four added[kRows];
+  float sums[kRows * kTokens];
+  for (int r = 0; r < kRows; ++r) {
+    const Row& row = rows[first + r * stride];
+    together.codes[r] = row.codes;
+    together.next[r] = first + 1 < stride ? (&row + 1)->codes : row.codes;
+    read_scales(row, groups, scratch);
+    if constexpr (kTokens == 1 && kRows == 1) {
+      added[r] = multiply_scales(scratch, tokens, groups.count, products);
+    } else {
+      added[r] = multiply_scales(scratch, tokens, groups.count, products + r * kBlockTokens, kRows * kBlockTokens);
+    }
+  }
+  if (groups.columns == kGroupNibbles) {
+    few_products<kRows, kTokens, true>(together, groups, tokens.codes, products, sums);
+  } else {
+    few_products<kRows, kTokens, false>(together, groups, tokens.codes, products, sums);
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int t = 0; t < kTokens; ++t) out[(first + r * stride) * out_stride + t] = sums[r * kTokens + t] + added[r][t];
+  }
+}
+
+template <int kRows, int kTokens>
+inline void few_tokens(const Row* rows, int64_t num_rows, Int4Groups groups, TokenCodes tokens, float* scratch,
+                       float* out, int64_t out_stride) {
+  const int64_t stride = num_rows / kRows;
+  for (int64_t r = 0; r < stride; ++r) {
+    few_tile<kRows, kTokens>(rows, r, stride, groups, tokens, scratch, out, out_stride);
+  }
+  for (int64_t r = stride * kRows; r < num_rows; ++r) {
+    few_tile<1, kTokens>(rows, r, num_rows, groups, tokens, scratch, out, out_stride);
+  }
+}
+
+void few(const Row* rows, int64_t num_rows, Int4Groups groups, TokenCodes first, int64_t tokens, float* scratch,
+         float* out, int64_t out_stride) {
+  switch (tokens) {
+    case 1:
+      return few_tokens<1, 1>(rows, num_rows, groups, first, scratch, out, out_stride);
+    case 2:
+      return few_tokens<kFewRows, 2>(rows, num_rows, groups, first, scratch, out, out_stride);
+    case 3:
+      return few_tokens<kFewRows, 3>(rows, num_rows, groups, first, scratch, out, out_stride);
+    default:
+      return few_tokens<kFewRows, 4>(rows, num_rows, groups, first, scratch, out, out_stride);
+  }
+}
+
+// --- Many tokens: rows are spread out in a panel, lane by lane, and stay in the cache ---
+
+/// What `expand` writes: nibbles [groups, words, 2, kPanelRows] as bytes, then scales [groups, kPanelRows].
+struct Panel {
+  Panel(float* scratch, Int4Groups groups)
+      : words(2 * words_of(groups)),
+        nibbles(reinterpret_cast<int32_t*>(scratch)),
+        scales(scratch + groups.count * words * kPanelRows) {}
+
+  int64_t words;  // of a group in one row, low and high
+  int32_t* nibbles;
+  float* scales;
+};
+
+#if defined(__AVX512F__)
+template <bool kWhole>
+inline void expand_group(const Row* rows, Place place, int64_t words, int32_t* to) {
+  IntVec columns[16];
+#pragma GCC unroll 16
+  for (int r = 0; r < kLanes; ++r) {
+    const uint8_t* from = rows[r].codes + place.offset;
+    __builtin_prefetch(from + 256);
+    columns[r] = GroupBytes::read<kWhole>(from, place.bytes).vectors[0];
+  }
+  transpose_words(columns);
+#pragma GCC unroll 16
+  for (int w = 0; w < kGroupWords; ++w) {
+    if (w < words) {
+      store_words(to + w * 2 * kPanelRows, columns[w] & kNibbles);
+      store_words(to + (w * 2 + 1) * kPanelRows, (columns[w] >> 4) & kNibbles);
+    }
+  }
+}
+#else
+template <bool kWhole>
+inline void expand_group(const Row* rows, Place place, int64_t words, int32_t* to) {
+  for (int r = 0; r < kLanes; ++r) {
+    const GroupBytes bytes = GroupBytes::read<kWhole>(rows[r].codes + place.offset, place.bytes);
+    for (int64_t w = 0; w < words; ++w) {
+      const auto nibbles = stored<int32_t>(&bytes, w);
+      to[w * 2 * kPanelRows + r] = nibbles & kNibbles;
+      to[(w * 2 + 1) * kPanelRows + r] = (nibbles >> 4) & kNibbles;
+    }
+  }
+}
+#endif
+
+void expand(const Row* rows, Int4Groups groups, float* scratch) {
+  const Panel panel(scratch, groups);
+  for (int block = 0; block < kPanelRows; block += kLanes) {
+    for (int64_t g = 0; g < groups.count; ++g) {
+      int32_t* to = panel.nibbles + g * panel.words * kPanelRows + block;
+      if (groups.columns == kGroupNibbles) {
+        expand_group<true>(rows + block, Place(groups, g), kGroupWords, to);
+      } else {
+        expand_group<false>(rows + block, Place(groups, g), panel.words / 2, to);
+      }
+    }
+  }
+  float* row_scales = panel.scales + groups.count * kPanelRows;
+  for (int r = 0; r < kPanelRows; ++r) {
+    read_scales(rows[r], groups, row_scales);
+    for (int64_t g = 0; g < groups.count; ++g) panel.scales[g * kPanelRows + r] = row_scales[g];
+  }
+}
+
+/// Adds one group's products of kTokens tokens to out.
+template <int kTokens>
+inline void group_products(const int32_t* nibbles, const float* row_scales, int64_t words, const int32_t* codes,
+                           const float* token_scales, const int32_t* bases, float* out) {
+  IntVec dots[kTokens][2];
+#pragma GCC unroll 12
+  for (int t = 0; t < kTokens; ++t) dots[t][0] = dots[t][1] = broadcast_word(bases[t]);
+  for (int64_t w = 0; w < words; ++w) {
+    const IntVec first = load_words(nibbles + w * kPanelRows);
+    const IntVec second = load_words(nibbles + w * kPanelRows + kLanes);
+#pragma GCC unroll 12
+    for (int t = 0; t < kTokens; ++t) {
+      const IntVec four = broadcast_word(codes[w * kTileTokens + t]);
+      dots[t][0] = dot4(dots[t][0], first, four);
+      dots[t][1] = dot4(dots[t][1], second, four);
+    }
+  }
+#pragma GCC unroll 12
+  for (int t = 0; t < kTokens; ++t) {
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      float* to = out + t * kPanelRows + half * kLanes;
+      store(to, load(to) + to_floats(dots[t][half]) * (load(row_scales + half * kLanes) * token_scales[t]));
+    }
+  }
+}
+
+template <int kTokens>
+inline void micro_tile(const Panel& panel, Int4Groups groups, TileCodes tile, int64_t first, float* out) {
+  for (int64_t g = 0; g < groups.count; ++g) {
+    const int64_t place = g * kTileTokens + first;
+    group_products<kTokens>(panel.nibbles + g * panel.words * kPanelRows, panel.scales + g * kPanelRows, panel.words,
+                            tile.codes + g * panel.words * kTileTokens + first, tile.scales + place, tile.bases + place,
+                            out + first * kPanelRows);
+  }
+}
+
+void many(const float* scratch, Int4Groups groups, TileCodes tile, int64_t tokens, float* out) {
+  const Panel panel(const_cast<float*>(scratch), groups);
+  __builtin_memset(out, 0, sizeof(float) * kTileTokens * kPanelRows);
+  if constexpr (kMicroTokens == kTileTokens) {
+    if (tokens > 8) return micro_tile<12>(panel, groups, tile, 0, out);
+    if (tokens > 4) return micro_tile<8>(panel, groups, tile, 0, out);
+  }
+  for (int64_t t = 0; t < tokens; t += 4) micro_tile<4>(panel, groups, tile, t, out);
+}
+
+}  // namespace
+
+extern const Int4Kernels kInt4Kernels;
+const Int4Kernels kInt4Kernels{kLanes, encode, place, few, expand, many};
+
+}  // namespace sala::linear::SALA_SIMD_LEVEL

@@ -1,0 +1,75 @@
+// The parts of int4_fast that are compiled once per SIMD level.
+//
+// A group of at most 128 weights of a row lies in at most 64 bytes, which are read as 16 words of 8 nibbles. The low
+// nibbles of a word are multiplied with one word of four input codes, the high nibbles with another: a group of inputs
+// is 16 words of low and 16 words of high codes. Codes are zero where the group has no weight, so the nibbles of
+// neighbours that share a byte with it do not count.
+
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/simd_level.h"
+#include "linear/linear_simd.h"
+
+namespace sala::linear {
+
+constexpr int64_t kGroupWords = 16;       // 32-bit words of a group of weights
+constexpr int64_t kBlockTokens = 4;       // tokens that one reading of a row serves
+constexpr int64_t kTileTokens = 12;       // tokens of a tile of inputs
+constexpr int64_t kMostVectorLanes = 16;  // floats of the widest vector
+
+/// How rows are cut into groups.
+struct Int4Groups {
+  int64_t count;
+  int64_t columns;  // of one group
+};
+
+/// Inputs of one token as codes. Group g is at codes + g * codes_stride, its scale and base at g * scales_stride.
+struct TokenCodes {
+  int8_t* codes;  // 64 for low nibbles, then 64 for high ones
+  int64_t codes_stride;
+  float* scales;
+  float* bases;  // -8 times the sum of the codes, since nibbles are codes plus 8
+  int64_t scales_stride;
+};
+
+/// Inputs of kTileTokens tokens as codes, side by side.
+struct TileCodes {
+  int32_t* codes;  // [groups, words, 2, kTileTokens]: for every word of weights those for low and for high nibbles
+  float* scales;   // [groups, kTileTokens]
+  int32_t* bases;  // [groups, kTileTokens]: as those of TokenCodes
+};
+
+struct Int4Kernels {
+  int64_t lanes;  // floats of a vector
+  void (*encode)(const float* x, Int4Groups groups, TokenCodes token);
+  /// Copies one token to its place in a tile.
+  void (*place)(TokenCodes token, Int4Groups groups, TileCodes tile, int64_t place);
+  /// out[row * out_stride + token] for 1 to kBlockTokens tokens. Those lie side by side: codes in [groups, tokens,
+  /// 128], scales and bases in [groups, scales_of(tokens)]. `scratch` has few_scratch_floats().
+  void (*few)(const Row* rows, int64_t num_rows, Int4Groups groups, TokenCodes first, int64_t tokens, float* scratch,
+              float* out, int64_t out_stride);
+  /// Reads 2 * lanes rows into `scratch`, which has many_scratch_floats(), for calls of `many`.
+  void (*expand)(const Row* rows, Int4Groups groups, float* scratch);
+  /// out[token, row] of the rows in `scratch` and a whole tile, of which only the first `tokens` are defined.
+  void (*many)(const float* scratch, Int4Groups groups, TileCodes tile, int64_t tokens, float* out);
+};
+
+/// Numbers of a group of scales of so many tokens: they are read four at a time, but for a single token.
+constexpr int64_t scales_of(int64_t tokens) { return tokens == 1 ? 1 : kBlockTokens; }
+
+/// Words in which a group of a row lies, wherever it begins.
+constexpr int64_t words_of(Int4Groups groups) { return (groups.columns + groups.columns % 2 + 7) / 8; }
+
+int64_t few_scratch_floats(Int4Groups groups);
+int64_t many_scratch_floats(Int4Groups groups, const Int4Kernels& kernels);
+
+#define SALA_DECLARE(level, name)        \
+  namespace name {                       \
+  extern const Int4Kernels kInt4Kernels; \
+  }
+SALA_FOR_EACH_SIMD_LEVEL(SALA_DECLARE)
+#undef SALA_DECLARE
+
+}  // namespace sala::linear

@@ -1,0 +1,153 @@
+"""Fast products of int4 weights against numpy: the same rule, with sums in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from support.cpu_operators import library, runnable_simd_levels, simd_level
+from support.stored_products import Linear, Weight, coded_weight, spread, unaligned
+
+Array = NDArray[Any]
+
+LONGEST_GROUP = 128
+TOKENS = (1, 2, 3, 4, 7, 12, 13, 17, 50)
+"""Numbers of tokens that take every path of the kernels."""
+ROUNDING = 2.0**-20
+"""Allowed error of a sum in fp32, relative to the sum of magnitudes, before the 8 is taken from the nibbles."""
+
+
+def int4_weight(
+    rows: int, columns: int, blocks: tuple[int, ...], seed: int = 0, scale_type: Any = ml_dtypes.bfloat16
+) -> Weight:
+    return coded_weight(np.random.default_rng(seed), "int4", rows, columns, blocks, scale_type)
+
+
+def inputs(tokens: int, columns: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed + 1000).standard_normal((tokens, columns), dtype=np.float32)
+
+
+def group_of(columns: int) -> int:
+    """The largest part of the columns of a scale that one scale of the inputs serves."""
+    return max(size for size in range(1, min(columns, LONGEST_GROUP) + 1) if columns % size == 0)
+
+
+def coded_inputs(x: Array, group: int) -> Array:
+    """The numbers that the codes of the inputs stand for."""
+    groups = x.reshape(x.shape[0], -1, group)
+    scales = np.abs(groups).max(-1, keepdims=True) / np.float32(127)
+    codes = np.rint(np.divide(groups, scales, out=np.zeros_like(groups), where=scales > 0)).clip(-127, 127)
+    return np.asarray((codes.astype(np.float64) * scales).reshape(x.shape))
+
+
+def product(weights: Sequence[Weight], *, threads: int = 2, epilogue: str = "none") -> Linear:
+    tensors = [unaligned(tensor) for weight in weights for tensor in weight.tensors]
+    attributes = {"weights": "int4", "math": "fast", "epilogue": epilogue, "global_scale": 1.0}
+    return Linear(library(), tensors, threads=threads, **attributes)
+
+
+def assert_follows_rule(actual: Array, x: Array, weights: Sequence[Weight], columns_of_scale: int) -> None:
+    coded = coded_inputs(x, group_of(columns_of_scale))
+    numbers = np.concatenate([weight.numbers for weight in weights])
+    scales = np.concatenate([spread(weight.tensors[1], *weight.numbers.shape) for weight in weights])
+    bound = np.abs(coded) @ (np.abs(numbers) + 8 * scales).T * ROUNDING
+    assert actual.shape == bound.shape
+    assert (np.abs(actual - coded @ numbers.T) <= bound).all()
+
+
+@pytest.mark.parametrize(
+    ("columns", "columns_of_scale"),
+    [(8, 8), (40, 1), (104, 13), (96, 32), (128, 128), (640, 128), (768, 256), (1024, 1024), (1208, 1208)],
+)
+@pytest.mark.parametrize("level", runnable_simd_levels())
+def test_products_follow_the_rule(level: str, columns: int, columns_of_scale: int) -> None:
+    with simd_level(level):
+        for rows in (1, 35, 131):
+            weight = int4_weight(rows, columns, (rows, columns // columns_of_scale), seed=rows)
+            run = product([weight])
+            for tokens in TOKENS:
+                x = inputs(tokens, columns, seed=tokens)
+                assert_follows_rule(run(x), x, [weight], columns_of_scale)
+
+
+@pytest.mark.parametrize("scale_type", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("blocks", [(1,), (30,), (30, 1), (6, 2), (30, 6)])
+def test_scales_of_every_type_and_shape(blocks: tuple[int, ...], scale_type: Any) -> None:
+    weight = int4_weight(30, 768, blocks, scale_type=scale_type)
+    run = product([weight])
+    for tokens in (1, 4, 20):
+        x = inputs(tokens, 768)
+        assert_follows_rule(run(x), x, [weight], 768 // (blocks[1] if len(blocks) == 2 else 1))
+
+
+@pytest.mark.parametrize("level", runnable_simd_levels())
+def test_weights_one_after_another_share_the_codes_of_inputs(level: str) -> None:
+    weights = [int4_weight(7, 384, (7, 3)), int4_weight(40, 384, (40, 4), seed=1), int4_weight(1, 384, (1, 1), seed=2)]
+    run = product(weights)
+    with simd_level(level):
+        for tokens in (1, 3, 13):
+            x = inputs(tokens, 384)
+            assert_follows_rule(run(x), x, weights, 32)  # the common part of 128, 96 and 384
+
+
+@pytest.mark.parametrize("rows", [(5, 5), (16, 48, 60, 4), (37, 37)])
+@pytest.mark.parametrize("level", runnable_simd_levels())
+def test_silu_mul_of_both_halves(level: str, rows: tuple[int, ...]) -> None:
+    weights = [int4_weight(count, 256, (count, 2), seed=count) for count in rows]
+    half = sum(rows) // 2
+    with simd_level(level):
+        for tokens in TOKENS:
+            x = inputs(tokens, 256, seed=tokens) / 64
+            products = product(weights)(x).astype(np.float64)
+            u, v = products[:, :half], products[:, half:]
+            actual = product(weights, epilogue="silu_mul")(x)
+            np.testing.assert_allclose(actual, u / (1 + np.exp(-u)) * v, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("tokens", [1, 4, 13])
+@pytest.mark.parametrize("level", runnable_simd_levels())
+def test_group_that_is_not_finite_makes_its_token_nan_alone(level: str, tokens: int) -> None:
+    weight = int4_weight(33, 384, (33, 3))
+    weight.tensors[0][:, 64:128] = 0x88  # every weight of the second group is zero
+    for value in (np.nan, np.inf, -np.inf):
+        x = inputs(tokens, 384)
+        x[-1, 130] = value
+        with simd_level(level):
+            y = product([weight])(x)
+        assert np.isnan(y[-1]).all()
+        assert np.isfinite(y[:-1]).all()
+
+
+@pytest.mark.parametrize("tokens", [1, 4, 13])
+@pytest.mark.parametrize("level", runnable_simd_levels())
+def test_inputs_at_the_ends_of_their_range(level: str, tokens: int) -> None:
+    weight = int4_weight(33, 512, (33, 4))
+    x = np.zeros((tokens, 512), np.float32)
+    with simd_level(level):
+        run = product([weight])
+        assert (run(x) == 0).all()
+        x[:, :128] = 2.0**-149 * np.arange(-64, 64)  # subnormal scales
+        assert np.abs(run(x)).max() < 1e-35
+        x[:, 128:256] = np.arange(-64, 64) / 2 / 127  # codes between two integers
+        x[:, 256] = 3e34
+        x[:, 257:384] = -3e34
+        assert_follows_rule(run(x), x, [weight], 128)
+
+
+@pytest.mark.parametrize("tokens", [5, 100])
+def test_number_of_threads_does_not_change_a_bit(tokens: int) -> None:
+    weight = int4_weight(300, 256, (300, 2))
+    x = inputs(tokens, 256)
+    assert np.array_equal(product([weight], threads=1)(x), product([weight], threads=3)(x))
+
+
+def test_distance_from_the_exact_product_is_about_half_a_percent() -> None:
+    weight = int4_weight(256, 4096, (256, 32))
+    x = inputs(32, 4096)
+    exact = x.astype(np.float64) @ weight.numbers.T
+    error = np.linalg.norm(product([weight])(x) - exact) / np.linalg.norm(exact)
+    assert 0.003 < error < 0.008
