@@ -6,8 +6,8 @@
  * 0 or NULL.
  *
  * After an error. If an argument was wrong (1xx), the object that refused it is as it was. After SALA_ERROR_STOPPED the
- * session holds the chunks that had run. SALA_ERROR_ENGINE_FAILED poisons it, and you may only call sala_session_reset
- * and sala_session_destroy.
+ * session holds the chunks that had run. SALA_ERROR_ENGINE_FAILED and 2xx poison it, and you may only call
+ * sala_session_reset and sala_session_destroy.
  *
  * Ownership. Strings and arrays that you pass in are copied before the call returns. Memory behind a `const` pointer
  * that you get belongs to the handle. It is valid until you destroy the model, or until the next call that changes the

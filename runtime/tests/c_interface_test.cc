@@ -314,6 +314,25 @@ TEST_F(CInterface, LoadOptionsOfTheFirstVersionAreUnderstood) {
   EXPECT_EQ(model, nullptr);
 }
 
+TEST_F(CInterface, ArithmeticOfTheCpuIsChosenByItsName) {
+  sala_load_options options = SALA_LOAD_OPTIONS_INIT;
+  sala_model* model = nullptr;
+  const auto refusal = [&](const char* cpu_math, const char* runtime) {
+    options.cpu_math = cpu_math;
+    options.runtime = runtime;
+    return message_of(sala_model_load("none", &options, &model));
+  };
+  EXPECT_EQ(refusal("quick", nullptr), "cpu_math 'quick' is unknown: choose exact or fast");
+  EXPECT_EQ(refusal("fast", "tensorrt"),
+            "cpu_math is for the CPU, and the runtime tensorrt runs on a GPU: leave one of them out");
+  for (const char* cpu_math : {"fast", "exact", static_cast<const char*>(nullptr)}) {
+    EXPECT_NE(refusal(cpu_math, "onnxruntime").find("none is not a directory"), std::string::npos);
+  }
+  EXPECT_NE(refusal("exact", "tensorrt").find("none is not a directory"), std::string::npos);
+  options.struct_size = offsetof(sala_load_options, cpu_math);  // of 1.7
+  EXPECT_NE(refusal("quick", nullptr).find("none is not a directory"), std::string::npos);
+}
+
 TEST_F(CInterface, SamplingOptionsOfTheFirstVersionAreUnderstood) {
   sala_sampling_options sampling = SALA_SAMPLING_OPTIONS_INIT;
   sampling.min_p = 7.0;  // behind the end of the older struct

@@ -7,6 +7,7 @@ import fcntl
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -224,6 +225,20 @@ def test_output_that_cannot_be_written_is_named_and_the_state_saved(prompt: Path
     assert "standard output cannot be written: No space left on device" in error
 
 
+def test_ends_in_one_line_where_its_weights_are_cut_short(prompt: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(tiny_cpu_bundle(), tmp_path / "cut.sala"))
+    weights = min((bundle / "graph").glob("*.safetensors"))
+    command = [sanitized_build() / "sala-run", bundle, "--tokens", prompt, "--max-new-tokens", 1 << 20, *libraries()]
+    with subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(1)
+        os.truncate(weights, 4096)
+        _, told = process.communicate(timeout=60)
+    last = told.decode().splitlines()[-1]
+    assert f"BundleDamaged: {weights} was cut short while it was mapped: it has 4096 bytes of" in last
+    assert process.returncode == 2
+
+
 @pytest.mark.parametrize("json_too", [(), ("--json",)])
 def test_full_output_fails_the_run(prompt: Path, json_too: tuple[str, ...]) -> None:
     command = [sanitized_build() / "sala-run", tiny_cpu_bundle(), "--tokens", prompt, *json_too, *libraries()]
@@ -239,6 +254,7 @@ def test_full_output_fails_the_run(prompt: Path, json_too: tuple[str, ...]) -> N
     ("options", "message"),
     [
         (["--temperature", "nan"], "--temperature: 'nan'"),
+        (["--cpu-math", "quick"], "--cpu-math: 'quick'"),
         (["--temperature", "-2"], "temperature is -2"),
         (["--top-p", "1.5"], "top_p is 1.5"),
         (["--min-p", "1.5"], "min_p is 1.5"),
@@ -320,5 +336,5 @@ def test_help_names_every_option(word: str) -> None:
         *("--operators", "--repetition-penalty", "--save-state", "--seed", "--temperature", "--threads", "--tokens"),
         *("--min-p", "--frequency-penalty", "--presence-penalty", "--logit-bias", "--speculation"),
         *("--no-decode-graph", "--runtime", "--runtime-cache", "--tensorrt", "--top-k", "--top-p", "--verify-hashes"),
-        *("--weights", "--version", "--", "--option", "--option=VALUE."),
+        *("--cpu-math", "--weights", "--version", "--", "--option", "--option=VALUE."),
     }

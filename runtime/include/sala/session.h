@@ -109,8 +109,8 @@ struct SpeculationCounts {
 /// A session takes the memory of the tokens that it holds, and grows by steps up to `max_context`.
 ///
 /// Wrong arguments (1xx) leave a session as it was, and so does a step for which there is no memory (kOutOfMemory). A
-/// step that fails (kEngineFailed) poisons it: its caches hold neither the old nor the new context, and only `reset` or
-/// destruction are valid.
+/// step that fails (kEngineFailed, or 2xx if a file of the weights changed) poisons it: its caches hold neither the old
+/// nor the new context, and only `reset` or destruction are valid.
 class Session {
  public:
   Session(Session&&) noexcept;

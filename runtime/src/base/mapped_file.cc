@@ -9,8 +9,6 @@
 #include <csignal>
 #include <cstring>
 #include <mutex>
-#include <string>
-#include <string_view>
 #include <utility>
 
 namespace sala {
@@ -44,9 +42,6 @@ struct MappedFile::Range {
 namespace {
 
 using Range = MappedFile::Range;
-
-// MADV_POPULATE_READ, which headers have since glibc 2.35.
-constexpr int kPopulateRead = 22;
 
 static_assert(std::atomic<uintptr_t>::is_always_lock_free && std::atomic<bool>::is_always_lock_free);
 
@@ -154,33 +149,21 @@ MappedFile::~MappedFile() {
   munmap(const_cast<char*>(data_), static_cast<size_t>(file_->bytes()));
 }
 
-void MappedFile::populate(int64_t offset, int64_t bytes) const {
-  const auto begin = reinterpret_cast<uintptr_t>(data_ + offset) / page_bytes * page_bytes;
-  const auto end = reinterpret_cast<uintptr_t>(data_ + offset + bytes);
-  // Without it the first use does the same. A system before Linux 5.14 refuses.
-  madvise(reinterpret_cast<void*>(begin), end - begin, kPopulateRead);
-}
-
 Status MappedFile::check() const {
-  const std::string_view advice = file_->code() == ErrorCode::kBundleDamaged
-                                      ? "copy the bundle again and load it again"
-                                      : "copy the weights again and load them again";
-  const std::string path = file_->path().string();
+  const auto damaged = [&](const auto&... what) {
+    const bool is_of_bundle = file_->code() == ErrorCode::kBundleDamaged;
+    return error(
+        file_->code(), file_->path().string(), what...,
+        is_of_bundle ? "copy the bundle again and load it again" : "copy the weights again and load them again");
+  };
   struct stat now;
-  if (fstat(file_->descriptor(), &now) != 0) {
-    return error(file_->code(), path, " cannot be looked at: ", std::strerror(errno), ": ", advice);
-  }
+  if (fstat(file_->descriptor(), &now) != 0) return damaged(" cannot be looked at: ", std::strerror(errno), ": ");
   if (now.st_size < file_->bytes()) {
-    return error(file_->code(), path, " was cut short while it was mapped: it has ", now.st_size, " bytes of ",
-                 file_->bytes(), ", ", advice);
+    return damaged(" was cut short while it was mapped: it has ", now.st_size, " bytes of ", file_->bytes(), ", ");
   }
   const bool is_written = now.st_mtim.tv_sec != written_.tv_sec || now.st_mtim.tv_nsec != written_.tv_nsec;
-  if (is_written || now.st_size != file_->bytes()) {
-    return error(file_->code(), path, " was written to while it was mapped: ", advice);
-  }
-  if (range_->is_damaged) {
-    return error(file_->code(), path, " could not be read while it was mapped: look at its disk, then ", advice);
-  }
+  if (is_written || now.st_size != file_->bytes()) return damaged(" was written to while it was mapped: ");
+  if (range_->is_damaged) return damaged(" could not be read while it was mapped: look at its disk, then ");
   return success();
 }
 

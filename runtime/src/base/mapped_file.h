@@ -28,9 +28,6 @@ class MappedFile {
   /// `File::bytes` of them.
   const char* data() const { return data_; }
 
-  /// Takes the part into the page tables of this process, so that the first use does not wait for it.
-  void populate(int64_t offset, int64_t bytes) const;
-
   /// Whether what was read since the mapping was made is what the file had then. An error of the file's code if the
   /// file was cut short or written to, or could not be read.
   Status check() const;

@@ -296,8 +296,9 @@ void SessionCore::end_step(std::span<const int32_t> token_ids) {
 
 Error SessionCore::lose(const Error& reason) {
   poisoned_ = true;
-  // One code for a session that is lost, whatever the engine lacked.
-  return error(ErrorCode::kEngineFailed, reason.message);
+  // One code for a session that is lost, whatever the engine lacked, unless its weights are damaged for all sessions.
+  const bool is_of_weights = reason.code == ErrorCode::kBundleDamaged || reason.code == ErrorCode::kWeightsUnsuitable;
+  return error(is_of_weights ? reason.code : ErrorCode::kEngineFailed, reason.message);
 }
 
 Expected<int32_t> SessionCore::sample(const SamplingOptions& options, std::span<const uint32_t> allowed) {

@@ -14,7 +14,7 @@ namespace sala {
 namespace {
 
 constexpr int64_t kBlockBytes = int64_t{4} << 20;
-constexpr int64_t kLeastMappedBytes = (int64_t{1} << 20) + 1;
+constexpr int64_t kLeastMappedBytes = int64_t{1} << 20;
 
 /// The mappings of a load, one for each file.
 class Mappings {
@@ -45,18 +45,14 @@ class Mappings {
 struct Place {
   Weight weight;
   std::shared_ptr<const MappedFile> file{};  // null: the buffer
-  int64_t offset = 0;                        // in the file
 };
 
 Expected<Place> place_of(const WeightInput& input, const WeightSource& source, Mappings& mappings) {
   Place place{{input.spec, input.spec.bound({})}};
   const StoredTensor* stored = tensor_as_it_is(input, source);
-  if (stored != nullptr && stored->bytes >= kLeastMappedBytes) {
-    place.file = mappings.of(*stored);
-    place.offset = stored->offset;
-  }
+  if (stored != nullptr && stored->bytes >= kLeastMappedBytes) place.file = mappings.of(*stored);
   if (place.file != nullptr) {
-    place.weight.data = place.file->data() + place.offset;
+    place.weight.data = place.file->data() + stored->offset;
     return place;
   }
   auto buffer = host_memory().allocate(input.bytes());
@@ -76,7 +72,6 @@ Status fill(const Place& place, const WeightInput& input, const WeightSource& so
     char* const to = place.file ? block.data() : static_cast<char*>(place.weight.buffer.data()) + done;
     const auto read = reader.next(to, room);
     if (!read) return read.error();
-    if (place.file) place.file->populate(place.offset + done, *read);
     SALA_RETURN_IF_ERROR(load.advance(*read));
     done += *read;
   }

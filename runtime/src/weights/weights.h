@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "base/machine_memory.h"
@@ -44,9 +45,9 @@ class Weights {
   std::vector<std::shared_ptr<const MappedFile>> files_;
 };
 
-/// Loads all weights of `manifest.cpu` on `options.threads` threads and tells `options.on_progress`. A weight above
-/// 1 MiB whose stored bytes are taken as they are is not copied, but hashed and mapped, if its file can be mapped.
-/// Memory holds little more than the result.
+/// Loads all weights of `manifest.cpu` on `options.threads` threads and tells `options.on_progress`. A weight of
+/// 1 MiB or more whose stored bytes are taken as they are is not copied, but hashed and mapped, if its file can be
+/// mapped. Memory holds little more than the result.
 ///
 /// kOutOfMemory before anything is loaded if the weights take more than `memory` bytes, which is what this process can
 /// have at most: mapped weights would then be read from the disk for every token. kBundleDamaged if the parts of a
