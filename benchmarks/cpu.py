@@ -17,7 +17,7 @@ import onnxruntime
 import torch
 
 from benchmarks.cpu_memory import GOAL, PeakMemory, measure_memory
-from benchmarks.cpu_operators import compare_lightning, compare_sparse, table
+from benchmarks.cpu_operators import compare_caches, compare_lightning, compare_sparse, table
 from sala_export.installation import onnxruntime_operators
 from sala_export.specs import format_bytes, format_tokens, parse_tokens
 
@@ -46,6 +46,11 @@ def main() -> None:
         compare_lightning(2048, goal=1.6, **common),
         compare_lightning(1, goal=None, **common),
         compare_sparse(512, parse_tokens(options.context), goal=0.4, **common),
+        *(
+            compare_caches(tokens, parse_tokens(options.context), short, **common)
+            for tokens in (1, 512)
+            for short in ("bfloat16", "float16")
+        ),
     ]
     sys.stdout.write(table(rows) + "\n")
     memory = measure_memory(parse_tokens(options.memory_tokens), options.threads)

@@ -33,6 +33,14 @@ GEMM_SIZE = 2048
 TOLERANCE = 1e-5
 """Of the largest value, against the reference in float64."""
 
+ELEMENTS = {
+    np.dtype(np.float32): TensorProto.FLOAT,
+    np.dtype(np.float16): TensorProto.FLOAT16,
+    np.dtype(np.int32): TensorProto.INT32,
+    np.dtype(np.uint16): TensorProto.BFLOAT16,
+}
+"""ONNX's types of our arrays. NumPy has no bfloat16, so that its bits stand in integers."""
+
 LIGHTNING: dict[str, Any] = dict(lightning_schema.PUBLISHED)
 SPARSE: dict[str, Any] = dict(sparse_schema.PUBLISHED)
 
@@ -68,24 +76,23 @@ class Session:
     def bind(self, inputs: dict[str, Array], outputs: dict[str, Array]) -> None:
         self.tensors = inputs | outputs
         for name, x in inputs.items():
-            self._binding.bind_input(name, "cpu", 0, x.dtype, x.shape, x.ctypes.data)
+            self._binding.bind_input(name, "cpu", 0, ELEMENTS[x.dtype], x.shape, x.ctypes.data)
         for name, x in outputs.items():
-            self._binding.bind_output(name, "cpu", 0, x.dtype, x.shape, x.ctypes.data)
+            self._binding.bind_output(name, "cpu", 0, ELEMENTS[x.dtype], x.shape, x.ctypes.data)
 
     def run(self) -> None:
         self._session.run_with_iobinding(self._binding)
 
 
 def one_node_model(
-    domain: str, op_type: str, inputs: dict[str, Array], outputs: Sequence[str], attributes: dict[str, Any]
+    domain: str, op_type: str, inputs: dict[str, Array], outputs: dict[str, Array], attributes: dict[str, Any]
 ) -> bytes:
-    elements = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.int32): TensorProto.INT32}
     node = helper.make_node(op_type, list(inputs), list(outputs), domain=domain, **attributes)
     graph = helper.make_graph(
         [node],
         op_type,
-        [helper.make_tensor_value_info(name, elements[x.dtype], x.shape) for name, x in inputs.items()],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+        [helper.make_tensor_value_info(name, ELEMENTS[x.dtype], x.shape) for name, x in inputs.items()],
+        [helper.make_tensor_value_info(name, ELEMENTS[x.dtype], None) for name, x in outputs.items()],
     )
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid(domain, 1)]
     return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString())
@@ -96,10 +103,9 @@ def operator_session(
 ) -> Session:
     """Our operator with every `*_out` bound to the memory of its input."""
     by_name = dict(zip((t.name for t in contract.inputs), inputs, strict=True))
-    names = [t.name for t in contract.outputs]
-    session = Session(one_node_model("sala", contract.onnx_type, by_name, names, attributes), threads, library)
     y = np.empty((*inputs[0].shape[:2], HEADS * DIM), np.float32)
     outputs = {t.name: y if t.updates is None else by_name[t.updates] for t in contract.outputs}
+    session = Session(one_node_model("sala", contract.onnx_type, by_name, outputs, attributes), threads, library)
     session.bind(by_name, outputs)
     return session
 
@@ -154,9 +160,9 @@ def linear_attention_session(tokens: int, threads: int) -> Session:
     inputs["past_state"] = np.zeros((1, HEADS, DIM, DIM), np.float32)
     inputs["decay"] = np.broadcast_to(-slopes, (1, tokens, HEADS)).copy()
     attributes = {"update_rule": "gated", "q_num_heads": HEADS, "kv_num_heads": HEADS, "scale": LIGHTNING["scale"]}
-    outputs = ("output", "present_state")
+    outputs = {"output": np.empty_like(inputs["query"]), "present_state": inputs["past_state"].copy()}
     session = Session(one_node_model("com.microsoft", "LinearAttention", inputs, outputs, attributes), threads)
-    session.bind(inputs, {"output": np.empty_like(inputs["query"]), "present_state": inputs["past_state"].copy()})
+    session.bind(inputs, outputs)
     return session
 
 
@@ -239,12 +245,39 @@ def compare_sparse(tokens: int, context: int, rounds: int, threads: int, library
     )
 
 
+def compare_caches(tokens: int, context: int, short: str, rounds: int, threads: int, library: Path) -> Comparison:
+    """The operator with caches of 16 bits, `bfloat16` or `float16`, beside itself with caches of 32 bits."""
+    wide = sparse_inputs(tokens, context)
+    narrow = [*wide[:3], *(in_16_bits(x, short) for x in wide[3:])]
+    ours = operator_session(sparse_schema.CONTRACT, narrow, SPARSE, threads, library)
+    peer = operator_session(sparse_schema.CONTRACT, wide, SPARSE, threads, library)
+    mine, theirs = alternate(ours.run, peer.run, rounds)
+    return Comparison(
+        name=f"InfLLMv2Attention, T={tokens} at {context}, {short}",
+        unit="ms",
+        ours=statistics.median(mine) * 1e3,
+        peer_name="caches of float32",
+        peer=statistics.median(theirs) * 1e3,
+        ratio=statistics.median(theirs) / statistics.median(mine),
+        goal=1.0,
+        spread=spread(mine),
+    )
+
+
+def in_16_bits(x: Array, dtype: str) -> Array:
+    """Numbers rounded to `bfloat16`, as their bits, or to `float16`."""
+    if dtype == "float16":
+        return x.astype(np.float16)
+    bits: Array = torch.from_numpy(x).to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
+    return bits
+
+
 def table(rows: Sequence[Comparison]) -> str:
-    lines = [f"{'operator':<40} {'ours':>10} {'peer':>10} {'unit':<9} {'ratio':>6} {'goal':>6} {'spread':>7}  peer"]
+    lines = [f"{'operator':<52} {'ours':>10} {'peer':>10} {'unit':<9} {'ratio':>6} {'goal':>6} {'spread':>7}  peer"]
     for row in rows:
         goal = "-" if row.goal is None else f"{row.goal:.2f}"
         lines.append(
-            f"{row.name:<40} {row.ours:>10.1f} {row.peer:>10.1f} {row.unit:<9} {row.ratio:>6.2f} {goal:>6} "
+            f"{row.name:<52} {row.ours:>10.1f} {row.peer:>10.1f} {row.unit:<9} {row.ratio:>6.2f} {goal:>6} "
             f"{row.spread:>6.0%}  {row.peer_name}"
         )
     return "\n".join(lines)

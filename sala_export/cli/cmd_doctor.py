@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -10,6 +11,8 @@ from ..errors import printable_text
 from .options import BundlePath, json_option
 from .output import print_json
 
+_CONTEXT = 8192
+
 
 @click.command()
 @click.argument("bundle", type=BundlePath(), required=False)
@@ -17,6 +20,7 @@ from .output import print_json
 def doctor(bundle: Path | None, as_json: bool) -> None:
     """Show what this machine has, which runtimes would run, and why the others would not.
 
+    It also says in which precisions 9B fits the memory of this machine without a GPU, at a context of 8K.
     With BUNDLE, the answer is for this bundle. Put the output into a bug report: it names no user and no file of yours
     but the libraries and the bundle. For example:
 
@@ -26,8 +30,12 @@ def doctor(bundle: Path | None, as_json: bool) -> None:
     """
     from ..bundle.reader import Bundle
     from ..diagnosis.report import as_text, diagnose
+    from ..engine.host import total_host_bytes
+    from ..planner.cpu import needs
+    from ..planner.published import PUBLISHED_CONFIG
 
-    found = diagnose(None if bundle is None else Bundle.open(bundle))
+    needed = [asdict(need) for need in needs(PUBLISHED_CONFIG, total_host_bytes(), _CONTEXT)]
+    found = diagnose(None if bundle is None else Bundle.open(bundle), needed)
     if as_json:
         print_json(found)
     else:

@@ -8,20 +8,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 from rich.table import Table
 
+from ..errors import RequestError
 from ..plotting import plot_file
 from ..specs import format_bytes, format_tokens
-from .options import complete_folder, engine_options, gpu_option, json_option, layers_option, revision_option
+from .options import Bytes, complete_folder, engine_options, gpu_option, json_option, layers_option, revision_option
 from .output import print_json, table_console
 
 if TYPE_CHECKING:
+    from ..checkpoint.config import SalaConfig
     from ..planner.plan import ContextRow, GpuPlan, Plan
     from ..planner.roofline import Estimate
 
+CPU = "cpu"
+"""Name that `--gpu` takes for a machine without one."""
+_CPU_CONTEXT = 8192
+
 
 @click.command()
-@gpu_option("plan")
+@gpu_option("plan", also="cpu for this machine without a GPU")
 @click.option(
     "--model",
     shell_complete=complete_folder,
@@ -36,6 +43,12 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Write a plot of memory and time over context length (.png, .svg or .pdf).",
 )
+@click.option("--memory", type=Bytes(), help="With --gpu cpu: memory of the machine, e.g. 16G.  [default: this one's]")
+@click.option(
+    "--bandwidth",
+    type=click.FloatRange(min=0, min_open=True),
+    help="With --gpu cpu: rate at which the machine reads memory, in GB/s.  [default: measured here]",
+)
 @json_option
 def plan(
     gpu: str,
@@ -48,6 +61,8 @@ def plan(
     max_batch: int,
     compare: str | None,
     plot: Path | None,
+    memory: int | None,
+    bandwidth: float | None,
     as_json: bool,
 ) -> None:
     """Predict memory, disk and speed before you build.
@@ -58,6 +73,10 @@ def plan(
     \b
       sala-export plan --gpu rtx5090 --max-context 1M
       sala-export plan --gpu a6000,rtx4090 --json
+      sala-export plan --gpu cpu --memory 16G
+
+    With --gpu cpu you learn what this machine holds without a GPU, and how fast it will be. It takes a second or two
+    to measure the machine.
     """
     from ..building.requests import ModelRequest
     from ..engine.recipe import load_target
@@ -65,10 +84,17 @@ def plan(
     from ..planner.plan import make_plan
     from ..planner.published import PUBLISHED_CONFIG, is_published_model
 
+    _require_matching_options(gpu)
     source = None if model is None else ModelRequest(model=model, revision=revision, layers=layers)
     quantization = source.stored_quantization() if source else None
     if precision is None and quantization is not None:
         precision = quantization.precision
+    config = source.config() if source else PUBLISHED_CONFIG
+    if source is None and layers is not None:
+        config = config.truncated(layers)
+    if gpu == CPU:
+        _show_cpu(config, model, precision, max_context, memory, bandwidth, as_json)
+        return
     request = EngineRequest.from_options(
         load_target(gpu),
         precision=precision,
@@ -76,9 +102,6 @@ def plan(
         prefill_chunk=prefill_chunk,
         max_batch=max_batch,
     )
-    config = source.config() if source else PUBLISHED_CONFIG
-    if source is None and layers is not None:
-        config = config.truncated(layers)
     if quantization is not None and quantization.precision is not request.precision:
         quantization = None
     with plot_file(plot) as save_plot:
@@ -91,6 +114,38 @@ def plan(
         print_json(describe(found, model))
     else:
         _print_tables(found, model)
+
+
+def _require_matching_options(gpu: str) -> None:
+    """Raises: RequestError naming the options that were given and do not apply to what is planned."""
+    others = ("prefill_chunk", "max_batch", "compare", "plot") if gpu == CPU else ("memory", "bandwidth")
+    context = click.get_current_context()
+    given = [name for name in others if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if given:
+        options = " and no ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise RequestError(f"plan --gpu {gpu} takes no {options}: leave it out")
+
+
+def _show_cpu(
+    config: SalaConfig,
+    model: str | None,
+    precision: str | None,
+    max_context: int | None,
+    memory: int | None,
+    bandwidth: float | None,
+    as_json: bool,
+) -> None:
+    from ..planner.cpu import cpu_precisions, plan_cpu
+    from ..planner.cpu_rates import this_machine
+    from .plan_cpu import describe_cpu, print_cpu
+
+    precisions = cpu_precisions(precision)
+    machine = this_machine(memory, None if bandwidth is None else 1e9 * bandwidth)
+    found = plan_cpu(config, machine, max_context or _CPU_CONTEXT, precisions)
+    if as_json:
+        print_json(describe_cpu(found, model))
+    else:
+        print_cpu(found, model)
 
 
 def describe(found: Plan, model: str | None) -> dict[str, Any]:

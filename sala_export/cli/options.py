@@ -129,14 +129,17 @@ class BundlePath(click.Path):
         ]
 
 
-def gpu_option(purpose: str) -> Callable[[Command], Command]:
-    """Add `--gpu`, one or several. `purpose` is what the command does for them, e.g. `build`."""
+def gpu_option(purpose: str, also: str = "") -> Callable[[Command], Command]:
+    """Add `--gpu`, one or several.
+
+    Args: `purpose` is what the command does for them, e.g. `build`. `also` names what else this command takes.
+    """
     return click.option(
         "--gpu",
         type=GpuNames(),
         required=True,
         help=f"GPU to {purpose} for: a name such as rtx5090, several such as a6000,rtx5090, rtx for every RTX card "
-        "from Ampere on, or the path of your own recipe (.toml).",
+        f"from Ampere on, {also + ', ' if also else ''}or the path of your own recipe (.toml).",
     )
 
 

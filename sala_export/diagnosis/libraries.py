@@ -40,6 +40,8 @@ class Library:
     """Only of the driver."""
     has_gpu: bool = False
     """Only of PyTorch: it finds a GPU."""
+    simd_level: str | None = None
+    """Only of our operators on the CPU: the instructions that they use here."""
 
     @property
     def works(self) -> bool:
@@ -56,11 +58,13 @@ class Libraries:
     tensorrt_rtx: Library
     tensorrt: Library
     onnxruntime: Library
+    operators: Library
+    """Our operators on the CPU."""
     torch: Library
 
     def all(self) -> tuple[Library, ...]:
         """All of them, in the order of a report."""
-        return self.native, self.driver, self.tensorrt_rtx, self.tensorrt, self.onnxruntime, self.torch
+        return self.native, self.driver, self.tensorrt_rtx, self.tensorrt, self.onnxruntime, self.operators, self.torch
 
 
 def find_libraries() -> Libraries:
@@ -71,6 +75,7 @@ def find_libraries() -> Libraries:
         "tensorrt_rtx": ("TensorRT for RTX", "tensorrt", _places("tensorrt_rtx_libs", ".", "libtensorrt_rtx.so.1")),
         "tensorrt": ("TensorRT", "tensorrt", _places("tensorrt_libs", ".", "libnvinfer.so.10")),
         "onnxruntime": ("ONNX Runtime", "onnxruntime", _places("onnxruntime", "capi", "libonnxruntime.so.1")),
+        "operators": ("operators on the CPU", "operators", ()),
         "torch": ("PyTorch", "torch", ()),
     }
     with ThreadPoolExecutor(len(wanted)) as pool:

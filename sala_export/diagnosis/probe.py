@@ -77,12 +77,26 @@ def native() -> Facts:
     return {"version": VERSION, "path": _native.__file__}
 
 
+def operators() -> Facts:
+    """Our operators on the CPU, and the instructions that they use here. Raises: OSError if they are not installed."""
+    from sala_export.errors import BuildError
+    from sala_export.installation import VERSION, onnxruntime_operators
+
+    try:
+        path = str(onnxruntime_operators())
+    except BuildError as error:
+        raise OSError(str(error)) from error
+    library = ctypes.CDLL(path)
+    library.sala_ort_simd_level.restype = ctypes.c_char_p
+    return {"version": VERSION, "path": path, "simd_level": library.sala_ort_simd_level().decode()}
+
+
 _LIBRARIES: Mapping[str, Callable[[ctypes.CDLL], Facts]] = {
     "onnxruntime": onnxruntime,
     "tensorrt": tensorrt,
     "cuda": cuda,
 }
-_MODULES: Mapping[str, Callable[[], Facts]] = {"torch": torch, "native": native}
+_MODULES: Mapping[str, Callable[[], Facts]] = {"torch": torch, "native": native, "operators": operators}
 
 
 def _check(what: str, code: int) -> None:

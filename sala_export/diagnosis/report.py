@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..bundle.reader import Bundle
+from ..engine.host import total_host_bytes
 from ..machine import describe_machine
 from ..specs import format_bytes
 from .libraries import find_libraries
@@ -22,19 +23,22 @@ _PACKAGES = (
 )
 
 
-def diagnose(bundle: Bundle | None = None) -> dict[str, Any]:
+def diagnose(bundle: Bundle | None = None, needs: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
     """Look at this machine, and judge which runtimes would run a bundle, or those that this release builds.
 
     Nothing of a model is loaded. Paths in the home directory begin with `~`.
+    Args: `needs` says what 9B needs of the memory on the CPU: for each `precision` its `needed_bytes`, and whether it
+        `fits`.
     """
     libraries = find_libraries()
     verdicts = judge(libraries, None if bundle is None else bundle.manifest)
     machine = asdict(describe_machine())
-    machine |= {"libc": " ".join(platform.libc_ver()), "memory_bytes": _memory_bytes(), "executable": sys.executable}
+    machine |= {"libc": " ".join(platform.libc_ver()), "memory_bytes": total_host_bytes(), "executable": sys.executable}
     found = {
         "machine": machine,
         "packages": {name: _version(name) for name in _PACKAGES},
         "libraries": [asdict(library) for library in libraries.all()],
+        "cpu": {"simd_level": libraries.operators.simd_level, "needs_of_9b": [dict(need) for need in needs]},
         "bundle": None if bundle is None else _of_bundle(bundle),
         "runtimes": [asdict(verdict) for verdict in verdicts],
         "auto": chosen(verdicts),
@@ -52,7 +56,9 @@ def as_text(found: dict[str, Any]) -> str:
         f"sala-export {machine['sala_export']}{_in_brackets(machine['commit'])}",
         f"system        {machine['system']}, {machine['libc']}",
         f"Python        {machine['python']}, {machine['executable']}",
-        f"processor     {machine['processor']}, {machine['cores']} cores, {format_bytes(machine['memory_bytes'])}",
+        f"processor     {machine['processor']}, {machine['cores']} cores, {format_bytes(machine['memory_bytes'])}"
+        + (f", instructions {found['cpu']['simd_level']}" if found["cpu"]["simd_level"] else ""),
+        *_needs(found["cpu"]["needs_of_9b"]),
         *(f"GPU           {_gpu(gpu)}" for library in found["libraries"] for gpu in library["gpus"]),
         *(f"driver        {gpu['driver']}" for gpu in machine["gpus"][:1]),
         f"packages      {', '.join(packages)}",
@@ -70,6 +76,19 @@ def as_text(found: dict[str, Any]) -> str:
         f"  {'auto':<11}  {'takes ' + found['auto'] if found['auto'] else 'finds no runtime'}",
     ]
     return "\n".join(lines)
+
+
+def _needs(needs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What 9B needs without a GPU, with a warning where this machine lacks it."""
+
+    def listed(fits: bool) -> str:
+        return ", ".join(
+            f"{need['precision']} ({format_bytes(need['needed_bytes'])})" for need in needs if need["fits"] is fits
+        )
+
+    fitting, lacking = listed(True), listed(False)
+    lines = [f"9B, no GPU    fits in {fitting}"] if fitting else []
+    return lines + ([f"warning       9B does not fit this memory in {lacking}"] if lacking else [])
 
 
 def _of_bundle(bundle: Bundle) -> dict[str, Any]:
@@ -110,10 +129,6 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _without_home(value: Any) -> Any:

@@ -72,6 +72,7 @@ def _onnxruntime(libraries: Libraries, manifest: Manifest | None) -> tuple[bool,
     for library, advice in (
         (libraries.native, "install sala-export again"),
         (libraries.onnxruntime, "pip install onnxruntime"),
+        (libraries.operators, "install sala-export again"),
     ):
         if not library.works:
             return _broken(library, advice)

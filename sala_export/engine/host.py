@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +47,18 @@ def available_host_bytes() -> int:
             available = min(available, int(limit) - used + int(statistics["inactive_file"]))
         group = group.parent
     return max(0, available)
+
+
+def total_host_bytes() -> int:
+    """Bytes of memory of this machine, or of the limit of this control group (version 2) if that is less."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    group = _control_group()
+    while group is not None and (group / "memory.max").is_file():
+        limit = (group / "memory.max").read_text(encoding="ascii").strip()
+        if limit != "max":
+            total = min(total, int(limit))
+        group = group.parent
+    return total
 
 
 def check_memory(constant_bytes: int) -> None:

@@ -71,10 +71,10 @@ class Sala:
         others = _sizes(self.config).weights - self._projections
         return self._projections * weight_bits / 8 + 2 * others
 
-    def cache_bytes(self, tokens: int) -> float:
-        """Bytes of the caches of a context of this many tokens, 16 bits per element."""
+    def cache_bytes(self, tokens: int, dtype: DType = DType.BFLOAT16) -> float:
+        """Bytes of the caches of a context of this many tokens. `dtype` is that of keys and values."""
         sizes = cache_sizes(self.config, tokens)
-        return sum(entry.past.size_bytes(sizes) for entry in signature(self.config, DType.BFLOAT16).caches)
+        return sum(entry.past.size_bytes(sizes) for entry in signature(self.config, dtype).caches)
 
     def prefill(self, tokens: int, chunk: int, weight_bits: float) -> Sequence[Phase]:
         """Phases of a prompt in chunks, at batch 1."""

@@ -9,7 +9,7 @@ import pytest
 from support.checkpoints import tiny_checkpoint
 from support.quantized_checkpoints import write_quantized_checkpoint
 
-from sala_export.cli import cmd_plan
+from sala_export.cli import cmd_plan, plan_cpu
 from sala_export.cli.app import run
 from sala_export.cli.output import table_console
 from sala_export.engine.recipe import recipe_paths
@@ -174,3 +174,54 @@ def test_directory_of_the_process_that_was_removed_is_named(
     ):
         assert run([*arguments]) == 2
         assert capsys.readouterr().err.startswith(f"error: {name}: the current directory was removed: change to")
+
+
+def test_cpu_is_measured_and_every_figure_says_where_it_comes_from(capsys: Capture) -> None:
+    assert run(["plan", "--gpu", "cpu", "--memory", "16G", "--max-context", "32K", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["machine"]["memory_bytes"] == {"value": 16 << 30, "source": "given"}
+    assert told["machine"]["bytes_per_second"]["source"] == "measured here"
+    rates = told["machine"]["operations_per_second"]
+    assert {name: rate["source"] for name, rate in rates.items()} == {
+        "float32": "measured here",
+        "bfloat16": "predicted",
+        "int8": "predicted",
+    }
+    assert len(told["forms"]) == 10
+    assert {form["source"] for form in told["forms"]} == {"predicted"}
+    for form in told["forms"]:
+        (row,) = (row for row in form["contexts"] if row["context"] == 32 << 10)
+        assert row["fits"] is (form["precision"] != "bf16")
+        assert row["fits"] is ((form["largest_context"] or 0) >= 32 << 10)
+
+
+def test_cpu_tables_fit_a_terminal_of_80_columns(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_cpu, "table_console", lambda: table_console(80))
+    assert run(["plan", "--gpu", "cpu", "--memory", "16G", "--bandwidth", "51.2", "--max-context", "1M"]) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    rows = [line.split() for line in text.splitlines()]
+    assert ["bandwidth", "51.2", "GB/s", "given"] in rows
+    assert ["bf16", "exact", "17.65", "GiB", *rows_of(rows, "bf16", "exact")[4:6], "no", "no", "no", "no"] in rows
+    assert rows_of(rows, "int4", "fast")[-1].endswith("/s")
+
+
+def rows_of(rows: list[list[str]], precision: str, math: str) -> list[str]:
+    (row,) = (row for row in rows if row[:2] == [precision, math])
+    return row
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gpu", "cpu", "--compare", "qwen3-8b"], "plan --gpu cpu takes no --compare: leave it out"),
+        (["--gpu", "cpu", "--max-batch", "2", "--prefill-chunk", "1K"], "takes no --prefill-chunk and no --max-batch"),
+        (["--gpu", "rtx5090", "--memory", "16G"], "plan --gpu rtx5090 takes no --memory: leave it out"),
+        (["--gpu", "cpu", "--precision", "int3"], "--precision int3: unknown"),
+        (["--gpu", "cpu", "--bandwidth", "0"], "--bandwidth"),
+        (["--gpu", "cpu", "--memory", "much"], "is not a size in bytes"),
+    ],
+)
+def test_options_that_do_not_apply_are_refused(arguments: list[str], message: str, capsys: Capture) -> None:
+    assert run(["plan", *arguments]) == 2
+    assert message in capsys.readouterr().err

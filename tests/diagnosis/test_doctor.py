@@ -100,7 +100,7 @@ OLD = Gpu(name="Tesla P4", compute_capability="6.1", memory_bytes=8 << 30)
 
 def whole(*gpus: Gpu, **changed: Library) -> Libraries:
     """A machine with all libraries and these GPUs."""
-    found = {name: Library(title=name, version="9.9") for name in ("native", "tensorrt", "onnxruntime")}
+    found = {name: Library(title=name, version="9.9") for name in ("native", "tensorrt", "onnxruntime", "operators")}
     found["driver"] = Library(title="driver", version="13.0", gpus=gpus)
     found["tensorrt_rtx"] = Library(title="TensorRT for RTX", version="1.7.1.116")
     found["torch"] = Library(title="torch", version="2.13.0", has_gpu=bool(gpus))
@@ -131,6 +131,7 @@ MISSING = Library(title="it", problem="it is not here")
         ),
         (whole(A6000, native=MISSING), None, "install sala-export again"),
         (whole(onnxruntime=MISSING), None, "the NVIDIA driver finds no GPU"),
+        (whole(operators=MISSING), None, "the NVIDIA driver finds no GPU"),
     ],
 )
 def test_auto_takes_the_first_runtime_that_would_run(
@@ -167,6 +168,22 @@ def test_command_tells_text_and_json(bundle: Path, capsys: pytest.CaptureFixture
     text = capsys.readouterr().out
     for title in ("sala-export runtime", "NVIDIA driver (CUDA)", "TensorRT for RTX", "ONNX Runtime", "PyTorch", "auto"):
         assert title in text
+
+
+def test_memory_that_9b_needs_is_told_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in ("sala_export.engine.host", "sala_export.diagnosis.report"):
+        monkeypatch.setattr(f"{module}.total_host_bytes", lambda: 12 << 30)
+    assert run(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (fitting,) = (line for line in lines if line.startswith("9B, no GPU"))
+    (warning,) = (line for line in lines if line.startswith("warning"))
+    assert all(name in fitting for name in ("fp8", "int8", "nvfp4", "int4"))
+    assert "bf16 (19." in warning
+    assert "fp8" not in warning
+    (processor,) = (line for line in lines if line.startswith("processor"))
+    assert "12.00 GiB, instructions " in processor
 
 
 def test_directory_that_is_no_bundle_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

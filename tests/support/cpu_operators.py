@@ -138,7 +138,7 @@ class CpuOperator:
         names = [t.name for t in self._contract.inputs]
         feed = {name: _value(x.contiguous()) for name, x in zip(names, inputs, strict=True)}
         outputs = self._session.run_with_ort_values(None, feed)
-        return tuple(torch.from_dlpack(value) for value in outputs)
+        return tuple(torch.utils.dlpack.from_dlpack(value) for value in outputs)
 
     def update(self, *inputs: Tensor) -> Tensor:
         """Output `y`; each other output is bound to the memory of the input that it updates."""

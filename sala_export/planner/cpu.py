@@ -1,0 +1,200 @@
+"""Predicts what a machine without a GPU can hold, and how fast it will be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from ..checkpoint.config import SalaConfig
+from ..errors import RequestError
+from ..specs import BUILT_PRECISIONS, DType, Precision, one_of
+from .cpu_rates import CpuMachine
+from .roofline import WEIGHT_BITS
+from .work import Kind, Phase, Sala
+
+CPU_PRECISIONS = (Precision.BF16, Precision.FP8, Precision.INT8, Precision.NVFP4, Precision.INT4)
+CPU_CONTEXTS = (4 << 10, 32 << 10, 128 << 10, 1 << 20)
+
+_LARGEST_CONTEXT = 64 << 20
+_CONTEXT_STEP = 1024
+_CHUNK = 512
+"""Tokens of a step of prefill on a CPU (`kDefaultChunkTokens` of the runtime)."""
+
+_PROGRAM_BYTES = 256 << 20
+"""Python, ONNX Runtime and the graph. Assumed."""
+_SYSTEM_BYTES = 1 << 30
+"""What the system and other programs keep. Assumed."""
+
+_READING = 0.8
+"""Share of the bandwidth that decoding reaches. Assumed."""
+_REACHED: Mapping[Kind, float] = {
+    Kind.GEMM: 0.7,
+    Kind.SELECTION: 0.6,
+    Kind.SPARSE_ATTENTION: 0.6,
+    Kind.DENSE_ATTENTION: 0.6,
+    Kind.LIGHTNING: 0.4,
+}
+"""Share of the rate of products that kinds of work reach. That of attention was measured on an AMD EPYC of Zen 4 with
+two cores, 512 tokens at 8000: 0.74 in float32 and 0.62 in bfloat16. The others are assumed."""
+
+
+class CpuMath(StrEnum):
+    """The two forms of a model on a CPU."""
+
+    EXACT = "exact"
+    """Products in float32, caches of 32 bits."""
+    FAST = "fast"
+    """Products of 16 bits, or of 8 for int4. Caches of 16 bits."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CpuRow:
+    """Prediction for one length of context, for one session."""
+
+    context: int
+    caches_bytes: float
+    memory_bytes: float
+    """Bytes of weights, caches and work, and what the system keeps."""
+    fits: bool
+    decode_tokens_per_second: float
+    """Rate of an answer behind so many tokens."""
+    prefill_seconds: float
+    """Time until the first token of an answer to a prompt of this length."""
+
+    @property
+    def prefill_tokens_per_second(self) -> float:
+        return self.context / self.prefill_seconds
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CpuForm:
+    """A precision of the weights in one form of arithmetic."""
+
+    precision: Precision
+    math: CpuMath
+    weights_bytes: float
+    largest_context: int | None
+    """The longest context that fits, in whole K. None if not even the weights do."""
+    rows: tuple[CpuRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CpuPlan:
+    """Everything that `sala-export plan --gpu cpu` shows."""
+
+    machine: CpuMachine
+    context: int
+    """The length of context that was asked for. Every form has a row of it."""
+    forms: tuple[CpuForm, ...]
+
+
+def cpu_precisions(name: str | None) -> tuple[Precision, ...]:
+    """The precisions to plan: that of this name, or all if there is none.
+
+    Raises: RequestError for an unknown name."""
+    if name is None:
+        return CPU_PRECISIONS
+    found = tuple(each for each in BUILT_PRECISIONS if each == name.lower())
+    if not found:
+        raise RequestError(f"--precision {name}: unknown, use one of {one_of(BUILT_PRECISIONS)}")
+    return found
+
+
+def plan_cpu(config: SalaConfig, machine: CpuMachine, context: int, precisions: Sequence[Precision]) -> CpuPlan:
+    """Plan a model on a machine, in each of the precisions and in both forms."""
+    contexts = sorted({context, *CPU_CONTEXTS})
+    forms = tuple(_form(config, machine, precision, math, contexts) for precision in precisions for math in CpuMath)
+    return CpuPlan(machine=machine, context=context, forms=forms)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Need:
+    """What a precision of the weights needs, in the fast form."""
+
+    precision: Precision
+    needed_bytes: float
+    fits: bool
+
+
+def needs(config: SalaConfig, memory_bytes: float, context: int) -> tuple[Need, ...]:
+    """What every precision needs at a context, and whether a machine with so much memory has it."""
+    found = {each: needed_bytes(config, each, CpuMath.FAST, context) for each in CPU_PRECISIONS}
+    return tuple(
+        Need(precision=precision, needed_bytes=needed, fits=needed <= memory_bytes)
+        for precision, needed in found.items()
+    )
+
+
+def needed_bytes(config: SalaConfig, precision: Precision, math: CpuMath, context: int) -> float:
+    """Memory in bytes of a machine that runs a model at a context."""
+    weights = Sala(config).weights_bytes(WEIGHT_BITS[precision])
+    # Rows of float32: the inputs and outputs of a gated MLP, and those of a mixer.
+    work = 4.0 * _CHUNK * (3 * config.intermediate_size + 10 * config.hidden_size)
+    return weights + _caches_bytes(config, math, context) + work + _PROGRAM_BYTES + _SYSTEM_BYTES
+
+
+def _form(
+    config: SalaConfig, machine: CpuMachine, precision: Precision, math: CpuMath, contexts: Sequence[int]
+) -> CpuForm:
+    return CpuForm(
+        precision=precision,
+        math=math,
+        weights_bytes=Sala(config).weights_bytes(WEIGHT_BITS[precision]),
+        largest_context=_largest_context(config, precision, math, machine.memory_bytes.value),
+        rows=tuple(_row(config, machine, precision, math, context) for context in contexts),
+    )
+
+
+def _row(config: SalaConfig, machine: CpuMachine, precision: Precision, math: CpuMath, context: int) -> CpuRow:
+    model, bits = Sala(config), WEIGHT_BITS[precision]
+    memory = needed_bytes(config, precision, math, context)
+    read = sum(_bytes(phase, math) for phase in model.decode(context, bits))
+    prefill = model.prefill(context, min(context, _CHUNK), bits)
+    return CpuRow(
+        context=context,
+        caches_bytes=_caches_bytes(config, math, context),
+        memory_bytes=memory,
+        fits=memory <= machine.memory_bytes.value,
+        decode_tokens_per_second=_READING * machine.bytes_per_second.value / read,
+        prefill_seconds=sum(_seconds(phase, machine, precision, math) for phase in prefill),
+    )
+
+
+def _caches_bytes(config: SalaConfig, math: CpuMath, context: int) -> float:
+    return Sala(config).cache_bytes(context, DType.FLOAT32 if math is CpuMath.EXACT else DType.BFLOAT16)
+
+
+def _bytes(phase: Phase, math: CpuMath) -> float:
+    """Bytes that a phase moves. The work is counted with caches and activations of 16 bits."""
+    has_caches = phase.kind in (Kind.SELECTION, Kind.SPARSE_ATTENTION, Kind.DENSE_ATTENTION)
+    is_wide = phase.kind is Kind.ELEMENTWISE or (has_caches and math is CpuMath.EXACT)
+    return (2.0 if is_wide else 1.0) * phase.bytes
+
+
+def _seconds(phase: Phase, machine: CpuMachine, precision: Precision, math: CpuMath) -> float:
+    """Time of a phase of a prefill: the longer of its operations and its bytes."""
+    moved = _bytes(phase, math) / (_READING * machine.bytes_per_second.value)
+    if phase.kind is Kind.ELEMENTWISE:
+        return moved
+    rate = machine.operations_per_second[_operands(phase, precision, math)].value
+    return max(moved, phase.operations / (_REACHED[phase.kind] * rate))
+
+
+def _operands(phase: Phase, precision: Precision, math: CpuMath) -> str:
+    """The type that a phase multiplies."""
+    if math is CpuMath.EXACT or phase.kind is Kind.LIGHTNING or precision is Precision.FP16:
+        return "float32"
+    return "int8" if precision is Precision.INT4 and phase.quantized else "bfloat16"
+
+
+def _largest_context(config: SalaConfig, precision: Precision, math: CpuMath, memory_bytes: float) -> int | None:
+    """The longest context in whole steps, by bisection, since the need grows with the context."""
+    fits, too_long = 0, _LARGEST_CONTEXT // _CONTEXT_STEP + 1
+    while too_long - fits > 1:
+        middle = (fits + too_long) // 2
+        if needed_bytes(config, precision, math, middle * _CONTEXT_STEP) <= memory_bytes:
+            fits = middle
+        else:
+            too_long = middle
+    return fits * _CONTEXT_STEP or None

@@ -1,0 +1,133 @@
+"""What a machine without a GPU can do: its memory, its bandwidth, and the rates of its products.
+
+Bandwidth and the rate in float32 are measured in about a second, by loops of NumPy on all cores. The other rates follow
+from that one and from the instructions that the operators use.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from ..engine.host import total_host_bytes
+from ..installation import onnxruntime_operators
+
+
+class Source(StrEnum):
+    """Where a figure comes from."""
+
+    MEASURED = "measured here"
+    GIVEN = "given"
+    PREDICTED = "predicted"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Figure:
+    """A number and where it comes from."""
+
+    value: float
+    source: Source
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CpuMachine:
+    """What decides how fast a model runs on a CPU."""
+
+    cores: int
+    simd_level: str
+    """Instructions that the operators use, as `sala_ort_simd_level` names them."""
+    memory_bytes: Figure
+    bytes_per_second: Figure
+    """Rate at which all cores together read memory."""
+    operations_per_second: Mapping[str, Figure]
+    """Rates of products by the type of what is multiplied: `float32`, `bfloat16` and `int8`. Two operations make a
+    multiply-add."""
+
+
+_RELATIVE_RATES: Mapping[str, tuple[float, float]] = {
+    "avx512_bf16": (2.0, 4.0),
+    "avx512": (1.0, 4 / 3),
+    "avx2": (1.0, 4 / 3),
+}
+"""Rates of bfloat16 and of int8 beside that of float32, by the instructions of one product: a pair of bfloat16 or four
+int8 in a lane, or three instructions for four int8. Elsewhere everything is computed in float32."""
+
+_READ_BYTES = 256 << 20
+"""More than the caches of a processor hold."""
+_GEMM_SIZE = 1536
+_REPEATS = 4
+
+
+def this_machine(memory_bytes: int | None = None, bytes_per_second: float | None = None) -> CpuMachine:
+    """Describe this machine, or one like it with another memory, by measuring what is not given.
+
+    Args: `memory_bytes` and `bytes_per_second` take the place of what this machine has.
+    Raises: BuildError if the package was not installed, only its sources found.
+    """
+    level = _simd_level()
+    return CpuMachine(
+        cores=_cores(),
+        simd_level=level,
+        memory_bytes=_figure(memory_bytes, total_host_bytes),
+        bytes_per_second=_figure(bytes_per_second, _read_rate),
+        operations_per_second=rates(_product_rate(), level),
+    )
+
+
+def rates(float32: float, simd_level: str) -> Mapping[str, Figure]:
+    """Rates by type, from the measured one of float32."""
+    bfloat16, int8 = _RELATIVE_RATES.get(simd_level, (1.0, 1.0))
+    return {
+        "float32": Figure(value=float32, source=Source.MEASURED),
+        "bfloat16": Figure(value=bfloat16 * float32, source=Source.PREDICTED),
+        "int8": Figure(value=int8 * float32, source=Source.PREDICTED),
+    }
+
+
+def _figure(given: float | None, measure: Callable[[], float]) -> Figure:
+    if given is not None:
+        return Figure(value=given, source=Source.GIVEN)
+    return Figure(value=measure(), source=Source.MEASURED)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _simd_level() -> str:
+    library = ctypes.CDLL(str(onnxruntime_operators()))
+    library.sala_ort_simd_level.restype = ctypes.c_char_p
+    level: bytes = library.sala_ort_simd_level()
+    return level.decode()
+
+
+def _read_rate() -> float:
+    """Bytes that all cores read from memory in a second."""
+    numbers = np.ones(_READ_BYTES // 4, np.float32)
+    parts = np.array_split(numbers, _cores())
+    with ThreadPoolExecutor(len(parts)) as pool:
+        return numbers.nbytes / _shortest(lambda: list(pool.map(np.max, parts)))
+
+
+def _product_rate() -> float:
+    """Operations of a second in products of float32 matrices, on all cores."""
+    a, b = np.ones((2, _GEMM_SIZE, _GEMM_SIZE), np.float32)
+    out = np.empty_like(a)
+    return 2 * _GEMM_SIZE**3 / _shortest(lambda: np.matmul(a, b, out=out))
+
+
+def _shortest(call: Callable[[], object]) -> float:
+    """Seconds of the fastest of some calls, since other programs can only make them slower."""
+    seconds = []
+    for _ in range(_REPEATS):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
