@@ -95,23 +95,22 @@ def linear(kind: str, arithmetic: str, tokens: int, copies: int, threads: int, l
     """Products of `tokens` inputs with `copies` weights [ROWS, COLUMNS] of ordinary numbers."""
     rng = np.random.default_rng(0)
     element, bytes_of_number = ELEMENTS[kind]
-    inputs = {"x": (rng.standard_normal((tokens, COLUMNS), dtype=np.float32), int(TensorProto.FLOAT))}
+    x = rng.standard_normal((tokens, COLUMNS), dtype=np.float32)
+    inputs: dict[str, tuple[Array, int]] = {"x": (x, int(TensorProto.FLOAT))}
+    size = round(max(bytes_of_number, 1))
     for i in range(copies):
-        width = round(COLUMNS * bytes_of_number)
-        codes = rng.integers(0, 256, (ROWS, width), dtype=np.uint8)
-        if bytes_of_number > 1:  # float16 and wider: numbers near 1
-            codes[:, round(bytes_of_number) - 1 :: round(bytes_of_number)] = 0x3C
+        codes: Array = rng.integers(0, 256, (ROWS, round(COLUMNS * bytes_of_number)), dtype=np.uint8)
+        if size > 1:
+            codes[:, size - 1 :: size] = 0x3C  # numbers below 1
+            codes = codes.view(f"V{size}")
         if kind == "int4":
             codes = codes.view(np.int32)
-        shape = (ROWS, COLUMNS) if bytes_of_number >= 1 else codes.shape
-        inputs[f"codes_{i}"] = (codes.view(np.dtype(f"V{round(bytes_of_number)}")).reshape(shape), int(element)) if (
-            bytes_of_number > 1
-        ) else (codes, int(element))
+        inputs[f"codes_{i}"] = (codes, int(element))
         if kind in SCALES:
             scale_element, dtype, count = SCALES[kind]
             one = 0x38 if dtype is np.uint8 else 1  # e4m3 of 1
             inputs[f"scales_{i}"] = (np.full((ROWS, count), one, dtype), int(scale_element))
-    attributes = {"weights": kind, "math": arithmetic, "epilogue": "none", "global_scale": 1.0}
+    attributes: dict[str, Any] = {"weights": kind, "math": arithmetic, "epilogue": "none", "global_scale": 1.0}
     node = helper.make_node("Linear", list(inputs), ["y"], domain="sala", **attributes)
     return Session(node, inputs, threads, library)
 
@@ -120,12 +119,12 @@ def int4_peer(tokens: int, threads: int) -> Session:
     """ONNX Runtime's own product with int4 weights and int8 inputs."""
     rng = np.random.default_rng(0)
     groups = COLUMNS // 128
-    inputs = {
+    inputs: dict[str, tuple[Array, int]] = {
         "x": (rng.standard_normal((tokens, COLUMNS), dtype=np.float32), int(TensorProto.FLOAT)),
         "codes": (rng.integers(0, 256, (ROWS, groups, 64), dtype=np.uint8), int(TensorProto.UINT8)),
         "scales": (np.ones(ROWS * groups, np.float32), int(TensorProto.FLOAT)),
     }
-    attributes = {"K": COLUMNS, "N": ROWS, "bits": 4, "block_size": 128, "accuracy_level": 4}
+    attributes: dict[str, Any] = {"K": COLUMNS, "N": ROWS, "bits": 4, "block_size": 128, "accuracy_level": 4}
     node = helper.make_node("MatMulNBits", list(inputs), ["y"], domain="com.microsoft", **attributes)
     return Session(node, inputs, threads, None)
 
@@ -214,7 +213,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the results to this JSON file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    sys.stdout.write(f"{'weights':<14} {'math':<6} {'tokens':>6} {'ours':>8} {'peer':>8} {'unit':<8} {'ratio':>6}  peer\n")
+    head = f"{'weights':<14} {'math':<6} {'tokens':>6} {'ours':>8} {'peer':>8} {'unit':<8} {'ratio':>6}  peer"
+    sys.stdout.write(head + "\n")
     rows = []
     for result in results(options):
         rows.append(asdict(result))

@@ -1,4 +1,4 @@
-"""A bundle on a CPU in both arithmetics: how near they are, and where their states go."""
+"""A bundle on a CPU, exact and fast: how near they are, and where their states go."""
 
 from __future__ import annotations
 

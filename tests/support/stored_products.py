@@ -1,4 +1,4 @@
-"""Products of the CPU operator `Linear`: random weights in every stored form, their numbers in float64, and its node."""
+"""Products of the CPU operator `Linear`: random stored weights, their numbers in float64, and its node."""
 
 from __future__ import annotations
 
@@ -41,13 +41,14 @@ class Weight:
 
 def spread(scales: Array, rows: int, columns: int) -> Array:
     """A scale for each number, from one for each block."""
-    matrix = scales.astype(np.float64).reshape(scales.shape if scales.ndim == 2 else (-1, 1))
-    return np.repeat(np.repeat(matrix, rows // matrix.shape[0], 0), columns // matrix.shape[1], 1)
+    matrix: Array = scales.astype(np.float64).reshape(scales.shape if scales.ndim == 2 else (-1, 1))
+    row_blocks, column_blocks = matrix.shape
+    return np.repeat(np.repeat(matrix, rows // row_blocks, 0), columns // column_blocks, 1)
 
 
 def packed_nibbles(nibbles: Array) -> Array:
     """Bytes of two nibbles each, the low one first."""
-    return (nibbles[:, 0::2] | nibbles[:, 1::2] << 4).astype(np.uint8)
+    return np.asarray(nibbles[:, 0::2] | nibbles[:, 1::2] << 4, np.uint8)
 
 
 def plain_weight(rng: np.random.Generator, kind: str, rows: int, columns: int) -> Weight:
@@ -111,9 +112,8 @@ class Linear:
             helper.make_tensor_value_info(name, ELEMENTS[tensor.dtype.name], None)
             for name, tensor in zip(names, tensors, strict=True)
         ]
-        graph = helper.make_graph(
-            [node], "linear", values, [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
-        )
+        y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+        graph = helper.make_graph([node], "linear", values, [y])
         opsets = [helper.make_opsetid("", 20), helper.make_opsetid("sala", 1)]
         options = onnxruntime.SessionOptions()
         options.register_custom_ops_library(str(library))
