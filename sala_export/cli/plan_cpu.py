@@ -10,7 +10,7 @@ from ..specs import format_bytes, format_tokens
 from .output import table_console
 
 if TYPE_CHECKING:
-    from ..planner.cpu import CpuForm, CpuPlan, CpuRow
+    from ..planner.cpu import CpuPlan, CpuRow, PlannedCpuForm
     from ..planner.cpu_rates import CpuMachine, Figure
 
 
@@ -52,7 +52,7 @@ def _figure_fields(figure: Figure) -> dict[str, Any]:
     return {"value": figure.value, "source": figure.source.value}
 
 
-def _form_fields(form: CpuForm) -> dict[str, Any]:
+def _form_fields(form: PlannedCpuForm) -> dict[str, Any]:
     return {
         "precision": form.precision.value,
         "cpu_math": form.math.value,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 from ..checkpoint.config import SalaConfig
 from ..errors import RequestError
-from ..specs import BUILT_PRECISIONS, DType, Precision, one_of
+from ..specs import BUILT_PRECISIONS, CpuMath, DType, Precision, one_of
 from .cpu_rates import CpuMachine
 from .roofline import WEIGHT_BITS
 from .work import Kind, Phase, Sala
@@ -39,15 +38,6 @@ _REACHED: Mapping[Kind, float] = {
 two cores, 512 tokens at 8000: 0.74 in float32 and 0.62 in bfloat16. The others are assumed."""
 
 
-class CpuMath(StrEnum):
-    """The two forms of a model on a CPU."""
-
-    EXACT = "exact"
-    """Products in float32, caches of 32 bits."""
-    FAST = "fast"
-    """Products of 16 bits, or of 8 for int4. Caches of 16 bits."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CpuRow:
     """Prediction for one length of context, for one session."""
@@ -68,7 +58,7 @@ class CpuRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CpuForm:
+class PlannedCpuForm:
     """A precision of the weights in one form of arithmetic."""
 
     precision: Precision
@@ -86,7 +76,7 @@ class CpuPlan:
     machine: CpuMachine
     context: int
     """The length of context that was asked for. Every form has a row of it."""
-    forms: tuple[CpuForm, ...]
+    forms: tuple[PlannedCpuForm, ...]
 
 
 def cpu_precisions(name: str | None) -> tuple[Precision, ...]:
@@ -136,8 +126,8 @@ def needed_bytes(config: SalaConfig, precision: Precision, math: CpuMath, contex
 
 def _form(
     config: SalaConfig, machine: CpuMachine, precision: Precision, math: CpuMath, contexts: Sequence[int]
-) -> CpuForm:
-    return CpuForm(
+) -> PlannedCpuForm:
+    return PlannedCpuForm(
         precision=precision,
         math=math,
         weights_bytes=Sala(config).weights_bytes(WEIGHT_BITS[precision]),

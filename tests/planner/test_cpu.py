@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from sala_export.errors import RequestError
-from sala_export.planner.cpu import CPU_PRECISIONS, CpuForm, CpuMath, cpu_precisions, needed_bytes, needs, plan_cpu
+from sala_export.planner.cpu import CPU_PRECISIONS, PlannedCpuForm, cpu_precisions, needed_bytes, needs, plan_cpu
 from sala_export.planner.cpu_rates import CpuMachine, Figure, Source, rates, this_machine
 from sala_export.planner.published import PUBLISHED_CONFIG
-from sala_export.specs import Precision
+from sala_export.specs import CpuMath, Precision
 
 GIB = 2**30
 HIDDEN, HEADS, KV_HEADS, DIM, VOCABULARY = 4096, 32, 2, 128, 73448
@@ -25,7 +25,7 @@ def machine(memory_gib: float = 24, gigabytes_per_second: float = 40, gigaflops:
     )
 
 
-def forms(memory_gib: float = 24, context: int = 8192) -> dict[tuple[Precision, CpuMath], CpuForm]:
+def forms(memory_gib: float = 24, context: int = 8192) -> dict[tuple[Precision, CpuMath], PlannedCpuForm]:
     plan = plan_cpu(PUBLISHED_CONFIG, machine(memory_gib), context, CPU_PRECISIONS)
     return {(form.precision, form.math): form for form in plan.forms}
 
