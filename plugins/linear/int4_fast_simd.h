@@ -57,10 +57,10 @@ struct Int4Kernels {
 };
 
 /// Numbers of a group of scales of so many tokens: they are read four at a time, but for a single token.
-constexpr int64_t scales_of(int64_t tokens) { return tokens == 1 ? 1 : kBlockTokens; }
+static constexpr int64_t scales_of(int64_t tokens) { return tokens == 1 ? 1 : kBlockTokens; }
 
 /// Words in which a group of a row lies, wherever it begins.
-constexpr int64_t words_of(Int4Groups groups) { return (groups.columns + groups.columns % 2 + 7) / 8; }
+static constexpr int64_t words_of(Int4Groups groups) { return (groups.columns + groups.columns % 2 + 7) / 8; }
 
 int64_t few_scratch_floats(Int4Groups groups);
 int64_t many_scratch_floats(Int4Groups groups, const Int4Kernels& kernels);

@@ -265,7 +265,7 @@ Status LinearKernel::run(OrtKernelContext& context) const {
     if (!stored) return stored.error();
     width += stored->rows;
     if (i < count / 2) first_half += stored->rows;
-    weights.push_back(*stored);
+    if (stored->rows > 0) weights.push_back(*stored);
   }
   if (silu_mul && 2 * first_half != width) {
     return error("Linear: silu_mul takes two halves of equal width, not ", first_half, " and ", width - first_half);

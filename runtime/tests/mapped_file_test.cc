@@ -100,7 +100,8 @@ TEST_F(MappedFiles, ThatGetTheirEndBackStayDamaged) {
   fs::resize_file(path, 0);
   EXPECT_EQ(first_of_page(*file, 3), 0);
   write("a");
-  expect_damaged(*file, " was written to while it was mapped: copy the bundle again and load it again");
+  expect_damaged(*file,
+                 " was written to, or its time was set, while it was mapped: copy the bundle again and load it again");
   fs::last_write_time(path, written);
   expect_damaged(*file, " could not be read while it was mapped: look at its disk, then copy the bundle again");
 }
@@ -113,8 +114,10 @@ TEST_F(MappedFiles, ThatAreWrittenToAreDamaged) {
   const Status checked = file->check();
   ASSERT_FALSE(checked);
   EXPECT_EQ(checked.error().code, ErrorCode::kWeightsUnsuitable);
-  EXPECT_EQ(checked.error().message,
-            path.string() + " was written to while it was mapped: copy the weights again and load them again");
+  EXPECT_EQ(
+      checked.error().message,
+      path.string() +
+          " was written to, or its time was set, while it was mapped: copy the weights again and load them again");
 }
 
 TEST_F(MappedFiles, MayBeReplacedUnderTheirName) {

@@ -132,6 +132,8 @@ def _load(subject: BenchmarkSubject) -> tuple[Model, LoadableModel]:
 def _load_random(random: RandomSubject, subject: BenchmarkSubject) -> tuple[Model, LoadableModel]:
     if subject.runtime not in ("auto", TORCH):
         raise RequestError(f"random weights are for the torch runtime: leave out --runtime {subject.runtime}")
+    if subject.cpu_math is not None:
+        raise RequestError(f"random weights are for the torch runtime: leave out --cpu-math {subject.cpu_math}")
     # Here, not above: bundles run without torch.
     from ..torch_runtime.load import load_random
 

@@ -14,7 +14,17 @@ from rich.table import Table
 from ..errors import RequestError
 from ..plotting import plot_file
 from ..specs import format_bytes, format_tokens
-from .options import Bytes, complete_folder, engine_options, gpu_option, json_option, layers_option, revision_option
+from .options import (
+    CPU,
+    Bytes,
+    FiniteRange,
+    complete_folder,
+    engine_options,
+    gpu_option,
+    json_option,
+    layers_option,
+    revision_option,
+)
 from .output import print_json, table_console
 
 if TYPE_CHECKING:
@@ -22,13 +32,11 @@ if TYPE_CHECKING:
     from ..planner.plan import ContextRow, GpuPlan, Plan
     from ..planner.roofline import Estimate
 
-CPU = "cpu"
-"""Name that `--gpu` takes for a machine without one."""
 _CPU_CONTEXT = 8192
 
 
 @click.command()
-@gpu_option("plan", also="cpu for this machine without a GPU")
+@gpu_option("plan", takes_cpu=True)
 @click.option(
     "--model",
     shell_complete=complete_folder,
@@ -46,7 +54,7 @@ _CPU_CONTEXT = 8192
 @click.option("--memory", type=Bytes(), help="With --gpu cpu: memory of the machine, e.g. 16G.  [default: this one's]")
 @click.option(
     "--bandwidth",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     help="With --gpu cpu: rate at which the machine reads memory, in GB/s.  [default: measured here]",
 )
 @json_option
@@ -84,7 +92,8 @@ def plan(
     from ..planner.plan import make_plan
     from ..planner.published import PUBLISHED_CONFIG, is_published_model
 
-    _require_matching_options(gpu)
+    is_cpu = _is_cpu(gpu)
+    _require_matching_options(gpu, is_cpu)
     source = None if model is None else ModelRequest(model=model, revision=revision, layers=layers)
     quantization = source.stored_quantization() if source else None
     if precision is None and quantization is not None:
@@ -92,7 +101,7 @@ def plan(
     config = source.config() if source else PUBLISHED_CONFIG
     if source is None and layers is not None:
         config = config.truncated(layers)
-    if gpu == CPU:
+    if is_cpu:
         _show_cpu(config, model, precision, max_context, memory, bandwidth, as_json)
         return
     request = EngineRequest.from_options(
@@ -116,14 +125,22 @@ def plan(
         _print_tables(found, model)
 
 
-def _require_matching_options(gpu: str) -> None:
+def _is_cpu(gpu: str) -> bool:
+    """Raises: RequestError if a CPU is one of several names."""
+    names = [name.strip().lower() for name in gpu.split(",")]
+    if CPU in names and len(names) > 1:
+        raise RequestError(f"--gpu {gpu}: {CPU} has a plan of its own, ask for it alone")
+    return names == [CPU]
+
+
+def _require_matching_options(gpu: str, is_cpu: bool) -> None:
     """Raises: RequestError naming the options that were given and do not apply to what is planned."""
-    others = ("prefill_chunk", "max_batch", "compare", "plot") if gpu == CPU else ("memory", "bandwidth")
+    others = ("prefill_chunk", "max_batch", "compare", "plot") if is_cpu else ("memory", "bandwidth")
     context = click.get_current_context()
     given = [name for name in others if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
     if given:
         options = " and no ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise RequestError(f"plan --gpu {gpu} takes no {options}: leave it out")
+        raise RequestError(f"plan --gpu {gpu} takes no {options}: leave {'it' if len(given) == 1 else 'them'} out")
 
 
 def _show_cpu(

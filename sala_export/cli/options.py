@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +80,15 @@ class GpuNames(click.ParamType[str]):
 
     name = "text"
 
+    def __init__(self, also: Sequence[str] = ()) -> None:
+        """Args: also: further names that the command takes alone."""
+        self._also = also
+
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         from ..engine.recipe import group_paths, recipe_paths
 
         before, comma, last = incomplete.rpartition(",")
-        names = sorted([*recipe_paths(), *group_paths()])
+        names = sorted([*recipe_paths(), *group_paths(), *(() if comma else self._also)])
         return [CompletionItem(f"{before}{comma}{name}") for name in names if name.startswith(last)]
 
 
@@ -129,17 +133,21 @@ class BundlePath(click.Path):
         ]
 
 
-def gpu_option(purpose: str, also: str = "") -> Callable[[Command], Command]:
+CPU = "cpu"
+"""Name of this machine without a GPU, for commands that take it."""
+
+
+def gpu_option(purpose: str, *, takes_cpu: bool = False) -> Callable[[Command], Command]:
     """Add `--gpu`, one or several.
 
-    Args: `purpose` is what the command does for them, e.g. `build`. `also` names what else this command takes.
+    Args: `purpose` is what the command does for them, e.g. `build`. With `takes_cpu` the command also takes `CPU`.
     """
     return click.option(
         "--gpu",
-        type=GpuNames(),
+        type=GpuNames((CPU,) if takes_cpu else ()),
         required=True,
         help=f"GPU to {purpose} for: a name such as rtx5090, several such as a6000,rtx5090, rtx for every RTX card "
-        f"from Ampere on, {also + ', ' if also else ''}or the path of your own recipe (.toml).",
+        f"from Ampere on, {CPU + ' for this machine without a GPU, ' if takes_cpu else ''}or the path of your own recipe (.toml).",
     )
 
 

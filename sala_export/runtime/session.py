@@ -101,7 +101,8 @@ class Session:
 
     It takes the memory of the tokens that it holds. After a SessionError you can go on: the session is as it was, or at
     the border of the last chunk that ran. The same holds for a RunError whose `code` is `OutOfMemory`. After another
-    RunError of a step its context is lost, and only `reset` helps.
+    RunError of a step its context is lost, and only `reset` helps. A BundleError of a step says that a file of the
+    weights changed while a CPU computed from it: load the model again.
     """
 
     def __init__(

@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
-from ..errors import InputError, SalaError, StateError, printable, shortened
+from ..errors import BundleError, InputError, SalaError, StateError, printable, shortened
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +67,9 @@ def of_sala(error: SalaError) -> ApiError:
         logger.warning("the state store fails: %s", error)
         what = "the state store of this server fails: its log tells more"
         return ApiError(503, what, kind="server_error", code="store_failed")
+    if isinstance(error, BundleError):
+        logger.error("the model is lost, load it again: %s", error)
+        return ApiError(500, _without_folders(str(error)), kind="server_error", code=error.code or None)
     if isinstance(error, InputError):
         return ApiError(400, _without_folders(str(error)))
     return ApiError(500, _without_folders(str(error)), kind="server_error", code=error.code or None)

@@ -219,6 +219,9 @@ def rows_of(rows: list[list[str]], precision: str, math: str) -> list[str]:
         (["--gpu", "rtx5090", "--memory", "16G"], "plan --gpu rtx5090 takes no --memory: leave it out"),
         (["--gpu", "cpu", "--precision", "int3"], "--precision int3: unknown"),
         (["--gpu", "cpu", "--bandwidth", "0"], "--bandwidth"),
+        (["--gpu", "cpu", "--bandwidth", "inf"], "inf is not a finite number"),
+        (["--gpu", "rtx5090, CPU"], "--gpu rtx5090, CPU: cpu has a plan of its own, ask for it alone"),
+        (["--gpu", "CPU", "--compare", "x", "--max-batch", "2"], "leave them out"),
         (["--gpu", "cpu", "--memory", "much"], "is not a size in bytes"),
     ],
 )

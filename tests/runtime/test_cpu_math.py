@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -52,3 +55,29 @@ def test_states_of_the_fast_form_go_to_engines_of_its_precision_alone(fast: Mode
     exact = sala_export.load(tiny_cpu_bundle(), threads=1)
     with pytest.raises(StateError, match="bf16"):
         exact.restore(tmp_path / "a.state", max_context=256)
+
+
+_CUT = """
+import os, sys
+import numpy as np
+import sala_export
+from sala_export.errors import BundleError
+model = sala_export.load(sys.argv[1], threads=1)
+with model.scheduler() as scheduler:
+    answer = scheduler.submit_tokens(model.session(max_context=1 << 20), np.arange(9), max_new_tokens=1 << 20, stop_tokens=[])
+    try:
+        for count, _ in enumerate(answer):
+            if count == 3:
+                os.truncate(sys.argv[2], 4096)
+    except BundleError as error:
+        print(error)
+"""
+
+
+def test_scheduler_says_that_its_weights_were_cut_short(tmp_path: Path) -> None:
+    bundle = shutil.copytree(tiny_cpu_bundle(), tmp_path / "cut.sala")
+    weights = min((bundle / "graph").glob("*.safetensors"))
+    command = [sys.executable, "-c", _CUT, str(bundle), str(weights)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"{weights} was cut short while it was mapped: it has 4096 bytes of")

@@ -15,11 +15,11 @@ import pytest
 from support.passkey_text import WORDS, passkey_text, passkey_text_bundle, question
 
 import sala_export
-from sala_export.errors import RunError, StateError
+from sala_export.errors import BundleError, RunError, StateError
 from sala_export.runtime.scheduler import RequestProgress
 from sala_export.runtime.session import Session
 from sala_export.serving.answers import AnswerRequest, End, Piece, Progress, Usage
-from sala_export.serving.errors import ApiError
+from sala_export.serving.errors import ApiError, of_sala
 from sala_export.serving.kept import Ids
 from sala_export.serving.service import Service
 from sala_export.serving.settings import Settings
@@ -265,3 +265,9 @@ def test_block_may_be_left_at_any_event(places: int) -> None:
             assert service.answers.requests == 0
 
     asyncio.run(run())
+
+
+def test_damaged_weights_are_the_fault_of_the_server() -> None:
+    refused = of_sala(BundleError("/data/out.sala/graph/model.safetensors was cut short"))
+    assert (refused.status_code, refused.kind) == (500, "server_error")
+    assert refused.message == "model.safetensors was cut short"

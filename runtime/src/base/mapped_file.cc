@@ -162,7 +162,8 @@ Status MappedFile::check() const {
     return damaged(" was cut short while it was mapped: it has ", now.st_size, " bytes of ", file_->bytes(), ", ");
   }
   const bool is_written = now.st_mtim.tv_sec != written_.tv_sec || now.st_mtim.tv_nsec != written_.tv_nsec;
-  if (is_written || now.st_size != file_->bytes()) return damaged(" was written to while it was mapped: ");
+  if (is_written || now.st_size != file_->bytes())
+    return damaged(" was written to, or its time was set, while it was mapped: ");
   if (range_->is_damaged) return damaged(" could not be read while it was mapped: look at its disk, then ");
   return success();
 }

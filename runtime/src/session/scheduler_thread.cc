@@ -38,11 +38,13 @@ Status check(const SchedulerOptions& options, int64_t max_running, int64_t most_
   return success();
 }
 
-/// A thread that takes no signals, so that they reach the program's own threads.
+/// A thread that takes no signals, so that they reach the program's own threads, but those of its own faults: where
+/// such a one is blocked no handler is called, and mapped weights have one (mapped_file.h).
 template <class Run>
 Expected<std::thread> thread_without_signals(Run&& run) {
   sigset_t all, before;
   sigfillset(&all);
+  for (const int fault : {SIGBUS, SIGSEGV, SIGFPE, SIGILL}) sigdelset(&all, fault);
   pthread_sigmask(SIG_SETMASK, &all, &before);
   Expected<std::thread> made = error(ErrorCode::kOutOfMemory, "the system gives this process no further thread");
   try {

@@ -115,7 +115,8 @@ Status check_metadata(const StateFile& state, const ModelData& model) {
   if (state.value("precision") != model.engine->precision()) {
     return error(ErrorCode::kStatePrecision, path, " holds caches of precision '", state.value("precision"),
                  "', runtime ", model.engine->name(), " of this bundle computes in ", model.engine->precision(),
-                 ": restore it on a runtime of its precision, or prefill again");
+                 ": restore it on a runtime of its precision (on a CPU, cpu_math fast has that of the bundle), or "
+                 "prefill again");
   }
   return success();
 }
