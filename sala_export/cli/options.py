@@ -147,7 +147,8 @@ def gpu_option(purpose: str, *, takes_cpu: bool = False) -> Callable[[Command], 
         type=GpuNames((CPU,) if takes_cpu else ()),
         required=True,
         help=f"GPU to {purpose} for: a name such as rtx5090, several such as a6000,rtx5090, rtx for every RTX card "
-        f"from Ampere on, {CPU + ' for this machine without a GPU, ' if takes_cpu else ''}or the path of your own recipe (.toml).",
+        f"from Ampere on, {CPU + ' for this machine without a GPU, ' if takes_cpu else ''}or the path of your own "
+        "recipe (.toml).",
     )
 
 

@@ -64,7 +64,8 @@ import sala_export
 from sala_export.errors import BundleError
 model = sala_export.load(sys.argv[1], threads=1)
 with model.scheduler() as scheduler:
-    answer = scheduler.submit_tokens(model.session(max_context=1 << 20), np.arange(9), max_new_tokens=1 << 20, stop_tokens=[])
+    session = model.session(max_context=1 << 20)
+    answer = scheduler.submit_tokens(session, np.arange(9), max_new_tokens=1 << 19, stop_tokens=[])
     try:
         for count, _ in enumerate(answer):
             if count == 3:
