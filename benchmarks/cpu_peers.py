@@ -56,21 +56,23 @@ def run_ours(options: argparse.Namespace) -> dict[str, Any]:
     """`sala-export bench`, in the form of the other side."""
     report = run_json(
         [
-            *(sys.executable, "-m", "sala_export", "bench", options.bundle, "--runtime", "onnxruntime", "--json"),
+            *(
+                Path(sys.executable).with_name("sala-export"),
+                "bench",
+                options.bundle,
+                "--runtime",
+                "onnxruntime",
+                "--json",
+            ),
             *("--cpu-math", options.cpu_math, "--context", options.context, "--repeats", "1"),
             *("--new-tokens", str(options.new_tokens)),
         ]
     )
     return {
         "rows": [
-            {
-                "context": row["context"],
-                "first_token": row["first_token"]["seconds"][0],
-                "token": row["token"]["seconds"][0],
-            }
-            for row in report["rows"]
+            {name: row[f"{name}_seconds"]["median"] for name in ("first_token", "token")} for row in report["contexts"]
         ],
-        "host_bytes": max(row["host_bytes"] for row in report["rows"]),
+        "host_bytes": max(row["host_memory_bytes"] for row in report["contexts"]),
     }
 
 

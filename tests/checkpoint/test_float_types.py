@@ -68,7 +68,8 @@ def test_mixed_types_give_the_answers_of_one_type(tmp_path: Path) -> None:
     assert types == {DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16}
     assert Checkpoint.open(several).dtype is DType.BFLOAT16
     expected, found = (onnxruntime_logits(path, tmp_path / f"{path.name}.sala") for path in (one, several))
-    assert np.array_equal(expected, found)
+    # The same products, whose sums have another order by the type of the weights.
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     for precision in ("fp32", "bf16"):
         expected, found = (torch_logits(path, precision) for path in (one, several))
         assert np.array_equal(expected, found)
