@@ -36,6 +36,7 @@ NOT_RUN = {
     "python3 -m benchmarks.first_light": GPU,
     "python -m benchmarks.first_light": GPU,
     "python -m benchmarks.record figures": "needs what a GPU brought back; tests/benchmarks/ records made-up figures",
+    "python -m benchmarks.cpu_peers": "needs llama.cpp and a model of the published widths",
     "python -m benchmarks.kernels": GPU,
     "python -m benchmarks.ttft": GPU,
     "python -m benchmarks.passkey": GPU,
