@@ -34,6 +34,12 @@ inline Vec load(const float* from) {
   return value;
 }
 
+inline IntVec load_int(const void* from) {
+  IntVec value;
+  __builtin_memcpy(&value, from, sizeof value);
+  return value;
+}
+
 inline void store(float* to, Vec value) { __builtin_memcpy(to, &value, sizeof value); }
 
 inline Vec broadcast(float value) { return value - Vec{}; }

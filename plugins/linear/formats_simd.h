@@ -24,12 +24,6 @@ namespace {
 
 using namespace cpu::SALA_SIMD_LEVEL;
 
-inline IntVec load_int(const void* from) {
-  IntVec value;
-  __builtin_memcpy(&value, from, sizeof value);
-  return value;
-}
-
 inline Vec as_float(IntVec bits) { return __builtin_bit_cast(Vec, bits); }
 
 /// Products of float32. A slot, 32 bits of a vector, is one number.

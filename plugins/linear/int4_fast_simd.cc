@@ -74,7 +74,7 @@ struct GroupBytes {
 
   inline void load_all(const uint8_t* from) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kGroupVectors; ++v) vectors[v] = load_words(from + v * kVectorBytes);
+    for (int v = 0; v < kGroupVectors; ++v) vectors[v] = load_int(from + v * kVectorBytes);
   }
 
   IntVec vectors[kGroupVectors];
@@ -87,7 +87,7 @@ inline int32_t largest_bits(const float* x) {
   using FourWords = int32_t __attribute__((vector_size(16)));
   IntVec largest{};
   for (int64_t i = 0; i < kGroupNibbles; i += kLanes) {
-    const IntVec bits = load_words(x + i) & 0x7FFFFFFF;
+    const IntVec bits = load_int(x + i) & 0x7FFFFFFF;
     largest = bits > largest ? bits : largest;
   }
   FourWords quarters[kLanes / 4];
@@ -209,7 +209,7 @@ inline void few_products(const FewRows<kRows>& rows, Int4Groups groups, const in
 #pragma GCC unroll 4
       for (int t = 0; t < kTokens; ++t) {
         const int8_t* from = codes + t * kGroupNibbles + v * kVectorBytes;
-        const IntVec for_low = load_words(from), for_high = load_words(from + kGroupBytes);
+        const IntVec for_low = load_int(from), for_high = load_int(from + kGroupBytes);
 #pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) {
           const IntVec dots = dot4(dot4(IntVec{}, low[r], for_low), high[r], for_high);
@@ -398,8 +398,8 @@ inline void group_products(const int32_t* nibbles, const float* row_scales, int6
 #pragma GCC unroll 12
   for (int t = 0; t < kTokens; ++t) dots[t][0] = dots[t][1] = broadcast_word(bases[t]);
   for (int64_t w = 0; w < words; ++w) {
-    const IntVec first = load_words(nibbles + w * kPanelRows);
-    const IntVec second = load_words(nibbles + w * kPanelRows + kLanes);
+    const IntVec first = load_int(nibbles + w * kPanelRows);
+    const IntVec second = load_int(nibbles + w * kPanelRows + kLanes);
 #pragma GCC unroll 12
     for (int t = 0; t < kTokens; ++t) {
       const IntVec four = broadcast_word(codes[w * kTileTokens + t]);

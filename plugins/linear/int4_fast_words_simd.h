@@ -1,4 +1,4 @@
-// Vectors of 32-bit words: loads, stores and a transposition. Included by sources that are compiled once per SIMD
+// Vectors of 32-bit words: stores and a transposition. Included by sources that are compiled once per SIMD
 // level.
 
 #pragma once
@@ -9,12 +9,6 @@ namespace sala::linear::SALA_SIMD_LEVEL {
 namespace {
 
 using namespace cpu::SALA_SIMD_LEVEL;
-
-inline IntVec load_words(const void* from) {
-  IntVec value;
-  __builtin_memcpy(&value, from, sizeof value);
-  return value;
-}
 
 inline void store_words(void* to, IntVec value) { __builtin_memcpy(to, &value, sizeof value); }
 

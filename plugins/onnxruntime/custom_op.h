@@ -12,6 +12,7 @@
 #include "common/result.h"
 #include "cpu/operators.h"
 #include "engines/onnxruntime/interface.h"
+#include "onnxruntime/call.h"
 
 namespace sala::ort {
 
@@ -123,22 +124,12 @@ class CustomOp : public OrtCustomOp {
 
 template <size_t kIndex, DataType kCacheType>
 CustomOp<kIndex, kCacheType>::CustomOp() : OrtCustomOp{} {
-  version = kOrtApiVersion;
+  set_common_callbacks(*this);
   GetName = [](const OrtCustomOp*) { return kContract.type; };
-  GetExecutionProviderType = [](const OrtCustomOp*) { return "CPUExecutionProvider"; };
   GetInputTypeCount = [](const OrtCustomOp*) { return kContract.inputs.size(); };
   GetInputType = input_type;
   GetOutputTypeCount = [](const OrtCustomOp*) { return kContract.outputs.size(); };
   GetOutputType = output_type;
-  GetInputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
-  GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
-  GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };
-  GetVariadicInputMinArity = [](const OrtCustomOp*) { return 1; };
-  GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 1; };
-  GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 1; };
-  GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 1; };
-  GetStartVersion = [](const OrtCustomOp*) { return 1; };
-  GetEndVersion = [](const OrtCustomOp*) { return 1; };
   CreateKernelV2 = create;
   KernelComputeV2 = compute;
   KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "linear/linear_cpu.h"
+#include "onnxruntime/call.h"
 #include "onnxruntime/custom_op.h"
 
 namespace sala::ort {
@@ -16,7 +17,8 @@ namespace {
 using linear::ScaleType;
 using linear::StoredWeight;
 using linear::WeightKind;
-using Shape = std::vector<int64_t>;
+
+constexpr const char* kType = "Linear";
 
 /// A way to store weights: the elements of its codes, how many bytes they may have, and of its scales.
 struct Storage {
@@ -68,47 +70,11 @@ int64_t elements_of(const Shape& shape) {
   return std::accumulate(shape.begin(), shape.end(), int64_t{1}, [](int64_t a, int64_t b) { return a * b; });
 }
 
-Status checked(const OrtApi& api, OrtStatus* status) {
-  if (status == nullptr) return success();
-  const std::string message = api.GetErrorMessage(status);
-  api.ReleaseStatus(status);
-  return error("Linear: ", message);
-}
-
-struct ReleaseInfo {
-  const OrtApi& api;
-  void operator()(OrtTensorTypeAndShapeInfo* info) const { api.ReleaseTensorTypeAndShapeInfo(info); }
-};
-
-struct Tensor {
-  const void* data;
-  ONNXTensorElementDataType type;
-  Shape shape;
-};
-
-Expected<Tensor> input(const OrtApi& api, const OrtKernelContext& context, size_t index) {
-  const OrtValue* value = nullptr;
-  SALA_RETURN_IF_ERROR(checked(api, api.KernelContext_GetInput(&context, index, &value)));
-  OrtTensorTypeAndShapeInfo* raw_info = nullptr;
-  SALA_RETURN_IF_ERROR(checked(api, api.GetTensorTypeAndShape(value, &raw_info)));
-  const std::unique_ptr<OrtTensorTypeAndShapeInfo, ReleaseInfo> info(raw_info, {api});
-  Tensor tensor{};
-  SALA_RETURN_IF_ERROR(checked(api, api.GetTensorElementType(info.get(), &tensor.type)));
-  size_t rank = 0;
-  SALA_RETURN_IF_ERROR(checked(api, api.GetDimensionsCount(info.get(), &rank)));
-  tensor.shape.resize(rank);
-  SALA_RETURN_IF_ERROR(checked(api, api.GetDimensions(info.get(), tensor.shape.data(), rank)));
-  void* data = nullptr;  // nothing is written through it
-  SALA_RETURN_IF_ERROR(checked(api, api.GetTensorMutableData(const_cast<OrtValue*>(value), &data)));
-  tensor.data = data;
-  return tensor;
-}
-
 Expected<std::string> string_attribute(const OrtApi& api, const OrtKernelInfo& info, const char* name) {
   size_t size = 0;
-  SALA_RETURN_IF_ERROR(checked(api, api.KernelInfoGetAttribute_string(&info, name, nullptr, &size)));
+  SALA_RETURN_IF_ERROR(checked(api, kType, api.KernelInfoGetAttribute_string(&info, name, nullptr, &size)));
   std::string value(size, '\0');
-  SALA_RETURN_IF_ERROR(checked(api, api.KernelInfoGetAttribute_string(&info, name, value.data(), &size)));
+  SALA_RETURN_IF_ERROR(checked(api, kType, api.KernelInfoGetAttribute_string(&info, name, value.data(), &size)));
   value.resize(value.empty() ? 0 : value.find('\0'));
   return value;
 }
@@ -124,7 +90,7 @@ Expected<bool> choice(const OrtApi& api, const OrtKernelInfo& info, const char* 
   return *value == second;
 }
 
-Expected<ScaleType> scale_type(const Storage& storage, const Tensor& scales) {
+Expected<ScaleType> scale_type(const Storage& storage, const Input& scales) {
   const bool is_nvfp4 = storage.kind == WeightKind::kNvfp4;
   switch (scales.type) {
     case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT8E4M3FN:
@@ -147,7 +113,7 @@ Expected<ScaleType> scale_type(const Storage& storage, const Tensor& scales) {
 }
 
 /// Adds the scales to a weight: one number, one for each row, or a matrix of blocks.
-Status add_scales(const Storage& storage, const Tensor& scales, int64_t columns, StoredWeight& weight) {
+Status add_scales(const Storage& storage, const Input& scales, int64_t columns, StoredWeight& weight) {
   const auto type = scale_type(storage, scales);
   if (!type) return type.error();
   const bool is_single = elements_of(scales.shape) == 1;
@@ -169,8 +135,7 @@ struct LinearKernel {
   static Expected<LinearKernel> create(const OrtApi& api, const OrtKernelInfo& info);
 
   Status run(OrtKernelContext& context) const;
-  Expected<StoredWeight> weight(const OrtKernelContext& context, size_t index, int64_t columns) const;
-  Expected<float*> output(OrtKernelContext& context, Shape shape, int64_t columns) const;
+  Expected<StoredWeight> weight(const Call& call, size_t index, int64_t columns) const;
 
   const OrtApi& api;
   const Storage& storage;
@@ -187,7 +152,7 @@ Expected<LinearKernel> LinearKernel::create(const OrtApi& api, const OrtKernelIn
   const auto silu_mul = choice(api, info, "epilogue", "none", "silu_mul");
   if (!silu_mul) return silu_mul.error();
   float global_scale = 1.0f;
-  SALA_RETURN_IF_ERROR(checked(api, api.KernelInfoGetAttribute_float(&info, "global_scale", &global_scale)));
+  SALA_RETURN_IF_ERROR(checked(api, kType, api.KernelInfoGetAttribute_float(&info, "global_scale", &global_scale)));
   std::string known;
   for (const Storage& storage : kStorages) {
     if (*weights == storage.name) return LinearKernel{api, storage, !*fast, *silu_mul, global_scale};
@@ -196,8 +161,8 @@ Expected<LinearKernel> LinearKernel::create(const OrtApi& api, const OrtKernelIn
   return error("Linear: weights is \"", *weights, "\"; take one of ", known);
 }
 
-Expected<StoredWeight> LinearKernel::weight(const OrtKernelContext& context, size_t index, int64_t columns) const {
-  const auto codes = input(api, context, index);
+Expected<StoredWeight> LinearKernel::weight(const Call& call, size_t index, int64_t columns) const {
+  const auto codes = call.input(index);
   if (!codes) return codes.error();
   const bool is_typed = storage.codes != ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
   if (is_typed ? codes->type != storage.codes : bytes_of(codes->type) == 0) {
@@ -213,55 +178,29 @@ Expected<StoredWeight> LinearKernel::weight(const OrtKernelContext& context, siz
   }
   StoredWeight weight{codes->shape[0], codes->data, nullptr, ScaleType::kNone, 1, 1};
   if (storage.has_scales) {
-    const auto scales = input(api, context, index + 1);
+    const auto scales = call.input(index + 1);
     if (!scales) return scales.error();
     SALA_RETURN_IF_ERROR(add_scales(storage, *scales, columns, weight));
   }
   return weight;
 }
 
-Expected<float*> LinearKernel::output(OrtKernelContext& context, Shape shape, int64_t columns) const {
-  shape.back() = columns;
-  OrtValue* value = nullptr;
-  SALA_RETURN_IF_ERROR(checked(api, api.KernelContext_GetOutput(&context, 0, shape.data(), shape.size(), &value)));
-  void* data = nullptr;
-  SALA_RETURN_IF_ERROR(checked(api, api.GetTensorMutableData(value, &data)));
-  return static_cast<float*>(data);
-}
-
-/// ONNX Runtime's own threads, and what it answered to the last loop.
-struct Threads {
-  cpu::ParallelFor parallel() {
-    const auto run = [](void* self, cpu::ParallelFor::Task task, size_t count, void* data) {
-      auto& threads = *static_cast<Threads*>(self);
-      if (count == 0) return;
-      const Status status =
-          checked(threads.api, threads.api.KernelContext_ParallelFor(&threads.context, task, count, 0, data));
-      if (!status) threads.failure = status.error();
-    };
-    return {run, this};
-  }
-
-  const OrtApi& api;
-  const OrtKernelContext& context;
-  Status failure = success();
-};
-
 Status LinearKernel::run(OrtKernelContext& context) const {
-  size_t inputs = 0;
-  SALA_RETURN_IF_ERROR(checked(api, api.KernelContext_GetInputCount(&context, &inputs)));
-  const auto x = input(api, context, 0);
+  Call call(api, context, kType);
+  const auto inputs = call.input_count();
+  if (!inputs) return inputs.error();
+  const auto x = call.input(0);
   if (!x) return x.error();
   if (x->shape.empty() || x->shape.back() == 0) return error("Linear: x ", printed(x->shape), " has no columns");
   const int64_t columns = x->shape.back();
   const size_t inputs_of_weight = storage.has_scales ? 2 : 1;
-  const size_t count = (inputs - 1) / inputs_of_weight;
-  if (count * inputs_of_weight + 1 != inputs) return error("Linear: the last of the weights has no scales");
+  const size_t count = (*inputs - 1) / inputs_of_weight;
+  if (count * inputs_of_weight + 1 != *inputs) return error("Linear: the last of the weights has no scales");
   if (silu_mul && count % 2 != 0) return error("Linear: silu_mul takes an even number of weights, not ", count);
   std::vector<StoredWeight> weights;
   int64_t width = 0, first_half = 0;
   for (size_t i = 0; i < count; ++i) {
-    auto stored = weight(context, 1 + i * inputs_of_weight, columns);
+    auto stored = weight(call, 1 + i * inputs_of_weight, columns);
     if (!stored) return stored.error();
     width += stored->rows;
     if (i < count / 2) first_half += stored->rows;
@@ -270,20 +209,22 @@ Status LinearKernel::run(OrtKernelContext& context) const {
   if (silu_mul && 2 * first_half != width) {
     return error("Linear: silu_mul takes two halves of equal width, not ", first_half, " and ", width - first_half);
   }
-  const auto y = output(context, x->shape, silu_mul ? first_half : width);
+  Shape shape = x->shape;
+  shape.back() = silu_mul ? first_half : width;
+  const auto y = call.output(0, shape);
   if (!y) return y.error();
-  Threads threads{api, context};
-  SALA_RETURN_IF_ERROR(linear::linear_cpu({static_cast<const float*>(x->data), elements_of(x->shape) / columns, columns,
-                                           weights, storage.kind, global_scale, exact, silu_mul, *y},
-                                          threads.parallel(), simd_level()));
-  return threads.failure;
+  SALA_RETURN_IF_ERROR(
+      linear::linear_cpu({static_cast<const float*>(x->data), elements_of(x->shape) / columns, columns, weights,
+                          storage.kind, global_scale, exact, silu_mul, static_cast<float*>(*y)},
+                         call.parallel(), simd_level()));
+  return call.failure();
 }
 
 struct LinearOp : OrtCustomOp {
   LinearOp();
 
   static OrtStatus* create(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info, void** kernel) {
-    return guarded(*api, "Linear", [&]() -> Status {
+    return guarded(*api, kType, [&]() -> Status {
       auto created = LinearKernel::create(*api, *info);
       if (!created) return created.error();
       *kernel = std::make_unique<LinearKernel>(*std::move(created)).release();
@@ -293,14 +234,13 @@ struct LinearOp : OrtCustomOp {
 
   static OrtStatus* compute(void* opaque, OrtKernelContext* context) {
     const auto& kernel = *static_cast<const LinearKernel*>(opaque);
-    return guarded(kernel.api, "Linear", [&] { return kernel.run(*context); });
+    return guarded(kernel.api, kType, [&] { return kernel.run(*context); });
   }
 };
 
 LinearOp::LinearOp() : OrtCustomOp{} {
-  version = kOrtApiVersion;
-  GetName = [](const OrtCustomOp*) { return "Linear"; };
-  GetExecutionProviderType = [](const OrtCustomOp*) { return "CPUExecutionProvider"; };
+  set_common_callbacks(*this);
+  GetName = [](const OrtCustomOp*) { return kType; };
   GetInputTypeCount = [](const OrtCustomOp*) { return size_t{2}; };
   // The second stands for all that follow, whatever their types.
   GetInputType = [](const OrtCustomOp*, size_t index) {
@@ -311,14 +251,7 @@ LinearOp::LinearOp() : OrtCustomOp{} {
   GetInputCharacteristic = [](const OrtCustomOp*, size_t index) {
     return index == 0 ? INPUT_OUTPUT_REQUIRED : INPUT_OUTPUT_VARIADIC;
   };
-  GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
-  GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };
-  GetVariadicInputMinArity = [](const OrtCustomOp*) { return 1; };
   GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 0; };
-  GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 1; };
-  GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 1; };
-  GetStartVersion = [](const OrtCustomOp*) { return 1; };
-  GetEndVersion = [](const OrtCustomOp*) { return 1; };
   CreateKernelV2 = create;
   KernelComputeV2 = compute;
   KernelDestroy = [](void* kernel) { delete static_cast<LinearKernel*>(kernel); };

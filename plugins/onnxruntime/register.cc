@@ -40,6 +40,7 @@ std::vector<const OrtCustomOp*> custom_ops(std::index_sequence<kIndices...>) {
     }
   };
   (append.template operator()<kIndices>(), ...);
+  tables.push_back(&linear_op());
   return tables;
 }
 
@@ -56,10 +57,6 @@ OrtStatus* shared_domain(const OrtApi& api, OrtCustomOpDomain*& domain) {
         api.ReleaseCustomOpDomain(fresh);
         return status;
       }
-    }
-    if (OrtStatus* status = api.CustomOpDomain_Add(fresh, &linear_op())) {
-      api.ReleaseCustomOpDomain(fresh);
-      return status;
     }
     shared = fresh;
   }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,27 +39,17 @@ def available_host_bytes() -> int:
     """Bytes that a new process can take without swapping, within the limit of this control group (version 2)."""
     fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
     available = int(fields["MemAvailable"].split()[0]) * 1024
-    group = _control_group()
-    while group is not None and (group / "memory.max").is_file():
-        limit = (group / "memory.max").read_text(encoding="ascii").strip()
-        if limit != "max":
-            used = int((group / "memory.current").read_text(encoding="ascii"))
-            statistics = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
-            available = min(available, int(limit) - used + int(statistics["inactive_file"]))
-        group = group.parent
+    for group, limit in _memory_limits():
+        used = int((group / "memory.current").read_text(encoding="ascii"))
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+        available = min(available, limit - used + int(statistics["inactive_file"]))
     return max(0, available)
 
 
 def total_host_bytes() -> int:
     """Bytes of memory of this machine, or of the limit of this control group (version 2) if that is less."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    group = _control_group()
-    while group is not None and (group / "memory.max").is_file():
-        limit = (group / "memory.max").read_text(encoding="ascii").strip()
-        if limit != "max":
-            total = min(total, int(limit))
-        group = group.parent
-    return total
+    return min([total, *(limit for _, limit in _memory_limits())])
 
 
 def check_memory(constant_bytes: int) -> None:
@@ -85,6 +76,16 @@ def check_disk(needed_bytes: int, folder: Path) -> None:
             f"the disk of {folder} has {format_bytes(free)} free, the build takes about {format_bytes(needed_bytes)}: "
             "free some space or choose another --output"
         )
+
+
+def _memory_limits() -> Iterator[tuple[Path, int]]:
+    """The control groups of this process that limit memory, innermost first, and their limits in bytes."""
+    group = _control_group()
+    while group is not None and (group / "memory.max").is_file():
+        limit = (group / "memory.max").read_text(encoding="ascii").strip()
+        if limit != "max":
+            yield group, int(limit)
+        group = group.parent
 
 
 def _control_group() -> Path | None:
