@@ -78,6 +78,18 @@ def recipe_folder() -> Path:
     raise ConfigError(f"no folder engines/ in or beside {packages[0]}: reinstall sala-export")
 
 
+def tensorrt_llm_module() -> Path:
+    """The directory that you give to `--custom_module_dirs` of trtllm-serve and trtllm-bench.
+
+    Raises: ConfigError if there is none.
+    """
+    directories = [package / "tensorrt_llm" / "module" / "sala_trtllm" for package in package_directories()]
+    for directory in directories:
+        if directory.is_dir():
+            return directory
+    raise ConfigError(f"no directory {directories[0]}: reinstall sala-export")
+
+
 def _library(name: str) -> Path:
     directories = [directory / "lib" for directory in package_directories()]
     for directory in directories:

@@ -40,7 +40,7 @@ class StepInputs:
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
 
-_OPERATORS: Mapping[str, TorchOperator[Any]] = {
+OPERATORS: Mapping[str, TorchOperator[Any]] = {
     operator.contract.name: operator for operator in (lightning_attention, infllmv2_attention_)
 }
 """By contract. An operator gives its outputs, or the first alone if it updates its caches in place."""
@@ -110,7 +110,7 @@ class TokenMixer(nn.Module):
 
     def operate(self, inputs: Sequence[Tensor], cache: Cache) -> tuple[Tensor, Cache]:
         """What the operator gives of `operator_inputs`, and the cache after it; it may be `cache`, updated in place."""
-        given = _OPERATORS[self.kind.contract.name](*inputs, **self.attributes)
+        given = OPERATORS[self.kind.contract.name](*inputs, **self.attributes)
         return (given, cache) if isinstance(given, Tensor) else (given[0], given[1:])
 
 
