@@ -43,7 +43,7 @@ class StepInputs:
 OPERATORS: Mapping[str, TorchOperator[Any]] = {
     operator.contract.name: operator for operator in (lightning_attention, infllmv2_attention_)
 }
-"""By contract. An operator gives its outputs, or the first alone if it updates its caches in place."""
+"""PyTorch operators by their contract. Each gives its outputs, or the first alone if it updates its caches in place."""
 
 
 class RMSNorm(nn.Module):

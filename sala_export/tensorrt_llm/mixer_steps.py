@@ -5,7 +5,7 @@ N rows of a batch, H heads, D head dim, X the activation type.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -17,11 +17,44 @@ from ..model.signature import CONTEXT_LENGTH, PAST_LENGTH, ROPE_COS_SIN
 from .page_layout import PageLayout, SparsePool, gather, scatter
 from .step_groups import StepGroup
 
+Run = Callable[[MixerKind, Sequence[Tensor], Cache, Mapping[str, Any]], Tensor]
+"""Computes the rows of an operator from its inputs and attributes, and updates the cache among them in place."""
+
+
+def run_kernels_in_place(kind: MixerKind, inputs: Sequence[Tensor], _: Cache, attributes: Mapping[str, Any]) -> Tensor:
+    """Launch the Triton kernels."""
+    from ..ops.common.triton_run import run_kernels
+    from ..ops.kernel_sets import KERNEL_SETS
+
+    contract = kind.contract
+    return run_kernels(contract, KERNEL_SETS[contract.name], inputs, attributes)[kind.rows.name]
+
+
+def run_reference_in_place(
+    kind: MixerKind, inputs: Sequence[Tensor], cache: Cache, attributes: Mapping[str, Any]
+) -> Tensor:
+    """Compute with the reference."""
+    given = OPERATORS[kind.contract.name](*inputs, **attributes)
+    if isinstance(given, Tensor):
+        return given
+    y, *updated = given
+    for kept, after in zip(cache, updated, strict=True):
+        kept.copy_(after)
+    rows: Tensor = y
+    return rows
+
+
+def run_in_place(kind: MixerKind, inputs: Sequence[Tensor], cache: Cache, attributes: Mapping[str, Any]) -> Tensor:
+    """Compute with the kernels on a GPU, with the reference on the CPU."""
+    run = run_kernels_in_place if inputs[0].device.type == "cuda" else run_reference_in_place
+    return run(kind, inputs, cache, attributes)
+
 
 class MixerSteps:
-    """Runs the operator of one kind of layers: Triton kernels on a GPU, the reference on the CPU."""
+    """Runs the operator of one kind of layers."""
 
-    def __init__(self, config: SalaConfig, mixer: Mixer) -> None:
+    def __init__(self, config: SalaConfig, mixer: Mixer, run: Run = run_in_place) -> None:
+        self._run = run
         self._kind: MixerKind = MIXERS[mixer]
         self._attributes: Mapping[str, Any] = self._kind.attributes(config)
         self._width = config.num_attention_heads * config.head_dim
@@ -41,7 +74,7 @@ class MixerSteps:
             if group.begins:
                 state.zero_()
             others = {**norms, ROPE_COS_SIN: _rows(rope, group)}
-            y[group.rows] = self._run(packed, group, (state,), others)
+            y[group.rows] = self._rows_of(packed, group, (state,), others)
             states.index_copy_(0, group.state_slots, state)
         return y
 
@@ -54,34 +87,17 @@ class MixerSteps:
         y = packed.new_empty(len(packed), self._width)
         for group in groups:
             cache = gather(pool, group.slots, layout)
-            y[group.rows] = self._run(packed, group, cache, {})
+            y[group.rows] = self._rows_of(packed, group, cache, {})
             scatter(pool, group.slots, group.positions, group.windows, cache, layout.page_tokens)
         return y
 
-    def _run(self, packed: Tensor, group: StepGroup, cache: Cache, others: Mapping[str, Tensor]) -> Tensor:
+    def _rows_of(self, packed: Tensor, group: StepGroup, cache: Cache, others: Mapping[str, Tensor]) -> Tensor:
         """Rows X [n T, H D] of the operator, which updates `cache`."""
         lengths = {PAST_LENGTH: group.past_length, CONTEXT_LENGTH: group.context_length}
         inputs = self._kind.inputs(_rows(packed, group), cache, {**lengths, **others})
-        return _run_in_place(self._kind, inputs, cache, self._attributes).flatten(0, 1)
+        return self._run(self._kind, inputs, cache, self._attributes).flatten(0, 1)
 
 
 def _rows(x: Tensor, group: StepGroup) -> Tensor:
     """The rows of a group, [n, T, ...]."""
     return x[group.rows].view(*group.shape, *x.shape[1:])
-
-
-def _run_in_place(kind: MixerKind, inputs: Sequence[Tensor], cache: Cache, attributes: Mapping[str, Any]) -> Tensor:
-    if inputs[0].device.type == "cuda":
-        from ..ops.common.triton_run import run_kernels
-        from ..ops.kernel_sets import KERNEL_SETS
-
-        contract = kind.contract
-        return run_kernels(contract, KERNEL_SETS[contract.name], inputs, attributes)[kind.rows.name]
-    given = OPERATORS[kind.contract.name](*inputs, **attributes)
-    if isinstance(given, Tensor):
-        return given
-    y, *updated = given
-    for kept, after in zip(cache, updated, strict=True):
-        kept.copy_(after)
-    result: Tensor = y
-    return result

@@ -144,7 +144,7 @@ class MiniCPMSALAModel(DecoderModel):
     def _batch(self, metadata: Any, positions: Tensor) -> MiniCPMSALABatch:
         manager: SalaCacheManager = metadata.kv_cache_manager
         lengths, ids = metadata.seq_lens.tolist(), metadata.request_ids[: len(metadata.seq_lens)]
-        cached = metadata.kv_cache_params.num_cached_tokens_per_seq
+        cached = metadata.kv_cache_params.num_cached_tokens_per_seq[: len(lengths)]
         requests = [
             RequestStep(
                 tokens=tokens,

@@ -26,7 +26,7 @@ def trees() -> Iterator[tuple[str, ast.Module]]:
 
 
 def chain(node: ast.expr) -> str | None:
-    """`a.b.c` of an attribute, `super().c` too. None if it begins with anything else."""
+    """The dotted name of an attribute, `super().NAME` too. None if it begins with anything else."""
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "super":
