@@ -16,6 +16,7 @@ PACKAGE_EXTRAS = {
     "lm_eval": "eval",
     "onnx": "build",
     "onnx_ir": "build",
+    "polygraphy": "polygraphy",
     "prometheus_client": "serve",
     "starlette": "serve",
     "tensorrt_rtx": "build",

@@ -57,6 +57,7 @@ def test_commands_that_a_light_installation_has(command: list[str], tmp_path: Pa
         (["build", "--gpu", "rtx", "--model", "CHECKPOINT"], "build"),
         (["export", "--model", "CHECKPOINT", "-o", "OUT"], "build"),
         (["plan", "--gpu", "rtx5090"], "build"),
+        (["polygraphy-script", "BUNDLE", "-o", "step.py"], "polygraphy"),
         (["serve", "BUNDLE"], "serve"),
         (["verify", "BUNDLE"], "torch"),
         (["generate", "CHECKPOINT", "--runtime", "torch", "--prompt", "Hello"], "torch"),

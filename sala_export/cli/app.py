@@ -24,11 +24,14 @@ from .cmd_export import export
 from .cmd_generate import generate
 from .cmd_inspect import inspect
 from .cmd_kernels import kernels
+from .cmd_paths import paths
 from .cmd_plan import plan
+from .cmd_polygraphy_script import polygraphy_script
 from .cmd_quantize import quantize
 from .cmd_random_checkpoint import random_checkpoint
 from .cmd_serve import serve
 from .cmd_tokenize import detokenize, tokenize
+from .cmd_trtexec import trtexec
 from .cmd_verify import verify
 from .output import show_log, stderr_console
 from .signals import exit_code_of_signal, interrupt_work, leave_at_once, was_interrupted
@@ -73,6 +76,9 @@ _COMMANDS = (
         export,
         kernels,
         doctor,
+        paths,
+        polygraphy_script,
+        trtexec,
     ),
     random_checkpoint,
 )

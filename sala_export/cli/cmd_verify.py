@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +14,12 @@ from ..plotting import plot_file
 from ..specs import CpuMath
 from .options import Tokens, cpu_math_option, json_option, model_options
 from .output import print_json, progress_display, table_console
+from .verify_polygraphy import layer_judge, polygraphy_options
 from .verify_tables import print_verification
 
 if TYPE_CHECKING:
     from ..checkpoint.reader import Checkpoint
+    from ..interop.polygraphy.layer_judge import LayerJudge
     from ..progress import ProgressCallback
     from ..verification.tokens import VerificationTokens
     from ..verification.verify import Verification
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
 @click.option(
     "--plot", type=click.Path(path_type=Path), help="Write a plot of the errors by layer (.png, .svg or .pdf)."
 )
+@polygraphy_options
 @json_option
 @click.pass_obj
 def verify(
@@ -55,6 +59,10 @@ def verify(
     cpu_math: str | None,
     plot: Path | None,
     as_json: bool,
+    polygraphy: bool,
+    check_error_stat: str | None,
+    atol: float | None,
+    rtol: float | None,
 ) -> int:
     """Check that a bundle or a quantised checkpoint still answers like the original.
 
@@ -71,13 +79,14 @@ def verify(
     from ..building.requests import ModelRequest
     from ..verification.tokens import verification_tokens
 
-    _require_layers(runtime, layers, plot)
+    _require_layers(runtime, {f"--layers {layers}": layers, f"--plot {plot}": plot, "--polygraphy": polygraphy or None})
+    judge = layer_judge(polygraphy, (check_error_stat, atol, rtol), to_stderr=as_json)
     with plot_file(plot) as save_plot:
         source = ModelRequest(model=model, revision=revision, layers=layers).open()
         chosen = verification_tokens(source.checkpoint, tokens, calibration)
         with progress_display(console) as on_progress:
             if runtime is None:
-                found = _by_layers(source.checkpoint, target, layers, cpu_math, chosen, on_progress)
+                found = _by_layers(source.checkpoint, target, (layers, cpu_math, judge), chosen, on_progress)
             else:
                 found = _on_runtime(source.checkpoint, target, (runtime, cpu_math), chosen, on_progress)
         if save_plot is not None:
@@ -85,33 +94,36 @@ def verify(
 
             save_plot(draw(found))
     if as_json:
-        print_json(found.to_dict())
+        print_json(found.to_dict() | ({} if judge is None else {"polygraphy": judge.to_dict()}))
     else:
         print_verification(table_console(), found)
-    return 0 if found.passed else 1
+        if judge is not None and not judge.passed:
+            click.echo(f"fails: {judge.verdict()}")
+    return 0 if found.passed and (judge is None or judge.passed) else 1
 
 
-def _require_layers(runtime: str | None, layers: int | None, plot: Path | None) -> None:
+def _require_layers(runtime: str | None, options: Mapping[str, object]) -> None:
     """Raises: RequestError for what a runtime that runs whole has not."""
-    for option, value in (("--layers", layers), ("--plot", plot)):
+    for option, value in options.items():
         if runtime is not None and value is not None:
-            raise RequestError(f"{option} {value}: --runtime {runtime} runs the model whole; leave one of the two out")
+            raise RequestError(f"{option}: --runtime {runtime} runs the model whole; leave one of the two out")
 
 
 def _by_layers(
     original: Checkpoint,
     target: Path,
-    layers: int | None,
-    cpu_math: str | None,
+    how: tuple[int | None, str | None, LayerJudge | None],
     tokens: VerificationTokens,
     on_progress: ProgressCallback,
 ) -> Verification:
+    """Args: `how`: number of layers, arithmetic on a CPU, and what else sees the layers."""
     from ..verification.targets import open_original, open_target
     from ..verification.verify import run_verification
 
+    layers, cpu_math, judge = how
     first = open_original(original)
     tested, precision = open_target(target, layers, None if cpu_math is None else CpuMath(cpu_math))
-    return run_verification(first, tested, precision, tokens, on_progress=on_progress)
+    return run_verification(first, tested, precision, tokens, on_layer=judge, on_progress=on_progress)
 
 
 def _on_runtime(

@@ -1,7 +1,11 @@
-"""Builds one engine in the process that calls it, for both TensorRTs. Only the worker process imports this."""
+"""Builds one engine in the process that calls it, for both TensorRTs.
+
+The worker process builds with it. Polygraphy's loaders take the same configuration (`interop/polygraphy`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,21 +30,19 @@ def build_plan(
     """
     logger = _logger(trt, log, [file.parent for file in (job.graph, job.plugin_library) if file])
     builder = trt.Builder(logger)
-    # After the builder, which gives the registry its logger.
-    if job.plugin_library is not None and trt.get_plugin_registry().load_library(str(job.plugin_library)) is None:
+    if job.plugin_library is not None and not load_plugins(trt, job.plugin_library):
         raise BuildError(f"TensorRT cannot load {job.plugin_library}: {logger.last_errors()}")
     progress("Parsing graph", 0, 1)
     network = _parse(trt, builder, logger, job.graph)
     progress("Parsing graph", 1, 1)
-    config = builder.create_builder_config()
-    flavour.set_targets(trt, config, [ComputeCapability.parse(text) for text in job.compute_capabilities])
-    # With auxiliary streams, products whose weights are inputs go to one of them, between signals that cost time.
-    config.max_aux_streams = 0
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if job.plugin_library is not None:
-        config.plugins_to_serialize = [str(job.plugin_library)]
-    for profile in job.profiles:
-        _add_profile(builder, config, profile)
+    config = make_config(
+        flavour,
+        trt,
+        builder,
+        compute_capabilities=job.compute_capabilities,
+        profiles=job.profiles,
+        plugin_library=job.plugin_library,
+    )
     # The configuration does not keep the monitor alive.
     monitor = _monitor(trt, progress)
     config.progress_monitor = monitor
@@ -53,6 +55,39 @@ def build_plan(
     job.plan.write_bytes(plan)
     progress("Writing plan", 1, 1)
     return int(plan.nbytes), flavour.targets(config)
+
+
+def load_plugins(trt: Any, library: Path) -> bool:
+    """Register the plugins of a library. Call it after a builder is made, which gives the registry its logger.
+
+    Returns: False if TensorRT refuses the library, which its log explains.
+    """
+    return trt.get_plugin_registry().load_library(str(library)) is not None
+
+
+def make_config(
+    flavour: Flavour,
+    trt: Any,
+    builder: Any,
+    *,
+    compute_capabilities: Sequence[str],
+    profiles: Sequence[Profile],
+    plugin_library: Path | None,
+) -> Any:
+    """Make the builder configuration of an engine, whose plan will carry `plugin_library`.
+
+    Raises: BuildError, UnsupportedError for an unknown target.
+    """
+    config = builder.create_builder_config()
+    flavour.set_targets(trt, config, [ComputeCapability.parse(text) for text in compute_capabilities])
+    # With auxiliary streams, products whose weights are inputs go to one of them, between signals that cost time.
+    config.max_aux_streams = 0
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if plugin_library is not None:
+        config.plugins_to_serialize = [str(plugin_library)]
+    for profile in profiles:
+        _add_profile(builder, config, profile)
+    return config
 
 
 def _parse(trt: Any, builder: Any, logger: Any, graph: Path) -> Any:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
+from ..bundle.manifest import Manifest
 from ..model.signature import BATCH, CAPACITY, CAPACITY_K1, CAPACITY_K2, MAX_LOGIT_ROWS, ROWS, TOKENS
 from .graph import EngineGraph
 from .request import EngineRequest
@@ -74,6 +75,22 @@ def make_profiles(graph: EngineGraph, request: EngineRequest) -> tuple[Profile, 
             for spec in graph.inputs
         )
         profiles.append(Profile(name=name, inputs=ranges))
+    return tuple(profiles)
+
+
+def stated_profiles(manifest: Manifest) -> tuple[Profile, ...]:
+    """The profiles that a bundle's engine was built with."""
+    profiles = []
+    for name, ranges in manifest.engine.profiles.items():
+        least, usual, most = (
+            {BATCH: 1, **{symbol: getattr(sizes, bound) for symbol, sizes in ranges.items()}}
+            for bound in ("min", "opt", "max")
+        )
+        inputs = tuple(
+            ShapeRange(name=spec.name, min=spec.bound(least), opt=spec.bound(usual), max=spec.bound(most))
+            for spec in manifest.graph.inputs
+        )
+        profiles.append(Profile(name=ProfileName(name), inputs=inputs))
     return tuple(profiles)
 
 

@@ -15,18 +15,15 @@ import torch
 from onnx import TensorProto
 from torch import Tensor
 
-from ..bundle.manifest import WeightPart
 from ..bundle.reader import Bundle
 from ..checkpoint.keymap import EMBEDDING, FINAL_NORM, LM_HEAD
-from ..checkpoint.tensor_location import TensorLocation
-from ..checkpoint.torch_tensor import as_tensor
-from ..errors import UnsupportedError
 from ..installation import onnxruntime_operators
 from ..model.layer_run import logits
 from ..model.rope import rope_cos_sin
 from ..model.signature import CONTEXT_LENGTH, INPUT_IDS, PAST_LENGTH, ROPE_COS_SIN, ROWS, cache_sizes
 from ..onnx.layer_graph import MOST_GRAPH_BYTES, write_layer
 from ..specs import CpuMath, Precision, computed_in, stream_name
+from .bundle_weights import BundleWeights
 from .subject import LayerFunction, LayerRows
 
 
@@ -39,19 +36,14 @@ class BundleSubject:
         Raises: UnsupportedError if the bundle was built without its weights, RequestError for `layers`.
         """
         manifest = bundle.manifest
-        if not manifest.weights.included:
-            raise UnsupportedError(
-                f"{bundle.directory} was built with --no-weights: build it with its weights to verify it"
-            )
+        self._weights = BundleWeights(bundle, manifest.graph.cpu.weights)
         config = manifest.model.config
         self.config = config if layers is None else config.truncated(layers)
         self.computes_in = Precision.FP32 if math is CpuMath.EXACT else manifest.precision
         computed = computed_in(manifest.precision, Precision.FP32)
         self.description = f"the {math} CPU form in ONNX Runtime {onnxruntime.__version__}, {computed}"
         self._bundle = bundle
-        self._tensors = manifest.weights.tensors
         self._graph = manifest.graph.cpu.steps()[math]
-        self._weights = {weight.spec.name: weight for weight in manifest.graph.cpu.weights}
         self._inv_freq = torch.tensor(manifest.model.inv_freq, dtype=torch.float32)
         self._head: Tensor | None = None
 
@@ -72,9 +64,9 @@ class BundleSubject:
         }
         session = self._session(layer)
         weights = {
-            value.name: _ort_value(self._weight(value.name))
+            value.name: _ort_value(self._weights.tensor(value.name))
             for value in session.get_inputs()
-            if value.name in self._weights
+            if value.name in self._weights.inputs
         }
 
         def run(rows: Tensor) -> LayerRows:
@@ -89,8 +81,8 @@ class BundleSubject:
 
     def logits(self, rows: Tensor) -> Tensor:
         if self._head is None:
-            self._head = self._weight(EMBEDDING if self.config.tie_word_embeddings else LM_HEAD)
-        return logits(self.config, self._weight(FINAL_NORM), self._head, rows)
+            self._head = self._weights.tensor(EMBEDDING if self.config.tie_word_embeddings else LM_HEAD)
+        return logits(self.config, self._weights.tensor(FINAL_NORM), self._head, rows)
 
     def _session(self, layer: int) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
@@ -101,36 +93,6 @@ class BundleSubject:
             path = Path(folder) / "layer.onnx"
             write_layer(self._bundle.read(self._graph.file, MOST_GRAPH_BYTES), layer, path)
             return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-    def _weight(self, name: str) -> Tensor:
-        """A weight input in the type that the graph takes."""
-        weight = self._weights[name]
-        dtype = getattr(torch, weight.spec.dtype.value)
-        shape = [int(extent) for extent in weight.spec.shape]
-        values = [self._values(part).to(dtype) for part in weight.parts]
-        # The one number of a scale is told by every tensor of a pack.
-        return values[0].view(shape) if shape == [1] else torch.cat([each.view(-1) for each in values]).view(shape)
-
-    def _values(self, part: WeightPart) -> Tensor:
-        """What a part stands for: a tensor as it is stored, or scales of rows."""
-        stored = self._stored(part.tensor)
-        if part.rows is None:
-            return stored
-        rows = stored.to(torch.float32).view(-1).expand(part.rows)
-        return rows * (1.0 if part.factor is None else self._stored(part.factor).to(torch.float32).view(-1))
-
-    def _stored(self, name: str) -> Tensor:
-        tensor = self._tensors[name]
-        where = TensorLocation(
-            file=self._bundle.file(tensor.file),
-            offset=tensor.offset,
-            length=tensor.bytes,
-            dtype=tensor.dtype,
-            shape=tensor.shape,
-        )
-        block = where.raw()
-        self._bundle.require_tensor(name, where.sha256)
-        return as_tensor(where, block)
 
 
 _BITS = {

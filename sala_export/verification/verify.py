@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 _LOGIT_ROWS = 256
 """Rows whose logits exist at once."""
 _PHASE = "verify"
+
+LayerWatcher = Callable[[int, Tensor, Tensor], None]
+"""Sees a layer's number, and the rows fp32 [T, H] after it of the original and of the model under test."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,11 +74,12 @@ def run_verification(
     precision: Precision,
     tokens: VerificationTokens,
     *,
+    on_layer: LayerWatcher | None = None,
     on_progress: ProgressCallback = silent,
 ) -> Verification:
     """Run both models on one context of at least two tokens, with one layer of each in memory.
 
-    Each layer under test runs on its own rows, and on those of the original.
+    Each layer under test runs on its own rows, and on those of the original. `on_layer` sees the rows after each layer.
 
     Raises: RequestError if they are different models.
     """
@@ -89,6 +93,8 @@ def run_verification(
     for layer in range(count):
         result, rows, tested_rows = _compare_layer(original, tested, layer, tokens.ids, rows, tested_rows)
         results.append(result)
+        if on_layer is not None:
+            on_layer(layer, rows, tested_rows)
         on_progress(_PHASE, len(results), count + 1)
     comparison = LogitComparison()
     for first in range(0, len(tokens.ids), _LOGIT_ROWS):

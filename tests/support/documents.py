@@ -36,7 +36,10 @@ KNOWN_HOSTS = {"keepachangelog.com", "semver.org"}
 _HOST = re.compile(r"\b(?:[a-z0-9-]+\.)+(?:com|dev|io|net|org)\b", re.IGNORECASE)
 _MACHINE_PATH = re.compile(r"(?<![\w.*>-])/(?:home|mnt|root|tmp|Users|work)(?:/|\b)")
 
-ELSEWHERE = {"operator_tables.cc", "naive.py", "unpack.sh", "gpu-pack/unpack.sh"}
+ELSEWHERE = {
+    *("operator_tables.cc", "naive.py", "unpack.sh", "gpu-pack/unpack.sh"),
+    *("build.sh", "prefill.sh", "decode.sh"),
+}
 """Files that documents may name though the checkout lacks them: the build or a script writes them, or one is another
 project's.
 """

@@ -13,7 +13,10 @@ from support.documents import ROOT, Document, documents
 
 _BLOCK = re.compile(r"^```(\w*)[ \w]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _COMMENT = re.compile(r"\s+# .*$", re.MULTILINE)
-_PROGRAM = re.compile(r"(cat|cd|docker|git|pip|python3?|pre-commit|sala-export|sala-run|source|\.?[\w/-]+\.sh) ")
+_PROGRAM = re.compile(
+    r"((?:POLYGRAPHY_\w+=1 )?polygraphy|cat|cd|docker|git|pip|python3?|pre-commit|sala-export|sala-run|source|"
+    r"\.?[\w/-]+\.sh) "
+)
 
 TESTED_ELSEWHERE = {"docs/embedding.md": "tests/embedding/test_page.py"}
 """Pages whose commands another test runs."""
@@ -41,6 +44,8 @@ NOT_RUN = {
     "python -m benchmarks.ttft": GPU,
     "python -m benchmarks.passkey": GPU,
     "python -m benchmarks.block_overlap": GPU,
+    "POLYGRAPHY_USE_TENSORRT_RTX=1 polygraphy run": GPU,
+    "polygraphy debug reduce": "takes minutes; tests/interop/polygraphy/ reduces a graph in few steps",
     "python -m pytest -m gpu": GPU,
     "python3 -m pytest -m gpu": GPU,
 }

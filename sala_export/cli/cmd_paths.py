@@ -1,0 +1,70 @@
+"""`sala-export paths`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.table import Table
+
+from ..errors import BuildError, ConfigError
+from ..installation import onnxruntime_operators, plugin_library, recipe_folder, soname_shim
+from .options import json_option
+from .output import print_json, table_console
+
+_FINDERS = {
+    "plugins": plugin_library,
+    "onnxruntime-operators": onnxruntime_operators,
+    "soname-shim": soname_shim,
+    "recipes": recipe_folder,
+}
+_WHAT = {
+    "plugins": "the operators as plugins of TensorRT and TensorRT for RTX",
+    "onnxruntime-operators": "the operators on a CPU, for register_custom_ops_library of ONNX Runtime",
+    "soname-shim": "the name that the ONNX parser of TensorRT for RTX opens",
+    "recipes": "the recipes of the GPUs",
+}
+
+
+def _choice(name: str) -> click.Option:
+    return click.Option([f"--{name}", "chosen"], flag_value=name, help=f"Print only the path of {_WHAT[name]}.")
+
+
+@click.command()
+@json_option
+def paths(as_json: bool, chosen: str | None) -> None:
+    """Show where the installed libraries and recipes are, for the command lines of other programs.
+
+    With one of the options, one bare path is printed. For example:
+
+    \b
+      sala-export paths
+      sala-export paths --plugins
+
+    In a shell, $(...) around a command puts the path into another one, such as trtexec --dynamicPlugins=PATH.
+    """
+    if chosen is not None:
+        found = str(_FINDERS[chosen]())
+        if as_json:
+            print_json({chosen: found})
+        else:
+            click.echo(found)
+        return
+    all_paths = {name: _found(name) for name in _FINDERS}
+    if as_json:
+        print_json({"paths": {name: None if path is None else str(path) for name, path in all_paths.items()}})
+        return
+    table = Table("name", "path", "what", box=None)
+    for name, path in all_paths.items():
+        table.add_row(name, "not installed" if path is None else str(path), _WHAT[name])
+    table_console().print(table)
+
+
+paths.params.extend(_choice(name) for name in _FINDERS)
+
+
+def _found(name: str) -> Path | None:
+    try:
+        return _FINDERS[name]()
+    except (BuildError, ConfigError):
+        return None

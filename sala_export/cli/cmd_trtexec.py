@@ -1,0 +1,35 @@
+"""`sala-export trtexec`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .options import BundlePath, force_option, output_option
+
+
+@click.command()
+@click.argument("bundle", type=BundlePath())
+@output_option(required=True, text="Directory to write.")
+@force_option
+def trtexec(bundle: Path, output: Path, force: bool) -> None:
+    """Write scripts with which trtexec, or tensorrt_rtx, builds and times the engine of a bundle.
+
+    One script builds, and one for each profile times it, with valid inputs of a step. You need no GPU to write them.
+    The command prints their paths. For example:
+
+    \b
+      sala-export trtexec sala.sala -o trtexec-sala
+    """
+    from ..bundle.reader import Bundle
+    from ..engine.trtexec import BUILD_SCRIPT, write_tool_scripts
+    from ..files import absolute
+    from ..installation import plugin_library
+    from ..staging import staged_directory
+
+    opened = Bundle.open(bundle)
+    with staged_directory(output, marker=BUILD_SCRIPT, force=force) as folder:
+        scripts = write_tool_scripts(opened.manifest, absolute(bundle), plugin_library(), folder)
+    for script in scripts:
+        click.echo(str(output / script.name))
