@@ -8,7 +8,7 @@ import click
 from rich.table import Table
 
 from ..errors import BuildError, ConfigError
-from ..installation import onnxruntime_operators, plugin_library, recipe_folder, soname_shim
+from ..installation import onnxruntime_operators, plugin_library, recipe_folder, soname_shim, tensorrt_llm_module
 from .options import json_option
 from .output import print_json, table_console
 
@@ -17,12 +17,14 @@ _FINDERS = {
     "onnxruntime-operators": onnxruntime_operators,
     "soname-shim": soname_shim,
     "recipes": recipe_folder,
+    "tensorrt-llm": tensorrt_llm_module,
 }
 _WHAT = {
     "plugins": "the operators as plugins of TensorRT and TensorRT for RTX",
     "onnxruntime-operators": "the operators on a CPU, for register_custom_ops_library of ONNX Runtime",
     "soname-shim": "the name that the ONNX parser of TensorRT for RTX opens",
     "recipes": "the recipes of the GPUs",
+    "tensorrt-llm": "the model for TensorRT-LLM, for its --custom_module_dirs",
 }
 
 

@@ -17,6 +17,7 @@ NAMES = {
     "onnxruntime-operators": "libsala_ort.so",
     "soname-shim": "libtensorrt_rtx.so",
     "recipes": "engines",
+    "tensorrt-llm": "sala_trtllm",
 }
 
 
