@@ -14,6 +14,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from ...errors import SalaError, UnsupportedError
@@ -163,6 +164,7 @@ class _Call:
         self._inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
         self._conversation, self._flags = request.correlation_id(), request.flags()
         self._parameters: str = request.parameters()
+        self._is_over = False  # then the server has freed what the sender stands for, and ends if somebody asks it
         self.seconds: float = request.timeout() / 1e6
         """That the answer may take. 0: no limit."""
 
@@ -187,7 +189,7 @@ class _Call:
 
     def is_cancelled(self) -> bool:
         """Whether the client wants no answer any more."""
-        return bool(self._sender.is_cancelled())
+        return not self._is_over and bool(self._sender.is_cancelled())
 
     def send(self, part: Part, usage: Usage, *, is_last: bool) -> None:
         """Send a part of the answer, or all of it. The last one tells how it ended."""
@@ -200,24 +202,25 @@ class _Call:
             values["num_cached_tokens"] = usage.cached_tokens
             values["num_output_tokens"] = usage.completion_tokens
         tensors = [pb_utils.Tensor(name, array_of(name, values[name])) for name in values if name in self._outputs]
-        self._sender.send(pb_utils.InferenceResponse(output_tensors=tensors), flags=_final() if is_last else 0)
+        self._respond(pb_utils.InferenceResponse(output_tensors=tensors), is_last=is_last)
+
+    def _respond(self, response: Any, *, is_last: bool) -> None:
+        self._is_over = is_last
+        self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if is_last else 0)
 
     def fail(self, error: ApiError) -> None:
-        """Send the error that ends the answer."""
+        """Send the error that ends the answer, if it has not ended."""
+        if self._is_over:
+            return
         code = getattr(pb_utils.TritonError, _CODES.get(error.status_code, "INTERNAL"))
         told = pb_utils.TritonError(error.message, code)
-        self._sender.send(pb_utils.InferenceResponse(error=told), flags=_final())
+        self._respond(pb_utils.InferenceResponse(error=told), is_last=True)
 
     def end(self, done: Future[None]) -> None:
         """Tell the client of a fault of ours, which would else wait for ever. The log has more."""
         if (fault := done.exception()) is not None:
             pb_utils.Logger.log_error(f"a fault of sala-export: {fault!r}")
             self.fail(ApiError(500, f"a fault of this model ({type(fault).__name__}): the server's log tells more"))
-
-
-def _final() -> int:
-    """The flag of a response behind which none comes. The server gives the module its values after our import."""
-    return int(pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
 def _see_one_gpu(number: int) -> None:
@@ -227,7 +230,14 @@ def _see_one_gpu(number: int) -> None:
 
 
 def _require_arrays() -> None:
-    """Raises: UnsupportedError if the server's Python backend cannot read arrays of this NumPy."""
+    """Raises: UnsupportedError if the server reads arrays of this NumPy wrongly, as old ones do those of NumPy 2."""
+    values = np.arange(4, dtype=np.int32)
+    read = pb_utils.Tensor.from_dlpack("values", pb_utils.Tensor("values", values).to_dlpack()).as_numpy()
+    if not np.array_equal(read, values):
+        raise UnsupportedError(
+            f"the Python backend of this Triton Inference Server cannot read arrays of NumPy {np.__version__}: install "
+            "'numpy<2' for it, or take a newer server"
+        )
 
 
 def _loaded(parameters: ModelParameters, folder: Path) -> Model:

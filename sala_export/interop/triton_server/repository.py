@@ -15,7 +15,7 @@ from ...errors import DiskFullError, RequestError, UnsupportedError
 from ...onnx.weights import placed_without_room
 from ...progress import ProgressCallback, silent
 from ...specs import format_bytes
-from ...staging import staged_directory
+from ...staging import MARKER, staged_directory
 from .options import CONFIG_FILE, ModelParameters
 from .tensors import INPUTS, OUTPUTS, TensorForm
 
@@ -73,7 +73,7 @@ def write_repository(request: RepositoryRequest, on_progress: ProgressCallback =
     if is_new:
         _make(request.output)
     try:
-        with staged_directory(request.output / request.name, marker=CONFIG_FILE, force=request.force) as staging:
+        with staged_directory(request.output / request.name, marker=MARKER, force=request.force) as staging:
             version = staging / VERSION_FOLDER
             version.mkdir()
             (version / MODEL_FILE).write_text(_MODEL, encoding="utf-8")
