@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
+import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,8 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from support.documents import ROOT
 from support.text_bundles import tiny_text_bundle
-from support.triton_server import IS_INSTALLED, RunningTriton, client_of, running_triton
+from support.triton_server import FOLDER, IS_INSTALLED, RunningTriton, client_of, running_triton
 
 import sala_export
 from sala_export.cli.app import cli
@@ -291,6 +296,38 @@ def test_many_requests_are_answered_together(server: RunningTriton, model: Model
     for thread in threads:
         thread.join()
     assert found == {prompt: drawn(model, prompt, max_new_tokens=8, temperature=0)[0] for prompt in prompts}
+
+
+def on(server: RunningTriton, text: str) -> str:
+    """What the page tells to type, with the addresses of this server."""
+    for port, address in (
+        (8000, server.http.removeprefix("http://")),
+        (8001, server.grpc),
+        (8002, server.metrics_url.removeprefix("http://").removesuffix("/metrics")),
+    ):
+        text = text.replace(f"127.0.0.1:{port}", address)
+    return text
+
+
+def test_what_the_page_tells_to_type_works(server: RunningTriton) -> None:
+    page = (ROOT / "docs" / "triton_server.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = re.findall(r"^curl .*$", page, re.MULTILINE)
+    assert len(commands) == 5
+    for command in commands:
+        done = subprocess.run(["bash", "-c", on(server, command)], capture_output=True, text=True, check=True)
+        assert '"error"' not in done.stdout
+        assert '"text_output":' in done.stdout or "sala_conversations{" in done.stdout
+    (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    path = os.pathsep.join([*filter(None, sys.path), str(FOLDER)])
+    done = subprocess.run(
+        [sys.executable, "-c", on(server, snippet)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert len(done.stdout) > 2
+    assert "Exception" not in done.stdout + done.stderr
 
 
 def test_wrong_parameter_keeps_a_model_from_loading_in_one_line(server: RunningTriton) -> None:
