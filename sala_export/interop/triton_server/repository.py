@@ -27,10 +27,7 @@ _MOST_CONVERSATIONS = 1024
 """Per instance, with sequence batching. Further ones wait until one of these ends."""
 
 _MODEL = """\
-from sala_export.extras import extras_named
-
-with extras_named():
-    from sala_export.interop.triton_server.model import TritonPythonModel
+from sala_export.interop.triton_server.model import TritonPythonModel
 
 __all__ = ["TritonPythonModel"]
 """
