@@ -61,7 +61,7 @@ class Call:
         return not self._inputs.keys() & {"text_input", "input_ids", "messages"}
 
     def is_cancelled(self) -> bool:
-        """Whether the client wants no answer any more."""
+        """True if the client wants no answer any more."""
         return not self._is_over and bool(self._sender.is_cancelled())
 
     def send(self, part: Part, usage: Usage, *, is_last: bool) -> None:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True, eq=False)
-class Conversation:
-    """One of them. Its state is the kept context of its tokens."""
+class ConversationState:
+    """What there is of a conversation. The state itself is the kept context of its tokens."""
 
     ids: Ids = field(default_factory=lambda: np.zeros(0, np.int32))
     """All tokens so far, int32 [tokens]"""
@@ -29,7 +29,7 @@ class Conversation:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by the turn that runs. The next ones wait in their order."""
     last_used: float = field(default_factory=time.monotonic)
-    replaces: Conversation | None = None
+    replaces: ConversationState | None = None
     """One of the same id, which ends when this one begins."""
     has_ended: bool = False
 
@@ -41,19 +41,19 @@ class Conversations:
         """Args: max_idle: seconds after whose end a conversation that nobody continues ends."""
         self._service = service
         self._max_idle = max_idle
-        self._open: dict[Hashable, Conversation] = {}
+        self._open: dict[Hashable, ConversationState] = {}
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def find(self, name: int | str, *, is_first: bool) -> Conversation:
+    def find(self, name: int | str, *, is_first: bool) -> ConversationState:
         """The conversation of this id, or a new one for its first request.
 
         Raises: SessionError if there is none that the request could continue.
         """
         key = (type(name), name)  # 7 and "7" are two
         if is_first:
-            self._open[key] = Conversation(replaces=self._open.get(key))
+            self._open[key] = ConversationState(replaces=self._open.get(key))
         if key not in self._open:
             raise SessionError(
                 f"there is no conversation {name!r}: it has ended, nobody continued it for {self._max_idle:g} s, or it "
@@ -64,7 +64,7 @@ class Conversations:
         return found
 
     @asynccontextmanager
-    async def turn(self, conversation: Conversation, *, is_last: bool) -> AsyncIterator[None]:
+    async def turn(self, conversation: ConversationState, *, is_last: bool) -> AsyncIterator[None]:
         """Wait for the earlier turns. At the end of the last one the conversation ends, whether it succeeds or not.
 
         Raises: SessionError if an earlier turn was the last.
@@ -83,7 +83,7 @@ class Conversations:
                 if is_last:
                     await self.end(conversation)
 
-    async def end(self, ended: Conversation) -> None:
+    async def end(self, ended: ConversationState) -> None:
         """Forget a conversation, and let its state go but for what it has in common with others."""
         ended.has_ended = True
         self._open = {key: each for key, each in self._open.items() if each is not ended}

@@ -17,7 +17,7 @@ from ...serving.errors import ApiError, of_sala
 from ...serving.service import Service, with_cache_limit
 from ...serving.settings import Settings
 from .call import CANCELLED, Call
-from .conversations import Conversation, Conversations
+from .conversations import Conversations, ConversationState
 from .metrics import ShownMetrics
 from .options import ModelParameters
 from .turns import Part, answered, whole
@@ -75,6 +75,7 @@ class Instance:
         """Cancel what clients have cancelled, end idle conversations, and show metrics."""
         for call, task in [*self._calls.items()]:
             if call.is_cancelled():
+                del self._calls[call]  # once is enough, and a second time would break off what ends the answer
                 task.cancel()
         await self._conversations.end_idle()
         self._metrics.show(self._service.metrics.families())
@@ -100,12 +101,12 @@ class Instance:
         except asyncio.CancelledError:
             call.fail(ApiError(CANCELLED, "the client has cancelled the request"))
         finally:
-            del self._calls[call]
+            self._calls.pop(call, None)
 
     async def _turn(self, call: Call, limit: asyncio.Timeout) -> None:
         flags = call.flags()
         if flags.conversation is None:
-            await self._send(call, Conversation(), limit)
+            await self._send(call, ConversationState(), limit)
             return
         if not self._is_alone:
             raise UnsupportedError(
@@ -119,7 +120,7 @@ class Instance:
         if flags.is_last and call.is_empty:
             call.send(Part(ids=[], reason="stop"), Usage(prompt_tokens=0), is_last=True)
 
-    async def _send(self, call: Call, conversation: Conversation, limit: asyncio.Timeout) -> None:
+    async def _send(self, call: Call, conversation: ConversationState, limit: asyncio.Timeout) -> None:
         request, usage = call.request(), Usage(prompt_tokens=0)
         if seconds := call.seconds or request.timeout / 1e6:
             limit.reschedule(asyncio.get_running_loop().time() + seconds)

@@ -41,7 +41,7 @@ class RepositoryRequest:
     output: Path
     """The repository. Models that are there stay."""
     name: str
-    """By which clients ask for the model."""
+    """Clients ask for the model by it."""
     parameters: ModelParameters
     gpus: Sequence[int] = ()
     """Numbers of the GPUs that get an instance each. None: one instance, which chooses."""

@@ -78,10 +78,17 @@ class SequenceFlags:
         if isinstance(named, bool) or not isinstance(named, (int, str)):
             raise RequestError("sequence_id is neither a whole number nor a text")
         self.conversation: int | str | None = conversation or named or None
-        self.is_first = is_first or given.get("sequence_start") is True
-        self.is_last = is_last or given.get("sequence_end") is True
+        self.is_first = _flag(given, "sequence_start") or is_first
+        self.is_last = _flag(given, "sequence_end") or is_last
         if self.conversation is None and (self.is_first or self.is_last):
             raise RequestError("a sequence begins or ends, and has no id: give sequence_id")
+
+
+def _flag(given: Mapping[str, Any], name: str) -> bool:
+    value = given.get(name, False)
+    if not isinstance(value, bool):
+        raise RequestError(f"{name} is neither true nor false")
+    return value
 
 
 def _json(name: str, text: Any) -> Any:

@@ -15,7 +15,7 @@ from ...serving.answers import AnswerRequest, End, Progress, Usage
 from ...serving.chats import ChatTurn, Delta, PreparedChat, prepare
 from ...serving.openai.messages import template_messages
 from ...serving.parsing import Content, Reasoning, output_parser
-from .conversations import Conversation
+from .conversations import ConversationState
 from .requests import GenerateRequest
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Part:
 
 
 async def answered(
-    service: Service, request: GenerateRequest, conversation: Conversation, usage: Usage
+    service: Service, request: GenerateRequest, conversation: ConversationState, usage: Usage
 ) -> AsyncGenerator[Part]:
     """Go on with a conversation. Yields what comes, and keeps it in the conversation, also if the answer is cancelled.
 
@@ -88,7 +88,7 @@ def _part(event: Delta | End) -> Part:
     )
 
 
-async def _prepared(service: Service, request: GenerateRequest, conversation: Conversation) -> PreparedChat:
+async def _prepared(service: Service, request: GenerateRequest, conversation: ConversationState) -> PreparedChat:
     goes_on = bool(len(conversation.ids))
     if goes_on and (request.messages is None) == bool(conversation.messages):
         kind = "messages" if conversation.messages else "texts"

@@ -237,8 +237,13 @@ def test_cancelled_answer_ends(server: RunningTriton) -> None:
     opened.close(cancels=True)
     assert eventually(lambda: server.metric("sala_requests_generate") == 0)
     assert server.metric("sala_generated_tokens_total") < LONG / 2
-    error = server.refused(text_input=PROMPT, max_tokens=LONG, ignore_eos=True, timeout=300_000)
-    assert error == "the answer has taken longer than the request's timeout"
+
+
+def test_timeout_ends_an_answer(server: RunningTriton, stream: Stream) -> None:
+    line = "the answer has taken longer than the request's timeout"
+    assert server.refused(text_input=PROMPT, max_tokens=LONG, ignore_eos=True, timeout=200_000) == line
+    stream.ask(text_input=PROMPT, max_tokens=LONG, parameters={"ignore_eos": True}, timeout=200_000)
+    assert line in str(stream.next()[1])
 
 
 @pytest.mark.parametrize(
@@ -256,6 +261,7 @@ def test_cancelled_answer_ends(server: RunningTriton) -> None:
         ({"text_input": "a", "n": 2}, "n is not supported: send the request so often with other seeds"),
         ({"text_input": "a", "sampling_parameters": "[]"}, "sampling_parameters is no JSON object"),
         ({"text_input": "a", "sequence_start": True}, "a sequence begins or ends, and has no id: give sequence_id"),
+        ({"text_input": "a", "sequence_id": 1, "sequence_end": "yes"}, "sequence_end is neither true nor false"),
         ({"text_input": "a", "sequence_id": "lost"}, "there is no conversation 'lost'"),
     ],
 )
