@@ -58,10 +58,14 @@ class RunningTriton:
         assert answer.status_code == 400, answer.text
         return str(answer.json()["error"])
 
-    def metric(self, name: str, model: str = "sala") -> float:
-        """The sum of a metric of a model."""
+    def metric(self, name: str, model: str = "sala", label: str = "") -> float:
+        """The sum of a metric of a model, or of those with a further label."""
         lines = httpx2.get(self.metrics_url).text.splitlines()
-        values = [line.split()[-1] for line in lines if line.startswith(f"{name}{{") and f'model="{model}"' in line]
+        values = [
+            line.split()[-1]
+            for line in lines
+            if line.startswith(f"{name}{{") and f'model="{model}"' in line and label in line
+        ]
         assert values, name
         return sum(map(float, values))
 

@@ -30,14 +30,14 @@ class Instance:
     """One of the copies of a model. Its methods are for the server's thread."""
 
     def __init__(
-        self, parameters: ModelParameters, *, folder: Path, model_name: str, name: str, is_alone: bool
+        self, parameters: ModelParameters, *, folder: Path, model_name: str, name: str, keeps_conversations: bool
     ) -> None:
         """Load the bundle, and begin to wait for requests.
 
-        Args: folder: of the model's version; is_alone: no other instance could have a conversation's state.
+        Args: folder: of the model's version; keeps_conversations: all turns of one come to this instance.
         Raises: as `sala_export.load`, `StateStore` and `Service.open`.
         """
-        self._max_idle, self._is_alone = parameters.max_idle, is_alone
+        self._max_idle, self._keeps_conversations = parameters.max_idle, keeps_conversations
         self._metrics = ShownMetrics({"model": model_name, "instance": name})
         self._calls: dict[Call, asyncio.Task[None]] = {}
         model = load(folder / parameters.bundle, runtime=parameters.runtime, cpu_math=parameters.cpu_math)
@@ -108,7 +108,7 @@ class Instance:
         if flags.conversation is None:
             await self._send(call, ConversationState(), limit)
             return
-        if not self._is_alone:
+        if not self._keeps_conversations:
             raise UnsupportedError(
                 "this model has several instances, and only one of them would have the conversation's state: write the "
                 "repository with --sequence-batching"

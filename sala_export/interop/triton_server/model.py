@@ -16,7 +16,7 @@ import triton_python_backend_utils as pb_utils
 
 from ...errors import SalaError, UnsupportedError
 from ...extras import extras_named
-from .options import ModelParameters
+from .options import ModelParameters, keeps_conversations
 
 
 class TritonPythonModel:
@@ -37,7 +37,7 @@ class TritonPythonModel:
                 folder=Path(args["model_repository"]) / args["model_version"],
                 model_name=args["model_name"],
                 name=args["model_instance_name"],
-                is_alone=_is_alone(config),
+                keeps_conversations=keeps_conversations(config),
             )
         except SalaError as error:
             raise pb_utils.TritonModelException(str(error)) from None
@@ -67,9 +67,3 @@ def _require_arrays() -> None:
             f"the Python backend of this Triton Inference Server cannot read arrays of NumPy {np.__version__}: install "
             "'numpy<2' for it, or take a newer server"
         )
-
-
-def _is_alone(config: dict[str, Any]) -> bool:
-    """Whether a conversation can have its state nowhere else, or the server leads its turns to where that is."""
-    groups = config["instance_group"]
-    return "sequence_batching" in config or sum(each["count"] * max(1, len(each["gpus"])) for each in groups) == 1

@@ -57,3 +57,13 @@ class ModelParameters(BaseModel):
     def texts(self) -> dict[str, str]:
         """The parameters that are not as by default, as texts."""
         return {name: str(value) for name, value in self.model_dump(exclude_defaults=True).items()}
+
+
+def keeps_conversations(config: Mapping[str, Any]) -> bool:
+    """Whether every turn of a conversation comes to the instance that has its state.
+
+    That is so if there is one instance, or if the server leads the turns.
+    Args: config: a model configuration, as the server gives it.
+    """
+    instances = sum(group["count"] * max(1, len(group["gpus"])) for group in config["instance_group"])
+    return instances == 1 or "sequence_batching" in config

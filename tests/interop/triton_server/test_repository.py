@@ -11,7 +11,7 @@ from support.text_bundles import tiny_text_bundle
 
 from sala_export.bundle.reader import Bundle
 from sala_export.errors import BundleError, ConfigError, InputError, RequestError, UnsupportedError
-from sala_export.interop.triton_server.options import ModelParameters
+from sala_export.interop.triton_server.options import ModelParameters, keeps_conversations
 from sala_export.interop.triton_server.repository import RepositoryRequest, config_text, write_repository
 
 
@@ -45,6 +45,22 @@ def test_configuration_is_read_as_it_was_written(tmp_path: Path) -> None:
         assert f'parameters {{ key: "{name}" value {{ string_value: "{escaped}" }} }}' in text
     config = {name: {"string_value": value} for name, value in {**given, "EXECUTION_ENV_PATH": "/env"}.items()}
     assert ModelParameters.of_config({"parameters": config}) == request(tmp_path).parameters
+
+
+@pytest.mark.parametrize(
+    ("group", "further", "keeps"),
+    [
+        ({"count": 1, "gpus": []}, {}, True),
+        ({"count": 1, "gpus": [3]}, {}, True),
+        ({"count": 1, "gpus": [0, 1]}, {}, False),
+        ({"count": 2, "gpus": []}, {}, False),
+        ({"count": 1, "gpus": [0, 1]}, {"sequence_batching": {}}, True),
+    ],
+)
+def test_conversations_need_one_instance_or_sequence_batching(
+    group: dict[str, object], further: dict[str, object], keeps: bool
+) -> None:
+    assert keeps_conversations({"instance_group": [group], **further}) is keeps
 
 
 @pytest.mark.parametrize(

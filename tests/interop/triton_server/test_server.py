@@ -29,8 +29,9 @@ from sala_export.runtime.text import Tokenizer
 pytestmark = pytest.mark.skipif(not IS_INSTALLED, reason="Triton Inference Server is not installed")
 
 PROMPT = "The quick brown fox jumps over the lazy dog, and the dog sleeps on."
-IDLE_SECONDS = 4
+IDLE_SECONDS = 12
 LONG = 1 << 13
+STORY = "A long story about nothing that nobody has told before. " * 8
 
 
 def write(repository: Path, *options: str) -> None:
@@ -40,16 +41,25 @@ def write(repository: Path, *options: str) -> None:
     assert done.exit_code == 0, done.output
 
 
+def edit(folder: Path, old: str, new: str) -> None:
+    """Change the configuration of a model."""
+    config = folder / "config.pbtxt"
+    text = config.read_text()
+    assert text.count(old) == 1
+    config.write_text(text.replace(old, new))
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTriton]:
-    """With the models `sala` and `led`, which has sequence batching. There is also `broken`, which cannot be loaded."""
+    """With the models `sala` and `led`, which has sequence batching and two instances. `broken` cannot be loaded."""
     repository = tmp_path_factory.mktemp("repository")
-    write(repository, "--max-idle", str(IDLE_SECONDS), "--max-context", "16K")
+    write(repository, "--max-idle", str(IDLE_SECONDS), "--max-context", "16K", "--max-contexts", "99")
     write(repository, "--name", "led", "--sequence-batching", "--max-contexts", "4")
+    edit(repository / "led", "kind: KIND_MODEL count: 1", "kind: KIND_CPU count: 2")
     write(repository, "--name", "broken", "--max-context", "16K")
-    config = repository / "broken" / "config.pbtxt"
-    config.write_text(config.read_text().replace('"16384"', '"many"'))
+    edit(repository / "broken", '"16384"', '"many"')
     with running_triton(repository, "sala", "led") as running:
+        running.generate(text_input=STORY + "idle", max_tokens=1, sequence_id="idle", sequence_start=True)
         yield running
 
 
@@ -215,18 +225,17 @@ def test_turns_of_a_conversation_run_in_their_order(model: Model, stream: Stream
     assert found == drawn(model, *texts, max_new_tokens=6, temperature=0)
 
 
-def test_end_and_idleness_free_the_state(server: RunningTriton) -> None:
-    text = "A long story about nothing that nobody has told before. " * 8
-    bytes_held = [server.metric("sala_cache_bytes")]
-    for how in ("idleness", "end"):
-        server.generate(text_input=text + how, max_tokens=4, sequence_id=how, sequence_start=True)
-        assert eventually(lambda: server.metric("sala_cache_bytes") > bytes_held[-1])
-        bytes_held.append(server.metric("sala_cache_bytes"))
-    server.generate(sequence_id="end", sequence_end=True)
-    assert eventually(lambda: server.metric("sala_cache_bytes") == bytes_held[1])
-    assert eventually(lambda: server.metric("sala_cache_bytes") == bytes_held[0], IDLE_SECONDS + 5)
-    for how in ("idleness", "end"):
-        assert f"there is no conversation '{how}'" in server.refused(text_input=text, sequence_id=how)
+def test_end_of_a_conversation_frees_its_state_but_not_that_of_others(server: RunningTriton) -> None:
+    before = server.metric("sala_cache_bytes")
+    given = {"text_input": f"Another one. {STORY}", "max_tokens": 4, "temperature": 0}
+    for name in ("first", "second"):
+        server.generate(sequence_id=name, sequence_start=True, **given)
+    assert eventually(lambda: server.metric("sala_cache_bytes") > before)
+    server.generate(sequence_id="first", sequence_end=True)
+    assert "there is no conversation 'first'" in server.refused(sequence_id="first", **given)
+    going_on = server.generate(text_input=" And?", max_tokens=1, sequence_id="second", sequence_end=True)
+    assert going_on["num_cached_tokens"] > 100
+    assert eventually(lambda: server.metric("sala_cache_bytes") == before)
 
 
 def test_cancelled_answer_ends(server: RunningTriton) -> None:
@@ -277,16 +286,20 @@ def test_infer_without_a_stream_is_refused_by_the_server(server: RunningTriton) 
     assert "decoupled transaction policy" in answer.json()["error"]
 
 
-def test_sequence_batching_asks_for_ids_and_keeps_states(server: RunningTriton, model: Model, stream: Stream) -> None:
+def test_sequence_batching_leads_turns_to_the_instance_with_the_state(
+    server: RunningTriton, model: Model, stream: Stream
+) -> None:
     assert "correlation ID" in server.refused("led", text_input=PROMPT)
-    texts = [PROMPT, " And then?"]
-    right = drawn(model, *texts, max_new_tokens=6, temperature=0)
-    for place, text in enumerate(texts):
-        flags = {"sequence_start": place == 0, "sequence_end": place == 1}
-        stream.ask("led", text_input=text, max_tokens=6, temperature=0.0, sequence_id="one", **flags)
-        ids, last = stream.answer()
-        assert ids == right[place]
-    assert last["num_cached_tokens"] > 20
+    texts = {name: [f"{PROMPT} Number {name}.", " And then?"] for name in ("one", "two", "three")}
+    for place in range(2):
+        for name, turns in texts.items():
+            flags = {"sequence_id": name, "sequence_start": place == 0, "sequence_end": place == 1}
+            stream.ask("led", text_input=turns[place], max_tokens=6, temperature=0.0, **flags)
+            ids, last = stream.answer()
+            assert ids == drawn(model, *turns, max_new_tokens=6, temperature=0)[place]
+            assert (last["num_cached_tokens"] > 20) is (place == 1)
+    assert eventually(lambda: server.metric("sala_generated_tokens_total", "led") == 36)
+    assert 0 < server.metric("sala_generated_tokens_total", "led", 'instance="led_0_1"') < 36
 
 
 def test_many_requests_are_answered_together(server: RunningTriton, model: Model) -> None:
@@ -302,6 +315,14 @@ def test_many_requests_are_answered_together(server: RunningTriton, model: Model
     for thread in threads:
         thread.join()
     assert found == {prompt: drawn(model, prompt, max_new_tokens=8, temperature=0)[0] for prompt in prompts}
+
+
+def test_conversation_that_nobody_continues_ends(server: RunningTriton) -> None:
+    """It began with the server, so that little is left to wait."""
+    assert eventually(lambda: server.metric("sala_conversations") == 0, IDLE_SECONDS + 5)
+    assert "there is no conversation 'idle'" in server.refused(text_input="a", sequence_id="idle")
+    again = server.generate(text_input=STORY + "idle", max_tokens=1)
+    assert (again["num_cached_tokens"], again["num_input_tokens"] > 100) == (0, True)
 
 
 def on(server: RunningTriton, text: str) -> str:
