@@ -60,7 +60,7 @@ class ModelParameters(BaseModel):
 
 
 def keeps_conversations(config: Mapping[str, Any]) -> bool:
-    """Whether every turn of a conversation comes to the instance that has its state.
+    """True if every turn of a conversation comes to the instance that has its state.
 
     That is so if there is one instance, or if the server leads the turns.
     Args: config: a model configuration, as the server gives it.

@@ -260,7 +260,7 @@ def test_timeout_ends_an_answer(server: RunningTriton, stream: Stream) -> None:
     [
         ({}, "the request has no prompt: give text_input, input_ids or messages"),
         ({"text_input": "a", "input_ids": [1]}, "the request has text_input and input_ids: give one of them"),
-        ({"text_input": "a", "tempature": 1}, "tempature is neither an input nor a parameter of this model"),
+        ({"text_input": "a", "warmth": 1}, "warmth is neither an input nor a parameter of this model"),
         ({"text_input": "a", "temperature": -1}, "temperature: Input should be greater than or equal to 0"),
         ({"text_input": "a", "max_tokens": 4, "max_new_tokens": 4}, "max_new_tokens is given twice: leave one"),
         ({"text_input": "a", "max_tokens": 1 << 20}, "this server holds 16384 tokens of context: the prompt has"),
