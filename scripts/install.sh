@@ -98,6 +98,16 @@ logged() {
     exit 1
 }
 
+# What some tests run beside the package. It has a folder of its own, because it wants older packages.
+install_test_server() {
+    local wanted=tests/triton_server.txt folder=build/triton-server
+    cmp -s "$wanted" "$folder/installed.txt" && return
+    rm -rf "$folder"
+    logged .venv/bin/python -m pip install --disable-pip-version-check --no-deps --only-binary :all: \
+        --target "$folder" --requirement "$wanted"
+    cp "$wanted" "$folder/installed.txt"
+}
+
 main() {
     local python compiler extras=build,serve options=() what="compiles the GPU kernels and the runtime: 3 to 10 minutes"
     if [ "${1:-}" = --light ]; then
@@ -119,6 +129,7 @@ main() {
     logged .venv/bin/python -m pip install --disable-pip-version-check "pip>=23.1"
     logged .venv/bin/python -m pip install --verbose --disable-pip-version-check "${options[@]}" \
         --editable ".${extras:+[${extras#,}]}"
+    [[ ,$extras, != *,test,* ]] || install_test_server
     echo "Installed in $SECONDS s. Type: source .venv/bin/activate"
 }
 

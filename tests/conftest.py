@@ -80,6 +80,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         ("a test of releases", "tests of releases, which take minutes (--release runs them)"),
         ("mounting needs root", "tests of disks and containers, which need root and the right to mount"),
         ("no browser", "tests of the server's page, which need Chromium (on Debian: apt install chromium)"),
+        (
+            "Triton Inference Server is not installed",
+            "tests of Triton Inference Server (scripts/install.sh test,dev installs one into build/)",
+        ),
         ("lm-eval is not installed", "modules of tests of lm-evaluation-harness (pip install -e '.[eval]')"),
         (
             "no site generator",

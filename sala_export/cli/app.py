@@ -31,6 +31,7 @@ from .cmd_quantize import quantize
 from .cmd_random_checkpoint import random_checkpoint
 from .cmd_serve import serve
 from .cmd_tokenize import detokenize, tokenize
+from .cmd_triton_repository import triton_repository
 from .cmd_trtexec import trtexec
 from .cmd_verify import verify
 from .output import show_log, stderr_console
@@ -68,6 +69,7 @@ _COMMANDS = (
         generate,
         chat,
         serve,
+        triton_repository,
         tokenize,
         detokenize,
         bench,

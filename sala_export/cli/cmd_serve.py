@@ -11,9 +11,10 @@ from rich.console import Console
 
 from .cmd_build import build_request
 from .generate_store import open_store
-from .options import BundlePath, Bytes, FiniteRange, GpuNames, Tokens, weights_option
+from .options import BundlePath, Bytes, GpuNames, weights_option
 from .output import progress_display
 from .sampling_options import speculation_option
+from .serving_options import answer_limits
 from .text_model import load_weights, open_text_model, runtime_options, show_runtime
 
 if TYPE_CHECKING:
@@ -39,40 +40,6 @@ def _limits(command: Any) -> Any:
             help="Connections that may be open at once, those whose requests wait included.",
         ),
         click.option("--max-body", type=Bytes(), default="32M", show_default=True, help="Largest body of a request."),
-        click.option(
-            "--max-tokens",
-            type=Tokens(),
-            default=4096,
-            show_default=True,
-            help="Tokens of an answer for which the client sets no limit.",
-        ),
-        click.option(
-            "--max-cache",
-            type=Bytes(),
-            help="Memory for the caches of all contexts, e.g. 20G.  [default: what the GPU has, or half of what is "
-            "free on the CPU]",
-        ),
-        click.option(
-            "--max-contexts",
-            type=click.IntRange(min=0),
-            default=16,
-            show_default=True,
-            help="Contexts that stay in memory when they have been answered, so that later requests go on from them.",
-        ),
-        click.option("--max-context", type=Tokens(), help="Longest prompt with its answer, e.g. 64K or 1M."),
-        click.option("--max-wait", type=FiniteRange(min=0), help="Seconds that a request may wait for its turn."),
-        click.option(
-            "--max-waiting",
-            type=click.IntRange(min=0),
-            default=256,
-            show_default=True,
-            help="Requests that may wait. One more gets status 429.",
-        ),
-        click.option(
-            "--max-sessions",
-            type=click.IntRange(min=1),
-            help="Requests that are answered at once. The others wait.  [default: 8, or what the engine serves]",
-        ),
     ):
         command = option(command)
     return command
@@ -142,6 +109,7 @@ def _access(command: Any) -> Any:
 )
 @speculation_option
 @_limits
+@answer_limits
 @runtime_options
 @click.pass_obj
 def serve(
@@ -172,6 +140,7 @@ def serve(
     """
     from ..serving.log import log_each_request
     from ..serving.run import reserve, serve, url_of
+    from ..serving.service import with_cache_limit
     from ..serving.settings import is_loopback
 
     store = open_store(state_store, state_store_bytes, load_state=None)
@@ -182,8 +151,7 @@ def serve(
         source, tokenizer = open_text_model(bundle, runtime=runtime, weights=weights)
         model = load_weights(console, source, tokenizer, runtime=runtime, cpu_math=cpu_math)
         show_runtime(console, model, source)
-        if settings.max_cache_bytes is None and not model.on_gpu:
-            settings = _with_cache_of_host(settings)
+        settings = with_cache_limit(settings, model)
 
         log_each_request()
 
@@ -239,12 +207,3 @@ def _settings(bundle: Path, host: str, options: dict[str, Any]) -> Settings:
         tool_parser=options["tool_parser"],
         chat_template=options["chat_template"],
     )
-
-
-def _with_cache_of_host(settings: Settings) -> Settings:
-    """The settings with half of the free memory for caches: a host gives more than it has."""
-    from dataclasses import replace
-
-    from ..engine.host import available_host_bytes
-
-    return replace(settings, max_cache_bytes=available_host_bytes() // 2)

@@ -48,7 +48,7 @@ def place_weights(
 def share_weights(files: Iterable[TensorFile], directory: Path, *, link: bool) -> list[TensorFile]:
     """Put those files into `directory` that take no room there, and return the others, which are to be copied."""
     wanted = sorted(set(files), key=lambda file: file.path)
-    return [file for file in wanted if not _placed_without_room(file, directory / file.path.name, link=link)]
+    return [file for file in wanted if not placed_without_room(file, directory / file.path.name, link=link)]
 
 
 def copy_weights(
@@ -88,7 +88,8 @@ def _advice(files: Iterable[TensorFile], directory: Path, *, link: bool) -> str:
     )
 
 
-def _placed_without_room(source: TensorFile, target: Path, *, link: bool) -> bool:
+def placed_without_room(source: TensorFile, target: Path, *, link: bool) -> bool:
+    """Make `target` a hard link to a file, or without `link` a file that shares its blocks. False if that cannot be."""
     if not isinstance(source, OpenedFile):
         return False
     try:

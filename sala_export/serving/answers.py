@@ -96,7 +96,8 @@ class AnswerRequest:
     spells_special_tokens: bool = False
     """Let the text have special tokens that the model draws, such as those around a tool call."""
     priority: int = 0
-    with_logprobs: bool = False
+    with_tokens: bool = False
+    """Let pieces tell their tokens, with log-probabilities if the options ask for them."""
 
 
 @dataclass(slots=True)
@@ -307,8 +308,9 @@ class Answers:
             for place, token_id in enumerate(taken):
                 count += 1
                 text += decoder.push(token_id)
-                if request.with_logprobs:
-                    tokens.append(Token(id=token_id, text=plain.push(token_id), logprobs=logprobs[place]))
+                if request.with_tokens:
+                    token_logprobs = logprobs[place] if logprobs else None
+                    tokens.append(Token(id=token_id, text=plain.push(token_id), logprobs=token_logprobs))
                 has_stopped = isinstance(decoder, StoppingDecoder) and decoder.found
                 if has_stopped:
                     break

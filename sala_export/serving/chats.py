@@ -55,7 +55,7 @@ class Delta:
     choice: int
     parsed: list[Parsed]
     tokens: list[Token]
-    """Those that were drawn, if the client asked for log-probabilities."""
+    """Those that were drawn, if the request is `with_tokens`."""
 
 
 ChatEvent = Progress | Delta | End
@@ -148,7 +148,7 @@ async def prepare(service: Service, turn: ChatTurn) -> PreparedChat:
         stop_strings=turn.sampling.stop_strings,
         spells_special_tokens=form != "none",
         priority=turn.sampling.priority,
-        with_logprobs=turn.logprobs is not None,
+        with_tokens=turn.logprobs is not None,
     )
     return PreparedChat(
         request,

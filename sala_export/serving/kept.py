@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -222,14 +222,15 @@ class KeptContexts:
             await asyncio.to_thread(name, store, kept.tokens)
         held.is_stored = True
 
-    async def forget(self, ids: Ids) -> None:
+    async def forget(self, ids: Ids, *, but: Sequence[Ids] = ()) -> None:
         """Let go of the context of these tokens, its beginnings and what continues it, but for what is held.
 
         When this returns, none of them comes into the store any more.
+        Args: but: prompts whose contexts, beginnings and continuations stay.
         """
         for kept in [*self._kept]:
-            common = common_length(kept.tokens, ids)
-            if common == min(len(kept.tokens), len(ids)) and not any(each.kept is kept for each in self._held):
+            stays = any(each.kept is kept for each in self._held) or any(_is_one_text(kept, other) for other in but)
+            if _is_one_text(kept, ids) and not stays:
                 kept.is_forgotten = True
                 self._kept.remove(kept)
         async with self._store_lock:  # what is being saved now has been saved
@@ -414,6 +415,11 @@ def common_length(a: Ids, b: Ids) -> int:
     length = min(len(a), len(b))
     differ = np.flatnonzero(a[:length] != b[:length])
     return int(differ[0]) if len(differ) else length
+
+
+def _is_one_text(kept: Kept, ids: Ids) -> bool:
+    """Whether a context is the beginning of a prompt, or the other way round."""
+    return common_length(kept.tokens, ids) == min(len(kept.tokens), len(ids))
 
 
 def _continues(longer: Kept, shorter: Kept) -> bool:

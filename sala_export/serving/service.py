@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from ..engine.host import available_host_bytes
 from ..errors import RequestError, UnsupportedError
 from .answers import Answers
 from .contexts import Contexts
@@ -43,6 +45,7 @@ class Service:
         self.tokenizer = tokenizer
         self.settings = settings
         self.answers = answers
+        self.kept = kept
         self.metrics = metrics
         self.created = int(time.time())
         self.is_draining = False
@@ -139,6 +142,16 @@ def require_text(model: Model) -> Tokenizer:
             "the model has no tokenizer, so it cannot read text: build it from a checkpoint with one"
         )
     return model.tokenizer
+
+
+def with_cache_limit(settings: Settings, model: Model) -> Settings:
+    """The settings with a limit for caches: on the CPU, half of the free memory if nobody set another.
+
+    A host gives more memory than it has. A GPU does not.
+    """
+    if settings.max_cache_bytes is not None or model.on_gpu:
+        return settings
+    return replace(settings, max_cache_bytes=available_host_bytes() // 2)
 
 
 def check(settings: Settings, tokenizer: Tokenizer) -> None:

@@ -54,6 +54,7 @@ NOT_RUN = {
 SNIPPETS_NOT_RUN = {
     "cuda:1": GPU,
     "client.chat.completions": "needs a server; tests/serving/ asks one",
+    "tritonclient": "needs a server; tests/interop/triton_server/ runs it on one",
     "lm_eval.simple_evaluate": "downloads a task; tests/interop/ runs tasks of its own",
 }
 """Python snippets that are left out, by a text in them, and why."""

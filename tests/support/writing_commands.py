@@ -115,6 +115,11 @@ def sala_run(variant: str) -> list[str | Path]:
     return [CPP_PROGRAM, tiny_text_bundle(), *tokens, *options, *libraries]
 
 
+def _triton_repository(variant: str) -> list[str | Path]:
+    idle = "60" if variant == "new" else "90"
+    return [PROGRAM, "triton-repository", tiny_text_bundle(), "-o", ".", "--name", "out", "--max-idle", idle, "--force"]
+
+
 def _file_digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -138,6 +143,7 @@ WRITING_COMMANDS = {
     "plan": WritingCommand(output="out.png", make=_plan, digest=_file_digest),
     "verify": WritingCommand(output="out.png", make=_verify, digest=_file_digest),
     "generate": WritingCommand(output="out.state", make=_generate, digest=_file_digest),
+    "triton-repository": WritingCommand(output="out", make=_triton_repository, digest=_tree_digest),
     "sala-run": WritingCommand(output="out.state", make=sala_run, digest=_file_digest),
 }
 

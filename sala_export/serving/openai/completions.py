@@ -94,7 +94,7 @@ class CompletionRequest(SamplingParameters, Streaming, Accepted):
             options=options,
             stop_strings=self.stop_strings,
             priority=self.priority,
-            with_logprobs=self.logprobs is not None,
+            with_tokens=self.logprobs is not None,
         )
 
 
