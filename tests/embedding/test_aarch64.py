@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import subprocess
 
+import pytest
+
 from support.embedding import ROOT, command_blocks, run
 
 PREFIX = ROOT / "build" / "sala-aarch64"
 _LIBRARIES = ("lib/libsala.so.1", "lib/libsala_ort.so", "bin/sala-run")
 
 
+@pytest.mark.release
 def test_package_is_compiled_for_aarch64() -> None:
     (block,) = command_blocks("aarch64")
     run(block)
