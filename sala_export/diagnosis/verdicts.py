@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from ..bundle.manifest import Manifest
-from ..ops.common.targets import AOT_ARCHITECTURES, serving_architecture
+from ..ops.common.targets import AOT_ARCHITECTURES, ARCHITECTURES, serving_architecture
 from ..specs import ComputeCapability
 from .libraries import Gpu, Libraries, Library
 
@@ -82,7 +83,7 @@ def _onnxruntime(libraries: Libraries, manifest: Manifest | None) -> tuple[bool,
 def _torch(libraries: Libraries, manifest: Manifest | None) -> tuple[bool, str]:
     if not libraries.torch.works:
         return _broken(libraries.torch, "pip install 'sala-export[torch]'")
-    served = [gpu for gpu in libraries.driver.gpus if _serves(gpu, None)]
+    served = [gpu for gpu in libraries.driver.gpus if _serves(gpu, None, ARCHITECTURES)]
     on_gpu = libraries.torch.has_gpu and served
     return _with_weights(manifest, f"on {served[0].name}" if on_gpu else "on the CPU, which is for verification")
 
@@ -97,10 +98,11 @@ def _with_weights(manifest: Manifest | None, where: str) -> tuple[bool, str]:
     return True, where
 
 
-def _serves(gpu: Gpu, manifest: Manifest | None) -> bool:
+def _serves(gpu: Gpu, manifest: Manifest | None, architectures: Collection[int] = AOT_ARCHITECTURES) -> bool:
     if manifest is not None:
         return gpu.compute_capability in manifest.engine.compute_capabilities
-    return serving_architecture(ComputeCapability(*_numbers(gpu.compute_capability))) is not None
+    capability = ComputeCapability(*_numbers(gpu.compute_capability))
+    return serving_architecture(capability, architectures) is not None
 
 
 def _numbers(version: str | None) -> tuple[int, int]:

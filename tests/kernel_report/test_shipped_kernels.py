@@ -21,7 +21,7 @@ from sala_export.kernel_report.report import KernelReport, report_kernels
 from sala_export.kernel_report.shipped import MainLoopProduct, ShippedKernel, shipped_kernels
 from sala_export.kernel_report.tensor_cores import instructions_per_warp
 from sala_export.kernel_report.warp_groups import INSTRUCTION, LABEL, overwritten_operands, register_operands
-from sala_export.ops.common.targets import AOT_ARCHITECTURES
+from sala_export.ops.common.targets import AOT_ARCHITECTURES, ARCHITECTURES
 from sala_export.ops.kernel_sets import KERNEL_SETS
 
 SHIPPED = shipped_kernels(plugin_library())
@@ -64,7 +64,7 @@ def test_no_kernel_spills_or_has_a_stack(reports: tuple[KernelReport, ...]) -> N
 
 def test_every_block_fits_its_multiprocessor(reports: tuple[KernelReport, ...]) -> None:
     for report in reports:
-        limit = AOT_ARCHITECTURES[report.shipped.sm].shared_limit_bytes
+        limit = ARCHITECTURES[report.shipped.sm].shared_limit_bytes
         assert report.shared_bytes <= limit, report.shipped
         assert report.blocks >= 1, report.shipped
         assert 0 < report.occupancy <= 1
@@ -136,10 +136,12 @@ def test_occupancy_is_the_known_one(sm: int, threads: int, registers: int, share
     assert found == blocks
 
 
-@pytest.mark.parametrize(("sm", "kibibytes"), [(86, 99), (89, 99), (90, 227), (120, 99)])
+@pytest.mark.parametrize(
+    ("sm", "kibibytes"), [(86, 99), (87, 163), (89, 99), (90, 227), (110, 227), (120, 99), (121, 99)]
+)
 def test_shared_memory_of_a_block_is_the_published_limit(sm: int, kibibytes: int) -> None:
     """CUDA C++ Programming Guide, "Maximum amount of shared memory per thread block"."""
-    assert AOT_ARCHITECTURES[sm].shared_limit_bytes == kibibytes << 10
+    assert ARCHITECTURES[sm].shared_limit_bytes == kibibytes << 10
 
 
 @pytest.mark.parametrize(
@@ -156,6 +158,8 @@ def test_shared_memory_of_a_block_is_the_published_limit(sm: int, kibibytes: int
         ([(128, 64, 128)], 8, 90, 8),
         ([(64, 128, 32)], 8, 90, 2),
         ([(32, 128, 64)], 8, 90, 2 * 2 * 4),
+        # On SM110 one thread has the tensor cores compute 64 rows or more: no instruction of the warps.
+        ([(128, 64, 128), (32, 128, 64)], 8, 110, 4 * 4 * 4),
         ([], 4, 86, 0),
     ],
 )
@@ -283,12 +287,18 @@ def test_command_tells_the_kernels_of_one_gpu(capsys: pytest.CaptureFixture[str]
     assert run(["kernels", "--gpu", "a6000"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
-    assert "lightning_attention on SM86: a6000" in lines
+    assert "lightning_attention on SM86: a6000, rtx3090" in lines
     rows = [tuple(line.split()[:4]) for line in lines]
     # Rows differ in the columns that name a variant.
     named = [row for row in rows if row[1:2] and row[1] in ("prefill", "decode", "all")]
     assert len(named) == len(set(named)) == len(told)
     assert lines[-1] == "Registers are spilled by: none."
+
+
+def test_gpu_whose_kernels_are_not_installed_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["kernels", "--gpu", "orin64"]) == 2
+    served = ", ".join(f"SM{sm}" for sm in AOT_ARCHITECTURES)
+    assert capsys.readouterr().err == f"error: --gpu orin64: no kernels for SM87, installed are those for {served}\n"
 
 
 def test_unknown_gpu_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -85,7 +85,10 @@ def test_newer_python_beside_an_old_one_is_taken(tmp_path: Path) -> None:
     assert "lacks a C++ compiler" in install(tmp_path / "checkout", path).stderr
 
 
-@pytest.mark.parametrize("arguments", [["--heavy"], ["--light", "--light"], ["torch", "test"]])
+@pytest.mark.parametrize(
+    "arguments", [["--heavy"], ["--light", "--light"], ["torch", "test"], ["--architectures", "sm_87"]]
+)
 def test_other_arguments_are_refused(arguments: list[str], tmp_path: Path) -> None:
     done = install(tmp_path / "checkout", system(tmp_path / "bin"), *arguments)
-    assert (done.returncode, done.stderr) == (2, "error: usage: scripts/install.sh [--light] [EXTRA,...]\n")
+    usage = "scripts/install.sh [--light | --architectures LIST] [EXTRA,...], with a LIST as in 86,120"
+    assert (done.returncode, done.stderr) == (2, f"error: usage: {usage}\n")
