@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import triton
+from support.kernel_gates import overwriting, spilling, too_large, wrong_products
 
 from sala_export.cli.app import run
 from sala_export.errors import BuildError
@@ -20,7 +21,7 @@ from sala_export.kernel_report.occupancy import blocks_per_multiprocessor
 from sala_export.kernel_report.report import KernelReport, report_kernels
 from sala_export.kernel_report.shipped import MainLoopProduct, ShippedKernel, shipped_kernels
 from sala_export.kernel_report.tensor_cores import instructions_per_warp
-from sala_export.kernel_report.warp_groups import INSTRUCTION, LABEL, overwritten_operands, register_operands
+from sala_export.kernel_report.warp_groups import INSTRUCTION, LABEL, register_operands
 from sala_export.ops.common.targets import AOT_ARCHITECTURES, ARCHITECTURES
 from sala_export.ops.kernel_sets import KERNEL_SETS
 
@@ -53,32 +54,17 @@ def test_every_launch_is_shipped_for_every_type_variant_and_architecture() -> No
 
 
 def test_no_kernel_spills_or_has_a_stack(reports: tuple[KernelReport, ...]) -> None:
-    """A kernel without calls and local arrays has a stack frame only for spilled registers."""
-    spilling = [
-        (report.shipped.kernel, report.shipped.sm, report.shipped.constants)
-        for report in reports
-        if report.facts.spill_instructions or report.facts.stack_bytes
-    ]
-    assert spilling == []
+    assert spilling(reports) == []
 
 
 def test_every_block_fits_its_multiprocessor(reports: tuple[KernelReport, ...]) -> None:
-    for report in reports:
-        limit = ARCHITECTURES[report.shipped.sm].shared_limit_bytes
-        assert report.shared_bytes <= limit, report.shipped
-        assert report.blocks >= 1, report.shipped
-        assert 0 < report.occupancy <= 1
+    assert too_large(reports) == []
 
 
 def test_main_loops_have_exactly_the_tensor_core_instructions_of_their_products(
     reports: tuple[KernelReport, ...],
 ) -> None:
-    wrong = [
-        (report.shipped.kernel, report.shipped.sm, report.shipped.constants, found, expected)
-        for report in reports
-        if (found := report.facts.tensor_core_instructions) != (expected := report.expected_tensor_core_instructions)
-    ]
-    assert wrong == []
+    assert wrong_products(reports) == []
     with_products = {report.shipped.kernel for report in reports if report.expected_tensor_core_instructions}
     assert with_products == {
         "infllmv2_attend_kernel",
@@ -95,9 +81,9 @@ def test_main_loops_have_exactly_the_tensor_core_instructions_of_their_products(
 
 def test_nothing_overwrites_what_a_product_in_flight_reads(reports: tuple[KernelReport, ...]) -> None:
     """The two compiler faults of `sala_export/kernel_report/warp_groups.py`."""
+    assert overwriting(reports) == []
     with_groups = [report.shipped for report in reports if report.facts.uses_warp_groups]
     assembly = [(kernel, disassemble(kernel.cubin)) for kernel in with_groups]
-    assert [(kernel.kernel, found) for kernel, text in assembly if (found := overwritten_operands(text))] == []
     with_registers = {
         (kernel.kernel, activation, variant["head_dim"])
         for kernel, text in assembly
