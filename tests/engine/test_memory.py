@@ -229,7 +229,8 @@ def test_gpu_of_a_target_that_holds_no_context_is_named_with_the_target_without_
     with pytest.raises(
         RequestError,
         match=r"NVIDIA GeForce RTX 4090 has 23\.99 GiB \(weights 25\.65 GiB, .*reserve 1\.00 GiB\): no context fits; "
-        r"lower --prefill-chunk or --layers, or leave it out with --gpu a6000,rtx5090,a6000d, or take --precision int8$",
+        r"lower --prefill-chunk or --layers, or leave it out with --gpu a6000,rtx5090,a6000d, "
+        r"or take --precision int8$",
     ):
         check_fits(graph, request, predict_memory(graph, request))
 
