@@ -28,7 +28,7 @@ from sala_export.kernel_report.shipped import shipped_kernels
 from sala_export.ops.common.cost import KernelCost
 from sala_export.ops.common.targets import require_architecture
 
-OPERATIONS_PER_CYCLE: Mapping[int, int] = {86: 1024, 89: 512, 90: 4096, 120: 512}
+OPERATIONS_PER_CYCLE: Mapping[int, int] = {86: 1024, 87: 2048, 89: 512, 90: 4096, 110: 8192, 120: 512, 121: 1024}
 """16-bit products with fp32 sums, of the tensor cores of one multiprocessor, 2 for each multiply-add. By NVIDIA's
 architecture papers: the peak rate over multiprocessors and boost clock."""
 CACHE_BYTES_PER_SECOND: Mapping[str, float] = {"h100": 9e12, "h200": 9e12, "rtx5090": 9e12, "a6000": 4e12}

@@ -37,7 +37,7 @@ from sala_export.kernel_report.warp_groups import overwritten_operands
 from sala_export.ops.common.contract import ACTIVATION
 from sala_export.ops.common.expr import evaluate
 from sala_export.ops.common.launch import KernelSet
-from sala_export.ops.common.targets import AOT_ARCHITECTURES
+from sala_export.ops.common.targets import AOT_ARCHITECTURES, ARCHITECTURES
 from sala_export.ops.common.triton_run import BoundLaunch, bind_kernels
 from sala_export.torch_runtime import elementwise_kernels
 
@@ -231,7 +231,7 @@ def examine(job: Job, sm: int) -> Finding:
         return Finding(job=job, sm=sm, problem=f"does not compile: {_reason(error)}")
     cubin = compiled.asm["cubin"]
     facts = read_cubin(cubin, sm)
-    shared, limit = compiled.metadata.shared, AOT_ARCHITECTURES[sm].shared_limit_bytes
+    shared, limit = compiled.metadata.shared, ARCHITECTURES[sm].shared_limit_bytes
     racing = [
         tile for tile in racing_tiles(compiled.asm["ttgir"]) if (job.kernel, tile.partition(":")[0]) not in DISJOINT
     ]
@@ -271,8 +271,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--sm",
         type=int,
         action="append",
-        choices=tuple(AOT_ARCHITECTURES),
-        help="architectures to compile for (default: all)",
+        choices=tuple(ARCHITECTURES),
+        help="architectures to compile for (default: those of a plugin library)",
     )
     parser.add_argument(
         "--dtype", action="append", choices=DTYPES, help="activation types to compile for (default: all)"

@@ -29,7 +29,7 @@ from benchmarks.kernel_cases import LIGHTNING, make_inputs, published_cases
 from benchmarks.kernel_compilation import Job, compile_one, prewarm_jobs
 from benchmarks.kernel_peers import make_peer
 from benchmarks.run_header import start_figures
-from sala_export.ops.common.targets import AOT_ARCHITECTURES
+from sala_export.ops.common.targets import ARCHITECTURES
 from sala_export.ops.common.triton_run import served_architecture
 
 
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--processes", type=int, default=cores, help="compilations at a time (default: one for each core)"
     )
     parser.add_argument(
-        "--sm", type=int, choices=sorted(AOT_ARCHITECTURES), help="architecture to compile for (default: the GPU's)"
+        "--sm", type=int, choices=sorted(ARCHITECTURES), help="architecture to compile for (default: the GPU's)"
     )
     add_figure_options(parser)
     options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)

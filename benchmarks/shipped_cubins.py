@@ -194,10 +194,11 @@ def installed_cubins() -> Cubins:
     Raises: BuildError if the library is not installed; ShippedError if it does not serve the GPU.
     """
     capability = ComputeCapability(*torch.cuda.get_device_capability())
-    sm = serving_architecture(capability)
+    kernels = shipped_kernels(plugin_library())
+    sm = serving_architecture(capability, {kernel.sm for kernel in kernels})
     if sm is None:
         raise ShippedError(f"the plugin library holds no cubins for {capability.sm}")
-    return Cubins(shipped_kernels(plugin_library()), CudaDriver(), sm)
+    return Cubins(kernels, CudaDriver(), sm)
 
 
 def _as_c(value: Any) -> Any:

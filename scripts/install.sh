@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Install sala-export into .venv of this checkout: scripts/install.sh [--light] [EXTRA,...]
+# Install sala-export into .venv of this checkout: scripts/install.sh [--light | --architectures LIST] [EXTRA,...]
 #
-# You can then build bundles and run them. --light leaves out what only building needs. EXTRA adds more, for example
-# `torch` to quantise and verify, or `test,dev,docs` to change this project. Installs afresh what is missing or changed;
-# the native libraries are rebuilt every time.
+# You can then build bundles and run them. --light leaves out what only building needs. --architectures compiles the
+# kernels for the GPUs of LIST alone, as in 87,121 (docs/gpus.md). EXTRA adds more, for example `torch` to quantise and
+# verify, or `test,dev,docs` to change this project. Installs afresh what is missing or changed; the native libraries
+# are rebuilt every time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -116,7 +117,12 @@ main() {
         options=(--config-settings cmake.define.SALA_PLUGINS=OFF)
         what="compiles the runtime: 1 to 4 minutes"
     fi
-    [[ $# -le 1 && ${1:-} != -* ]] || fail "usage: scripts/install.sh [--light] [EXTRA,...]"
+    if [[ ${1:-} = --architectures && ${2:-} =~ ^[0-9]+(,[0-9]+)*$ ]]; then
+        options=(--config-settings "cmake.define.SALA_ARCHITECTURES=$2")
+        shift 2
+    fi
+    [[ $# -le 1 && ${1:-} != -* ]] ||
+        fail "usage: scripts/install.sh [--light | --architectures LIST] [EXTRA,...], with a LIST as in 86,120"
     extras+="${1:+,$1}"
     python=$(find_python)
     compiler=$(find_compiler)

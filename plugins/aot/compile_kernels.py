@@ -20,7 +20,7 @@ from pathlib import Path
 
 from sala_export.ops.common.contract import Contract
 from sala_export.ops.common.launch import KernelSet, Launch
-from sala_export.ops.common.targets import AOT_ARCHITECTURES
+from sala_export.ops.common.targets import AOT_ARCHITECTURES, ARCHITECTURES
 from sala_export.ops.kernel_sets import KERNEL_SETS
 from sala_export.ops.registry import CONTRACTS
 
@@ -42,10 +42,18 @@ def main() -> int:
         default=len(os.sched_getaffinity(0)),
         help="compilations at a time; default: as many as CPUs that this process may use",
     )
+    parser.add_argument(
+        "--architectures",
+        type=int,
+        nargs="+",
+        choices=tuple(ARCHITECTURES),
+        default=AOT_ARCHITECTURES,
+        help="those to compile for, by 10 * major + minor; default: %(default)s",
+    )
     arguments = parser.parse_args()
     started = time.monotonic()
     try:
-        count = build(CONTRACTS, arguments.output_dir, arguments.jobs)
+        count = build(CONTRACTS, sorted(set(arguments.architectures)), arguments.output_dir, arguments.jobs)
     except AotError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -53,25 +61,30 @@ def main() -> int:
     return 0
 
 
-def build(contracts: Sequence[Contract], output_dir: Path, jobs: int) -> int:
-    """Compile and write everything; returns the number of cubins.
+def build(contracts: Sequence[Contract], architectures: Sequence[int], output_dir: Path, jobs: int) -> int:
+    """Compile and write everything for some of `ARCHITECTURES`; returns the number of cubins.
 
     Raises: AotError if a kernel cannot be shipped, or an operator lacks kernels or its generated files.
     """
     check_generated_files(contracts, Path())
     if missing := {c.name for c in contracts} - KERNEL_SETS.keys():
         raise AotError(f"{', '.join(sorted(missing))}: no kernels in sala_export/ops/kernel_sets.py")
-    wanted = sorted({image.job for c in contracts for image in _images(c, KERNEL_SETS[c.name])})
+    wanted = compile_jobs(contracts, architectures)
     with ProcessPoolExecutor(jobs) as pool:
         compiled = dict(zip(wanted, pool.map(compile_kernel, wanted), strict=True))
 
     output_dir.mkdir(parents=True, exist_ok=True)
     symbols = {job: _write_cubin(output_dir, job, kernel) for job, kernel in compiled.items()}
-    tables = [_tables(contract, KERNEL_SETS[contract.name], compiled, symbols) for contract in contracts]
+    tables = [_tables(contract, KERNEL_SETS[contract.name], architectures, compiled, symbols) for contract in contracts]
     (output_dir / "operator_tables.cc").write_text(write_tables(tables))
-    (output_dir / "kernel_index.cc").write_text(write_index(_index(contracts, compiled, symbols)))
+    (output_dir / "kernel_index.cc").write_text(write_index(_index(contracts, architectures, compiled, symbols)))
     (output_dir / "cubins.S").write_text(_assembly(sorted(set(symbols.values()))))
     return len(wanted)
+
+
+def compile_jobs(contracts: Sequence[Contract], architectures: Sequence[int]) -> list[CompileJob]:
+    """Everything that is compiled for a library with kernels for these architectures."""
+    return sorted({image.job for c in contracts for image in _images(c, KERNEL_SETS[c.name], architectures)})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,11 +99,11 @@ class _WantedImage:
     job: CompileJob
 
 
-def _images(contract: Contract, kernel_set: KernelSet) -> Iterator[_WantedImage]:
+def _images(contract: Contract, kernel_set: KernelSet, architectures: Sequence[int]) -> Iterator[_WantedImage]:
     """Every launch for every shipped type, variant and architecture."""
     for sequence, launches in (("prefill", kernel_set.prefill), ("decode", kernel_set.decode)):
         for launch, activation, index, sm in product(
-            launches, kernel_set.aot_dtypes, range(len(kernel_set.aot_variants)), AOT_ARCHITECTURES
+            launches, kernel_set.aot_dtypes, range(len(kernel_set.aot_variants)), architectures
         ):
             variant = kernel_set.aot_variants[index]
             job = compile_job(contract, kernel_set, launch, activation=activation, variant=variant, sm=sm)
@@ -100,6 +113,7 @@ def _images(contract: Contract, kernel_set: KernelSet) -> Iterator[_WantedImage]
 def _tables(
     contract: Contract,
     kernel_set: KernelSet,
+    architectures: Sequence[int],
     compiled: Mapping[CompileJob, CompiledKernel],
     symbols: Mapping[CompileJob, str],
 ) -> OperatorTables:
@@ -113,7 +127,7 @@ def _tables(
                     symbol=symbols[image.job],
                     compiled=compiled[image.job],
                 )
-                for image in _images(contract, kernel_set)
+                for image in _images(contract, kernel_set, architectures)
                 if image.sequence == sequence and image.launch is launch
             ]
             for launch in launches
@@ -122,7 +136,7 @@ def _tables(
     return OperatorTables(
         contract=contract,
         kernel_set=kernel_set,
-        sms=tuple(AOT_ARCHITECTURES),
+        sms=tuple(architectures),
         prefill=images_of("prefill", kernel_set.prefill),
         decode=images_of("decode", kernel_set.decode),
     )
@@ -130,6 +144,7 @@ def _tables(
 
 def _index(
     contracts: Sequence[Contract],
+    architectures: Sequence[int],
     compiled: Mapping[CompileJob, CompiledKernel],
     symbols: Mapping[CompileJob, str],
 ) -> dict[CompileJob, IndexEntry]:
@@ -140,7 +155,7 @@ def _index(
     entries: dict[CompileJob, IndexEntry] = {}
     for contract in contracts:
         kernel_set = KERNEL_SETS[contract.name]
-        for image in _images(contract, kernel_set):
+        for image in _images(contract, kernel_set, architectures):
             job, variant = image.job, kernel_set.aot_variants[image.variant]
             main_loop = main_loop_sizes(image.launch.main_loop, kernel_set.compile_time(image.launch, job.sm, variant))
             entry = entries.setdefault(

@@ -13,7 +13,7 @@ from triton.compiler import ASTSource
 
 from sala_export.ops.common.contract import ACTIVATION, Contract
 from sala_export.ops.common.launch import DEPENDENT, KernelSet, Launch
-from sala_export.ops.common.targets import AOT_ARCHITECTURES
+from sala_export.ops.common.targets import ARCHITECTURES
 from sala_export.ops.kernel_sets import KERNEL_SETS
 
 from .cpp import AotError
@@ -48,8 +48,8 @@ class CompiledKernel:
     """Dynamic shared memory per block."""
     hidden_pointers: int
     """Pointers that Triton adds after the declared parameters; they may be null."""
-    is_arch_specific: bool
-    """True if the code runs on exactly one architecture (PTX target `sm_<n>a`)."""
+    runs_alone: bool
+    """True if the code runs on exactly one architecture: its PTX target is `sm_<n>a`, or a Tegra."""
     is_dependent: bool
     """True if the code waits for earlier launches, so that a launch may begin before they have ended."""
 
@@ -109,7 +109,7 @@ def compile_kernel(job: CompileJob) -> CompiledKernel:
     """Make one cubin.
 
     Raises: AotError if the kernel needs more shared memory than the architecture has, or features that the launcher
-        does not serve, or runs on other architectures than `AOT_ARCHITECTURES` says, or if it is dependent and does not
+        does not serve, or runs on other architectures than `ARCHITECTURES` says, or if it is dependent and does not
         wait.
     """
     # Line tables would carry the paths of the build machine and a third of the size.
@@ -128,13 +128,13 @@ def compile_kernel(job: CompileJob) -> CompiledKernel:
         threads=int(_ptx_field(job, ptx, r"\.reqntid\s+(\d+)")),
         shared_bytes=compiled.metadata.shared,
         hidden_pointers=_hidden_pointers(job, ptx),
-        is_arch_specific=_is_arch_specific(job, ptx),
+        runs_alone=_runs_alone(job, ptx),
         is_dependent=_is_dependent(job, ptx),
     )
 
 
 def _check_launchable(job: CompileJob, metadata: Any) -> None:
-    limit = AOT_ARCHITECTURES[job.sm].shared_limit_bytes
+    limit = ARCHITECTURES[job.sm].shared_limit_bytes
     if metadata.shared > limit:
         raise AotError(
             f"{job.kernel}: {dict(job.constexprs)} needs {metadata.shared} bytes of shared memory, "
@@ -161,14 +161,12 @@ def _hidden_pointers(job: CompileJob, ptx: str) -> int:
     return len(hidden)
 
 
-def _is_arch_specific(job: CompileJob, ptx: str) -> bool:
+def _runs_alone(job: CompileJob, ptx: str) -> bool:
     target = _ptx_field(job, ptx, r"\.target\s+(\w+)")
-    is_arch_specific = target.endswith("a")
-    if is_arch_specific != AOT_ARCHITECTURES[job.sm].is_arch_specific:
-        raise AotError(
-            f"{job.kernel}: Triton {triton.__version__} compiled for {target}, AOT_ARCHITECTURES says otherwise"
-        )
-    return is_arch_specific
+    architecture = ARCHITECTURES[job.sm]
+    if target.endswith("a") != architecture.is_arch_specific:
+        raise AotError(f"{job.kernel}: Triton {triton.__version__} compiled for {target}, ARCHITECTURES says otherwise")
+    return architecture.runs_alone
 
 
 def _is_dependent(job: CompileJob, ptx: str) -> bool:

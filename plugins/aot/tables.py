@@ -135,7 +135,7 @@ class _Writer:
 
     def _image(self, launch: Launch, image: Image) -> str:
         compiled = image.compiled
-        flags = ", ".join("true" if flag else "false" for flag in (compiled.is_arch_specific, compiled.is_dependent))
+        flags = ", ".join("true" if flag else "false" for flag in (compiled.runs_alone, compiled.is_dependent))
         return (
             f"{{{DATA_TYPES[image.activation]}, {image.variant}, {image.sm}, {flags}, {image.symbol}, "
             f"{self._grid(launch, image)}, {compiled.threads}, {compiled.shared_bytes}}}"

@@ -8,6 +8,8 @@ namespace sala {
 namespace {
 
 constexpr uint32_t kSharedBytesWithoutOptIn = 48 * 1024;
+/// The GPU of a Jetson AGX Orin. NVIDIA does not promise that a Tegra runs what was compiled for a desktop's GPU.
+constexpr int32_t kTegra = 87;
 
 /// Under lazy loading a driver may put off loading until the first launch, which a graph capture does not allow.
 /// Drivers before cuFuncLoad load a function to answer for its attributes. Neither is proved yet: it takes a GPU.
@@ -38,7 +40,8 @@ const Image* find_image(const Launch& launch, DataType activation, int32_t varia
   const Image* best = nullptr;
   for (const Image& image : launch.images) {
     if (image.activation != activation || image.variant != variant) continue;
-    const bool runs = image.sm == sm || (!image.is_arch_specific && image.sm / 10 == sm / 10 && image.sm < sm);
+    const bool runs_later = !image.runs_alone && sm != kTegra;
+    const bool runs = image.sm == sm || (runs_later && image.sm / 10 == sm / 10 && image.sm < sm);
     if (runs && (best == nullptr || image.sm > best->sm)) best = &image;
   }
   return best;

@@ -130,7 +130,7 @@ Expected<const Launcher::Sequence*> Launcher::find_or_load(const CudaDriver& dri
     const Image* image = find_image(launch, call.activation, op.variant(), device->sm);
     if (image == nullptr) {
       return error(op.table().type, ": no kernels for this GPU (sm_", device->sm, "); supported are ",
-                   printed_sms(op.table()));
+                   printed_sms(op.table()), "; a library for others is built with SALA_ARCHITECTURES (docs/gpus.md)");
     }
     auto kernel = Kernel::get(driver, launch.kernel, *image);
     if (!kernel) return kernel.error();

@@ -19,9 +19,9 @@ struct Argument {
 struct Image {
   DataType activation;
   int32_t variant;
-  int32_t sm;             // 10 * major + minor
-  bool is_arch_specific;  // compiled for "sm_<n>a": runs on that architecture alone
-  bool is_dependent;      // may begin before the launch before it has ended: it waits for it by itself
+  int32_t sm;         // 10 * major + minor
+  bool runs_alone;    // on that architecture alone: compiled for "sm_<n>a", or for a Tegra
+  bool is_dependent;  // may begin before the launch before it has ended: it waits for it by itself
   const unsigned char* data;
   const Expression* grid;  // of x, y and z: tiles differ between architectures
   uint32_t threads;        // per block

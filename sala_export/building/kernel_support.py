@@ -1,22 +1,34 @@
-"""Checks before a build that the shipped kernels serve a model on a GPU, and tells what scratch they need."""
+"""Checks before a build that the installed kernels serve a model on a GPU, and tells what scratch they need."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ..checkpoint.config import SalaConfig
 from ..errors import UnsupportedError
+from ..kernel_report.shipped import shipped_architectures
 from ..model.mixers import MIXERS
 from ..model.signature import CAPACITY_K1, CAPACITY_K2, cache_sizes
 from ..ops.common.launch import unsupported_reason
-from ..ops.common.targets import require_architecture
+from ..ops.common.targets import require_architecture, serving_architecture
 from ..specs import ComputeCapability, Precision
 
 
-def require_kernels(config: SalaConfig, precision: Precision, compute_capability: ComputeCapability) -> None:
-    """Refuse a GPU or a model that no shipped kernel serves. You can still export its graph.
+def require_kernels(
+    config: SalaConfig, precision: Precision, compute_capability: ComputeCapability, library: Path
+) -> None:
+    """Refuse a GPU or a model that no kernel of the plugin library serves. You can still export its graph.
 
-    Raises: UnsupportedError naming the architecture, or the operator and the size or type at fault.
+    Raises: UnsupportedError naming the architecture, or the operator and the size or type at fault. BuildError as
+        `shipped_kernels`.
     """
-    require_architecture(compute_capability)
+    wanted, there = require_architecture(compute_capability), shipped_architectures(library)
+    if serving_architecture(compute_capability, there) is None:
+        served = ", ".join(f"SM{sm}" for sm in sorted(there))
+        raise UnsupportedError(
+            f"the installed kernels are for {served}, not for {compute_capability.sm}: install with "
+            f"scripts/install.sh --architectures {wanted} (docs/gpus.md)"
+        )
     # Loaded here because it imports Triton, which takes a second.
     from ..ops.kernel_sets import KERNEL_SETS
 

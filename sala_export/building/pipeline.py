@@ -192,7 +192,7 @@ def _planned(engine: EngineRequest, config: SalaConfig, quantization: Quantizati
     """The engine's graph as it will be, from config.json alone. Refuses what cannot be built or would not fit."""
     select_flavour(engine.flavour).check(engine.target)
     for capability in engine.target.compute_capabilities:
-        require_kernels(config, engine.precision, capability)
+        require_kernels(config, engine.precision, capability, plugin_library())
     graph = planned_graph(config, engine.precision, quantization)
     check_fits(graph, engine, planned_memory(graph, config, engine))
     check_memory(graph.constant_bytes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -54,7 +54,7 @@ def kernels(gpu: str | None, as_json: bool) -> None:
 
     shipped = shipped_kernels(plugin_library())
     if gpu is not None:
-        sm = _architecture(gpu)
+        sm = _architecture(gpu, {kernel.sm for kernel in shipped})
         shipped = tuple(kernel for kernel in shipped if kernel.sm == sm)
     reports = report_kernels(shipped)
     if as_json:
@@ -63,14 +63,16 @@ def kernels(gpu: str | None, as_json: bool) -> None:
         _print_table(reports)
 
 
-def _architecture(gpu: str) -> int:
+def _architecture(gpu: str, there: Collection[int]) -> int:
     from ..engine.recipe import load_recipe
-    from ..ops.common.targets import require_architecture
+    from ..ops.common.targets import serving_architecture
 
-    try:
-        return require_architecture(load_recipe(gpu).compute_capability)
-    except UnsupportedError as error:
-        raise UnsupportedError(f"--gpu {gpu}: {error}") from None
+    capability = load_recipe(gpu).compute_capability
+    found = serving_architecture(capability, there)
+    if found is None:
+        served = ", ".join(f"SM{sm}" for sm in sorted(there))
+        raise UnsupportedError(f"--gpu {gpu}: no kernels for {capability.sm}, installed are those for {served}")
+    return found
 
 
 def describe(report: KernelReport) -> dict[str, Any]:

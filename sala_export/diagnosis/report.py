@@ -5,14 +5,18 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..bundle.reader import Bundle
 from ..engine.host import total_host_bytes
+from ..errors import BuildError
+from ..installation import plugin_library
+from ..kernel_report.shipped import shipped_architectures
 from ..machine import describe_machine
+from ..ops.common.targets import AOT_ARCHITECTURES
 from ..specs import format_bytes
 from .libraries import find_libraries
 from .verdicts import chosen, judge
@@ -31,7 +35,7 @@ def diagnose(bundle: Bundle | None = None, needs: Sequence[Mapping[str, Any]] = 
         `fits`.
     """
     libraries = find_libraries()
-    verdicts = judge(libraries, None if bundle is None else bundle.manifest)
+    verdicts = judge(libraries, None if bundle is None else bundle.manifest, _architectures())
     machine = asdict(describe_machine())
     machine |= {"libc": " ".join(platform.libc_ver()), "memory_bytes": total_host_bytes(), "executable": sys.executable}
     found = {
@@ -76,6 +80,14 @@ def as_text(found: dict[str, Any]) -> str:
         f"  {'auto':<11}  {'takes ' + found['auto'] if found['auto'] else 'finds no runtime'}",
     ]
     return "\n".join(lines)
+
+
+def _architectures() -> Collection[int]:
+    """Those whose kernels a bundle that is built here has, or would have if what builds were installed and whole."""
+    try:
+        return shipped_architectures(plugin_library())
+    except (BuildError, OSError):
+        return AOT_ARCHITECTURES
 
 
 def _needs(needs: Sequence[Mapping[str, Any]]) -> list[str]:

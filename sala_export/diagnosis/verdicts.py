@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from ..bundle.manifest import Manifest
-from ..ops.common.targets import AOT_ARCHITECTURES, serving_architecture
+from ..engine.tensorrt_rtx import SERVED
+from ..ops.common.targets import AOT_ARCHITECTURES, ARCHITECTURES, serving_architecture
 from ..specs import ComputeCapability
 from .libraries import Gpu, Libraries, Library
 
@@ -23,10 +25,15 @@ class Verdict:
     """On what it would run, or why it would not and what to do."""
 
 
-def judge(libraries: Libraries, manifest: Manifest | None = None) -> tuple[Verdict, ...]:
-    """Judge every runtime, for a bundle of this manifest, or for those that this release builds."""
+def judge(
+    libraries: Libraries, manifest: Manifest | None = None, architectures: Collection[int] = AOT_ARCHITECTURES
+) -> tuple[Verdict, ...]:
+    """Judge every runtime, for a bundle of this manifest, or for those that are built with kernels of `architectures`.
+
+    Args: `architectures` are written as 10 * major + minor.
+    """
     runtimes = {
-        "tensorrt": _tensorrt(libraries, manifest),
+        "tensorrt": _tensorrt(libraries, manifest, architectures),
         "onnxruntime": _onnxruntime(libraries, manifest),
         "torch": _torch(libraries, manifest),
     }
@@ -38,7 +45,7 @@ def chosen(verdicts: tuple[Verdict, ...]) -> str | None:
     return next((each.runtime for each in verdicts if each.runs and each.runtime != "torch"), None)
 
 
-def _tensorrt(libraries: Libraries, manifest: Manifest | None) -> tuple[bool, str]:
+def _tensorrt(libraries: Libraries, manifest: Manifest | None, architectures: Collection[int]) -> tuple[bool, str]:
     driver = libraries.driver
     if not libraries.native.works:
         return _broken(libraries.native, "install sala-export again")
@@ -46,17 +53,17 @@ def _tensorrt(libraries: Libraries, manifest: Manifest | None) -> tuple[bool, st
         return _broken(driver, "install driver 580 or later if this machine has an NVIDIA GPU")
     if not driver.gpus:
         return False, "the NVIDIA driver finds no GPU: check nvidia-smi"
-    if _numbers(driver.version) < _LEAST_CUDA:
-        return False, f"the NVIDIA driver supports CUDA {driver.version}: install driver 580 or later"
-    gpu = next((gpu for gpu in driver.gpus if _serves(gpu, manifest)), None)
+    gpu = next((gpu for gpu in driver.gpus if _serves(gpu, manifest, architectures)), None)
     if gpu is None:
         there = ", ".join(f"{gpu.name} ({gpu.compute_capability})" for gpu in driver.gpus)
-        wanted = manifest.engine.compute_capabilities if manifest else [f"SM{sm}" for sm in AOT_ARCHITECTURES]
+        wanted = manifest.engine.compute_capabilities if manifest else [f"SM{sm}" for sm in sorted(architectures)]
         who = "the bundle's engine is" if manifest else "the kernels are"
         return False, f"{who} for {', '.join(wanted)}, this machine has {there}: build for it with --gpu"
-    flavour = manifest.engine.tensorrt_flavour if manifest else "rtx"
-    library = libraries.tensorrt_rtx if flavour == "rtx" else libraries.tensorrt
-    package = "tensorrt-rtx-cu13" if flavour == "rtx" else "tensorrt"
+    is_rtx = manifest.engine.tensorrt_flavour == "rtx" if manifest else _capability(gpu).sm in SERVED
+    if is_rtx and _numbers(driver.version) < _LEAST_CUDA:
+        return False, f"the NVIDIA driver supports CUDA {driver.version}: install driver 580 or later"
+    library = libraries.tensorrt_rtx if is_rtx else libraries.tensorrt
+    package = "tensorrt-rtx-cu13" if is_rtx else "tensorrt"
     if not library.works:
         return _broken(library, f"pip install {package}")
     if manifest is not None and library.version != manifest.engine.tensorrt_version:
@@ -82,7 +89,7 @@ def _onnxruntime(libraries: Libraries, manifest: Manifest | None) -> tuple[bool,
 def _torch(libraries: Libraries, manifest: Manifest | None) -> tuple[bool, str]:
     if not libraries.torch.works:
         return _broken(libraries.torch, "pip install 'sala-export[torch]'")
-    served = [gpu for gpu in libraries.driver.gpus if _serves(gpu, None)]
+    served = [gpu for gpu in libraries.driver.gpus if _serves(gpu, None, ARCHITECTURES)]
     on_gpu = libraries.torch.has_gpu and served
     return _with_weights(manifest, f"on {served[0].name}" if on_gpu else "on the CPU, which is for verification")
 
@@ -97,10 +104,14 @@ def _with_weights(manifest: Manifest | None, where: str) -> tuple[bool, str]:
     return True, where
 
 
-def _serves(gpu: Gpu, manifest: Manifest | None) -> bool:
+def _serves(gpu: Gpu, manifest: Manifest | None, architectures: Collection[int]) -> bool:
     if manifest is not None:
         return gpu.compute_capability in manifest.engine.compute_capabilities
-    return serving_architecture(ComputeCapability(*_numbers(gpu.compute_capability))) is not None
+    return serving_architecture(_capability(gpu), architectures) is not None
+
+
+def _capability(gpu: Gpu) -> ComputeCapability:
+    return ComputeCapability(*_numbers(gpu.compute_capability))
 
 
 def _numbers(version: str | None) -> tuple[int, int]:

@@ -175,7 +175,8 @@ def check_fits(graph: EngineGraph, request: EngineRequest, memory: MemoryUsage) 
             leave = f"leave it out with --gpu {others}" if others else "choose another --gpu"
             needs = _needs(request, memory, recipe)
             lower = ", ".join(["--prefill-chunk"] + ["--max-batch"] * (request.max_batch > 1))
-            raise RequestError(f"{needs}: no context fits; lower {lower} or --layers, or {leave}")
+            smaller = "" if request.precision.is_quantized else ", or take --precision int8"
+            raise RequestError(f"{needs}: no context fits; lower {lower} or --layers, or {leave}{smaller}")
 
 
 def contexts(graph: EngineGraph, request: EngineRequest, memory: MemoryUsage) -> tuple[tuple[GpuRecipe, int], ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,13 +97,16 @@ class GpuRecipe:
     name: str
     """File name of the recipe without `.toml`."""
     gpu: _Text
-    """Full name of the GPU, as its driver reports it."""
+    """Full name of the GPU, as its driver reports it, or of the board where drivers report a part of it."""
     aliases: _Texts
     compute_capability: _Capability
     memory_bytes: _Bytes
     """Total device memory that the driver reports."""
     reserve_bytes: _Bytes
-    """Part of the memory that is left to the CUDA context, loaded kernels and other programs."""
+    """Part of the memory that is left to the CUDA context, loaded kernels and other programs.
+
+    Where the processors share it (a Jetson, a DGX Spark), also to the system and to the pages of the weights' files.
+    """
     memory_gigabytes_per_second: _Number
     """Peak bandwidth of the device memory, decimal."""
     peak_tera_operations_per_second: _Rates
@@ -113,10 +116,13 @@ class GpuRecipe:
     default_max_context: _Tokens
     """In tokens, as the next."""
     default_prefill_chunk: _Tokens
+    machine: _Text = "x86_64"
+    """Processors of the machines with this GPU, as `uname -m` calls them. A recipe may leave it out."""
 
 
 _ADAPTER = TypeAdapter(GpuRecipe)
 _KEYS = tuple(field.name for field in fields(GpuRecipe) if field.name != "name")
+_REQUIRED = tuple(field.name for field in fields(GpuRecipe) if field.name != "name" and field.default is MISSING)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -283,7 +289,7 @@ def _recipe(name: str, values: Mapping[str, Any]) -> GpuRecipe:
         if key not in _KEYS:
             near = difflib.get_close_matches(key, _KEYS, n=1, cutoff=0.0)
             raise ConfigError(f"unknown key {key!r}, did you mean {near[0]!r}?")
-    missing = [key for key in _KEYS if key not in values]
+    missing = [key for key in _REQUIRED if key not in values]
     if missing:
         raise ConfigError(f"missing {', '.join(missing)}")
     try:

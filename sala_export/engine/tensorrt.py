@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +45,8 @@ class TensorRT:
         """Refuse any GPU but that of this machine. Raises: UnsupportedError."""
         wanted, names = target.compute_capabilities, names_of(target.gpus)
         elsewhere = "build there"
-        if all(capability.sm in SERVED for capability in wanted):
+        is_like_this = {recipe.machine for recipe in target.gpus} == {platform.machine()}
+        if is_like_this and all(capability.sm in SERVED for capability in wanted):
             elsewhere += f", or use --flavour rtx to build for the {names} here"
         if len(wanted) > 1:
             raise UnsupportedError(

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import platform
 from collections.abc import Sequence
 from typing import Any
 
 from ..errors import UnsupportedError
 from ..installation import soname_shim
 from ..specs import ComputeCapability, FlavourName
-from .recipe import Target
+from .recipe import Target, names_of
 
 SERVED = frozenset({"SM75", "SM80", "SM86", "SM89", "SM120", "SM121"})
-"""Targets of the release that is installed with this package, for advice that does not load it."""
+"""Targets of the release that is installed with this package, for what does not load it."""
 
 
 class TensorRTForRTX:
@@ -23,7 +24,20 @@ class TensorRTForRTX:
     title = "TensorRT for RTX"
 
     def check(self, target: Target) -> None:
-        """Do nothing: `set_targets` checks the targets, once the library is loaded."""
+        """Refuse GPUs that it has no target for, or whose machines have other processors. Raises: UnsupportedError."""
+        lacking = [recipe for recipe in target.gpus if recipe.compute_capability.sm not in SERVED]
+        if lacking:
+            raise UnsupportedError(
+                f"{self.title} has no target for the {names_of(lacking, capabilities=True)}: build on the machine "
+                "itself, with --flavour tensorrt (docs/gpus.md)"
+            )
+        here = platform.machine()
+        elsewhere = [recipe for recipe in target.gpus if recipe.machine != here]
+        if elsewhere:
+            raise UnsupportedError(
+                f"the {names_of(elsewhere)} is in a machine of {elsewhere[0].machine}, and an engine carries the "
+                f"plugins as code of the machine that builds it, {here}: build there (docs/gpus.md)"
+            )
 
     def load(self) -> Any:
         """Import `tensorrt_rtx`. Raises: UnsupportedError, or BuildError if this package is not installed in full."""

@@ -1,8 +1,8 @@
-"""How many blocks of a kernel a multiprocessor holds at once."""
+"""How many blocks of a kernel a multiprocessor holds at once. The tensor memory of SM110 is left out of account."""
 
 from __future__ import annotations
 
-from ..ops.common.targets import AOT_ARCHITECTURES, SHARED_RESERVED_PER_BLOCK
+from ..ops.common.targets import ARCHITECTURES, SHARED_RESERVED_PER_BLOCK
 
 _REGISTERS = 65536
 _WARP = 32
@@ -15,7 +15,7 @@ def blocks_per_multiprocessor(sm: int, *, threads: int, registers: int, shared_b
 
     Args: per block `threads` and `shared_bytes`, per thread `registers`.
     """
-    limits = AOT_ARCHITECTURES[sm]
+    limits = ARCHITECTURES[sm]
     warps = -(-threads // _WARP)
     registers_per_warp = -(-registers * _WARP // _REGISTERS_PER_ALLOCATION) * _REGISTERS_PER_ALLOCATION
     shared = -(-shared_bytes // _SHARED_PER_ALLOCATION) * _SHARED_PER_ALLOCATION + SHARED_RESERVED_PER_BLOCK

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..ops.common.targets import AOT_ARCHITECTURES, SHARED_RESERVED_PER_BLOCK
+from ..ops.common.targets import ARCHITECTURES, SHARED_RESERVED_PER_BLOCK
 from .cubin import CubinFacts, read_cubin
 from .occupancy import blocks_per_multiprocessor
 from .shipped import ShippedKernel
@@ -34,7 +34,7 @@ class KernelReport:
     @property
     def occupancy(self) -> float:
         """Share of the warps that a multiprocessor can hold."""
-        return self.warps / AOT_ARCHITECTURES[self.shipped.sm].warps
+        return self.warps / ARCHITECTURES[self.shipped.sm].warps
 
     @property
     def expected_tensor_core_instructions(self) -> int:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import BuildError
 
@@ -41,21 +42,22 @@ class ShippedKernel:
     cubin: bytes
 
 
+def shipped_architectures(library: Path) -> frozenset[int]:
+    """Architectures that the plugin library has kernels for, by 10 * major + minor. Raises: as `shipped_kernels`."""
+    return frozenset(entry["sm"] for entry in _images(_loaded(library)))
+
+
 def shipped_kernels(library: Path) -> tuple[ShippedKernel, ...]:
     """Every cubin inside the plugin library.
 
     Raises: BuildError if the library was built by another release, which did not say what it holds.
     """
-    loaded = ctypes.CDLL(str(library))
-    try:
-        index, image = loaded.salaKernelIndex, loaded.salaKernelImage
-    except AttributeError:
-        raise BuildError(f"{library} does not list its kernels: install the package again") from None
-    index.restype = ctypes.c_char_p
+    loaded = _loaded(library)
+    image = loaded.salaKernelImage
     image.restype = ctypes.c_void_p
     image.argtypes = (ctypes.c_size_t, ctypes.POINTER(ctypes.c_size_t))
     found = []
-    for number, entry in enumerate(json.loads(index())["images"]):
+    for number, entry in enumerate(_images(loaded)):
         size = ctypes.c_size_t()
         address = image(number, ctypes.byref(size))
         found.append(
@@ -75,3 +77,16 @@ def shipped_kernels(library: Path) -> tuple[ShippedKernel, ...]:
             )
         )
     return tuple(found)
+
+
+def _loaded(library: Path) -> ctypes.CDLL:
+    loaded = ctypes.CDLL(str(library))
+    if not hasattr(loaded, "salaKernelIndex"):
+        raise BuildError(f"{library} does not list its kernels: install the package again")
+    return loaded
+
+
+def _images(loaded: ctypes.CDLL) -> list[dict[str, Any]]:
+    loaded.salaKernelIndex.restype = ctypes.c_char_p
+    images: list[dict[str, Any]] = json.loads(loaded.salaKernelIndex())["images"]
+    return images

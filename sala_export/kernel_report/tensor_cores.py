@@ -3,7 +3,8 @@
 Triton gives all warps of a block to one axis of a loop's products: to rows if the first has as many rows as columns, to
 columns if it has fewer. A product with fewer tiles along that axis than there are warps is computed by several of them
 alike. On SM90, products of 64 rows or more go to groups of four warps: to rows as far as they reach, then to columns.
-Groups beyond the rows of a product that feeds another compute all columns alike, in instructions of their share.
+Groups beyond the rows of a product that feeds another compute all columns alike, in instructions of their share. On
+SM110 such products go to `UTCHMMA`, which one thread issues for the block. Those are not counted.
 
 Seen with Triton 3.9.0; `tests/kernel_report/` compares every shipped cubin.
 """
@@ -31,7 +32,10 @@ def instructions_per_warp(main_loop: Sequence[MainLoopProduct], *, warps: int, s
     count = 0
     for product in products:
         depth = _tiles(product.k, _MMA_K)
-        if sm == 90 and product.m >= _GROUP_M and warps >= _GROUP_WARPS:
+        is_of_group = product.m >= _GROUP_M and warps >= _GROUP_WARPS
+        if sm == 110 and is_of_group:
+            continue
+        if sm == 90 and is_of_group:
             groups = warps // _GROUP_WARPS
             on_rows = min(groups, product.m // _GROUP_M)
             instructions = _tiles(product.n * on_rows, _GROUP_N * groups)

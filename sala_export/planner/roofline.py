@@ -58,11 +58,15 @@ def _kernels(selection: float, attention: float, lightning_bytes: float) -> Mapp
 
 KERNELS: Mapping[int, Mapping[Kind, Efficiency]] = {
     86: _kernels(0.80, 0.35, 0.45),
+    87: _kernels(0.80, 0.35, 0.45),
     89: _kernels(0.89, 0.64, 0.45),
     90: _kernels(0.61, 0.19, 0.33),
+    110: _kernels(0.61, 0.19, 0.33),
     120: _kernels(0.89, 0.64, 0.45),
+    121: _kernels(0.89, 0.64, 0.45),
 }
-"""Operators in prefill, by the architecture whose kernels a GPU runs. SM89 has the tiles and rates of SM120."""
+"""Operators in prefill, by the architecture whose kernels a GPU runs. SM89 has the tiles and rates of SM120, and SM121
+runs the same instructions. There is no account for SM87 and SM110: they are taken to be as SM86 and SM90."""
 
 DECODE_BYTES = 0.85
 """Share of the bandwidth that products with one row reach (assumed)."""

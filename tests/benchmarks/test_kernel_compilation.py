@@ -33,7 +33,7 @@ from benchmarks.kernel_compilation import (
 from benchmarks.kernel_gate import LIGHTNING_TOKENS, sparse_checks
 from sala_export.checkpoint.presets import PRESETS
 from sala_export.ops.common.launch import unlaunchable_reason
-from sala_export.ops.common.targets import AOT_ARCHITECTURES
+from sala_export.ops.common.targets import AOT_ARCHITECTURES, ARCHITECTURES
 from sala_export.ops.kernel_sets import KERNEL_SETS
 
 PROCESSES = 2
@@ -59,7 +59,7 @@ def test_what_the_build_does_not_compile_compiles() -> None:
 
 
 @pytest.mark.release
-@pytest.mark.parametrize("sm", AOT_ARCHITECTURES)
+@pytest.mark.parametrize("sm", ARCHITECTURES)
 def test_everything_compiles(sm: int) -> None:
     assert problems([(job, sm) for job in dict.fromkeys(compile_jobs(sm) + prewarm_jobs(sm))]) == []
 

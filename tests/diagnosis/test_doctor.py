@@ -142,6 +142,17 @@ def test_auto_takes_the_first_runtime_that_would_run(
     assert detail in verdicts[0].detail
 
 
+ORIN = Gpu(name="Orin", compute_capability="8.7", memory_bytes=61 << 30)
+
+
+def test_board_runs_tensorrt_proper_with_any_driver_where_its_kernels_are_installed() -> None:
+    board = whole(driver=Library(title="driver", version="12.6", gpus=(ORIN,)), tensorrt_rtx=MISSING)
+    assert judge(board, architectures=[87])[0].detail == "on Orin"
+    assert judge(board)[0].detail.startswith("the kernels are for SM86, SM89, SM90, SM120, this machine has Orin (8.7)")
+    without = judge(whole(ORIN, tensorrt=MISSING), architectures=[87])[0]
+    assert (without.runs, without.detail) == (False, "it: it is not here; pip install tensorrt")
+
+
 def test_torch_runs_on_a_gpu_that_the_kernels_serve() -> None:
     """It needs no bundle's engine, and `auto` never takes it."""
     details = [judge(whole(*gpus))[2].detail for gpus in ((RTX5090,), (OLD,), ())]

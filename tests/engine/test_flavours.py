@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import platform
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -102,6 +103,40 @@ def test_no_advice_leads_to_a_flavour_that_does_not_serve_the_gpu(tmp_path: Path
     rtx = TensorRTForRTX()
     with pytest.raises(UnsupportedError, match=r"or build with --flavour tensorrt on a machine with that GPU$"):
         rtx.set_targets(rtx.load(), FakeConfig(), [ComputeCapability(9, 0)])
+
+
+@pytest.mark.parametrize(
+    ("gpu", "machine", "message"),
+    [
+        (
+            "orin64",
+            "aarch64",
+            r"has no target for the NVIDIA Jetson AGX Orin 64GB \(SM87\): build on the machine itself",
+        ),
+        ("rtx3090,thor", "x86_64", r"has no target for the NVIDIA Thor \(SM110\): .*, with --flavour tensorrt"),
+        (
+            "spark",
+            "x86_64",
+            r"the NVIDIA GB10 is in a machine of aarch64, .* machine that builds it, x86_64: build there",
+        ),
+        ("rtx3090", "aarch64", r"the NVIDIA GeForce RTX 3090 is in a machine of x86_64, "),
+    ],
+)
+def test_rtx_refuses_gpus_without_a_target_and_of_other_machines(
+    gpu: str, machine: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    with pytest.raises(UnsupportedError, match=message):
+        TensorRTForRTX().check(load_target(gpu))
+    TensorRTForRTX().check(load_target("spark" if machine == "aarch64" else "rtx3090,rtxpro6000,l40s"))
+
+
+def test_tensorrt_does_not_send_to_a_flavour_that_builds_no_code_for_the_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    with pytest.raises(UnsupportedError, match=r"this machine has none: build there$"):
+        TensorRT(present=lambda: None).check(load_target("spark"))
 
 
 def test_served_targets_are_those_of_the_installed_release() -> None:

@@ -137,6 +137,16 @@ def test_no_context_below_the_chunk_is_offered() -> None:
         check_fits(graph_9b(), tight, predict_memory(graph_9b(), tight))
 
 
+def test_card_of_16_gb_sends_to_a_smaller_precision_which_fits_its_default_context() -> None:
+    for gpu in ("rtx4080", "rtx5080", "rtx5070ti"):
+        request = EngineRequest.from_options(Target.of(load_recipe(gpu)))
+        with pytest.raises(RequestError, match=r"no context fits; .*, or take --precision int8$"):
+            check_fits(graph_9b(), request, predict_memory(graph_9b(), request))
+        # What docs/plan.md says of int8 and fp8: 9.89 GiB.
+        smaller = replace(graph_9b(), weights=(TensorSpec("all", DType.INT8, (round(9.89 * GIB),)),))
+        check_fits(smaller, request, predict_memory(smaller, request))
+
+
 def test_batch_adds_states_and_pages_but_neither_weights_nor_activations() -> None:
     one = predict_memory(graph_9b(), request_9b("a6000", 65536))
     three = predict_memory(graph_9b(), replace(request_9b("a6000", 65536), max_batch=3))
@@ -219,7 +229,8 @@ def test_gpu_of_a_target_that_holds_no_context_is_named_with_the_target_without_
     with pytest.raises(
         RequestError,
         match=r"NVIDIA GeForce RTX 4090 has 23\.99 GiB \(weights 25\.65 GiB, .*reserve 1\.00 GiB\): no context fits; "
-        r"lower --prefill-chunk or --layers, or leave it out with --gpu a6000,rtx5090,a6000d$",
+        r"lower --prefill-chunk or --layers, or leave it out with --gpu a6000,rtx5090,a6000d, "
+        r"or take --precision int8$",
     ):
         check_fits(graph, request, predict_memory(graph, request))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import triton
+from support.kernel_gates import overwriting, spilling, too_large, wrong_products
 
 from sala_export.cli.app import run
 from sala_export.errors import BuildError
@@ -20,8 +21,8 @@ from sala_export.kernel_report.occupancy import blocks_per_multiprocessor
 from sala_export.kernel_report.report import KernelReport, report_kernels
 from sala_export.kernel_report.shipped import MainLoopProduct, ShippedKernel, shipped_kernels
 from sala_export.kernel_report.tensor_cores import instructions_per_warp
-from sala_export.kernel_report.warp_groups import INSTRUCTION, LABEL, overwritten_operands, register_operands
-from sala_export.ops.common.targets import AOT_ARCHITECTURES
+from sala_export.kernel_report.warp_groups import INSTRUCTION, LABEL, register_operands
+from sala_export.ops.common.targets import AOT_ARCHITECTURES, ARCHITECTURES
 from sala_export.ops.kernel_sets import KERNEL_SETS
 
 SHIPPED = shipped_kernels(plugin_library())
@@ -53,32 +54,17 @@ def test_every_launch_is_shipped_for_every_type_variant_and_architecture() -> No
 
 
 def test_no_kernel_spills_or_has_a_stack(reports: tuple[KernelReport, ...]) -> None:
-    """A kernel without calls and local arrays has a stack frame only for spilled registers."""
-    spilling = [
-        (report.shipped.kernel, report.shipped.sm, report.shipped.constants)
-        for report in reports
-        if report.facts.spill_instructions or report.facts.stack_bytes
-    ]
-    assert spilling == []
+    assert spilling(reports) == []
 
 
 def test_every_block_fits_its_multiprocessor(reports: tuple[KernelReport, ...]) -> None:
-    for report in reports:
-        limit = AOT_ARCHITECTURES[report.shipped.sm].shared_limit_bytes
-        assert report.shared_bytes <= limit, report.shipped
-        assert report.blocks >= 1, report.shipped
-        assert 0 < report.occupancy <= 1
+    assert too_large(reports) == []
 
 
 def test_main_loops_have_exactly_the_tensor_core_instructions_of_their_products(
     reports: tuple[KernelReport, ...],
 ) -> None:
-    wrong = [
-        (report.shipped.kernel, report.shipped.sm, report.shipped.constants, found, expected)
-        for report in reports
-        if (found := report.facts.tensor_core_instructions) != (expected := report.expected_tensor_core_instructions)
-    ]
-    assert wrong == []
+    assert wrong_products(reports) == []
     with_products = {report.shipped.kernel for report in reports if report.expected_tensor_core_instructions}
     assert with_products == {
         "infllmv2_attend_kernel",
@@ -95,9 +81,9 @@ def test_main_loops_have_exactly_the_tensor_core_instructions_of_their_products(
 
 def test_nothing_overwrites_what_a_product_in_flight_reads(reports: tuple[KernelReport, ...]) -> None:
     """The two compiler faults of `sala_export/kernel_report/warp_groups.py`."""
+    assert overwriting(reports) == []
     with_groups = [report.shipped for report in reports if report.facts.uses_warp_groups]
     assembly = [(kernel, disassemble(kernel.cubin)) for kernel in with_groups]
-    assert [(kernel.kernel, found) for kernel, text in assembly if (found := overwritten_operands(text))] == []
     with_registers = {
         (kernel.kernel, activation, variant["head_dim"])
         for kernel, text in assembly
@@ -136,10 +122,12 @@ def test_occupancy_is_the_known_one(sm: int, threads: int, registers: int, share
     assert found == blocks
 
 
-@pytest.mark.parametrize(("sm", "kibibytes"), [(86, 99), (89, 99), (90, 227), (120, 99)])
+@pytest.mark.parametrize(
+    ("sm", "kibibytes"), [(86, 99), (87, 163), (89, 99), (90, 227), (110, 227), (120, 99), (121, 99)]
+)
 def test_shared_memory_of_a_block_is_the_published_limit(sm: int, kibibytes: int) -> None:
     """CUDA C++ Programming Guide, "Maximum amount of shared memory per thread block"."""
-    assert AOT_ARCHITECTURES[sm].shared_limit_bytes == kibibytes << 10
+    assert ARCHITECTURES[sm].shared_limit_bytes == kibibytes << 10
 
 
 @pytest.mark.parametrize(
@@ -156,6 +144,8 @@ def test_shared_memory_of_a_block_is_the_published_limit(sm: int, kibibytes: int
         ([(128, 64, 128)], 8, 90, 8),
         ([(64, 128, 32)], 8, 90, 2),
         ([(32, 128, 64)], 8, 90, 2 * 2 * 4),
+        # On SM110 one thread has the tensor cores compute 64 rows or more: no instruction of the warps.
+        ([(128, 64, 128), (32, 128, 64)], 8, 110, 4 * 4 * 4),
         ([], 4, 86, 0),
     ],
 )
@@ -283,12 +273,18 @@ def test_command_tells_the_kernels_of_one_gpu(capsys: pytest.CaptureFixture[str]
     assert run(["kernels", "--gpu", "a6000"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
-    assert "lightning_attention on SM86: a6000" in lines
+    assert "lightning_attention on SM86: a6000, rtx3090" in lines
     rows = [tuple(line.split()[:4]) for line in lines]
     # Rows differ in the columns that name a variant.
     named = [row for row in rows if row[1:2] and row[1] in ("prefill", "decode", "all")]
     assert len(named) == len(set(named)) == len(told)
     assert lines[-1] == "Registers are spilled by: none."
+
+
+def test_gpu_whose_kernels_are_not_installed_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["kernels", "--gpu", "orin64"]) == 2
+    served = ", ".join(f"SM{sm}" for sm in AOT_ARCHITECTURES)
+    assert capsys.readouterr().err == f"error: --gpu orin64: no kernels for SM87, installed are those for {served}\n"
 
 
 def test_unknown_gpu_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ from sala_export.kernel_report.disassembly import disassemble
 from sala_export.ops.common.contract import Contract, Tensor
 from sala_export.ops.common.dependent import let_next_launch_begin, wait_for_earlier_launches
 from sala_export.ops.common.launch import KernelSet, Launch, Tile, Workspace, same_tile
-from sala_export.ops.common.targets import AOT_ARCHITECTURES
+from sala_export.ops.common.targets import ARCHITECTURES
 from sala_export.ops.lightning_attention.schema import CONTRACT
 from sala_export.ops.registry import CONTRACTS
 
@@ -82,24 +82,22 @@ def test_signature_follows_parameter_names() -> None:
     assert dict(job.constexprs) == {"head_dim": 64, "BLOCK": 16}
 
 
-@pytest.mark.parametrize(("sm", "is_arch_specific"), [(86, False), (89, False), (90, True), (120, True)])
-def test_compiled_kernel_states_what_a_launch_needs(
-    sm: int, is_arch_specific: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(("sm", "runs_alone"), [(86, False), (87, True), (89, False), (90, True), (120, True)])
+def test_compiled_kernel_states_what_a_launch_needs(sm: int, runs_alone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel_set = _kernel_set(scale_kernel, BLOCK=16)
     monkeypatch.setattr(kernels, "KERNEL_SETS", {CONTRACT.name: kernel_set})
     compiled = compile_kernel(_job(kernel_set, sm))
     assert compiled.cubin.startswith(b"\x7fELF")
     assert (compiled.threads, compiled.hidden_pointers) == (128, 2)
-    assert compiled.is_arch_specific == is_arch_specific
+    assert compiled.runs_alone == runs_alone
 
 
 def test_code_that_runs_elsewhere_than_stated_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel_set = _kernel_set(scale_kernel, BLOCK=16)
     monkeypatch.setattr(kernels, "KERNEL_SETS", {CONTRACT.name: kernel_set})
-    stated = replace(AOT_ARCHITECTURES[86], is_arch_specific=True)
-    monkeypatch.setattr(kernels, "AOT_ARCHITECTURES", {86: stated})
-    with pytest.raises(AotError, match=r"scale_kernel: Triton .* compiled for sm_86, AOT_ARCHITECTURES says otherwise"):
+    stated = replace(ARCHITECTURES[86], is_arch_specific=True)
+    monkeypatch.setattr(kernels, "ARCHITECTURES", {86: stated})
+    with pytest.raises(AotError, match=r"scale_kernel: Triton .* compiled for sm_86, ARCHITECTURES says otherwise"):
         compile_kernel(_job(kernel_set, 86))
 
 
@@ -141,7 +139,7 @@ def test_constant_that_no_parameter_takes_is_named() -> None:
 def test_pipeline_beyond_shared_memory_is_refused_on_the_smaller_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel_set = _kernel_set(deep_pipeline_kernel, num_stages=9, BLOCK=64)
     monkeypatch.setattr(kernels, "KERNEL_SETS", {CONTRACT.name: kernel_set})
-    assert compile_kernel(_job(kernel_set, 90)).shared_bytes > AOT_ARCHITECTURES[86].shared_limit_bytes
+    assert compile_kernel(_job(kernel_set, 90)).shared_bytes > ARCHITECTURES[86].shared_limit_bytes
     with pytest.raises(AotError, match=r"deep_pipeline_kernel: .* bytes of shared memory, sm_86 has 101376"):
         compile_kernel(_job(kernel_set, 86))
 
@@ -173,7 +171,7 @@ def test_expression_over_unknown_names_is_refused() -> None:
 def test_operator_without_kernels_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compile_kernels, "KERNEL_SETS", {})
     with pytest.raises(AotError, match=r"infllmv2_attention, lightning_attention: no kernels in .*kernel_sets\.py"):
-        compile_kernels.build(CONTRACTS, tmp_path, 1)
+        compile_kernels.build(CONTRACTS, [86], tmp_path, 1)
 
 
 def test_type_that_cpu_operators_do_not_take_is_named() -> None:

@@ -145,7 +145,7 @@ def test_clone_of_a_context_launches_the_same(driver: PluginDriver, call: Plugin
 @OPERATORS
 @pytest.mark.parametrize(
     ("sm", "served_by"),
-    [(75, None), (80, None), (86, 86), (87, 86), (89, 89), (90, 90), (100, None), (120, 120), (121, None)],
+    [(75, None), (80, None), (86, 86), (87, None), (88, 86), (89, 89), (90, 90), (100, None), (120, 120), (121, None)],
 )
 def test_gpu_is_served_as_the_python_package_says(
     driver: PluginDriver, call: PluginCall, sm: int, served_by: int | None
@@ -153,12 +153,12 @@ def test_gpu_is_served_as_the_python_package_says(
     _, _, enqueued = driver.run(call, "shape_change", "enqueue", sm=sm)
     launched = {launch["sm"] for launch in events_of(enqueued, "launch")}
     assert launched == ({served_by} if served_by else set())
-    assert serving_architecture(ComputeCapability(*divmod(sm, 10))) == served_by
+    assert serving_architecture(ComputeCapability(*divmod(sm, 10)), AOT_ARCHITECTURES) == served_by
 
 
-# 121: code made for exactly sm_120 does not run there. 80: code for 86 needs at least 86.
+# 121: code made for exactly sm_120 does not run there. 80: code for 86 needs at least 86. 87: a Tegra takes its own.
 @OPERATORS
-@pytest.mark.parametrize("sm", [75, 80, 121])
+@pytest.mark.parametrize("sm", [75, 80, 87, 121])
 @pytest.mark.parametrize("action", ["shape_change", "enqueue"])
 def test_unsupported_gpu_is_refused_with_those_that_are(
     driver: PluginDriver, call: PluginCall, sm: int, action: str
@@ -167,7 +167,8 @@ def test_unsupported_gpu_is_refused_with_those_that_are(
     assert refused["result"] != 0
     supported = ", ".join(f"sm_{known}" for known in AOT_ARCHITECTURES)
     assert refused["log"] == [
-        f"{call.contract.onnx_type}: no kernels for this GPU (sm_{sm}); supported are {supported}"
+        f"{call.contract.onnx_type}: no kernels for this GPU (sm_{sm}); supported are {supported}; "
+        "a library for others is built with SALA_ARCHITECTURES (docs/gpus.md)"
     ]
     assert not refused["events"]
 

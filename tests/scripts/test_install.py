@@ -85,7 +85,36 @@ def test_newer_python_beside_an_old_one_is_taken(tmp_path: Path) -> None:
     assert "lacks a C++ compiler" in install(tmp_path / "checkout", path).stderr
 
 
-@pytest.mark.parametrize("arguments", [["--heavy"], ["--light", "--light"], ["torch", "test"]])
+@pytest.mark.parametrize(
+    "arguments", [["--heavy"], ["--light", "--light"], ["torch", "test"], ["--architectures", "sm_87"]]
+)
 def test_other_arguments_are_refused(arguments: list[str], tmp_path: Path) -> None:
     done = install(tmp_path / "checkout", system(tmp_path / "bin"), *arguments)
-    assert (done.returncode, done.stderr) == (2, "error: usage: scripts/install.sh [--light] [EXTRA,...]\n")
+    usage = "scripts/install.sh [--light | --architectures LIST] [EXTRA,...], with a LIST as in 86,120"
+    assert (done.returncode, done.stderr) == (2, f"error: usage: {usage}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings"),
+    [
+        (["--architectures", "87,121"], ["cmake.define.SALA_ARCHITECTURES=87,121"]),
+        (["--architectures", "120", "torch"], ["cmake.define.SALA_ARCHITECTURES=120"]),
+        (["--light"], ["cmake.define.SALA_PLUGINS=OFF"]),
+        ([], []),
+    ],
+)
+def test_what_is_asked_for_reaches_the_build(arguments: list[str], settings: list[str], tmp_path: Path) -> None:
+    programs = tmp_path / "checkout" / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    asked = tmp_path / "asked"
+    for name in ("pip", "python"):
+        line = f'if [ "$1" = -m ]; then echo "$@" >>{asked}; exit; fi; exec {sys.executable} "$@"'
+        (programs / name).write_text(f"#!/bin/bash\n{line}\n", encoding="utf-8")
+        (programs / name).chmod(0o755)
+    tools = {name: f'exec {shutil.which(name)} "$@"' for name in ("mkdir", "tail", "tr")}
+    tools["sleep"] = f"exec {shutil.which('sleep')} 0.2"
+    done = install(tmp_path / "checkout", system(tmp_path / "bin", cxx="", **tools), *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    told = asked.read_text(encoding="utf-8").splitlines()[-1].split()
+    given = [told[at + 1] for at, word in enumerate(told) if word == "--config-settings"]
+    assert [setting for setting in given if "CMAKE_CXX_COMPILER" not in setting] == settings

@@ -40,7 +40,7 @@ from typing import Any
 from ...specs import DType, TensorSpec
 from .contract import ACTIVATION, Rule
 from .expr import evaluate, identifiers
-from .targets import AOT_ARCHITECTURES
+from .targets import ARCHITECTURES
 
 DEPENDENT = "DEPENDENT"
 """Name of the constant that tells a kernel whether its launch is dependent."""
@@ -103,7 +103,7 @@ class Product:
 class Launch:
     """One kernel launch of a sequence; launches of a sequence run in order on one stream.
 
-    Raises: ValueError naming the kernel if an architecture of `AOT_ARCHITECTURES` has no tile or another one has, or
+    Raises: ValueError naming the kernel if an architecture of `ARCHITECTURES` has no tile or another one has, or
         if tiles set different constants.
     """
 
@@ -118,8 +118,8 @@ class Launch:
     """The products of one turn of the innermost loop that has any; empty for a kernel without tensor-core products."""
 
     def __post_init__(self) -> None:
-        if self.tiles.keys() != AOT_ARCHITECTURES.keys():
-            wrong = ", ".join(f"SM{sm}" for sm in sorted(self.tiles.keys() ^ AOT_ARCHITECTURES.keys()))
+        if self.tiles.keys() != ARCHITECTURES.keys():
+            wrong = ", ".join(f"SM{sm}" for sm in sorted(self.tiles.keys() ^ ARCHITECTURES.keys()))
             raise ValueError(f"{self.name}: tiles are missing, or not wanted, for {wrong}")
         if len({frozenset(tile.constexprs) for tile in self.tiles.values()}) > 1:
             raise ValueError(f"{self.name}: its tiles set different constants")
@@ -135,7 +135,7 @@ class Launch:
 
     def is_dependent(self, sm: int) -> bool:
         """True if it begins before the launch before it has ended, on this architecture."""
-        return self.dependent and AOT_ARCHITECTURES[sm].has_dependent_launches
+        return self.dependent and ARCHITECTURES[sm].has_dependent_launches
 
 
 HEAD_DIMS = (
@@ -152,7 +152,7 @@ HEAD_DIMS = (
 
 def same_tile(tile: Tile) -> dict[int, Tile]:
     """`Launch.tiles` that are alike on every architecture."""
-    return dict.fromkeys(AOT_ARCHITECTURES, tile)
+    return dict.fromkeys(ARCHITECTURES, tile)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

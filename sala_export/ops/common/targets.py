@@ -1,8 +1,8 @@
-"""The GPU architectures that kernels are compiled for ahead of time, and which of them serves a GPU."""
+"""The GPU architectures that there are kernels for, and which of them serves a GPU."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from ...errors import UnsupportedError
@@ -23,10 +23,17 @@ class Architecture:
     warps: int
     blocks: int
     shared_bytes: int
-    is_arch_specific: bool
+    is_arch_specific: bool = False
     """Triton compiles for `sm_<n>a`: the code runs on exactly this architecture."""
-    has_dependent_launches: bool
+    is_tegra: bool = False
+    """The GPU of a Tegra: NVIDIA promises neither that it runs code of other architectures, nor that they run its."""
+    has_dependent_launches: bool = False
     """A launch can begin before the one before it has ended (programmatic dependent launch)."""
+
+    @property
+    def runs_alone(self) -> bool:
+        """Code of this architecture runs on no other."""
+        return self.is_arch_specific or self.is_tegra
 
     @property
     def shared_limit_bytes(self) -> int:
@@ -34,38 +41,45 @@ class Architecture:
         return self.shared_bytes - SHARED_RESERVED_PER_BLOCK
 
 
-AOT_ARCHITECTURES: Mapping[int, Architecture] = {
-    86: Architecture(warps=48, blocks=16, shared_bytes=100 << 10, is_arch_specific=False, has_dependent_launches=False),
-    89: Architecture(warps=48, blocks=24, shared_bytes=100 << 10, is_arch_specific=False, has_dependent_launches=False),
+ARCHITECTURES: Mapping[int, Architecture] = {
+    86: Architecture(warps=48, blocks=16, shared_bytes=100 << 10),
+    87: Architecture(warps=48, blocks=16, shared_bytes=164 << 10, is_tegra=True),
+    89: Architecture(warps=48, blocks=24, shared_bytes=100 << 10),
     90: Architecture(warps=64, blocks=32, shared_bytes=228 << 10, is_arch_specific=True, has_dependent_launches=True),
+    110: Architecture(warps=48, blocks=24, shared_bytes=228 << 10, is_arch_specific=True, has_dependent_launches=True),
     120: Architecture(warps=48, blocks=24, shared_bytes=100 << 10, is_arch_specific=True, has_dependent_launches=True),
+    121: Architecture(warps=48, blocks=24, shared_bytes=100 << 10, is_arch_specific=True, has_dependent_launches=True),
 }
-"""Architectures that cubins are made for, by 10 * major + minor."""
+"""Architectures that the kernels have tiles for, by 10 * major + minor."""
+
+AOT_ARCHITECTURES = (86, 89, 90, 120)
+"""Those of them that a plugin library has cubins for, unless it was built for others (`SALA_ARCHITECTURES`)."""
 
 
-def serving_architecture(capability: ComputeCapability) -> int | None:
-    """The architecture whose cubins a GPU of this compute capability runs; None if there is none.
+def serving_architecture(capability: ComputeCapability, among: Collection[int] = tuple(ARCHITECTURES)) -> int | None:
+    """The architecture whose kernels a GPU of this compute capability runs; None if there is none.
 
     Its own, else the nearest lower one of the same major version, as `find_image` of the plugins' launcher takes.
+    Args: `among` are the architectures that there are kernels of.
     """
     wanted = 10 * capability.major + capability.minor
-    return max(
-        (
-            sm
-            for sm, architecture in AOT_ARCHITECTURES.items()
-            if sm == wanted or (not architecture.is_arch_specific and sm // 10 == capability.major and sm < wanted)
-        ),
-        default=None,
-    )
+    return max((sm for sm in among if sm == wanted or _runs_on_later(sm, wanted)), default=None)
+
+
+def _runs_on_later(sm: int, wanted: int) -> bool:
+    """True if GPUs of `wanted` run what was compiled for `sm`, an earlier architecture of their generation."""
+    if ARCHITECTURES[sm].runs_alone or (wanted in ARCHITECTURES and ARCHITECTURES[wanted].is_tegra):
+        return False
+    return sm // 10 == wanted // 10 and sm < wanted
 
 
 def require_architecture(capability: ComputeCapability) -> int:
-    """The architecture whose cubins a GPU of this compute capability runs.
+    """The architecture whose kernels a GPU of this compute capability runs.
 
     Raises: UnsupportedError naming those that there are, if it is none of them.
     """
     found = serving_architecture(capability)
     if found is None:
-        served = ", ".join(f"SM{sm}" for sm in AOT_ARCHITECTURES)
+        served = ", ".join(f"SM{sm}" for sm in ARCHITECTURES)
         raise UnsupportedError(f"no kernels for {capability.sm}, they exist for {served}")
     return found

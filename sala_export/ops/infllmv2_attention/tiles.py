@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..common.launch import Tile, same_tile
-from ..common.targets import AOT_ARCHITECTURES
+from ..common.targets import ARCHITECTURES
 
 CONSTANTS: Mapping[str, int] = {
     # Rows of a token in a dot tile: the least that a tensor core takes.
@@ -32,7 +32,7 @@ CONSTANTS: Mapping[str, int] = {
 
 APPEND: Mapping[int, Tile] = same_tile(Tile(constexprs={"BLOCK_T": 16, "BLOCK_N": 16}, num_warps=4, num_stages=1))
 
-UNION_TOKENS: Mapping[int, int] = {86: 4, 89: 2, 90: 4, 120: 2}
+UNION_TOKENS: Mapping[int, int] = {86: 4, 87: 4, 89: 2, 90: 4, 110: 2, 120: 2, 121: 2}
 """Neighbouring tokens of a gather tile, whose chosen blocks selection lists together."""
 
 SELECT_TOKENS = 8
@@ -71,7 +71,7 @@ ATTEND: Mapping[int, Tile] = same_tile(_ATTEND)
 # 3.6 to 5 on an RTX 5090 (6.5 to 9). An entry of a union takes all rows of the tile, at 0.85 of the tensor cores' rate:
 # 4 x 3.4 / 0.85 = 16 ns on the A6000 and 2 x 2.5 / 0.85 = 5.9 on the 5090. They pay up to 50 to 63 % and 61 to 85 %.
 # On an H200 the cache binds either way. There, unions of an earlier form with more instructions paid up to 78 %.
-_UNION_LIMITS: Mapping[int, int] = {86: 55, 89: 62, 90: 85, 120: 62}
+_UNION_LIMITS: Mapping[int, int] = {86: 55, 87: 55, 89: 62, 90: 85, 110: 62, 120: 62, 121: 62}
 
 
 def _union(sm: int, keys: int, columns: int, num_warps: int, num_stages: int) -> Tile:
@@ -94,17 +94,23 @@ def _one_token(sm: int, keys: int, num_stages: int) -> Tile:
 # warp group has its rows anyway.
 GATHER_UNION: Mapping[int, Tile] = {
     86: _union(86, 32, 32, 4, 3),
+    87: _union(87, 32, 32, 4, 3),
     89: _union(89, 32, 32, 2, 2),
     90: _union(90, 64, 128, 4, 3),
+    110: _union(110, 32, 32, 2, 2),
     120: _union(120, 32, 32, 2, 2),
+    121: _union(121, 32, 32, 2, 2),
 }
 # One warp for the 16 rows of a token: no exchange between warps. While one tile of keys is computed, the next arrives.
 # 32 keys a turn leave two programs in a multiprocessor on SM86 to SM120, too few to keep the L2 cache busy.
 GATHER: Mapping[int, Tile] = {
     86: _one_token(86, 16, 3),
+    87: _one_token(87, 16, 3),
     89: _one_token(89, 16, 3),
     90: _one_token(90, 32, 3),
+    110: _one_token(110, 16, 3),
     120: _one_token(120, 16, 3),
+    121: _one_token(121, 16, 3),
 }
 
 # A part of a context of 128K has 32 blocks, and 33 k2 keys: one turn each. So have the 127 keys of a new k2 key.
@@ -116,13 +122,16 @@ DECODE_SCORE: Mapping[int, Tile] = same_tile(Tile(constexprs={"BLOCK_B": 32}, nu
 # and SM120, where 64 keys a turn spill, and half on SM86, where three stages spill.
 DECODE_ATTEND: Mapping[int, Tile] = {
     86: Tile(constexprs={"BLOCK_N": 32}, num_warps=4, num_stages=2),
+    87: Tile(constexprs={"BLOCK_N": 32}, num_warps=4, num_stages=2),
     89: Tile(constexprs={"BLOCK_N": 32}, num_warps=4, num_stages=4),
     90: Tile(constexprs={"BLOCK_N": 64}, num_warps=4, num_stages=3),
+    110: Tile(constexprs={"BLOCK_N": 32}, num_warps=4, num_stages=4),
     120: Tile(constexprs={"BLOCK_N": 32}, num_warps=4, num_stages=4),
+    121: Tile(constexprs={"BLOCK_N": 32}, num_warps=4, num_stages=4),
 }
 DECODE_MERGE: Mapping[int, Tile] = same_tile(
     Tile(constexprs={"BLOCK_D": 32, "PADDED_SPLITS": 64}, num_warps=4, num_stages=1)
 )
 
-FLOAT32_HEAD_DIM: Mapping[int, int] = {**dict.fromkeys(AOT_ARCHITECTURES, 32), 90: 128}
+FLOAT32_HEAD_DIM: Mapping[int, int] = {**dict.fromkeys(ARCHITECTURES, 32), 90: 128}
 """`KernelSet.float32_head_dim`: the tiles above are those of 16-bit types, and take twice the room in float32."""

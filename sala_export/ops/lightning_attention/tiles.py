@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..common.launch import Tile, same_tile
-from ..common.targets import AOT_ARCHITECTURES
+from ..common.targets import ARCHITECTURES
 
 _PREFILL_VALUE_TILES = 8
 _DECODE_VALUE_TILES = 4
@@ -45,8 +45,9 @@ REACH = 22.2
 """A token is left out of what its segment hands on if it has decayed by e^-22.2 = 2^-32 there, a 256th of the rounding
 of a sum in fp32."""
 
-_PROGRAMS = {86: 168, 89: 128, 90: 132, 120: 170}
-"""Programs of prefill that make full waves: two on the 84 multiprocessors of an RTX A6000, one on the others."""
+_PROGRAMS = {86: 168, 87: 32, 89: 128, 90: 132, 110: 20, 120: 170, 121: 48}
+"""Programs of prefill that make full waves: two on the 84 multiprocessors of an RTX A6000 and the 16 of a Jetson AGX
+Orin, one on the others."""
 
 
 def _carry(sm: int, block_t: int) -> Tile:
@@ -58,15 +59,10 @@ def _prefill(sm: int, block_t: int, rope_ahead: int) -> Tile:
     return Tile(constexprs={**constants, "VALUE_TILES": _PREFILL_VALUE_TILES}, num_warps=8, num_stages=3)
 
 
-CARRY: Mapping[int, Tile] = {86: _carry(86, 32), 89: _carry(89, 32), 90: _carry(90, 64), 120: _carry(120, 32)}
+CARRY: Mapping[int, Tile] = {sm: _carry(sm, 64 if sm == 90 else 32) for sm in ARCHITECTURES}
 # Two tiles on their way hide the latency of memory. With 64 tokens they fill the shared memory of an H100, with 32 that
 # of the others if the angles wait in registers.
-PREFILL: Mapping[int, Tile] = {
-    86: _prefill(86, 32, 1),
-    89: _prefill(89, 32, 1),
-    90: _prefill(90, 64, 0),
-    120: _prefill(120, 32, 1),
-}
+PREFILL: Mapping[int, Tile] = {sm: _prefill(sm, 64, 0) if sm == 90 else _prefill(sm, 32, 1) for sm in ARCHITECTURES}
 # BLOCK_C and BLOCK_S hold a whole row of SALA, 32 heads of 128 channels, so that all loads of the last program are on
 # their way together.
 DECODE: Mapping[int, Tile] = same_tile(
@@ -80,5 +76,5 @@ OUTPUT: Mapping[int, Tile] = same_tile(
     Tile(constexprs={"VALUE_TILES": _PREFILL_VALUE_TILES, "BLOCK_C": 1024, "BLOCK_S": 256}, num_warps=4, num_stages=1)
 )
 
-FLOAT32_HEAD_DIM: Mapping[int, int] = {**dict.fromkeys(AOT_ARCHITECTURES, 64), 90: 128}
+FLOAT32_HEAD_DIM: Mapping[int, int] = {**dict.fromkeys(ARCHITECTURES, 64), 90: 128}
 """`KernelSet.float32_head_dim`: the tiles above are those of 16-bit types, and take twice the room in float32."""
