@@ -17,6 +17,7 @@ PACKAGE_EXTRAS = {
     "onnx": "build",
     "onnx_ir": "build",
     "prometheus_client": "serve",
+    "ray": "fleet",
     "starlette": "serve",
     "tensorrt_rtx": "build",
     "torch": "torch",

@@ -90,6 +90,7 @@ class Service:
                 max_wait=settings.max_wait,
                 most_requests=(settings.max_sessions or MAX_SESSIONS) + settings.max_waiting,
                 speculation=settings.speculation,
+                waits_for_store=settings.waits_for_store,
             )
             metrics.watch("sala_cache_bytes", "Bytes of the caches of all sessions.", lambda: model.cache_bytes)
             metrics.watch("sala_kept_contexts", "Contexts that requests can go on from.", lambda: len(contexts))
