@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _ROUTER = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"
 """One replica for all requests with one session id, the next in the ring if that is full or dead."""
+REPLICA_HEADER = b"x-sala-replica"
+"""The name of the replica that answers. `/metrics` has it as a label."""
 _MOST_CONNECTIONS = 4096
 _SAVE_SECONDS = 60
 """Time to save contexts when a replica ends, on top of that for its answers."""
@@ -94,9 +96,13 @@ class RayReplica:
         self._name = serve.get_replica_context().replica_id.unique_id
 
     async def answer(self, scope: dict[str, Any], body: bytes) -> AsyncIterator[Message]:
-        """As `Replica.answer`."""
+        """As `Replica.answer`. A header of the answer tells the name of the replica."""
         async for message in self._replica.answer(scope, body):
-            yield message
+            if message["type"] == "http.response.start":
+                headers = [*message["headers"], (REPLICA_HEADER, self._name.encode())]
+                yield {**message, "headers": headers}
+            else:
+                yield message
 
     async def metrics(self) -> tuple[str, bytes]:
         """The name of this replica, and its counts."""

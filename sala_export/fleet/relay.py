@@ -21,6 +21,8 @@ from ..serving.stream import ClientLeftError, event, unless_client_leaves
 from .affinity import context_key, conversation_key
 
 _SENT_ON = ("type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "headers", "client")
+TRIES_HEADER = b"x-sala-tries"
+"""Replicas that were asked for an answer, the one that gave it included."""
 _HEALTH_SECONDS = 5.0
 
 
@@ -88,8 +90,8 @@ class Relay:
         return b"".join(parts)
 
     async def _pass_on(self, scope: dict[str, Any], body: bytes, key: str, send: Send) -> None:
-        for _ in range(self._tries):
-            answer = _Answer(send, scope["path"])
+        for tries in range(1, self._tries + 1):
+            answer = _Answer(send, scope["path"], tries)
             try:
                 async for message in self._ask(scope, body, key):
                     await answer.send(message)
@@ -118,17 +120,19 @@ class Relay:
 class _Answer:
     """An answer on its way to the client. Its beginning waits for its first part: until then it can come anew."""
 
-    def __init__(self, send: Send, path: str) -> None:
+    def __init__(self, send: Send, path: str, tries: int) -> None:
         self._send = send
         self._path = path
+        self._tries = tries
         self._start: Message | None = None
         self._is_stream = False
         self.has_begun = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self._start = message
-            self._is_stream = Headers(raw=message["headers"]).get("content-type", "").startswith("text/event-stream")
+            headers = [*message["headers"], (TRIES_HEADER, str(self._tries).encode())]
+            self._start = {**message, "headers": headers}
+            self._is_stream = Headers(raw=headers).get("content-type", "").startswith("text/event-stream")
             return
         if not self.has_begun:
             assert self._start is not None
