@@ -5,19 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from typing import Any
 
 from starlette.types import ASGIApp, Message
 
-from ..engine.host import available_host_bytes
-from ..loading import load
-from ..runtime.model import Model
-from ..runtime.state_store import StateStore
 from ..serving.app import create_app
 from ..serving.log import log_each_request
 from ..serving.service import Service
 from .options import FleetOptions
+from .service import open_service
 
 MOST_FAULTS = 3
 """Answers with status 500, one behind the other, after which a replica counts as broken."""
@@ -81,30 +77,10 @@ class Replica:
 
 
 async def open_replica(options: FleetOptions) -> Replica:
-    """Load the model and open the server on it. Raises: as `sala_export.load`, `StateStore` and `Service.open`."""
+    """Load the model and open the server on it. Raises: as `open_service`."""
     log_each_request()
-    settings = options.settings()
-    store = None
-    if options.state_store is not None:
-        store = await asyncio.to_thread(StateStore, options.state_store, max_bytes=options.state_store_bytes)
-    model = await asyncio.to_thread(_loaded, options)
-    if settings.max_cache_bytes is None and not model.on_gpu:
-        # A host gives more than it has, and may have all replicas.
-        settings = replace(settings, max_cache_bytes=available_host_bytes() // 2 // options.replicas[1])
     exits = AsyncExitStack()
-    service = await exits.enter_async_context(Service.open(model, settings, store=store))
-    return Replica(service, exits)
-
-
-def _loaded(options: FleetOptions) -> Model:
-    threads = 0 if options.num_gpus else max(1, int(options.num_cpus))
-    return load(
-        options.bundle,
-        runtime=options.runtime,
-        threads=threads,
-        cpu_math=options.cpu_math,
-        weights=options.weights,
-    )
+    return Replica(await exits.enter_async_context(open_service(options)), exits)
 
 
 async def _next(parts: asyncio.Queue[Message], working: asyncio.Future[None]) -> Message | None:
