@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
+import json
 import sys
+import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import ValidationError
 
 from ..errors import SalaError, UnsupportedError
+from ..model_source import ModelSource
 from ..serving.answers import AnswerRequest, End, Event, Piece, Usage
 from ..serving.errors import ApiError
 from ..serving.openai.parameters import SamplingParameters
@@ -40,8 +43,8 @@ if TYPE_CHECKING:
 
     from ..serving.service import Service
 
-logger = logging.getLogger(__name__)
-
+_ARCHITECTURE = "MiniCPMSALAForCausalLM"
+"""Of the published config.json. Dynamo does not read one without."""
 _OPTIONS = (
     "weights",
     "runtime",
@@ -80,27 +83,31 @@ _UNSUPPORTED = {
 class SalaEngine(LLMEngine):
     """The model as Dynamo calls it. It keeps contexts, and stores them, as the server does."""
 
-    def __init__(self, options: FleetOptions, model_path: str) -> None:
-        """Args: model_path: a folder with config.json and the tokenizer, which Dynamo's frontend reads."""
+    def __init__(self, options: FleetOptions, model_path: str, exits: AsyncExitStack) -> None:
+        """Args: model_path: a folder with config.json and the tokenizer, which Dynamo's frontend reads; exits: closed
+        by `cleanup`.
+        """
         self._options = options
         self._model_path = model_path
-        self._exits = AsyncExitStack()
+        self._exits = exits
         self._service: Service | None = None
         self._stopped: dict[str, asyncio.Event] = {}
 
     @classmethod
     async def from_args(cls, argv: list[str] | None = None) -> tuple[SalaEngine, WorkerConfig]:
-        """Read the options of a command line. Raises: RequestError."""
-        given = vars(_parser().parse_args(argv))
+        """Read the options of a command line. Raises: RequestError for a wrong one; BundleError for no bundle."""
+        given, exits = vars(_parser().parse_args(argv)), AsyncExitStack()
         options = FleetOptions.of(
             {"bundle": given["bundle"], "num_gpus": 1}
             | {name: given[name] for name in _OPTIONS if given[name] is not None}
         )
         name = given["model_name"] or options.settings().model_names[0]
+        path = exits.enter_context(tempfile.TemporaryDirectory(prefix="sala-dynamo-"))
+        _write_description(options.bundle, Path(path))
         config = WorkerConfig(
             namespace=given["namespace"],
             component=given["component"],
-            model_name=given["model_path"],
+            model_name=path,
             served_model_name=name,
             discovery_backend=given["discovery_backend"],
             request_plane=given["request_plane"],
@@ -108,7 +115,7 @@ class SalaEngine(LLMEngine):
             # Contexts can be gone on from at checkpoints only, so events about blocks would promise hits in vain.
             enable_kv_routing=False,
         )
-        return cls(options, given["model_path"]), config
+        return cls(options, path, exits), config
 
     async def start(self, worker_id: int) -> EngineConfig:
         """Load the model. Raises: as `open_service`."""
@@ -153,6 +160,22 @@ class SalaEngine(LLMEngine):
         """End all answers, save their contexts, and let go of the model."""
         self._service = None
         await self._exits.aclose()
+
+
+def _write_description(bundle: str, folder: Path) -> None:
+    """Write what Dynamo's frontend reads of a model: its configuration, and the files of its tokenizer.
+
+    Raises: BundleError if there is no bundle; UnsupportedError if it has no tokenizer.
+    """
+    source = ModelSource.of_bundle(Path(bundle))
+    files = source.text_files()
+    if not files:
+        raise UnsupportedError(f"{bundle} has no tokenizer, and Dynamo sends text: build it from a checkpoint with one")
+    config = {"architectures": [_ARCHITECTURE], **source.config.to_dict()}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    for name, file in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(file.content)
 
 
 def _asked(service: Service, ids: np.ndarray[Any, np.dtype[np.int32]], request: Mapping[str, Any]) -> AnswerRequest:
@@ -245,9 +268,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m sala_export.fleet.dynamo", description="A worker of NVIDIA Dynamo that runs a bundle."
     )
     parser.add_argument("bundle", help="a bundle directory")
-    parser.add_argument(
-        "--model-path", required=True, help="the checkpoint's folder with config.json and the tokenizer"
-    )
     parser.add_argument("--model-name", help="the name by which clients ask for the model")
     parser.add_argument("--namespace", default="dynamo")
     parser.add_argument("--component", default="backend")
