@@ -20,11 +20,11 @@ import sala_export
 from benchmarks.fleet import free_port
 
 pytest.importorskip("dynamo.common.backend", reason="ai-dynamo is not installed")
-from dynamo._core import Context  # noqa: E402
-from dynamo.common.backend import LLMEngine  # noqa: E402
-from dynamo.llm.exceptions import InvalidArgument  # noqa: E402
+from dynamo._core import Context
+from dynamo.common.backend import LLMEngine
+from dynamo.llm.exceptions import InvalidArgument
 
-from sala_export.fleet.dynamo import SalaEngine  # noqa: E402
+from sala_export.fleet.dynamo import SalaEngine
 
 PROMPT = [(7 * place) % 400 + 20 for place in range(700)]
 NEW_TOKENS = 12
