@@ -113,8 +113,12 @@ class KeptContexts:
         max_contexts: int,
         max_cache_bytes: int | None,
         max_context: int,
+        keeps_unsaved: bool,
     ) -> None:
-        """Args: max_contexts: that stay in memory; max_cache_bytes: of all sessions of the model. None: no limit."""
+        """Args: max_contexts: that stay in memory; max_cache_bytes: of all sessions of the model. None: no limit.
+        keeps_unsaved: a context leaves the memory only when the store has it.
+        """
+        self._keeps_unsaved = keeps_unsaved
         self._model = model
         self._store = store
         self._max_contexts = max_contexts
@@ -384,7 +388,8 @@ class KeptContexts:
         return True
 
     def _is_used(self, kept: Kept) -> bool:
-        return kept.forks > 0 or kept.lock.locked() or self._must_stay(kept)
+        is_awaited = self._keeps_unsaved and kept in self._unsaved
+        return is_awaited or kept.forks > 0 or kept.lock.locked() or self._must_stay(kept)
 
     def _drop(self, kept: Kept) -> None:
         self._kept.remove(kept)

@@ -75,6 +75,7 @@ class Service:
             max_contexts=settings.max_contexts,
             max_cache_bytes=settings.max_cache_bytes,
             max_context=max_context,
+            keeps_unsaved=settings.waits_for_store,
         )
         with model.scheduler(
             max_running=settings.max_sessions,
