@@ -6,8 +6,8 @@ Starts `sala_export.fleet.ray:app` on this machine's CPU, with the tiny model if
 conversations at a time as `--active` says have turns, with pauses between them. Clients are ordinary: they send a
 conversation whole each time, read the answer as a stream, name nothing, and send a turn again if its answer broke off.
 Meanwhile one replica after the other is killed with SIGKILL. It counts as a fault if a turn reads again what an ended
-turn of its conversation has read, or if it fails five times. A server that has most of a prompt in memory reads the rest
-again where restoring would take longer, so a 32nd of the prompt is no fault.
+turn of its conversation has read, or if it fails five times. A server that has most of a prompt in memory reads the
+rest again where restoring would take longer, so a 32nd of the prompt is no fault.
 """
 
 from __future__ import annotations

@@ -81,6 +81,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         ("mounting needs root", "tests of disks and containers, which need root and the right to mount"),
         ("no browser", "tests of the server's page, which need Chromium (on Debian: apt install chromium)"),
         ("lm-eval is not installed", "modules of tests of lm-evaluation-harness (pip install -e '.[eval]')"),
+        ("ray is not installed", "modules of tests of Ray Serve (pip install -e '.[fleet]')"),
+        ("ai-dynamo is not installed", "modules of tests of NVIDIA Dynamo (docs/fleet.md says how to install it)"),
         (
             "no site generator",
             "tests of the documentation site (scripts/install.sh test,dev,docs installs what it needs)",

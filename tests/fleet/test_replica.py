@@ -17,14 +17,18 @@ from sala_export.fleet.replica_metrics import merged_metrics
 from sala_export.runtime.state_store import StateStore
 
 
+def options_of(**further: Any) -> FleetOptions:
+    return FleetOptions.of({"bundle": str(tiny_text_bundle()), "num_gpus": 0, "model_name": "model", **further})
+
+
 def request(path: str) -> dict[str, Any]:
     headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
     scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http"}
     return {**scope, "path": path, "raw_path": path.encode(), "query_string": b"", "headers": headers}
 
 
-def chat(**further: Any) -> bytes:
-    messages = [{"role": "user", "content": "word " * 400}]
+def chat(*, words: int = 400, **further: Any) -> bytes:
+    messages = [{"role": "user", "content": f"{words} words: " + "word " * words}]
     return json.dumps({"model": "model", "messages": messages, "temperature": 0, **further}).encode()
 
 
@@ -34,7 +38,7 @@ async def whole(replica: Replica, body: bytes) -> dict[str, Any]:
     return dict(json.loads(parts[1]["body"]))
 
 
-def test_turn_is_in_the_store_when_it_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_turns_are_in_the_store_when_they_have_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save = StateStore.save
 
     def save_slowly(store: StateStore, session: Any) -> None:
@@ -42,22 +46,23 @@ def test_turn_is_in_the_store_when_it_has_ended(tmp_path: Path, monkeypatch: pyt
         save(store, session)
 
     monkeypatch.setattr(StateStore, "save", save_slowly)
-    given = {"bundle": str(tiny_text_bundle()), "num_gpus": 0, "model_name": "model"}
-    options = FleetOptions.of({**given, "state_store": str(tmp_path / "states")})
+    options = options_of(state_store=str(tmp_path / "states"), max_contexts=1)
 
-    async def ask() -> tuple[dict[str, Any], int]:
+    async def ask() -> tuple[set[int], set[int]]:
         replica = await open_replica(options)
-        usage = (await whole(replica, chat(max_tokens=4)))["usage"]
-        stored = max(state.position for state in StateStore(tmp_path / "states").states)
+        answers = await asyncio.gather(*(whole(replica, chat(words=words, max_tokens=4)) for words in (400, 450, 500)))
+        # Only one context may stay, but none leaves before it has been stored.
+        stored = {state.position for state in StateStore(tmp_path / "states").states}
         await replica.close()
-        return usage, stored
+        return {answer["usage"]["prompt_tokens"] for answer in answers}, stored
 
-    usage, stored = asyncio.run(ask())
-    assert stored >= usage["prompt_tokens"] > 512
+    prompts, stored = asyncio.run(ask())
+    assert len(prompts) == 3
+    assert prompts <= stored
 
 
 def test_client_that_leaves_ends_its_answer() -> None:
-    options = FleetOptions.of({"bundle": str(tiny_text_bundle()), "num_gpus": 0, "model_name": "model"})
+    options = options_of()
 
     async def leave() -> None:
         replica = await open_replica(options)
@@ -75,7 +80,7 @@ def test_client_that_leaves_ends_its_answer() -> None:
 
 
 def test_replica_whose_answers_are_faults_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = FleetOptions.of({"bundle": str(tiny_text_bundle()), "num_gpus": 0, "model_name": "model"})
+    options = options_of()
 
     async def fail() -> None:
         replica = await open_replica(options)
