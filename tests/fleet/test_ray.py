@@ -14,11 +14,16 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+from support.documents import ROOT
 from support.fleet_process import RunningFleet, fleet_process
 from support.text_bundles import tiny_text_bundle
 
+from sala_export.fleet.options import FleetOptions
+from sala_export.fleet.ray import app
+
 pytest.importorskip("ray", reason="ray is not installed")
 
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 CONVERSATIONS = 8
 
 
@@ -94,6 +99,18 @@ def _require_found(conversations: list[Conversation], turns: list[Future[Any]]) 
     for conversation, turn in zip(conversations, turns, strict=True):
         last = turn.result()
         assert conversation.usage.prompt_tokens_details.cached_tokens >= last.prompt_tokens > 512
+
+
+def test_builder_and_the_example_take_what_ray_takes() -> None:
+    import yaml
+    from ray.serve import Application
+    from ray.serve.schema import ServeDeploySchema
+
+    example = yaml.safe_load((ROOT / "examples" / "fleet" / "serve.yaml").read_text(encoding="utf-8"))
+    (described,) = ServeDeploySchema.model_validate(example).applications
+    assert described.import_path == f"{app.__module__}:{app.__name__}"
+    assert FleetOptions.of(described.args).replicas == (1, 8)
+    assert isinstance(app(described.args), Application)
 
 
 def test_stream_comes_in_parts(fleet: RunningFleet) -> None:

@@ -35,7 +35,6 @@ NOT_RUN = {
     "python -m sala_export.interop.lm_eval": "downloads a task; tests/interop/ runs tasks of its own",
     "python -m sala_export.fleet.dynamo": "needs NVIDIA Dynamo; tests/fleet/ runs a worker",
     "python -m dynamo.frontend": "needs NVIDIA Dynamo; tests/fleet/ runs one",
-    "python -m benchmarks.fleet ": "needs a cluster of Ray for minutes; tests/fleet/ kills replicas",
     "python3 -m benchmarks.first_light": GPU,
     "python -m benchmarks.first_light": GPU,
     "python -m benchmarks.record figures": "needs what a GPU brought back; tests/benchmarks/ records made-up figures",
