@@ -13,6 +13,7 @@ from starlette.routing import Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..serving.anthropic.errors import error_body
+from ..serving.app import with_origins
 from ..serving.errors import BUSY_SECONDS, ApiError
 from ..serving.guard import TEXT_PATH, Guard, too_large
 from ..serving.metrics import Metrics
@@ -53,7 +54,8 @@ def front_app(ask: Ask, metrics: Callable[[], Awaitable[bytes]], settings: Setti
     Args: metrics: of all replicas, as Prometheus reads them; tries: replicas that may die of one request.
     """
     routes = Router(default=Relay(ask, metrics, max_body_bytes=settings.max_body_bytes, tries=tries))
-    return Guard(routes, settings=settings, metrics=Metrics(), is_draining=lambda: False, routes=routes)
+    guarded = Guard(routes, settings=settings, metrics=Metrics(), is_draining=lambda: False, routes=routes)
+    return with_origins(guarded, settings)
 
 
 class Relay:

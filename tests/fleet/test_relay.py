@@ -98,6 +98,14 @@ def test_what_a_server_refuses_reaches_no_replica() -> None:
     assert not replicas.asked
 
 
+def test_page_of_an_origin_asks_without_a_key_whether_it_may_use_one() -> None:
+    client = client_of(Replicas(), keys=Keys([KEY]), cors_origins=("https://page.example",))
+    origin = {"Origin": "https://page.example"}
+    asked = client.options(CHAT, headers={**origin, "Access-Control-Request-Method": "POST"})
+    assert (asked.status_code, asked.headers["access-control-allow-origin"]) == (200, "https://page.example")
+    assert client.post(CHAT, json={}, headers=origin).headers["access-control-allow-origin"] == "https://page.example"
+
+
 def test_questions_about_a_context_go_where_it_was_read() -> None:
     whole = [START, part(b"{}", more=False)]
     replicas = Replicas(whole, whole, whole, whole)
