@@ -15,7 +15,7 @@ import httpx2
 import openai
 import pytest
 from support.documents import ROOT
-from support.fleet_process import RunningFleet, fleet_process
+from support.fleet_process import RunningFleet, fleet_process, wait_until
 from support.text_bundles import tiny_text_bundle
 
 from sala_export.fleet.options import FleetOptions
@@ -63,7 +63,13 @@ class Conversation:
         return before
 
 
-def answering(url: str) -> dict[str, float]:
+def answering(url: str, gauge: str) -> float:
+    """A gauge, of all replicas together."""
+    text = httpx2.get(f"{url}/metrics").text
+    return sum(float(value) for value in re.findall(rf"^{gauge}\{{[^}}]*\}} (\S+)$", text, re.MULTILINE))
+
+
+def answered(url: str) -> dict[str, float]:
     """Requests that each replica has answered."""
     text = httpx2.get(f"{url}/metrics").text
     pattern = r'sala_requests_total\{endpoint="/v1/chat/completions",replica="(\w+)",status="200"\} (\S+)'
@@ -80,7 +86,7 @@ def test_a_killed_replica_takes_no_conversation_with_it(fleet: RunningFleet) -> 
         for each in all_turns():
             each.result()
         _require_found(conversations, all_turns())
-        before = answering(fleet.url)
+        before = answered(fleet.url)
         assert len(before) == 2, "both replicas have conversations"
         # The second turn of each has gone where the first went.
         assert all(count % 2 == 0 for count in before.values())
@@ -121,6 +127,17 @@ def test_stream_comes_in_parts(fleet: RunningFleet) -> None:
     chunks = [chunk.choices[0] for chunk in stream]
     assert [chunk.finish_reason for chunk in chunks][-1] == "length"
     assert len(chunks) > 3
+
+
+def test_client_that_leaves_ends_its_answer(fleet: RunningFleet) -> None:
+    body = {"model": "model", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 100_000}
+    endless = {**body, "stream": True, "ignore_eos": True}
+    with httpx2.stream("POST", f"{fleet.url}/v1/chat/completions", json=endless, timeout=60) as answer:
+        lines = answer.iter_lines()
+        while '"content":"' not in next(lines).replace('"content":""', ""):
+            continue
+        assert answering(fleet.url, "sala_requests_generate") == 1
+    wait_until(lambda: answering(fleet.url, "sala_requests_generate") == 0, seconds=30)
 
 
 def test_what_a_server_refuses_is_refused(fleet: RunningFleet) -> None:

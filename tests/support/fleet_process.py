@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,7 +114,7 @@ def _title(pid: int) -> bytes:
         return b""
 
 
-def wait_until(is_so: Any, seconds: float) -> None:
+def wait_until(is_so: Callable[[], bool], seconds: float) -> None:
     """Wait until something is so. Raises: TimeoutError."""
     end = time.monotonic() + seconds
     while not is_so():
