@@ -24,7 +24,7 @@ from dynamo._core import Context
 from dynamo.common.backend import LLMEngine
 from dynamo.llm.exceptions import InvalidArgument
 
-from sala_export.fleet.dynamo import SalaEngine
+from sala_export.fleet.dynamo_engine import SalaEngine
 
 PROMPT = [(7 * place) % 400 + 20 for place in range(700)]
 NEW_TOKENS = 12
