@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -67,8 +68,9 @@ def fleet_process(port: int, options: dict[str, Any]) -> Iterator[RunningFleet]:
 
 
 def _environment() -> dict[str, str]:
-    # Ray sends usage statistics unless it is told not to.
-    return {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    # Ray makes a token in the home folder, and sends usage statistics, unless it is told otherwise.
+    own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
+    return {**os.environ, **own}
 
 
 def _wait_until_ready(process: subprocess.Popen[str], log: Any) -> None:
