@@ -18,6 +18,7 @@ PACKAGE_EXTRAS = {
     "onnx_ir": "build",
     "polygraphy": "polygraphy",
     "prometheus_client": "serve",
+    "ray": "fleet",
     "starlette": "serve",
     "tensorrt_rtx": "build",
     "torch": "torch",

@@ -85,6 +85,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             "tests of Triton Inference Server (scripts/install.sh test,dev installs one into build/)",
         ),
         ("lm-eval is not installed", "modules of tests of lm-evaluation-harness (pip install -e '.[eval]')"),
+        ("ray is not installed", "modules of tests of Ray Serve (pip install -e '.[fleet]')"),
+        ("ai-dynamo is not installed", "modules of tests of NVIDIA Dynamo (docs/fleet.md says how to install it)"),
         (
             "no site generator",
             "tests of the documentation site (scripts/install.sh test,dev,docs installs what it needs)",

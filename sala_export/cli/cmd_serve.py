@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
+from ..errors import RequestError
 from .cmd_build import build_request
 from .generate_store import open_store
 from .options import BundlePath, Bytes, GpuNames, weights_option
@@ -99,6 +100,11 @@ def _access(command: Any) -> Any:
     help="Folder where long contexts are kept, so that a later start of the server goes on from them.",
 )
 @click.option("--state-store-bytes", type=Bytes(), help="Largest size of the store, e.g. 200G.")
+@click.option(
+    "--wait-for-store",
+    is_flag=True,
+    help="End an answer when its context is in the store, so that a kill right behind it loses nothing.",
+)
 @click.option("--chat-template", metavar="NAME", help="The chat template of this name, if there are several.")
 @click.option(
     "--tool-parser",
@@ -144,6 +150,8 @@ def serve(
     from ..serving.settings import is_loopback
 
     store = open_store(state_store, state_store_bytes, load_state=None)
+    if store is None and options["wait_for_store"]:
+        raise RequestError("--wait-for-store waits until a context is stored: give --state-store DIR, too")
     with reserve(host, port) as listener:
         if gpu is not None:
             bundle = _built(console, bundle, gpu, options)
@@ -200,6 +208,7 @@ def _settings(bundle: Path, host: str, options: dict[str, Any]) -> Settings:
         max_context=options["max_context"],
         max_contexts=options["max_contexts"],
         max_cache_bytes=options["max_cache"],
+        waits_for_store=options["wait_for_store"],
         speculation=options["speculation"],
         default_max_tokens=options["max_tokens"],
         max_body_bytes=options["max_body"],

@@ -7,6 +7,7 @@ file named by its hash is an object here. The objects of a state are in order: i
 from __future__ import annotations
 
 import hashlib
+import json
 import sqlite3
 import time
 import uuid
@@ -193,10 +194,16 @@ class StateIndex:
                 f"fingerprint {model} in {precision}: give each model and precision a folder of its own"
             )
 
-    def object_sizes(self) -> dict[str, int]:
-        """Bytes of every object, by its hash."""
+    def objects(self) -> set[str]:
+        """Hashes of all objects."""
         with self._transaction() as connection:
-            return dict(connection.execute("SELECT hash, bytes FROM objects"))
+            return {each for (each,) in connection.execute("SELECT hash FROM objects")}
+
+    def sizes_of(self, hashes: Collection[str]) -> dict[str, int]:
+        """Bytes of those of these objects that the index has, by their hashes."""
+        query = "SELECT hash, bytes FROM json_each(?) JOIN objects ON hash = value"
+        with self._transaction() as connection:
+            return dict(connection.execute(query, (json.dumps([*hashes]),)))
 
     def bytes(self) -> int:
         """Bytes of all objects."""
@@ -224,11 +231,13 @@ class StateIndex:
 
         Args: prefixes: hashes of tokens by their number.
         """
+        query = (
+            "SELECT states.id, position, tokens_sha256 FROM json_each(?)"
+            " JOIN states ON position = CAST(key AS INTEGER) AND tokens_sha256 = value ORDER BY position DESC"
+        )
         with self._transaction() as connection:
-            rows = [
-                (at, prefixes[at], _state_of(connection, at, prefixes[at])) for at in sorted(prefixes, reverse=True)
-            ]
-            return [_indexed(connection, state, at, digest) for at, digest, state in rows if state is not None]
+            rows = connection.execute(query, (json.dumps(prefixes),)).fetchall()
+            return [_indexed(connection, *row) for row in rows]
 
     def add(
         self,
@@ -251,13 +260,14 @@ class StateIndex:
             for state in states:
                 key = (state.position, state.tokens_sha256)
                 row = _state_of(connection, *key)
+                before = [] if row is None else _objects_of(connection, row)
                 if row is None:
                     row = connection.execute("INSERT INTO states VALUES (NULL, ?, ?, 0)", key).lastrowid
                 connection.execute("DELETE FROM parts WHERE state = ?", (row,))  # the state keeps its names
                 for ordinal, each in enumerate(state.objects):
                     connection.execute("INSERT OR REPLACE INTO objects VALUES (?, ?)", (each, sizes[each]))
                     connection.execute("INSERT INTO parts VALUES (?, ?, ?)", (row, ordinal, each))
-            _drop_unneeded(connection)
+                _drop_unneeded(connection, before)
             _mark_used(connection, [*states, *used])
 
     def mark_used(self, state: IndexedState) -> None:
@@ -273,24 +283,26 @@ class StateIndex:
                 _drop(connection, state)
             return len(rows)
 
-    def evict(self, most: int, kept: IndexedState) -> int:
+    def evict(self, most: int, kept: IndexedState) -> list[str]:
         """Drop what was used longest ago, until all objects have at most `most` bytes.
 
-        `kept` stays, and so does what has a name.
-        Returns: how many states were dropped. Of those that were used at once, the shortest goes first.
+        `kept` stays, and so does what has a name. Of those that were used at once, the shortest goes first.
+        Returns: hashes of the objects that were dropped.
         """
-        dropped = 0
+        dropped: list[str] = []
         with self._transaction() as connection:
             rows = connection.execute(
                 "SELECT id FROM states WHERE NOT (position = ? AND tokens_sha256 = ?)"
                 " AND id NOT IN (SELECT state FROM names) ORDER BY used, position",
                 (kept.position, kept.tokens_sha256),
             ).fetchall()
+            total = _bytes(connection)
             for (state,) in rows:
-                if _bytes(connection) <= most:
+                if total <= most:
                     break
-                _drop(connection, state)
-                dropped += 1
+                gone = _drop(connection, state)
+                total -= sum(gone.values())
+                dropped += gone
         return dropped
 
     def give_name(self, named: NamedState, tokens_sha256: str, *, replace: bool) -> IndexedState | None:
@@ -366,8 +378,11 @@ class StateIndex:
         """Drop those of these states that have no name, and the objects that no other state needs."""
         query = "DELETE FROM states WHERE position = ? AND tokens_sha256 = ? AND id NOT IN (SELECT state FROM names)"
         with self._transaction() as connection:
-            connection.executemany(query, [(state.position, state.tokens_sha256) for state in states])
-            _drop_unneeded(connection)
+            for state in states:
+                row = _state_of(connection, state.position, state.tokens_sha256)
+                needed = [] if row is None else _objects_of(connection, row)
+                connection.execute(query, (state.position, state.tokens_sha256))
+                _drop_unneeded(connection, needed)
 
 
 def _state_of(connection: sqlite3.Connection, position: int, tokens_sha256: str) -> int | None:
@@ -385,8 +400,7 @@ def _named(connection: sqlite3.Connection, owner: str, name: str) -> tuple[int, 
 
 
 def _indexed(connection: sqlite3.Connection, state: int, position: int, tokens_sha256: str) -> IndexedState:
-    rows = connection.execute("SELECT object FROM parts WHERE state = ? ORDER BY ordinal", (state,))
-    return IndexedState(position, tokens_sha256, tuple(each for (each,) in rows))
+    return IndexedState(position, tokens_sha256, tuple(_objects_of(connection, state)))
 
 
 def prefix_hashes(token_ids: NDArray[np.int32], positions: Iterable[int]) -> dict[int, str]:
@@ -414,12 +428,24 @@ def _mark_used(connection: sqlite3.Connection, states: Collection[IndexedState])
     )
 
 
-def _drop(connection: sqlite3.Connection, state: int) -> None:
-    """Drop a state, and the objects that no other one needs."""
+def _objects_of(connection: sqlite3.Connection, state: int) -> list[str]:
+    rows = connection.execute("SELECT object FROM parts WHERE state = ? ORDER BY ordinal", (state,))
+    return [each for (each,) in rows]
+
+
+def _drop(connection: sqlite3.Connection, state: int) -> dict[str, int]:
+    """Drop a state, and as `_drop_unneeded` the objects that it needed."""
+    needed = _objects_of(connection, state)
     connection.execute("DELETE FROM states WHERE id = ?", (state,))
-    _drop_unneeded(connection)
+    return _drop_unneeded(connection, needed)
 
 
-def _drop_unneeded(connection: sqlite3.Connection) -> None:
-    """Drop the objects that no state needs."""
-    connection.execute("DELETE FROM objects WHERE NOT EXISTS (SELECT 1 FROM parts WHERE object = hash)")
+def _drop_unneeded(connection: sqlite3.Connection, objects: Collection[str]) -> dict[str, int]:
+    """Drop those of these objects that no state needs any more. Returns their bytes by their hashes."""
+    query = (
+        "SELECT hash, bytes FROM json_each(?) JOIN objects ON hash = value"
+        " WHERE NOT EXISTS (SELECT 1 FROM parts WHERE object = hash)"
+    )
+    unneeded = dict(connection.execute(query, (json.dumps([*objects]),)).fetchall())
+    connection.executemany("DELETE FROM objects WHERE hash = ?", [(each,) for each in unneeded])
+    return unneeded

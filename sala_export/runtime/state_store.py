@@ -129,11 +129,13 @@ class StateStore:
             raise
         if self.max_bytes is not None and self.bytes > self.max_bytes:
             with self._locked(fcntl.LOCK_EX):
-                self._index.evict(self.max_bytes, last)
+                self._remove_partial()
+                for digest in self._index.evict(self.max_bytes, last):
+                    self._file(digest).unlink(missing_ok=True)
                 is_too_much = self.bytes > self.max_bytes
                 if is_too_much:
                     self._index.drop([last])
-                self._remove_unnamed()
+                    self._remove_unnamed()
             if is_too_much:
                 raise StateError(
                     f"{self.path} has a limit of {self.max_bytes} bytes ({format_bytes(self.max_bytes)}), and what has "
@@ -145,8 +147,11 @@ class StateStore:
         """Write what is missing of the states of these prefixes. Returns the longest of them."""
         native, model = session._native, session._model
         self._index.require_owner(model.fingerprint, model.precision)
-        sizes = {each: size for each, size in self._index.object_sizes().items() if self._has(each, size)}
-        present = [state for state in self._index.find(prefixes) if all(each in sizes for each in state.objects)]
+        found = self._index.find(prefixes)
+        known = session._segments.get(self._index.identity, StoredSegments(self._index.segment_tokens)).hashes
+        needed = {*known, *(each for state in found for each in state.objects)}
+        sizes = {each: size for each, size in self._index.sizes_of(needed).items() if self._has(each, size)}
+        present = [state for state in found if all(each in sizes for each in state.objects)]
         missing = sorted(prefixes.keys() - {state.position for state in present})
         segments = self._save_segments(session, max(missing, default=0), sizes)
         states = []
@@ -185,7 +190,7 @@ class StateStore:
         with self._locked(fcntl.LOCK_SH):
             self._index.require_owner(model.fingerprint, model.precision)
             found = self._index.find(prefix_hashes(ids, self._index.positions(len(ids))))
-            sizes = self._index.object_sizes()
+            sizes = self._index.sizes_of({each for state in found for each in state.objects})
             whole = (state for state in found if all(self._has(each, sizes[each]) for each in state.objects))
             return max((state.position for state in whole), default=0)
 
@@ -319,14 +324,18 @@ class StateStore:
 
     def _remove_unnamed(self) -> None:
         """Under the exclusive lock nobody writes, so all that the index does not name is a leftover."""
+        self._remove_partial()
+        named = self._index.objects()
+        for path in (self.path / _OBJECTS).glob("??/*"):
+            if path.name not in named:
+                path.unlink()
+
+    def _remove_partial(self) -> None:
+        """Remove what nobody writes any more, as `_remove_unnamed`."""
         for path in (self.path / _PARTIAL).iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
-                path.unlink()
-        named = self._index.object_sizes().keys()
-        for path in (self.path / _OBJECTS).glob("??/*"):
-            if path.name not in named:
                 path.unlink()
 
     @contextmanager

@@ -13,7 +13,7 @@ from ..errors import RunError
 from ..runtime.answer import StoppingDecoder
 from ..runtime.options import GenerateOptions, stop_strings
 from .errors import BUSY_SECONDS, ApiError
-from .kept import Begun, Ids, KeptContexts
+from .kept import Begun, Ids, Kept, KeptContexts
 from .threads import in_thread
 
 if TYPE_CHECKING:
@@ -123,10 +123,13 @@ class Answers:
         max_wait: float | None,
         most_requests: int | None,
         speculation: int | None,
+        waits_for_store: bool,
     ) -> None:
         """Args: max_wait: seconds that a request may wait; most_requests: that may run or wait. None: no limit.
-        speculation: tokens to draft for a step of each answer.
+        speculation: tokens to draft for a step of each answer; waits_for_store: an answer ends when its context is
+        stored.
         """
+        self._waits_for_store = waits_for_store
         self._speculation = speculation
         self._tokenizer = tokenizer
         self._scheduler = scheduler
@@ -137,7 +140,7 @@ class Answers:
         self._max_wait = max_wait
         self._most_requests = most_requests
         self._open: set[_Work] = set()
-        self._endings: set[asyncio.Task[None]] = set()
+        self._endings: set[asyncio.Task[Kept | None]] = set()
 
     def room_for(self, prompt_tokens: int, asked: int | None, default: int, *, param: str = "max_tokens") -> int:
         """Tokens that an answer may have. Raises: ApiError if the prompt, or with it the answer, does not fit."""
@@ -169,7 +172,9 @@ class Answers:
             self._open.discard(work)
             for answer in work.answers:
                 answer.cancel()
-            self._in_background(self._end(work))
+            ending = self._in_background(self._end(work))
+        if self._waits_for_store and (kept := await asyncio.shield(ending)) is not None:
+            await kept.is_settled.wait()
 
     async def drain(self) -> None:
         """End all answers, and wait until their contexts are kept."""
@@ -331,17 +336,20 @@ class Answers:
         matcher = stop_strings(request.stop_strings)
         return decoder if matcher is None else StoppingDecoder(decoder, matcher)
 
-    async def _end(self, work: _Work) -> None:
-        """Keep the context of the first choice, when nobody draws from it any more. The others go."""
+    async def _end(self, work: _Work) -> Kept | None:
+        """Keep the context of the first choice, when nobody draws from it any more. The others go.
+
+        Returns: as `KeptContexts.keep`.
+        """
         for answer in work.answers:
             await answer.ended()
-        if work.begun is not None:
-            await self._contexts.keep(work.begun)
+        return None if work.begun is None else await self._contexts.keep(work.begun)
 
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+    def _in_background(self, work: Coroutine[Any, Any, Kept | None]) -> asyncio.Task[Kept | None]:
         task = asyncio.get_running_loop().create_task(work)
         self._endings.add(task)
         task.add_done_callback(self._endings.discard)
+        return task
 
 
 def _stop_string(decoder: DecoderLike, strings: Sequence[str]) -> str | None:

@@ -31,6 +31,7 @@ from .openai.texts import DetokenizeRequest, TokenizeRequest
 from .openapi import ERROR_RESPONSES, describe, error_responses
 from .page import add_page
 from .service import Service
+from .settings import Settings
 from .stream import ClientLeftError, EventStream, event, unless_client_leaves
 
 _ENDPOINT: Mapping[str, Any] = {"responses": ERROR_RESPONSES, "response_model": None}
@@ -59,12 +60,17 @@ def create_app(service: Service) -> ASGIApp:
         is_draining=lambda: service.is_draining,
         routes=app.router,
     )
-    if not service.settings.cors_origins:
+    return with_origins(guarded, service.settings)
+
+
+def with_origins(guarded: ASGIApp, settings: Settings) -> ASGIApp:
+    """Let pages of other origins use what a guard lets through, if there are any."""
+    if not settings.cors_origins:
         return guarded
     # Outside of the guard: a browser asks without a key whether it may ask with one.
     return CORSMiddleware(
         guarded,
-        allow_origins=service.settings.cors_origins,
+        allow_origins=settings.cors_origins,
         allow_methods=["GET", "POST", "DELETE"],
         allow_headers=["*"],  # clients tell their versions in headers of their own
         expose_headers=["Retry-After"],

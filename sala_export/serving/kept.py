@@ -63,6 +63,8 @@ class Kept:
     """Sessions that run and share its memory."""
     is_forgotten: bool = False
     """It must not come into the store any more."""
+    is_settled: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when it is in the store, or will not come there."""
 
     def reusable(self, ids: Ids, *, is_sparse: bool) -> int:
         """How many of these tokens need not be read again."""
@@ -111,8 +113,12 @@ class KeptContexts:
         max_contexts: int,
         max_cache_bytes: int | None,
         max_context: int,
+        keeps_unsaved: bool,
     ) -> None:
-        """Args: max_contexts: that stay in memory; max_cache_bytes: of all sessions of the model. None: no limit."""
+        """Args: max_contexts: that stay in memory; max_cache_bytes: of all sessions of the model. None: no limit.
+        keeps_unsaved: a context leaves the memory only when the store has it.
+        """
+        self._keeps_unsaved = keeps_unsaved
         self._model = model
         self._store = store
         self._max_contexts = max_contexts
@@ -164,20 +170,23 @@ class KeptContexts:
                 code="context_length_exceeded",
             )
 
-    async def keep(self, begun: Begun) -> None:
-        """Keep a session whose answer has ended, in place of those whose contexts it continues."""
+    async def keep(self, begun: Begun) -> Kept | None:
+        """Keep a session whose answer has ended, in place of those whose contexts it continues.
+
+        Returns: what is kept and is about to be saved. None if nothing is.
+        """
         session, is_sparse = begun.session, begun.is_sparse
         if begun.source is not None:
             begun.source.forks -= 1
         tokens = session.tokens[: session.past_length]
         waiting = [each for each in self._held if each.kept is None and np.array_equal(each.ids, tokens)]
         if (len(tokens) < LEAST_TOKENS or self._max_contexts == 0) and not waiting:
-            return
+            return None
         try:
             await in_thread(session.checkpoint)
         except SalaError as error:  # a step has failed, for example, and the context is lost
             logger.info("a context of %d tokens is not kept: %s", len(tokens), error)
-            return
+            return None
         kept = Kept(session, tokens, session.checkpoints, is_sparse, next(self._clock))
         for held in waiting:
             held.kept = kept
@@ -186,10 +195,12 @@ class KeptContexts:
                 self._drop(each)
         self._kept.append(kept)
         self._keep_few(spared=kept)
-        if self._store is not None and is_sparse and not self._must_stay(kept):
-            self._unsaved.append(kept)
-            if self._saver is None or self._saver.done():
-                self._saver = asyncio.create_task(self._save_all())
+        if self._store is None or not is_sparse or self._must_stay(kept):
+            return None
+        self._unsaved.append(kept)
+        if self._saver is None or self._saver.done():
+            self._saver = asyncio.create_task(self._save_all())
+        return kept
 
     def hold(self, ids: Ids, *, is_stored: bool = False) -> Held:
         """Let the context of these tokens stay when it has been read, until `release`.
@@ -378,12 +389,14 @@ class KeptContexts:
         return True
 
     def _is_used(self, kept: Kept) -> bool:
-        return kept.forks > 0 or kept.lock.locked() or self._must_stay(kept)
+        is_awaited = self._keeps_unsaved and kept in self._unsaved
+        return is_awaited or kept.forks > 0 or kept.lock.locked() or self._must_stay(kept)
 
     def _drop(self, kept: Kept) -> None:
         self._kept.remove(kept)
         if kept in self._unsaved:
             self._unsaved.remove(kept)
+            kept.is_settled.set()
         for held in self._held:
             if held.kept is kept:
                 held.kept = None
@@ -393,12 +406,15 @@ class KeptContexts:
         while self._unsaved:
             async with self._store_lock:
                 kept = self._unsaved.pop(0) if self._unsaved else None
-                if kept is None or kept.is_forgotten:
+                if kept is None:
                     continue
                 try:
-                    await self._saved(kept)
+                    if not kept.is_forgotten:
+                        await self._saved(kept)
                 except SalaError as error:
                     logger.warning("a context of %d tokens was not saved: %s", len(kept.tokens), error)
+                finally:
+                    kept.is_settled.set()
 
     async def _saved(self, kept: Kept) -> None:
         """Save a fork, so that others can be made meanwhile."""

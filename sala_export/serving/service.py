@@ -78,6 +78,7 @@ class Service:
             max_contexts=settings.max_contexts,
             max_cache_bytes=settings.max_cache_bytes,
             max_context=max_context,
+            keeps_unsaved=settings.waits_for_store,
         )
         with model.scheduler(
             max_running=settings.max_sessions,
@@ -93,6 +94,7 @@ class Service:
                 max_wait=settings.max_wait,
                 most_requests=(settings.max_sessions or MAX_SESSIONS) + settings.max_waiting,
                 speculation=settings.speculation,
+                waits_for_store=settings.waits_for_store,
             )
             metrics.watch("sala_cache_bytes", "Bytes of the caches of all sessions.", lambda: model.cache_bytes)
             metrics.watch("sala_kept_contexts", "Contexts that requests can go on from.", lambda: len(contexts))

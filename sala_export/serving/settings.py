@@ -38,6 +38,8 @@ class Settings:
     """Contexts that stay in memory when they have been answered."""
     max_cache_bytes: int | None = None
     """Bytes that the caches of all sessions may take. None: what the GPU has."""
+    waits_for_store: bool = False
+    """An answer ends when its context is in the state store, if there is one."""
     speculation: int | None = None
     """Tokens to draft for a step of each answer. None: no drafts."""
     default_max_tokens: int = 4096

@@ -13,6 +13,7 @@ from support.passkey_text import WORDS, passkey_text, passkey_text_bundle, quest
 from support.serve_process import server_process
 from support.server import running_server
 
+from sala_export.cli.app import run
 from sala_export.runtime.state_store import StateStore
 
 MARGIN = 512
@@ -53,3 +54,8 @@ def test_text_is_known_after_a_kill(tmp_path: Path) -> None:
         metrics = httpx2.get(f"{url}/metrics").text
     read = next(line for line in metrics.splitlines() if line.startswith('sala_prompt_tokens_total{source="read"}'))
     assert float(read.split()[1]) <= 0.01 * length
+
+
+def test_waiting_for_a_store_needs_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["serve", str(passkey_text_bundle()), "--port", "0", "--wait-for-store"]) == 2
+    assert "give --state-store DIR, too" in " ".join(capsys.readouterr().err.split())

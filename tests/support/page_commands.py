@@ -36,6 +36,8 @@ NOT_RUN = {
     "python -m http.server": "does not end by itself",
     "python -m scripts.build_site": "tests/docs/test_site.py runs it",
     "python -m sala_export.interop.lm_eval": "downloads a task; tests/interop/ runs tasks of its own",
+    "python -m sala_export.fleet.dynamo": "needs NVIDIA Dynamo; tests/fleet/ runs a worker",
+    "python -m dynamo.frontend": "needs NVIDIA Dynamo; tests/fleet/ runs one",
     "python3 -m benchmarks.first_light": GPU,
     "python -m benchmarks.first_light": GPU,
     "python -m benchmarks.record figures": "needs what a GPU brought back; tests/benchmarks/ records made-up figures",

@@ -1,0 +1,68 @@
+"""Which requests belong to one conversation."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from starlette.datastructures import Headers
+
+from sala_export.fleet.affinity import conversation_key
+
+BOOK = "It was the best of times. " * 1000
+
+
+def key(body: Any, **headers: str) -> str:
+    given = Headers({name.replace("_", "-"): value for name, value in headers.items()})
+    return conversation_key(given, json.dumps(body).encode())
+
+
+def chat(*contents: str, system: str = "Be brief.") -> dict[str, Any]:
+    roles = ("user", "assistant")
+    turns = [{"role": roles[at % 2], "content": content} for at, content in enumerate(contents)]
+    return {"model": "model", "messages": [{"role": "system", "content": system}, *turns]}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (chat("Who?"), chat("Who?", "Natasha.", "Where?")),
+        (chat(f"{BOOK} Who?"), chat(f"{BOOK} Where?")),
+        ({"prompt": f"{BOOK} Who?"}, {"prompt": f"{BOOK} Where?", "max_tokens": 3}),
+        ({"prompt": [5] * 9000}, {"prompt": [5] * 9001}),
+        ({"system": "Be brief.", "messages": [{"role": "user", "content": [{"type": "text", "text": "Who?"}]}]},) * 2,
+        (
+            {"input": "Who?", "instructions": "Be brief."},
+            {"input": "Who?", "instructions": "Be brief.", "stream": True},
+        ),
+        (chat("Who?") | {"context": "book"}, chat("Where?") | {"context": "book"}),
+        (chat("Who?") | {"prompt_cache_key": "me"}, chat("Where?") | {"prompt_cache_key": "me"}),
+    ],
+)
+def test_requests_of_one_conversation_have_one_key(one: Any, other: Any) -> None:
+    assert key(one) == key(other) != ""
+
+
+def test_requests_of_others_have_other_keys() -> None:
+    bodies = [
+        chat("Who?"),
+        chat("Where?"),
+        chat("Who?", system="Be long."),
+        {"prompt": "Who?"},
+        {"input": "Who?", "instructions": "Be kind."},
+        chat("Who?") | {"context": "book"},
+        chat("Who?") | {"prompt_cache_key": "book"},
+    ]
+    assert len({key(body) for body in bodies}) == len(bodies)
+
+
+def test_header_comes_first() -> None:
+    assert key(chat("Who?"), x_session_id="1") == key(chat("Where?"), X_Session_Id="1")
+    assert key(chat("Who?"), x_session_id="1") != key(chat("Who?"), x_session_id="2")
+    assert key(chat("Who?"), x_conversation_id="1") == key({}, x_correlation_id="1")
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\xff", b"{}", b'{"messages": 0}', b'{"messages": [0]}'])
+def test_what_says_nothing_is_no_error(body: bytes) -> None:
+    assert conversation_key(Headers({}), body) in ("", conversation_key(Headers({}), body))
