@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 
 import pytest
-
 from support.embedding import ROOT, command_blocks, run
 
 PREFIX = ROOT / "build" / "sala-aarch64"
