@@ -28,7 +28,7 @@ NOT_RUN = {
     "scripts/test.sh": "runs the tests that run this one",
     "scripts/gpu_pack.sh": "builds for another Python, minutes; tests/scripts/ tests it",
     "sala-export kernels": "takes two minutes to take every kernel apart; tests/kernel_report/ does it",
-    "sala-export build --gpu orin64": "is for the board itself; tests/engine/test_flavours.py says what is told elsewhere",
+    "sala-export build --gpu orin64": "is for the board itself; tests/engine/test_flavours.py",
     "sala-export serve": "does not end by itself; tests/serving/ runs it",
     "source ": "changes the shell of the reader",
     "pip install": "changes the installation that the tests run in",
