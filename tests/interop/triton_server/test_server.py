@@ -376,12 +376,12 @@ def test_wrong_parameter_keeps_a_model_from_loading_in_one_line(server: RunningT
 def test_model_is_unloaded_when_its_answers_have_ended(server: RunningTriton) -> None:
     """Last, because the model is gone then."""
     pieces: list[dict[str, Any]] = []
-    given = {"text_input": PROMPT, "max_tokens": 1000, "stream": True, "ignore_eos": True}
+    given = {"text_input": PROMPT, "max_tokens": 3000, "stream": True, "ignore_eos": True}
     thread = threading.Thread(target=lambda: pieces.extend(events(server, **given)))
     thread.start()
     assert eventually(lambda: server.metric("sala_requests_generate") == 1)
     assert server.post("repository/models/sala/unload").status_code == 200
     thread.join()
-    assert pieces[-1]["num_output_tokens"] == 1000
+    assert pieces[-1]["num_output_tokens"] == 3000
     assert eventually(lambda: "successfully unloaded 'sala'" in server.log.read_text())
     assert "Traceback" not in server.log.read_text()
