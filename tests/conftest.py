@@ -19,9 +19,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--loads", type=int, default=60, help="How often tests/e2e/test_replaced_bundle.py loads a bundle in each way."
     )
-    parser.addoption(
-        "--fuzz-seconds", type=int, default=2, help="How long each target of tests/runtime/test_fuzz.py runs."
-    )
+    parser.addoption("--fuzz-seconds", type=int, default=2, help="How long each fuzz target runs, with --release.")
     parser.addoption("--fuzz-inputs", type=int, default=300, help="How many inputs each fuzzer in Python tries.")
     parser.addoption("--fuzz-seed", type=int, default=0, help="The seed of the first manifest that is fuzzed.")
     parser.addoption(

@@ -1,4 +1,7 @@
-"""Fuzzing: `pytest tests/runtime/test_fuzz.py --fuzz-seconds 600` before a release, a few seconds in every run."""
+"""What fuzzing has found, in every run; fuzzing itself before a release.
+
+`pytest tests/runtime/test_fuzz.py --release --fuzz-seconds 600`
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 from support.documents import ROOT
+from support.native_runtime import sanitized_build
 
 from sala_export.bundle.manifest import SCHEMA_VERSION, Manifest
 from sala_export.errors import BundleError, SessionError, StateError
@@ -44,6 +48,15 @@ each_prompt = pytest.mark.parametrize("file", corpus("tokens"), ids=lambda path:
 
 
 @pytest.mark.parametrize("target", TARGETS)
+def test_corpus_is_taken_or_refused_under_sanitizers(target: str) -> None:
+    command = [sanitized_build() / "tests" / f"sala_replay_{target}", *corpus(target)]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stderr.splitlines() == [str(file) for file in corpus(target)]
+
+
+@pytest.mark.release
+@pytest.mark.parametrize("target", TARGETS)
 def test_target_finds_nothing(target: str, tmp_path: Path, pytestconfig: pytest.Config) -> None:
     """The kept corpus, and what mutations of it find in the given time."""
     seconds = pytestconfig.getoption("--fuzz-seconds")
@@ -59,6 +72,7 @@ def test_target_finds_nothing(target: str, tmp_path: Path, pytestconfig: pytest.
     print(f"fuzz_{target}: {units[1]} inputs in {seconds} s")  # noqa: T201 -- shown by -s, before a release
 
 
+@pytest.mark.release
 def test_targets_are_built_with_coverage_of_the_library() -> None:
     """Without counters in the library a fuzzer is blind, and finds nothing for ever."""
     command = [fuzz_build() / "fuzz_manifest", "-runs=0", FUZZ / "corpus" / "manifest"]
