@@ -10,7 +10,7 @@ from ..kernel_report.shipped import shipped_architectures
 from ..model.mixers import MIXERS
 from ..model.signature import CAPACITY_K1, CAPACITY_K2, cache_sizes
 from ..ops.common.launch import unsupported_reason
-from ..ops.common.targets import require_architecture, serving_architecture
+from ..ops.common.targets import installation_advice, require_architecture, serving_architecture
 from ..specs import ComputeCapability, Precision
 
 
@@ -26,8 +26,8 @@ def require_kernels(
     if serving_architecture(compute_capability, there) is None:
         served = ", ".join(f"SM{sm}" for sm in sorted(there))
         raise UnsupportedError(
-            f"the installed kernels are for {served}, not for {compute_capability.sm}: install with "
-            f"scripts/install.sh --architectures {wanted} (docs/gpus.md)"
+            f"the installed kernels are for {served}, not for {compute_capability.sm}: "
+            f"{installation_advice(wanted, there)}"
         )
     # Loaded here because it imports Triton, which takes a second.
     from ..ops.kernel_sets import KERNEL_SETS

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from rich.table import Table
 
-from ..errors import BuildError, ConfigError
+from ..errors import BuildError, ConfigError, RequestError
 from ..installation import onnxruntime_operators, plugin_library, recipe_folder, soname_shim, tensorrt_llm_module
 from .options import json_option
 from .output import print_json, table_console
@@ -29,12 +29,17 @@ _WHAT = {
 
 
 def _choice(name: str) -> click.Option:
-    return click.Option([f"--{name}", "chosen"], flag_value=name, help=f"Print only the path of {_WHAT[name]}.")
+    help_text = f"Print only the path of {_WHAT[name]}."
+    return click.Option([f"--{name}", _field(name)], is_flag=True, help=help_text)
+
+
+def _field(name: str) -> str:
+    return name.replace("-", "_")
 
 
 @click.command()
 @json_option
-def paths(as_json: bool, chosen: str | None) -> None:
+def paths(as_json: bool, **chosen: bool) -> None:
     """Show where the installed libraries and recipes are, for the command lines of other programs.
 
     With one of the options, one bare path is printed. For example:
@@ -45,10 +50,13 @@ def paths(as_json: bool, chosen: str | None) -> None:
 
     In a shell, $(...) around a command puts the path into another one, such as trtexec --dynamicPlugins=PATH.
     """
-    if chosen is not None:
-        found = str(_FINDERS[chosen]())
+    names = [name for name in _FINDERS if chosen[_field(name)]]
+    if len(names) > 1:
+        raise RequestError(f"--{names[0]} and --{names[1]}: give one of them, or none for a table of all")
+    if names:
+        found = str(_FINDERS[names[0]]())
         if as_json:
-            print_json({chosen: found})
+            print_json({names[0]: found})
         else:
             click.echo(found)
         return

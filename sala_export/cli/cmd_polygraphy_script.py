@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .options import BundlePath, Tokens, force_option, output_option
+from .options import SEED, BundlePath, Tokens, force_option, output_option
 
 
 @click.command()
@@ -14,7 +14,7 @@ from .options import BundlePath, Tokens, force_option, output_option
 @output_option(required=True, text="Script to write (.py).")
 @click.option("--tokens", type=Tokens(), default=16, show_default=True, help="Tokens of the step.")
 @click.option("--past", type=Tokens(), default=0, show_default=True, help="Tokens that the step finds in its caches.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Random seed of the token ids.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed of the token ids.")
 @force_option
 def polygraphy_script(bundle: Path, output: Path, tokens: int, past: int, seed: int, force: bool) -> None:
     """Write a script that gives Polygraphy the inputs, the TensorRT network and the configuration of a bundle.

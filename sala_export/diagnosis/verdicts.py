@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..bundle.manifest import Manifest
 from ..engine.tensorrt_rtx import SERVED
-from ..ops.common.targets import AOT_ARCHITECTURES, ARCHITECTURES, serving_architecture
+from ..ops.common.targets import AOT_ARCHITECTURES, ARCHITECTURES, installation_advice, serving_architecture
 from ..specs import ComputeCapability
 from .libraries import Gpu, Libraries, Library
 
@@ -58,7 +58,8 @@ def _tensorrt(libraries: Libraries, manifest: Manifest | None, architectures: Co
         there = ", ".join(f"{gpu.name} ({gpu.compute_capability})" for gpu in driver.gpus)
         wanted = manifest.engine.compute_capabilities if manifest else [f"SM{sm}" for sm in sorted(architectures)]
         who = "the bundle's engine is" if manifest else "the kernels are"
-        return False, f"{who} for {', '.join(wanted)}, this machine has {there}: build for it with --gpu"
+        advice = "build for it with --gpu" if manifest else _kernel_advice(driver.gpus, architectures)
+        return False, f"{who} for {', '.join(wanted)}, this machine has {there}: {advice}"
     is_rtx = manifest.engine.tensorrt_flavour == "rtx" if manifest else _capability(gpu).sm in SERVED
     if is_rtx and _numbers(driver.version) < _LEAST_CUDA:
         return False, f"the NVIDIA driver supports CUDA {driver.version}: install driver 580 or later"
@@ -108,6 +109,12 @@ def _serves(gpu: Gpu, manifest: Manifest | None, architectures: Collection[int])
     if manifest is not None:
         return gpu.compute_capability in manifest.engine.compute_capabilities
     return serving_architecture(_capability(gpu), architectures) is not None
+
+
+def _kernel_advice(gpus: Collection[Gpu], architectures: Collection[int]) -> str:
+    """What to do where no GPU runs the kernels that are installed."""
+    wanted = next((sm for gpu in gpus if (sm := serving_architecture(_capability(gpu))) is not None), None)
+    return "there are none for it" if wanted is None else installation_advice(wanted, architectures)
 
 
 def _capability(gpu: Gpu) -> ComputeCapability:

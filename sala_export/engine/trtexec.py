@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from ..bundle.manifest import Manifest
-from ..errors import UnsupportedError
-from ..model.signature import INPUT_IDS, LOGIT_ROWS
+from ..errors import RequestError, UnsupportedError
+from ..model.signature import BATCH, CAPACITY, ROWS, TOKENS, cache_sizes
 from ..model.token_inputs import token_inputs
 from ..specs import FlavourName
 from .profiles import Profile, ProfileName, stated_profiles
@@ -20,6 +20,8 @@ from .profiles import Profile, ProfileName, stated_profiles
 BUILD_SCRIPT = "build.sh"
 _TOOLS = {FlavourName.TENSORRT: "trtexec", FlavourName.RTX: "tensorrt_rtx"}
 _PLAN = "engine.plan"
+_CONTEXT = 64 << 10
+"""Tokens of a timed step, unless somebody says."""
 
 
 def require_whole_graph(manifest: Manifest, directory: Path) -> None:
@@ -31,36 +33,59 @@ def require_whole_graph(manifest: Manifest, directory: Path) -> None:
         )
 
 
-def write_tool_scripts(manifest: Manifest, directory: Path, plugin_library: Path, folder: Path) -> tuple[Path, ...]:
+def write_tool_scripts(
+    manifest: Manifest, directory: Path, plugin_library: Path, folder: Path, *, context: int | None = None
+) -> tuple[Path, ...]:
     """Write scripts into `folder`, which is there: one builds the engine, one for each profile times it.
 
-    Each profile gets the inputs of a step besides its caches, in files: random token ids at the sizes that TensorRT
-    tunes for, after a context that fills the rest of the caches. With numbers of its own a tool would read beyond them.
+    Each profile gets the inputs of a step besides its caches, in files. With its own numbers a tool would read beyond
+    them. Prefill reads a chunk of random token ids into empty caches, decode one token for each sequence at the end of
+    full ones. The tools copy inputs and outputs once, not in each step.
 
     The plan is one without plugins, unlike the bundle's own: these tools refuse native code in a plan. So they load
     the library before they build or run it.
 
-    Args: `directory` of the bundle, absolute.
+    Args: `directory` of the bundle, absolute; `context`, the tokens that the caches of a timed step have room for.
+    If it is None, that is 64K, or what the engine takes if that is less.
     Returns: the scripts, the one that builds first.
-    Raises: UnsupportedError as `require_whole_graph`.
+    Raises: UnsupportedError as `require_whole_graph`; RequestError for a context that the engine does not take.
     """
     require_whole_graph(manifest, directory)
+    context = _context(manifest, context)
     profiles = stated_profiles(manifest)
     scripts = [_write(folder / BUILD_SCRIPT, _build_options(manifest, directory, plugin_library, profiles))]
     flavour = FlavourName(manifest.engine.tensorrt_flavour)
     for index, profile in enumerate(profiles):
-        sizes = {shape.name: shape.opt for shape in profile.inputs}
-        files = _write_inputs(manifest, profile, folder / profile.name)
+        sizes = _step_sizes(manifest, profile.name, context)
+        shapes = {spec.name: spec.bound(sizes) for spec in manifest.graph.inputs}
+        files = _write_inputs(manifest, profile.name, sizes, folder / profile.name)
         options = [
             _TOOLS[flavour],
             f"--loadEngine={_PLAN}",
             f"--dynamicPlugins={plugin_library}",
             f"--useProfile={index}",
-            f"--shapes={_shapes(sizes)}",
+            f"--shapes={_shapes(shapes)}",
             f"--loadInputs={','.join(f'{name}:{file}' for name, file in files.items())}",
+            "--noDataTransfers",
         ]
         scripts.append(_write(folder / f"{profile.name}.sh", options))
     return tuple(scripts)
+
+
+def _context(manifest: Manifest, asked: int | None) -> int:
+    limits = [sizes[CAPACITY] for sizes in manifest.engine.profiles.values()]
+    least, most = max(each.min for each in limits), min(each.max for each in limits)
+    context = min(_CONTEXT, most) if asked is None else asked
+    if not least <= context <= most:
+        raise RequestError(f"--context {context}: this engine takes {least} to {most} tokens")
+    return context
+
+
+def _step_sizes(manifest: Manifest, profile: str, context: int) -> dict[str, int]:
+    """Values of the symbolic dimensions: those that TensorRT tunes for, with caches for `context` tokens."""
+    sizes = {symbol: extents.opt for symbol, extents in manifest.engine.profiles[profile].items()}
+    tokens = min(sizes[TOKENS], context)
+    return {**sizes, **cache_sizes(manifest.model.config, context, sizes[BATCH]), TOKENS: tokens}
 
 
 def _build_options(
@@ -103,16 +128,14 @@ def _write(path: Path, command: list[str]) -> Path:
     return path
 
 
-def _write_inputs(manifest: Manifest, profile: Profile, folder: Path) -> dict[str, str]:
+def _write_inputs(manifest: Manifest, profile: str, sizes: dict[str, int], folder: Path) -> dict[str, str]:
     """Write the inputs of a step besides its caches, raw and little endian: name -> file beside the scripts."""
     folder.mkdir()
-    sizes = {shape.name: shape.opt for shape in profile.inputs}
-    batch, tokens = sizes[INPUT_IDS]
-    capacity = manifest.engine.profiles[profile.name]["capacity"].opt
-    past = capacity - tokens if profile.name is ProfileName.DECODE else 0
+    batch, tokens = sizes[BATCH], sizes[TOKENS]
+    past = sizes[CAPACITY] - tokens if profile == ProfileName.DECODE else 0
     ids = np.random.default_rng(0).integers(0, manifest.model.config.vocab_size, (batch, tokens), np.int64)
     files = {}
-    for name, array in token_inputs(ids, past, sizes[LOGIT_ROWS][0] // batch, manifest.model.inv_freq).items():
+    for name, array in token_inputs(ids, past, sizes[ROWS] // batch, manifest.model.inv_freq).items():
         (folder / f"{name}.bin").write_bytes(array.tobytes())
         files[name] = f"{folder.name}/{name}.bin"
     return files

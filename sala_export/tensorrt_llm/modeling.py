@@ -216,6 +216,7 @@ def _require_served(model_config: Any) -> None:
         "several GPUs: a Lightning layer norms all heads together": model_config.mapping.world_size > 1,
         "speculative decoding": model_config.spec_config is not None,
         "LoRA": model_config.lora_config is not None,
+        "CUDA graphs: leave cuda_graph_config unset": model_config.use_cuda_graph,
         "keys and values of 8 or 4 bits: kernels read 16 bits": bool(quant and quant.kv_cache_quant_algo),
         "float16: use bfloat16": model_config.pretrained_config.torch_dtype is torch.float16,
     }

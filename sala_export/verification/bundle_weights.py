@@ -22,9 +22,7 @@ class BundleWeights:
 
         Raises: UnsupportedError if the bundle was built without its weights."""
         if not bundle.manifest.weights.included:
-            raise UnsupportedError(
-                f"{bundle.directory} was built with --no-weights: build it with its weights to verify it"
-            )
+            raise UnsupportedError(f"{bundle.directory} was built with --no-weights: build it with its weights")
         self.inputs = {weight.spec.name: weight for weight in inputs}
         """Weights by the names that the graph gives them."""
         self._bundle = bundle

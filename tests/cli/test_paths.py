@@ -39,6 +39,11 @@ def test_table_tells_all(capsys: Capture) -> None:
     assert all(f" {name} " in table and path in table for name, path in found.items())
 
 
+def test_two_paths_are_refused(capsys: Capture) -> None:
+    assert run(["paths", "--recipes", "--plugins"]) == 2
+    assert capsys.readouterr().err == "error: --plugins and --recipes: give one of them, or none for a table of all\n"
+
+
 def test_missing_library_is_told(capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(installation, "package_directories", lambda: (tmp_path / "sala_export",))
     assert run(["paths", "--plugins"]) == 1

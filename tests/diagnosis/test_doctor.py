@@ -148,7 +148,10 @@ ORIN = Gpu(name="Orin", compute_capability="8.7", memory_bytes=61 << 30)
 def test_board_runs_tensorrt_proper_with_any_driver_where_its_kernels_are_installed() -> None:
     board = whole(driver=Library(title="driver", version="12.6", gpus=(ORIN,)), tensorrt_rtx=MISSING)
     assert judge(board, architectures=[87])[0].detail == "on Orin"
-    assert judge(board)[0].detail.startswith("the kernels are for SM86, SM89, SM90, SM120, this machine has Orin (8.7)")
+    assert judge(board)[0].detail == (
+        "the kernels are for SM86, SM89, SM90, SM120, this machine has Orin (8.7): install with scripts/install.sh "
+        "--architectures 86,87,89,90,120 (docs/gpus.md)"
+    )
     without = judge(whole(ORIN, tensorrt=MISSING), architectures=[87])[0]
     assert (without.runs, without.detail) == (False, "it: it is not here; pip install tensorrt")
 

@@ -37,7 +37,7 @@ def cells(gpu: GpuPlan) -> list[str]:
 def row(*plans: GpuPlan) -> str:
     """The cells of a GPU in every precision."""
     recipe = plans[0].recipe
-    name = recipe.gpu.removeprefix("NVIDIA ").removesuffix(" Workstation Edition")
+    name = recipe.gpu.removeprefix("NVIDIA ").removesuffix(" Edition")
     told = " | ".join(cell for plan in plans for cell in cells(plan))
     return f"| `{recipe.name}` | {name} | {recipe.memory_bytes / 2**30:.0f} GiB | {told} |"
 

@@ -39,6 +39,7 @@ DOCUMENTED = {
             "loadEngine",
         ),
         *("maxAuxStreams", "profile", "shapes", "loadInputs", "skipInference", "useProfile", "dynamicPlugins"),
+        "noDataTransfers",
     }
 }
 """Options that `trtexec --help` of TensorRT 10.5 lists."""
@@ -47,6 +48,7 @@ DOCUMENTED["tensorrt_rtx"] = DOCUMENTED["trtexec"] - {"stronglyTyped"} | {"compu
 strongly typed."""
 
 TOOL = "import json, pathlib, sys; pathlib.Path(sys.argv[1]).open('a').write(json.dumps(sys.argv[2:]) + chr(10))"
+LENGTHS = ("past_length", "context_length")
 SIZES = {"int64": 8, "int32": 4, "float32": 4}
 
 
@@ -141,6 +143,23 @@ def test_inputs_are_those_of_a_step(bundle: Path, tmp_path: Path) -> None:
         positions = torch.arange(past, past + tokens)[None]
         expected = rope_cos_sin(positions, torch.tensor(manifest.model.inv_freq, dtype=torch.float32))
         np.testing.assert_allclose(arrays["rope_cos_sin"], expected.numpy(), rtol=0, atol=1e-7)
+
+
+def test_context_sizes_caches_and_inputs_together(bundle: Path, tmp_path: Path, capsys: Capture) -> None:
+    command = ["trtexec", str(bundle), "-o", str(tmp_path / "out"), "--context"]
+    for wrong in ("8", "32K"):
+        assert run([*command, wrong]) == 2
+        assert capsys.readouterr().err.endswith("this engine takes 64 to 16384 tokens\n")
+        assert not (tmp_path / "out").exists()
+    assert run([*command, "1000"]) == 0
+    calls = called([tmp_path / "out" / f"{name}.sh" for name in ("prefill", "decode")], tmp_path)
+    for name, tokens, past in (("prefill", 1000, 0), ("decode", 1, 999)):
+        sizes = shapes(calls[name][1]["shapes"][0])
+        assert sizes["input_ids"] == (1, tokens)
+        assert sizes["past_key_values.0.key"][2] == 1000
+        assert sizes["past_key_values.0.k1"][2] == (1000 - 32) // 16 + 1
+        lengths = [np.fromfile(tmp_path / "out" / name / f"{each}.bin", np.int32)[0] for each in LENGTHS]
+        assert lengths == [past, past + tokens]
 
 
 def test_bundle_of_tensorrt_proper_gets_trtexec(bundle: Path, tmp_path: Path) -> None:

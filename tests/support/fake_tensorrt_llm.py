@@ -56,6 +56,7 @@ class ModelConfig:
         self.mapping = SimpleNamespace(world_size=1)
         self.spec_config: Any = None
         self.lora_config: Any = None
+        self.use_cuda_graph = False
         self.skip_create_weights_in_init = True
 
     def get_quant_config(self, name: str | None = None) -> QuantConfig:

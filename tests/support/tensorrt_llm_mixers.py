@@ -18,10 +18,10 @@ from sala_export.tensorrt_llm.step_groups import RequestStep, step_groups
 PAGE_TOKENS = 16
 PAGES = 6
 """Pages of a request."""
-STEPS = (((33, 0),), ((8, 33), (9, 0)), ((1, 41), (1, 9)))
+STEPS = (((33, 0), (33, 0)), ((8, 33), (8, 33), (9, 0)), ((5, 41), (1, 41), (1, 9)))
 """New and cached tokens of the requests in each step."""
-PROMPTS = (41, 9)
-"""Tokens of their prompts: the first comes in two chunks."""
+PROMPTS = (200, 41, 9)
+"""Tokens of their prompts. The first is longer than its pages, the second comes in two chunks."""
 
 
 def mixer_results(checkpoint: Path, *, kernels: bool, device: str = "cpu") -> list[Tensor]:
@@ -39,7 +39,7 @@ def mixer_results(checkpoint: Path, *, kernels: bool, device: str = "cpu") -> li
         page_scale=2,
     )
     states = torch.full((5, config.num_attention_heads, dim, dim), nan, device=device)
-    state_slots = torch.tensor([4, 1], dtype=torch.int32, device=device)
+    state_slots = torch.tensor([4, 1, 3], dtype=torch.int32, device=device)
     shapes = {mixer: mixer_shapes(config, mixer) for mixer in Mixer}
     norms = {
         norm: torch.randn(shapes[Mixer.LIGHTNING][norm], generator=generator).to(device)

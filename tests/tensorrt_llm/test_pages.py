@@ -55,7 +55,7 @@ def test_requests_share_calls_as_long_as_their_pages_are_few(monkeypatch: pytest
     def request(tokens: int, cached: int, prompt: int = 0) -> RequestStep:
         return RequestStep(tokens=tokens, cached_tokens=cached, prompt_tokens=prompt, slots=range(100, 200))
 
-    batch = [request(7, 0, 9000), request(50, 7), *(request(1, cached) for cached in (99, 100, 120, 300, 2000, 5))]
+    batch = [request(7, 0, 9000), request(50, 7), *(request(1, cached) for cached in (19, 100, 120, 300, 2000, 5))]
     found = step_groups(batch, 2, torch.arange(8, dtype=torch.int32), layout)
     assert [(group.rows.start, group.rows.stop) for group in found] == [
         (0, 7),
@@ -67,9 +67,9 @@ def test_requests_share_calls_as_long_as_their_pages_are_few(monkeypatch: pytest
     ]
     assert [group.begins for group in found] == [True, False, *[False] * 4]
     assert found[0].context_length.tolist() == [9000]
-    assert found[2].context_length.tolist() == [100, 101, 121]
-    # Slots of pages that a request does not have are 0, and k1 of its window that ends here is new.
-    assert found[2].slots.tolist()[0] == [100, 101, 102, 103]
+    assert found[2].context_length.tolist() == [20, 101, 121]
+    # Slots of pages that a request does not have are 0.
+    assert found[2].slots.tolist()[:2] == [[100, 0, 0, 0], [100, 101, 102, 103]]
     assert found[3].slots.shape == (1, 10)
     with pytest.raises(UnsupportedError, match="speculative"):
         step_groups([request(2, 10)], 0, torch.zeros(1, dtype=torch.int32), layout)
@@ -126,6 +126,7 @@ def test_states_of_16_bits_are_refused(shell: ModuleType, model: Any) -> None:
     [
         ("spec_config", object(), "speculative decoding"),
         ("lora_config", object(), "LoRA"),
+        ("use_cuda_graph", True, "CUDA graphs"),
         ("mapping", SimpleNamespace(world_size=2), "several GPUs"),
         ("quant_config", SimpleNamespace(kv_cache_quant_algo="FP8"), "8 or 4 bits"),
         ("pretrained_config", torch.float16, "float16"),

@@ -32,21 +32,24 @@ def weights_outside(model: ModelProto) -> list[str]:
     return [name for node in products for name in node.input if name and name not in inside]
 
 
-def bind_weights(model: ModelProto, bundle: Bundle) -> None:
-    """Put every weight of the bundle that `model` names into it as an initializer.
+def bind_weights(model: ModelProto, bundle: Bundle) -> bool:
+    """Put every weight of the bundle that `model` takes as an input into it as an initializer.
 
     A weight that is stored as the graph takes it stays in the bundle's file: its location is relative to the bundle.
 
+    Returns: whether there was one.
     Raises: UnsupportedError if the bundle has no weights, BundleError if they are damaged.
     """
     weights = BundleWeights(bundle, bundle.manifest.graph.cpu.weights)
     bundle.verify_hashes()
     graph = model.graph
-    used = {name for node in graph.node for name in node.input} & weights.inputs.keys()
+    inside = {tensor.name for tensor in graph.initializer}
+    used = ({name for node in graph.node for name in node.input} & weights.inputs.keys()) - inside
     others = [value for value in graph.input if value.name not in used]
     del graph.input[:]
     graph.input.extend(others)
     graph.initializer.extend(_initializer(name, weights, bundle) for name in sorted(used))
+    return bool(used)
 
 
 def _initializer(name: str, weights: BundleWeights, bundle: Bundle) -> TensorProto:

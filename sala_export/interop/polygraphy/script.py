@@ -17,17 +17,18 @@ _SUFFIX = ".py"
 def write_script(bundle: Path, output: Path, *, tokens: int, past: int, seed: int, force: bool) -> None:
     """Write the script for the bundle at the absolute path `bundle`.
 
-    Raises: RequestError for a file that is there, a name without .py, or tokens that do not fit; BundleError.
+    Raises: RequestError for a file that is there, a name without .py, or tokens that do not fit; UnsupportedError for a
+        bundle without weights; BundleError.
     """
     with extras_named():
-        import polygraphy  # noqa: F401
+        from .step_data import step_weights
     if output.suffix != _SUFFIX:
         raise RequestError(f"{output}: give the script a name that ends with {_SUFFIX}, by which Polygraphy knows it")
     if output.exists() and not force:
         raise RequestError(f"{output} exists: choose another place, or replace it with --force")
-    Bundle.open(bundle)
+    step_weights(Bundle.open(bundle), tokens, past)
     text = f'''\
-        """Inputs, network and configuration of {bundle.name} for Polygraphy: edit and keep it as you like."""
+        """Inputs, network and configuration of a bundle for Polygraphy: edit and keep it as you like."""
 
         from sala_export.interop.polygraphy.step_data import StepDataLoader
 

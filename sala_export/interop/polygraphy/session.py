@@ -52,8 +52,7 @@ def _session(model: Any, bundle: Path | None) -> onnxruntime.InferenceSession:
         model = _read(path)
     else:
         model = onnx.ModelProto.FromString(model.SerializeToString())  # the caller's own stays as it is
-    if bundle is not None:
-        bind_weights(model, Bundle.open(bundle))
+    if bundle is not None and bind_weights(model, Bundle.open(bundle)):
         folder = absolute(bundle)
     elif outside := weights_outside(model):
         raise RequestError(f"{name} takes its weights from a bundle, {outside[0]} first: name it with --sala-bundle")
@@ -64,7 +63,10 @@ def _session(model: Any, bundle: Path | None) -> onnxruntime.InferenceSession:
     try:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except _REFUSALS as error:
-        raise RequestError(f"{name}: ONNX Runtime cannot run it: {' '.join(str(error).split())}") from None
+        why = " ".join(str(error).split())
+        raise RequestError(
+            f"{name}: ONNX Runtime cannot run it, take cpu.onnx, cpu_fast.onnx or an export in fp32: {why}"
+        ) from None
 
 
 def _read(path: Path) -> onnx.ModelProto:

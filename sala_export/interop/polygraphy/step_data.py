@@ -21,6 +21,23 @@ from .failures import told_by_polygraphy
 from .session import SessionFromSalaOnnx
 
 
+def step_weights(bundle: Bundle, tokens: int, past: int) -> BundleWeights:
+    """The weights that an engine takes in a step of so many tokens behind others.
+
+    Raises: RequestError if they do not fit its caches; UnsupportedError if the bundle has no weights.
+    """
+    if tokens < 1 or past < 0:
+        raise RequestError(f"tokens {tokens}, past {past}: expected at least 1 and 0")
+    most = bundle.manifest.engine.profiles["prefill"]
+    for name, value, limit in (
+        ("tokens", tokens, most[TOKENS].max),
+        ("tokens and past together", tokens + past, most[CAPACITY].max),
+    ):
+        if value > limit:
+            raise RequestError(f"{name}: {value}, but {bundle.directory} takes at most {limit}")
+    return BundleWeights(bundle, bundle.manifest.engine.weights)
+
+
 class StepDataLoader:
     """Inputs of one step: random token ids, and the caches that the tokens before them left.
 
@@ -38,22 +55,10 @@ class StepDataLoader:
         """
         with told_by_polygraphy():
             self._bundle = Bundle.open(Path(bundle))
-            self._require_room(tokens, past)
-            self._engine_weights = BundleWeights(self._bundle, self._bundle.manifest.engine.weights)
+            self._engine_weights = step_weights(self._bundle, tokens, past)
         self.tokens, self.past, self.seed = tokens, past, seed
         self.input_metadata: Mapping[str, Any] | None = None
         self._values: Arrays | None = None
-
-    def _require_room(self, tokens: int, past: int) -> None:
-        if tokens < 1 or past < 0:
-            raise RequestError(f"tokens {tokens}, past {past}: expected at least 1 and 0")
-        most = self._bundle.manifest.engine.profiles["prefill"]
-        for name, value, limit in (
-            ("tokens", tokens, most[TOKENS].max),
-            ("tokens and past together", tokens + past, most[CAPACITY].max),
-        ):
-            if value > limit:
-                raise RequestError(f"{name}: {value}, but {self._bundle.directory} takes at most {limit}")
 
     def __len__(self) -> int:
         return 1

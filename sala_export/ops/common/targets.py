@@ -73,6 +73,12 @@ def _runs_on_later(sm: int, wanted: int) -> bool:
     return sm // 10 == wanted // 10 and sm < wanted
 
 
+def installation_advice(wanted: int, there: Collection[int]) -> str:
+    """What to type so that kernels of an architecture are installed beside those that are there."""
+    names = ",".join(str(sm) for sm in sorted({wanted, *there}))
+    return f"install with scripts/install.sh --architectures {names} (docs/gpus.md)"
+
+
 def require_architecture(capability: ComputeCapability) -> int:
     """The architecture whose kernels a GPU of this compute capability runs.
 

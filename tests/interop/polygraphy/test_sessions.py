@@ -21,7 +21,7 @@ from polygraphy.comparator import RunResults
 from polygraphy.datatype import DataType
 from polygraphy.exception import PolygraphyException
 from polygraphy.tools._main import main
-from support.bundles import copy_bundle
+from support.bundles import copy_bundle, tiny_bundle
 from support.checkpoints import tiny_checkpoint
 from support.documents import ROOT
 from support.runtime_bundles import tiny_cpu_bundle, write_cpu_bundle
@@ -135,6 +135,11 @@ def foreign_operator(folder: Path) -> SessionFromSalaOnnx:
     return SessionFromSalaOnnx(lambda: model, bundle=str(tiny_cpu_bundle()))
 
 
+def graph_with_its_weights(folder: Path) -> SessionFromSalaOnnx:
+    """In bf16, which ONNX Runtime does not compute with."""
+    return SessionFromSalaOnnx(str(tiny_bundle("rtx") / "graph" / "model.onnx"))
+
+
 def without_weights(folder: Path) -> SessionFromSalaOnnx:
     bundle = write_cpu_bundle(tiny_checkpoint(), folder / "light.sala", include_weights=False)
     return SessionFromSalaOnnx(str(bundle / "graph" / "cpu.onnx"))
@@ -152,7 +157,8 @@ def damaged_weights(folder: Path) -> SessionFromSalaOnnx:
     [
         (no_graph, r"text\.onnx is no ONNX graph$"),
         (lambda folder: SessionFromSalaOnnx(str(folder / "missing.onnx")), r"missing\.onnx: No such file"),
-        (foreign_operator, r"the graph: ONNX Runtime cannot run it: .*Unheard"),
+        (foreign_operator, r"the graph: ONNX Runtime cannot run it, take cpu\.onnx, .*Unheard"),
+        (graph_with_its_weights, r"model\.onnx: ONNX Runtime cannot run it, take cpu\.onnx, "),
         (without_weights, r"light\.sala was built with --no-weights"),
         (damaged_weights, r"has another SHA-256 than bundle\.json says"),
     ],
