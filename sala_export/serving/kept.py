@@ -200,6 +200,7 @@ class KeptContexts:
         self._unsaved.append(kept)
         if self._saver is None or self._saver.done():
             self._saver = asyncio.create_task(self._save_all())
+            self._saver.add_done_callback(self._tell_of_fault)
         return kept
 
     def hold(self, ids: Ids, *, is_stored: bool = False) -> Held:
@@ -239,9 +240,12 @@ class KeptContexts:
         When this returns, none of them comes into the store any more.
         Args: but: prompts whose contexts, beginnings and continuations stay.
         """
+        if len(ids) == 0:  # every context would continue it
+            return
         for kept in [*self._kept]:
-            stays = any(each.kept is kept for each in self._held) or any(_is_one_text(kept, other) for other in but)
-            if _is_one_text(kept, ids) and not stays:
+            if not _is_one_text(kept, ids) or any(each.kept is kept for each in self._held):
+                continue
+            if not any(_is_one_text(kept, other) for other in but):
                 kept.is_forgotten = True
                 self._kept.remove(kept)
         async with self._store_lock:  # what is being saved now has been saved
@@ -415,6 +419,14 @@ class KeptContexts:
                     logger.warning("a context of %d tokens was not saved: %s", len(kept.tokens), error)
                 finally:
                     kept.is_settled.set()
+
+    def _tell_of_fault(self, saver: asyncio.Task[None]) -> None:
+        """After a fault of ours, nobody waits in vain for what is not saved."""
+        if saver.cancelled() or saver.exception() is None:
+            return
+        logger.error("contexts were not saved", exc_info=saver.exception())
+        while self._unsaved:
+            self._unsaved.pop().is_settled.set()
 
     async def _saved(self, kept: Kept) -> None:
         """Save a fork, so that others can be made meanwhile."""

@@ -61,6 +61,26 @@ def test_turns_are_in_the_store_when_they_have_ended(tmp_path: Path, monkeypatch
     assert prompts <= stored
 
 
+def test_nobody_waits_for_a_save_behind_a_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(store: StateStore, session: Any) -> None:
+        time.sleep(0.3)
+        raise MemoryError("no room for a thread")
+
+    monkeypatch.setattr(StateStore, "save", fail)
+
+    async def ask() -> list[dict[str, Any]]:
+        replica = await open_replica(options_of(state_store=str(tmp_path / "states")))
+        chats = (whole(replica, chat(words=words, max_tokens=4)) for words in (400, 450, 500))
+        answers = await asyncio.wait_for(asyncio.gather(*chats), 20)
+        await replica.close()
+        return answers
+
+    assert all(answer["usage"]["completion_tokens"] == 4 for answer in asyncio.run(ask()))
+    assert "contexts were not saved" in caplog.text
+
+
 def test_client_that_leaves_ends_its_answer() -> None:
     options = options_of()
 

@@ -80,7 +80,7 @@ class Conversations:
                 yield
             finally:
                 conversation.last_used = time.monotonic()
-                if is_last:
+                if is_last or conversation.has_ended:  # replaced while it ran: it has more tokens now
                     await self.end(conversation)
 
     async def end(self, ended: ConversationState) -> None:

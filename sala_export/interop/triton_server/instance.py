@@ -68,17 +68,27 @@ class Instance:
             count = self._conversations.__len__
             self._service.metrics.watch("sala_conversations", "Conversations that can go on.", count)
             self._ready.set_result(None)
-            while not self._closing.is_set():
-                await self._look()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._end_idle())
+                while not self._closing.is_set():
+                    await self._look()
 
     async def _look(self) -> None:
-        """Cancel what clients have cancelled, end idle conversations, and show metrics."""
+        """Cancel what clients have cancelled, and show metrics."""
         for call, task in [*self._calls.items()]:
             if call.is_cancelled():
                 del self._calls[call]  # once is enough, and a second time would break off what ends the answer
                 task.cancel()
-        await self._conversations.end_idle()
         self._metrics.show(self._service.metrics.families())
+        await self._pause()
+
+    async def _end_idle(self) -> None:
+        """End idle conversations, which waits for saves that cancellations and metrics need not wait for."""
+        while not self._closing.is_set():
+            await self._conversations.end_idle()
+            await self._pause()
+
+    async def _pause(self) -> None:
         try:
             await asyncio.wait_for(self._closing.wait(), _LOOK_SECONDS)
         except TimeoutError:

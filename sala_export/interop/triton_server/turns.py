@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...errors import RequestError
+from ...errors import RequestError, SalaError
 from ...serving.answers import AnswerRequest, End, Progress, Usage
 from ...serving.chats import ChatTurn, Delta, PreparedChat, prepare
+from ...serving.errors import ApiError
 from ...serving.openai.messages import template_messages
 from ...serving.parsing import Content, Reasoning, output_parser
 from .conversations import ConversationState
@@ -41,7 +42,7 @@ async def answered(
     """Go on with a conversation. Yields what comes, and keeps it in the conversation, also if the answer is cancelled.
 
     Args: usage: is kept up to date.
-    Raises: ApiError or SalaError for what is wrong with the request, which leaves the conversation as it was.
+    Raises: ApiError or SalaError if the request cannot be answered, which leaves the conversation as it was.
     """
     prepared = await _prepared(service, request, conversation)
     prepared.request.with_tokens = True
@@ -58,6 +59,9 @@ async def answered(
                 said.text += part.text
                 ids += part.ids
                 yield part
+    except (ApiError, SalaError):
+        has_begun = False
+        raise
     finally:
         if has_begun:
             conversation.ids = np.concatenate([prepared.request.ids, np.asarray(ids, np.int32)])

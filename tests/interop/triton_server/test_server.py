@@ -248,6 +248,13 @@ def test_end_of_a_conversation_frees_its_state_but_not_that_of_others(server: Ru
     assert eventually(lambda: server.metric("sala_cache_bytes") == before)
 
 
+def test_conversation_that_never_had_a_turn_takes_nothing_with_it(server: RunningTriton) -> None:
+    given = {"text_input": f"Kept. {STORY}", "max_tokens": 2, "temperature": 0}
+    server.generate(**given)
+    assert "top_p" in server.refused(text_input="a", top_p=7, sequence_id="bad", sequence_start=True, sequence_end=True)
+    assert server.generate(**given)["num_cached_tokens"] > 100
+
+
 def test_cancelled_answer_ends(server: RunningTriton) -> None:
     opened = Stream(server)
     opened.ask(text_input=PROMPT, max_tokens=LONG, stream=True, parameters={"ignore_eos": True})
