@@ -8,5 +8,5 @@ export PATH="$PWD/.venv/bin:$PATH" # tests build C++ with the CMake and Ninja of
 pre-commit run --all-files --show-diff-on-failure # ruff, clang-format, codespell and small things
 mypy
 lint-imports
-# A file's tests stay in one process, which builds what they share once.
-python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "$@"
+# A file's tests stay in one process, which builds what they share once. tests/conftest.py says which files come first.
+python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@"

@@ -7,6 +7,7 @@ import ctypes.util
 import functools
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,7 +41,25 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
 
 
+LONGEST = (
+    "runtime/test_native.py",
+    "embedding/test_page.py",
+    "e2e/test_long_prompt.py",
+    "plugins/test_sanitizers_cpu.py",
+    "benchmarks/test_kernel_compilation.py",
+    "torch_runtime/test_batches.py",
+    "docs/test_commands.py",
+)
+"""Files that take a minute or more. They come first, so that no process has one left when the others have ended."""
+
+
+def _place(item: pytest.Item) -> int:
+    file = item.path.relative_to(Path(__file__).parent).as_posix()
+    return LONGEST.index(file) if file in LONGEST else len(LONGEST)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=_place)
     if not config.getoption("--release"):
         for item in items:
             if item.get_closest_marker("release"):

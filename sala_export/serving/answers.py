@@ -214,6 +214,7 @@ class Answers:
         first, *others = request.options
         new_tokens = len(request.options) * first["max_new_tokens"]
         self._contexts.require_fit(len(request.ids) + first["max_new_tokens"])
+        await self.settle()  # the next turn of a conversation finds the one before it
         begun = work.begun = await self._contexts.begin(request.ids, new_tokens)
         usage.cached_tokens = begun.cached_tokens
         self._metrics.prompt(len(request.ids), begun.cached_tokens)

@@ -76,7 +76,6 @@ class Conversations:
                 if conversation.replaces is not None:
                     replaced, conversation.replaces = conversation.replaces, None
                     await self.end(replaced)
-                await self._service.answers.settle()  # so that the state of the turn before is found
                 yield
             finally:
                 conversation.last_used = time.monotonic()
