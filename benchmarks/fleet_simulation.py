@@ -6,6 +6,9 @@ Each user has a conversation of some length, asks, waits for the answer, thinks,
 its memory, its machine keeps more in its own, and a shared folder has all of them. What has been used longest ago
 leaves first. Times of prompts and of tokens, and bytes of states, are those of `sala-export plan`. Rates of links, and
 what users do, are options. Only the second half of the time is counted, when memories are full.
+
+The first fleet is the one of `--gpus`. Then the least number of GPUs is searched for with which GPUs and links are busy
+for at most 70 % of the time. Every number that is tried is simulated, since fewer GPUs have less memory, too.
 """
 
 from __future__ import annotations
@@ -15,9 +18,9 @@ import heapq
 import random
 import statistics
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 
 from benchmarks.tables import duration, markdown, percent
 from sala_export.checkpoint.presets import PRESETS
@@ -34,7 +37,9 @@ ANSWER_TOKENS = 300
 BATCH = 8
 """Answers that a GPU draws in one step."""
 TARGET_BUSY = 0.7
-"""Share of its time that a GPU should be busy."""
+"""Share of their time that GPUs and links may be busy in a fleet of the least number of GPUs."""
+PATIENCE = 4
+"""Times as long as a user thinks: so long after a question the next one comes, even if no answer has."""
 POLICIES = (("one replica", True, True), ("any replica", False, True), ("one replica", True, False))
 """Where the turns of a conversation go, whether that is one replica, and whether there is a store."""
 
@@ -71,12 +76,34 @@ class Machine:
 class Outcome:
     """What was counted."""
 
+    gpus: int
+    seconds: float
+    """Length of the time in which it was counted."""
     found: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("GPU", "host", "store", "nowhere"), 0))
     first_token: list[float] = field(default_factory=list)
-    busy: float = 0.0
-    linked: float = 0.0
+    computing: float = 0.0
+    """Seconds of all GPUs."""
+    moving: float = 0.0
+    """Seconds of all links."""
     stored: float = 0.0
     """Bytes that came from the store."""
+
+    @property
+    def busy(self) -> float:
+        return self.computing / self.seconds / self.gpus
+
+    @property
+    def linked(self) -> float:
+        return self.moving / self.seconds / self.gpus
+
+    def waits(self) -> tuple[float, float]:
+        """Seconds to the first token, of half the turns and of 99 %."""
+        cuts = statistics.quantiles(self.first_token, n=100)
+        return cuts[49], cuts[98]
+
+    def keeps_up(self, think: float) -> bool:
+        """False if questions come faster than answers, or before the answer to the one before."""
+        return max(self.busy, self.linked) < 1 and self.waits()[1] < PATIENCE * think
 
 
 class Model:
@@ -107,18 +134,18 @@ class Model:
         return times[at - 1] + share * (times[at] - times[at - 1])
 
 
-def simulate(model: Model, options: argparse.Namespace, *, is_affine: bool, has_store: bool) -> Outcome:
-    """Let all users ask for a while."""
+def simulate(model: Model, options: argparse.Namespace, gpus: int, *, is_affine: bool, has_store: bool) -> Outcome:
+    """Let all users ask a fleet of so many GPUs for a while."""
     chance = random.Random(options.seed)
     contexts = chance.choices([*CONTEXTS], [*CONTEXTS.values()], k=options.users)
-    machines = [Machine(Memory(model.state_room), Memory(options.host_memory)) for _ in range(options.gpus)]
+    machines = [Machine(Memory(model.state_room), Memory(options.host_memory)) for _ in range(gpus)]
     end = options.minutes * 60.0
     asking = [(chance.uniform(0, options.think), user) for user in range(options.users)]
     heapq.heapify(asking)
-    outcome = Outcome()
+    outcome = Outcome(gpus, end / 2)
     while asking and asking[0][0] < end:
         now, user = heapq.heappop(asking)
-        machine = machines[user % options.gpus if is_affine else chance.randrange(options.gpus)]
+        machine = machines[user % gpus if is_affine else chance.randrange(gpus)]
         tokens, is_counted = contexts[user], now > end / 2
         size = model.state_bytes(tokens)
         where, moving = _found(machine, user, size, options, has_store=has_store)
@@ -134,12 +161,12 @@ def simulate(model: Model, options: argparse.Namespace, *, is_affine: bool, has_
         if is_counted:
             outcome.found[where] += 1
             outcome.first_token.append(first - now)
-            outcome.busy += computing
-            outcome.linked += moving
+            outcome.computing += computing
+            outcome.moving += moving
             outcome.stored += size if where == "store" else 0.0
         asked = first + ANSWER_TOKENS * model.step + chance.expovariate(1 / options.think)
         # Users who wait for ever would hide how much is asked for.
-        heapq.heappush(asking, (min(asked, now + 4 * options.think), user))
+        heapq.heappush(asking, (min(asked, now + PATIENCE * options.think), user))
     return outcome
 
 
@@ -154,29 +181,57 @@ def _found(
     return ("store", size / options.network_rate) if has_store else ("nowhere", 0.0)
 
 
-def _rows(model: Model, options: argparse.Namespace) -> list[list[str]]:
-    rows, seconds = [], options.minutes * 30.0
+def least(model: Model, options: argparse.Namespace, *, is_affine: bool, has_store: bool) -> Outcome | None:
+    """The fleet of the least number of GPUs that keeps up and has time left. None if one GPU for each user is too few.
+
+    The search begins at `options.gpus`, doubles it as long as that is too few, and halves what lies between.
+    """
+
+    def fleet(gpus: int) -> Outcome:
+        return simulate(model, options, gpus, is_affine=is_affine, has_store=has_store)
+
+    def suffices(outcome: Outcome) -> bool:
+        return max(outcome.busy, outcome.linked) <= TARGET_BUSY and outcome.keeps_up(options.think)
+
+    too_few, found = 0, fleet(min(options.gpus, options.users))
+    while not suffices(found):
+        if found.gpus == options.users:
+            return None
+        too_few, found = found.gpus, fleet(min(2 * found.gpus, options.users))
+    while found.gpus - too_few > 1:
+        tried = fleet((too_few + found.gpus) // 2)
+        if suffices(tried):
+            found = tried
+        else:
+            too_few = tried.gpus
+    return found
+
+
+def _cells(outcome: Outcome | None, options: argparse.Namespace) -> list[str]:
+    if outcome is None:
+        return [f"more than {options.users}", *[""] * 7, "it cannot keep up"]
+    turns = sum(outcome.found.values())
+    return [
+        str(outcome.gpus),
+        *(percent(count / turns) for count in outcome.found.values()),
+        percent(outcome.busy),
+        percent(outcome.linked),
+        f"{outcome.stored / outcome.seconds / 1e9:.1f} GB/s",
+        ", ".join(map(duration, outcome.waits())) if outcome.keeps_up(options.think) else "it cannot keep up",
+    ]
+
+
+def _table(fleet: Callable[..., Outcome | None], options: argparse.Namespace) -> str:
+    """A line for each policy, whose fleet is what `fleet` returns."""
+    header = ["conversations go to", "GPUs", "on the GPU", "host", "store", "nowhere", "GPUs busy", "links busy"]
+    lines = []
     for name, is_affine, has_store in POLICIES:
-        outcome = simulate(model, options, is_affine=is_affine, has_store=has_store)
-        turns = sum(outcome.found.values())
-        busy, linked = (each / seconds / options.gpus for each in (outcome.busy, outcome.linked))
-        cuts = statistics.quantiles(outcome.first_token, n=100)
-        keeps_up = max(busy, linked) < 1
-        rows.append(
-            [
-                f"{name}, {'store' if has_store else 'no store'}",
-                *(percent(count / turns) for count in outcome.found.values()),
-                percent(busy),
-                percent(linked),
-                f"{outcome.stored / seconds / 1e9:.1f} GB/s",
-                f"{outcome.busy / seconds / TARGET_BUSY:.0f}",
-                f"{duration(cuts[49])}, {duration(cuts[98])}" if keeps_up else "it cannot keep up",
-            ]
-        )
-    return rows
+        cells = _cells(fleet(is_affine=is_affine, has_store=has_store), options)
+        lines.append([f"{name}, {'store' if has_store else 'no store'}", *cells])
+    return markdown([*header, "store reads", "first token, half and 99 %"], lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--users", type=int, default=10_000)
     parser.add_argument("--gpus", type=int, default=64)
@@ -188,7 +243,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--network-rate", type=float, default=3e9, help="bytes/s from the store to a machine")
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parsed(arguments)
     model = Model(options.gpu, options.precision)
     print(f"{model.recipe.gpu}, {options.precision}: {format_bytes(model.state_room)} for states (all predicted)\n")
     lines = [
@@ -204,10 +263,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for tokens, share in CONTEXTS.items()
     ]
     print(markdown(["context", "users", "state", "states on a GPU", "read", "from the store", "from the host"], lines))
-    print(f"\n{options.users:,} users, {options.gpus} GPUs, {options.think:g} s to think:\n")
-    header = ["conversations go to", "on the GPU", "host", "store", "nowhere", "GPUs busy", "links busy", "store reads"]
-    needed = f"GPUs at {percent(TARGET_BUSY)}"
-    print(markdown([*header, needed, "first token, half and 99 %"], _rows(model, options)))
+    print(f"\n{options.users:,} users, {options.think:g} s to think, {options.gpus} GPUs:\n")
+    print(_table(partial(simulate, model, options, options.gpus), options))
+    print(f"\nThe least number of GPUs with which GPUs and links are at most {percent(TARGET_BUSY)} busy:\n")
+    print(_table(partial(least, model, options), options))
     return 0
 
 

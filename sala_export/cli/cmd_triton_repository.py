@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from .sampling_options import speculation_option
 from .serving_options import answer_limits
 from .text_model import runtime_options
 
+_GPU = re.compile(r"[0-9]{1,4}")
+
 
 class GpuNumbers(click.ParamType[tuple[int, ...]]):
     """Numbers of GPUs, such as 0,1."""
@@ -24,8 +27,9 @@ class GpuNumbers(click.ParamType[tuple[int, ...]]):
         if isinstance(value, tuple):
             return value
         parts = value.split(",")
-        if not all(part.isascii() and part.isdecimal() for part in parts):
-            self.fail(f"{value!r} is no list of numbers: write 0 or 0,1.", param, ctx)
+        if not all(_GPU.fullmatch(part) for part in parts):
+            shown = value if len(value) <= 40 else f"{value[:40]}..."
+            self.fail(f"{shown!r} is no list of numbers up to 9999: write 0 or 0,1.", param, ctx)
         return tuple(map(int, parts))
 
 

@@ -8,7 +8,7 @@
 * `lock` is held with flock: shared to save and to restore, exclusive to delete objects.
 
 An object is on the disk before a row of the index names it, and loses its row before it is deleted. So a kill at any
-moment leaves at worst files that nothing names, which go when a store is opened.
+moment leaves at worst files that nothing names. They go when a store is opened, and now and then when states leave.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import contextlib
 import errno
 import fcntl
 import logging
+import math
 import os
 import shutil
 import uuid
@@ -24,6 +25,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,6 +47,9 @@ logger = logging.getLogger(__name__)
 
 SEGMENT_TOKENS = 2048
 """Tokens of a segment in a new store."""
+
+_LOOK_SECONDS = 600.0
+"""Time until a save that removes states looks at all files again, for those that nothing names."""
 
 _OBJECTS, _PARTIAL, _LOCK = "objects", "partial", "lock"
 
@@ -77,6 +82,7 @@ class StateStore:
         self.path = file_path("the state store", path, StateError)
         """The path as it was given."""
         self.max_bytes = bytes_limit("max_bytes", max_bytes, StateError)
+        self._looked = -math.inf
         with self._naming():
             self.path.mkdir(exist_ok=True)
             if not os.access(self.path, os.W_OK):
@@ -132,6 +138,8 @@ class StateStore:
                 self._remove_partial()
                 for digest in self._index.evict(self.max_bytes, last):
                     self._file(digest).unlink(missing_ok=True)
+                if monotonic() - self._looked > _LOOK_SECONDS:
+                    self._remove_unnamed()
                 is_too_much = self.bytes > self.max_bytes
                 if is_too_much:
                     self._index.drop([last])
@@ -329,6 +337,7 @@ class StateStore:
         for path in (self.path / _OBJECTS).glob("??/*"):
             if path.name not in named:
                 path.unlink()
+        self._looked = monotonic()
 
     def _remove_partial(self) -> None:
         """Remove what nobody writes any more, as `_remove_unnamed`."""

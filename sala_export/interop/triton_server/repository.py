@@ -23,6 +23,8 @@ VERSION_FOLDER = "1"
 MODEL_FILE = "model.py"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _MICROSECONDS = 1_000_000
+_MOST_IDLE = 1e9
+"""Seconds, so that nanoseconds still fit into 64 bits."""
 _MOST_CONVERSATIONS = 1024
 """Per instance, with sequence batching. Further ones wait until one of these ends."""
 
@@ -57,13 +59,10 @@ def write_repository(request: RepositoryRequest, on_progress: ProgressCallback =
     """Write a model into a repository, which is made if it is not there. Returns the model's folder.
 
     The bundle lies in the folder, so that you can bring the repository to another machine.
-    Raises: RequestError for a name that no model can have, or a folder that is taken; BundleError for a damaged bundle;
-        UnsupportedError for one without text or weights.
+    Raises: RequestError for a name that no model can have, options that do not fit together, or a folder that is taken;
+        BundleError for a damaged bundle; UnsupportedError for one without text or weights.
     """
-    if not _NAME.fullmatch(request.name):
-        raise RequestError(f"--name {request.name!r}: take letters, digits, '_', '-' and '.', at most 100")
-    if len(set(request.gpus)) < len(request.gpus):
-        raise RequestError("--gpus has a GPU twice: name each once")
+    _require_sound(request)
     bundle = Bundle.open(request.bundle)
     if not bundle.text_files():
         raise UnsupportedError(f"{request.bundle} has no tokenizer: build it from a checkpoint with tokenizer.json")
@@ -84,6 +83,20 @@ def write_repository(request: RepositoryRequest, on_progress: ProgressCallback =
             request.output.rmdir()
         raise
     return request.output / request.name
+
+
+def _require_sound(request: RepositoryRequest) -> None:
+    parameters = request.parameters
+    if not _NAME.fullmatch(request.name):
+        raise RequestError(f"--name {request.name!r}: take letters, digits, '_', '-' and '.', at most 100")
+    if len(set(request.gpus)) < len(request.gpus):
+        raise RequestError("--gpus has a GPU twice: name each once")
+    if not 1 / _MICROSECONDS <= parameters.max_idle <= _MOST_IDLE:
+        raise RequestError(
+            f"--max-idle {parameters.max_idle:g}: give seconds from {1 / _MICROSECONDS:g} to {_MOST_IDLE:g}"
+        )
+    if parameters.state_store_bytes is not None and parameters.state_store is None:
+        raise RequestError("--state-store-bytes is the limit of a store: give --state-store DIR, too")
 
 
 def _make(repository: Path) -> None:

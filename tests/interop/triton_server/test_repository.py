@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.runtime_bundles import tiny_cpu_bundle
 from support.text_bundles import tiny_text_bundle
 
 from sala_export.bundle.reader import Bundle
+from sala_export.cli.app import run
 from sala_export.errors import BundleError, ConfigError, InputError, RequestError, UnsupportedError
 from sala_export.interop.triton_server.options import ModelParameters, keeps_conversations
 from sala_export.interop.triton_server.repository import RepositoryRequest, config_text, write_repository
 
 
+def parameters(**changes: Any) -> ModelParameters:
+    return ModelParameters(bundle="tiny.sala", max_context=4096, chat_template='a "name" \\ ü', **changes)
+
+
 def request(output: Path, **changes: object) -> RepositoryRequest:
-    parameters = ModelParameters(bundle="tiny.sala", max_context=4096, chat_template='a "name" \\ ü')
-    asked = RepositoryRequest(bundle=tiny_text_bundle(), output=output, name="sala", parameters=parameters)
+    asked = RepositoryRequest(bundle=tiny_text_bundle(), output=output, name="sala", parameters=parameters())
     return replace(asked, **changes)  # type: ignore[arg-type]
 
 
@@ -82,6 +87,13 @@ def test_wrong_parameter_is_named(name: str, value: str, error: str) -> None:
     [
         ({"name": "../sala"}, RequestError, "--name '../sala': take letters"),
         ({"gpus": (1, 1)}, RequestError, "--gpus has a GPU twice"),
+        ({"parameters": parameters(state_store_bytes=9)}, RequestError, "the limit of a store: give --state-store DIR"),
+        (
+            {"parameters": parameters(max_idle=1e300)},
+            RequestError,
+            "--max-idle 1e[+]300: give seconds from 1e-06 to 1e",
+        ),
+        ({"parameters": parameters(max_idle=1e-9)}, RequestError, "--max-idle 1e-09: give seconds"),
         ({"bundle": Path("nowhere")}, BundleError, "nowhere"),
         ({"bundle": tiny_cpu_bundle()}, UnsupportedError, "has no tokenizer"),
     ],
@@ -103,3 +115,12 @@ def test_model_that_is_there_is_replaced_with_force_if_this_command_wrote_it(tmp
     (folder / ".sala-export").unlink()
     with pytest.raises(RequestError, match="--force only replaces what this command wrote"):
         write_repository(request(tmp_path, force=True))
+
+
+@pytest.mark.parametrize("numbers", ["9" * 5000, "0,10000", "1,", "²"])
+def test_what_is_no_list_of_gpus_is_one_line(numbers: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["triton-repository", str(tiny_text_bundle()), "-o", str(tmp_path / "new"), "--gpus", numbers]) == 2
+    shown = capsys.readouterr().err
+    assert "is no list of numbers up to 9999: write 0 or 0,1." in " ".join(shown.split())
+    assert len(shown) < 500
+    assert [*tmp_path.iterdir()] == []
