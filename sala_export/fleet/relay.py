@@ -25,6 +25,8 @@ _SENT_ON = ("type", "asgi", "http_version", "method", "scheme", "path", "raw_pat
 TRIES_HEADER = b"x-sala-tries"
 """Replicas that were asked for an answer, the one that gave it included."""
 _HEALTH_SECONDS = 5.0
+_LARGE_BYTES = 1 << 16
+"""Bodies from here on are looked at in a thread."""
 
 
 class ReplicaLostError(Exception):
@@ -76,7 +78,9 @@ class Relay:
             return
         body = await self._body(receive)
         sent_on = {name: scope[name] for name in _SENT_ON if name in scope}
-        passing = self._pass_on(sent_on, body, _key(scope, body), send)
+        is_small = len(body) < _LARGE_BYTES
+        key = _key(scope, body) if is_small else await asyncio.to_thread(_key, scope, body)
+        passing = self._pass_on(sent_on, body, key, send)
         with suppress(ClientLeftError):
             await unless_client_leaves(_in_time(passing) if path == "/health" else passing, receive)
 

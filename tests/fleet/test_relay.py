@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
-from starlette.types import Message
+from starlette.types import Message, Scope
 
+from sala_export.fleet import relay
 from sala_export.fleet.relay import NoRoomError, ReplicaLostError, front_app
 from sala_export.serving.settings import Keys, Settings
 
@@ -116,3 +119,21 @@ def test_questions_about_a_context_go_where_it_was_read() -> None:
     client.get("/v1/models")
     reading, asking, deleting, listing = (key for _, _, key in replicas.asked)
     assert reading == asking == deleting != listing == ""
+
+
+def test_large_body_is_looked_at_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_loop: list[int] = []
+
+    def key(scope: Scope, body: bytes) -> str:
+        with suppress(RuntimeError):
+            asyncio.get_running_loop()
+            in_loop.append(len(body))
+        return ""
+
+    monkeypatch.setattr(relay, "_key", key)
+    whole = [START, part(b"{}", more=False)]
+    client = client_of(Replicas(whole, whole), max_body_bytes=1 << 20)
+    for size in (1000, 1 << 16):
+        body = b'"' + b"x" * (size - 2) + b'"'
+        assert client.post(CHAT, content=body, headers={"Content-Type": "application/json"}).status_code == 200
+    assert in_loop == [1000]
