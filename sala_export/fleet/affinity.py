@@ -45,7 +45,7 @@ def context_key(name: str) -> str:
 
 
 def _fields(body: bytes) -> dict[str, Any]:
-    """The fields of a body. None if it is wrong: the replica says how."""
+    """The fields of a body. It has none if it is wrong: the replica says how."""
     try:
         fields = json_value(body) if body else None
     except (json.JSONDecodeError, ApiError):
