@@ -10,20 +10,20 @@ import asyncio
 import json
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from dynamo.common.backend import EngineConfig, LLMEngine, LlmRegistration, WorkerConfig
 from dynamo.common.utils.token_ids import token_ids_to_list
-from dynamo.llm.exceptions import InvalidArgument
+from dynamo.llm.exceptions import HttpError, InvalidArgument
 from pydantic import ValidationError
 
 from ..errors import SalaError, UnsupportedError
 from ..model_source import ModelSource
 from ..serving.answers import AnswerRequest, End, Event, Piece, Usage
-from ..serving.errors import ApiError
+from ..serving.errors import ApiError, of_sala
 from ..serving.openai.parameters import SamplingParameters
 from .options import FleetOptions
 from .service import open_service
@@ -35,21 +35,21 @@ if TYPE_CHECKING:
 
 _ARCHITECTURE = "MiniCPMSALAForCausalLM"
 """Of the published config.json. Dynamo does not read one without."""
-_OPTIONS = (
-    "weights",
-    "runtime",
-    "cpu_math",
-    "state_store",
-    "state_store_bytes",
-    "max_sessions",
-    "max_waiting",
-    "max_context",
-    "max_contexts",
-    "max_cache",
-    "max_tokens",
-    "speculation",
-)
-"""What a worker takes of the options of a fleet."""
+_OPTIONS = {
+    "weights": "run the weights of this checkpoint, for example your fine-tune, on the bundle's engine",
+    "runtime": "what runs the model: tensorrt, onnxruntime, ... (default: what fits this machine)",
+    "cpu_math": "arithmetic on a CPU: exact or fast (default: exact)",
+    "state_store": "a folder where conversations are kept. Workers may share it",
+    "state_store_bytes": "largest size of this folder, e.g. 200G",
+    "max_sessions": "requests that are answered at once",
+    "max_waiting": "requests that wait for their turn. One more is refused",
+    "max_context": "longest context in tokens, e.g. 1M",
+    "max_contexts": "contexts that stay in memory when they have been answered",
+    "max_cache": "memory for the caches of all contexts, e.g. 20G",
+    "max_tokens": "tokens of an answer for which the client sets no limit",
+    "speculation": "draft up to this many tokens from the text so far, and check them in one step",
+}
+"""What a worker takes of the options of a fleet, with its help."""
 _SAMPLING = (
     "temperature",
     "top_p",
@@ -81,7 +81,8 @@ class SalaEngine(LLMEngine):
         self._model_path = model_path
         self._exits = exits
         self._service: Service | None = None
-        self._stopped: dict[str, asyncio.Event] = {}
+        self._stopped: dict[str, list[asyncio.Event]] = {}
+        """Of each request that runs, by its id. Two requests may have one id."""
 
     @classmethod
     async def from_args(cls, argv: list[str] | None = None) -> tuple[SalaEngine, WorkerConfig]:
@@ -90,15 +91,15 @@ class SalaEngine(LLMEngine):
         options = FleetOptions.of(
             {"bundle": given["bundle"], "num_gpus": 1}
             | {name: given[name] for name in _OPTIONS if given[name] is not None}
+            | ({} if given["model_name"] is None else {"model_name": [given["model_name"]]})
         )
-        name = given["model_name"] or options.settings().model_names[0]
         path = exits.enter_context(tempfile.TemporaryDirectory(prefix="sala-dynamo-"))
         _write_description(options.bundle, Path(path))
         config = WorkerConfig(
             namespace=given["namespace"],
             component=given["component"],
             model_name=path,
-            served_model_name=name,
+            served_model_name=options.settings().model_names[0],
             discovery_backend=given["discovery_backend"],
             request_plane=given["request_plane"],
             event_plane=given["event_plane"],
@@ -119,31 +120,38 @@ class SalaEngine(LLMEngine):
     async def generate(self, request: Mapping[str, Any], context: Context) -> AsyncGenerator[dict[str, Any]]:
         """Answer token ids with token ids, in chunks as Dynamo describes them.
 
-        Raises: InvalidArgument for what the model cannot do, or has no room for.
+        Raises: InvalidArgument for what is wrong, or the model cannot do; HttpError of status 429 or 503 if there is no
+            room now, and of 500 for a fault.
         """
         service = self._service
         assert service is not None
         ids = np.asarray(token_ids_to_list(request["token_ids"]), np.int32)
-        stopped = self._stopped.setdefault(context.id(), asyncio.Event())
+        stopped = asyncio.Event()
+        self._stopped.setdefault(context.id(), []).append(stopped)
         usage = Usage(len(ids))
         try:
             asked = _asked(service, ids, request)
-            async with service.answers.answering(asked, usage) as events:
-                async for event in _until(stopped, events):
+            async with service.answers.answering(asked, usage) as events, aclosing(_until(stopped, events)) as found:
+                async for event in found:
                     if isinstance(event, Piece):
                         yield _chunk(event, with_logprobs=_logprobs(request) is not None)
                     elif isinstance(event, End):
                         yield {**_empty(event.choice), "finish_reason": event.reason, **_described(usage)}
             if stopped.is_set():
                 yield {**_empty(0), "finish_reason": "cancelled", **_described(usage)}
-        except (ApiError, SalaError) as error:
-            raise InvalidArgument(error.message if isinstance(error, ApiError) else str(error)) from None
+        except ApiError as error:
+            raise as_dynamo(error) from None
+        except SalaError as error:
+            raise as_dynamo(of_sala(error)) from None
         finally:
-            del self._stopped[context.id()]
+            running = self._stopped[context.id()]
+            running.remove(stopped)
+            if not running:
+                del self._stopped[context.id()]
 
     async def abort(self, context: Context) -> None:
         """End an answer: its client has left. What has been read is kept."""
-        if (stopped := self._stopped.get(context.id())) is not None:
+        for stopped in self._stopped.get(context.id(), ()):
             stopped.set()
 
     async def cleanup(self) -> None:
@@ -175,12 +183,13 @@ def _asked(service: Service, ids: np.ndarray[Any, np.dtype[np.int32]], request: 
             if (request.get(group) or {}).get(name):
                 raise ApiError(400, f"{group}.{name} is not supported by this engine: leave it out")
     stop, sampling = request.get("stop_conditions") or {}, request.get("sampling_options") or {}
-    hidden = [*(stop.get("stop_token_ids_hidden") or ()), *(stop.get("stop_token_ids") or ())]
+    # The hidden ones are the model's own, as Dynamo's frontend reads them.
+    hidden = () if stop.get("ignore_eos") else stop.get("stop_token_ids_hidden") or ()
     try:
         parameters = SamplingParameters(
             **{name: sampling[name] for name in _SAMPLING if sampling.get(name) is not None},
             ignore_eos=bool(stop.get("ignore_eos")),
-            stop_token_ids=None if stop.get("ignore_eos") else hidden,
+            stop_token_ids=[*hidden, *(stop.get("stop_token_ids") or ())],
         )
     except ValidationError as error:
         first = error.errors()[0]
@@ -188,12 +197,11 @@ def _asked(service: Service, ids: np.ndarray[Any, np.dtype[np.int32]], request: 
     limit = service.answers.room_for(len(ids), stop.get("max_tokens"), service.settings.default_max_tokens)
     return AnswerRequest(
         ids=ids,
-        # A token comes with its id only where its probability is asked for.
         options=parameters.options(
             service.stop_tokens,
             choices=parameters.n or 1,
             max_new_tokens=limit,
-            logprobs=_logprobs(request) or 0,
+            logprobs=_logprobs(request),
         ),
         with_tokens=True,
     )
@@ -207,20 +215,29 @@ def _logprobs(request: Mapping[str, Any]) -> int | None:
 
 async def _until(stopped: asyncio.Event, events: AsyncIterator[Event]) -> AsyncGenerator[Event]:
     """The events of an answer up to when somebody stops it."""
-    stopping = asyncio.ensure_future(stopped.wait())
+    tasks: list[asyncio.Future[Any]] = [asyncio.ensure_future(stopped.wait())]
     try:
         while True:
             coming = asyncio.ensure_future(anext(events, None))
-            await asyncio.wait((coming, stopping), return_when=asyncio.FIRST_COMPLETED)
-            if not coming.done():
-                coming.cancel()
-                await asyncio.wait((coming,))
-                return
-            if (event := coming.result()) is None:
+            tasks[1:] = [coming]
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if not coming.done() or (event := coming.result()) is None:
                 return
             yield event
     finally:
-        stopping.cancel()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def as_dynamo(error: ApiError) -> InvalidArgument | HttpError:
+    """The error from which Dynamo's frontend makes an answer of the same status, 400 for what the client can mend.
+
+    The other classes of Dynamo either become status 500, or take the worker out of service.
+    """
+    if error.status_code < 500 and error.status_code != 429:
+        return InvalidArgument(error.message)
+    return HttpError(error.status_code, error.message)
 
 
 def _chunk(piece: Piece, *, with_logprobs: bool) -> dict[str, Any]:
@@ -264,6 +281,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--discovery-backend", default="etcd", choices=["kubernetes", "etcd", "file", "mem"])
     parser.add_argument("--request-plane", default="tcp", choices=["tcp", "nats"])
     parser.add_argument("--event-plane", choices=["nats", "zmq"])
-    for name in _OPTIONS:
-        parser.add_argument(f"--{name.replace('_', '-')}", help="as in docs/fleet.md")
+    for name, text in _OPTIONS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", help=text)
     return parser

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from ..errors import RequestError
 from ..serving.settings import LOOPBACK_HOSTS, MAX_SESSIONS, Keys, Settings
@@ -40,7 +40,8 @@ def _replicas(value: Any) -> Any:
 
 _Tokens = Annotated[int, Field(gt=0), _read(parse_tokens)]
 _Bytes = Annotated[int, Field(gt=0), _read(parse_bytes)]
-_Names = Annotated[tuple[str, ...], _read(lambda text: tuple(text.split(",")))]
+_Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+_Names = Annotated[tuple[_Name, ...], _read(lambda text: tuple(text.split(",")))]
 _Count = Annotated[int, Field(ge=1)]
 
 
@@ -58,9 +59,9 @@ class FleetOptions(BaseModel):
 
     replicas: Annotated[tuple[int, int], BeforeValidator(_replicas)] = (1, 1)
     """Fewest and most processes with the model. They follow the queue if the two differ."""
-    num_gpus: Annotated[float, Field(ge=0)] = 1
+    num_gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1
     """GPUs of each replica. 0 answers on the CPU."""
-    num_cpus: Annotated[float, Field(gt=0)] = 1
+    num_cpus: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1
     """CPU cores of each replica. On the CPU it computes with as many threads."""
     fronts: _Count = 1
     """Processes that take requests and pass them on."""
@@ -80,9 +81,9 @@ class FleetOptions(BaseModel):
     allow_host: _Names = ()
     cors_origin: _Names = ()
     max_sessions: _Count = MAX_SESSIONS
-    max_waiting: Annotated[int, Field(ge=0)] = 256
+    max_waiting: _Count = 256
     """Requests that wait in all. One more gets status 429."""
-    max_wait: Annotated[float, Field(ge=0)] | None = None
+    max_wait: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     max_context: _Tokens | None = None
     max_contexts: Annotated[int, Field(ge=0)] = 16
     max_cache: _Bytes | None = None
@@ -102,7 +103,7 @@ class FleetOptions(BaseModel):
         known = [*cls.model_fields]
         for name in given:
             if name not in known:
-                (near,) = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+                (near,) = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
                 raise RequestError(
                     f"the fleet does not know {name}: did you mean {near}? It takes {', '.join(sorted(known))}"
                 )

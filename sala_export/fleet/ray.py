@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from starlette.types import ASGIApp, Message
 from ..errors import RequestError
 from ..extras import extras_named
 from .options import FleetOptions
-from .relay import NoRoomError, ReplicaLostError, front_app
+from .relay import Fleet, NoRoomError, ReplicaLostError, front_app
 from .replica import Replica, open_replica
 from .replica_metrics import merged_metrics
 
@@ -22,6 +23,7 @@ _ROUTER = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"
 """One replica for all requests with one session id, the next in the ring if that is full or dead."""
 REPLICA_HEADER = b"x-sala-replica"
 """The name of the replica that answers. `/metrics` has it as a label."""
+_REPLICAS = "replica"
 _MOST_CONNECTIONS = 4096
 _SAVE_SECONDS = 60
 """Time to save contexts when a replica ends, on top of that for its answers."""
@@ -54,7 +56,7 @@ def app(arguments: dict[str, Any]) -> Application:
         }
     replicas = serve.deployment(
         RayReplica,
-        name="replica",
+        name=_REPLICAS,
         max_ongoing_requests=options.most_ongoing,
         max_queued_requests=options.max_waiting,
         ray_actor_options={"num_gpus": options.num_gpus, "num_cpus": options.num_cpus},
@@ -125,7 +127,8 @@ class Front:
         self._replicas = replicas
 
     def __serve_build_asgi_app__(self) -> ASGIApp:  # the name is Ray's
-        return front_app(self._ask, self._metrics, self._options.settings(), tries=self._options.tries)
+        fleet = Fleet(ask=self._ask, metrics=self._metrics, is_well=self._is_well)
+        return front_app(fleet, self._options.settings(), tries=self._options.tries)
 
     async def _ask(self, scope: dict[str, Any], body: bytes, key: str) -> AsyncIterator[Message]:
         """As `Ask`."""
@@ -152,3 +155,11 @@ class Front:
             if isinstance(each, BaseException) and not isinstance(each, RayActorError):
                 raise each
         return merged_metrics(dict(each for each in found if not isinstance(each, RayActorError)))
+
+    async def _is_well(self) -> bool:
+        """Ray's controller knows: a replica is asked for its health beside its requests, however many there are."""
+        from ray import serve
+
+        status = await asyncio.to_thread(serve.status)
+        application = status.applications[serve.get_replica_context().app_name]
+        return "RUNNING" in application.deployments[_REPLICAS].replica_states

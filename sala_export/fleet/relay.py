@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from starlette.datastructures import Headers, QueryParams
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,6 +26,8 @@ _SENT_ON = ("type", "asgi", "http_version", "method", "scheme", "path", "raw_pat
 TRIES_HEADER = b"x-sala-tries"
 """Replicas that were asked for an answer, the one that gave it included."""
 _HEALTH_SECONDS = 5.0
+_LARGE_BYTES = 1 << 16
+"""Bodies from here on are looked at in a thread."""
 
 
 class ReplicaLostError(Exception):
@@ -46,14 +49,25 @@ class Ask(Protocol):
         ...
 
 
-def front_app(ask: Ask, metrics: Callable[[], Awaitable[bytes]], settings: Settings, *, tries: int) -> ASGIApp:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fleet:
+    """The replicas, as a front sees them."""
+
+    ask: Ask
+    metrics: Callable[[], Awaitable[bytes]]
+    """Of all replicas, as Prometheus reads them."""
+    is_well: Callable[[], Awaitable[bool]]
+    """Whether a replica runs. It may have no room."""
+
+
+def front_app(fleet: Fleet, settings: Settings, *, tries: int) -> ASGIApp:
     """Make the application that clients talk to.
 
     It refuses what a server refuses before it reads a body: wrong keys and names, and bodies that are too large.
 
-    Args: metrics: of all replicas, as Prometheus reads them; tries: replicas that may die of one request.
+    Args: tries: replicas that may die of one request.
     """
-    routes = Router(default=Relay(ask, metrics, max_body_bytes=settings.max_body_bytes, tries=tries))
+    routes = Router(default=Relay(fleet, max_body_bytes=settings.max_body_bytes, tries=tries))
     guarded = Guard(routes, settings=settings, metrics=Metrics(), is_draining=lambda: False, routes=routes)
     return with_origins(guarded, settings)
 
@@ -61,29 +75,36 @@ def front_app(ask: Ask, metrics: Callable[[], Awaitable[bytes]], settings: Setti
 class Relay:
     """Passes requests on, each whole: a replica may die, and then another gets the same request."""
 
-    def __init__(self, ask: Ask, metrics: Callable[[], Awaitable[bytes]], *, max_body_bytes: int, tries: int) -> None:
-        self._ask = ask
-        self._metrics = metrics
+    def __init__(self, fleet: Fleet, *, max_body_bytes: int, tries: int) -> None:
+        self._fleet = fleet
         self._max_body_bytes = max_body_bytes
         self._tries = tries
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request. Raises: ApiError for what is refused before an answer has begun."""
-        path = scope["path"]
-        if path == "/metrics":
-            content_type = "text/plain; version=0.0.4; charset=utf-8"
-            await Response(await self._metrics(), media_type=content_type)(scope, receive, send)
-            return
-        body = await self._body(receive)
-        sent_on = {name: scope[name] for name in _SENT_ON if name in scope}
-        passing = self._pass_on(sent_on, body, _key(scope, body), send)
         with suppress(ClientLeftError):
-            await unless_client_leaves(_in_time(passing) if path == "/health" else passing, receive)
+            if scope["path"] == "/metrics":
+                content_type = "text/plain; version=0.0.4; charset=utf-8"
+                await Response(await self._fleet.metrics(), media_type=content_type)(scope, receive, send)
+            elif scope["path"] == "/health":
+                await _require_well(self._fleet)
+                await JSONResponse({"status": "ok"})(scope, receive, send)
+            else:
+                await self._relay(scope, receive, send)
+
+    async def _relay(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await self._body(receive)
+        is_small = len(body) < _LARGE_BYTES
+        key = _key(scope, body) if is_small else await asyncio.to_thread(_key, scope, body)
+        sent_on = {name: scope[name] for name in _SENT_ON if name in scope}
+        await unless_client_leaves(self._pass_on(sent_on, body, key, send), receive)
 
     async def _body(self, receive: Receive) -> bytes:
         parts, size, has_more = [], 0, True
         while has_more:
             message = await receive()
+            if message["type"] == "http.disconnect":  # what came is not the whole body
+                raise ClientLeftError
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             if size > self._max_body_bytes:
@@ -95,7 +116,7 @@ class Relay:
         for tries in range(1, self._tries + 1):
             answer = _Answer(send, scope["path"], tries)
             try:
-                async for message in self._ask(scope, body, key):
+                async for message in self._fleet.ask(scope, body, key):
                     await answer.send(message)
                 return
             except NoRoomError:
@@ -167,10 +188,11 @@ def _key(scope: Scope, body: bytes) -> str:
     return conversation_key(Headers(raw=scope["headers"]), body)
 
 
-async def _in_time(health: Awaitable[None]) -> None:
-    try:
+async def _require_well(fleet: Fleet) -> None:
+    """Raises: ApiError if no replica runs. A fleet with no room for requests is well."""
+    is_well = False
+    with suppress(TimeoutError):
         async with asyncio.timeout(_HEALTH_SECONDS):
-            await health
-    except TimeoutError:
-        what = f"no replica answers within {_HEALTH_SECONDS:g} s"
-        raise ApiError(503, what, kind="server_error", code="no_replica") from None
+            is_well = await fleet.is_well()
+    if not is_well:
+        raise ApiError(503, "no replica runs", kind="server_error", code="no_replica", retry_after=BUSY_SECONDS)

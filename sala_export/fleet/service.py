@@ -7,11 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-from ..engine.host import available_host_bytes
 from ..loading import load
 from ..runtime.model import Model
 from ..runtime.state_store import StateStore
-from ..serving.service import Service
+from ..serving.service import Service, with_cache_limit
 from .options import FleetOptions
 
 
@@ -26,9 +25,9 @@ async def open_service(options: FleetOptions) -> AsyncIterator[Service]:
     if options.state_store is not None:
         store = await asyncio.to_thread(StateStore, options.state_store, max_bytes=options.state_store_bytes)
     model = await asyncio.to_thread(_loaded, options)
-    if settings.max_cache_bytes is None and not model.on_gpu:
-        # A host gives more than it has, and may have all replicas.
-        settings = replace(settings, max_cache_bytes=available_host_bytes() // 2 // options.replicas[1])
+    if settings.max_cache_bytes is None and (most := with_cache_limit(settings, model).max_cache_bytes) is not None:
+        # One host may have all replicas.
+        settings = replace(settings, max_cache_bytes=most // options.replicas[1])
     async with Service.open(model, settings, store=store) as service:
         yield service
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from starlette.datastructures import Headers
 
-from sala_export.fleet.affinity import conversation_key
+from sala_export.fleet import affinity
+from sala_export.fleet.affinity import context_key, conversation_key
 
 BOOK = "It was the best of times. " * 1000
 
@@ -57,12 +58,30 @@ def test_requests_of_others_have_other_keys() -> None:
     assert len({key(body) for body in bodies}) == len(bodies)
 
 
-def test_header_comes_first() -> None:
+def test_what_comes_first_names_the_conversation() -> None:
     assert key(chat("Who?"), x_session_id="1") == key(chat("Where?"), X_Session_Id="1")
     assert key(chat("Who?"), x_session_id="1") != key(chat("Who?"), x_session_id="2")
     assert key(chat("Who?"), x_conversation_id="1") == key({}, x_correlation_id="1")
+    assert key({"prompt_cache_key": "me"}, x_session_id="1") == key({}, x_session_id="1")
+    # Where a named context is, a request must go, whatever else it says.
+    assert key({"context": "book", "prompt_cache_key": "me"}, x_session_id="1") == context_key("book")
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\xff", b"{}", b'{"messages": 0}', b'{"messages": [0]}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"", b"{", b"[1]", b"\xff", b"{}", b'{"messages": 0}', b'{"messages": NaN}'),
+        *(b"[" * 100_000, b'{"prompt":' + b"[" * 990 + b"]" * 990 + b"}"),
+    ],
+    ids=range(9),
+)
 def test_what_says_nothing_is_no_error(body: bytes) -> None:
-    assert conversation_key(Headers({}), body) in ("", conversation_key(Headers({}), body))
+    assert conversation_key(Headers({}), body) == ""
+
+
+def test_of_a_long_list_only_the_beginning_is_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = [*range(5000), "what cannot be reached"]
+    expected = key({"prompt": prompt})
+    # Nothing writes the last of these as JSON.
+    monkeypatch.setattr(affinity, "json_value", lambda _: {"prompt": [*prompt[:-1], object()]})
+    assert key({}) == expected != ""

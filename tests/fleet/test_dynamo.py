@@ -22,9 +22,11 @@ from benchmarks.fleet import free_port
 pytest.importorskip("dynamo.common.backend", reason="ai-dynamo is not installed")
 from dynamo._core import Context
 from dynamo.common.backend import LLMEngine
-from dynamo.llm.exceptions import InvalidArgument
+from dynamo.llm.exceptions import HttpError, InvalidArgument
 
-from sala_export.fleet.dynamo_engine import SalaEngine
+from sala_export.errors import SalaError
+from sala_export.fleet.dynamo_engine import SalaEngine, as_dynamo
+from sala_export.serving.errors import of_sala
 
 PROMPT = [(7 * place) % 400 + 20 for place in range(700)]
 NEW_TOKENS = 12
@@ -36,10 +38,13 @@ GREEDY = {
 
 
 async def opened(store: Path) -> SalaEngine:
-    engine, config = await SalaEngine.from_args([str(tiny_text_bundle()), "--state-store", str(store)])
+    engine, config = await SalaEngine.from_args(
+        [str(tiny_text_bundle()), "--state-store", str(store), "--model-name", "my model"]
+    )
     assert isinstance(engine, LLMEngine)
     assert (Path(config.model_name) / "tokenizer.json").exists()
     started = await engine.start(1)
+    assert started.served_model_name == config.served_model_name == "my model"
     assert started.llm.context_length > len(PROMPT)
     return engine
 
@@ -94,6 +99,53 @@ def test_aborted_answer_ends_and_what_cannot_be_done_is_refused(tmp_path: Path) 
     chunks = asyncio.run(ask())
     assert chunks[-1]["finish_reason"] == "cancelled"
     assert len(chunks) < 100
+
+
+def test_requests_of_one_id_and_a_cancelled_one_end_on_their_own(tmp_path: Path) -> None:
+    async def ask() -> list[list[dict[str, Any]]]:
+        engine = await opened(tmp_path / "states")
+
+        async def tokens(most: int) -> list[dict[str, Any]]:
+            request = {**GREEDY, "stop_conditions": {"max_tokens": most, "ignore_eos": True}}
+            return [chunk async for chunk in engine.generate(request, Context("one"))]
+
+        endless = asyncio.create_task(tokens(100_000))
+        found = await asyncio.gather(tokens(2), tokens(40))
+        endless.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await endless
+        await engine.cleanup()
+        return found
+
+    found = asyncio.run(ask())
+    assert [len(_ids(chunks)) for chunks in found] == [2, 40]
+
+
+def test_own_stop_tokens_end_an_answer_that_the_models_do_not_end(tmp_path: Path) -> None:
+    async def ask() -> tuple[list[int], list[int]]:
+        engine = await opened(tmp_path / "states")
+        whole = _ids(await answer(engine, GREEDY))
+        stop = {**GREEDY["stop_conditions"], "stop_token_ids": [whole[5]], "stop_token_ids_hidden": [whole[0]]}
+        stopped = _ids(await answer(engine, {**GREEDY, "stop_conditions": stop}))
+        await engine.cleanup()
+        return whole, stopped
+
+    whole, stopped = asyncio.run(ask())
+    assert whole[0] != whole[5]
+    assert stopped == whole[: whole.index(whole[5])]
+
+
+@pytest.mark.parametrize(("code", "status"), [("Busy", 429), ("OutOfMemory", 503), ("", 500)])
+def test_what_the_worker_cannot_do_now_is_not_the_clients_fault(code: str, status: int) -> None:
+    error = SalaError("no")
+    error.code = code
+    told = as_dynamo(of_sala(error))
+    assert isinstance(told, HttpError)
+    assert (told.code, told.message) == (status, "no")
+
+
+def _ids(chunks: list[dict[str, Any]]) -> list[int]:
+    return [token for chunk in chunks for token in chunk["token_ids"]]
 
 
 @contextmanager

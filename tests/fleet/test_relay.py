@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
-from starlette.types import Message
+from starlette.types import ASGIApp, Message, Scope
 
-from sala_export.fleet.relay import NoRoomError, ReplicaLostError, front_app
+from sala_export.fleet import relay
+from sala_export.fleet.relay import Fleet, NoRoomError, ReplicaLostError, front_app
 from sala_export.serving.settings import Keys, Settings
 
 START: Message = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]}
@@ -38,12 +41,19 @@ class Replicas:
             yield step
 
 
-def client_of(replicas: Replicas, **settings: Any) -> TestClient:
+def front_of(replicas: Replicas, *, is_well: bool = True, **settings: Any) -> ASGIApp:
     async def metrics() -> bytes:
         return b"sala_up 1\n"
 
+    async def health() -> bool:
+        return is_well
+
     given = Settings(model_names=("model",), **{"max_body_bytes": 1000, **settings})
-    return TestClient(front_app(replicas, metrics, given, tries=3), base_url="http://127.0.0.1")
+    return front_app(Fleet(ask=replicas, metrics=metrics, is_well=health), given, tries=3)
+
+
+def client_of(replicas: Replicas, **settings: Any) -> TestClient:
+    return TestClient(front_of(replicas, **settings), base_url="http://127.0.0.1")
 
 
 def test_request_goes_to_another_replica_until_an_answer_has_begun() -> None:
@@ -116,3 +126,50 @@ def test_questions_about_a_context_go_where_it_was_read() -> None:
     client.get("/v1/models")
     reading, asking, deleting, listing = (key for _, _, key in replicas.asked)
     assert reading == asking == deleting != listing == ""
+
+
+def test_large_body_is_looked_at_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_loop: list[int] = []
+
+    def key(scope: Scope, body: bytes) -> str:
+        with suppress(RuntimeError):
+            asyncio.get_running_loop()
+            in_loop.append(len(body))
+        return ""
+
+    monkeypatch.setattr(relay, "_key", key)
+    whole = [START, part(b"{}", more=False)]
+    client = client_of(Replicas(whole, whole), max_body_bytes=1 << 20)
+    for size in (1000, 1 << 16):
+        body = b'"' + b"x" * (size - 2) + b'"'
+        assert client.post(CHAT, content=body, headers={"Content-Type": "application/json"}).status_code == 200
+    assert in_loop == [1000]
+
+
+def test_health_needs_no_room_at_a_replica_but_a_replica() -> None:
+    answer = client_of(Replicas([NoRoomError()])).get("/health")
+    assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+    answer = client_of(Replicas(), is_well=False).get("/health")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_replica")
+
+
+def test_upload_of_a_client_that_leaves_is_not_passed_on() -> None:
+    replicas, sent = Replicas(), []
+    messages: list[Message] = [
+        {"type": "http.disconnect"},
+        {"type": "http.request", "body": b"half", "more_body": True},
+    ]
+
+    async def receive() -> Message:
+        return messages.pop()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def ask() -> None:
+        headers = [(b"host", b"127.0.0.1"), (b"content-type", b"text/plain")]
+        path = {"path": "/v1/contexts", "query_string": b"name=book"}
+        await front_of(replicas)({"type": "http", "method": "POST", "headers": headers, **path}, receive, send)
+
+    asyncio.run(ask())
+    assert (replicas.asked, sent) == ([], [])
