@@ -82,7 +82,7 @@ class SalaEngine(LLMEngine):
         self._exits = exits
         self._service: Service | None = None
         self._stopped: dict[str, list[asyncio.Event]] = {}
-        """Of each request that runs, by its id. Two requests may have one id."""
+        """Requests that run, by their ids. Two may have one id."""
 
     @classmethod
     async def from_args(cls, argv: list[str] | None = None) -> tuple[SalaEngine, WorkerConfig]:
@@ -276,11 +276,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("bundle", help="a bundle directory")
     parser.add_argument("--model-name", help="the name by which clients ask for the model")
-    parser.add_argument("--namespace", default="dynamo")
-    parser.add_argument("--component", default="backend")
-    parser.add_argument("--discovery-backend", default="etcd", choices=["kubernetes", "etcd", "file", "mem"])
-    parser.add_argument("--request-plane", default="tcp", choices=["tcp", "nats"])
-    parser.add_argument("--event-plane", choices=["nats", "zmq"])
+    parser.add_argument("--namespace", default="dynamo", help="as of the frontend (default: dynamo)")
+    parser.add_argument("--component", default="backend", help="the name of this kind of worker (default: backend)")
+    for name, choices, default, text in (
+        ("--discovery-backend", ["kubernetes", "etcd", "file", "mem"], "etcd", "where frontends find this worker"),
+        ("--request-plane", ["tcp", "nats"], "tcp", "how requests come"),
+        ("--event-plane", ["nats", "zmq"], None, "how events of workers go"),
+    ):
+        told = f"{text}, as of the frontend" + (f" (default: {default})" if default else "")
+        parser.add_argument(name, choices=choices, default=default, help=told)
     for name, text in _OPTIONS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", help=text)
     return parser

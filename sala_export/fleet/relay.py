@@ -55,9 +55,9 @@ class Fleet:
 
     ask: Ask
     metrics: Callable[[], Awaitable[bytes]]
-    """Of all replicas, as Prometheus reads them."""
+    """Counts of all replicas, as Prometheus reads them."""
     is_well: Callable[[], Awaitable[bool]]
-    """Whether a replica runs. It may have no room."""
+    """Tells whether a replica runs. It may have no room."""
 
 
 def front_app(fleet: Fleet, settings: Settings, *, tries: int) -> ASGIApp:
