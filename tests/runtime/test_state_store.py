@@ -231,26 +231,6 @@ def test_what_was_used_longest_ago_goes(small: Model, tmp_path: Path) -> None:
     assert_sound(store)
 
 
-def test_files_that_nothing_names_go_now_and_then(
-    small: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = 1000.0
-    monkeypatch.setattr(state_store, "monotonic", lambda: now)
-    prompts = [random_ids(200, seed) for seed in range(4)]
-    measure = StateStore(tmp_path / "measure")
-    measure.save(read(small, prompts[0]))
-    store = StateStore(tmp_path / "states", max_bytes=int(1.5 * measure.bytes))
-    left = store.path / "objects" / "ab" / ("ab" + 62 * "0")  # by a process killed before the index had its state
-    left.parent.mkdir(exist_ok=True)
-    left.write_bytes(bytes(measure.bytes))
-    for ids, later, stays in zip(prompts, (0, 300, 299, 2), (True, True, True, False), strict=True):
-        now += later
-        store.save(read(small, ids))
-        assert len(store.states) == 1, "the others have left"
-        assert left.exists() is stays
-    assert_sound(store)
-
-
 def test_a_state_that_exceeds_the_limit_alone_is_refused(small: Model, tmp_path: Path) -> None:
     session = read(small, random_ids(300))
     store = StateStore(tmp_path / "states", max_bytes="1K")

@@ -14,9 +14,13 @@ from pathlib import Path
 
 import pytest
 from support.runtime_bundles import tiny_cpu_bundle
+from support.small_sessions import random_ids
 from support.stored_states import assert_sound
 
+import sala_export
+from sala_export.runtime import state_store
 from sala_export.runtime.model import Model
+from sala_export.runtime.session import Session
 from sala_export.runtime.state_store import StateStore
 
 WAIT_S = 120
@@ -141,3 +145,27 @@ def test_full_disk_and_read_only_disk_leave_the_store_as_it_was(tmp_path: Path) 
     assert saving_error.startswith("StateError ")
     assert "Read-only file system" in saving_error
     assert "is not writable: choose another folder" in opening_error
+
+
+def test_files_that_nothing_names_go_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(ids: list[int]) -> Session:
+        session = model.session()
+        session.prefill(ids)
+        return session
+
+    model = sala_export.load(tiny_cpu_bundle(), runtime="onnxruntime", threads=1)
+    now = 1000.0
+    monkeypatch.setattr(state_store, "monotonic", lambda: now)
+    prompts = [random_ids(200, seed) for seed in range(4)]
+    measure = StateStore(tmp_path / "measure")
+    measure.save(read(prompts[0]))
+    store = StateStore(tmp_path / "states", max_bytes=int(1.5 * measure.bytes))
+    left = store.path / "objects" / "ab" / ("ab" + 62 * "0")  # by a process killed before the index had its state
+    left.parent.mkdir(exist_ok=True)
+    left.write_bytes(bytes(measure.bytes))
+    for ids, later, stays in zip(prompts, (0, 300, 299, 2), (True, True, True, False), strict=True):
+        now += later
+        store.save(read(ids))
+        assert len(store.states) == 1, "the others have left"
+        assert left.exists() is stays
+    assert_sound(store)
