@@ -21,6 +21,8 @@ def write_script(bundle: Path, output: Path, *, tokens: int, past: int, seed: in
         bundle without weights; BundleError.
     """
     with extras_named():
+        import polygraphy  # noqa: F401 # first, since its extra brings torch too
+
         from .step_data import step_weights
     if output.suffix != _SUFFIX:
         raise RequestError(f"{output}: give the script a name that ends with {_SUFFIX}, by which Polygraphy knows it")
