@@ -19,7 +19,6 @@ import json
 import os
 import random
 import signal
-import socket
 import statistics
 import sys
 import tempfile
@@ -33,18 +32,18 @@ import httpx2
 
 from benchmarks.tables import duration, markdown
 from sala_export.machine import describe_machine
+from sala_export.serving.kept import RESTORED_PER_READ
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from support.fleet_process import fleet_process
+from support.free_ports import free_ports
 from support.text_bundles import tiny_text_bundle
 
 MOST_ATTEMPTS = 5
 _PAUSE_SECONDS = 0.5
 """Before a turn is sent again."""
 _TURN_SECONDS = 300.0
-_RESTORED_PER_READ = 32
-"""As in sala_export/serving/kept.py."""
 _TEXT = "It was a dark and stormy night. "
 
 
@@ -208,7 +207,7 @@ class Load:
 
 def _is_found(before: Turn, turn: Turn) -> bool:
     """Whether a turn has found what the one before has read."""
-    return before.prompt_tokens - turn.cached_tokens <= before.prompt_tokens // _RESTORED_PER_READ
+    return before.prompt_tokens - turn.cached_tokens <= before.prompt_tokens // RESTORED_PER_READ
 
 
 def _spread(values: Sequence[float]) -> dict[str, float] | None:
@@ -217,13 +216,6 @@ def _spread(values: Sequence[float]) -> dict[str, float] | None:
         return None
     cuts = statistics.quantiles(values, n=100, method="inclusive")
     return {"p50": cuts[49], "p90": cuts[89], "p99": cuts[98], "max": max(values)}
-
-
-def free_port() -> int:
-    """A port of this machine that nobody has now."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -247,7 +239,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "state_store": str(Path(folder) / "states"),
             "state_store_bytes": "8G",
         }
-        with fleet_process(free_port(), given) as fleet:
+        (port,) = free_ports(1)
+        with fleet_process(port, given) as fleet:
             load = Load(
                 url=fleet.url,
                 replicas=fleet.replicas,

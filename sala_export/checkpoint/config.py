@@ -15,6 +15,8 @@ from .fields import JsonFields
 from .rope_table import inverse_frequencies, require_frequencies
 
 MODEL_TYPE = "minicpm_sala"
+ARCHITECTURE = "MiniCPMSALAForCausalLM"
+"""The class that the published config.json names."""
 DEFAULT_MODEL = "openbmb/MiniCPM-SALA"
 """Hub id of the published model."""
 

@@ -13,7 +13,7 @@ from ..files import absolute
 from ..progress import ProgressCallback, silent
 from ..specs import QUANTIZED_PRECISIONS, TOKENIZER_FILE, Precision, format_bytes
 from ..staging import MARKER, require_free_path, staged_directory
-from .config import SalaConfig
+from .config import ARCHITECTURE, SalaConfig
 from .folder import CONFIG_FILE, INDEX_FILE
 from .keymap import Weight, packs, weights
 from .presets import preset
@@ -125,7 +125,7 @@ def _write_accessories(directory: Path, config: SalaConfig, quantization: Quanti
         directory / CONFIG_FILE,
         {
             **served,
-            "architectures": ["MiniCPMSALAForCausalLM"],
+            "architectures": [ARCHITECTURE],
             "dtype": "bfloat16",
             "initializer_range": 0.1,
             "mup_denominator": 32,

@@ -20,6 +20,7 @@ from dynamo.common.utils.token_ids import token_ids_to_list
 from dynamo.llm.exceptions import HttpError, InvalidArgument
 from pydantic import ValidationError
 
+from ..checkpoint.config import ARCHITECTURE
 from ..errors import SalaError, UnsupportedError
 from ..model_source import ModelSource
 from ..serving.answers import AnswerRequest, End, Event, Piece, Usage
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 
     from ..serving.service import Service
 
-_ARCHITECTURE = "MiniCPMSALAForCausalLM"
-"""Of the published config.json. Dynamo does not read one without."""
 _OPTIONS = {
     "weights": "run the weights of this checkpoint, for example your fine-tune, on the bundle's engine",
     "runtime": "what runs the model: tensorrt, onnxruntime, ... (default: what fits this machine)",
@@ -169,7 +168,8 @@ def _write_description(bundle: str, folder: Path) -> None:
     files = source.text_files()
     if not files:
         raise UnsupportedError(f"{bundle} has no tokenizer, and Dynamo sends text: build it from a checkpoint with one")
-    config = {"architectures": [_ARCHITECTURE], **source.config.to_dict()}
+    # Dynamo reads no config.json without an architecture.
+    config = {"architectures": [ARCHITECTURE], **source.config.to_dict()}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     for name, file in files.items():
         (folder / name).parent.mkdir(exist_ok=True)

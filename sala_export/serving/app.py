@@ -20,7 +20,7 @@ from .anthropic.answer import MessageAnswer
 from .anthropic.errors import COUNT_PATH, PATH, MessagesErrorBody, error_body
 from .anthropic.requests import CountRequest, MessagesRequest
 from .contexts_api import add_contexts, caller_of
-from .errors import ApiError, of_sala
+from .errors import ApiError, most_exact, of_sala
 from .guard import Guard
 from .json_body import JsonRoute
 from .openai.chat import ChatRequest, Completion
@@ -239,10 +239,8 @@ def _add_errors(app: FastAPI) -> None:
 
 def invalid_body(error: RequestValidationError) -> ApiError:
     """The answer to a body that is not of the form that the endpoint takes. Of several faults, the most exact."""
-    first = max(error.errors(), key=lambda each: len(each["loc"]))
-    # Of a field that may be a list or something else, pydantic's path also has the type.
-    path = [part for part in map(str, first["loc"][1:]) if not part.startswith("list[")]
-    param = printable(shortened(".".join(path))) or None
+    first, path = most_exact(error.errors())
+    param = printable(shortened(".".join(path[1:]))) or None
     if first["type"] == "missing" and param is None:
         return ApiError(400, "the body is empty: send a JSON object")
     if first["type"] == "extra_forbidden":

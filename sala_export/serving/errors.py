@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -17,6 +18,13 @@ _FOLDERS = re.compile(r"(?<![^\s'\"(])/(?:[^\s/:'\"]+/)+(?=[^\s/])")
 INVALID_REQUEST = "invalid_request_error"
 BUSY_SECONDS = 5
 """What `Retry-After` says when too many requests wait."""
+
+
+def most_exact(faults: Sequence[Any]) -> tuple[Any, list[str]]:
+    """Choose the fault that lies deepest among those that pydantic finds. Returns it, and the path to it."""
+    first = max(faults, key=lambda each: len(each["loc"]))
+    # Of a field that may be a list or something else, pydantic's path also has the type.
+    return first, [part for part in map(str, first["loc"]) if not part.startswith("list[")]
 
 
 class ApiError(HTTPException):

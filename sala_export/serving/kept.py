@@ -40,9 +40,7 @@ LEAST_TOKENS = 32
 """A context of fewer tokens is not kept: it is read again in no time."""
 _MARGIN_TOKENS = 512
 """How far before the end of a long prompt a checkpoint is kept: the next question about the same text is shorter."""
-
-
-_RESTORED_PER_READ = 32
+RESTORED_PER_READ = 32
 """So many tokens are restored in the time in which one is read. Less gain is not worth a second copy in memory."""
 
 
@@ -307,7 +305,7 @@ class KeptContexts:
             return None
         try:
             stored = await asyncio.to_thread(self._store.longest, self._model, ids)
-            if stored - cached <= stored // _RESTORED_PER_READ or stored < self._model.dense_len:
+            if stored - cached <= stored // RESTORED_PER_READ or stored < self._model.dense_len:
                 return None
             self._evict_until(lambda: self._is_within_limit(stored))
             return await self._with_room(lambda: self._restored(ids[:stored]), spared=None)

@@ -17,7 +17,7 @@ from tensorrt_llm._torch.modules.linear import Linear, TensorParallelMode, Weigh
 from tensorrt_llm._torch.modules.rms_norm import RMSNorm
 from torch import Tensor, nn
 
-from ..checkpoint.config import Mixer, SalaConfig
+from ..checkpoint.config import ARCHITECTURE, Mixer, SalaConfig
 from ..checkpoint.keymap import MIXER_MODULES, mixer_shapes
 from ..errors import UnsupportedError
 from ..model.rope import inv_freq_tensor, rope_cos_sin
@@ -25,7 +25,7 @@ from .cache_manager import SalaCacheManager, install_cache_manager
 from .configuration import add_hybrid_fields, register_configuration
 from .mixer_steps import MixerSteps
 from .step_groups import RequestStep, StepGroup, step_groups
-from .weight_mapper import ARCHITECTURE, MiniCPMSALAWeightMapper
+from .weight_mapper import MiniCPMSALAWeightMapper
 
 register_configuration()
 install_cache_manager()

@@ -10,9 +10,8 @@ from typing import Any
 from tensorrt_llm._torch.models.checkpoints.hf.weight_mapper import HfWeightMapper
 from tensorrt_llm._torch.models.modeling_utils import register_mapper
 
+from ..checkpoint.config import ARCHITECTURE
 from .scale_names import modelopt_tensors
-
-ARCHITECTURE = "MiniCPMSALAForCausalLM"
 
 
 @register_mapper("HF", ARCHITECTURE)

@@ -14,10 +14,10 @@ from typing import Any
 
 import httpx2
 import pytest
+from support.free_ports import free_ports
 from support.text_bundles import tiny_text_bundle
 
 import sala_export
-from benchmarks.fleet import free_port
 
 pytest.importorskip("dynamo.common.backend", reason="ai-dynamo is not installed")
 from dynamo._core import Context
@@ -163,7 +163,7 @@ def running(environment: dict[str, str], *command: str) -> Iterator[subprocess.P
 
 def test_frontend_serves_the_model(tmp_path: Path) -> None:
     pytest.importorskip("dynamo.frontend.main", reason="ai-dynamo is not installed")
-    port = free_port()
+    port = free_ports(1)[0]
     url = f"http://127.0.0.1:{port}/v1"
     environment = {"DYN_FILE_KV": str(tmp_path / "discovery"), "DYN_LOG": "error", "HOME": str(tmp_path)}
     file = ("--discovery-backend", "file")

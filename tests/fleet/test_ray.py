@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +15,7 @@ import openai
 import pytest
 from support.documents import ROOT
 from support.fleet_process import RunningFleet, fleet_process, wait_until
+from support.free_ports import free_ports
 from support.text_bundles import tiny_text_bundle
 
 from sala_export.fleet.options import FleetOptions
@@ -29,9 +29,7 @@ CONVERSATIONS = 8
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFleet]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     options = {
         "bundle": str(tiny_text_bundle()),
         "replicas": 2,

@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -21,6 +20,7 @@ from typing import Any
 
 import httpx2
 from support.documents import ROOT
+from support.free_ports import free_ports
 
 FOLDER = ROOT / "build" / "triton-server"
 _SERVER = FOLDER / "pytriton" / "tritonserver"
@@ -75,7 +75,7 @@ def running_triton(repository: Path, *models: str) -> Iterator[RunningTriton]:
     """Serve models of a repository on free ports, until the block is left."""
     with tempfile.TemporaryDirectory(prefix="sala-test-triton-") as name:
         folder = Path(name)
-        ports = _free_ports(3)
+        ports = free_ports(3)
         kinds = ("http", "grpc", "metrics")
         command = [
             str(_SERVER / "bin" / "tritonserver"),
@@ -122,14 +122,6 @@ def client_of(server: RunningTriton) -> Any:
     import tritonclient.grpc
 
     return tritonclient.grpc.InferenceServerClient(server.grpc)
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def _backends(folder: Path) -> Path:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from pydantic import Field, ValidationError
 
 from ...errors import RequestError
-from ...serving.errors import ApiError
+from ...serving.errors import ApiError, most_exact
 from ...serving.json_body import json_value
 from ...serving.openai.messages import MOST_MESSAGES, Message
 from ...serving.openai.parameters import Partial, SamplingParameters, TokenIds
@@ -106,8 +106,8 @@ def _object(name: str, text: str) -> dict[str, Any]:
 
 
 def _of_validation(error: ValidationError) -> ApiError:
-    first = max(error.errors(include_url=False), key=lambda each: len(each["loc"]))
-    name = ".".join(str(part) for part in first["loc"] if not str(part).startswith("list["))
+    first, path = most_exact(error.errors(include_url=False))
+    name = ".".join(path)
     if first["type"] == "extra_forbidden":
         return ApiError(400, f"{name} is neither an input nor a parameter of this model")
     return ApiError(400, f"{name}: {first['msg']}")
