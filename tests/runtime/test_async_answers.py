@@ -183,10 +183,13 @@ def test_second_loop_is_refused_until_the_first_is_closed(model: Model) -> None:
             refused.append(str(raised.value))
 
         async def work() -> None:
-            await anext(answer)
+            waits = asyncio.create_task(answer.ended())  # a first token may be there already: then nobody waits
+            await asyncio.sleep(0)
             thread = threading.Thread(target=other)
             thread.start()
             await asyncio.get_running_loop().run_in_executor(None, thread.join)
+            assert not waits.done()
+            waits.cancel()
 
         run(work())
         assert "another event loop waits" in refused[0]
