@@ -36,5 +36,5 @@ It works. Now take the real model, 19 GB to download:
     sala-export build --gpu rtx -o sala.sala
     sala-export generate sala.sala --chat --prompt "Why is the sky blue?"
 
-On a CPU that needs about 38 GB of memory. docs/README.md says where to read on.
+On a CPU that takes 18 GiB of memory, and 6 GiB in int4. docs/README.md says where to read on.
 TEXT

@@ -24,7 +24,7 @@ from sala_export.ops.common.targets import AOT_ARCHITECTURES, ARCHITECTURES
 from sala_export.ops.kernel_sets import KERNEL_SETS
 from sala_export.ops.registry import CONTRACTS
 
-from .contracts import check_generated_files
+from .contracts import check_files, source_files
 from .cpp import AotError
 from .kernel_index import IndexEntry, main_loop_sizes, write_index
 from .kernels import CompiledKernel, CompileJob, compile_job, compile_kernel
@@ -66,7 +66,7 @@ def build(contracts: Sequence[Contract], architectures: Sequence[int], output_di
 
     Raises: AotError if a kernel cannot be shipped, or an operator lacks kernels or its generated files.
     """
-    check_generated_files(contracts, Path())
+    check_files(source_files(contracts), Path())
     if missing := {c.name for c in contracts} - KERNEL_SETS.keys():
         raise AotError(f"{', '.join(sorted(missing))}: no kernels in sala_export/ops/kernel_sets.py")
     wanted = compile_jobs(contracts, architectures)

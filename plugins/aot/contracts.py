@@ -36,18 +36,23 @@ def main() -> None:
 
 def generated_files(contracts: Sequence[Contract]) -> dict[Path, str]:
     """The text of every generated file, by its path from the root of the checkout."""
+    return source_files(contracts) | {Path("docs/operators.md"): page(contracts, _COMMAND)}
+
+
+def source_files(contracts: Sequence[Contract]) -> dict[Path, str]:
+    """The text of those generated files that a build compiles. It may have no documents beside them."""
     headers = {Path("plugins") / contract_header(contract): _header(contract) for contract in contracts}
     operators = {Path("plugins") / _OPERATOR_LIST: _operator_list(contracts)}
-    return headers | operators | {Path("docs/operators.md"): page(contracts, _COMMAND)}
+    return headers | operators
 
 
-def check_generated_files(contracts: Sequence[Contract], root: Path) -> None:
+def check_files(files: Mapping[Path, str], root: Path) -> None:
     """Raises: AotError naming the files below `root` that are missing or out of date, and the command to run."""
 
     def is_old(path: Path, text: str) -> bool:
         return not path.is_file() or path.read_text(encoding="utf-8") != text
 
-    if old := [str(path) for path, text in generated_files(contracts).items() if is_old(root / path, text)]:
+    if old := [str(path) for path, text in files.items() if is_old(root / path, text)]:
         raise AotError(f"{', '.join(old)}: not what the contracts say: run {_COMMAND}")
 
 

@@ -7,20 +7,43 @@
 #pragma once
 
 #include <Python.h>
-#include <cxxabi.h>
 #include <unistd.h>
 
+#include <exception>
+#include <type_traits>
 #include <utility>
 
 namespace sala::python {
 
-/// Does what may ask for the lock. Returns what `call` does, or never.
+/// Waits for the end of the process where the stack is unwound but no exception was thrown.
+class EndOfThread {
+ public:
+  EndOfThread() = default;
+  EndOfThread(const EndOfThread&) = delete;
+  EndOfThread& operator=(const EndOfThread&) = delete;
+  ~EndOfThread() {
+    const bool has_thrown = std::uncaught_exceptions() > exceptions_;
+    while (!has_returned_ && !has_thrown) pause();
+  }
+  void returned() { has_returned_ = true; }
+
+ private:
+  int exceptions_ = std::uncaught_exceptions();
+  bool has_returned_ = false;
+};
+
+/// Does what may ask for the lock. Returns what `call` does, or never. Never inlined: a caller that must not throw would
+/// end the process before anything is unwound.
 template <class Call>
-decltype(auto) until_the_interpreter_ends(Call&& call) {
-  try {
-    return std::forward<Call>(call)();
-  } catch (const abi::__forced_unwind&) {
-    while (true) pause();
+[[gnu::noinline]] auto until_the_interpreter_ends(Call&& call) {
+  EndOfThread end;
+  if constexpr (std::is_void_v<decltype(call())>) {
+    std::forward<Call>(call)();
+    end.returned();
+  } else {
+    auto result = std::forward<Call>(call)();
+    end.returned();
+    return result;
   }
 }
 

@@ -18,7 +18,9 @@ from support.documents import ROOT, forbidden_names
 from support.passkey_text import passkey_text_bundle
 from support.server import running_server
 
+from plugins.aot.contracts import source_files
 from sala_export.cli.cmd_serve import serve
+from sala_export.ops.registry import CONTRACTS
 
 DOCKER = ROOT / "docker"
 DOCKERFILE = DOCKER / "Dockerfile"
@@ -132,7 +134,8 @@ def test_build_context_holds_what_the_package_is_built_from() -> None:
     needed = {"CMakeLists.txt", "pyproject.toml", PROJECT["project"]["readme"], *PROJECT["project"]["license-files"]}
     needed |= {next(filter(None, groups)) for groups in named}
     needed |= set(PROJECT["tool"]["scikit-build"]["wheel"]["packages"])
-    assert {"plugins", "runtime", "engines", "cmake"} <= needed
+    needed |= set(map(str, source_files(CONTRACTS)))
+    assert {"plugins", "runtime", "engines", "cmake", "plugins/cpu/operators.h"} <= needed
     assert [path for path in sorted(needed) if not in_context(path)] == []
 
 

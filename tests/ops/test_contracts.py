@@ -16,7 +16,7 @@ import torch
 from support.contract_cases import contract_case
 from torch import Tensor
 
-from plugins.aot.contracts import check_generated_files
+from plugins.aot.contracts import check_files, generated_files
 from plugins.aot.cpp import AotError
 from sala_export.errors import ShapeError
 from sala_export.ops.common.contract import ACTIVATION, Contract
@@ -246,14 +246,14 @@ def test_torch_operators_refuse_what_the_contract_refuses() -> None:
 
 
 def test_generated_files_are_what_the_contracts_give() -> None:
-    check_generated_files(CONTRACTS, ROOT)
+    check_files(generated_files(CONTRACTS), ROOT)
 
 
 def test_generated_file_that_is_missing_is_named_with_the_command(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "operators.md").write_text(page(CONTRACTS, "make"), encoding="utf-8")
     with pytest.raises(AotError, match=r"plugins/cpu/operators\.h.*docs/operators\.md: .* run python -m plugins\.aot"):
-        check_generated_files(CONTRACTS, tmp_path)
+        check_files(generated_files(CONTRACTS), tmp_path)
 
 
 def test_every_folder_with_a_contract_is_registered_with_its_kernels() -> None:

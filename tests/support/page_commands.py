@@ -26,6 +26,7 @@ NOT_RUN = {
     "docker ": "needs an engine for images",
     "scripts/install.sh": "changes the installation that the tests run in",
     "scripts/test.sh": "runs the tests that run this one",
+    "scripts/build_wheels.py": "takes half an hour; tests/scripts/ builds them before a release",
     "scripts/gpu_pack.sh": "builds for another Python, minutes; tests/scripts/ tests it",
     "sala-export kernels": "takes two minutes to take every kernel apart; tests/kernel_report/ does it",
     "sala-export build --gpu orin64": "is for the board itself; tests/engine/test_flavours.py",
