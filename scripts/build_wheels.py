@@ -213,7 +213,7 @@ def trial(python: Path, version: str, done: Path) -> str:
             for program, *arguments in steps:
                 run(f"Python {version}: {program} {arguments[0]}", [programs / program, *arguments], folder, bare)
             said = [
-                run(f"Python {version}: {program}", [programs / program, *arguments], folder, bare)
+                run(f"Python {version}: {program} {arguments[0]}", [programs / program, *arguments], folder, bare)
                 for program, *arguments in ANSWER
             ]
             answers.append(" | ".join(said))
@@ -246,7 +246,7 @@ def run(what: str, command: Sequence[str | Path], cwd: Path = WORK, environ: Map
         log.write(f"== {what}\n{done.stdout}{done.stderr}")
     if done.returncode:
         lines = (done.stdout + done.stderr).splitlines()[-20:]
-        raise WheelError(f"cannot {what}:\n" + "\n".join(lines) + f"\nthese are the last lines of {LOG}")
+        raise WheelError("\n".join((f"{what}: this failed, and said at the end:", *lines, f"All of it is in {LOG}")))
     print(f"{time.monotonic() - started:5.0f} s  {what}", flush=True)
     return done.stdout
 
