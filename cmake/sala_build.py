@@ -6,6 +6,9 @@ installs runs bundles and builds none.
 
 from __future__ import annotations
 
+import os
+import sysconfig
+
 # All of it: which hooks there are depends on the machine.
 from scikit_build_core import build as _backend
 from scikit_build_core.build import *  # noqa: F403
@@ -26,6 +29,18 @@ def get_requires_for_build_wheel(config_settings: _Settings | None = None) -> li
 def get_requires_for_build_editable(config_settings: _Settings | None = None) -> list[str]:
     """Return what an editable installation needs to be built, beside `build-system.requires`."""
     return [*_backend.get_requires_for_build_editable(config_settings), *_for_plugins(config_settings)]
+
+
+def build_wheel(
+    wheel_directory: str, config_settings: _Settings | None = None, metadata_directory: str | None = None
+) -> str:
+    """Build a wheel and return its name, for the processor that cmake/ManylinuxToolchain.cmake is told."""
+    if processor := (config_settings or {}).get("cmake.define.SALA_PROCESSOR"):
+        # What the tags of a wheel and of its module come from, in place of the machine that builds.
+        suffix = str(sysconfig.get_config_var("EXT_SUFFIX"))
+        os.environ["SETUPTOOLS_EXT_SUFFIX"] = suffix.replace(os.uname().machine, str(processor))
+        os.environ["_PYTHON_HOST_PLATFORM"] = f"linux-{processor}"
+    return _backend.build_wheel(wheel_directory, config_settings, metadata_directory)
 
 
 def _for_plugins(config_settings: _Settings | None) -> tuple[str, ...]:

