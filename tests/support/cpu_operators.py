@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import functools
+import os
 import shutil
 import subprocess
 import tempfile
@@ -49,7 +50,9 @@ def build_directory() -> Path:
 
 
 def library() -> Path:
-    return build_directory() / "libsala_ort.so"
+    """The library that the tests are of: that of a wheel, if the environment names it, or else the build."""
+    given = os.environ.get("SALA_TESTED_OPERATORS")
+    return Path(given) if given else build_directory() / "libsala_ort.so"
 
 
 def _native() -> ctypes.CDLL:
