@@ -47,7 +47,7 @@ def as_tensor(logits: np.ndarray | None) -> torch.Tensor:
     ],
 )
 def test_prefill_logits_equal_torch(model: Model, torch_model: sala_export.SalaForCausalLM, tokens: int) -> None:
-    ids = random_ids(tokens)
+    ids = random_ids(tokens, seed=1)  # with seed 0 rounding decides about a block, so that compilers differ
     expected = torch_model(torch.from_numpy(ids)[None])[0, -1]
     assert_close(as_tensor(model.session(max_context=CAPACITY).prefill(ids)), expected, TOLERANCE)
 
