@@ -31,16 +31,26 @@ def get_requires_for_build_editable(config_settings: _Settings | None = None) ->
     return [*_backend.get_requires_for_build_editable(config_settings), *_for_plugins(config_settings)]
 
 
+def prepare_metadata_for_build_wheel(metadata_directory: str, config_settings: _Settings | None = None) -> str:
+    """Write the metadata of the wheel that `build_wheel` will build, and return the name of their directory."""
+    _name_the_processor(config_settings)
+    return _backend.prepare_metadata_for_build_wheel(metadata_directory, config_settings)
+
+
 def build_wheel(
     wheel_directory: str, config_settings: _Settings | None = None, metadata_directory: str | None = None
 ) -> str:
     """Build a wheel and return its name, for the processor that cmake/ManylinuxToolchain.cmake is told."""
+    _name_the_processor(config_settings)
+    return _backend.build_wheel(wheel_directory, config_settings, metadata_directory)
+
+
+def _name_the_processor(config_settings: _Settings | None) -> None:
+    """The tags of a wheel and of its module come from these variables, where they are not of the machine that builds."""
     if processor := (config_settings or {}).get("cmake.define.SALA_PROCESSOR"):
-        # What the tags of a wheel and of its module come from, in place of the machine that builds.
         suffix = str(sysconfig.get_config_var("EXT_SUFFIX"))
         os.environ["SETUPTOOLS_EXT_SUFFIX"] = suffix.replace(os.uname().machine, str(processor))
         os.environ["_PYTHON_HOST_PLATFORM"] = f"linux-{processor}"
-    return _backend.build_wheel(wheel_directory, config_settings, metadata_directory)
 
 
 def _for_plugins(config_settings: _Settings | None) -> tuple[str, ...]:
