@@ -46,7 +46,7 @@ def build_wheel(
 
 
 def _name_the_processor(config_settings: _Settings | None) -> None:
-    """The tags of a wheel and of its module come from these variables, where they are not of the machine that builds."""
+    """Set the variables that the tags of a wheel and of its module come from, in place of the machine that builds."""
     if processor := (config_settings or {}).get("cmake.define.SALA_PROCESSOR"):
         suffix = str(sysconfig.get_config_var("EXT_SUFFIX"))
         os.environ["SETUPTOOLS_EXT_SUFFIX"] = suffix.replace(os.uname().machine, str(processor))

@@ -172,12 +172,18 @@ def wheel(
 
 
 def audit(built: Path, done: Path, tools: Path) -> None:
-    """Give a wheel its tag, once it is known that it needs nothing else than that promises."""
-    processor = built.stem.rpartition("linux_")[2]
+    """Give a wheel the tag of the oldest systems that have all it needs.
+
+    Raises: WheelError if those are not the ones that the wheels are for.
+    """
     path = {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}  # patchelf
-    options = ["--plat", f"{PLATFORM}_{processor}", "--only-plat", "--exclude", FROM_TENSORRT]
+    # It knows the names of this processor's systems alone, but finds those of another.
+    options = ["--plat", "auto", "--only-plat", "--exclude", FROM_TENSORRT]
     command = [tools / "auditwheel", "repair", *options, "--wheel-dir", done, built]
     run(f"audit {built.name}", command, environ=os.environ | path)
+    wanted = built.name.replace("-linux_", f"-{PLATFORM}_")
+    if not (done / wanted).is_file():
+        raise WheelError(f"auditwheel finds that {built.name} runs on other systems than {wanted} would")
     if "-abi3-" in built.name:
         run("audit its use of Python", [tools / "abi3audit", "--strict", built])
 

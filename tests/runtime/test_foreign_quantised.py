@@ -18,8 +18,9 @@ from sala_export.checkpoint.folder import CheckpointFolder
 from sala_export.checkpoint.keymap import weights
 from sala_export.model.sala import SalaForCausalLM
 
-PROMPTS = 5
-TOKENS = 7
+PROMPTS = 16
+# With seven tokens, a sum near the middle between two codes of fp8 changes every second row.
+TOKENS = 3
 
 
 @pytest.mark.parametrize("writer", [modelopt_fp8, partial(modelopt_fp8, by_channel=True), modelopt_nvfp4, gptq, awq])

@@ -87,18 +87,20 @@ def test_operators_of_a_wheel_pass_their_tests(wheel: Path, tmp_path: Path) -> N
 
 @pytest.mark.release
 def test_runtime_of_a_wheel_passes_its_tests(wheel: Path, tmp_path: Path) -> None:
-    """In an environment with the wheel and what this one has, where the sources of the package are not found."""
-    environment = tmp_path / "environment"
+    """In an environment with the wheel and all else that this one has, and a checkout without sources."""
+    environment, checkout = tmp_path / "environment", tmp_path / "checkout"
     subprocess.run([sys.executable, "-m", "venv", environment], check=True)
     python = environment / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "--no-deps", wheel], check=True)
     (packages,) = environment.glob("lib/python3*/site-packages")
-    (packages / "others.pth").write_text(sysconfig.get_path("platlib"), encoding="utf-8")
-    checkout = tmp_path / "checkout"
+    for other in Path(sysconfig.get_path("platlib")).iterdir():
+        if "sala_export" not in other.name and not (packages / other.name).exists():
+            (packages / other.name).symlink_to(other)
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in listed.strip("\0").split("\0"):
         if not name.startswith("sala_export/"):
             (checkout / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, checkout / name)
+    (checkout / "sala_export").symlink_to(packages / "sala_export")
     environ = os.environ | {"PATH": f"{environment / 'bin'}:{os.environ['PATH']}"}
     subprocess.run([python, "-m", "pytest", "-q", "tests/runtime"], cwd=checkout, env=environ, check=True)
