@@ -15,7 +15,7 @@ _BLOCK = re.compile(r"^```(\w*)[ \w]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _COMMENT = re.compile(r"\s+# .*$", re.MULTILINE)
 _PROGRAM = re.compile(
     r"((?:POLYGRAPHY_\w+=1 )?polygraphy|cat|cd|docker|git|pip|python3?|pre-commit|sala-export|sala-run|source|"
-    r"\.?[\w/-]+\.sh) "
+    r"\.?[\w/-]+\.(?:py|sh)) "
 )
 
 TESTED_ELSEWHERE = {"docs/embedding.md": "tests/embedding/test_page.py"}
@@ -34,6 +34,7 @@ NOT_RUN = {
     "source ": "changes the shell of the reader",
     "pip install": "changes the installation that the tests run in",
     "python3 -m venv": "is for the reader's own environment; tests/test_extras.py makes one",
+    "python -m pytest --release": "takes an hour, before a release",
     "python -m pip wheel": "compiles for minutes; tests/test_extras.py makes a wheel before a release",
     "python -m http.server": "does not end by itself",
     "python -m scripts.build_site": "tests/docs/test_site.py runs it",
