@@ -24,6 +24,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz-inputs", type=int, default=300, help="How many inputs each fuzzer in Python tries.")
     parser.addoption("--fuzz-seed", type=int, default=0, help="The seed of the first manifest that is fuzzed.")
     parser.addoption(
+        "--operators", type=Path, help="A libsala_ort.so for tests/plugins/test_*_cpu.py, which else build it."
+    )
+    parser.addoption(
         "--plugin-driver", help="A built plugin_driver for tests/plugins/test_plugin_gpu.py, which else builds it."
     )
     parser.addoption("--plugin-library", help="The plugin library that it opens, if not that of the installation.")
@@ -32,10 +35,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Test processes side by side share the cores: torch's threads wait for each other by spinning.
 
-    Raises: pytest.UsageError without the GPU that was required, before there are such processes, which would not tell.
+    Raises: pytest.UsageError without the GPU or the operators that were asked for, before there are such processes,
+        which would not tell.
     """
     if "gpu" in config.getoption("--require") and not torch.cuda.is_available():
         raise pytest.UsageError("--require gpu: no CUDA device here")
+    if operators := config.getoption("--operators"):
+        if not operators.is_file():
+            raise pytest.UsageError(f"--operators: {operators} is not there")
+        from support import cpu_operators
+
+        cpu_operators.given_library = operators
     processes = getattr(config, "workerinput", {}).get("workercount", 1)
     if processes > 1:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))

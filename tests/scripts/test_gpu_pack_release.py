@@ -58,4 +58,5 @@ def test_native_module_alone_makes_a_wheel(tmp_path: Path) -> None:
     run(sys.executable, "-m", "pip", "wheel", ".", *options, "--wheel-dir", tmp_path, cwd=REPOSITORY)
     (wheel,) = tmp_path.iterdir()
     libraries = [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
-    assert libraries == [f"sala_export/runtime/_native{sysconfig.get_config_var('EXT_SUFFIX')}"]
+    suffix = sysconfig.get_config_var("EXT_SUFFIX") if sys.version_info < (3, 12) else ".abi3.so"
+    assert libraries == [f"sala_export/runtime/_native{suffix}"]

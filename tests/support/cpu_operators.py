@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import ctypes
 import functools
-import os
 import shutil
 import subprocess
 import tempfile
@@ -24,6 +23,9 @@ from sala_export.ops.common.contract import ACTIVATION, Contract
 from sala_export.ops.common.contract import Tensor as ContractTensor
 
 REPOSITORY = Path(__file__).parents[2]
+given_library: Path | None = None
+"""The value of the option --operators."""
+
 SIMD_LEVELS = ("baseline", "avx2", "avx512", "avx512_bf16")
 
 _ELEMENTS = {"X": TensorProto.FLOAT, "float32": TensorProto.FLOAT, "int32": TensorProto.INT32}
@@ -50,9 +52,8 @@ def build_directory() -> Path:
 
 
 def library() -> Path:
-    """The library that the tests are of: that of a wheel, if the environment names it, or else the build."""
-    given = os.environ.get("SALA_TESTED_OPERATORS")
-    return Path(given) if given else build_directory() / "libsala_ort.so"
+    """The library that the tests are of: the one that was given, or else the one that is built."""
+    return given_library or build_directory() / "libsala_ort.so"
 
 
 def _native() -> ctypes.CDLL:
