@@ -2,7 +2,7 @@
 # ziglang. What it links brings its own C++ library. For wheels, see scripts/build_wheels.py.
 set(SALA_PROCESSOR "${CMAKE_HOST_SYSTEM_PROCESSOR}" CACHE STRING "x86_64 or aarch64")
 set(SALA_LINKED "${CMAKE_BINARY_DIR}/manylinux" CACHE INTERNAL "Directory of what every library is linked with")
-set(CMAKE_TRY_COMPILE_PLATFORM_VARIABLES SALA_PROCESSOR SALA_LINKED)
+set(CMAKE_TRY_COMPILE_PLATFORM_VARIABLES SALA_PROCESSOR SALA_LINKED SALA_ZIG)
 
 set(CMAKE_SYSTEM_NAME Linux)
 set(CMAKE_SYSTEM_PROCESSOR ${SALA_PROCESSOR})

@@ -32,8 +32,8 @@ class EndOfThread {
   bool has_returned_ = false;
 };
 
-/// Does what may ask for the lock. Returns what `call` does, or never. Never inlined: a caller that must not throw would
-/// end the process before anything is unwound.
+/// Does what may ask for the lock. Returns what `call` does, or never. Never inlined: a caller that must not throw
+/// would end the process before anything is unwound.
 template <class Call>
 [[gnu::noinline]] auto until_the_interpreter_ends(Call&& call) {
   EndOfThread end;
