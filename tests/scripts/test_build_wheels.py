@@ -137,7 +137,9 @@ def test_native_module_of_a_wheel_has_no_unwinder_of_its_own(wheel: Path, tmp_pa
     zipfile.ZipFile(wheel).extractall(tmp_path)
     for library in tmp_path.glob("sala_export/**/*.so"):
         if library.name != "libtensorrt_rtx.so":  # which has no code
-            symbols = subprocess.run(["readelf", "--dyn-syms", library], capture_output=True, text=True, check=True)
+            symbols = subprocess.run(
+                ["readelf", "--wide", "--dyn-syms", library], capture_output=True, text=True, check=True
+            )
             assert re.search(r" UND _Unwind_RaiseException\b", symbols.stdout), library
 
 
