@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+import re
 import subprocess
+from pathlib import Path
 
 import pytest
 from support.cpu_operators import REPOSITORY, SIMD_LEVELS, build_directory, library, runnable_simd_levels
@@ -25,6 +28,21 @@ def test_kernel_objects_share_no_definition_with_other_levels(level: str) -> Non
 def test_levels_are_in_rising_order_and_begin_with_the_baseline() -> None:
     levels = runnable_simd_levels()
     assert levels == SIMD_LEVELS[: len(levels)]
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="others have one level")
+def test_best_level_is_what_linux_says_of_the_processor() -> None:
+    flags = set(
+        re.findall(r"^flags\s*: (.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)[0].split()
+    )
+    needed = (
+        set(),
+        {"avx2", "fma"},
+        {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
+        {"avx512vbmi", "avx512_vnni", "avx512_bf16"},
+    )
+    count = next((i for i, names in enumerate(needed) if not names <= flags), len(needed))
+    assert runnable_simd_levels() == SIMD_LEVELS[:count]
 
 
 def test_library_exports_its_entry_points_alone() -> None:
