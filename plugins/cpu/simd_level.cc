@@ -24,7 +24,7 @@ const char* name_of(SimdLevel level) {
 
 namespace {
 
-/// What the processor can, by the bits of cpuid.h. Not __builtin_cpu_supports, which finds nothing if Zig links it.
+/// What the processor can, by the bits of CPUID. Not __builtin_cpu_supports, which finds nothing if Zig links it.
 struct Processor {
   unsigned leaf1_c = 0, leaf7_b = 0, leaf7_c = 0, leaf71_a = 0;
   unsigned long long saved = 0;  // which registers the operating system saves
