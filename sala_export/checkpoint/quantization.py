@@ -80,6 +80,7 @@ class Scheme:
 _INTEGER, _FLOAT = {"type": "int", "symmetric": True}, {"type": "float", "symmetric": True}
 _STATIC = {"strategy": "tensor", "dynamic": False}
 _SCALES = {"weight_scale": DType.FLOAT32, "input_scale": DType.FLOAT32}
+_MX_BLOCKS = {"num_bits": 8, **_FLOAT, "strategy": "group", "group_size": 32}
 _BLOCKS = {"num_bits": 4, **_FLOAT, "strategy": "tensor_group", "group_size": 16}
 
 SCHEMES: Mapping[Precision, Scheme] = {
@@ -92,6 +93,17 @@ SCHEMES: Mapping[Precision, Scheme] = {
         group=None,
         weights={"num_bits": 8, **_FLOAT, "strategy": "tensor"},
         input_activations={"num_bits": 8, **_FLOAT, **_STATIC},
+    ),
+    Precision.MXFP8: Scheme(
+        precision=Precision.MXFP8,
+        format="mxfp8-quantized",
+        # A scale is the exponent byte of a power of two, 2^(byte - 127): E8M0 of the OCP microscaling formats.
+        tensors={"weight": DType.FLOAT8_E4M3FN, "weight_scale": DType.UINT8},
+        largest=E4M3_MAX,
+        input_type=DType.FLOAT8_E4M3FN,
+        group=32,
+        weights=_MX_BLOCKS,
+        input_activations={**_MX_BLOCKS, "dynamic": True},
     ),
     Precision.INT8: Scheme(
         precision=Precision.INT8,
