@@ -25,9 +25,9 @@ from ..model.signature import Signature, signature
 from ..specs import OPERATOR_DOMAIN, CpuMath, DType, Precision, TensorSpec
 from .fake_quantization import codes_of, nvfp4_codes, rounded_by_token
 from .graph_builder import OPSET, QUANTIZED_OPSET, GraphBuilder, shape_of
-from .layer_parts import gated, norm_module
+from .layer_parts import SeparateParts, gated, norm_module
 from .products import Names, add_scaled, product_module, split_product
-from .step_graph import build_step
+from .step_graph import Norm, build_step
 
 CPU_GRAPH_FILES: Mapping[CpuMath, str] = {CpuMath.EXACT: "cpu.onnx", CpuMath.FAST: "cpu_fast.onnx"}
 
@@ -63,7 +63,7 @@ def export_cpu_graph(checkpoint: Checkpoint, directory: Path, precision: Precisi
     return CpuGraph(steps=steps, weights=inputs[0])
 
 
-class CpuForm:
+class CpuForm(SeparateParts):
     """See `step_graph.Form`."""
 
     dtype = DType.FLOAT32
@@ -82,11 +82,11 @@ class CpuForm:
     def embedding(self) -> ir.Value:
         return self._stored(EMBEDDING, self._checkpoint.locations[EMBEDDING])
 
-    def norm(self, x: ir.Value, name: str, eps: float) -> ir.Value:
+    def norm(self, x: ir.Value, norm: Norm) -> ir.Value:
         """One node of ONNX Runtime, which takes a third of the time that nodes of standard ONNX take."""
-        weight = self.operator_weight(name)
-        with self.graph.module(norm_module(name)):
-            attributes = {"axis": -1, "epsilon": eps, "stash_type": 1}
+        weight = self.operator_weight(norm.weight)
+        with self.graph.module(norm_module(norm.weight)):
+            attributes = {"axis": -1, "epsilon": norm.eps, "stash_type": 1}
             return self.graph.node("SimplifiedLayerNormalization", [x, weight], attributes)
 
     def operator_weight(self, name: str) -> ir.Value:
@@ -96,7 +96,7 @@ class CpuForm:
         return split_product(self.graph, names, self._kind, lambda part: self._linear(x, part))
 
     def gated_product(self, x: ir.Value, names: Names) -> ir.Value:
-        """A part of the product's own node where the weights of gate and up are of one kind."""
+        """`silu(gate x) * up x`: a part of the product's own node where the weights of gate and up are of one kind."""
         if len({self._kind(name) for name in names}) > 1:
             return gated(self.graph, self.product(x, names), names, self.dtype)
         with self.graph.module(product_module(names)):

@@ -25,10 +25,10 @@ from ..specs import DType, Precision, TensorSpec
 from .engine_constants import Arrays, EngineConstants, int4_columns, scale_columns
 from .fake_quantization import token_scales
 from .graph_builder import FLAT_ROWS, IR_TYPES, OPSET, QUANTIZED_OPSET, GraphBuilder, shape_of
-from .layer_parts import gated, rms_norm
+from .layer_parts import SeparateParts, gated, rms_norm
 from .nvfp4 import NVFP4_BLOCK, nvfp4_input
 from .products import Names, add_scaled, product_module, scales_of, split_product
-from .step_graph import build_step
+from .step_graph import Norm, build_step
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def _say_rounded_scales(checkpoint: Checkpoint) -> None:
         logger.warning("%s has scales in %s: the engine rounds them to bfloat16", checkpoint.directory, dtype)
 
 
-class EngineForm:
+class EngineForm(SeparateParts):
     """See `step_graph.Form`."""
 
     def __init__(self, checkpoint: Checkpoint, precision: Precision, folder: Path) -> None:
@@ -114,10 +114,10 @@ class EngineForm:
     def embedding(self) -> ir.Value:
         return self._plain((EMBEDDING,))
 
-    def norm(self, x: ir.Value, name: str, eps: float) -> ir.Value:
+    def norm(self, x: ir.Value, norm: Norm) -> ir.Value:
         """The weight is [1, 1, H], before lm_head [1, H]: without these extents TensorRT adds a kernel to each norm."""
-        weight = self._plain((name,), leading=1 if name == FINAL_NORM else 2)
-        return rms_norm(self.graph, x, weight, name, eps, self.dtype)
+        weight = self._plain((norm.weight,), leading=1 if norm.weight == FINAL_NORM else 2)
+        return rms_norm(self.graph, x, weight, norm, self.dtype)
 
     def operator_weight(self, name: str) -> ir.Value:
         return self._plain((name,))

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import onnx_ir as ir
 
 from ..model.stream_unit import stream_unit
 from ..specs import DType
 from .graph_builder import IR_TYPES, GraphBuilder, shape_of
 from .products import Names, layer_module
+from .step_graph import Norm
+
+
+class _Parts(Protocol):
+    def norm(self, x: ir.Value, norm: Norm) -> ir.Value: ...
+    def product(self, x: ir.Value, names: Names) -> ir.Value: ...
+    def gated_product(self, x: ir.Value, names: Names) -> ir.Value: ...
+    def residual_product(self, stream: ir.Value, x: ir.Value, name: str, scale: float) -> ir.Value: ...
+
+
+class SeparateParts:
+    """Layers of a `step_graph.Form` that states norms, products and the gated unit one by one."""
+
+    def normed_product(self: _Parts, stream: ir.Value, norm: Norm, names: Names) -> ir.Value:
+        return self.product(self.norm(stream, norm), names)
+
+    def mlp(self: _Parts, stream: ir.Value, norm: Norm, names: Names, down: str, scale: float) -> ir.Value:
+        return self.residual_product(stream, self.gated_product(self.norm(stream, norm), names), down, scale)
 
 
 def norm_module(name: str) -> str:
@@ -15,17 +35,17 @@ def norm_module(name: str) -> str:
     return name.removeprefix("model.").removesuffix(".weight")
 
 
-def rms_norm(graph: GraphBuilder, x: ir.Value, weight: ir.Value, name: str, eps: float, dtype: DType) -> ir.Value:
+def rms_norm(graph: GraphBuilder, x: ir.Value, weight: ir.Value, norm: Norm, dtype: DType) -> ir.Value:
     """RMSNorm of `x` [..., H] of `dtype`: the mean in fp32, the cast to `dtype` before the weight.
 
-    Args: `weight` of `dtype`, the extents before its last are 1 if there are any; `name`, that of it in the checkpoint.
+    Args: `weight` of `dtype`, the extents before its last are 1 if there are any.
     """
-    with graph.module(norm_module(name)):
+    with graph.module(norm_module(norm.weight)):
         wide = graph.cast(x, DType.FLOAT32)
         squares = graph.node("Pow", [wide, graph.number(2.0, DType.FLOAT32)])
         shape = (*shape_of(x)[:-1], 1)
         mean = graph.node("ReduceMean", [squares, graph.integers(-1)], {"keepdims": 1}, shape=shape)
-        root = graph.node("Sqrt", [graph.node("Add", [mean, graph.number(eps, DType.FLOAT32)])])
+        root = graph.node("Sqrt", [graph.node("Add", [mean, graph.number(norm.eps, DType.FLOAT32)])])
         scaled = graph.node("Mul", [wide, graph.node("Reciprocal", [root])])
         return graph.node("Mul", [graph.cast(scaled, dtype), weight])
 

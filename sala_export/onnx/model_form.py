@@ -18,14 +18,15 @@ from ..checkpoint.tensor_location import TensorFile, TensorLocation
 from ..specs import DType, Precision
 from .fake_quantization import rounded_by_token
 from .graph_builder import IR_TYPES, OPSET, QUANTIZED_OPSET, GraphBuilder, Shape, shape_of
-from .layer_parts import gated, rms_norm
+from .layer_parts import SeparateParts, gated, rms_norm
 from .nvfp4 import nvfp4_input
 from .products import Names, add_scaled, scales_of, split_product
+from .step_graph import Norm
 
 _INT4_ZERO = 8
 
 
-class ModelForm:
+class ModelForm(SeparateParts):
     """See `step_graph.Form`."""
 
     def __init__(
@@ -46,8 +47,8 @@ class ModelForm:
     def embedding(self) -> ir.Value:
         return self._stored(EMBEDDING)
 
-    def norm(self, x: ir.Value, name: str, eps: float) -> ir.Value:
-        return rms_norm(self.graph, x, self._plain(name), name, eps, self.dtype)
+    def norm(self, x: ir.Value, norm: Norm) -> ir.Value:
+        return rms_norm(self.graph, x, self._plain(norm.weight), norm, self.dtype)
 
     def operator_weight(self, name: str) -> ir.Value:
         return self._plain(name)

@@ -7,6 +7,7 @@ share an input are one product, because some TensorRT versions miscompile their 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import onnx_ir as ir
@@ -22,6 +23,16 @@ from .graph_builder import FLAT_ROWS, IR_TYPES, GraphBuilder, Shape, shape_of
 OPERATOR_VERSION = 1
 PLUGIN_ATTRIBUTES = {"plugin_namespace": OPERATOR_DOMAIN, "plugin_version": str(OPERATOR_VERSION)}
 """String attributes of a `sala` node, by which TensorRT's parser finds its plugin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """An RMSNorm."""
+
+    weight: str
+    """Name in the checkpoint."""
+    eps: float
+    """Added to the mean of the squares."""
 
 
 class Form(Protocol):
@@ -42,8 +53,8 @@ class Form(Protocol):
     def embedding(self) -> ir.Value:
         """The table [V, H] that token ids are looked up in; its rows are then cast to `dtype`."""
 
-    def norm(self, x: ir.Value, name: str, eps: float) -> ir.Value:
-        """The RMSNorm of `x` [..., H] with the weight `name`, in `dtype`: `eps` is added to the mean of the squares."""
+    def norm(self, x: ir.Value, norm: Norm) -> ir.Value:
+        """The RMSNorm of `x` [..., H], in `dtype`."""
 
     def operator_weight(self, name: str) -> ir.Value:
         """A norm that an operator takes: `dtype` [head_dim] or [width]."""
@@ -51,8 +62,11 @@ class Form(Protocol):
     def product(self, x: ir.Value, names: tuple[str, ...]) -> ir.Value:
         """`x @ concat(weights).T` [..., out] in `dtype`, sums in fp32, of `x` [B, T, in], or [R, in] before lm_head."""
 
-    def gated_product(self, x: ir.Value, names: tuple[str, ...]) -> ir.Value:
-        """`silu(gate x) * up x` [B, T, I] of `x` [B, T, H]; `names` are those of gate and up."""
+    def normed_product(self, stream: ir.Value, norm: Norm, names: tuple[str, ...]) -> ir.Value:
+        """The product of `norm(stream)` [B, T, out] in `dtype`."""
+
+    def mlp(self, stream: ir.Value, norm: Norm, names: tuple[str, ...], down: str, scale: float) -> ir.Value:
+        """`stream + scale * down(silu(gate n) * up n)` [B, T, H] of n = `norm(stream)`; `names` are gate and up."""
 
     def residual_product(self, stream: ir.Value, x: ir.Value, name: str, scale: float) -> ir.Value:
         """`stream + scale * (x @ weight.T)` [B, T, H]: the product and its scaled form rounded to `dtype`."""
@@ -97,19 +111,18 @@ class _StepBuilder:
         """The stream after a layer: mixer and MLP, each normed before and scaled by `residual_scale` after."""
         prefix, scale = f"model.layers.{layer}", self.config.residual_scale
         mixer_in, mlp_in = layer_packs(self.config, layer)
-        x = self._norm(stream, f"{prefix}.input_layernorm.weight")
-        mixed = self._mixer(layer, self.form.product(x, mixer_in))
+        packed = self.form.normed_product(stream, self._norm(f"{prefix}.input_layernorm.weight"), mixer_in)
+        mixed = self._mixer(layer, packed)
         unit = stream_unit(self.form.dtype)
         stream = self.form.residual_product(stream, mixed, f"{prefix}.self_attn.o_proj.weight", scale * unit)
-        x = self._norm(stream, f"{prefix}.post_attention_layernorm.weight")
-        gated = self.form.gated_product(x, mlp_in)
+        norm = self._norm(f"{prefix}.post_attention_layernorm.weight")
         # The MLP's products are in the unit of the stream already.
-        stream = self.form.residual_product(stream, gated, f"{prefix}.mlp.down_proj.weight", scale)
+        stream = self.form.mlp(stream, norm, mlp_in, f"{prefix}.mlp.down_proj.weight", scale)
         stream.name = stream_name(layer + 1)
         return stream
 
-    def _norm(self, x: ir.Value, weight: str) -> ir.Value:
-        return self.form.norm(x, weight, self.config.rms_norm_eps * stream_unit(self.form.dtype) ** 2)
+    def _norm(self, weight: str) -> Norm:
+        return Norm(weight, self.config.rms_norm_eps * stream_unit(self.form.dtype) ** 2)
 
     def _mixer(self, layer: int, packed: ir.Value) -> ir.Value:
         """What the operator of a layer gives [B, T, width] of its packed projection."""
@@ -145,7 +158,7 @@ class _StepBuilder:
         with graph.module("logit_rows"):
             tokens = graph.node("Reshape", [stream, graph.integers(-1, hidden)], shape=(FLAT_ROWS, hidden))
             rows = graph.node("Gather", [tokens, wanted], {"axis": 0}, shape=(*shape_of(wanted), hidden))
-        normed = self._norm(rows, FINAL_NORM)
+        normed = self.form.norm(rows, self._norm(FINAL_NORM))
         divided = graph.node("Div", [normed, graph.number(self.config.logit_divisor, dtype)])
         head = EMBEDDING if self.config.tie_word_embeddings else LM_HEAD
         logits = graph.cast(self.form.product(divided, (head,)), DType.FLOAT32)
