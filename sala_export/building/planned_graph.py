@@ -19,6 +19,7 @@ from ..engine.memory import MemoryUsage, predict_memory
 from ..engine.request import EngineRequest
 from ..model.mixers import MIXERS
 from ..model.signature import signature
+from ..numerics.number_formats import WORD_COLUMNS
 from ..specs import DType, Precision, TensorSpec
 from .kernel_support import operator_workspaces
 
@@ -91,11 +92,13 @@ def _weight_inputs(group: Sequence[Weight], precision: Precision, scheme: Scheme
         yield TensorSpec(name, scheme.input_type, shape)
         if scheme.group is None:
             yield TensorSpec(f"{module}.output_scale", DType.FLOAT32, shape[:1])
+        elif scheme.precision is Precision.MXFP8:
+            yield TensorSpec(f"{module}.weight_scale", DType.INT32, (shape[1] // WORD_COLUMNS, shape[0]))
 
 
 def _constant_bytes(weight: Weight, quantization: Quantization | None) -> int:
     """Of a quantised weight inside the graph: its codes and scales in int4, its block scales in nvfp4."""
-    if quantization is None:
+    if quantization is None or quantization.precision is Precision.MXFP8:
         return 0
     inputs = weight.elements * quantization.scheme.bits // 8 if quantization.scheme.input_type else 0
     return quantization.stored_bytes(weight.shape[0], weight.shape[1]) - inputs

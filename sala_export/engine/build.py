@@ -122,7 +122,7 @@ def _report(
         inputs=graph.inputs,
         weights=graph.weights,
         outputs=graph.outputs,
-        operators=graph.operators,
+        operators=graph.operators + graph.product_operators,
         layers=log.layers,
         activation_bytes=log.activation_bytes,
         constant_bytes=log.constant_bytes,

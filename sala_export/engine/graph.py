@@ -38,6 +38,9 @@ class EngineGraph:
     """All other inputs, of fixed shapes. Quantised weights hold codes, and float32 inputs are their scales."""
     outputs: tuple[TensorSpec, ...]
     operators: tuple[OperatorNode, ...]
+    """The mixers, one in each layer."""
+    product_operators: tuple[OperatorNode, ...] = ()
+    """Block-scaled products, and what quantises their inputs. A planned graph does not name them."""
     parameters: int
     """Number of weight elements, inputs and constants, without scales."""
     quantized_parameters: int

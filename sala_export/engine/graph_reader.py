@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 
 from ..checkpoint.quantization import SCHEMES
 from ..errors import CheckpointError, RequestError, ShapeError
+from ..model.mixers import MIXERS
 from ..model.signature import LOGITS, PAST, SYMBOLIC_DIMENSIONS, TOKEN_INPUTS
 from ..ops.registry import CONTRACTS
 from ..specs import OPERATOR_DOMAIN, DType, TensorSpec
@@ -27,6 +28,7 @@ _DTYPES: dict[int, DType] = {
     onnx.TensorProto.FLOAT4E2M1: DType.FLOAT4_E2M1FN,
     onnx.TensorProto.INT8: DType.INT8,
 }
+_MIXER_TYPES = {kind.contract.onnx_type for kind in MIXERS.values()}
 _CODE_TYPES = {scheme.input_type for scheme in SCHEMES.values()}
 _CONSTANT_BITS = {onnx.TensorProto.INT4: 4, **{type_: dtype.bits for type_, dtype in _DTYPES.items()}}
 
@@ -50,6 +52,7 @@ def read_graph(path: Path) -> EngineGraph:
     constants = _constants(path, graph)
     codes = [constant for constant in constants if constant.is_weight]
     inside = sum(constant.count for constant in codes)
+    nodes = [_operator(path, node) for node in graph.node if node.domain == OPERATOR_DOMAIN]
     embedding = _embedding(path, graph, weights)
     head = (_vocabulary(path, outputs), embedding.shape[1])
     matrices = [_rows_of(spec) for spec in weights if spec.shape != head and spec != embedding]
@@ -58,7 +61,8 @@ def read_graph(path: Path) -> EngineGraph:
         inputs=tuple(spec for spec in specs if _is_of_step(spec.name)),
         weights=weights,
         outputs=outputs,
-        operators=tuple(_operator(path, node) for node in graph.node if node.domain == OPERATOR_DOMAIN),
+        operators=tuple(node for node in nodes if node.op_type in _MIXER_TYPES),
+        product_operators=tuple(node for node in nodes if node.op_type not in _MIXER_TYPES),
         parameters=inside + sum(_count(spec) for spec in weights if not _is_scale(spec, embedding.dtype)),
         quantized_parameters=inside + sum(_count(spec) for spec in weights if spec.dtype in _CODE_TYPES),
         constant_bytes=sum(constant.bytes for constant in constants),
@@ -79,8 +83,8 @@ def _check_weights(path: Path, weights: Sequence[TensorSpec]) -> None:
 
 
 def _is_scale(spec: TensorSpec, activation: DType) -> bool:
-    """Whether a weight input scales products: fp32 in a graph that computes in 16 bits."""
-    return spec.dtype is DType.FLOAT32 and activation is not DType.FLOAT32
+    """Whether a weight input scales products: fp32 in a graph that computes in 16 bits, or words of block scales."""
+    return spec.dtype is DType.INT32 or (spec.dtype is DType.FLOAT32 and activation is not DType.FLOAT32)
 
 
 def _count(spec: TensorSpec) -> int:

@@ -14,9 +14,10 @@ MAX_BATCH = 256
 
 _NEAREST = {
     Precision.FP8: (Precision.INT8, Precision.INT4),
+    Precision.MXFP8: (Precision.FP8, Precision.INT8, Precision.INT4),
     Precision.INT8: (Precision.FP8, Precision.INT4),
     Precision.INT4: (Precision.NVFP4, Precision.INT8, Precision.FP8),
-    Precision.NVFP4: (Precision.FP8, Precision.INT8, Precision.INT4),
+    Precision.NVFP4: (Precision.MXFP8, Precision.FP8, Precision.INT8, Precision.INT4),
 }
 """Precisions nearest in speed to a quantised one, best first. The 16-bit types come after these."""
 

@@ -9,14 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .number_formats import E8M0_VALUES
+from .number_formats import E8M0_VALUES, MX_BLOCK
 from .rounding import round_e4m3
-
-MX_BLOCK = 32
-"""Numbers along a row that share a scale."""
-WORD_BLOCKS = 4
-"""Scales in a word of the operators."""
-WORD_COLUMNS = MX_BLOCK * WORD_BLOCKS
 
 _INFINITY_BITS = 0x7F800000
 _NAN_SCALE = 255

@@ -17,6 +17,10 @@ E4M3_MAX = 448.0
 E2M1_MAX = 6.0
 INT8_MAX = 127.0
 INT4_MAX = 7.0
+MX_BLOCK = 32
+"""Numbers along a row that share a scale of e8m0."""
+WORD_COLUMNS = 4 * MX_BLOCK
+"""Numbers whose scales fill a word of 32 bits."""
 
 
 def _e4m3_values() -> NDArray[np.float32]:

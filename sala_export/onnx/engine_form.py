@@ -2,8 +2,8 @@
 
 A product takes the packed weights of its projections as one input, [out, in] as the checkpoint stores them, and its
 input as rows [B*T, in]: before a product of [B, T, in] TensorRT turns the weight over in every step. Scales of fp8 and
-int8 are inputs outside of the product, whose own are 1. docs/quantisation.md has the forms, and what TensorRT makes of
-them.
+int8 are inputs outside of the product, whose own are 1. Products of mxfp8 are operators of this project, which norms and
+sums are parts of. docs/quantisation.md has the forms, and what TensorRT makes of them.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ from ..checkpoint.quantization import SCHEMES
 from ..checkpoint.quantized_weights import QuantizedWeight
 from ..checkpoint.reader import Checkpoint
 from ..model.signature import Signature, signature
+from ..numerics.number_formats import WORD_COLUMNS
 from ..specs import DType, Precision, TensorSpec
+from . import block_scaled
+from .block_scaled import ScaledRows
 from .engine_constants import Arrays, EngineConstants, int4_columns, scale_columns
 from .fake_quantization import token_scales
 from .graph_builder import FLAT_ROWS, IR_TYPES, OPSET, QUANTIZED_OPSET, GraphBuilder, shape_of
-from .layer_parts import SeparateParts, gated, rms_norm
+from .layer_parts import SeparateParts, gated, norm_module, rms_norm
 from .nvfp4 import NVFP4_BLOCK, nvfp4_input
-from .products import Names, add_scaled, product_module, scales_of, split_product
+from .products import Names, add_scaled, layer_module, product_module, scales_of, split_product
 from .step_graph import Norm, build_step
 
 logger = logging.getLogger(__name__)
@@ -126,11 +129,27 @@ class EngineForm(SeparateParts):
         kind = scales_of(self._checkpoint.quantized)
         return split_product(self.graph, names, kind, lambda part: self._product(x, part))
 
+    def normed_product(self, stream: ir.Value, norm: Norm, names: Names) -> ir.Value:
+        if not self._are_block_scaled(names):
+            return super().normed_product(stream, norm, names)
+        with self.graph.module(product_module(names)):
+            return self._block_scaled_product(self._normed_rows(stream, norm), names)
+
     def gated_product(self, x: ir.Value, names: Names) -> ir.Value:
         return gated(self.graph, self.product(x, names), names, self.dtype)
 
+    def mlp(self, stream: ir.Value, norm: Norm, names: Names, down: str, scale: float) -> ir.Value:
+        if not self._are_block_scaled((*names, down)):
+            return super().mlp(stream, norm, names, down, scale)
+        packed = self.normed_product(stream, norm, names)
+        with self.graph.module(layer_module(names[0], 3)):
+            rows = block_scaled.gated_quantized(self.graph, packed)
+        return self._added(stream, rows, down, scale)
+
     def residual_product(self, stream: ir.Value, x: ir.Value, name: str, scale: float) -> ir.Value:
         """The sum is over rows where it joins the product's kernel, else over [B, T, H], where it joins the norm's."""
+        if self._are_block_scaled((name,)):
+            return self._added(stream, self._quantized_rows(x, (name,)), name, scale)
         factor = self.graph.number(scale, self.dtype)
         if name in self._checkpoint.quantized:
             return add_scaled(self.graph, stream, self.product(x, (name,)), name, factor)
@@ -143,6 +162,8 @@ class EngineForm(SeparateParts):
         weights = [self._checkpoint.quantized[name] for name in names if name in self._checkpoint.quantized]
         if weights and weights[0].precision is Precision.INT4:
             return self._int4_product(x, weights)
+        if self._are_block_scaled(names):
+            return self._block_scaled_product(self._quantized_rows(x, names), names)
         rows = self._rows(x)
         if not weights:
             return self._like(x, self._plain_product(rows, names))
@@ -219,6 +240,34 @@ class EngineForm(SeparateParts):
         weight = self.graph.node("DequantizeLinear", [codes, scale], attributes, dtype=IR_TYPES[self.dtype])
         return self.graph.node("MatMul", [x, weight], shape=(*shape_of(x)[:-1], outputs))
 
+    def _are_block_scaled(self, names: Names) -> bool:
+        quantized = self._checkpoint.quantized
+        return all(name in quantized and quantized[name].precision is Precision.MXFP8 for name in names)
+
+    def _normed_rows(self, stream: ir.Value, norm: Norm) -> ScaledRows:
+        with self.graph.module(norm_module(norm.weight)):
+            return block_scaled.normed_quantized(self.graph, stream, self._plain((norm.weight,)), norm.eps)
+
+    def _quantized_rows(self, x: ir.Value, names: Names) -> ScaledRows:
+        with self.graph.module(product_module(names)):
+            return block_scaled.quantized(self.graph, x)
+
+    def _block_scaled_product(self, rows: ScaledRows, names: Names) -> ir.Value:
+        return block_scaled.product(self.graph, rows, self._block_scaled_weight(names), IR_TYPES[self.dtype])
+
+    def _added(self, stream: ir.Value, rows: ScaledRows, name: str, scale: float) -> ir.Value:
+        """The sum is a part of the product's kernel."""
+        with self.graph.module(product_module((name,))):
+            return block_scaled.product_added(self.graph, stream, rows, self._block_scaled_weight((name,)), scale)
+
+    def _block_scaled_weight(self, names: Names) -> ScaledRows:
+        """Codes as they are stored, and their scales in the operators' words, which a runtime lays out as it loads."""
+        weights = [self._checkpoint.quantized[name] for name in names]
+        outputs, inputs = _packed_shape(weights)
+        spec = TensorSpec(f"{_module(weights)}.weight_scale", DType.INT32, (inputs // WORD_COLUMNS, outputs))
+        parts = [WeightPart(tensor=weight.scale_name) for weight in weights]
+        return ScaledRows(self._codes(weights), self._input(spec, parts, layout=WeightLayout.WORD_COLUMNS))
+
     def _constant(self, name: str, dtype: ir.DataType, shape: tuple[int, ...], arrays: Arrays) -> ir.Value:
         return self.graph.initializer(name, self.constants.place(name, dtype, shape, arrays))
 
@@ -266,11 +315,11 @@ class EngineForm(SeparateParts):
         told = [weight.input_scale_name for weight in weights if weight.input_scale_name is not None]
         return self._input(spec, [WeightPart(tensor=name) for name in told])
 
-    def _input(self, spec: TensorSpec, parts: Sequence[WeightPart]) -> ir.Value:
+    def _input(self, spec: TensorSpec, parts: Sequence[WeightPart], layout: WeightLayout = WeightLayout.ROWS) -> ir.Value:
         """The weight input of this name, which is new unless lm_head shares the embedding's."""
         if spec.name not in self._inputs:
             self._inputs[spec.name] = self.graph.input(spec)
-            self.weights[spec.name] = WeightInput(spec=spec, parts=tuple(parts))
+            self.weights[spec.name] = WeightInput(spec=spec, parts=tuple(parts), layout=layout)
         return self._inputs[spec.name]
 
 
