@@ -51,7 +51,7 @@ class Report:
         """The floor at a length of prompt. None without a recipe that knows the precision."""
         if self.recipe is None:
             return None
-        model, bits = Sala(self.config), WEIGHT_BITS[self.precision]
+        model, bits = Sala.in_precision(self.config, Precision(self.precision)), WEIGHT_BITS[self.precision]
         prefill = model.prefill(context, self.chunk_tokens, bits)
         decode = model.decode(context, bits)
         return Floor(

@@ -122,6 +122,7 @@ def make_plan(
     if compare is not None and compare.lower() not in BASELINES:
         raise RequestError(f"--compare {compare}: unknown model, known are {', '.join(BASELINES)}")
     graph = planned_graph(config, request.precision, quantization)
+    model = Sala.in_precision(config, request.precision, quantization)
     memory = {
         context: planned_memory(graph, config, replace(request, max_context=context)) for context in _contexts(request)
     }
@@ -137,7 +138,7 @@ def make_plan(
                     graph, request, memory[request.max_context], recipe, limit=_LARGEST_CONTEXT
                 ),
                 rows=tuple(
-                    _row(config, request, recipe, context, needed, is_published) for context, needed in memory.items()
+                    _row(model, request, recipe, context, needed, is_published) for context, needed in memory.items()
                 ),
                 baseline_rows=tuple(baseline_row(baseline, recipe, context) for context in CONTEXTS)
                 if baseline
@@ -157,16 +158,16 @@ def _contexts(request: EngineRequest) -> Sequence[int]:
 
 
 def _row(
-    config: SalaConfig, request: EngineRequest, recipe: GpuRecipe, context: int, memory: MemoryUsage, is_published: bool
+    model: Sala, request: EngineRequest, recipe: GpuRecipe, context: int, memory: MemoryUsage, is_published: bool
 ) -> ContextRow:
-    model, bits = Sala(config), WEIGHT_BITS[request.precision]
+    bits = WEIGHT_BITS[request.precision]
     published = published_seconds(recipe.name, request.precision) if is_published and context in CONTEXTS else None
     return ContextRow(
         context=context,
         memory_bytes=memory.total_bytes + recipe.reserve_bytes,
         fits=fits(memory, recipe),
         prefill=time_of_prefill(model.prefill(context, request.prefill_chunk, bits), recipe, request.precision),
-        decode=time_of_decode(model.decode(context, bits), config.num_hidden_layers, recipe),
+        decode=time_of_decode(model.decode(context, bits), model.config.num_hidden_layers, recipe),
         published_prefill=published.sala[CONTEXTS.index(context)] if published else None,
     )
 

@@ -15,9 +15,9 @@ from enum import StrEnum
 
 from ..checkpoint.config import Mixer, SalaConfig
 from ..checkpoint.keymap import GATE_ROLES, layer_packs, weights
-from ..checkpoint.quantization import QUANTIZABLE_ROLES
+from ..checkpoint.quantization import QUANTIZABLE_ROLES, Quantization
 from ..model.signature import cache_sizes, signature
-from ..specs import DType
+from ..specs import DType, Precision
 
 
 class Kind(StrEnum):
@@ -47,6 +47,20 @@ class Sala:
     """MiniCPM-SALA of any size. docs/model.md says what each mixer computes."""
 
     config: SalaConfig
+    quantizes_gates: bool = False
+    """The gates of the mixers are quantised where the projections are."""
+
+    @classmethod
+    def in_precision(cls, config: SalaConfig, precision: Precision, quantization: Quantization | None = None) -> Sala:
+        """The model as a checkpoint of this precision holds it.
+
+        Args: `quantization` is that of a quantised checkpoint. None stands for `Quantization.default`.
+        """
+        if not precision.is_quantized:
+            return cls(config)
+        quantization = quantization or Quantization.default(precision)
+        gates = [weight.name for weight in weights(config) if weight.role in GATE_ROLES]
+        return cls(config, quantizes_gates=all(quantization.covers(name) for name in gates))
 
     @property
     def name(self) -> str:
@@ -54,13 +68,14 @@ class Sala:
 
     @property
     def _projections(self) -> int:
-        """Weights that every token is multiplied with and that may be quantised."""
-        return _sizes(self.config).projections
+        """Weights that every token is multiplied with and that are quantised, if any is."""
+        sizes = _sizes(self.config)
+        return sizes.projections + (sizes.gates if self.quantizes_gates else 0)
 
     @property
     def _gates(self) -> int:
         """Weights that every token is multiplied with in 16 bits."""
-        return _sizes(self.config).gates
+        return 0 if self.quantizes_gates else _sizes(self.config).gates
 
     @property
     def _head(self) -> int:
@@ -117,13 +132,14 @@ class Sala:
 
         In each layer: two norms read and write a row, two sums read two rows and write one, `silu(gate) * up` reads
         both and writes their product. A quantised layer reads and writes its packed projection once more to bring both
-        of its products together, and reads the operator's rows to write them in at most half the bits; norms and
-        `silu(gate) * up` write theirs so themselves.
+        of its products together, unless the gate is a part of the one product. It reads the operator's rows to write
+        them in at most half the bits; norms and `silu(gate) * up` write theirs so themselves.
         """
         config, layers = self.config, self.config.num_hidden_layers
         found = 2 * (10 * config.hidden_size + 3 * config.intermediate_size) * layers
         if quantized:
-            found += 2 * 2 * _sizes(config).packed_rows + 3 * config.num_attention_heads * config.head_dim * layers
+            found += 3 * config.num_attention_heads * config.head_dim * layers
+            found += 0 if self.quantizes_gates else 2 * 2 * _sizes(config).packed_rows
         return found
 
 
