@@ -56,9 +56,7 @@ def product(graph: GraphBuilder, x: ScaledRows, weight: ScaledRows, dtype: ir.Da
     )
 
 
-def product_added(
-    graph: GraphBuilder, stream: ir.Value, x: ScaledRows, weight: ScaledRows, factor: float
-) -> ir.Value:
+def product_added(graph: GraphBuilder, stream: ir.Value, x: ScaledRows, weight: ScaledRows, factor: float) -> ir.Value:
     """`stream + factor * (x @ weight.T)` [B, T, out] in the type of `stream`, rounded once."""
     inputs, shape = _operands(x, weight)
     return graph.node(

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from ..bundle.manifest import WeightInput, WeightPart
+from ..bundle.manifest import WeightInput, WeightLayout, WeightPart
 from ..checkpoint.keymap import EMBEDDING, FINAL_NORM, packed_name
 from ..checkpoint.quantization import SCHEMES
 from ..checkpoint.quantized_weights import QuantizedWeight
@@ -28,7 +28,7 @@ from .block_scaled import ScaledRows
 from .engine_constants import Arrays, EngineConstants, int4_columns, scale_columns
 from .fake_quantization import token_scales
 from .graph_builder import FLAT_ROWS, IR_TYPES, OPSET, QUANTIZED_OPSET, GraphBuilder, shape_of
-from .layer_parts import SeparateParts, gated, norm_module, rms_norm
+from .layer_parts import gated, norm_module, rms_norm
 from .nvfp4 import NVFP4_BLOCK, nvfp4_input
 from .products import Names, add_scaled, layer_module, product_module, scales_of, split_product
 from .step_graph import Norm, build_step
@@ -94,7 +94,7 @@ def _say_rounded_scales(checkpoint: Checkpoint) -> None:
         logger.warning("%s has scales in %s: the engine rounds them to bfloat16", checkpoint.directory, dtype)
 
 
-class EngineForm(SeparateParts):
+class EngineForm:
     """See `step_graph.Form`."""
 
     def __init__(self, checkpoint: Checkpoint, precision: Precision, folder: Path) -> None:
@@ -131,17 +131,16 @@ class EngineForm(SeparateParts):
 
     def normed_product(self, stream: ir.Value, norm: Norm, names: Names) -> ir.Value:
         if not self._are_block_scaled(names):
-            return super().normed_product(stream, norm, names)
-        with self.graph.module(product_module(names)):
-            return self._block_scaled_product(self._normed_rows(stream, norm), names)
-
-    def gated_product(self, x: ir.Value, names: Names) -> ir.Value:
-        return gated(self.graph, self.product(x, names), names, self.dtype)
+            return self.product(self.norm(stream, norm), names)
+        with self.graph.module(norm_module(norm.weight)):
+            weight = self._plain((norm.weight,))
+            rows = block_scaled.normed_quantized(self.graph, stream, weight, norm.eps)
+        return self._block_scaled_product(rows, names)
 
     def mlp(self, stream: ir.Value, norm: Norm, names: Names, down: str, scale: float) -> ir.Value:
-        if not self._are_block_scaled((*names, down)):
-            return super().mlp(stream, norm, names, down, scale)
         packed = self.normed_product(stream, norm, names)
+        if not self._are_block_scaled((down,)):
+            return self.residual_product(stream, gated(self.graph, packed, names, self.dtype), down, scale)
         with self.graph.module(layer_module(names[0], 3)):
             rows = block_scaled.gated_quantized(self.graph, packed)
         return self._added(stream, rows, down, scale)
@@ -244,16 +243,13 @@ class EngineForm(SeparateParts):
         quantized = self._checkpoint.quantized
         return all(name in quantized and quantized[name].precision is Precision.MXFP8 for name in names)
 
-    def _normed_rows(self, stream: ir.Value, norm: Norm) -> ScaledRows:
-        with self.graph.module(norm_module(norm.weight)):
-            return block_scaled.normed_quantized(self.graph, stream, self._plain((norm.weight,)), norm.eps)
-
     def _quantized_rows(self, x: ir.Value, names: Names) -> ScaledRows:
         with self.graph.module(product_module(names)):
             return block_scaled.quantized(self.graph, x)
 
     def _block_scaled_product(self, rows: ScaledRows, names: Names) -> ir.Value:
-        return block_scaled.product(self.graph, rows, self._block_scaled_weight(names), IR_TYPES[self.dtype])
+        with self.graph.module(product_module(names)):
+            return block_scaled.product(self.graph, rows, self._block_scaled_weight(names), IR_TYPES[self.dtype])
 
     def _added(self, stream: ir.Value, rows: ScaledRows, name: str, scale: float) -> ir.Value:
         """The sum is a part of the product's kernel."""
@@ -315,7 +311,7 @@ class EngineForm(SeparateParts):
         told = [weight.input_scale_name for weight in weights if weight.input_scale_name is not None]
         return self._input(spec, [WeightPart(tensor=name) for name in told])
 
-    def _input(self, spec: TensorSpec, parts: Sequence[WeightPart], layout: WeightLayout = WeightLayout.ROWS) -> ir.Value:
+    def _input(self, spec: TensorSpec, parts: Sequence[WeightPart], layout: WeightLayout | None = None) -> ir.Value:
         """The weight input of this name, which is new unless lm_head shares the embedding's."""
         if spec.name not in self._inputs:
             self._inputs[spec.name] = self.graph.input(spec)

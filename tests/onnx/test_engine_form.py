@@ -24,7 +24,7 @@ from support.weight_inputs import assemble
 from torch import Tensor
 
 from sala_export import SalaForCausalLM
-from sala_export.bundle.manifest import WeightPart
+from sala_export.bundle.manifest import WeightLayout, WeightPart
 from sala_export.checkpoint.keymap import LM_HEAD
 from sala_export.checkpoint.reader import Checkpoint
 from sala_export.checkpoint.tensor_location import TensorLocation
@@ -35,11 +35,6 @@ from sala_export.onnx.engine_form import ENGINE_GRAPH_FILE, WrittenEngineGraph, 
 from sala_export.specs import QUANTIZED_PRECISIONS, DType, Precision
 
 ALL_PRECISIONS = (Precision.BF16, Precision.FP16, *QUANTIZED_PRECISIONS)
-CODES = {
-    Precision.FP8: TensorProto.FLOAT8E4M3FN,
-    Precision.INT8: TensorProto.INT8,
-    Precision.NVFP4: TensorProto.FLOAT4E2M1,
-}
 QKV = "model.layers.1.self_attn.q_proj+k_proj+v_proj"
 
 
@@ -206,6 +201,9 @@ def test_products_are_gemms_of_weights_as_stored(tmp_path: Path, precision: Prec
     for node in products:
         if node.op_type == "Gemm":
             assert {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute} == {"transB": 1}
+    if precision is Precision.MXFP8:
+        assert [node.name for node in products] == ["lm_head/Gemm"]
+        return
     quantized = 8 if precision.is_quantized else 0
     expected = {"MatMul": quantized, "Gemm": 3} if precision is Precision.INT4 else {"Gemm": 9 + quantized // 4}
     assert Counter(node.op_type for node in products) == expected
@@ -242,6 +240,33 @@ def test_codes_are_inputs_as_they_are_stored(tmp_path: Path, precision: Precisio
         assert weights[f"{QKV}.input_scale"].parts == tuple(
             WeightPart(tensor=f"{module}.input_scale") for module in modules
         )
+
+
+def test_block_scaled_layers_are_operators_alone(tmp_path: Path) -> None:
+    written = export(source_of(Precision.MXFP8), tmp_path / "graph", Precision.MXFP8)
+    graph = onnx.load(tmp_path / "graph" / ENGINE_GRAPH_FILE).graph
+    assert [node.name for node in graph.node if node.name.startswith("layers.1.")] == [
+        "layers.1.input_layernorm/RMSNormBlockQuantize",
+        "layers.1.self_attn.qkvz_proj/BlockScaledLinear",
+        "layers.1.self_attn/LightningAttention",
+        "layers.1.self_attn.o_proj/BlockQuantize",
+        "layers.1.self_attn.o_proj/BlockScaledLinearAdd",
+        "layers.1.post_attention_layernorm/RMSNormBlockQuantize",
+        "layers.1.mlp.gate_up_proj/BlockScaledLinear",
+        "layers.1.mlp/BlockQuantize",
+        "layers.1.mlp.down_proj/BlockScaledLinearAdd",
+    ]
+    weights = {weight.spec.name: weight for weight in written.weights}
+    scales = weights[f"{QKV}+z_proj.weight_scale"]
+    assert (scales.spec.dtype, scales.spec.shape) == (DType.INT32, (256 // 128, 4 * 2048))
+    assert scales.layout is WeightLayout.WORD_COLUMNS
+
+
+def test_gate_in_16_bits_beside_block_scaled_projections(tmp_path: Path) -> None:
+    """The norm is then an ordinary one, and its rows are quantised for the others."""
+    ignore = ("re:.*z_proj", "re:.*o_gate", "re:.*layers.0.mlp.up_proj", "re:.*layers.1.mlp.down_proj", "lm_head")
+    checkpoint = write_quantized_checkpoint(tmp_path / "checkpoint", Precision.MXFP8, ignore=ignore)
+    assert_close(*logits_of(with_exact_scales(checkpoint), tmp_path / "graph", Precision.MXFP8))
 
 
 def test_int4_codes_are_written_in_twos_complement_by_columns(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from sala_export.model.rope import inv_freq_tensor, rope_cos_sin
 from sala_export.model.signature import Signature, cache_sizes
 
 from .graph_runner import InfLLMv2Attention, LightningAttention
+from .scaled_operators import OPERATORS
 
 _HALVES = (TensorProto.BFLOAT16, TensorProto.FLOAT16)
 
@@ -46,7 +47,9 @@ def evaluate(
         **{name: _wide(array) for name, array in weights.items()},
     }
     assert feeds.keys() == {value.name for value in model.graph.input}
-    evaluator = ReferenceEvaluator(model, new_ops=[LightningAttention, InfLLMv2Attention, FP4DynamicQuantize])
+    evaluator = ReferenceEvaluator(
+        model, new_ops=[LightningAttention, InfLLMv2Attention, FP4DynamicQuantize, *OPERATORS]
+    )
     outputs = evaluator.run(None, feeds)
     return {name: torch.from_numpy(value) for name, value in zip(evaluator.output_names, outputs, strict=True)}
 
