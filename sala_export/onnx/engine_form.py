@@ -2,8 +2,8 @@
 
 A product takes the packed weights of its projections as one input, [out, in] as the checkpoint stores them, and its
 input as rows [B*T, in]: before a product of [B, T, in] TensorRT turns the weight over in every step. Scales of fp8 and
-int8 are inputs outside of the product, whose own are 1. Products of mxfp8 are operators of this project, which norms and
-sums are parts of. docs/quantisation.md has the forms, and what TensorRT makes of them.
+int8 are inputs outside of the product, whose own are 1. Products of mxfp8 are operators of this project, and so are
+norms and sums around them. docs/quantisation.md has the forms, and what TensorRT makes of them.
 """
 
 from __future__ import annotations
