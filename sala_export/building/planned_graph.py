@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..checkpoint.config import SalaConfig
 from ..checkpoint.folder import CONFIG_FILE
-from ..checkpoint.keymap import PACKED_ROLES, Weight, packed_name, weights
+from ..checkpoint.keymap import PACKED_ROLES, Weight, layer_packs, packed_name, weights
 from ..checkpoint.quantization import Quantization, Scheme
 from ..engine.graph import EngineGraph, OperatorNode
 from ..engine.memory import MemoryUsage, predict_memory
@@ -47,11 +47,16 @@ def planned_graph(config: SalaConfig, precision: Precision, quantization: Quanti
     quantized = [weight for weight in all_weights if quantization and quantization.covers(weight.name)]
     schemes = {weight.name: quantization.scheme for weight in quantized if quantization}
     groups = list(_groups(all_weights, schemes))
+    own_norms = _norms_of_operators(config, quantization)
     return EngineGraph(
         path=Path(CONFIG_FILE),
         inputs=step.inputs,
         weights=tuple(
-            spec for group in groups for spec in _weight_inputs(group, precision, schemes.get(group[0].name))
+            spec
+            for group in groups
+            for spec in _weight_inputs(
+                group, precision, schemes.get(group[0].name), is_of_operator=group[0].name in own_norms
+            )
         ),
         outputs=step.outputs,
         operators=tuple(operator_node(config, layer) for layer in range(config.num_hidden_layers)),
@@ -72,6 +77,20 @@ def _groups(all_weights: Sequence[Weight], quantized: Collection[str]) -> Iterat
             yield tuple(together)
 
 
+def _norms_of_operators(config: SalaConfig, quantization: Quantization | None) -> set[str]:
+    """Norms before products of MXFP8 alone: an operator computes them, and takes their weight as it is."""
+    if quantization is None or quantization.precision is not Precision.MXFP8:
+        return set()
+    found = set()
+    for layer in range(config.num_hidden_layers):
+        for norm, names in zip(
+            ("input_layernorm", "post_attention_layernorm"), layer_packs(config, layer), strict=True
+        ):
+            if all(quantization.covers(name) for name in names):
+                found.add(f"model.layers.{layer}.{norm}.weight")
+    return found
+
+
 def _is_projection(weight: Weight) -> bool:
     return weight.layer is not None and len(weight.shape) == 2
 
@@ -80,11 +99,14 @@ def _rows(group: Sequence[Weight]) -> int:
     return sum(weight.shape[0] for weight in group)
 
 
-def _weight_inputs(group: Sequence[Weight], precision: Precision, scheme: Scheme | None) -> Iterator[TensorSpec]:
+def _weight_inputs(
+    group: Sequence[Weight], precision: Precision, scheme: Scheme | None, *, is_of_operator: bool
+) -> Iterator[TensorSpec]:
     """The inputs that hold a group, and the scales of its product where they are inputs too."""
     name, shape = packed_name([weight.name for weight in group]), (_rows(group), *group[0].shape[1:])
     if scheme is None:
-        yield TensorSpec(name, precision.dtype, (*(1,) * _LEADING_ONES.get(group[0].role, 0), *shape))
+        ones = 0 if is_of_operator else _LEADING_ONES.get(group[0].role, 0)
+        yield TensorSpec(name, precision.dtype, (*(1,) * ones, *shape))
     elif scheme.input_type is not None:
         module = name.removesuffix(".weight")
         if "input_scale" in scheme.tensors:
