@@ -81,14 +81,13 @@ def _norms_of_operators(config: SalaConfig, quantization: Quantization | None) -
     """Norms before products of MXFP8 alone: an operator computes them, and takes their weight as it is."""
     if quantization is None or quantization.precision is not Precision.MXFP8:
         return set()
-    found = set()
-    for layer in range(config.num_hidden_layers):
-        for norm, names in zip(
-            ("input_layernorm", "post_attention_layernorm"), layer_packs(config, layer), strict=True
-        ):
-            if all(quantization.covers(name) for name in names):
-                found.add(f"model.layers.{layer}.{norm}.weight")
-    return found
+    norms = ("input_layernorm", "post_attention_layernorm")
+    return {
+        f"model.layers.{layer}.{norm}.weight"
+        for layer in range(config.num_hidden_layers)
+        for norm, names in zip(norms, layer_packs(config, layer), strict=True)
+        if all(quantization.covers(name) for name in names)
+    }
 
 
 def _is_projection(weight: Weight) -> bool:
