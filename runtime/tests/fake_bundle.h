@@ -115,7 +115,9 @@ inline Json json_of(const std::vector<TensorSpec>& specs) {
 
 inline Json json_of(const std::vector<TestWeight>& weights) {
   Json result = Json::array();
-  for (const TestWeight& weight : weights) result.push_back({{"spec", json_of(weight.spec)}, {"parts", weight.parts}});
+  for (const TestWeight& weight : weights) {
+    result.push_back({{"spec", json_of(weight.spec)}, {"parts", weight.parts}, {"layout", weight.layout}});
+  }
   return result;
 }
 

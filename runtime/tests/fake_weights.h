@@ -34,6 +34,7 @@ struct TestWeight {
   TensorSpec spec;
   Json parts;
   std::string (*bytes)(const TestTensors& tensors, const Json& parts);
+  Json layout = nullptr;
 };
 
 template <class T>
@@ -127,6 +128,20 @@ inline std::string scales(const TestTensors& tensors, const Json& parts) {
 
 inline std::string one_number(const TestTensors& tensors, const Json& parts) {
   return tensors.at(parts[0]["tensor"]).bytes;
+}
+
+/// Words of four bytes of a row, those of one place of all rows side by side.
+inline std::string word_columns(const TestTensors& tensors, const Json& parts) {
+  std::vector<std::string> places;
+  for (const Json& part : parts) {
+    const TestTensor& tensor = tensors.at(part["tensor"]);
+    const auto row = static_cast<size_t>(tensor.shape[1]);
+    places.resize(row / 4);
+    for (size_t at = 0; at < tensor.bytes.size(); at += 4) places[at % row / 4] += tensor.bytes.substr(at, 4);
+  }
+  std::string bytes;
+  for (const std::string& place : places) bytes += place;
+  return bytes;
 }
 
 inline Json plain_part(const std::string& tensor) { return {{"tensor", tensor}}; }

@@ -330,6 +330,64 @@ TEST(Manifest, RefusesValuesThatCannotBe) {
   }
 }
 
+/// A whole manifest, whose engine takes words of two tensors of scales too.
+Json with_words() {
+  Json json = valid();
+  json["precision"] = "mxfp8";
+  json["weights"]["files"][0]["bytes"] = 67;
+  json["weights"]["tensors"]["a"] = stored(27, 16, "uint8", {2, 8}, false);
+  json["weights"]["tensors"]["b"] = stored(43, 24, "uint8", {3, 8}, false);
+  json["engine"]["weights"].push_back({{"spec", tensor("words", "int32", {2, 5})},
+                                       {"parts", {{{"tensor", "a"}}, {{"tensor", "b"}, {"rows", nullptr}}}},
+                                       {"layout", "word_columns"}});
+  return json;
+}
+
+TEST(Manifest, ReadsAnInputOfWordColumns) {
+  const auto manifest = parse_manifest(with_words().dump(), "bundle.json");
+  ASSERT_TRUE(manifest) << manifest.error().message;
+  EXPECT_EQ(manifest->precision, "mxfp8");
+  EXPECT_FALSE(manifest->engine.weights[0].is_word_columns);
+  EXPECT_TRUE(manifest->engine.weights[1].is_word_columns);
+  EXPECT_EQ(manifest->engine.weights[1].parts[1].tensor, "b");
+  Json plain = with_words();
+  plain["engine"]["weights"][1]["layout"] = nullptr;
+  EXPECT_FALSE(parse_manifest(plain.dump(), "bundle.json")->engine.weights[1].is_word_columns);
+}
+
+TEST(Manifest, RefusesAnInputOfWordColumnsThatItsTensorsDoNotFill) {
+  const std::pair<const char*, Json> changes[] = {
+      {"/engine/weights/1/layout", "columns"},
+      {"/engine/weights/1/layout", ""},
+      {"/engine/weights/1/layout", true},
+      {"/engine/weights/1/unknown", 1},
+      {"/engine/weights/1/spec/dtype", "uint8"},
+      {"/engine/weights/1/spec/dtype", "float32"},
+      {"/engine/weights/1/spec/shape", {10}},
+      {"/engine/weights/1/spec/shape", {1, 2, 5}},
+      {"/engine/weights/1/spec/shape", {2, 4}},
+      {"/engine/weights/1/spec/shape", {2, 6}},
+      {"/engine/weights/1/spec/shape", {1, 5}},
+      {"/engine/weights/1/spec/shape", {INT64_MAX / 4, 1}},
+      {"/engine/weights/1/spec/shape", {2, "rows"}},
+      {"/engine/weights/1/parts/0/rows", 2},
+      {"/engine/weights/1/parts/0/tensor", "none"},
+      {"/engine/weights/1/parts/1/tensor", "a"},
+      {"/engine/weights/1/parts", Json::array()},
+      {"/weights/tensors/a", stored(27, 16, "int8", {2, 8}, false)},
+      {"/weights/tensors/a", stored(27, 16, "uint8", {16}, false)},
+      {"/weights/tensors/a", stored(27, 16, "uint8", {2, 8, 1}, false)},
+      {"/weights/tensors/a", stored(27, 14, "uint8", {2, 7}, false)},
+      {"/weights/tensors/a", stored(27, 8, "uint8", {2, 4}, false)},
+      {"/weights/tensors/b", stored(43, 16, "uint8", {2, 8}, false)},
+  };
+  for (const auto& [pointer, value] : changes) {
+    Json broken = with_words();
+    broken[Json::json_pointer(pointer)] = value;
+    EXPECT_EQ(code_of(broken), ErrorCode::kBundleDamaged) << pointer << " = " << value;
+  }
+}
+
 TEST(Manifest, DoesNotCalculateWithNumbersThatItRefuses) {
   Json broken = valid();
   broken["weights"]["files"][0]["bytes"] = INT64_MAX;

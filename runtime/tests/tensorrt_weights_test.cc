@@ -100,6 +100,31 @@ TEST_F(TensorRtWeights, OfSeveralBlocksArriveWhole) {
   EXPECT_GE(cuda().peak_pinned_bytes, 2 * kBlockBytes);
 }
 
+TEST_F(TensorRtWeights, OfWordColumnsArriveSideBySideInSeveralBlocks) {
+  FakeBundle bundle;
+  Json parts = Json::array();
+  int64_t rows = 0;
+  for (const int64_t count : {1, 70'001, 40}) {
+    const std::string tensor = "rows" + std::to_string(count);
+    const std::string bytes = code_bytes(count * 32, static_cast<uint32_t>(count));
+    bundle.tensors[tensor] = {DType::kUInt8, {count, 32}, bytes};
+    parts.push_back(plain_part(tensor));
+    rows += count;
+  }
+  ASSERT_GT(rows * 32, kBlockBytes);
+  bundle.weights.push_back({spec_of("words", DType::kInt32, {8, rows}), parts, word_columns, "word_columns"});
+  bundle.take_weights();
+  const auto model = load(bundle);
+  ASSERT_TRUE(model) << model.error().message;
+  EXPECT_EQ(logits_of(*model), logits_of(bundle.mock()));
+  TestTensors other = bundle.tensors;
+  other["rows40"].bytes.back() ^= 1;
+  const auto tuned = load_with(bundle, bundle.write_checkpoint(other));
+  ASSERT_TRUE(tuned) << tuned.error().message;
+  EXPECT_EQ(logits_of(*tuned), logits_of(bundle.mock_of(other)));
+  EXPECT_NE(logits_of(*tuned), logits_of(*model));
+}
+
 TEST_F(TensorRtWeights, LieInOneBlockThatSessionsShareWithTheBuffersOfAStep) {
   FakeBundle bundle;
   const auto model = load(bundle);

@@ -4,6 +4,8 @@
 
 #include <gtest/gtest.h>
 
+#include <numeric>
+
 #include "checkpoint_files.h"
 #include "weights/weights.h"
 
@@ -14,6 +16,10 @@ TensorSpec spec(DType dtype, const Shape& shape) {
   TensorSpec result{"w", dtype, {}};
   for (const int64_t extent : shape) result.shape.push_back({extent, {}});
   return result;
+}
+
+WeightInput words_of(const Shape& shape, std::vector<WeightPart> parts, DType dtype = DType::kInt32) {
+  return {spec(dtype, shape), std::move(parts), /*is_word_columns=*/true};
 }
 
 WeightPart scales_of(std::string tensor, int64_t rows, std::string factor = {}) {
@@ -107,6 +113,109 @@ TEST_F(WeightInputs, OfScalesRepeatASingleNumberAndTakeAFactor) {
   const std::vector<float> expected{0.1f * 0.7f, 0.1f * 0.7f, 0.7f, 2.0f * 0.7f, 0.3f * 0.7f, 0.1f, 0.1f};
   EXPECT_EQ(floats(input), expected);
   EXPECT_EQ(floats(input, 16), expected);
+}
+
+TEST_F(WeightInputs, OfWordColumnsHaveTheWordsOfOnePlaceOfAllRowsSideBySide) {
+  store("a.safetensors", {{"a", "U8", {2, 8}, "abcdefghABCDEFGH"}, {"b", "U8", {1, 8}, "12345678"}});
+  EXPECT_EQ(*read(words_of({2, 3}, {{"a"}, {"b"}})), "abcdABCD1234efghEFGH5678");
+  EXPECT_EQ(*read(words_of({2, 3}, {{"b"}, {"a"}})), "1234abcdABCD5678efghEFGH");
+}
+
+TEST_F(WeightInputs, OfWordColumnsAreTheSameInPieces) {
+  const std::vector<int64_t> rows{1, 7, 40};
+  for (const int64_t columns : {1, 3}) {
+    std::vector<FileTensor> tensors{{"odd", "U8", {1}, "x"}};  // puts the others at odd offsets
+    for (const int64_t count : rows) {
+      std::string data;
+      for (int64_t i = 0; i < count * columns * 4; ++i) data += static_cast<char>((i * 7 + count) % 251);
+      tensors.push_back({"rows" + std::to_string(count), "U8", {count, 4 * columns}, data});
+    }
+    store("a.safetensors", tensors);
+    for (size_t parts = 1; parts <= rows.size(); ++parts) {
+      std::vector<WeightPart> named;
+      std::string expected;
+      for (size_t i = 1; i <= parts; ++i) named.push_back({tensors[i].name});
+      for (int64_t place = 0; place < columns; ++place) {
+        for (size_t i = 1; i <= parts; ++i) {
+          for (int64_t row = 0; row < rows[i - 1]; ++row) {
+            expected += tensors[i].data.substr(static_cast<size_t>(4 * (row * columns + place)), 4);
+          }
+        }
+      }
+      const int64_t together = std::accumulate(rows.begin(), rows.begin() + static_cast<int64_t>(parts), int64_t{0});
+      // A few words, and 27 bytes are no number of them.
+      for (const int64_t room : {int64_t{1} << 20, int64_t{16}, int64_t{27}}) {
+        const auto content = read(words_of({columns, together}, named), room);
+        ASSERT_TRUE(content) << content.error().message;
+        EXPECT_EQ(*content, expected) << columns << " columns, " << parts << " parts, room " << room;
+      }
+    }
+  }
+}
+
+TEST_F(WeightInputs, OfWordColumnsAreRefusedWhereTheirTensorsAreOthers) {
+  store("a.safetensors", {{"a", "U8", {7, 12}, std::string(84, 'a')},
+                          {"flat", "U8", {84}, std::string(84, 'a')},
+                          {"narrow", "U8", {7, 8}, std::string(56, 'a')},
+                          {"odd", "U8", {7, 13}, std::string(91, 'a')},
+                          {"signed", "I8", {7, 12}, std::string(84, 'a')},
+                          {"words", "I32", {3, 7}, std::string(84, 'a')}});
+  EXPECT_TRUE(read(words_of({3, 7}, {{"a"}})));
+  EXPECT_TRUE(read(words_of({3, 14}, {{"a"}, {"a"}})));
+  const std::pair<WeightInput, const char*> refused[] = {
+      {words_of({3, 7}, {{"flat"}}), "of uint8 [7, 12], of which flat cannot be rows: it is uint8 [84]"},
+      {words_of({3, 7}, {{"narrow"}}), "narrow cannot be rows: it is uint8 [7, 8]"},
+      {words_of({3, 7}, {{"odd"}}), "odd cannot be rows: it is uint8 [7, 13]"},
+      {words_of({3, 7}, {{"signed"}}), "signed cannot be rows: it is int8 [7, 12]"},
+      {words_of({3, 7}, {{"words"}}), "words cannot be rows: it is int32 [3, 7]"},
+      {words_of({3, 14}, {{"a"}, {"narrow"}}), "narrow cannot be rows"},
+      {words_of({3, 6}, {{"a"}}), "a cannot be rows: it is uint8 [7, 12]"},
+      {words_of({3, 7}, {{"a"}, {"a"}}), "a cannot be rows"},
+      {words_of({3, 8}, {{"a"}}), "has word columns of 8 rows, its tensors lack 1"},
+      {words_of({3, 7}, {scales_of("a", 7)}), "it is uint8 [7, 12], as scales of rows"},
+      {words_of({21}, {{"a"}}), "is int32 [21], word columns are an int32 matrix"},
+      {words_of({1, 3, 7}, {{"a"}}), "is int32 [1, 3, 7], word columns"},
+      {words_of({3, 7}, {{"a"}}, DType::kFloat32), "is float32 [3, 7], word columns"},
+  };
+  for (const auto& [input, words] : refused) {
+    const auto content = read(input);
+    ASSERT_FALSE(content) << words;
+    EXPECT_EQ(content.error().code, ErrorCode::kBundleDamaged);
+    EXPECT_NE(content.error().message.find(words), std::string::npos) << content.error().message;
+  }
+  EXPECT_EQ(code({spec(DType::kInt32, {3, 7}), {{"a"}}}), ErrorCode::kBundleDamaged) << "bytes are no int32";
+}
+
+TEST_F(WeightInputs, OfWordColumnsAreRefusedWhereTheyWouldFillTheMemory) {
+  store("a.safetensors", {{"a", "U8", {1, 4}, "abcd"}});
+  constexpr int64_t kRows = (int64_t{32} << 20) + 1;
+  manifest_.tensors.at("a").shape = {kRows, 4};
+  EXPECT_EQ(code(words_of({1, kRows}, {{"a"}})), ErrorCode::kBundleDamaged);
+}
+
+TEST_F(WeightInputs, OfWordColumnsNameATensorThatIsDamagedOrCutShort) {
+  store("a.safetensors", {{"a", "U8", {1, 4}, "abcd"}, {"b", "U8", {1, 4}, "efgh"}});
+  const WeightInput input = words_of({1, 2}, {{"a"}, {"b"}});
+  const auto refusal = [&] {
+    const auto content = read(input);
+    EXPECT_FALSE(content);
+    EXPECT_EQ(content.error().code, ErrorCode::kBundleDamaged);
+    return content.error().message;
+  };
+  manifest_.tensors.at("b").sha256 = sha256(std::string("efgi"));
+  EXPECT_NE(refusal().find("tensor b in"), std::string::npos);
+  std::filesystem::resize_file(directory_ / "a.safetensors",
+                               static_cast<uintmax_t>(manifest_.tensors.at("b").offset + 3));
+  EXPECT_NE(refusal().find("tensor b: "), std::string::npos) << refusal();
+}
+
+TEST_F(WeightInputs, AreTheirTensorAsItIsWhereItIsStoredAlike) {
+  store("a.safetensors", {{"a", "U8", {1, 4}, "abcd"}, {"b", "F8_E4M3", {1, 4}, "efgh"}});
+  const auto from = source();
+  const auto alike = [&](const WeightInput& input) { return tensor_as_it_is(input, *from); };
+  EXPECT_EQ(alike({spec(DType::kUInt8, {1, 4}), {{"a"}}}), &from->tensor("a"));
+  EXPECT_EQ(alike({spec(DType::kFloat8E4M3FN, {1, 4}), {{"b"}}}), &from->tensor("b"));
+  EXPECT_EQ(alike(words_of({1, 1}, {{"a"}})), nullptr);
 }
 
 TEST_F(WeightInputs, OfOneNumberAreToldByEachPart) {

@@ -8,9 +8,10 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, SerializerFunctionWrapHandler, TypeAdapter, ValidationError, model_serializer
 
 from ..checkpoint.config import SalaConfig, SparseConfig
 from ..errors import BundleError, ConfigError
@@ -142,21 +143,59 @@ class WeightPart(_Entry):
         return (self.tensor, *((self.factor,) if self.factor else ()))
 
 
+class WeightLayout(StrEnum):
+    """Ways in which the parts of a weight input fill it other than one after the other."""
+
+    WORD_COLUMNS = "word_columns"
+    """int32 [columns, rows], of parts uint8 [its rows, 4 * columns]. Four neighbouring bytes of a row are a word, the
+    first in its low bits, and the words of one place in all rows of all parts lie side by side."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightInput(_Entry):
-    """A weight that a graph takes as an input, made of parts one after the other.
+    """A weight that a graph takes as an input, made of parts one after the other unless `layout` says otherwise.
 
     If the input has shape [1], each part gives its one number, and they must agree.
     """
 
     spec: TensorSpec
     parts: tuple[WeightPart, ...]
+    layout: WeightLayout | None = None
+    """Written only where it is given."""
 
     def __post_init__(self) -> None:
         if not self.parts:
             raise _malformed(f"weight {self.spec.name} has no parts")
         for problem in spec_problems(self.spec, {}):
             raise _malformed(f"weight {problem}")
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = serialize(self)
+        if self.layout is None:
+            del fields["layout"]
+        return fields
+
+    def layout_problems(self, tensors: Mapping[str, TensorEntry]) -> Iterator[str]:
+        """What keeps the tensors of the parts, all of which `tensors` has, from lying as `layout` says."""
+        if self.layout is not WeightLayout.WORD_COLUMNS:
+            return
+        name, shape, stored = self.spec.name, self.spec.shape, [tensors[part.tensor] for part in self.parts]
+        if self.spec.dtype is not DType.INT32 or len(shape) != 2:
+            yield f"weight {name} is {self.spec.dtype} {list(shape)}, word columns are an int32 matrix"
+            return
+        columns, rows = (int(extent) for extent in shape)
+        for part, tensor in zip(self.parts, stored, strict=True):
+            is_bytes = tensor.dtype is DType.UINT8 and len(tensor.shape) == 2 and part.rows is None
+            if not is_bytes or tensor.shape[1] != 4 * columns:
+                scales = "" if part.rows is None else ", as scales of rows"
+                yield (
+                    f"weight {name} has word columns of uint8 {[rows, 4 * columns]}, of which {part.tensor} cannot be "
+                    f"rows: it is {tensor.dtype} {list(tensor.shape)}{scales}"
+                )
+                return
+        if (given := sum(tensor.shape[0] for tensor in stored)) != rows:
+            yield f"weight {name} has word columns of {rows} rows, its tensors have {given}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -335,6 +374,8 @@ class Manifest(_Entry):
                     yield f"weight {name} needs {tensor}, which is not among weights.tensors"
             if part.rows is not None and part.rows > most_rows:
                 yield f"weight {name} has {part.rows} rows, more than all weights have bytes"
+        for weight in weights:
+            yield from weight.layout_problems(self.weights.tensors)
 
     def _profile_problems(self) -> Iterator[str]:
         """Both profiles give each symbolic dimension of the step its range."""

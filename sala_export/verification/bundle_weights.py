@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..bundle.manifest import WeightInput, WeightPart
+from ..bundle.manifest import WeightInput, WeightLayout, WeightPart
 from ..bundle.reader import Bundle
 from ..checkpoint.tensor_location import TensorLocation
 from ..checkpoint.torch_tensor import as_tensor
 from ..errors import UnsupportedError
+from ..numerics.block_scales import scale_words
 
 
 class BundleWeights:
@@ -31,6 +32,8 @@ class BundleWeights:
     def tensor(self, name: str) -> Tensor:
         """A weight input in the type and shape that the graph takes."""
         weight = self.inputs[name]
+        if weight.layout is WeightLayout.WORD_COLUMNS:
+            return scale_words(torch.cat([self._stored(part.tensor) for part in weight.parts]))
         dtype = getattr(torch, weight.spec.dtype.value)
         shape = [int(extent) for extent in weight.spec.shape]
         values = [self._values(part).to(dtype) for part in weight.parts]

@@ -260,6 +260,12 @@ CORRUPTIONS: dict[str, Corruption] = {
     "weight of more bytes than memory": _set(
         "graph.cpu.weights.0.spec.shape", [2**62, 4], "weights[0].spec: has a symbolic", "exceeds memory"
     ),
+    "weight in an unknown layout": _set(
+        "graph.cpu.weights.0.layout", "columns", "weights[0].layout: is not a layout", "weights.0.layout: "
+    ),
+    "weight of numbers in word columns": _set(
+        "graph.cpu.weights.0.layout", "word_columns", "word columns are an int32", "word columns are an int32"
+    ),
     "weight of nothing": _set("graph.cpu.weights.0.parts", [], "weights[0].parts: is empty", "has no parts"),
     "tensor without elements": _tensor(lambda t: t.update(shape=[0], bytes=0), "shape[0]: expected", "shape.0: "),
     "tensor of nine dimensions": _tensor(lambda t: t["shape"].extend([1] * 8), "more than 8 dimensions", "shape: "),

@@ -22,6 +22,7 @@ _STRINGS = (
     *("", " ", ".", "..", "a/../b", "./a", "a//b", "a/", "/etc/passwd", "\0", "a\0b", "é", "\u2028", "\x1b[31m", "\n"),
     *("a" * 64, "A" * 64, "0" * 63, "g" * 64, "٣" * 64, "0" * 64 + "\n", "a" * 5000, "\U0001f600", "\ufeff"),
     *("float32", "float4_e2m1fn", "int8", "uint8", "bfloat16", "float8_e4m3fn", "fp32", "fp16", "bf16", "int4"),
+    *("int32", "mxfp8", "word_columns"),
     *("batch", "tokens", "capacity", "capacity_k1", "logits", "input_ids", "rtx", "tensorrt", "minicpm4", "4"),
 )
 _BYTES = (b"\x00", b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\xef\xbb\xbf", b'"', b"\\", b"{", b"[", b",", b":", b"\r\n")

@@ -28,6 +28,8 @@ def assemble(checkpoint: Path, weights: Sequence[WeightInput]) -> dict[str, np.n
 
 def _filled(weight: WeightInput, stored: Mapping[str, Tensor]) -> np.ndarray:
     spec = weight.spec
+    if weight.layout is not None:
+        return _word_columns(weight, stored)
     if spec.dtype in _CODES:
         raw = np.concatenate([_bytes(stored[part.tensor]) for part in weight.parts])
         assert len(raw) * _CODES[spec.dtype] == math.prod(spec.shape)
@@ -37,6 +39,16 @@ def _filled(weight: WeightInput, stored: Mapping[str, Tensor]) -> np.ndarray:
         assert len({part.item() for part in parts}) == 1, f"parts of {spec.name} do not agree"
         parts = parts[:1]
     return _array(_bytes(torch.cat(parts)), spec.dtype).reshape(spec.shape)
+
+
+def _word_columns(weight: WeightInput, stored: Mapping[str, Tensor]) -> np.ndarray:
+    """Words of four bytes of a row, each place of all rows together."""
+    assert weight.layout == "word_columns"
+    rows = [row for part in weight.parts for row in stored[part.tensor].tolist()]
+    columns, count = weight.spec.shape
+    assert len(rows) == count
+    words = [[int.from_bytes(row[4 * c : 4 * c + 4], "little", signed=True) for row in rows] for c in range(columns)]
+    return np.array(words, np.int32)
 
 
 def _numbers(part: WeightPart, stored: Mapping[str, Tensor]) -> Tensor:

@@ -16,8 +16,9 @@ namespace sala {
 namespace {
 
 constexpr int64_t kSchemaVersion = 6;
+constexpr std::string_view kWordColumns = "word_columns";
 constexpr size_t kMostDimensions = 8;  // as in TensorRT
-constexpr std::string_view kPrecisions[] = {"bf16", "fp16", "fp8", "int8", "int4", "nvfp4"};
+constexpr std::string_view kPrecisions[] = {"bf16", "fp16", "fp8", "mxfp8", "int8", "int4", "nvfp4"};
 
 /// The symbolic dimensions of a step, each with the most that it may be.
 const SymbolSizes kSymbols = {{std::string(step_names::kBatch), 1},
@@ -100,8 +101,12 @@ WeightPart part_of(const Field& part) {
 std::vector<WeightInput> weights_of(const Field& field) {
   std::vector<WeightInput> result;
   for (const Field& weight : field.elements()) {
-    weight.allow_only({"spec", "parts"});
+    weight.allow_only({"spec", "parts", "layout"});
     WeightInput input{tensor_of(weight["spec"]), {}};
+    if (given(weight, "layout")) {
+      weight["layout"].expect(weight["layout"].string() == kWordColumns, "is not a layout");
+      input.is_word_columns = true;
+    }
     for (const Field& part : weight["parts"].elements()) input.parts.push_back(part_of(part));
     weight["parts"].expect(!input.parts.empty(), "is empty");
     weight["spec"].expect(input.bytes() > 0, "has a symbolic dimension, or takes more than memory");
@@ -242,7 +247,7 @@ int64_t stored_bytes(const Manifest& manifest) {
   return total;
 }
 
-/// A weight is made of tensors that are listed, and has no more rows than all weights have bytes.
+/// A weight is made of tensors that are listed and fit its layout, and has no more rows than all weights have bytes.
 Status check_weight(const WeightInput& input, const StoredTensors& tensors, int64_t most_rows) {
   for (const WeightPart& part : input.parts) {
     for (const std::string& name : part.tensors()) {
@@ -253,7 +258,10 @@ Status check_weight(const WeightInput& input, const StoredTensors& tensors, int6
       return damaged("weight ", input.spec.name, " has ", part.rows, " rows, more than all weights have bytes");
     }
   }
-  return success();
+  if (!input.is_word_columns) return success();
+  const auto stored = [&](const std::string& name) -> const StoredTensor& { return tensors.find(name)->second; };
+  const std::string problem = word_columns_problem(input, stored);
+  return problem.empty() ? success() : damaged("weight ", input.spec.name, " ", problem);
 }
 
 /// The inputs and outputs of a graph are those of a step of this model, and each fits memory. Its caches have the type
@@ -349,6 +357,31 @@ std::vector<std::string> WeightPart::tensors() const {
   std::vector<std::string> names{tensor};
   if (!factor.empty()) names.push_back(factor);
   return names;
+}
+
+std::string word_columns_problem(const WeightInput& input,
+                                 const std::function<const StoredTensor&(const std::string&)>& tensor) {
+  const Shape words = input.spec.bound({});
+  const auto told = [](const auto& described, const Shape& shape) {
+    return std::string(name_of(described.dtype)) + " " + to_string(shape);
+  };
+  if (input.spec.dtype != DType::kInt32 || words.size() != 2) {
+    return "is " + told(input.spec, words) + ", word columns are an int32 matrix";
+  }
+  const int64_t row_bytes = bytes_of(DType::kInt32, words[0]);
+  int64_t rows = words[1];
+  for (const WeightPart& part : input.parts) {
+    const StoredTensor& stored = tensor(part.tensor);
+    const bool is_bytes = stored.dtype == DType::kUInt8 && stored.shape.size() == 2 && part.rows == 0;
+    if (!is_bytes || stored.shape[1] != row_bytes || stored.shape[0] > rows) {
+      return "has word columns of uint8 " + to_string({words[1], row_bytes}) + ", of which " + part.tensor +
+             " cannot be rows: it is " + told(stored, stored.shape) + (part.rows > 0 ? ", as scales of rows" : "");
+    }
+    rows -= stored.shape[0];
+  }
+  return rows == 0
+             ? ""
+             : "has word columns of " + std::to_string(words[1]) + " rows, its tensors lack " + std::to_string(rows);
 }
 
 const FileEntry* Manifest::file(const std::string& path) const {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <string>
 #include <string_view>
@@ -47,15 +48,21 @@ struct WeightPart {
   std::vector<std::string> tensors() const;
 };
 
-/// A weight that a graph takes as an input: its parts, one after the other. Parts of an input of shape [1] each tell
-/// its one number, and must agree.
+/// A weight that a graph takes as an input: its parts, one after the other, or interleaved as words. Parts of an input
+/// of shape [1] each tell its one number, and must agree.
 struct WeightInput {
   TensorSpec spec;
   std::vector<WeightPart> parts;
+  bool is_word_columns = false;  // the form of that name (FORMAT.md)
 
   /// Of the whole input; -1 if its shape is symbolic or takes more than int64.
   int64_t bytes() const { return bytes_of(spec.dtype, elements_of(spec.bound({}))); }
 };
+
+/// What keeps the tensors of its parts from being an input of word columns, in words that stand behind its name; empty
+/// if nothing does. Its size fits int64, and `tensor` has each of its tensors.
+std::string word_columns_problem(const WeightInput& input,
+                                 const std::function<const StoredTensor&(const std::string&)>& tensor);
 
 /// A step on the CPU in one arithmetic.
 struct CpuForm {

@@ -16,7 +16,8 @@ struct Bits {
   std::string_view precision;
   double bits;
 };
-constexpr Bits kBits[] = {{"bf16", 16.0}, {"fp16", 16.0}, {"fp8", 8.0}, {"int8", 8.0}, {"nvfp4", 4.5}, {"int4", 4.125}};
+constexpr Bits kBits[] = {{"bf16", 16.0}, {"fp16", 16.0}, {"mxfp8", 8.25}, {"fp8", 8.0},
+                          {"int8", 8.0},  {"nvfp4", 4.5}, {"int4", 4.125}};
 constexpr std::string_view kSuggested[] = {"fp8", "int4"};
 
 double bits_of(std::string_view precision) {

@@ -20,6 +20,7 @@ constexpr int64_t kMostBytes = int64_t{1} << 48;
 
 // All scales of a part are read at once. Those of the largest published weight would take 18 MiB in nvfp4.
 constexpr int64_t kMostScaleBytes = int64_t{128} << 20;
+constexpr int64_t kWordBytes = 4;
 
 /// Whether inputs of this type take stored bytes as they are.
 bool is_code(DType dtype) {
@@ -71,12 +72,21 @@ Expected<int64_t> part_elements(const WeightInput& input, const WeightPart& part
   return elements_of(stored.shape);
 }
 
+Expected<int64_t> check_word_columns(const WeightInput& input, const WeightSource& source) {
+  const auto stored = [&](const std::string& name) -> const StoredTensor& { return source.tensor(name); };
+  const std::string problem = word_columns_problem(input, stored);
+  if (!problem.empty()) return damaged(input, problem);
+  if (input.bytes() > kMostScaleBytes) return damaged(input, "has word columns in ", input.bytes(), " bytes");
+  return input.bytes();
+}
+
 }  // namespace
 
 Expected<int64_t> check_input(const WeightInput& input, const WeightSource& source) {
   const Shape shape = input.spec.bound({});
   const int64_t bytes = input.bytes();
   if (bytes < 0) return damaged(input, "has no usable shape ", to_string(shape));
+  if (input.is_word_columns) return check_word_columns(input, source);
   int64_t given = 0;
   for (const WeightPart& part : input.parts) {
     const auto count = part_elements(input, part, source);
@@ -215,6 +225,45 @@ class Scales final : public InputReader::Part {
   int64_t done_ = 0;
 };
 
+/// All parts of an input of word columns: four neighbouring bytes of a row are a word, and the words of one place of
+/// all rows lie side by side.
+class WordColumns final : public InputReader::Part {
+ public:
+  WordColumns(const WeightInput& input, const WeightSource& source)
+      : parts_(input.parts), source_(source), columns_(input.spec.shape[0].value), rows_(input.spec.shape[1].value) {}
+
+  Expected<int64_t> next(char* to, int64_t room) override {
+    if (bytes_.empty()) SALA_RETURN_IF_ERROR(load());
+    int64_t count = 0;
+    for (; place_ < columns_ && count < room / kWordBytes; ++count) {
+      const int64_t word = row_ * columns_ + place_;
+      std::memcpy(to + count * kWordBytes, bytes_.data() + word * kWordBytes, kWordBytes);
+      if (++row_ < rows_) continue;
+      row_ = 0;
+      ++place_;
+    }
+    return count * kWordBytes;
+  }
+
+ private:
+  Status load() {
+    for (const WeightPart& part : parts_) {
+      const auto bytes = source_.read_all(part.tensor);
+      if (!bytes) return bytes.error();
+      bytes_ += *bytes;
+    }
+    return success();
+  }
+
+  const std::vector<WeightPart>& parts_;
+  const WeightSource& source_;
+  int64_t columns_;
+  int64_t rows_;
+  std::string bytes_;  // of all rows
+  int64_t place_ = 0;  // of the next word in its row
+  int64_t row_ = 0;
+};
+
 std::unique_ptr<InputReader::Part> open_part(const WeightPart& part, DType target, const WeightSource& source) {
   if (part.rows > 0) return std::make_unique<Scales>(part, source);
   if (is_taken_as_it_is(source.tensor(part.tensor).dtype, target)) {
@@ -247,7 +296,12 @@ Expected<int64_t> InputReader::next(void* to, int64_t room) {
       part_.reset();
     }
     if (next_part_ == input_->parts.size()) return 0;
-    part_ = open_part(input_->parts[next_part_++], input_->spec.dtype, *source_);
+    if (input_->is_word_columns) {
+      part_ = std::make_unique<WordColumns>(*input_, *source_);
+      next_part_ = input_->parts.size();
+    } else {
+      part_ = open_part(input_->parts[next_part_++], input_->spec.dtype, *source_);
+    }
   }
 }
 

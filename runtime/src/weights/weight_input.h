@@ -23,7 +23,7 @@ Expected<int64_t> check_inputs(std::span<const WeightInput> inputs, const Weight
 const StoredTensor* tensor_as_it_is(const WeightInput& input, const WeightSource& source);
 
 /// Makes the bytes of an input, which `check_input` has taken, from its first to its last. Hashes the tensors that it
-/// reads, and keeps little more than a megabyte and the scales of a part in memory.
+/// reads, and keeps little more than a megabyte and the scales of a part, or of an input of word columns, in memory.
 class InputReader {
  public:
   /// Both outlive it.
