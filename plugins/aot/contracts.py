@@ -19,8 +19,14 @@ from sala_export.ops.registry import CONTRACTS
 from .cpp import DATA_TYPES, WIDTH, AotError, Arrays, Names, braced, quoted
 
 _COMMAND = "python -m plugins.aot.contracts"
-_CPU_TYPES: Mapping[str, str] = {"X": "float", "float32": "float", "int32": "int32_t", "int64": "int64_t"}
-"""Element types of the CPU operators, which take activations in float32."""
+_CPU_TYPES: Mapping[str, str] = {
+    "X": "float",
+    "float32": "float",
+    "float8_e4m3fn": "uint8_t",
+    "int32": "int32_t",
+    "int64": "int64_t",
+}
+"""Element types of the CPU operators, which take activations in float32 and fp8 as its bytes."""
 _OPERATOR_LIST = "cpu/operators.h"
 _CACHE_FIELD = (
     "  /// Element type of the caches: kFloat32, kBFloat16 or kFloat16. Everything else is float32.\n"

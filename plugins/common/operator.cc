@@ -22,6 +22,7 @@ std::string printed_variants(const OperatorTable& table) {
 
 int32_t find_variant(const OperatorTable& table, std::span<const int64_t> integers) {
   const size_t width = table.variant_names.size();
+  if (width == 0) return 0;  // no attribute is fixed in the kernels: there is one variant
   for (size_t first = 0; first < table.variant_values.size(); first += width) {
     const auto matches = [&](size_t i) { return integers[table.variant_names[i]] == table.variant_values[first + i]; };
     size_t equal = 0;
@@ -50,13 +51,13 @@ bool takes_counters(const Launch& launch) {
 }  // namespace
 
 std::string_view name_of(DataType dtype) {
-  constexpr std::string_view kNames[] = {"any activation type", "float32", "float16", "bfloat16", "int32", "int64",
-                                         "another type"};
+  constexpr std::string_view kNames[] = {"any activation type", "float32", "float16", "bfloat16",
+                                         "float8_e4m3fn",       "int32",   "int64",   "another type"};
   return kNames[static_cast<size_t>(dtype)];
 }
 
 int64_t bytes_of(DataType dtype) {
-  constexpr int64_t kBytes[] = {0, 4, 2, 2, 4, 8, 0};
+  constexpr int64_t kBytes[] = {0, 4, 2, 2, 1, 4, 8, 0};
   return kBytes[static_cast<size_t>(dtype)];
 }
 
@@ -109,7 +110,7 @@ Status Operator::check_type(const TensorRule& rule, DataType dtype, DataType& ac
     return error(table_->type, ": ", rule.name, " is ", name_of(dtype), ", expected ", name_of(rule.dtype));
   }
   if (activation == DataType::kActivation) {
-    const auto shipped = table_->activations;
+    const auto shipped = activations();
     if (std::find(shipped.begin(), shipped.end(), dtype) == shipped.end()) {
       return error(table_->type, ": ", rule.name, " is ", name_of(dtype), "; there are kernels for ",
                    joined(shipped, name_of));
@@ -137,6 +138,12 @@ Status Operator::check_grids(const Call& call) const {
     }
   }
   return success();
+}
+
+std::span<const DataType> Operator::activations() const {
+  const auto is_activation = [](const TensorRule& rule) { return rule.dtype == DataType::kActivation; };
+  const bool is_given = std::any_of(table_->inputs.begin(), table_->inputs.end(), is_activation);
+  return is_given ? table_->activations : table_->activations.first(1);
 }
 
 Layout Operator::workspaces(const Call& call) const { return laid_out(table_->workspaces, call); }

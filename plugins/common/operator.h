@@ -42,6 +42,9 @@ class Operator {
   /// Checks shapes and types of all inputs and outputs; the message names tensor, expected and got.
   Expected<Call> bind(std::span<const TensorView> inputs, std::span<const TensorView> outputs) const;
 
+  /// Types that activations may have. Where no input has one, nobody chooses: outputs have the first that there is.
+  std::span<const DataType> activations() const;
+
   /// Value of an extent that depends on attributes alone.
   int64_t constant(const Extent& extent) const { return extent.value(integers_.data()); }
 

@@ -31,6 +31,17 @@ void parallel_for(const ParallelFor& parallel, int64_t count, Body&& body) {
   parallel.run(parallel.context, task, static_cast<size_t>(count), static_cast<void*>(&body));
 }
 
+/// Calls `body(row)` for row in [0, rows), concurrently, a few rows at a time: one alone is too little work for a
+/// thread to fetch.
+template <class Body>
+void parallel_for_rows(const ParallelFor& parallel, int64_t rows, Body&& body) {
+  constexpr int64_t kRowsOfItem = 16;
+  parallel_for(parallel, (rows + kRowsOfItem - 1) / kRowsOfItem, [&](int64_t item) {
+    const int64_t last = std::min(rows, (item + 1) * kRowsOfItem);
+    for (int64_t row = item * kRowsOfItem; row < last; ++row) body(row);
+  });
+}
+
 struct Free {
   void operator()(float* memory) const { std::free(memory); }
 };

@@ -51,6 +51,8 @@ constexpr ONNXTensorElementDataType element_type(DataType dtype) {
       return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
     case DataType::kBFloat16:
       return ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
+    case DataType::kFloat8E4M3FN:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT8E4M3FN;
     case DataType::kInt32:
       return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
     case DataType::kInt64:

@@ -16,6 +16,8 @@ DataType from_trt(nvinfer1::DataType type) {
       return DataType::kFloat16;
     case nvinfer1::DataType::kBF16:
       return DataType::kBFloat16;
+    case nvinfer1::DataType::kFP8:
+      return DataType::kFloat8E4M3FN;
     case nvinfer1::DataType::kINT32:
       return DataType::kInt32;
     case nvinfer1::DataType::kINT64:
@@ -25,7 +27,7 @@ DataType from_trt(nvinfer1::DataType type) {
   }
 }
 
-nvinfer1::DataType to_trt(DataType type, nvinfer1::DataType activation) {
+nvinfer1::DataType to_trt(DataType type, nvinfer1::DataType activation = nvinfer1::DataType::kFLOAT) {
   switch (type) {
     case DataType::kFloat32:
       return nvinfer1::DataType::kFLOAT;
@@ -33,6 +35,8 @@ nvinfer1::DataType to_trt(DataType type, nvinfer1::DataType activation) {
       return nvinfer1::DataType::kHALF;
     case DataType::kBFloat16:
       return nvinfer1::DataType::kBF16;
+    case DataType::kFloat8E4M3FN:
+      return nvinfer1::DataType::kFP8;
     case DataType::kInt32:
       return nvinfer1::DataType::kINT32;
     case DataType::kInt64:
@@ -132,9 +136,10 @@ int32_t Plugin::getOutputDataTypes(nvinfer1::DataType* output_types, int32_t num
   return guarded<int32_t>(1, [&] {
     const OperatorTable& table = op_.table();
     if (!has_counts(table, num_inputs, num_outputs)) return return_code(wrong_counts(table, num_inputs, num_outputs));
-    for (int32_t i = 0; i < num_outputs; ++i) {
-      output_types[i] = to_trt(table.outputs[i].dtype, input_types[first_activation(table)]);
-    }
+    const size_t first = first_activation(table);
+    const bool is_given = first < table.inputs.size();
+    const nvinfer1::DataType activation = is_given ? input_types[first] : to_trt(op_.activations().front());
+    for (int32_t i = 0; i < num_outputs; ++i) output_types[i] = to_trt(table.outputs[i].dtype, activation);
     return 0;
   });
 }
@@ -176,7 +181,7 @@ bool Plugin::supportsFormatCombination(int32_t position, const nvinfer1::Dynamic
   if (expected != DataType::kActivation) return from_trt(tensor.type) == expected;
   const size_t first = first_activation(table);
   if (static_cast<size_t>(position) > first) return tensor.type == tensors[first].desc.type;
-  for (const DataType shipped : table.activations) {
+  for (const DataType shipped : op_.activations()) {
     if (from_trt(tensor.type) == shipped) return true;
   }
   return false;

@@ -67,4 +67,5 @@ def scale_words(scales: Tensor) -> Tensor:
 
 def scales_of_words(words: Tensor) -> Tensor:
     """The bytes uint8 [..., in / 32] of words int32 [in / 128, ...]."""
-    return words.movedim(0, -1).contiguous().view(torch.uint8)
+    # A copy: `contiguous` would leave the stride of a single word as it is.
+    return words.movedim(0, -1).clone(memory_format=torch.contiguous_format).view(torch.uint8)

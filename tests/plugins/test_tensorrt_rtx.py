@@ -10,11 +10,21 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
+from onnx import TensorProto, helper
 from support.plugin_calls import LIGHTNING, SPARSE, PluginCall
-from support.rtx_build import BuildOutcome, SingleOperator, build_single_operator
+from support.rtx_build import (
+    BuildOutcome,
+    SingleOperator,
+    build_graph,
+    build_single_operator,
+    model_of,
+    operator_node,
+)
 
 from sala_export.installation import onnxruntime_operators, plugin_library, soname_shim
+from sala_export.ops.registry import BLOCK_QUANTIZE, BLOCK_SCALED_LINEAR, BLOCK_SCALED_LINEAR_ADD
 
 CHUNK = 300
 _SCRATCH_GRANULARITY_BYTES = 512  # seen with TensorRT for RTX 1.7.1.116
@@ -32,8 +42,12 @@ def _request(call: PluginCall, capability: str = "SM120") -> SingleOperator:
 
 
 def _build(request: SingleOperator, folder: Path) -> BuildOutcome:
+    return _in_a_process(build_single_operator, request, folder)
+
+
+def _in_a_process(build: Callable[..., BuildOutcome], *arguments: object) -> BuildOutcome:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(build_single_operator, request, folder).result(timeout=120)
+        return pool.submit(build, *arguments).result(timeout=120)
 
 
 @OPERATORS
@@ -70,6 +84,38 @@ def test_unsupported_attribute_fails_the_build_with_its_name(
     outcome = _build(_request(call.with_attributes(head_dim=96)), tmp_path)
     assert outcome.plan is None
     assert f"{call.contract.onnx_type}: no kernels for head_dim = 96" in capfd.readouterr().err
+
+
+def _feed_forward(hidden: int, inner: int) -> bytes:
+    """x quantised, gate and up, their product quantised, down and the residual stream; weights are inputs."""
+
+    def value(name: str, dtype: int, *shape: int | str) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, dtype, shape)
+
+    weights = [
+        value("gate_up", TensorProto.FLOAT8E4M3FN, 2 * inner, hidden),
+        value("gate_up_scales", TensorProto.INT32, hidden // 128, 2 * inner),
+        value("down", TensorProto.FLOAT8E4M3FN, hidden, inner),
+        value("down_scales", TensorProto.INT32, inner // 128, hidden),
+    ]
+    nodes = [
+        operator_node(BLOCK_QUANTIZE, ["x"], ["codes", "scales"], {"columns": hidden, "gated": 0}),
+        operator_node(BLOCK_SCALED_LINEAR, ["codes", "scales", "gate_up", "gate_up_scales"], ["both"], {}),
+        operator_node(BLOCK_QUANTIZE, ["both"], ["inner", "inner_scales"], {"columns": inner, "gated": 1}),
+        operator_node(
+            BLOCK_SCALED_LINEAR_ADD, ["inner", "inner_scales", "down", "down_scales", "x"], ["y"], {"factor": 0.25}
+        ),
+    ]
+    x, y = (value(name, TensorProto.BFLOAT16, 1, "T", hidden) for name in ("x", "y"))
+    return model_of(nodes, [x, *weights], [y]).SerializeToString()
+
+
+def test_block_scaled_operators_build_without_a_conversion_between_them(tmp_path: Path) -> None:
+    profiles = [{"x": [(1, tokens, 256) for tokens in (1, 64, CHUNK)]}, {"x": [(1, 1, 256)] * 3}]
+    outcome = _in_a_process(build_graph, _feed_forward(256, 384), profiles, "SM120", tmp_path)
+    assert outcome.plan is not None, outcome.log
+    assert outcome.outputs == [("y", (1, -1, 256), "BF16")]
+    assert not [line for line in outcome.log if "reformat" in line.lower()]
 
 
 def test_library_exports_what_tensorrt_and_the_kernel_report_ask_for() -> None:

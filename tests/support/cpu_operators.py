@@ -28,7 +28,12 @@ given_library: Path | None = None
 
 SIMD_LEVELS = ("baseline", "avx2", "avx512", "avx512_bf16")
 
-_ELEMENTS = {"X": TensorProto.FLOAT, "float32": TensorProto.FLOAT, "int32": TensorProto.INT32}
+_ELEMENTS = {
+    "X": TensorProto.FLOAT,
+    "float32": TensorProto.FLOAT,
+    "float8_e4m3fn": TensorProto.FLOAT8E4M3FN,
+    "int32": TensorProto.INT32,
+}
 _CACHE_ELEMENTS = {
     torch.float32: TensorProto.FLOAT,
     torch.bfloat16: TensorProto.BFLOAT16,
@@ -162,11 +167,12 @@ class CpuOperator:
 
 
 def _element(tensor: Tensor) -> int:
-    return TensorProto.INT32 if tensor.dtype == torch.int32 else _CACHE_ELEMENTS[tensor.dtype]
+    return _CACHE_ELEMENTS.get(tensor.dtype) or _ELEMENTS[str(tensor.dtype).removeprefix("torch.")]
 
 
 def _value(tensor: Tensor) -> onnxruntime.OrtValue:
-    numbers = tensor.view(torch.int16) if tensor.element_size() == 2 else tensor  # NumPy has no bfloat16
+    # NumPy has neither bfloat16 nor fp8.
+    numbers = tensor.view({1: torch.uint8, 2: torch.int16, 4: tensor.dtype}[tensor.element_size()])
     return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(numbers.numpy(), _element(tensor))
 
 

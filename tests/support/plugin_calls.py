@@ -15,9 +15,16 @@ from sala_export.installation import plugin_library
 from sala_export.ops.common.contract import ACTIVATION, Contract, Tensor
 from sala_export.ops.common.expr import evaluate
 from sala_export.ops.common.launch import KernelSet, Launch, Workspace
-from sala_export.ops.infllmv2_attention.schema import CONTRACT as INFLLMV2_ATTENTION
+from sala_export.ops.common.targets import AOT_ARCHITECTURES
 from sala_export.ops.kernel_sets import KERNEL_SETS
-from sala_export.ops.lightning_attention.schema import CONTRACT as LIGHTNING_ATTENTION
+from sala_export.ops.registry import (
+    BLOCK_QUANTIZE,
+    BLOCK_SCALED_LINEAR,
+    BLOCK_SCALED_LINEAR_ADD,
+    INFLLMV2_ATTENTION,
+    LIGHTNING_ATTENTION,
+    RMS_NORM_BLOCK_QUANTIZE,
+)
 
 Answer = Mapping[str, Any]
 
@@ -26,7 +33,7 @@ STREAM = 0x5712EA3
 COUNTERS = 1 << 44
 """Where the fake driver of that program makes its first buffer: that of the counters."""
 _BUFFER_BYTES = 1 << 32
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4}
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "int32": 4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +58,12 @@ class PluginCall:
     @property
     def kernel_set(self) -> KernelSet:
         return KERNEL_SETS[self.contract.name]
+
+    @property
+    def sm(self) -> int:
+        """The first architecture that the library has kernels of this operator for."""
+        launches = self.kernel_set.launches
+        return next(sm for sm in AOT_ARCHITECTURES if all(sm in launch.tiles for launch in launches))
 
     @property
     def sequence(self) -> tuple[Launch, ...]:
@@ -121,11 +134,12 @@ class PluginCall:
                 yield f"{kind} {dtype} {address} {extents}"
         yield f"workspace {(len(self.contract.inputs) + len(self.contract.outputs) + 1) * _BUFFER_BYTES}"
 
-    def expected_launches(self, sm: int = 86) -> list[dict[str, Any]]:
+    def expected_launches(self, sm: int | None = None) -> list[dict[str, Any]]:
         """Kernel, grid, threads and arguments of every launch, and whether it is dependent, from the `KernelSet`.
 
-        A launch whose grid is empty for these sizes is none.
+        A launch whose grid is empty for these sizes is none. Without an architecture that of `sm` is taken.
         """
+        sm = sm or self.sm
         addresses = self.addresses
         for output in self.contract.outputs:
             if output.updates:
@@ -181,6 +195,14 @@ SPARSE = PluginCall(
     },
     dims={"B": 2, "T": 37, "C": 1003, "C1": 61, "C2": 14},
 )
+BLOCK_SCALED = (
+    PluginCall(contract=BLOCK_QUANTIZE, attributes={"columns": 384, "gated": 1}, dims={"B": 2, "T": 37}),
+    PluginCall(contract=RMS_NORM_BLOCK_QUANTIZE, attributes={"columns": 384, "eps": 1e-6}, dims={"B": 2, "T": 37}),
+    PluginCall(contract=BLOCK_SCALED_LINEAR, attributes={}, dims={"B": 2, "T": 37, "K": 384, "N": 136}),
+    PluginCall(
+        contract=BLOCK_SCALED_LINEAR_ADD, attributes={"factor": 0.25}, dims={"B": 2, "T": 37, "K": 384, "N": 136}
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -193,9 +215,9 @@ class PluginDriver:
         """The answer to making the plugin of the call."""
         return self._obey(call.creation())[-1]
 
-    def run(self, call: PluginCall, *actions: str, sm: int = 86) -> list[Answer]:
+    def run(self, call: PluginCall, *actions: str, sm: int | None = None) -> list[Answer]:
         """Make the plugin of the call, then obey `actions`; returns the answer to `create` and those to the actions."""
-        setup = [f"sm {sm}", *call.tensors(), *call.creation()]
+        setup = [f"sm {sm or call.sm}", *call.tensors(), *call.creation()]
         return self._obey([*setup, *actions])[len(setup) - 1 :]
 
     def _obey(self, commands: Sequence[str]) -> list[Answer]:

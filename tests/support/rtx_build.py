@@ -1,4 +1,4 @@
-"""Builds one operator alone with TensorRT for RTX."""
+"""Builds one operator alone, or a small graph of them, with TensorRT for RTX."""
 
 from __future__ import annotations
 
@@ -47,7 +47,21 @@ class BuildOutcome:
 
 
 def build_single_operator(request: SingleOperator, folder: Path) -> BuildOutcome:
-    """Parse and build. To be called in a process of its own: what TensorRT dislikes may end the process."""
+    """As `build_graph`, which see."""
+    profiles = [
+        {tensor.name: [request.shape(tensor, dims) for dims in three] for tensor in request.contract.inputs}
+        for three in request.profiles
+    ]
+    return build_graph(_model(request).SerializeToString(), profiles, request.capability, folder)
+
+
+def build_graph(
+    model: bytes, profiles: Sequence[Mapping[str, Sequence[Sequence[int]]]], capability: str, folder: Path
+) -> BuildOutcome:
+    """Parse and build. To be called in a process of its own: what TensorRT dislikes may end the process.
+
+    Args: each profile has the smallest, usual and largest shape of every input that has free dimensions.
+    """
     import tensorrt_rtx as trt
 
     outcome = BuildOutcome()
@@ -62,20 +76,20 @@ def build_single_operator(request: SingleOperator, folder: Path) -> BuildOutcome
     builder = trt.Builder(logger)
     network = builder.create_network()
     parser = trt.OnnxParser(network, logger)
-    model = folder / "operator.onnx"
-    onnx.save(_model(request), model)
-    if not parser.parse_from_file(str(model)):
+    path = folder / "graph.onnx"
+    path.write_bytes(model)
+    if not parser.parse_from_file(str(path)):
         return outcome
     tensors = [network.get_output(i) for i in range(network.num_outputs)]
     outcome.outputs = [(tensor.name, tuple(tensor.shape), tensor.dtype.name) for tensor in tensors]
     config = builder.create_builder_config()
     config.num_compute_capabilities = 1
-    config.set_compute_capability(trt.ComputeCapability.__members__[request.capability], 0)
+    config.set_compute_capability(trt.ComputeCapability.__members__[capability], 0)
     config.plugins_to_serialize = [str(plugin_library())]
-    for dims in request.profiles:
+    for shapes in profiles:
         profile = builder.create_optimization_profile()
-        for tensor in request.contract.inputs:
-            profile.set_shape(tensor.name, *(request.shape(tensor, d) for d in dims))
+        for name, three in shapes.items():
+            profile.set_shape(name, *three)
         config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)
     outcome.plan = None if plan is None else bytes(plan)
@@ -91,16 +105,22 @@ def _model(request: SingleOperator) -> onnx.ModelProto:
         extents = [text if text in contract.dims else evaluate(text, integers) for text in tensor.shape]
         return helper.make_tensor_value_info(tensor.name, dtype, extents)
 
-    node = helper.make_node(
-        contract.onnx_type,
-        [tensor.name for tensor in contract.inputs],
-        [tensor.name for tensor in contract.outputs],
-        domain="sala",
-        plugin_namespace="sala",
-        plugin_version="1",
-        **request.attributes,
+    node = operator_node(
+        contract, [tensor.name for tensor in contract.inputs], [t.name for t in contract.outputs], request.attributes
     )
-    graph = helper.make_graph(
-        [node], "operator", [value_info(t) for t in contract.inputs], [value_info(t) for t in contract.outputs]
-    )
+    return model_of([node], [value_info(t) for t in contract.inputs], [value_info(t) for t in contract.outputs])
+
+
+def operator_node(
+    contract: Contract, inputs: Sequence[str], outputs: Sequence[str], attributes: Mapping[str, int | float]
+) -> onnx.NodeProto:
+    """A node that TensorRT's parser finds the plugin of."""
+    plugin = {"plugin_namespace": "sala", "plugin_version": "1"}
+    return helper.make_node(contract.onnx_type, inputs, outputs, domain="sala", **plugin, **attributes)
+
+
+def model_of(
+    nodes: Sequence[onnx.NodeProto], inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]
+) -> onnx.ModelProto:
+    graph = helper.make_graph(nodes, "operators", inputs, outputs)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20), helper.make_opsetid("sala", 1)])

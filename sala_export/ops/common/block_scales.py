@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from .contract import Rule
 
-SCALES_DOC = "Scales as bytes of e8m0, 2^(byte - 127): a word has four, of neighbours 32 by 32, from its low bits up."
+SCALES_DOC = (
+    "Scales as e8m0 bytes, 2^(byte - 127): a word holds those of 128 neighbours of a row, "
+    "32 by 32 from its low bits up."
+)
 
 
 def block_rules(columns: str) -> tuple[Rule, ...]:

@@ -34,13 +34,17 @@ def _section(contract: Contract) -> str:
         f"{contract.doc}\nEquations: [`{contract.name}/README.md`](../sala_export/ops/{contract.name}/README.md).",
         _table(("input", "type", "shape", "meaning"), (_tensor_cells(t) for t in contract.inputs)),
         _table(("output", "type", "shape", "meaning"), (_tensor_cells(t) for t in contract.outputs)),
-        _table(
-            ("attribute", "type", "meaning"), ((f"`{a.name}`", a.type.__name__, a.doc) for a in contract.attributes)
-        ),
+        *_attributes(contract),
         _table(("dimension", "meaning"), ((f"`{name}`", doc) for name, doc in contract.dims.items())),
         _table(("rule", "because"), ((f"`{r.left} {r.relation} {r.right}`", r.doc) for r in contract.rules)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _attributes(contract: Contract) -> list[str]:
+    """Their table; a contract without attributes has none."""
+    rows = [(f"`{a.name}`", a.type.__name__, a.doc) for a in contract.attributes]
+    return [_table(("attribute", "type", "meaning"), rows)] if rows else []
 
 
 def _tensor_cells(tensor: Tensor) -> tuple[str, ...]:
