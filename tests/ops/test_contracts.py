@@ -112,7 +112,7 @@ def test_every_rank_is_checked(contract: Contract) -> None:
 @pytest.mark.parametrize("wrong", ["int64", "bfloat16", "float64", "bool"])
 def test_every_type_is_checked(contract: Contract, wrong: str) -> None:
     """Float64 may stand in for float32 where the contract says float32, so that references can run in double."""
-    first_activation = next(i for i, t in enumerate(contract.inputs) if t.dtype == ACTIVATION)
+    first_activation = next((i for i, t in enumerate(contract.inputs) if t.dtype == ACTIVATION), None)
     refused = 0
     for i, tensor in enumerate(contract.inputs):
         shapes, dtypes, attributes = call(contract)
@@ -203,7 +203,7 @@ def test_contract_uses_only_names_that_it_defines(contract: Contract) -> None:
 def test_updated_inputs_have_the_shape_and_type_of_their_outputs(contract: Contract) -> None:
     inputs = {tensor.name: tensor for tensor in contract.inputs}
     updates = [output for output in contract.outputs if output.updates is not None]
-    assert updates
+    assert bool(updates) == contract.name.endswith("attention")
     for output in updates:
         assert output.updates is not None
         before = inputs[output.updates]
@@ -217,12 +217,14 @@ def test_outputs_have_the_shapes_and_types_of_the_contract(contract: Contract, d
     names = values(contract)
     inputs = dict(zip((tensor.name for tensor in contract.inputs), tensors(contract, dtype), strict=True))
     given = torch_operator(contract)(*inputs.values(), **contract_case(contract.name).attributes)
+    # Without an input of that type the reference gives float32.
+    activation = dtype if any(tensor.dtype == ACTIVATION for tensor in contract.inputs) else "float32"
     # What is updated in place is the output of the contract.
     found = list(given) if isinstance(given, tuple) else [given]
     found += [inputs[str(output.updates)] for output in contract.outputs[len(found) :]]
     for tensor, output in zip(found, contract.outputs, strict=True):
         assert tuple(tensor.shape) == tuple(evaluate(text, names) for text in output.shape)
-        assert str(tensor.dtype).removeprefix("torch.") == (dtype if output.dtype == ACTIVATION else output.dtype)
+        assert str(tensor.dtype).removeprefix("torch.") == (activation if output.dtype == ACTIVATION else output.dtype)
 
 
 @each_contract
