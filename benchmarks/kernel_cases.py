@@ -45,13 +45,15 @@ class Case:
 
     name: str
     operator: str
-    """`LIGHTNING` or `SPARSE`."""
+    """`LIGHTNING` or `SPARSE`, or another one that is compiled and not measured."""
     tokens: int
     past_length: int = 0
     batch: int = 1
     calls: int = 1
     """Calls in a row that count as one: a prompt in chunks, each on the same inputs."""
     attributes: Mapping[str, int | float] = field(default_factory=dict)
+    widths: Mapping[str, int] = field(default_factory=dict)
+    """Dimensions beside those of tokens: the inputs and outputs of a product."""
     likeness: float = 0.0
     """Share of a query's variance that it has in common with those of its stretch of `STRETCH` tokens."""
 
@@ -76,7 +78,7 @@ class Case:
     def sizes(self) -> dict[str, int]:
         """Dimensions and integer attributes by name."""
         names = {name: value for name, value in self.attributes.items() if isinstance(value, int)}
-        names |= {"B": self.batch, "T": self.tokens}
+        names |= {"B": self.batch, "T": self.tokens, **self.widths}
         if self.operator == SPARSE:
             size, stride = names["kernel_size"], names["kernel_stride"]
             names["C"] = self.context

@@ -115,7 +115,7 @@ def compile_jobs(
     head_dims: Sequence[int] = HEAD_DIMS,
     row_widths: Sequence[tuple[int, int]] = ROW_WIDTHS,
 ) -> list[Job]:
-    """Every launch of both operators and of the torch runtime that a GPU serves; what the library refuses is left out.
+    """Every launch of the operators and of the torch runtime that a GPU serves; what the library refuses is left out.
 
     Args: `sm`, the architecture of the GPU; types, head sizes, and pairs of hidden and intermediate sizes.
     """
@@ -130,7 +130,19 @@ def compile_jobs(
                     continue
         for hidden, intermediate in row_widths:
             jobs += elementwise_jobs(hidden, intermediate, dtype)
+    jobs += block_scaled_jobs(sm)
     return list(dict.fromkeys(jobs))
+
+
+def block_scaled_jobs(sm: int) -> list[Job]:
+    """The launches of block-scaled products on a GPU that has them, none on another one. No other type is shipped."""
+    kinds: dict[str, dict[str, int | float]] = {"block_scaled_linear": {}, "block_scaled_linear_add": {"factor": 0.5}}
+    jobs: list[Job] = []
+    for (operator, attributes), tokens in product(kinds.items(), (8192, 1)):
+        case = Case(name="", operator=operator, tokens=tokens, attributes=attributes, widths={"K": 4096, "N": 4096})
+        if sm in case.kernel_set.architectures:
+            jobs += operator_jobs(case, "bfloat16", sm)
+    return jobs
 
 
 def prewarm_jobs(sm: int) -> list[Job]:

@@ -100,10 +100,10 @@ class _WantedImage:
 
 
 def _images(contract: Contract, kernel_set: KernelSet, architectures: Sequence[int]) -> Iterator[_WantedImage]:
-    """Every launch for every shipped type, variant and architecture."""
+    """Every launch for every shipped type and variant, and for those of the architectures that it exists for."""
     for sequence, launches in (("prefill", kernel_set.prefill), ("decode", kernel_set.decode)):
         for launch, activation, index, sm in product(
-            launches, kernel_set.aot_dtypes, range(len(kernel_set.aot_variants)), architectures
+            launches, kernel_set.aot_dtypes, range(len(kernel_set.aot_variants)), kernel_set.served(architectures)
         ):
             variant = kernel_set.aot_variants[index]
             job = compile_job(contract, kernel_set, launch, activation=activation, variant=variant, sm=sm)
@@ -136,7 +136,7 @@ def _tables(
     return OperatorTables(
         contract=contract,
         kernel_set=kernel_set,
-        sms=tuple(architectures),
+        sms=kernel_set.served(architectures),
         prefill=images_of("prefill", kernel_set.prefill),
         decode=images_of("decode", kernel_set.decode),
     )

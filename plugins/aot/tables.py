@@ -128,7 +128,8 @@ class _Writer:
         for parameter in declared_parameters(launch):
             kind, index = next((k, known.index(key(parameter))) for k, known, key in kinds if key(parameter) in known)
             arguments.append(f"{{Argument::Kind::{kind}, {index}}}")
-        hidden = {image.compiled.hidden_pointers for image in images}
+        # None where the library is for architectures alone that lack the kernel.
+        hidden = {image.compiled.hidden_pointers for image in images} or {0}
         if len(hidden) != 1:
             raise AotError(f"{launch.name}: hidden pointers differ between architectures: {sorted(hidden)}")
         return arguments + ["{Argument::Kind::kNull, 0}"] * hidden.pop()

@@ -40,7 +40,7 @@ def kernels(gpu: str | None, as_json: bool) -> None:
       kernel   the name without the operator's: append is infllmv2_append_kernel
       runs in  the step: prefill, decode or all
       type     of activations and caches: all for a kernel that serves every type
-      dim      channels of an attention head (head_dim)
+      dim      channels of an attention head (head_dim), - for a kernel without heads
       threads  in a block
       regs     registers of a thread
       shared   bytes of shared memory of a block
@@ -143,7 +143,7 @@ def _row(report: KernelReport) -> tuple[str, ...]:
         shipped.kernel.removeprefix(shipped.operator.partition("_")[0] + "_").removesuffix("_kernel"),
         _one_or_all(shipped.sequences),
         _one_or_all([precision for precision in _TYPES if precision.dtype in shipped.activations]),
-        _one_or_all([str(variant["head_dim"]) for variant in shipped.variants]),
+        _one_or_all([str(variant.get("head_dim", "-")) for variant in shipped.variants]),
         str(shipped.threads),
         str(facts.registers),
         f"{report.shared_bytes:,}",

@@ -27,8 +27,8 @@ _FRAME_SIZE, _REGISTERS = 0x11, 0x2F
 """Attributes of an entry of `.nv.info`."""
 _INSTRUCTION_BYTES = 16
 _KIND = 0x1FF
-_TENSOR_CORE, _WARP_GROUP = 0x03C, 0x1F0
-"""`HMMA` and `HGMMA`."""
+_TENSOR_CORE, _BLOCK_SCALED, _WARP_GROUP = 0x03C, 0x07A, 0x1F0
+"""`HMMA`, `QMMA` and `HGMMA`."""
 _LOCAL_MEMORY = (0x183, 0x187)
 """`LDL` and `STL`."""
 _BRANCH = 0x147
@@ -47,7 +47,7 @@ class CubinFacts:
     spill_instructions: int
     """Number of loads and stores of local memory."""
     tensor_core_instructions: int
-    """`HMMA.16816` and `HGMMA` of a main loop, per warp and turn; 0 without one.
+    """`HMMA.16816`, `QMMA.SF.16832` and `HGMMA` of a main loop, per warp and turn; 0 without one.
 
     Main loops are those with the most of them, of the loops that contain no other loop with any.
     """
@@ -71,7 +71,7 @@ def read_cubin(cubin: bytes, sm: int) -> CubinFacts:
     except (struct.error, ValueError, KeyError, IndexError):
         raise BuildError("a kernel of the plugin library is no cubin: install the package again") from None
     kinds = words[:, 0] & _KIND
-    on_tensor_cores = np.isin(kinds, (_TENSOR_CORE, _WARP_GROUP))
+    on_tensor_cores = np.isin(kinds, (_TENSOR_CORE, _BLOCK_SCALED, _WARP_GROUP))
     loops = _main_loops([loop for loop in _loops(words, sm) if on_tensor_cores[slice(*loop)].any()], on_tensor_cores)
     first, last = loops[0] if loops else (0, 0)
     return CubinFacts(

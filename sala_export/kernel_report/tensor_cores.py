@@ -15,24 +15,26 @@ from collections.abc import Sequence
 
 from .shipped import MainLoopProduct
 
-_MMA_M, _MMA_N, _MMA_K = 16, 8, 16
-"""`HMMA.16816`: rows, columns and depth of one instruction of 16-bit operands."""
+_MMA_M, _MMA_N = 16, 8
+"""Rows and columns of one instruction of a warp, `HMMA.16816` or `QMMA.SF.16832`."""
+_DEPTHS = {"X": 16, "mxf8": 32}
+"""Their depths, by `Product.operand`: 16-bit ones, and MXFP8 with a scale for each row and column."""
 _GROUP_M, _GROUP_N = 64, 256
 """`HGMMA`: rows, and most columns, of one instruction of a warp group; its depth is that of `HMMA`."""
 _GROUP_WARPS = 4
 
 
 def instructions_per_warp(main_loop: Sequence[MainLoopProduct], *, warps: int, sm: int) -> int:
-    """`HMMA` and `HGMMA` that each warp issues in one turn of a loop; 0 without products of 16-bit operands."""
-    products = [product for product in main_loop if product.operand == "X"]
+    """`HMMA`, `HGMMA` and `QMMA` that each warp issues in one turn of a loop; 0 without products of such operands."""
+    products = [product for product in main_loop if product.operand in _DEPTHS]
     if not products:
         return 0
     first = products[0]
     rows, columns = (warps, 1) if first.m >= first.n else (1, warps)
     count = 0
     for product in products:
-        depth = _tiles(product.k, _MMA_K)
-        is_of_group = product.m >= _GROUP_M and warps >= _GROUP_WARPS
+        depth = _tiles(product.k, _DEPTHS[product.operand])
+        is_of_group = product.operand == "X" and product.m >= _GROUP_M and warps >= _GROUP_WARPS
         if sm == 110 and is_of_group:
             continue
         if sm == 90 and is_of_group:

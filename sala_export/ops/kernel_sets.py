@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from .block_scaled_linear import schema as block_scaled_linear
+from .block_scaled_linear import triton_kernel as block_scaled_linear_kernels
+from .block_scaled_linear_add import schema as block_scaled_linear_add
+from .block_scaled_linear_add import triton_kernel as block_scaled_linear_add_kernels
 from .common.launch import KernelSet
 from .infllmv2_attention import schema as infllmv2_attention
 from .infllmv2_attention import triton_kernel as infllmv2_attention_kernels
@@ -15,5 +19,7 @@ KERNEL_SETS: Mapping[str, KernelSet] = MappingProxyType(
     {
         lightning_attention.CONTRACT.name: lightning_attention_kernels.KERNELS,
         infllmv2_attention.CONTRACT.name: infllmv2_attention_kernels.KERNELS,
+        block_scaled_linear.CONTRACT.name: block_scaled_linear_kernels.KERNELS,
+        block_scaled_linear_add.CONTRACT.name: block_scaled_linear_add_kernels.KERNELS,
     }
 )

@@ -34,7 +34,7 @@ def test_dependent_launches_touch_no_memory_and_do_not_end_before_they_have_wait
         (launch.name, sm)
         for kernel_set in KERNEL_SETS.values()
         for launch in kernel_set.launches
-        for sm in AOT_ARCHITECTURES
+        for sm in kernel_set.served(AOT_ARCHITECTURES)
         if launch.is_dependent(sm)
     }
 
@@ -54,3 +54,20 @@ def test_lightning_decode_loads_its_state_first_and_waits_for_memory_once(shippe
         assert [text.startswith("LDG.E.128") for text in loads[: of_state + 1]] == [True] * of_state + [False]
         until_stored = found[len(loads) : next(i for i, text in enumerate(found) if text.startswith("STG"))]
         assert not [text for text in until_stored if text.startswith("LDG")]
+
+
+def test_block_scaled_products_are_those_of_the_tensor_cores_and_their_loops_copy_asynchronously(
+    shipped: tuple[ShippedKernel, ...],
+) -> None:
+    """A compiler may also decode the codes and multiply in 16 bits, at a quarter of the rate, or load through registers
+    and wait for memory in every turn."""
+    kernels = [kernel for kernel in shipped if kernel.operator.startswith("block_scaled_linear")]
+    assert {kernel.operator for kernel in kernels} == {"block_scaled_linear", "block_scaled_linear_add"}
+    for kernel in kernels:
+        code = disassemble(kernel.cubin)
+        assert set(re.findall(r"\b\w*MMA\b[.\w]*", code)) == {"QMMA.SF.16832.F32.E4M3.E4M3.E8"}
+        # Only what is added, if anything, is loaded into registers, after the loop.
+        loop_end = max(code.rindex("QMMA"), code.rindex("LDGDEPBAR"))
+        assert "LDGSTS.E.BYPASS.128" in code[:loop_end]
+        assert not re.search(r"\bLDG\b", code[:loop_end])
+        assert set(re.findall(r"\bSTG\b[.\w]*", code)) == {"STG.E.128"}

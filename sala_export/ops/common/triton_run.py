@@ -20,7 +20,7 @@ from ...errors import ShapeError, UnsupportedError
 from ...specs import ComputeCapability
 from .contract import ACTIVATION, Contract
 from .expr import evaluate
-from .launch import DEPENDENT, KernelSet, Launch, broken_rule, unlaunchable_reason
+from .launch import DEPENDENT, KernelSet, Launch, unlaunchable_reason, unserved_reason
 from .targets import require_architecture
 from .torch_contract import bind_call
 from .triton_interpreter import gpu_arithmetic, is_interpreted
@@ -109,7 +109,7 @@ def bind_kernels(
     own = served_architecture(inputs[0].device)
     sm = sm or own
     names = bind_call(contract, inputs, attributes)
-    activation = next(x.dtype for x, t in zip(inputs, contract.inputs, strict=True) if t.dtype == ACTIVATION)
+    activation = _activation(contract, kernel_set, inputs)
     require_launchable(contract, kernel_set, attributes, activation, inputs[0].device, sm)
     for tensor, x in zip(contract.inputs, inputs, strict=True):
         if not x.is_contiguous():
@@ -145,6 +145,12 @@ def bind_kernels(
     )
 
 
+def _activation(contract: Contract, kernel_set: KernelSet, inputs: Sequence[Tensor]) -> torch.dtype:
+    """The activation type of a call: that of its inputs, or the first shipped one where no input has it."""
+    own = (x.dtype for x, t in zip(inputs, contract.inputs, strict=True) if t.dtype == ACTIVATION)
+    return next(own, getattr(torch, kernel_set.aot_dtypes[0]))
+
+
 def require_launchable(
     contract: Contract,
     kernel_set: KernelSet,
@@ -155,7 +161,7 @@ def require_launchable(
 ) -> None:
     """Refuse what the kernels cannot serve on a device with the tiles of `sm`. Raises: UnsupportedError."""
     if device.type == "cpu":  # The interpreter has room for tiles of any size.
-        reason = broken_rule(kernel_set, attributes)
+        reason = unserved_reason(kernel_set, attributes, sm)
     else:
         reason = unlaunchable_reason(kernel_set, attributes, str(activation).removeprefix("torch."), sm)
     if reason:
