@@ -18,7 +18,13 @@ from sala_export.ops.kernel_sets import KERNEL_SETS
 
 from .cpp import AotError
 
-_TRITON_TYPES: Mapping[str, str] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32"}
+_TRITON_TYPES: Mapping[str, str] = {
+    "float32": "fp32",
+    "float16": "fp16",
+    "bfloat16": "bf16",
+    "float8_e4m3fn": "fp8e4nv",
+    "int32": "i32",
+}
 _POINTER_DIVISOR = 16
 """What kernels may assume of every address; `kPointerDivisor` of the launcher checks it."""
 

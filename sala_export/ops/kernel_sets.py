@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from .block_quantize import schema as block_quantize
+from .block_quantize import triton_kernel as block_quantize_kernels
 from .common.launch import KernelSet
 from .infllmv2_attention import schema as infllmv2_attention
 from .infllmv2_attention import triton_kernel as infllmv2_attention_kernels
 from .lightning_attention import schema as lightning_attention
 from .lightning_attention import triton_kernel as lightning_attention_kernels
+from .rms_norm_block_quantize import schema as rms_norm_block_quantize
+from .rms_norm_block_quantize import triton_kernel as rms_norm_block_quantize_kernels
 
 KERNEL_SETS: Mapping[str, KernelSet] = MappingProxyType(
     {
         lightning_attention.CONTRACT.name: lightning_attention_kernels.KERNELS,
         infllmv2_attention.CONTRACT.name: infllmv2_attention_kernels.KERNELS,
+        block_quantize.CONTRACT.name: block_quantize_kernels.KERNELS,
+        rms_norm_block_quantize.CONTRACT.name: rms_norm_block_quantize_kernels.KERNELS,
     }
 )

@@ -7,13 +7,13 @@ this session compile.
 from __future__ import annotations
 
 import functools
+import io
 import multiprocessing
 import os
-import pickle
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -35,8 +35,8 @@ def run_interpreted(
 
     Outputs and workspaces are poisoned before the kernels run.
     """
-    call = pickle.dumps((operator, tuple(inputs), dict(attributes)))
-    returned: dict[str, Tensor] = pickle.loads(_worker().submit(_run, call).result())
+    call = _packed((operator, tuple(inputs), dict(attributes)))
+    returned: dict[str, Tensor] = _unpacked(_worker().submit(_run, call).result())
     return returned
 
 
@@ -67,7 +67,18 @@ def _interpret() -> None:
 
 
 def _run(call: bytes) -> bytes:
-    return pickle.dumps(run_poisoned(*pickle.loads(call)))
+    return _packed(run_poisoned(*_unpacked(call)))
+
+
+def _packed(values: object) -> bytes:
+    """Values and tensors of any type, also e4m3, which pickle alone cannot read back."""
+    buffer = io.BytesIO()
+    torch.save(values, buffer)
+    return buffer.getvalue()
+
+
+def _unpacked(packed: bytes) -> Any:
+    return torch.load(io.BytesIO(packed), weights_only=False)
 
 
 def run_poisoned(operator: str, inputs: Sequence[Tensor], attributes: Mapping[str, int | float]) -> dict[str, Tensor]:

@@ -5,8 +5,12 @@ from __future__ import annotations
 from .contract import Rule
 
 SCALES_DOC = (
-    "Scales as e8m0 bytes, 2^(byte - 127): a word holds those of 128 neighbours of a row, 32 by 32 from its low bits up."
+    "Scales as e8m0 bytes, 2^(byte - 127): a word holds those of 128 neighbours of a row, "
+    "32 by 32 from its low bits up."
 )
+
+BLOCK_SCALED_ARCHITECTURES = (120, 121)
+"""Those of `targets.ARCHITECTURES` whose tensor cores multiply MXFP8 operands by themselves."""
 
 
 def block_rules(columns: str) -> tuple[Rule, ...]:
@@ -21,3 +25,8 @@ def block_rules(columns: str) -> tuple[Rule, ...]:
             doc="a word holds the scales of 128 neighbours",
         ),
     )
+
+
+def quantized_bytes(columns: int) -> int:
+    """Bytes of the codes and scales of a row of so many numbers."""
+    return columns + columns // 32

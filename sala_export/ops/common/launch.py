@@ -103,7 +103,7 @@ class Product:
 class Launch:
     """One kernel launch of a sequence; launches of a sequence run in order on one stream.
 
-    Raises: ValueError naming the kernel if an architecture of `ARCHITECTURES` has no tile or another one has, or
+    Raises: ValueError naming the kernel if there is no tile, or one of an architecture that `ARCHITECTURES` lacks, or
         if tiles set different constants.
     """
 
@@ -118,9 +118,9 @@ class Launch:
     """The products of one turn of the innermost loop that has any; empty for a kernel without tensor-core products."""
 
     def __post_init__(self) -> None:
-        if self.tiles.keys() != ARCHITECTURES.keys():
-            wrong = ", ".join(f"SM{sm}" for sm in sorted(self.tiles.keys() ^ ARCHITECTURES.keys()))
-            raise ValueError(f"{self.name}: tiles are missing, or not wanted, for {wrong}")
+        if not self.tiles or self.tiles.keys() - ARCHITECTURES.keys():
+            wrong = ", ".join(f"SM{sm}" for sm in sorted(self.tiles.keys() - ARCHITECTURES.keys()))
+            raise ValueError(f"{self.name}: no tiles, or unwanted ones for {wrong}")
         if len({frozenset(tile.constexprs) for tile in self.tiles.values()}) > 1:
             raise ValueError(f"{self.name}: its tiles set different constants")
 
@@ -187,8 +187,14 @@ class KernelSet:
     Their shapes are expressions over B, integer attributes and constants. Whoever makes an instance of the operator
     owns them for as long as it lives. Calls that may run at the same time have counters of their own.
     """
+    architectures: tuple[int, ...] = tuple(ARCHITECTURES)
+    """Those of `ARCHITECTURES` that the kernels are for: each launch has a tile for each of them, and for no other."""
 
     def __post_init__(self) -> None:
+        for launch in self.launches:
+            if unmatched := sorted(launch.tiles.keys() ^ set(self.architectures)):
+                named = ", ".join(f"SM{sm}" for sm in unmatched)
+                raise ValueError(f"{launch.name}: tiles are missing, or not wanted, for {named}")
         if wrong := [counter.name for counter in self.counters if counter.dtype != "int32"]:
             raise ValueError(f"counters are int32: {', '.join(wrong)}")
         common = self.constants.keys() | set(self.variant_attributes) | {DEPENDENT}
