@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sala_export.ops.common.triton_interpreter import gpu_arithmetic
 from sala_export.ops.common.triton_run import INTERPRETED_SM, bind_kernels
 from sala_export.ops.infllmv2_attention.schema import CONTRACT
 from sala_export.ops.infllmv2_attention.tiles import UNION_TOKENS
@@ -151,3 +152,17 @@ def elementwise(hidden: Tensor, delta: Tensor, weight: Tensor, gate_up: Tensor) 
     options = gate_options(width)
     gated_product_kernel[(rows, triton.cdiv(width, options["BLOCK_I"]))](gate_up, 1.0, **options)
     return hidden, delta, gate_up[:, :width]
+
+
+def cast_in_kernel(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a kernel makes of `values`, as many as a power of two, where it casts them to `dtype`."""
+    cast = torch.empty(values.shape, dtype=dtype)
+    with gpu_arithmetic():
+        _cast_kernel[(1,)](values, cast, len(values))
+    return cast
+
+
+@triton.jit
+def _cast_kernel(x_ptr: tl.tensor, cast_ptr: tl.tensor, COUNT: tl.constexpr) -> None:
+    o = tl.arange(0, COUNT)
+    tl.store(cast_ptr + o, tl.load(x_ptr + o).to(cast_ptr.dtype.element_ty))

@@ -9,6 +9,9 @@ SCALES_DOC = (
     "32 by 32 from its low bits up."
 )
 
+BLOCK_SCALED_ARCHITECTURES = (120, 121)
+"""Those of `targets.ARCHITECTURES` whose tensor cores multiply MXFP8 operands by themselves."""
+
 
 def block_rules(columns: str) -> tuple[Rule, ...]:
     """Rules of rows of so many numbers, by the name of that number, and of their tokens."""
@@ -22,3 +25,8 @@ def block_rules(columns: str) -> tuple[Rule, ...]:
             doc="a word holds the scales of 128 neighbours",
         ),
     )
+
+
+def quantized_bytes(columns: int) -> int:
+    """Bytes of the codes and scales of a row of so many numbers."""
+    return columns + columns // 32

@@ -1,9 +1,10 @@
 """Where Triton's interpreter computes otherwise than a GPU, put right while kernels run in it.
 
-It keeps bfloat16 as uint16: `tl.dot` multiplies the integers that hold the bits, and casts from float32 truncate (drop
-that part when the oldest supported Triton does both right; 3.6 to 3.9 do not). And its products come from a BLAS, whose
-sums differ between columns that hold equal numbers, where a tensor core adds every element in one order: equal keys
-must have equal scores, for ties decide.
+It keeps bfloat16 as uint16: `tl.dot` multiplies the integers that hold the bits, casts from float32 truncate, and casts
+to float32 spoil subnormal numbers. Casts to e4m3 lose the carry of a mantissa that is rounded up to 2, -31.4 to -16,
+and do not saturate. Drop each part when the oldest supported Triton does it right: 3.6 to 3.9 do not. And its products
+come from a BLAS, whose sums differ between columns that hold equal numbers, where a tensor core adds every element in
+one order: equal keys must have equal scores, for ties decide.
 """
 
 from __future__ import annotations
@@ -13,8 +14,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 import triton.language as tl
 from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle
+
+from ...numerics.rounding import round_e4m3
+
+_E4M3_NAN = 0x7F
 
 
 def is_interpreted(kernel: Callable[..., Any]) -> bool:
@@ -24,8 +30,9 @@ def is_interpreted(kernel: Callable[..., Any]) -> bool:
 
 @contextmanager
 def gpu_arithmetic() -> Iterator[None]:
-    """Give kernels interpreted inside it the products and the bfloat16 roundings that a GPU has."""
+    """Give kernels interpreted inside it the products and the roundings to bfloat16 and e4m3 that a GPU has."""
     dot, cast = InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl
+    round_float = InterpreterBuilder.create_fp_to_fp
 
     def create_dot(self: InterpreterBuilder, a: Any, b: Any, d: Any, *_: Any) -> Any:
         # In float64 the order of a sum no longer shows after the rounding to float32.
@@ -33,23 +40,38 @@ def gpu_arithmetic() -> Iterator[None]:
         return TensorHandle(product + d.data, d.dtype.scalar)
 
     def cast_impl(self: InterpreterBuilder, src: Any, dst_type: Any) -> Any:
-        if (src.dtype.scalar, dst_type.scalar) == (tl.float32, tl.bfloat16):
+        types = (src.dtype.scalar, dst_type.scalar)
+        if types == (tl.float32, tl.bfloat16):
             return TensorHandle(_rounded(src.data), tl.bfloat16)
+        if types == (tl.bfloat16, tl.float32):
+            return TensorHandle(_float32(src.data), tl.float32)
         return cast(self, src, dst_type)
 
+    def create_fp_to_fp(self: InterpreterBuilder, src: Any, dst_type: Any, rounding_mode: Any) -> Any:
+        if (src.dtype.scalar, dst_type.scalar) == (tl.float32, tl.float8e4nv):
+            return TensorHandle(_e4m3(src.data), tl.float8e4nv)
+        return round_float(self, src, dst_type, rounding_mode)
+
     InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl = create_dot, cast_impl
+    InterpreterBuilder.create_fp_to_fp = create_fp_to_fp
     try:
         yield
     finally:
         InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl = dot, cast
+        InterpreterBuilder.create_fp_to_fp = round_float
 
 
 def _widened(operand: Any) -> Any:
     """The values of an operand in float64, which holds them exactly."""
     values = operand.data
     if operand.dtype.scalar == tl.bfloat16:
-        values = (values.astype(np.uint32) << 16).view(np.float32)
+        values = _float32(values)
     return values.astype(np.float64)
+
+
+def _float32(bits: Any) -> Any:
+    """The numbers whose bits as bfloat16 these are, uint16."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def _rounded(values: Any) -> Any:
@@ -58,3 +80,9 @@ def _rounded(values: Any) -> Any:
     nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     quiet_nan = (bits >> 16) | 0x0040
     return np.where(np.isnan(values), quiet_nan, nearest).astype(np.uint16)
+
+
+def _e4m3(values: Any) -> Any:
+    """float32 to the bits of the nearest e4m3, as uint8: what is larger than 448 is 448, and there is one NaN."""
+    codes = round_e4m3(torch.from_numpy(np.ascontiguousarray(values))).view(torch.uint8).numpy()
+    return np.where(np.isnan(values), _E4M3_NAN, codes).astype(np.uint8)
