@@ -38,6 +38,7 @@ ELEMENTS = {
     "bfloat16": (TensorProto.BFLOAT16, 2.0),
     "float16": (TensorProto.FLOAT16, 2.0),
     "float8_e4m3fn": (TensorProto.FLOAT8E4M3FN, 1.0),
+    "mxfp8": (TensorProto.FLOAT8E4M3FN, 1.0),
     "int8": (TensorProto.INT8, 1.0),
     "int4": (TensorProto.INT32, 0.5),
     "nvfp4": (TensorProto.UINT8, 0.5),
@@ -45,12 +46,13 @@ ELEMENTS = {
 """Element type of the numbers or codes, and bytes of one number."""
 
 SCALES = {
-    "float8_e4m3fn": (TensorProto.FLOAT, np.float32, 1),
-    "int8": (TensorProto.FLOAT, np.float32, 1),
-    "int4": (TensorProto.FLOAT16, np.float16, COLUMNS // 128),
-    "nvfp4": (TensorProto.FLOAT8E4M3FN, np.uint8, COLUMNS // 16),
+    "float8_e4m3fn": (TensorProto.FLOAT, np.float32(1), 1),
+    "mxfp8": (TensorProto.UINT8, np.uint8(127), COLUMNS // 32),
+    "int8": (TensorProto.FLOAT, np.float32(1), 1),
+    "int4": (TensorProto.FLOAT16, np.float16(1), COLUMNS // 128),
+    "nvfp4": (TensorProto.FLOAT8E4M3FN, np.uint8(0x38), COLUMNS // 16),
 }
-"""Element type of the scales, that of numpy with the same bytes, and scales of a row."""
+"""Element type of the scales, a scale of 1 in a type of numpy with the same bytes, and scales of a row."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,9 +109,8 @@ def linear(kind: str, arithmetic: str, tokens: int, copies: int, threads: int, l
             codes = codes.view(np.int32)
         inputs[f"codes_{i}"] = (codes, int(element))
         if kind in SCALES:
-            scale_element, dtype, count = SCALES[kind]
-            one = 0x38 if dtype is np.uint8 else 1  # e4m3 of 1
-            inputs[f"scales_{i}"] = (np.full((ROWS, count), one, dtype), int(scale_element))
+            scale_element, one, count = SCALES[kind]
+            inputs[f"scales_{i}"] = (np.full((ROWS, count), one), int(scale_element))
     attributes: dict[str, Any] = {"weights": kind, "math": arithmetic, "epilogue": "none", "global_scale": 1.0}
     node = helper.make_node("Linear", list(inputs), ["y"], domain="sala", **attributes)
     return Session(node, inputs, threads, library)
@@ -152,7 +153,7 @@ def decode(kind: str, arithmetic: str, rounds: int, threads: int, library: Path)
     session = linear(kind, arithmetic, 1, copies, threads, library)
     memory = torch.ones(STREAMED_BYTES // 8, dtype=torch.int64)
     ours, peer = best_seconds([session.run, memory.sum], rounds)
-    scales = ROWS * np.dtype(SCALES[kind][1]).itemsize * SCALES[kind][2] if kind in SCALES else 0
+    scales = ROWS * SCALES[kind][1].nbytes * SCALES[kind][2] if kind in SCALES else 0
     return Result(
         weights=kind,
         math=arithmetic,

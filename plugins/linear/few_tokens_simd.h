@@ -9,13 +9,15 @@ namespace {
 
 constexpr int kRowsAtOnce = 4;
 constexpr int kTokensAtOnce = 4;
-// Where scales change from step to step, sums and totals share the registers.
-template <class Format>
-constexpr int kTokensOfFourRows = kIsNibbles<Format> || kRegisters == 16 ? 2 : kTokensAtOnce;
 constexpr int64_t kPrefetchBytes = 1024;
 
 /// The scales of a step: one, or one for each slot, from float32 or, eight e4m3 codes, as they are stored.
 enum class StepScales { kOne, kLanes, kFloat8Lanes };
+
+// Where scales change from step to step, sums and totals share the registers.
+template <class Format, StepScales kScales>
+constexpr int kTokensOfFourRows =
+    kSlotWeights<Format> == 8 || kScales != StepScales::kOne || kRegisters == 16 ? 2 : kTokensAtOnce;
 
 /// Rows that are read side by side.
 template <int kRows>
@@ -31,7 +33,8 @@ inline __attribute__((always_inline)) Vec factor_of(const Product& product, cons
                                                     int64_t step, int64_t index) {
   if constexpr (kScales == StepScales::kOne) return broadcast(rows.scales[row][index]);
   if constexpr (kScales == StepScales::kLanes) {
-    return lane_scales(rows.scales[row] + step * (kStepWeights<Format> / product.scale_columns), product.scale_columns);
+    return lane_scales<Format>(rows.scales[row] + step * (kStepWeights<Format> / product.scale_columns),
+                               product.scale_columns);
   }
 #if defined(__AVX512VBMI__)
   if constexpr (kScales == StepScales::kFloat8Lanes) {
@@ -129,7 +132,7 @@ void dot_rows(const Product& product, const RowBlock<kRows>& rows, const float* 
 template <class Format, StepScales kScales, int kRows, int kTokens>
 void dot_tokens(const Product& product, const RowBlock<kRows>& rows, const float* x, int64_t slots, float* out,
                 int64_t out_stride) {
-  if constexpr (kRows == 4 && kTokens > kTokensOfFourRows<Format>) {
+  if constexpr (kRows == 4 && kTokens > kTokensOfFourRows<Format, kScales>) {
     for (int r = 0; r < 4; r += 2) {
       const RowBlock<2> pair{{rows.codes[r], rows.codes[r + 1]},
                              {rows.scales[r], rows.scales[r + 1]},
@@ -211,7 +214,7 @@ void few(const Product& product, const Row* rows, int64_t count, const float* pa
   with_format(product, [&](auto format, ScaleUse use) {
     using Format = decltype(format);
     const auto run = [&](auto blocks) { blocks(product, rows, count, packed, tokens, scratch, out, out_stride); };
-    if constexpr (kIsNibbles<Format>) {
+    if constexpr (Format::kLaneScales) {
 #if defined(__AVX512VBMI__)
       if (use == ScaleUse::kLanes && product.kind == WeightKind::kNvfp4 && product.scale_columns == 16) {
         return run(dot_blocks<Format, StepScales::kFloat8Lanes>);

@@ -62,10 +62,11 @@ struct Bf16 {
     return __builtin_bit_cast(IntVec, _mm512_srli_epi32(low_bits, 16)) | (__builtin_bit_cast(IntVec, high) & -0x10000);
   }
 
-  /// Of numbers that are rounded already; no format of pairs needs a factor.
+  /// Of numbers that are rounded already, unless they are too small to count; no format of pairs needs a factor.
   static float slot(const float* x, const int16_t (&index)[2], float) {
     const auto low = __builtin_bit_cast(uint32_t, x[index[0]]) >> 16;
-    return __builtin_bit_cast(float, low | __builtin_bit_cast(uint32_t, x[index[1]]));
+    const auto high = __builtin_bit_cast(uint32_t, x[index[1]]) & 0xFFFF0000U;
+    return __builtin_bit_cast(float, low | high);
   }
 };
 #endif
@@ -74,8 +75,14 @@ struct Bf16 {
 template <class Format>
 constexpr int kStepWeights = Format::kVectors * kLanes * Format::Target::kPerSlot;
 
-/// What most formats are: their numbers stand for themselves.
+/// Weights of a row that a slot sums in a step.
+template <class Format>
+constexpr int kSlotWeights = kStepWeights<Format> / kLanes;
+
+/// What most formats are: their numbers stand for themselves, and a step has one scale.
 struct Format {
+  /// Whether a step may have several scales, each for whole slots that stand for the weights that share it.
+  static constexpr bool kLaneScales = false;
   /// The power of two that the numbers of a vector are too large by, and inputs are made smaller by.
   static constexpr float excess(int) { return 1.0f; }
 };
@@ -213,6 +220,7 @@ inline Float8Bytes float8_bytes(const uint8_t* from) {
 struct Float8Weights : Format {
   using Target = Fp32;
   static constexpr int kVectors = 4;
+  static constexpr bool kLaneScales = kLanes == 16;
   using Raw = Float8Bytes;
 
   static constexpr int order(int vector, int slot, int) { return Raw::order(vector / 2, 2 * slot + vector % 2); }
@@ -227,6 +235,7 @@ struct Float8Weights : Format {
 struct Float8Weights : Format {
   using Target = Fp32;
   static constexpr int kVectors = 4;
+  static constexpr bool kLaneScales = kLanes == 16;
   using Raw = IntVec;
 
   static constexpr int order(int vector, int slot, int) { return 4 * slot + vector; }
@@ -266,6 +275,7 @@ struct Int8Weights : Format {
 struct Nibbles : Format {
   using Target = Fp32;
   static constexpr int kVectors = 8;
+  static constexpr bool kLaneScales = true;
   using Raw = IntVec;
 
   static constexpr int order(int vector, int slot, int) { return 8 * slot + vector; }
@@ -324,6 +334,7 @@ struct BFloat16Pairs : Format {
 struct Float8Pairs : Format {
   using Target = Bf16;
   static constexpr int kVectors = 2;
+  static constexpr bool kLaneScales = true;
   using Raw = Float8Bytes;
 
   static constexpr int order(int vector, int slot, int half) { return Raw::order(vector, 2 * slot + half); }
@@ -364,6 +375,7 @@ struct Int8Pairs : Format {
 struct Nvfp4Pairs : Format {
   using Target = Bf16;
   static constexpr int kVectors = 4;
+  static constexpr bool kLaneScales = true;
   using Raw = IntVec;
 
   static constexpr int order(int vector, int slot, int half) { return 4 * (2 * slot + half) + vector; }

@@ -38,6 +38,7 @@ int64_t scale_bytes(ScaleType type) {
     case ScaleType::kFloat16:
       return 2;
     case ScaleType::kFloat8:
+    case ScaleType::kE8m0:
       return 1;
   }
   return 0;
@@ -51,6 +52,7 @@ int64_t bits_of(WeightKind kind) {
     case WeightKind::kFloat16:
       return 16;
     case WeightKind::kFloat8:
+    case WeightKind::kMxfp8:
     case WeightKind::kInt8:
       return 8;
     case WeightKind::kInt4:

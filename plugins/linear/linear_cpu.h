@@ -12,10 +12,13 @@
 namespace sala::linear {
 
 /// How the numbers of a weight are stored.
-enum class WeightKind : uint8_t { kFloat32, kBFloat16, kFloat16, kFloat8, kInt8, kInt4, kNvfp4 };
+enum class WeightKind : uint8_t { kFloat32, kBFloat16, kFloat16, kFloat8, kMxfp8, kInt8, kInt4, kNvfp4 };
+
+/// Neighbours along a row of kMxfp8 that share a scale, of weights and of inputs.
+constexpr int64_t kMxBlock = 32;
 
 /// Type of the scales beside the codes; kNone for weights that are numbers by themselves.
-enum class ScaleType : uint8_t { kNone, kFloat32, kBFloat16, kFloat16, kFloat8 };
+enum class ScaleType : uint8_t { kNone, kFloat32, kBFloat16, kFloat16, kFloat8, kE8m0 };
 
 /// A weight [rows, K] as a checkpoint stores it, row after row, at any address. `scales` is a matrix [row_blocks,
 /// column_blocks], one scale for each of so many equal blocks of the weight; both counts are 1 if there are none.
@@ -29,6 +32,10 @@ struct StoredWeight {
 };
 
 /// y = x W^T, W the rows of all weights one after another; all memory is the caller's.
+///
+/// kMxfp8 has one scale for each kMxBlock columns of a row, and its inputs are rounded likewise before the product, as
+/// sala_export/numerics/block_scales.py says. So the numbers of both sides are those of bfloat16, and all arithmetic
+/// gives one result up to the order of sums. Only numbers below 2^-126 may count as 0 unless it is exact.
 struct LinearCall {
   const float* x;  // [tokens, columns]
   int64_t tokens;

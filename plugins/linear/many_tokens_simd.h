@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/matmul.h"
+#include "linear/block_rounding_simd.h"
 #include "linear/scales_simd.h"
 
 namespace sala::linear::SALA_SIMD_LEVEL {
@@ -37,12 +38,12 @@ constexpr Order<Format> order_of() {
 
 using Bits = uint32_t __attribute__((vector_size(kVectorBytes)));
 
-/// The inputs of one step of one token, rounded to bfloat16 if that is asked; 0 beyond the columns.
+/// The inputs of one step of one token, rounded as the product asks; 0, which `out` comes with, beyond the columns.
 template <int kCount>
 inline void step_inputs(const Product& product, const float* x, int64_t first, float (&out)[kCount]) {
+  if (product.kind == WeightKind::kMxfp8) return round_blocks(x, first, product.columns, out);
   const int64_t rest = product.columns - first;
   const int64_t count = rest < kCount ? rest : kCount;
-  if (count < kCount) __builtin_memset(out, 0, sizeof out);
   __builtin_memcpy(out, x + first, static_cast<size_t>(count) * sizeof(float));
   if (!product.round_inputs) return;
   for (int i = 0; i < kCount; i += kLanes) {
@@ -113,7 +114,7 @@ void expand_row(const Product& product, const uint8_t* codes, const float* scale
     Vec scale{};
     if constexpr (kFolding == Folding::kWholeSteps) scale = broadcast(scales[step * kStepWeights<Format> / shared]);
     if constexpr (kFolding == Folding::kLanes) {
-      scale = lane_scales(scales + step * (kStepWeights<Format> / shared), shared);
+      scale = lane_scales<Format>(scales + step * (kStepWeights<Format> / shared), shared);
     }
     store_vectors<Format, 0>(Format::load(from), kFolding != Folding::kNone, scale, out);
   }
@@ -254,7 +255,7 @@ void fill_half_panel(const Product& product, const Course& course, const Row* ro
       expand_row<Format, Folding::kNone>(product, rows[r].codes, scales_of_row, segment, out);
     } else if (course.folding == Folding::kWholeSteps) {
       expand_row<Format, Folding::kWholeSteps>(product, rows[r].codes, scales_of_row, segment, out);
-    } else if constexpr (kIsNibbles<Format>) {
+    } else if constexpr (Format::kLaneScales) {
       expand_row<Format, Folding::kLanes>(product, rows[r].codes, scales_of_row, segment, out);
     }
   }

@@ -41,6 +41,12 @@ static inline float from_float4(uint32_t nibble) {
   return (nibble & 8U) == 0 ? value : -value;
 }
 
+/// e8m0: the exponent of a power of two, and NaN where all bits are set.
+static inline float from_e8m0(uint8_t bits) {
+  if (bits == 0) return 0x1p-127f;
+  return float_of_bits(bits == 0xFF ? 0x7FC00000U : static_cast<uint32_t>(bits) << 23);
+}
+
 template <class T>
 static inline T stored(const void* from, int64_t index) {
   T value;
@@ -59,6 +65,7 @@ static inline float number_at(WeightKind kind, const void* codes, int64_t index)
     case WeightKind::kFloat16:
       return from_float16(stored<uint16_t>(codes, index));
     case WeightKind::kFloat8:
+    case WeightKind::kMxfp8:
       return from_float8(stored<uint8_t>(codes, index));
     case WeightKind::kInt8:
       return static_cast<float>(stored<int8_t>(codes, index));
@@ -82,6 +89,8 @@ static inline float scale_at(ScaleType type, const void* scales, int64_t index) 
       return from_float16(stored<uint16_t>(scales, index));
     case ScaleType::kFloat8:
       return from_float8(stored<uint8_t>(scales, index));
+    case ScaleType::kE8m0:
+      return from_e8m0(stored<uint8_t>(scales, index));
   }
   return 1.0f;
 }

@@ -18,21 +18,20 @@ inline void prefetch(const uint8_t* from, int64_t bytes) {
 /// Where the scales of a product enter.
 enum class ScaleUse {
   kSums,     // a sum over whole steps is multiplied by its scale
-  kLanes,    // a step has several, each for whole slots of eight nibbles
+  kLanes,    // a step has several, each for whole slots
   kNumbers,  // none of these: rows become float32 numbers first
 };
-
-/// A format of nibbles: a slot of a step sums eight consecutive weights.
-template <class Format>
-constexpr bool kIsNibbles = Format::kVectors * Format::Target::kPerSlot == 8;
 
 template <class Format>
 ScaleUse scale_use(const Product& product) {
   constexpr int64_t kWeights = kStepWeights<Format>;
   const int64_t shared = product.scale_columns;
   if (shared == product.columns || (shared > 0 && shared % kWeights == 0)) return ScaleUse::kSums;
-  const bool is_nibbles = product.kind == WeightKind::kInt4 || product.kind == WeightKind::kNvfp4;
-  if (is_nibbles && shared > 0 && shared % 8 == 0 && kWeights % shared == 0) return ScaleUse::kLanes;
+  // Slots of bytes are out of order inside of 16 weights: of their scales only those of mxfp8 are known to fit.
+  const bool fits = kSlotWeights<Format> == 8 || product.kind == WeightKind::kMxfp8;
+  if (Format::kLaneScales && fits && shared > 0 && shared % kSlotWeights<Format> == 0 && kWeights % shared == 0) {
+    return ScaleUse::kLanes;
+  }
   return ScaleUse::kNumbers;
 }
 
@@ -57,6 +56,14 @@ inline void decode_scales(const Row& row, int64_t count, float* out) {
       __builtin_memcpy(&codes, static_cast<const uint8_t*>(row.scales) + i, sizeof codes);
       store(out + i, from_float8_codes(__builtin_convertvector(codes, IntVec)));
     }
+  } else if (row.scale_type == ScaleType::kE8m0) {
+    for (; i + kLanes <= count; i += kLanes) {
+      Bytes codes;
+      __builtin_memcpy(&codes, static_cast<const uint8_t*>(row.scales) + i, sizeof codes);
+      const IntVec exponents = __builtin_convertvector(codes, IntVec);
+      const IntVec powers = exponents == 0 ? (IntVec{} + 0x00400000) : exponents << 23;  // 2^-127 is no normal number
+      store(out + i, as_float(exponents == 0xFF ? (IntVec{} + 0x7FC00000) : powers));
+    }
   } else if (row.scale_type == ScaleType::kBFloat16) {
     for (; i + kLanes <= count; i += kLanes) {
       Halves bits;
@@ -67,19 +74,21 @@ inline void decode_scales(const Row& row, int64_t count, float* out) {
   for (; i < count; ++i) out[i] = scale_at(row.scale_type, row.scales, i);
 }
 
-/// The scales of a step whose slots stand for eight weights each, from the scales of the step.
+/// The scales of the slots of a step, from the scales of the step.
+template <class Format>
 inline Vec lane_scales(const float* scales, int64_t shared) {
+  const int64_t slots = shared / kSlotWeights<Format>;  // that share a scale
 #if defined(__AVX512F__)
   const IntVec lanes{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  const IntVec index = lanes >> __builtin_ctzll(static_cast<uint64_t>(shared / 8));
+  const IntVec index = lanes >> __builtin_ctzll(static_cast<uint64_t>(slots));
   return _mm512_permutexvar_ps(__builtin_bit_cast(__m512i, index), load(scales));
 #elif defined(__AVX2__)
   const IntVec lanes{0, 1, 2, 3, 4, 5, 6, 7};
-  const IntVec index = lanes >> __builtin_ctzll(static_cast<uint64_t>(shared / 8));
+  const IntVec index = lanes >> __builtin_ctzll(static_cast<uint64_t>(slots));
   return _mm256_permutevar8x32_ps(load(scales), __builtin_bit_cast(__m256i, index));
 #else
   Vec result{};
-  for (int lane = 0; lane < kLanes; ++lane) result[lane] = scales[lane * 8 / shared];
+  for (int lane = 0; lane < kLanes; ++lane) result[lane] = scales[lane / slots];
   return result;
 #endif
 }
@@ -125,6 +134,7 @@ inline auto with_format(const Product& product, Body&& body) {
       case WeightKind::kBFloat16:
         return choose(BFloat16Pairs{});
       case WeightKind::kFloat8:
+      case WeightKind::kMxfp8:
         return choose(Float8Pairs{});
       case WeightKind::kInt8:
         return choose(Int8Pairs{});
@@ -141,6 +151,7 @@ inline auto with_format(const Product& product, Body&& body) {
     case WeightKind::kFloat16:
       return choose(Float16Weights{});
     case WeightKind::kFloat8:
+    case WeightKind::kMxfp8:
       return choose(Float8Weights{});
     case WeightKind::kInt8:
       return choose(Int8Weights{});

@@ -20,22 +20,23 @@ using linear::WeightKind;
 
 constexpr const char* kType = "Linear";
 
-/// A way to store weights: the elements of its codes, how many bytes they may have, and of its scales.
+/// A way to store weights: the elements of its codes, and of its scales.
 struct Storage {
   const char* name;
   WeightKind kind;
   ONNXTensorElementDataType codes;  // undefined: any type, the bytes decide
-  bool has_scales;
+  ScaleType scales;                 // kFloat32: bfloat16 and float16 as well
 };
 
 constexpr Storage kStorages[] = {
-    {"float32", WeightKind::kFloat32, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, false},
-    {"bfloat16", WeightKind::kBFloat16, ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16, false},
-    {"float16", WeightKind::kFloat16, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, false},
-    {"float8_e4m3fn", WeightKind::kFloat8, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT8E4M3FN, true},
-    {"int8", WeightKind::kInt8, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8, true},
-    {"int4", WeightKind::kInt4, ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED, true},
-    {"nvfp4", WeightKind::kNvfp4, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, true},
+    {"float32", WeightKind::kFloat32, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ScaleType::kNone},
+    {"bfloat16", WeightKind::kBFloat16, ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16, ScaleType::kNone},
+    {"float16", WeightKind::kFloat16, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, ScaleType::kNone},
+    {"float8_e4m3fn", WeightKind::kFloat8, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT8E4M3FN, ScaleType::kFloat32},
+    {"mxfp8", WeightKind::kMxfp8, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT8E4M3FN, ScaleType::kE8m0},
+    {"int8", WeightKind::kInt8, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8, ScaleType::kFloat32},
+    {"int4", WeightKind::kInt4, ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED, ScaleType::kFloat32},
+    {"nvfp4", WeightKind::kNvfp4, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, ScaleType::kFloat8},
 };
 
 /// Bytes of an element; 0 for types that no weight is stored in.
@@ -90,26 +91,31 @@ Expected<bool> choice(const OrtApi& api, const OrtKernelInfo& info, const char* 
   return *value == second;
 }
 
+/// The type of scales, which must be that of their storage.
 Expected<ScaleType> scale_type(const Storage& storage, const Input& scales) {
-  const bool is_nvfp4 = storage.kind == WeightKind::kNvfp4;
-  switch (scales.type) {
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT8E4M3FN:
-      if (is_nvfp4) return ScaleType::kFloat8;
-      break;
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT:
-      if (!is_nvfp4) return ScaleType::kFloat32;
-      break;
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16:
-      if (!is_nvfp4) return ScaleType::kBFloat16;
-      break;
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16:
-      if (!is_nvfp4) return ScaleType::kFloat16;
-      break;
-    default:
-      break;
-  }
+  const auto found = [&] {
+    switch (scales.type) {
+      case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT:
+        return ScaleType::kFloat32;
+      case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16:
+        return ScaleType::kBFloat16;
+      case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16:
+        return ScaleType::kFloat16;
+      case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT8E4M3FN:
+        return ScaleType::kFloat8;
+      case ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8:
+        return ScaleType::kE8m0;
+      default:
+        return ScaleType::kNone;
+    }
+  }();
+  const bool is_wide = found == ScaleType::kBFloat16 || found == ScaleType::kFloat16;
+  if ((is_wide ? ScaleType::kFloat32 : found) == storage.scales) return found;
   return error("Linear: scales of ", storage.name, " weights have the element type ", static_cast<int>(scales.type),
-               "; take ", is_nvfp4 ? "float8_e4m3fn" : "float32, bfloat16 or float16");
+               "; take ",
+               storage.scales == ScaleType::kFloat8 ? "float8_e4m3fn"
+               : storage.scales == ScaleType::kE8m0 ? "uint8"
+                                                    : "float32, bfloat16 or float16");
 }
 
 /// Adds the scales to a weight: one number, one for each row, or a matrix of blocks.
@@ -126,8 +132,13 @@ Status add_scales(const Storage& storage, const Input& scales, int64_t columns, 
   weight.column_blocks = is_single || scales.shape.size() == 1 ? 1 : scales.shape[1];
   const bool divides = weight.row_blocks > 0 && weight.column_blocks > 0 && weight.rows % weight.row_blocks == 0 &&
                        columns % weight.column_blocks == 0;
-  if (divides) return success();
-  return error("Linear: scales ", printed(scales.shape), " do not divide weights ", printed({weight.rows, columns}));
+  if (!divides) {
+    return error("Linear: scales ", printed(scales.shape), " do not divide weights ", printed({weight.rows, columns}));
+  }
+  const bool is_block = weight.row_blocks == weight.rows && weight.column_blocks * linear::kMxBlock == columns;
+  if (storage.kind != WeightKind::kMxfp8 || is_block) return success();
+  return error("Linear: scales ", printed(scales.shape), " of mxfp8 weights ", printed({weight.rows, columns}),
+               " are not one for each ", linear::kMxBlock, " columns of a row");
 }
 
 /// A node of the graph.
@@ -177,7 +188,7 @@ Expected<StoredWeight> LinearKernel::weight(const Call& call, size_t index, int6
                  " weights for x with ", columns, " columns");
   }
   StoredWeight weight{codes->shape[0], codes->data, nullptr, ScaleType::kNone, 1, 1};
-  if (storage.has_scales) {
+  if (storage.scales != ScaleType::kNone) {
     const auto scales = call.input(index + 1);
     if (!scales) return scales.error();
     SALA_RETURN_IF_ERROR(add_scales(storage, *scales, columns, weight));
@@ -193,7 +204,7 @@ Status LinearKernel::run(OrtKernelContext& context) const {
   if (!x) return x.error();
   if (x->shape.empty() || x->shape.back() == 0) return error("Linear: x ", printed(x->shape), " has no columns");
   const int64_t columns = x->shape.back();
-  const size_t inputs_of_weight = storage.has_scales ? 2 : 1;
+  const size_t inputs_of_weight = storage.scales != ScaleType::kNone ? 2 : 1;
   const size_t count = (*inputs - 1) / inputs_of_weight;
   if (count * inputs_of_weight + 1 != *inputs) return error("Linear: the last of the weights has no scales");
   if (silu_mul && count % 2 != 0) return error("Linear: silu_mul takes an even number of weights, not ", count);

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from support.cpu_operators import library, runnable_simd_levels, simd_level
-from support.stored_products import Linear, Weight, coded_weight, unaligned, weight
+from support.stored_products import Linear, Weight, coded_weight, mxfp8_inputs, unaligned, weight
 
 Array = NDArray[Any]
 
-KINDS = ("float32", "bfloat16", "float16", "float8_e4m3fn", "int8", "int4", "nvfp4")
+KINDS = ("float32", "bfloat16", "float16", "float8_e4m3fn", "mxfp8", "int8", "int4", "nvfp4")
 MATHS = ("exact", "fast")
 FP32_INPUTS = ("float32", "float16")
 """Kinds whose fast products are exact too."""
@@ -38,13 +38,15 @@ def products(x: Array, numbers: Array, kind: str, math: str, group: int) -> Arra
     """What the operator computes, in float64."""
     if kind == "int4" and math == "fast":
         x = int8_inputs(x, group)
+    elif kind == "mxfp8":
+        x = mxfp8_inputs(x)
     elif math == "fast" and kind not in FP32_INPUTS:
         x = x.astype(ml_dtypes.bfloat16)
     return np.asarray(x.astype(np.float64) @ numbers.T)
 
 
 def assert_products(actual: Array, x: Array, numbers: Array, kind: str, math: str, group: int = 128) -> None:
-    bound = np.abs(x.astype(np.float64)) @ np.abs(numbers).T * STEPS + 1e-30
+    bound = np.abs(mxfp8_inputs(x) if kind == "mxfp8" else x.astype(np.float64)) @ np.abs(numbers).T * STEPS + 1e-30
     if kind == "int4" and math == "fast":
         # The code of an input between two may be either: one step of one input.
         bound += np.abs(x).max() / 127 * np.abs(numbers).max()
@@ -62,7 +64,7 @@ def run(x: Array, stored: Weight, kind: str, math: str, **attributes: Any) -> Ar
 @pytest.mark.parametrize("kind", KINDS)
 def test_products_of_awkward_sizes(kind: str, math: str, level: str) -> None:
     rng = np.random.default_rng(0)
-    widths = {"int4": (8, 128, 640), "nvfp4": (16, 112, 640)}.get(kind, (1, 31, 65, 640))
+    widths = {"int4": (8, 128, 640), "nvfp4": (16, 112, 640), "mxfp8": (32, 96, 640)}.get(kind, (1, 31, 65, 640))
     for width in widths:
         for rows in (1, 70):
             stored = weight(rng, kind, rows, width, 0.75)
@@ -124,6 +126,68 @@ def test_every_scale_of_nvfp4_is_the_number_it_stands_for(tokens: int, math: str
     np.testing.assert_array_equal(actual, np.broadcast_to(scales.astype(np.float32), actual.shape))
 
 
+MX = {"weights": "mxfp8", "epilogue": "none", "global_scale": 1.0}
+
+
+@pytest.mark.parametrize("level", runnable_simd_levels())
+@pytest.mark.parametrize("math", MATHS)
+@pytest.mark.parametrize("tokens", [3, 33])
+def test_every_scale_and_code_of_mxfp8_is_the_number_it_stands_for(tokens: int, math: str, level: str) -> None:
+    """A scale that is NaN spoils its row of weights."""
+    every = np.arange(256, dtype=np.uint8)
+    scales = np.stack((every, np.roll(every, 3), every[::-1]), 1)
+    codes = np.full((256, 96), 0x38, np.uint8)  # 1
+    x = np.zeros((tokens, 96), np.float32)
+    for token in range(tokens):
+        x[token, (5, 40, 95)[token % 3]] = 1
+    with simd_level(level):
+        found = Linear(library(), (codes.view(ml_dtypes.float8_e4m3fn), scales), math=math, **MX)(x)
+    expected = np.where(scales == 255, np.nan, np.ldexp(1.0, scales.astype(int) - 127))
+    expected += 0 * expected.sum(1, keepdims=True)
+    # The instructions for bfloat16 take numbers below 2^-126 for 0.
+    np.testing.assert_allclose(found, expected.T[np.arange(tokens) % 3], rtol=0, atol=2.0**-126)
+    codes = np.zeros((256, 96), np.uint8)
+    codes[:, 40] = every
+    with simd_level(level):
+        found = Linear(library(), (codes.view(ml_dtypes.float8_e4m3fn), np.full_like(scales, 130)), math=math, **MX)(x)
+    values = 8 * every.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    np.testing.assert_array_equal(found[1], values)
+    assert np.isnan(found[:, np.isnan(values)]).all()
+    assert not np.nan_to_num(found[::3]).any()
+
+
+def inputs_of_every_kind(columns: int) -> Array:
+    """Rows whose blocks have any largest magnitude, with ties among their codes, and any bits at all."""
+    rng = np.random.default_rng(7)
+    exponents = np.repeat(rng.permutation(np.arange(-149, 128)), 8)[: 2 * 1024].reshape(-1, 1, 1)
+    numbers = rng.integers(1, 64, (len(exponents), columns // 32, 32)) / 32  # five bits, of which four are kept
+    numbers *= np.exp2(exponents - rng.integers(0, 14, numbers.shape)) * rng.choice((-1, 1), numbers.shape)
+    # The largest that its scale holds, and what is next to it.
+    numbers[::3, :, 0] = (np.float64([1.75, 1.75 + 2**-23, 1.75 - 2**-23]) * np.exp2(exponents[::3, 0]))[:, :1]
+    bits = rng.integers(0, 1 << 32, (512, columns), np.uint64).astype(np.uint32).view(np.float32)
+    return np.concatenate((numbers.reshape(-1, columns).astype(np.float32), bits))
+
+
+@pytest.mark.parametrize("level", runnable_simd_levels())
+@pytest.mark.parametrize("math", MATHS)
+def test_inputs_of_mxfp8_are_rounded_by_blocks(math: str, level: str) -> None:
+    """Products with the unit matrix, so that outputs are inputs as the weights meet them."""
+    unit = np.eye(96, dtype=ml_dtypes.float8_e4m3fn)
+    product = Linear(library(), (unit, np.full((96, 3), 127, np.uint8)), math=math, **MX)
+    x = inputs_of_every_kind(96)
+    expected = mxfp8_inputs(x)
+    spoiled = ~(np.abs(expected) < 2.0**128).all(1)  # by NaN, or where the largest float is rounded up
+    assert 0 < spoiled.sum() < len(x) / 4
+    # The instructions for bfloat16 take numbers below 2^-126 for 0.
+    atol = 2.0**-126 if math == "fast" and level == "avx512_bf16" else 0.0
+    with simd_level(level):
+        found = product(x)
+        few = np.concatenate([product(rows) for rows in (x[:1], x[1:4], x[4:30])])
+    np.testing.assert_allclose(found[~spoiled], expected[~spoiled], rtol=0, atol=atol)
+    assert not np.isfinite(found[spoiled]).any()
+    np.testing.assert_array_equal(few, found[:30])
+
+
 @pytest.mark.parametrize("math", MATHS)
 @pytest.mark.parametrize(
     ("kind", "blocks"),
@@ -166,9 +230,10 @@ def test_gated_products_of_several_weights(kind: str, math: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_inputs_that_are_not_finite_spoil_their_own_token(kind: str, math: str, level: str) -> None:
     rng = np.random.default_rng(4)
-    stored = weight(rng, kind, 20, 144)
+    columns = 160 if kind == "mxfp8" else 144
+    stored = weight(rng, kind, 20, columns)
     for tokens in (4, 40):
-        x = rng.standard_normal((tokens, 144), dtype=np.float32)
+        x = rng.standard_normal((tokens, columns), dtype=np.float32)
         x[0, 140], x[1, 3], x[2] = np.nan, -np.inf, 0
         with simd_level(level):
             actual = run(x, stored, kind, math)
@@ -199,6 +264,7 @@ def test_inputs_keep_their_leading_dimensions(shape: tuple[int, ...]) -> None:
 
 
 W8 = np.zeros((8, 64), np.int8)
+MX8 = W8.view(ml_dtypes.float8_e4m3fn)
 F32 = np.zeros((8, 64), np.float32)
 ONE = np.ones(1, np.float32)
 
@@ -216,6 +282,8 @@ ONE = np.ones(1, np.float32)
         ((W8, np.ones((3, 7), np.float32)), {"weights": "int8"}, r"scales \[3, 7\] do not divide weights \[8, 64\]"),
         ((W8, np.ones((1, 1, 2), np.float32)), {"weights": "int8"}, r"scales \[1, 1, 2\] are no number, vector or"),
         ((W8, np.ones(8, np.int8)), {"weights": "int8"}, "scales of int8 weights have the element type 3"),
+        ((MX8, np.ones(8, np.float32)), {"weights": "mxfp8"}, "scales of mxfp8 weights have the .* 1; take uint8"),
+        ((MX8, np.ones((8, 4), np.uint8)), {"weights": "mxfp8"}, "are not one for each 32 columns of a row"),
         ((F32,), {"epilogue": "silu_mul"}, "silu_mul takes an even number of weights, not 1"),
         ((F32, F32[:6]), {"epilogue": "silu_mul"}, "silu_mul takes two halves of equal width, not 8 and 6"),
     ],
@@ -227,5 +295,5 @@ def test_bad_calls_are_refused(tensors: tuple[Array, ...], attributes: dict[str,
         "epilogue": "none",
         "global_scale": 1.0,
     } | attributes
-    with pytest.raises(Exception, match=f"Linear: {message}"):
+    with pytest.raises(Exception, match=f"Linear: .*{message}"):
         Linear(library(), [np.ascontiguousarray(tensor) for tensor in tensors], **values)(np.zeros((2, 64), np.float32))

@@ -27,6 +27,9 @@ ELEMENTS = {
 
 PLAIN = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 
+MX_BLOCK = 32
+"""Neighbours of a row of mxfp8 that share a scale."""
+
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float64)
 
 
@@ -82,10 +85,38 @@ def coded_weight(
     return Weight(tensors=(stored, scales), numbers=codes * spread(scales, rows, columns) * global_scale)
 
 
+def mxfp8_weight(rng: np.random.Generator, rows: int, columns: int) -> Weight:
+    """Random e4m3 codes but NaN, with the bytes of scales from 2^-4 to 2^4."""
+    scales = rng.integers(123, 132, (rows, columns // MX_BLOCK)).astype(np.uint8)
+    codes = rng.integers(0, 127, (rows, columns)) | rng.integers(0, 2, (rows, columns)) << 7
+    stored = codes.astype(np.uint8).view(ml_dtypes.float8_e4m3fn)
+    numbers = stored.astype(np.float64) * np.repeat(2.0 ** (scales - 127.0), MX_BLOCK, 1)
+    return Weight(tensors=(stored, scales), numbers=numbers)
+
+
+def mxfp8_inputs(x: Array) -> Array:
+    """Inputs [tokens, columns] as a product of mxfp8 sees them, in float64.
+
+    Each 32 of a row are e4m3 numbers times the least power of two, not below 2^-127, by which they are at most 448.
+    All are NaN if one is no finite number.
+    """
+    with np.errstate(invalid="ignore"):  # NaN that signal
+        blocks = x.astype(np.float64).reshape(x.shape[0], -1, MX_BLOCK)
+    largest = np.abs(blocks).max(-1, keepdims=True)
+    mantissa, exponent = np.frexp(largest)  # below 1, where 448 is 0.875 * 2^9
+    scales = 2.0 ** np.maximum(exponent - 9 + (mantissa > 0.875), -127)
+    scales[~np.isfinite(largest)] = np.nan
+    with np.errstate(invalid="ignore"):
+        codes = (blocks / scales).astype(ml_dtypes.float8_e4m3fn).astype(np.float64)
+    return np.asarray((codes * scales).reshape(x.shape))
+
+
 def weight(rng: np.random.Generator, kind: str, rows: int, columns: int, global_scale: float = 1.0) -> Weight:
     """A weight with the scales that are usual for its kind."""
     if kind in PLAIN:
         return plain_weight(rng, kind, rows, columns)
+    if kind == "mxfp8":
+        return mxfp8_weight(rng, rows, columns)
     if kind == "nvfp4":
         return coded_weight(rng, kind, rows, columns, (rows, columns // 16), ml_dtypes.float8_e4m3fn, global_scale)
     if kind == "int4":

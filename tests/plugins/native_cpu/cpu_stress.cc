@@ -129,8 +129,9 @@ std::string run_linear(SimdLevel level) {
   const auto kind = static_cast<WeightKind>(draw(0, static_cast<int64_t>(WeightKind::kNvfp4)));
   const bool is_nibbles = kind == WeightKind::kInt4 || kind == WeightKind::kNvfp4;
   const int64_t tokens = draw(0, 1) == 1 ? draw(1, 9) : draw(30, 80), rows = draw(1, 80);
-  const int64_t shared = is_nibbles ? int64_t{8} << draw(0, 4) : draw(1, 200);
-  const bool has_scales = is_nibbles || kind == WeightKind::kFloat8 || kind == WeightKind::kInt8;
+  const bool is_mxfp8 = kind == WeightKind::kMxfp8;
+  const int64_t shared = is_mxfp8 ? sala::linear::kMxBlock : is_nibbles ? int64_t{8} << draw(0, 4) : draw(1, 200);
+  const bool has_scales = is_mxfp8 || is_nibbles || kind == WeightKind::kFloat8 || kind == WeightKind::kInt8;
   const int64_t blocks = has_scales ? draw(1, 12) : 1, columns = shared * blocks;
   std::vector<uint8_t> codes(static_cast<size_t>(rows * sala::linear::row_bytes(kind, columns)), 0x3C);
   if (has_scales) {
@@ -138,14 +139,14 @@ std::string run_linear(SimdLevel level) {
   }
   const std::vector<uint8_t> scales(static_cast<size_t>(has_scales ? rows * blocks : 0), 0x38);
   const std::vector<float> wide_scales(scales.size(), 0.5f);
-  const bool is_float8 = kind == WeightKind::kNvfp4;
-  const sala::linear::StoredWeight weight{
-      rows,
-      codes.data(),
-      is_float8 ? static_cast<const void*>(scales.data()) : wide_scales.data(),
-      !has_scales ? ScaleType::kNone : (is_float8 ? ScaleType::kFloat8 : ScaleType::kFloat32),
-      has_scales ? rows : 1,
-      blocks};
+  const bool has_bytes = is_mxfp8 || kind == WeightKind::kNvfp4;
+  const ScaleType type = is_mxfp8 ? ScaleType::kE8m0 : has_bytes ? ScaleType::kFloat8 : ScaleType::kFloat32;
+  const sala::linear::StoredWeight weight{rows,
+                                          codes.data(),
+                                          has_bytes ? static_cast<const void*>(scales.data()) : wide_scales.data(),
+                                          has_scales ? type : ScaleType::kNone,
+                                          has_scales ? rows : 1,
+                                          blocks};
   const std::vector<sala::linear::StoredWeight> weights(2, weight);
   const bool silu_mul = draw(0, 1) == 1;
   const auto x = values(tokens * columns);
