@@ -98,6 +98,8 @@ def quantize_model(
     """
     from ..calibration.quantize import quantize_checkpoint
 
+    if not recipe.needs_samples:
+        samples.require_empty(recipe.precision)
     require_free_path(output, marker=MARKER, force=force)
     source = request.open()
     source.require_outside(output)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint.config import SalaConfig
+from ..checkpoint.quantization import SCHEMES
 from ..errors import RequestError
 from ..numerics.weights import (
     int4_scale,
@@ -52,6 +53,7 @@ class Algorithm(StrEnum):
 
 ALGORITHMS: Mapping[Precision, tuple[Algorithm, ...]] = {
     Precision.FP8: (Algorithm.RTN,),
+    Precision.MXFP8: (Algorithm.RTN,),
     Precision.INT8: (Algorithm.SMOOTHQUANT, Algorithm.RTN),
     Precision.INT4: (Algorithm.AWQ, Algorithm.GPTQ, Algorithm.RTN),
     Precision.NVFP4: (Algorithm.SMOOTHQUANT, Algorithm.RTN),
@@ -65,7 +67,7 @@ class QuantizationRecipe:
 
     precision: Precision
     algorithm: Algorithm
-    include_gates: bool = False
+    include_gates: bool
     """Quantise `z_proj` and `o_gate` too."""
 
     def __post_init__(self) -> None:
@@ -76,11 +78,18 @@ class QuantizationRecipe:
                 f"for {known[0]}"
             )
 
+    @property
+    def needs_samples(self) -> bool:
+        """True if the result depends on text that runs through the model. MXFP8 takes its scales from the weights, and
+        those of activations at run time."""
+        return self.precision is not Precision.MXFP8
+
     @classmethod
     def from_options(
-        cls, precision: str, *, algorithm: str | None = None, include_gates: bool = False
+        cls, precision: str, *, algorithm: str | None = None, include_gates: bool | None = None
     ) -> QuantizationRecipe:
-        """Make a recipe from command-line options. The algorithm defaults to the best of the precision."""
+        """Make a recipe from command-line options. What is None becomes the best algorithm of the precision, and its
+        default choice of gates."""
         known = [each for each in ALGORITHMS if each == precision]
         if not known:
             raise RequestError(f"--precision {precision}: expected one of {', '.join(ALGORITHMS)}")
@@ -88,7 +97,8 @@ class QuantizationRecipe:
         if algorithm is not None and algorithm not in names:
             raise RequestError(f"--algorithm {algorithm}: expected one of {', '.join(names)}")
         chosen = ALGORITHMS[known[0]][0] if algorithm is None else Algorithm(algorithm)
-        return cls(precision=known[0], algorithm=chosen, include_gates=include_gates)
+        gates = SCHEMES[known[0]].with_gates if include_gates is None else include_gates
+        return cls(precision=known[0], algorithm=chosen, include_gates=gates)
 
 
 class SiteInputs:

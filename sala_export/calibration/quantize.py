@@ -2,7 +2,8 @@
 
 The hidden rows of the calibration samples travel from layer to layer, in fp32 and unquantised. The weights of one layer
 are in memory at a time. Each layer becomes a file of its own when it is done, and the rows that leave it are kept
-beside it until the next is, so that an interrupted run goes on after its last layer, to the same bytes.
+beside it until the next is, so that an interrupted run goes on after its last layer, to the same bytes. A precision
+that needs no samples rounds one weight after the other, and nothing runs.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from torch import Tensor
 
 from ..bundle.hashing import Hashing, tensor_spans
 from ..checkpoint.folder import CONFIG_FILE, INDEX_FILE
-from ..checkpoint.keymap import EMBEDDING, FINAL_NORM, LM_HEAD, layer_weights, weights
-from ..checkpoint.quantization import DEFAULT_IGNORE, GATE_PATTERNS, QUANTIZATION_FIELD, SCHEMES, Quantization
+from ..checkpoint.keymap import EMBEDDING, FINAL_NORM, LM_HEAD, Weight, layer_weights, weights
+from ..checkpoint.quantization import QUANTIZATION_FIELD, SCHEMES, Quantization, require_quantizable
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.safetensors_header import TYPE_NAMES, StoredTensor, read_header
 from ..checkpoint.safetensors_writer import NewTensor, write_safetensors
@@ -32,6 +33,8 @@ from ..errors import CheckpointError, DiskFullError, UnsupportedError
 from ..files import OpenedFile, TextFile
 from ..installation import VERSION
 from ..model.layer_run import LayerRun, embed, layer_prefix, make_layer
+from ..numerics.block_scales import quantize_mxfp8
+from ..numerics.number_formats import MX_BLOCK
 from ..progress import ProgressCallback, silent
 from ..specs import DType, format_bytes
 from ..staging import MARKER, Staging, resumable_directory
@@ -43,6 +46,8 @@ _ROWS_FILE = "hidden-rows-{:05}.safetensors"
 """Hidden rows that enter a layer; leaves with the next."""
 _ROWS = "rows"
 _PHASE = "quantize"
+_ROUNDED_ELEMENTS = 1 << 20
+"""Elements that are rounded at once: in fp32 they stay in a processor's cache."""
 
 logger = logging.getLogger(__name__)
 
@@ -69,15 +74,17 @@ def quantize_checkpoint(
     """Write the directory `output`, a checkpoint in compressed-tensors' format, whole or not at all.
 
     The next run with equal arguments continues an interrupted one, and gives the same bytes on the same machine.
+
+    Args: `samples` are read if the recipe needs any.
     Raises: RequestError, CheckpointError or UnsupportedError for bad input, or DiskFullError.
     """
     start = time.monotonic()
     _require_quantizable(checkpoint, recipe)
     texts = checkpoint.text_files()
-    tokens = samples.read(checkpoint.config, texts)
+    tokens = samples.read(checkpoint.config, texts) if recipe.needs_samples else []
     key = _resume_key(checkpoint, recipe, tokens, on_progress)
     with resumable_directory(output, marker=MARKER, force=force, key=key) as staging:
-        run = _Run(checkpoint, recipe, tokens, staging)
+        run = (_CalibratedRun if recipe.needs_samples else _RoundingRun)(checkpoint, recipe, tokens, staging)
         run.check_disk()
         run.layers(on_progress)
         run.finish(texts)
@@ -87,8 +94,7 @@ def quantize_checkpoint(
 
 def quantization(recipe: QuantizationRecipe) -> Quantization:
     """What the config.json of the result says."""
-    ignore = tuple(entry for entry in DEFAULT_IGNORE if not (recipe.include_gates and entry in GATE_PATTERNS))
-    return Quantization(scheme=SCHEMES[recipe.precision], ignore=ignore)
+    return Quantization.default(recipe.precision, include_gates=recipe.include_gates)
 
 
 class _Run:
@@ -103,6 +109,54 @@ class _Run:
         self._tokens = tokens
         self._staging = staging
         self._shards = self._config.num_hidden_layers + 2
+
+    def layers(self, on_progress: ProgressCallback) -> None:
+        """Write every shard but the last that is not there yet."""
+        raise NotImplementedError
+
+    def finish(self, texts: Mapping[str, TextFile]) -> None:
+        """The last shard, the index and everything that is not a weight."""
+        names = [name for name in (FINAL_NORM, LM_HEAD) if name in self._checkpoint.locations]
+        _write_whole(self._shard(self._shards - 1), {name: self._checkpoint.tensor(name) for name in names})
+        directory = self._staging.path
+        headers = {self._shard(number).name: _header(self._shard(number)) for number in range(self._shards)}
+        total = sum(tensor.length for header in headers.values() for tensor in header.values())
+        weight_map = {name: shard for shard, header in headers.items() for name in header}
+        _write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        assert self._checkpoint.folder is not None, "weights of bundles are not quantised"
+        quantized = {QUANTIZATION_FIELD: quantization(self._recipe).to_dict()}
+        _write_json(directory / CONFIG_FILE, {**self._checkpoint.folder.config_fields, **quantized})
+        for name, file in texts.items():
+            (directory / name).parent.mkdir(exist_ok=True)
+            (directory / name).write_bytes(file.content)
+        self._checkpoint.require_unchanged()
+
+    def check_disk(self) -> None:
+        """Raises: DiskFullError."""
+        per_weight = SCHEMES[self._recipe.precision].bits_per_weight / 8
+        linear = sum(w.elements for w in weights(self._config) if w.layer is not None and len(w.shape) == 2)
+        rows = 2 * 4 * self._config.hidden_size * sum(len(ids) for ids in self._tokens)
+        whole = self._checkpoint.weight_bytes() - linear * self._checkpoint.dtype.bytes
+        needed = whole + int(linear * per_weight) + rows
+        free = shutil.disk_usage(self._staging.path).free
+        there = sum(file.stat().st_size for file in self._staging.path.iterdir())
+        if needed > free + there:
+            raise DiskFullError(
+                f"the disk of {self._staging.path.parent} has {format_bytes(free)} free, the checkpoint takes about "
+                f"{format_bytes(needed)}: free some space or choose another --output"
+            )
+
+    def _require_finite(self, name: str, values: Tensor) -> None:
+        """Raises: CheckpointError if a weight's values have an infinity or NaN among them."""
+        if not bool(torch.isfinite(values).all()):
+            raise CheckpointError(f"{self._checkpoint.locations[name].file}: {name} holds values that are not finite")
+
+    def _shard(self, number: int) -> Path:
+        return self._staging.path / f"model-{number + 1:05}-of-{self._shards:05}.safetensors"
+
+
+class _CalibratedRun(_Run):
+    """Samples run through the layers, and the inputs of products decide."""
 
     def layers(self, on_progress: ProgressCallback) -> None:
         """Write every shard that is not there yet."""
@@ -138,37 +192,8 @@ class _Run:
             )
 
     def finish(self, texts: Mapping[str, TextFile]) -> None:
-        """The last shard, the index and everything that is not a weight."""
-        names = [name for name in (FINAL_NORM, LM_HEAD) if name in self._checkpoint.locations]
-        _write_whole(self._shard(self._shards - 1), {name: self._checkpoint.tensor(name) for name in names})
+        super().finish(texts)
         self._rows_file(self._config.num_hidden_layers).unlink(missing_ok=True)
-        directory = self._staging.path
-        headers = {self._shard(number).name: _header(self._shard(number)) for number in range(self._shards)}
-        total = sum(tensor.length for header in headers.values() for tensor in header.values())
-        weight_map = {name: shard for shard, header in headers.items() for name in header}
-        _write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
-        assert self._checkpoint.folder is not None, "weights of bundles are not quantised"
-        quantized = {QUANTIZATION_FIELD: quantization(self._recipe).to_dict()}
-        _write_json(directory / CONFIG_FILE, {**self._checkpoint.folder.config_fields, **quantized})
-        for name, file in texts.items():
-            (directory / name).parent.mkdir(exist_ok=True)
-            (directory / name).write_bytes(file.content)
-        self._checkpoint.require_unchanged()
-
-    def check_disk(self) -> None:
-        """Raises: DiskFullError."""
-        per_weight = SCHEMES[self._recipe.precision].bits_per_weight / 8
-        linear = sum(w.elements for w in weights(self._config) if w.layer is not None and len(w.shape) == 2)
-        rows = 2 * 4 * self._config.hidden_size * sum(len(ids) for ids in self._tokens)
-        whole = self._checkpoint.weight_bytes() - linear * self._checkpoint.dtype.bytes
-        needed = whole + int(linear * per_weight) + rows
-        free = shutil.disk_usage(self._staging.path).free
-        there = sum(file.stat().st_size for file in self._staging.path.iterdir())
-        if needed > free + there:
-            raise DiskFullError(
-                f"the disk of {self._staging.path.parent} has {format_bytes(free)} free, the checkpoint takes about "
-                f"{format_bytes(needed)}: free some space or choose another --output"
-            )
 
     def _start(self) -> tuple[int, list[Tensor]]:
         """The first layer to do and the rows that enter it."""
@@ -186,13 +211,9 @@ class _Run:
         return 0, hidden
 
     def _load(self, name: str) -> Tensor:
-        """A weight in fp32, as memory of this process.
-
-        Raises: CheckpointError if it holds infinities or NaN.
-        """
+        """A weight in fp32, as memory of this process. Raises: CheckpointError if it holds infinities or NaN."""
         tensor = self._checkpoint.tensor(name).to(torch.float32, copy=True)
-        if not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{self._checkpoint.locations[name].file}: {name} holds values that are not finite")
+        self._require_finite(name, tensor)
         return tensor
 
     def _layer_tensors(
@@ -208,9 +229,6 @@ class _Run:
         for module, tensors in quantized.items():
             found |= {f"{prefix}{module}.{role}": tensor for role, tensor in tensors.items()}
         return found
-
-    def _shard(self, number: int) -> Path:
-        return self._staging.path / f"model-{number + 1:05}-of-{self._shards:05}.safetensors"
 
     def _rows_file(self, layer: int) -> Path:
         return self._staging.path / _ROWS_FILE.format(layer)
@@ -232,24 +250,56 @@ class _Run:
         return [part.clone() for part in torch.split(rows, [len(ids) for ids in self._tokens])]
 
 
+class _RoundingRun(_Run):
+    """Every weight is rounded by itself, to MXFP8, and one is in memory at a time."""
+
+    def layers(self, on_progress: ProgressCallback) -> None:
+        """Write every shard that is not there yet."""
+        self._staging.keep()
+        if not self._shard(0).is_file():
+            _write_whole(self._shard(0), {EMBEDDING: self._checkpoint.tensor(EMBEDDING)})
+        by_layer = [layer_weights(self._config, layer) for layer in range(self._config.num_hidden_layers)]
+        lengths = {weight.name: self._checkpoint.locations[weight.name].length for each in by_layer for weight in each}
+        done, chosen = 0, quantization(self._recipe)
+        for layer, layers_own in enumerate(by_layer):
+            tensors: dict[str, Tensor] = {}
+            finished = self._shard(layer + 1).is_file()
+            for weight in layers_own:
+                if not finished:
+                    tensors |= self._rounded(weight) if chosen.covers(weight.name) else self._kept(weight)
+                done += lengths[weight.name]
+                on_progress(_PHASE, done, sum(lengths.values()), "bytes")
+            if not finished:
+                _write_whole(self._shard(layer + 1), tensors)
+
+    def _rounded(self, weight: Weight) -> dict[str, Tensor]:
+        """The tensors that stand for a weight, by name. Only a part of it is in fp32 at a time."""
+        stored, (outputs, inputs) = self._checkpoint.tensor(weight.name), weight.shape
+        codes = torch.empty(outputs, inputs, dtype=torch.float8_e4m3fn)
+        scales = torch.empty(outputs, inputs // MX_BLOCK, dtype=torch.uint8)
+        rows = max(1, _ROUNDED_ELEMENTS // inputs)
+        for first in range(0, outputs, rows):
+            some = slice(first, first + rows)
+            self._require_finite(weight.name, stored[some])
+            codes[some], scales[some] = quantize_mxfp8(stored[some])
+        return {weight.name: codes, f"{weight.name}_scale": scales}
+
+    def _kept(self, weight: Weight) -> dict[str, Tensor]:
+        stored = self._checkpoint.tensor(weight.name)
+        self._require_finite(weight.name, stored)
+        return {weight.name: stored}
+
+
 def _require_quantizable(checkpoint: Checkpoint, recipe: QuantizationRecipe) -> None:
     """Raises: UnsupportedError if it is quantised already, or a projection cannot be cut into groups."""
     if checkpoint.precision is not None:
         raise UnsupportedError(
             f"{checkpoint.directory} is quantised to {checkpoint.precision} already: give the original checkpoint"
         )
-    config = checkpoint.config
-    group = SCHEMES[recipe.precision].group or 1
-    for layer in range(config.num_hidden_layers):
-        sites = layer_sites(config, layer, include_gates=recipe.include_gates)
-        projections = {module for site in sites for module in site.projections}
-        for weight in layer_weights(config, layer):
-            module = weight.name.removeprefix(layer_prefix(layer)).removesuffix(".weight")
-            if module in projections and weight.shape[1] % group:
-                raise UnsupportedError(
-                    f"{weight.name} has {weight.shape[1]} inputs, but {recipe.precision} shares a scale among {group}: "
-                    "choose another --precision"
-                )
+    chosen = quantization(recipe)
+    for weight in weights(checkpoint.config):
+        if chosen.covers(weight.name):
+            require_quantizable(weight.name, weight.shape[1], chosen.scheme)
 
 
 def _resume_key(

@@ -18,7 +18,7 @@ from ..checkpoint.config import SalaConfig
 from ..checkpoint.library_tokenizer import LibraryTokenizer, hidden_panics
 from ..errors import BundleError, CheckpointError, RequestError, SessionError
 from ..files import TextFile
-from ..specs import TOKENIZER_FILE
+from ..specs import TOKENIZER_FILE, Precision
 from .shipped_text import documents
 
 MIN_TOKENS = 16
@@ -54,6 +54,16 @@ class SampleRequest:
         for option, value in (("--samples", self.samples), ("--sequence-length", self.sequence_length)):
             if value is not None and value < 1:
                 raise RequestError(f"{option} {value}: expected at least 1")
+
+    def require_empty(self, precision: Precision) -> None:
+        """Refuse choices that mean nothing in a precision that needs no samples. Raises: RequestError."""
+        options = {"--calibration": self.file, "--samples": self.samples, "--sequence-length": self.sequence_length}
+        given = [option for option, value in options.items() if value is not None]
+        if given:
+            raise RequestError(
+                f"{' and '.join(given)}: {precision} is quantised without text, its scales follow from the numbers "
+                f"themselves: leave {'it' if len(given) == 1 else 'them'} out"
+            )
 
     def read(self, config: SalaConfig, texts: Mapping[str, TextFile]) -> list[Tensor]:
         """Read the samples, each int64 [T].

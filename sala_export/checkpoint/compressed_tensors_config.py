@@ -90,9 +90,12 @@ def _scheme_of_format(form: Any, weights: Mapping[str, Any]) -> Scheme:
     if form in _UNDECIDED:
         kind = (weights["num_bits"], weights["type"])
         found = [each for each in SCHEMES.values() if (each.weights["num_bits"], each.weights["type"]) == kind]
-        # The naive form has one code in an element.
-        if found and (form != _NAIVE or found[0].codes_per_element == 1):
-            return found[0]
+        if form == _NAIVE:
+            # It has one code in an element, and floating-point scales.
+            found = [each for each in found if each.group is None]
+        if found:
+            size = weights.get("group_size")
+            return next((each for each in found if each.weights.get("group_size") == size), found[0])
         raise UnsupportedError(
             f".config_groups: weights of {kind[0]!r} bits and type {kind[1]!r} in the format {form!r} are not served: "
             f"known are {', '.join(_BY_FORMAT)}"

@@ -3,6 +3,7 @@
 | tool | says it in | tensors of a module with weight [out, in] |
 |---|---|---|
 | ModelOpt FP8 | `hf_quant_config.json` or config.json | `weight`, `weight_scale`, `input_scale` |
+| ModelOpt MXFP8 | the same | `weight`, `weight_scale` U8 [out, in / 32] |
 | ModelOpt NVFP4 | the same | `weight` U8 [out, in / 2], `weight_scale`, `weight_scale_2`, `input_scale` |
 | GPTQ | config.json or `quantize_config.json` | `qweight` [in / 8, out], `qzeros`, `scales`, `g_idx` |
 | AWQ | config.json or `quant_config.json` | `qweight` [in, out / 8], `qzeros`, `scales` |
@@ -26,6 +27,7 @@ from .quantization import SCHEMES, Packing, Quantization, TensorLayout
 _MODELOPT_SCHEMES = {
     "FP8": SCHEMES[Precision.FP8],
     "FP8_PER_CHANNEL_PER_TOKEN": SCHEMES[Precision.FP8].with_scales_by_token(),
+    "MXFP8": SCHEMES[Precision.MXFP8],
     "NVFP4": SCHEMES[Precision.NVFP4],
 }
 MODELOPT = TensorLayout(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import Any
 
-from ..errors import RequestError
+from ..errors import RequestError, UnsupportedError
 from ..numerics.number_formats import E2M1_MAX, E4M3_MAX, INT4_MAX, INT8_MAX
 from ..specs import DType, Precision
 from .ignored_modules import PATTERN, is_listed
@@ -49,6 +49,12 @@ class Scheme:
     """Fields of a group's `input_activations`; None: activations are not quantised, products are of 16 bits."""
     by_token: bool = False
     """Each row of activations has a scale of its own, taken at run time, and the checkpoint holds none."""
+    input_multiple: int = 1
+    """Inputs of a projection are a multiple of this: of a group, or of a word of four scales of groups."""
+    with_gates: bool = False
+    """`sala-export quantize` quantises the gates too unless it is told otherwise."""
+    written: Mapping[str, Any] = field(default_factory=dict)
+    """What a group's `weights` and `input_activations` also say where they are written. Nobody has to say it."""
 
     @property
     def codes_role(self) -> str:
@@ -64,6 +70,11 @@ class Scheme:
     def codes_per_element(self) -> int:
         """Codes in an element of their tensor."""
         return self.tensors[self.codes_role].bits // self.bits
+
+    @property
+    def rounds_input(self) -> bool:
+        """True if products quantise their inputs, by whatever scales: stored ones, or such as are taken at run time."""
+        return self.input_activations is not None
 
     @property
     def bits_per_weight(self) -> float:
@@ -104,6 +115,11 @@ SCHEMES: Mapping[Precision, Scheme] = {
         group=32,
         weights=_MX_BLOCKS,
         input_activations={**_MX_BLOCKS, "dynamic": True},
+        # Operators take four scales of neighbouring groups as a word.
+        input_multiple=128,
+        with_gates=True,
+        # By this other tools tell the format.
+        written={"scale_dtype": "torch.uint8"},
     ),
     Precision.INT8: Scheme(
         precision=Precision.INT8,
@@ -124,6 +140,7 @@ SCHEMES: Mapping[Precision, Scheme] = {
         group=128,
         weights={"num_bits": 4, **_INTEGER, "strategy": "group", "group_size": 128},
         input_activations=None,
+        input_multiple=128,
     ),
     Precision.NVFP4: Scheme(
         precision=Precision.NVFP4,
@@ -139,6 +156,7 @@ SCHEMES: Mapping[Precision, Scheme] = {
         group=16,
         weights=_BLOCKS,
         input_activations={**_BLOCKS, "dynamic": "local"},
+        input_multiple=16,
     ),
 }
 
@@ -186,9 +204,16 @@ class Quantization:
     """What the tool has asked for and does not get, in a line each."""
 
     @classmethod
-    def default(cls, precision: Precision) -> Quantization:
-        """The choice that `sala-export quantize` makes by default."""
-        return cls(scheme=SCHEMES[precision])
+    def default(cls, precision: Precision, *, include_gates: bool | None = None) -> Quantization:
+        """The choice that `sala-export quantize` makes.
+
+        Args: `include_gates`: quantise `z_proj` and `o_gate` too. None: as is the default of the precision.
+        """
+        scheme = SCHEMES[precision]
+        gates = scheme.with_gates if include_gates is None else include_gates
+        return cls(
+            scheme=scheme, ignore=tuple(each for each in DEFAULT_IGNORE if not gates or each not in GATE_PATTERNS)
+        )
 
     @property
     def precision(self) -> Precision:
@@ -223,10 +248,11 @@ class Quantization:
     def to_dict(self, *, weight_strategy: str | None = None) -> dict[str, Any]:
         """The object `quantization_config` of config.json; `weight_strategy` `channel` for a scale per channel."""
         strategy = {} if weight_strategy is None else {"strategy": weight_strategy}
+        activations, also = self.scheme.input_activations, self.scheme.written
         group = {
             "targets": ["Linear"],
-            "weights": {**self.scheme.weights, **strategy, "dynamic": False},
-            "input_activations": self.scheme.input_activations,
+            "weights": {**self.scheme.weights, **also, **strategy, "dynamic": False},
+            "input_activations": None if activations is None else {**activations, **also},
             "output_activations": None,
         }
         return {
@@ -237,6 +263,16 @@ class Quantization:
             "ignore": list(self.ignore),
             "kv_cache_scheme": None,
         }
+
+
+def require_quantizable(name: str, inputs: int, scheme: Scheme) -> None:
+    """Refuse a projection of so many inputs, which cannot be cut into groups. Raises: UnsupportedError."""
+    if inputs % scheme.input_multiple:
+        what = "a group" if scheme.input_multiple == scheme.group else f"a word of four scales for {scheme.group} each"
+        raise UnsupportedError(
+            f"{name} has {inputs} inputs, but {scheme.precision} needs a multiple of {scheme.input_multiple}, {what}: "
+            "quantise to fp8 or int8"
+        )
 
 
 def require_precision(stored: Precision | None, wanted: Precision, model: str) -> None:

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError, UnsupportedError
-from ..numerics.number_formats import E4M3_VALUES
+from ..numerics.number_formats import E4M3_VALUES, E8M0_VALUES
 from ..specs import DType, Precision
 from .config import SalaConfig
 from .float_types import FLOAT_TYPES, as_float32
 from .int4_columns import Found, converted_int4
 from .keymap import GATE_ROLES, Weight
-from .quantization import QUANTIZABLE_ROLES, SCHEMES, Quantization, Scheme
+from .quantization import QUANTIZABLE_ROLES, SCHEMES, Quantization, Scheme, require_quantizable
 from .safetensors_header import TYPE_NAMES, StoredTensor
 from .tensor_location import TensorFile, TensorLocation, locate
 
@@ -42,7 +42,8 @@ class QuantizedWeight:
     """fp32; 1 but in nvfp4, where it is the reciprocal of the stored `weight_global_scale`."""
     input_scale: float | None
     """fp32, what quantised activations are multiplied with; in nvfp4 the scales of their blocks are, and it is the
-    reciprocal of the stored `input_global_scale`. None: activations are not quantised."""
+    reciprocal of the stored `input_global_scale`. None if no number is stored: activations are not quantised, or by
+    scales that are taken at run time. `rounds_input` tells them apart."""
 
     data_name: str
     """Name of the tensor of codes."""
@@ -55,6 +56,12 @@ class QuantizedWeight:
     @property
     def scheme(self) -> Scheme:
         return SCHEMES[self.precision]
+
+    @property
+    def rounds_input(self) -> bool:
+        """True if products quantise their input: by `input_scale`, or where that is None by scales of their own for
+        each row (`by_token`) or each group of it (mxfp8)."""
+        return self.scheme.rounds_input
 
     @property
     def data(self) -> TensorLocation:
@@ -110,12 +117,7 @@ def quantized_weights(
 def _require_quantizable(weight: Weight, quantization: Quantization) -> None:
     if weight.role not in (*QUANTIZABLE_ROLES, *GATE_ROLES):
         raise UnsupportedError(f"{weight.name} is quantised: only projections of layers may be, list it in ignore")
-    group = quantization.scheme.group or 1
-    if weight.shape[1] % group:
-        raise UnsupportedError(
-            f"{weight.name} has {weight.shape[1]} inputs, no multiple of the groups of {group} in "
-            f"{quantization.precision}: quantise to fp8 or int8"
-        )
+    require_quantizable(weight.name, weight.shape[1], quantization.scheme)
 
 
 _SCALARS = ((1,), ())
@@ -215,4 +217,5 @@ def _require_positive(where: TensorLocation, name: str, *, zero: bool) -> NDArra
 
 def _as_float32(where: TensorLocation) -> NDArray[np.float32]:
     raw = where.raw()
-    return E4M3_VALUES[raw] if where.dtype is DType.FLOAT8_E4M3FN else as_float32(raw, where.dtype)
+    tables = {DType.FLOAT8_E4M3FN: E4M3_VALUES, DType.UINT8: E8M0_VALUES}
+    return tables[where.dtype][raw] if where.dtype in tables else as_float32(raw, where.dtype)

@@ -5,11 +5,13 @@ Scales need no calibration, because `random_weights` knows how its tensors and t
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ..numerics.number_formats import E2M1_VALUES, E4M3_MAX, E4M3_VALUES
-from ..specs import DType
+from ..specs import DType, Precision
 from .keymap import Weight
 from .quantization import Quantization, Scheme
 from .random_weights import RandomWeights, normal_quantiles
@@ -25,6 +27,9 @@ _GROUP_LIMIT = 2.5
 _BLOCK_SCALES = 64
 """Different scales among the groups of a tensor, from 1 down to half of the largest."""
 
+_HALVED_SCALES = math.sqrt((1 + 1 / 4) / 2)
+"""Root mean square of scales of which half are half of the largest, over the largest."""
+
 Codes = NDArray[np.uint8]
 
 
@@ -37,6 +42,8 @@ class RandomQuantizedWeights:
 
     def pack_tensors(self, pack: tuple[Weight, ...]) -> list[NewTensor]:
         """All tensors of a pack, weight by weight."""
+        if self.scheme.precision is Precision.MXFP8:
+            return [tensor for weight in pack for tensor in self._with_powers_of_two(weight)]
         # A pack shares its scales, which follow from its widest weight.
         std = max(self.random.distribution(weight).std for weight in pack)
         tensors = self._with_groups if self.scheme.group else self._with_one_scale
@@ -54,6 +61,31 @@ class RandomQuantizedWeights:
         scales = {"weight_scale": scale, "input_scale": _INPUT_LIMIT / self.scheme.largest}
         return (codes, *(_scalar(weight, role, scales[role]) for role in scales if role in self.scheme.tensors))
 
+    def _with_powers_of_two(self, weight: Weight) -> tuple[NewTensor, ...]:
+        """Scales of two neighbouring powers, and codes of such a spread that a scale fits the largest of its group."""
+        own, largest, (outputs, inputs) = self.random.distribution(weight).std, self.scheme.largest, weight.shape
+        exponent = math.ceil(math.log2(_GROUP_LIMIT * own / (largest * _HALVED_SCALES)))
+        table = _codes(self.scheme, own / (2.0**exponent * _HALVED_SCALES))
+        # The exponent bytes of e8m0.
+        scales = np.array([exponent + 127, exponent + 126], np.uint8).repeat(_BLOCK_SCALES // 2)
+        groups = Weight(name=_sibling(weight, "weight_scale"), shape=(outputs, inputs // (self.scheme.group or 1)))
+        codes = NewTensor(
+            name=weight.name,
+            dtype=self._type_name(self.scheme.codes_role),
+            shape=weight.shape,
+            blocks=lambda: (table[draws] for draws in self.random.draws(weight)),
+        )
+        return codes, self._scales_of(groups, scales)
+
+    def _scales_of(self, groups: Weight, scales: NDArray[np.uint8] | NDArray[np.uint16]) -> NewTensor:
+        """The tensor of the scales of groups, drawn from `scales`."""
+        return NewTensor(
+            name=groups.name,
+            dtype=self._type_name("weight_scale"),
+            shape=groups.shape,
+            blocks=lambda: (scales[draws % _BLOCK_SCALES] for draws in self.random.draws(groups)),
+        )
+
     def _with_groups(self, weight: Weight, std: float) -> tuple[NewTensor, ...]:
         scheme, largest, (outputs, inputs) = self.scheme, self.scheme.largest, weight.shape
         own = self.random.distribution(weight).std
@@ -70,12 +102,7 @@ class RandomQuantizedWeights:
             shape=(outputs, inputs // scheme.codes_per_element),
             blocks=lambda: (_nibbles(table[draws]) for draws in self.random.draws(weight)),
         )
-        group_scales = NewTensor(
-            name=groups.name,
-            dtype=self._type_name("weight_scale"),
-            shape=groups.shape,
-            blocks=lambda: (scales[draws % _BLOCK_SCALES] for draws in self.random.draws(groups)),
-        )
+        group_scales = self._scales_of(groups, scales)
         if not has_global_scale:
             shape = np.array(weight.shape, np.int64)
             return (

@@ -19,7 +19,7 @@ from .output import progress_display
     "--precision",
     type=click.Choice([precision.value for precision in QUANTIZED_PRECISIONS]),
     required=True,
-    help="Type of the weights. All but int4 also quantise the inputs of matrix products.",
+    help="Type of the weights. All but int4 also quantise the inputs of matrix products. mxfp8 needs no text.",
 )
 @click.option(
     "--calibration",
@@ -41,7 +41,12 @@ from .output import progress_display
 @click.option(
     "--algorithm", help="How to round the weights, see docs/calibration.md.  [default: the best one for the precision]"
 )
-@click.option("--include-gates", is_flag=True, help="Also quantise the output gates, z_proj and o_gate.")
+@click.option(
+    "--include-gates/--exclude-gates",
+    default=None,
+    help="Quantise the output gates, z_proj and o_gate, like the projections beside them, or keep them in 16 bits.  "
+    "[default: include them in mxfp8, exclude them in others]",
+)
 @output_option(required=False, text="Directory to write.  [default: MODEL-PRECISION]")
 @force_option
 @click.pass_obj
@@ -54,20 +59,21 @@ def quantize(
     samples: int | None,
     sequence_length: int | None,
     algorithm: str | None,
-    include_gates: bool,
+    include_gates: bool | None,
     output: Path | None,
     force: bool,
 ) -> None:
     """Quantise a checkpoint on any machine, with scales measured on your text.
 
     The command works layer by layer, so it never holds the whole model in memory. If it is interrupted, run it again:
-    it keeps the layers that are finished.
+    it keeps the layers that are finished. In mxfp8 it only rounds weights, so it takes no text and little time.
 
     For example:
 
     \b
       sala-export quantize --precision fp8 -o sala-fp8
       sala-export quantize --model my-checkpoint --precision int4 --calibration text.jsonl
+      sala-export quantize --precision mxfp8
     """
     from ..building.pipeline import quantize_model
     from ..building.requests import ModelRequest

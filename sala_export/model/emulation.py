@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..checkpoint.quantization import SCHEMES
 from ..checkpoint.quantized_weights import QuantizedWeight
 from ..checkpoint.torch_tensor import read_tensor
+from ..numerics.block_scales import mxfp8_values, quantize_mxfp8
 from ..numerics.number_formats import E4M3_MAX
 from ..numerics.rounding import round_e4m3, round_int8
 from ..numerics.weights import dequantize, nvfp4_codes, nvfp4_values
@@ -23,22 +25,30 @@ _LEAST_SCALE = 1e-30
 """In place of the scale of a row of zeros."""
 
 
-def fake_quantize(x: Tensor, precision: Precision, scale: Tensor | float) -> Tensor:
+def fake_quantize(x: Tensor, precision: Precision, scale: Tensor | float | None) -> Tensor:
     """The values that an input [..., in] of a product has after quantisation, fp32.
 
     Args: `scale` multiplies codes: the input scale of fp8 and int8, the reciprocal of NVFP4's `input_global_scale`.
-    int4 leaves inputs alone.
+    None where scales are taken here: of each row in fp8 and int8, its largest magnitude over the largest code. MXFP8
+    always takes those of its groups here. int4 leaves inputs alone.
     """
     wide = x.to(torch.float32)
+    if precision is Precision.MXFP8:
+        return mxfp8_values(*quantize_mxfp8(wide))
+    if not SCHEMES[precision].rounds_input:
+        return wide
+    step = _row_scale(wide, precision) if scale is None else scale
     match precision:
         case Precision.FP8:
-            return round_e4m3(wide / scale).to(torch.float32) * scale
+            return round_e4m3(wide / step).to(torch.float32) * step
         case Precision.INT8:
-            return round_int8(wide / scale) * scale
-        case Precision.NVFP4:
-            return nvfp4_values(*nvfp4_codes(wide, scale), scale)
+            return round_int8(wide / step) * step
         case _:
-            return wide
+            return nvfp4_values(*nvfp4_codes(wide, step), step)
+
+
+def _row_scale(x: Tensor, precision: Precision) -> Tensor:
+    return (x.abs().amax(-1, keepdim=True) / SCHEMES[precision].largest).clamp(min=_LEAST_SCALE)
 
 
 class EmulatedLinear(nn.Module):
@@ -58,25 +68,24 @@ class EmulatedLinear(nn.Module):
         self._largest_code = weight.scheme.largest * (E4M3_MAX if weight.scheme.group else 1.0)
         self.out_features, self.in_features = weight.shape
         self.global_scale, self.input_scale = weight.global_scale, weight.input_scale
-        self._by_token = weight.by_token
+        self._rounds_input = weight.rounds_input
         self.register_buffer("codes", read_tensor(weight.data).to(device), persistent=False)
         self.register_buffer("scale", read_tensor(weight.scale).view(weight.scale_shape).to(device), persistent=False)
 
     @property
     def input_limit(self) -> float | None:
-        """The largest magnitude that inputs keep. None if they keep all."""
+        """The largest magnitude that inputs keep. None if they keep all, as they do where scales follow from them."""
         return None if self.input_scale is None else self.input_scale * self._largest_code
 
     def forward(self, x: Tensor) -> Tensor:
         weight = dequantize(self.precision, self.codes, self.scale, self.global_scale)
-        if self._by_token:
-            row = x.to(torch.float32).abs().amax(-1, keepdim=True) / self._largest_code
-            return functional.linear(fake_quantize(x, self.precision, row.clamp(min=_LEAST_SCALE)), weight).to(x.dtype)
-        if self.input_scale is None:
+        if not self._rounds_input:
             # A weight-only engine multiplies in the type of the activations.
             return functional.linear(x, weight.to(x.dtype))
-        # On the device and in fp32, as the scale of the graph is.
-        scale = torch.tensor(self.input_scale, dtype=torch.float32, device=x.device)
+        scale = None
+        if self.input_scale is not None:
+            # On the device and in fp32, as the scale of the graph is.
+            scale = torch.tensor(self.input_scale, dtype=torch.float32, device=x.device)
         return functional.linear(fake_quantize(x, self.precision, scale), weight).to(x.dtype)
 
 

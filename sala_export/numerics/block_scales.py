@@ -9,10 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .number_formats import E8M0_VALUES, MX_BLOCK
+from .number_formats import MX_BLOCK
 from .rounding import round_e4m3
 
 _INFINITY_BITS = 0x7F800000
+_NAN_BITS = 0x7FC00000
+_LEAST_BITS = 0x00400000
+"""Of 2^-127, which no normal number of fp32 is."""
 _NAN_SCALE = 255
 _SMALLEST_INVERSE = 253
 """Byte of the largest scale whose reciprocal is a normal number."""
@@ -23,7 +26,7 @@ def block_scales(x: Tensor) -> Tensor:
 
     A block with an infinity or a NaN has the scale NaN. A block below 448 * 2^-127, zeros too, has the least, 2^-127.
     """
-    blocks = x.to(torch.float32).unflatten(-1, (-1, MX_BLOCK))
+    blocks = _blocks(x)
     # As integers magnitudes keep their order, and infinities and NaN are above all numbers.
     largest = blocks.contiguous().view(torch.int32).bitwise_and(0x7FFFFFFF).amax(-1)
     # 448 is 1.75 * 2^8: the sum carries into the exponent where the mantissa is above 1.75.
@@ -38,7 +41,7 @@ def quantize_mxfp8(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     scales = block_scales(x)
     inverse = scale_values(254 - scales.clamp(max=_SMALLEST_INVERSE))
-    blocks = x.to(torch.float32).unflatten(-1, (-1, MX_BLOCK))
+    blocks = _blocks(x)
     return round_e4m3(blocks * inverse[..., None]).flatten(-2), scales
 
 
@@ -47,13 +50,21 @@ def mxfp8_values(codes: Tensor, scales: Tensor) -> Tensor:
 
     bfloat16 holds these numbers exactly, unless they are below its least normal number.
     """
-    blocks = codes.to(torch.float32).unflatten(-1, (-1, MX_BLOCK))
+    blocks = _blocks(codes)
     return (blocks * scale_values(scales)[..., None]).flatten(-2)
+
+
+def _blocks(x: Tensor) -> Tensor:
+    """fp32 [..., in / 32, 32]"""
+    return x.to(torch.float32).reshape(*x.shape[:-1], -1, MX_BLOCK)
 
 
 def scale_values(scales: Tensor) -> Tensor:
     """The powers of two of e8m0 bytes, fp32."""
-    return torch.from_numpy(E8M0_VALUES).to(scales.device)[scales.to(torch.int64)]
+    # By their bits, not by a table: a copy of one from the host could not be part of a CUDA graph.
+    normal = scales.to(torch.int32) << 23
+    denormal = torch.where(scales == 0, _LEAST_BITS, normal)
+    return torch.where(scales == _NAN_SCALE, _NAN_BITS, denormal).view(torch.float32)
 
 
 def scale_words(scales: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..specs import Precision
+from .block_scales import mxfp8_values
 from .number_formats import E2M1_MAX, E4M3_MAX, INT8_MAX
 from .packing import pack_e2m1, pack_int4, unpack_e2m1, unpack_int4
 from .rounding import round_e2m1, round_e4m3, round_int4, round_int8
@@ -111,6 +112,8 @@ def dequantize(precision: Precision, codes: Tensor, scale: Tensor, global_scale:
         case Precision.INT4:
             groups = unpack_int4(codes).to(torch.float32).view(*scale.shape, -1)
             return (groups * scale.to(torch.float32)[..., None]).flatten(1)
+        case Precision.MXFP8:
+            return mxfp8_values(codes, scale)
         case Precision.NVFP4:
             return nvfp4_values(unpack_e2m1(codes), scale, global_scale)
         case _:

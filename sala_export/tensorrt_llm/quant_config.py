@@ -62,7 +62,8 @@ def _algorithm(weight: QuantizedWeight) -> str:
             return "FP8_PER_CHANNEL_PER_TOKEN"
         case Precision.FP8 if not weight.by_token and not by_channel:
             return "FP8"
-    raise UnsupportedError(f"{weight.name} is {weight.precision} with other scales; {_SERVED}")
+    what = "fp8 with other scales" if weight.precision is Precision.FP8 else weight.precision
+    raise UnsupportedError(f"{weight.name} is {what}; {_SERVED}")
 
 
 def _require_whole_products(projections: list[str], plain: list[str]) -> None:

@@ -13,14 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..checkpoint.quantization import SCHEMES
 from ..model.emulation import fake_quantize
 from ..specs import Precision
 
 _ROUNDED_ELEMENTS = 1 << 20
 """Elements that are rounded at once, in fp32."""
-_LEAST_SCALE = 1e-30
-"""In place of the scale of a row of zeros."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +26,7 @@ class Rounding:
 
     precision: Precision
     scale: float | None
-    """fp32. See `fake_quantize`. None if each row has its own: its largest magnitude over the largest code."""
+    """fp32. See `fake_quantize`. None if scales are taken here, of each row, or in mxfp8 of each group of it."""
 
     def __call__(self, x: Tensor) -> None:
         """Round x [rows, in] in place."""
@@ -37,12 +34,11 @@ class Rounding:
         for part in torch.split(x, rows):
             part.copy_(fake_quantize(part, self.precision, self._scale_of(part)))
 
-    def _scale_of(self, x: Tensor) -> Tensor:
-        if self.scale is not None:
-            # Written on the device: a copy from the host could not be part of a CUDA graph.
-            return torch.full((), self.scale, dtype=torch.float32, device=x.device)
-        largest = x.to(torch.float32).abs().amax(-1, keepdim=True)
-        return (largest / SCHEMES[self.precision].largest).clamp(min=_LEAST_SCALE)
+    def _scale_of(self, x: Tensor) -> Tensor | None:
+        if self.scale is None:
+            return None
+        # Written on the device: a copy from the host could not be part of a CUDA graph.
+        return torch.full((), self.scale, dtype=torch.float32, device=x.device)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

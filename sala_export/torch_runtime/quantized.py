@@ -36,11 +36,12 @@ class StoredWeight:
     """Scales: a single one, or [blocks along the output, blocks along the input]."""
     global_scale: float
     input_scale: float | None
-    """See `QuantizedWeight.input_scale`. None also if each row of the input has a scale of its own."""
+    """See `QuantizedWeight.input_scale`."""
 
     @property
     def rounds_input(self) -> bool:
-        return SCHEMES[self.precision].input_type is not None
+        """See `QuantizedWeight.rounds_input`."""
+        return SCHEMES[self.precision].rounds_input
 
     def values(self) -> Tensor:
         """Read the weight and dequantise it, fp32 [out, in]. Raises: as `TensorLocation.raw`."""

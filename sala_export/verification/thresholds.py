@@ -54,6 +54,8 @@ THRESHOLDS: Mapping[Precision, Thresholds] = {
     Precision.BF16: _SIXTEEN_BITS,
     Precision.FP16: _SIXTEEN_BITS,
     Precision.FP8: _EIGHT_BITS,
+    # Measured like fp8: both round to three bits of mantissa.
+    Precision.MXFP8: _EIGHT_BITS,
     Precision.INT8: _EIGHT_BITS,
     Precision.INT4: Thresholds(
         own=0.32, channel=0.7, cosine_loss=0.025, least_cosine=0.8, kl=0.03, top1=0.25, perplexity_ratio=1.1

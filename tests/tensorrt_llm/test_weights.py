@@ -129,7 +129,8 @@ def half_quantised(path: Path) -> Path:
     ("make", "error", "message"),
     [
         (lambda _: tiny_checkpoint(2), RequestError, "is not quantised"),
-        (lambda _: tiny_checkpoint(2, Precision.INT8), UnsupportedError, "is int8 with other scales"),
+        (lambda _: tiny_checkpoint(2, Precision.INT8), UnsupportedError, "is int8; TensorRT-LLM is served fp8 and"),
+        (lambda _: tiny_checkpoint(2, Precision.MXFP8), UnsupportedError, "is mxfp8; TensorRT-LLM is served fp8 and"),
         (by_channel, UnsupportedError, "is fp8 with other scales"),
         (half_quantised, UnsupportedError, "k_proj is quantised otherwise than q_proj"),
     ],
