@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from support.calibration import LAYERS, quantized_tiny, samples_file
 from support.checkpoints import copy_checkpoint, edit_json, tiny_checkpoint
 from support.opened_files import header
-from support.quantized_reference import dequantized, stored_tensors
+from support.quantized_reference import dequantized, round_mxfp8, stored_tensors
 from support.two_models import write_over
 
 from sala_export.calibration.layer import Algorithm, QuantizationRecipe
@@ -40,8 +40,11 @@ def test_checkpoint_has_every_tensor_and_opens(precision: Precision) -> None:
     path = quantized_tiny(precision)
     opened = Checkpoint.open(path)
     assert opened.precision is precision
-    assert len(opened.quantized) == 7 * LAYERS
-    assert {name.split(".")[-2] for name in opened.locations} >= {"z_proj", "o_gate", "lm_head", "embed_tokens"}
+    gates = {"z_proj", "o_gate"}
+    taken = gates if precision is Precision.MXFP8 else set()
+    # A layer has one gate.
+    assert len(opened.quantized) == (7 + bool(taken)) * LAYERS
+    assert {name.split(".")[-2] for name in opened.locations} >= {"lm_head", "embed_tokens"} | (gates - taken)
     index = json.loads((path / "model.safetensors.index.json").read_text(encoding="utf-8"))
     stored = {name: shard.name for shard in path.glob("*.safetensors") for name in header(shard)}
     assert index["weight_map"] == stored
@@ -51,7 +54,8 @@ def test_checkpoint_has_every_tensor_and_opens(precision: Precision) -> None:
     source = tiny_checkpoint(LAYERS)
     assert (path / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
     fields = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    assert fields.pop("quantization_config")["ignore"] == ["re:.*z_proj", "re:.*o_gate", "lm_head"]
+    ignore = ["lm_head"] if taken else ["re:.*z_proj", "re:.*o_gate", "lm_head"]
+    assert fields.pop("quantization_config")["ignore"] == ignore
     assert fields == json.loads((source / "config.json").read_text(encoding="utf-8"))
 
 
@@ -70,7 +74,13 @@ def test_packs_share_scales(precision: Precision) -> None:
 @pytest.mark.parametrize(
     ("precision", "error"),
     # Of the weights alone: rms of rounding a normal number to the format.
-    [(Precision.FP8, 0.03), (Precision.INT8, 0.03), (Precision.INT4, 0.2), (Precision.NVFP4, 0.12)],
+    [
+        (Precision.FP8, 0.03),
+        (Precision.MXFP8, 0.03),
+        (Precision.INT8, 0.03),
+        (Precision.INT4, 0.2),
+        (Precision.NVFP4, 0.12),
+    ],
 )
 def test_weights_are_near_the_original_ones(precision: Precision, error: float) -> None:
     found, source = stored_tensors(quantized_tiny(precision, "rtn")), stored_tensors(tiny_checkpoint(LAYERS))
@@ -192,6 +202,11 @@ def test_command_writes_a_checkpoint_and_says_what_it_took(
         (["--precision", "fp8", "--calibration", "empty.jsonl", "--algorithm", "awq"], "--algorithm awq: fp8"),
         (["--precision", "fp8", "--calibration", "empty.jsonl", "--sequence-length", "900000"], "900000 is more than"),
         (["--precision", "fp8", "--calibration", "empty.jsonl", "-o", "none/out"], "is not a directory: create it"),
+        (["--precision", "mxfp8", "--calibration", "empty.jsonl"], "--calibration: mxfp8 is quantised without text"),
+        (
+            ["--precision", "mxfp8", "--samples", "3", "--sequence-length", "9"],
+            "--samples and --sequence-length: mxfp8",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
@@ -223,7 +238,7 @@ def test_algorithm_of_another_precision_is_refused() -> None:
         QuantizationRecipe.from_options("fp8", algorithm="gptq")
     with pytest.raises(RequestError, match=r"--algorithm best: expected one of rtn, smoothquant, awq, gptq"):
         QuantizationRecipe.from_options("int4", algorithm="best")
-    with pytest.raises(RequestError, match=r"--precision int3: expected one of fp8, int8, int4, nvfp4"):
+    with pytest.raises(RequestError, match=r"--precision int3: expected one of fp8, mxfp8, int8, int4, nvfp4"):
         QuantizationRecipe.from_options("int3")
     assert QuantizationRecipe.from_options("int4").algorithm is Algorithm.AWQ
 
@@ -241,12 +256,13 @@ def test_inputs_that_make_no_whole_group_are_refused(tmp_path: Path) -> None:
         file.unlink()
     save_file(tensors, source / "model.safetensors")
     edit_json(source / "config.json", lambda fields: fields.update(intermediate_size=200))
-    with pytest.raises(UnsupportedError, match=r"down_proj.weight has 200 inputs, but int4 shares a scale among 128"):
+    with pytest.raises(UnsupportedError, match=r"down_proj.weight has 200 inputs, but int4 needs a multiple of 128"):
         quantize(source, tmp_path / "out", Precision.INT4)
     assert [path.name for path in tmp_path.iterdir()] == ["odd"]
 
 
-def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", [Precision.FP8, Precision.MXFP8])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, precision: Precision) -> None:
     source = copy_checkpoint(tiny_checkpoint(1), tmp_path / "bad")
     name = "model.layers.0.self_attn.q_proj.weight"
     shard = next(path for path in source.glob("*.safetensors") if name in header(path))
@@ -254,4 +270,41 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     tensors[name][3, 4] = float("nan")
     save_file(tensors, shard)
     with pytest.raises(CheckpointError, match=r"q_proj.weight holds values that are not finite"):
-        quantize(source, tmp_path / "out")
+        quantize(source, tmp_path / "out", precision)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_mxfp8_rounds_each_weight_of_any_float_type_by_itself(tmp_path: Path, dtype: torch.dtype) -> None:
+    source = copy_checkpoint(tiny_checkpoint(LAYERS), tmp_path / "source")
+    for shard in source.glob("*.safetensors"):
+        save_file({name: tensor.to(dtype) for name, tensor in load_file(shard).items()}, shard)
+    quantize(source, tmp_path / "out", Precision.MXFP8, include_gates=False)
+    found, original = stored_tensors(tmp_path / "out"), stored_tensors(source)
+    for name, weight in original.items():
+        if f"{name}_scale" in found:
+            values = dequantized(found, name.removesuffix(".weight"), "mxfp8-quantized")
+            assert torch.equal(values, round_mxfp8(weight.to(torch.float32))), name
+        else:
+            assert torch.equal(found[name], weight), name
+    rounded = {name.split(".")[-3] for name in found if name.endswith("weight_scale")}
+    assert rounded == {"self_attn", "mlp"}
+    assert not any("z_proj.weight_scale" in name or "o_gate.weight_scale" in name for name in found)
+
+
+def test_interrupted_rounding_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    source, output = Checkpoint.open(tiny_checkpoint(LAYERS)), tmp_path / "out"
+    recipe = QuantizationRecipe.from_options("mxfp8")
+
+    def stop(phase: str, done: int, total: int, unit: str = "steps") -> None:
+        if phase == "quantize" and 4 * done > 3 * total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quantize_checkpoint(source, recipe, SampleRequest(), output, on_progress=stop)
+    (first,) = (tmp_path / ".out.partial" / "content").glob("model-00002-*")
+    written = first.stat().st_mtime_ns
+    quantize_checkpoint(source, recipe, SampleRequest(), output)
+    assert (output / first.name).stat().st_mtime_ns == written
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == {
+        path.name: path.read_bytes() for path in quantized_tiny(Precision.MXFP8).iterdir()
+    }

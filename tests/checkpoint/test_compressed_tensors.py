@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 from compressed_tensors.compressors import BaseCompressor
-from compressed_tensors.quantization import QuantizationConfig
+from compressed_tensors.compressors.mxfp8 import MXFP8QuantizationCompressor
+from compressed_tensors.quantization import QuantizationConfig, QuantizationScheme
+from compressed_tensors.quantization.quant_scheme import MXFP8 as MXFP8_SCHEME
 from safetensors.torch import save_file
 from support.checkpoints import copy_checkpoint, edit_json, tiny_checkpoint
 from support.quantized_checkpoints import write_quantized_checkpoint
@@ -44,7 +47,8 @@ def require_weights_of_the_library(path: Path, format_: str) -> None:
     fields = dict(checkpoint.folder.config_fields["quantization_config"]) if checkpoint.folder else {}
     group = next(iter(QuantizationConfig.model_validate(fields).config_groups.values()))
     library = BaseCompressor.get_value_from_registry(name=format_)
-    assert {name.split(".")[-2] for name in checkpoint.quantized} == {*ROLES}
+    gates = ("o_gate",) if checkpoint.precision is Precision.MXFP8 else ()
+    assert {name.split(".")[-2] for name in checkpoint.quantized} == {*ROLES, *gates}
     for name, weight in checkpoint.quantized.items():
         module = name.removesuffix("weight")
         own = {key.removeprefix(module): value for key, value in stored.items() if key.startswith(module)}
@@ -66,6 +70,26 @@ def require_weights_of_the_library(path: Path, format_: str) -> None:
 def test_scales_of_any_float_type(tmp_path: Path, precision: Precision, format_: str, dtype: torch.dtype) -> None:
     path = changed(tmp_path / "it", precision, lambda name, value: value.to(dtype) if "_scale" in name else value)
     require_weights_of_the_library(path, format_)
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_mxfp8_is_what_the_library_reads(tmp_path: Path, said: bool) -> None:
+    path = changed(tmp_path / "it", Precision.MXFP8, lambda _, value: value)
+    (group,) = json.loads((path / "config.json").read_text())["quantization_config"]["config_groups"].values()
+    scheme = QuantizationScheme(**group)
+    assert MXFP8QuantizationCompressor.can_compress(torch.nn.Linear, scheme)
+    # There are no zero points, whose type it also names.
+    assert scheme.input_activations == MXFP8_SCHEME["input_activations"].model_copy(update={"zp_dtype": None})
+
+    def left_out(fields: Fields) -> None:
+        quantization = fields["quantization_config"]
+        del quantization["format"]
+        for part in ("weights", "input_activations"):
+            del quantization["config_groups"]["group_0"][part]["scale_dtype"]
+
+    if not said:
+        edit_json(path / "config.json", left_out)
+    require_weights_of_the_library(path, "mxfp8-quantized")
 
 
 @pytest.mark.parametrize("groups", [1, 2])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support.checkpoints import edit_json
-from support.foreign_checkpoints import Written, awq, gptq, modelopt_fp8, modelopt_nvfp4
+from support.foreign_checkpoints import Written, awq, gptq, modelopt_fp8, modelopt_nvfp4, mxfp8
 from torch import Tensor
 
 from sala_export.checkpoint.reader import Checkpoint
@@ -25,6 +25,8 @@ WRITERS: dict[str, Writer] = {
     "ModelOpt FP8": modelopt_fp8,
     "ModelOpt FP8, by channel and token": partial(modelopt_fp8, by_channel=True),
     "ModelOpt NVFP4": modelopt_nvfp4,
+    "ModelOpt MXFP8": partial(mxfp8, group_size=32),
+    "compressed-tensors MXFP8": partial(mxfp8, modelopt=False),
     "GPTQ": gptq,
     "GPTQ v2": partial(gptq, version="gptq_v2"),
     "GPTQ, by output": partial(gptq, group=-1),
@@ -102,11 +104,12 @@ def test_sources_that_change_are_noticed(tmp_path: Path) -> None:
         checkpoint.require_unchanged()
 
 
-def test_cache_of_8_bits_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("writer", [modelopt_fp8, mxfp8])
+def test_cache_of_8_bits_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture, writer: Writer) -> None:
     def with_cache_scales(tensors: dict[str, Tensor]) -> None:
         tensors |= {f"model.layers.0.self_attn.{role}_proj.{role}_scale": torch.ones(()) for role in "kv"}
 
-    path, values, _ = modelopt_fp8(tmp_path / "foreign", change=with_cache_scales)
+    path, values, _ = writer(tmp_path / "foreign", change=with_cache_scales)
     edit_json(path / "hf_quant_config.json", lambda fields: fields["quantization"].update(kv_cache_quant_algo="FP8"))
     assert Checkpoint.open(path).quantized.keys() == values.keys()
     (line,) = caplog.messages
@@ -115,6 +118,13 @@ def test_cache_of_8_bits_is_left_out_and_said(tmp_path: Path, caplog: pytest.Log
 
 def _set(name: str, place: tuple[int, ...], value: float) -> Callable[[dict[str, Tensor]], None]:
     return lambda tensors: tensors[name].__setitem__(place, value)
+
+
+@pytest.mark.parametrize("modelopt", [True, False])
+def test_exponent_that_stands_for_nan_is_refused(tmp_path: Path, modelopt: bool) -> None:
+    path, *_ = mxfp8(tmp_path / "foreign", modelopt=modelopt, change=_set(f"{Q}.weight_scale", (3, 1), 255))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: .*q_proj\.weight_scale holds nan, expected finite"):
+        Checkpoint.open(path)
 
 
 def test_scale_that_is_no_number_is_told_without_a_file_that_is_not_there(tmp_path: Path) -> None:
@@ -168,6 +178,7 @@ def test_codes_that_are_no_symmetric_ones_in_order_are_refused(
             r"config.json: quantization_config\.version is 'gemv': only 'g",
         ),
         (awq, {"bits": True}, UnsupportedError, r"quantization_config\.bits is True: only 4"),
+        (partial(mxfp8, group_size=16), {}, UnsupportedError, r"quantization\.group_size is 16: only 32 is taken"),
     ],
 )
 def test_fields_that_are_not_served_are_refused(
@@ -183,7 +194,7 @@ def test_fields_that_are_not_served_are_refused(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("algorithm", ["W4A16_AWQ", "MIXED_PRECISION", None, ["FP8"]])
+@pytest.mark.parametrize("algorithm", ["W4A16_AWQ", "MIXED_PRECISION", "W4A8_MXFP8", None, ["FP8"]])
 def test_other_algorithms_of_modelopt_are_refused(tmp_path: Path, algorithm: object) -> None:
     path, *_ = modelopt_fp8(tmp_path / "foreign")
     edit_json(path / "hf_quant_config.json", lambda fields: fields["quantization"].update(quant_algo=algorithm))

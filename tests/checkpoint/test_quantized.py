@@ -41,16 +41,20 @@ def test_numbers_that_went_into_a_graph_are_those_that_are_hashed_later(tmp_path
 
 
 @pytest.mark.parametrize("precision", QUANTIZED_PRECISIONS)
-def test_every_projection_but_the_gates_is_read_quantised(precision: Precision) -> None:
+def test_every_projection_that_its_precision_takes_is_read_quantised(precision: Precision) -> None:
     path = tiny_checkpoint(2, precision)
     checkpoint, stored = Checkpoint.open(path), stored_tensors(path)
     assert checkpoint.precision is precision
     roles = {name.split(".")[-2] for name in checkpoint.quantized}
-    assert roles == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-    assert {name.split(".")[-2] for name in checkpoint.locations} >= {"z_proj", "o_gate", "lm_head", "embed_tokens"}
+    gates = {"z_proj", "o_gate"}
+    taken = gates if precision is Precision.MXFP8 else set()
+    assert roles == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"} | taken
+    assert {name.split(".")[-2] for name in checkpoint.locations} >= {"lm_head", "embed_tokens"} | (gates - taken)
     for name, weight in checkpoint.quantized.items():
         module = name.removesuffix(".weight")
         scale = stored[f"{module}.weight_scale"].to(torch.float32)
+        if precision is Precision.MXFP8:
+            scale = torch.exp2(scale - 127)
         assert np.array_equal(weight.scales(), scale.reshape(weight.scale_shape).numpy())
         data = stored[name if name in stored else f"{name}_packed"]
         assert bytes(weight.data.raw()) == data.contiguous().view(torch.uint8).numpy().tobytes()
@@ -60,8 +64,9 @@ def test_every_projection_but_the_gates_is_read_quantised(precision: Precision) 
         else:
             assert weight.global_scale == 1
             assert weight.input_scale == (
-                None if precision is Precision.INT4 else stored[f"{module}.input_scale"].item()
+                stored[f"{module}.input_scale"].item() if precision in (Precision.FP8, Precision.INT8) else None
             )
+        assert weight.rounds_input == (precision is not Precision.INT4)
 
 
 def test_table_of_e4m3_is_torchs() -> None:
@@ -88,7 +93,7 @@ def test_random_checkpoint_follows_from_its_seed(precision: Precision, tmp_path:
 
 
 def test_random_checkpoint_is_not_written_in_fp32(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"--precision fp32: expected one of bf16, fp8, int8, int4, nvfp4"):
+    with pytest.raises(RequestError, match=r"--precision fp32: expected one of bf16, fp8, mxfp8, int8, int4, nvfp4"):
         write_random_checkpoint(tmp_path / "out", "tiny", precision=Precision.FP32)
 
 
@@ -109,6 +114,17 @@ def test_ignore_takes_names_and_expressions_from_the_start() -> None:
     assert covered == {Q: True, K: False, "model.layers.1.mlp.up_proj": False}
     assert quantization.covers("model.layers.2.mlp.up_proj.weight"), "mlp is not at the start"
     assert not quantization.covers("model.layers.0.input_layernorm.weight")
+
+
+@pytest.mark.parametrize("include_gates", [None, True, False])
+def test_gates_are_taken_as_asked_or_as_the_precision_has_it(include_gates: bool | None) -> None:
+    for precision in QUANTIZED_PRECISIONS:
+        quantization = Quantization.default(precision, include_gates=include_gates)
+        expected = precision is Precision.MXFP8 if include_gates is None else include_gates
+        assert quantization.covers("model.layers.1.self_attn.z_proj.weight") == expected
+        assert quantization.covers("model.layers.0.self_attn.o_gate.weight") == expected
+        assert quantization.covers(f"{Q}.weight")
+        assert not quantization.covers("lm_head.weight")
 
 
 @pytest.mark.parametrize(
@@ -153,7 +169,11 @@ _GROUP = ("config_groups", "group_0")
             UnsupportedError,
             "quant_method is 'bitsandbytes': taken are compressed-tensors, modelopt, gptq, awq; take the original",
         ),
-        (setting("format", to="marlin-24"), UnsupportedError, "format is 'marlin-24': known are float-quantized, int-"),
+        (
+            setting("format", to="marlin-24"),
+            UnsupportedError,
+            "format is 'marlin-24': known are float-quantized, mxfp8-",
+        ),
         (setting("sparsity_config", to={"format": "sparse-24-bitmask"}), UnsupportedError, "only dense weights are"),
         (setting("transform_config", to={"config_groups": {"R1": {}}}), UnsupportedError, "transform_config is given"),
         (setting("config_groups", to={}), ConfigError, "config_groups is {}, expected an object that names a group"),
@@ -299,5 +319,36 @@ def test_lm_head_cannot_be_quantised(tmp_path: Path) -> None:
 def test_inputs_must_fill_whole_groups(tmp_path: Path) -> None:
     path = copy_checkpoint(tiny_checkpoint(1, Precision.INT4), tmp_path / "copy")
     edit_json(path / "config.json", lambda fields: fields.update(intermediate_size=500))
-    with pytest.raises(UnsupportedError, match=r"down_proj\.weight has 500 inputs, no multiple of the groups of 128"):
+    with pytest.raises(
+        UnsupportedError, match=r"down_proj\.weight has 500 inputs, .* a multiple of 128, a group: quan"
+    ):
+        Checkpoint.open(path)
+
+
+def test_inputs_must_fill_whole_words_of_scales(tmp_path: Path) -> None:
+    path = copy_checkpoint(tiny_checkpoint(1, Precision.MXFP8), tmp_path / "copy")
+    # 15 groups of 32.
+    edit_json(path / "config.json", lambda fields: fields.update(intermediate_size=480))
+    words = (
+        r"down_proj\.weight has 480 inputs, but mxfp8 needs a multiple of 128, a word of four scales for 32 each: qu"
+    )
+    with pytest.raises(UnsupportedError, match=words):
+        Checkpoint.open(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (setting(*_GROUP, "weights", "group_size", to=64), r"group_0\.weights\.group_size is 64: only 32 is served"),
+        (setting(*_GROUP, "input_activations", to=None), r"products of mxfp8 quantise their activations too"),
+        (setting(*_GROUP, "input_activations", "dynamic", to=False), r"input_activations\.dynamic is False: only True"),
+        (setting("format", to="naive-quantized"), r"group_0\.weights\.strategy is 'group': only 'tensor' or 'channel'"),
+    ],
+)
+def test_mxfp8_of_another_kind_is_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    path = copy_checkpoint(tiny_checkpoint(1, Precision.MXFP8), tmp_path / "copy")
+    edit_json(path / "config.json", change)
+    with pytest.raises(UnsupportedError, match=message):
         Checkpoint.open(path)

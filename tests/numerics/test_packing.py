@@ -10,11 +10,13 @@ from compressed_tensors.compressors import (
     unpack_fp4_from_uint8,
     unpack_from_int32,
 )
+from compressed_tensors.compressors.mx_utils import decompress_mx_scale
 from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.lifecycle.forward import dequantize as oracle_dequantize
 from torch import Tensor
 
 from sala_export.checkpoint.quantization import SCHEMES, Quantization
+from sala_export.numerics.block_scales import quantize_mxfp8
 from sala_export.numerics.number_formats import E2M1_VALUES
 from sala_export.numerics.packing import pack_e2m1, pack_int4, unpack_e2m1, unpack_int4
 from sala_export.numerics.weights import (
@@ -74,6 +76,9 @@ def quantized(precision: Precision) -> dict[str, Tensor]:
         return quantize_int4(weight(), int4_scale(weight(), torch.ones(COLUMNS)))
     if precision is Precision.NVFP4:
         return quantize_nvfp4(weight(), nvfp4_global_scale(float(weight().abs().max())))
+    if precision is Precision.MXFP8:
+        codes, scales = quantize_mxfp8(weight())
+        return {"weight": codes, "weight_scale": scales}
     return quantize_per_tensor(weight(), per_tensor_scale(float(weight().abs().max()), precision), precision)
 
 
@@ -88,6 +93,8 @@ def test_stored_weights_mean_what_compressed_tensors_reads(precision: Precision)
         Precision.NVFP4: lambda: unpack_fp4_from_uint8(tensors["weight_packed"], ROWS, COLUMNS, torch.float32),
     }.get(precision, lambda: tensors["weight"])()
     scale = tensors["weight_scale"].to(torch.float32)
+    if precision is Precision.MXFP8:
+        scale = decompress_mx_scale(tensors["weight_scale"]).float()
     expected = oracle_dequantize(
         codes.to(torch.float32), scale, args=arguments, dtype=torch.float32, global_scale=global_scale
     )
@@ -102,8 +109,15 @@ def test_stored_weights_mean_what_compressed_tensors_reads(precision: Precision)
 
 @pytest.mark.parametrize(
     ("precision", "step"),
-    # Half a step at the largest number, over that number: 448 and 6 have steps of 32 and 2.
-    [(Precision.FP8, 16 / 448), (Precision.INT8, 0.5 / 127), (Precision.INT4, 0.5 / 7.5), (Precision.NVFP4, 1 / 6)],
+    # Half a step at the largest number, over that number: 448 and 6 have steps of 32 and 2. The largest of a group of
+    # MXFP8 may be little more than 256 times its scale, which has the same step.
+    [
+        (Precision.FP8, 16 / 448),
+        (Precision.MXFP8, 16 / 256),
+        (Precision.INT8, 0.5 / 127),
+        (Precision.INT4, 0.5 / 7.5),
+        (Precision.NVFP4, 1 / 6),
+    ],
 )
 def test_round_trip_is_off_by_half_a_step_of_the_group(precision: Precision, step: float) -> None:
     tensors, original = quantized(precision), weight()

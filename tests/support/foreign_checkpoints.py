@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .checkpoints import tiny_checkpoint
-from .quantized_reference import E2M1, Rounding, round_nvfp4, stored_tensors
+from .quantized_reference import E2M1, Rounding, round_mxfp8, round_nvfp4, stored_tensors
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -102,6 +102,44 @@ def modelopt_nvfp4(directory: Path, *, change: Change = unchanged) -> Written:
     return Written(directory, values, roundings)
 
 
+def mxfp8(directory: Path, *, modelopt: bool = True, change: Change = unchanged, **fields: Any) -> Written:
+    """`weight` F8_E4M3 and `weight_scale` U8, the exponent bytes of powers of two, gates too.
+
+    Args: `modelopt`: by its `hf_quant_config.json`. Otherwise as compressed-tensors and auto-round say it. `fields` of
+        the object that says it.
+    """
+    tensors, values, roundings = {}, {}, {}
+    roles = (*PROJECTIONS, "z_proj", "o_gate")
+    for name, weight in _projections(roles):
+        groups = weight.reshape(len(weight), -1, 32)
+        groups[0, 0] = 0
+        mantissa, exponent = np.frexp(np.abs(groups).max(-1))
+        # Some tools take a larger power than is needed.
+        power = exponent - 9 + (mantissa > 0.875) + np.arange(groups.shape[1]) % 2
+        power[0, 0] = -127
+        codes = torch.from_numpy(np.ldexp(groups, -power[..., None])).to(torch.float8_e4m3fn)
+        values[name] = torch.from_numpy(np.ldexp(codes.float().numpy(), power[..., None]).reshape(weight.shape))
+        tensors |= {
+            name: codes.reshape(weight.shape),
+            f"{name}_scale": torch.from_numpy((power + 127).astype(np.uint8)),
+        }
+        roundings[name] = round_mxfp8
+    if modelopt:
+        said = {"quant_algo": "MXFP8", "kv_cache_quant_algo": None, "exclude_modules": ["lm_head"], **fields}
+        _write(directory, tensors, change, roles=roles, hf_quant_config={"quantization": said})
+        return Written(directory, values, roundings)
+    arguments = {"num_bits": 8, "type": "float", "strategy": "group", "group_size": 32, "symmetric": True}
+    group = {
+        "targets": ["Linear"],
+        "weights": {**arguments, "dynamic": False, "scale_dtype": "torch.uint8", "zp_dtype": "torch.uint8"},
+        "input_activations": {**arguments, "dynamic": True},
+    }
+    said = {"quant_method": "compressed-tensors", "format": "mxfp8-quantized", "ignore": ["lm_head"], **fields}
+    config = {**said, "config_groups": {"group_0": group}}
+    _write(directory, tensors, change, roles=roles, quantization_config=config)
+    return Written(directory, values, roundings)
+
+
 def gptq(
     directory: Path,
     *,
@@ -164,9 +202,9 @@ def _fp8_rounding(scale: Tensor | None) -> Rounding:
     return rounded
 
 
-def _projections() -> Iterator[tuple[str, Floats]]:
+def _projections(roles: tuple[str, ...] = PROJECTIONS) -> Iterator[tuple[str, Floats]]:
     for name, weight in stored_tensors(tiny_checkpoint(2)).items():
-        if name.split(".")[-2] in PROJECTIONS:
+        if name.split(".")[-2] in roles:
             yield name, weight.float().numpy()
 
 
@@ -191,12 +229,13 @@ def _write(
     quantized: Mapping[str, Tensor],
     change: Change,
     *,
+    roles: tuple[str, ...] = PROJECTIONS,
     quantization_config: dict[str, Any] | None = None,
     **files: dict[str, Any],
 ) -> None:
     source = tiny_checkpoint(2)
     shutil.copytree(source, directory, ignore=shutil.ignore_patterns("*.safetensors*"))
-    plain = {name: tensor for name, tensor in stored_tensors(source).items() if name.split(".")[-2] not in PROJECTIONS}
+    plain = {name: tensor for name, tensor in stored_tensors(source).items() if name.split(".")[-2] not in roles}
     tensors = plain | dict(quantized)
     change(tensors)
     save_file(tensors, directory / "model.safetensors")

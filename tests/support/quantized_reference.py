@@ -40,6 +40,9 @@ def dequantized(stored: dict[str, Tensor], module: str, format_: str) -> Tensor:
     """The weight of a quantised module, fp32 [out, in]."""
     scale = stored[f"{module}.weight_scale"].to(torch.float32)
     match format_:
+        case "mxfp8-quantized":
+            powers = torch.exp2(scale.double() - 127).repeat_interleave(32, 1)
+            return (stored[f"{module}.weight"].double() * powers).float()
         case "float-quantized" | "int-quantized":
             return stored[f"{module}.weight"].to(torch.float32) * scale.reshape(-1, 1)
         case "pack-quantized":
@@ -58,6 +61,8 @@ def rounding(stored: dict[str, Tensor], module: str, format_: str) -> Rounding |
     """What a quantised product does to its input; None in int4."""
     if format_ == "pack-quantized":
         return None
+    if format_ == "mxfp8-quantized":
+        return round_mxfp8
     if format_ == "nvfp4-pack-quantized":
         divisor = stored[f"{module}.input_global_scale"]
         return lambda x: round_nvfp4(x, divisor)
@@ -65,6 +70,14 @@ def rounding(stored: dict[str, Tensor], module: str, format_: str) -> Rounding |
     if format_ == "int-quantized":
         return lambda x: torch.round(x / scale).clamp(-128, 127) * scale
     return lambda x: (x / scale).clamp(-448, 448).to(torch.float8_e4m3fn).to(torch.float32) * scale
+
+
+def round_mxfp8(x: Tensor) -> Tensor:
+    """To e4m3 times the least power of two by which no number of a group of 32 is above 448, which is 0.875 * 2^9."""
+    groups = x.double().unflatten(-1, (-1, 32))
+    mantissa, exponent = torch.frexp(groups.abs().amax(-1, keepdim=True))
+    power = torch.exp2((exponent - 9 + (mantissa > 0.875).int()).clamp(min=-127).double())
+    return ((groups / power).float().to(torch.float8_e4m3fn).double() * power).float().flatten(-2)
 
 
 def round_nvfp4(x: Tensor, divisor: Tensor) -> Tensor:

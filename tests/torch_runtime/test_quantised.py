@@ -13,7 +13,7 @@ from support.bundles import copy_bundle
 from support.calibration import quantized_tiny
 from support.checkpoints import tiny_checkpoint
 from support.closeness import assert_close
-from support.quantized_reference import quantized_model
+from support.quantized_reference import dequantized, quantized_model, round_mxfp8, stored_tensors
 from support.runtime_bundles import write_cpu_bundle
 
 import sala_export
@@ -73,6 +73,25 @@ def test_sixteen_bits_are_close(precision: Precision, kind: str) -> None:
     model = loaded(bundle(precision), kind)
     assert model.precision == kind
     assert relative_error(prefill(model), prefill(loaded(bundle(precision)))) < 0.1
+
+
+@pytest.mark.parametrize("kind", ["fp32", "bf16"])
+def test_mxfp8_weights_are_exact_and_their_inputs_are_rounded_by_groups(kind: str) -> None:
+    path = quantized_tiny(Precision.MXFP8)
+    model, stored = loaded(path, kind), stored_tensors(path)
+    parameters = dict(model.reference.model.named_parameters())
+    modules = [name.removesuffix(".weight_scale") for name in stored if name.endswith(".weight_scale")]
+    assert len(modules) == 2 * 8
+    for module in modules:
+        values = dequantized(stored, module, "mxfp8-quantized")
+        assert torch.equal(parameters[f"{module}.weight"].float(), values), module
+    x = torch.randn(5, 256, generator=torch.Generator().manual_seed(2)).to(getattr(torch, model.precision.dtype))
+    rows, expected = x.clone(), round_mxfp8(x.float())
+    Rounding(precision=Precision.MXFP8, scale=None)(rows)
+    assert torch.equal(rows.float(), expected)
+    with quantized_model(path) as reference, torch.no_grad():
+        logits = reference(torch.from_numpy(IDS)[None])[0, -1]
+    assert relative_error(prefill(model), logits) < (0.03 if kind == "fp32" else 0.1)
 
 
 def test_states_move_between_a_quantised_bundle_and_its_checkpoint_only(tmp_path: Path) -> None:

@@ -31,7 +31,13 @@ from sala_export.verification.subject import CheckpointSubject, run_layers
 from sala_export.verification.thresholds import THRESHOLDS
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="sala-test-verify-")
-FAST_ERRORS = {Precision.INT4: 0.03, Precision.FP8: 0.05, Precision.INT8: 0.04, Precision.NVFP4: 0.15}
+FAST_ERRORS = {
+    Precision.INT4: 0.03,
+    Precision.FP8: 0.05,
+    Precision.MXFP8: 0.05,
+    Precision.INT8: 0.04,
+    Precision.NVFP4: 0.15,
+}
 """Largest error of a layer, given the original's rows: one and a half times what was measured or more. Inputs of
 quantised products cross the border between two codes."""
 Capture = pytest.CaptureFixture[str]
@@ -287,6 +293,7 @@ EIGHT_BITS = (swap_scales, clip_an_input, forget_a_loud_channel, turn_an_output_
 FOUR_BITS = (swap_neighbours, shift_the_scales, lose_some_outputs, leave_the_gate_out)
 FAULTS = [
     *((precision, fault) for precision in (Precision.FP8, Precision.INT8) for fault in EIGHT_BITS),
+    *((Precision.MXFP8, fault) for fault in (shift_the_scales, turn_an_output_round, leave_the_gate_out)),
     *((precision, fault) for precision in (Precision.INT4, Precision.NVFP4) for fault in FOUR_BITS),
     (Precision.NVFP4, clip_a_global_scale),
 ]
