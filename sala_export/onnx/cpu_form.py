@@ -4,7 +4,8 @@ A product is a node `sala::Linear` over the tensors of its weights as the checkp
 them from their files, and no weight is copied or converted but the small ones of the norms.
 
 A quantised checkpoint gives the products the numbers that an engine gives them: inputs are rounded to the quantised
-type in the graph. Where these have one scale, that is an input as well, so that other weights can bring their own.
+type in the graph, or, in mxfp8, by the product itself. Where these have one scale, that is an input as well, so that
+other weights can bring their own.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ CPU_GRAPH_FILES: Mapping[CpuMath, str] = {CpuMath.EXACT: "cpu.onnx", CpuMath.FAS
 
 _KINDS = {
     Precision.FP8: "float8_e4m3fn",
+    Precision.MXFP8: "mxfp8",
     Precision.INT8: "int8",
     Precision.INT4: "int4",
     Precision.NVFP4: "nvfp4",
@@ -132,9 +134,12 @@ class CpuForm(SeparateParts):
         return self.graph.node("Linear", inputs, attributes, shape=shape, domain=OPERATOR_DOMAIN)
 
     def _rounded(self, x: ir.Value, names: Names, quantized: Sequence[QuantizedWeight]) -> ir.Value:
-        """The input of a product as quantisation leaves it, without its scale where it has one."""
+        """The input of a product as quantisation leaves it, without its scale where it has one.
+
+        A product of mxfp8 rounds its input itself, in blocks.
+        """
         dtype = quantized[0].scheme.input_type if quantized else None
-        if dtype is None:
+        if dtype is None or quantized[0].precision is Precision.MXFP8:
             return x
         if quantized[0].by_token:
             return rounded_by_token(self.graph, x, dtype)

@@ -5,13 +5,20 @@ Where an input has one scale, the product takes codes, whose few bits bf16 holds
 
 from __future__ import annotations
 
+import math
+
 import onnx_ir as ir
 
 from ..checkpoint.quantization import SCHEMES
+from ..numerics.number_formats import E4M3_MAX, E8M0_VALUES
 from ..specs import DType, Precision
 from .graph_builder import IR_TYPES, GraphBuilder, shape_of
 from .nvfp4 import NVFP4_BLOCK
 
+_MX_BLOCK = 32
+"""Neighbours of an input in mxfp8 that share a scale."""
+_LEAST_EXPONENT = -127.0
+"""That of the least scale that e8m0 has."""
 _LEAST_SCALE = 1e-30
 """In place of a scale of zero, whose numbers come out as zero: they are multiplied by that scale again."""
 
@@ -43,6 +50,46 @@ def rounded_by_token(graph: GraphBuilder, x: ir.Value, dtype: DType) -> ir.Value
     scale = token_scales(graph, x, dtype)
     codes = codes_of(graph, graph.node("Div", [x, scale]), dtype, _number(graph, 1.0))
     return graph.node("Mul", [codes, scale])
+
+
+def rounded_by_block(graph: GraphBuilder, x: ir.Value) -> ir.Value:
+    """The numbers that a product of mxfp8 sees of its input, by `numerics/block_scales.py`: fp32 [batch, tokens, in].
+
+    Each block of 32 neighbours is e4m3 numbers times a power of two.
+    """
+    e4m3, scale = ir.DataType.FLOAT8E4M3FN, block_scales(graph, x)
+    blocks = {"axis": -1, "block_size": _MX_BLOCK}
+    codes = graph.node("QuantizeLinear", [x, scale], {**blocks, "output_dtype": int(e4m3)}, dtype=e4m3)
+    return graph.node("DequantizeLinear", [codes, scale], blocks, dtype=ir.DataType.FLOAT)
+
+
+def block_scales(graph: GraphBuilder, x: ir.Value) -> ir.Value:
+    """The powers of two of the blocks of `x` fp32 [batch, tokens, in], fp32 [batch, tokens, in / 32].
+
+    Each is the least from 2^-127 up by which the largest magnitude of its block is at most 448. Logarithms are rounded,
+    so they only tell the nearest power: it is the one, or the next is, and a comparison says which without error. NaN
+    and infinities times zero are NaN, and so is then the scale.
+    """
+    node, *rows, columns = graph.node, *shape_of(x)
+    shape = (*rows, int(columns) // _MX_BLOCK)
+    blocks = node("Reshape", [x, graph.integers(0, 0, -1, _MX_BLOCK)], shape=(*shape, _MX_BLOCK))
+    last, dropped = graph.integers(-1), {"keepdims": 0}
+    largest = node("ReduceMax", [node("Abs", [blocks]), last], dropped, shape=shape)
+    spoiled = node("ReduceSum", [node("Mul", [blocks, _number(graph, 0.0)]), last], dropped, shape=shape)
+    limit, two = _number(graph, E4M3_MAX), _number(graph, 2.0)
+    logarithm = node("Div", [node("Log", [node("Div", [largest, limit])]), _number(graph, math.log(2.0))])
+    exponent = node("Max", [node("Round", [logarithm]), _number(graph, _LEAST_EXPONENT)])
+    nearest = node("Pow", [two, exponent], shape=shape)
+    is_too_small = node("Less", [node("Mul", [nearest, limit]), largest], dtype=ir.DataType.BOOL)
+    scale = node("Where", [is_too_small, node("Mul", [nearest, two]), nearest], dtype=ir.DataType.FLOAT, shape=shape)
+    return node("Add", [scale, spoiled])
+
+
+def scale_values(graph: GraphBuilder, scales: ir.Value) -> ir.Value:
+    """The powers of two that stored e8m0 bytes, uint8, stand for: fp32 of the same shape, NaN for the byte 255."""
+    values = graph.initializer("e8m0_values", ir.tensor(E8M0_VALUES))
+    bytes_ = graph.cast(scales, DType.INT32)
+    return graph.node("Gather", [values, bytes_], shape=shape_of(scales))
 
 
 def nvfp4_codes(graph: GraphBuilder, x: ir.Value, input_scale: float) -> ir.Value:

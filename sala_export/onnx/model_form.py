@@ -16,7 +16,7 @@ from ..checkpoint.quantized_weights import QuantizedWeight
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.tensor_location import TensorFile, TensorLocation
 from ..specs import DType, Precision
-from .fake_quantization import rounded_by_token
+from .fake_quantization import rounded_by_block, rounded_by_token, scale_values
 from .graph_builder import IR_TYPES, OPSET, QUANTIZED_OPSET, GraphBuilder, Shape, shape_of
 from .layer_parts import SeparateParts, gated, rms_norm
 from .nvfp4 import nvfp4_input
@@ -102,6 +102,8 @@ class ModelForm(SeparateParts):
         graph = self.graph
         if weight.by_token:
             return graph.cast(rounded_by_token(graph, graph.cast(x, DType.FLOAT32), _input_type(weight)), self.dtype)
+        if weight.precision is Precision.MXFP8:
+            return graph.cast(rounded_by_block(graph, graph.cast(x, DType.FLOAT32)), self.dtype)
         if weight.input_scale is None:
             return x
         stored, dtype = _stored_type(weight), IR_TYPES[self.dtype]
@@ -121,7 +123,10 @@ class ModelForm(SeparateParts):
         if weight.scheme.group:
             scale = self._external(weight.scale_name, weight.scale, IR_TYPES[weight.scale.dtype], weight.scale_shape)
             attributes = {"axis": 1, "block_size": weight.shape[1] // weight.scale_shape[1]}
-            if weight.precision is Precision.INT4:
+            if weight.precision is Precision.MXFP8:
+                inputs.append(scale_values(graph, scale))
+                attributes["output_dtype"] = int(dtype)
+            elif weight.precision is Precision.INT4:
                 if weight.scale.dtype is not self.dtype:
                     # Products of codes and fp16 scales are rounded once, not to fp16 before.
                     scale = graph.cast(scale, DType.FLOAT32)

@@ -30,6 +30,13 @@ MODULES = {
     "layers.1.mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
     "layers.1.mlp.down_proj": ("mlp.down_proj",),
 }
+QKVZ = "layers.1.self_attn.qkvz_proj"
+WITH_GATES = {QKVZ: (*MODULES[QKV], "self_attn.z_proj")} | {name: MODULES[name] for name in MODULES if name != QKV}
+
+
+def modules_of(precision: Precision) -> dict[str, tuple[str, ...]]:
+    """The products of layer 1. The gates are quantised too by default in mxfp8."""
+    return WITH_GATES if precision is Precision.MXFP8 else MODULES
 
 
 def load(folder: Path) -> ir.Model:
@@ -71,7 +78,7 @@ def test_weights_are_the_numbers_of_the_checkpoint(precision: Precision) -> None
     model, stored = load(quantized_graph(precision)), stored_tensors(tiny_checkpoint(2, precision))
     # The scale of a block in nvfp4 is rounded to bf16 before the product with the code.
     tolerance = 2.0**-7 if precision is Precision.NVFP4 else 0.0
-    for module, parts in MODULES.items():
+    for module, parts in modules_of(precision).items():
         expected = stored_weight(stored, parts, precision).to(torch.bfloat16)
         torch.testing.assert_close(weight_of(model, module), expected, rtol=tolerance, atol=0, msg=module)
 
@@ -95,9 +102,12 @@ def test_inputs_are_rounded_as_the_format_says(precision: Precision) -> None:
 @pytest.mark.parametrize("precision", QUANTIZED_PRECISIONS)
 def test_inputs_are_quantised_once_for_each_product(precision: Precision) -> None:
     model = load(quantized_graph(precision))
-    for module, parts in MODULES.items():
+    by_block = ["Cast", "Reshape", "Abs", "ReduceMax", "Mul", "ReduceSum", "Div", "Log", "Div", "Round", "Max", "Pow"]
+    by_block += ["Mul", "Less", "Mul", "Where", "Add", "QuantizeLinear", "DequantizeLinear", "Cast"]
+    for module, parts in modules_of(precision).items():
         inputs, weight = {
             Precision.FP8: (["QuantizeLinear", "DequantizeLinear"], ["DequantizeLinear"]),
+            Precision.MXFP8: (by_block, ["Cast", "Gather", "DequantizeLinear"]),
             Precision.INT8: (["QuantizeLinear", "DequantizeLinear"], ["DequantizeLinear"]),
             Precision.INT4: ([], ["DequantizeLinear"]),
             Precision.NVFP4: (["TRT_FP4DynamicQuantize"] + ["DequantizeLinear"] * 2, ["DequantizeLinear"] * 2),
@@ -105,6 +115,8 @@ def test_inputs_are_quantised_once_for_each_product(precision: Precision) -> Non
         concat = ["Concat"] if len(parts) > 1 else []
         expected = [*inputs, *weight * len(parts), *concat, "Transpose", "MatMul"]
         assert [node.op_type for node in nodes_of(model, module)] == expected
+    if precision is Precision.MXFP8:
+        return
     # What the pack keeps in 16 bits is a product of its own, and the operator takes both side by side.
     assert [node.op_type for node in nodes_of(model, "layers.1.self_attn.z_proj")] == ["Transpose", "MatMul"]
     (concat,) = nodes_of(model, "layers.1.self_attn.qkvz_proj")
@@ -126,7 +138,8 @@ def test_weights_and_scales_stay_in_the_checkpoints_files(precision: Precision) 
     for name, tensor in external.items():
         where = checkpoint.tensors()[name]
         assert (tensor.location, tensor.offset, tensor.length) == (where.file.path.name, where.offset, where.length)
-    assert sum(v.const_value.nbytes for n, v in initializers.items() if n not in external) < 1024
+    # The powers of two of mxfp8 are a table of 1 KiB.
+    assert sum(v.const_value.nbytes for n, v in initializers.items() if n not in external) < 2048
     assert (folder / GRAPH_FILE).stat().st_size < 100_000
 
 
@@ -141,9 +154,7 @@ def test_packs_with_scales_of_their_own_are_one_product(
     folder.mkdir()
     export_graph(Checkpoint.open(source), folder, precision)
     model, stored = load(folder), stored_tensors(source)
-    modules = {**MODULES, "layers.1.self_attn.qkvz_proj": (*MODULES[QKV], "self_attn.z_proj")}
-    del modules[QKV]
-    for module, parts in modules.items():
+    for module, parts in WITH_GATES.items():
         expected = stored_weight(stored, parts, precision).to(torch.bfloat16)
         assert torch.equal(weight_of(model, module), expected), module
 

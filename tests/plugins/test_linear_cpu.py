@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from support.cpu_operators import library, runnable_simd_levels, simd_level
-from support.stored_products import Linear, Weight, coded_weight, mxfp8_inputs, unaligned, weight
+from support.stored_products import Linear, Weight, coded_weight, mxfp8_cases, mxfp8_inputs, unaligned, weight
 
 Array = NDArray[Any]
 
@@ -156,25 +156,13 @@ def test_every_scale_and_code_of_mxfp8_is_the_number_it_stands_for(tokens: int, 
     assert not np.nan_to_num(found[::3]).any()
 
 
-def inputs_of_every_kind(columns: int) -> Array:
-    """Rows whose blocks have any largest magnitude, with ties among their codes, and any bits at all."""
-    rng = np.random.default_rng(7)
-    exponents = np.repeat(rng.permutation(np.arange(-149, 128)), 8)[: 2 * 1024].reshape(-1, 1, 1)
-    numbers = rng.integers(1, 64, (len(exponents), columns // 32, 32)) / 32  # five bits, of which four are kept
-    numbers *= np.exp2(exponents - rng.integers(0, 14, numbers.shape)) * rng.choice((-1, 1), numbers.shape)
-    # The largest that its scale holds, and what is next to it.
-    numbers[::3, :, 0] = (np.float64([1.75, 1.75 + 2**-23, 1.75 - 2**-23]) * np.exp2(exponents[::3, 0]))[:, :1]
-    bits = rng.integers(0, 1 << 32, (512, columns), np.uint64).astype(np.uint32).view(np.float32)
-    return np.concatenate((numbers.reshape(-1, columns).astype(np.float32), bits))
-
-
 @pytest.mark.parametrize("level", runnable_simd_levels())
 @pytest.mark.parametrize("math", MATHS)
 def test_inputs_of_mxfp8_are_rounded_by_blocks(math: str, level: str) -> None:
     """Products with the unit matrix, so that outputs are inputs as the weights meet them."""
     unit = np.eye(96, dtype=ml_dtypes.float8_e4m3fn)
     product = Linear(library(), (unit, np.full((96, 3), 127, np.uint8)), math=math, **MX)
-    x = inputs_of_every_kind(96)
+    x = mxfp8_cases()
     expected = mxfp8_inputs(x)
     spoiled = ~(np.abs(expected) < 2.0**128).all(1)  # by NaN, or where the largest float is rounded up
     assert 0 < spoiled.sum() < len(x) / 4

@@ -95,13 +95,13 @@ def mxfp8_weight(rng: np.random.Generator, rows: int, columns: int) -> Weight:
 
 
 def mxfp8_inputs(x: Array) -> Array:
-    """Inputs [tokens, columns] as a product of mxfp8 sees them, in float64.
+    """Inputs [..., columns] as a product of mxfp8 sees them, in float64.
 
     Each 32 of a row are e4m3 numbers times the least power of two, not below 2^-127, by which they are at most 448.
     All are NaN if one is no finite number.
     """
     with np.errstate(invalid="ignore"):  # NaN that signal
-        blocks = x.astype(np.float64).reshape(x.shape[0], -1, MX_BLOCK)
+        blocks = x.astype(np.float64).reshape(*x.shape[:-1], -1, MX_BLOCK)
     largest = np.abs(blocks).max(-1, keepdims=True)
     mantissa, exponent = np.frexp(largest)  # below 1, where 448 is 0.875 * 2^9
     scales = 2.0 ** np.maximum(exponent - 9 + (mantissa > 0.875), -127)
@@ -109,6 +109,23 @@ def mxfp8_inputs(x: Array) -> Array:
     with np.errstate(invalid="ignore"):
         codes = (blocks / scales).astype(ml_dtypes.float8_e4m3fn).astype(np.float64)
     return np.asarray((codes * scales).reshape(x.shape))
+
+
+def mxfp8_cases() -> Array:
+    """Inputs float32 [rows, 96] whose blocks have largest magnitudes of every exponent, and rows of any bits at all.
+
+    Other numbers of a block are up to 2^14 smaller. One in two lies between two codes. In the first of three blocks the
+    largest is 1.75 times a power of two, which a scale just holds, or the float above or below.
+    """
+    rng = np.random.default_rng(7)
+    exponents = np.repeat(np.arange(-149, 128), 6).reshape(-1, 1, 1)
+    numbers = rng.integers(1, 64, (len(exponents), 3, MX_BLOCK)) / 32  # in five bits, of which codes have four
+    numbers *= np.exp2(exponents - rng.integers(0, 14, numbers.shape)) * rng.choice((-1, 1), numbers.shape)
+    numbers[:, 0] /= 2
+    largest = np.resize([1.75, 1.75 + 2**-23, 1.75 - 2**-23], len(numbers)) * np.exp2(exponents[:, 0, 0])
+    numbers[np.arange(len(numbers)), 0, rng.integers(0, MX_BLOCK, len(numbers))] = largest
+    bits = rng.integers(0, 1 << 32, (512, 96), np.uint64).astype(np.uint32).view(np.float32)
+    return np.concatenate((numbers.reshape(-1, 96).astype(np.float32), bits))
 
 
 def weight(rng: np.random.Generator, kind: str, rows: int, columns: int, global_scale: float = 1.0) -> Weight:
