@@ -13,6 +13,7 @@ from sala_export.checkpoint.reader import Checkpoint
 from sala_export.engine.recipe import load_target
 from sala_export.errors import UnsupportedError
 from sala_export.installation import plugin_library
+from sala_export.model.mixers import MIXERS
 from sala_export.ops.kernel_sets import KERNEL_SETS
 from sala_export.specs import BUILT_PRECISIONS, ComputeCapability, Precision
 
@@ -67,4 +68,4 @@ def test_scratch_grows_with_the_chunk_and_counts_every_operator_of_the_model(con
     assert small.keys() == large.keys() == {"LightningAttention", "InfLLMv2Attention"}
     for name, size in small.items():
         assert 0 < size < large[name]
-    assert all(kernel_set.workspaces for kernel_set in KERNEL_SETS.values())
+    assert all(KERNEL_SETS[kind.contract.name].workspaces for kind in MIXERS.values())

@@ -27,6 +27,7 @@ REFERENCE = {
     "CHANGELOG.md",
     "docs/glossary.md",
     "sala_export/bundle/FORMAT.md",
+    "sala_export/ops/block_scaled_linear/README.md",
     "sala_export/ops/infllmv2_attention/README.md",
     "sala_export/ops/lightning_attention/README.md",
     "tests/golden/README.md",

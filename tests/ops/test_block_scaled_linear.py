@@ -14,9 +14,12 @@ from support.triton_interpreter import DEVICES, runner
 from torch import Tensor
 
 from sala_export.errors import UnsupportedError
+from sala_export.ops.block_scaled_linear.cost import cost, floor, programs
 from sala_export.ops.block_scaled_linear.torch_op import block_scaled_linear
 from sala_export.ops.block_scaled_linear.triton_kernel import KERNELS
 from sala_export.ops.block_scaled_linear_add.torch_op import block_scaled_linear_add
+from sala_export.ops.block_scaled_linear_add.triton_kernel import KERNELS as ADDING
+from sala_export.ops.common.expr import evaluate
 from sala_export.ops.common.targets import serving_architecture
 from sala_export.ops.common.triton_run import bind_kernels
 from sala_export.specs import ComputeCapability
@@ -161,3 +164,33 @@ def test_other_architectures_are_refused() -> None:
 def test_kernels_without_a_tile_for_an_architecture_are_refused() -> None:
     with pytest.raises(ValueError, match=r"block_scaled_linear_kernel: tiles are missing, or not wanted, for SM90$"):
         replace(KERNELS, architectures=(90, 120, 121))
+
+
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize(("batch", "tokens"), [(1, 1), (100, 1), (1, 64), (5, 13), (1, 8192), (250, 8192)])
+def test_one_launch_serves_every_call_and_the_account_is_of_its_programs(batch: int, tokens: int, adds: bool) -> None:
+    kernel_set = ADDING if adds else KERNELS
+    sizes = {"B": batch, "T": tokens, "K": 4096, "N": 8712}
+    served = []
+    for launch in kernel_set.decode if tokens == 1 else kernel_set.prefill:
+        names = {**kernel_set.compile_time(launch, 120, {}), **sizes}
+        if grid := evaluate(launch.grid[0], names):
+            (turn,) = launch.main_loop
+            tile = [evaluate(size, names) for size in (turn.m, turn.n, turn.k)]
+            served.append((launch.name, grid, 2 * grid * np.prod(tile) * 4096 // 128))
+    account = cost(4096, 8712, batch=batch, tokens=tokens, adds=adds)
+    assert served == [
+        (account.kernel, programs(8712, batch=batch, tokens=tokens, adds=adds), account.operations),
+    ]
+
+
+@pytest.mark.parametrize("adds", [False, True])
+def test_account_of_a_chunk_is_that_of_its_tensors(adds: bool) -> None:
+    """Counted by hand: 8192 rows of 4096, a weight of 8704 rows; outputs in two bytes."""
+    least, account = (f(4096, 8704, batch=1, tokens=8192, adds=adds) for f in (floor, cost))
+    stored, y_bytes = (8192 + 8704) * (4096 + 128), 8192 * 8704 * 2
+    assert (least.bytes_read, least.bytes_written) == (stored + adds * y_bytes, y_bytes)
+    assert (account.bytes_read, account.bytes_written) == (least.bytes_read, least.bytes_written)
+    assert account.operations == least.operations == 2 * 8192 * 8704 * 4096
+    columns = 128 if adds else 256
+    assert account.bytes_from_cache == 64 * (8704 // columns) * (128 + columns) * (4096 + 128)

@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.kernel_compilation import elementwise_jobs
 from sala_export.checkpoint.presets import PRESETS
 from sala_export.errors import UnsupportedError
+from sala_export.model.mixers import MIXERS
 from sala_export.ops.common import triton_run
 from sala_export.ops.kernel_sets import KERNEL_SETS
 from sala_export.specs import Precision
@@ -129,7 +130,8 @@ def test_decode_steps_are_the_same_launches_on_the_same_memory(
         by_position.append(list(launches))
         assert execution.decode_step is step
     # Two layers of each operator, in each 3 launches beside its own, and the first norm.
-    assert len(by_position[0]) == 2 * sum(len(kernels.decode) for kernels in KERNEL_SETS.values()) + 4 * 3 + 1
+    own = sum(len(KERNEL_SETS[kind.contract.name].decode) for kind in MIXERS.values())
+    assert len(by_position[0]) == 2 * own + 4 * 3 + 1
     assert all(seen == by_position[0] for seen in by_position[1:])
 
 

@@ -18,9 +18,9 @@ CONSTANTS: Mapping[str, int] = {
     "FEW_ROWS": 64,
 }
 
-ONE_IF_FEW = "min(1, fdiv(FEW_ROWS, B * T))"
 ONE_IF_MANY = "min(1, fdiv(B * T - 1, FEW_ROWS))"
 """1 if a call has more than `FEW_ROWS` rows, else 0 (`expr.py`)."""
+ONE_IF_FEW = f"(1 - {ONE_IF_MANY})"
 TILES = "cdiv(B * T, BLOCK_M) * cdiv(N, BLOCK_N)"
 
 
