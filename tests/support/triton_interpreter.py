@@ -70,15 +70,15 @@ def _run(call: bytes) -> bytes:
     return _packed(run_poisoned(*_unpacked(call)))
 
 
-def _packed(values: object) -> bytes:
-    """Values and tensors of any type, also e4m3, which pickle alone cannot read back."""
+def _packed(value: object) -> bytes:
+    """Bytes of something with tensors. Python's pickle of torch 2.13 reads no tensor of float8 back."""
     buffer = io.BytesIO()
-    torch.save(values, buffer)
+    torch.save(value, buffer)
     return buffer.getvalue()
 
 
-def _unpacked(packed: bytes) -> Any:
-    return torch.load(io.BytesIO(packed), weights_only=False)
+def _unpacked(data: bytes) -> Any:
+    return torch.load(io.BytesIO(data), weights_only=True)
 
 
 def run_poisoned(operator: str, inputs: Sequence[Tensor], attributes: Mapping[str, int | float]) -> dict[str, Tensor]:

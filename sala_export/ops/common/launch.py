@@ -33,7 +33,7 @@ ended, and waits until what they wrote can be read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,13 +74,13 @@ class Tile:
             raise ValueError(f"{self.num_stages} stages: a loop has at least 1")
 
 
-OPERANDS = ("X", "tf32", "float32")
-"""How a product is computed: by 16-bit tensor-core instructions, by TF32 ones, or without tensor cores."""
+OPERANDS = ("X", "mxf8", "tf32", "float32")
+"""How a product is computed: by 16-bit tensor-core instructions, by those of MXFP8, by TF32 ones, or without."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Product:
-    """One `tl.dot` of a kernel's main loop, [m, k] times [k, n].
+    """One `tl.dot` or `tl.dot_scaled` of a kernel's main loop, [m, k] times [k, n].
 
     The sizes are expressions (`expr.py`) over the tile's constants, `KernelSet.constants` and the variant attributes.
     What a compiler must emit for it follows in closed form: `sala_export/kernel_report/tensor_cores.py`.
@@ -103,8 +103,7 @@ class Product:
 class Launch:
     """One kernel launch of a sequence; launches of a sequence run in order on one stream.
 
-    Raises: ValueError naming the kernel if there is no tile, or one of an architecture that `ARCHITECTURES` lacks, or
-        if tiles set different constants.
+    Raises: ValueError naming the kernel if there is no tile, or if tiles set different constants.
     """
 
     kernel: Callable[..., Any]
@@ -118,11 +117,8 @@ class Launch:
     """The products of one turn of the innermost loop that has any; empty for a kernel without tensor-core products."""
 
     def __post_init__(self) -> None:
-        if not self.tiles or self.tiles.keys() - ARCHITECTURES.keys():
-            wrong = ", ".join(f"SM{sm}" for sm in sorted(self.tiles.keys() - ARCHITECTURES.keys()))
-            raise ValueError(f"{self.name}: no tiles, or unwanted ones for {wrong}")
-        if len({frozenset(tile.constexprs) for tile in self.tiles.values()}) > 1:
-            raise ValueError(f"{self.name}: its tiles set different constants")
+        if len({frozenset(tile.constexprs) for tile in self.tiles.values()}) != 1:
+            raise ValueError(f"{self.name}: its tiles set different constants, or there are none")
 
     @property
     def name(self) -> str:
@@ -150,18 +146,19 @@ HEAD_DIMS = (
 """Rules of kernels whose tiles are `head_dim` wide: what tests compile, and no other size."""
 
 
-def same_tile(tile: Tile) -> dict[int, Tile]:
+def same_tile(tile: Tile, architectures: Collection[int] = tuple(ARCHITECTURES)) -> dict[int, Tile]:
     """`Launch.tiles` that are alike on every architecture."""
-    return dict.fromkeys(ARCHITECTURES, tile)
+    return dict.fromkeys(architectures, tile)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KernelSet:
     """All launches of one operator.
 
-    Raises: ValueError naming the kernel if a tile sets a constant or variant attribute of the set, or if a product of a
-        main loop names anything else than the tile's constants and those, or if a launch is dependent and its kernel
-        does not take `DEPENDENT`; or naming a counter that is not int32.
+    Raises: ValueError naming the kernel if one of `architectures` has no tile or another one has, or if a tile sets a
+        constant or variant attribute of the set, or if a product of a main loop names anything else than the tile's
+        constants and those, or if a launch is dependent and its kernel does not take `DEPENDENT`; or naming a counter
+        that is not int32.
     """
 
     workspaces: tuple[Workspace, ...]
@@ -187,18 +184,16 @@ class KernelSet:
     Their shapes are expressions over B, integer attributes and constants. Whoever makes an instance of the operator
     owns them for as long as it lives. Calls that may run at the same time have counters of their own.
     """
-    architectures: tuple[int, ...] = tuple(ARCHITECTURES)
-    """Those of `ARCHITECTURES` that the kernels are for: each launch has a tile for each of them, and for no other."""
+    architectures: Collection[int] = tuple(ARCHITECTURES)
+    """Those of `ARCHITECTURES` that the kernels exist for: all, unless they need instructions that some lack."""
 
     def __post_init__(self) -> None:
-        for launch in self.launches:
-            if unmatched := sorted(launch.tiles.keys() ^ set(self.architectures)):
-                named = ", ".join(f"SM{sm}" for sm in unmatched)
-                raise ValueError(f"{launch.name}: tiles are missing, or not wanted, for {named}")
         if wrong := [counter.name for counter in self.counters if counter.dtype != "int32"]:
             raise ValueError(f"counters are int32: {', '.join(wrong)}")
         common = self.constants.keys() | set(self.variant_attributes) | {DEPENDENT}
         for launch in self.launches:
+            if wrong_sms := launch.tiles.keys() ^ set(self.architectures):
+                raise ValueError(f"{launch.name}: tiles are missing, or not wanted, for {_architectures(wrong_sms)}")
             if twice := launch.tile_constants & common:
                 raise ValueError(f"{launch.name}: tiles set {', '.join(sorted(twice))}, which the whole set has")
             if launch.dependent and DEPENDENT not in launch.kernel.arg_names:  # type: ignore[attr-defined]
@@ -211,6 +206,10 @@ class KernelSet:
     def launches(self) -> tuple[Launch, ...]:
         """Launches of both sequences."""
         return (*self.prefill, *self.decode)
+
+    def served(self, architectures: Collection[int]) -> tuple[int, ...]:
+        """Those of some architectures that the kernels exist for, in their order."""
+        return tuple(sm for sm in architectures if sm in self.architectures)
 
     def workspace_specs(self, sizes: Mapping[str, int], activation: DType) -> tuple[TensorSpec, ...]:
         """The workspaces of a call, for its dimensions and integer attributes by name."""
@@ -254,7 +253,7 @@ def unlaunchable_reason(
 
     Args: as `unsupported_reason`; `sm`, the architecture whose tiles are taken.
     """
-    if reason := broken_rule(kernel_set, attributes):
+    if reason := unserved_reason(kernel_set, attributes, sm):
         return reason
     largest = kernel_set.float32_head_dim.get(sm) if dtype == "float32" else None
     if largest is not None and attributes["head_dim"] > largest:
@@ -265,6 +264,16 @@ def unlaunchable_reason(
     return None
 
 
+def unserved_reason(kernel_set: KernelSet, attributes: Mapping[str, int | float], sm: int) -> str | None:
+    """Why no kernel serves an operator with these attributes on an architecture, whatever its room; None if one does.
+
+    Args: as `unlaunchable_reason`.
+    """
+    if sm not in kernel_set.architectures:
+        return f"no kernels for SM{sm}, they exist for {_architectures(kernel_set.architectures)}"
+    return broken_rule(kernel_set, attributes)
+
+
 def broken_rule(kernel_set: KernelSet, attributes: Mapping[str, int | float]) -> str | None:
     """The first of the kernels' rules that the attributes break, with its values; None if they keep all."""
     integers = {name: value for name, value in attributes.items() if isinstance(value, int)}
@@ -273,6 +282,10 @@ def broken_rule(kernel_set: KernelSet, attributes: Mapping[str, int | float]) ->
             left, right = evaluate(rule.left, integers), evaluate(rule.right, integers)
             return f"{rule.left} is {left}, kernels need {rule.relation} {right}: {rule.doc}"
     return None
+
+
+def _architectures(sms: Collection[int]) -> str:
+    return ", ".join(f"SM{sm}" for sm in sorted(sms))
 
 
 def _assignments(variant: Mapping[str, int]) -> str:
