@@ -16,12 +16,25 @@ from torch import Tensor
 from sala_export.model.layers import RMSNorm
 from sala_export.ops.block_quantize import cost as quantize_cost
 from sala_export.ops.block_quantize.reference import block_quantize
+from sala_export.ops.common.block_scales import BLOCK_SCALED_ARCHITECTURES
+from sala_export.ops.common.targets import serving_architecture
 from sala_export.ops.rms_norm_block_quantize import cost as norm_cost
 from sala_export.ops.rms_norm_block_quantize.reference import rms_norm_block_quantize
+from sala_export.specs import ComputeCapability
 
 TYPES = [torch.bfloat16, torch.float16, torch.float32]
-SIZES = [(1, 1, 128), (8, 1, 384), (2, 3, 2176), (1, 3, 4224), (1, 1, 16384)]
-"""B, T and columns: up to and beyond a tile of either kernel, which are 2048 and 4096 wide."""
+SIZES = [(3, 1, 384), (2, 2, 2176), (1, 1, 12416)]
+"""B, T and columns: within and beyond tiles of 2048 and 4096, the last of which is a word."""
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    """One of `DEVICES`; of GPUs those that have the kernels."""
+    if request.param == "cuda":
+        capability = ComputeCapability(*torch.cuda.get_device_capability())
+        if serving_architecture(capability, BLOCK_SCALED_ARCHITECTURES) is None:
+            pytest.skip(f"nothing is quantised for {capability.sm}, which has no block-scaled products")
+    return str(request.param)
 
 
 def random_rows(shape: Sequence[int], dtype: torch.dtype, *, exponents: int = 3) -> Tensor:
@@ -89,7 +102,6 @@ def test_reference_is_the_arithmetic_of_numpy(dtype: torch.dtype) -> None:
         np.testing.assert_array_equal(words.numpy(), expected_words)
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_rows_are_quantised_bit_for_bit(dtype: torch.dtype, device: str) -> None:
     run, place = runner(device)
@@ -111,7 +123,6 @@ def assert_nearly_equal(found: dict[str, Tensor], codes: Tensor, words: Tensor) 
     assert int((found["scales"].cpu() != words).sum()) <= words.numel() // 1000
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_gated_rows_are_those_of_the_reference(dtype: torch.dtype, device: str) -> None:
     run, place = runner(device)
@@ -124,13 +135,12 @@ def test_gated_rows_are_those_of_the_reference(dtype: torch.dtype, device: str) 
         assert_nearly_equal(run("block_quantize", [x.to(place)], attributes), *block_quantize(x, **attributes))
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_normed_rows_are_those_of_the_reference(dtype: torch.dtype, device: str) -> None:
     run, place = runner(device)
     cases = [random_rows(size, dtype) for size in SIZES]
     # Each word of the special ones a row of its own: an infinity or a NaN makes NaN of the whole row.
-    cases += [special_rows(dtype).reshape(1, 11, 128), torch.zeros(2, 3, 256, dtype=dtype)]
+    cases += [special_rows(dtype).reshape(1, 11, 128), torch.zeros(1, 1, 256, dtype=dtype)]
     for x in cases:
         weight = random_rows((x.shape[-1],), dtype, exponents=1)
         attributes = {"columns": x.shape[-1], "eps": 1e-6}
@@ -152,7 +162,7 @@ def test_what_is_quantised_is_the_norm_of_the_model(dtype: torch.dtype) -> None:
 
 
 def test_runs_repeat_bit_for_bit() -> None:
-    x, weight = random_rows((2, 3, 4352), torch.bfloat16), random_rows((4352,), torch.bfloat16)
+    x, weight = random_rows((2, 1, 4352), torch.bfloat16), random_rows((4352,), torch.bfloat16)
     for operator, inputs, attributes in (
         ("block_quantize", [x], {"columns": 2176, "gated": 1}),
         ("rms_norm_block_quantize", [x, weight], {"columns": 4352, "eps": 1e-6}),
