@@ -7,10 +7,10 @@
 namespace sala {
 namespace {
 
-std::string printed_sms(const OperatorTable& table) {
-  std::string text;
-  for (const int32_t sm : table.sms) text += (text.empty() ? "sm_" : ", sm_") + std::to_string(sm);
-  return text;
+/// "supported are sm_86, sm_120", or that there is none: a library can be built for others than an operator is for.
+std::string supported(const OperatorTable& table) {
+  if (table.sms.empty()) return "this library has none for any";
+  return "supported are " + joined(table.sms, [](int32_t sm) { return "sm_" + std::to_string(sm); });
 }
 
 uint64_t address(const void* pointer) { return reinterpret_cast<uint64_t>(pointer); }
@@ -129,8 +129,8 @@ Expected<const Launcher::Sequence*> Launcher::find_or_load(const CudaDriver& dri
   for (const Launch& launch : launches) {
     const Image* image = find_image(launch, call.activation, op.variant(), device->sm);
     if (image == nullptr) {
-      return error(op.table().type, ": no kernels for this GPU (sm_", device->sm, "); supported are ",
-                   printed_sms(op.table()), "; a library for others is built with SALA_ARCHITECTURES (docs/gpus.md)");
+      return error(op.table().type, ": no kernels for this GPU (sm_", device->sm, "); ", supported(op.table()),
+                   "; a library for others is built with SALA_ARCHITECTURES (docs/gpus.md)");
     }
     auto kernel = Kernel::get(driver, launch.kernel, *image);
     if (!kernel) return kernel.error();

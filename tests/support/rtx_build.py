@@ -47,7 +47,7 @@ class BuildOutcome:
 
 
 def build_single_operator(request: SingleOperator, folder: Path) -> BuildOutcome:
-    """As `build_graph`, which see."""
+    """Parse and build the operator, as `build_graph` does."""
     profiles = [
         {tensor.name: [request.shape(tensor, dims) for dims in three] for tensor in request.contract.inputs}
         for three in request.profiles
@@ -83,6 +83,7 @@ def build_graph(
     tensors = [network.get_output(i) for i in range(network.num_outputs)]
     outcome.outputs = [(tensor.name, tuple(tensor.shape), tensor.dtype.name) for tensor in tensors]
     config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.num_compute_capabilities = 1
     config.set_compute_capability(trt.ComputeCapability.__members__[capability], 0)
     config.plugins_to_serialize = [str(plugin_library())]

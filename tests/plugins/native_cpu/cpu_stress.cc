@@ -9,9 +9,12 @@
 #include <string>
 #include <vector>
 
+#include "block_quantize/block_quantize_cpu.h"
+#include "block_scaled_linear_add/block_scaled_linear_add_cpu.h"
 #include "infllmv2_attention/infllmv2_attention_cpu.h"
 #include "lightning_attention/lightning_attention_cpu.h"
 #include "linear/linear_cpu.h"
+#include "rms_norm_block_quantize/rms_norm_block_quantize_cpu.h"
 
 namespace {
 
@@ -156,6 +159,33 @@ std::string run_linear(SimdLevel level) {
   return verdict(status, y);
 }
 
+/// Rows that one of the quantising operators writes are an operand of a product.
+std::string run_block_scaled(SimdLevel level) {
+  const int64_t batch = draw(1, 2), tokens = draw(0, 1) == 1 ? draw(1, 9) : draw(200, 400), gated = draw(0, 1);
+  const int64_t rows = batch * tokens, columns = 128 * draw(1, 6), outputs = 8 * draw(1, 20);
+  const auto quantized = [&](int64_t count, bool is_normed, std::vector<uint8_t>& codes, std::vector<int32_t>& scales) {
+    codes.resize(static_cast<size_t>(count * columns));
+    scales.resize(static_cast<size_t>(count * columns / 128));
+    const auto x = values(count * columns * (is_normed ? 1 : 1 + gated)), norm = values(columns);
+    if (is_normed) {
+      return sala::ops::rms_norm_block_quantize_cpu(
+          {columns, 1, count, 1e-6f}, {x.data(), norm.data(), codes.data(), scales.data()}, one_thread(), level);
+    }
+    return sala::ops::block_quantize_cpu({columns, gated, 1, count}, {x.data(), codes.data(), scales.data()},
+                                         one_thread(), level);
+  };
+  std::vector<uint8_t> codes, weight;
+  std::vector<int32_t> scales, weight_scales;
+  if (const auto status = quantized(rows, draw(0, 1) == 1, codes, scales); !status) return status.error().message;
+  if (const auto status = quantized(outputs, false, weight, weight_scales); !status) return status.error().message;
+  const auto stream = values(rows * outputs);
+  std::vector<float> y(stream.size());
+  const auto status = sala::ops::block_scaled_linear_add_cpu(
+      {batch, tokens, columns, outputs, 0.5f},
+      {codes.data(), scales.data(), weight.data(), weight_scales.data(), stream.data(), y.data()}, one_thread(), level);
+  return verdict(status, y);
+}
+
 }  // namespace
 
 int main() {
@@ -164,7 +194,7 @@ int main() {
     for (auto level = SimdLevel::kBaseline; level <= sala::cpu::best_simd_level();
          level = static_cast<SimdLevel>(static_cast<int>(level) + 1)) {
       for (const std::string& problem :
-           {run_lightning(level), run_sparse(level), run_linear(level), run_linear(level)}) {
+           {run_lightning(level), run_sparse(level), run_linear(level), run_linear(level), run_block_scaled(level)}) {
         if (!problem.empty()) {
           std::fprintf(stderr, "%s, round %d: %s\n", sala::cpu::name_of(level), round, problem.c_str());
           return 1;
