@@ -117,6 +117,8 @@ TEST_F(CpuWeights, AreRefusedIfTheyExceedTheMemory) {
   EXPECT_EQ(refusal("bf16", 8 * kGigabyte),
             begin + "8.0 GB: int4 would take about 5.1 GB, so build the bundle with --precision int4, or " + end);
   EXPECT_EQ(refusal("bf16", 5 * kGigabyte), begin + "5.0 GB: " + end);
+  EXPECT_EQ(refusal("mxfp8", 10 * kGigabyte),
+            begin + "10.0 GB: int4 would take about 9.0 GB, so build the bundle with --precision int4, or " + end);
   EXPECT_EQ(refusal("int8", 16 * kGigabyte),
             begin + "16.0 GB: int4 would take about 9.3 GB, so build the bundle with --precision int4, or " + end);
   EXPECT_EQ(refusal("int4", 16 * kGigabyte), begin + "16.0 GB: " + end);

@@ -29,7 +29,7 @@ def require_whole_graph(manifest: Manifest, directory: Path) -> None:
     if any(tensor.fixed for tensor in manifest.weights.tensors.values()):
         raise UnsupportedError(
             f"{directory} is {manifest.precision}, whose engine has constants that {manifest.engine.graph} leaves out: "
-            "other tools can build engines of bf16, fp16, fp8 and int8"
+            "other tools can build engines of bf16, fp16, fp8, mxfp8 and int8"
         )
 
 

@@ -116,6 +116,7 @@ struct Tensor {
     for (int32_t i = 0; i < dims.count; ++i) elements *= dims.extents[i];
     switch (dtype) {
       case 0:  // FLOAT
+      case 3:  // INT32
         return 4 * elements;
       case 1:  // HALF
       case 7:  // BF16
