@@ -130,18 +130,19 @@ def compile_jobs(
                     continue
         for hidden, intermediate in row_widths:
             jobs += elementwise_jobs(hidden, intermediate, dtype)
-    jobs += block_scaled_jobs(sm)
+    if DTYPES[0] in dtypes:
+        jobs += block_scaled_jobs(sm)
     return list(dict.fromkeys(jobs))
 
 
 def block_scaled_jobs(sm: int) -> list[Job]:
-    """The launches of block-scaled products on a GPU that has them, none on another one. No other type is shipped."""
+    """The launches of block-scaled products, in bfloat16, on a GPU that has them; none on another one."""
     kinds: dict[str, dict[str, int | float]] = {"block_scaled_linear": {}, "block_scaled_linear_add": {"factor": 0.5}}
     jobs: list[Job] = []
     for (operator, attributes), tokens in product(kinds.items(), (8192, 1)):
         case = Case(name="", operator=operator, tokens=tokens, attributes=attributes, widths={"K": 4096, "N": 4096})
         if sm in case.kernel_set.architectures:
-            jobs += operator_jobs(case, "bfloat16", sm)
+            jobs += operator_jobs(case, DTYPES[0], sm)
     return jobs
 
 

@@ -107,8 +107,8 @@ SIZES = [
     (1, 2, 256, 264),
     (8, 8, 128, 136),
     (5, 13, 384, 24),
-    (1, 300, 128, 520),
-    (3, 43, 640, 128),
+    (1, 300, 128, 264),
+    (3, 43, 384, 128),
 ]
 
 
@@ -121,9 +121,10 @@ def test_kernels_and_references_are_as_exact_as_their_types(
     assert_product(run(device, given), x, weight)
     assert_product(block_scaled_linear(*given), x, weight)
     stream = 2000 * torch.randn(batch, tokens, outputs, generator=torch.Generator().manual_seed(3))
-    for added in (stream, stream.bfloat16()):
-        assert_product(run(device, [*given, added], factor=FACTOR), x, weight, stream=added)
-        assert_product(block_scaled_linear_add(*given, added, factor=FACTOR), x, weight, stream=added)
+    # Either type with every kind of tile.
+    added = stream.bfloat16() if inputs == 128 else stream
+    assert_product(run(device, [*given, added], factor=FACTOR), x, weight, stream=added)
+    assert_product(block_scaled_linear_add(*given, added, factor=FACTOR), x, weight, stream=added)
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 70])

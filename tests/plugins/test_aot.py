@@ -18,10 +18,12 @@ from plugins.aot.cpp import AotError
 from plugins.aot.kernels import compile_job, compile_kernel
 from plugins.aot.tables import OperatorTables, write_tables
 from sala_export.kernel_report.disassembly import disassemble
+from sala_export.ops.block_scaled_linear.schema import CONTRACT as BLOCK_SCALED
 from sala_export.ops.common.contract import Contract, Tensor
 from sala_export.ops.common.dependent import let_next_launch_begin, wait_for_earlier_launches
 from sala_export.ops.common.launch import KernelSet, Launch, Tile, Workspace, same_tile
 from sala_export.ops.common.targets import ARCHITECTURES
+from sala_export.ops.kernel_sets import KERNEL_SETS
 from sala_export.ops.lightning_attention.schema import CONTRACT
 from sala_export.ops.registry import CONTRACTS
 
@@ -160,6 +162,18 @@ def test_counter_whose_size_depends_on_a_length_is_refused() -> None:
     tables = _tables(CONTRACT)
     with pytest.raises(AotError, match="extent 'T' of counter finished depends on a length"):
         write_tables([replace(tables, kernel_set=replace(tables.kernel_set, counters=(counter,)))])
+
+
+def test_kernels_are_compiled_for_those_architectures_that_they_exist_for() -> None:
+    """The tables of a library without any still state the operator, which then serves no GPU."""
+    jobs = compile_kernels.compile_jobs([BLOCK_SCALED], [86, 90, 120, 121])
+    assert {job.sm for job in jobs} == {120, 121}
+    assert compile_kernels.compile_jobs([BLOCK_SCALED], [86, 90]) == []
+    kernel_set = KERNEL_SETS[BLOCK_SCALED.name]
+    text = write_tables(
+        [OperatorTables(contract=BLOCK_SCALED, kernel_set=kernel_set, sms=(), prefill=[[], []], decode=[[]])]
+    )
+    assert 'kDecode[] = {{"block_scaled_linear_kernel", kDecode0Arguments, {}}}' in text
 
 
 def test_expression_over_unknown_names_is_refused() -> None:
