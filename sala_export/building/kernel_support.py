@@ -9,6 +9,7 @@ from ..errors import UnsupportedError
 from ..kernel_report.shipped import shipped_architectures
 from ..model.mixers import MIXERS
 from ..model.signature import CAPACITY_K1, CAPACITY_K2, cache_sizes
+from ..ops.common.block_scales import BLOCK_SCALED_ARCHITECTURES
 from ..ops.common.launch import unsupported_reason
 from ..ops.common.targets import installation_advice, require_architecture, serving_architecture
 from ..specs import ComputeCapability, Precision
@@ -29,6 +30,9 @@ def require_kernels(
             f"the installed kernels are for {served}, not for {compute_capability.sm}: "
             f"{installation_advice(wanted, there)}"
         )
+    if precision is Precision.MXFP8 and require_architecture(compute_capability) not in BLOCK_SCALED_ARCHITECTURES:
+        served = ", ".join(f"SM{sm}" for sm in BLOCK_SCALED_ARCHITECTURES)
+        raise UnsupportedError(f"no kernels of {precision} for {compute_capability.sm}, they exist for {served}")
     # Loaded here because it imports Triton, which takes a second.
     from ..ops.kernel_sets import KERNEL_SETS
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..common.block_scales import BLOCK_SCALED_ARCHITECTURES
 from ..common.launch import Tile, same_tile
 
-ARCHITECTURES = (120, 121)
-"""Architectures with block-scaled products."""
 CONSTANTS: Mapping[str, int] = {
     # Rows of a chunk up to which tiles of a prefill are those of decode. Beyond it the weight is read from L2 so often
     # that tiles of 128 rows are as fast.
@@ -31,7 +30,7 @@ FEW: Mapping[int, Tile] = same_tile(
         num_warps=2,
         num_stages=8,
     ),
-    ARCHITECTURES,
+    BLOCK_SCALED_ARCHITECTURES,
 )
 # Fewest bytes from L2. The two products of a turn have half a word each, for whole words spill registers. 101,376
 # bytes of shared memory: all there is.
@@ -41,7 +40,7 @@ WIDE: Mapping[int, Tile] = same_tile(
         num_warps=8,
         num_stages=3,
     ),
-    ARCHITECTURES,
+    BLOCK_SCALED_ARCHITECTURES,
 )
 # Half as many columns: they fill the last wave of 4096 columns better. As much shared memory.
 NARROW: Mapping[int, Tile] = same_tile(
@@ -50,5 +49,5 @@ NARROW: Mapping[int, Tile] = same_tile(
         num_warps=8,
         num_stages=4,
     ),
-    ARCHITECTURES,
+    BLOCK_SCALED_ARCHITECTURES,
 )

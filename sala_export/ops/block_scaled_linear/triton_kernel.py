@@ -8,6 +8,7 @@ from typing import Any
 import triton.language as tl
 
 from ..common.any_size import any_size_kernel
+from ..common.block_scales import BLOCK_SCALED_ARCHITECTURES
 from ..common.dependent import wait_for_earlier_launches
 from ..common.launch import KernelSet, Launch, Product, Tile
 from . import tiles
@@ -61,7 +62,7 @@ def product_launches(kernel: Callable[..., Any], many_rows: Mapping[int, Tile]) 
         return Launch(kernel=kernel, grid=(grid, "1", "1"), tiles=tile, dependent=dependent, main_loop=main_loop)
 
     return KernelSet(
-        architectures=tiles.ARCHITECTURES,
+        architectures=BLOCK_SCALED_ARCHITECTURES,
         workspaces=(),
         prefill=(
             launch(tiles.FEW, f"{tiles.ONE_IF_FEW} * {tiles.TILES}", dependent=True),
