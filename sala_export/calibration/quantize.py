@@ -33,7 +33,7 @@ from ..errors import CheckpointError, DiskFullError, UnsupportedError
 from ..files import OpenedFile, TextFile
 from ..installation import VERSION
 from ..model.layer_run import LayerRun, embed, layer_prefix, make_layer
-from ..numerics.block_scales import quantize_mxfp8
+from ..numerics.block_scales import NAN_SCALE, quantize_mxfp8
 from ..numerics.number_formats import MX_BLOCK
 from ..progress import ProgressCallback, silent
 from ..specs import DType, format_bytes
@@ -46,7 +46,7 @@ _ROWS_FILE = "hidden-rows-{:05}.safetensors"
 """Hidden rows that enter a layer; leaves with the next."""
 _ROWS = "rows"
 _PHASE = "quantize"
-_ROUNDED_ELEMENTS = 1 << 20
+_ROUNDED_ELEMENTS = 1 << 18
 """Elements that are rounded at once: in fp32 they stay in a processor's cache."""
 
 logger = logging.getLogger(__name__)
@@ -146,9 +146,9 @@ class _Run:
                 f"{format_bytes(needed)}: free some space or choose another --output"
             )
 
-    def _require_finite(self, name: str, values: Tensor) -> None:
-        """Raises: CheckpointError if a weight's values have an infinity or NaN among them."""
-        if not bool(torch.isfinite(values).all()):
+    def _require_finite(self, name: str, *, finite: bool) -> None:
+        """Raises: CheckpointError if a weight's values are not all `finite`."""
+        if not finite:
             raise CheckpointError(f"{self._checkpoint.locations[name].file}: {name} holds values that are not finite")
 
     def _shard(self, number: int) -> Path:
@@ -213,7 +213,7 @@ class _CalibratedRun(_Run):
     def _load(self, name: str) -> Tensor:
         """A weight in fp32, as memory of this process. Raises: CheckpointError if it holds infinities or NaN."""
         tensor = self._checkpoint.tensor(name).to(torch.float32, copy=True)
-        self._require_finite(name, tensor)
+        self._require_finite(name, finite=bool(torch.isfinite(tensor).all()))
         return tensor
 
     def _layer_tensors(
@@ -280,13 +280,13 @@ class _RoundingRun(_Run):
         rows = max(1, _ROUNDED_ELEMENTS // inputs)
         for first in range(0, outputs, rows):
             some = slice(first, first + rows)
-            self._require_finite(weight.name, stored[some])
             codes[some], scales[some] = quantize_mxfp8(stored[some])
+        self._require_finite(weight.name, finite=not bool((scales == NAN_SCALE).any()))
         return {weight.name: codes, f"{weight.name}_scale": scales}
 
     def _kept(self, weight: Weight) -> dict[str, Tensor]:
         stored = self._checkpoint.tensor(weight.name)
-        self._require_finite(weight.name, stored)
+        self._require_finite(weight.name, finite=bool(torch.isfinite(stored).all()))
         return {weight.name: stored}
 
 

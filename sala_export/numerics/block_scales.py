@@ -16,7 +16,8 @@ _INFINITY_BITS = 0x7F800000
 _NAN_BITS = 0x7FC00000
 _LEAST_BITS = 0x00400000
 """Of 2^-127, which no normal number of fp32 is."""
-_NAN_SCALE = 255
+NAN_SCALE = 255
+"""The byte of a scale that is NaN: that of a block with an infinity or a NaN."""
 _SMALLEST_INVERSE = 253
 """Byte of the largest scale whose reciprocal is a normal number."""
 
@@ -31,7 +32,7 @@ def block_scales(x: Tensor) -> Tensor:
     largest = blocks.contiguous().view(torch.int32).bitwise_and(0x7FFFFFFF).amax(-1)
     # 448 is 1.75 * 2^8: the sum carries into the exponent where the mantissa is above 1.75.
     exponents = ((largest + 0x1FFFFF) >> 23) - 8
-    return torch.where(largest >= _INFINITY_BITS, _NAN_SCALE, exponents.clamp(min=0)).to(torch.uint8)
+    return torch.where(largest >= _INFINITY_BITS, NAN_SCALE, exponents.clamp(min=0)).to(torch.uint8)
 
 
 def quantize_mxfp8(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,7 +65,7 @@ def scale_values(scales: Tensor) -> Tensor:
     # By their bits, not by a table: a copy of one from the host could not be part of a CUDA graph.
     normal = scales.to(torch.int32) << 23
     denormal = torch.where(scales == 0, _LEAST_BITS, normal)
-    return torch.where(scales == _NAN_SCALE, _NAN_BITS, denormal).view(torch.float32)
+    return torch.where(scales == NAN_SCALE, _NAN_BITS, denormal).view(torch.float32)
 
 
 def scale_words(scales: Tensor) -> Tensor:

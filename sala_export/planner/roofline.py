@@ -46,8 +46,8 @@ BLOCK_SCALED = Efficiency(
     operations=0.83,
     bytes=0.9,
     source=(
-        "by the account of the compiled kernels (sala_export/ops/block_scaled_linear/README.md; rtx5090): 22.2 s at the "
-        "peak over the 26.8 s predicted for 1M, tensor cores that wait a tenth of the time"
+        "by the account of the compiled kernels (sala_export/ops/block_scaled_linear/README.md; rtx5090): 22.2 s at "
+        "the peak over the 26.8 s predicted for 1M, tensor cores that wait a tenth of the time"
     ),
 )
 """Products of mxfp8, which are kernels of this project."""

@@ -46,7 +46,7 @@ def test_bundles_and_folders_are_completed(tmp_path: Path, monkeypatch: pytest.M
 def test_precisions_and_commands_are_completed() -> None:
     assert completed("export", "--precision", "fp") == ["fp32", "fp16", "fp8"]
     for command in ("build", "plan"):
-        assert completed(command, "--precision", "") == ["bf16", "fp16", "fp8", "int8", "int4", "nvfp4"]
+        assert completed(command, "--precision", "") == ["bf16", "fp16", "fp8", "mxfp8", "int8", "int4", "nvfp4"]
     assert completed("bench", "--precision", "") == ["fp32", "bf16", "fp16"]
     assert completed("ge") == ["generate"]
     assert completed("eval", "--task", "p") == ["passkey", "perplexity"]

@@ -68,10 +68,12 @@ QUICKLY = {
     "sala-export bench ": {"--context": "16", "--new-tokens": "2"},
     "sala-export eval ": {"--lengths": "2K", "--depths": "1", "--max-new-tokens": "2"},
     "sala-export generate ": {"--max-new-tokens": "4"},
+    "sala-export quantize --model DIR --precision mxfp8": {},
     "sala-export quantize ": {"--samples": "2", "--sequence-length": "64"},
     "sala-export verify ": {"--tokens": "128"},
 }
-"""Options of commands that would else take minutes here, by how a command begins. They replace what the page says."""
+"""Options of commands that would else take minutes here, by how a command begins, the first that fits. They replace
+what the page says."""
 
 CHECKPOINTS = ("DIR", "DIR_OR_HUB_ID", "checkpoint", "openbmb/MiniCPM-SALA", "tiny")
 FINE_TUNES = ("fine-tune", "my-fine-tune")
@@ -168,4 +170,5 @@ def _quick(command: str) -> str:
         if command.startswith(start):
             for option, value in options.items():
                 command = f"{re.sub(rf'{option} [^ ]+', '', command)} {option} {value}"
+            break
     return command

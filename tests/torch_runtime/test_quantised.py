@@ -85,7 +85,8 @@ def test_mxfp8_weights_are_exact_and_their_inputs_are_rounded_by_groups(kind: st
     for module in modules:
         values = dequantized(stored, module, "mxfp8-quantized")
         assert torch.equal(parameters[f"{module}.weight"].float(), values), module
-    x = torch.randn(5, 256, generator=torch.Generator().manual_seed(2)).to(getattr(torch, model.precision.dtype))
+    dtype = getattr(torch, Precision(model.precision).dtype)
+    x = torch.randn(5, 256, generator=torch.Generator().manual_seed(2)).to(dtype)
     rows, expected = x.clone(), round_mxfp8(x.float())
     Rounding(precision=Precision.MXFP8, scale=None)(rows)
     assert torch.equal(rows.float(), expected)
