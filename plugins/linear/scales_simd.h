@@ -79,6 +79,9 @@ template <class Format>
 inline Vec lane_scales(const float* scales, int64_t shared) {
   const int64_t slots = shared / kSlotWeights<Format>;  // that share a scale
 #if defined(__AVX512F__)
+  if constexpr (kSlotWeights<Format> == 4) {  // two scales, of 32 weights each
+    return _mm512_mask_broadcastss_ps(broadcast(scales[0]), 0xFF00, _mm_load_ss(scales + 1));
+  }
   const IntVec lanes{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const IntVec index = lanes >> __builtin_ctzll(static_cast<uint64_t>(slots));
   return _mm512_permutexvar_ps(__builtin_bit_cast(__m512i, index), load(scales));

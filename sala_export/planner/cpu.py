@@ -12,7 +12,7 @@ from .cpu_rates import CpuMachine
 from .roofline import WEIGHT_BITS
 from .work import Kind, Phase, Sala
 
-CPU_PRECISIONS = (Precision.BF16, Precision.FP8, Precision.INT8, Precision.NVFP4, Precision.INT4)
+CPU_PRECISIONS = (Precision.BF16, Precision.MXFP8, Precision.FP8, Precision.INT8, Precision.NVFP4, Precision.INT4)
 CPU_CONTEXTS = (4 << 10, 32 << 10, 128 << 10, 1 << 20)
 
 _LARGEST_CONTEXT = 64 << 20
