@@ -15,10 +15,7 @@ void decode(const uint8_t* codes, const int32_t* words, int64_t stride, int64_t 
     const auto word = static_cast<uint32_t>(words[first / cpu::kWordNumbers * stride]);
     const float scale = scale_of_byte(word >> (first % cpu::kWordNumbers / cpu::kBlockNumbers * 8) & 0xFFU);
     for (int64_t i = first; i < first + cpu::kBlockNumbers; i += kLanes) {
-      ByteVec bytes;
-      __builtin_memcpy(&bytes, codes + i, sizeof bytes);
-      const IntVec wide = __builtin_convertvector(bytes, IntVec);
-      store(numbers + i, linear::SALA_SIMD_LEVEL::from_float8_codes(wide) * scale);
+      store(numbers + i, linear::SALA_SIMD_LEVEL::from_float8_codes(load_bytes(codes + i)) * scale);
     }
   }
 }

@@ -14,7 +14,20 @@ constexpr int64_t kWordNumbers = 128;  // have their scales in a word, the first
 
 namespace sala::cpu::SALA_SIMD_LEVEL {
 
+using HalfVec = uint16_t __attribute__((vector_size(2 * kLanes)));
 using ByteVec = uint8_t __attribute__((vector_size(kLanes)));
+
+// In two steps: of one from bytes to words GCC 12 makes single numbers.
+static inline IntVec load_bytes(const uint8_t* from) {
+  ByteVec bytes;
+  __builtin_memcpy(&bytes, from, sizeof bytes);
+  return __builtin_convertvector(__builtin_convertvector(bytes, HalfVec), IntVec);
+}
+
+static inline void store_low_bytes(uint8_t* to, IntVec words) {
+  const ByteVec bytes = __builtin_convertvector(__builtin_convertvector(words, HalfVec), ByteVec);
+  __builtin_memcpy(to, &bytes, sizeof bytes);
+}
 
 /// 2^(byte - 127), or NaN for 255.
 static inline float scale_of_byte(uint32_t byte) {
@@ -62,8 +75,7 @@ static inline int32_t quantize_word(const float* numbers, uint8_t* codes) {
     word |= byte << (8 * block);
     const float inverse = scale_of_byte(254 - (byte < 253 ? byte : 253));
     for (int64_t i = 0; i < kBlockNumbers; i += kLanes) {
-      const ByteVec bytes = __builtin_convertvector(float8_codes(load(from + i) * inverse), ByteVec);
-      __builtin_memcpy(codes + block * kBlockNumbers + i, &bytes, sizeof bytes);
+      store_low_bytes(codes + block * kBlockNumbers + i, float8_codes(load(from + i) * inverse));
     }
   }
   return static_cast<int32_t>(word);
