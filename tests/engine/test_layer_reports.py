@@ -57,6 +57,8 @@ KERNELS = {
     Precision.INT8: 11,
     Precision.INT4: 10,
     Precision.NVFP4: 18,
+    # Two norms, four products, the operator, and what quantises its rows and those of silu(gate) * up.
+    Precision.MXFP8: 9,
 }
 OTHERS = 4
 """The sizes, the last row, the norm of it and lm_head; the embedding is part of the first norm."""
@@ -191,6 +193,30 @@ def test_estimate_of_activations_is_an_upper_one(gpu: str, precision: Precision)
     report, checkpoint = built(gpu, precision), checkpoint_of(precision)
     graph = planned_graph(checkpoint.config, precision, checkpoint.quantization)
     predicted = planned_memory(graph, checkpoint.config, request_of(gpu, precision))
+    assert report.memory.activation_bytes <= predicted.activation_bytes
+
+
+def test_layers_of_mxfp8_are_operators_of_this_project_alone() -> None:
+    report, checkpoint = built("rtx5090", Precision.MXFP8), checkpoint_of(Precision.MXFP8)
+    matrices = {spec.name for spec in report.weights if len(spec.shape) == 2}
+    assert len(matrices) == 2 + 4 * (4 + 4), "codes and scales of four products in a layer"
+    for profile in (0, 1):
+        operators = report.operator_layers(profile)
+        assert {name: len(nodes) for name, nodes in operators.items()} == {
+            "LightningAttention": 3,
+            "InfLLMv2Attention": 1,
+            "RMSNormBlockQuantize": 8,
+            "BlockScaledLinear": 8,
+            "BlockQuantize": 8,
+            "BlockScaledLinearAdd": 8,
+        }
+        layers = [layer for layer in report.layers if layer.profile == profile]
+        assert len(layers) <= 4 * KERNELS[Precision.MXFP8] + OTHERS + 1, [layer.name for layer in layers]
+        readers = Counter(tensor.name for layer in layers for tensor in layer.inputs if tensor.name in matrices)
+        assert readers == dict.fromkeys(matrices, 1)
+    assert report.constant_bytes < 1 << 18
+    graph = planned_graph(checkpoint.config, Precision.MXFP8, checkpoint.quantization)
+    predicted = planned_memory(graph, checkpoint.config, request_of("rtx5090", Precision.MXFP8))
     assert report.memory.activation_bytes <= predicted.activation_bytes
 
 
