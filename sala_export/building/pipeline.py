@@ -98,8 +98,7 @@ def quantize_model(
     """
     from ..calibration.quantize import quantize_checkpoint
 
-    if not recipe.needs_samples:
-        samples.require_empty(recipe.precision)
+    _require_use(recipe, samples)
     require_free_path(output, marker=MARKER, force=force)
     source = request.open()
     source.require_outside(output)
@@ -129,12 +128,19 @@ def quantize_for_build(
     quantised = request.output.parent / f"{request.model.name}-{precision}"
     if quantised.exists():
         raise RequestError(f"{quantised} exists: build it with --model {quantised}, or remove it to quantise again")
+    recipe, samples = QuantizationRecipe.from_options(precision), SampleRequest(file=calibration, say=say)
+    _require_use(recipe, samples)
     # Before gigabytes are fetched, and hours of work.
     _planned(request.engine, request.model.config(), None)
     say(f"quantising {request.model.name} to {precision} first, as the checkpoint {quantised}")
-    recipe = QuantizationRecipe.from_options(precision)
-    quantize_model(request.model, recipe, SampleRequest(file=calibration, say=say), quantised, on_progress=on_progress)
+    quantize_model(request.model, recipe, samples, quantised, on_progress=on_progress)
     return replace(request, model=ModelRequest(model=str(quantised), layers=request.model.layers))
+
+
+def _require_use(recipe: QuantizationRecipe, samples: SampleRequest) -> None:
+    """Raises: RequestError for a choice of samples where none are needed."""
+    if not recipe.needs_samples:
+        samples.require_empty(recipe.precision)
 
 
 def build_bundle(request: BuildRequest, on_progress: ProgressCallback = silent) -> Bundle:

@@ -2,7 +2,7 @@
 
 A quantised weight is dequantised when it is loaded, and takes the memory of a plain one. Its input is rounded before
 each product as the format rounds it (`model.emulation`), so the numbers are those of an engine but for the rounding of
-sums and of the dequantised weight to the type of the activations.
+sums and of the dequantised weight to the type of the activations. bf16 holds weights and inputs of mxfp8 exactly.
 """
 
 from __future__ import annotations

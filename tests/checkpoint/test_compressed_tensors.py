@@ -11,7 +11,7 @@ import pytest
 import torch
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.compressors.mxfp8 import MXFP8QuantizationCompressor
-from compressed_tensors.quantization import QuantizationConfig, QuantizationScheme
+from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
 from compressed_tensors.quantization.quant_scheme import MXFP8 as MXFP8_SCHEME
 from safetensors.torch import save_file
 from support.checkpoints import copy_checkpoint, edit_json, tiny_checkpoint
@@ -79,7 +79,8 @@ def test_mxfp8_is_what_the_library_reads(tmp_path: Path, said: bool) -> None:
     scheme = QuantizationScheme(**group)
     assert MXFP8QuantizationCompressor.can_compress(torch.nn.Linear, scheme)
     # There are no zero points, whose type it also names.
-    assert scheme.input_activations == MXFP8_SCHEME["input_activations"].model_copy(update={"zp_dtype": None})
+    expected = {**MXFP8_SCHEME["input_activations"].model_dump(), "zp_dtype": None}
+    assert scheme.input_activations == QuantizationArgs(**expected)
 
     def left_out(fields: Fields) -> None:
         quantization = fields["quantization_config"]

@@ -12,12 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.checkpoints import copy_checkpoint, edit_json, tiny_checkpoint
 from support.quantized_checkpoints import write_quantized_checkpoint
-from support.quantized_reference import stored_tensors
+from support.quantized_reference import dequantized, stored_tensors
 from support.runtime_bundles import tensor_digests
 from torch import Tensor
 
+from sala_export.checkpoint.keymap import weights
 from sala_export.checkpoint.quantization import SCHEMES, Quantization
 from sala_export.checkpoint.random_checkpoint import write_random_checkpoint
+from sala_export.checkpoint.random_weights import RandomWeights
 from sala_export.checkpoint.reader import Checkpoint
 from sala_export.errors import CheckpointError, ConfigError, InputError, RequestError, UnsupportedError
 from sala_export.numerics.number_formats import E4M3_VALUES
@@ -90,6 +92,18 @@ def test_random_checkpoint_follows_from_its_seed(precision: Precision, tmp_path:
     write_random_checkpoint(tmp_path / "again", "tiny", layers=2, precision=precision)
     for file in checkpoint.shard_files().values():
         assert file.read_all() == (tmp_path / "again" / file.path.name).read_bytes()
+
+
+def test_random_mxfp8_weights_are_spread_like_others() -> None:
+    path = tiny_checkpoint(2, Precision.MXFP8)
+    checkpoint, stored = Checkpoint.open(path), stored_tensors(path)
+    random = RandomWeights(checkpoint.config, seed=0, salient=False)
+    for weight in weights(checkpoint.config):
+        if weight.name in checkpoint.quantized:
+            values = dequantized(stored, weight.name.removesuffix(".weight"), "mxfp8-quantized")
+            assert abs(float(values.std()) / random.distribution(weight).std - 1) < 0.02
+            # Their order can be told.
+            assert len(stored[f"{weight.name}_scale"].unique()) == 2
 
 
 def test_random_checkpoint_is_not_written_in_fp32(tmp_path: Path) -> None:
