@@ -22,8 +22,6 @@ from sala_export.checkpoint.keymap import weights
 from sala_export.model import layers
 from sala_export.model.sala import SalaForCausalLM
 
-from .stored_products import mxfp8_inputs
-
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 Rounding = Callable[[Tensor], Tensor]
@@ -44,9 +42,6 @@ def dequantized(stored: dict[str, Tensor], module: str, format_: str) -> Tensor:
     match format_:
         case "float-quantized" | "int-quantized":
             return stored[f"{module}.weight"].to(torch.float32) * scale.reshape(-1, 1)
-        case "mxfp8-quantized":
-            powers = 2.0 ** (scale.to(torch.float64) - 127)
-            return stored[f"{module}.weight"].to(torch.float32) * powers.to(torch.float32).repeat_interleave(32, 1)
         case "pack-quantized":
             words, (rows, columns) = stored[f"{module}.weight_packed"], stored[f"{module}.weight_shape"].tolist()
             nibbles = [(words >> (4 * i)) & 15 for i in range(8)]
@@ -63,8 +58,6 @@ def rounding(stored: dict[str, Tensor], module: str, format_: str) -> Rounding |
     """What a quantised product does to its input; None in int4."""
     if format_ == "pack-quantized":
         return None
-    if format_ == "mxfp8-quantized":
-        return lambda x: torch.from_numpy(mxfp8_inputs(x.numpy())).to(torch.float32)
     if format_ == "nvfp4-pack-quantized":
         divisor = stored[f"{module}.input_global_scale"]
         return lambda x: round_nvfp4(x, divisor)
