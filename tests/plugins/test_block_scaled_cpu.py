@@ -11,13 +11,7 @@ from support.closeness import assert_close
 from support.cpu_operators import CpuOperator, runnable_simd_levels, simd_level
 from torch import Tensor
 
-from sala_export.numerics.block_scales import (
-    WORD_COLUMNS,
-    mxfp8_values,
-    quantize_mxfp8,
-    scale_words,
-    scales_of_words,
-)
+from sala_export.numerics.block_scales import mxfp8_values, quantize_mxfp8, scale_words, scales_of_words
 from sala_export.ops.registry import (
     BLOCK_QUANTIZE,
     BLOCK_SCALED_LINEAR,
@@ -103,10 +97,10 @@ def test_every_code_and_every_middle_between_two_is_rounded_as_defined(level: No
     middles = (numbers[1:] + numbers[:-1]) / 2
     given = torch.cat((numbers, middles, middles.nextafter(numbers[1:]), middles.nextafter(numbers[:-1])))
     given = torch.cat((given, -given))
-    x = torch.full((1, -(-len(given) // 124), WORD_COLUMNS), 448.0)
+    x = torch.full((1, -(-len(given) // 124), 128), 448.0)
     places = torch.arange(x.numel())[torch.arange(x.numel()) % 32 > 0]
     x.view(-1)[places[: len(given)]] = given
-    codes, words = CpuOperator(BLOCK_QUANTIZE, {"columns": WORD_COLUMNS, "gated": 0})(x)
+    codes, words = CpuOperator(BLOCK_QUANTIZE, {"columns": 128, "gated": 0})(x)
     expected, scales = quantize_mxfp8(x)
     assert (scales == 127).all()
     assert torch.equal(bits(codes), bits(expected))

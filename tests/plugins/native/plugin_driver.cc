@@ -72,12 +72,9 @@ std::string listed(const std::vector<std::string>& items) {
 }
 
 DataType parse_type(const std::string& name) {
-  static const std::map<std::string, DataType> kTypes = {{"float32", DataType::kFLOAT},
-                                                         {"float16", DataType::kHALF},
-                                                         {"bfloat16", DataType::kBF16},
-                                                         {"float8_e4m3fn", DataType::kFP8},
-                                                         {"int32", DataType::kINT32},
-                                                         {"int64", DataType::kINT64}};
+  static const std::map<std::string, DataType> kTypes = {
+      {"float32", DataType::kFLOAT},     {"float16", DataType::kHALF}, {"bfloat16", DataType::kBF16},
+      {"float8_e4m3fn", DataType::kFP8}, {"int32", DataType::kINT32},  {"int64", DataType::kINT64}};
   const auto found = kTypes.find(name);
   if (found == kTypes.end()) throw std::runtime_error("there is no type " + name);
   return found->second;
