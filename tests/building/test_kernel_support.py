@@ -24,10 +24,18 @@ def config() -> SalaConfig:
     return replace(Checkpoint.open(tiny_checkpoint()).config, head_dim=128)
 
 
-@pytest.mark.parametrize("precision", BUILT_PRECISIONS)
+@pytest.mark.parametrize("precision", [each for each in BUILT_PRECISIONS if each is not Precision.MXFP8])
 def test_every_rtx_card_is_served(config: SalaConfig, precision: Precision) -> None:
     for capability in load_target("rtx").compute_capabilities:
         require_kernels(config, precision, capability, plugin_library())
+
+
+def test_block_scaled_products_need_their_tensor_cores(config: SalaConfig) -> None:
+    require_kernels(config, Precision.MXFP8, ComputeCapability(12, 0), plugin_library())
+    for capability in (ComputeCapability(8, 6), ComputeCapability(9, 0)):
+        with pytest.raises(UnsupportedError) as raised:
+            require_kernels(config, Precision.MXFP8, capability, plugin_library())
+        assert str(raised.value) == f"no kernels of mxfp8 for {capability.sm}, they exist for SM120, SM121"
 
 
 @pytest.mark.parametrize(("major", "minor"), [(7, 5), (8, 0), (10, 0), (12, 2)])

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -16,6 +17,7 @@ from sala_export.specs import Precision
 
 from .checkpoints import tiny_checkpoint
 from .quantized_reference import stored_tensors
+from .scaled_operators import quantized
 
 PACKS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 LIMITS = {Precision.FP8: 448.0, Precision.INT8: 127.0}
@@ -31,15 +33,16 @@ def write_quantized_checkpoint(
     ignore: tuple[str, ...] = ("re:.*z_proj", "re:.*o_gate", "lm_head"),
     change: Callable[[dict[str, Tensor]], object] = lambda tensors: None,
 ) -> Path:
-    """The tiny checkpoint in fp8 or int8, in one file; returns `directory`.
+    """The tiny checkpoint in fp8, int8 or mxfp8, in one file; returns `directory`.
 
     Args: `per_channel` scales; `shared_scales`: the modules of a pack have one weight scale; `change` spoils tensors.
+    mxfp8 has one form alone.
     """
     source = tiny_checkpoint(layers)
     shutil.copytree(source, directory, ignore=shutil.ignore_patterns("*.safetensors*"))
     quantization = Quantization(scheme=SCHEMES[precision], ignore=ignore)
     fields = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    strategy = "channel" if per_channel else "tensor"
+    strategy = None if precision is Precision.MXFP8 else "channel" if per_channel else "tensor"
     fields["quantization_config"] = quantization.to_dict(weight_strategy=strategy)
     (directory / "config.json").write_text(json.dumps(fields), encoding="utf-8")
     tensors: dict[str, Tensor] = {}
@@ -49,9 +52,15 @@ def write_quantized_checkpoint(
             tensors[name] = weight
             continue
         module, wide = name.removesuffix(".weight"), weight.to(torch.float32)
+        if precision is Precision.MXFP8:
+            codes, words = quantized(wide.numpy())
+            tensors[name] = torch.from_numpy(codes.view(np.uint8)).view(torch.float8_e4m3fn)
+            scales = np.ascontiguousarray(np.moveaxis(words, 0, -1)).view(np.uint8)
+            tensors[f"{module}.weight_scale"] = torch.from_numpy(scales)
+            continue
         scale = _scale(plain, name, per_channel, shared_scales) / LIMITS[precision]
-        codes = wide / scale
-        tensors[name] = codes.to(torch.float8_e4m3fn) if precision is Precision.FP8 else codes.round().to(torch.int8)
+        steps = wide / scale
+        tensors[name] = steps.to(torch.float8_e4m3fn) if precision is Precision.FP8 else steps.round().to(torch.int8)
         tensors[f"{module}.weight_scale"] = scale if per_channel else scale.reshape(1)
         tensors[f"{module}.input_scale"] = torch.tensor([16.0 / LIMITS[precision]])
     change(tensors)

@@ -19,12 +19,13 @@ from sala_export.specs import DType, Precision
 
 _CODES = {
     Precision.FP8: (DType.FLOAT8_E4M3FN, "weight", 1),
+    Precision.MXFP8: (DType.FLOAT8_E4M3FN, "weight", 1),
     Precision.INT8: (DType.INT8, "weight", 1),
     Precision.INT4: (DType.INT32, "weight_packed", 8),
     Precision.NVFP4: (DType.UINT8, "weight_packed", 2),
 }
 """Type and name of the tensor of codes, and how many of them share a number."""
-_SCALES = {Precision.INT4: DType.BFLOAT16, Precision.NVFP4: DType.FLOAT8_E4M3FN}
+_SCALES = {Precision.MXFP8: DType.UINT8, Precision.INT4: DType.BFLOAT16, Precision.NVFP4: DType.FLOAT8_E4M3FN}
 
 
 def unwritten_checkpoint(config: SalaConfig, precision: Precision, file: Path) -> Checkpoint:
@@ -77,7 +78,7 @@ class _Places:
             tensors=tensors,
             scale_shape=scale_shape,
             global_scale=1.0,
-            input_scale=None if precision is Precision.INT4 else 1.0,
+            input_scale=None if precision in (Precision.INT4, Precision.MXFP8) else 1.0,
             data_name=f"{module}{name}",
             scale_name=f"{module}weight_scale",
             input_scale_name=f"{module}input_scale" if precision in (Precision.FP8, Precision.INT8) else None,
