@@ -136,11 +136,18 @@ def compile_jobs(
 
 
 def block_scaled_jobs(sm: int) -> list[Job]:
-    """The launches of block-scaled products, in bfloat16, on a GPU that has them; none on another one."""
-    kinds: dict[str, dict[str, int | float]] = {"block_scaled_linear": {}, "block_scaled_linear_add": {"factor": 0.5}}
+    """The launches of the block-scaled operators, in bfloat16, on a GPU that has them; none on another one."""
+    widths = {"K": 4096, "N": 4096}
+    kinds: tuple[tuple[str, dict[str, int | float], dict[str, int]], ...] = (
+        ("rms_norm_block_quantize", {"columns": 4096, "eps": 1e-6}, {}),
+        ("block_quantize", {"columns": 4096, "gated": 0}, {}),
+        ("block_quantize", {"columns": 16384, "gated": 1}, {}),
+        ("block_scaled_linear", {}, widths),
+        ("block_scaled_linear_add", {"factor": 0.5}, widths),
+    )
     jobs: list[Job] = []
-    for (operator, attributes), tokens in product(kinds.items(), (8192, 1)):
-        case = Case(name="", operator=operator, tokens=tokens, attributes=attributes, widths={"K": 4096, "N": 4096})
+    for (operator, attributes, extents), tokens in product(kinds, (8192, 1)):
+        case = Case(name="", operator=operator, tokens=tokens, attributes=attributes, widths=extents)
         if sm in case.kernel_set.architectures:
             jobs += operator_jobs(case, DTYPES[0], sm)
     return jobs

@@ -1,8 +1,8 @@
-"""The gate of the kernels: on a GPU, is every operator what its float64 reference says, and by how much is it off?
+"""The gate of the kernels: on a GPU, is each attention what its float64 reference says, and by how much is it off?
 
     python -m benchmarks.kernel_gate [--way jit] [--dtype both] [--repeats 20] [--figures figures.jsonl]
 
-Each operator runs at the published sizes with modest contexts. Outputs and workspaces hold NaN before every run, and
+Each attention runs at the published sizes with modest contexts. Outputs and workspaces hold NaN before every run, and
 the runs of one call have to give the same bits. The reference computes in float64 on the same GPU, with torch's own
 operators. Each way has a process of its own. Exit code 2 if anything is off.
 """

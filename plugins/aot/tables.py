@@ -80,6 +80,7 @@ class _Writer:
             array("int32_t", "VariantNames", map(self._name_index, kernel_set.variant_attributes)),
             array("int64_t", "VariantValues", self._variant_values()),
             array("int32_t", "Sms", map(str, self._operator.sms)),
+            array("int32_t", "OnlySms", map(str, kernel_set.only_architectures)),
             self._buffer_rules("Workspace", kernel_set.workspaces),
             self._buffer_rules("Counter", kernel_set.counters),
             self._launches("Prefill", kernel_set.prefill, self._operator.prefill),

@@ -7,10 +7,17 @@
 namespace sala {
 namespace {
 
-/// "supported are sm_86, sm_120", or that there is none: a library can be built for others than an operator is for.
-std::string supported(const OperatorTable& table) {
-  if (table.sms.empty()) return "this library has none for any";
-  return "supported are " + joined(table.sms, [](int32_t sm) { return "sm_" + std::to_string(sm); });
+/// What there is instead of kernels for an architecture, and how to get some where that is possible.
+std::string alternatives(const OperatorTable& table, int32_t sm) {
+  const auto names = [](std::span<const int32_t> sms) {
+    return joined(sms, [](int32_t each) { return "sm_" + std::to_string(each); });
+  };
+  const std::span<const int32_t> only = table.only_sms;
+  if (!only.empty() && std::find(only.begin(), only.end(), sm) == only.end()) {
+    return "they exist for " + names(only) + " alone";
+  }
+  const std::string there = table.sms.empty() ? "this library has none for any" : "supported are " + names(table.sms);
+  return there + "; a library for others is built with SALA_ARCHITECTURES (docs/gpus.md)";
 }
 
 uint64_t address(const void* pointer) { return reinterpret_cast<uint64_t>(pointer); }
@@ -129,8 +136,8 @@ Expected<const Launcher::Sequence*> Launcher::find_or_load(const CudaDriver& dri
   for (const Launch& launch : launches) {
     const Image* image = find_image(launch, call.activation, op.variant(), device->sm);
     if (image == nullptr) {
-      return error(op.table().type, ": no kernels for this GPU (sm_", device->sm, "); ", supported(op.table()),
-                   "; a library for others is built with SALA_ARCHITECTURES (docs/gpus.md)");
+      return error(op.table().type, ": no kernels for this GPU (sm_", device->sm, "); ",
+                   alternatives(op.table(), device->sm));
     }
     auto kernel = Kernel::get(driver, launch.kernel, *image);
     if (!kernel) return kernel.error();

@@ -48,6 +48,7 @@ struct OperatorTable : ContractTable {
   std::span<const int32_t> variant_names;        // indices in `names`
   std::span<const int64_t> variant_values;       // variant after variant, each as long as variant_names
   std::span<const int32_t> sms;                  // architectures that cubins exist for
+  std::span<const int32_t> only_sms;             // those that kernels can exist for; empty: all
   std::span<const Workspace> workspaces;
   std::span<const Workspace> counters;
   std::span<const Launch> prefill;

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -37,10 +37,10 @@ def kernels(gpu: str | None, as_json: bool) -> None:
     The columns are:
 
     \b
-      kernel   the name without the operator's: append is infllmv2_append_kernel
+      kernel   the name, of the attentions without theirs: append is infllmv2_append_kernel
       runs in  the step: prefill, decode or all
       type     of activations and caches: all for a kernel that serves every type
-      dim      channels of an attention head (head_dim), - for a kernel without heads
+      dim      channels of an attention head (head_dim), gated for silu(gate) * up, else -
       threads  in a block
       regs     registers of a thread
       shared   bytes of shared memory of a block
@@ -136,14 +136,23 @@ def _gpus(sm: int) -> list[str]:
     return [name for name in recipe_paths() if serving_architecture(load_recipe(name).compute_capability) == sm]
 
 
+def _short_name(kernel: str, operator: str) -> str:
+    """Without the first word of the operator's name, unless both names are the same."""
+    return kernel if kernel == operator else kernel.removeprefix(operator.partition("_")[0] + "_")
+
+
+def _dimension(variant: Mapping[str, int]) -> str:
+    return "gated" if variant.get("gated") else str(variant.get("head_dim", "-"))
+
+
 def _row(report: KernelReport) -> tuple[str, ...]:
     shipped, facts = report.shipped, report.facts
     found, expected = facts.tensor_core_instructions, report.expected_tensor_core_instructions
     return (
-        shipped.kernel.removeprefix(shipped.operator.partition("_")[0] + "_").removesuffix("_kernel"),
+        _short_name(shipped.kernel.removesuffix("_kernel"), shipped.operator),
         _one_or_all(shipped.sequences),
         _one_or_all([precision for precision in _TYPES if precision.dtype in shipped.activations]),
-        _one_or_all([str(variant.get("head_dim", "-")) for variant in shipped.variants]),
+        _one_or_all([_dimension(variant) for variant in shipped.variants]),
         str(shipped.threads),
         str(facts.registers),
         f"{report.shared_bytes:,}",

@@ -84,7 +84,17 @@ def test_gpu_without_these_kernels_is_refused_with_those_that_have_them(
     _, refused = driver.run(call, "shape_change", sm=sm)
     assert refused["result"] != 0
     assert refused["log"] == [
-        f"{call.contract.onnx_type}: no kernels for this GPU (sm_{sm}); supported are sm_{call.sm}; "
+        f"{call.contract.onnx_type}: no kernels for this GPU (sm_{sm}); they exist for sm_120, sm_121 alone"
+    ]
+
+
+@OPERATORS
+def test_gpu_that_a_library_could_have_kernels_for_is_refused_with_how_to_get_them(
+    driver: PluginDriver, call: PluginCall
+) -> None:
+    _, refused = driver.run(call, "shape_change", sm=121)
+    assert refused["log"] == [
+        f"{call.contract.onnx_type}: no kernels for this GPU (sm_121); supported are sm_{call.sm}; "
         "a library for others is built with SALA_ARCHITECTURES (docs/gpus.md)"
     ]
 

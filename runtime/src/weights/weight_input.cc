@@ -247,6 +247,7 @@ class WordColumns final : public InputReader::Part {
 
  private:
   Status load() {
+    bytes_.reserve(static_cast<size_t>(columns_ * rows_ * kWordBytes));
     for (const WeightPart& part : parts_) {
       const auto bytes = source_.read_all(part.tensor);
       if (!bytes) return bytes.error();

@@ -54,6 +54,6 @@ KERNELS = KernelSet(
     decode=(_LAUNCH,),
     variant_attributes=("gated",),
     aot_variants=({"gated": 0}, {"gated": 1}),
-    aot_dtypes=("bfloat16", "float16"),
+    aot_dtypes=("bfloat16",),
     architectures=BLOCK_SCALED_ARCHITECTURES,
 )

@@ -1,4 +1,4 @@
-"""Tile sizes of the block-scaled products. Tensor cores multiply such operands on SM120 and SM121 alone.
+"""Tile sizes of the block-scaled products. The kernels use an instruction of SM120 and SM121.
 
 Chosen by static gates, not yet timed on a GPU: no spilled register, shared memory within the limit, instructions beside
 the products, and the account of bytes in README.md.

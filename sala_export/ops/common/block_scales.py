@@ -10,7 +10,8 @@ SCALES_DOC = (
 )
 
 BLOCK_SCALED_ARCHITECTURES = (120, 121)
-"""Those of `targets.ARCHITECTURES` whose tensor cores multiply MXFP8 operands by themselves."""
+"""Those of `targets.ARCHITECTURES` that there are kernels of MXFP8 for: they have the block-scaled `mma.sync`. SM110
+multiplies such operands too, by other instructions, for which there are no tiles."""
 
 
 def block_rules(columns: str) -> tuple[Rule, ...]:

@@ -207,6 +207,11 @@ class KernelSet:
         """Launches of both sequences."""
         return (*self.prefill, *self.decode)
 
+    @property
+    def only_architectures(self) -> tuple[int, ...]:
+        """`architectures`, or none if they are all."""
+        return () if set(self.architectures) == set(ARCHITECTURES) else tuple(self.architectures)
+
     def served(self, architectures: Collection[int]) -> tuple[int, ...]:
         """Those of some architectures that the kernels exist for, in their order."""
         return tuple(sm for sm in architectures if sm in self.architectures)

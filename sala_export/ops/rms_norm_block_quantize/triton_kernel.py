@@ -67,6 +67,6 @@ KERNELS = KernelSet(
     decode=(_LAUNCH,),
     variant_attributes=(),
     aot_variants=({},),
-    aot_dtypes=("bfloat16", "float16"),
+    aot_dtypes=("bfloat16",),
     architectures=BLOCK_SCALED_ARCHITECTURES,
 )
