@@ -13,7 +13,7 @@ from pathlib import Path
 from ..checkpoint.config import SalaConfig
 from ..checkpoint.folder import CONFIG_FILE
 from ..checkpoint.keymap import PACKED_ROLES, Weight, layer_packs, packed_name, weights
-from ..checkpoint.quantization import Quantization, Scheme
+from ..checkpoint.quantization import Quantization, Scheme, require_quantizable
 from ..engine.graph import EngineGraph, OperatorNode
 from ..engine.memory import MemoryUsage, predict_memory
 from ..engine.request import EngineRequest
@@ -39,12 +39,16 @@ def planned_graph(config: SalaConfig, precision: Precision, quantization: Quanti
     """Describe the engine's graph of this model in this precision, as `read_graph` will find it.
 
     Args: `quantization` is that of a quantised checkpoint. None stands for `Quantization.default`.
+    Raises: UnsupportedError for sizes that cannot be quantised so.
     """
     step = signature(config, precision.dtype)
     if precision.is_quantized and quantization is None:
         quantization = Quantization.default(precision)
     all_weights = weights(config)
     quantized = [weight for weight in all_weights if quantization and quantization.covers(weight.name)]
+    for weight in quantized:
+        assert quantization is not None
+        require_quantizable(weight.name, weight.shape[1], quantization.scheme)
     schemes = {weight.name: quantization.scheme for weight in quantized if quantization}
     groups = list(_groups(all_weights, schemes))
     own_norms = _norms_of_operators(config, quantization)

@@ -29,6 +29,7 @@ from .output import print_json, table_console
 
 if TYPE_CHECKING:
     from ..checkpoint.config import SalaConfig
+    from ..checkpoint.quantization import Quantization
     from ..planner.plan import ContextRow, GpuPlan, Plan
     from ..planner.roofline import Estimate
 
@@ -102,7 +103,7 @@ def plan(
     if source is None and layers is not None:
         config = config.truncated(layers)
     if is_cpu:
-        _show_cpu(config, model, precision, max_context, memory, bandwidth, as_json)
+        _show_cpu(config, model, precision, quantization, max_context, memory, bandwidth, as_json)
         return
     request = EngineRequest.from_options(
         load_target(gpu),
@@ -147,6 +148,7 @@ def _show_cpu(
     config: SalaConfig,
     model: str | None,
     precision: str | None,
+    quantization: Quantization | None,
     max_context: int | None,
     memory: int | None,
     bandwidth: float | None,
@@ -158,7 +160,7 @@ def _show_cpu(
 
     precisions = cpu_precisions(precision)
     machine = this_machine(memory, None if bandwidth is None else 1e9 * bandwidth)
-    found = plan_cpu(config, machine, max_context or _CPU_CONTEXT, precisions)
+    found = plan_cpu(config, machine, max_context or _CPU_CONTEXT, precisions, quantization)
     if as_json:
         print_json(describe_cpu(found, model))
     else:

@@ -21,6 +21,9 @@ PLUGIN_LAYER = "custom_layer"
 PRODUCT_LAYERS = ("gemm", "runtime_fusion")
 """TensorRT's types of layers that are matrix products, alone or with their epilogue."""
 
+_PRODUCT_NODES = ("MatMul", "Gemm", "BlockScaledLinear")
+"""What the last part of a product's node begins with."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineReport:
@@ -85,7 +88,7 @@ class EngineReport:
         layers = [layer for layer in self.layers if layer.profile == profile]
         found: dict[str, FusedLayer] = {}
         for layer in sorted(layers, key=lambda layer: layer.type in PRODUCT_LAYERS):
-            products = [node for node in layer.onnx_nodes if node.rpartition("/")[2].startswith(("MatMul", "Gemm"))]
+            products = [node for node in layer.onnx_nodes if node.rpartition("/")[2].startswith(_PRODUCT_NODES)]
             found |= dict.fromkeys(products, layer)
         return found
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..checkpoint.config import SalaConfig
+from ..checkpoint.quantization import Quantization
 from ..errors import RequestError
 from ..specs import BUILT_PRECISIONS, CpuMath, DType, Precision, one_of
 from .cpu_rates import CpuMachine
@@ -91,11 +92,24 @@ def cpu_precisions(name: str | None) -> tuple[Precision, ...]:
     return found
 
 
-def plan_cpu(config: SalaConfig, machine: CpuMachine, context: int, precisions: Sequence[Precision]) -> CpuPlan:
-    """Plan a model on a machine, in each of the precisions and in both forms."""
+def plan_cpu(
+    config: SalaConfig,
+    machine: CpuMachine,
+    context: int,
+    precisions: Sequence[Precision],
+    quantization: Quantization | None = None,
+) -> CpuPlan:
+    """Plan a model on a machine, in each of the precisions and in both forms.
+
+    Args: `quantization` is that of a quantised checkpoint, for its precision.
+    """
     contexts = sorted({context, *CPU_CONTEXTS})
-    forms = tuple(_form(config, machine, precision, math, contexts) for precision in precisions for math in CpuMath)
-    return CpuPlan(machine=machine, context=context, forms=forms)
+    forms = []
+    for precision in precisions:
+        stored = quantization if quantization and quantization.precision is precision else None
+        model = Sala.in_precision(config, precision, stored)
+        forms += [_form(model, machine, precision, math, contexts) for math in CpuMath]
+    return CpuPlan(machine=machine, context=context, forms=tuple(forms))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,41 +123,43 @@ class Need:
 
 def needs(config: SalaConfig, memory_bytes: float, context: int) -> tuple[Need, ...]:
     """What every precision needs at a context, and whether a machine with so much memory has it."""
-    found = {each: needed_bytes(config, each, CpuMath.FAST, context) for each in CPU_PRECISIONS}
+    found = {
+        each: needed_bytes(Sala.in_precision(config, each), each, CpuMath.FAST, context) for each in CPU_PRECISIONS
+    }
     return tuple(
         Need(precision=precision, needed_bytes=needed, fits=needed <= memory_bytes)
         for precision, needed in found.items()
     )
 
 
-def needed_bytes(config: SalaConfig, precision: Precision, math: CpuMath, context: int) -> float:
+def needed_bytes(model: Sala, precision: Precision, math: CpuMath, context: int) -> float:
     """Memory in bytes of a machine that runs a model at a context."""
-    weights = Sala(config).weights_bytes(WEIGHT_BITS[precision])
+    config, weights = model.config, model.weights_bytes(WEIGHT_BITS[precision])
     # Rows of float32: the inputs and outputs of a gated MLP, and those of a mixer.
     work = 4.0 * _CHUNK * (3 * config.intermediate_size + 10 * config.hidden_size)
-    return weights + _caches_bytes(config, math, context) + work + _PROGRAM_BYTES + _SYSTEM_BYTES
+    return weights + _caches_bytes(model, math, context) + work + _PROGRAM_BYTES + _SYSTEM_BYTES
 
 
 def _form(
-    config: SalaConfig, machine: CpuMachine, precision: Precision, math: CpuMath, contexts: Sequence[int]
+    model: Sala, machine: CpuMachine, precision: Precision, math: CpuMath, contexts: Sequence[int]
 ) -> PlannedCpuForm:
     return PlannedCpuForm(
         precision=precision,
         math=math,
-        weights_bytes=Sala(config).weights_bytes(WEIGHT_BITS[precision]),
-        largest_context=_largest_context(config, precision, math, machine.memory_bytes.value),
-        rows=tuple(_row(config, machine, precision, math, context) for context in contexts),
+        weights_bytes=model.weights_bytes(WEIGHT_BITS[precision]),
+        largest_context=_largest_context(model, precision, math, machine.memory_bytes.value),
+        rows=tuple(_row(model, machine, precision, math, context) for context in contexts),
     )
 
 
-def _row(config: SalaConfig, machine: CpuMachine, precision: Precision, math: CpuMath, context: int) -> CpuRow:
-    model, bits = Sala(config), WEIGHT_BITS[precision]
-    memory = needed_bytes(config, precision, math, context)
+def _row(model: Sala, machine: CpuMachine, precision: Precision, math: CpuMath, context: int) -> CpuRow:
+    bits = WEIGHT_BITS[precision]
+    memory = needed_bytes(model, precision, math, context)
     read = sum(_bytes(phase, math) for phase in model.decode(context, bits))
     prefill = model.prefill(context, min(context, _CHUNK), bits)
     return CpuRow(
         context=context,
-        caches_bytes=_caches_bytes(config, math, context),
+        caches_bytes=_caches_bytes(model, math, context),
         memory_bytes=memory,
         fits=memory <= machine.memory_bytes.value,
         decode_tokens_per_second=_READING * machine.bytes_per_second.value / read,
@@ -151,8 +167,8 @@ def _row(config: SalaConfig, machine: CpuMachine, precision: Precision, math: Cp
     )
 
 
-def _caches_bytes(config: SalaConfig, math: CpuMath, context: int) -> float:
-    return Sala(config).cache_bytes(context, DType.FLOAT32 if math is CpuMath.EXACT else DType.BFLOAT16)
+def _caches_bytes(model: Sala, math: CpuMath, context: int) -> float:
+    return model.cache_bytes(context, DType.FLOAT32 if math is CpuMath.EXACT else DType.BFLOAT16)
 
 
 def _bytes(phase: Phase, math: CpuMath) -> float:
@@ -178,12 +194,12 @@ def _operands(phase: Phase, precision: Precision, math: CpuMath) -> str:
     return "int8" if precision is Precision.INT4 and phase.quantized else "bfloat16"
 
 
-def _largest_context(config: SalaConfig, precision: Precision, math: CpuMath, memory_bytes: float) -> int | None:
+def _largest_context(model: Sala, precision: Precision, math: CpuMath, memory_bytes: float) -> int | None:
     """The longest context in whole steps, by bisection, since the need grows with the context."""
     fits, too_long = 0, _LARGEST_CONTEXT // _CONTEXT_STEP + 1
     while too_long - fits > 1:
         middle = (fits + too_long) // 2
-        if needed_bytes(config, precision, math, middle * _CONTEXT_STEP) <= memory_bytes:
+        if needed_bytes(model, precision, math, middle * _CONTEXT_STEP) <= memory_bytes:
             fits = middle
         else:
             too_long = middle

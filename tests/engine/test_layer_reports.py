@@ -16,6 +16,7 @@ from support.unwritten_checkpoint import unwritten_checkpoint, write_quantized_w
 
 from sala_export.building.planned_graph import planned_graph, planned_memory
 from sala_export.checkpoint.presets import PRESETS
+from sala_export.checkpoint.quantization import SCHEMES, Quantization
 from sala_export.checkpoint.reader import Checkpoint
 from sala_export.engine.build import build_engine
 from sala_export.engine.recipe import load_target
@@ -218,6 +219,18 @@ def test_layers_of_mxfp8_are_operators_of_this_project_alone() -> None:
     graph = planned_graph(checkpoint.config, Precision.MXFP8, checkpoint.quantization)
     predicted = planned_memory(graph, checkpoint.config, request_of("rtx5090", Precision.MXFP8))
     assert report.memory.activation_bytes <= predicted.activation_bytes
+
+
+@pytest.mark.parametrize("kept", ["z_proj|o_gate", "k_proj", "up_proj", "down_proj"])
+def test_estimate_of_activations_holds_beside_products_in_16_bits(kept: str, tmp_path: Path) -> None:
+    config, precision = PRESETS["9b"].config.truncated(4), Precision.MXFP8
+    quantization = Quantization(scheme=SCHEMES[precision], ignore=(f"re:.*({kept})", "lm_head"))
+    checkpoint = unwritten_checkpoint(config, precision, tmp_path / "weights", quantization)
+    export_engine_graph(checkpoint, tmp_path, precision)
+    request = request_of("rtx5090", precision)
+    report = build_engine(request, tmp_path / ENGINE_GRAPH_FILE, plugin_library(), tmp_path)
+    predicted = planned_memory(planned_graph(config, precision, quantization), config, request)
+    assert report.memory.activation_bytes <= predicted.activation_bytes < 1.4 * report.memory.activation_bytes
 
 
 @pytest.mark.parametrize(("batch", "chunk"), [(8, 2048), (64, 32)])

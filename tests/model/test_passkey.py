@@ -130,7 +130,7 @@ def quantized_passkey_model(precision: Precision) -> SalaForCausalLM:
 
 
 @pytest.mark.parametrize("precision", SCHEMES)
-def test_quantised_model_finds_needles_at_all_depths(precision: Precision) -> None:
+def test_quantised_model_finds_needles(precision: Precision) -> None:
     length = 1600
     # A key that begins the prompt sees nothing but itself, so layer 0 marks it like the token after it. Their scores
     # are a few per cent apart, which is what a step of MXFP8 may take from one of them.

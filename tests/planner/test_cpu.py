@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from sala_export.building.planned_graph import planned_graph
+from sala_export.checkpoint.quantization import Quantization
 from sala_export.errors import RequestError
 from sala_export.planner.cpu import CPU_PRECISIONS, PlannedCpuForm, cpu_precisions, needed_bytes, needs, plan_cpu
 from sala_export.planner.cpu_rates import CpuMachine, Figure, Source, rates, this_machine
 from sala_export.planner.published import PUBLISHED_CONFIG
+from sala_export.planner.work import Sala
 from sala_export.specs import CpuMath, Precision
 
 GIB = 2**30
@@ -71,9 +74,9 @@ def test_a_long_prompt_takes_its_products_at_a_share_of_the_rate() -> None:
 def test_largest_context_fits_and_a_larger_one_does_not(precision: Precision, math: CpuMath, memory_gib: float) -> None:
     largest = forms(memory_gib)[precision, math].largest_context
     memory = memory_gib * GIB
-    assert needed_bytes(PUBLISHED_CONFIG, precision, math, (largest or 0) + 1024) > memory
+    assert needed_bytes(Sala.in_precision(PUBLISHED_CONFIG, precision), precision, math, (largest or 0) + 1024) > memory
     if largest is not None:
-        assert needed_bytes(PUBLISHED_CONFIG, precision, math, largest) <= memory
+        assert needed_bytes(Sala.in_precision(PUBLISHED_CONFIG, precision), precision, math, largest) <= memory
 
 
 def test_needs_say_what_fits() -> None:
@@ -108,3 +111,11 @@ def test_more_memory_and_bandwidth_are_never_worse() -> None:
             assert a.decode_tokens_per_second < b.decode_tokens_per_second
             assert a.prefill_seconds >= b.prefill_seconds
             assert a.fits <= b.fits
+
+
+@pytest.mark.parametrize("include_gates", [False, True])
+def test_weights_of_a_quantised_checkpoint_take_what_they_take_on_a_gpu(include_gates: bool) -> None:
+    quantization = Quantization.default(Precision.MXFP8, include_gates=include_gates)
+    (form, _) = plan_cpu(PUBLISHED_CONFIG, machine(64), 8192, [Precision.MXFP8], quantization).forms
+    on_gpu = planned_graph(PUBLISHED_CONFIG, Precision.MXFP8, quantization).weights_bytes
+    assert form.weights_bytes == pytest.approx(on_gpu, rel=1e-6)

@@ -28,9 +28,12 @@ _CODES = {
 _SCALES = {Precision.MXFP8: DType.UINT8, Precision.INT4: DType.BFLOAT16, Precision.NVFP4: DType.FLOAT8_E4M3FN}
 
 
-def unwritten_checkpoint(config: SalaConfig, precision: Precision, file: Path) -> Checkpoint:
-    """All weights are in `file`, quantised ones first, whether it exists or not."""
-    quantization = Quantization.default(precision) if precision.is_quantized else None
+def unwritten_checkpoint(
+    config: SalaConfig, precision: Precision, file: Path, quantization: Quantization | None = None
+) -> Checkpoint:
+    """All weights are in `file`, quantised ones first, whether it exists or not. By default all that may be are."""
+    if precision.is_quantized and quantization is None:
+        quantization = Quantization.default(precision)
     places = _Places(file)
     covered = [weight for weight in weights(config) if quantization and quantization.covers(weight.name)]
     quantized = {weight.name: places.quantized(weight, quantization) for weight in covered if quantization}
