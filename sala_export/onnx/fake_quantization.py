@@ -10,13 +10,11 @@ import math
 import onnx_ir as ir
 
 from ..checkpoint.quantization import SCHEMES
-from ..numerics.number_formats import E4M3_MAX, E8M0_VALUES
+from ..numerics.number_formats import E4M3_MAX, E8M0_VALUES, MX_BLOCK
 from ..specs import DType, Precision
 from .graph_builder import IR_TYPES, GraphBuilder, shape_of
 from .nvfp4 import NVFP4_BLOCK
 
-_MX_BLOCK = 32
-"""Neighbours of an input in mxfp8 that share a scale."""
 _LEAST_EXPONENT = -127.0
 """That of the least scale that e8m0 has."""
 _LEAST_SCALE = 1e-30
@@ -58,7 +56,7 @@ def rounded_by_block(graph: GraphBuilder, x: ir.Value) -> ir.Value:
     Each block of 32 neighbours is e4m3 numbers times a power of two.
     """
     e4m3, scale = ir.DataType.FLOAT8E4M3FN, block_scales(graph, x)
-    blocks = {"axis": -1, "block_size": _MX_BLOCK}
+    blocks = {"axis": -1, "block_size": MX_BLOCK}
     codes = graph.node("QuantizeLinear", [x, scale], {**blocks, "output_dtype": int(e4m3)}, dtype=e4m3)
     return graph.node("DequantizeLinear", [codes, scale], blocks, dtype=ir.DataType.FLOAT)
 
@@ -71,8 +69,8 @@ def block_scales(graph: GraphBuilder, x: ir.Value) -> ir.Value:
     and infinities times zero are NaN, and so is then the scale.
     """
     node, *rows, columns = graph.node, *shape_of(x)
-    shape = (*rows, int(columns) // _MX_BLOCK)
-    blocks = node("Reshape", [x, graph.integers(0, 0, -1, _MX_BLOCK)], shape=(*shape, _MX_BLOCK))
+    shape = (*rows, int(columns) // MX_BLOCK)
+    blocks = node("Reshape", [x, graph.integers(0, 0, -1, MX_BLOCK)], shape=(*shape, MX_BLOCK))
     last, dropped = graph.integers(-1), {"keepdims": 0}
     largest = node("ReduceMax", [node("Abs", [blocks]), last], dropped, shape=shape)
     spoiled = node("ReduceSum", [node("Mul", [blocks, _number(graph, 0.0)]), last], dropped, shape=shape)
