@@ -273,9 +273,12 @@ def test_refusal_by_the_hub_is_one_line(
 
 @pytest.mark.parametrize("model", ["./absent", "../absent", "/absent", "~/absent-checkpoint", "absent", "a/b/c", "a/"])
 def test_path_that_does_not_exist_is_not_looked_up(
-    tmp_path: Path, serve: Callable[[Handler], list[str]], model: str
+    tmp_path: Path, serve: Callable[[Handler], list[str]], monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:
     asked = serve(unreachable)
+    # Where no neighbour has a name like it.
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     assert refusal(model, tmp_path).startswith(f"{model}: there is no such directory; give a checkpoint directory or a")
     assert asked == []
 

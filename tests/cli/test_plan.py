@@ -187,7 +187,7 @@ def test_cpu_is_measured_and_every_figure_says_where_it_comes_from(capsys: Captu
         "bfloat16": "predicted",
         "int8": "predicted",
     }
-    assert len(told["forms"]) == 10
+    assert len(told["forms"]) == 12
     assert {form["source"] for form in told["forms"]} == {"predicted"}
     for form in told["forms"]:
         (row,) = (row for row in form["contexts"] if row["context"] == 32 << 10)

@@ -61,8 +61,8 @@ def test_precision_that_the_gpu_lacks_is_refused_with_the_best_it_has(gpu: str, 
 @pytest.mark.parametrize(
     ("gpu", "precisions"),
     [
-        ("rtx5090", "bf16 fp16 fp8 int8 int4 nvfp4"),
-        ("a6000d", "bf16 fp16 fp8 int8 int4 nvfp4"),
+        ("rtx5090", "bf16 fp16 fp8 mxfp8 int8 int4 nvfp4"),
+        ("a6000d", "bf16 fp16 fp8 mxfp8 int8 int4 nvfp4"),
         ("rtx4090", "bf16 fp16 fp8 int8 int4"),
         ("a6000", "bf16 fp16 int8 int4"),
     ],
