@@ -70,6 +70,13 @@ constexpr bool is_cache(const ContractTable& contract, size_t index) {
   return false;
 }
 
+constexpr bool has_updates(const ContractTable& contract) {
+  for (const TensorRule& output : contract.outputs) {
+    if (output.updates != kNone) return true;
+  }
+  return false;
+}
+
 constexpr bool has_caches(const ContractTable& contract) {
   for (size_t i = 0; i < contract.inputs.size(); ++i) {
     if (is_cache(contract, i)) return true;
@@ -112,6 +119,8 @@ class CustomOp : public OrtCustomOp {
   }
 
   static size_t may_inplace(int** inputs, int** outputs) {
+    // Of a count of 0 ONNX Runtime would release nothing.
+    if (!has_updates(kContract)) return 0;
     *inputs = new int[kContract.outputs.size()];
     *outputs = new int[kContract.outputs.size()];
     size_t count = 0;
