@@ -15,6 +15,7 @@ import os
 import resource
 import shutil
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -97,7 +98,7 @@ def quantization(recipe: QuantizationRecipe) -> Quantization:
     return Quantization.default(recipe.precision, include_gates=recipe.include_gates)
 
 
-class _Run:
+class _Run(ABC):
     """One checkpoint on its way. Shards: the embedding, each layer, and the final norm with lm_head."""
 
     def __init__(
@@ -110,9 +111,9 @@ class _Run:
         self._staging = staging
         self._shards = self._config.num_hidden_layers + 2
 
+    @abstractmethod
     def layers(self, on_progress: ProgressCallback) -> None:
         """Write every shard but the last that is not there yet."""
-        raise NotImplementedError
 
     def finish(self, texts: Mapping[str, TextFile]) -> None:
         """The last shard, the index and everything that is not a weight."""

@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 from ..errors import RequestError, ShapeError
 from ..model.signature import BATCH, LOGITS, PAST, ROWS, TOKENS
+from ..ops.common.block_scales import quantized_bytes
 from ..specs import DType, TensorSpec, format_bytes, format_tokens
 from .graph import EngineGraph, OperatorNode
 from .profiles import PAGE_BYTES, ProfileName, largest_sizes
@@ -130,7 +131,7 @@ def estimate_activations(
     element, hidden = graph.activation_dtype.bytes, graph.hidden_size
     is_quantized, widest = graph.quantized_parameters > 0, graph.widest_projection
     mlp = [spec.dtype for spec in graph.weights if ".mlp." in spec.name]
-    gated = _code_bytes(widest // 2) if mlp and set(mlp) == _BLOCK_SCALED else widest // 2 * element
+    gated = quantized_bytes(widest // 2) if mlp and set(mlp) == _BLOCK_SCALED else widest // 2 * element
     has_codes = any(spec.dtype is DType.INT32 for spec in graph.weights)
     moments = [
         ((3 * hidden + widest) * element + gated) * tokens,
@@ -142,16 +143,11 @@ def estimate_activations(
             moments.append((3 * hidden + 4 * int(spec.shape[0])) * element * tokens)
     for node in graph.operators:
         width = mixer_width(node)
-        codes = _code_bytes(hidden + attention_width(node)) if has_codes else 0
+        codes = quantized_bytes(hidden + attention_width(node)) if has_codes else 0
         moments.append(((2 * hidden + width) * element + codes) * tokens + workspaces.get(node.op_type, 0))
         if is_quantized:
             moments.append(((3 * hidden + 2 * (width - attention_width(node))) * element + codes) * tokens)
     return max(moments) + PARTIAL_SUM_BYTES * (2 if is_quantized else 1)
-
-
-def _code_bytes(elements: int) -> int:
-    """Bytes of so many elements in mxfp8."""
-    return elements * 33 // 32
 
 
 def mixer_width(node: OperatorNode) -> int:

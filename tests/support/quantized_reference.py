@@ -22,6 +22,8 @@ from sala_export.checkpoint.keymap import weights
 from sala_export.model import layers
 from sala_export.model.sala import SalaForCausalLM
 
+from .stored_products import mxfp8_inputs
+
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 Rounding = Callable[[Tensor], Tensor]
@@ -73,11 +75,8 @@ def rounding(stored: dict[str, Tensor], module: str, format_: str) -> Rounding |
 
 
 def round_mxfp8(x: Tensor) -> Tensor:
-    """To e4m3 times the least power of two by which no number of a group of 32 is above 448, which is 0.875 * 2^9."""
-    groups = x.double().unflatten(-1, (-1, 32))
-    mantissa, exponent = torch.frexp(groups.abs().amax(-1, keepdim=True))
-    power = torch.exp2((exponent - 9 + (mantissa > 0.875).int()).clamp(min=-127).double())
-    return ((groups / power).float().to(torch.float8_e4m3fn).double() * power).float().flatten(-2)
+    """See `mxfp8_inputs`; fp32."""
+    return torch.from_numpy(mxfp8_inputs(x.float().cpu().numpy())).float().to(x.device)
 
 
 def round_nvfp4(x: Tensor, divisor: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ a column the same rows of the weight: what they ask the L2 cache for in all is `
 
 from __future__ import annotations
 
+from ..common.block_scales import quantized_bytes
 from ..common.cost import KernelCost
 from ..common.launch import Tile
 from . import tiles
@@ -30,7 +31,7 @@ def cost(inputs: int, outputs: int, *, batch: int, tokens: int, adds: bool = Fal
         bytes_read=least.bytes_read,
         bytes_written=least.bytes_written,
         operations=2 * computed,
-        bytes_from_cache=count_m * count_n * _stored_bytes(tile["BLOCK_M"] + tile["BLOCK_N"], inputs),
+        bytes_from_cache=count_m * count_n * (tile["BLOCK_M"] + tile["BLOCK_N"]) * quantized_bytes(inputs),
     )
 
 
@@ -40,7 +41,7 @@ def floor(inputs: int, outputs: int, *, batch: int, tokens: int, adds: bool = Fa
     y_bytes = rows * outputs * _OUTPUT_BYTES
     return KernelCost(
         kernel="block_scaled_linear_add" if adds else "block_scaled_linear",
-        bytes_read=_stored_bytes(rows + outputs, inputs) + (y_bytes if adds else 0),
+        bytes_read=(rows + outputs) * quantized_bytes(inputs) + (y_bytes if adds else 0),
         bytes_written=y_bytes,
         operations=2 * rows * outputs * inputs,
     )
@@ -56,8 +57,3 @@ def _tile(batch: int, tokens: int, *, adds: bool) -> Tile:
     if tokens == 1 or batch * tokens <= tiles.CONSTANTS["FEW_ROWS"]:
         return tiles.FEW[_SM]
     return tiles.NARROW[_SM] if adds else tiles.WIDE[_SM]
-
-
-def _stored_bytes(rows: int, inputs: int) -> int:
-    """Of codes and scales."""
-    return rows * (inputs + inputs // 32)
