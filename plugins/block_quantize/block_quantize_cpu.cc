@@ -6,15 +6,9 @@ namespace sala::ops {
 namespace {
 
 const BlockQuantizeKernels& kernels_of(cpu::SimdLevel level) {
-  switch (level) {
-#define SALA_CASE(constant, name) \
-  case cpu::SimdLevel::constant:  \
-    return name::kBlockQuantizeKernels;
-    SALA_FOR_EACH_SIMD_LEVEL(SALA_CASE)
-#undef SALA_CASE
-    default:
-      return baseline::kBlockQuantizeKernels;
-  }
+#define SALA_COMPILED(constant, name) {cpu::SimdLevel::constant, &name::kBlockQuantizeKernels},
+  return cpu::highest<BlockQuantizeKernels>({SALA_FOR_EACH_SIMD_LEVEL(SALA_COMPILED)}, level);
+#undef SALA_COMPILED
 }
 
 }  // namespace

@@ -10,15 +10,9 @@ namespace {
 constexpr int64_t kRowsOfBlock = 512;  // whose sums for the outputs of an item stay in the cache
 
 const BlockScaledKernels& kernels_of(cpu::SimdLevel level) {
-  switch (level) {
-#define SALA_CASE(constant, name) \
-  case cpu::SimdLevel::constant:  \
-    return name::kBlockScaledKernels;
-    SALA_FOR_EACH_SIMD_LEVEL(SALA_CASE)
-#undef SALA_CASE
-    default:
-      return baseline::kBlockScaledKernels;
-  }
+#define SALA_COMPILED(constant, name) {cpu::SimdLevel::constant, &name::kBlockScaledKernels},
+  return cpu::highest<BlockScaledKernels>({SALA_FOR_EACH_SIMD_LEVEL(SALA_COMPILED)}, level);
+#undef SALA_COMPILED
 }
 
 int64_t cdiv(int64_t count, int64_t size) { return (count + size - 1) / size; }

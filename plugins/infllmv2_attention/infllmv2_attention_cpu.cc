@@ -9,15 +9,9 @@ namespace sala::ops {
 namespace {
 
 const InfLLMv2KernelSet& kernels_of(cpu::SimdLevel level) {
-  switch (level) {
-#define SALA_CASE(constant, name) \
-  case cpu::SimdLevel::constant:  \
-    return name::kInfLLMv2Kernels;
-    SALA_FOR_EACH_SIMD_LEVEL(SALA_CASE)
-#undef SALA_CASE
-    default:
-      return baseline::kInfLLMv2Kernels;
-  }
+#define SALA_COMPILED(constant, name) {cpu::SimdLevel::constant, &name::kInfLLMv2Kernels},
+  return cpu::highest<InfLLMv2KernelSet>({SALA_FOR_EACH_SIMD_LEVEL(SALA_COMPILED)}, level);
+#undef SALA_COMPILED
 }
 
 const InfLLMv2Kernels& kernels_of(cpu::SimdLevel level, DataType cache_dtype) {

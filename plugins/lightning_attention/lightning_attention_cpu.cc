@@ -16,15 +16,9 @@ constexpr int64_t kPassTokens = 4 * kLightningChunkTokens;
 constexpr int64_t kFinishTokens = 8;
 
 const LightningKernels& kernels_of(cpu::SimdLevel level) {
-  switch (level) {
-#define SALA_CASE(constant, name) \
-  case cpu::SimdLevel::constant:  \
-    return name::kLightningKernels;
-    SALA_FOR_EACH_SIMD_LEVEL(SALA_CASE)
-#undef SALA_CASE
-    default:
-      return baseline::kLightningKernels;
-  }
+#define SALA_COMPILED(constant, name) {cpu::SimdLevel::constant, &name::kLightningKernels},
+  return cpu::highest<LightningKernels>({SALA_FOR_EACH_SIMD_LEVEL(SALA_COMPILED)}, level);
+#undef SALA_COMPILED
 }
 
 /// All passes of a call as one list of tasks without a barrier: threads never stand idle between two passes. A task may

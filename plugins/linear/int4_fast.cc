@@ -22,15 +22,12 @@ struct Kernels {
 };
 
 Kernels kernels_of(cpu::SimdLevel level) {
-  switch (level) {
-#define SALA_CASE(constant, name) \
-  case cpu::SimdLevel::constant:  \
-    return {name::kInt4Kernels, name::kLinearKernels};
-    SALA_FOR_EACH_SIMD_LEVEL(SALA_CASE)
-#undef SALA_CASE
-    default:
-      return {baseline::kInt4Kernels, baseline::kLinearKernels};
-  }
+#define SALA_INT4(constant, name) {cpu::SimdLevel::constant, &name::kInt4Kernels},
+#define SALA_LINEAR(constant, name) {cpu::SimdLevel::constant, &name::kLinearKernels},
+  return {cpu::highest<Int4Kernels>({SALA_FOR_EACH_INT4_LEVEL(SALA_INT4)}, level),
+          cpu::highest<LinearKernels>({SALA_FOR_EACH_SIMD_LEVEL(SALA_LINEAR)}, level)};
+#undef SALA_INT4
+#undef SALA_LINEAR
 }
 
 Int4Groups groups_of(const LinearCall& call) {

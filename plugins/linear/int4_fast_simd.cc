@@ -30,6 +30,8 @@ inline IntVec dot4(IntVec sum, IntVec nibbles, IntVec codes) {
 #elif defined(__AVX512BW__)
   const __m512i pairs = _mm512_maddubs_epi16((__m512i)nibbles, (__m512i)codes);
   return sum + (IntVec)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+#elif defined(__AVXVNNI__)
+  return (IntVec)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)nibbles, (__m256i)codes);
 #elif defined(__AVX2__)
   const __m256i pairs = _mm256_maddubs_epi16((__m256i)nibbles, (__m256i)codes);
   return sum + (IntVec)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));

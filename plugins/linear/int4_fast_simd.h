@@ -65,11 +65,23 @@ static constexpr int64_t words_of(Int4Groups groups) { return (groups.columns + 
 int64_t few_scratch_floats(Int4Groups groups);
 int64_t many_scratch_floats(Int4Groups groups, const Int4Kernels& kernels);
 
+// Levels whose instructions these kernels gain by.
+#if defined(__x86_64__)
+#define SALA_FOR_EACH_INT4_LEVEL(M) \
+  M(kBaseline, baseline)            \
+  M(kAvx2, avx2)                    \
+  M(kAvx2Vnni, avx2_vnni)           \
+  M(kAvx512, avx512)                \
+  M(kAvx512Bf16, avx512_bf16)
+#else
+#define SALA_FOR_EACH_INT4_LEVEL(M) SALA_FOR_EACH_SIMD_LEVEL(M)
+#endif
+
 #define SALA_DECLARE(level, name)        \
   namespace name {                       \
   extern const Int4Kernels kInt4Kernels; \
   }
-SALA_FOR_EACH_SIMD_LEVEL(SALA_DECLARE)
+SALA_FOR_EACH_INT4_LEVEL(SALA_DECLARE)
 #undef SALA_DECLARE
 
 }  // namespace sala::linear

@@ -17,15 +17,9 @@ constexpr int64_t kMostRows = 128;           // of an item
 constexpr int64_t kBytesOfItem = 128 << 10;  // of weights, for few tokens
 
 const LinearKernels& kernels_of(cpu::SimdLevel level) {
-  switch (level) {
-#define SALA_CASE(constant, name) \
-  case cpu::SimdLevel::constant:  \
-    return name::kLinearKernels;
-    SALA_FOR_EACH_SIMD_LEVEL(SALA_CASE)
-#undef SALA_CASE
-    default:
-      return baseline::kLinearKernels;
-  }
+#define SALA_COMPILED(constant, name) {cpu::SimdLevel::constant, &name::kLinearKernels},
+  return cpu::highest<LinearKernels>({SALA_FOR_EACH_SIMD_LEVEL(SALA_COMPILED)}, level);
+#undef SALA_COMPILED
 }
 
 int64_t scale_bytes(ScaleType type) {

@@ -81,12 +81,11 @@ SALA_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const sala:
   return api->AddCustomOpDomain(options, domain);
 }
 
-/// For tests: makes all kernels of the process use the instructions "baseline", "avx2", "avx512" or "avx512_bf16".
+/// For tests: makes all kernels of the process use the instructions of a level, by its name in cpu/simd_level.h.
 /// Returns 0, or -1 if this machine does not run them. Not to be called while a session runs.
 SALA_EXPORT int sala_ort_set_simd_level(const char* name) noexcept {
-  using sala::cpu::SimdLevel;
-  for (const SimdLevel level : {SimdLevel::kBaseline, SimdLevel::kAvx2, SimdLevel::kAvx512, SimdLevel::kAvx512Bf16}) {
-    if (std::string_view(name) == sala::cpu::name_of(level) && level <= sala::cpu::best_simd_level()) {
+  for (const sala::cpu::SimdLevel level : sala::cpu::kSimdLevels) {
+    if (std::string_view(name) == sala::cpu::name_of(level) && sala::cpu::runs(level)) {
       sala::ort::current_level().store(level);
       return 0;
     }

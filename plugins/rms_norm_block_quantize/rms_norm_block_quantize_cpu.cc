@@ -6,15 +6,9 @@ namespace sala::ops {
 namespace {
 
 const RMSNormBlockQuantizeKernels& kernels_of(cpu::SimdLevel level) {
-  switch (level) {
-#define SALA_CASE(constant, name) \
-  case cpu::SimdLevel::constant:  \
-    return name::kRMSNormBlockQuantizeKernels;
-    SALA_FOR_EACH_SIMD_LEVEL(SALA_CASE)
-#undef SALA_CASE
-    default:
-      return baseline::kRMSNormBlockQuantizeKernels;
-  }
+#define SALA_COMPILED(constant, name) {cpu::SimdLevel::constant, &name::kRMSNormBlockQuantizeKernels},
+  return cpu::highest<RMSNormBlockQuantizeKernels>({SALA_FOR_EACH_SIMD_LEVEL(SALA_COMPILED)}, level);
+#undef SALA_COMPILED
 }
 
 }  // namespace

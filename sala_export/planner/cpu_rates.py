@@ -52,8 +52,10 @@ class CpuMachine:
 
 
 _RELATIVE_RATES: Mapping[str, tuple[float, float]] = {
+    "amx": (2.0, 4.0),
     "avx512_bf16": (2.0, 4.0),
     "avx512": (1.0, 4 / 3),
+    "avx2_vnni": (1.0, 4.0),
     "avx2": (1.0, 4 / 3),
 }
 """Rates of bfloat16 and of int8 beside that of float32, by the instructions of one product: a pair of bfloat16 or four

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support.cpu_operators import library, runnable_simd_levels, simd_level
+from support.cpu_operators import library, runnable_product_levels, simd_level
 from support.stored_products import Linear, Weight, coded_weight, spread, unaligned
 
 Array = NDArray[Any]
@@ -63,7 +63,7 @@ def assert_follows_rule(actual: Array, x: Array, weights: Sequence[Weight], colu
     ("columns", "columns_of_scale"),
     [(8, 8), (40, 1), (104, 13), (96, 32), (128, 128), (640, 128), (768, 256), (1024, 1024), (1208, 1208)],
 )
-@pytest.mark.parametrize("level", runnable_simd_levels())
+@pytest.mark.parametrize("level", runnable_product_levels())
 def test_products_follow_the_rule(level: str, columns: int, columns_of_scale: int) -> None:
     with simd_level(level):
         for rows in (1, 35, 131):
@@ -84,7 +84,7 @@ def test_scales_of_every_type_and_shape(blocks: tuple[int, ...], scale_type: Any
         assert_follows_rule(run(x), x, [weight], 768 // (blocks[1] if len(blocks) == 2 else 1))
 
 
-@pytest.mark.parametrize("level", runnable_simd_levels())
+@pytest.mark.parametrize("level", runnable_product_levels())
 def test_weights_one_after_another_share_the_codes_of_inputs(level: str) -> None:
     weights = [int4_weight(7, 384, (7, 3)), int4_weight(40, 384, (40, 4), seed=1), int4_weight(1, 384, (1, 1), seed=2)]
     run = product(weights)
@@ -95,7 +95,7 @@ def test_weights_one_after_another_share_the_codes_of_inputs(level: str) -> None
 
 
 @pytest.mark.parametrize("rows", [(5, 5), (16, 48, 60, 4), (37, 37)])
-@pytest.mark.parametrize("level", runnable_simd_levels())
+@pytest.mark.parametrize("level", runnable_product_levels())
 def test_silu_mul_of_both_halves(level: str, rows: tuple[int, ...]) -> None:
     weights = [int4_weight(count, 256, (count, 2), seed=count) for count in rows]
     half = sum(rows) // 2
@@ -109,7 +109,7 @@ def test_silu_mul_of_both_halves(level: str, rows: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 4, 13])
-@pytest.mark.parametrize("level", runnable_simd_levels())
+@pytest.mark.parametrize("level", runnable_product_levels())
 def test_group_that_is_not_finite_makes_its_token_nan_alone(level: str, tokens: int) -> None:
     weight = int4_weight(33, 384, (33, 3))
     weight.tensors[0][:, 64:128] = 0x88  # every weight of the second group is zero
@@ -123,7 +123,7 @@ def test_group_that_is_not_finite_makes_its_token_nan_alone(level: str, tokens: 
 
 
 @pytest.mark.parametrize("tokens", [1, 4, 13])
-@pytest.mark.parametrize("level", runnable_simd_levels())
+@pytest.mark.parametrize("level", runnable_product_levels())
 def test_inputs_at_the_ends_of_their_range(level: str, tokens: int) -> None:
     weight = int4_weight(33, 512, (33, 4))
     x = np.zeros((tokens, 512), np.float32)

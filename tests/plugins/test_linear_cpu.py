@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support.cpu_operators import library, runnable_simd_levels, simd_level
+from support.cpu_operators import library, runnable_product_levels, simd_level
 from support.stored_products import Linear, Weight, coded_weight, mxfp8_cases, mxfp8_inputs, unaligned, weight
 
 Array = NDArray[Any]
@@ -59,7 +59,7 @@ def run(x: Array, stored: Weight, kind: str, math: str, **attributes: Any) -> Ar
     return product(x)
 
 
-@pytest.mark.parametrize("level", runnable_simd_levels())
+@pytest.mark.parametrize("level", runnable_product_levels())
 @pytest.mark.parametrize("math", MATHS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_products_of_awkward_sizes(kind: str, math: str, level: str) -> None:
@@ -87,7 +87,7 @@ def test_products_of_more_tokens_and_columns_than_a_block(kind: str, math: str) 
     assert_products(run(x, stored, kind, math), x, stored.numbers, kind, math)
 
 
-@pytest.mark.parametrize("level", runnable_simd_levels())
+@pytest.mark.parametrize("level", runnable_product_levels())
 @pytest.mark.parametrize("math", MATHS)
 @pytest.mark.parametrize("tokens", [1, 33])
 def test_every_code_is_the_number_it_stands_for(tokens: int, math: str, level: str) -> None:
@@ -111,7 +111,7 @@ def test_every_code_is_the_number_it_stands_for(tokens: int, math: str, level: s
         np.testing.assert_allclose(actual, expected, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("level", runnable_simd_levels())
+@pytest.mark.parametrize("level", runnable_product_levels())
 @pytest.mark.parametrize("math", MATHS)
 @pytest.mark.parametrize("tokens", [1, 33])
 def test_every_scale_of_nvfp4_is_the_number_it_stands_for(tokens: int, math: str, level: str) -> None:
@@ -129,7 +129,7 @@ def test_every_scale_of_nvfp4_is_the_number_it_stands_for(tokens: int, math: str
 MX = {"weights": "mxfp8", "epilogue": "none", "global_scale": 1.0}
 
 
-@pytest.mark.parametrize("level", runnable_simd_levels())
+@pytest.mark.parametrize("level", runnable_product_levels())
 @pytest.mark.parametrize("math", MATHS)
 @pytest.mark.parametrize("tokens", [3, 33])
 def test_every_scale_and_code_of_mxfp8_is_the_number_it_stands_for(tokens: int, math: str, level: str) -> None:
@@ -156,7 +156,7 @@ def test_every_scale_and_code_of_mxfp8_is_the_number_it_stands_for(tokens: int, 
     assert not np.nan_to_num(found[::3]).any()
 
 
-@pytest.mark.parametrize("level", runnable_simd_levels())
+@pytest.mark.parametrize("level", runnable_product_levels())
 @pytest.mark.parametrize("math", MATHS)
 def test_inputs_of_mxfp8_are_rounded_by_blocks(math: str, level: str) -> None:
     """Products with the unit matrix, so that outputs are inputs as the weights meet them."""
@@ -167,7 +167,7 @@ def test_inputs_of_mxfp8_are_rounded_by_blocks(math: str, level: str) -> None:
     spoiled = ~(np.abs(expected) < 2.0**128).all(1)  # by NaN, or where the largest float is rounded up
     assert 0 < spoiled.sum() < len(x) / 4
     # The instructions for bfloat16 take numbers below 2^-126 for 0.
-    atol = 2.0**-126 if math == "fast" and level == "avx512_bf16" else 0.0
+    atol = 2.0**-126 if math == "fast" and level in ("avx512_bf16", "amx") else 0.0
     with simd_level(level):
         found = product(x)
         few = np.concatenate([product(rows) for rows in (x[:1], x[1:4], x[4:30])])
@@ -213,7 +213,7 @@ def test_gated_products_of_several_weights(kind: str, math: str) -> None:
         np.testing.assert_allclose(product(x), expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("level", runnable_simd_levels())
+@pytest.mark.parametrize("level", runnable_product_levels())
 @pytest.mark.parametrize("math", MATHS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_inputs_that_are_not_finite_spoil_their_own_token(kind: str, math: str, level: str) -> None:

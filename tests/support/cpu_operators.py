@@ -27,6 +27,9 @@ given_library: Path | None = None
 """The value of the option --operators."""
 
 SIMD_LEVELS = ("baseline", "avx2", "avx512", "avx512_bf16")
+"""The levels that all kernels are compiled for, in rising order."""
+PRODUCT_LEVELS = ("baseline", "avx2", "avx2_vnni", "avx512", "avx512_bf16", "amx")
+"""Those, and the levels that only products of stored weights are compiled for."""
 
 _ELEMENTS = {
     "X": TensorProto.FLOAT,
@@ -67,23 +70,37 @@ def _native() -> ctypes.CDLL:
     return native
 
 
+def _runs(level: str) -> bool:
+    native = _native()
+    best = native.sala_ort_simd_level()
+    runs: bool = native.sala_ort_set_simd_level(level.encode()) == 0
+    assert native.sala_ort_set_simd_level(best) == 0
+    return runs
+
+
 @functools.cache
 def runnable_simd_levels() -> tuple[str, ...]:
-    """The levels of this machine, in rising order."""
-    best = _native().sala_ort_simd_level().decode()
-    return SIMD_LEVELS[: SIMD_LEVELS.index(best) + 1]
+    """Those of SIMD_LEVELS that this machine has."""
+    return tuple(filter(_runs, SIMD_LEVELS))
+
+
+@functools.cache
+def runnable_product_levels() -> tuple[str, ...]:
+    """Those of PRODUCT_LEVELS that this machine has."""
+    return tuple(filter(_runs, PRODUCT_LEVELS))
 
 
 @contextmanager
 def simd_level(name: str) -> Iterator[None]:
     """Runs the operators with the instructions of one level."""
     native = _native()
+    before = native.sala_ort_simd_level()
     assert native.sala_ort_set_simd_level(name.encode()) == 0
     try:
         assert native.sala_ort_simd_level().decode() == name
         yield
     finally:
-        native.sala_ort_set_simd_level(runnable_simd_levels()[-1].encode())
+        native.sala_ort_set_simd_level(before)
 
 
 def is_cache(contract: Contract, tensor: ContractTensor) -> bool:

@@ -191,8 +191,8 @@ std::string run_block_scaled(SimdLevel level) {
 int main() {
   int calls = 0;
   for (int round = 0; round < kRounds; ++round) {
-    for (auto level = SimdLevel::kBaseline; level <= sala::cpu::best_simd_level();
-         level = static_cast<SimdLevel>(static_cast<int>(level) + 1)) {
+    for (const SimdLevel level : sala::cpu::kSimdLevels) {
+      if (!sala::cpu::runs(level)) continue;
       for (const std::string& problem :
            {run_lightning(level), run_sparse(level), run_linear(level), run_linear(level), run_block_scaled(level)}) {
         if (!problem.empty()) {
