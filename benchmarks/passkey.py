@@ -1,7 +1,7 @@
 """Recall of passkeys in long prompts: needles found by depth, prefill rate and peak memory by length.
 
     python -m benchmarks.passkey [--lengths 8K,64K,256K,1M] [--precision bf16] [--heads 4] [--runtime torch]
-                                 [--json out.json] [--figures figures.jsonl]
+                                 [--cpu-math fast] [--json out.json] [--figures figures.jsonl]
 
 The model is the constructed checkpoint of tests/support/passkey.py: it has to select the right blocks, and nothing is
 trained. The torch runtime reads the checkpoint itself, other runtimes a bundle made of it. A quantised precision is
@@ -76,12 +76,18 @@ class Recall:
         return self.length / self.prefill_seconds
 
 
-def measure(model_path: Path, length: int, threads: int, runtime: str, device: str | None) -> Recall:
+def measure(model_path: Path, length: int, options: argparse.Namespace) -> Recall:
     """Stream a prompt of `length` tokens with a needle at every depth, and ask for each. Raises: SalaError."""
     tokens, needles = passkey_prompt(length, needle_positions(length))
     context = length + 2 * len(needles)
     memory = GpuMemory()
-    model = sala_export.load(model_path, threads=threads, runtime=runtime, device=device)
+    model = sala_export.load(
+        model_path,
+        threads=options.threads,
+        runtime=options.runtime,
+        device=options.device,
+        cpu_math=options.cpu_math,
+    )
     session = model.session(max_context=context)
     start = time.monotonic()
     session.prefill(in_pieces(tokens, (PIECE_TOKENS,)))
@@ -104,8 +110,7 @@ def measure_apart(model_path: Path, length: int, options: argparse.Namespace) ->
     """`measure` in a process of its own. Raises: SalaError, RunError if the process dies."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         try:
-            arguments = (model_path, length, options.threads, options.runtime, options.device)
-            return process.submit(measure, *arguments).result()
+            return process.submit(measure, model_path, length, options).result()
         except BrokenProcessPool:
             raise RunError("the process that measured was killed, for want of memory perhaps") from None
 
@@ -173,6 +178,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
         "--runtime", default="auto", help="runtime: auto, onnxruntime, tensorrt or torch (default: auto)"
     )
     parser.add_argument("--device", help="device for the torch runtime: cuda or cpu (default: the GPU)")
+    parser.add_argument("--cpu-math", choices=["exact", "fast"], help="arithmetic on a CPU (default: exact)")
     parser.add_argument("--json", type=Path, help="also write the results to this JSON file")
     add_figure_options(parser)
     return parser.parse_args(arguments)
