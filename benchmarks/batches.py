@@ -1,11 +1,12 @@
 """How many tokens a second sessions draw together, beside one session alone.
 
     python -m benchmarks.batches [--layers 2] [--context 500] [--tokens 16] [--rounds 3] [--threads 2]
+    python -m benchmarks.batches --bundle out.sala [--cpu-math fast] [--context 500]
     python -m benchmarks.batches --preset 9b [--layers 2] [--device cuda] [--context 64K] [--figures figures.jsonl]
 
-Without `--preset` it is a model of the published sizes with 2 layers and random weights, on ONNX Runtime. With it, the
-torch runtime runs random weights of that size. Prompts have an eighth of the context, two eighths and so on. Sizes of
-batches take turns, and the ratios are of medians.
+Without `--preset` it is a model of the published sizes with 2 layers and random weights, or a bundle, on ONNX Runtime.
+With it, the torch runtime runs random weights of that size. Prompts have an eighth of the context, two eighths and so
+on. Sizes of batches take turns, and the ratios are of medians.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import sala_export
 from benchmarks.figures import add_figure_options
 from benchmarks.gpu_machine import require_gpu_or_name
 from benchmarks.run_header import start_figures
+from sala_export.bundle.reader import Bundle
 from sala_export.checkpoint.random_checkpoint import write_random_checkpoint
 from sala_export.errors import SalaError
 from sala_export.machine import describe_machine
@@ -49,6 +51,10 @@ def model_of(options: argparse.Namespace) -> Iterator[tuple[Model, int]]:
         random = load_random(options.preset, layers=options.layers, device=options.device)
         yield random, random.source.config.num_hidden_layers
         return
+    if options.bundle is not None:
+        config = Bundle.open(options.bundle).manifest.model.config
+        yield load_on_cpu(options.bundle, options), config.num_hidden_layers
+        return
     # Here, not above: the torch runtime needs no ONNX.
     from support.runtime_bundles import write_cpu_bundle
 
@@ -57,12 +63,19 @@ def model_of(options: argparse.Namespace) -> Iterator[tuple[Model, int]]:
         checkpoint = Path(folder) / "checkpoint"
         write_random_checkpoint(checkpoint, "9b", layers=layers)
         bundle = write_cpu_bundle(checkpoint, Path(folder) / "model.sala")
-        yield sala_export.load(bundle, runtime="onnxruntime", threads=options.threads), layers
+        yield load_on_cpu(bundle, options), layers
+
+
+def load_on_cpu(bundle: Path, options: argparse.Namespace) -> Model:
+    """The bundle on ONNX Runtime. Raises: SalaError."""
+    return sala_export.load(bundle, runtime="onnxruntime", threads=options.threads, cpu_math=options.cpu_math)
 
 
 def add_model_options(parser: argparse.ArgumentParser, *, context: str) -> None:
     """Add the options that `model_of` reads, and those of prompts, with a default context, and answers."""
     parser.add_argument("--preset", help="random weights of this size, 9b or tiny, on the torch runtime")
+    parser.add_argument("--bundle", type=Path, help="this bundle, on ONNX Runtime")
+    parser.add_argument("--cpu-math", choices=["exact", "fast"], help="arithmetic on a CPU (default: exact)")
     parser.add_argument("--layers", type=int, help="use only the first N layers of the model")
     parser.add_argument("--device", help="device for the torch runtime: cuda or cpu (default: the GPU)")
     parser.add_argument("--context", default=context, help="tokens of the longest prompt (default: %(default)s)")
