@@ -9,8 +9,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support.cpu_operators import library, runnable_product_levels, simd_level
-from support.stored_products import Linear, Weight, coded_weight, spread, unaligned
+from support.cpu_operators import library
+from support.stored_products import Linear, Weight, at_each_level, coded_weight, spread, unaligned
 
 Array = NDArray[Any]
 
@@ -50,28 +50,29 @@ def product(weights: Sequence[Weight], *, threads: int = 2, epilogue: str = "non
     return Linear(library(), tensors, threads=threads, **attributes)
 
 
-def assert_follows_rule(actual: Array, x: Array, weights: Sequence[Weight], columns_of_scale: int) -> None:
+def assert_follows_rule(run: Linear, x: Array, weights: Sequence[Weight], columns_of_scale: int) -> None:
+    """Judges the products of all levels by one reference, which takes longer than they."""
     coded = coded_inputs(x, group_of(columns_of_scale))
     numbers = np.concatenate([weight.numbers for weight in weights])
     scales = np.concatenate([spread(weight.tensors[1], *weight.numbers.shape) for weight in weights])
     bound = np.abs(coded) @ (np.abs(numbers) + 8 * scales).T * ROUNDING
-    assert actual.shape == bound.shape
-    assert (np.abs(actual - coded @ numbers.T) <= bound).all()
+    expected = coded @ numbers.T
+    for level, actual in at_each_level(run, x):
+        assert actual.shape == expected.shape, level
+        assert (np.abs(actual - expected) <= bound).all(), f"{level}, x {x.shape}, weights {numbers.shape}"
 
 
 @pytest.mark.parametrize(
     ("columns", "columns_of_scale"),
     [(8, 8), (40, 1), (104, 13), (96, 32), (128, 128), (640, 128), (768, 256), (1024, 1024), (1208, 1208)],
 )
-@pytest.mark.parametrize("level", runnable_product_levels())
-def test_products_follow_the_rule(level: str, columns: int, columns_of_scale: int) -> None:
-    with simd_level(level):
-        for rows in (1, 35, 131):
-            weight = int4_weight(rows, columns, (rows, columns // columns_of_scale), seed=rows)
-            run = product([weight])
-            for tokens in TOKENS:
-                x = inputs(tokens, columns, seed=tokens)
-                assert_follows_rule(run(x), x, [weight], columns_of_scale)
+def test_products_follow_the_rule(columns: int, columns_of_scale: int) -> None:
+    for rows in (1, 35, 131):
+        weight = int4_weight(rows, columns, (rows, columns // columns_of_scale), seed=rows)
+        run = product([weight])
+        for tokens in TOKENS:
+            x = inputs(tokens, columns, seed=tokens)
+            assert_follows_rule(run, x, [weight], columns_of_scale)
 
 
 @pytest.mark.parametrize("scale_type", [np.float32, np.float16, ml_dtypes.bfloat16])
@@ -81,61 +82,54 @@ def test_scales_of_every_type_and_shape(blocks: tuple[int, ...], scale_type: Any
     run = product([weight])
     for tokens in (1, 4, 20):
         x = inputs(tokens, 768)
-        assert_follows_rule(run(x), x, [weight], 768 // (blocks[1] if len(blocks) == 2 else 1))
+        assert_follows_rule(run, x, [weight], 768 // (blocks[1] if len(blocks) == 2 else 1))
 
 
-@pytest.mark.parametrize("level", runnable_product_levels())
-def test_weights_one_after_another_share_the_codes_of_inputs(level: str) -> None:
+def test_weights_one_after_another_share_the_codes_of_inputs() -> None:
     weights = [int4_weight(7, 384, (7, 3)), int4_weight(40, 384, (40, 4), seed=1), int4_weight(1, 384, (1, 1), seed=2)]
     run = product(weights)
-    with simd_level(level):
-        for tokens in (1, 3, 13):
-            x = inputs(tokens, 384)
-            assert_follows_rule(run(x), x, weights, 32)  # the common part of 128, 96 and 384
+    for tokens in (1, 3, 13):
+        x = inputs(tokens, 384)
+        assert_follows_rule(run, x, weights, 32)  # the common part of 128, 96 and 384
 
 
 @pytest.mark.parametrize("rows", [(5, 5), (16, 48, 60, 4), (37, 37)])
-@pytest.mark.parametrize("level", runnable_product_levels())
-def test_silu_mul_of_both_halves(level: str, rows: tuple[int, ...]) -> None:
+def test_silu_mul_of_both_halves(rows: tuple[int, ...]) -> None:
     weights = [int4_weight(count, 256, (count, 2), seed=count) for count in rows]
     half = sum(rows) // 2
-    with simd_level(level):
-        for tokens in TOKENS:
-            x = inputs(tokens, 256, seed=tokens) / 64
-            products = product(weights)(x).astype(np.float64)
-            u, v = products[:, :half], products[:, half:]
-            actual = product(weights, epilogue="silu_mul")(x)
-            np.testing.assert_allclose(actual, u / (1 + np.exp(-u)) * v, rtol=2e-6, atol=1e-6)
+    plain, gated = product(weights), product(weights, epilogue="silu_mul")
+    for tokens in TOKENS:
+        x = inputs(tokens, 256, seed=tokens) / 64
+        for (level, products), (_, actual) in zip(at_each_level(plain, x), at_each_level(gated, x), strict=True):
+            u, v = np.split(products.astype(np.float64), [half], axis=1)
+            np.testing.assert_allclose(actual, u / (1 + np.exp(-u)) * v, rtol=2e-6, atol=1e-6, err_msg=level)
 
 
 @pytest.mark.parametrize("tokens", [1, 4, 13])
-@pytest.mark.parametrize("level", runnable_product_levels())
-def test_group_that_is_not_finite_makes_its_token_nan_alone(level: str, tokens: int) -> None:
+def test_group_that_is_not_finite_makes_its_token_nan_alone(tokens: int) -> None:
     weight = int4_weight(33, 384, (33, 3))
     weight.tensors[0][:, 64:128] = 0x88  # every weight of the second group is zero
+    run = product([weight])
     for value in (np.nan, np.inf, -np.inf):
         x = inputs(tokens, 384)
         x[-1, 130] = value
-        with simd_level(level):
-            y = product([weight])(x)
-        assert np.isnan(y[-1]).all()
-        assert np.isfinite(y[:-1]).all()
+        for level, y in at_each_level(run, x):
+            assert np.isnan(y[-1]).all(), level
+            assert np.isfinite(y[:-1]).all(), level
 
 
 @pytest.mark.parametrize("tokens", [1, 4, 13])
-@pytest.mark.parametrize("level", runnable_product_levels())
-def test_inputs_at_the_ends_of_their_range(level: str, tokens: int) -> None:
+def test_inputs_at_the_ends_of_their_range(tokens: int) -> None:
     weight = int4_weight(33, 512, (33, 4))
     x = np.zeros((tokens, 512), np.float32)
-    with simd_level(level):
-        run = product([weight])
-        assert (run(x) == 0).all()
-        x[:, :128] = 2.0**-149 * np.arange(-64, 64)  # subnormal scales
-        assert np.abs(run(x)).max() < 1e-35
-        x[:, 128:256] = np.arange(-64, 64) / 2 / 127  # codes between two integers
-        x[:, 256] = 3e34
-        x[:, 257:384] = -3e34
-        assert_follows_rule(run(x), x, [weight], 128)
+    run = product([weight])
+    assert all((y == 0).all() for _, y in at_each_level(run, x))
+    x[:, :128] = 2.0**-149 * np.arange(-64, 64)  # subnormal scales
+    assert all(np.abs(y).max() < 1e-35 for _, y in at_each_level(run, x))
+    x[:, 128:256] = np.arange(-64, 64) / 2 / 127  # codes between two integers
+    x[:, 256] = 3e34
+    x[:, 257:384] = -3e34
+    assert_follows_rule(run, x, [weight], 128)
 
 
 @pytest.mark.parametrize("tokens", [5, 100])

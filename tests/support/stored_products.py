@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+
+from .cpu_operators import runnable_product_levels, simd_level
 
 Array = NDArray[Any]
 
@@ -182,3 +184,11 @@ class Linear:
         self._binding.bind_output("y", "cpu")
         self._session.run_with_iobinding(self._binding)
         return np.asarray(self._binding.get_outputs()[0].numpy())
+
+
+def at_each_level(product: Linear, x: Array) -> Iterator[tuple[str, Array]]:
+    """The products of one session with the instructions of each level that this machine has, and the level's name."""
+    for level in runnable_product_levels():
+        with simd_level(level):
+            y = product(x)
+        yield level, y
