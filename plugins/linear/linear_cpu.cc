@@ -10,16 +10,21 @@
 namespace sala::linear {
 namespace {
 
-constexpr int64_t kFewTokens = 32;
-// Tokens whose sums for the rows of an item stay in the cache; a multiple of every level's tile.
-constexpr int64_t kTokensOfBlock = 504;
-constexpr int64_t kMostRows = 128;           // of an item
+constexpr int64_t kMostRows = 256;           // of an item
+constexpr int64_t kMostFewRows = 128;        // of an item of few tokens
 constexpr int64_t kBytesOfItem = 128 << 10;  // of weights, for few tokens
 
 const LinearKernels& kernels_of(cpu::SimdLevel level) {
 #define SALA_COMPILED(constant, name) {cpu::SimdLevel::constant, &name::kLinearKernels},
   return cpu::highest<LinearKernels>({SALA_FOR_EACH_SIMD_LEVEL(SALA_COMPILED)}, level);
 #undef SALA_COMPILED
+}
+
+const ManyKernels& many_kernels_of(const Product& product, cpu::SimdLevel level) {
+#if defined(__x86_64__)
+  if (level >= cpu::SimdLevel::kAmx && amx::takes(product)) return amx::kManyKernels;
+#endif
+  return kernels_of(level).many;
 }
 
 int64_t scale_bytes(ScaleType type) {
@@ -63,15 +68,15 @@ bool rounds_inputs(const LinearCall& call) {
 /// A call whose output columns are cut into items. An item computes the same columns of both halves for silu_mul.
 class Job {
  public:
-  Job(const LinearCall& call, const LinearKernels& kernels) : call_(call), kernels_(kernels) {
+  Job(const LinearCall& call, cpu::SimdLevel level)
+      : call_(call), kernels_(kernels_of(level)), many_(many_kernels_of(product_, level)) {
     for (const StoredWeight& weight : call.weights) width_ += weight.rows;
-    layout_ = kernels.layout(product_);
   }
 
   Status run(const cpu::ParallelFor& parallel) {
-    if (call_.tokens <= kFewTokens) return run_few(parallel);
-    for (int64_t token = 0; token < call_.tokens; token += kTokensOfBlock) {
-      SALA_RETURN_IF_ERROR(run_many(parallel, token, std::min(kTokensOfBlock, call_.tokens - token)));
+    if (call_.tokens <= layout_.few_tokens) return run_few(parallel);
+    for (int64_t token = 0; token < call_.tokens; token += layout_.most_tokens) {
+      SALA_RETURN_IF_ERROR(run_many(parallel, token, std::min(layout_.most_tokens, call_.tokens - token)));
     }
     return success();
   }
@@ -107,44 +112,46 @@ class Job {
     }
   }
 
-  /// Packs `tokens` inputs in tiles.
-  Status pack(const cpu::ParallelFor& parallel, int64_t token, int64_t tokens, int64_t tile_tokens) {
+  /// Packs `tokens` inputs of `slots` slots in tiles.
+  Status pack(const cpu::ParallelFor& parallel, Pack kernel, int64_t token, int64_t tokens, int64_t slots,
+              int64_t tile_tokens) {
     const int64_t tiles = (tokens + tile_tokens - 1) / tile_tokens;
-    if (packed_ == nullptr) packed_ = cpu::allocate_floats(tiles * tile_tokens * layout_.slots);
+    if (packed_ == nullptr) packed_ = cpu::allocate_floats(tiles * tile_tokens * slots);
     if (packed_ == nullptr) return error("Linear: out of memory for ", tokens, " packed inputs");
-    const int64_t pieces = (layout_.slots + kPackedSlots - 1) / kPackedSlots;
+    const int64_t pieces = (slots + kPackedSlots - 1) / kPackedSlots;
     cpu::parallel_for(parallel, tiles * pieces, [&](int64_t item) {
       const int64_t first = item / pieces * tile_tokens;
       const int64_t slot = item % pieces * kPackedSlots;
       const Inputs inputs{call_.x + (token + first) * call_.columns, std::min(tile_tokens, tokens - first), slot,
-                          std::min(slot + kPackedSlots, layout_.slots)};
-      kernels_.pack(product_, inputs, tile_tokens, packed_.get() + first * layout_.slots);
+                          std::min(slot + kPackedSlots, slots)};
+      kernel(product_, inputs, tile_tokens, packed_.get() + first * slots);
     });
     return success();
   }
 
   Status run_few(const cpu::ParallelFor& parallel) {
-    SALA_RETURN_IF_ERROR(pack(parallel, 0, call_.tokens, 1));
+    const FewKernels& kernels = kernels_.few;
+    SALA_RETURN_IF_ERROR(pack(parallel, kernels.pack, 0, call_.tokens, kernels.slots(product_), 1));
     const int64_t fit = kBytesOfItem / std::max<int64_t>(row_bytes(call_.kind, call_.columns), 1) / 4 * 4;
-    const int64_t columns = std::clamp<int64_t>(fit, 4, kMostRows / halves());
-    const int64_t kernel_floats = kernels_.few_scratch(product_);
+    const int64_t columns = std::clamp<int64_t>(fit, 4, kMostFewRows / halves());
+    const int64_t kernel_floats = kernels.scratch(product_);
     const int64_t scratch_floats = kernel_floats + 2 * call_.tokens * columns;
     const int64_t items = (out_columns() + columns - 1) / columns;
     return cpu::parallel_for_with_scratch(parallel, items, scratch_floats, [&](int64_t item, float* scratch) {
-      Row rows[kMostRows];
+      Row rows[kMostFewRows];
       const int64_t first = item * columns;
       const int64_t count = std::min(columns, out_columns() - first);
       float* y = call_.y + first;
       rows_at(first, count, rows);
       if (!call_.silu_mul) {
-        kernels_.few(product_, rows, count, packed_.get(), call_.tokens, scratch, y, out_columns());
+        kernels.products(product_, rows, count, packed_.get(), call_.tokens, scratch, y, out_columns());
         return;
       }
       float* u = scratch + kernel_floats;
       float* v = u + call_.tokens * columns;
-      kernels_.few(product_, rows, count, packed_.get(), call_.tokens, scratch, u, columns);
+      kernels.products(product_, rows, count, packed_.get(), call_.tokens, scratch, u, columns);
       rows_at(out_columns() + first, count, rows);
-      kernels_.few(product_, rows, count, packed_.get(), call_.tokens, scratch, v, columns);
+      kernels.products(product_, rows, count, packed_.get(), call_.tokens, scratch, v, columns);
       for (int64_t t = 0; t < call_.tokens; ++t) {
         kernels_.silu_mul(u + t * columns, v + t * columns, count, y + t * out_columns());
       }
@@ -154,44 +161,34 @@ class Job {
   /// Output columns of an item: many, so that tiles of inputs are read seldom, but enough items for all threads.
   int64_t columns_of_item() const {
     const int64_t items_wanted = 4 * static_cast<int64_t>(std::max(1U, std::thread::hardware_concurrency()));
-    int64_t rows = kMostRows;
+    int64_t rows = std::min(layout_.most_rows, kMostRows);
     while (rows > 2 * layout_.panel_rows && rows * items_wanted > width_) rows /= 2;
     return rows / halves();
   }
 
   Status run_many(const cpu::ParallelFor& parallel, int64_t token, int64_t tokens) {
-    SALA_RETURN_IF_ERROR(pack(parallel, token, tokens, layout_.tile_tokens));
+    SALA_RETURN_IF_ERROR(pack(parallel, many_.pack, token, tokens, layout_.slots, layout_.tile_tokens));
     const int64_t columns = columns_of_item();
     const int64_t rows_of_item = columns * halves();
-    const int64_t kernel_floats = kernels_.many_scratch(product_, rows_of_item);
-    const int64_t padded_tokens = (tokens + layout_.tile_tokens - 1) / layout_.tile_tokens * layout_.tile_tokens;
     const int64_t items = (out_columns() + columns - 1) / columns;
-    const int64_t scratch_floats = kernel_floats + padded_tokens * rows_of_item;
+    const int64_t scratch_floats = many_.scratch(product_, rows_of_item, tokens);
     return cpu::parallel_for_with_scratch(parallel, items, scratch_floats, [&](int64_t item, float* scratch) {
       Row rows[kMostRows];
       const int64_t first = item * columns;
-      const int64_t count = std::min(columns, out_columns() - first);
       for (int64_t half = 0; half < halves(); ++half) {
         rows_at(half * out_columns() + first, columns, rows + half * columns);
       }
-      float* products = scratch + kernel_floats;
-      kernels_.many(product_, rows, rows_of_item, packed_.get(), tokens, scratch, products);
-      for (int64_t t = 0; t < tokens; ++t) {
-        const float* u = products + t * rows_of_item;
-        float* y = call_.y + (token + t) * out_columns() + first;
-        if (call_.silu_mul) {
-          kernels_.silu_mul(u, u + columns, count, y);
-        } else {
-          std::memcpy(y, u, static_cast<size_t>(count) * sizeof(float));
-        }
-      }
+      const Output out{call_.y + token * out_columns() + first, out_columns(), std::min(columns, out_columns() - first),
+                       call_.silu_mul};
+      many_.products(product_, rows, rows_of_item, packed_.get(), tokens, scratch, out);
     });
   }
 
   const LinearCall& call_;
+  const Product product_{call_.kind, rounds_inputs(call_), call_.global_scale, call_.columns, shared_scale_columns()};
   const LinearKernels& kernels_;
-  Product product_{call_.kind, rounds_inputs(call_), call_.global_scale, call_.columns, shared_scale_columns()};
-  Layout layout_{};
+  const ManyKernels& many_;
+  const Layout layout_ = many_.layout(product_);
   int64_t width_ = 0;  // rows of W
   cpu::FloatBuffer packed_;
 };
@@ -207,7 +204,7 @@ Status linear_cpu(const LinearCall& call, const cpu::ParallelFor& parallel, cpu:
                                     [](const StoredWeight& weight) { return weight.rows == 0; });
   if (call.tokens == 0 || is_empty) return success();
   if (call.kind == WeightKind::kInt4 && !call.exact) return int4_fast(call, parallel, level);
-  return Job(call, kernels_of(level)).run(parallel);
+  return Job(call, level).run(parallel);
 }
 
 }  // namespace sala::linear

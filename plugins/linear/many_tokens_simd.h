@@ -3,8 +3,8 @@
 #pragma once
 
 #include "cpu/matmul.h"
-#include "linear/block_rounding_simd.h"
-#include "linear/scales_simd.h"
+#include "linear/expansion_simd.h"
+#include "linear/transpose_simd.h"
 
 namespace sala::linear::SALA_SIMD_LEVEL {
 namespace {
@@ -12,113 +12,14 @@ namespace {
 // Two vectors of weight rows times so many tokens are sums in registers, with operands in the rest.
 constexpr int kTileTokens = kRegisters == 32 ? 12 : 6;
 constexpr int64_t kPanelRows = 2 * kLanes;
+constexpr int64_t kMostRows = 128;
+constexpr int64_t kMostTokens = 504;  // whose sums for kMostRows stay in the cache; whole tiles
+constexpr int64_t kFewTokens = 32;
 constexpr int64_t kSegmentSlots = 512;  // of a panel: 64 KiB with vectors of 64 bytes
 // Rows of the buffer before it is transposed must not meet in one set of the cache.
 constexpr int64_t kBufferStride = kSegmentSlots + 16;
 
-/// Where the numbers of a step's slots come from, and what they are multiplied by.
-template <class Format>
-struct Order {
-  int16_t index[Format::kVectors * kLanes][Format::Target::kPerSlot];
-  float factor[Format::kVectors * kLanes];
-};
-
-template <class Format>
-constexpr Order<Format> order_of() {
-  Order<Format> order{};
-  for (int slot = 0; slot < Format::kVectors * kLanes; ++slot) {
-    const int vector = slot / kLanes;
-    for (int half = 0; half < Format::Target::kPerSlot; ++half) {
-      order.index[slot][half] = static_cast<int16_t>(Format::order(vector, slot % kLanes, half));
-    }
-    order.factor[slot] = 1.0f / Format::excess(vector);
-  }
-  return order;
-}
-
-using Bits = uint32_t __attribute__((vector_size(kVectorBytes)));
-
-/// The inputs of one step of one token, rounded as the product asks; 0, which `out` comes with, beyond the columns.
-template <int kCount>
-inline void step_inputs(const Product& product, const float* x, int64_t first, float (&out)[kCount]) {
-  if (product.kind == WeightKind::kMxfp8) return round_blocks(x, first, product.columns, out);
-  const int64_t rest = product.columns - first;
-  const int64_t count = rest < kCount ? rest : kCount;
-  __builtin_memcpy(out, x + first, static_cast<size_t>(count) * sizeof(float));
-  if (!product.round_inputs) return;
-  for (int i = 0; i < kCount; i += kLanes) {
-    const Vec value = load(out + i);
-    const auto bits = __builtin_bit_cast(Bits, value);
-    const Bits rounded = bits + 0x7FFFU + (bits >> 16 & 1U);
-    const Bits kept = value != value ? bits | 0x00400000U : rounded;  // NaN stays NaN
-    store(out + i, __builtin_bit_cast(Vec, kept & 0xFFFF0000U));
-  }
-}
-
-/// Writes inputs in the order of a format's numbers, for tiles of tokens side by side.
-template <class Format>
-void pack_as(const Product& product, const Inputs& inputs, int64_t tile_tokens, float* tile) {
-  using Target = typename Format::Target;
-  static constexpr Order<Format> kOrder = order_of<Format>();
-  constexpr int kStepSlots = Format::kVectors * kLanes;
-  for (int64_t slot = inputs.first_slot; slot < inputs.last_slot; slot += kStepSlots) {
-    for (int64_t t = 0; t < tile_tokens; ++t) {
-      float numbers[kStepWeights<Format>] = {};
-      if (t < inputs.tokens) {
-        step_inputs(product, inputs.x + t * product.columns, slot / kStepSlots * kStepWeights<Format>, numbers);
-      }
-      float* out = tile + slot * tile_tokens + t;
-      for (int i = 0; i < kStepSlots; ++i) {
-        out[i * tile_tokens] = Target::slot(numbers, kOrder.index[i], kOrder.factor[i]);
-      }
-    }
-  }
-}
-
-/// Steps [first, last) of a product, whose slots become rows of a panel.
-struct Segment {
-  int64_t first;
-  int64_t last;
-};
-
-template <class Format, int kVector>
-inline __attribute__((always_inline)) void store_vectors(const typename Format::Raw& raw, bool is_scaled, Vec scale,
-                                                         float* out) {
-  if constexpr (kVector < Format::kVectors) {
-    auto numbers = Format::template get<kVector>(raw);
-    if (is_scaled) numbers = Format::Target::scaled(numbers, scale);
-    __builtin_memcpy(out + kVector * kLanes, &numbers, sizeof numbers);
-    store_vectors<Format, kVector + 1>(raw, is_scaled, scale, out);
-  }
-}
-
-/// Where scales enter a panel: multiplied into its numbers, or not at all.
-enum class Folding { kNone, kWholeSteps, kLanes };
-
-/// The slots of one row for one segment.
-template <class Format, Folding kFolding>
-void expand_row(const Product& product, const uint8_t* codes, const float* scales, Segment segment, float* out) {
-  constexpr int64_t kStepSlots = Format::kVectors * kLanes;
-  const int64_t whole_steps = product.columns / kStepWeights<Format>;
-  const int64_t shared = product.scale_columns;
-  uint8_t padded[kVectorBytes] = {};
-  for (int64_t step = segment.first; step < segment.last; ++step, out += kStepSlots) {
-    const uint8_t* from = codes + step * kVectorBytes;
-    // The same place of the next segment, which is needed when the tokens of this one are done.
-    prefetch<2>(from, (segment.last - segment.first) * kVectorBytes);
-    if (step == whole_steps) {
-      __builtin_memcpy(padded, from,
-                       static_cast<size_t>(row_bytes(product.kind, product.columns) - step * kVectorBytes));
-      from = padded;
-    }
-    Vec scale{};
-    if constexpr (kFolding == Folding::kWholeSteps) scale = broadcast(scales[step * kStepWeights<Format> / shared]);
-    if constexpr (kFolding == Folding::kLanes) {
-      scale = lane_scales<Format>(scales + step * (kStepWeights<Format> / shared), shared);
-    }
-    store_vectors<Format, 0>(Format::load(from), kFolding != Folding::kNone, scale, out);
-  }
-}
+int64_t whole_tiles(int64_t tokens) { return (tokens + kTileTokens - 1) / kTileTokens * kTileTokens; }
 
 /// sums[token][row] of one tile of tokens and one panel.
 template <class Target, int kTokens>
@@ -167,63 +68,28 @@ void add_tokens(int64_t tokens, const float* panel, const float* tile, int64_t s
 
 /// The scratch of `many`, in the order in which `many_scratch` counts it.
 struct ManyScratch {
-  ManyScratch(float* memory, int64_t rows)
+  ManyScratch(float* memory, int64_t rows, int64_t tokens)
       : buffer(memory),
         panels(buffer + kLanes * kBufferStride),
-        factors(panels + rows * kSegmentSlots),
+        products(panels + rows * kSegmentSlots),
+        factors(products + whole_tiles(tokens) * rows),
         scales(factors + rows) {}
 
-  float* buffer;   // [kLanes, kBufferStride]
-  float* panels;   // [rows / kPanelRows, kSegmentSlots, kPanelRows]
-  float* factors;  // [rows], of the sums of a segment
-  float* scales;   // [rows, scale_floats]
+  float* buffer;    // [kLanes, kBufferStride]
+  float* panels;    // [rows / kPanelRows, kSegmentSlots, kPanelRows]
+  float* products;  // [whole tiles of tokens, rows]
+  float* factors;   // [rows], of the sums of a segment
+  float* scales;    // [rows, scale_floats]
 };
-
-/// How a call runs over its segments.
-struct Course {
-  Folding folding;
-  ScaleUse use;
-  int64_t steps_of_factor;  // steps whose sums share a factor
-};
-
-template <class Format>
-Course course_of(const Product& product, ScaleUse use) {
-  const int64_t steps = steps_of<Format>(product);
-  if (use == ScaleUse::kNumbers) return {Folding::kNone, use, steps};
-  if (use == ScaleUse::kLanes) return {Folding::kLanes, use, steps};
-  if (product.scale_columns == product.columns) return {Folding::kNone, use, steps};
-  // Exact numbers take their scales as they are; numbers in 16 bits would be rounded.
-  if (Format::Target::kPerSlot == 1) return {Folding::kWholeSteps, use, steps};
-  return {Folding::kNone, use, product.scale_columns / kStepWeights<Format>};
-}
 
 #if defined(__AVX512F__)
-/// One stage of a transposition: exchanges the blocks of kBlock lanes that lie off the diagonal.
-template <int kBlock>
-inline __attribute__((always_inline)) void exchange_blocks(Vec (&rows)[kLanes]) {
-  const IntVec lanes{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  const IntVec is_odd = (lanes & kBlock) != 0;
-  const auto upper = __builtin_bit_cast(__m512i, is_odd ? lanes + (kLanes - kBlock) : lanes);
-  const auto lower = __builtin_bit_cast(__m512i, is_odd ? lanes + kLanes : lanes + kBlock);
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) {
-    if ((i & kBlock) != 0) continue;
-    const Vec a = rows[i], b = rows[i + kBlock];
-    rows[i] = _mm512_permutex2var_ps(a, upper, b);
-    rows[i + kBlock] = _mm512_permutex2var_ps(a, lower, b);
-  }
-}
-
 /// panel[slot * kPanelRows + row] = buffer[row * kBufferStride + slot] for kLanes rows.
 void transpose_rows(const float* buffer, int64_t slots, float* panel) {
   for (int64_t slot = 0; slot < slots; slot += kLanes) {
     Vec rows[kLanes];
 #pragma GCC unroll 16
     for (int r = 0; r < kLanes; ++r) rows[r] = load(buffer + r * kBufferStride + slot);
-    exchange_blocks<8>(rows);
-    exchange_blocks<4>(rows);
-    exchange_blocks<2>(rows);
-    exchange_blocks<1>(rows);
+    transpose_lanes(rows);
 #pragma GCC unroll 16
     for (int r = 0; r < kLanes; ++r) store(panel + (slot + r) * kPanelRows, rows[r]);
   }
@@ -239,33 +105,17 @@ void transpose_rows(const float* buffer, int64_t slots, float* panel) {
 template <class Format>
 void fill_half_panel(const Product& product, const Course& course, const Row* rows, const float* scales,
                      Segment segment, float* buffer, float* panel) {
-  constexpr int64_t kStepSlots = Format::kVectors * kLanes;
-  const int64_t slots = (segment.last - segment.first) * kStepSlots;
   for (int64_t r = 0; r < kLanes; ++r) {
-    float* out = buffer + r * kBufferStride;
-    if (course.use == ScaleUse::kNumbers) {
-      const int64_t first = segment.first * kStepSlots;
-      const int64_t last = product.columns < first + slots ? product.columns : first + slots;
-      expand_numbers(product, rows[r], first, last, out);
-      for (int64_t i = last - first; i < slots; ++i) out[i] = 0.0f;
-      continue;
-    }
-    const float* scales_of_row = scales + r * scale_floats(product);
-    if (course.folding == Folding::kNone) {
-      expand_row<Format, Folding::kNone>(product, rows[r].codes, scales_of_row, segment, out);
-    } else if (course.folding == Folding::kWholeSteps) {
-      expand_row<Format, Folding::kWholeSteps>(product, rows[r].codes, scales_of_row, segment, out);
-    } else if constexpr (Format::kLaneScales) {
-      expand_row<Format, Folding::kLanes>(product, rows[r].codes, scales_of_row, segment, out);
-    }
+    const float* scales_of_row = course.use == ScaleUse::kNumbers ? nullptr : scales + r * scale_floats(product);
+    expand_segment<Format>(product, course, rows[r], scales_of_row, segment, buffer + r * kBufferStride);
   }
-  transpose_rows(buffer, slots, panel);
+  transpose_rows(buffer, (segment.last - segment.first) * Format::kVectors * kLanes, panel);
 }
 
 /// All tokens of one segment of steps.
 template <class Format>
 void add_segment(const Product& product, const Course& course, const Row* rows, int64_t count, Segment segment,
-                 const float* packed, int64_t tokens, const ManyScratch& scratch, float* out) {
+                 const float* packed, int64_t tokens, const ManyScratch& scratch) {
   constexpr int64_t kStepSlots = Format::kVectors * kLanes;
   const int64_t slots = (segment.last - segment.first) * kStepSlots;
   const int64_t all_slots = steps_of<Format>(product) * kStepSlots;
@@ -283,16 +133,35 @@ void add_segment(const Product& product, const Course& course, const Row* rows, 
     const float* tile = packed + t * all_slots + segment.first * kStepSlots * kTileTokens;
     for (int64_t r = 0; r < count; r += kPanelRows) {
       add_tokens<typename Format::Target>(tokens - t, scratch.panels + r * kSegmentSlots, tile, slots,
-                                          scratch.factors + r, segment.first > 0, out + t * count + r, count);
+                                          scratch.factors + r, segment.first > 0, scratch.products + t * count + r,
+                                          count);
+    }
+  }
+}
+
+void silu_mul(const float* u, const float* v, int64_t count, float* y) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(y + i, load(u + i) * sigmoid(load(u + i)) * load(v + i));
+  for (; i < count; ++i) y[i] = u[i] * sigmoid(broadcast(u[i]))[0] * v[i];
+}
+
+void write_products(const float* products, int64_t rows, int64_t tokens, const Output& out) {
+  for (int64_t t = 0; t < tokens; ++t) {
+    const float* u = products + t * rows;
+    float* y = out.y + t * out.stride;
+    if (out.silu_mul) {
+      silu_mul(u, u + rows / 2, out.columns, y);
+    } else {
+      __builtin_memcpy(y, u, static_cast<size_t>(out.columns) * sizeof(float));
     }
   }
 }
 
 template <class Format>
 void many_as(const Product& product, ScaleUse use, const Row* rows, int64_t count, const float* packed, int64_t tokens,
-             float* memory, float* out) {
+             float* memory) {
   constexpr int64_t kMostSteps = kSegmentSlots / (Format::kVectors * kLanes);
-  const ManyScratch scratch(memory, count);
+  const ManyScratch scratch(memory, count, tokens);
   const Course course = course_of<Format>(product, use);
   for (int64_t r = 0; r < count && use != ScaleUse::kNumbers; ++r) {
     decode_scales(rows[r], product.columns / product.scale_columns, scratch.scales + r * scale_floats(product));
@@ -302,20 +171,25 @@ void many_as(const Product& product, ScaleUse use, const Row* rows, int64_t coun
     segment.first = segment.last;
     const int64_t end = (segment.first / course.steps_of_factor + 1) * course.steps_of_factor;
     segment.last = end < segment.first + kMostSteps ? end : segment.first + kMostSteps;
-    add_segment<Format>(product, course, rows, count, segment, packed, tokens, scratch, out);
+    add_segment<Format>(product, course, rows, count, segment, packed, tokens, scratch);
   }
 }
 
-int64_t many_scratch(const Product& product, int64_t rows) {
+Layout layout(const Product& product) {
+  return {slots_of(product), kTileTokens, kPanelRows, kMostRows, kMostTokens, kFewTokens};
+}
+
+int64_t many_scratch(const Product& product, int64_t rows, int64_t tokens) {
   const int64_t scales = product.scale_columns > 0 ? scale_floats(product) : 0;
-  return kLanes * kBufferStride + rows * (kSegmentSlots + 1 + scales);
+  return kLanes * kBufferStride + rows * (kSegmentSlots + whole_tiles(tokens) + 1 + scales);
 }
 
 void many(const Product& product, const Row* rows, int64_t count, const float* packed, int64_t tokens, float* scratch,
-          float* out) {
+          const Output& out) {
   with_format(product, [&](auto format, ScaleUse use) {
-    many_as<decltype(format)>(product, use, rows, count, packed, tokens, scratch, out);
+    many_as<decltype(format)>(product, use, rows, count, packed, tokens, scratch);
   });
+  write_products(ManyScratch(scratch, count, tokens).products, count, tokens, out);
 }
 
 }  // namespace

@@ -123,30 +123,33 @@ inline void expand_numbers(const Product& product, const Row& row, int64_t first
   }
 }
 
+#if defined(__AVX512BF16__)
+/// Calls body(format) with the format of pairs of a product that rounds its inputs.
+template <class Body>
+inline auto with_pairs(const Product& product, Body&& body) {
+  switch (product.kind) {
+    case WeightKind::kFloat8:
+    case WeightKind::kMxfp8:
+      return body(Float8Pairs{});
+    case WeightKind::kInt8:
+      return body(Int8Pairs{});
+    case WeightKind::kNvfp4:
+      return body(Nvfp4Pairs{});
+    default:
+      return body(BFloat16Pairs{});
+  }
+}
+#endif
+
 /// Calls body(format, use) with the format of a product; with Float32Weights where rows become numbers first.
 template <class Body>
 inline auto with_format(const Product& product, Body&& body) {
   const auto choose = [&](auto format) {
-    using Format = decltype(format);
-    const ScaleUse use = scale_use<Format>(product);
+    const ScaleUse use = scale_use<decltype(format)>(product);
     return use == ScaleUse::kNumbers ? body(Float32Weights{}, use) : body(format, use);
   };
 #if defined(__AVX512BF16__)
-  if (product.round_inputs) {
-    switch (product.kind) {
-      case WeightKind::kBFloat16:
-        return choose(BFloat16Pairs{});
-      case WeightKind::kFloat8:
-      case WeightKind::kMxfp8:
-        return choose(Float8Pairs{});
-      case WeightKind::kInt8:
-        return choose(Int8Pairs{});
-      case WeightKind::kNvfp4:
-        return choose(Nvfp4Pairs{});
-      default:
-        break;
-    }
-  }
+  if (product.round_inputs) return with_pairs(product, choose);
 #endif
   switch (product.kind) {
     case WeightKind::kBFloat16:
@@ -165,6 +168,14 @@ inline auto with_format(const Product& product, Body&& body) {
     default:
       return choose(Float32Weights{});
   }
+}
+
+/// 32-bit slots of one token.
+inline int64_t slots_of(const Product& product) {
+  return with_format(product, [&](auto format, ScaleUse) -> int64_t {
+    using Format = decltype(format);
+    return steps_of<Format>(product) * Format::kVectors * kLanes;
+  });
 }
 
 /// A product over rows that have become float32 numbers.
