@@ -12,7 +12,7 @@ namespace {
 constexpr int64_t kLongestGroup = 128;
 constexpr int64_t kFewTokens = 12;  // up to so many, spreading rows out costs more than it saves
 constexpr int64_t kGroupCodes = 8 * kGroupWords;
-constexpr int64_t kFewColumns = 32;  // of y, that a thread computes at a time
+constexpr int64_t kFewColumns = 64;  // of y, that a thread computes at a time
 constexpr int64_t kMostRows = 2 * kFewColumns;
 static_assert(kMostRows >= 2 * kMostVectorLanes);
 
@@ -176,7 +176,8 @@ class Int4Product {
   Row row_at(int64_t row) const {
     auto weight = call_.weights.begin();
     for (; row >= weight->rows; ++weight) row -= weight->rows;
-    const int64_t block = row / (weight->rows / weight->row_blocks);
+    const bool is_own = weight->row_blocks == weight->rows;  // divisions take as long as a third of a row
+    const int64_t block = is_own ? row : row / (weight->rows / weight->row_blocks);
     return {
         static_cast<const uint8_t*>(weight->codes) + row * row_bytes(WeightKind::kInt4, call_.columns),
         static_cast<const uint8_t*>(weight->scales) + block * weight->column_blocks * scale_bytes(weight->scale_type),
@@ -204,10 +205,10 @@ class Int4Product {
 
 }  // namespace
 
-int64_t few_scratch_floats(Int4Groups groups) { return 17 * groups.count; }
+int64_t few_scratch_floats(Int4Groups groups) { return 17 * groups.count + kMostVectorLanes; }
 
 int64_t many_scratch_floats(Int4Groups groups, const Int4Kernels& kernels) {
-  return groups.count * (2 * kernels.lanes * (2 * words_of(groups) + 1) + 1);
+  return groups.count * (2 * kernels.lanes * (2 * words_of(groups) + 1) + 1) + kMostVectorLanes;
 }
 
 Status int4_fast(const LinearCall& call, const cpu::ParallelFor& parallel, cpu::SimdLevel level) {

@@ -2,11 +2,7 @@
 
 #include "cpu/simd.h"
 #include "linear/int4_fast_words_simd.h"
-#include "linear/numbers.h"
-
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
+#include "linear/scales_simd.h"
 
 namespace sala::linear::SALA_SIMD_LEVEL {
 namespace {
@@ -18,7 +14,9 @@ constexpr int64_t kGroupNibbles = 2 * kGroupBytes;
 constexpr int kGroupVectors = kGroupBytes / kVectorBytes;
 constexpr int kPanelRows = 2 * kLanes;
 constexpr int kMicroTokens = kRegisters == 32 ? 12 : 4;  // times two vectors of sums
-constexpr int kFewRows = kRegisters == 32 ? 4 : 1;
+constexpr int kRowsOfOneToken = 4;
+constexpr int kRowsOfTokens = kRegisters == 32 ? 4 : 1;
+constexpr int64_t kAheadBytes = 1024;
 constexpr int32_t kNibbles = 0x0F0F0F0F;
 
 inline Vec to_floats(IntVec value) { return __builtin_convertvector(value, Vec); }
@@ -111,8 +109,13 @@ inline void store_codes(int8_t* to, IntVec codes) {
   using LongVec = int64_t __attribute__((vector_size(kVectorBytes)));
   using Bytes = int8_t __attribute__((vector_size(kLanes / 2)));
   const auto pairs = __builtin_bit_cast(LongVec, codes);
-  const Bytes even = __builtin_convertvector(pairs, Bytes), odd = __builtin_convertvector(pairs >> 32, Bytes);
-  __builtin_memcpy(to, &even, sizeof even);
+  const Bytes odd = __builtin_convertvector(pairs >> 32, Bytes);
+#if defined(__AVX512F__)
+  const __m128i even = _mm512_cvtepi64_epi8((__m512i)codes);  // GCC 12 converts this one number by number
+#else
+  const Bytes even = __builtin_convertvector(pairs, Bytes);
+#endif
+  __builtin_memcpy(to, &even, sizeof odd);
   __builtin_memcpy(to + kGroupBytes, &odd, sizeof odd);
 }
 
@@ -170,35 +173,27 @@ void place(TokenCodes token, Int4Groups groups, TileCodes tile, int64_t place) {
 // --- Few tokens: every row is read once, in order, and multiplied with all tokens ---
 
 /// The scales of all groups of a row.
-void read_scales(const Row& row, Int4Groups groups, float* scales) {
+inline void read_scales(const Row& row, Int4Groups groups, float* scales) {
+  if (row.scale_columns == groups.columns) return decode_scales(row, groups.count, scales);
   const int64_t together = row.scale_columns / groups.columns;
-  if (together == 1 && row.scale_type == ScaleType::kBFloat16) {
-    for (int64_t g = 0; g < groups.count; ++g) scales[g] = from_bfloat16(stored<uint16_t>(row.scales, g));
-  } else {
-    for (int64_t g = 0; g < groups.count; ++g) scales[g] = scale_at(row.scale_type, row.scales, g / together);
-  }
+  decode_scales(row, groups.count / together, scales);
+  for (int64_t g = groups.count - 1; g >= 0; --g) scales[g] = scales[g / together];
 }
 
-/// Rows that are multiplied together. They lie apart, since the hardware foresees one stream of reads in a page.
-template <int kRows>
-struct FewRows {
-  const uint8_t* codes[kRows];
-  const uint8_t* next[kRows];  // read after these
-};
-
-/// out[r * kTokens + t], sums over all groups of nibble * code, times scales [groups, row, scales_of(kTokens)].
+/// Adds to lanes of `sums` the products of nibbles and codes times scales [row, groups, scales_of(kTokens)].
 template <int kRows, int kTokens, bool kWhole>
-inline void few_products(const FewRows<kRows>& rows, Int4Groups groups, const int8_t* codes, const float* scales,
-                         float* out) {
-  Vec sums[kRows][kTokens] = {};
+inline void add_products(const uint8_t* const (&rows)[kRows], Int4Groups groups, const int8_t* codes,
+                         const float* scales, Vec (&all_sums)[kRows][kTokens]) {
+  Vec sums[kRows][kTokens];
+  __builtin_memcpy(&sums, &all_sums, sizeof sums);
   for (int64_t g = 0; g < groups.count; ++g) {
     const Place place(groups, g);
     const int64_t offset = kWhole ? g * kGroupBytes : place.offset;
     GroupBytes bytes[kRows];
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
-      __builtin_prefetch(rows.next[r] + offset, 0, 2);
-      bytes[r] = GroupBytes::read<kWhole>(rows.codes[r] + offset, place.bytes);
+      prefetch<3>(rows[r] + offset, kAheadBytes);
+      bytes[r] = GroupBytes::read<kWhole>(rows[r] + offset, place.bytes);
     }
 #pragma GCC unroll 4
     for (int v = 0; v < kGroupVectors; ++v) {
@@ -215,18 +210,13 @@ inline void few_products(const FewRows<kRows>& rows, Int4Groups groups, const in
 #pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) {
           const IntVec dots = dot4(dot4(IntVec{}, low[r], for_low), high[r], for_high);
-          sums[r][t] += to_floats(dots) * scales[r * scales_of(kTokens) + t];
+          sums[r][t] += to_floats(dots) * scales[(r * groups.count + g) * scales_of(kTokens) + t];
         }
       }
     }
     codes += kTokens * kGroupNibbles;
-    scales += kRows * scales_of(kTokens);
   }
-#pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-    for (int t = 0; t < kTokens; ++t) out[r * kTokens + t] = sum(sums[r][t]);
-  }
+  __builtin_memcpy(&all_sums, &sums, sizeof sums);
 }
 
 using Four = float __attribute__((vector_size(4 * kBlockTokens)));
@@ -237,12 +227,14 @@ inline Four load_four(const float* from) {
   return value;
 }
 
-/// products[g * stride] = scale of the row times those of the tokens. Returns what the tokens' bases add.
-inline Four multiply_scales(const float* row, TokenCodes tokens, int64_t groups, float* products, int64_t stride) {
+/// products[g] = scale of the row times those of the tokens. Sets the sums of each token to what its bases add.
+template <int kTokens>
+inline void multiply_scales(const float* row, TokenCodes tokens, int64_t groups, float* products,
+                            Vec (&sums)[kTokens]) {
   Four totals[4] = {};  // independent sums
   const auto multiply = [&](int64_t g, Four& total) {
     const Four product = load_four(tokens.scales + g * kBlockTokens) * row[g];
-    __builtin_memcpy(products + g * stride, &product, sizeof product);
+    __builtin_memcpy(products + g * kBlockTokens, &product, sizeof product);
     total += product * load_four(tokens.bases + g * kBlockTokens);
   };
   int64_t g = 0;
@@ -251,11 +243,13 @@ inline Four multiply_scales(const float* row, TokenCodes tokens, int64_t groups,
     for (int i = 0; i < 4; ++i) multiply(g + i, totals[i]);
   }
   for (; g < groups; ++g) multiply(g, totals[0]);
-  return (totals[0] + totals[1]) + (totals[2] + totals[3]);
+  const Four total = (totals[0] + totals[1]) + (totals[2] + totals[3]);
+#pragma GCC unroll 4
+  for (int t = 0; t < kTokens; ++t) sums[t] = Vec{total[t]};
 }
 
 /// The same for a single token, whose scales lie one after another.
-inline Four multiply_scales(const float* row, TokenCodes token, int64_t groups, float* products) {
+inline void multiply_scales(const float* row, TokenCodes token, int64_t groups, float* products, Vec (&sums)[1]) {
   Vec total{};
   int64_t g = 0;
   for (; g + kLanes <= groups; g += kLanes) {
@@ -268,35 +262,32 @@ inline Four multiply_scales(const float* row, TokenCodes token, int64_t groups, 
     products[g] = row[g] * token.scales[g];
     rest += products[g] * token.bases[g];
   }
-  return Four{sum(total) + rest};
+  sums[0] = total + Vec{rest};
 }
 
-/// Rows first, first + stride, first + 2 stride, ...
+/// Rows first, first + stride, first + 2 stride, ... They lie apart, since the hardware foresees one stream of reads in
+/// a page.
 template <int kRows, int kTokens>
 inline void few_tile(const Row* rows, int64_t first, int64_t stride, Int4Groups groups, TokenCodes tokens,
                      float* scratch, float* out, int64_t out_stride) {
-  FewRows<kRows> together;
-  float* products = scratch + groups.count;
-  Four added[kRows];
-  float sums[kRows * kTokens];
+  const uint8_t* codes[kRows];
+  float* products = scratch + groups.count + kLanes;
+  Vec sums[kRows][kTokens];
   for (int r = 0; r < kRows; ++r) {
     const Row& row = rows[first + r * stride];
-    together.codes[r] = row.codes;
-    together.next[r] = first + 1 < stride ? (&row + 1)->codes : row.codes;
+    codes[r] = row.codes;
     read_scales(row, groups, scratch);
-    if constexpr (kTokens == 1 && kRows == 1) {
-      added[r] = multiply_scales(scratch, tokens, groups.count, products);
-    } else {
-      added[r] = multiply_scales(scratch, tokens, groups.count, products + r * kBlockTokens, kRows * kBlockTokens);
-    }
+    multiply_scales(scratch, tokens, groups.count, products + r * groups.count * scales_of(kTokens), sums[r]);
   }
   if (groups.columns == kGroupNibbles) {
-    few_products<kRows, kTokens, true>(together, groups, tokens.codes, products, sums);
+    add_products<kRows, kTokens, true>(codes, groups, tokens.codes, products, sums);
   } else {
-    few_products<kRows, kTokens, false>(together, groups, tokens.codes, products, sums);
+    add_products<kRows, kTokens, false>(codes, groups, tokens.codes, products, sums);
   }
+#pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
-    for (int t = 0; t < kTokens; ++t) out[(first + r * stride) * out_stride + t] = sums[r * kTokens + t] + added[r][t];
+#pragma GCC unroll 4
+    for (int t = 0; t < kTokens; ++t) out[(first + r * stride) * out_stride + t] = sum(sums[r][t]);
   }
 }
 
@@ -316,13 +307,13 @@ void few(const Row* rows, int64_t num_rows, Int4Groups groups, TokenCodes first,
          float* out, int64_t out_stride) {
   switch (tokens) {
     case 1:
-      return few_tokens<1, 1>(rows, num_rows, groups, first, scratch, out, out_stride);
+      return few_tokens<kRowsOfOneToken, 1>(rows, num_rows, groups, first, scratch, out, out_stride);
     case 2:
-      return few_tokens<kFewRows, 2>(rows, num_rows, groups, first, scratch, out, out_stride);
+      return few_tokens<kRowsOfTokens, 2>(rows, num_rows, groups, first, scratch, out, out_stride);
     case 3:
-      return few_tokens<kFewRows, 3>(rows, num_rows, groups, first, scratch, out, out_stride);
+      return few_tokens<kRowsOfTokens, 3>(rows, num_rows, groups, first, scratch, out, out_stride);
     default:
-      return few_tokens<kFewRows, 4>(rows, num_rows, groups, first, scratch, out, out_stride);
+      return few_tokens<kRowsOfTokens, 4>(rows, num_rows, groups, first, scratch, out, out_stride);
   }
 }
 
