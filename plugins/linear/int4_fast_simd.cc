@@ -1,24 +1,17 @@
 #include "linear/int4_fast_simd.h"
 
-#include "cpu/simd.h"
+#include "linear/int4_fast_rows_simd.h"
 #include "linear/int4_fast_words_simd.h"
-#include "linear/numbers.h"
-
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
 
 namespace sala::linear::SALA_SIMD_LEVEL {
 namespace {
 
 using namespace cpu::SALA_SIMD_LEVEL;
 
-constexpr int kGroupBytes = 4 * kGroupWords;
-constexpr int64_t kGroupNibbles = 2 * kGroupBytes;
-constexpr int kGroupVectors = kGroupBytes / kVectorBytes;
 constexpr int kPanelRows = 2 * kLanes;
 constexpr int kMicroTokens = kRegisters == 32 ? 12 : 4;  // times two vectors of sums
-constexpr int kFewRows = kRegisters == 32 ? 4 : 1;
+constexpr int kRowsOfOneToken = 4;
+constexpr int kRowsOfTokens = kRegisters == 32 ? 4 : 1;
 constexpr int32_t kNibbles = 0x0F0F0F0F;
 
 inline Vec to_floats(IntVec value) { return __builtin_convertvector(value, Vec); }
@@ -43,45 +36,6 @@ inline IntVec dot4(IntVec sum, IntVec nibbles, IntVec codes) {
 #endif
 }
 
-/// Where a group of weights lies in a row.
-struct Place {
-  Place(Int4Groups groups, int64_t group)
-      : first_nibble(group * groups.columns % 2),
-        offset(group * groups.columns / 2),
-        bytes((first_nibble + groups.columns + 1) / 2) {}
-
-  int64_t first_nibble;
-  int64_t offset;
-  int64_t bytes;
-};
-
-/// The bytes of a group, as vectors; zeros take the place of what is beyond it.
-struct GroupBytes {
-  template <bool kWhole>
-  static inline GroupBytes read(const uint8_t* from, int64_t bytes) {
-    GroupBytes result;
-    if constexpr (kWhole) {
-      result.load_all(from);
-    } else {
-#if defined(__AVX512BW__)
-      result.vectors[0] = (IntVec)_mm512_maskz_loadu_epi8(~uint64_t{0} >> (kGroupBytes - bytes), from);
-#else
-      uint8_t padded[kGroupBytes] = {};
-      __builtin_memcpy(padded, from, static_cast<size_t>(bytes));
-      result.load_all(padded);
-#endif
-    }
-    return result;
-  }
-
-  inline void load_all(const uint8_t* from) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kGroupVectors; ++v) vectors[v] = load_int(from + v * kVectorBytes);
-  }
-
-  IntVec vectors[kGroupVectors];
-};
-
 // --- Inputs as codes ---
 
 /// Bits of the largest magnitude of a group: they compare like the numbers, and those of a NaN are larger than all.
@@ -100,27 +54,60 @@ inline int32_t largest_bits(const float* x) {
   return two[1] > two[0] ? two[1] : two[0];
 }
 
-inline IntVec codes_of(Vec x, float scale) {
+/// The nearest integers, up to 2^22.
+inline IntVec nearest(Vec x) {
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
-  const Vec code = max(min(x / scale, broadcast(127.0f)), broadcast(-127.0f));  // beyond if the scale is subnormal
-  return __builtin_bit_cast(IntVec, code + kRound) - __builtin_bit_cast(int32_t, kRound);
+  return __builtin_bit_cast(IntVec, x + kRound) - __builtin_bit_cast(int32_t, kRound);
 }
+
+/// Divisions, whatever the scale.
+struct AnyScale {
+  float scale;
+
+  IntVec codes(Vec x) const {
+    return nearest(max(min(x / scale, broadcast(127.0f)), broadcast(-127.0f)));  // beyond if the scale is subnormal
+  }
+};
+
+/// The same for scales that have an inverse, where a product is added without being rounded first: that corrects a
+/// quotient, in a fraction of the time of a division.
+struct UsualScale {
+  float scale;
+  float inverse;
+
+  IntVec codes(Vec x) const {
+    const Vec quotient = x * inverse;
+    return nearest(quotient + (x - quotient * scale) * inverse);
+  }
+};
+
+#if defined(__FMA__) || defined(__aarch64__)
+constexpr float kLeastUsualScale = 0x1p-100f;
+#else
+constexpr float kLeastUsualScale = __builtin_inff();
+#endif
 
 /// Writes the low bytes of the even lanes, and of the odd ones kGroupBytes behind them.
 inline void store_codes(int8_t* to, IntVec codes) {
   using LongVec = int64_t __attribute__((vector_size(kVectorBytes)));
   using Bytes = int8_t __attribute__((vector_size(kLanes / 2)));
   const auto pairs = __builtin_bit_cast(LongVec, codes);
-  const Bytes even = __builtin_convertvector(pairs, Bytes), odd = __builtin_convertvector(pairs >> 32, Bytes);
-  __builtin_memcpy(to, &even, sizeof even);
+  const Bytes odd = __builtin_convertvector(pairs >> 32, Bytes);
+#if defined(__AVX512F__)
+  const __m128i even = _mm512_cvtepi64_epi8((__m512i)codes);  // GCC 12 converts this one number by number
+#else
+  const Bytes even = __builtin_convertvector(pairs, Bytes);
+#endif
+  __builtin_memcpy(to, &even, sizeof odd);
   __builtin_memcpy(to + kGroupBytes, &odd, sizeof odd);
 }
 
 /// Writes the codes of a group and returns their sum.
-inline float encode_group(const float* x, float scale, int8_t* codes) {
+template <class Scale>
+inline float encode_group(const float* x, Scale scale, int8_t* codes) {
   IntVec total{};
   for (int64_t i = 0; i < kGroupNibbles; i += kLanes) {
-    const IntVec some = codes_of(load(x + i), scale);
+    const IntVec some = scale.codes(load(x + i));
     store_codes(codes + i / 2, some);
     total += some;
   }
@@ -143,8 +130,10 @@ void encode(const float* x, Int4Groups groups, TokenCodes token) {
     // A NaN times codes of zero is a NaN.
     const float scale = largest < kInfinity ? __builtin_bit_cast(float, largest) / 127.0f : __builtin_nanf("");
     float total = 0.0f;
-    if (scale > 0.0f) {
-      total = encode_group(from, scale, codes);
+    if (scale >= kLeastUsualScale) {
+      total = encode_group(from, UsualScale{scale, 1.0f / scale}, codes);
+    } else if (scale > 0.0f) {
+      total = encode_group(from, AnyScale{scale}, codes);
     } else {
       __builtin_memset(codes, 0, kGroupNibbles);
     }
@@ -153,52 +142,22 @@ void encode(const float* x, Int4Groups groups, TokenCodes token) {
   }
 }
 
-void place(TokenCodes token, Int4Groups groups, TileCodes tile, int64_t place) {
-  const int64_t words = words_of(groups);
-  int32_t* to = tile.codes + place;
-  for (int64_t g = 0; g < groups.count; ++g) {
-    const int8_t* from = token.codes + g * token.codes_stride;
-    for (int64_t w = 0; w < words; ++w, to += 2 * kTileTokens) {
-      __builtin_memcpy(to, from + 4 * w, 4);
-      __builtin_memcpy(to + kTileTokens, from + kGroupBytes + 4 * w, 4);
-    }
-    tile.scales[g * kTileTokens + place] = token.scales[g * token.scales_stride];
-    tile.bases[g * kTileTokens + place] = static_cast<int32_t>(token.bases[g * token.scales_stride]);
-  }
-}
-
 // --- Few tokens: every row is read once, in order, and multiplied with all tokens ---
 
-/// The scales of all groups of a row.
-void read_scales(const Row& row, Int4Groups groups, float* scales) {
-  const int64_t together = row.scale_columns / groups.columns;
-  if (together == 1 && row.scale_type == ScaleType::kBFloat16) {
-    for (int64_t g = 0; g < groups.count; ++g) scales[g] = from_bfloat16(stored<uint16_t>(row.scales, g));
-  } else {
-    for (int64_t g = 0; g < groups.count; ++g) scales[g] = scale_at(row.scale_type, row.scales, g / together);
-  }
-}
-
-/// Rows that are multiplied together. They lie apart, since the hardware foresees one stream of reads in a page.
-template <int kRows>
-struct FewRows {
-  const uint8_t* codes[kRows];
-  const uint8_t* next[kRows];  // read after these
-};
-
-/// out[r * kTokens + t], sums over all groups of nibble * code, times scales [groups, row, scales_of(kTokens)].
+/// Adds to lanes of `sums` the products of nibbles and codes times scales [row, groups, scales_of(kTokens)].
 template <int kRows, int kTokens, bool kWhole>
-inline void few_products(const FewRows<kRows>& rows, Int4Groups groups, const int8_t* codes, const float* scales,
-                         float* out) {
-  Vec sums[kRows][kTokens] = {};
+inline void add_products(const uint8_t* const (&rows)[kRows], Int4Groups groups, const int8_t* codes,
+                         const float* scales, Vec (&all_sums)[kRows][kTokens]) {
+  Vec sums[kRows][kTokens];
+  __builtin_memcpy(&sums, &all_sums, sizeof sums);
   for (int64_t g = 0; g < groups.count; ++g) {
     const Place place(groups, g);
     const int64_t offset = kWhole ? g * kGroupBytes : place.offset;
     GroupBytes bytes[kRows];
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
-      __builtin_prefetch(rows.next[r] + offset, 0, 2);
-      bytes[r] = GroupBytes::read<kWhole>(rows.codes[r] + offset, place.bytes);
+      prefetch<3>(rows[r] + offset, kAheadBytes);
+      bytes[r] = GroupBytes::read<kWhole>(rows[r] + offset, place.bytes);
     }
 #pragma GCC unroll 4
     for (int v = 0; v < kGroupVectors; ++v) {
@@ -215,18 +174,13 @@ inline void few_products(const FewRows<kRows>& rows, Int4Groups groups, const in
 #pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) {
           const IntVec dots = dot4(dot4(IntVec{}, low[r], for_low), high[r], for_high);
-          sums[r][t] += to_floats(dots) * scales[r * scales_of(kTokens) + t];
+          sums[r][t] += to_floats(dots) * scales[(r * groups.count + g) * scales_of(kTokens) + t];
         }
       }
     }
     codes += kTokens * kGroupNibbles;
-    scales += kRows * scales_of(kTokens);
   }
-#pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-    for (int t = 0; t < kTokens; ++t) out[r * kTokens + t] = sum(sums[r][t]);
-  }
+  __builtin_memcpy(&all_sums, &sums, sizeof sums);
 }
 
 using Four = float __attribute__((vector_size(4 * kBlockTokens)));
@@ -237,12 +191,14 @@ inline Four load_four(const float* from) {
   return value;
 }
 
-/// products[g * stride] = scale of the row times those of the tokens. Returns what the tokens' bases add.
-inline Four multiply_scales(const float* row, TokenCodes tokens, int64_t groups, float* products, int64_t stride) {
+/// products[g] = scale of the row times those of the tokens. Sets the sums of each token to what its bases add.
+template <int kTokens>
+inline void multiply_scales(const float* row, TokenCodes tokens, int64_t groups, float* products,
+                            Vec (&sums)[kTokens]) {
   Four totals[4] = {};  // independent sums
   const auto multiply = [&](int64_t g, Four& total) {
     const Four product = load_four(tokens.scales + g * kBlockTokens) * row[g];
-    __builtin_memcpy(products + g * stride, &product, sizeof product);
+    __builtin_memcpy(products + g * kBlockTokens, &product, sizeof product);
     total += product * load_four(tokens.bases + g * kBlockTokens);
   };
   int64_t g = 0;
@@ -251,11 +207,13 @@ inline Four multiply_scales(const float* row, TokenCodes tokens, int64_t groups,
     for (int i = 0; i < 4; ++i) multiply(g + i, totals[i]);
   }
   for (; g < groups; ++g) multiply(g, totals[0]);
-  return (totals[0] + totals[1]) + (totals[2] + totals[3]);
+  const Four total = (totals[0] + totals[1]) + (totals[2] + totals[3]);
+#pragma GCC unroll 4
+  for (int t = 0; t < kTokens; ++t) sums[t] = Vec{total[t]};
 }
 
 /// The same for a single token, whose scales lie one after another.
-inline Four multiply_scales(const float* row, TokenCodes token, int64_t groups, float* products) {
+inline void multiply_scales(const float* row, TokenCodes token, int64_t groups, float* products, Vec (&sums)[1]) {
   Vec total{};
   int64_t g = 0;
   for (; g + kLanes <= groups; g += kLanes) {
@@ -268,35 +226,32 @@ inline Four multiply_scales(const float* row, TokenCodes token, int64_t groups, 
     products[g] = row[g] * token.scales[g];
     rest += products[g] * token.bases[g];
   }
-  return Four{sum(total) + rest};
+  sums[0] = total + Vec{rest};
 }
 
-/// Rows first, first + stride, first + 2 stride, ...
+/// Rows first, first + stride, first + 2 stride, ... They lie apart, since the hardware foresees one stream of reads in
+/// a page.
 template <int kRows, int kTokens>
 inline void few_tile(const Row* rows, int64_t first, int64_t stride, Int4Groups groups, TokenCodes tokens,
                      float* scratch, float* out, int64_t out_stride) {
-  FewRows<kRows> together;
-  float* products = scratch + groups.count;
-  Four added[kRows];
-  float sums[kRows * kTokens];
+  const uint8_t* codes[kRows];
+  float* products = scratch + groups.count + kLanes;
+  Vec sums[kRows][kTokens];
   for (int r = 0; r < kRows; ++r) {
     const Row& row = rows[first + r * stride];
-    together.codes[r] = row.codes;
-    together.next[r] = first + 1 < stride ? (&row + 1)->codes : row.codes;
+    codes[r] = row.codes;
     read_scales(row, groups, scratch);
-    if constexpr (kTokens == 1 && kRows == 1) {
-      added[r] = multiply_scales(scratch, tokens, groups.count, products);
-    } else {
-      added[r] = multiply_scales(scratch, tokens, groups.count, products + r * kBlockTokens, kRows * kBlockTokens);
-    }
+    multiply_scales(scratch, tokens, groups.count, products + r * groups.count * scales_of(kTokens), sums[r]);
   }
   if (groups.columns == kGroupNibbles) {
-    few_products<kRows, kTokens, true>(together, groups, tokens.codes, products, sums);
+    add_products<kRows, kTokens, true>(codes, groups, tokens.codes, products, sums);
   } else {
-    few_products<kRows, kTokens, false>(together, groups, tokens.codes, products, sums);
+    add_products<kRows, kTokens, false>(codes, groups, tokens.codes, products, sums);
   }
+#pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
-    for (int t = 0; t < kTokens; ++t) out[(first + r * stride) * out_stride + t] = sums[r * kTokens + t] + added[r][t];
+#pragma GCC unroll 4
+    for (int t = 0; t < kTokens; ++t) out[(first + r * stride) * out_stride + t] = sum(sums[r][t]);
   }
 }
 
@@ -316,29 +271,40 @@ void few(const Row* rows, int64_t num_rows, Int4Groups groups, TokenCodes first,
          float* out, int64_t out_stride) {
   switch (tokens) {
     case 1:
-      return few_tokens<1, 1>(rows, num_rows, groups, first, scratch, out, out_stride);
+      return few_tokens<kRowsOfOneToken, 1>(rows, num_rows, groups, first, scratch, out, out_stride);
     case 2:
-      return few_tokens<kFewRows, 2>(rows, num_rows, groups, first, scratch, out, out_stride);
+      return few_tokens<kRowsOfTokens, 2>(rows, num_rows, groups, first, scratch, out, out_stride);
     case 3:
-      return few_tokens<kFewRows, 3>(rows, num_rows, groups, first, scratch, out, out_stride);
+      return few_tokens<kRowsOfTokens, 3>(rows, num_rows, groups, first, scratch, out, out_stride);
     default:
-      return few_tokens<kFewRows, 4>(rows, num_rows, groups, first, scratch, out, out_stride);
+      return few_tokens<kRowsOfTokens, 4>(rows, num_rows, groups, first, scratch, out, out_stride);
   }
 }
 
-// --- Many tokens: rows are spread out in a panel, lane by lane, and stay in the cache ---
+// --- Many tokens: rows are spread out in panels, lane by lane, and stay in the cache ---
 
-/// What `expand` writes: nibbles [groups, words, 2, kPanelRows] as bytes, then scales [groups, kPanelRows].
-struct Panel {
-  Panel(float* scratch, Int4Groups groups)
-      : words(2 * words_of(groups)),
-        nibbles(reinterpret_cast<int32_t*>(scratch)),
-        scales(scratch + groups.count * words * kPanelRows) {}
+constexpr int64_t kTileTokens = 12;
 
-  int64_t words;  // of a group in one row, low and high
-  int32_t* nibbles;
-  float* scales;
-};
+/// A group of a panel: nibbles [words, 2, kPanelRows] as bytes, low and high, then scales [kPanelRows].
+int64_t panel_floats(Int4Groups groups) { return kPanelRows * (2 * words_of(groups) + 1); }
+
+/// A group of a tile: codes [words, 2, kTileTokens], for low and for high nibbles, then scales and bases [kTileTokens].
+int64_t tile_floats(Int4Groups groups) { return kTileTokens * (2 * words_of(groups) + 2); }
+
+void place(TokenCodes token, Int4Groups groups, float* tile, int64_t place) {
+  const int64_t words = words_of(groups);
+  float* to = tile + place;
+  for (int64_t g = 0; g < groups.count; ++g, to += 2 * kTileTokens) {
+    const int8_t* from = token.codes + g * token.codes_stride;
+    for (int64_t w = 0; w < words; ++w, to += 2 * kTileTokens) {
+      __builtin_memcpy(to, from + 4 * w, 4);
+      __builtin_memcpy(to + kTileTokens, from + kGroupBytes + 4 * w, 4);
+    }
+    const auto base = static_cast<int32_t>(token.bases[g * token.scales_stride]);
+    to[0] = token.scales[g * token.scales_stride];
+    __builtin_memcpy(to + kTileTokens, &base, sizeof base);
+  }
+}
 
 #if defined(__AVX512F__)
 template <bool kWhole>
@@ -373,29 +339,28 @@ inline void expand_group(const Row* rows, Place place, int64_t words, int32_t* t
 }
 #endif
 
-void expand(const Row* rows, Int4Groups groups, float* scratch) {
-  const Panel panel(scratch, groups);
+void expand(const Row* rows, Int4Groups groups, int64_t first, int64_t count, float* panel, float* scratch) {
+  const int64_t words = words_of(groups), stride = panel_floats(groups);
   for (int block = 0; block < kPanelRows; block += kLanes) {
-    for (int64_t g = 0; g < groups.count; ++g) {
-      int32_t* to = panel.nibbles + g * panel.words * kPanelRows + block;
+    for (int64_t g = 0; g < count; ++g) {
+      auto* to = reinterpret_cast<int32_t*>(panel + g * stride) + block;
       if (groups.columns == kGroupNibbles) {
-        expand_group<true>(rows + block, Place(groups, g), kGroupWords, to);
+        expand_group<true>(rows + block, Place(groups, first + g), kGroupWords, to);
       } else {
-        expand_group<false>(rows + block, Place(groups, g), panel.words / 2, to);
+        expand_group<false>(rows + block, Place(groups, first + g), words, to);
       }
     }
   }
-  float* row_scales = panel.scales + groups.count * kPanelRows;
   for (int r = 0; r < kPanelRows; ++r) {
-    read_scales(rows[r], groups, row_scales);
-    for (int64_t g = 0; g < groups.count; ++g) panel.scales[g * kPanelRows + r] = row_scales[g];
+    read_scales(rows[r], groups, scratch);
+    for (int64_t g = 0; g < count; ++g) panel[(g + 1) * stride - kPanelRows + r] = scratch[first + g];
   }
 }
 
-/// Adds one group's products of kTokens tokens to out.
+/// Adds one group's products of kTokens tokens to sums.
 template <int kTokens>
 inline void group_products(const int32_t* nibbles, const float* row_scales, int64_t words, const int32_t* codes,
-                           const float* token_scales, const int32_t* bases, float* out) {
+                           const float* token_scales, const int32_t* bases, float* sums) {
   IntVec dots[kTokens][2];
 #pragma GCC unroll 12
   for (int t = 0; t < kTokens; ++t) dots[t][0] = dots[t][1] = broadcast_word(bases[t]);
@@ -413,35 +378,47 @@ inline void group_products(const int32_t* nibbles, const float* row_scales, int6
   for (int t = 0; t < kTokens; ++t) {
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
-      float* to = out + t * kPanelRows + half * kLanes;
+      float* to = sums + t * kPanelRows + half * kLanes;
       store(to, load(to) + to_floats(dots[t][half]) * (load(row_scales + half * kLanes) * token_scales[t]));
     }
   }
 }
 
 template <int kTokens>
-inline void micro_tile(const Panel& panel, Int4Groups groups, TileCodes tile, int64_t first, float* out) {
-  for (int64_t g = 0; g < groups.count; ++g) {
-    const int64_t place = g * kTileTokens + first;
-    group_products<kTokens>(panel.nibbles + g * panel.words * kPanelRows, panel.scales + g * kPanelRows, panel.words,
-                            tile.codes + g * panel.words * kTileTokens + first, tile.scales + place, tile.bases + place,
-                            out + first * kPanelRows);
+inline void micro_tile(const float* panel, Int4Groups groups, int64_t count, const float* tile, int64_t first,
+                       float* sums) {
+  const int64_t words = 2 * words_of(groups);
+  for (int64_t g = 0; g < count; ++g, panel += panel_floats(groups), tile += tile_floats(groups)) {
+    const auto* codes = reinterpret_cast<const int32_t*>(tile) + first;
+    group_products<kTokens>(reinterpret_cast<const int32_t*>(panel), panel + words * kPanelRows, words, codes,
+                            tile + words * kTileTokens + first, codes + (words + 1) * kTileTokens,
+                            sums + first * kPanelRows);
   }
 }
 
-void many(const float* scratch, Int4Groups groups, TileCodes tile, int64_t tokens, float* out) {
-  const Panel panel(const_cast<float*>(scratch), groups);
-  __builtin_memset(out, 0, sizeof(float) * kTileTokens * kPanelRows);
+void add_many(const float* panel, Int4Groups groups, int64_t count, const float* tile, int64_t tokens, float* sums) {
   if constexpr (kMicroTokens == kTileTokens) {
-    if (tokens > 8) return micro_tile<12>(panel, groups, tile, 0, out);
-    if (tokens > 4) return micro_tile<8>(panel, groups, tile, 0, out);
+    if (tokens > 8) return micro_tile<12>(panel, groups, count, tile, 0, sums);
+    if (tokens > 4) return micro_tile<8>(panel, groups, count, tile, 0, sums);
   }
-  for (int64_t t = 0; t < tokens; t += 4) micro_tile<4>(panel, groups, tile, t, out);
+  for (int64_t t = 0; t < tokens; t += 4) micro_tile<4>(panel, groups, count, tile, t, sums);
 }
 
 }  // namespace
 
 extern const Int4Kernels kInt4Kernels;
-const Int4Kernels kInt4Kernels{kLanes, encode, place, few, expand, many};
+const Int4Kernels kInt4Kernels{encode, few};
+
+extern const Int4Panels kInt4Panels;
+const Int4Panels kInt4Panels{.rows = kPanelRows,
+                             .tokens = kTileTokens,
+                             .least_tokens = 1,
+                             .least_columns = 1,
+                             .panel_floats = panel_floats,
+                             .tile_floats = tile_floats,
+                             .place = place,
+                             .expand = expand,
+                             .add = add_many,
+                             .transpose = nullptr};
 
 }  // namespace sala::linear::SALA_SIMD_LEVEL

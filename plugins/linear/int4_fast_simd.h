@@ -16,7 +16,6 @@ namespace sala::linear {
 
 constexpr int64_t kGroupWords = 16;       // 32-bit words of a group of weights
 constexpr int64_t kBlockTokens = 4;       // tokens that one reading of a row serves
-constexpr int64_t kTileTokens = 12;       // tokens of a tile of inputs
 constexpr int64_t kMostVectorLanes = 16;  // floats of the widest vector
 
 /// How rows are cut into groups.
@@ -34,26 +33,31 @@ struct TokenCodes {
   int64_t scales_stride;
 };
 
-/// Inputs of kTileTokens tokens as codes, side by side.
-struct TileCodes {
-  int32_t* codes;  // [groups, words, 2, kTileTokens]: for every word of weights those for low and for high nibbles
-  float* scales;   // [groups, kTileTokens]
-  int32_t* bases;  // [groups, kTileTokens]: as those of TokenCodes
-};
-
 struct Int4Kernels {
-  int64_t lanes;  // floats of a vector
   void (*encode)(const float* x, Int4Groups groups, TokenCodes token);
-  /// Copies one token to its place in a tile.
-  void (*place)(TokenCodes token, Int4Groups groups, TileCodes tile, int64_t place);
   /// out[row * out_stride + token] for 1 to kBlockTokens tokens. Those lie side by side: codes in [groups, tokens,
   /// 128], scales and bases in [groups, scales_of(tokens)]. `scratch` has few_scratch_floats().
   void (*few)(const Row* rows, int64_t num_rows, Int4Groups groups, TokenCodes first, int64_t tokens, float* scratch,
               float* out, int64_t out_stride);
-  /// Reads 2 * lanes rows into `scratch`, which has many_scratch_floats(), for calls of `many`.
-  void (*expand)(const Row* rows, Int4Groups groups, float* scratch);
-  /// out[token, row] of the rows in `scratch` and a whole tile, of which only the first `tokens` are defined.
-  void (*many)(const float* scratch, Int4Groups groups, TileCodes tile, int64_t tokens, float* out);
+};
+
+/// Products of many tokens: panels of rows and tiles of tokens, both in an order of the kernels' own, group after
+/// group.
+struct Int4Panels {
+  int64_t rows;                                // of a panel
+  int64_t tokens;                              // of a tile
+  int64_t least_tokens;                        // of a call that gains by these panels
+  int64_t least_columns;                       // and of its groups
+  int64_t (*panel_floats)(Int4Groups groups);  // of one group
+  int64_t (*tile_floats)(Int4Groups groups);   // of one group
+  /// Copies one token to its place in a tile.
+  void (*place)(TokenCodes token, Int4Groups groups, float* tile, int64_t place);
+  /// Makes a panel of groups [first, first + count). `scratch` has scales_floats().
+  void (*expand)(const Row* rows, Int4Groups groups, int64_t first, int64_t count, float* panel, float* scratch);
+  /// Adds the products of `count` groups to sums [tokens, rows], of which only those of the first `tokens` are defined.
+  void (*add)(const float* panel, Int4Groups groups, int64_t count, const float* tile, int64_t tokens, float* sums);
+  /// Transposes sums, where `add` has [rows, tokens] instead; else null.
+  void (*transpose)(float* sums);
 };
 
 /// Numbers of a group of scales of so many tokens: they are read four at a time, but for a single token.
@@ -63,7 +67,7 @@ static constexpr int64_t scales_of(int64_t tokens) { return tokens == 1 ? 1 : kB
 static constexpr int64_t words_of(Int4Groups groups) { return (groups.columns + groups.columns % 2 + 7) / 8; }
 
 int64_t few_scratch_floats(Int4Groups groups);
-int64_t many_scratch_floats(Int4Groups groups, const Int4Kernels& kernels);
+int64_t scales_floats(Int4Groups groups);  // for the scales of a row
 
 // Levels whose instructions these kernels gain by.
 #if defined(__x86_64__)
@@ -80,8 +84,19 @@ int64_t many_scratch_floats(Int4Groups groups, const Int4Kernels& kernels);
 #define SALA_DECLARE(level, name)        \
   namespace name {                       \
   extern const Int4Kernels kInt4Kernels; \
+  extern const Int4Panels kInt4Panels;   \
   }
 SALA_FOR_EACH_INT4_LEVEL(SALA_DECLARE)
 #undef SALA_DECLARE
+
+// And the level that has faster panels for some calls.
+#if defined(__x86_64__)
+namespace amx {
+extern const Int4Panels kInt4Panels;
+}
+#define SALA_FOR_INT4_TILES(M) M(kAmx, amx)
+#else
+#define SALA_FOR_INT4_TILES(M)
+#endif
 
 }  // namespace sala::linear

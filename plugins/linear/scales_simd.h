@@ -70,6 +70,16 @@ inline void decode_scales(const Row& row, int64_t count, float* out) {
       __builtin_memcpy(&bits, static_cast<const uint8_t*>(row.scales) + 2 * i, sizeof bits);
       store(out + i, as_float(__builtin_convertvector(bits, IntVec) << 16));
     }
+  } else if (row.scale_type == ScaleType::kFloat16) {
+    for (; i + kLanes <= count; i += kLanes) {
+      Halves bits;
+      __builtin_memcpy(&bits, static_cast<const uint8_t*>(row.scales) + 2 * i, sizeof bits);
+#if defined(__AVX512F__)
+      store(out + i, _mm512_cvtph_ps(__builtin_bit_cast(__m256i, bits)));
+#else
+      store(out + i, Float16Weights::get<1>(__builtin_convertvector(bits, IntVec) << 16));
+#endif
+    }
   }
   for (; i < count; ++i) out[i] = scale_at(row.scale_type, row.scales, i);
 }

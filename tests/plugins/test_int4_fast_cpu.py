@@ -64,7 +64,7 @@ def assert_follows_rule(run: Linear, x: Array, weights: Sequence[Weight], column
 
 @pytest.mark.parametrize(
     ("columns", "columns_of_scale"),
-    [(8, 8), (40, 1), (104, 13), (96, 32), (128, 128), (640, 128), (768, 256), (1024, 1024), (1208, 1208)],
+    [(8, 8), (40, 1), (104, 13), (96, 32), (150, 75), (128, 128), (4224, 128), (768, 256), (1208, 1208)],
 )
 def test_products_follow_the_rule(columns: int, columns_of_scale: int) -> None:
     for rows in (1, 35, 131):
@@ -130,6 +130,13 @@ def test_inputs_at_the_ends_of_their_range(tokens: int) -> None:
     x[:, 256] = 3e34
     x[:, 257:384] = -3e34
     assert_follows_rule(run, x, [weight], 128)
+
+
+def test_tokens_of_a_long_prompt_are_those_of_short_ones() -> None:
+    weight = int4_weight(35, 256, (35, 2))
+    run = product([weight])
+    x = inputs(1000, 256)
+    assert np.array_equal(run(x), np.concatenate([run(x[:500]), run(x[500:])]))
 
 
 @pytest.mark.parametrize("tokens", [5, 100])

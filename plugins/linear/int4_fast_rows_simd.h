@@ -1,0 +1,67 @@
+// Rows of int4 weights: the bytes of their groups, and their scales. Included by sources that are compiled once per
+// SIMD level.
+
+#pragma once
+
+#include "linear/int4_fast_simd.h"
+#include "linear/scales_simd.h"
+
+namespace sala::linear::SALA_SIMD_LEVEL {
+namespace {
+
+using namespace cpu::SALA_SIMD_LEVEL;
+
+constexpr int kGroupBytes = 4 * kGroupWords;
+constexpr int64_t kGroupNibbles = 2 * kGroupBytes;
+constexpr int64_t kAheadBytes = 1024;  // that rows are fetched ahead of their use
+constexpr int kGroupVectors = kGroupBytes / kVectorBytes;
+
+/// Where a group of weights lies in a row.
+struct Place {
+  Place(Int4Groups groups, int64_t group)
+      : first_nibble(group * groups.columns % 2),
+        offset(group * groups.columns / 2),
+        bytes((first_nibble + groups.columns + 1) / 2) {}
+
+  int64_t first_nibble;
+  int64_t offset;
+  int64_t bytes;
+};
+
+/// The bytes of a group, as vectors; zeros take the place of what is beyond it.
+struct GroupBytes {
+  template <bool kWhole>
+  static inline GroupBytes read(const uint8_t* from, int64_t bytes) {
+    GroupBytes result;
+    if constexpr (kWhole) {
+      result.load_all(from);
+    } else {
+#if defined(__AVX512BW__)
+      result.vectors[0] = (IntVec)_mm512_maskz_loadu_epi8(~uint64_t{0} >> (kGroupBytes - bytes), from);
+#else
+      uint8_t padded[kGroupBytes] = {};
+      __builtin_memcpy(padded, from, static_cast<size_t>(bytes));
+      result.load_all(padded);
+#endif
+    }
+    return result;
+  }
+
+  inline void load_all(const uint8_t* from) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kGroupVectors; ++v) vectors[v] = load_int(from + v * kVectorBytes);
+  }
+
+  IntVec vectors[kGroupVectors];
+};
+
+/// The scales of all groups of a row.
+inline void read_scales(const Row& row, Int4Groups groups, float* scales) {
+  if (row.scale_columns == groups.columns) return decode_scales(row, groups.count, scales);
+  const int64_t together = row.scale_columns / groups.columns;
+  decode_scales(row, groups.count / together, scales);
+  for (int64_t g = groups.count - 1; g >= 0; --g) scales[g] = scales[g / together];
+}
+
+}  // namespace
+}  // namespace sala::linear::SALA_SIMD_LEVEL
