@@ -16,6 +16,8 @@ from support.checkpoints import tiny_checkpoint
 from support.imports import REPOSITORY, run_without
 from support.text_bundles import tiny_text_bundle
 
+from sala_export.cli.cmd_build import build_request
+from sala_export.errors import UnsupportedError
 from sala_export.extras import PACKAGE_EXTRAS
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -29,12 +31,13 @@ NAMES: dict[str, Callable[[], Path]] = {
 """What stands for a path in the commands below."""
 
 
-def light(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run `sala-export` without the packages of the extras."""
+def light(command: list[str], folder: Path, *, extra: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `sala-export` without the packages of the extras, but for those of `extra`."""
     program = ["-c", "from sala_export.cli.start import main; main()"]
     places = NAMES | {"OUT": lambda: folder / "out"}
     arguments = [str(places[part]()) if part in places else part for part in command]
-    return run_without([*PACKAGE_EXTRAS, "matplotlib", "safetensors"], [*program, *arguments], folder / "missing")
+    missing = [package for package, brought_by in PACKAGE_EXTRAS.items() if brought_by != extra]
+    return run_without([*missing, "matplotlib", "safetensors"], [*program, *arguments], folder / "missing")
 
 
 @pytest.mark.parametrize(
@@ -55,7 +58,8 @@ def test_commands_that_a_light_installation_has(command: list[str], tmp_path: Pa
     ("command", "extra"),
     [
         (["build", "--gpu", "rtx", "--model", "CHECKPOINT"], "build"),
-        (["export", "--model", "CHECKPOINT", "-o", "OUT"], "build"),
+        (["build", "--gpu", "cpu", "--model", "CHECKPOINT"], "onnx"),
+        (["export", "--model", "CHECKPOINT", "-o", "OUT"], "onnx"),
         (["plan", "--gpu", "rtx5090"], "build"),
         (["polygraphy-script", "BUNDLE", "-o", "step.py"], "polygraphy"),
         (["serve", "BUNDLE"], "serve"),
@@ -68,6 +72,23 @@ def test_command_names_the_extra_that_it_needs(command: list[str], extra: str, t
     pattern = rf"error: this needs the package \w+, which is not installed: pip install 'sala-export\[{extra}\]'\n"
     assert re.fullmatch(pattern, done.stderr)
     assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_a_bundle_for_cpus_takes_one_extra_and_runs_without_it(tmp_path: Path) -> None:
+    built = light(["build", "--gpu", "cpu", "--model", "CHECKPOINT", "-o", "OUT"], tmp_path, extra="onnx")
+    assert built.returncode == 0, built.stderr
+    (tmp_path / "again").mkdir()
+    answer = [*ANSWER, "--cpu-math", "fast"]
+    answer[1] = str(tmp_path / "out")
+    answered = light(answer, tmp_path / "again")
+    assert answered.returncode == 0, answered.stderr
+    assert answered.stdout.strip()
+
+
+def test_an_engine_asks_for_its_extra_before_it_asks_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(UnsupportedError, match=r"the package triton, .* pip install 'sala-export\[build\]'"):
+        build_request("rtx", "nobody/no-such-model", max_batch=1, max_context=None)
 
 
 @pytest.mark.parametrize("code", ["sala_export.load('out', runtime='torch')", "sala_export.SalaForCausalLM"])

@@ -101,9 +101,10 @@ def run_benchmark(
 
 def _beyond_the_engine(model: Model, source: ModelSource, request: BenchmarkRequest) -> str | None:
     """A warning of a context that this runtime takes and the bundle's engine does not. TensorRT itself refuses it."""
-    if source.bundle is None or model.runtime == "tensorrt":
+    engine = source.bundle.manifest.engine if source.bundle else None
+    if engine is None or model.runtime == "tensorrt":
         return None
-    served = source.bundle.manifest.engine.profiles["prefill"]["capacity"].max
+    served = engine.profiles["prefill"]["capacity"].max
     largest = request.contexts_on(model)[-1]
     if largest + request.new_tokens <= served:
         return None

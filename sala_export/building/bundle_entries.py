@@ -47,7 +47,8 @@ class BuiltGraphs:
     step: Signature
     """Interface of `model.onnx`."""
     cpu: CpuGraph
-    engine: WrittenEngineGraph
+    engine: WrittenEngineGraph | None
+    """None in a bundle for CPUs alone."""
 
 
 def describe_model(source: str, config: SalaConfig, digests: Mapping[str, str]) -> ModelEntry:
@@ -107,7 +108,7 @@ def describe_graph(config: SalaConfig, step: Signature, cpu: CpuGraph) -> GraphE
 
 
 def describe_engine(
-    graph: EngineGraph, request: EngineRequest, graphs: BuiltGraphs, report: EngineReport, library_sha256: str
+    graph: EngineGraph, request: EngineRequest, written: WrittenEngineGraph, report: EngineReport, library_sha256: str
 ) -> EngineEntry:
     """Describe the engine of a report, built from `graph` with the plugin library of this hash inside."""
     from ..onnx.engine_form import ENGINE_GRAPH_FILE
@@ -118,7 +119,7 @@ def describe_engine(
         report=f"{ENGINE_FOLDER}/{REPORT_FILE}",
         log=f"{ENGINE_FOLDER}/{LOG_FILE}",
         graph=f"{ENGINE_FOLDER}/{ENGINE_GRAPH_FILE}",
-        weights=graphs.engine.weights,
+        weights=written.weights,
         target=request.target.name,
         gpus=tuple(
             GpuEntry(

@@ -31,7 +31,6 @@ from ..engine.flavour import select_flavour
 from ..engine.graph import EngineGraph
 from ..engine.host import check_disk, check_memory, plan_bytes
 from ..engine.memory import check_fits
-from ..engine.report import EngineReport
 from ..engine.request import EngineRequest
 from ..errors import BuildError, CheckpointError, RequestError
 from ..files import OpenedFile
@@ -43,7 +42,7 @@ from ..staging import MARKER, require_free_path, staged_directory
 from .bundle_entries import BuiltGraphs, describe_engine, describe_graph, describe_model, describe_weights
 from .kernel_support import require_kernels
 from .planned_graph import planned_graph, planned_memory
-from .requests import BuildRequest, ModelRequest, OpenedCheckpoint
+from .requests import BuildRequest, CpuRequest, ModelRequest, OpenedCheckpoint
 
 if TYPE_CHECKING:
     from ..calibration.layer import QuantizationRecipe
@@ -123,7 +122,7 @@ def quantize_for_build(
     precision = request.engine.precision
     if not precision.is_quantized:
         choices = one_of(QUANTIZED_PRECISIONS)
-        raise RequestError(f"--calibration: an engine in {precision} needs none; choose --precision {choices}")
+        raise RequestError(f"--calibration: a bundle in {precision} needs none; choose --precision {choices}")
     require_free_path(request.output, marker=MANIFEST_FILE, force=request.force)
     quantised = request.output.parent / f"{request.model.name}-{precision}"
     if quantised.exists():
@@ -144,13 +143,12 @@ def _require_use(recipe: QuantizationRecipe, samples: SampleRequest) -> None:
 
 
 def build_bundle(request: BuildRequest, on_progress: ProgressCallback = silent) -> Bundle:
-    """Build an engine and everything around it as the directory `request.output`, whole or not at all.
+    """Build a bundle, with an engine if one is asked for, as the directory `request.output`, whole or not at all.
 
     Raises: InputError for bad input, before the long work where possible. ExportError or BuildError if a stage
     fails.
     """
     require_free_path(request.output, marker=MANIFEST_FILE, force=request.force)
-    library = plugin_library()
     # Before gigabytes are fetched.
     request.model.require_precision(request.engine.precision)
     _planned(request.engine, request.model.config(), request.model.stored_quantization())
@@ -163,13 +161,13 @@ def build_bundle(request: BuildRequest, on_progress: ProgressCallback = silent) 
     for fault in chat_faults(texts):
         logger.warning("%s", fault)
     with staged_directory(request.output, marker=MANIFEST_FILE, force=request.force) as staging:
-        for folder in (GRAPH_FOLDER, ENGINE_FOLDER, TEXT_FOLDER):
+        for folder in (GRAPH_FOLDER, TEXT_FOLDER):
             (staging / folder).mkdir()
         placed = _place_weights(request, source.checkpoint, plan, staging, on_progress)
         # The hashes take as long as the engine, on other processors than TensorRT's.
         with Hashing(_spans(source.checkpoint, placed, staging)) as hashing:
             graphs = _export(request, source.checkpoint, staging, placed, on_progress)
-            report = _build(request, staging, graphs, library, hashing.watched(on_progress))
+            engine = _build(request, plan, staging, graphs, hashing.watched(on_progress))
             digests = hashing.result(on_progress)
         source.checkpoint.require_hashes(digests)
         source.checkpoint.require_unchanged()
@@ -177,15 +175,13 @@ def build_bundle(request: BuildRequest, on_progress: ProgressCallback = silent) 
             path = staging / TEXT_FOLDER / name
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(file.content)
-        (entry,) = hash_files(library.parent, [library], silent)
-        engine = describe_engine(plan, request.engine, graphs, report, entry.sha256)
         manifest = _manifest(request, source, graphs, engine, digests, staging)
         (staging / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     return Bundle.open(request.output)
 
 
-def _check(request: BuildRequest, checkpoint: Checkpoint) -> EngineGraph:
-    """Refuse what cannot be built of the checkpoint or would not fit its GPU. Returns: the engine's graph to be."""
+def _check(request: BuildRequest, checkpoint: Checkpoint) -> EngineGraph | None:
+    """Refuse what cannot be built of the checkpoint or would not fit its GPU. Returns: as `_planned`."""
     checkpoint.require_precision(request.engine.precision)
     converted = [file for file in checkpoint.shard_files().values() if not isinstance(file, OpenedFile)]
     if converted and not request.include_weights:
@@ -196,8 +192,13 @@ def _check(request: BuildRequest, checkpoint: Checkpoint) -> EngineGraph:
     return _planned(request.engine, checkpoint.config, checkpoint.quantization)
 
 
-def _planned(engine: EngineRequest, config: SalaConfig, quantization: Quantization | None) -> EngineGraph:
+def _planned(
+    engine: EngineRequest | CpuRequest, config: SalaConfig, quantization: Quantization | None
+) -> EngineGraph | None:
     """The engine's graph as it will be, from config.json alone. Refuses what cannot be built or would not fit."""
+    if isinstance(engine, CpuRequest):
+        planned_graph(config, engine.precision, quantization)  # refuses sizes that cannot be quantised
+        return None
     select_flavour(engine.flavour).check(engine.target)
     for capability in engine.target.compute_capabilities:
         require_kernels(config, engine.precision, capability, plugin_library())
@@ -208,7 +209,11 @@ def _planned(engine: EngineRequest, config: SalaConfig, quantization: Quantizati
 
 
 def _place_weights(
-    request: BuildRequest, checkpoint: Checkpoint, graph: EngineGraph, staging: Path, on_progress: ProgressCallback
+    request: BuildRequest,
+    checkpoint: Checkpoint,
+    graph: EngineGraph | None,
+    staging: Path,
+    on_progress: ProgressCallback,
 ) -> dict[TensorFile, str]:
     """Put the weight files beside the graph, if the bundle is to have them; returns their names there."""
     from ..onnx.weights import copy_weights, share_weights
@@ -216,7 +221,8 @@ def _place_weights(
     folder, files = staging / GRAPH_FOLDER, {where.file for where in checkpoint.tensors().values()}
     copies = share_weights(files, folder, link=request.link_weights) if request.include_weights else []
     # Constants lie beside the graph while TensorRT reads them into the plan.
-    check_disk(plan_bytes(graph) + graph.constant_bytes + sum(file.size for file in copies), staging)
+    engine_bytes = plan_bytes(graph) + graph.constant_bytes if graph else 0
+    check_disk(engine_bytes + sum(file.size for file in copies), staging)
     copy_weights(copies, folder, link=request.link_weights, on_progress=on_progress)
     return {file: file.path.name for file in files}
 
@@ -241,32 +247,44 @@ def _export(
     placed: dict[TensorFile, str],
     on_progress: ProgressCallback,
 ) -> BuiltGraphs:
-    """Write the three forms of the step's graph."""
+    """Write the forms of the step's graph, that of the engine only if there will be one."""
     from ..onnx.cpu_form import export_cpu_graph
     from ..onnx.engine_form import export_engine_graph
     from ..onnx.export import write_graph
 
     graph, precision = staging / GRAPH_FOLDER, request.engine.precision
-    on_progress("graph", 0, 3)
+    has_engine = isinstance(request.engine, EngineRequest)
+    forms = 3 if has_engine else 2
+    on_progress("graph", 0, forms)
     step = write_graph(checkpoint, graph, precision, placed)
-    on_progress("graph", 1, 3)
+    on_progress("graph", 1, forms)
     cpu = export_cpu_graph(checkpoint, graph, precision)
-    on_progress("graph", 2, 3)
-    engine = export_engine_graph(checkpoint, staging / ENGINE_FOLDER, precision)
-    on_progress("graph", 3, 3)
+    on_progress("graph", 2, forms)
+    engine = None
+    if has_engine:
+        (staging / ENGINE_FOLDER).mkdir()
+        engine = export_engine_graph(checkpoint, staging / ENGINE_FOLDER, precision)
+        on_progress("graph", 3, forms)
     return BuiltGraphs(step=step, cpu=cpu, engine=engine)
 
 
 def _build(
-    request: BuildRequest, staging: Path, graphs: BuiltGraphs, library: Path, on_progress: ProgressCallback
-) -> EngineReport:
-    """Build the engine. If TensorRT fails, its log outlives the staging directory."""
+    request: BuildRequest,
+    plan: EngineGraph | None,
+    staging: Path,
+    graphs: BuiltGraphs,
+    on_progress: ProgressCallback,
+) -> EngineEntry | None:
+    """Build the engine, if one is asked for. If TensorRT fails, its log outlives the staging directory."""
+    engine, written = request.engine, graphs.engine
+    if isinstance(engine, CpuRequest) or plan is None or written is None:
+        return None
     from ..onnx.engine_form import ENGINE_GRAPH_FILE
 
-    folder = staging / ENGINE_FOLDER
+    folder, library = staging / ENGINE_FOLDER, plugin_library()
     graph = folder / ENGINE_GRAPH_FILE
     try:
-        return build_engine(request.engine, graph, library, folder, on_progress=on_progress)
+        report = build_engine(engine, graph, library, folder, on_progress=on_progress)
     except BuildError as error:
         log = folder / LOG_FILE
         if not log.is_file():
@@ -275,7 +293,9 @@ def _build(
         shutil.move(log, kept)
         raise BuildError(str(error).replace(str(log), str(kept))) from error
     finally:
-        graphs.engine.remove_constants(graph)
+        written.remove_constants(graph)
+    (entry,) = hash_files(library.parent, [library], silent)
+    return describe_engine(plan, engine, written, report, entry.sha256)
 
 
 def _free_name(path: Path) -> Path:
@@ -288,11 +308,11 @@ def _manifest(
     request: BuildRequest,
     source: OpenedCheckpoint,
     graphs: BuiltGraphs,
-    engine: EngineEntry,
+    engine: EngineEntry | None,
     digests: dict[str, str],
     staging: Path,
 ) -> Manifest:
-    checkpoint = source.checkpoint
+    checkpoint, constants = source.checkpoint, graphs.engine.constants if graphs.engine else ()
     weight_files = {staging / GRAPH_FOLDER / name for name in checkpoint.shard_files()}
     others = [path for path in staging.rglob("*") if path.is_file() and path not in weight_files]
     files = hash_files(staging, others, silent)
@@ -301,7 +321,7 @@ def _manifest(
         created_by=f"sala-export {VERSION}",
         model=describe_model(source.origin, checkpoint.config, digests),
         precision=request.engine.precision,
-        weights=describe_weights(checkpoint, digests, graphs.engine.constants, included=request.include_weights),
+        weights=describe_weights(checkpoint, digests, constants, included=request.include_weights),
         graph=describe_graph(checkpoint.config, graphs.step, graphs.cpu),
         engine=engine,
         text=tuple(entry.path for entry in files if entry.path.startswith(f"{TEXT_FOLDER}/")),

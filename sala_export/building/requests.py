@@ -13,7 +13,7 @@ from ..checkpoint.reader import Checkpoint
 from ..engine.request import EngineRequest
 from ..errors import RequestError
 from ..files import absolute, is_directory
-from ..specs import Precision
+from ..specs import BUILT_PRECISIONS, Precision, one_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,14 +95,36 @@ class OpenedCheckpoint:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CpuRequest:
+    """What takes the place of an engine in a bundle for machines without a GPU: the graphs for a CPU alone."""
+
+    precision: Precision = Precision.BF16
+    """That of the weights. Caches of the fast form have its 16-bit type."""
+
+    @classmethod
+    def from_options(cls, precision: str | None, stored: Precision | None) -> CpuRequest:
+        """Make a request from command-line options.
+
+        Args: `stored` is the precision of a quantised model, which is built unless `precision` says otherwise.
+        Raises: RequestError for an unknown precision.
+        """
+        if precision is None:
+            return cls(precision=stored or Precision.BF16)
+        found = next((each for each in BUILT_PRECISIONS if each == precision.lower()), None)
+        if found is None:
+            raise RequestError(f"--precision {precision}: unknown, use one of {one_of(BUILT_PRECISIONS)}")
+        return cls(precision=found)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class BuildRequest:
     """One bundle to build."""
 
     model: ModelRequest
-    engine: EngineRequest
+    engine: EngineRequest | CpuRequest
     output: Path
     may_round: bool = False
-    """Round weights that the engine's precision does not hold. If False, they are refused."""
+    """Round weights that the precision does not hold. If False, they are refused."""
     link_weights: bool = False
     """Put the weight files into the bundle as hard links, which take no room. Tools of ONNX refuse such files."""
     include_weights: bool = True

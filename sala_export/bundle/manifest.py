@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ConfigDict, SerializerFunctionWrapHandler, TypeAdapter, ValidationError, model_serializer
 
 from ..checkpoint.config import SalaConfig, SparseConfig
-from ..errors import BundleError, ConfigError
+from ..errors import BundleError, ConfigError, RequestError
 from ..specs import BUILT_PRECISIONS, CpuMath, DType, FlavourName, Precision, TensorSpec
 from .step_rules import config_problems, spec_problems, step_problems
 from .values import Extent, Fp32, Natural, PathInside, Positive, Sha256, Shape, parse
@@ -216,7 +216,7 @@ class CpuGraphEntry(_Entry):
     exact: CpuStepEntry
     """All in fp32, whatever the precision of the engine."""
     fast: CpuStepEntry
-    """Products of rounded inputs. Its caches are those of the engine, so that states move between the two."""
+    """Products of rounded inputs. Its caches are those of an engine, so that states move between the two."""
 
     def steps(self) -> dict[CpuMath, CpuStepEntry]:
         """The graphs by their arithmetic."""
@@ -306,7 +306,8 @@ class Manifest(_Entry):
     precision: Precision
     weights: WeightsEntry
     graph: GraphEntry
-    engine: EngineEntry
+    engine: EngineEntry | None
+    """None in a bundle for CPUs alone."""
     text: tuple[PathInside, ...]
     """Files of tokenizer, chat template and generation config. Empty if the bundle takes token ids only."""
     files: tuple[FileEntry, ...]
@@ -323,7 +324,7 @@ class Manifest(_Entry):
         if 2 * len(self.model.inv_freq) != self.model.config.head_dim:
             yield f"model.inv_freq has {len(self.model.inv_freq)} numbers, expected head_dim / 2"
         if self.precision not in BUILT_PRECISIONS:
-            yield f"precision is {self.precision}, which no engine has"
+            yield f"precision is {self.precision}, which no bundle has"
         yield from self._file_problems()
         yield from self._tensor_problems()
         yield from self._step_problems()
@@ -342,7 +343,7 @@ class Manifest(_Entry):
                 yield f"{name}: {problem}"
         for part in graph.cpu.steps().values():
             yield from self._weight_problems(part.inputs, graph.cpu.weights)
-        yield from self._weight_problems(graph.inputs, self.engine.weights)
+        yield from self._weight_problems(graph.inputs, self.engine.weights if self.engine else ())
 
     def _file_problems(self) -> Iterator[str]:
         """Every file is listed once, and those that other fields name are listed."""
@@ -379,16 +380,28 @@ class Manifest(_Entry):
 
     def _profile_problems(self) -> Iterator[str]:
         """Both profiles give each symbolic dimension of the step its range."""
+        if self.engine is None:
+            return
         symbols = {size for spec in self.graph.inputs for size in spec.shape if isinstance(size, str)} - {"batch"}
         for name in ("prefill", "decode"):
             if missing := symbols - self.engine.profiles.get(name, {}).keys():
                 yield f"engine.profiles.{name} has no {min(missing)}"
 
+    def require_engine(self) -> EngineEntry:
+        """The engine, for what needs one. Raises: RequestError if the bundle is for CPUs alone."""
+        if self.engine is None:
+            raise RequestError(
+                "the bundle was built for CPUs and has no TensorRT engine: build a bundle with an engine, for example "
+                "with sala-export build --gpu rtx"
+            )
+        return self.engine
+
     def needed_files(self) -> list[str]:
         """Every file that another field of the manifest names, those of the weights apart."""
         engine, graph = self.engine, self.graph
         cpu = [step.file for step in graph.cpu.steps().values()]
-        return [engine.plan, engine.report, engine.log, engine.graph, graph.file, *cpu, *self.text]
+        built = [engine.plan, engine.report, engine.log, engine.graph] if engine else []
+        return [*built, graph.file, *cpu, *self.text]
 
     def to_json(self) -> str:
         """Write the manifest as the text of bundle.json."""

@@ -161,36 +161,39 @@ class _CalibratedRun(_Run):
 
     def layers(self, on_progress: ProgressCallback) -> None:
         """Write every shard that is not there yet."""
-        count, per_layer = self._config.num_hidden_layers, len(self._tokens) + 1
         first, hidden = self._start()
-        on_progress(_PHASE, first * per_layer, count * per_layer)
         run = LayerRun(self._config)
-        for layer in range(first, count):
-            begun = time.monotonic()
-            prefix = layer_prefix(layer)
-            wanted = [weight.name for weight in layer_weights(self._config, layer)]
-            loaded = {name.removeprefix(prefix): self._load(name) for name in wanted}
-            module = make_layer(self._config, layer, loaded)
-            sites = layer_sites(self._config, layer, include_gates=self._recipe.include_gates)
-            inputs = SiteInputs(sites, sum(len(rows) for rows in hidden))
-            with inputs.record(module):
-                for index, rows in enumerate(hidden):
-                    hidden[index] = run.run(layer, module, rows)
-                    on_progress(_PHASE, layer * per_layer + index + 1, count * per_layer)
-            by_module = {name.removesuffix(".weight"): tensor for name, tensor in loaded.items()}
-            quantized, exponents = quantize_layer(self._config, layer, by_module, inputs, self._recipe)
-            self._write_rows(layer + 1, hidden)
-            _write_whole(self._shard(layer + 1), self._layer_tensors(layer, by_module, quantized))
-            self._rows_file(layer).unlink()
-            on_progress(_PHASE, (layer + 1) * per_layer, count * per_layer)
-            logger.info(
-                "layer %d of %d: %.1f s, exponents %s, peak memory %s",
-                layer + 1,
-                count,
-                time.monotonic() - begun,
-                exponents or "none",
-                format_bytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024),
-            )
+        for layer in range(first, self._config.num_hidden_layers):
+            self._layer(layer, run, hidden, on_progress)
+
+    def _layer(self, layer: int, run: LayerRun, hidden: list[Tensor], on_progress: ProgressCallback) -> None:
+        """Write the shard of a layer and replace the rows that enter it by those that leave. Nothing of it stays."""
+        begun, prefix = time.monotonic(), layer_prefix(layer)
+        count, per_layer = self._config.num_hidden_layers, len(hidden) + 1
+        on_progress(_PHASE, layer * per_layer, count * per_layer)
+        wanted = [weight.name for weight in layer_weights(self._config, layer)]
+        loaded = {name.removeprefix(prefix): self._load(name) for name in wanted}
+        module = make_layer(self._config, layer, loaded)
+        sites = layer_sites(self._config, layer, include_gates=self._recipe.include_gates)
+        inputs = SiteInputs(sites, sum(len(rows) for rows in hidden))
+        with inputs.record(module):
+            for index, rows in enumerate(hidden):
+                hidden[index] = run.run(layer, module, rows)
+                on_progress(_PHASE, layer * per_layer + index + 1, count * per_layer)
+        by_module = {name.removesuffix(".weight"): tensor for name, tensor in loaded.items()}
+        quantized, exponents = quantize_layer(self._config, layer, by_module, inputs, self._recipe)
+        self._write_rows(layer + 1, hidden)
+        _write_whole(self._shard(layer + 1), self._layer_tensors(layer, by_module, quantized))
+        self._rows_file(layer).unlink()
+        on_progress(_PHASE, (layer + 1) * per_layer, count * per_layer)
+        logger.info(
+            "layer %d of %d: %.1f s, exponents %s, peak memory %s",
+            layer + 1,
+            count,
+            time.monotonic() - begun,
+            exponents or "none",
+            format_bytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024),
+        )
 
     def finish(self, texts: Mapping[str, TextFile]) -> None:
         super().finish(texts)
@@ -214,7 +217,7 @@ class _CalibratedRun(_Run):
     def _load(self, name: str) -> Tensor:
         """A weight in fp32, as memory of this process. Raises: CheckpointError if it holds infinities or NaN."""
         tensor = self._checkpoint.tensor(name).to(torch.float32, copy=True)
-        self._require_finite(name, finite=bool(torch.isfinite(tensor).all()))
+        self._require_finite(name, finite=_is_finite(tensor))
         return tensor
 
     def _layer_tensors(
@@ -236,7 +239,7 @@ class _CalibratedRun(_Run):
 
     def _write_rows(self, layer: int, hidden: list[Tensor]) -> None:
         rows = torch.cat(hidden)
-        if not bool(torch.isfinite(rows).all()):
+        if not _is_finite(rows):
             raise CheckpointError(
                 f"{self._checkpoint.directory}: activations of layer {layer - 1} are not finite in fp32: the weights "
                 "are damaged, or of another model"
@@ -287,7 +290,7 @@ class _RoundingRun(_Run):
 
     def _kept(self, weight: Weight) -> dict[str, Tensor]:
         stored = self._checkpoint.tensor(weight.name)
-        self._require_finite(weight.name, finite=bool(torch.isfinite(stored).all()))
+        self._require_finite(weight.name, finite=_is_finite(stored))
         return {weight.name: stored}
 
 
@@ -319,6 +322,12 @@ def _resume_key(
         "tokens": [ids.tolist() for ids in tokens],
     }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are finite, in one pass: a NaN is its own extreme."""
+    least, largest = torch.aminmax(tensor)
+    return bool(torch.isfinite(least) & torch.isfinite(largest))
 
 
 def _header(path: Path) -> dict[str, StoredTensor]:

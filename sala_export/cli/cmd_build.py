@@ -8,8 +8,18 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Console
 
+from ..extras import require_package
 from ..specs import FlavourName
-from .options import engine_options, gpu_option, model_options, output_option, write_options
+from .options import (
+    CPU,
+    engine_options,
+    gpu_option,
+    is_cpu,
+    model_options,
+    output_option,
+    require_no_options,
+    write_options,
+)
 from .output import progress_display
 
 if TYPE_CHECKING:
@@ -17,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@gpu_option("build")
+@gpu_option("build", takes_cpu=True)
 @model_options
 @engine_options
 @click.option(
@@ -61,13 +71,17 @@ def build(
     """Build a bundle: a TensorRT engine and everything that a runtime needs.
 
     You can build on any machine, with or without a GPU. One bundle can serve several GPUs, for example --gpu rtx.
+    Every bundle runs on a CPU, too. With --gpu cpu it has no engine, and you need no TensorRT to build it.
 
     For example:
 
     \b
       sala-export build --gpu rtx -o sala.sala
       sala-export build --gpu rtx5090 --model my-checkpoint --precision fp8 --max-context 256K
+      sala-export build --gpu cpu --precision int4
     """
+    if is_cpu(gpu):
+        require_no_options(("max_context", "prefill_chunk", "max_batch", "flavour"))
     from ..building.pipeline import build_bundle, quantize_for_build
 
     def say(line: str) -> None:
@@ -112,26 +126,34 @@ def build_request(
     link: bool = False,
     force: bool = False,
 ) -> BuildRequest:
-    """What the options of `build` ask for. Raises: what is wrong with them."""
-    from ..building.requests import BuildRequest, ModelRequest
+    """What the options of `build` ask for. On a CPU the sizes of an engine mean nothing. Raises: what is wrong."""
+    from ..building.requests import BuildRequest, CpuRequest, ModelRequest
     from ..engine.recipe import load_target
     from ..engine.request import EngineRequest
 
     source = ModelRequest(model=model, revision=revision, layers=layers)
-    engine = EngineRequest.from_options(
-        load_target(gpu),
-        precision=precision,
-        # Asks the hub, so a precision that no GPU of the target has is refused before.
-        stored=source.stored_precision() if precision is None else None,
-        max_context=max_context,
-        prefill_chunk=prefill_chunk,
-        max_batch=max_batch,
-        flavour=FlavourName(flavour),
-    )
+    target = None if is_cpu(gpu) else load_target(gpu)
+    if target:
+        require_package("triton")  # before the hub is asked
+    # Asks the hub, so a precision that no GPU of the target has is refused before.
+    stored = source.stored_precision() if precision is None else None
+    engine: EngineRequest | CpuRequest
+    if target is None:
+        engine = CpuRequest.from_options(precision, stored)
+    else:
+        engine = EngineRequest.from_options(
+            target,
+            precision=precision,
+            stored=stored,
+            max_context=max_context,
+            prefill_chunk=prefill_chunk,
+            max_batch=max_batch,
+            flavour=FlavourName(flavour),
+        )
     return BuildRequest(
         model=source,
         engine=engine,
-        output=output or Path(f"{source.name}-{engine.target.name}-{engine.precision}.sala"),
+        output=output or Path(f"{source.name}-{target.name if target else CPU}-{engine.precision}.sala"),
         may_round=precision is not None,
         link_weights=link,
         include_weights=not no_weights,

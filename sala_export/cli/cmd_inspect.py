@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ..specs import format_bytes, format_tokens
-from .options import BundlePath, json_option
+from .options import CPU, BundlePath, json_option
 from .output import print_json, progress_display, table_console
 
 if TYPE_CHECKING:
+    from ..bundle.manifest import EngineEntry
     from ..bundle.reader import Bundle
     from ..engine.report import EngineReport
 
@@ -41,18 +42,23 @@ def inspect(console: Console, bundle: Path, as_json: bool, verify: bool) -> None
     if verify:
         with progress_display(console) as on_progress:
             opened.verify_hashes(on_progress)
-    description = describe(opened, EngineReport.read(opened.read(opened.manifest.engine.report)))
+    engine = opened.manifest.engine
+    description = describe(opened, EngineReport.read(opened.read(engine.report)) if engine else None)
     if as_json:
         print_json(description)
     else:
         _print_tables(description)
 
 
-def describe(bundle: Bundle, report: EngineReport) -> dict[str, Any]:
-    """Everything that `inspect` shows, as plain JSON values. `report` is what TensorRT reported during the build."""
+def describe(bundle: Bundle, report: EngineReport | None) -> dict[str, Any]:
+    """Everything that `inspect` shows, as plain JSON values.
+
+    Args: `report` is what TensorRT reported during the build. None if the bundle has no engine.
+    """
+    from ..checkpoint.keymap import weights
+
     manifest, engine = bundle.manifest, bundle.manifest.engine
-    names = [profile.name.value for profile in report.profiles]
-    tensors = manifest.weights.tensors.values()
+    tensors, numbers = manifest.weights.tensors, weights(manifest.model.config)
     return {
         "bundle": str(bundle.directory),
         "created_by": manifest.created_by,
@@ -60,10 +66,43 @@ def describe(bundle: Bundle, report: EngineReport) -> dict[str, Any]:
             "source": manifest.model.source,
             "fingerprint": manifest.model.fingerprint,
             "layers": manifest.model.config.num_hidden_layers,
-            "parameters": report.parameters,
-            "quantized_parameters": report.quantized_parameters,
+            "parameters": sum(weight.elements for weight in numbers),
+            "quantized_parameters": sum(each.elements for each in numbers if f"{each.name}_scale" in tensors),
         },
         "precision": manifest.precision.value,
+        "operators": [{"layer": o.layer, "type": o.type, "node": o.node} for o in manifest.graph.operators],
+        **(_engine_fields(engine, report) if engine and report else _NO_ENGINE),
+        "weights": {
+            "included": manifest.weights.included,
+            "tensors": len(tensors),
+            "bytes": sum(tensor.bytes for tensor in tensors.values()),
+            "fixed_tensors": sum(tensor.fixed for tensor in tensors.values()),
+            "files": [{"path": file.path, "bytes": file.bytes} for file in manifest.weights.files],
+        },
+        "text": list(manifest.text),
+        "files": [{"path": f.path, "bytes": f.bytes, "sha256": f.sha256} for f in manifest.files],
+    }
+
+
+_NO_ENGINE: dict[str, Any] = {
+    "target": CPU,
+    "gpus": [],
+    "compute_capabilities": [],
+    "tensorrt": None,
+    "profiles": {},
+    "plugin_layers": {},
+    "plugin_library": None,
+    "gemms": [],
+    "device_memory_bytes": {},
+    "activation_bytes": {},
+    "plan": None,
+}
+"""What stands in the place of `_engine_fields` in a bundle for CPUs."""
+
+
+def _engine_fields(engine: EngineEntry, report: EngineReport) -> dict[str, Any]:
+    names = [profile.name.value for profile in report.profiles]
+    return {
         "target": engine.target,
         "gpus": [asdict(gpu) for gpu in engine.gpus],
         "compute_capabilities": list(engine.compute_capabilities),
@@ -72,7 +111,6 @@ def describe(bundle: Bundle, report: EngineReport) -> dict[str, Any]:
             name: {dim: {"min": r.min, "opt": r.opt, "max": r.max} for dim, r in ranges.items()}
             for name, ranges in engine.profiles.items()
         },
-        "operators": [{"layer": o.layer, "type": o.type, "node": o.node} for o in manifest.graph.operators],
         "plugin_layers": {
             name: {operator: list(nodes) for operator, nodes in report.operator_layers(index).items()}
             for index, name in enumerate(names)
@@ -88,15 +126,6 @@ def describe(bundle: Bundle, report: EngineReport) -> dict[str, Any]:
             "build_seconds": report.build_seconds,
             "peak_host_bytes": report.peak_host_bytes,
         },
-        "weights": {
-            "included": manifest.weights.included,
-            "tensors": len(tensors),
-            "bytes": sum(tensor.bytes for tensor in tensors),
-            "fixed_tensors": sum(tensor.fixed for tensor in tensors),
-            "files": [{"path": file.path, "bytes": file.bytes} for file in manifest.weights.files],
-        },
-        "text": list(manifest.text),
-        "files": [{"path": f.path, "bytes": f.bytes, "sha256": f.sha256} for f in manifest.files],
     }
 
 
@@ -130,7 +159,11 @@ def _print_tables(d: dict[str, Any]) -> None:
     for name, text in _facts(d).items():
         facts.add_row(name, text)
     console.print(facts)
+    if d["plan"] is not None:
+        _print_engine(console, d)
 
+
+def _print_engine(console: Console, d: dict[str, Any]) -> None:
     gpus = Table("GPU", "compute capability", "memory", "longest context", box=None)
     for gpu in d["gpus"]:
         size, context = format_bytes(gpu["memory_bytes"]), format_tokens(gpu["max_context"])
@@ -157,9 +190,12 @@ def _facts(d: dict[str, Any]) -> dict[str, str]:
         "bundle": d["bundle"],
         "model": f"{model['source']}, {model['layers']} layers, {model['parameters']:,} weights",
         "precision": d["precision"],
-        "TensorRT": f"{d['tensorrt']['flavour']} {d['tensorrt']['version']}",
-        "runs on": f"every GPU of compute capability {', '.join(d['compute_capabilities'])}",
+        "TensorRT": f"{d['tensorrt']['flavour']} {d['tensorrt']['version']}"
+        if plan
+        else "none, the bundle is for CPUs",
     }
+    if plan:
+        facts["runs on"] = f"every GPU of compute capability {', '.join(d['compute_capabilities'])}"
     if model["quantized_parameters"]:
         facts["precision"] += f", {model['quantized_parameters']:,} weights quantised"
     for name, ranges in d["profiles"].items():
@@ -169,8 +205,9 @@ def _facts(d: dict[str, Any]) -> dict[str, str]:
     for operator in d["operators"]:
         kinds.setdefault(operator["type"], []).append(operator["layer"])
     facts |= {kind: f"layers {_runs(layers)}" for kind, layers in kinds.items()}
-    facts["plan"] = f"{format_bytes(plan['bytes'])}, built in {plan['build_seconds']:.0f} s"
-    if plan["constant_bytes"] >= 1 << 20:
+    if plan:
+        facts["plan"] = f"{format_bytes(plan['bytes'])}, built in {plan['build_seconds']:.0f} s"
+    if plan and plan["constant_bytes"] >= 1 << 20:
         facts["plan"] += f", {format_bytes(plan['constant_bytes'])} of it weights or scales"
     facts["weights"] = f"{format_bytes(weights['bytes'])} in {len(weights['files'])} files, " + (
         "included" if weights["included"] else "not included: give them with --weights DIR when you run"

@@ -8,21 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 from rich.table import Table
 
-from ..errors import RequestError
 from ..plotting import plot_file
 from ..specs import format_bytes, format_tokens
 from .options import (
-    CPU,
     Bytes,
     FiniteRange,
     complete_folder,
     engine_options,
     gpu_option,
+    is_cpu,
     json_option,
     layers_option,
+    require_no_options,
     revision_option,
 )
 from .output import print_json, table_console
@@ -93,8 +92,8 @@ def plan(
     from ..planner.plan import make_plan
     from ..planner.published import PUBLISHED_CONFIG, is_published_model
 
-    is_cpu = _is_cpu(gpu)
-    _require_matching_options(gpu, is_cpu)
+    for_cpu = is_cpu(gpu)
+    require_no_options(("prefill_chunk", "max_batch", "compare", "plot") if for_cpu else ("memory", "bandwidth"))
     source = None if model is None else ModelRequest(model=model, revision=revision, layers=layers)
     quantization = source.stored_quantization() if source else None
     if precision is None and quantization is not None:
@@ -102,7 +101,7 @@ def plan(
     config = source.config() if source else PUBLISHED_CONFIG
     if source is None and layers is not None:
         config = config.truncated(layers)
-    if is_cpu:
+    if for_cpu:
         _show_cpu(config, model, precision, quantization, max_context, memory, bandwidth, as_json)
         return
     request = EngineRequest.from_options(
@@ -124,24 +123,6 @@ def plan(
         print_json(describe(found, model))
     else:
         _print_tables(found, model)
-
-
-def _is_cpu(gpu: str) -> bool:
-    """Raises: RequestError if a CPU is one of several names."""
-    names = [name.strip().lower() for name in gpu.split(",")]
-    if CPU in names and len(names) > 1:
-        raise RequestError(f"--gpu {gpu}: {CPU} has a plan of its own, ask for it alone")
-    return names == [CPU]
-
-
-def _require_matching_options(gpu: str, is_cpu: bool) -> None:
-    """Raises: RequestError naming the options that were given and do not apply to what is planned."""
-    others = ("prefill_chunk", "max_batch", "compare", "plot") if is_cpu else ("memory", "bandwidth")
-    context = click.get_current_context()
-    given = [name for name in others if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-    if given:
-        options = " and no ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise RequestError(f"plan --gpu {gpu} takes no {options}: leave {'it' if len(given) == 1 else 'them'} out")
 
 
 def _show_cpu(

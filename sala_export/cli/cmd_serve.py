@@ -12,7 +12,7 @@ from rich.console import Console
 from ..errors import RequestError
 from .cmd_build import build_request
 from .generate_store import open_store
-from .options import BundlePath, Bytes, GpuNames, weights_option
+from .options import CPU, BundlePath, Bytes, GpuNames, weights_option
 from .output import progress_display
 from .sampling_options import speculation_option
 from .serving_options import answer_limits
@@ -83,9 +83,9 @@ def _access(command: Any) -> Any:
 @click.argument("bundle", type=BundlePath())
 @click.option(
     "--gpu",
-    type=GpuNames(),
-    help="Build a bundle for these cards first, e.g. rtx. BUNDLE is then a checkpoint directory or a hub id. If its "
-    "bundle is in this folder already, that one is served.",
+    type=GpuNames((CPU,)),
+    help="Build a bundle for these cards first, e.g. rtx, or cpu. BUNDLE is then a checkpoint directory or a hub id. "
+    "If its bundle is in this folder already, that one is served.",
 )
 @weights_option
 @_access
@@ -181,7 +181,7 @@ def _built(console: Console, model: Path, gpu: str, options: dict[str, Any]) -> 
 
     # A step of the new engine serves as many sessions as the server answers at once.
     most = options["max_sessions"] or MAX_SESSIONS
-    request = build_request(gpu, str(model), max_batch=most, max_context=options["max_context"])
+    request = build_request(gpu, str(model), max_batch=most, max_context=options["max_context"])  # a CPU takes any
     if request.output.exists():
         console.print(f"{request.output} is there already, so nothing is built", soft_wrap=True)
         return request.output

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from ..checkpoint.config import DEFAULT_MODEL
@@ -134,7 +135,30 @@ class BundlePath(click.Path):
 
 
 CPU = "cpu"
-"""Name of this machine without a GPU, for commands that take it."""
+"""What `--gpu` takes for a machine without a GPU."""
+
+
+def is_cpu(gpu: str) -> bool:
+    """Whether the text of `--gpu` asks for a CPU. Raises: RequestError if that is one of several names."""
+    names = [name.strip().lower() for name in gpu.split(",")]
+    if CPU in names and len(names) > 1:
+        raise RequestError(f"--gpu {gpu}: {CPU} stands alone, give it without other names")
+    return names == [CPU]
+
+
+def require_no_options(names: Iterable[str]) -> None:
+    """Refuse parameters of this command, by their Python names, that mean nothing for its `--gpu`.
+
+    Raises: RequestError naming those that were given.
+    """
+    context = click.get_current_context()
+    given = [name for name in names if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if given:
+        options = " and no ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise RequestError(
+            f"{context.info_name} --gpu {context.params['gpu']} takes no {options}: "
+            f"leave {'it' if len(given) == 1 else 'them'} out"
+        )
 
 
 def gpu_option(purpose: str, *, takes_cpu: bool = False) -> Callable[[Command], Command]:
@@ -147,7 +171,7 @@ def gpu_option(purpose: str, *, takes_cpu: bool = False) -> Callable[[Command], 
         type=GpuNames((CPU,) if takes_cpu else ()),
         required=True,
         help=f"GPU to {purpose} for: a name such as rtx5090, several such as a6000,rtx5090, rtx for every RTX card "
-        f"from Ampere on, {CPU + ' for this machine without a GPU, ' if takes_cpu else ''}or the path of your own "
+        f"from Ampere on, {CPU + ' for a machine without a GPU, ' if takes_cpu else ''}or the path of your own "
         "recipe (.toml).",
     )
 

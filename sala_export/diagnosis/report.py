@@ -104,24 +104,26 @@ def _needs(needs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _of_bundle(bundle: Bundle) -> dict[str, Any]:
-    manifest = bundle.manifest
+    manifest, engine = bundle.manifest, bundle.manifest.engine
     return {
         "path": str(bundle.directory),
         "model": manifest.model.source,
         "created_by": manifest.created_by,
         "precision": manifest.precision.value,
-        "compute_capabilities": list(manifest.engine.compute_capabilities),
-        "tensorrt": {"flavour": manifest.engine.tensorrt_flavour, "version": manifest.engine.tensorrt_version},
+        "compute_capabilities": list(engine.compute_capabilities) if engine else [],
+        "tensorrt": {"flavour": engine.tensorrt_flavour, "version": engine.tensorrt_version} if engine else None,
         "weights_included": manifest.weights.included,
     }
 
 
 def _bundle(bundle: dict[str, Any]) -> str:
     capabilities, tensorrt = ", ".join(bundle["compute_capabilities"]), bundle["tensorrt"]
-    return (
-        f"{bundle['path']}: {bundle['model']}, {bundle['precision']}, for compute capability {capabilities}, "
-        f"TensorRT {tensorrt['version']} ({tensorrt['flavour']}), by {bundle['created_by']}"
+    engine = (
+        f"compute capability {capabilities}, TensorRT {tensorrt['version']} ({tensorrt['flavour']})"
+        if tensorrt
+        else "CPUs, without an engine"
     )
+    return f"{bundle['path']}: {bundle['model']}, {bundle['precision']}, for {engine}, by {bundle['created_by']}"
 
 
 def _gpu(gpu: dict[str, Any]) -> str:

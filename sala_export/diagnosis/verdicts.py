@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from ..bundle.manifest import Manifest
+from ..bundle.manifest import EngineEntry, Manifest
 from ..engine.tensorrt_rtx import SERVED
 from ..ops.common.targets import AOT_ARCHITECTURES, ARCHITECTURES, installation_advice, serving_architecture
 from ..specs import ComputeCapability
@@ -46,29 +46,31 @@ def chosen(verdicts: tuple[Verdict, ...]) -> str | None:
 
 
 def _tensorrt(libraries: Libraries, manifest: Manifest | None, architectures: Collection[int]) -> tuple[bool, str]:
-    driver = libraries.driver
+    driver, engine = libraries.driver, manifest.engine if manifest else None
+    if manifest is not None and engine is None:
+        return False, "the bundle was built for CPUs and has no engine: build one with --gpu"
     if not libraries.native.works:
         return _broken(libraries.native, "install sala-export again")
     if not driver.works:
         return _broken(driver, "install driver 580 or later if this machine has an NVIDIA GPU")
     if not driver.gpus:
         return False, "the NVIDIA driver finds no GPU: check nvidia-smi"
-    gpu = next((gpu for gpu in driver.gpus if _serves(gpu, manifest, architectures)), None)
+    gpu = next((gpu for gpu in driver.gpus if _serves(gpu, engine, architectures)), None)
     if gpu is None:
         there = ", ".join(f"{gpu.name} ({gpu.compute_capability})" for gpu in driver.gpus)
-        wanted = manifest.engine.compute_capabilities if manifest else [f"SM{sm}" for sm in sorted(architectures)]
-        who = "the bundle's engine is" if manifest else "the kernels are"
-        advice = "build for it with --gpu" if manifest else _kernel_advice(driver.gpus, architectures)
+        wanted = engine.compute_capabilities if engine else [f"SM{sm}" for sm in sorted(architectures)]
+        who = "the bundle's engine is" if engine else "the kernels are"
+        advice = "build for it with --gpu" if engine else _kernel_advice(driver.gpus, architectures)
         return False, f"{who} for {', '.join(wanted)}, this machine has {there}: {advice}"
-    is_rtx = manifest.engine.tensorrt_flavour == "rtx" if manifest else _capability(gpu).sm in SERVED
+    is_rtx = engine.tensorrt_flavour == "rtx" if engine else _capability(gpu).sm in SERVED
     if is_rtx and _numbers(driver.version) < _LEAST_CUDA:
         return False, f"the NVIDIA driver supports CUDA {driver.version}: install driver 580 or later"
     library = libraries.tensorrt_rtx if is_rtx else libraries.tensorrt
     package = "tensorrt-rtx-cu13" if is_rtx else "tensorrt"
     if not library.works:
         return _broken(library, f"pip install {package}")
-    if manifest is not None and library.version != manifest.engine.tensorrt_version:
-        needed = manifest.engine.tensorrt_version
+    if engine is not None and library.version != engine.tensorrt_version:
+        needed = engine.tensorrt_version
         return (
             False,
             f"{library.title} is {library.version}, the bundle needs {needed}: pip install {package}=={needed}",
@@ -105,9 +107,9 @@ def _with_weights(manifest: Manifest | None, where: str) -> tuple[bool, str]:
     return True, where
 
 
-def _serves(gpu: Gpu, manifest: Manifest | None, architectures: Collection[int]) -> bool:
-    if manifest is not None:
-        return gpu.compute_capability in manifest.engine.compute_capabilities
+def _serves(gpu: Gpu, engine: EngineEntry | None, architectures: Collection[int]) -> bool:
+    if engine is not None:
+        return gpu.compute_capability in engine.compute_capabilities
     return serving_architecture(_capability(gpu), architectures) is not None
 
 

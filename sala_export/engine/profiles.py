@@ -81,7 +81,7 @@ def make_profiles(graph: EngineGraph, request: EngineRequest) -> tuple[Profile, 
 def stated_profiles(manifest: Manifest) -> tuple[Profile, ...]:
     """The profiles that a bundle's engine was built with."""
     profiles = []
-    for name, ranges in manifest.engine.profiles.items():
+    for name, ranges in manifest.require_engine().profiles.items():
         least, usual, most = (
             {BATCH: 1, **{symbol: getattr(sizes, bound) for symbol, sizes in ranges.items()}}
             for bound in ("min", "opt", "max")

@@ -25,10 +25,12 @@ _CONTEXT = 64 << 10
 
 
 def require_whole_graph(manifest: Manifest, directory: Path) -> None:
-    """Raises: UnsupportedError if constants of the engine are in its plan alone, not in `engine.onnx`."""
+    """Raises: UnsupportedError if constants of the engine are in its plan alone, not in `engine.onnx`. RequestError if
+    the bundle has no engine."""
+    graph = manifest.require_engine().graph
     if any(tensor.fixed for tensor in manifest.weights.tensors.values()):
         raise UnsupportedError(
-            f"{directory} is {manifest.precision}, whose engine has constants that {manifest.engine.graph} leaves out: "
+            f"{directory} is {manifest.precision}, whose engine has constants that {graph} leaves out: "
             "other tools can build engines of bf16, fp16, fp8, mxfp8 and int8"
         )
 
@@ -48,13 +50,13 @@ def write_tool_scripts(
     Args: `directory` of the bundle, absolute; `context`, the tokens that the caches of a timed step have room for.
     If it is None, that is 64K, or what the engine takes if that is less.
     Returns: the scripts, the one that builds first.
-    Raises: UnsupportedError as `require_whole_graph`; RequestError for a context that the engine does not take.
+    Raises: as `require_whole_graph`; RequestError for a context that the engine does not take.
     """
     require_whole_graph(manifest, directory)
     context = _context(manifest, context)
     profiles = stated_profiles(manifest)
     scripts = [_write(folder / BUILD_SCRIPT, _build_options(manifest, directory, plugin_library, profiles))]
-    flavour = FlavourName(manifest.engine.tensorrt_flavour)
+    flavour = FlavourName(manifest.require_engine().tensorrt_flavour)
     for index, profile in enumerate(profiles):
         sizes = _step_sizes(manifest, profile.name, context)
         shapes = {spec.name: spec.bound(sizes) for spec in manifest.graph.inputs}
@@ -73,7 +75,7 @@ def write_tool_scripts(
 
 
 def _context(manifest: Manifest, asked: int | None) -> int:
-    limits = [sizes[CAPACITY] for sizes in manifest.engine.profiles.values()]
+    limits = [sizes[CAPACITY] for sizes in manifest.require_engine().profiles.values()]
     least, most = max(each.min for each in limits), min(each.max for each in limits)
     context = min(_CONTEXT, most) if asked is None else asked
     if not least <= context <= most:
@@ -83,7 +85,7 @@ def _context(manifest: Manifest, asked: int | None) -> int:
 
 def _step_sizes(manifest: Manifest, profile: str, context: int) -> dict[str, int]:
     """Values of the symbolic dimensions: those that TensorRT tunes for, with caches for `context` tokens."""
-    sizes = {symbol: extents.opt for symbol, extents in manifest.engine.profiles[profile].items()}
+    sizes = {symbol: extents.opt for symbol, extents in manifest.require_engine().profiles[profile].items()}
     tokens = min(sizes[TOKENS], context)
     return {**sizes, **cache_sizes(manifest.model.config, context, sizes[BATCH]), TOKENS: tokens}
 
@@ -91,13 +93,13 @@ def _step_sizes(manifest: Manifest, profile: str, context: int) -> dict[str, int
 def _build_options(
     manifest: Manifest, directory: Path, plugin_library: Path, profiles: tuple[Profile, ...]
 ) -> list[str]:
-    flavour = FlavourName(manifest.engine.tensorrt_flavour)
-    capabilities = ",".join(text.replace(".", "") for text in manifest.engine.compute_capabilities)
+    flavour = FlavourName(manifest.require_engine().tensorrt_flavour)
+    capabilities = ",".join(text.replace(".", "") for text in manifest.require_engine().compute_capabilities)
     # Networks of TensorRT for RTX are always strongly typed, and it builds for GPUs that are not here.
     own = ["--stronglyTyped"] if flavour is FlavourName.TENSORRT else [f"--computeCapabilities={capabilities}"]
     return [
         _TOOLS[flavour],
-        f"--onnx={directory / manifest.engine.graph}",
+        f"--onnx={directory / manifest.require_engine().graph}",
         f"--dynamicPlugins={plugin_library}",
         "--maxAuxStreams=0",
         "--profilingVerbosity=detailed",

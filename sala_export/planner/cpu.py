@@ -26,17 +26,23 @@ _PROGRAM_BYTES = 256 << 20
 _SYSTEM_BYTES = 1 << 30
 """What the system and other programs keep. Assumed."""
 
-_READING = 0.8
-"""Share of the bandwidth that decoding reaches. Assumed."""
+_READING = 0.79
 _REACHED: Mapping[Kind, float] = {
-    Kind.GEMM: 0.7,
-    Kind.SELECTION: 0.6,
-    Kind.SPARSE_ATTENTION: 0.6,
-    Kind.DENSE_ATTENTION: 0.6,
+    Kind.GEMM: 0.73,
+    Kind.SELECTION: 0.62,
+    Kind.SPARSE_ATTENTION: 0.62,
+    Kind.DENSE_ATTENTION: 0.62,
     Kind.LIGHTNING: 0.4,
 }
-"""Share of the rate of products that kinds of work reach. That of attention was measured on an AMD EPYC of Zen 4 with
-two cores, 512 tokens at 8000: 0.74 in float32 and 0.62 in bfloat16. The others are assumed."""
+"""Shares of the bandwidth that decoding reaches, and of the rate of products that kinds of work reach in prefill.
+
+Where each comes from, two cores of an AMD EPYC (Zen 4) unless it says otherwise:
+
+    0.79  9B in int4, fast, one token behind 512: 33 of the 42 GB/s at which two threads read (docs/cpu.md)
+    0.73  the same, a prompt of 512 tokens, of the peak rate of int8
+    0.62  attention in bfloat16, 512 tokens at 8000; 0.74 in float32
+    0.4   Lightning: assumed
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -220,7 +220,7 @@ def rows_of(rows: list[list[str]], precision: str, math: str) -> list[str]:
         (["--gpu", "cpu", "--precision", "int3"], "--precision int3: unknown"),
         (["--gpu", "cpu", "--bandwidth", "0"], "--bandwidth"),
         (["--gpu", "cpu", "--bandwidth", "inf"], "inf is not a finite number"),
-        (["--gpu", "rtx5090, CPU"], "--gpu rtx5090, CPU: cpu has a plan of its own, ask for it alone"),
+        (["--gpu", "rtx5090, CPU"], "--gpu rtx5090, CPU: cpu stands alone, give it without other names"),
         (["--gpu", "CPU", "--compare", "x", "--max-batch", "2"], "leave them out"),
         (["--gpu", "cpu", "--memory", "much"], "is not a size in bytes"),
     ],

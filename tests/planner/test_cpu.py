@@ -54,14 +54,14 @@ def test_decode_reads_the_weights_once_at_a_share_of_the_bandwidth() -> None:
     """bf16: 17.65 GiB but the embedding, whose one row counts for nothing, and little else at a short context."""
     row = forms()[Precision.BF16, CpuMath.FAST].rows[0]
     read = forms()[Precision.BF16, CpuMath.FAST].weights_bytes - 2 * VOCABULARY * HIDDEN
-    assert row.decode_tokens_per_second == pytest.approx(0.8 * 40e9 / read, rel=0.02)
+    assert row.decode_tokens_per_second == pytest.approx(0.79 * 40e9 / read, rel=0.02)
 
 
 def test_a_long_prompt_takes_its_products_at_a_share_of_the_rate() -> None:
-    """17.75 GFLOP of products for each token (docs/plan.md), at 0.7 of 200 GFLOP/s in the exact form."""
+    """17.75 GFLOP of products for each token (docs/plan.md), at 0.73 of 200 GFLOP/s in the exact form."""
     found = forms(context=4096)
     exact = found[Precision.BF16, CpuMath.EXACT].rows[0]
-    products = 4096 * 17.75e9 / (0.7 * 200e9)
+    products = 4096 * 17.75e9 / (0.73 * 200e9)
     assert products < exact.prefill_seconds < 1.15 * products
     fast = found[Precision.BF16, CpuMath.FAST].rows[0].prefill_seconds
     faster = found[Precision.INT4, CpuMath.FAST].rows[0].prefill_seconds

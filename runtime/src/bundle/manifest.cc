@@ -198,7 +198,9 @@ std::vector<GpuEntry> gpus_of(const Field& field) {
   return result;
 }
 
+/// Empty for null: the bundle is for CPUs alone.
 EngineEntry engine_of(const Field& engine, std::vector<std::string>& needed_files) {
+  if (engine.is_null()) return {};
   engine.allow_only({"plan", "report", "log", "graph", "weights", "target", "gpus", "compute_capabilities",
                      "tensorrt_flavour", "tensorrt_version", "plugin_library_sha256", "profiles",
                      "device_memory_bytes"});
@@ -323,7 +325,7 @@ Status check_together(const Manifest& manifest) {
     SALA_RETURN_IF_ERROR(check_weights(cpu.weights, form->inputs, manifest));
   }
   SALA_RETURN_IF_ERROR(check_weights(manifest.engine.weights, manifest.inputs, manifest));
-  return check_profiles(manifest);
+  return manifest.has_engine() ? check_profiles(manifest) : success();
 }
 
 /// The command that builds the bundle of an older manifest again, as far as that tells what was asked for in words that

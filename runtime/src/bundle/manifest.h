@@ -116,10 +116,11 @@ struct Manifest {
   std::vector<TensorSpec> inputs;  // of the step
   std::vector<TensorSpec> outputs;
   CpuGraph cpu;
-  EngineEntry engine;
+  EngineEntry engine;  // empty in a bundle for CPUs alone
   std::vector<FileEntry> files;
   std::vector<std::string> needed_files;  // that other fields name, each among `files`
 
+  bool has_engine() const { return !engine.plan.empty(); }
   /// The entry of a file; null if the bundle has no such file.
   const FileEntry* file(const std::string& path) const;
 };

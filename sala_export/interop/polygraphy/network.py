@@ -39,7 +39,7 @@ class NetworkFromBundle(BaseLoader):
             require_whole_graph(opened.manifest, opened.directory)
             _, trt = _tensorrt(opened)
             _register(trt)
-        path = absolute(Path(self.bundle)) / opened.manifest.engine.graph
+        path = absolute(Path(self.bundle)) / opened.manifest.require_engine().graph
         builder, network, parser = network_from_onnx_path(str(path), strongly_typed=True)
         return builder, network, parser
 
@@ -59,7 +59,7 @@ class ConfigFromBundle(BaseLoader):
                 flavour,
                 trt,
                 builder,
-                compute_capabilities=opened.manifest.engine.compute_capabilities,
+                compute_capabilities=opened.manifest.require_engine().compute_capabilities,
                 profiles=stated_profiles(opened.manifest),
                 plugin_library=plugin_library(),
             )
@@ -67,7 +67,7 @@ class ConfigFromBundle(BaseLoader):
 
 def _tensorrt(bundle: Bundle) -> tuple[Flavour, Any]:
     """The TensorRT of a bundle, and its Python module. Raises: UnsupportedError if Polygraphy uses the other one."""
-    name = FlavourName(bundle.manifest.engine.tensorrt_flavour)
+    name = FlavourName(bundle.manifest.require_engine().tensorrt_flavour)
     flavour = select_flavour(name)
     if (name is FlavourName.RTX) != config.USE_TENSORRT_RTX:
         value = int(name is FlavourName.RTX)

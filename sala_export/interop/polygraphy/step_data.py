@@ -22,20 +22,23 @@ from .session import SessionFromSalaOnnx
 
 
 def step_weights(bundle: Bundle, tokens: int, past: int) -> BundleWeights:
-    """The weights that an engine takes in a step of so many tokens behind others.
+    """The weights that an engine takes in a step of so many tokens behind others. None where there is no engine.
 
     Raises: RequestError if they do not fit its caches; UnsupportedError if the bundle has no weights.
     """
     if tokens < 1 or past < 0:
         raise RequestError(f"tokens {tokens}, past {past}: expected at least 1 and 0")
-    most = bundle.manifest.engine.profiles["prefill"]
+    engine = bundle.manifest.engine
+    if engine is None:
+        return BundleWeights(bundle, ())
+    most = engine.profiles["prefill"]
     for name, value, limit in (
         ("tokens", tokens, most[TOKENS].max),
         ("tokens and past together", tokens + past, most[CAPACITY].max),
     ):
         if value > limit:
             raise RequestError(f"{name}: {value}, but {bundle.directory} takes at most {limit}")
-    return BundleWeights(bundle, bundle.manifest.engine.weights)
+    return BundleWeights(bundle, engine.weights)
 
 
 class StepDataLoader:
@@ -79,7 +82,8 @@ class StepDataLoader:
     def _sizes(self) -> dict[str, int]:
         """Values of the symbolic dimensions. The caches have room for what the engine asks for at least."""
         manifest = self._bundle.manifest
-        capacity = max(self.past + self.tokens, manifest.engine.profiles["prefill"][CAPACITY].min)
+        least = manifest.engine.profiles["prefill"][CAPACITY].min if manifest.engine else 1
+        capacity = max(self.past + self.tokens, least)
         rows = min(self.tokens, MAX_LOGIT_ROWS)
         return {BATCH: 1, TOKENS: self.tokens, ROWS: rows, **cache_sizes(manifest.model.config, capacity)}
 

@@ -34,6 +34,11 @@ EngineLimits limits_of(const ProfileRanges& prefill, const ProfileRanges& decode
 
 Expected<std::shared_ptr<const Engine>> TensorRtEngine::create(const Bundle& bundle, const LoadOptions& options,
                                                                const WeightSource& source) {
+  if (!bundle.manifest.has_engine()) {
+    return error(ErrorCode::kDeviceUnsuitable,
+                 "the bundle was built for CPUs and has no TensorRT engine: choose runtime onnxruntime, or build a "
+                 "bundle with an engine, for example with sala-export build --gpu rtx");
+  }
   auto plan = LoadedPlan::load(bundle, options, source);
   if (!plan) return plan.error();
   return std::shared_ptr<const Engine>(new TensorRtEngine(*std::move(plan), bundle.manifest));
