@@ -14,11 +14,14 @@ namespace {
 constexpr int64_t kTileTokens = cpu::amx::kRegisterRows;
 constexpr int64_t kTileFloats = kLanes * kTileTokens;
 constexpr int64_t kPanelRows = 2 * cpu::amx::kRegisterRows;
-// With 512 slots of inputs for them, the sums of so many rows and tokens take two thirds of 2 MiB of cache.
-constexpr int64_t kMostRows = 256;
+// Of 2 MiB of cache, the sums of so many rows and tokens take 512 KiB, two segments of the rows 288 KiB, and their
+// codes with the inputs that come next the same again.
+constexpr int64_t kMostPanelRows = 256;
+constexpr int64_t kMostRows = 1024;
 constexpr int64_t kMostTokens = 512;
-constexpr int64_t kFewTokens = 6;
-constexpr int64_t kSegmentSlots = 256;
+constexpr int64_t kFewTokens = 12;
+constexpr int64_t kSegmentSlots = 128;
+constexpr int64_t kMostScales = 2 * kSegmentSlots / 8;
 // Rows of a tile must not meet in one set of the cache.
 constexpr int64_t kPanelStride = kSegmentSlots + 16;
 
@@ -89,20 +92,36 @@ void pack_tile(const Product& product, const Inputs& inputs, float* tile) {
 
 int64_t tiles_of(int64_t tokens) { return (tokens + kTileTokens - 1) / kTileTokens; }
 
+int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/// Steps [first, last) of the rows of a panel.
+struct Stage {
+  int64_t panel;
+  int64_t rows;
+  int64_t first;
+  int64_t last;
+};
+
+/// The weights of a stage: bfloat16 numbers of its rows, and the factors of their sums.
+struct Panel {
+  float* slots;    // [rows, kPanelStride]
+  float* factors;  // [rows]
+};
+
 /// The scratch of an item, in the order in which `scratch_floats` counts it.
 struct Scratch {
   Scratch(float* memory, int64_t rows, int64_t tokens)
-      : panel(memory),
-        sums(panel + rows * kPanelStride),
-        part(sums + tiles_of(tokens) * rows * kTileTokens),
-        factors(part + 2 * kPanelRows * kTileTokens),
-        scales(factors + rows) {}
+      : sums(memory), part(sums + tiles_of(tokens) * rows * kTileTokens) {
+    float* slots = part + 2 * kPanelRows * kTileTokens;
+    for (Panel& panel : panels) {
+      panel = {slots, slots + rows * kPanelStride};
+      slots = panel.factors + rows;
+    }
+  }
 
-  float* panel;    // [rows, kPanelStride]: a segment of the weights
-  float* sums;     // [tiles of tokens, rows, kTileTokens]
-  float* part;     // [2, kPanelRows, kTileTokens]: sums that share factors
-  float* factors;  // [rows]
-  float* scales;   // [rows, scale_floats]
+  float* sums;  // [tiles of tokens, rows, kTileTokens] of a panel
+  float* part;  // [2, kPanelRows, kTileTokens]: sums that share factors
+  Panel panels[2];
 };
 
 /// Rows of a panel and tiles of inputs whose products are summed in the registers.
@@ -110,11 +129,13 @@ struct Block {
   const float* weights;
   const float* inputs;
   int64_t input_stride;  // floats from tile to tile
+  int64_t slots;
   float* sums;
   int64_t sum_stride;  // floats from tile to tile
+  bool add;            // to the sums that are there
 };
 
-/// Sums are in register `row tile + 2 * token tile`.
+/// Calls body<register>(address) for the sums of kTiles tiles of inputs.
 template <int kTiles, class Body>
 inline __attribute__((always_inline)) void for_each_sum(float* sums, int64_t stride, Body&& body) {
   body.template operator()<0>(sums);
@@ -126,10 +147,10 @@ inline __attribute__((always_inline)) void for_each_sum(float* sums, int64_t str
 }
 
 template <int kTiles>
-inline __attribute__((always_inline)) void add_products(const Block& block, int64_t first_slot, int64_t last_slot) {
+inline __attribute__((always_inline)) void add_products(const Block& block) {
   using namespace cpu::amx;
   constexpr int64_t kStride = kPanelStride * 4;
-  for (int64_t slot = first_slot; slot < last_slot; slot += kLanes) {
+  for (int64_t slot = 0; slot < block.slots; slot += kLanes) {
     load_tile<4>(block.weights + slot, kStride);
     load_tile<6>(block.inputs + slot * kTileTokens, kRegisterRowBytes);
     add_bfloat16_products<0, 4, 6>();
@@ -143,140 +164,232 @@ inline __attribute__((always_inline)) void add_products(const Block& block, int6
   }
 }
 
-/// sums = or += the products of a segment.
+/// sums = or += products.
 template <int kTiles>
-void add_block(const Block& block, int64_t slots, bool add) {
+void add_block(const Block& block) {
   using namespace cpu::amx;
   for_each_sum<kTiles>(block.sums, block.sum_stride, [&]<int kTile>(float* at) {
-    if (add) {
+    if (block.add) {
       load_tile<kTile>(at, kRegisterRowBytes);
     } else {
       zero_tile<kTile>();
     }
   });
-  add_products<kTiles>(block, 0, slots);
+  add_products<kTiles>(block);
   for_each_sum<kTiles>(block.sums, block.sum_stride,
                        [&]<int kTile>(float* at) { store_tile<kTile>(at, kRegisterRowBytes); });
 }
 
-/// sums = or += factors[row] * the products of a segment.
+/// sums = or += factors[row] * products.
 template <int kTiles>
-void add_scaled_block(const Block& block, int64_t slots, bool add, const float* factors, float* part) {
+void add_scaled_block(const Block& block, const float* factors, float* part) {
   using namespace cpu::amx;
-  const auto zero = []<int kTile>(float*) { zero_tile<kTile>(); };
-  const auto store_part = []<int kTile>(float* at) { store_tile<kTile>(at, kRegisterRowBytes); };
-  for_each_sum<kTiles>(part, 2 * kTileFloats, zero);
-  add_products<kTiles>(block, 0, slots);
-  for_each_sum<kTiles>(part, 2 * kTileFloats, store_part);
+  for_each_sum<kTiles>(part, 2 * kTileFloats, []<int kTile>(float*) { zero_tile<kTile>(); });
+  add_products<kTiles>(block);
+  for_each_sum<kTiles>(part, 2 * kTileFloats, []<int kTile>(float* at) { store_tile<kTile>(at, kRegisterRowBytes); });
   for (int tile = 0; tile < kTiles; ++tile) {
     for (int64_t r = 0; r < kPanelRows; ++r) {
       float* at = block.sums + tile * block.sum_stride + r * kTileTokens;
-      const Vec before = add ? load(at) : Vec{};
+      const Vec before = block.add ? load(at) : Vec{};
       store(at, before + load(part + (tile * kPanelRows + r) * kTileTokens) * factors[r]);
     }
   }
 }
 
-/// What is multiplied with the panel that a segment of the weights has become.
-struct Multiplication {
-  const float* inputs;  // of the segment, in the first tile
-  int64_t input_stride;
-  int64_t rows;
-  int64_t tokens;
-  int64_t slots;
-  bool add;
-  bool is_scaled;
-};
-
-void multiply(const Multiplication& m, const Scratch& scratch) {
-  const int64_t sum_stride = m.rows * kTileTokens;
-  for (int64_t tile = 0; tile < tiles_of(m.tokens); tile += 2) {
-    const bool has_two = tile + 1 < tiles_of(m.tokens);
-    for (int64_t r = 0; r < m.rows; r += kPanelRows) {
-      const Block block{scratch.panel + r * kPanelStride, m.inputs + tile * m.input_stride, m.input_stride,
-                        scratch.sums + tile * sum_stride + r * kTileTokens, sum_stride};
-      if (m.is_scaled) {
-        const auto run = has_two ? add_scaled_block<2> : add_scaled_block<1>;
-        run(block, m.slots, m.add, scratch.factors + r, scratch.part);
-      } else {
-        const auto run = has_two ? add_block<2> : add_block<1>;
-        run(block, m.slots, m.add);
-      }
-    }
-  }
-}
-
-template <class Format>
-void multiply_all(const Product& product, const Course& course, const Row* rows, int64_t count, const float* packed,
-                  int64_t tokens, const Scratch& scratch) {
-  constexpr int64_t kStepSlots = Format::kVectors * kLanes;
-  constexpr int64_t kMostSteps = kSegmentSlots / kStepSlots;
-  const int64_t steps = steps_of<Format>(product);
-  const int64_t scales = scale_floats(product);
-  const bool is_scaled = course.steps_of_factor < steps;
-  for (Segment segment{0, 0}; segment.last < steps;) {
-    segment.first = segment.last;
-    const int64_t factor = segment.first / course.steps_of_factor;
-    const int64_t end = (factor + 1) * course.steps_of_factor;
-    segment.last = end < segment.first + kMostSteps ? end : segment.first + kMostSteps;
-    segment.last = segment.last < steps ? segment.last : steps;
-    for (int64_t r = 0; r < count; ++r) {
-      expand_segment<Format>(product, course, rows[r], scratch.scales + r * scales, segment,
-                             scratch.panel + r * kPanelStride);
-      if (is_scaled) scratch.factors[r] = scratch.scales[r * scales + factor];
-    }
-    multiply({packed + segment.first * kStepSlots * kTileTokens, steps * kStepSlots * kTileTokens, count, tokens,
-              (segment.last - segment.first) * kStepSlots, segment.first > 0, is_scaled},
-             scratch);
-  }
-}
-
-/// Writes `tokens` tokens and `columns` columns of a tile of sums; those of v are `gate` floats behind.
-void write_tile(const float* sums, const float* factors, const Output& out, int64_t gate_rows, int64_t tokens,
-                int64_t columns, float* y) {
+/// Writes `tokens` tokens and `columns` columns of a tile of sums, times the factors of their rows. With silu_mul they
+/// are those of u, and those of v are `gate` rows behind.
+void write_tile(const float* sums, const float* factors, int64_t gate, int64_t tokens, int64_t columns, float* y,
+                int64_t stride) {
   Vec rows[kLanes];
 #pragma GCC unroll 16
   for (int r = 0; r < kLanes; ++r) {
     rows[r] = load(sums + r * kTileTokens) * factors[r];
-    if (out.silu_mul) {
-      const int64_t gate = gate_rows + r;
-      rows[r] = rows[r] * sigmoid(rows[r]) * (load(sums + gate * kTileTokens) * factors[gate]);
+    if (gate > 0) {
+      rows[r] = rows[r] * sigmoid(rows[r]) * (load(sums + (gate + r) * kTileTokens) * factors[gate + r]);
     }
   }
   transpose_lanes(rows);
   const auto mask = static_cast<__mmask16>(columns >= kLanes ? 0xFFFF : (1 << columns) - 1);
 #pragma GCC unroll 16
   for (int t = 0; t < kLanes; ++t) {
-    if (t < tokens) _mm512_mask_storeu_ps(y + t * out.stride, mask, rows[t]);
+    if (t < tokens) _mm512_mask_storeu_ps(y + t * stride, mask, rows[t]);
   }
 }
 
-void write(const Scratch& scratch, int64_t rows, int64_t tokens, const Output& out) {
-  for (int64_t t = 0; t < tokens; t += kTileTokens) {
-    for (int64_t r = 0; r < out.columns; r += kLanes) {
-      write_tile(scratch.sums + t * rows + r * kTileTokens, scratch.factors + r, out, rows / 2, tokens - t,
-                 out.columns - r, out.y + t * out.stride + r);
+/// An item: all products of some rows. While blocks of a stage are multiplied, the rows of the next stage are expanded,
+/// some with every block, and those behind are fetched: so the unit of the tiles never waits for other work.
+template <class Format>
+class Item {
+ public:
+  Item(const Product& product, const Row* rows, int64_t count, const float* packed, int64_t tokens, float* memory,
+       const Output& out)
+      : product_(product),
+        rows_(rows),
+        count_(count),
+        packed_(packed),
+        tokens_(tokens),
+        out_(out),
+        scratch_(memory, min(count, kMostPanelRows), tokens) {}
+
+  void run() {
+    Stage stage = stage_at(0, 0);
+    for (int64_t r = 0; r < stage.rows; ++r) expand(stage, r, scratch_.panels[0]);
+    for (int64_t i = 0; stage.rows > 0; ++i) {
+      const Stage next = behind(stage);
+      multiply(stage, next, scratch_.panels[i % 2], scratch_.panels[(i + 1) % 2]);
+      stage = next;
     }
   }
-}
 
-template <class Format>
-void products_as(const Product& product, const Row* rows, int64_t count, const float* packed, int64_t tokens,
-                 float* memory, const Output& out) {
-  const cpu::amx::Tiles tiles;
-  const Scratch scratch(memory, count, tokens);
-  const Course course = course_of<Format>(product, scale_use<Format>(product));
-  const int64_t scales = scale_floats(product);
-  for (int64_t r = 0; r < count; ++r) {
-    decode_scales(rows[r], product.columns / product.scale_columns, scratch.scales + r * scales);
+ private:
+  static constexpr int64_t kStepSlots = Format::kVectors * kLanes;
+  static constexpr int64_t kMostSteps = kSegmentSlots / kStepSlots;
+
+  /// The stage of a panel that begins at a step. It has no rows behind the last panel.
+  Stage stage_at(int64_t panel, int64_t first) const {
+    const int64_t rows = min(kMostPanelRows, count_ - panel * kMostPanelRows);
+    const int64_t end = (first / course_.steps_of_factor + 1) * course_.steps_of_factor;
+    return {panel, rows > 0 ? rows : 0, first, min(min(end, first + kMostSteps), steps_)};
   }
-  multiply_all<Format>(product, course, rows, count, packed, tokens, scratch);
-  const bool share_one = course.use == ScaleUse::kSums && course.steps_of_factor == steps_of<Format>(product);
-  for (int64_t r = 0; r < count; ++r) {
-    scratch.factors[r] = product.global_scale * (share_one ? scratch.scales[r * scales] : 1.0f);
+
+  Stage behind(const Stage& stage) const {
+    return stage.last < steps_ ? stage_at(stage.panel, stage.last) : stage_at(stage.panel + 1, 0);
   }
-  write(scratch, count, tokens, out);
-}
+
+  /// Rows of a panel are those of u and then those of v with silu_mul.
+  const Row& row_at(const Stage& stage, int64_t r) const {
+    if (!out_.silu_mul) return rows_[stage.panel * kMostPanelRows + r];
+    const int64_t first = stage.panel * kMostPanelRows / 2, half = stage.rows / 2;
+    return r < half ? rows_[first + r] : rows_[count_ / 2 + first + r - half];
+  }
+
+  /// Numbers of a row as they are multiplied, and the factor of the sums.
+  void expand(const Stage& stage, int64_t r, const Panel& panel) const {
+    const Row& row = row_at(stage, r);
+    float* out = panel.slots + r * kPanelStride;
+    if constexpr (Format::kLaneScales) {
+      if (course_.use == ScaleUse::kLanes) {
+        panel.factors[r] = product_.global_scale;
+        return expand_scaled(row, stage, out);
+      }
+    }
+    const float scale = scale_at(row.scale_type, row.scales, is_scaled_ ? stage.first / course_.steps_of_factor : 0);
+    panel.factors[r] = is_scaled_ ? scale : scale * product_.global_scale;
+    for_each_step(row, stage, out,
+                  [](int64_t, auto raw, float* at) { store_vectors<Format, 0>(raw, false, Vec{}, at); });
+  }
+
+  /// The same with the scales of slots multiplied into the numbers.
+  void expand_scaled(const Row& row, const Stage& stage, float* out) const {
+    const int64_t of_step = kStepWeights<Format> / product_.scale_columns;
+    const int64_t first = stage.first * of_step, last = product_.columns / product_.scale_columns;
+    float scales[kMostScales + kLanes];
+    const Row part{row.codes, static_cast<const uint8_t*>(row.scales) + first * scale_bytes(row.scale_type),
+                   row.scale_type, row.scale_columns};
+    decode_scales(part, min(stage.last * of_step, last) - first, scales);
+    for_each_step(row, stage, out, [&](int64_t step, auto raw, float* at) {
+      store_vectors<Format, 0>(raw, true, lane_scales<Format>(scales + step * of_step, product_.scale_columns), at);
+    });
+  }
+
+  /// Calls body(step of the stage, codes, place of the slots); the codes behind a row are zeros.
+  template <class Body>
+  inline __attribute__((always_inline)) void for_each_step(const Row& row, const Stage& stage, float* out,
+                                                           Body&& body) const {
+    const int64_t whole = min(stage.last, whole_steps_);
+    for (int64_t step = stage.first; step < whole; ++step, out += kStepSlots) {
+      body(step - stage.first, Format::load(row.codes + step * kVectorBytes), out);
+    }
+    if (whole == stage.last) return;
+    uint8_t padded[kVectorBytes] = {};
+    __builtin_memcpy(padded, row.codes + whole * kVectorBytes,
+                     static_cast<size_t>(row_bytes(product_.kind, product_.columns) - whole * kVectorBytes));
+    body(whole - stage.first, Format::load(padded), out);
+  }
+
+  void fetch(const Stage& stage, int64_t r) const {
+    const uint8_t* codes = row_at(stage, r).codes;
+    for (int64_t step = stage.first; step < stage.last; ++step) prefetch<2>(codes, step * kVectorBytes);
+  }
+
+  const float* inputs_of(const Stage& stage, int64_t tile) const {
+    return packed_ + (tile * steps_ * kStepSlots + stage.first * kStepSlots) * kTileTokens;
+  }
+
+  void multiply(const Stage& stage, const Stage& next, const Panel& panel, const Panel& next_panel) const {
+    const Stage after = next.rows > 0 ? behind(next) : next;
+    const int64_t tiles = tiles_of(tokens_), strips = stage.rows / kPanelRows;
+    const int64_t blocks = (tiles + 1) / 2 * strips;
+    int64_t block = 0;
+    for (int64_t tile = 0; tile < tiles; tile += 2) {
+      for (int64_t strip = 0; strip < strips; ++strip, ++block) {
+        const int64_t first = block * next.rows / blocks, last = (block + 1) * next.rows / blocks;
+        for (int64_t r = first; r < last; ++r) expand(next, r, next_panel);
+        for (int64_t r = first; r < min(last, after.rows); ++r) fetch(after, r);
+        fetch_inputs(tile + 2 < tiles ? stage : next, tile + 2 < tiles ? tile + 2 : 0, strip, strips);
+        multiply_block(stage, panel, tile, strip * kPanelRows);
+        if (stage.last == steps_) write(stage, panel, tile, strip * kPanelRows);
+      }
+    }
+  }
+
+  /// Fetches the share of a strip in the inputs of a block.
+  void fetch_inputs(const Stage& stage, int64_t tile, int64_t strip, int64_t strips) const {
+    const int64_t lines = (stage.last - stage.first) * kStepSlots;
+    for (int64_t i = strip * lines / strips; i < (strip + 1) * lines / strips; ++i) {
+      for (int64_t t = tile; t < min(tile + 2, tiles_of(tokens_)); ++t) {
+        __builtin_prefetch(inputs_of(stage, t) + i * kTileTokens, 0, 2);
+      }
+    }
+  }
+
+  void multiply_block(const Stage& stage, const Panel& panel, int64_t tile, int64_t r) const {
+    const int64_t sum_stride = stage.rows * kTileTokens;
+    const Block block{panel.slots + r * kPanelStride,
+                      inputs_of(stage, tile),
+                      steps_ * kStepSlots * kTileTokens,
+                      (stage.last - stage.first) * kStepSlots,
+                      scratch_.sums + tile * sum_stride + r * kTileTokens,
+                      sum_stride,
+                      stage.first > 0};
+    const bool has_two = tile + 1 < tiles_of(tokens_);
+    if (is_scaled_) {
+      const auto add = has_two ? add_scaled_block<2> : add_scaled_block<1>;
+      add(block, panel.factors + r, scratch_.part);
+    } else {
+      const auto add = has_two ? add_block<2> : add_block<1>;
+      add(block);
+    }
+  }
+
+  /// What can be written once the sums of a block are complete.
+  void write(const Stage& stage, const Panel& panel, int64_t first_tile, int64_t first_row) const {
+    const int64_t gate = out_.silu_mul ? stage.rows / 2 : 0;
+    const int64_t first_column = stage.panel * (out_.silu_mul ? kMostPanelRows / 2 : kMostPanelRows);
+    for (int64_t row = first_row; row < first_row + kPanelRows; row += kLanes) {
+      const int64_t r = row - gate;
+      const int64_t column = first_column + r;
+      if (r < 0 || column >= out_.columns) continue;
+      for (int64_t tile = first_tile; tile < min(first_tile + 2, tiles_of(tokens_)); ++tile) {
+        const int64_t token = tile * kTileTokens;
+        write_tile(scratch_.sums + (tile * stage.rows + r) * kTileTokens, panel.factors + r, gate, tokens_ - token,
+                   out_.columns - column, out_.y + token * out_.stride + column, out_.stride);
+      }
+    }
+  }
+
+  const Product& product_;
+  const Row* rows_;
+  const int64_t count_;
+  const float* packed_;
+  const int64_t tokens_;
+  const Output& out_;
+  const Scratch scratch_;
+  const Course course_ = course_of<Format>(product_, scale_use<Format>(product_));
+  const int64_t steps_ = steps_of<Format>(product_);
+  const int64_t whole_steps_ = product_.columns / kStepWeights<Format>;
+  const bool is_scaled_ = course_.steps_of_factor < steps_;
+};
 
 Layout layout(const Product& product) {
   return {slots_of(product), kTileTokens, kPanelRows, kMostRows, kMostTokens, kFewTokens};
@@ -286,15 +399,16 @@ void pack(const Product& product, const Inputs& inputs, int64_t, float* tile) {
   with_pairs(product, [&](auto format) { pack_tile<decltype(format)>(product, inputs, tile); });
 }
 
-int64_t scratch_floats(const Product& product, int64_t rows, int64_t tokens) {
-  return rows * (kPanelStride + tiles_of(tokens) * kTileTokens + 1 + scale_floats(product)) +
+int64_t scratch_floats(const Product&, int64_t rows, int64_t tokens) {
+  return min(rows, kMostPanelRows) * (2 * (kPanelStride + 1) + tiles_of(tokens) * kTileTokens) +
          2 * kPanelRows * kTileTokens;
 }
 
 void products(const Product& product, const Row* rows, int64_t count, const float* packed, int64_t tokens,
               float* scratch, const Output& out) {
+  const cpu::amx::Tiles tiles;
   with_pairs(product,
-             [&](auto format) { products_as<decltype(format)>(product, rows, count, packed, tokens, scratch, out); });
+             [&](auto format) { Item<decltype(format)>(product, rows, count, packed, tokens, scratch, out).run(); });
 }
 
 }  // namespace

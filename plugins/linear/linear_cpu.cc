@@ -6,11 +6,12 @@
 
 #include "linear/int4_fast.h"
 #include "linear/linear_simd.h"
+#include "linear/numbers.h"
 
 namespace sala::linear {
 namespace {
 
-constexpr int64_t kMostRows = 256;           // of an item
+constexpr int64_t kMostRows = 1024;          // of an item
 constexpr int64_t kMostFewRows = 128;        // of an item of few tokens
 constexpr int64_t kBytesOfItem = 128 << 10;  // of weights, for few tokens
 
@@ -25,22 +26,6 @@ const ManyKernels& many_kernels_of(const Product& product, cpu::SimdLevel level)
   if (level >= cpu::SimdLevel::kAmx && amx::takes(product)) return amx::kManyKernels;
 #endif
   return kernels_of(level).many;
-}
-
-int64_t scale_bytes(ScaleType type) {
-  switch (type) {
-    case ScaleType::kNone:
-      return 0;
-    case ScaleType::kFloat32:
-      return 4;
-    case ScaleType::kBFloat16:
-    case ScaleType::kFloat16:
-      return 2;
-    case ScaleType::kFloat8:
-    case ScaleType::kE8m0:
-      return 1;
-  }
-  return 0;
 }
 
 int64_t bits_of(WeightKind kind) {

@@ -77,6 +77,22 @@ static inline float number_at(WeightKind kind, const void* codes, int64_t index)
   return 0.0f;
 }
 
+static inline int64_t scale_bytes(ScaleType type) {
+  switch (type) {
+    case ScaleType::kNone:
+      return 0;
+    case ScaleType::kFloat32:
+      return 4;
+    case ScaleType::kBFloat16:
+    case ScaleType::kFloat16:
+      return 2;
+    case ScaleType::kFloat8:
+    case ScaleType::kE8m0:
+      return 1;
+  }
+  return 0;
+}
+
 static inline float scale_at(ScaleType type, const void* scales, int64_t index) {
   switch (type) {
     case ScaleType::kNone:

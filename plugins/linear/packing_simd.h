@@ -34,8 +34,11 @@ template <int kCount>
 inline void step_inputs(const Product& product, const float* x, int64_t first, float (&out)[kCount]) {
   if (product.kind == WeightKind::kMxfp8) return round_blocks(x, first, product.columns, out);
   const int64_t rest = product.columns - first;
-  const int64_t count = rest < kCount ? rest : kCount;
-  __builtin_memcpy(out, x + first, static_cast<size_t>(count) * sizeof(float));
+  if (rest >= kCount) {
+    __builtin_memcpy(out, x + first, sizeof out);
+  } else {
+    __builtin_memcpy(out, x + first, static_cast<size_t>(rest) * sizeof(float));
+  }
   if (!product.round_inputs) return;
   for (int i = 0; i < kCount; i += kLanes) {
     const Vec value = load(out + i);
