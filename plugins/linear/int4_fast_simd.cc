@@ -6,6 +6,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include "linear/int4_fast_neon_simd.h"
 #endif
 
 namespace sala::linear::SALA_SIMD_LEVEL {
@@ -16,10 +18,13 @@ using namespace cpu::SALA_SIMD_LEVEL;
 constexpr int kGroupBytes = 4 * kGroupWords;
 constexpr int64_t kGroupNibbles = 2 * kGroupBytes;
 constexpr int kGroupVectors = kGroupBytes / kVectorBytes;
-constexpr int kPanelRows = 2 * kLanes;
 constexpr int kMicroTokens = kRegisters == 32 ? 12 : 4;  // times two vectors of sums
 constexpr int kFewRows = kRegisters == 32 ? 4 : 1;
-constexpr int32_t kNibbles = 0x0F0F0F0F;
+#if defined(__aarch64__)
+constexpr bool kSumsGroups = true;  // integers over a whole group, so that few are converted
+#else
+constexpr bool kSumsGroups = false;
+#endif
 
 inline Vec to_floats(IntVec value) { return __builtin_convertvector(value, Vec); }
 
@@ -35,6 +40,8 @@ inline IntVec dot4(IntVec sum, IntVec nibbles, IntVec codes) {
 #elif defined(__AVX2__)
   const __m256i pairs = _mm256_maddubs_epi16((__m256i)nibbles, (__m256i)codes);
   return sum + (IntVec)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#elif defined(__aarch64__)
+  return neon_dot4(sum, nibbles, codes);
 #else
   using ShortVec = int16_t __attribute__((vector_size(kVectorBytes)));
   const auto n = (ShortVec)nibbles, c = (ShortVec)codes;
@@ -155,12 +162,13 @@ void encode(const float* x, Int4Groups groups, TokenCodes token) {
 
 void place(TokenCodes token, Int4Groups groups, TileCodes tile, int64_t place) {
   const int64_t words = words_of(groups);
-  int32_t* to = tile.codes + place;
+  constexpr int64_t kHigh = kWordsTogether == 2 ? 1 : kTileTokens;
+  int32_t* to = tile.codes + place * kWordsTogether;
   for (int64_t g = 0; g < groups.count; ++g) {
     const int8_t* from = token.codes + g * token.codes_stride;
     for (int64_t w = 0; w < words; ++w, to += 2 * kTileTokens) {
       __builtin_memcpy(to, from + 4 * w, 4);
-      __builtin_memcpy(to + kTileTokens, from + kGroupBytes + 4 * w, 4);
+      __builtin_memcpy(to + kHigh, from + kGroupBytes + 4 * w, 4);
     }
     tile.scales[g * kTileTokens + place] = token.scales[g * token.scales_stride];
     tile.bases[g * kTileTokens + place] = static_cast<int32_t>(token.bases[g * token.scales_stride]);
@@ -195,6 +203,7 @@ inline void few_products(const FewRows<kRows>& rows, Int4Groups groups, const in
     const Place place(groups, g);
     const int64_t offset = kWhole ? g * kGroupBytes : place.offset;
     GroupBytes bytes[kRows];
+    IntVec dots[kRows][kTokens] = {};
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       __builtin_prefetch(rows.next[r] + offset, 0, 2);
@@ -205,8 +214,8 @@ inline void few_products(const FewRows<kRows>& rows, Int4Groups groups, const in
       IntVec low[kRows], high[kRows];
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
-        low[r] = bytes[r].vectors[v] & kNibbles;
-        high[r] = (bytes[r].vectors[v] >> 4) & kNibbles;
+        low[r] = low_nibbles(bytes[r].vectors[v]);
+        high[r] = high_nibbles(bytes[r].vectors[v]);
       }
 #pragma GCC unroll 4
       for (int t = 0; t < kTokens; ++t) {
@@ -214,8 +223,11 @@ inline void few_products(const FewRows<kRows>& rows, Int4Groups groups, const in
         const IntVec for_low = load_int(from), for_high = load_int(from + kGroupBytes);
 #pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) {
-          const IntVec dots = dot4(dot4(IntVec{}, low[r], for_low), high[r], for_high);
-          sums[r][t] += to_floats(dots) * scales[r * scales_of(kTokens) + t];
+          if (!kSumsGroups) dots[r][t] = IntVec{};
+          dots[r][t] = dot4(dot4(dots[r][t], low[r], for_low), high[r], for_high);
+          if (!kSumsGroups || v == kGroupVectors - 1) {
+            sums[r][t] += to_floats(dots[r][t]) * scales[r * scales_of(kTokens) + t];
+          }
         }
       }
     }
@@ -359,6 +371,24 @@ inline void expand_group(const Row* rows, Place place, int64_t words, int32_t* t
     }
   }
 }
+#elif defined(__aarch64__)
+template <bool kWhole>
+inline void expand_group(const Row* rows, Place place, int64_t words, int32_t* to) {
+  GroupBytes bytes[kLanes];
+#pragma GCC unroll 4
+  for (int r = 0; r < kLanes; ++r) bytes[r] = GroupBytes::read<kWhole>(rows[r].codes + place.offset, place.bytes);
+#pragma GCC unroll 4
+  for (int v = 0; v < kGroupVectors; ++v) {
+    IntVec columns[kLanes];
+#pragma GCC unroll 4
+    for (int r = 0; r < kLanes; ++r) columns[r] = bytes[r].vectors[v];
+    transpose_words(columns);
+#pragma GCC unroll 4
+    for (int w = v * kLanes; w < (v + 1) * kLanes; ++w) {
+      if (w < words) store_nibbles(to + w * 2 * kPanelRows, columns[w % kLanes]);
+    }
+  }
+}
 #else
 template <bool kWhole>
 inline void expand_group(const Row* rows, Place place, int64_t words, int32_t* to) {
@@ -377,7 +407,7 @@ void expand(const Row* rows, Int4Groups groups, float* scratch) {
   const Panel panel(scratch, groups);
   for (int block = 0; block < kPanelRows; block += kLanes) {
     for (int64_t g = 0; g < groups.count; ++g) {
-      int32_t* to = panel.nibbles + g * panel.words * kPanelRows + block;
+      int32_t* to = panel.nibbles + g * panel.words * kPanelRows + block * kWordsTogether;
       if (groups.columns == kGroupNibbles) {
         expand_group<true>(rows + block, Place(groups, g), kGroupWords, to);
       } else {
@@ -392,11 +422,11 @@ void expand(const Row* rows, Int4Groups groups, float* scratch) {
   }
 }
 
-/// Adds one group's products of kTokens tokens to out.
+#if !defined(__ARM_FEATURE_DOTPROD)
+/// dots[token][row] = one group's products of kTokens tokens, plus the tokens' bases.
 template <int kTokens>
-inline void group_products(const int32_t* nibbles, const float* row_scales, int64_t words, const int32_t* codes,
-                           const float* token_scales, const int32_t* bases, float* out) {
-  IntVec dots[kTokens][2];
+inline void group_dots(const int32_t* nibbles, int64_t words, const int32_t* codes, const int32_t* bases,
+                       IntVec (&dots)[kTokens][2]) {
 #pragma GCC unroll 12
   for (int t = 0; t < kTokens; ++t) dots[t][0] = dots[t][1] = broadcast_word(bases[t]);
   for (int64_t w = 0; w < words; ++w) {
@@ -409,6 +439,15 @@ inline void group_products(const int32_t* nibbles, const float* row_scales, int6
       dots[t][1] = dot4(dots[t][1], second, four);
     }
   }
+}
+#endif
+
+/// Adds one group's products of kTokens tokens to out.
+template <int kTokens>
+inline void group_products(const int32_t* nibbles, const float* row_scales, int64_t words, const int32_t* codes,
+                           const float* token_scales, const int32_t* bases, float* out) {
+  IntVec dots[kTokens][2];
+  group_dots(nibbles, words, codes, bases, dots);
 #pragma GCC unroll 12
   for (int t = 0; t < kTokens; ++t) {
 #pragma GCC unroll 2
@@ -424,8 +463,8 @@ inline void micro_tile(const Panel& panel, Int4Groups groups, TileCodes tile, in
   for (int64_t g = 0; g < groups.count; ++g) {
     const int64_t place = g * kTileTokens + first;
     group_products<kTokens>(panel.nibbles + g * panel.words * kPanelRows, panel.scales + g * kPanelRows, panel.words,
-                            tile.codes + g * panel.words * kTileTokens + first, tile.scales + place, tile.bases + place,
-                            out + first * kPanelRows);
+                            tile.codes + g * panel.words * kTileTokens + first * kWordsTogether, tile.scales + place,
+                            tile.bases + place, out + first * kPanelRows);
   }
 }
 

@@ -73,6 +73,11 @@ int64_t many_scratch_floats(Int4Groups groups, const Int4Kernels& kernels);
   M(kAvx2Vnni, avx2_vnni)           \
   M(kAvx512, avx512)                \
   M(kAvx512Bf16, avx512_bf16)
+#elif defined(__aarch64__)
+#define SALA_FOR_EACH_INT4_LEVEL(M) \
+  M(kBaseline, baseline)            \
+  M(kNeonDot, neon_dot)             \
+  M(kNeonMatrix, neon_matrix)
 #else
 #define SALA_FOR_EACH_INT4_LEVEL(M) SALA_FOR_EACH_SIMD_LEVEL(M)
 #endif

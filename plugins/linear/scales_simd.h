@@ -89,6 +89,8 @@ inline Vec lane_scales(const float* scales, int64_t shared) {
   const IntVec lanes{0, 1, 2, 3, 4, 5, 6, 7};
   const IntVec index = lanes >> __builtin_ctzll(static_cast<uint64_t>(slots));
   return _mm256_permutevar8x32_ps(load(scales), __builtin_bit_cast(__m256i, index));
+#elif defined(__aarch64__)
+  return slots == 1 ? load(scales) : Vec{scales[0], scales[0], scales[1], scales[1]};
 #else
   Vec result{};
   for (int lane = 0; lane < kLanes; ++lane) result[lane] = scales[lane / slots];
@@ -131,7 +133,7 @@ inline auto with_format(const Product& product, Body&& body) {
     const ScaleUse use = scale_use<Format>(product);
     return use == ScaleUse::kNumbers ? body(Float32Weights{}, use) : body(format, use);
   };
-#if defined(__AVX512BF16__)
+#if defined(SALA_HAS_BF16_PAIRS)
   if (product.round_inputs) {
     switch (product.kind) {
       case WeightKind::kBFloat16:
