@@ -19,12 +19,12 @@ constexpr int kGroupBytes = 4 * kGroupWords;
 constexpr int64_t kGroupNibbles = 2 * kGroupBytes;
 constexpr int kGroupVectors = kGroupBytes / kVectorBytes;
 constexpr int kMicroTokens = kRegisters == 32 ? 12 : 4;  // times two vectors of sums
-constexpr int kFewRows = kRegisters == 32 ? 4 : 1;
 #if defined(__aarch64__)
 constexpr bool kSumsGroups = true;  // integers over a whole group, so that few are converted
 #else
 constexpr bool kSumsGroups = false;
 #endif
+constexpr int kFewRows = kRegisters == 16 ? 1 : kSumsGroups ? 2 : 4;  // sums of four tokens fill half the registers
 
 inline Vec to_floats(IntVec value) { return __builtin_convertvector(value, Vec); }
 

@@ -36,7 +36,8 @@ struct TokenCodes {
 
 /// Inputs of kTileTokens tokens as codes, side by side.
 struct TileCodes {
-  int32_t* codes;  // [groups, words, 2, kTileTokens]: for every word of weights those for low and for high nibbles
+  int32_t* codes;  // [groups, words, 2, kTileTokens]: for every word of weights those for low and for high nibbles, but
+                   // [groups, words, kTileTokens, 2] where matrices are multiplied
   float* scales;   // [groups, kTileTokens]
   int32_t* bases;  // [groups, kTileTokens]: as those of TokenCodes
 };

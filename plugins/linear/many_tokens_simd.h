@@ -122,11 +122,28 @@ void expand_row(const Product& product, const uint8_t* codes, const float* scale
   }
 }
 
+/// sums[token][row] of one tile of tokens and one panel.
+template <class Target, int kTokens>
+inline __attribute__((always_inline)) void multiply_tile(const float* panel, const float* tile, int64_t slots,
+                                                         Vec (&sums)[kTokens][2]) {
+  for (int64_t slot = 0; slot < slots; ++slot) {
+    const auto first = Target::load(panel + slot * kPanelRows);
+    const auto second = Target::load(panel + slot * kPanelRows + kLanes);
+#pragma GCC unroll 12
+    for (int t = 0; t < kTokens; ++t) {
+      const auto x = Target::broadcast(tile + slot * kTileTokens + t);
+      sums[t][0] = Target::multiply_add(sums[t][0], first, x);
+      sums[t][1] = Target::multiply_add(sums[t][1], second, x);
+    }
+  }
+}
+
 #if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
 /// The same of pairs that lie two slots together: a matrix of two tokens times one of two rows, four numbers deep.
-template <int kTokens>
-inline __attribute__((always_inline)) void multiply_matrices(const float* panel, const float* tile, int64_t slots,
-                                                             Vec (&sums)[kTokens][2]) {
+template <class Target, int kTokens>
+  requires(Target::kSlotsTogether == 2)
+inline __attribute__((always_inline)) void multiply_tile(const float* panel, const float* tile, int64_t slots,
+                                                         Vec (&sums)[kTokens][2]) {
   const auto matrix = [](const float* from) { return __builtin_bit_cast(bfloat16x8_t, load_int(from)); };
   Vec squares[kTokens / 2][kLanes] = {};
   for (int64_t slot = 0; slot < slots; slot += 2) {
@@ -151,27 +168,6 @@ inline __attribute__((always_inline)) void multiply_matrices(const float* panel,
   }
 }
 #endif
-
-/// sums[token][row] of one tile of tokens and one panel.
-template <class Target, int kTokens>
-inline __attribute__((always_inline)) void multiply_tile(const float* panel, const float* tile, int64_t slots,
-                                                         Vec (&sums)[kTokens][2]) {
-#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
-  if constexpr (Target::kSlotsTogether == 2) {
-    multiply_matrices(panel, tile, slots, sums);
-  } else
-#endif
-    for (int64_t slot = 0; slot < slots; ++slot) {
-      const auto first = Target::load(panel + slot * kPanelRows);
-      const auto second = Target::load(panel + slot * kPanelRows + kLanes);
-#pragma GCC unroll 12
-      for (int t = 0; t < kTokens; ++t) {
-        const auto x = Target::broadcast(tile + slot * kTileTokens + t);
-        sums[t][0] = Target::multiply_add(sums[t][0], first, x);
-        sums[t][1] = Target::multiply_add(sums[t][1], second, x);
-      }
-    }
-}
 
 /// out[token * stride + row] = or += sums * factors[row].
 template <class Target, int kTokens>
