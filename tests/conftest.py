@@ -111,6 +111,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             "Triton Inference Server is not installed",
             "tests of Triton Inference Server (scripts/install.sh test,dev installs one into build/)",
         ),
+        (
+            "aarch64 can not be compiled for and emulated",
+            "tests of 64-bit Arm (on Debian: apt install g++-aarch64-linux-gnu qemu-user)",
+        ),
         ("lm-eval is not installed", "modules of tests of lm-evaluation-harness (pip install -e '.[eval]')"),
         ("ray is not installed", "modules of tests of Ray Serve (pip install -e '.[fleet]')"),
         ("ai-dynamo is not installed", "modules of tests of NVIDIA Dynamo (docs/fleet.md says how to install it)"),

@@ -7,6 +7,8 @@
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace sala::cpu {
@@ -45,6 +47,10 @@ inline Vec load(const Float16* from) {
   __builtin_memcpy(&value, from, sizeof value);
   // With a mask of all lanes, since GCC 12 warns of the form without one (its own header leaves a vector unset).
   return (Vec)_mm512_maskz_cvtph_ps(0xffff, value);
+#elif defined(__aarch64__)
+  float16x4_t value;
+  __builtin_memcpy(&value, from, sizeof value);
+  return vcvt_f32_f16(value);
 #else
   // The exponent is moved by a product, which also makes normal numbers of subnormal ones.
   const WordVec words = load_words(from);
@@ -68,6 +74,10 @@ inline Vec as_bfloat16(Vec value) { return __builtin_bit_cast(Vec, rounded_to_bf
 inline void store(BFloat16* to, Vec value) { store_low_halves(to, rounded_to_bfloat16(value)); }
 
 inline void store(Float16* to, Vec value) {
+#if defined(__aarch64__)
+  const float16x4_t rounded = vcvt_f16_f32(value);
+  __builtin_memcpy(to, &rounded, sizeof rounded);
+#else
   const WordVec bits = __builtin_bit_cast(WordVec, value);
   const WordVec magnitude = bits & 0x7fffffffu;
   WordVec result = (magnitude - (112u << 23) + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
@@ -77,6 +87,7 @@ inline void store(Float16* to, Vec value) {
   result = magnitude >= 0x477ff000u ? 0x7c00u - WordVec{} : result;
   result = magnitude > 0x7f800000u ? 0x7e00u - WordVec{} : result;
   store_low_halves(to, result | (bits >> 16 & 0x8000u));
+#endif
 }
 
 }  // namespace sala::cpu::SALA_SIMD_LEVEL

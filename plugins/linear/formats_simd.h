@@ -15,6 +15,13 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
 #pragma GCC diagnostic pop
+#elif defined(__aarch64__)
+#include "linear/codes_neon_simd.h"
+#endif
+
+// Products of pairs of bfloat16.
+#if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#define SALA_HAS_BF16_PAIRS 1
 #endif
 
 namespace sala::linear::SALA_SIMD_LEVEL {
@@ -30,6 +37,7 @@ inline Vec as_float(IntVec bits) { return __builtin_bit_cast(Vec, bits); }
 struct Fp32 {
   using Numbers = Vec;
   static constexpr int kPerSlot = 1;
+  static constexpr int kSlotsTogether = 1;  // of a row or token, in panels and tiles of many tokens
 
   static Numbers load(const float* slots) { return cpu::SALA_SIMD_LEVEL::load(slots); }
   static Numbers broadcast(const float* slot) { return cpu::SALA_SIMD_LEVEL::broadcast(*slot); }
@@ -39,13 +47,15 @@ struct Fp32 {
   static float slot(const float* x, const int16_t (&index)[1], float factor) { return x[index[0]] * factor; }
 };
 
-#if defined(__AVX512BF16__)
+#if defined(SALA_HAS_BF16_PAIRS)
 /// Products of bfloat16 with sums in float32. A slot is two numbers, the earlier one in the low half.
 struct Bf16 {
   using Numbers = IntVec;
   static constexpr int kPerSlot = 2;
 
   static Numbers load(const float* slots) { return load_int(slots); }
+#if defined(__AVX512BF16__)
+  static constexpr int kSlotsTogether = 1;
   static Numbers broadcast(const float* slot) {
     int32_t bits;
     __builtin_memcpy(&bits, slot, sizeof bits);
@@ -54,12 +64,22 @@ struct Bf16 {
   static Vec multiply_add(Vec sums, Numbers weights, Numbers x) {
     return _mm512_dpbf16_ps(sums, __builtin_bit_cast(__m512bh, weights), __builtin_bit_cast(__m512bh, x));
   }
+#else
+  static constexpr int kSlotsTogether = 2;  // matrices of two rows and two slots are multiplied
+  static Vec multiply_add(Vec sums, Numbers weights, Numbers x) {
+    return vbfdotq_f32(sums, __builtin_bit_cast(bfloat16x8_t, weights), __builtin_bit_cast(bfloat16x8_t, x));
+  }
+#endif
   /// Exact where the product has no more bits than a bfloat16 holds.
   static Numbers scaled(Numbers numbers, Vec scales) {
     const Vec low = as_float(numbers << 16) * scales;
     const Vec high = as_float(numbers & -0x10000) * scales;
+#if defined(__AVX512BF16__)
     const auto low_bits = __builtin_bit_cast(__m512i, low);
     return __builtin_bit_cast(IntVec, _mm512_srli_epi32(low_bits, 16)) | (__builtin_bit_cast(IntVec, high) & -0x10000);
+#else
+    return (__builtin_bit_cast(IntVec, low) >> 16 & 0xFFFF) | (__builtin_bit_cast(IntVec, high) & -0x10000);
+#endif
   }
 
   /// Of numbers that are rounded already, unless they are too small to count; no format of pairs needs a factor.
@@ -130,6 +150,19 @@ struct Float16Weights : Format {
   template <int kVector>
   static Vec get(const Raw& raw) {
     return _mm512_cvtph_ps(raw.halves[kVector]);
+  }
+};
+#elif defined(__aarch64__)
+struct Float16Weights : Format {
+  using Target = Fp32;
+  static constexpr int kVectors = 2;
+  using Raw = float16x8_t;
+
+  static constexpr int order(int vector, int slot, int) { return vector * kLanes + slot; }
+  static Raw load(const uint8_t* from) { return __builtin_bit_cast(Raw, load_int(from)); }
+  template <int kVector>
+  static Vec get(Raw raw) {
+    return kVector == 0 ? vcvt_f32_f16(vget_low_f16(raw)) : vcvt_high_f32_f16(raw);
   }
 };
 #else
@@ -216,7 +249,9 @@ inline Float8Bytes float8_bytes(const uint8_t* from) {
   return {_mm512_ternarylogic_epi32(kFloat8High.at(codes), codes, _mm512_set1_epi8(-128), kSignOfSecond),
           kFloat8Low.at(codes)};
 }
+#endif
 
+#if defined(__AVX512VBMI__) || defined(__aarch64__)
 struct Float8Weights : Format {
   using Target = Fp32;
   static constexpr int kVectors = 4;
@@ -301,6 +336,19 @@ struct Int4Weights : Nibbles {
 };
 #endif
 
+#if defined(__aarch64__)
+struct Nvfp4Weights : Nibbles {
+  using Raw = Float4Words;
+
+  static constexpr int order(int vector, int slot, int) { return 4 * (2 * slot + vector % 2) + vector / 2; }
+  static Raw load(const uint8_t* from) { return float4_words(from); }
+  template <int kVector>
+  static Vec get(const Raw& raw) {
+    const IntVec words = raw.vectors[kVector / 2];
+    return as_float(kVector % 2 == 0 ? words << 16 : words & -0x10000);
+  }
+};
+#else
 struct Nvfp4Weights : Nibbles {
   template <int kVector>
   static Vec get(Raw raw) {
@@ -316,8 +364,9 @@ struct Nvfp4Weights : Nibbles {
 #endif
   }
 };
+#endif
 
-#if defined(__AVX512BF16__)
+#if defined(SALA_HAS_BF16_PAIRS)
 struct BFloat16Pairs : Format {
   using Target = Bf16;
   static constexpr int kVectors = 1;
@@ -345,6 +394,7 @@ struct Float8Pairs : Format {
   }
 };
 
+#if defined(__AVX512BF16__)
 struct Int8Bytes {
   __m512i high, low;
 };
@@ -390,6 +440,34 @@ struct Nvfp4Pairs : Format {
     return __builtin_bit_cast(IntVec, _mm512_permutexvar_epi16(index, __builtin_bit_cast(__m512i, numbers)));
   }
 };
+#else
+struct Int8Pairs : Format {
+  using Target = Bf16;
+  static constexpr int kVectors = 2;
+  using Raw = Int8Words;
+
+  static constexpr int order(int vector, int slot, int half) { return 8 * vector + 2 * slot + half; }
+  static Raw load(const uint8_t* from) { return int8_words(from); }
+  template <int kVector>
+  static IntVec get(const Raw& raw) {
+    return raw.vectors[kVector];
+  }
+};
+
+struct Nvfp4Pairs : Format {
+  using Target = Bf16;
+  static constexpr int kVectors = 4;
+  static constexpr bool kLaneScales = true;
+  using Raw = Float4Words;
+
+  static constexpr int order(int vector, int slot, int half) { return 4 * (2 * slot + half) + vector; }
+  static Raw load(const uint8_t* from) { return float4_words(from); }
+  template <int kVector>
+  static IntVec get(const Raw& raw) {
+    return raw.vectors[kVector];
+  }
+};
+#endif
 #endif
 
 }  // namespace

@@ -1,18 +1,28 @@
 #include "linear/int4_fast_simd.h"
 
+#include "linear/int4_fast_panels_simd.h"
 #include "linear/int4_fast_rows_simd.h"
 #include "linear/int4_fast_words_simd.h"
+
+#if defined(__aarch64__)
+#include "linear/int4_fast_neon_simd.h"
+#endif
 
 namespace sala::linear::SALA_SIMD_LEVEL {
 namespace {
 
 using namespace cpu::SALA_SIMD_LEVEL;
 
-constexpr int kPanelRows = 2 * kLanes;
 constexpr int kMicroTokens = kRegisters == 32 ? 12 : 4;  // times two vectors of sums
+#if defined(__aarch64__)
+constexpr bool kSumsGroups = true;  // integers over a whole group, so that few are converted
+#else
+constexpr bool kSumsGroups = false;
+#endif
 constexpr int kRowsOfOneToken = 4;
-constexpr int kRowsOfTokens = kRegisters == 32 ? 4 : 1;
-constexpr int32_t kNibbles = 0x0F0F0F0F;
+constexpr int kRowsOfTokens = kRegisters == 16 ? 1
+                              : kSumsGroups    ? 2
+                                               : 4;  // sums of four tokens fill half the registers
 
 inline Vec to_floats(IntVec value) { return __builtin_convertvector(value, Vec); }
 
@@ -28,6 +38,8 @@ inline IntVec dot4(IntVec sum, IntVec nibbles, IntVec codes) {
 #elif defined(__AVX2__)
   const __m256i pairs = _mm256_maddubs_epi16((__m256i)nibbles, (__m256i)codes);
   return sum + (IntVec)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#elif defined(__aarch64__)
+  return neon_dot4(sum, nibbles, codes);
 #else
   using ShortVec = int16_t __attribute__((vector_size(kVectorBytes)));
   const auto n = (ShortVec)nibbles, c = (ShortVec)codes;
@@ -154,6 +166,7 @@ inline void add_products(const uint8_t* const (&rows)[kRows], Int4Groups groups,
     const Place place(groups, g);
     const int64_t offset = kWhole ? g * kGroupBytes : place.offset;
     GroupBytes bytes[kRows];
+    IntVec dots[kRows][kTokens] = {};
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       prefetch<3>(rows[r] + offset, kAheadBytes);
@@ -164,8 +177,8 @@ inline void add_products(const uint8_t* const (&rows)[kRows], Int4Groups groups,
       IntVec low[kRows], high[kRows];
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
-        low[r] = bytes[r].vectors[v] & kNibbles;
-        high[r] = (bytes[r].vectors[v] >> 4) & kNibbles;
+        low[r] = low_nibbles(bytes[r].vectors[v]);
+        high[r] = high_nibbles(bytes[r].vectors[v]);
       }
 #pragma GCC unroll 4
       for (int t = 0; t < kTokens; ++t) {
@@ -173,8 +186,11 @@ inline void add_products(const uint8_t* const (&rows)[kRows], Int4Groups groups,
         const IntVec for_low = load_int(from), for_high = load_int(from + kGroupBytes);
 #pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) {
-          const IntVec dots = dot4(dot4(IntVec{}, low[r], for_low), high[r], for_high);
-          sums[r][t] += to_floats(dots) * scales[(r * groups.count + g) * scales_of(kTokens) + t];
+          if (!kSumsGroups) dots[r][t] = IntVec{};
+          dots[r][t] = dot4(dot4(dots[r][t], low[r], for_low), high[r], for_high);
+          if (!kSumsGroups || v == kGroupVectors - 1) {
+            sums[r][t] += to_floats(dots[r][t]) * scales[(r * groups.count + g) * scales_of(kTokens) + t];
+          }
         }
       }
     }
@@ -283,26 +299,27 @@ void few(const Row* rows, int64_t num_rows, Int4Groups groups, TokenCodes first,
 
 // --- Many tokens: rows are spread out in panels, lane by lane, and stay in the cache ---
 
-constexpr int64_t kTileTokens = 12;
-
 /// A group of a panel: nibbles [words, 2, kPanelRows] as bytes, low and high, then scales [kPanelRows].
 int64_t panel_floats(Int4Groups groups) { return kPanelRows * (2 * words_of(groups) + 1); }
 
-/// A group of a tile: codes [words, 2, kTileTokens], for low and for high nibbles, then scales and bases [kTileTokens].
+/// A group of a tile: codes [words, 2, kTileTokens], for low and for high nibbles, but [words, kTileTokens, 2] where
+/// matrices are multiplied. Then scales and bases [kTileTokens].
 int64_t tile_floats(Int4Groups groups) { return kTileTokens * (2 * words_of(groups) + 2); }
 
 void place(TokenCodes token, Int4Groups groups, float* tile, int64_t place) {
   const int64_t words = words_of(groups);
-  float* to = tile + place;
-  for (int64_t g = 0; g < groups.count; ++g, to += 2 * kTileTokens) {
+  constexpr int64_t kHigh = kWordsTogether == 2 ? 1 : kTileTokens;
+  for (int64_t g = 0; g < groups.count; ++g, tile += tile_floats(groups)) {
     const int8_t* from = token.codes + g * token.codes_stride;
+    float* to = tile + place * kWordsTogether;
     for (int64_t w = 0; w < words; ++w, to += 2 * kTileTokens) {
       __builtin_memcpy(to, from + 4 * w, 4);
-      __builtin_memcpy(to + kTileTokens, from + kGroupBytes + 4 * w, 4);
+      __builtin_memcpy(to + kHigh, from + kGroupBytes + 4 * w, 4);
     }
     const auto base = static_cast<int32_t>(token.bases[g * token.scales_stride]);
-    to[0] = token.scales[g * token.scales_stride];
-    __builtin_memcpy(to + kTileTokens, &base, sizeof base);
+    float* scale = tile + 2 * words * kTileTokens + place;
+    *scale = token.scales[g * token.scales_stride];
+    __builtin_memcpy(scale + kTileTokens, &base, sizeof base);
   }
 }
 
@@ -325,6 +342,24 @@ inline void expand_group(const Row* rows, Place place, int64_t words, int32_t* t
     }
   }
 }
+#elif defined(__aarch64__)
+template <bool kWhole>
+inline void expand_group(const Row* rows, Place place, int64_t words, int32_t* to) {
+  GroupBytes bytes[kLanes];
+#pragma GCC unroll 4
+  for (int r = 0; r < kLanes; ++r) bytes[r] = GroupBytes::read<kWhole>(rows[r].codes + place.offset, place.bytes);
+#pragma GCC unroll 4
+  for (int v = 0; v < kGroupVectors; ++v) {
+    IntVec columns[kLanes];
+#pragma GCC unroll 4
+    for (int r = 0; r < kLanes; ++r) columns[r] = bytes[r].vectors[v];
+    transpose_words(columns);
+#pragma GCC unroll 4
+    for (int w = v * kLanes; w < (v + 1) * kLanes; ++w) {
+      if (w < words) store_nibbles(to + w * 2 * kPanelRows, columns[w % kLanes]);
+    }
+  }
+}
 #else
 template <bool kWhole>
 inline void expand_group(const Row* rows, Place place, int64_t words, int32_t* to) {
@@ -343,7 +378,7 @@ void expand(const Row* rows, Int4Groups groups, int64_t first, int64_t count, fl
   const int64_t words = words_of(groups), stride = panel_floats(groups);
   for (int block = 0; block < kPanelRows; block += kLanes) {
     for (int64_t g = 0; g < count; ++g) {
-      auto* to = reinterpret_cast<int32_t*>(panel + g * stride) + block;
+      auto* to = reinterpret_cast<int32_t*>(panel + g * stride) + block * kWordsTogether;
       if (groups.columns == kGroupNibbles) {
         expand_group<true>(rows + block, Place(groups, first + g), kGroupWords, to);
       } else {
@@ -357,11 +392,11 @@ void expand(const Row* rows, Int4Groups groups, int64_t first, int64_t count, fl
   }
 }
 
-/// Adds one group's products of kTokens tokens to sums.
+#if !defined(__ARM_FEATURE_DOTPROD)
+/// dots[token][row] = one group's products of kTokens tokens, plus the tokens' bases.
 template <int kTokens>
-inline void group_products(const int32_t* nibbles, const float* row_scales, int64_t words, const int32_t* codes,
-                           const float* token_scales, const int32_t* bases, float* sums) {
-  IntVec dots[kTokens][2];
+inline void group_dots(const int32_t* nibbles, int64_t words, const int32_t* codes, const int32_t* bases,
+                       IntVec (&dots)[kTokens][2]) {
 #pragma GCC unroll 12
   for (int t = 0; t < kTokens; ++t) dots[t][0] = dots[t][1] = broadcast_word(bases[t]);
   for (int64_t w = 0; w < words; ++w) {
@@ -374,6 +409,15 @@ inline void group_products(const int32_t* nibbles, const float* row_scales, int6
       dots[t][1] = dot4(dots[t][1], second, four);
     }
   }
+}
+#endif
+
+/// Adds one group's products of kTokens tokens to sums.
+template <int kTokens>
+inline void group_products(const int32_t* nibbles, const float* row_scales, int64_t words, const int32_t* codes,
+                           const float* token_scales, const int32_t* bases, float* sums) {
+  IntVec dots[kTokens][2];
+  group_dots(nibbles, words, codes, bases, dots);
 #pragma GCC unroll 12
   for (int t = 0; t < kTokens; ++t) {
 #pragma GCC unroll 2
@@ -389,9 +433,10 @@ inline void micro_tile(const float* panel, Int4Groups groups, int64_t count, con
                        float* sums) {
   const int64_t words = 2 * words_of(groups);
   for (int64_t g = 0; g < count; ++g, panel += panel_floats(groups), tile += tile_floats(groups)) {
-    const auto* codes = reinterpret_cast<const int32_t*>(tile) + first;
-    group_products<kTokens>(reinterpret_cast<const int32_t*>(panel), panel + words * kPanelRows, words, codes,
-                            tile + words * kTileTokens + first, codes + (words + 1) * kTileTokens,
+    const auto* codes = reinterpret_cast<const int32_t*>(tile);
+    const float* scales = tile + words * kTileTokens + first;
+    group_products<kTokens>(reinterpret_cast<const int32_t*>(panel), panel + words * kPanelRows, words,
+                            codes + first * kWordsTogether, scales, codes + (words + 1) * kTileTokens + first,
                             sums + first * kPanelRows);
   }
 }

@@ -77,6 +77,11 @@ int64_t scales_floats(Int4Groups groups);  // for the scales of a row
   M(kAvx2Vnni, avx2_vnni)           \
   M(kAvx512, avx512)                \
   M(kAvx512Bf16, avx512_bf16)
+#elif defined(__aarch64__)
+#define SALA_FOR_EACH_INT4_LEVEL(M) \
+  M(kBaseline, baseline)            \
+  M(kNeonDot, neon_dot)             \
+  M(kNeonMatrix, neon_matrix)
 #else
 #define SALA_FOR_EACH_INT4_LEVEL(M) SALA_FOR_EACH_SIMD_LEVEL(M)
 #endif

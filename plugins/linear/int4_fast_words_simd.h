@@ -1,14 +1,30 @@
-// Vectors of 32-bit words: stores and a transposition. Included by sources that are compiled once per SIMD
+// Vectors of 32-bit words: nibbles, stores and a transposition. Included by sources that are compiled once per SIMD
 // level.
 
 #pragma once
 
 #include "cpu/simd.h"
 
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
 namespace sala::linear::SALA_SIMD_LEVEL {
 namespace {
 
 using namespace cpu::SALA_SIMD_LEVEL;
+
+constexpr int32_t kNibbles = 0x0F0F0F0F;
+
+inline IntVec low_nibbles(IntVec bytes) { return bytes & kNibbles; }
+
+inline IntVec high_nibbles(IntVec bytes) {
+#if defined(__aarch64__)
+  return (IntVec)vshrq_n_u8((uint8x16_t)bytes, 4);
+#else
+  return (bytes >> 4) & kNibbles;
+#endif
+}
 
 inline void store_words(void* to, IntVec value) { __builtin_memcpy(to, &value, sizeof value); }
 
@@ -70,6 +86,18 @@ inline void transpose_words(IntVec (&r)[16]) {
   }
 }
 
+#elif defined(__aarch64__)
+/// Word j of all 4 vectors becomes vector j.
+inline void transpose_words(IntVec (&r)[4]) {
+  const IntVec low01 = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5);
+  const IntVec low23 = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5);
+  const IntVec high01 = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7);
+  const IntVec high23 = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
+  r[0] = __builtin_shufflevector(low01, low23, 0, 1, 4, 5);
+  r[1] = __builtin_shufflevector(low01, low23, 2, 3, 6, 7);
+  r[2] = __builtin_shufflevector(high01, high23, 0, 1, 4, 5);
+  r[3] = __builtin_shufflevector(high01, high23, 2, 3, 6, 7);
+}
 #endif
 
 }  // namespace

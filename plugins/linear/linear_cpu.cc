@@ -17,7 +17,7 @@ constexpr int64_t kBytesOfItem = 128 << 10;  // of weights, for few tokens
 
 const LinearKernels& kernels_of(cpu::SimdLevel level) {
 #define SALA_COMPILED(constant, name) {cpu::SimdLevel::constant, &name::kLinearKernels},
-  return cpu::highest<LinearKernels>({SALA_FOR_EACH_SIMD_LEVEL(SALA_COMPILED)}, level);
+  return cpu::highest<LinearKernels>({SALA_FOR_EACH_LINEAR_LEVEL(SALA_COMPILED)}, level);
 #undef SALA_COMPILED
 }
 

@@ -36,6 +36,10 @@ struct StoredWeight {
 /// kMxfp8 has one scale for each kMxBlock columns of a row, and its inputs are rounded likewise before the product, as
 /// sala_export/numerics/block_scales.py says. So the numbers of both sides are those of bfloat16, and all arithmetic
 /// gives one result up to the order of sums. Only numbers below 2^-126 may count as 0 unless it is exact.
+///
+/// Levels with instructions for products of bfloat16 use them unless it is exact, and these take numbers below 2^-126
+/// for 0. Those of x86-64 round sums to nearest. BFDOT and BFMMLA of Arm round them to odd, which is off by less than
+/// one unit in the last place.
 struct LinearCall {
   const float* x;  // [tokens, columns]
   int64_t tokens;

@@ -87,11 +87,20 @@ struct LinearKernels {
   void (*silu_mul)(const float* u, const float* v, int64_t count, float* y);
 };
 
+// Levels whose instructions these kernels gain by.
+#if defined(__aarch64__)
+#define SALA_FOR_EACH_LINEAR_LEVEL(M) \
+  M(kBaseline, baseline)              \
+  M(kNeonMatrix, neon_matrix)
+#else
+#define SALA_FOR_EACH_LINEAR_LEVEL(M) SALA_FOR_EACH_SIMD_LEVEL(M)
+#endif
+
 #define SALA_DECLARE(level, name)            \
   namespace name {                           \
   extern const LinearKernels kLinearKernels; \
   }
-SALA_FOR_EACH_SIMD_LEVEL(SALA_DECLARE)
+SALA_FOR_EACH_LINEAR_LEVEL(SALA_DECLARE)
 #undef SALA_DECLARE
 
 #if defined(__x86_64__)

@@ -37,6 +37,37 @@ inline __attribute__((always_inline)) void multiply_tile(const float* panel, con
   }
 }
 
+#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+/// The same of pairs that lie two slots together: a matrix of two tokens times one of two rows, four numbers deep.
+template <class Target, int kTokens>
+  requires(Target::kSlotsTogether == 2)
+inline __attribute__((always_inline)) void multiply_tile(const float* panel, const float* tile, int64_t slots,
+                                                         Vec (&sums)[kTokens][2]) {
+  const auto matrix = [](const float* from) { return __builtin_bit_cast(bfloat16x8_t, load_int(from)); };
+  Vec squares[kTokens / 2][kLanes] = {};
+  for (int64_t slot = 0; slot < slots; slot += 2) {
+    bfloat16x8_t rows[kLanes];
+#pragma GCC unroll 4
+    for (int r = 0; r < kLanes; ++r) rows[r] = matrix(panel + slot * kPanelRows + r * kLanes);
+#pragma GCC unroll 6
+    for (int t = 0; t < kTokens / 2; ++t) {
+      const bfloat16x8_t tokens = matrix(tile + slot * kTileTokens + t * kLanes);
+#pragma GCC unroll 4
+      for (int r = 0; r < kLanes; ++r) squares[t][r] = vbfmmlaq_f32(squares[t][r], tokens, rows[r]);
+    }
+  }
+#pragma GCC unroll 6
+  for (int t = 0; t < kTokens / 2; ++t) {
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      const Vec a = squares[t][2 * half], b = squares[t][2 * half + 1];
+      sums[2 * t][half] = __builtin_shufflevector(a, b, 0, 1, 4, 5);
+      sums[2 * t + 1][half] = __builtin_shufflevector(a, b, 2, 3, 6, 7);
+    }
+  }
+}
+#endif
+
 /// out[token * stride + row] = or += sums * factors[row].
 template <class Target, int kTokens>
 void add_tile(const float* panel, const float* tile, int64_t slots, const float* factors, bool add, float* out,
@@ -101,15 +132,33 @@ void transpose_rows(const float* buffer, int64_t slots, float* panel) {
 }
 #endif
 
+#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+/// The same with two slots of a row together, then two of the next.
+void transpose_pairs(const float* buffer, int64_t slots, float* panel) {
+  for (int64_t slot = 0; slot < slots; slot += kLanes) {
+#pragma GCC unroll 2
+    for (int r = 0; r < kLanes; r += 2) {
+      const Vec a = load(buffer + r * kBufferStride + slot), b = load(buffer + (r + 1) * kBufferStride + slot);
+      store(panel + slot * kPanelRows + r * 2, __builtin_shufflevector(a, b, 0, 1, 4, 5));
+      store(panel + (slot + 2) * kPanelRows + r * 2, __builtin_shufflevector(a, b, 2, 3, 6, 7));
+    }
+  }
+}
+#endif
+
 /// Expands kLanes rows and writes them as columns of a panel.
 template <class Format>
 void fill_half_panel(const Product& product, const Course& course, const Row* rows, const float* scales,
                      Segment segment, float* buffer, float* panel) {
+  const int64_t slots = (segment.last - segment.first) * Format::kVectors * kLanes;
   for (int64_t r = 0; r < kLanes; ++r) {
     const float* scales_of_row = course.use == ScaleUse::kNumbers ? nullptr : scales + r * scale_floats(product);
     expand_segment<Format>(product, course, rows[r], scales_of_row, segment, buffer + r * kBufferStride);
   }
-  transpose_rows(buffer, (segment.last - segment.first) * Format::kVectors * kLanes, panel);
+#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+  if constexpr (Format::Target::kSlotsTogether == 2) return transpose_pairs(buffer, slots, panel);
+#endif
+  transpose_rows(buffer, slots, panel);
 }
 
 /// All tokens of one segment of steps.
@@ -120,7 +169,8 @@ void add_segment(const Product& product, const Course& course, const Row* rows, 
   const int64_t slots = (segment.last - segment.first) * kStepSlots;
   const int64_t all_slots = steps_of<Format>(product) * kStepSlots;
   for (int64_t r = 0; r < count; r += kLanes) {
-    float* panel = scratch.panels + r / kPanelRows * kPanelRows * kSegmentSlots + r % kPanelRows;
+    float* panel =
+        scratch.panels + r / kPanelRows * kPanelRows * kSegmentSlots + r % kPanelRows * Format::Target::kSlotsTogether;
     const float* scales = course.use == ScaleUse::kNumbers ? nullptr : scratch.scales + r * scale_floats(product);
     fill_half_panel<Format>(product, course, rows + r, scales, segment, scratch.buffer, panel);
   }

@@ -55,15 +55,17 @@ void pack_as(const Product& product, const Inputs& inputs, int64_t tile_tokens, 
   using Target = typename Format::Target;
   static constexpr Order<Format> kOrder = order_of<Format>();
   constexpr int kStepSlots = Format::kVectors * kLanes;
+  constexpr int kTogether = Target::kSlotsTogether;
   for (int64_t slot = inputs.first_slot; slot < inputs.last_slot; slot += kStepSlots) {
     for (int64_t t = 0; t < tile_tokens; ++t) {
       float numbers[kStepWeights<Format>] = {};
       if (t < inputs.tokens) {
         step_inputs(product, inputs.x + t * product.columns, slot / kStepSlots * kStepWeights<Format>, numbers);
       }
-      float* out = tile + slot * tile_tokens + t;
+      float* out = tile + slot * tile_tokens + t * kTogether;
       for (int i = 0; i < kStepSlots; ++i) {
-        out[i * tile_tokens] = Target::slot(numbers, kOrder.index[i], kOrder.factor[i]);
+        out[i / kTogether * kTogether * tile_tokens + i % kTogether] =
+            Target::slot(numbers, kOrder.index[i], kOrder.factor[i]);
       }
     }
   }

@@ -76,6 +76,8 @@ inline void decode_scales(const Row& row, int64_t count, float* out) {
       __builtin_memcpy(&bits, static_cast<const uint8_t*>(row.scales) + 2 * i, sizeof bits);
 #if defined(__AVX512F__)
       store(out + i, _mm512_cvtph_ps(__builtin_bit_cast(__m256i, bits)));
+#elif defined(__aarch64__)
+      store(out + i, vcvt_f32_f16(__builtin_bit_cast(float16x4_t, bits)));
 #else
       store(out + i, Float16Weights::get<1>(__builtin_convertvector(bits, IntVec) << 16));
 #endif
@@ -99,6 +101,8 @@ inline Vec lane_scales(const float* scales, int64_t shared) {
   const IntVec lanes{0, 1, 2, 3, 4, 5, 6, 7};
   const IntVec index = lanes >> __builtin_ctzll(static_cast<uint64_t>(slots));
   return _mm256_permutevar8x32_ps(load(scales), __builtin_bit_cast(__m256i, index));
+#elif defined(__aarch64__)
+  return slots == 1 ? load(scales) : Vec{scales[0], scales[0], scales[1], scales[1]};
 #else
   Vec result{};
   for (int lane = 0; lane < kLanes; ++lane) result[lane] = scales[lane / slots];
@@ -133,7 +137,7 @@ inline void expand_numbers(const Product& product, const Row& row, int64_t first
   }
 }
 
-#if defined(__AVX512BF16__)
+#if defined(SALA_HAS_BF16_PAIRS)
 /// Calls body(format) with the format of pairs of a product that rounds its inputs.
 template <class Body>
 inline auto with_pairs(const Product& product, Body&& body) {
@@ -158,7 +162,7 @@ inline auto with_format(const Product& product, Body&& body) {
     const ScaleUse use = scale_use<decltype(format)>(product);
     return use == ScaleUse::kNumbers ? body(Float32Weights{}, use) : body(format, use);
   };
-#if defined(__AVX512BF16__)
+#if defined(SALA_HAS_BF16_PAIRS)
   if (product.round_inputs) return with_pairs(product, choose);
 #endif
   switch (product.kind) {

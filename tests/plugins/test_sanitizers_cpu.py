@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
-NATIVE = Path(__file__).parent / "native_cpu"
+import pytest
+from support.cpu_operators import runnable_product_levels
+from support.native_cpu import build_programs, run
+
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1"
 
 
-def run(*command: str | Path) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the programs are built."""
+    build = tmp_path_factory.mktemp("sanitized")
+    build_programs(build, ["cpu_stress", "linear_levels"], f"-DCMAKE_CXX_FLAGS={FLAGS}")
+    return build
 
 
-def test_random_sizes_touch_nothing_outside_their_buffers(tmp_path: Path) -> None:
-    configure = ["cmake", "-S", NATIVE, "-B", tmp_path, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"]
-    run(*configure, f"-DCMAKE_CXX_FLAGS={FLAGS}", "-DCMAKE_CXX_FLAGS_RELEASE=-O1")
-    run("cmake", "--build", tmp_path, "--target", "cpu_stress")
-    calls = run(tmp_path / "cpu_stress").split()
+def test_random_sizes_touch_nothing_outside_their_buffers(programs: Path) -> None:
+    calls = run(programs / "cpu_stress").split()
     assert calls[1] == "calls"
     assert int(calls[0]) >= 80
+
+
+def test_products_of_every_format_at_every_level(programs: Path) -> None:
+    *levels, products = run(programs / "linear_levels").split()
+    assert tuple(levels) == runnable_product_levels()
+    assert int(products) > 100_000
