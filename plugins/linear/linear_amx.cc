@@ -166,7 +166,7 @@ inline __attribute__((always_inline)) void add_products(const Block& block) {
 
 /// sums = or += products.
 template <int kTiles>
-void add_block(const Block& block) {
+void add_block(const Block& block) noexcept {
   using namespace cpu::amx;
   for_each_sum<kTiles>(block.sums, block.sum_stride, [&]<int kTile>(float* at) {
     if (block.add) {
@@ -182,7 +182,7 @@ void add_block(const Block& block) {
 
 /// sums = or += factors[row] * products.
 template <int kTiles>
-void add_scaled_block(const Block& block, const float* factors, float* part) {
+void add_scaled_block(const Block& block, const float* factors, float* part) noexcept {
   using namespace cpu::amx;
   for_each_sum<kTiles>(part, 2 * kTileFloats, []<int kTile>(float*) { zero_tile<kTile>(); });
   add_products<kTiles>(block);
@@ -196,17 +196,19 @@ void add_scaled_block(const Block& block, const float* factors, float* part) {
   }
 }
 
-/// Writes `tokens` tokens and `columns` columns of a tile of sums, times the factors of their rows. With silu_mul they
-/// are those of u, and those of v are `gate` rows behind.
+/// Writes `tokens` tokens and `columns` columns of a tile of sums, times the factors of their rows if there are any.
+/// With silu_mul they are those of u, and those of v are `gate` rows behind.
 void write_tile(const float* sums, const float* factors, int64_t gate, int64_t tokens, int64_t columns, float* y,
                 int64_t stride) {
   Vec rows[kLanes];
 #pragma GCC unroll 16
   for (int r = 0; r < kLanes; ++r) {
-    rows[r] = load(sums + r * kTileTokens) * factors[r];
-    if (gate > 0) {
-      rows[r] = rows[r] * sigmoid(rows[r]) * (load(sums + (gate + r) * kTileTokens) * factors[gate + r]);
-    }
+    rows[r] = load(sums + r * kTileTokens);
+    if (factors != nullptr) rows[r] *= factors[r];
+    if (gate == 0) continue;
+    Vec v = load(sums + (gate + r) * kTileTokens);
+    if (factors != nullptr) v *= factors[gate + r];
+    rows[r] = rows[r] * sigmoid(rows[r]) * v;
   }
   transpose_lanes(rows);
   const auto mask = static_cast<__mmask16>(columns >= kLanes ? 0xFFFF : (1 << columns) - 1);
@@ -274,7 +276,7 @@ class Item {
       }
     }
     const float scale = scale_at(row.scale_type, row.scales, is_scaled_ ? stage.first / course_.steps_of_factor : 0);
-    panel.factors[r] = is_scaled_ ? scale : scale * product_.global_scale;
+    panel.factors[r] = scale * product_.global_scale;
     for_each_step(row, stage, out,
                   [](int64_t, auto raw, float* at) { store_vectors<Format, 0>(raw, false, Vec{}, at); });
   }
@@ -372,7 +374,8 @@ class Item {
       if (r < 0 || column >= out_.columns) continue;
       for (int64_t tile = first_tile; tile < min(first_tile + 2, tiles_of(tokens_)); ++tile) {
         const int64_t token = tile * kTileTokens;
-        write_tile(scratch_.sums + (tile * stage.rows + r) * kTileTokens, panel.factors + r, gate, tokens_ - token,
+        const float* factors = is_scaled_ ? nullptr : panel.factors + r;  // those of segments are in the sums
+        write_tile(scratch_.sums + (tile * stage.rows + r) * kTileTokens, factors, gate, tokens_ - token,
                    out_.columns - column, out_.y + token * out_.stride + column, out_.stride);
       }
     }
