@@ -166,7 +166,7 @@ inline __attribute__((always_inline)) void add_products(const Block& block) {
 
 /// sums = or += products.
 template <int kTiles>
-void add_block(const Block& block) noexcept {
+void add_block(const Block& block) {
   using namespace cpu::amx;
   for_each_sum<kTiles>(block.sums, block.sum_stride, [&]<int kTile>(float* at) {
     if (block.add) {
@@ -182,7 +182,7 @@ void add_block(const Block& block) noexcept {
 
 /// sums = or += factors[row] * products.
 template <int kTiles>
-void add_scaled_block(const Block& block, const float* factors, float* part) noexcept {
+void add_scaled_block(const Block& block, const float* factors, float* part) {
   using namespace cpu::amx;
   for_each_sum<kTiles>(part, 2 * kTileFloats, []<int kTile>(float*) { zero_tile<kTile>(); });
   add_products<kTiles>(block);
@@ -354,13 +354,19 @@ class Item {
                       scratch_.sums + tile * sum_stride + r * kTileTokens,
                       sum_stride,
                       stage.first > 0};
-    const bool has_two = tile + 1 < tiles_of(tokens_);
-    if (is_scaled_) {
-      const auto add = has_two ? add_scaled_block<2> : add_scaled_block<1>;
-      add(block, panel.factors + r, scratch_.part);
+    if (tile + 1 < tiles_of(tokens_)) {
+      add<2>(block, panel.factors + r);
     } else {
-      const auto add = has_two ? add_block<2> : add_block<1>;
-      add(block);
+      add<1>(block, panel.factors + r);
+    }
+  }
+
+  template <int kTiles>
+  void add(const Block& block, const float* factors) const {
+    if (is_scaled_) {
+      add_scaled_block<kTiles>(block, factors, scratch_.part);
+    } else {
+      add_block<kTiles>(block);
     }
   }
 
