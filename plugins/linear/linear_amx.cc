@@ -196,17 +196,19 @@ void add_scaled_block(const Block& block, const float* factors, float* part) {
   }
 }
 
-/// Writes `tokens` tokens and `columns` columns of a tile of sums, times the factors of their rows. With silu_mul they
-/// are those of u, and those of v are `gate` rows behind.
+/// Writes `tokens` tokens and `columns` columns of a tile of sums, times the factors of their rows if there are any.
+/// With silu_mul they are those of u, and those of v are `gate` rows behind.
 void write_tile(const float* sums, const float* factors, int64_t gate, int64_t tokens, int64_t columns, float* y,
                 int64_t stride) {
   Vec rows[kLanes];
 #pragma GCC unroll 16
   for (int r = 0; r < kLanes; ++r) {
-    rows[r] = load(sums + r * kTileTokens) * factors[r];
-    if (gate > 0) {
-      rows[r] = rows[r] * sigmoid(rows[r]) * (load(sums + (gate + r) * kTileTokens) * factors[gate + r]);
-    }
+    rows[r] = load(sums + r * kTileTokens);
+    if (factors != nullptr) rows[r] *= factors[r];
+    if (gate == 0) continue;
+    Vec v = load(sums + (gate + r) * kTileTokens);
+    if (factors != nullptr) v *= factors[gate + r];
+    rows[r] = rows[r] * sigmoid(rows[r]) * v;
   }
   transpose_lanes(rows);
   const auto mask = static_cast<__mmask16>(columns >= kLanes ? 0xFFFF : (1 << columns) - 1);
@@ -274,7 +276,7 @@ class Item {
       }
     }
     const float scale = scale_at(row.scale_type, row.scales, is_scaled_ ? stage.first / course_.steps_of_factor : 0);
-    panel.factors[r] = is_scaled_ ? scale : scale * product_.global_scale;
+    panel.factors[r] = scale * product_.global_scale;
     for_each_step(row, stage, out,
                   [](int64_t, auto raw, float* at) { store_vectors<Format, 0>(raw, false, Vec{}, at); });
   }
@@ -352,13 +354,19 @@ class Item {
                       scratch_.sums + tile * sum_stride + r * kTileTokens,
                       sum_stride,
                       stage.first > 0};
-    const bool has_two = tile + 1 < tiles_of(tokens_);
-    if (is_scaled_) {
-      const auto add = has_two ? add_scaled_block<2> : add_scaled_block<1>;
-      add(block, panel.factors + r, scratch_.part);
+    if (tile + 1 < tiles_of(tokens_)) {
+      add<2>(block, panel.factors + r);
     } else {
-      const auto add = has_two ? add_block<2> : add_block<1>;
-      add(block);
+      add<1>(block, panel.factors + r);
+    }
+  }
+
+  template <int kTiles>
+  void add(const Block& block, const float* factors) const {
+    if (is_scaled_) {
+      add_scaled_block<kTiles>(block, factors, scratch_.part);
+    } else {
+      add_block<kTiles>(block);
     }
   }
 
@@ -372,7 +380,8 @@ class Item {
       if (r < 0 || column >= out_.columns) continue;
       for (int64_t tile = first_tile; tile < min(first_tile + 2, tiles_of(tokens_)); ++tile) {
         const int64_t token = tile * kTileTokens;
-        write_tile(scratch_.sums + (tile * stage.rows + r) * kTileTokens, panel.factors + r, gate, tokens_ - token,
+        const float* factors = is_scaled_ ? nullptr : panel.factors + r;  // those of segments are in the sums
+        write_tile(scratch_.sums + (tile * stage.rows + r) * kTileTokens, factors, gate, tokens_ - token,
                    out_.columns - column, out_.y + token * out_.stride + column, out_.stride);
       }
     }

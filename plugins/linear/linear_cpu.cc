@@ -180,7 +180,7 @@ class Job {
 
 }  // namespace
 
-int64_t row_bytes(WeightKind kind, int64_t columns) { return columns * bits_of(kind) / 8; }
+int64_t row_bytes(WeightKind kind, int64_t columns) noexcept { return columns * bits_of(kind) / 8; }
 
 int64_t columns_of(WeightKind kind, int64_t bytes) { return bytes * 8 / bits_of(kind); }
 

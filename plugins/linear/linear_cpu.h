@@ -53,7 +53,7 @@ struct LinearCall {
 };
 
 /// Bytes of one row of codes; `columns` is even for kInt4 and kNvfp4.
-int64_t row_bytes(WeightKind kind, int64_t columns);
+int64_t row_bytes(WeightKind kind, int64_t columns) noexcept;
 
 /// Numbers in so many bytes of a row.
 int64_t columns_of(WeightKind kind, int64_t bytes);

@@ -197,6 +197,8 @@ def _operands(phase: Phase, precision: Precision, math: CpuMath) -> str:
     """The type that a phase multiplies."""
     if math is CpuMath.EXACT or phase.kind is Kind.LIGHTNING or precision is Precision.FP16:
         return "float32"
+    if phase.kind is not Kind.GEMM:
+        return "bfloat16_attention"
     return "int8" if precision is Precision.INT4 and phase.quantized else "bfloat16"
 
 

@@ -97,6 +97,24 @@ def test_products_of_more_tokens_and_columns_than_a_block(kind: str, math: str) 
     assert_products(at_each_level(product, x), x, stored.numbers, kind, math)
 
 
+@pytest.mark.parametrize("epilogue", ["none", "silu_mul"])
+def test_products_of_more_rows_than_an_item(epilogue: str) -> None:
+    """Tokens that are computed with others, or alone, have the same bits."""
+    rng = np.random.default_rng(8)
+    halves = [weight(rng, "bfloat16", 4110, 528) for _ in range(2)]
+    numbers = np.concatenate([half.numbers for half in halves])
+    tensors = [tensor for half in halves for tensor in half.tensors]
+    product = linear(tensors, "bfloat16", "fast", epilogue=epilogue)
+    x = rng.standard_normal((70, 528), dtype=np.float32) / 64
+    actual = product(x)
+    if epilogue == "none":
+        assert_products([("best", actual)], x, numbers, "bfloat16", "fast")
+    else:
+        expected = silu_mul(products(x, numbers, "bfloat16", "fast", 128))
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_array_equal(product(x[:37]), actual[:37])
+
+
 @pytest.mark.parametrize("math", MATHS)
 @pytest.mark.parametrize("tokens", [1, 33])
 def test_every_code_is_the_number_it_stands_for(tokens: int, math: str) -> None:
