@@ -19,9 +19,10 @@ template <class Format, StepScales kScales>
 constexpr int kTokensOfFourRows =
     kSlotWeights<Format> == 8 || kScales != StepScales::kOne || kRegisters == 16 ? 2 : kTokensAtOnce;
 
-/// Rows that are read side by side.
+/// Rows that are read side by side. They lie apart, since the hardware foresees one stream of reads in a page.
 template <int kRows>
 struct RowBlock {
+  int64_t apart;  // of their products in the output as well
   const uint8_t* codes[kRows];
   const float* scales[kRows];           // decoded
   const uint8_t* stored_scales[kRows];  // for kFloat8Lanes
@@ -92,7 +93,7 @@ inline void add_last_step(const uint8_t* const (&codes)[kRows], int64_t offset, 
   add_step<Format, false>(starts, 0, x, slots, sums);
 }
 
-/// out[t * out_stride + r] = x[t] . row r; token t of x begins at x + t * slots.
+/// out[t * out_stride + r * rows.apart] = x[t] . row r; token t of x begins at x + t * slots.
 template <class Format, StepScales kScales, int kRows, int kTokens>
 void dot_rows(const Product& product, const RowBlock<kRows>& rows, const float* x, int64_t slots, float* out,
               int64_t out_stride) {
@@ -124,7 +125,7 @@ void dot_rows(const Product& product, const RowBlock<kRows>& rows, const float* 
     }
   }
   for (int r = 0; r < kRows; ++r) {
-    for (int t = 0; t < kTokens; ++t) out[t * out_stride + r] = sum(totals[r][t]) * product.global_scale;
+    for (int t = 0; t < kTokens; ++t) out[t * out_stride + r * rows.apart] = sum(totals[r][t]) * product.global_scale;
   }
 }
 
@@ -134,10 +135,11 @@ void dot_tokens(const Product& product, const RowBlock<kRows>& rows, const float
                 int64_t out_stride) {
   if constexpr (kRows == 4 && kTokens > kTokensOfFourRows<Format, kScales>) {
     for (int r = 0; r < 4; r += 2) {
-      const RowBlock<2> pair{{rows.codes[r], rows.codes[r + 1]},
+      const RowBlock<2> pair{rows.apart,
+                             {rows.codes[r], rows.codes[r + 1]},
                              {rows.scales[r], rows.scales[r + 1]},
                              {rows.stored_scales[r], rows.stored_scales[r + 1]}};
-      dot_rows<Format, kScales, 2, kTokens>(product, pair, x, slots, out + r, out_stride);
+      dot_rows<Format, kScales, 2, kTokens>(product, pair, x, slots, out + r * rows.apart, out_stride);
     }
   } else {
     dot_rows<Format, kScales, kRows, kTokens>(product, rows, x, slots, out, out_stride);
@@ -166,17 +168,19 @@ void dot_all_tokens(const Product& product, const RowBlock<kRows>& rows, const f
 }
 
 template <class Format, StepScales kScales, int kRows>
-void dot_block(const Product& product, const Row* rows, const float* x, int64_t tokens, float* scratch, float* out,
-               int64_t out_stride) {
+void dot_block(const Product& product, const Row* rows, int64_t apart, const float* x, int64_t tokens, float* scratch,
+               float* out, int64_t out_stride) {
   RowBlock<kRows> block;
+  block.apart = apart;
   for (int r = 0; r < kRows; ++r) {
+    const Row& row = rows[r * apart];
     float* scales = scratch + r * scale_floats(product);
     if constexpr (kScales != StepScales::kFloat8Lanes) {
-      decode_scales(rows[r], product.columns / product.scale_columns, scales);
+      decode_scales(row, product.columns / product.scale_columns, scales);
     }
-    block.codes[r] = rows[r].codes;
+    block.codes[r] = row.codes;
     block.scales[r] = scales;
-    block.stored_scales[r] = static_cast<const uint8_t*>(rows[r].scales);
+    block.stored_scales[r] = static_cast<const uint8_t*>(row.scales);
   }
   dot_all_tokens<Format, kScales, kRows>(product, block, x, tokens, out, out_stride);
 }
@@ -184,11 +188,13 @@ void dot_block(const Product& product, const Row* rows, const float* x, int64_t 
 template <class Format, StepScales kScales>
 void dot_blocks(const Product& product, const Row* rows, int64_t count, const float* x, int64_t tokens, float* scratch,
                 float* out, int64_t out_stride) {
-  int64_t r = 0;
-  for (; r + kRowsAtOnce <= count; r += kRowsAtOnce) {
-    dot_block<Format, kScales, kRowsAtOnce>(product, rows + r, x, tokens, scratch, out + r, out_stride);
+  const int64_t apart = count / kRowsAtOnce;
+  for (int64_t r = 0; r < apart; ++r) {
+    dot_block<Format, kScales, kRowsAtOnce>(product, rows + r, apart, x, tokens, scratch, out + r, out_stride);
   }
-  for (; r < count; ++r) dot_block<Format, kScales, 1>(product, rows + r, x, tokens, scratch, out + r, out_stride);
+  for (int64_t r = apart * kRowsAtOnce; r < count; ++r) {
+    dot_block<Format, kScales, 1>(product, rows + r, 1, x, tokens, scratch, out + r, out_stride);
+  }
 }
 
 /// Rows whose scales fit no vector: as float32 numbers, one at a time.
@@ -198,7 +204,7 @@ void dot_numbers(const Product& product, const Row* rows, int64_t count, const f
   for (int64_t r = 0; r < count; ++r) {
     expand_numbers(product, rows[r], 0, product.columns, scratch);
     const Row row{reinterpret_cast<const uint8_t*>(scratch), nullptr, ScaleType::kNone, product.columns};
-    dot_block<Float32Weights, StepScales::kOne, 1>(numbers, &row, x, tokens, scratch + product.columns, out + r,
+    dot_block<Float32Weights, StepScales::kOne, 1>(numbers, &row, 1, x, tokens, scratch + product.columns, out + r,
                                                    out_stride);
   }
 }

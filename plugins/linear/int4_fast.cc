@@ -185,14 +185,20 @@ class Int4Product {
           }
         }
       }
-      for (int64_t i = 0; panels_.transpose != nullptr && i < tiles * panels; ++i) {
-        panels_.transpose(sums + i * sums_floats);
-      }
-      for (int64_t t = 0; t < tokens; ++t) {
-        const float* row = sums + t / panels_.tokens * panels * sums_floats + t % panels_.tokens * panels_.rows;
-        write(item, row, sums_floats, row + panels / 2 * sums_floats, call_.y + (first + t) * width_ + item.first);
-      }
+      write_tokens(item, first, tokens, panels, sums);
     });
+  }
+
+  /// Writes an item's columns of a block of tokens from sums [tiles, panels, ...].
+  void write_tokens(Item item, int64_t first, int64_t tokens, int64_t panels, float* sums) const {
+    const int64_t sums_floats = panels_.tokens * panels_.rows;
+    for (int64_t i = 0; panels_.transpose != nullptr && i < tiles_of(tokens) * panels; ++i) {
+      panels_.transpose(sums + i * sums_floats);
+    }
+    for (int64_t t = 0; t < tokens; ++t) {
+      const float* row = sums + t / panels_.tokens * panels * sums_floats + t % panels_.tokens * panels_.rows;
+      write(item, row, sums_floats, row + panels / 2 * sums_floats, call_.y + (first + t) * width_ + item.first);
+    }
   }
 
   /// Writes an item's columns of a token from sums that lie in panels; `second` are those of the second half.

@@ -13,7 +13,7 @@ using namespace cpu::SALA_SIMD_LEVEL;
 
 constexpr int kGroupBytes = 4 * kGroupWords;
 constexpr int64_t kGroupNibbles = 2 * kGroupBytes;
-constexpr int64_t kAheadBytes = 1024;  // that rows are fetched ahead of their use
+constexpr int64_t kAheadBytes = 2048;  // that rows are fetched ahead of their use
 constexpr int kGroupVectors = kGroupBytes / kVectorBytes;
 
 /// Where a group of weights lies in a row.

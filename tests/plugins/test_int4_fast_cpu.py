@@ -64,7 +64,7 @@ def assert_follows_rule(run: Linear, x: Array, weights: Sequence[Weight], column
 
 @pytest.mark.parametrize(
     ("columns", "columns_of_scale"),
-    [(8, 8), (40, 1), (104, 13), (96, 32), (150, 75), (128, 128), (4224, 128), (768, 256), (1208, 1208)],
+    [(8, 8), (40, 1), (104, 13), (96, 32), (150, 75), (128, 128), (640, 128), (768, 256), (1208, 1208)],
 )
 def test_products_follow_the_rule(columns: int, columns_of_scale: int) -> None:
     for rows in (1, 35, 131):
@@ -73,6 +73,14 @@ def test_products_follow_the_rule(columns: int, columns_of_scale: int) -> None:
         for tokens in TOKENS:
             x = inputs(tokens, columns, seed=tokens)
             assert_follows_rule(run, x, [weight], columns_of_scale)
+
+
+@pytest.mark.parametrize("level", runnable_product_levels())
+def test_rows_of_more_groups_than_a_panel_holds(level: str) -> None:
+    weight = int4_weight(3, 4224, (3, 33), scale_type=np.float16)
+    x = inputs(20, 4224)
+    with simd_level(level):
+        assert_follows_rule(product([weight])(x), x, [weight], 128)
 
 
 @pytest.mark.parametrize("scale_type", [np.float32, np.float16, ml_dtypes.bfloat16])
