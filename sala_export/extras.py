@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -40,17 +39,7 @@ def extras_named() -> Iterator[None]:
     except ModuleNotFoundError as error:
         if error.name not in PACKAGE_EXTRAS:
             raise
-        raise _missing(error.name) from error
-
-
-def require_package(name: str) -> None:
-    """Refuse to begin what would need a package of `PACKAGE_EXTRAS` in the end. Raises: as `extras_named`."""
-    if importlib.util.find_spec(name) is None:
-        raise _missing(name)
-
-
-def _missing(package: str) -> UnsupportedError:
-    return UnsupportedError(
-        f"this needs the package {package}, which is not installed: "
-        f"pip install 'sala-export[{PACKAGE_EXTRAS[package]}]'"
-    )
+        raise UnsupportedError(
+            f"this needs the package {error.name}, which is not installed: "
+            f"pip install 'sala-export[{PACKAGE_EXTRAS[error.name]}]'"
+        ) from error

@@ -16,8 +16,6 @@ from support.checkpoints import tiny_checkpoint
 from support.imports import REPOSITORY, run_without
 from support.text_bundles import tiny_text_bundle
 
-from sala_export.cli.cmd_build import build_request
-from sala_export.errors import UnsupportedError
 from sala_export.extras import PACKAGE_EXTRAS
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -47,6 +45,7 @@ def light(command: list[str], folder: Path, *, extra: str | None = None) -> subp
         ["bench", "BUNDLE", "--context", "16", "--new-tokens", "2"],
         ["inspect", "--verify", "BUNDLE_WITH_ENGINE"],
         ["random-checkpoint", "OUT", "--preset", "tiny"],
+        ["plan", "--gpu", "cpu", "--memory", "16G", "--bandwidth", "40"],
     ],
 )
 def test_commands_that_a_light_installation_has(command: list[str], tmp_path: Path) -> None:
@@ -57,7 +56,8 @@ def test_commands_that_a_light_installation_has(command: list[str], tmp_path: Pa
 @pytest.mark.parametrize(
     ("command", "extra"),
     [
-        (["build", "--gpu", "rtx", "--model", "CHECKPOINT"], "build"),
+        (["build", "--gpu", "rtx"], "build"),
+        (["build", "--gpu", "cpu"], "onnx"),
         (["build", "--gpu", "cpu", "--model", "CHECKPOINT"], "onnx"),
         (["export", "--model", "CHECKPOINT", "-o", "OUT"], "onnx"),
         (["plan", "--gpu", "rtx5090"], "build"),
@@ -83,12 +83,6 @@ def test_a_bundle_for_cpus_takes_one_extra_and_runs_without_it(tmp_path: Path) -
     answered = light(answer, tmp_path / "again")
     assert answered.returncode == 0, answered.stderr
     assert answered.stdout.strip()
-
-
-def test_an_engine_asks_for_its_extra_before_it_asks_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(UnsupportedError, match=r"the package triton, .* pip install 'sala-export\[build\]'"):
-        build_request("rtx", "nobody/no-such-model", max_batch=1, max_context=None)
 
 
 @pytest.mark.parametrize("code", ["sala_export.load('out', runtime='torch')", "sala_export.SalaForCausalLM"])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 
-from ..extras import require_package
 from ..specs import FlavourName
 from .options import (
     CPU,
@@ -82,6 +82,8 @@ def build(
     """
     if is_cpu(gpu):
         require_no_options(("max_context", "prefill_chunk", "max_batch", "flavour"))
+    else:
+        import_module("triton")  # so that the extra of engines is told, and not the smaller one
     from ..building.pipeline import build_bundle, quantize_for_build
 
     def say(line: str) -> None:
@@ -133,8 +135,6 @@ def build_request(
 
     source = ModelRequest(model=model, revision=revision, layers=layers)
     target = None if is_cpu(gpu) else load_target(gpu)
-    if target:
-        require_package("triton")  # before the hub is asked
     # Asks the hub, so a precision that no GPU of the target has is refused before.
     stored = source.stored_precision() if precision is None else None
     engine: EngineRequest | CpuRequest

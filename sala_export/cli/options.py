@@ -139,7 +139,7 @@ CPU = "cpu"
 
 
 def is_cpu(gpu: str) -> bool:
-    """Whether the text of `--gpu` asks for a CPU. Raises: RequestError if that is one of several names."""
+    """Tell if the text of `--gpu` asks for a CPU. Raises: RequestError if that is one of several names."""
     names = [name.strip().lower() for name in gpu.split(",")]
     if CPU in names and len(names) > 1:
         raise RequestError(f"--gpu {gpu}: {CPU} stands alone, give it without other names")
