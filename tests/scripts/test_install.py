@@ -116,5 +116,6 @@ def test_what_is_asked_for_reaches_the_build(arguments: list[str], settings: lis
     done = install(tmp_path / "checkout", system(tmp_path / "bin", cxx="", **tools), *arguments)
     assert (done.returncode, done.stderr) == (0, "")
     told = asked.read_text(encoding="utf-8").splitlines()[-1].split()
+    build = f"build-dir={tmp_path}/checkout/build/native"
     given = [told[at + 1] for at, word in enumerate(told) if word == "--config-settings"]
-    assert [setting for setting in given if "CMAKE_CXX_COMPILER" not in setting] == settings
+    assert [setting for setting in given if "CMAKE_CXX_COMPILER" not in setting] == [*settings, build]
