@@ -111,7 +111,7 @@ def test_what_is_asked_for_reaches_the_build(arguments: list[str], settings: lis
         line = f'if [ "$1" = -m ]; then echo "$@" >>{asked}; exit; fi; exec {sys.executable} "$@"'
         (programs / name).write_text(f"#!/bin/bash\n{line}\n", encoding="utf-8")
         (programs / name).chmod(0o755)
-    tools = {name: f'exec {shutil.which(name)} "$@"' for name in ("mkdir", "tail", "tr")}
+    tools = {name: f'exec {shutil.which(name)} "$@"' for name in ("mkdir", "rm", "tail", "tr")}
     tools["sleep"] = f"exec {shutil.which('sleep')} 0.2"
     done = install(tmp_path / "checkout", system(tmp_path / "bin", cxx="", **tools), *arguments)
     assert (done.returncode, done.stderr) == (0, "")
