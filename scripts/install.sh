@@ -127,7 +127,10 @@ main() {
     python=$(find_python)
     compiler=$(find_compiler)
     require_system "$python" "$compiler"
-    options+=(--config-settings "cmake.define.CMAKE_CXX_COMPILER=$compiler")
+    # Tests look at what was compiled here.
+    rm -rf build/native
+    options+=(--config-settings "cmake.define.CMAKE_CXX_COMPILER=$compiler"
+        --config-settings "build-dir=$PWD/build/native")
     [ -x .venv/bin/pip ] || "$python" -m venv --clear .venv
     mkdir -p build
     echo "Installing into .venv: fetches packages and $what. The log is $LOG."

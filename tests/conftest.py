@@ -24,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz-inputs", type=int, default=300, help="How many inputs each fuzzer in Python tries.")
     parser.addoption("--fuzz-seed", type=int, default=0, help="The seed of the first manifest that is fuzzed.")
     parser.addoption(
-        "--operators", type=Path, help="A libsala_ort.so for tests/plugins/test_*_cpu.py, which else build it."
+        "--operators", type=Path, help="A libsala_ort.so for tests/plugins/test_*_cpu.py, instead of this checkout's."
     )
     parser.addoption(
         "--plugin-driver", help="A built plugin_driver for tests/plugins/test_plugin_gpu.py, which else builds it."

@@ -111,10 +111,11 @@ def test_what_is_asked_for_reaches_the_build(arguments: list[str], settings: lis
         line = f'if [ "$1" = -m ]; then echo "$@" >>{asked}; exit; fi; exec {sys.executable} "$@"'
         (programs / name).write_text(f"#!/bin/bash\n{line}\n", encoding="utf-8")
         (programs / name).chmod(0o755)
-    tools = {name: f'exec {shutil.which(name)} "$@"' for name in ("mkdir", "tail", "tr")}
+    tools = {name: f'exec {shutil.which(name)} "$@"' for name in ("mkdir", "rm", "tail", "tr")}
     tools["sleep"] = f"exec {shutil.which('sleep')} 0.2"
     done = install(tmp_path / "checkout", system(tmp_path / "bin", cxx="", **tools), *arguments)
     assert (done.returncode, done.stderr) == (0, "")
     told = asked.read_text(encoding="utf-8").splitlines()[-1].split()
+    build = f"build-dir={tmp_path}/checkout/build/native"
     given = [told[at + 1] for at, word in enumerate(told) if word == "--config-settings"]
-    assert [setting for setting in given if "CMAKE_CXX_COMPILER" not in setting] == settings
+    assert [setting for setting in given if "CMAKE_CXX_COMPILER" not in setting] == [*settings, build]

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import ctypes
 import functools
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +13,7 @@ from typing import Any
 import onnx
 import onnxruntime
 import torch
+from filelock import FileLock
 from onnx import TensorProto, helper
 from torch import Tensor
 
@@ -44,24 +42,46 @@ _CACHE_ELEMENTS = {
 }
 
 
+_LIBRARY = "libsala_ort.so"
+_INSTALLED_FROM = REPOSITORY / "build" / "native" / "plugins" / "onnxruntime"
+"""Where scripts/install.sh compiled the library that it installed."""
+_BUILD = REPOSITORY / "build" / "operators"
+"""Where the tests compile it. Kept between test runs: the first build takes a minute, the next seconds."""
+
+
 @functools.cache
 def build_directory() -> Path:
-    """Where the library was built, once per test run, from the sources of this checkout."""
-    build = tempfile.mkdtemp(prefix="sala_ort_")
-    atexit.register(shutil.rmtree, build, ignore_errors=True)
-    source = str(REPOSITORY / "plugins" / "onnxruntime")
+    """Where the library was compiled from the sources of this checkout: by its installation, or else now."""
+    compiled = _INSTALLED_FROM / _LIBRARY
+    if compiled.is_file() and compiled.stat().st_mtime > max(path.stat().st_mtime for path in _sources()):
+        return _INSTALLED_FROM
+    _BUILD.mkdir(parents=True, exist_ok=True)
+    with FileLock(_BUILD / ".lock"):
+        _build()
+    return _BUILD
+
+
+def _sources() -> Iterator[Path]:
+    """The files that the library is compiled from, and a few more."""
+    yield REPOSITORY / "CMakeLists.txt"
+    for folder in ("plugins", "runtime/include", "runtime/src/engines/onnxruntime"):
+        for path in (REPOSITORY / folder).rglob("*"):
+            if path.suffix in (".cc", ".h", ".map") or path.name == "CMakeLists.txt":
+                yield path
+
+
+def _build() -> None:
     for command in (
-        ["cmake", "-S", source, "-B", build, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"],
-        ["cmake", "--build", build, "--target", "sala_ort"],
+        ["cmake", "-S", REPOSITORY / "plugins/onnxruntime", "-B", _BUILD, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"],
+        ["cmake", "--build", _BUILD, "--target", "sala_ort"],
     ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
-    return Path(build)
 
 
 def library() -> Path:
-    """The library that the tests are of: the one that was given, or else the one that is built."""
-    return given_library or build_directory() / "libsala_ort.so"
+    """The library that the tests are of: the one that was given, or else the one of `build_directory`."""
+    return given_library or build_directory() / _LIBRARY
 
 
 def _native() -> ctypes.CDLL:
