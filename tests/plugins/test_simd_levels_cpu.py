@@ -23,6 +23,8 @@ _FLAGS = {
     "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
     "avx512_bf16": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vbmi", "avx512_vnni", "avx512_bf16"},
     "amx": {"avx512f", "avx512vbmi", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16"},
+    "neon_dot": {"asimddp"},
+    "neon_matrix": {"asimddp", "i8mm", "bf16"},
 }
 """What Linux calls the instructions of each level."""
 
@@ -46,8 +48,8 @@ def test_kernel_objects_share_no_definition_with_other_levels() -> None:
 
 
 def test_levels_are_those_that_linux_says_of_the_processor() -> None:
-    """Other processors than x86-64 have no such flags, and one level here."""
-    found = re.search(r"^flags\s*: (.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    """It calls them flags on x86-64, and features on Arm."""
+    found = re.search(r"^(?:flags|Features)\s*: (.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     flags = set(found[1].split()) if found else set()
     assert runnable_product_levels() == tuple(level for level in PRODUCT_LEVELS if _FLAGS[level] <= flags)
 

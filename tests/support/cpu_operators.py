@@ -26,7 +26,7 @@ given_library: Path | None = None
 
 SIMD_LEVELS = ("baseline", "avx2", "avx512", "avx512_bf16")
 """The levels that all kernels are compiled for, in rising order."""
-PRODUCT_LEVELS = ("baseline", "avx2", "avx2_vnni", "avx512", "avx512_bf16", "amx")
+PRODUCT_LEVELS = ("baseline", "avx2", "avx2_vnni", "avx512", "avx512_bf16", "amx", "neon_dot", "neon_matrix")
 """Those, and the levels that only products of stored weights are compiled for."""
 
 _ELEMENTS = {
