@@ -16,7 +16,6 @@ from support.cpu_operators import (
     runnable_simd_levels,
 )
 
-
 _FLAGS = {
     "baseline": set(),
     "avx2": {"avx2", "fma"},
