@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 NATIVE = Path(__file__).parent / "native_cpu"
-FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1"
+FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=all"
 
 
 def run(*command: str | Path) -> str:
@@ -17,7 +17,8 @@ def run(*command: str | Path) -> str:
 
 def test_random_sizes_touch_nothing_outside_their_buffers(tmp_path: Path) -> None:
     configure = ["cmake", "-S", NATIVE, "-B", tmp_path, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"]
-    run(*configure, f"-DCMAKE_CXX_FLAGS={FLAGS}", "-DCMAKE_CXX_FLAGS_RELEASE=-O1")
+    # Unoptimised and without line numbers: compiling takes longer than running, and a report still names functions.
+    run(*configure, f"-DCMAKE_CXX_FLAGS={FLAGS}", "-DCMAKE_CXX_FLAGS_RELEASE=-O0")
     run("cmake", "--build", tmp_path, "--target", "cpu_stress")
     calls = run(tmp_path / "cpu_stress").split()
     assert calls[1] == "calls"
