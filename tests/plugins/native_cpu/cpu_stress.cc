@@ -86,7 +86,7 @@ std::string run_lightning(SimdLevel level) {
 sala::ops::InfLLMv2AttentionSizes sparse_sizes() {
   sala::ops::InfLLMv2AttentionSizes sizes{};
   sizes.B = draw(1, 2);
-  sizes.T = draw(0, 1) == 1 ? draw(1, 6) : draw(1, 300);
+  sizes.T = draw(0, 1) == 1 ? draw(1, 6) : draw(1, 100);
   sizes.num_kv_heads = draw(1, 2);
   sizes.num_heads = sizes.num_kv_heads * draw(1, 20);
   sizes.head_dim = 16 * draw(1, 8);
