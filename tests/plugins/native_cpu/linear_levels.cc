@@ -52,28 +52,31 @@ double decode(uint32_t bits, int exponent_bits, int fraction_bits) {
 
 double decode_float8(uint32_t bits) { return (bits & 0x7F) == 0x7F ? kNan : decode(bits, 4, 3); }
 
+template <class T>
+T stored(const uint8_t* from, int64_t index) {
+  T value;
+  std::memcpy(&value, from + index * static_cast<int64_t>(sizeof value), sizeof value);
+  return value;
+}
+
 double number_at(WeightKind kind, const uint8_t* row, int64_t k) {
-  uint16_t half;
-  std::memcpy(&half, row + 2 * k * (kind == WeightKind::kBFloat16 || kind == WeightKind::kFloat16), sizeof half);
-  float single;
-  std::memcpy(&single, row + 4 * k * (kind == WeightKind::kFloat32), sizeof single);
-  const auto nibble = static_cast<uint32_t>(row[k / 2] >> (k % 2 * 4)) & 15U;
+  const auto nibble = [&] { return static_cast<uint32_t>(row[k / 2] >> (k % 2 * 4)) & 15U; };
   switch (kind) {
     case WeightKind::kFloat32:
-      return static_cast<double>(single);
+      return static_cast<double>(stored<float>(row, k));
     case WeightKind::kBFloat16:
-      return decode(half, 8, 7);
+      return decode(stored<uint16_t>(row, k), 8, 7);
     case WeightKind::kFloat16:
-      return decode(half, 5, 10);
+      return decode(stored<uint16_t>(row, k), 5, 10);
     case WeightKind::kFloat8:
     case WeightKind::kMxfp8:
       return decode_float8(row[k]);
     case WeightKind::kInt8:
       return static_cast<int8_t>(row[k]);
     case WeightKind::kInt4:
-      return static_cast<double>(nibble) - 8;
+      return static_cast<double>(nibble()) - 8;
     case WeightKind::kNvfp4:
-      return decode(nibble, 2, 1);
+      return decode(nibble(), 2, 1);
   }
   return kNan;
 }
@@ -132,11 +135,8 @@ struct Case {
         return std::ldexp(1.0, scales[static_cast<size_t>(index)] - 127);
       case ScaleType::kFloat8:
         return decode_float8(scales[static_cast<size_t>(index)]) * static_cast<double>(global_scale);
-      case ScaleType::kBFloat16: {
-        uint16_t bits;
-        std::memcpy(&bits, scales.data() + 2 * index, sizeof bits);
-        return decode(bits, 8, 7);
-      }
+      case ScaleType::kBFloat16:
+        return decode(stored<uint16_t>(scales.data(), index), 8, 7);
       default:
         return 1;
     }
