@@ -9,8 +9,9 @@ from __future__ import annotations
 import ctypes
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -52,16 +53,18 @@ class CpuMachine:
 
 
 _RELATIVE_RATES: Mapping[str, tuple[float, float]] = {
-    "amx": (4.5, 4.0),
+    "amx": (5.9, 8.1),
     "avx512_bf16": (2.0, 4.0),
     "avx512": (1.0, 4 / 3),
     "avx2_vnni": (1.0, 4.0),
     "avx2": (1.0, 4 / 3),
+    "neon_matrix": (4.0, 8.0),
+    "neon_dot": (1.0, 4.0),
 }
 """Rates of bfloat16 and of int8 beside that of float32, by the instructions of one product: a pair of bfloat16 or four
-int8 in a lane, or three instructions for four int8. Elsewhere everything is computed in float32. The tiles of AMX were
-measured in bfloat16, one core of an Intel Sapphire Rapids beside other programs: 570 to 820 GFLOP/s for 512 tokens, of
-130 to 138 in float32. Attention does not use them."""
+int8 in a lane, three instructions for four int8, or products of matrices. Elsewhere everything is computed in float32.
+The tiles of AMX were measured, two cores of an Intel Sapphire Rapids, 512 tokens: 1,429 GFLOP/s in bfloat16 and 1,967
+in int8 beside 243 in float32 (`python -m benchmarks.cpu_linear`). Attention does not use them."""
 _ATTENTION_ON_TILES = 1.0
 """Rate of bfloat16 in attention beside that of float32 where products have tiles: Intel's instruction for a pair takes
 as long as two for one number. Assumed."""
@@ -119,10 +122,16 @@ def _simd_level() -> str:
 
 def _read_rate() -> float:
     """Bytes that all cores read from memory in a second."""
-    numbers = np.ones(_READ_BYTES // 4, np.float32)
-    parts = np.array_split(numbers, _cores())
-    with ThreadPoolExecutor(len(parts)) as pool:
-        return numbers.nbytes / _shortest(lambda: list(pool.map(np.max, parts)))
+    with reader(_READ_BYTES, _cores()) as read:
+        return _READ_BYTES / _shortest(read)
+
+
+@contextmanager
+def reader(size: int, threads: int) -> Iterator[Callable[[], object]]:
+    """A function that reads `size` bytes from memory, a multiple of 4, on so many threads."""
+    parts = np.array_split(np.ones(size // 4, np.float32), threads)
+    with ThreadPoolExecutor(threads) as pool:
+        yield lambda: list(pool.map(np.max, parts))
 
 
 def _product_rate() -> float:
