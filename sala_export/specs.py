@@ -216,6 +216,17 @@ def parse_bytes(text: str) -> int:
     return size
 
 
+def built_precision(name: str) -> Precision:
+    """The precision of this name, in any case of letters, that bundles are built in.
+
+    Raises: RequestError for an unknown name.
+    """
+    found = next((each for each in BUILT_PRECISIONS if each == name.lower()), None)
+    if found is None:
+        raise RequestError(f"--precision {name}: unknown, use one of {one_of(BUILT_PRECISIONS)}")
+    return found
+
+
 def one_of(names: Sequence[str]) -> str:
     """Names to choose from, for a sentence: `fp8, int8 or int4`."""
     return f"{', '.join(names[:-1])} or {names[-1]}"

@@ -85,6 +85,11 @@ def test_a_bundle_for_cpus_takes_one_extra_and_runs_without_it(tmp_path: Path) -
     assert answered.stdout.strip()
 
 
+def test_a_server_that_builds_an_engine_names_the_extra_of_engines(tmp_path: Path) -> None:
+    done = light(["serve", "CHECKPOINT", "--gpu", "rtx5090"], tmp_path, extra="serve")
+    assert "pip install 'sala-export[build]'" in done.stderr
+
+
 @pytest.mark.parametrize("code", ["sala_export.load('out', runtime='torch')", "sala_export.SalaForCausalLM"])
 def test_python_names_the_extra_too(code: str, tmp_path: Path) -> None:
     done = run_without(PACKAGE_EXTRAS, ["-c", f"import sala_export; {code}"], tmp_path / "missing")

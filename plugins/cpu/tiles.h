@@ -2,7 +2,7 @@
 // the level amx alone (`*_amx.cc`), as simd.h.
 //
 // A register is a template argument. The compiler knows nothing of what registers hold: their instructions stay in the
-// order in which they are written, and count as reading and writing any memory.
+// order in which they are written. Loads and stores count as reading and writing any memory.
 
 #pragma once
 

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "linear/int4_fast_simd.h"
+#include "linear/numbers.h"
 
 namespace sala::linear {
 namespace {
@@ -46,8 +47,6 @@ Kernels kernels_of(cpu::SimdLevel level, Int4Groups groups, int64_t tokens) {
 #undef SALA_PANELS
 #undef SALA_LINEAR
 }
-
-int64_t scale_bytes(ScaleType type) { return type == ScaleType::kFloat32 ? 4 : type == ScaleType::kFloat8 ? 1 : 2; }
 
 /// The columns [first, first + count) of y, and the rows of the weights that they need.
 struct Item {

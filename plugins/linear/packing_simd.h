@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include "cpu/short_floats.h"
 #include "linear/block_rounding_simd.h"
 
 namespace sala::linear::SALA_SIMD_LEVEL {
@@ -27,8 +28,6 @@ constexpr Order<Format> order_of() {
   return order;
 }
 
-using Bits = uint32_t __attribute__((vector_size(kVectorBytes)));
-
 /// The inputs of one step of one token, rounded as the product asks; 0, which `out` comes with, beyond the columns.
 template <int kCount>
 inline void step_inputs(const Product& product, const float* x, int64_t first, float (&out)[kCount]) {
@@ -40,13 +39,7 @@ inline void step_inputs(const Product& product, const float* x, int64_t first, f
     __builtin_memcpy(out, x + first, static_cast<size_t>(rest) * sizeof(float));
   }
   if (!product.round_inputs) return;
-  for (int i = 0; i < kCount; i += kLanes) {
-    const Vec value = load(out + i);
-    const auto bits = __builtin_bit_cast(Bits, value);
-    const Bits rounded = bits + 0x7FFFU + (bits >> 16 & 1U);
-    const Bits kept = value != value ? bits | 0x00400000U : rounded;  // NaN stays NaN
-    store(out + i, __builtin_bit_cast(Vec, kept & 0xFFFF0000U));
-  }
+  for (int i = 0; i < kCount; i += kLanes) store(out + i, as_bfloat16(load(out + i)));
 }
 
 /// Writes inputs in the order of a format's numbers, for tiles of tokens side by side.

@@ -184,6 +184,15 @@ TEST(Manifest, ReadsWhatTheRuntimeNeeds) {
   EXPECT_EQ(manifest->model_config["rms_norm_eps"], 1e-6);
 }
 
+TEST(Manifest, MayHaveNoEngine) {
+  Json json = valid();
+  json["engine"] = nullptr;
+  const auto manifest = parse_manifest(json.dump(), "bundle.json");
+  ASSERT_TRUE(manifest) << manifest.error().message;
+  EXPECT_FALSE(manifest->has_engine());
+  EXPECT_TRUE(parse_manifest(valid().dump(), "bundle.json")->has_engine());
+}
+
 TEST(Manifest, RefusesEveryMissingField) {
   // What has a default may be left out.
   const std::set<std::string> optional = {"fixed", "rows", "factor"};

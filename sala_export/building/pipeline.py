@@ -186,7 +186,7 @@ def _check(request: BuildRequest, checkpoint: Checkpoint) -> EngineGraph | None:
     converted = [file for file in checkpoint.shard_files().values() if not isinstance(file, OpenedFile)]
     if converted and not request.include_weights:
         raise RequestError(
-            f"--no-weights: {checkpoint.directory} has its weights in another order than engines take, and only a "
+            f"--no-weights: {checkpoint.directory} has its weights in another order than graphs take, and only a "
             "bundle holds them in theirs: build with the weights"
         )
     return _planned(request.engine, checkpoint.config, checkpoint.quantization)
@@ -277,8 +277,10 @@ def _build(
 ) -> EngineEntry | None:
     """Build the engine, if one is asked for. If TensorRT fails, its log outlives the staging directory."""
     engine, written = request.engine, graphs.engine
-    if isinstance(engine, CpuRequest) or plan is None or written is None:
+    if isinstance(engine, CpuRequest):
         return None
+    assert plan is not None
+    assert written is not None
     from ..onnx.engine_form import ENGINE_GRAPH_FILE
 
     folder, library = staging / ENGINE_FOLDER, plugin_library()

@@ -13,7 +13,7 @@ from ..checkpoint.reader import Checkpoint
 from ..engine.request import EngineRequest
 from ..errors import RequestError
 from ..files import absolute, is_directory
-from ..specs import BUILT_PRECISIONS, Precision, one_of
+from ..specs import Precision, built_precision
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,10 +110,7 @@ class CpuRequest:
         """
         if precision is None:
             return cls(precision=stored or Precision.BF16)
-        found = next((each for each in BUILT_PRECISIONS if each == precision.lower()), None)
-        if found is None:
-            raise RequestError(f"--precision {precision}: unknown, use one of {one_of(BUILT_PRECISIONS)}")
-        return cls(precision=found)
+        return cls(precision=built_precision(precision))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

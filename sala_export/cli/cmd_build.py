@@ -82,9 +82,6 @@ def build(
     """
     if is_cpu(gpu):
         require_no_options(("max_context", "prefill_chunk", "max_batch", "flavour"))
-    else:
-        import_module("triton")  # so that the extra of engines is told, and not the smaller one
-    from ..building.pipeline import build_bundle, quantize_for_build
 
     def say(line: str) -> None:
         console.print(line, soft_wrap=True)
@@ -104,6 +101,8 @@ def build(
         link=link,
         force=force,
     )
+    from ..building.pipeline import build_bundle, quantize_for_build
+
     source, engine = request.model, request.engine
     with progress_display(console) as on_progress:
         if calibration is not None or (engine.precision.is_quantized and source.stored_quantization() is None):
@@ -129,6 +128,8 @@ def build_request(
     force: bool = False,
 ) -> BuildRequest:
     """What the options of `build` ask for. On a CPU the sizes of an engine mean nothing. Raises: what is wrong."""
+    if not is_cpu(gpu):
+        import_module("triton")  # so that the extra of engines is told, and not the smaller one
     from ..building.requests import BuildRequest, CpuRequest, ModelRequest
     from ..engine.recipe import load_target
     from ..engine.request import EngineRequest

@@ -176,7 +176,6 @@ def serve(
 
 def _built(console: Console, model: Path, gpu: str, options: dict[str, Any]) -> Path:
     """The bundle of a model for some cards, which is built if it is not in this folder."""
-    from ..building.pipeline import build_bundle
     from ..serving.settings import MAX_SESSIONS
 
     # A step of the new engine serves as many sessions as the server answers at once.
@@ -185,6 +184,8 @@ def _built(console: Console, model: Path, gpu: str, options: dict[str, Any]) -> 
     if request.output.exists():
         console.print(f"{request.output} is there already, so nothing is built", soft_wrap=True)
         return request.output
+    from ..building.pipeline import build_bundle
+
     with progress_display(console) as on_progress:
         return build_bundle(request, on_progress).directory
 

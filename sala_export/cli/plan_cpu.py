@@ -82,7 +82,8 @@ def _machine_table(machine: CpuMachine) -> Table:
     bandwidth = machine.bytes_per_second
     table.add_row("bandwidth", f"{bandwidth.value / 1e9:.1f} GB/s", bandwidth.source.value)
     for name, rate in machine.operations_per_second.items():
-        table.add_row(f"products in {name}", f"{rate.value / 1e9:.0f} Gop/s", rate.source.value)
+        title = "attention in bfloat16" if name == "bfloat16_attention" else f"products in {name}"
+        table.add_row(title, f"{rate.value / 1e9:.0f} Gop/s", rate.source.value)
     return table
 
 

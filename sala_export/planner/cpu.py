@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from ..checkpoint.config import SalaConfig
 from ..checkpoint.quantization import Quantization
-from ..errors import RequestError
-from ..specs import BUILT_PRECISIONS, CpuMath, DType, Precision, one_of
+from ..specs import CpuMath, DType, Precision, built_precision
 from .cpu_rates import CpuMachine
 from .roofline import WEIGHT_BITS
 from .work import Kind, Phase, Sala
@@ -90,12 +89,7 @@ def cpu_precisions(name: str | None) -> tuple[Precision, ...]:
     """The precisions to plan: that of this name, or all if there is none.
 
     Raises: RequestError for an unknown name."""
-    if name is None:
-        return CPU_PRECISIONS
-    found = tuple(each for each in BUILT_PRECISIONS if each == name.lower())
-    if not found:
-        raise RequestError(f"--precision {name}: unknown, use one of {one_of(BUILT_PRECISIONS)}")
-    return found
+    return CPU_PRECISIONS if name is None else (built_precision(name),)
 
 
 def plan_cpu(

@@ -52,22 +52,23 @@ class CpuMachine:
     Two operations make a multiply-add."""
 
 
-_RELATIVE_RATES: Mapping[str, tuple[float, float]] = {
+RELATIVE_RATES: Mapping[str, tuple[float, float]] = {
     "amx": (5.9, 8.1),
     "avx512_bf16": (2.0, 4.0),
     "avx512": (1.0, 4 / 3),
     "avx2_vnni": (1.0, 4.0),
     "avx2": (1.0, 4 / 3),
+    "baseline": (1.0, 1.0),
     "neon_matrix": (4.0, 8.0),
     "neon_dot": (1.0, 4.0),
 }
 """Rates of bfloat16 and of int8 beside that of float32, by the instructions of one product: a pair of bfloat16 or four
-int8 in a lane, three instructions for four int8, or products of matrices. Elsewhere everything is computed in float32.
+int8 in a lane, three instructions for four int8, or products of matrices. The baseline computes all in float32.
 The tiles of AMX were measured, two cores of an Intel Sapphire Rapids, 512 tokens: 1,429 GFLOP/s in bfloat16 and 1,967
-in int8 beside 243 in float32 (`python -m benchmarks.cpu_linear`). Attention does not use them."""
-_ATTENTION_ON_TILES = 1.0
-"""Rate of bfloat16 in attention beside that of float32 where products have tiles: Intel's instruction for a pair takes
-as long as two for one number. Assumed."""
+in int8 beside 243 in float32 (`python -m benchmarks.cpu_linear`)."""
+_ATTENTION_RATES: Mapping[str, float] = {"avx512_bf16": 2.0}
+"""The same of bfloat16 in attention, where it is not 1: matrices and tiles are not used there, and Intel's instruction
+for a pair takes as long as two for one number (assumed)."""
 
 _READ_BYTES = 256 << 20
 """More than the caches of a processor hold."""
@@ -92,9 +93,9 @@ def this_machine(memory_bytes: int | None = None, bytes_per_second: float | None
 
 
 def rates(float32: float, simd_level: str) -> Mapping[str, Figure]:
-    """Rates by type, from the measured one of float32."""
-    bfloat16, int8 = _RELATIVE_RATES.get(simd_level, (1.0, 1.0))
-    attention = _ATTENTION_ON_TILES if simd_level == "amx" else bfloat16
+    """Rates by type, from the measured one of float32, for a level of RELATIVE_RATES."""
+    bfloat16, int8 = RELATIVE_RATES[simd_level]
+    attention = _ATTENTION_RATES.get(simd_level, 1.0)
     return {
         "float32": Figure(value=float32, source=Source.MEASURED),
         "bfloat16": Figure(value=bfloat16 * float32, source=Source.PREDICTED),

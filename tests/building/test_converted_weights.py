@@ -37,5 +37,5 @@ def test_bundle_without_weights_is_refused(tmp_path: Path) -> None:
     request = BuildRequest(
         model=ModelRequest(model=str(path)), engine=engine, output=tmp_path / "it.sala", include_weights=False
     )
-    with pytest.raises(RequestError, match=r"--no-weights: .*foreign has its weights in another order than engines"):
+    with pytest.raises(RequestError, match=r"--no-weights: .*foreign has its weights in another order than graphs"):
         build_bundle(request)

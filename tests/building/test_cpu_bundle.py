@@ -65,7 +65,7 @@ def test_it_computes_what_a_bundle_with_an_engine_computes(
 
 
 def test_what_needs_an_engine_says_so_in_a_line(bundle: Path, tmp_path: Path, capsys: Capture) -> None:
-    with pytest.raises(UnsupportedError, match="has no TensorRT engine: choose runtime onnxruntime, or build"):
+    with pytest.raises(UnsupportedError, match="has no TensorRT engine: runtime onnxruntime runs it"):
         sala_export.load(bundle, runtime="tensorrt")
     assert run(["trtexec", str(bundle), "-o", str(tmp_path / "scripts")]) == 2
     assert "has no TensorRT engine: build a bundle with an engine" in capsys.readouterr().err

@@ -185,6 +185,7 @@ def test_cpu_is_measured_and_every_figure_says_where_it_comes_from(capsys: Captu
     assert {name: rate["source"] for name, rate in rates.items()} == {
         "float32": "measured here",
         "bfloat16": "predicted",
+        "bfloat16_attention": "predicted",
         "int8": "predicted",
     }
     assert len(told["forms"]) == 12

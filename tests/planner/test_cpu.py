@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from support.cpu_operators import PRODUCT_LEVELS
 
 from sala_export.building.planned_graph import planned_graph
 from sala_export.checkpoint.quantization import Quantization
 from sala_export.errors import RequestError
 from sala_export.planner.cpu import CPU_PRECISIONS, PlannedCpuForm, cpu_precisions, needed_bytes, needs, plan_cpu
-from sala_export.planner.cpu_rates import CpuMachine, Figure, Source, rates, this_machine
+from sala_export.planner.cpu_rates import RELATIVE_RATES, CpuMachine, Figure, Source, rates, this_machine
 from sala_export.planner.published import PUBLISHED_CONFIG
 from sala_export.planner.work import Sala
 from sala_export.specs import CpuMath, Precision
@@ -26,6 +27,12 @@ def machine(memory_gib: float = 24, gigabytes_per_second: float = 40, gigaflops:
         bytes_per_second=Figure(value=1e9 * gigabytes_per_second, source=Source.GIVEN),
         operations_per_second=rates(1e9 * gigaflops, "avx512_bf16"),
     )
+
+
+def test_every_level_has_rates_and_few_use_bfloat16_in_attention() -> None:
+    assert RELATIVE_RATES.keys() == set(PRODUCT_LEVELS)
+    attention = {level: rates(1e9, level)["bfloat16_attention"].value / 1e9 for level in RELATIVE_RATES}
+    assert attention == dict.fromkeys(RELATIVE_RATES, 1.0) | {"avx512_bf16": 2.0}
 
 
 def forms(memory_gib: float = 24, context: int = 8192) -> dict[tuple[Precision, CpuMath], PlannedCpuForm]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -80,6 +81,21 @@ def test_rows_of_more_groups_than_a_panel_holds() -> None:
     assert_follows_rule(product([weight]), inputs(20, 4224), [weight], 128)
 
 
+def test_items_of_several_panels() -> None:
+    """As many rows for each core as make such items. Tiles of AMX give the bits of AVX-512."""
+    rows = 4 * len(os.sched_getaffinity(0)) * LONGEST_GROUP + 35
+    weights = [int4_weight(rows, 256, (rows, 2), seed=seed) for seed in range(2)]
+    x = inputs(20, 256) / 64
+    plain, gated = (product(weights, epilogue=epilogue) for epilogue in ("none", "silu_mul"))
+    assert_follows_rule(plain, x, weights, 128)
+    found = dict(at_each_level(gated, x))
+    u, v = np.split(plain(x).astype(np.float64), 2, axis=1)
+    for level, actual in found.items():
+        np.testing.assert_allclose(actual, u / (1 + np.exp(-u)) * v, rtol=2e-6, atol=1e-6, err_msg=level)
+    if "amx" in found:
+        np.testing.assert_array_equal(found["amx"], found["avx512_bf16"])
+
+
 @pytest.mark.parametrize("scale_type", [np.float32, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("blocks", [(1,), (30,), (30, 1), (6, 2), (30, 6)])
 def test_scales_of_every_type_and_shape(blocks: tuple[int, ...], scale_type: Any) -> None:
@@ -91,11 +107,12 @@ def test_scales_of_every_type_and_shape(blocks: tuple[int, ...], scale_type: Any
 
 
 def test_weights_one_after_another_share_the_codes_of_inputs() -> None:
-    weights = [int4_weight(7, 384, (7, 3)), int4_weight(40, 384, (40, 4), seed=1), int4_weight(1, 384, (1, 1), seed=2)]
-    run = product(weights)
-    for tokens in (1, 3, 13):
-        x = inputs(tokens, 384)
-        assert_follows_rule(run, x, weights, 32)  # the common part of 128, 96 and 384
+    for blocks, group in ((4, 32), (3, 128)):  # groups are the common part of 128, of 96 or 128, and of 384
+        second = int4_weight(40, 384, (40, blocks), seed=1)
+        weights = [int4_weight(7, 384, (7, 3)), second, int4_weight(1, 384, (1, 1), seed=2)]
+        run = product(weights)
+        for tokens in (1, 3, 20):
+            assert_follows_rule(run, inputs(tokens, 384), weights, group)
 
 
 @pytest.mark.parametrize("rows", [(5, 5), (16, 48, 60, 4), (37, 37)])
@@ -110,7 +127,7 @@ def test_silu_mul_of_both_halves(rows: tuple[int, ...]) -> None:
             np.testing.assert_allclose(actual, u / (1 + np.exp(-u)) * v, rtol=2e-6, atol=1e-6, err_msg=level)
 
 
-@pytest.mark.parametrize("tokens", [1, 4, 13])
+@pytest.mark.parametrize("tokens", [1, 4, 20])
 def test_group_that_is_not_finite_makes_its_token_nan_alone(tokens: int) -> None:
     weight = int4_weight(33, 384, (33, 3))
     weight.tensors[0][:, 64:128] = 0x88  # every weight of the second group is zero
@@ -123,7 +140,7 @@ def test_group_that_is_not_finite_makes_its_token_nan_alone(tokens: int) -> None
             assert np.isfinite(y[:-1]).all(), level
 
 
-@pytest.mark.parametrize("tokens", [1, 4, 13])
+@pytest.mark.parametrize("tokens", [1, 4, 20])
 def test_inputs_at_the_ends_of_their_range(tokens: int) -> None:
     weight = int4_weight(33, 512, (33, 4))
     x = np.zeros((tokens, 512), np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -92,25 +93,30 @@ def test_products_of_awkward_sizes(kind: str, math: str) -> None:
 def test_products_of_more_tokens_and_columns_than_a_block(kind: str, math: str) -> None:
     rng = np.random.default_rng(1)
     stored = weight(rng, kind, 40, 1280)
-    x = rng.standard_normal((510, 1280), dtype=np.float32)
+    x = rng.standard_normal((520, 1280), dtype=np.float32)
     product = linear(stored.tensors, kind, math)
     assert_products(at_each_level(product, x), x, stored.numbers, kind, math)
 
 
 @pytest.mark.parametrize("epilogue", ["none", "silu_mul"])
-def test_products_of_more_rows_than_an_item(epilogue: str) -> None:
-    """Tokens that are computed with others, or alone, have the same bits."""
+@pytest.mark.parametrize(("kind", "blocks"), [("bfloat16", ()), ("nvfp4", (40,)), ("int8", (5,))])
+def test_products_of_more_rows_than_an_item(kind: str, blocks: tuple[int, ...], epilogue: str) -> None:
+    """As many rows for each core as make an item of several panels. Tokens have the same bits beside more others."""
     rng = np.random.default_rng(8)
-    halves = [weight(rng, "bfloat16", 4110, 528) for _ in range(2)]
+    rows = 2048 * len(os.sched_getaffinity(0)) + 14
+    scale_type = ml_dtypes.float8_e4m3fn if kind == "nvfp4" else np.float32
+    halves = [
+        coded_weight(rng, kind, rows, 640, (rows, *blocks), scale_type) if blocks else weight(rng, kind, rows, 640)
+        for _ in range(2)
+    ]
     numbers = np.concatenate([half.numbers for half in halves])
-    tensors = [tensor for half in halves for tensor in half.tensors]
-    product = linear(tensors, "bfloat16", "fast", epilogue=epilogue)
-    x = rng.standard_normal((70, 528), dtype=np.float32) / 64
+    product = linear([tensor for half in halves for tensor in half.tensors], kind, "fast", epilogue=epilogue)
+    x = rng.standard_normal((40, 640), dtype=np.float32) / float(64 * np.abs(numbers).mean())
     actual = product(x)
     if epilogue == "none":
-        assert_products([("best", actual)], x, numbers, "bfloat16", "fast")
+        assert_products([("best", actual)], x, numbers, kind, "fast")
     else:
-        expected = silu_mul(products(x, numbers, "bfloat16", "fast", 128))
+        expected = silu_mul(products(x, numbers, kind, "fast", 128))
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     np.testing.assert_array_equal(product(x[:37]), actual[:37])
 
@@ -190,7 +196,7 @@ def test_inputs_of_mxfp8_are_rounded_by_blocks(math: str) -> None:
             found = product(x)
             few = np.concatenate([product(rows) for rows in (x[:1], x[1:4], x[4:30])])
         # The instructions for bfloat16 take numbers below 2^-126 for 0.
-        atol = 2.0**-126 if math == "fast" and level in ("avx512_bf16", "amx") else 0.0
+        atol = 2.0**-126 if math == "fast" and level in ("avx512_bf16", "amx", "neon_matrix") else 0.0
         np.testing.assert_allclose(found[~spoiled], expected[~spoiled], rtol=0, atol=atol, err_msg=level)
         assert not np.isfinite(found[spoiled]).any(), level
         np.testing.assert_array_equal(few, found[:30], level)

@@ -1,4 +1,7 @@
-"""The CPU operators under AddressSanitizer and UndefinedBehaviorSanitizer, on buffers with nothing to spare."""
+"""The CPU operators under AddressSanitizer and UndefinedBehaviorSanitizer, on buffers with nothing to spare.
+
+They do not see what tile registers of AMX load and store.
+"""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def same_words(refusal: str, wanted: str) -> bool:
 @pytest.fixture(scope="module")
 def bases() -> list[bytes]:
     """Manifests that are taken: a whole one, and small ones of every form."""
-    names = ("plain.json", "no-weights.json", "quantised.json", "fixed.json", "words.json")
+    names = ("plain.json", "no-weights.json", "quantised.json", "fixed.json", "words.json", "no-engine.json")
     return [(tiny_cpu_bundle() / MANIFEST_FILE).read_bytes(), *((_CORPUS / name).read_bytes() for name in names)]
 
 

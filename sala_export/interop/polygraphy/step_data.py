@@ -22,7 +22,9 @@ from .session import SessionFromSalaOnnx
 
 
 def step_weights(bundle: Bundle, tokens: int, past: int) -> BundleWeights:
-    """The weights that an engine takes in a step of so many tokens behind others. None where there is no engine.
+    """The weights that an engine takes in a step of so many tokens behind others.
+
+    A bundle without an engine gives none, and sets no limit to tokens.
 
     Raises: RequestError if they do not fit its caches; UnsupportedError if the bundle has no weights.
     """

@@ -36,8 +36,8 @@ Expected<std::shared_ptr<const Engine>> TensorRtEngine::create(const Bundle& bun
                                                                const WeightSource& source) {
   if (!bundle.manifest.has_engine()) {
     return error(ErrorCode::kDeviceUnsuitable,
-                 "the bundle was built for CPUs and has no TensorRT engine: choose runtime onnxruntime, or build a "
-                 "bundle with an engine, for example with sala-export build --gpu rtx");
+                 "the bundle was built for CPUs and has no TensorRT engine: runtime onnxruntime runs it, for a GPU "
+                 "build one with an engine, for example with sala-export build --gpu rtx");
   }
   auto plan = LoadedPlan::load(bundle, options, source);
   if (!plan) return plan.error();
