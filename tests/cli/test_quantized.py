@@ -63,7 +63,7 @@ def test_build_quantises_first_where_it_is_given_text(
     assert run([*command, "--precision", "fp8", *sizes, "-o", "again.sala"]) == 2
     assert f"{quantised} exists: build it with --model {quantised}" in capsys.readouterr().err
     assert run([*command, *sizes, "-o", "again.sala"]) == 2
-    assert "--calibration: an engine in bf16 needs none" in capsys.readouterr().err
+    assert "--calibration: a bundle in bf16 needs none" in capsys.readouterr().err
     assert run([*command, "--precision", "nvfp4", "--calibration", "missing", *sizes, "-o", "again.sala"]) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["out.sala", quantised])
 
