@@ -81,10 +81,12 @@ def test_layers_of_the_fast_form_are_as_close_as_its_roundings(precision: Precis
     expected = CheckpointSubject(Checkpoint.open(source))
     found = BundleSubject(Bundle.open(bundle(precision)), math=CpuMath.FAST)
     rows = expected.embed(ids())
+    # Both forms of mxfp8 round inputs alike: a Lightning layer differs only where a sum crosses the border of two codes.
+    least = 0 if precision is Precision.MXFP8 else 1e-4
     for layer in range(LAYERS):
         after = expected.layer(layer, ids())(rows).rows
         error = own_errors(rows, after, found.layer(layer, ids())(rows).rows).relative
-        assert 1e-4 < error < FAST_ERRORS.get(precision, 0.008)
+        assert least < error < FAST_ERRORS.get(precision, 0.008)
         rows = after
 
 
