@@ -81,7 +81,7 @@ def test_layers_of_the_fast_form_are_as_close_as_its_roundings(precision: Precis
     expected = CheckpointSubject(Checkpoint.open(source))
     found = BundleSubject(Bundle.open(bundle(precision)), math=CpuMath.FAST)
     rows = expected.embed(ids())
-    # Both forms of mxfp8 round inputs alike: a Lightning layer differs only where a sum crosses the border of two codes.
+    # Both forms of mxfp8 round inputs alike: a layer may differ only where a sum crosses the border of two codes.
     least = 0 if precision is Precision.MXFP8 else 1e-4
     for layer in range(LAYERS):
         after = expected.layer(layer, ids())(rows).rows
