@@ -7,6 +7,7 @@
 
 #include "linear/int4_fast_panels_simd.h"
 #include "linear/int4_fast_words_simd.h"
+#include "linear/transpose_simd.h"
 
 namespace sala::linear::SALA_SIMD_LEVEL {
 namespace {
@@ -60,15 +61,7 @@ inline void group_dots(const int32_t* nibbles, int64_t words, const int32_t* cod
       }
     }
   }
-#pragma GCC unroll 6
-  for (int t = 0; t < kTokens / 2; ++t) {
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      const IntVec a = squares[t][2 * half], b = squares[t][2 * half + 1];
-      dots[2 * t][half] = __builtin_shufflevector(a, b, 0, 1, 4, 5);
-      dots[2 * t + 1][half] = __builtin_shufflevector(a, b, 2, 3, 6, 7);
-    }
-  }
+  order_squares<IntVec, kTokens>(squares, dots);
 }
 #elif defined(__ARM_FEATURE_DOTPROD)
 /// dots[token][row] = one group's products of kTokens tokens, plus the tokens' bases.

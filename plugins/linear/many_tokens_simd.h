@@ -56,15 +56,7 @@ inline __attribute__((always_inline)) void multiply_tile(const float* panel, con
       for (int r = 0; r < kLanes; ++r) squares[t][r] = vbfmmlaq_f32(squares[t][r], tokens, rows[r]);
     }
   }
-#pragma GCC unroll 6
-  for (int t = 0; t < kTokens / 2; ++t) {
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      const Vec a = squares[t][2 * half], b = squares[t][2 * half + 1];
-      sums[2 * t][half] = __builtin_shufflevector(a, b, 0, 1, 4, 5);
-      sums[2 * t + 1][half] = __builtin_shufflevector(a, b, 2, 3, 6, 7);
-    }
-  }
+  order_squares<Vec, kTokens>(squares, sums);
 }
 #endif
 

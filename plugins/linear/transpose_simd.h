@@ -1,4 +1,4 @@
-// A matrix of as many vectors as a vector has lanes, transposed in registers. Compiled once per SIMD level.
+// Matrices of vectors that are brought into another order in registers. Compiled once per SIMD level.
 
 #pragma once
 
@@ -31,6 +31,30 @@ inline __attribute__((always_inline)) void transpose_lanes(Vec (&rows)[kLanes]) 
   exchange_blocks<4>(rows);
   exchange_blocks<2>(rows);
   exchange_blocks<1>(rows);
+}
+
+}  // namespace
+}  // namespace sala::linear::SALA_SIMD_LEVEL
+
+#elif defined(__aarch64__)
+
+namespace sala::linear::SALA_SIMD_LEVEL {
+namespace {
+
+/// sums[token][row] of what products of matrices have summed: for two tokens and two rows a vector of (token, row) (0,
+/// 0), (0, 1), (1, 0) and (1, 1).
+template <class Vector, int kTokens>
+inline __attribute__((always_inline)) void order_squares(const Vector (&squares)[kTokens / 2][kLanes],
+                                                         Vector (&sums)[kTokens][2]) {
+#pragma GCC unroll 6
+  for (int t = 0; t < kTokens / 2; ++t) {
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      const Vector a = squares[t][2 * half], b = squares[t][2 * half + 1];
+      sums[2 * t][half] = __builtin_shufflevector(a, b, 0, 1, 4, 5);
+      sums[2 * t + 1][half] = __builtin_shufflevector(a, b, 2, 3, 6, 7);
+    }
+  }
 }
 
 }  // namespace
