@@ -16,7 +16,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     return 0;
   }
   // What a runtime then relies on.
-  if (manifest->engine.compute_capabilities.empty() || manifest->config.inv_freq.empty()) std::abort();
+  if (manifest->has_engine() == manifest->engine.compute_capabilities.empty()) std::abort();
+  if (manifest->config.inv_freq.empty()) std::abort();
   for (const auto& name : manifest->needed_files) {
     if (manifest->file(name) == nullptr) std::abort();
   }
