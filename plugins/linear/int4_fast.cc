@@ -221,27 +221,12 @@ class Int4Product {
     });
   }
 
-  /// Finds the rows of an item, and with silu_mul the rows of its second half behind them. Where an item has less than
-  /// `columns`, its last row is taken again. Returns their number.
+  /// Finds `columns` rows of an item, and with silu_mul as many of its second half behind them. Returns their number.
   int64_t find_rows(Item item, int64_t columns, Rows& rows) const {
-    int64_t found = 0;
     for (int64_t half = 0; half < halves(); ++half) {
-      for (int64_t i = 0; i < columns; ++i) {
-        rows[static_cast<size_t>(found++)] = row_at(half * width_ + item.first + std::min(i, item.count - 1));
-      }
+      rows_at(call_, half * width_ + item.first, columns, rows.data() + half * columns);
     }
-    return found;
-  }
-
-  Row row_at(int64_t row) const {
-    auto weight = call_.weights.begin();
-    for (; row >= weight->rows; ++weight) row -= weight->rows;
-    const bool is_own = weight->row_blocks == weight->rows;  // divisions take as long as a third of a row
-    const int64_t block = is_own ? row : row / (weight->rows / weight->row_blocks);
-    return {
-        static_cast<const uint8_t*>(weight->codes) + row * row_bytes(WeightKind::kInt4, call_.columns),
-        static_cast<const uint8_t*>(weight->scales) + block * weight->column_blocks * scale_bytes(weight->scale_type),
-        weight->scale_type, call_.columns / weight->column_blocks};
+    return halves() * columns;
   }
 
   static Error no_memory(int64_t floats) {

@@ -63,5 +63,11 @@ inline void read_scales(const Row& row, Int4Groups groups, float* scales) {
   for (int64_t g = groups.count - 1; g >= 0; --g) scales[g] = scales[g / together];
 }
 
+/// Asks for the scales of the row behind this one: the hardware does not foresee so short streams.
+inline void prefetch_next_scales(const Row& row, Int4Groups groups) {
+  const int64_t bytes = groups.count * groups.columns / row.scale_columns * scale_bytes(row.scale_type);
+  for (int64_t i = 0; i < bytes; i += 64) prefetch<3>(static_cast<const uint8_t*>(row.scales), bytes + i);
+}
+
 }  // namespace
 }  // namespace sala::linear::SALA_SIMD_LEVEL

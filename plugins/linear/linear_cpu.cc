@@ -78,25 +78,6 @@ class Job {
     return is_same ? call_.columns / blocks : 0;
   }
 
-  /// Rows [first, first + count) of W; where W ends the last one is repeated.
-  void rows_at(int64_t first, int64_t count, Row* rows) const {
-    const int64_t bytes = row_bytes(call_.kind, call_.columns);
-    const StoredWeight* weight = call_.weights.data();
-    int64_t r = first;
-    for (; r >= weight->rows; ++weight) r -= weight->rows;
-    for (int64_t i = 0; i < count; ++i, ++r) {
-      while (r >= weight->rows && weight + 1 < call_.weights.data() + call_.weights.size()) {
-        r -= weight->rows;
-        ++weight;
-      }
-      const int64_t row = std::min(r, weight->rows - 1);
-      const int64_t first_scale = row / (weight->rows / weight->row_blocks) * weight->column_blocks;
-      rows[i] = {static_cast<const uint8_t*>(weight->codes) + row * bytes,
-                 static_cast<const uint8_t*>(weight->scales) + first_scale * scale_bytes(weight->scale_type),
-                 weight->scale_type, call_.columns / weight->column_blocks};
-    }
-  }
-
   /// Packs `tokens` inputs of `slots` slots in tiles.
   Status pack(const cpu::ParallelFor& parallel, Pack kernel, int64_t token, int64_t tokens, int64_t slots,
               int64_t tile_tokens) {
@@ -127,7 +108,7 @@ class Job {
       const int64_t first = item * columns;
       const int64_t count = std::min(columns, out_columns() - first);
       float* y = call_.y + first;
-      rows_at(first, count, rows);
+      rows_at(call_, first, count, rows);
       if (!call_.silu_mul) {
         kernels.products(product_, rows, count, packed_.get(), call_.tokens, scratch, y, out_columns());
         return;
@@ -135,7 +116,7 @@ class Job {
       float* u = scratch + kernel_floats;
       float* v = u + call_.tokens * columns;
       kernels.products(product_, rows, count, packed_.get(), call_.tokens, scratch, u, columns);
-      rows_at(out_columns() + first, count, rows);
+      rows_at(call_, out_columns() + first, count, rows);
       kernels.products(product_, rows, count, packed_.get(), call_.tokens, scratch, v, columns);
       for (int64_t t = 0; t < call_.tokens; ++t) {
         kernels_.silu_mul(u + t * columns, v + t * columns, count, y + t * out_columns());
@@ -161,7 +142,7 @@ class Job {
       Row rows[kMostRows];
       const int64_t first = item * columns;
       for (int64_t half = 0; half < halves(); ++half) {
-        rows_at(half * out_columns() + first, columns, rows + half * columns);
+        rows_at(call_, half * out_columns() + first, columns, rows + half * columns);
       }
       const Output out{call_.y + token * out_columns() + first, out_columns(), std::min(columns, out_columns() - first),
                        call_.silu_mul};
@@ -181,6 +162,32 @@ class Job {
 }  // namespace
 
 int64_t row_bytes(WeightKind kind, int64_t columns) noexcept { return columns * bits_of(kind) / 8; }
+
+void rows_at(const LinearCall& call, int64_t first, int64_t count, Row* rows) {
+  const int64_t bytes = row_bytes(call.kind, call.columns);
+  auto weight = call.weights.begin();
+  for (; first >= weight->rows; ++weight) first -= weight->rows;
+  while (true) {
+    // Divisions take as long as a third of a row, so there are none for each.
+    const int64_t block_rows = weight->rows / weight->row_blocks, scale_columns = call.columns / weight->column_blocks;
+    const int64_t scales_stride = weight->column_blocks * scale_bytes(weight->scale_type);
+    const auto* codes = static_cast<const uint8_t*>(weight->codes) + first * bytes;
+    const auto* scales = static_cast<const uint8_t*>(weight->scales) + first / block_rows * scales_stride;
+    int64_t rows_of_block = block_rows - first % block_rows;
+    for (const Row* end = rows + std::min(count, weight->rows - first); rows < end; ++rows, codes += bytes, --count) {
+      *rows = {codes, scales, weight->scale_type, scale_columns};
+      if (--rows_of_block == 0) {
+        scales += scales_stride;
+        rows_of_block = block_rows;
+      }
+    }
+    if (count == 0) return;
+    do {
+      if (++weight == call.weights.end()) return void(std::fill_n(rows, count, rows[-1]));
+    } while (weight->rows == 0);
+    first = 0;
+  }
+}
 
 int64_t columns_of(WeightKind kind, int64_t bytes) { return bytes * 8 / bits_of(kind); }
 

@@ -17,6 +17,9 @@ struct Row {
   int64_t scale_columns;  // columns that share a scale
 };
 
+/// Rows [first, first + count) of the weights of a call; where they end, the last one is repeated.
+void rows_at(const LinearCall& call, int64_t first, int64_t count, Row* rows);
+
 /// What the kernels need to know of a call.
 struct Product {
   WeightKind kind;

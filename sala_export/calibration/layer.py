@@ -15,6 +15,7 @@ from ..checkpoint.quantization import SCHEMES
 from ..errors import RequestError
 from ..numerics.weights import (
     int4_scale,
+    largest_magnitude,
     nvfp4_global_scale,
     per_tensor_scale,
     quantize_int4,
@@ -172,18 +173,21 @@ def _quantize_site(
     site: Site, x: Tensor, weights: Mapping[str, Tensor], recipe: QuantizationRecipe
 ) -> dict[str, dict[str, Tensor]]:
     shared = input_scale(x, recipe.precision, calibrated=recipe.algorithm is not Algorithm.RTN)
-    largest = max(float(weight.abs().max()) for weight in weights.values())
     match recipe.precision:
         case Precision.FP8 | Precision.INT8:
             # One scale for all of a packed product is what docs/calibration.md measures.
-            scale = per_tensor_scale(largest, recipe.precision)
+            scale = per_tensor_scale(_largest(weights), recipe.precision)
             found = {name: quantize_per_tensor(weight, scale, recipe.precision) for name, weight in weights.items()}
         case Precision.NVFP4:
-            scale = nvfp4_global_scale(largest)
+            scale = nvfp4_global_scale(_largest(weights))
             found = {name: quantize_nvfp4(weight, scale) for name, weight in weights.items()}
         case Precision.INT4:
             found = _quantize_int4(x, weights, recipe.algorithm)
     return {name: {**tensors, **shared} for name, tensors in found.items()}
+
+
+def _largest(weights: Mapping[str, Tensor]) -> float:
+    return max(largest_magnitude(weight) for weight in weights.values())
 
 
 def _quantize_int4(x: Tensor, weights: Mapping[str, Tensor], algorithm: Algorithm) -> dict[str, dict[str, Tensor]]:

@@ -36,6 +36,7 @@ from ..installation import VERSION
 from ..model.layer_run import LayerRun, embed, layer_prefix, make_layer
 from ..numerics.block_scales import NAN_SCALE, quantize_mxfp8
 from ..numerics.number_formats import MX_BLOCK
+from ..numerics.weights import row_blocks
 from ..progress import ProgressCallback, silent
 from ..specs import DType, format_bytes
 from ..staging import MARKER, Staging, resumable_directory
@@ -47,8 +48,6 @@ _ROWS_FILE = "hidden-rows-{:05}.safetensors"
 """Hidden rows that enter a layer; leaves with the next."""
 _ROWS = "rows"
 _PHASE = "quantize"
-_ROUNDED_ELEMENTS = 1 << 18
-"""Elements that are rounded at once: in fp32 they stay in a processor's cache."""
 
 logger = logging.getLogger(__name__)
 
@@ -281,10 +280,10 @@ class _RoundingRun(_Run):
         stored, (outputs, inputs) = self._checkpoint.tensor(weight.name), weight.shape
         codes = torch.empty(outputs, inputs, dtype=torch.float8_e4m3fn)
         scales = torch.empty(outputs, inputs // MX_BLOCK, dtype=torch.uint8)
-        rows = max(1, _ROUNDED_ELEMENTS // inputs)
-        for first in range(0, outputs, rows):
-            some = slice(first, first + rows)
-            codes[some], scales[some] = quantize_mxfp8(stored[some])
+        end = 0
+        for rows in row_blocks(stored):
+            begin, end = end, end + len(rows)
+            codes[begin:end], scales[begin:end] = quantize_mxfp8(rows)
         self._require_finite(weight.name, finite=not bool((scales == NAN_SCALE).any()))
         return {weight.name: codes, f"{weight.name}_scale": scales}
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..checkpoint.quantization import SCHEMES
 from ..model.emulation import fake_quantize
-from ..numerics.weights import nvfp4_global_scale, per_tensor_scale
+from ..numerics.weights import largest_magnitude, nvfp4_global_scale, per_tensor_scale
 from ..specs import Precision
 
 _CLIPS = tuple(1 - i / 20 for i in range(15))
@@ -29,9 +29,9 @@ def input_scale(x: Tensor, precision: Precision, *, calibrated: bool) -> dict[st
 
     Args: `calibrated`: choose int8's range. Otherwise it is the largest magnitude.
     """
-    largest = float(x.abs().max())
     if SCHEMES[precision].input_activations is None:
         return {}
+    largest = largest_magnitude(x)
     match precision:
         case Precision.NVFP4:
             return {"input_global_scale": nvfp4_global_scale(largest)}

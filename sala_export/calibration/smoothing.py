@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..numerics.number_formats import INT8_MAX
-from ..numerics.weights import INT4_GROUP, INT4_RANGE, NVFP4_GROUP
+from ..numerics.weights import INT4_GROUP, INT4_RANGE, NVFP4_GROUP, row_blocks
 from .sites import Site, across_shared, powers_of_two
 
 _EXPONENTS = tuple(i / 20 for i in range(21))
@@ -85,8 +85,8 @@ def nvfp4_scale(site: Site, x: Tensor, weights: Mapping[str, Tensor], head_dim: 
     square_w = torch.stack([part.square().sum(0) for part in parts]).sum(0)
 
     def error(scale: Tensor) -> float:
-        from_x = _group_squares(some / scale) * (len(x) / len(some))
-        from_w = torch.stack([_group_squares(part * scale) for part in parts]).sum(0)
+        from_x = _group_squares(some, 1 / scale, NVFP4_GROUP) * (len(x) / len(some))
+        from_w = torch.stack([_group_squares(part, scale, NVFP4_GROUP) for part in parts]).sum(0)
         of_w = (scale.square() * square_w).view(-1, NVFP4_GROUP).sum(-1)
         of_x = (square_x / scale.square()).view(-1, NVFP4_GROUP).sum(-1)
         return float((from_x * of_w + from_w * of_x).sum())
@@ -109,8 +109,8 @@ def awq_scale(site: Site, x: Tensor, weights: Mapping[str, Tensor], head_dim: in
 
     def error(scale: Tensor) -> float:
         inputs = (square_x / scale.square()).view(-1, INT4_GROUP).sum(-1)
-        steps = [(part * scale).view(len(part), -1, INT4_GROUP).amax(-1) / INT4_RANGE for part in parts]
-        return float(sum((step.square().sum(0) * inputs).sum() for step in steps))
+        squares = torch.stack([_group_squares(part, scale, INT4_GROUP) for part in parts]).sum(0)
+        return float((squares * inputs).sum()) / INT4_RANGE**2
 
     candidates = [_smoothing(exponent, rms**exponent) for exponent in _EXPONENTS[2::2]]
     return _least(candidates, error)
@@ -135,9 +135,10 @@ def _least(candidates: list[Smoothing], error: Callable[[Tensor], float]) -> Smo
     return best
 
 
-def _group_squares(magnitudes: Tensor) -> Tensor:
-    """Square of the largest of each 16, summed over rows: [rows, in] -> [in / 16]."""
-    return magnitudes.view(len(magnitudes), -1, NVFP4_GROUP).amax(-1).square().sum(0)
+def _group_squares(magnitudes: Tensor, scale: Tensor, group: int) -> Tensor:
+    """Square of the largest of each group of [rows, in] times [in], summed over rows: [in / group]."""
+    blocks = row_blocks(magnitudes)
+    return torch.stack([(some * scale).view(len(some), -1, group).amax(-1).square().sum(0) for some in blocks]).sum(0)
 
 
 def _spread(largest: Tensor) -> Tensor:

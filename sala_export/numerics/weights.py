@@ -22,8 +22,21 @@ INT4_RANGE = 7.5
 """A group's largest magnitude over its scale, as compressed-tensors has it: at 7 the step is larger for all weights,
 at 8 the largest may be off by a whole step."""
 
+_BLOCK_ELEMENTS = 1 << 18
+"""Elements of a block of rows: 1 MiB in fp32, which stays in a processor's cache while it is worked on."""
 _SMALLEST = 2.0**-100
 """Stands for the largest magnitude of a tensor of zeros, whose scale would be zero."""
+
+
+def row_blocks(weight: Tensor) -> tuple[Tensor, ...]:
+    """Blocks of rows of a matrix, one after another. What is made of each is small, so no memory is asked for anew."""
+    return torch.split(weight, max(1, _BLOCK_ELEMENTS // weight.shape[-1]))
+
+
+def largest_magnitude(x: Tensor) -> float:
+    """The largest magnitude of numbers that are finite."""
+    least, most = x.aminmax()
+    return max(-float(least), float(most))
 
 
 def per_tensor_scale(largest: float, precision: Precision) -> Tensor:
@@ -50,7 +63,11 @@ def int4_scale(weight: Tensor, importance: Tensor, shrinks: tuple[float, ...] = 
     Of the largest magnitude times each of `shrinks` the one is taken that gives the least error, each column's square
     weighted by `importance` fp32 [in]: clipping the largest weight of a group may pay for all others.
     """
-    groups = weight.view(weight.shape[0], -1, INT4_GROUP)
+    return torch.cat([_int4_scale(rows, importance, shrinks) for rows in row_blocks(weight)])
+
+
+def _int4_scale(rows: Tensor, importance: Tensor, shrinks: tuple[float, ...]) -> Tensor:
+    groups = rows.view(rows.shape[0], -1, INT4_GROUP)
     full = groups.abs().amax(-1).clamp(min=_SMALLEST) / INT4_RANGE
     if len(shrinks) == 1:
         return (full * shrinks[0]).to(torch.bfloat16)
@@ -68,13 +85,21 @@ def int4_scale(weight: Tensor, importance: Tensor, shrinks: tuple[float, ...] = 
 
 def quantize_int4(weight: Tensor, scale: Tensor) -> dict[str, Tensor]:
     """Round to nearest: `weight` fp32 [out, in], `scale` bf16 [out, in / 128]."""
-    wide = scale.to(torch.float32).repeat_interleave(INT4_GROUP, dim=1)
-    return int4_tensors(round_int4(weight / wide), scale)
+    packed, end = [], 0
+    for rows in row_blocks(weight):
+        begin, end = end, end + len(rows)
+        wide = scale[begin:end].to(torch.float32).repeat_interleave(INT4_GROUP, dim=1)
+        packed.append(pack_int4(round_int4(rows / wide)))
+    return _int4_tensors(torch.cat(packed), scale, weight.shape)
 
 
 def int4_tensors(codes: Tensor, scale: Tensor) -> dict[str, Tensor]:
     """The tensors of integers [out, in] and their scales."""
-    return {"weight_packed": pack_int4(codes), "weight_scale": scale, "weight_shape": torch.tensor(codes.shape)}
+    return _int4_tensors(pack_int4(codes), scale, codes.shape)
+
+
+def _int4_tensors(packed: Tensor, scale: Tensor, shape: torch.Size) -> dict[str, Tensor]:
+    return {"weight_packed": packed, "weight_scale": scale, "weight_shape": torch.tensor(shape)}
 
 
 def quantize_nvfp4(weight: Tensor, global_scale: Tensor) -> dict[str, Tensor]:
