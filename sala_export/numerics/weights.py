@@ -29,7 +29,7 @@ _SMALLEST = 2.0**-100
 
 
 def row_blocks(weight: Tensor) -> tuple[Tensor, ...]:
-    """Blocks of rows of a matrix, one after another. What is made of each is small, so no memory is asked for anew."""
+    """Blocks of rows of a matrix, one after another. What is made of one fits the memory that the last has left."""
     return torch.split(weight, max(1, _BLOCK_ELEMENTS // weight.shape[-1]))
 
 

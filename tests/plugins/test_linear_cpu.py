@@ -242,6 +242,18 @@ def test_gated_products_of_several_weights(kind: str, math: str) -> None:
             np.testing.assert_allclose(actual, expected, rtol=0, atol=atol, err_msg=level)
 
 
+@pytest.mark.parametrize("kind", ["bfloat16", "int4"])
+def test_weights_without_rows_are_passed_over(kind: str) -> None:
+    rng = np.random.default_rng(7)
+    parts = [weight(rng, kind, rows, 256) for rows in (30, 41)]
+    codes, *scales = parts[0].tensors
+    none = [codes[:0], *(blocks[:1] for blocks in scales)]
+    product = linear([*none, *parts[0].tensors, *none, *parts[1].tensors, *none], kind, "fast")
+    for tokens in (1, 36):
+        x = rng.standard_normal((tokens, 256), dtype=np.float32)
+        assert_products(at_each_level(product, x), x, np.concatenate([part.numbers for part in parts]), kind, "fast")
+
+
 @pytest.mark.parametrize("math", MATHS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_inputs_that_are_not_finite_spoil_their_own_token(kind: str, math: str) -> None:
