@@ -13,19 +13,19 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-import sala_export
+from benchmarks.batches import load_on_cpu
 from benchmarks.tables import markdown
 from sala_export.bundle.reader import Bundle
 from sala_export.checkpoint.keymap import EMBEDDING
 from sala_export.errors import SalaError
 from sala_export.machine import describe_machine
+from sala_export.planner.cpu_rates import reader
 from sala_export.specs import parse_tokens
 
 _ALIGNMENT = 64
@@ -48,40 +48,40 @@ def spans(bundle: Bundle) -> dict[str, list[tuple[int, int]]]:
     return found
 
 
-@contextmanager
-def weights_reader(bundle: Bundle, threads: int) -> Iterator[tuple[Callable[[], object], int]]:
-    """What reads all weights of a token once, but some bytes at the ends of spans, and how many bytes it reads."""
-    parts = []
+def mapped_weights(bundle: Bundle) -> list[NDArray[np.float32]]:
+    """The spans as mappings [numbers], without some bytes at their ends."""
+    mapped = []
     for file, of_file in spans(bundle).items():
         for begin, end in of_file:
             first = -(-begin // _ALIGNMENT) * _ALIGNMENT
-            numbers = max(0, end - first) // np.dtype(np.float32).itemsize
+            numbers = (end - first) // np.dtype(np.float32).itemsize
             if numbers > 0:
-                mapped = np.memmap(bundle.directory / file, np.float32, "r", first, numbers)
-                parts.append(np.array_split(mapped, threads))
-    with ThreadPoolExecutor(threads) as pool:
-        yield lambda: [list(pool.map(np.max, part)) for part in parts], sum(p.nbytes for part in parts for p in part)
+                mapped.append(np.memmap(bundle.directory / file, np.float32, "r", first, numbers))
+    return mapped
 
 
-def measure(bundle: Path, options: argparse.Namespace) -> tuple[float, float, int]:
+def seconds_of(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def measure(options: argparse.Namespace) -> tuple[float, float, int]:
     """Seconds of a token and of reading its weights, and their bytes. Raises: SalaError."""
-    model = sala_export.load(bundle, runtime="onnxruntime", cpu_math=options.cpu_math, threads=options.threads)
-    session = model.session(max_context=parse_tokens(options.context) + options.rounds * options.tokens + 1)
-    session.prefill(np.random.default_rng(0).integers(3, model.vocab_size, parse_tokens(options.context)))
-    tokens = session.generate_tokens(max_new_tokens=options.rounds * options.tokens + 1, stop_tokens=[])
+    context, new_tokens = parse_tokens(options.context), options.rounds * options.tokens + 1
+    model = load_on_cpu(options.bundle, options)
+    session = model.session(max_context=context + new_tokens)
+    session.prefill(np.random.default_rng(0).integers(3, model.vocab_size, context))
+    tokens = session.generate_tokens(max_new_tokens=new_tokens, stop_tokens=[])
     next(tokens)  # from the logits of the prompt
+    weights = mapped_weights(Bundle.open(options.bundle))
     drawn, read = [], []
-    with weights_reader(Bundle.open(bundle), options.threads) as (reading, size):
+    with reader(weights, options.threads) as reading:
         reading()
         for _ in range(options.rounds):
-            for _ in range(options.tokens):
-                start = time.perf_counter()
-                next(tokens)
-                drawn.append(time.perf_counter() - start)
-            start = time.perf_counter()
-            reading()
-            read.append(time.perf_counter() - start)
-    return statistics.median(drawn), statistics.median(read), size
+            drawn += [seconds_of(lambda: next(tokens)) for _ in range(options.tokens)]
+            read.append(seconds_of(reading))
+    return statistics.median(drawn), statistics.median(read), sum(span.nbytes for span in weights)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2, help="threads that each side computes with (default: 2)")
     options = parser.parse_args(arguments)
     try:
-        token, reading, size = measure(options.bundle, options)
+        token, reading, size = measure(options)
     except SalaError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code

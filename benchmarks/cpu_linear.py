@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from sala_export.installation import onnxruntime_operators
-from sala_export.planner.cpu_rates import reader
+from sala_export.planner.cpu_rates import memory, reader
 
 Array = NDArray[Any]
 
@@ -152,7 +152,7 @@ def decode(kind: str, arithmetic: str, rounds: int, threads: int, library: Path)
     bytes_of_weight = ROWS * COLUMNS * ELEMENTS[kind][1]
     copies = max(1, round(STREAMED_BYTES / bytes_of_weight))
     session = linear(kind, arithmetic, 1, copies, threads, library)
-    with reader(STREAMED_BYTES, threads) as read:
+    with reader([memory(STREAMED_BYTES)], threads) as read:
         ours, peer = best_seconds([session.run, read], rounds)
     scales = ROWS * SCALES[kind][1].nbytes * SCALES[kind][2] if kind in SCALES else 0
     return Result(

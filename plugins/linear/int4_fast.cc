@@ -6,7 +6,6 @@
 #include <thread>
 
 #include "linear/int4_fast_simd.h"
-#include "linear/numbers.h"
 
 namespace sala::linear {
 namespace {

@@ -55,17 +55,23 @@ struct GroupBytes {
   IntVec vectors[kGroupVectors];
 };
 
+/// Scales of a row. Mostly every group has its own, and then there is no division.
+inline int64_t scales_of_row(const Row& row, Int4Groups groups) {
+  return row.scale_columns == groups.columns ? groups.count : groups.count * groups.columns / row.scale_columns;
+}
+
 /// The scales of all groups of a row.
 inline void read_scales(const Row& row, Int4Groups groups, float* scales) {
-  if (row.scale_columns == groups.columns) return decode_scales(row, groups.count, scales);
-  const int64_t together = row.scale_columns / groups.columns;
-  decode_scales(row, groups.count / together, scales);
+  const int64_t count = scales_of_row(row, groups);
+  decode_scales(row, count, scales);
+  if (count == groups.count) return;
+  const int64_t together = groups.count / count;
   for (int64_t g = groups.count - 1; g >= 0; --g) scales[g] = scales[g / together];
 }
 
 /// Asks for the scales of the row behind this one: the hardware does not foresee so short streams.
 inline void prefetch_next_scales(const Row& row, Int4Groups groups) {
-  const int64_t bytes = groups.count * groups.columns / row.scale_columns * scale_bytes(row.scale_type);
+  const int64_t bytes = scales_of_row(row, groups) * scale_bytes(row.scale_type);
   for (int64_t i = 0; i < bytes; i += 64) prefetch<3>(static_cast<const uint8_t*>(row.scales), bytes + i);
 }
 

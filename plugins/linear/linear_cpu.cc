@@ -165,28 +165,28 @@ int64_t row_bytes(WeightKind kind, int64_t columns) noexcept { return columns * 
 
 void rows_at(const LinearCall& call, int64_t first, int64_t count, Row* rows) {
   const int64_t bytes = row_bytes(call.kind, call.columns);
-  auto weight = call.weights.begin();
-  for (; first >= weight->rows; ++weight) first -= weight->rows;
-  while (true) {
+  for (const StoredWeight& weight : call.weights) {
+    if (first >= weight.rows) {
+      first -= weight.rows;
+      continue;
+    }
     // Divisions take as long as a third of a row, so there are none for each.
-    const int64_t block_rows = weight->rows / weight->row_blocks, scale_columns = call.columns / weight->column_blocks;
-    const int64_t scales_stride = weight->column_blocks * scale_bytes(weight->scale_type);
-    const auto* codes = static_cast<const uint8_t*>(weight->codes) + first * bytes;
-    const auto* scales = static_cast<const uint8_t*>(weight->scales) + first / block_rows * scales_stride;
+    const int64_t block_rows = weight.rows / weight.row_blocks, scale_columns = call.columns / weight.column_blocks;
+    const int64_t scales_stride = weight.column_blocks * scale_bytes(weight.scale_type);
+    const auto* codes = static_cast<const uint8_t*>(weight.codes) + first * bytes;
+    const auto* scales = static_cast<const uint8_t*>(weight.scales) + first / block_rows * scales_stride;
     int64_t rows_of_block = block_rows - first % block_rows;
-    for (const Row* end = rows + std::min(count, weight->rows - first); rows < end; ++rows, codes += bytes, --count) {
-      *rows = {codes, scales, weight->scale_type, scale_columns};
+    for (const Row* end = rows + std::min(count, weight.rows - first); rows < end; ++rows, codes += bytes, --count) {
+      *rows = {codes, scales, weight.scale_type, scale_columns};
       if (--rows_of_block == 0) {
         scales += scales_stride;
         rows_of_block = block_rows;
       }
     }
     if (count == 0) return;
-    do {
-      if (++weight == call.weights.end()) return void(std::fill_n(rows, count, rows[-1]));
-    } while (weight->rows == 0);
     first = 0;
   }
+  std::fill_n(rows, count, rows[-1]);
 }
 
 int64_t columns_of(WeightKind kind, int64_t bytes) { return bytes * 8 / bits_of(kind); }

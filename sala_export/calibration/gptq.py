@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..numerics.packing import pack_int4
 from ..numerics.rounding import round_int4
 from ..numerics.weights import INT4_GROUP, int4_scale, int4_tensors
 
@@ -51,4 +52,4 @@ def gptq(weight: Tensor, factor: Tensor, importance: Tensor, shrinks: tuple[floa
             errors[row] = (block[row] - codes[column] * step) / factor[column, column]
             block[row + 1 :].addr_(factor[column, column + 1 : end], errors[row], alpha=-1.0)
         rest[end:].addmm_(factor[start:end, end:].t(), errors, alpha=-1.0)
-    return int4_tensors(codes.t(), torch.cat(scales, dim=1))
+    return int4_tensors(pack_int4(codes.t()), torch.cat(scales, dim=1))

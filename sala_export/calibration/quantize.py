@@ -280,10 +280,9 @@ class _RoundingRun(_Run):
         stored, (outputs, inputs) = self._checkpoint.tensor(weight.name), weight.shape
         codes = torch.empty(outputs, inputs, dtype=torch.float8_e4m3fn)
         scales = torch.empty(outputs, inputs // MX_BLOCK, dtype=torch.uint8)
-        end = 0
-        for rows in row_blocks(stored):
-            begin, end = end, end + len(rows)
-            codes[begin:end], scales[begin:end] = quantize_mxfp8(rows)
+        blocks = (row_blocks(matrix, inputs) for matrix in (stored, codes, scales))
+        for rows, some_codes, some_scales in zip(*blocks, strict=True):
+            some_codes[:], some_scales[:] = quantize_mxfp8(rows)
         self._require_finite(weight.name, finite=not bool((scales == NAN_SCALE).any()))
         return {weight.name: codes, f"{weight.name}_scale": scales}
 

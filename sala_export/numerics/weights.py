@@ -28,9 +28,12 @@ _SMALLEST = 2.0**-100
 """Stands for the largest magnitude of a tensor of zeros, whose scale would be zero."""
 
 
-def row_blocks(weight: Tensor) -> tuple[Tensor, ...]:
-    """Blocks of rows of a matrix, one after another. What is made of one fits the memory that the last has left."""
-    return torch.split(weight, max(1, _BLOCK_ELEMENTS // weight.shape[-1]))
+def row_blocks(matrix: Tensor, width: int | None = None) -> tuple[Tensor, ...]:
+    """Blocks of rows of a matrix, one after another. What is made of one fits the memory that the last has left.
+
+    Args: width: cut as a matrix of so many columns and as many rows is.
+    """
+    return torch.split(matrix, max(1, _BLOCK_ELEMENTS // (width or matrix.shape[1])))
 
 
 def largest_magnitude(x: Tensor) -> float:
@@ -85,21 +88,18 @@ def _int4_scale(rows: Tensor, importance: Tensor, shrinks: tuple[float, ...]) ->
 
 def quantize_int4(weight: Tensor, scale: Tensor) -> dict[str, Tensor]:
     """Round to nearest: `weight` fp32 [out, in], `scale` bf16 [out, in / 128]."""
-    packed, end = [], 0
-    for rows in row_blocks(weight):
-        begin, end = end, end + len(rows)
-        wide = scale[begin:end].to(torch.float32).repeat_interleave(INT4_GROUP, dim=1)
+    packed = []
+    for rows, of_rows in zip(row_blocks(weight), row_blocks(scale, weight.shape[1]), strict=True):
+        wide = of_rows.to(torch.float32).repeat_interleave(INT4_GROUP, dim=1)
         packed.append(pack_int4(round_int4(rows / wide)))
-    return _int4_tensors(torch.cat(packed), scale, weight.shape)
+    return int4_tensors(torch.cat(packed), scale)
 
 
-def int4_tensors(codes: Tensor, scale: Tensor) -> dict[str, Tensor]:
-    """The tensors of integers [out, in] and their scales."""
-    return _int4_tensors(pack_int4(codes), scale, codes.shape)
-
-
-def _int4_tensors(packed: Tensor, scale: Tensor, shape: torch.Size) -> dict[str, Tensor]:
-    return {"weight_packed": packed, "weight_scale": scale, "weight_shape": torch.tensor(shape)}
+def int4_tensors(packed: Tensor, scale: Tensor) -> dict[str, Tensor]:
+    """The tensors of a weight of packed integers and their scales, bf16 [out, in / 128]."""
+    outputs, groups = scale.shape
+    shape = torch.tensor([outputs, groups * INT4_GROUP])
+    return {"weight_packed": packed, "weight_scale": scale, "weight_shape": shape}
 
 
 def quantize_nvfp4(weight: Tensor, global_scale: Tensor) -> dict[str, Tensor]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import ctypes
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..engine.host import total_host_bytes
 from ..installation import onnxruntime_operators
@@ -123,16 +124,21 @@ def _simd_level() -> str:
 
 def _read_rate() -> float:
     """Bytes that all cores read from memory in a second."""
-    with reader(_READ_BYTES, _cores()) as read:
+    with reader([memory(_READ_BYTES)], _cores()) as read:
         return _READ_BYTES / _shortest(read)
 
 
+def memory(size: int) -> NDArray[np.float32]:
+    """So many bytes, a multiple of 4, to read."""
+    return np.ones(size // 4, np.float32)
+
+
 @contextmanager
-def reader(size: int, threads: int) -> Iterator[Callable[[], object]]:
-    """A function that reads `size` bytes from memory, a multiple of 4, on so many threads."""
-    parts = np.array_split(np.ones(size // 4, np.float32), threads)
+def reader(arrays: Sequence[NDArray[np.float32]], threads: int) -> Iterator[Callable[[], object]]:
+    """A function that reads arrays [numbers] one after another, each on so many threads."""
+    parts = [np.array_split(array, threads) for array in arrays]
     with ThreadPoolExecutor(threads) as pool:
-        yield lambda: list(pool.map(np.max, parts))
+        yield lambda: [list(pool.map(np.max, part)) for part in parts]
 
 
 def _product_rate() -> float:

@@ -18,7 +18,7 @@ import pytest
 from support.c_steps import library_arguments
 from support.corrupt_bundles import link_bundle
 from support.documents import ROOT
-from support.manifest_mutations import mutant
+from support.manifest_mutations import TAKEN_MANIFESTS, mutant
 from support.native_runtime import sanitized_build
 from support.runtime_bundles import tiny_cpu_bundle
 
@@ -138,8 +138,8 @@ def same_words(refusal: str, wanted: str) -> bool:
 @pytest.fixture(scope="module")
 def bases() -> list[bytes]:
     """Manifests that are taken: a whole one, and small ones of every form."""
-    names = ("plain.json", "no-weights.json", "quantised.json", "fixed.json", "words.json", "no-engine.json")
-    return [(tiny_cpu_bundle() / MANIFEST_FILE).read_bytes(), *((_CORPUS / name).read_bytes() for name in names)]
+    small = [(_CORPUS / name).read_bytes() for name in TAKEN_MANIFESTS]
+    return [(tiny_cpu_bundle() / MANIFEST_FILE).read_bytes(), *small]
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
+TAKEN_MANIFESTS = ("plain.json", "no-weights.json", "no-engine.json", "quantised.json", "fixed.json", "words.json")
+"""Files of runtime/fuzz/corpus/manifest that are taken: small manifests of every form. All others are refused."""
 _RAW = "\u0001raw "
 """Begins a string in whose place the rest of it stands in the text, as no JSON writer writes it."""
 _NUMBERS = (
