@@ -79,6 +79,13 @@ class PyPrefiller {
 
 }  // namespace
 
+nb::tuple arrays_of(TokenScores scores, int64_t top) {
+  const size_t tokens = scores.logprobs.size(), width = static_cast<size_t>(top);
+  return nb::make_tuple(array_of(std::move(scores.logprobs), {tokens}),
+                        array_of(std::move(scores.top_ids), {tokens, width}),
+                        array_of(std::move(scores.top_logprobs), {tokens, width}));
+}
+
 nb::tuple score(PySession& session, const TokenArray& token_ids, int64_t top, std::optional<int64_t> context_length,
                 nb::object on_progress) {
   const auto reporter = std::make_shared<ProgressReporter>(std::move(on_progress));
@@ -87,11 +94,7 @@ nb::tuple score(PySession& session, const TokenArray& token_ids, int64_t top, st
     return session.session.score(view(token_ids), {top, context_length, progress_to(reporter)});
   }();
   reporter->rethrow();
-  TokenScores found = unwrap(std::move(scores));
-  const size_t tokens = found.logprobs.size(), width = static_cast<size_t>(top);
-  return nb::make_tuple(array_of(std::move(found.logprobs), {tokens}),
-                        array_of(std::move(found.top_ids), {tokens, width}),
-                        array_of(std::move(found.top_logprobs), {tokens, width}));
+  return arrays_of(unwrap(std::move(scores)), top);
 }
 
 void bind_prefiller(nb::module_& module) {

@@ -19,6 +19,7 @@
 
 #include "arrays.h"
 #include "constraint.h"
+#include "prefill.h"
 #include "py_session.h"
 #include "sala/model.h"
 #include "sala/scheduler.h"
@@ -94,7 +95,8 @@ class PyAnswer {
            RequestOptions options, nb::object on_token)
       : exchange_(std::make_shared<Exchange>(std::move(session), std::move(on_token))),
         changes_(std::make_shared<Changes>(std::move(wakeup))),
-        constraint_(options.generate.constraint) {
+        constraint_(options.generate.constraint),
+        prompt_logprobs_(options.prompt_logprobs) {
     PySession& used = nb::cast<PySession&>(exchange_->session);
     options.on_end = [busy = std::make_shared<Busy>(used), exchange = exchange_](const Status& outcome) mutable {
       if (!outcome) exchange->keep_cause(outcome.error());
@@ -154,6 +156,12 @@ class PyAnswer {
 
   ToldLogprobs logprobs() const { return told(answer_->logprobs()); }
 
+  /// The arrays of the prompt's scores. None before there are any, and if they were not asked for.
+  nb::object prompt_scores() const {
+    const TokenScores* scores = answer_->prompt_scores();
+    return scores == nullptr ? nb::none() : nb::object(arrays_of(*scores, *prompt_logprobs_));
+  }
+
   uint64_t changes() const { return changes_->count; }
 
   /// Waits so many seconds. True once `next` would not wait.
@@ -191,6 +199,7 @@ class PyAnswer {
   std::shared_ptr<Exchange> exchange_;
   std::shared_ptr<Changes> changes_;
   std::shared_ptr<TokenConstraint> constraint_;
+  std::optional<int64_t> prompt_logprobs_;
   std::optional<Answer> answer_;
   // Read and written with the interpreter's lock:
   bool is_taken_ = false;
@@ -207,13 +216,15 @@ class PyScheduler {
   ~PyScheduler() { close(); }
 
   PyAnswer* submit(nb::object session, const TokenArray& prompt, const GenerateOptions& options, int32_t priority,
-                   std::optional<double> max_wait, std::vector<int64_t> checkpoints, nb::object on_token) {
+                   std::optional<double> max_wait, std::vector<int64_t> checkpoints,
+                   std::optional<int64_t> prompt_logprobs, nb::object on_token) {
     if (!scheduler_) raise({ErrorCode::kInvalidArgument, "the scheduler is closed: make another"});
     RequestOptions request;
     request.generate = options;
     request.priority = priority;
     request.max_wait = max_wait;
     request.checkpoints = std::move(checkpoints);
+    request.prompt_logprobs = prompt_logprobs;
     return new PyAnswer(*scheduler_, wakeup_, std::move(session), prompt, std::move(request), std::move(on_token));
   }
 
@@ -243,6 +254,7 @@ void bind_scheduler(nb::module_& module) {
       .def_prop_ro("is_done", &PyAnswer::is_done)
       .def_prop_ro("ready", &PyAnswer::ready)
       .def_prop_ro("logprobs", &PyAnswer::logprobs)
+      .def_prop_ro("prompt_scores", &PyAnswer::prompt_scores)
       .def_prop_ro("changes", &PyAnswer::changes)
       .def_prop_ro("finish_reason", &PyAnswer::finish_reason)
       .def_prop_ro("progress", &PyAnswer::progress);
@@ -251,7 +263,7 @@ void bind_scheduler(nb::module_& module) {
       .def(nb::init<const Model&, std::optional<int64_t>, int64_t, std::optional<int64_t>, double>(), "model"_a,
            nb::kw_only(), "max_running"_a.none(), "max_waiting"_a, "max_cache_bytes"_a.none(), "prefill_share"_a)
       .def("submit", &PyScheduler::submit, "session"_a, "prompt"_a, "options"_a, nb::kw_only(), "priority"_a,
-           "max_wait"_a.none(), "checkpoints"_a, "on_token"_a.none())
+           "max_wait"_a.none(), "checkpoints"_a, "prompt_logprobs"_a.none(), "on_token"_a.none())
       .def_prop_ro("descriptor", &PyScheduler::descriptor)
       .def("close", &PyScheduler::close);
 }

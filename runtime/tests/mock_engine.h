@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <new>
 #include <optional>
@@ -71,6 +72,7 @@ struct MockLog {
   int64_t weights = 0;             // of `mock_weight`
   size_t most_rows = 0;            // whose logits a step gave
   int64_t no_room_for = 0;         // batch of which no execution can be made
+  std::optional<int64_t> nan_at;   // position of the token whose logits are NaN
 };
 
 class MockExecution final : public Execution {
@@ -101,6 +103,7 @@ class MockExecution final : public Execution {
       for (size_t i = 0; i < step.logit_rows.size(); ++i) {
         if (static_cast<size_t>(step.logit_rows[i]) != token) continue;
         mock_logits(state, caches, past + t + 1, log_->weights, logits.data() + i * kVocabSize);
+        if (log_->nan_at == past + t) logits[i * kVocabSize] = std::numeric_limits<float>::quiet_NaN();
       }
     }
   }

@@ -12,6 +12,8 @@ from .token_constraint import TokenConstraint
 
 _Logprobs = tuple[float, list[tuple[int, float]]]
 """That of a token, and the likeliest tokens with theirs."""
+_Scores = tuple[NDArray[np.float64], NDArray[np.int32], NDArray[np.float64]]
+"""Of a text: log-probabilities [tokens], the likeliest tokens [tokens, top] and theirs."""
 
 class Model:
     @staticmethod
@@ -143,7 +145,7 @@ class Session:
         top: int,
         context_length: int | None,
         on_progress: Callable[[int, int | None, float], None] | None,
-    ) -> tuple[NDArray[np.float64], NDArray[np.int32], NDArray[np.float64]]: ...
+    ) -> _Scores: ...
     def generate(self, options: GenerateOptions) -> Generation: ...
     def save(self, path: PathLike[str]) -> None: ...
     def save_to(self, target: StateTarget) -> None: ...
@@ -179,6 +181,8 @@ class Answer:
     @property
     def logprobs(self) -> _Logprobs | None: ...
     @property
+    def prompt_scores(self) -> _Scores | None: ...
+    @property
     def changes(self) -> int: ...
     @property
     def finish_reason(self) -> str | None: ...
@@ -204,6 +208,7 @@ class Scheduler:
         priority: int,
         max_wait: float | None,
         checkpoints: list[int],
+        prompt_logprobs: int | None,
         on_token: Callable[[int], bool] | None,
     ) -> Answer: ...
     @property

@@ -15,8 +15,18 @@ from ..errors import SessionError
 from ..specs import MOST_TOKENS
 from .answer import StoppingDecoder, answer_decoder
 from .logprobs import LastLogprobs, TokenLogprobs
-from .options import GenerateOptions, generate_options, optional_number, real_number, shown, whole_number, whole_numbers
+from .options import (
+    MOST_LOGPROBS,
+    GenerateOptions,
+    generate_options,
+    optional_number,
+    real_number,
+    shown,
+    whole_number,
+    whole_numbers,
+)
 from .prompt import DecoderLike, Prompt, TokenizerLike, require_tokenizer, streamed_prompt, whole_prompt
+from .scores import Scores
 from .session import Session, require_session
 from .wakeups import Wakeups
 
@@ -60,10 +70,11 @@ class Answer(Iterator[Piece], AsyncIterator[Piece], Generic[Piece]):
     def __init__(
         self,
         scheduler: Scheduler,
-        native: _native.Answer,
         read: Callable[[int | None], Piece | None],
         decoder: DecoderLike | None,
+        native: _native.Answer,
         logprobs: LastLogprobs,
+        prompt: NDArray[np.int32],
     ) -> None:
         """Args: read: makes the piece for the next id, None at the end. It returns None where there is none."""
         self._scheduler = scheduler  # which must not end before its answers
@@ -71,6 +82,7 @@ class Answer(Iterator[Piece], AsyncIterator[Piece], Generic[Piece]):
         self._read = read
         self._decoder = decoder
         self._logprobs = logprobs
+        self._prompt = prompt
         self._seen = ("waiting", 0)  # stage, and tokens of the prompt that had run, when `changed` last returned
         weakref.finalize(self, native.close)  # its session keeps `native`
 
@@ -138,6 +150,19 @@ class Answer(Iterator[Piece], AsyncIterator[Piece], Generic[Piece]):
         the end. The list has none if the request was not asked for `logprobs`. A stop token has none.
         """
         return list(self._logprobs.of_tokens)
+
+    @property
+    def prompt_scores(self) -> Scores | None:
+        """How probable the model found each token of the prompt. None unless the request has `prompt_logprobs`.
+
+        They are there once the prompt has been read: when there is a token of the answer, or its end. Each look copies
+        them.
+        """
+        found = self._native.prompt_scores
+        if found is None:
+            return None
+        logprobs, top_ids, top_logprobs = found
+        return Scores(token_ids=self._prompt, logprobs=logprobs, top_ids=top_ids, top_logprobs=top_logprobs)
 
     def wait(self, seconds: float) -> bool:
         """Wait at most so long for the next token. True if it is there, or if the answer has ended."""
@@ -231,6 +256,7 @@ class Scheduler:
         priority: int = 0,
         max_wait: float | None = None,
         checkpoints: Sequence[int] = (),
+        prompt_logprobs: int | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Answer[str]:
         """Append a prompt to a session and draw an answer, beside those of others. Returns at once.
@@ -250,14 +276,16 @@ class Scheduler:
             max_wait: seconds that the request may wait before it begins. After that it ends with an error.
             checkpoints: positions of the context that lie within the prompt, in rising order. The session keeps a
                 checkpoint at each, to rewind to or to save, as it does where a prompt ends.
+            prompt_logprobs: find how probable the model finds each token of the prompt, as `Session.score` does, and so
+                many of the likeliest tokens at each place, 0 to 20: see `Answer.prompt_scores`.
             options: as in `Session.generate`. `max_new_tokens=0` only reads the prompt.
         Raises: what `Session.prefill` and `Session.generate` refuse; RunError with `code` `Busy` if too many requests
             wait. The answer raises what comes up later: RunError if a step fails, if there is no memory, or if the
             request has waited for too long.
         """
         text = _Text(answer_decoder(require_tokenizer(self._tokenizer), options.get("stop_strings")))
-        native, logprobs = self._submit(session, prompt, priority, max_wait, checkpoints, options, text)
-        return Answer(self, native, text.read, text.decoder, logprobs)
+        begun = self._submit(session, prompt, priority, max_wait, checkpoints, prompt_logprobs, options, text)
+        return Answer(self, text.read, text.decoder, *begun)
 
     def submit_tokens(
         self,
@@ -267,15 +295,16 @@ class Scheduler:
         priority: int = 0,
         max_wait: float | None = None,
         checkpoints: Sequence[int] = (),
+        prompt_logprobs: int | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Answer[int]:
         """As `submit`, but the answer is of token ids. `stop_strings` need a tokenizer."""
         strings = options.get("stop_strings")
         text = None if strings is None else _Text(answer_decoder(require_tokenizer(self._tokenizer), strings))
-        native, logprobs = self._submit(session, prompt, priority, max_wait, checkpoints, options, text)
+        begun = self._submit(session, prompt, priority, max_wait, checkpoints, prompt_logprobs, options, text)
         if text is None:
-            return Answer(self, native, lambda token_id: token_id, None, logprobs)
-        return Answer(self, native, text.read_id, text.decoder, logprobs)
+            return Answer(self, lambda token_id: token_id, None, *begun)
+        return Answer(self, text.read_id, text.decoder, *begun)
 
     def close(self) -> None:
         """Cancel all requests and wait for the step that runs."""
@@ -294,22 +323,25 @@ class Scheduler:
         priority: int,
         max_wait: float | None,
         checkpoints: Sequence[int],
+        prompt_logprobs: int | None,
         options: GenerateOptions,
         text: _Text | None,
-    ) -> tuple[_native.Answer, LastLogprobs]:
+    ) -> tuple[_native.Answer, LastLogprobs, NDArray[np.int32]]:
         require_session(session)
+        ids = _whole_ids(prompt, self._tokenizer, begins=session.position == 0)
         native = self._native.submit(
             session._native,
-            _whole_ids(prompt, self._tokenizer, begins=session.position == 0),
+            ids,
             generate_options(options, self._default_stop_tokens),
             priority=whole_number("priority", priority, -_MOST_PRIORITY, _MOST_PRIORITY),
             max_wait=None if max_wait is None else real_number("max_wait", max_wait),
             checkpoints=whole_numbers("checkpoints", checkpoints, 0, MOST_TOKENS),
+            prompt_logprobs=optional_number("prompt_logprobs", prompt_logprobs, 0, MOST_LOGPROBS),
             on_token=None if text is None else text.on_token,
         )
         logprobs = LastLogprobs()
         session._begin_answer(native, None if text is None else text.decoder, logprobs)
-        return native, logprobs
+        return native, logprobs, ids
 
 
 def _close(native: _native.Scheduler, wakeups: Wakeups) -> None:

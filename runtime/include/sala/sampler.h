@@ -32,8 +32,8 @@ Status check(const SamplingOptions& options);
 /// kInvalidArgument naming the first token of `logit_bias` that is outside the vocabulary.
 Status check_bias_tokens(const SamplingOptions& options, int64_t vocab_size);
 
-/// kInvalidArgument unless so many of the likeliest tokens may be asked for, 0 to kMostLogprobs.
-Status check_logprobs(int64_t top);
+/// kInvalidArgument unless so many of the likeliest tokens may be asked for, 0 to kMostLogprobs. `name` is the option.
+Status check_logprobs(int64_t top, std::string_view name = "logprobs");
 
 /// Samples one token.
 ///

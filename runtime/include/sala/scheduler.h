@@ -52,6 +52,10 @@ struct RequestOptions {
   /// Positions of the context that lie within the prompt, in rising order. A checkpoint is kept at each, as where a
   /// prompt ends. The prompt's tokens run in steps that end there, which changes sums by no more than rounding does.
   std::vector<int64_t> checkpoints = {};
+  /// Tell how probable the model finds each token of the prompt, as `Session::score` does, with the so many likeliest
+  /// tokens at each place, 0 to kMostLogprobs: see `Answer::prompt_scores`. By default nothing is told, and the prompt
+  /// takes fewer steps.
+  std::optional<int64_t> prompt_logprobs = {};
 };
 
 enum class RequestStage { kWaiting, kPrefill, kGenerate, kEnded };
@@ -91,6 +95,10 @@ class Answer {
   /// Those of the token that `next` returned last, valid until the next call of it. Null if it returned none, or if
   /// they were not asked for.
   const TokenLogprobs* logprobs() const;
+
+  /// How probable the model found each token of the prompt, valid as long as this is. Null before all of it has been
+  /// read, and if it was not asked for.
+  const TokenScores* prompt_scores() const;
 
   /// The reason why `next` returned nothing. kNone before, and after an error.
   FinishReason finish_reason() const;

@@ -216,9 +216,9 @@ Status check(const SamplingOptions& options) {
   return success();
 }
 
-Status check_logprobs(int64_t top) {
+Status check_logprobs(int64_t top, std::string_view name) {
   if (top >= 0 && top <= kMostLogprobs) return success();
-  return error(ErrorCode::kInvalidArgument, "logprobs is ", top, ", expected 0 to ", kMostLogprobs);
+  return error(ErrorCode::kInvalidArgument, name, " is ", top, ", expected 0 to ", kMostLogprobs);
 }
 
 Status check_bias_tokens(const SamplingOptions& options, int64_t vocab_size) {

@@ -39,6 +39,7 @@ bool Answer::wait_for(std::chrono::duration<double> time) const { return thread_
 void Answer::wait() const { thread_->wait(*request_); }
 const TokenLogprobs* Answer::logprobs() const { return request_->last_logprobs ? &*request_->last_logprobs : nullptr; }
 void Answer::cancel() noexcept { thread_->cancel(*request_); }
+const TokenScores* Answer::prompt_scores() const { return thread_->prompt_scores(*request_); }
 FinishReason Answer::finish_reason() const { return thread_->finish_reason(*request_); }
 RequestProgress Answer::progress() const { return thread_->progress(*request_); }
 
@@ -90,6 +91,7 @@ Expected<Answer> Scheduler::submit(Session& session, std::vector<int32_t> prompt
   }
   SALA_RETURN_IF_ERROR(core.usable());
   SALA_RETURN_IF_ERROR(check_generate(options.generate, core.model().config));
+  if (options.prompt_logprobs) SALA_RETURN_IF_ERROR(check_logprobs(*options.prompt_logprobs, "prompt_logprobs"));
   if (prompt.empty() && core.position() == 0) {
     return error(ErrorCode::kEmptyPrompt, "the prompt has no tokens and the session no context: give at least one");
   }

@@ -176,6 +176,11 @@ RequestProgress SchedulerThread::progress(const Request& request) {
           static_cast<int64_t>(request.tokens.size())};
 }
 
+const TokenScores* SchedulerThread::prompt_scores(const Request& request) {
+  const auto lock = locked();
+  return request.prompt_scores ? &*request.prompt_scores : nullptr;
+}
+
 FinishReason SchedulerThread::finish_reason(const Request& request) {
   const auto lock = locked();
   return request.finish_reason;
@@ -261,6 +266,7 @@ Status SchedulerThread::begin(Request& request) {
   }
   tell(request);
   request.can_share_steps = static_cast<bool>(BatchSlots::check(*model_, request.session));
+  if (const auto top = request.options.prompt_logprobs) request.scorer.emplace(request.prompt, *top);
   if (request.prompt.empty()) {
     begin_answer(request);
     return success();
@@ -273,12 +279,13 @@ Status SchedulerThread::begin(Request& request) {
       request.prompt_tokens_done = progress.tokens_done;
     }
     tell(request);
-    return true;
+    return !request.scorer || request.scorer->outcome();
   };
   auto made = Prefiller::create(request.session, std::move(options), static_cast<int64_t>(request.prompt.size()));
   if (!made) return made.error();
   request.prefiller.emplace(*std::move(made));
   request.prefiller->checkpoints_.assign(request.options.checkpoints.rbegin(), request.options.checkpoints.rend());
+  if (request.scorer) return request.scorer->begin(request.session, request.prefiller->options_);
   return success();
 }
 
@@ -315,6 +322,16 @@ void SchedulerThread::take_prompt_turn() {
 }
 
 Status SchedulerThread::read_on(Request& request) {
+  const auto is_read = read_chunk(request);
+  if (request.scorer) SALA_RETURN_IF_ERROR(request.scorer->outcome());  // which is why the prefill has stopped
+  if (!is_read) return is_read.error();
+  if (!*is_read) return success();
+  request.prefiller.reset();
+  begin_answer(request);
+  return success();
+}
+
+Expected<bool> SchedulerThread::read_chunk(Request& request) {
   const int64_t before = request.session.past_length();
   const auto rest = std::span(request.prompt).subspan(request.tokens_fed);
   // Together with what waits for a full step, no more than one: a turn is not longer than that.
@@ -324,19 +341,19 @@ Status SchedulerThread::read_on(Request& request) {
   SALA_RETURN_IF_ERROR(request.prefiller->feed(piece));
   request.tokens_fed += piece.size();
   // What has filled no chunk waits for the end.
-  if (piece.size() < rest.size() || request.session.past_length() != before) return success();
+  if (piece.size() < rest.size() || request.session.past_length() != before) return false;
   if (const auto logits = request.prefiller->finish(); !logits) return logits.error();
-  request.prefiller.reset();
-  begin_answer(request);
-  return success();
+  return true;
 }
 
 void SchedulerThread::begin_answer(Request& request) {
   request.member.emplace(Generation(request.session, request.options.generate));
   {
     const std::lock_guard lock(mutex_);
+    if (request.scorer) request.prompt_scores = request.scorer->take();
     request.stage = RequestStage::kGenerate;
   }
+  request.scorer.reset();
   tell(request);
 }
 

@@ -21,6 +21,7 @@
 #include "session/decode_batch.h"
 #include "session/model_data.h"
 #include "session/session_core.h"
+#include "session/text_scorer.h"
 #include "session/turn_balance.h"
 
 namespace sala {
@@ -46,6 +47,7 @@ struct Request {
   std::atomic<bool> is_cancelled = false;
 
   // Of the scheduler's thread.
+  std::optional<TextScorer> scorer;    // if the prompt's log-probabilities were asked for, until it has run
   std::optional<Prefiller> prefiller;  // until the prompt has run
   size_t tokens_fed = 0;
   uint64_t last_turn = 0;             // of its prompt
@@ -65,6 +67,7 @@ struct Request {
   };
   std::deque<Drawn> tokens;  // that nobody has taken yet
   int64_t prompt_tokens_done = 0;
+  std::optional<TokenScores> prompt_scores;  // stay as they are, once they are there
   int64_t new_tokens = 0;
   Status outcome = success();
   FinishReason finish_reason = FinishReason::kNone;
@@ -106,6 +109,7 @@ class SchedulerThread {
   /// Waits until it has ended.
   void wait(Request& request);
   RequestProgress progress(const Request& request);
+  const TokenScores* prompt_scores(const Request& request);
   FinishReason finish_reason(const Request& request);
 
  private:
@@ -132,6 +136,8 @@ class SchedulerThread {
   void take_answer_turn();
 
   Status read_on(Request& request);
+  /// Reads the next chunk of a prompt. True if that was all of it.
+  static Expected<bool> read_chunk(Request& request);
   void begin_answer(Request& request);
   /// Whether an answer takes its next step alone. What that throws ends it.
   bool wants_own_step(Request& request);
