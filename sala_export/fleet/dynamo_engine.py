@@ -23,8 +23,9 @@ from pydantic import ValidationError
 from ..checkpoint.config import ARCHITECTURE
 from ..errors import SalaError, UnsupportedError
 from ..model_source import ModelSource
-from ..serving.answers import AnswerRequest, End, Event, Piece, Usage
+from ..serving.answers import AnswerRequest, Usage
 from ..serving.errors import ApiError, of_sala
+from ..serving.events import End, Event, Piece
 from ..serving.openai.parameters import SamplingParameters
 from .options import FleetOptions
 from .service import open_service

@@ -38,6 +38,7 @@ class Tokenizer:
         rule: CutRule | None,
         chat: ChatTemplate | None = None,
         stop_token_ids: Sequence[int] = (),
+        special_tokens: Mapping[str, str] | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._rule = rule
@@ -45,6 +46,8 @@ class Tokenizer:
         """None if the checkpoint has no chat template."""
         self.stop_token_ids = tuple(stop_token_ids)
         """Tokens that end a text, as generation_config.json and the special token `eos_token` name them."""
+        self.special_tokens = dict(special_tokens or {})
+        """Texts of special tokens by the names of their fields, such as `bos_token`."""
         self._special = tokenizer.skipped_ids()
         self._before, self._after = _around_texts(tokenizer)
 
@@ -72,6 +75,7 @@ class Tokenizer:
                     rule=cut_rule(library.spec()),
                     chat=chat,
                     stop_token_ids=stop_token_ids(generation, special, library),
+                    special_tokens=special,
                 )
                 tokenizer._try_out()
         except SessionError as error:
@@ -138,6 +142,11 @@ class Tokenizer:
     def stream_decoder(self, *, skip_special_tokens: bool = True) -> StreamDecoder:
         """Create a decoder for one text whose ids arrive one by one. Special tokens have no text, or are spelled."""
         return StreamDecoder(self._tokenizer, self._special if skip_special_tokens else ())
+
+    @property
+    def around_texts(self) -> tuple[list[int], list[int]]:
+        """The tokens that `add_special_tokens` puts before and behind a text."""
+        return [*self._before], [*self._after]
 
     def token(self, token_id: int) -> str | None:
         """The spelling of one token in the vocabulary. None if there is no such token."""

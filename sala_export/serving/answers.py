@@ -12,65 +12,19 @@ from typing import TYPE_CHECKING, Any
 from ..errors import RunError
 from ..runtime.answer import StoppingDecoder
 from ..runtime.options import GenerateOptions, stop_strings
+from .echo import Echo, echoed
 from .errors import BUSY_SECONDS, ApiError
+from .events import End, Event, Piece, Progress, Token
 from .kept import Begun, Ids, Kept, KeptContexts
 from .threads import in_thread
 
 if TYPE_CHECKING:
-    from ..runtime.logprobs import TokenLogprobs
     from ..runtime.prompt import DecoderLike
     from ..runtime.scheduler import Answer, Scheduler
     from ..runtime.session import Session
     from ..runtime.text import Tokenizer
     from .metrics import Metrics
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Progress:
-    """How much of the prompt has been read."""
-
-    total: int
-    """Tokens of the prompt."""
-    cached: int
-    """Tokens of the prompt that were read for an earlier request."""
-    processed: int
-    """Tokens that the context holds, the cached ones included."""
-    seconds: float
-    """Since the request began to wait."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Token:
-    """A token of an answer."""
-
-    id: int
-    text: str
-    """What it adds to the text. Empty while its last character is not whole."""
-    logprobs: TokenLogprobs | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Piece:
-    """What is new of one choice."""
-
-    choice: int
-    text: str
-    """Without what may become a stop string."""
-    tokens: list[Token]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class End:
-    """The end of one choice."""
-
-    choice: int
-    reason: str
-    """`stop` or `length`, as OpenAI names them."""
-    stop_string: str | None = None
-    """The one that ended it."""
-
-
-Event = Progress | Piece | End
 
 _DRAIN_SECONDS = 0.01
 _PATIENCE_SECONDS = 0.2
@@ -98,6 +52,13 @@ class AnswerRequest:
     priority: int = 0
     with_tokens: bool = False
     """Let pieces tell their tokens, with log-probabilities if the options ask for them."""
+    echo: Echo | None = None
+    """Let each choice begin with the prompt."""
+
+    @property
+    def prompt_logprobs(self) -> int | None:
+        """How many of the likeliest tokens to find at each place of the prompt. None: the prompt is only read."""
+        return None if self.echo is None else self.echo.logprobs
 
 
 @dataclass(slots=True)
@@ -145,7 +106,7 @@ class Answers:
     def room_for(self, prompt_tokens: int, asked: int | None, default: int, *, param: str = "max_tokens") -> int:
         """Tokens that an answer may have. Raises: ApiError if the prompt, or with it the answer, does not fit."""
         room = self.max_context - prompt_tokens
-        if room < (asked or 1):
+        if room < (1 if asked is None else asked):
             answer = f", and {param} asks for {asked}" if asked else ""
             raise ApiError(
                 400,
@@ -215,13 +176,19 @@ class Answers:
         new_tokens = len(request.options) * first["max_new_tokens"]
         self._contexts.require_fit(len(request.ids) + first["max_new_tokens"])
         await self.settle()  # the next turn of a conversation finds the one before it
-        begun = work.begun = await self._contexts.begin(request.ids, new_tokens)
+        begun = work.begun = await self._contexts.begin(
+            request.ids, new_tokens, is_fresh=request.prompt_logprobs is not None
+        )
         usage.cached_tokens = begun.cached_tokens
         self._metrics.prompt(len(request.ids), begun.cached_tokens)
         # What several answers have in common is read before they part.
         reading: GenerateOptions = {"max_new_tokens": 0} if others else first
         async for progress in self._read(request, begun, reading, work, start):
             yield progress
+        if request.echo is not None:
+            text, tokens = await self._echoed(request, request.echo, work.answers[0])
+            for choice in range(len(request.options)):
+                yield Piece(choice=choice, text=text, tokens=tokens)
         if others:
             await work.answers[0].ended()
             work.answers[0].taken()  # an error comes out here
@@ -234,6 +201,16 @@ class Answers:
             async for event in events:
                 yield event
 
+    async def _echoed(self, request: AnswerRequest, echo: Echo, answer: Answer[int]) -> tuple[str, list[Token]]:
+        """The prompt that an answer has read, as text and, with its log-probabilities, as tokens.
+
+        Raises: ApiError if the server ends before it has read all of it.
+        """
+        scores = answer.prompt_scores
+        if echo.logprobs is not None and scores is None:
+            raise ApiError(503, "the server is ending", kind="server_error", code="draining")
+        return await asyncio.to_thread(echoed, echo, self._tokenizer, request.ids, scores)
+
     async def _read(
         self, request: AnswerRequest, begun: Begun, options: GenerateOptions, work: _Work, start: float
     ) -> AsyncIterator[Progress]:
@@ -243,6 +220,8 @@ class Answers:
         """
         is_refused = True
         while is_refused:
+            if request.prompt_logprobs is not None:  # which a context that was read has not
+                await in_thread(begun.session.reset)
             before = begun.session.position  # further than at first, if the memory ended within the prompt
             checkpoints = [place for place in begun.checkpoints if place > before]
             answer = self._submit(begun.session, request.ids[before:], options, request, checkpoints)
@@ -294,6 +273,7 @@ class Answers:
             session,
             ids,
             checkpoints=checkpoints,
+            prompt_logprobs=request.prompt_logprobs if len(ids) else None,
             priority=request.priority,
             max_wait=self._max_wait,
             **options,

@@ -27,7 +27,7 @@ from .openai.chat import ChatRequest, Completion
 from .openai.completions import CompletionRequest, TextCompletion
 from .openai.responses import ResponsesRequest
 from .openai.responses_answer import ResponseAnswer
-from .openai.texts import DetokenizeRequest, TokenizeRequest
+from .openai.texts import DetokenizeRequest, TokenizeRequest, described_tokenizer
 from .openapi import ERROR_RESPONSES, describe, error_responses
 from .page import add_page
 from .service import Service
@@ -128,6 +128,11 @@ def _add_texts(app: FastAPI, service: Service) -> None:
     async def detokenize(body: DetokenizeRequest) -> Response:
         """The text of token ids."""
         return await asyncio.to_thread(JSONResponse, await body.answer(service))
+
+    @app.get("/tokenizer_info", **_ENDPOINT)
+    async def tokenizer_info() -> Response:
+        """Special tokens by name, and the chat template."""
+        return JSONResponse(described_tokenizer(service))
 
 
 def _add_answers(app: FastAPI, service: Service) -> None:

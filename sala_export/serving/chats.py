@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from .answers import AnswerRequest, End, Piece, Progress, Token, Usage
+from .answers import AnswerRequest, Usage
 from .errors import invalid, unsupported
+from .events import End, Piece, Progress, Token
 from .parsing import Event as Parsed
 from .parsing import OutputParser, ToolCallBegun, output_parser, reasoning_begins, reasoning_has_ended
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import StateError
-from .answers import AnswerRequest, Progress, Usage
+from .answers import AnswerRequest, Usage
 from .contexts import deleted
 from .errors import ApiError
+from .events import Progress
 
 if TYPE_CHECKING:
     from .contexts import Contexts, NamedContext

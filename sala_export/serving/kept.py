@@ -133,28 +133,36 @@ class KeptContexts:
     def __len__(self) -> int:
         return len(self._kept)
 
-    async def begin(self, ids: Ids, max_new_tokens: int) -> Begun:
+    async def begin(self, ids: Ids, max_new_tokens: int, *, is_fresh: bool = False) -> Begun:
         """A session that holds as much of a prompt as is kept. Others go, so that the rest and an answer have room.
 
+        Args: is_fresh: the session holds nothing, because all of the prompt has to be read.
         Raises: what `Model.session`, `Session.fork` and `Model.restore_longest` raise.
         """
         is_sparse = len(ids) >= self._model.dense_len
-        await self._bring_back(ids, is_sparse=is_sparse)
-        found, cached = self._longest(ids, is_sparse=is_sparse)
-        session, source = await self._from_store(ids, cached) if is_sparse else None, None
-        if session is None and found is not None:
-            found.forks += 1
-            source = found
-            try:
-                session = await self._with_room(lambda: self._forked(found, cached), spared=found)
-            except BaseException:
-                found.forks -= 1
-                raise
+        session, source = (None, None) if is_fresh else await self._continued(ids, is_sparse=is_sparse)
         session = session or self._model.session(max_context=self._max_context)
         begun = session.position
         checkpoints = self._checkpoints(ids, begun, is_sparse=is_sparse)
         self._make_room(session, len(ids) - begun + max_new_tokens)
         return Begun(session, begun, is_sparse, checkpoints, source)
+
+    async def _continued(self, ids: Ids, *, is_sparse: bool) -> tuple[Session | None, Kept | None]:
+        """A session that holds as much of a prompt as is kept, and the context in memory that it is a fork of, if any.
+
+        No session if nothing is kept.
+        """
+        await self._bring_back(ids, is_sparse=is_sparse)
+        found, cached = self._longest(ids, is_sparse=is_sparse)
+        session = await self._from_store(ids, cached) if is_sparse else None
+        if session is not None or found is None:
+            return session, None
+        found.forks += 1
+        try:
+            return await self._with_room(lambda: self._forked(found, cached), spared=found), found
+        except BaseException:
+            found.forks -= 1
+            raise
 
     def require_fit(self, tokens: int) -> None:
         """Raises: ApiError if a context of so many tokens would not fit even if there were no other."""

@@ -45,6 +45,11 @@ class Prompts:
         self._tokenizer = tokenizer
         self._template = template
 
+    @property
+    def template_source(self) -> str | None:
+        """The chat template itself. None if there is none."""
+        return None if self._template is None else self._template.source
+
     def reads(self, variable: str) -> bool:
         """True if the chat template reads a variable of this name."""
         return self._template is not None and variable in self._template.variables()

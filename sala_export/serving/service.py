@@ -48,6 +48,8 @@ class Service:
         self.kept = kept
         self.metrics = metrics
         self.created = int(time.time())
+        self._token_texts: dict[int, str] = {}
+        """Of tokens that were asked for, at most all of the vocabulary."""
         self.is_draining = False
         """True from when the server was asked to end."""
         self.stop_tokens = model.stop_token_ids
@@ -56,7 +58,7 @@ class Service:
             template = template.named(settings.chat_template)
         self.prompts = Prompts(tokenizer, template)
         self.contexts = Contexts(model, self.prompts, answers, kept, store, max_waiting_bytes=settings.max_body_bytes)
-        source = None if template is None else template.source
+        source = self.prompts.template_source
         self.output_format: str = choose_format(source) if settings.tool_parser == "auto" else settings.tool_parser
         """The form in which the model thinks and calls tools."""
 
@@ -117,6 +119,11 @@ class Service:
 
     def token_text(self, token_id: int) -> str:
         """The text of a token in the middle of a text."""
+        if token_id not in self._token_texts:
+            self._token_texts[token_id] = self._made_token_text(token_id)
+        return self._token_texts[token_id]
+
+    def _made_token_text(self, token_id: int) -> str:
         decoder = self.tokenizer.stream_decoder(skip_special_tokens=False)
         for each in self._before_tokens:  # the first word of a text may lose its space
             decoder.push(each)

@@ -93,6 +93,30 @@ def test_forks_of_one_book_are_asked_at_the_same_time(model: Model) -> None:
         assert [[*answer] for answer in answers] == expected
 
 
+@pytest.mark.parametrize("top", [0, 3])
+def test_prompts_are_scored_as_a_session_scores_them(model: Model, top: int) -> None:
+    lengths = [1, 40, DENSE_LEN + 3]
+    with model.scheduler() as scheduler:
+        sessions = [new_session(model) for _ in lengths]
+        for turn in range(2):  # the second prompt goes on behind a token that was drawn
+            prompts = [random_ids(length, turn) for length in lengths]
+            expected = [session.fork().score(ids, top=top) for session, ids in zip(sessions, prompts, strict=True)]
+            answers = [
+                scheduler.submit_tokens(session, ids, prompt_logprobs=top, max_new_tokens=2, stop_tokens=[])
+                for session, ids in zip(sessions, prompts, strict=True)
+            ]
+            for answer, wanted in zip(answers, expected, strict=True):
+                assert len([*answer]) == 2
+                scores = answer.prompt_scores
+                assert scores is not None
+                np.testing.assert_array_equal(scores.token_ids, wanted.token_ids)
+                np.testing.assert_allclose(scores.logprobs, wanted.logprobs, atol=1e-4)
+                np.testing.assert_allclose(scores.top_logprobs, wanted.top_logprobs, atol=1e-4)
+                assert scores.top_ids.shape == wanted.top_ids.shape == (len(wanted.token_ids), top)
+        plain = scheduler.submit_tokens(sessions[0], [1, 2], max_new_tokens=0)
+        assert ([*plain], plain.prompt_scores) == ([], None)
+
+
 def test_text_ends_before_a_stop_string_and_the_context_behind_its_token(model: Model) -> None:
     reader = Model(model._native, CyclicTokenizer())
     for strings in (None, "<end>", ["world", "two <"], "three\nf"):
@@ -225,7 +249,13 @@ def test_wrong_options_are_refused(model: Model) -> None:
         model.scheduler(max_cache_bytes="many")
     with model.scheduler(max_cache_bytes="2G") as scheduler:
         session = new_session(model)
-        for name, value in (("priority", 2**31), ("priority", "high"), ("max_wait", -1.0), ("temperature", -1)):
+        for name, value in (
+            ("priority", 2**31),
+            ("priority", "high"),
+            ("max_wait", -1.0),
+            ("temperature", -1),
+            ("prompt_logprobs", 21),
+        ):
             with pytest.raises(SessionError, match=name):
                 scheduler.submit_tokens(session, [5], **{name: value})
         with pytest.raises(SessionError, match="session is None, expected a session of this model"):

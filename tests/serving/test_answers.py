@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from support.passkey_text import WORDS, passkey_text, passkey_text_bundle, question
 
@@ -18,8 +19,10 @@ import sala_export
 from sala_export.errors import BundleError, RunError, StateError
 from sala_export.runtime.scheduler import RequestProgress
 from sala_export.runtime.session import Session
-from sala_export.serving.answers import AnswerRequest, End, Piece, Progress, Usage
+from sala_export.serving.answers import AnswerRequest, Usage
+from sala_export.serving.echo import Echo
 from sala_export.serving.errors import ApiError, of_sala
+from sala_export.serving.events import End, Piece, Progress
 from sala_export.serving.kept import Ids
 from sala_export.serving.service import Service
 from sala_export.serving.settings import Settings
@@ -109,26 +112,71 @@ class OutOfMemoryAnswer:
         """It has."""
 
 
+def read_half_at_first(service: Service, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let the memory of the first request end within its prompt. Returns: tokens that are submitted, as they come."""
+    submit, lengths = service.answers._scheduler.submit_tokens, []
+
+    def submit_half(session: Session, ids: Ids, **options: Any) -> Any:
+        lengths.append(len(ids))
+        if len(lengths) > 1:
+            return submit(session, ids, **options)
+        session.prefill(ids[: LENGTH // 2], context_length=len(ids))
+        return OutOfMemoryAnswer()
+
+    monkeypatch.setattr(service.answers._scheduler, "submit_tokens", submit_half)
+    return lengths
+
+
 def test_prompt_goes_on_where_its_memory_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     async def run() -> None:
         async with served() as service:
             await answered(service, asked(service, passkey_text(100, seed=9)[0]))  # something to let go of
-            submit, lengths = service.answers._scheduler.submit_tokens, []
-
-            def submit_half(session: Session, ids: Ids, **options: Any) -> Any:
-                lengths.append(len(ids))
-                if len(lengths) > 1:
-                    return submit(session, ids, **options)
-                session.prefill(ids[: LENGTH // 2], context_length=len(ids))
-                return OutOfMemoryAnswer()
-
-            monkeypatch.setattr(service.answers._scheduler, "submit_tokens", submit_half)
+            lengths = read_half_at_first(service, monkeypatch)
             text, needles = passkey_text(LENGTH)
             (answer,), _ = await answered(service, asked(service, f"{text} {question(needles[2])}"))
             assert answer == WORDS[needles[2].value]
             assert lengths == [LENGTH + 2, LENGTH + 2 - LENGTH // 2]
 
     asyncio.run(run())
+
+
+def test_scored_prompt_begins_again_where_its_memory_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        async with served() as service:
+            await answered(service, asked(service, passkey_text(100, seed=9)[0]))  # something to let go of
+            lengths = read_half_at_first(service, monkeypatch)
+            text, _ = passkey_text(LENGTH)
+            request = asked(service, text)
+            request.echo = Echo(text=text, has_added_tokens=True, logprobs=1)
+            request.with_tokens = True
+            pieces: list[Piece] = []
+            usage = Usage(prompt_tokens=len(request.ids))
+            async with service.answers.answering(request, usage) as events:
+                pieces += [event async for event in events if isinstance(event, Piece)]
+            assert lengths == [LENGTH, LENGTH]
+            assert pieces[0].text == text
+            scores = service.model.session().score(request.ids)
+            found = [token.logprobs.logprob for token in pieces[0].tokens if token.logprobs is not None]
+            np.testing.assert_allclose(found, scores.logprobs[1:], atol=1e-4)
+
+    asyncio.run(run())
+
+
+def test_server_that_ends_within_a_scored_prompt_says_so() -> None:
+    async def run() -> ApiError:
+        async with served() as service:
+            request = asked(service, passkey_text(LENGTH)[0])
+            request.echo = Echo(text=None, has_added_tokens=False, logprobs=0)
+            answering = asyncio.ensure_future(answered(service, request))
+            while service.answers.counter("prefill")() == 0:
+                await asyncio.sleep(0)
+            await service.answers.drain()
+            with pytest.raises(ApiError) as ended:
+                await answering
+            return ended.value
+
+    error = asyncio.run(run())
+    assert (error.status_code, error.message) == (503, "the server is ending")
 
 
 def test_request_that_never_fits_is_not_told_to_wait() -> None:

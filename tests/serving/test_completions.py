@@ -96,7 +96,6 @@ def test_prompt_of_token_ids_is_that_of_its_text(server: RunningServer) -> None:
         ({"prompt": ""}, "the prompt is empty"),
         ({"prompt": []}, "prompt"),
         ({"prompt": [512]}, "512"),
-        ({"prompt": "x", "echo": True}, "echo is not supported"),
         ({"prompt": "x", "best_of": 2}, "best_of is not supported"),
         ({"prompt": "x", "suffix": "y"}, "suffix is not supported"),
         ({"prompt": "x", "stop": [""]}, "stop"),

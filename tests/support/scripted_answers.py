@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from sala_export.errors import SalaError
-from sala_export.serving.answers import AnswerRequest, End, Event, Piece, Progress, Usage
+from sala_export.serving.answers import AnswerRequest, Usage
+from sala_export.serving.events import End, Event, Piece, Progress
 from sala_export.serving.service import Service
 
 CACHED_TOKENS = 2

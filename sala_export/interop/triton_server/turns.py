@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...errors import RequestError, SalaError
-from ...serving.answers import AnswerRequest, End, Progress, Usage
+from ...serving.answers import AnswerRequest, Usage
 from ...serving.chats import ChatTurn, Delta, PreparedChat, prepare
 from ...serving.errors import ApiError
+from ...serving.events import End, Progress
 from ...serving.openai.messages import template_messages
 from ...serving.parsing import Content, Reasoning, output_parser
 from .conversations import ConversationState

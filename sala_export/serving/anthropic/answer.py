@@ -8,10 +8,10 @@ from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
 from typing import Any
 
-from ..answers import End, Progress
 from ..blocks import AnswerBlock, BlockBegun, BlockEvent, BlockGrown, Blocks
 from ..chats import PreparedChat
 from ..errors import ApiError
+from ..events import End, Progress
 from ..service import Service
 from ..stream import event
 from .errors import PATH, error_body

@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Literal, assert_never
 
 from pydantic import Field
 
-from ..answers import End, Progress
 from ..chats import ANY_TOOL, ChatTurn, Delta, PreparedChat, prepare
 from ..errors import invalid
+from ..events import End, Progress
 from ..parsing import Content, Reasoning, ToolArguments, ToolCallBegun
 from ..parsing import Event as Parsed
 from ..service import Service

@@ -13,8 +13,11 @@ import numpy as np
 from pydantic import Field, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from ..answers import AnswerRequest, End, Event, Progress, Usage
+from ...runtime.logprobs import TokenLogprobs
+from ..answers import AnswerRequest, Usage
+from ..echo import Echo
 from ..errors import invalid
+from ..events import End, Event, Piece, Progress
 from ..kept import Ids
 from ..service import Service
 from ..stream import DONE, event
@@ -24,6 +27,10 @@ from .parameters import IDS_SCHEMA, Accepted, SamplingParameters, Streaming, che
 _DEFAULT_MAX_TOKENS = 16
 """OpenAI's, for this endpoint."""
 _MOST_PROMPTS = 128
+_MOST_PROMPT_LOGPROBS = 1 << 18
+"""Log-probabilities of prompts' tokens, and of the likeliest in their places, in one answer."""
+_MANY_TOKENS = 256
+"""More are described in a thread, so that others get their turns."""
 
 _Prompt = str | list[int]
 
@@ -52,7 +59,6 @@ class CompletionRequest(SamplingParameters, Streaming, Accepted):
 
     UNSUPPORTED: ClassVar[Mapping[str, str]] = {
         "best_of": "ask for n answers and choose",
-        "echo": "put the prompt in front of the answer yourself",
         "suffix": "the model goes on with a text, and fills in nothing",
     }
 
@@ -63,14 +69,33 @@ class CompletionRequest(SamplingParameters, Streaming, Accepted):
         WithJsonSchema({"anyOf": [*_ONE_PROMPT, _PROMPTS]}),
     ]
     logprobs: int | None = Field(default=None, ge=0, le=20)
+    max_tokens: int | None = Field(default=None, ge=0, lt=2**31, description="0 only reads the prompt.")
+    echo: bool = Field(
+        default=False, description="Begin each choice with the prompt, and with its `logprobs` if these are asked for."
+    )
     add_special_tokens: bool = Field(default=True, description="Begin the prompt as the tokenizer begins texts.")
 
     async def prepare(self, service: Service) -> list[AnswerRequest]:
         """Look at the request, and make its prompts. Raises: ApiError or SalaError for what is wrong with it."""
         service.require_model(self.model)
         self.require_stream()
-        prompts = [await self._ids(service, prompt) for prompt in self._prompts()]
-        return [self._request(service, ids) for ids in prompts]
+        prompts = self._prompts()
+        ids = [await self._ids(service, prompt) for prompt in prompts]
+        self._require_few_logprobs(sum(map(len, ids)))
+        return [self._request(service, *each) for each in zip(prompts, ids, strict=True)]
+
+    def _require_few_logprobs(self, tokens: int) -> None:
+        """Raises: ApiError if the answer would tell of more of the prompts' tokens than fits into one."""
+        if not self.echo or self.logprobs is None:
+            return
+        count = tokens * (1 + self.logprobs) * (self.n or 1)
+        if count > _MOST_PROMPT_LOGPROBS:
+            raise invalid(
+                "echo",
+                f"echo and logprobs {self.logprobs} ask for {count} log-probabilities of {tokens} tokens of prompts, "
+                f"and one answer has at most {_MOST_PROMPT_LOGPROBS}: ask for fewer, send less at once, or use "
+                "sala-export eval",
+            )
 
     def _prompts(self) -> list[str | list[int]]:
         prompt: Any = self.prompt
@@ -85,7 +110,7 @@ class CompletionRequest(SamplingParameters, Streaming, Accepted):
             raise invalid("prompt", "the prompt is empty: give at least one character")
         return made.ids
 
-    def _request(self, service: Service, ids: Ids) -> AnswerRequest:
+    def _request(self, service: Service, prompt: str | list[int], ids: Ids) -> AnswerRequest:
         room = service.answers.room_for(len(ids), self.max_tokens, _DEFAULT_MAX_TOKENS)
         options = self.options(service.stop_tokens, choices=self.n or 1, max_new_tokens=room, logprobs=self.logprobs)
         service.model.check_generate(**options[0])
@@ -95,7 +120,14 @@ class CompletionRequest(SamplingParameters, Streaming, Accepted):
             stop_strings=self.stop_strings,
             priority=self.priority,
             with_tokens=self.logprobs is not None,
+            echo=self._echo(prompt),
         )
+
+    def _echo(self, prompt: str | list[int]) -> Echo | None:
+        if not self.echo:
+            return None
+        text = prompt if isinstance(prompt, str) else None
+        return Echo(text=text, has_added_tokens=text is not None and self.add_special_tokens, logprobs=self.logprobs)
 
 
 class TextCompletion:
@@ -120,7 +152,7 @@ class TextCompletion:
         async with aclosing(self._events()) as events:
             async for index, each in events:
                 if not isinstance(each, Progress):
-                    choices[index].add(each, self._service, with_logprobs=self._request.logprobs is not None)
+                    await self._add(choices[index], each)
         return {**self._head, "choices": [each.described() for each in choices], "usage": self._usage()}
 
     async def chunks(self) -> AsyncGenerator[bytes]:
@@ -133,13 +165,20 @@ class TextCompletion:
                 if isinstance(each, Progress):
                     further = {"prompt_progress": described_progress(each)} if self._request.return_progress else {}
                 else:
-                    choice.add(each, self._service, with_logprobs=self._request.logprobs is not None)
+                    await self._add(choice, each)
                     offsets[index] = choice.end
                 described = choice.described() | ({} if isinstance(each, End) else {"finish_reason": None})
                 yield event({**self._head, "choices": [described], **further})
         if self._request.includes_usage:
             yield event({**self._head, "choices": [], "usage": self._usage()})
         yield DONE
+
+    async def _add(self, choice: _Choice, event: Piece | End) -> None:
+        with_logprobs = self._request.logprobs is not None
+        if isinstance(event, Piece) and len(event.tokens) > _MANY_TOKENS:
+            await asyncio.to_thread(choice.add, event, self._service, with_logprobs=with_logprobs)
+        else:
+            choice.add(event, self._service, with_logprobs=with_logprobs)
 
     async def _events(self) -> AsyncGenerator[tuple[int, Event]]:
         """What comes of all prompts, one after the other, with the index of the choice."""
@@ -170,22 +209,20 @@ class _Choice:
         self._reason: str | None = None
         self.end = offset
 
-    def add(self, event: Event, service: Service, *, with_logprobs: bool) -> None:
+    def add(self, event: Piece | End, service: Service, *, with_logprobs: bool) -> None:
         if isinstance(event, End):
             self._reason = event.reason
             return
-        assert not isinstance(event, Progress)
         self._text.append(event.text)
         if not with_logprobs:
             return
         names = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
         logprobs = self._logprobs = self._logprobs or {name: [] for name in names}
         for token in event.tokens:
-            assert token.logprobs is not None
+            found = token.logprobs
             logprobs["tokens"].append(token.text)
-            logprobs["token_logprobs"].append(finite(token.logprobs.logprob))
-            top = token.logprobs.top
-            logprobs["top_logprobs"].append({service.token_text(each): finite(value) for each, value in top})
+            logprobs["token_logprobs"].append(None if found is None else finite(found.logprob))
+            logprobs["top_logprobs"].append(None if found is None else _described_top(found, service))
             logprobs["text_offset"].append(self.end)
             self.end += len(token.text)
 
@@ -196,3 +233,11 @@ class _Choice:
             "logprobs": self._logprobs,
             "finish_reason": self._reason,
         }
+
+
+def _described_top(found: TokenLogprobs, service: Service) -> dict[str, float]:
+    """The likeliest tokens in a place, and the one that is there. Of those of one text, the likeliest."""
+    texts: dict[str, float] = {}
+    for token_id, logprob in [*found.top, (found.token_id, found.logprob)]:
+        texts.setdefault(service.token_text(token_id), finite(logprob))
+    return texts

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..answers import Progress, Token, Usage
+from ..answers import Usage
+from ..events import Progress, Token
 from ..service import Service
 
 _NEVER = -9999.0

@@ -1,4 +1,4 @@
-"""`/tokenize` and `/detokenize`, as vLLM has them."""
+"""`/tokenize`, `/detokenize` and `/tokenizer_info`, as vLLM has them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from ..prompts import Prompt
 from ..service import Service
 from .messages import MOST_MESSAGES, MOST_TOOLS, ChatTool, Message, template_messages, template_tools
 from .parameters import Refusing, TokenIds
+
+_ALWAYS_TOLD = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 class TokenizeRequest(Refusing):
@@ -69,3 +71,10 @@ class DetokenizeRequest(Refusing):
                 f"token {largest} is outside the vocabulary, which ends at {service.model.vocab_size - 1}"
             )
         return {"prompt": await asyncio.to_thread(service.tokenizer.decode, self.tokens)}
+
+
+def described_tokenizer(service: Service) -> dict[str, Any]:
+    """What a client needs besides to work as if it had the tokenizer: special tokens and the chat template."""
+    given = service.tokenizer.special_tokens
+    names = dict.fromkeys(_ALWAYS_TOLD) | given
+    return {**names, "chat_template": service.prompts.template_source}

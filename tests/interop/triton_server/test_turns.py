@@ -12,8 +12,9 @@ import pytest
 
 from sala_export.interop.triton_server import turns
 from sala_export.interop.triton_server.conversations import ConversationState
-from sala_export.serving.answers import Progress, Usage
+from sala_export.serving.answers import Usage
 from sala_export.serving.errors import ApiError
+from sala_export.serving.events import Progress
 
 
 @pytest.mark.parametrize(
