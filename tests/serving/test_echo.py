@@ -17,7 +17,7 @@ from support.text_bundles import tiny_text_bundle
 from sala_export.runtime.scores import Scores
 from sala_export.serving.settings import Settings
 
-PROMPT = "The quick brown fox jumps over the lazy dog, \N{GRINNING FACE} and caf\u00e9 <|im_end|> too"
+PROMPT = "The quick brown fox jumps over the lazy dog, \N{GRINNING FACE} and \u00e9t\u00e9 <|im_end|> too"
 
 
 @pytest.fixture(scope="module")
