@@ -61,5 +61,6 @@ def _scored(scores: Scores, texts: list[str]) -> list[Token]:
 def _logprobs(token_id: int, logprob: float, top_ids: list[int], top_logprobs: list[float]) -> TokenLogprobs | None:
     if math.isnan(logprob):
         return None
-    top = tuple(zip(top_ids, top_logprobs, strict=True))
+    # A small vocabulary may have fewer than were asked for.
+    top = tuple(each for each in zip(top_ids, top_logprobs, strict=True) if each[0] >= 0)
     return TokenLogprobs(token_id=token_id, logprob=logprob, top=top)

@@ -15,6 +15,7 @@ from support.server import MODEL, RunningServer, client_of, running_server
 from support.text_bundles import tiny_text_bundle
 
 from sala_export.runtime.scores import Scores
+from sala_export.serving.echo import Echo, echoed
 from sala_export.serving.settings import Settings
 
 PROMPT = "The quick brown fox jumps over the lazy dog, \N{GRINNING FACE} and \u00e9t\u00e9 <|im_end|> too"
@@ -174,3 +175,15 @@ def test_tokenizer_tells_its_special_tokens_and_template(server: RunningServer) 
     ids = [tokenizer.encode(info[name], add_special_tokens=False) for name in ("bos_token", "eos_token")]
     assert ids[0] == tokenizer.around_texts[0]
     assert ids[1][0] in server.service.stop_tokens
+
+
+def test_vocabulary_smaller_than_what_is_asked_for_lists_all_of_it(server: RunningServer) -> None:
+    scores = Scores(
+        token_ids=np.array([1, 0], np.int32),
+        logprobs=np.array([np.nan, -1.0]),
+        top_ids=np.array([[-1, -1, -1], [0, 1, -1]], np.int32),
+        top_logprobs=np.array([[np.nan, np.nan, np.nan], [-1.0, -2.0, np.nan]]),
+    )
+    echo = Echo(text="two", has_added_tokens=False, logprobs=3)
+    _, tokens = echoed(echo, server.service.tokenizer, scores.token_ids, scores)
+    assert [token.logprobs and token.logprobs.top for token in tokens] == [None, ((0, -1.0), (1, -2.0))]
