@@ -49,7 +49,8 @@ class Tokenizer:
         self.special_tokens = dict(special_tokens or {})
         """Texts of special tokens by the names of their fields, such as `bos_token`."""
         self._special = tokenizer.skipped_ids()
-        self._before, self._after = _around_texts(tokenizer)
+        self.around_texts = _around_texts(tokenizer)
+        """The tokens that `add_special_tokens` puts before and behind a text."""
 
     @classmethod
     def from_files(cls, files: Mapping[str, TextFile]) -> Tokenizer:
@@ -132,7 +133,7 @@ class Tokenizer:
 
     def stream_encoder(self, *, add_special_tokens: bool = True) -> StreamEncoder:
         """Create an encoder for one text that arrives in pieces."""
-        around = (self._before, self._after) if add_special_tokens else ([], [])
+        around = self.around_texts if add_special_tokens else ([], [])
         return StreamEncoder(self._tokenizer, lambda: self._literal, self._rule, *around)
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -142,11 +143,6 @@ class Tokenizer:
     def stream_decoder(self, *, skip_special_tokens: bool = True) -> StreamDecoder:
         """Create a decoder for one text whose ids arrive one by one. Special tokens have no text, or are spelled."""
         return StreamDecoder(self._tokenizer, self._special if skip_special_tokens else ())
-
-    @property
-    def around_texts(self) -> tuple[list[int], list[int]]:
-        """The tokens that `add_special_tokens` puts before and behind a text."""
-        return [*self._before], [*self._after]
 
     def token(self, token_id: int) -> str | None:
         """The spelling of one token in the vocabulary. None if there is no such token."""

@@ -220,9 +220,10 @@ class Answers:
         """
         is_refused = True
         while is_refused:
-            if request.prompt_logprobs is not None:  # which a context that was read has not
-                await in_thread(begun.session.reset)
             before = begun.session.position  # further than at first, if the memory ended within the prompt
+            if before and request.prompt_logprobs is not None:  # which a context that was read has not
+                await in_thread(begun.session.reset)
+                before = 0
             checkpoints = [place for place in begun.checkpoints if place > before]
             answer = self._submit(begun.session, request.ids[before:], options, request, checkpoints)
             work.answers[:] = [answer]

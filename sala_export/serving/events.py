@@ -25,12 +25,13 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Token:
-    """A token of an answer."""
+    """A token of an answer, or of the prompt in front of it."""
 
     id: int
     text: str
     """What it adds to the text. Empty while its last character is not whole."""
     logprobs: TokenLogprobs | None
+    """None if they were not asked for, and for the first token of a context."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -112,8 +112,9 @@ class OutOfMemoryAnswer:
         """It has."""
 
 
-def read_half_at_first(service: Service, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+async def read_half_at_first(service: Service, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let the memory of the first request end within its prompt. Returns: tokens that are submitted, as they come."""
+    await answered(service, asked(service, passkey_text(100, seed=9)[0]))  # something to let go of
     submit, lengths = service.answers._scheduler.submit_tokens, []
 
     def submit_half(session: Session, ids: Ids, **options: Any) -> Any:
@@ -130,8 +131,7 @@ def read_half_at_first(service: Service, monkeypatch: pytest.MonkeyPatch) -> lis
 def test_prompt_goes_on_where_its_memory_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     async def run() -> None:
         async with served() as service:
-            await answered(service, asked(service, passkey_text(100, seed=9)[0]))  # something to let go of
-            lengths = read_half_at_first(service, monkeypatch)
+            lengths = await read_half_at_first(service, monkeypatch)
             text, needles = passkey_text(LENGTH)
             (answer,), _ = await answered(service, asked(service, f"{text} {question(needles[2])}"))
             assert answer == WORDS[needles[2].value]
@@ -143,8 +143,7 @@ def test_prompt_goes_on_where_its_memory_ended(monkeypatch: pytest.MonkeyPatch) 
 def test_scored_prompt_begins_again_where_its_memory_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     async def run() -> None:
         async with served() as service:
-            await answered(service, asked(service, passkey_text(100, seed=9)[0]))  # something to let go of
-            lengths = read_half_at_first(service, monkeypatch)
+            lengths = await read_half_at_first(service, monkeypatch)
             text, _ = passkey_text(LENGTH)
             request = asked(service, text)
             request.echo = Echo(text=text, has_added_tokens=True, logprobs=1)

@@ -31,7 +31,7 @@ def scores_of(server: RunningServer, ids: list[int], top: int) -> Scores:
     return server.service.model.session(max_context=1024).score(ids, top=top)
 
 
-def long_ids(server: RunningServer, count: int) -> list[int]:
+def long_ids(count: int) -> list[int]:
     ids: list[int] = np.random.default_rng(count).integers(0, 400, count).tolist()
     return ids
 
@@ -58,7 +58,7 @@ def as_array(values: list[float] | list[float | None]) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("count", [1, 2, 300, 700])  # the last is attended sparsely
 def test_request_of_lm_evaluation_harness_gets_the_scores_of_a_session(server: RunningServer, count: int) -> None:
-    prompts = [long_ids(server, count), long_ids(server, 40)]
+    prompts = [long_ids(count), long_ids(40)]
     request: dict[str, Any] = {"max_tokens": 1, "temperature": 0, "logprobs": 1, "seed": 1234, "echo": True}
     answer = client_of(server).completions.create(model=MODEL, prompt=prompts, **request)
     for choice, ids in zip(answer.choices, prompts, strict=True):
@@ -71,7 +71,7 @@ def test_request_of_lm_evaluation_harness_gets_the_scores_of_a_session(server: R
 
 
 def test_scores_do_not_come_from_a_context_that_is_kept(server: RunningServer) -> None:
-    ids = long_ids(server, 200)
+    ids = long_ids(200)
     client = client_of(server)
     client.completions.create(model=MODEL, prompt=ids, max_tokens=1)
     plain = client.completions.create(model=MODEL, prompt=ids, max_tokens=1, echo=True)
@@ -141,7 +141,7 @@ def test_each_choice_begins_with_the_prompt_streamed_or_whole(server: RunningSer
 
 @pytest.mark.parametrize("echo", [False, True])
 def test_no_new_tokens_only_read_the_prompt_up_to_a_full_context(server: RunningServer, echo: bool) -> None:
-    ids = long_ids(server, 1024)
+    ids = long_ids(1024)
     extra = {"logprobs": 0} if echo else {}
     answer = client_of(server).completions.create(model=MODEL, prompt=ids, max_tokens=0, echo=echo, **extra)
     choice = answer.choices[0]
@@ -155,7 +155,7 @@ def test_no_new_tokens_only_read_the_prompt_up_to_a_full_context(server: Running
 
 
 def test_more_than_fits_into_an_answer_is_refused(server: RunningServer) -> None:
-    request: dict[str, Any] = {"model": MODEL, "prompt": [long_ids(server, 1000)] * 128, "max_tokens": 0}
+    request: dict[str, Any] = {"model": MODEL, "prompt": [long_ids(1000)] * 128, "max_tokens": 0}
     with pytest.raises(openai.BadRequestError) as caught:
         client_of(server).completions.create(**request, echo=True, logprobs=2)
     assert caught.value.body["param"] == "echo"

@@ -392,6 +392,7 @@ void SchedulerThread::end(Request& request, Status outcome, FinishReason reason)
     outcome = request.member->outcome;
   }
   request.prefiller.reset();
+  request.scorer.reset();
   request.member.reset();
   {
     const std::lock_guard lock(mutex_);
