@@ -52,6 +52,10 @@ DISJOINT = {
     ("infllmv2_decode_normalise_kernel", "k2_cache_ptr"): "keys before the token's are loaded, its own is stored",
     ("infllmv2_decode_attend_kernel", "chosen_ptr"): "what is loaded after the barrier is not stored after it",
     ("infllmv2_select_kernel", "block_scores_ptr"): "a maximum taken again of what is stored already is the same",
+    **{
+        ("infllmv2_select_kernel", name): "a barrier stands between loads and stores, whichever come first"
+        for name in ("chosen_ptr", "log_sum_ptr", "survivors_ptr")
+    },
     ("lightning_decode_kernel", "gated_ptr"): "loaded when all programs have stored, which they count",
     ("lightning_decode_kernel", "squares_ptr"): "loaded when all programs have stored, which they count",
 }

@@ -15,6 +15,7 @@ DATA_TYPES: Mapping[str, str] = {
     "float16": "DataType::kFloat16",
     "bfloat16": "DataType::kBFloat16",
     "float8_e4m3fn": "DataType::kFloat8E4M3FN",
+    "int8": "DataType::kInt8",
     "int32": "DataType::kInt32",
     "int64": "DataType::kInt64",
 }

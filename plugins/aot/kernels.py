@@ -23,6 +23,7 @@ _TRITON_TYPES: Mapping[str, str] = {
     "float16": "fp16",
     "bfloat16": "bf16",
     "float8_e4m3fn": "fp8e4nv",
+    "int8": "i8",
     "int32": "i32",
 }
 _POINTER_DIVISOR = 16

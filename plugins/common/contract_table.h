@@ -9,7 +9,17 @@
 
 namespace sala {
 
-enum class DataType : uint8_t { kActivation, kFloat32, kFloat16, kBFloat16, kFloat8E4M3FN, kInt32, kInt64, kUnknown };
+enum class DataType : uint8_t {
+  kActivation,
+  kFloat32,
+  kFloat16,
+  kBFloat16,
+  kFloat8E4M3FN,
+  kInt8,
+  kInt32,
+  kInt64,
+  kUnknown
+};
 
 /// Value of an expression; `names` holds the integer attributes, then the dimensions, as in ContractTable::names.
 using Expression = int64_t (*)(const int64_t* names);

@@ -52,12 +52,13 @@ bool takes_counters(const Launch& launch) {
 
 std::string_view name_of(DataType dtype) {
   constexpr std::string_view kNames[] = {"any activation type", "float32", "float16", "bfloat16",
-                                         "float8_e4m3fn",       "int32",   "int64",   "another type"};
+                                         "float8_e4m3fn",       "int8",    "int32",   "int64",
+                                         "another type"};
   return kNames[static_cast<size_t>(dtype)];
 }
 
 int64_t bytes_of(DataType dtype) {
-  constexpr int64_t kBytes[] = {0, 4, 2, 2, 1, 4, 8, 0};
+  constexpr int64_t kBytes[] = {0, 4, 2, 2, 1, 1, 4, 8, 0};
   return kBytes[static_cast<size_t>(dtype)];
 }
 

@@ -18,6 +18,8 @@ DataType from_trt(nvinfer1::DataType type) {
       return DataType::kBFloat16;
     case nvinfer1::DataType::kFP8:
       return DataType::kFloat8E4M3FN;
+    case nvinfer1::DataType::kINT8:
+      return DataType::kInt8;
     case nvinfer1::DataType::kINT32:
       return DataType::kInt32;
     case nvinfer1::DataType::kINT64:
@@ -37,6 +39,8 @@ nvinfer1::DataType to_trt(DataType type, nvinfer1::DataType activation = nvinfer
       return nvinfer1::DataType::kBF16;
     case DataType::kFloat8E4M3FN:
       return nvinfer1::DataType::kFP8;
+    case DataType::kInt8:
+      return nvinfer1::DataType::kINT8;
     case DataType::kInt32:
       return nvinfer1::DataType::kINT32;
     case DataType::kInt64:

@@ -32,26 +32,52 @@ def test_selection_of_128k_tokens_has_the_known_floor() -> None:
     assert computed == pytest.approx(least, rel=0.03), "tiles of tokens see keys that only their last token sees"
 
 
-def test_selection_moves_nothing_that_grows_with_the_square_of_the_context() -> None:
+@pytest.mark.parametrize("sm", [86, 90, 120])
+def test_selection_moves_nothing_that_grows_with_the_square_of_the_context(sm: int) -> None:
     """Per chunk: queries, the compressed keys once, the chosen blocks and as many in unions; no scores."""
     first, second = (
-        by_name(batch=1, tokens=CHUNK, past_length=past)["infllmv2_select_kernel"] for past in (1 << 17, 1 << 20)
+        by_name(batch=1, tokens=CHUNK, past_length=past, sm=sm)["infllmv2_select_kernel"] for past in (1 << 17, 1 << 20)
     )
-    assert second.bytes_written == first.bytes_written == 2 * CHUNK * 2 * 62 * 4
+    sums = 0 if sm == 90 else CHUNK * 2 * 16 * 4
+    assert second.bytes_written - sums == first.bytes_written == 2 * CHUNK * 2 * 62 * 4
     queries, key = CHUNK * 32 * 128 * 2, 2 * 128 * 2
+    codes = 0 if sm == 90 else 2 * (128 + 4)
     compressed = second.bytes_read - queries
-    assert compressed == pytest.approx(((1 << 20) + CHUNK) * (1 / 16 + 1 / 64) * key, rel=0.001)
+    assert compressed == pytest.approx(((1 << 20) + CHUNK) * ((key + codes) / 16 + key / 64), rel=0.001)
 
 
-def test_compressed_keys_are_asked_for_once_per_tile_of_tokens() -> None:
-    select = costs(PUBLISHED, batch=1, tokens=CHUNK, past_length=1 << 20)[1]
-    assert select.kernel == "infllmv2_select_kernel"
-    whole = select.bytes_from_cache
+@pytest.mark.parametrize("sm", [86, 90, 120])
+def test_compressed_keys_are_asked_for_once_per_tile_of_tokens(sm: int) -> None:
+    select = by_name(batch=1, tokens=CHUNK, past_length=1 << 20, sm=sm)["infllmv2_select_kernel"]
     middle = (1 << 20) + CHUNK / 2
-    keys = CHUNK / 8 * middle * (1 / 16 + 1 / 64) * 512
-    scores = CHUNK * 2 * middle / 64 * 3 * 4
-    assert whole == pytest.approx(keys + scores, rel=0.01)
-    assert scores < 0.1 * keys
+    keys = CHUNK / 8 * middle * (512 / 64 + (512 if sm == 90 else 264) / 16)
+    scores = CHUNK * 2 * middle / 64 * (3 if sm == 90 else 4) * 4
+    # Five keys of each of 62 blocks and 296 survivors, in turns of 32 blocks.
+    exact = 0 if sm == 90 else CHUNK * (64 + 320) * 5 * 512
+    assert select.bytes_from_cache == pytest.approx(keys + scores + exact, rel=0.01)
+    assert scores < 0.2 * keys
+
+
+def test_bounds_take_the_place_of_four_fifths_of_the_products_far_into_the_context() -> None:
+    sizes = {"batch": 1, "tokens": CHUNK, "past_length": 1 << 20}
+    by_scores, by_bounds = (by_name(**sizes, sm=sm)["infllmv2_select_kernel"] for sm in (90, 120))
+    assert by_scores.int8_operations == 0
+    exact = 2 * CHUNK * 2 * 16 * 128 * 384 * 5
+    assert by_bounds.operations + by_bounds.int8_operations == by_scores.operations + exact
+    assert by_bounds.int8_operations == pytest.approx(0.8 * by_scores.operations, rel=0.01)
+    codes = by_name(**sizes, sm=120)["infllmv2_quantize_keys_kernel"]
+    assert codes.bytes_written == pytest.approx(((1 << 20) + CHUNK) / 16 * 264, rel=0.001)
+    assert "infllmv2_quantize_keys_kernel" not in by_name(**sizes, sm=90)
+
+
+@pytest.mark.parametrize("sm", tiles.BOUNDED_BLOCKS)
+def test_bounds_begin_where_a_tile_has_so_many_candidates(sm: int) -> None:
+    """34 blocks of 64 tokens are forced: the initial one, 32 of the window, and the own one."""
+    least = tiles.BOUNDED_BLOCKS[sm]
+    first = 64 * (least + 33)
+    for past, tokens, is_bounded in ((first, 64, True), (first - 64, 64, False), (first, 63, False)):
+        select = by_name(batch=1, tokens=tokens, past_length=past, sm=sm)["infllmv2_select_kernel"]
+        assert (select.int8_operations > 0) == (is_bounded and least > 0)
 
 
 def test_local_part_has_tiles_of_128_rows() -> None:
@@ -125,11 +151,14 @@ def test_decode_writes_its_token_the_keys_that_it_completes_and_a_score_for_each
     assert after.bytes_written == 2 * row + sums
 
 
-@pytest.mark.parametrize("sizes", [(1, 1, 0), (1, 100, 0), (2, 8191, 0), (1, 8192, 0), (1, 1, 5000), (3, 64, 20000)])
+@pytest.mark.parametrize(
+    "sizes", [(1, 1, 0), (1, 100, 0), (2, 8191, 0), (1, 8192, 0), (1, 1, 5000), (3, 64, 20000), (2, 100, 400000)]
+)
 def test_kernels_are_never_below_the_floor(sizes: tuple[int, int, int]) -> None:
     batch, tokens, past = sizes
     found = costs(PUBLISHED, batch=batch, tokens=tokens, past_length=past)
     least = floor(PUBLISHED, batch=batch, tokens=tokens, past_length=past)
     assert all(min(cost.bytes_read, cost.bytes_written, cost.operations) >= 0 for cost in found)
     assert sum(cost.operations for cost in found) >= least.operations
+    assert sum(cost.int8_operations for cost in found) >= least.int8_operations
     assert sum(cost.bytes_written for cost in found) >= least.bytes_written

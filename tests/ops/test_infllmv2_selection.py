@@ -44,25 +44,32 @@ CASES = {
 }
 
 
-def selected(case: Case, sm: int) -> tuple[Outcome, dict[str, Tensor]]:
-    """A call's selection with the tiles of `sm`, and all buffers that it wrote."""
+def selected(case: Case, sm: int, bounds: Mapping[str, int] | None = None) -> tuple[Outcome, dict[str, Tensor]]:
+    """A call's selection with the tiles of `sm`, and all buffers that it wrote; `bounds` as `selection_on`."""
     lists: dict[str, Tensor] = {}
 
     def run(operator: str, inputs: Sequence[Tensor], attributes: Mapping[str, int | float]) -> dict[str, Tensor]:
-        lists.update(selection_on(sm)(operator, inputs, attributes))
+        lists.update(selection_on(sm, bounds)(operator, inputs, attributes))
         return lists
 
     return run_case(case, random_sequences(case), run), lists
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_chosen_blocks_ascend_and_unions_hold_them(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "bounds"),
+    [
+        *((name, bounds) for name in CASES for bounds in (None, {})),
+        # Room for so few survivors that tiles take the exact pass after all.
+        *((name, {"SURVIVOR_SLOTS": 32}) for name in ("three_initial_blocks", "two_keys_in_a_block")),
+    ],
+)
+def test_chosen_blocks_ascend_and_unions_hold_them(name: str, bounds: Mapping[str, int] | None) -> None:
     sm, case = CASES[name]
-    outcome, lists = selected(case, sm)
+    outcome, lists = selected(case, sm, bounds)
     union = tiles.UNION_TOKENS[sm]
     for row, context in enumerate(case.contexts):
         if context < case.sizes.dense_len:
-            for written in ("chosen", "union_blocks", "union_size"):
+            for written in ("chosen", "union_blocks", "union_size", "survivor_count"):
                 assert (lists[written][row] == UNWRITTEN).all()
             continue
         assert_selection(outcome, row)

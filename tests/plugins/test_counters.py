@@ -30,7 +30,9 @@ def counted_in(answer: Answer, call: PluginCall) -> set[int]:
     """Where the first counter of the operator is, as its launches have it."""
     name = f"{call.kernel_set.counters[0].name}_ptr"
     arguments: set[int] = set()
-    for launch, event in zip(call.sequence, events_of(answer, "launch"), strict=True):
+    launches = {launch.name: launch for launch in call.sequence}
+    for event in events_of(answer, "launch"):
+        launch = launches[event["kernel"]]
         declared = [p.name for p in launch.kernel.params if not p.is_constexpr]
         if name in declared:
             arguments.add(event["arguments"][declared.index(name)][1])

@@ -25,11 +25,15 @@ def too_large(reports: Sequence[KernelReport]) -> list[str]:
 
 
 def wrong_products(reports: Sequence[KernelReport]) -> list[str]:
-    """Kernels whose main loops have other tensor-core instructions than their products ask for."""
+    """Kernels whose loops have other tensor-core instructions than their products ask for."""
     return [
-        f"{_named(each)}: {each.facts.tensor_core_instructions}, not {each.expected_tensor_core_instructions}"
+        f"{_named(each)}: {found}, not {expected}"
         for each in reports
-        if each.facts.tensor_core_instructions != each.expected_tensor_core_instructions
+        for found, expected in (
+            (each.facts.tensor_core_instructions, each.expected_tensor_core_instructions),
+            (each.facts.int8_instructions, each.expected_int8_instructions),
+        )
+        if found != expected
     ]
 
 

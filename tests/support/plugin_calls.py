@@ -33,7 +33,7 @@ STREAM = 0x5712EA3
 COUNTERS = 1 << 44
 """Where the fake driver of that program makes its first buffer: that of the counters."""
 _BUFFER_BYTES = 1 << 32
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "int32": 4}
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "int8": 1, "int32": 4}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,4 +95,5 @@ def run_poisoned(operator: str, inputs: Sequence[Tensor], attributes: Mapping[st
 
 
 def poisoned(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.full(shape, float("nan") if dtype.is_floating_point else UNWRITTEN, dtype=dtype, device=device)
+    value = float("nan") if dtype.is_floating_point else max(UNWRITTEN, torch.iinfo(dtype).min)
+    return torch.full(shape, value, dtype=dtype, device=device)

@@ -22,20 +22,26 @@ class KernelCost:
     """Bytes written to device memory."""
     operations: int
     """Operations of tensor-core products, 2 for each multiply-add, also those of a tile beyond the problem."""
+    int8_operations: int = 0
+    """The same of products of int8, which run at a rate of their own. Their time adds to that of `operations`."""
     bytes_from_cache: int = 0
     """Bytes that all tiles together ask the L2 cache for, where these are many times those of device memory."""
 
     def __post_init__(self) -> None:
-        if min(self.bytes_read, self.bytes_written, self.operations, self.bytes_from_cache) < 0:
+        counts = (self.bytes_read, self.bytes_written, self.operations, self.int8_operations, self.bytes_from_cache)
+        if min(counts) < 0:
             raise ValueError(f"{self.kernel}: negative cost")
 
     @property
     def bytes_moved(self) -> int:
         return self.bytes_read + self.bytes_written
 
-    def seconds(self, bytes_per_second: float, operations_per_second: float) -> float:
-        """The least time at a GPU's bandwidth and peak, traffic and work overlapping."""
-        return max(self.bytes_moved / bytes_per_second, self.operations / operations_per_second)
+    def seconds(
+        self, bytes_per_second: float, operations_per_second: float, int8_operations_per_second: float
+    ) -> float:
+        """The least time at a GPU's bandwidth and peaks, traffic and work overlapping."""
+        products = self.operations / operations_per_second + self.int8_operations / int8_operations_per_second
+        return max(self.bytes_moved / bytes_per_second, products)
 
 
 def total(name: str, costs: Iterable[KernelCost]) -> KernelCost:
@@ -46,5 +52,6 @@ def total(name: str, costs: Iterable[KernelCost]) -> KernelCost:
         bytes_read=sum(cost.bytes_read for cost in costs),
         bytes_written=sum(cost.bytes_written for cost in costs),
         operations=sum(cost.operations for cost in costs),
+        int8_operations=sum(cost.int8_operations for cost in costs),
         bytes_from_cache=sum(cost.bytes_from_cache for cost in costs),
     )

@@ -74,8 +74,8 @@ class Tile:
             raise ValueError(f"{self.num_stages} stages: a loop has at least 1")
 
 
-OPERANDS = ("X", "mxf8", "tf32", "float32")
-"""How a product is computed: by 16-bit tensor-core instructions, by those of MXFP8, by TF32 ones, or without."""
+OPERANDS = ("X", "mxf8", "int8", "tf32", "float32")
+"""How a product is computed: by tensor-core instructions of 16 bits, MXFP8, int8 or TF32, or without."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,7 +114,10 @@ class Launch:
     dependent: bool = False
     """The launch begins before the one before it has ended, where the architecture lets it."""
     main_loop: tuple[Product, ...] = ()
-    """The products of one turn of the innermost loop that has any; empty for a kernel without tensor-core products."""
+    """The products of one turn of the innermost loop that has any; empty for a kernel without tensor-core products.
+
+    Those of int8 have a loop of their own beside it.
+    """
 
     def __post_init__(self) -> None:
         if len({frozenset(tile.constexprs) for tile in self.tiles.values()}) != 1:

@@ -48,31 +48,81 @@ def choose_blocks(
         `survivor_stride` apart, which is SURVIVOR_SLOTS or all the columns that there are; `chosen_ptr`, rows of
         max(limit, 1) int32, of which the first `rows` are written; 1 <= `limit` <= SLOTS.
     """
-    m_row = tl.arange(0, ROWS) < rows
     bound = _lower_bound(score_ptr, stride, first, end, limit, ROWS)
-    count = _list_survivors(score_ptr, stride, survivor_ptr, survivor_stride, first, end, bound, ROWS)
+    count = list_survivors(score_ptr, stride, survivor_ptr, survivor_stride, first, end, bound, ROWS)
     tl.debug_barrier()
-    row = tl.arange(0, ROWS)[None, :, None]
-    none = tl.zeros((ROWS,), tl.int32)
     if tl.max(count, axis=0) <= survivor_stride:
-        place = _columns(SURVIVOR_SLOTS // LANES)
-        m_place = place < count[None, :, None]
-        block = tl.load(survivor_ptr + row * survivor_stride + place, mask=m_place, other=0)
-        block = tl.minimum(tl.maximum(block, first), end - 1)
-        score = tl.load(score_ptr + row * stride + block, mask=m_place, other=-1.0).to(tl.int32, bitcast=True)
-        threshold = _nth_largest(score, limit, _BITS)
-        left = limit - _count(score > threshold[None, :, None])
-        above, equal = _store_chosen(score, block, threshold, left, none, none, limit, chosen_ptr, m_row, ROWS)
+        choose_survivors(
+            score_ptr,
+            stride,
+            survivor_ptr,
+            survivor_stride,
+            count,
+            first,
+            end,
+            limit,
+            chosen_ptr,
+            rows,
+            ROWS,
+            SLOTS,
+            SURVIVOR_SLOTS,
+        )
     else:
+        m_row = tl.arange(0, ROWS) < rows
         threshold = _searched_threshold(score_ptr, stride, first, end, limit, ROWS)
         left = limit - _count_in_memory(score_ptr, stride, first, end, threshold + 1, ROWS)
-        above, equal = none, none
+        above = tl.zeros((ROWS,), tl.int32)
+        equal = tl.zeros((ROWS,), tl.int32)
         for start in range(first, end, GROUP_PARTS * LANES):
             block = start + _columns(GROUP_PARTS)
             score = _scores(score_ptr, stride, block, end, ROWS)
             above, equal = _store_chosen(score, block, threshold, left, above, equal, limit, chosen_ptr, m_row, ROWS)
+        _store_no_blocks(chosen_ptr, above + tl.minimum(equal, left), limit, m_row, ROWS, SLOTS)
+
+
+@triton.jit
+def choose_survivors(
+    score_ptr: tl.tensor,
+    stride: tl.tensor,
+    survivor_ptr: tl.tensor,
+    survivor_stride: tl.tensor,
+    count: tl.tensor,
+    first: tl.tensor,
+    end: tl.tensor,
+    limit: tl.tensor,
+    chosen_ptr: tl.tensor,
+    rows: tl.tensor,
+    ROWS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    SURVIVOR_SLOTS: tl.constexpr,
+) -> None:
+    """`choose_blocks` among the first `count` [ROWS] of each row's survivors, in ascending order, which have room."""
+    m_row = tl.arange(0, ROWS) < rows
+    row = tl.arange(0, ROWS)[None, :, None]
+    none = tl.zeros((ROWS,), tl.int32)
+    place = _columns(SURVIVOR_SLOTS // LANES)
+    m_place = place < count[None, :, None]
+    block = tl.load(survivor_ptr + row * survivor_stride + place, mask=m_place, other=0)
+    block = tl.minimum(tl.maximum(block, first), end - 1)
+    score = tl.load(score_ptr + row * stride + block, mask=m_place, other=-1.0).to(tl.int32, bitcast=True)
+    threshold = _nth_largest(score, limit, _BITS)
+    left = limit - _count(score > threshold[None, :, None])
+    above, equal = _store_chosen(score, block, threshold, left, none, none, limit, chosen_ptr, m_row, ROWS)
+    _store_no_blocks(chosen_ptr, above + tl.minimum(equal, left), limit, m_row, ROWS, SLOTS)
+
+
+@triton.jit
+def _store_no_blocks(
+    chosen_ptr: tl.tensor,
+    count: tl.tensor,
+    limit: tl.tensor,
+    m_row: tl.tensor,
+    ROWS: tl.constexpr,
+    SLOTS: tl.constexpr,
+) -> None:
+    """Write -1 from place `count` [ROWS] of each row on."""
     slot = tl.arange(0, SLOTS)[None, :]
-    is_unused = (slot >= (above + tl.minimum(equal, left))[:, None]) & (slot < limit)
+    is_unused = (slot >= count[:, None]) & (slot < limit)
     to_slot = tl.arange(0, ROWS)[:, None] * tl.maximum(limit, 1) + slot
     tl.store(chosen_ptr + to_slot, tl.full((ROWS, SLOTS), -1, tl.int32), mask=m_row[:, None] & is_unused)
 
@@ -192,7 +242,7 @@ def _before(values: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
 
 
 @triton.jit
-def _list_survivors(
+def list_survivors(
     score_ptr: tl.tensor,
     stride: tl.tensor,
     survivor_ptr: tl.tensor,
@@ -225,6 +275,21 @@ def _list_survivors(
         )
         block, score = next_block, next_score
     return count
+
+
+@triton.jit
+def end_lists(
+    survivor_ptr: tl.tensor,
+    survivor_stride: tl.tensor,
+    count: tl.tensor,
+    ROWS: tl.constexpr,
+    SURVIVOR_SLOTS: tl.constexpr,
+) -> None:
+    """Write -1 after the `count` [ROWS] survivors of each row, as far as its list goes."""
+    place = _columns(SURVIVOR_SLOTS // LANES)
+    to_place = tl.arange(0, ROWS)[None, :, None] * survivor_stride + place
+    is_after = (place >= count[None, :, None]) & (place < survivor_stride)
+    tl.store(survivor_ptr + to_place, tl.full(is_after.shape, -1, tl.int32), mask=is_after)
 
 
 @triton.jit

@@ -15,6 +15,10 @@ from . import tiles
 
 _FLOAT_BYTES = _INDEX_BYTES = 4
 _ROWS = tiles.CONSTANTS["GROUP_ROWS"]
+_SURVIVORS = 296
+"""The most survivors of a tile's tokens: those of Gaussian keys at 1M (README.md)."""
+CODED_KEYS = tiles.CONSTANTS["CODED_KEYS"]
+"""k1 keys of a cache up to which there are bounds."""
 
 
 class _Shape:
@@ -60,6 +64,13 @@ class _Shape:
         """There are more candidates than may be chosen, so that they are scored."""
         return self.candidates(position) > self.limit
 
+    def is_bounded(self, position: int, sm: int) -> bool:
+        """The tile whose last token this is takes bounds of the scores first."""
+        least = tiles.BOUNDED_BLOCKS[sm]
+        is_enough = self.tokens >= tiles.CONSTANTS["BOUNDED_TOKENS"] and self.candidates(position) >= least
+        has_room = self.end <= CODED_KEYS * self.stride
+        return least > 0 and is_enough and has_room and self.is_contested(position)
+
     @property
     def positions(self) -> range:
         return range(self.past, self.end)
@@ -79,21 +90,33 @@ def costs(
 
     Args: all attributes of the operator by name; a prompt of `past_length + tokens` decides whether it is sparse;
         `union_share`, the different blocks that the tokens of a gather tile choose, as a fraction of the sum of their
-        lists: 1 without any overlap; `sm`, the architecture whose gather tiles are counted.
+        lists: 1 without any overlap; `sm`, the architecture whose tiles are counted.
     """
     shape = _Shape(attributes, batch, tokens, past_length, activation_bytes)
     if tokens == 1:
         return *_decode_select(shape), *_decode_attend(shape)
-    return _append(shape), _select(shape), _attend(shape), *_gather(shape, union_share, sm)
+    quantize = (_quantize(shape, sm),) if _may_bound(shape, sm) else ()
+    return _append(shape), *quantize, _select(shape, sm), _attend(shape), *_gather(shape, union_share, sm)
 
 
 def floor(
-    attributes: Mapping[str, int | float], *, batch: int, tokens: int, past_length: int = 0, activation_bytes: int = 2
+    attributes: Mapping[str, int | float],
+    *,
+    batch: int,
+    tokens: int,
+    past_length: int = 0,
+    activation_bytes: int = 2,
+    sm: int = 120,
 ) -> KernelCost:
-    """The least of any implementation: each key that is needed read once, scores and attention computed once."""
+    """The least of any implementation: each key that is needed read once, scores and attention computed once.
+
+    Where the kernels of architecture `sm` bound scores first, those of k1 are products of int8. One that bounds earlier
+    could do with less.
+    """
     shape = _Shape(attributes, batch, tokens, past_length, activation_bytes)
     contested = [position for position in shape.positions if shape.is_contested(position)]
-    scores = sum(shape.windows(p + 1, 1) + shape.windows(p + 1, 4) for p in contested)
+    bounded = sum(shape.windows(p + 1, 1) for p in contested if shape.is_bounded(p, sm))
+    scores = sum(shape.windows(p + 1, 1) + shape.windows(p + 1, 4) for p in contested) - bounded
     keys = sum(shape.forced_keys(p) + shape.chosen(p) * shape.block for p in shape.positions)
     compressed = shape.windows(shape.end, 1) + shape.windows(shape.end, 4) if contested else 0
     touched = min(shape.end, keys)
@@ -104,7 +127,19 @@ def floor(
         bytes_read=row * 2 * (shape.heads + shape.groups) + batch * shape.key_row * (compressed + 2 * touched),
         bytes_written=row * shape.heads + batch * shape.key_row * (2 * tokens + new_windows),
         operations=2 * batch * shape.heads * shape.dim * (scores + 2 * keys),
+        int8_operations=2 * batch * shape.heads * shape.dim * bounded,
     )
+
+
+def scored_after_bounds(limit: int) -> int:
+    """Blocks of a token that are scored exactly after bounds, in whole turns: `limit` chosen ones, and survivors."""
+    turn = tiles.SELECT[120].constexprs["BLOCK_B"]
+    return sum(-(-blocks // turn) * turn for blocks in (max(limit, 1), _SURVIVORS))
+
+
+def _may_bound(shape: _Shape, sm: int) -> bool:
+    """The launch that quantises keys has programs, whatever the context."""
+    return tiles.BOUNDED_BLOCKS[sm] > 0 and shape.tokens >= tiles.CONSTANTS["BOUNDED_TOKENS"]
 
 
 def _append(shape: _Shape) -> KernelCost:
@@ -118,28 +153,56 @@ def _append(shape: _Shape) -> KernelCost:
     )
 
 
-def _select(shape: _Shape) -> KernelCost:
+def _quantize(shape: _Shape, sm: int) -> KernelCost:
+    """The codes of all k1 keys, and a step for each, if the last tile asks for them."""
+    keys = shape.windows(shape.end, 1) if shape.is_bounded(shape.end - 1, sm) else 0
+    return KernelCost(
+        kernel="infllmv2_quantize_keys_kernel",
+        bytes_read=shape.batch * keys * shape.key_row,
+        bytes_written=shape.batch * keys * _code_row(shape),
+        operations=0,
+    )
+
+
+def _code_row(shape: _Shape) -> int:
+    """Bytes of the codes of a k1 key and of its steps."""
+    return shape.groups * (shape.dim + _FLOAT_BYTES)
+
+
+def _select(shape: _Shape, sm: int) -> KernelCost:
     """Scores of tiles of tokens against the keys that the last of them sees; nothing where all candidates are taken.
 
     The scores stay in the L2 cache, whose scratch holds those of the programs that run. Each is written once and read
-    twice, for the maxima of groups and for the list of survivors. Neighbours are taken to choose different blocks, the
-    most that there is to write.
+    twice, for the maxima of groups and for the list of survivors, and once more after bounds. Neighbours are taken to
+    choose different blocks, the most that there is to write. No tile is taken to have more survivors than room.
     """
     tile = tiles.SELECT_TOKENS
     last_of_tiles = [min(start + tile, shape.end) - 1 for start in range(shape.past, shape.end, tile)]
-    keys = sum(shape.windows(p + 1, 1) + shape.windows(p + 1, 4) for p in last_of_tiles if shape.is_contested(p))
-    contested = any(map(shape.is_contested, last_of_tiles))
+    contested = [p for p in last_of_tiles if shape.is_contested(p)]
+    bounded = [p for p in contested if shape.is_bounded(p, sm)]
+    codes = sum(shape.windows(p + 1, 1) for p in bounded)
+    keys = sum(shape.windows(p + 1, 1) + shape.windows(p + 1, 4) for p in contested) - codes
     scores = sum(shape.candidates(p) for p in shape.positions if shape.is_contested(p))
+    scores_again = tile * sum(shape.candidates(p) for p in bounded)
+    # Each block with the key before it.
+    exact = len(bounded) * tile * scored_after_bounds(shape.limit) * (shape.block // shape.stride + 1)
     compressed = shape.windows(shape.end, 1) + shape.windows(shape.end, 4) if contested else 0
     queries = shape.tokens * shape.heads * shape.dim * shape.element
     # A token's list and its share of the union's, whose sizes are few.
     written = 2 * shape.tokens * shape.groups * max(shape.limit, 1) * _INDEX_BYTES if shape.is_sparse else 0
+    # The log-sum-exp of each row, for the exact scores.
+    written += len(bounded) * tile * shape.groups * _ROWS * _FLOAT_BYTES
+    read = (queries if contested else 0) + compressed * shape.key_row
+    read += shape.windows(shape.end, 1) * _code_row(shape) if bounded else 0
+    of_scores = shape.groups * (3 * scores + scores_again) * _FLOAT_BYTES
+    per_row = 2 * shape.batch * shape.groups * _ROWS * shape.dim
     return KernelCost(
         kernel="infllmv2_select_kernel",
-        bytes_read=shape.batch * ((queries if contested else 0) + compressed * shape.key_row),
+        bytes_read=shape.batch * read,
         bytes_written=shape.batch * written,
-        operations=2 * shape.batch * shape.groups * tile * _ROWS * shape.dim * keys,
-        bytes_from_cache=shape.batch * (keys * shape.key_row + 3 * shape.groups * scores * _FLOAT_BYTES),
+        operations=per_row * (tile * keys + exact),
+        int8_operations=per_row * tile * codes,
+        bytes_from_cache=shape.batch * ((keys + exact) * shape.key_row + codes * _code_row(shape) + of_scores),
     )
 
 

@@ -13,9 +13,9 @@ import triton.language as tl
 
 from ..common.any_size import any_size_kernel
 from ..common.dependent import let_next_launch_begin, wait_for_earlier_launches
+from .block_scores import keys_of_blocks, scores_of_blocks
 from .decode_choice import padded_scores
 from .positions import clamped_past, complete_windows, load_queries, log2_scale, split_bounds
-from .select_kernel import LARGEST_FLOAT
 
 
 @any_size_kernel
@@ -173,9 +173,6 @@ def infllmv2_decode_score_kernel(
     """Scores of one part of the candidates, [B, G, blocks of the cache] from the first candidate on.
 
     Those of no candidate are not written.
-
-    A turn takes the ratio + 1 k1 keys of BLOCK_B blocks, one of each block at a time. So the key that a block shares
-    with the next is multiplied twice, to the same bits: in the same place of the same product.
     """
     let_next_launch_begin(DEPENDENT)
     wait_for_earlier_launches(DEPENDENT)
@@ -206,7 +203,8 @@ def infllmv2_decode_score_kernel(
     o_b = tl.arange(0, BLOCK_B)
     log_z = tl.full((GROUP_ROWS,), float("inf"), tl.float32)
     for start in range(first, end, BLOCK_B):
-        k1 = _keys_of_blocks(k1_ptr, start, end, visible, ratio, head_dim, BLOCK_B)
+        block = start + o_b
+        k1 = keys_of_blocks(k1_ptr, block, block < end, visible, ratio, head_dim)
         # Once, while the first keys are on their way; +inf makes a row without a head, or without k2, score 0.
         if start == first:
             largest = tl.max(parts, axis=1)
@@ -214,50 +212,5 @@ def infllmv2_decode_score_kernel(
             shift = tl.where(sees_any, largest, 0.0)
             total = tl.sum(tl.exp2(parts - shift[:, None]), axis=1)
             log_z = tl.where(sees_any, shift + tl.log2(tl.where(sees_any, total, 1.0)), float("inf"))
-        score = _scores_of_blocks(q, k1, log_z, start + o_b, visible, scale, ratio)
-        tl.store(scores_ptr + start + o_b, score, mask=start + o_b < end)
-
-
-@triton.jit
-def _keys_of_blocks(
-    k1_ptr: tl.tensor,
-    first: tl.tensor,
-    end: tl.tensor,
-    visible: tl.tensor,
-    ratio: tl.constexpr,
-    head_dim: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-) -> tuple[tl.tensor, ...]:
-    """The ratio + 1 k1 keys of blocks from `first` on: [BLOCK_B, D] for each, the one before the block first.
-
-    Blocks from `end` on, and keys that are not visible, are zero.
-    """
-    block = first + tl.arange(0, BLOCK_B)
-    o_d = tl.arange(0, head_dim)
-    keys = ()
-    for phase in tl.static_range(ratio + 1):
-        index = ratio * block + phase - 1
-        m_b = (block < end) & (index >= 0) & (index < visible)
-        k1_row_ptr = k1_ptr + index[:, None].to(tl.int64) * head_dim + o_d[None, :]
-        keys += (tl.load(k1_row_ptr, mask=m_b[:, None], other=0.0),)  # type: ignore[assignment]
-    return keys
-
-
-@triton.jit
-def _scores_of_blocks(
-    q: tl.tensor,
-    k1: tl.tuple,
-    log_z: tl.tensor,
-    block: tl.tensor,
-    visible: tl.tensor,
-    scale: tl.tensor,
-    ratio: tl.constexpr,
-) -> tl.tensor:
-    """Scores [BLOCK_B] of blocks from their keys, as `_keys_of_blocks` gives them."""
-    score = tl.zeros((block.shape[0],), tl.float32)
-    for phase in tl.static_range(ratio + 1):
-        p = tl.exp2(scale * tl.dot(q, tl.trans(k1[phase]), input_precision="ieee") - log_z[:, None])
-        index = ratio * block + phase - 1
-        p = tl.minimum(tl.sum(p, axis=0), LARGEST_FLOAT)
-        score = tl.maximum(score, tl.where((index >= 0) & (index < visible), p, 0.0))
-    return score
+        score = scores_of_blocks(q, k1, log_z, block, visible, scale, ratio)
+        tl.store(scores_ptr + block, score, mask=block < end)

@@ -22,8 +22,14 @@ CONSTANTS: Mapping[str, int] = {
     "SELECT_PROGRAMS": 384,
     # Blocks of a context, of 1M tokens, up to which all of them have it: 201 MB. Beyond, fewer programs have as much.
     "SCRATCH_BLOCKS": 16384,
-    # Blocks of a token that may reach the lower bound of its choice; in random order 71 do.
-    "SURVIVOR_SLOTS": 256,
+    # Blocks of a token that may reach the lower bound of its choice; in random order 71 do, by bounds about 300.
+    "SURVIVOR_SLOTS": 512,
+    # k1 keys that a program quantises.
+    "QUANTIZED_KEYS": 64,
+    # k1 keys that a head has room for the codes of: those of 16M tokens, 277 MB for SALA. No bounds in larger caches.
+    "CODED_KEYS": 1 << 20,
+    # Tokens of a chunk that are worth the codes of all keys: eight tiles.
+    "BOUNDED_TOKENS": 64,
     # Programs per key head in decode. With SALA's two: 128 and 96, for the 84 to 170 multiprocessors of the targets; 48
     # parts of SALA's 96 taken blocks have two each.
     "SELECT_SPLITS": 64,
@@ -46,12 +52,18 @@ _THREADS = {"NEAR_HEADS": 4, "NEAR_TOKENS": 8, "NEAR_BLOCKS": 8, "MIDDLE_BLOCKS"
 _WARP_GROUPS = {"NEAR_HEADS": 2, "NEAR_TOKENS": 4, "NEAR_BLOCKS": 1, "MIDDLE_BLOCKS": 4}
 # Tensor cores bind SM86 to SM120: 128 keys a turn, one program in a multiprocessor (shared memory). On SM90 exp2 and
 # the issue of instructions do as much: two programs, so that one multiplies while the other pools (registers).
+# Bounds save what products of 16 bits take longer than those of int8, and cost exact scores: 8 tokens x 12 turns of
+# 40 KB from the L2 cache. They pay from 900 blocks on for an RTX 5090, 2400 for an RTX A6000 and 2800 for a PRO 6000
+# (predicted). On SM90 exp2 binds as much as products, and SM110 is taken to be as SM90: 0 stands for never.
+BOUNDED_BLOCKS: Mapping[int, int] = {sm: 0 if sm in (90, 110) else 3072 for sm in ARCHITECTURES}
 SELECT: Mapping[int, Tile] = {
     sm: Tile(
         constexprs={
             "BLOCK_T": SELECT_TOKENS,
             "BLOCK_K": 64 if sm == 90 else 128,
             "BLOCK_K2": 64,
+            "BLOCK_B": 32,
+            "BOUNDED_BLOCKS": BOUNDED_BLOCKS[sm],
             "UNION_T": union,
             **(_WARP_GROUPS if sm == 90 else _THREADS),
         },
@@ -59,6 +71,10 @@ SELECT: Mapping[int, Tile] = {
         num_stages=3,
     )
     for sm, union in UNION_TOKENS.items()
+}
+
+QUANTIZE_KEYS: Mapping[int, Tile] = {
+    sm: Tile(constexprs={"BOUNDED_BLOCKS": blocks}, num_warps=4, num_stages=1) for sm, blocks in BOUNDED_BLOCKS.items()
 }
 
 # One program in a multiprocessor either way (registers).

@@ -2,8 +2,8 @@
 
 B batch, T tokens of the chunk, G key heads, D head dim; X the activation type.
 
-Prefill: append (with compress), select, attend (forced blocks, or everything in dense mode), gather (chosen blocks) in
-two launches: tiles of tokens that have many in common, and single tokens.
+Prefill: append (with compress), quantise (k1 of long contexts), select, attend (forced blocks, or everything in dense
+mode), gather (chosen blocks) in two launches: tiles of tokens that have many in common, and single tokens.
 Decode: append and normalise, score, choose and attend, merge, all split over the context with grids that depend on
 shapes alone. All of a group's query heads go through one dot tile of GROUP_ROWS rows for each token, the smallest that
 a tensor core takes; smaller groups leave rows unused. Loops over the context are bounded by `past_length`, read on the
@@ -20,6 +20,7 @@ from .attend_kernel import infllmv2_attend_kernel
 from .decode_attend_kernel import infllmv2_decode_attend_kernel, infllmv2_decode_merge_kernel
 from .decode_select_kernel import infllmv2_decode_normalise_kernel, infllmv2_decode_score_kernel
 from .gather_kernel import infllmv2_gather_kernel, infllmv2_gather_union_kernel
+from .quantize_keys_kernel import infllmv2_quantize_keys_kernel
 from .select_kernel import infllmv2_select_kernel
 
 _PREFILL_TOKENS = "T * min(T - 1, 1)"
@@ -38,6 +39,13 @@ _LIKELY = (
 )
 _SELECT_ROWS = f"{tiles.SELECT_TOKENS} * min(cdiv(T, {tiles.SELECT_TOKENS}) * num_kv_heads * B, SELECT_PROGRAMS)"
 
+_KEYS = "cdiv(C, kernel_stride)"
+_CODES = f"{_KEYS} * min(fdiv(CODED_KEYS, {_KEYS}), 1)"
+"""Rows for the codes of k1 keys: as many as there can be, or none. Shapes know no tiles: SM90 has them in vain."""
+_QUANTIZED = f"cdiv({_CODES}, QUANTIZED_KEYS)"
+_IS_BOUNDED = "min(fdiv(T, BOUNDED_TOKENS), 1)"
+"""1 for a chunk whose tiles may score bounds, else 0."""
+
 
 def _attention(rows: str) -> tuple[Product, Product]:
     return Product(m=rows, n="BLOCK_N", k="head_dim"), Product(m=rows, n="head_dim", k="BLOCK_N")
@@ -46,10 +54,20 @@ def _attention(rows: str) -> tuple[Product, Product]:
 _PREFILL = (
     Launch(kernel=infllmv2_append_kernel, grid=("cdiv(T, BLOCK_T)", "num_kv_heads", "B"), tiles=tiles.APPEND),
     Launch(
+        kernel=infllmv2_quantize_keys_kernel,
+        # None where no tile would ask for them.
+        grid=(f"{_QUANTIZED} * min(BOUNDED_BLOCKS, 1) * {_IS_BOUNDED}", "num_kv_heads", "B"),
+        tiles=tiles.QUANTIZE_KEYS,
+    ),
+    Launch(
         kernel=infllmv2_select_kernel,
         grid=("cdiv(T, BLOCK_T)", "num_kv_heads", "B"),
         tiles=tiles.SELECT,
-        main_loop=(Product(m="BLOCK_K", n="BLOCK_T * GROUP_ROWS", k="head_dim"),),
+        main_loop=(
+            Product(m="BLOCK_K", n="BLOCK_T * GROUP_ROWS", k="head_dim"),
+            # The same of codes, where there are bounds.
+            Product(m="BLOCK_K * min(BOUNDED_BLOCKS, 1)", n="BLOCK_T * GROUP_ROWS", k="head_dim", operand="int8"),
+        ),
     ),
     Launch(
         kernel=infllmv2_attend_kernel,
@@ -118,6 +136,16 @@ KERNELS = KernelSet(
         Workspace(
             name="survivors", dtype="int32", shape=("min(T - 1, 1)", _SELECT_ROWS, f"min({_BLOCKS}, SURVIVOR_SLOTS)")
         ),
+        Workspace(
+            name="survivor_count",
+            dtype="int32",
+            shape=("B", "num_kv_heads", f"min(T - 1, 1) * cdiv(T, {tiles.SELECT_TOKENS})"),
+        ),
+        Workspace(name="key_codes", dtype="int8", shape=("B", "num_kv_heads", f"{_CODES} * {_IS_BOUNDED}", "head_dim")),
+        Workspace(name="key_steps", dtype="float32", shape=("B", "num_kv_heads", f"{_CODES} * {_IS_BOUNDED}")),
+        Workspace(name="key_errors", dtype="float32", shape=("B", "num_kv_heads", f"{_QUANTIZED} * {_IS_BOUNDED}")),
+        # The means and scales of the channels.
+        Workspace(name="key_origin", dtype="float32", shape=("B", "num_kv_heads", "2", "head_dim")),
         Workspace(name="log_sum", dtype="float32", shape=("B", "num_kv_heads", _PREFILL_TOKENS, "GROUP_ROWS")),
         Workspace(name="split_log_z", dtype="float32", shape=("B", "num_kv_heads", "GROUP_ROWS", "SELECT_SPLITS")),
         Workspace(name="decode_scores", dtype="float32", shape=("B", "num_kv_heads", _SCORE_TURNS, "COLUMNS")),
