@@ -14,13 +14,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.gpu_machine import known_gpus, rates_of
 from benchmarks.kernel_account import DTYPE, GPUS
 from benchmarks.kernel_cases import Case, published_cases
 from benchmarks.kernel_measure import account
 from benchmarks.tables import duration, markdown
+from sala_export.engine.recipe import GpuRecipe
 from sala_export.errors import RequestError, SalaError
 from sala_export.installation import plugin_library
 from sala_export.kernel_report.report import KernelReport, report_kernels
@@ -34,15 +35,23 @@ architecture papers: the peak rate over multiprocessors and boost clock."""
 CACHE_BYTES_PER_SECOND: Mapping[str, float] = {"h100": 9e12, "h200": 9e12, "rtx5090": 9e12, "a6000": 4e12}
 """The L2 cache at its best, by GPU. Assumed: the most that was published by those who measured it, or seen."""
 _ISSUED_PER_CYCLE = 4
-_CALLS = ("Lightning, chunk of 8K", "InfLLM-v2, dense prompt of 8064", "InfLLM-v2, 128K at once")
+_CALLS = (
+    *("Lightning, chunk of 8K", "InfLLM-v2, dense prompt of 8064", "InfLLM-v2, 128K at once"),
+    "InfLLM-v2, last 8K of 1M",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoopLimits:
-    """One kernel at one call on one GPU; cycles are those of a multiprocessor for one turn of one block."""
+    """One loop of a kernel at one call on one GPU; cycles are those of a multiprocessor for one turn of one block."""
 
     gpu: str
     report: KernelReport
+    loop: str
+    """`int8` for the loop that multiplies it, `16 bits` for the one beside it, and `both` for the sum of their seconds;
+    empty where a kernel has one loop."""
+    instructions: tuple[int, ...]
+    """Of a turn; of each loop that has as many products."""
     issue_cycles: float
     tensor_cycles: float
     seconds: Mapping[str, float]
@@ -58,7 +67,7 @@ def limits_of(case: Case, gpu: str) -> Iterator[LoopLimits]:
     """Every launch of a call that has products, in order. Raises: BuildError as `shipped_kernels`."""
     rates = rates_of(gpu)
     sm = require_architecture(rates.compute_capability)
-    costs = {cost.kernel: cost for cost in account(case, DTYPE)[0]}
+    costs = {cost.kernel: cost for cost in account(case, DTYPE, sm)[0]}
     wanted = [
         kernel
         for kernel in shipped_kernels(plugin_library())
@@ -68,25 +77,59 @@ def limits_of(case: Case, gpu: str) -> Iterator[LoopLimits]:
         and DTYPE.value in kernel.activations
         and any(variant["head_dim"] == case.attributes["head_dim"] for variant in kernel.variants)
     ]
-    peak = rates.peak_tera_operations_per_second["bf16"] * 1e12
     for report in sorted(report_kernels(wanted), key=lambda report: list(costs).index(report.shipped.kernel)):
-        yield _limits(gpu, report, costs[report.shipped.kernel], peak, rates.memory_gigabytes_per_second * 1e9)
+        yield from _limits(report, costs[report.shipped.kernel], rates)
 
 
-def _limits(gpu: str, report: KernelReport, cost: KernelCost, peak: float, bandwidth: float) -> LoopLimits:
+def _limits(report: KernelReport, cost: KernelCost, rates: GpuRecipe) -> Iterator[LoopLimits]:
+    """Bytes are those of the whole kernel, so that they stand beside its only loop, or beside the sum of two."""
+    facts, peaks = report.facts, rates.peak_tera_operations_per_second
+    per_cycle = OPERATIONS_PER_CYCLE[report.shipped.sm]
+    bytes_seconds = {"memory": cost.bytes_moved / (rates.memory_gigabytes_per_second * 1e9)}
+    if rates.name in CACHE_BYTES_PER_SECOND:
+        bytes_seconds["cache"] = cost.bytes_from_cache / CACHE_BYTES_PER_SECOND[rates.name]
+    main = _of_loop(report, rates, "", facts.loop_instructions, cost.operations, per_cycle, peaks["bf16"])
+    if not facts.int8_instructions:
+        yield replace(main, seconds={**bytes_seconds, **main.seconds})
+        return
+    per_cycle *= peaks["int8"] / peaks["bf16"]
+    int8 = _of_loop(report, rates, "int8", facts.int8_loop_instructions, cost.int8_operations, per_cycle, peaks["int8"])
+    products = {limit: main.seconds[limit] + int8.seconds[limit] for limit in main.seconds}
+    yield from (replace(main, loop="16 bits"), int8)
+    yield LoopLimits(
+        gpu=rates.name,
+        report=report,
+        loop="both",
+        instructions=(),
+        issue_cycles=0,
+        tensor_cycles=0,
+        seconds={**bytes_seconds, **products},
+    )
+
+
+def _of_loop(
+    report: KernelReport,
+    rates: GpuRecipe,
+    loop: str,
+    instructions: tuple[int, ...],
+    operations: float,
+    per_cycle: float,
+    peak: float,
+) -> LoopLimits:
     shipped = report.shipped
-    of_turn = sum(2 * product.m * product.n * product.k for product in shipped.main_loop)
-    tensor_cycles = of_turn / OPERATIONS_PER_CYCLE[shipped.sm]
-    issue_cycles = min(report.facts.loop_instructions) * shipped.threads / 32 / _ISSUED_PER_CYCLE
-    tensor_seconds = cost.operations / peak
-    seconds = {
-        "memory": cost.bytes_moved / bandwidth,
-        "tensor cores": tensor_seconds,
-        "issue": tensor_seconds * issue_cycles / tensor_cycles,
-    }
-    if gpu in CACHE_BYTES_PER_SECOND:
-        seconds["cache"] = cost.bytes_from_cache / CACHE_BYTES_PER_SECOND[gpu]
-    return LoopLimits(gpu=gpu, report=report, issue_cycles=issue_cycles, tensor_cycles=tensor_cycles, seconds=seconds)
+    products = [product for product in shipped.main_loop if (product.operand == "int8") == (loop == "int8")]
+    tensor_cycles = sum(2 * product.m * product.n * product.k for product in products) / per_cycle
+    issue_cycles = min(instructions) * shipped.threads / 32 / _ISSUED_PER_CYCLE
+    tensor_seconds = operations / (peak * 1e12)
+    return LoopLimits(
+        gpu=rates.name,
+        report=report,
+        loop=loop,
+        instructions=instructions,
+        issue_cycles=issue_cycles,
+        tensor_cycles=tensor_cycles,
+        seconds={"tensor cores": tensor_seconds, "issue": tensor_seconds * issue_cycles / tensor_cycles},
+    )
 
 
 def page(case: Case, gpus: Sequence[str]) -> str:
@@ -100,16 +143,16 @@ def page(case: Case, gpus: Sequence[str]) -> str:
 
 
 def _line(limits: LoopLimits) -> tuple[str, ...]:
-    facts, seconds = limits.report.facts, limits.seconds
+    seconds = limits.seconds
     return (
-        f"`{limits.report.shipped.kernel}`",
+        f"`{limits.report.shipped.kernel}`" + (f", {limits.loop}" if limits.loop else ""),
         limits.gpu,
-        str(facts.registers),
+        str(limits.report.facts.registers),
         str(limits.report.blocks),
-        ", ".join(map(str, facts.loop_instructions)),
-        f"{limits.issue_cycles:.0f}",
-        f"{limits.tensor_cycles:.0f}",
-        duration(seconds["memory"]),
+        ", ".join(map(str, limits.instructions)),
+        f"{limits.issue_cycles:.0f}" if limits.instructions else "",
+        f"{limits.tensor_cycles:.0f}" if limits.instructions else "",
+        duration(seconds["memory"]) if "memory" in seconds else "",
         duration(seconds["cache"]) if seconds.get("cache") else "",
         duration(seconds["tensor cores"]),
         duration(seconds["issue"]),

@@ -21,23 +21,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import block_bounds
 from benchmarks.figures import FigureWriter, add_figure_options, read_figures
 from benchmarks.gpu_machine import NO_GPU, CaseFailure, one_line
 from benchmarks.kernel_cases import LIGHTNING_SIZES, SPARSE_SIZES
 from benchmarks.kernel_ways import Run, Way, runner
 from benchmarks.run_header import start_figures
+from sala_export.ops.infllmv2_attention import tiles
 from sala_export.ops.registry import CONTRACTS
 
 # tests/ is no package.
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from support import lightning_checks, sparse_outcomes
-from support.findings import Finding
+from support.findings import Finding, differing
 from support.oracles import SparseSizes
 from support.sparse_outcomes import Case
 from support.triton_interpreter import poisoned
 
 ROOT = Path(__file__).parents[1]
+LONG_PREFILL = "long prefill"
+LONG_CONTEXT = 208 << 10
+"""Tokens behind which every tile has more candidates than bounds begin with."""
 LIGHTNING_TOKENS = {"decode": 1, "one segment": 100, "ragged segments": 1100}
 DTYPES: Mapping[str, tuple[torch.dtype, ...]] = {
     "bf16": (torch.bfloat16,),
@@ -63,6 +68,8 @@ class Check:
         """Every output beside the reference; both compute on `device`."""
         if self.operator == "lightning_attention":
             return _lightning_findings(LIGHTNING_TOKENS[self.name], self.dtype, run, device)
+        if self.name == LONG_PREFILL:
+            return long_prefill_findings(self.dtype, run, device)
         return _sparse_findings(sparse_checks(self.dtype)[self.name], run, device)
 
 
@@ -81,7 +88,8 @@ def sparse_checks(dtype: torch.dtype) -> dict[str, Case]:
 
 def checks(dtypes: Sequence[torch.dtype]) -> list[Check]:
     """Of both operators."""
-    names = {"lightning_attention": list(LIGHTNING_TOKENS), "infllmv2_attention": list(sparse_checks(torch.float32))}
+    sparse = [*sparse_checks(torch.float32), LONG_PREFILL]
+    names = {"lightning_attention": list(LIGHTNING_TOKENS), "infllmv2_attention": sparse}
     return [
         Check(operator=operator, name=name, dtype=dtype)
         for dtype in dtypes
@@ -106,6 +114,22 @@ def _sparse_findings(case: Case, run: Run, device: str) -> list[Finding]:
         if case.sizes.dense_len < 0:
             found += sparse_outcomes.selection_findings(outcome, row)
     return _worst_of_each(found)
+
+
+def long_prefill_findings(dtype: torch.dtype, run: Run, device: str, context: int = LONG_CONTEXT) -> list[Finding]:
+    """A chunk whose tiles take bounds, where the GPU's tiles have them, beside its halves, which are too short for it.
+
+    So far into a context the reference in float64 would take too long.
+    """
+    tokens = tiles.CONSTANTS["BOUNDED_TOKENS"]
+    qkvg, past, length, *caches = block_bounds.made_up_call("topics", context, tokens, dtype, torch.device(device))
+
+    def chosen(first: int, end: int) -> Tensor:
+        inputs = [qkvg[:, first:end].contiguous(), past + first, length, *(cache.clone() for cache in caches)]
+        return run("infllmv2_attention", inputs, block_bounds.ATTRIBUTES)["chosen"]
+
+    halves = torch.cat([chosen(0, tokens // 2), chosen(tokens // 2, tokens)], dim=2)
+    return [differing("chosen", chosen(0, tokens) != halves)]
 
 
 def _worst_of_each(findings: Sequence[Finding]) -> list[Finding]:

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.gpu_machine import CaseFailure, one_line
-from benchmarks.kernel_cases import Case, make_inputs
+from benchmarks.kernel_cases import SPARSE, Case, make_inputs
 from benchmarks.kernel_peers import make_peer, peer_bytes, peer_name
 from benchmarks.kernel_timing import Step, Timer, Times, alternate
 from benchmarks.kernel_ways import Way, bind
 from sala_export.engine.recipe import GpuRecipe
 from sala_export.ops.common.cost import KernelCost
+from sala_export.ops.common.targets import require_architecture
 from sala_export.specs import DType, format_bytes
 
 OPERATOR = "operator"
@@ -75,15 +76,17 @@ class Measured:
 def least_seconds(cost: KernelCost, rates: GpuRecipe, dtype: DType) -> float:
     """Time of what a launch moves and computes at a GPU's peak rates, both at once."""
     precision = {DType.BFLOAT16: "bf16", DType.FLOAT16: "fp16"}[dtype]
-    operations = rates.peak_tera_operations_per_second[precision] * 1e12
-    return cost.seconds(rates.memory_gigabytes_per_second * 1e9, operations)
+    peaks = (rates.peak_tera_operations_per_second[type_] * 1e12 for type_ in (precision, "int8"))
+    return cost.seconds(rates.memory_gigabytes_per_second * 1e9, *peaks)
 
 
-def account(case: Case, dtype: DType) -> tuple[Sequence[KernelCost], KernelCost]:
-    """What each launch of one call moves and computes, and the least of any implementation."""
+def account(case: Case, dtype: DType, sm: int) -> tuple[Sequence[KernelCost], KernelCost]:
+    """What each launch of one call moves and computes on an architecture, and the least of any implementation."""
     module = importlib.import_module(f"sala_export.ops.{case.operator}.cost")
     sizes = {"batch": case.batch, "tokens": case.tokens, "past_length": case.past_length}
     sizes["activation_bytes"] = dtype.bytes
+    if case.operator == SPARSE:
+        sizes["sm"] = sm
     return module.costs(case.attributes, **sizes), module.floor(case.attributes, **sizes)
 
 
@@ -112,7 +115,8 @@ def measure(case: Case, dtype: DType, device: torch.device, timer: Timer, settin
         sides["launches"] = [launch.run for launch in call.launches]
     times = alternate(timer, sides, rounds=settings.rounds, budget_seconds=settings.budget_seconds)
     names = [launch.launch.name for launch in call.launches]
-    return Measured(rows=rows(case, dtype, times, names, settings.rates), peer_problem=problem)
+    found = rows(case, dtype, times, names, settings.rates, settings.way)
+    return Measured(rows=found, peer_problem=problem)
 
 
 def _peer(case: Case, inputs: Sequence[torch.Tensor]) -> tuple[Step | None, str | None]:
@@ -126,13 +130,18 @@ def _peer(case: Case, inputs: Sequence[torch.Tensor]) -> tuple[Step | None, str 
 
 
 def rows(
-    case: Case, dtype: DType, times: Mapping[str, Sequence[Times]], launches: Sequence[str], rates: GpuRecipe
+    case: Case,
+    dtype: DType,
+    times: Mapping[str, Sequence[Times]],
+    launches: Sequence[str],
+    rates: GpuRecipe,
+    way: Way = Way.JIT,
 ) -> list[Row]:
     """Times beside the floor and the roofline; `times["launches"]` has one entry for each of `launches`.
 
     There is a row for the peer if `times` has one.
     """
-    costs, floor = account(case, dtype)
+    costs, floor = account(case, dtype, way.sm or require_architecture(rates.compute_capability))
     by_kernel = {cost.kernel: least_seconds(cost, rates, dtype) for cost in costs}
     if list(by_kernel) != list(launches):
         raise ValueError(f"{case.name}: cost.py accounts for {list(by_kernel)}, launched are {list(launches)}")

@@ -29,9 +29,10 @@ operations behind roofline and floor."""
 ACCOUNT = """\
 ## The account
 
-Bytes of device memory, each distinct byte once per launch, and operations of the tensor-core products, by
-`sala_export/ops/lightning_attention/cost.py` and `sala_export/ops/infllmv2_attention/cost.py`; bf16, batch 1. The least
-times follow from them and the peak rates of a GPU. They are **predicted**, and no kernel reaches them."""
+Bytes of device memory, each distinct byte once per launch, and operations of the tensor-core products in 16 bits and in
+int8, by `sala_export/ops/lightning_attention/cost.py` and `sala_export/ops/infllmv2_attention/cost.py`; bf16, batch 1.
+They are those of an RTX 5090. Other GPUs gather other numbers of tokens together, and an H100 bounds no scores in int8.
+The least times follow from each GPU's own and from its peak rates. They are **predicted**: no kernel reaches them."""
 
 
 def summary_section(runs: Sequence[Run], expectations: Expectations) -> str:

@@ -13,7 +13,7 @@ from ..engine.recipe import GpuRecipe, load_recipe, read_recipe, recipe_paths
 from ..errors import RequestError
 from ..machine import Machine, as_json
 from ..planner.published import CONTEXTS, TTFT_SECONDS, is_published_model
-from ..planner.roofline import WEIGHT_BITS, has_rates, time_of_decode, time_of_prefill
+from ..planner.roofline import WEIGHT_BITS, bounded_blocks, has_rates, time_of_decode, time_of_prefill
 from ..planner.work import Sala
 from ..runtime.model import Model
 from ..specs import Precision, computed_in, format_bytes, format_tokens
@@ -52,7 +52,7 @@ class Report:
         if self.recipe is None:
             return None
         model, bits = Sala.in_precision(self.config, Precision(self.precision)), WEIGHT_BITS[self.precision]
-        prefill = model.prefill(context, self.chunk_tokens, bits)
+        prefill = model.prefill(context, self.chunk_tokens, bits, bounded_blocks=bounded_blocks(self.recipe))
         decode = model.decode(context, bits)
         return Floor(
             first_token=time_of_prefill(prefill, self.recipe, self.precision).floor,

@@ -47,6 +47,8 @@ def kernels(gpu: str | None, as_json: bool) -> None:
       blocks   that a multiprocessor runs at once
       warps    occupancy: share of the warps that a multiprocessor can hold
       MMA      tensor-core instructions of the main loop, per warp and turn
+
+    With --json you also get the loop of int8 products that select has.
     """
     from ..installation import plugin_library
     from ..kernel_report.report import report_kernels
@@ -97,6 +99,9 @@ def describe(report: KernelReport) -> dict[str, Any]:
         "main_loop_tensor_core_instructions": facts.tensor_core_instructions,
         "main_loop_instructions": list(facts.loop_instructions),
         "expected_main_loop_tensor_core_instructions": report.expected_tensor_core_instructions,
+        "int8_loop_tensor_core_instructions": facts.int8_instructions,
+        "int8_loop_instructions": list(facts.int8_loop_instructions),
+        "expected_int8_loop_tensor_core_instructions": report.expected_int8_instructions,
         "uses_warp_groups": facts.uses_warp_groups,
     }
 

@@ -8,7 +8,7 @@ Registers and stack stand in the section `.nv.info`, shared memory in `.nv.share
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,8 +27,8 @@ _FRAME_SIZE, _REGISTERS = 0x11, 0x2F
 """Attributes of an entry of `.nv.info`."""
 _INSTRUCTION_BYTES = 16
 _KIND = 0x1FF
-_TENSOR_CORE, _BLOCK_SCALED, _WARP_GROUP = 0x03C, 0x07A, 0x1F0
-"""`HMMA`, `QMMA` and `HGMMA`."""
+_TENSOR_CORE, _INTEGER, _BLOCK_SCALED, _WARP_GROUP = 0x03C, 0x037, 0x07A, 0x1F0
+"""`HMMA`, `IMMA`, `QMMA` and `HGMMA`."""
 _LOCAL_MEMORY = (0x183, 0x187)
 """`LDL` and `STL`."""
 _BRANCH = 0x147
@@ -53,8 +53,12 @@ class CubinFacts:
     """
     loop_instructions: tuple[int, ...]
     """All instructions of each main loop, per warp and turn, in the order of the code."""
+    int8_instructions: int
+    """`IMMA.16832` of the int8 loop, which is found as main loops are."""
+    int8_loop_instructions: tuple[int, ...]
+    """All instructions of each of those."""
     uses_warp_groups: bool
-    """The loop has `HGMMA`, whose one instruction serves four warps and any number of columns."""
+    """The main loop has `HGMMA`, whose one instruction serves four warps and any number of columns."""
 
 
 def read_cubin(cubin: bytes, sm: int) -> CubinFacts:
@@ -71,17 +75,19 @@ def read_cubin(cubin: bytes, sm: int) -> CubinFacts:
     except (struct.error, ValueError, KeyError, IndexError):
         raise BuildError("a kernel of the plugin library is no cubin: install the package again") from None
     kinds = words[:, 0] & _KIND
-    on_tensor_cores = np.isin(kinds, (_TENSOR_CORE, _BLOCK_SCALED, _WARP_GROUP))
-    loops = _main_loops([loop for loop in _loops(words, sm) if on_tensor_cores[slice(*loop)].any()], on_tensor_cores)
-    first, last = loops[0] if loops else (0, 0)
+    loops = list(_loops(words, sm))
+    products, bodies = _main_loops(loops, np.isin(kinds, (_TENSOR_CORE, _BLOCK_SCALED, _WARP_GROUP)))
+    int8_products, int8_bodies = _main_loops(loops, kinds == _INTEGER)
     return CubinFacts(
         registers=registers,
         stack_bytes=stack_bytes,
         static_shared_bytes=len(sections.get(_SHARED + name, b"")),
         spill_instructions=int(np.isin(kinds, _LOCAL_MEMORY).sum()),
-        tensor_core_instructions=int(on_tensor_cores[first:last].sum()),
-        loop_instructions=tuple(last - first for first, last in loops),
-        uses_warp_groups=bool((kinds[first:last] == _WARP_GROUP).any()),
+        tensor_core_instructions=products,
+        loop_instructions=tuple(last - first for first, last in bodies),
+        int8_instructions=int8_products,
+        int8_loop_instructions=tuple(last - first for first, last in int8_bodies),
+        uses_warp_groups=any((kinds[slice(*body)] == _WARP_GROUP).any() for body in bodies[:1]),
     )
 
 
@@ -127,14 +133,16 @@ def _loops(words: NDArray[np.uint64], sm: int) -> Iterator[tuple[int, int]]:
             yield target, position + 1
 
 
-def _main_loops(loops: list[tuple[int, int]], on_tensor_cores: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Those of `loops`, ranges of instructions with some for tensor cores, that contain no other and have the most."""
+def _main_loops(loops: Sequence[tuple[int, int]], is_product: NDArray[np.bool_]) -> tuple[int, list[tuple[int, int]]]:
+    """Of loops, ranges of instructions, those with the most products that contain no other with any; and how many."""
+    with_products = [loop for loop in loops if is_product[slice(*loop)].any()]
 
     def holds_another(first: int, last: int) -> bool:
-        return any(first <= inner and end <= last and (inner, end) != (first, last) for inner, end in loops)
+        return any(first <= inner and end <= last and (inner, end) != (first, last) for inner, end in with_products)
 
-    counts = {loop: on_tensor_cores[slice(*loop)].sum() for loop in loops if not holds_another(*loop)}
-    return sorted(loop for loop, count in counts.items() if count == max(counts.values()))
+    counts = {loop: int(is_product[slice(*loop)].sum()) for loop in with_products if not holds_another(*loop)}
+    most = max(counts.values(), default=0)
+    return most, sorted(loop for loop, count in counts.items() if count == most)
 
 
 def _signed(value: int, bits: int) -> int:

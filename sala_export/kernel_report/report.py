@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from ..ops.common.targets import ARCHITECTURES, SHARED_RESERVED_PER_BLOCK
 from .cubin import CubinFacts, read_cubin
 from .occupancy import blocks_per_multiprocessor
 from .shipped import ShippedKernel
-from .tensor_cores import instructions_per_warp
+from .tensor_cores import INT8_LOOP, MAIN_LOOP, instructions_per_warp
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,8 +39,16 @@ class KernelReport:
     @property
     def expected_tensor_core_instructions(self) -> int:
         """Per warp and turn of the main loop, in closed form; 0 for a kernel without tensor-core products."""
+        return self._expected(MAIN_LOOP)
+
+    @property
+    def expected_int8_instructions(self) -> int:
+        """As `expected_tensor_core_instructions`, of the loop that multiplies int8."""
+        return self._expected(INT8_LOOP)
+
+    def _expected(self, operands: Collection[str]) -> int:
         warps = self.shipped.threads // 32
-        return instructions_per_warp(self.shipped.main_loop, warps=warps, sm=self.shipped.sm)
+        return instructions_per_warp(self.shipped.main_loop, warps=warps, sm=self.shipped.sm, operands=operands)
 
 
 def _shared_bytes(kernel: ShippedKernel, facts: CubinFacts) -> int:

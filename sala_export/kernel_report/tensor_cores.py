@@ -11,22 +11,29 @@ Seen with Triton 3.9.0; `tests/kernel_report/` compares every shipped cubin.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from .shipped import MainLoopProduct
 
 _MMA_M, _MMA_N = 16, 8
-"""Rows and columns of one instruction of a warp, `HMMA.16816` or `QMMA.SF.16832`."""
-_DEPTHS = {"X": 16, "mxf8": 32}
-"""Their depths, by `Product.operand`: 16-bit ones, and MXFP8 with a scale for each row and column."""
+"""Rows and columns of one instruction of a warp, `HMMA.16816`, `QMMA.SF.16832` or `IMMA.16832`."""
+_DEPTHS = {"X": 16, "mxf8": 32, "int8": 32}
+"""Their depths, by `Product.operand`."""
+MAIN_LOOP, INT8_LOOP = ("X", "mxf8"), ("int8",)
+"""The operands of products that share a loop."""
 _GROUP_M, _GROUP_N = 64, 256
 """`HGMMA`: rows, and most columns, of one instruction of a warp group; its depth is that of `HMMA`."""
 _GROUP_WARPS = 4
 
 
-def instructions_per_warp(main_loop: Sequence[MainLoopProduct], *, warps: int, sm: int) -> int:
-    """`HMMA`, `HGMMA` and `QMMA` that each warp issues in one turn of a loop; 0 without products of such operands."""
-    products = [product for product in main_loop if product.operand in _DEPTHS]
+def instructions_per_warp(
+    main_loop: Sequence[MainLoopProduct], *, warps: int, sm: int, operands: Collection[str] = MAIN_LOOP
+) -> int:
+    """What each warp issues in one turn of the loop whose products are of such operands; 0 without any.
+
+    `HMMA`, `HGMMA` and `QMMA` of `MAIN_LOOP`, or `IMMA` of `INT8_LOOP`.
+    """
+    products = [product for product in main_loop if product.operand in operands]
     if not products:
         return 0
     first = products[0]

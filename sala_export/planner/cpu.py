@@ -156,7 +156,7 @@ def _row(model: Sala, machine: CpuMachine, precision: Precision, math: CpuMath, 
     bits = WEIGHT_BITS[precision]
     memory = needed_bytes(model, precision, math, context)
     read = sum(_bytes(phase, math) for phase in model.decode(context, bits))
-    prefill = model.prefill(context, min(context, _CHUNK), bits)
+    prefill = model.prefill(context, min(context, _CHUNK), bits, bounded_blocks=0)
     return CpuRow(
         context=context,
         caches_bytes=_caches_bytes(model, math, context),

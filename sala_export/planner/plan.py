@@ -16,7 +16,7 @@ from ..engine.request import EngineRequest
 from ..errors import RequestError
 from ..specs import Precision, format_bytes, format_tokens
 from .published import BASELINES, CONTEXTS, GENERATED_TOKENS, TTFT_SECONDS, published_seconds
-from .roofline import WEIGHT_BITS, Estimate, time_of_decode, time_of_prefill
+from .roofline import WEIGHT_BITS, Estimate, bounded_blocks, time_of_decode, time_of_prefill
 from .work import Dense, Sala
 
 _LARGEST_CONTEXT = 64 << 20
@@ -162,11 +162,12 @@ def _row(
 ) -> ContextRow:
     bits = WEIGHT_BITS[request.precision]
     published = published_seconds(recipe.name, request.precision) if is_published and context in CONTEXTS else None
+    phases = model.prefill(context, request.prefill_chunk, bits, bounded_blocks=bounded_blocks(recipe))
     return ContextRow(
         context=context,
         memory_bytes=memory.total_bytes + recipe.reserve_bytes,
         fits=fits(memory, recipe),
-        prefill=time_of_prefill(model.prefill(context, request.prefill_chunk, bits), recipe, request.precision),
+        prefill=time_of_prefill(phases, recipe, request.precision),
         decode=time_of_decode(model.decode(context, bits), model.config.num_hidden_layers, recipe),
         published_prefill=published.sala[CONTEXTS.index(context)] if published else None,
     )
@@ -194,14 +195,14 @@ def baseline_row(model: Dense, recipe: GpuRecipe, context: int, weights: str = "
 
 def published_checks(config: SalaConfig) -> tuple[PublishedFigure, ...]:
     """The ten published bf16 figures beside the predictions for the same GPU."""
+
+    def estimate(recipe: GpuRecipe, context: int) -> Estimate:
+        phases = Sala(config).prefill(context, 8192, WEIGHT_BITS["bf16"], bounded_blocks=bounded_blocks(recipe))
+        return time_of_prefill(phases, recipe, "bf16")
+
     return tuple(
         PublishedFigure(
-            gpu=row.recipe,
-            context=context,
-            published=published,
-            estimate=time_of_prefill(
-                Sala(config).prefill(context, 8192, WEIGHT_BITS["bf16"]), load_recipe(row.recipe), "bf16"
-            ),
+            gpu=row.recipe, context=context, published=published, estimate=estimate(load_recipe(row.recipe), context)
         )
         for row in TTFT_SECONDS
         if row.weights == "bf16"

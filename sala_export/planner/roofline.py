@@ -9,9 +9,11 @@ from ..checkpoint.quantization import SCHEMES
 from ..engine.recipe import GpuRecipe
 from ..errors import UnsupportedError
 from ..ops.common.targets import require_architecture
+from ..ops.infllmv2_attention import tiles
 from ..specs import Precision
 from .work import Kind, Phase
 
+_INT8 = "int8"
 WEIGHT_BITS: Mapping[str, float] = {
     "bf16": 16.0,
     "fp16": 16.0,
@@ -53,27 +55,34 @@ BLOCK_SCALED = Efficiency(
 """Products of mxfp8, which are kernels of this project."""
 
 _SELECTION = "its 26.2, 35.4 and 5.5 ms of products over the 29.5, 44 and 9 ms predicted for 128K"
+_BOUNDS = (
+    "2048 cycles of int8 products over the 2983 of a turn, whose other instructions hide as little as those of 16 bits"
+)
+_SURVIVORS = "their products over the time in which the L2 cache gives the keys, and the choice among them"
 _ATTENTION = "its 61, 83 and 13 ms of products over the 95, 235 and 67 ms predicted, neighbours with no block in common"
 _LIGHTNING = "its 150, 350 and 80 us of bytes over the 330, 770 and 240 us predicted for 8K"
+_OF_THE_LOOPS = "by the instructions of the compiled loops "
 _OF_THE_CODE = "by the account of the compiled kernels (docs/kernel_predictions.md; rtx5090, a6000, h100): "
 
 
-def _kernels(selection: float, attention: float, lightning_bytes: float) -> Mapping[Kind, Efficiency]:
+def _kernels(selection: float, survivors: float, attention: float, lightning_bytes: float) -> Mapping[Kind, Efficiency]:
     return {
         Kind.SELECTION: Efficiency(operations=selection, bytes=0.8, source=_OF_THE_CODE + _SELECTION),
+        Kind.BOUNDS: Efficiency(operations=0.69, bytes=0.8, source=_OF_THE_LOOPS + _BOUNDS),
+        Kind.SURVIVORS: Efficiency(operations=survivors, bytes=0.8, source=_OF_THE_LOOPS + _SURVIVORS),
         Kind.SPARSE_ATTENTION: Efficiency(operations=attention, bytes=0.8, source=_OF_THE_CODE + _ATTENTION),
         Kind.LIGHTNING: Efficiency(operations=0.5, bytes=lightning_bytes, source=_OF_THE_CODE + _LIGHTNING),
     }
 
 
 KERNELS: Mapping[int, Mapping[Kind, Efficiency]] = {
-    86: _kernels(0.80, 0.35, 0.45),
-    87: _kernels(0.80, 0.35, 0.45),
-    89: _kernels(0.89, 0.64, 0.45),
-    90: _kernels(0.61, 0.19, 0.33),
-    110: _kernels(0.61, 0.19, 0.33),
-    120: _kernels(0.89, 0.64, 0.45),
-    121: _kernels(0.89, 0.64, 0.45),
+    86: _kernels(0.80, 0.36, 0.35, 0.45),
+    87: _kernels(0.80, 0.36, 0.35, 0.45),
+    89: _kernels(0.89, 0.64, 0.64, 0.45),
+    90: _kernels(0.61, 0.36, 0.19, 0.33),
+    110: _kernels(0.61, 0.36, 0.19, 0.33),
+    120: _kernels(0.89, 0.64, 0.64, 0.45),
+    121: _kernels(0.89, 0.64, 0.64, 0.45),
 }
 """Operators in prefill, by the architecture whose kernels a GPU runs. SM89 has the tiles and rates of SM120, and SM121
 runs the same instructions. There is no account for SM87 and SM110: they are taken to be as SM86 and SM90."""
@@ -89,6 +98,14 @@ The operator takes one in a Lightning layer and four in an InfLLM-v2 layer.
 """
 
 
+def bounded_blocks(recipe: GpuRecipe) -> int:
+    """Candidate blocks of a token from which this GPU's kernels bound their scores in int8; 0 for never.
+
+    Raises: UnsupportedError for a GPU without kernels.
+    """
+    return tiles.BOUNDED_BLOCKS[require_architecture(recipe.compute_capability)]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
     """A time in seconds. `floor` is the roofline of the GPU's peak rates, `predicted` adds what kernels lose."""
@@ -100,23 +117,27 @@ class Estimate:
 def has_rates(recipe: GpuRecipe, precision: str) -> bool:
     """True if times can be estimated: the recipe states all rates that the products of this precision run at."""
     rates = {_rate(precision, quantized=quantized) for quantized in (False, True)}
+    rates |= {_INT8} if bounded_blocks(recipe) else set()
     return precision in WEIGHT_BITS and rates <= recipe.peak_tera_operations_per_second.keys()
 
 
 def time_of_prefill(phases: Sequence[Phase], recipe: GpuRecipe, precision: str) -> Estimate:
     """Time of a prefill. Phases run one after the other, and each takes the longer of its operations and its bytes.
 
-    Products of quantised weights run at the GPU's rate for their type, all else at that for 16 bits: attention, the
-    gates, lm_head, and int4, which quantises weights alone. Raises: UnsupportedError for a GPU without kernels.
+    Products of quantised weights run at the GPU's rate for their type, bounds of selection at that for int8, and all
+    else at that for 16 bits: attention, the gates, lm_head, and int4, which quantises weights alone.
+
+    Raises: UnsupportedError for a GPU without kernels.
     """
     efficiencies = {**PREFILL, **KERNELS[require_architecture(recipe.compute_capability)]}
     floor = predicted = 0.0
     for phase in phases:
         is_block_scaled = phase.quantized and precision == Precision.MXFP8
         efficiency = BLOCK_SCALED if is_block_scaled else efficiencies[phase.kind]
-        operations = phase.operations / (_peak(recipe, precision, quantized=phase.quantized) * 1e12)
+        operations = phase.operations / (_peak(recipe, _type(phase, precision), precision) * 1e12)
         moved = phase.bytes / (recipe.memory_gigabytes_per_second * 1e9)
-        if phase.kind is not Kind.ELEMENTWISE:  # perfect fusion leaves none of it
+        # Perfect fusion leaves none of one, perfect bounds none of the other.
+        if phase.kind not in (Kind.ELEMENTWISE, Kind.SURVIVORS):
             floor += max(operations, moved)
         predicted += max(operations / efficiency.operations, moved / efficiency.bytes)
     return Estimate(floor=floor, predicted=predicted)
@@ -129,12 +150,16 @@ def time_of_decode(phases: Sequence[Phase], layers: int, recipe: GpuRecipe) -> E
     return Estimate(floor=floor, predicted=floor / DECODE_BYTES + launches)
 
 
-def _peak(recipe: GpuRecipe, precision: str, *, quantized: bool) -> float:
-    """Tera-operations per second of the products of this precision, of quantised weights or others.
+def _type(phase: Phase, precision: str) -> str:
+    """The type whose rate a phase runs at."""
+    return _INT8 if phase.kind is Kind.BOUNDS else _rate(precision, quantized=phase.quantized)
+
+
+def _peak(recipe: GpuRecipe, type_: str, precision: str) -> float:
+    """Tera-operations per second of products of a type, to plan for a precision.
 
     Raises: UnsupportedError for a recipe that does not state the rate.
     """
-    type_ = _rate(precision, quantized=quantized)
     rates = recipe.peak_tera_operations_per_second
     if type_ not in rates:
         raise UnsupportedError(

@@ -12,11 +12,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 
 from ..checkpoint.config import Mixer, SalaConfig
 from ..checkpoint.keymap import GATE_ROLES, layer_packs, weights
 from ..checkpoint.quantization import QUANTIZABLE_ROLES, Quantization
 from ..model.signature import cache_sizes, signature
+from ..ops.infllmv2_attention.cost import CODED_KEYS, scored_after_bounds
 from ..specs import DType, Precision
 
 
@@ -26,6 +28,8 @@ class Kind(StrEnum):
     GEMM = "matrix products"
     DENSE_ATTENTION = "dense attention"
     SELECTION = "InfLLM-v2 selection"
+    BOUNDS = "InfLLM-v2 bounds"
+    SURVIVORS = "InfLLM-v2 exact scores after bounds"
     SPARSE_ATTENTION = "InfLLM-v2 attention"
     LIGHTNING = "Lightning"
     ELEMENTWISE = "norms, gates and sums"
@@ -39,7 +43,10 @@ class Phase:
     operations: float
     bytes: float
     quantized: bool = False
-    """True for products of quantised weights, which run at the rate of their precision. All else runs in 16 bits."""
+    """True for products of quantised weights, which run at the rate of their precision.
+
+    Of all else, `Kind.BOUNDS` runs in int8, and the rest in 16 bits.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +98,11 @@ class Sala:
         sizes = cache_sizes(self.config, tokens)
         return sum(entry.past.size_bytes(sizes) for entry in signature(self.config, dtype).caches)
 
-    def prefill(self, tokens: int, chunk: int, weight_bits: float) -> Sequence[Phase]:
-        """Phases of a prompt in chunks, at batch 1."""
+    def prefill(self, tokens: int, chunk: int, weight_bits: float, *, bounded_blocks: int) -> Sequence[Phase]:
+        """Phases of a prompt in chunks, at batch 1.
+
+        Args: `bounded_blocks`, candidate blocks of a token from which their scores are bounded in int8; 0 for never.
+        """
         calls = math.ceil(tokens / chunk)
         return (
             Phase(
@@ -106,7 +116,9 @@ class Sala:
                 operations=2.0 * self._gates * tokens + 2.0 * self._head * calls,
                 bytes=2.0 * calls * (self._gates + self._head),
             ),
-            *self._of_operators(_PREFILL, tokens),
+            *self._of_operators(
+                {Mixer.SPARSE: partial(_sparse_prefill, bounded_blocks), Mixer.LIGHTNING: _lightning_prefill}, tokens
+            ),
             Phase(
                 kind=Kind.ELEMENTWISE,
                 operations=0.0,
@@ -172,18 +184,34 @@ OperatorCost = Callable[[SalaConfig, int, int], tuple[Phase, ...]]
 """The phases of so many layers of one mixer, over a prompt of so many tokens or for one token behind so many."""
 
 
-def _sparse_prefill(config: SalaConfig, layers: int, tokens: int) -> tuple[Phase, ...]:
-    """The operator also reads its packed projection and writes its rows."""
+def _sparse_prefill(bounded_blocks: int, config: SalaConfig, layers: int, tokens: int) -> tuple[Phase, ...]:
+    """The operator also reads its packed projection and writes its rows.
+
+    Tokens with `bounded_blocks` candidates or more, unless it is 0, bound what k1 says of them.
+    """
     sparse, width = config.sparse_config, config.num_attention_heads * config.head_dim
     is_sparse = sparse.dense_len < 0 or tokens >= sparse.dense_len
     keys = _sum_of_keys(tokens, sparse.taken_blocks * sparse.block_size if is_sparse else tokens)
-    scores = 0
+    scores = bounded = 0
+    bounds: tuple[Phase, ...] = ()
     if is_sparse:
-        scores += _sum_of_windows(tokens, sparse.kernel_size, sparse.kernel_stride)
+        forced = sparse.init_blocks + sparse.window_size // sparse.block_size
+        has_bounds = bounded_blocks > 0 and tokens <= sparse.kernel_stride * CODED_KEYS
+        first = min(tokens, (forced + bounded_blocks) * sparse.block_size) if has_bounds else tokens
+        scores = _sum_of_windows(first, sparse.kernel_size, sparse.kernel_stride)
+        bounded = _sum_of_windows(tokens, sparse.kernel_size, sparse.kernel_stride) - scores
         scores += _sum_of_windows(tokens, 4 * sparse.kernel_size, 4 * sparse.kernel_stride)
+    if bounded:
+        blocks = scored_after_bounds(sparse.taken_blocks - forced - 1)
+        exact = (tokens - first) * blocks * (sparse.block_size // sparse.kernel_stride + 1)
+        bounds = (
+            Phase(kind=Kind.BOUNDS, operations=2.0 * width * bounded * layers, bytes=0.0),
+            Phase(kind=Kind.SURVIVORS, operations=2.0 * width * exact * layers, bytes=0.0),
+        )
     moved = 3 * width + 2 * config.num_key_value_heads * config.head_dim
     return (
         Phase(kind=Kind.SELECTION, operations=2.0 * width * scores * layers, bytes=0.0),
+        *bounds,
         Phase(kind=Kind.SPARSE_ATTENTION, operations=4.0 * width * keys * layers, bytes=0.0),
         Phase(kind=Kind.ELEMENTWISE, operations=0.0, bytes=2.0 * moved * layers * tokens),
     )
@@ -212,7 +240,6 @@ def _lightning_decode(config: SalaConfig, layers: int, context: int) -> tuple[Ph
     return (Phase(kind=Kind.LIGHTNING, operations=0.0, bytes=2.0 * state_bytes),)
 
 
-_PREFILL: Mapping[Mixer, OperatorCost] = {Mixer.SPARSE: _sparse_prefill, Mixer.LIGHTNING: _lightning_prefill}
 _DECODE: Mapping[Mixer, OperatorCost] = {Mixer.SPARSE: _sparse_decode, Mixer.LIGHTNING: _lightning_decode}
 
 

@@ -11,7 +11,8 @@ from benchmarks.kernel_cases import published_cases
 from benchmarks.kernel_measure import OPERATOR, OPERATOR_GRAPH, account, least_seconds
 from benchmarks.kernel_peers import peer_name
 from sala_export.checkpoint.presets import PRESETS
-from sala_export.planner.roofline import WEIGHT_BITS, time_of_decode, time_of_prefill
+from sala_export.ops.common.targets import require_architecture
+from sala_export.planner.roofline import WEIGHT_BITS, bounded_blocks, time_of_decode, time_of_prefill
 from sala_export.planner.work import Sala
 from sala_export.specs import DType, parse_tokens
 
@@ -20,7 +21,7 @@ def least_times(gpu: str) -> dict[tuple[str, str], float]:
     """The least that everything measured can take on a GPU, by call and what."""
     rates, found = rates_of(gpu), {}
     for case in published_cases():
-        costs, floor = account(case, DType.BFLOAT16)
+        costs, floor = account(case, DType.BFLOAT16, require_architecture(rates.compute_capability))
         found |= {(case.name, cost.kernel): least_seconds(cost, rates, DType.BFLOAT16) for cost in costs}
         least = case.calls * least_seconds(floor, rates, DType.BFLOAT16)
         found |= {(case.name, what): least for what in (OPERATOR, OPERATOR_GRAPH, peer_name(case))}
@@ -33,7 +34,9 @@ def least_times(gpu: str) -> dict[tuple[str, str], float]:
                 decode, config.num_hidden_layers, rates
             ).floor
             if precision in rates.peak_tera_operations_per_second:
-                prefill = Sala(config).prefill(parse_tokens(context), rates.default_prefill_chunk, bits)
+                prefill = Sala(config).prefill(
+                    parse_tokens(context), rates.default_prefill_chunk, bits, bounded_blocks=bounded_blocks(rates)
+                )
                 found[call, f"first token, {precision}"] = time_of_prefill(prefill, rates, precision).floor
     return found
 

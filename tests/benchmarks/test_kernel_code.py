@@ -33,6 +33,20 @@ def test_limits_are_those_of_the_loop() -> None:
     assert attend.binding == "tensor cores"
 
 
+def test_products_of_int8_have_a_line_of_their_own_and_one_with_the_sum() -> None:
+    case = next(case for case in published_cases() if case.name == "InfLLM-v2, last 8K of 1M")
+    wide, int8, both = (
+        one for one in limits_of(case, "rtx5090") if one.report.shipped.kernel == "infllmv2_select_kernel"
+    )
+    # 128 keys x 128 rows x 128 channels, four times as fast as 512 operations in a cycle.
+    assert (wide.tensor_cycles, int8.tensor_cycles) == (2 * 128**3 / 512, 2 * 128**3 / 2048)
+    assert int8.issue_cycles == min(int8.report.facts.int8_loop_instructions) * 8 / 4
+    for limit in ("tensor cores", "issue"):
+        assert both.seconds[limit] == wide.seconds[limit] + int8.seconds[limit]
+    assert wide.seconds.keys() == int8.seconds.keys() == {"tensor cores", "issue"}
+    assert both.binding == "tensor cores"
+
+
 def test_every_architecture_with_a_recipe_has_a_rate() -> None:
     served = {serving_architecture(load_recipe(name).compute_capability) for name in recipe_paths()}
     assert served <= OPERATIONS_PER_CYCLE.keys()

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from support.findings import Finding
+from support.selection_calls import selection_on
 from support.triton_interpreter import run_interpreted
 from torch import Tensor
 
@@ -16,6 +17,8 @@ from benchmarks import kernel_gate, kernels
 from benchmarks.figures import FigureWriter, read_figures
 from benchmarks.kernel_gate import Check, RepeatedRun, red_operators, run_gate
 from benchmarks.kernel_ways import Run, Way
+from sala_export.ops.common.triton_run import INTERPRETED_SM
+from sala_export.ops.infllmv2_attention import tiles
 
 CPU = "cpu"
 LIGHTNING = Check(operator="lightning_attention", name="decode", dtype=torch.float16)
@@ -29,6 +32,28 @@ def test_it_covers_a_contested_selection_and_both_sequences() -> None:
         assert min(checks[name].past) // 64 - 32 - 1 > 62
     assert {case.tokens == 1 for case in checks.values()} == {True, False}
     assert {check.operator for check in kernel_gate.checks([torch.float16])} == {LIGHTNING.operator, SPARSE.operator}
+
+
+def test_a_long_prefill_chooses_as_its_halves_do() -> None:
+    """With bounds in any context, so that a short one will do."""
+    taken: list[int] = []
+
+    def run(operator: str, inputs: Sequence[Tensor], attributes: Mapping[str, int | float]) -> dict[str, Tensor]:
+        buffers = selection_on(INTERPRETED_SM, {"BOUNDED_TOKENS": 64})(operator, inputs, attributes)
+        taken.extend(buffers["survivor_count"].flatten().tolist())
+        return buffers
+
+    (found,) = kernel_gate.long_prefill_findings(torch.bfloat16, run, CPU, context=12 << 10)
+    assert found.passed
+    # Eight tiles of the halves without bounds, and eight with.
+    assert taken[:8] == [-1] * 8
+    assert min(taken[8:]) >= 62
+
+
+@pytest.mark.parametrize("sm", tiles.BOUNDED_BLOCKS)
+def test_a_long_prefill_is_far_enough_for_bounds(sm: int) -> None:
+    first = kernel_gate.LONG_CONTEXT - tiles.CONSTANTS["BOUNDED_TOKENS"]
+    assert first // 64 - 33 >= tiles.BOUNDED_BLOCKS[sm]
 
 
 def spoiled(tensor: str, spoil: Callable[[Tensor], None]) -> Run:

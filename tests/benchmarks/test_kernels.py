@@ -27,11 +27,12 @@ from benchmarks.figures import FigureWriter, read_figures
 from benchmarks.gpu_machine import find_rates, rates_of
 from benchmarks.kernel_cases import LIGHTNING, SPARSE, Case, make_inputs, published_cases
 from benchmarks.kernel_compilation import examine
-from benchmarks.kernel_measure import OPERATOR, OPERATOR_GRAPH, Row, missing_memory, rows
+from benchmarks.kernel_measure import OPERATOR, OPERATOR_GRAPH, Row, account, missing_memory, rows
 from benchmarks.kernel_peers import linear_operands, make_peer
 from benchmarks.kernel_tables import GOALS, goal_lines, results_table
 from benchmarks.kernel_timing import LEAST_ROUNDS, WARM_UPS, Step, Times, alternate
 from benchmarks.kernel_tuning import job_of, refusal, trials, tunable, tuning_cases, tuning_table
+from benchmarks.kernel_ways import Way
 from sala_export.errors import RequestError
 from sala_export.ops.common.expr import evaluate
 from sala_export.ops.infllmv2_attention.torch_op import infllmv2_attention_
@@ -194,6 +195,18 @@ def test_rows_stand_beside_floor_and_roofline() -> None:
     assert goal_lines(found) == ["met: Lightning decode over its floor: 1.58 x, at most 2"]
     with pytest.raises(ValueError, match=r"cost\.py accounts for"):
         rows(case, DType.BFLOAT16, times, [], rates_of("h100"))
+
+
+def test_rows_are_accounted_by_the_architecture_whose_tiles_ran() -> None:
+    """On an H200 with the tiles of SM86, selection has one launch more, which makes the codes of keys."""
+    case = next(case for case in published_cases() if case.name == "InfLLM-v2, last 8K of 32K")
+    names = [cost.kernel for cost in account(case, DType.BFLOAT16, 86)[0]]
+    assert "infllmv2_quantize_keys_kernel" in names
+    times = {OPERATOR: [constant(1.0)], OPERATOR_GRAPH: [constant(1.0)]}
+    found = rows(case, DType.BFLOAT16, times, names, rates_of("h200"), Way.JIT_SM86)
+    assert [row.what for row in found] == [OPERATOR, OPERATOR_GRAPH]
+    with pytest.raises(ValueError, match=r"cost\.py accounts for"):
+        rows(case, DType.BFLOAT16, times, names, rates_of("h200"), Way.JIT)
 
 
 def test_calls_in_a_row_have_as_many_floors() -> None:

@@ -185,7 +185,7 @@ def test_engine_is_code_and_what_must_be_constant_once(gpu: str, precision: Prec
     # TensorRT pads each constant to 256 bytes, and scales of nvfp4 to tiles of 128 rows.
     padded = report.quantized_parameters * (per_weight + 0.01) if per_weight else 1 << 18
     assert report.quantized_parameters * per_weight <= report.constant_bytes < padded
-    assert report.plan_bytes - report.constant_bytes < 13 << 20
+    assert report.plan_bytes - report.constant_bytes < 15 << 20
     assert report.peak_host_bytes < 1 << 30
 
 

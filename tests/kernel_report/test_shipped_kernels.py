@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from sala_export.kernel_report.disassembly import disassemble, resource_usage
 from sala_export.kernel_report.occupancy import blocks_per_multiprocessor
 from sala_export.kernel_report.report import KernelReport, report_kernels
 from sala_export.kernel_report.shipped import MainLoopProduct, ShippedKernel, shipped_kernels
-from sala_export.kernel_report.tensor_cores import instructions_per_warp
+from sala_export.kernel_report.tensor_cores import INT8_LOOP, instructions_per_warp
 from sala_export.kernel_report.warp_groups import INSTRUCTION, LABEL, register_operands
 from sala_export.ops.common.targets import AOT_ARCHITECTURES, ARCHITECTURES
 from sala_export.ops.kernel_sets import KERNEL_SETS
@@ -65,6 +66,8 @@ def test_main_loops_have_exactly_the_tensor_core_instructions_of_their_products(
     reports: tuple[KernelReport, ...],
 ) -> None:
     assert wrong_products(reports) == []
+    with_int8 = {(each.shipped.kernel, each.shipped.sm) for each in reports if each.expected_int8_instructions}
+    assert with_int8 == {("infllmv2_select_kernel", sm) for sm in (86, 89, 120)}
     with_products = {report.shipped.kernel for report in reports if report.expected_tensor_core_instructions}
     assert with_products == {
         "block_scaled_linear_add_kernel",
@@ -162,6 +165,12 @@ def test_block_scaled_instructions_are_twice_as_deep_and_of_a_warp() -> None:
     assert instructions_per_warp(main_loop, warps=8, sm=120) == 8 * 32 * 4 // 8
 
 
+def test_int8_instructions_are_as_deep_and_counted_apart() -> None:
+    main_loop = [MainLoopProduct(m=128, n=128, k=128, operand=operand) for operand in ("X", "int8")]
+    assert instructions_per_warp(main_loop, warps=8, sm=86) == 8 * 16 * 8 // 8
+    assert instructions_per_warp(main_loop, warps=8, sm=86, operands=INT8_LOOP) == 8 * 16 * 4 // 8
+
+
 def test_groups_beyond_the_rows_of_a_product_that_feeds_another_compute_it_alike() -> None:
     """Lightning prefill at 128 channels and 64 tokens, counted in its assembly."""
     sizes = [(128, 64, 128, True), *[(64, 64, 64, True)] * 2, (128, 64, 64, False), *[(128, 64, 64, False)] * 2]
@@ -222,6 +231,25 @@ def test_stack_and_local_memory_are_seen(sm: str, tmp_path: Path) -> None:
 
 BRANCH = re.compile(r"\bBRA\b.*`\((\.L_\w+)\)")
 TENSOR_CORE = re.compile(r"\b(HMMA|HGMMA|QMMA)\.")
+INTEGER = re.compile(r"\bIMMA\.")
+
+
+def largest_loops(
+    instructions: Sequence[str], loops: Sequence[range], pattern: re.Pattern[str]
+) -> tuple[list[str], list[range]]:
+    """The loops with the most instructions like `pattern`, of those without another such loop in them.
+
+    Returns: those instructions of the first; the loops.
+    """
+    places = [position for position, text in enumerate(instructions) if pattern.search(text)]
+    found = [loop for loop in loops if set(places) & set(loop)]
+    counts = {
+        loop: sum(position in loop for position in places)
+        for loop in found
+        if not any(set(other) < set(loop) for other in found)
+    }
+    bodies = sorted((loop for loop in counts if counts[loop] == max(counts.values())), key=lambda loop: loop.start)
+    return [instructions[position] for position in places if bodies and position in bodies[0]], bodies
 
 
 def told_by_tools(cubin: bytes) -> CubinFacts:
@@ -234,21 +262,14 @@ def told_by_tools(cubin: bytes) -> CubinFacts:
             labels[label[1]] = len(instructions)
         elif instruction := INSTRUCTION.match(line):
             instructions.append(instruction[1])
-    places = [position for position, text in enumerate(instructions) if TENSOR_CORE.search(text)]
     loops = [
-        found
+        range(labels[branch[1]], position + 1)
         for position, text in enumerate(instructions)
         if (branch := BRANCH.search(text)) and labels.get(branch[1], len(instructions)) <= position
-        for found in [range(labels[branch[1]], position + 1)]
-        if set(places) & set(found)
     ]
-    counts = {
-        loop: sum(position in loop for position in places)
-        for loop in loops
-        if not any(set(other) < set(loop) for other in loops)
-    }
-    bodies = sorted((loop for loop in counts if counts[loop] == max(counts.values())), key=lambda loop: loop.start)
-    products = [instructions[position] for position in places if bodies and position in bodies[0]]
+    (products, bodies), (int8_products, int8_bodies) = (
+        largest_loops(instructions, loops, pattern) for pattern in (TENSOR_CORE, INTEGER)
+    )
     return CubinFacts(
         registers=values["REG"],
         stack_bytes=values["STACK"] + values["LOCAL"],
@@ -256,6 +277,8 @@ def told_by_tools(cubin: bytes) -> CubinFacts:
         spill_instructions=sum(bool(re.search(r"\b(LDL|STL)\b", text)) for text in instructions),
         tensor_core_instructions=len(products),
         loop_instructions=tuple(map(len, bodies)),
+        int8_instructions=len(int8_products),
+        int8_loop_instructions=tuple(map(len, int8_bodies)),
         uses_warp_groups=any("HGMMA" in text for text in products),
     )
 
