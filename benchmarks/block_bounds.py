@@ -55,8 +55,8 @@ class Survivors:
         return sum(count > tiles.CONSTANTS["SURVIVOR_SLOTS"] for count in self.counts) / len(self.counts)
 
 
-def bounded_from(blocks: int, tokens: int = 1) -> KernelSet:
-    """The kernels, whose tiles take bounds from so many candidates on, in chunks of `tokens` or more; 0 for never."""
+def bounded_from(blocks: int) -> KernelSet:
+    """The kernels, whose tiles take bounds from so many candidates on in chunks of any length; 0 for never."""
 
     def changed(launch: Launch) -> Launch:
         if "BOUNDED_BLOCKS" not in launch.tile_constants:
@@ -67,8 +67,8 @@ def bounded_from(blocks: int, tokens: int = 1) -> KernelSet:
         }
         return replace(launch, tiles=constants)
 
-    constants = {**KERNELS.constants, "BOUNDED_TOKENS": tokens}
-    return replace(KERNELS, prefill=tuple(map(changed, KERNELS.prefill)), constants=constants)
+    prefill = tuple(map(changed, KERNELS.prefill))
+    return replace(KERNELS, prefill=prefill, constants={**KERNELS.constants, "BOUNDED_TOKENS": 1})
 
 
 def made_up(kind: str, keys: int, tokens: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

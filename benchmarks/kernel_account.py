@@ -30,12 +30,13 @@ def page() -> str:
         *("call", "launch", "read", "written", "operations", "of int8"),
         *(f"least time, {gpu}" for gpu in GPUS),
     )
+    rates = {gpu: rates_of(gpu) for gpu in GPUS}
     lines = []
     for case in published_cases():
         if case.calls == case.batch == 1 and not case.likeness:
-            accounts = {gpu: dict(_entries(case, rates_of(gpu))) for gpu in GPUS}
+            accounts = {gpu: dict(_entries(case, recipe)) for gpu, recipe in rates.items()}
             for name, parts in accounts[COUNTED].items():
-                least = (_least(accounts[gpu].get(name), rates_of(gpu)) for gpu in GPUS)
+                least = (_least(accounts[gpu].get(name), recipe) for gpu, recipe in rates.items())
                 lines.append((case.name, name, *_amounts(total(name, parts)), *least))
     return markdown(header, lines)
 

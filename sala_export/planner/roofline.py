@@ -85,7 +85,8 @@ KERNELS: Mapping[int, Mapping[Kind, Efficiency]] = {
     121: _kernels(0.89, 0.64, 0.64, 0.45),
 }
 """Operators in prefill, by the architecture whose kernels a GPU runs. SM89 has the tiles and rates of SM120, and SM121
-runs the same instructions. There is no account for SM87 and SM110: they are taken to be as SM86 and SM90."""
+runs the same instructions. There is no account for SM87 and SM110: they are taken to be as SM86 and SM90. SM90 and
+SM110 bound no scores, so that nothing asks for what they reach with bounds."""
 
 DECODE_BYTES = 0.85
 """Share of the bandwidth that products with one row reach (assumed)."""

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import pytest
 import torch
 from support.bound_probes import bounds
 from support.oracles import SparseSizes
-from support.selection_calls import selection_on
+from support.selection_calls import selected
 from support.sparse_calls import projections
-from support.sparse_outcomes import Case, Outcome, assert_selection, blocks_of, random_sequences, run_case
+from support.sparse_outcomes import Case, Outcome, assert_selection, blocks_of, random_sequences
 from support.triton_interpreter import DEVICES, call_interpreting
 from torch import Tensor
 
@@ -189,16 +189,12 @@ SIZES = SparseSizes(
 )
 
 
-def selected(case: Case, sequences: Tensor, bounds: Mapping[str, int] | None, sm: int = 120) -> tuple[Outcome, Tensor]:
+def chosen_and_counted(
+    case: Case, sequences: Tensor, bounds: Mapping[str, int] | None, sm: int = 120
+) -> tuple[Outcome, Tensor]:
     """A selection, `bounds` as `selection_on`, and the most survivors of each tile."""
-    counts = []
-
-    def run(operator: str, inputs: Sequence[Tensor], attributes: Mapping[str, int | float]) -> dict[str, Tensor]:
-        buffers = selection_on(sm, bounds)(operator, inputs, attributes)
-        counts.append(buffers["survivor_count"])
-        return buffers
-
-    return run_case(case, sequences, run), counts[0]
+    outcome, buffers = selected(case, sequences, sm, bounds)
+    return outcome, buffers["survivor_count"]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -212,8 +208,8 @@ def test_a_long_list_is_narrowed_to_the_blocks_that_the_exact_pass_chooses(
         # Tiles of warp groups have no bounds: those take the instructions of SM86.
         sm = own if tiles.BOUNDED_BLOCKS[own] else 86
     sequences = random_sequences(case).to("cpu" if device == "interpreter" else device)
-    by_bounds, counts = selected(case, sequences, {}, sm)
-    exact, none = selected(case, sequences, {"BOUNDED_BLOCKS": 0}, sm)
+    by_bounds, counts = chosen_and_counted(case, sequences, {}, sm)
+    exact, none = chosen_and_counted(case, sequences, {"BOUNDED_BLOCKS": 0}, sm)
     # Products of other shapes are summed up in another order on a GPU, which may tell scores that are nearly equal.
     assert device == "cuda" or torch.equal(by_bounds.chosen, exact.chosen)
     for row in (0, 1):
@@ -228,8 +224,8 @@ def test_a_tile_with_more_survivors_than_room_takes_the_exact_pass() -> None:
     sequences = random_sequences(case)
     # All keys of one tile's queries alike: every bound is as good as the other.
     sequences[0, 2608:2616, : 8 * 64] = 0
-    by_bounds, counts = selected(case, sequences, {"SURVIVOR_SLOTS": 64})
-    exact, _ = selected(case, sequences, None)
+    by_bounds, counts = chosen_and_counted(case, sequences, {"SURVIVOR_SLOTS": 64})
+    exact, _ = chosen_and_counted(case, sequences, None)
     assert torch.equal(by_bounds.chosen, exact.chosen)
     assert [count > 64 for count in counts[0, 0].tolist()] == [False, True, False]
 
@@ -239,8 +235,8 @@ def test_bounds_begin_within_a_chunk_and_a_batch() -> None:
     sizes = replace(SIZES, num_heads=10, head_dim=32, scale=-(32**-0.5), init_blocks=0, dense_len=300)
     case = Case(tokens=70, past=(958, 400, 150), context=(1028, 470, 220), sizes=sizes)
     sequences = random_sequences(case)
-    by_bounds, counts = selected(case, sequences, {"BOUNDED_BLOCKS": 60, "BOUNDED_TOKENS": 64})
-    exact, _ = selected(case, sequences, None)
+    by_bounds, counts = chosen_and_counted(case, sequences, {"BOUNDED_BLOCKS": 60, "BOUNDED_TOKENS": 64})
+    exact, _ = chosen_and_counted(case, sequences, None)
     assert torch.equal(by_bounds.chosen[:2], exact.chosen[:2])
     assert [[count >= 0 for count in head] for head in counts[0].tolist()] == [[False] * 4 + [True] * 5] * 2
     assert (counts[1] == -1).all()
@@ -251,7 +247,7 @@ def test_chunks_of_few_tokens_have_no_bounds(tokens: int, is_bounded: bool) -> N
     """With one key in a block, and its neighbour's."""
     sizes = replace(SIZES, head_dim=32, kernel_stride=16, kernel_size=17, topk=12, init_blocks=2, scale=1.0)
     case = Case(tokens=tokens, past=(930,), sizes=sizes, dtype=torch.bfloat16)
-    outcome, counts = selected(case, random_sequences(case), {"BOUNDED_BLOCKS": 30, "BOUNDED_TOKENS": 64})
+    outcome, counts = chosen_and_counted(case, random_sequences(case), {"BOUNDED_BLOCKS": 30, "BOUNDED_TOKENS": 64})
     assert ((counts >= 0) == is_bounded).all()
     assert_selection(outcome, 0)
 
@@ -259,7 +255,7 @@ def test_chunks_of_few_tokens_have_no_bounds(tokens: int, is_bounded: bool) -> N
 def test_caches_larger_than_there_is_room_for_codes_have_no_bounds() -> None:
     case = Case(tokens=9, past=(900,), sizes=SIZES)
     sequences = random_sequences(case)
-    within, beyond = (selected(case, sequences, {"CODED_KEYS": keys})[1] for keys in (256, 128))
+    within, beyond = (chosen_and_counted(case, sequences, {"CODED_KEYS": keys})[1] for keys in (256, 128))
     assert (within >= 9).all()
     assert (beyond == -1).all()
 
@@ -269,7 +265,7 @@ def test_equal_scores_go_to_the_lower_block() -> None:
     sequence = projections(909, SIZES, seed=3)
     keys = slice(SIZES.num_heads * SIZES.head_dim, (SIZES.num_heads + SIZES.num_kv_heads) * SIZES.head_dim)
     sequence[:, keys] = sequence[0, keys]
-    outcome, counts = selected(case, sequence[None], {})
+    outcome, counts = chosen_and_counted(case, sequence[None], {})
     assert (counts > 9).all()
     assert all(blocks[:10] == list(range(10)) for head in blocks_of(outcome) for blocks in head)
 
@@ -277,7 +273,7 @@ def test_equal_scores_go_to_the_lower_block() -> None:
 def test_neighbours_that_share_the_best_key_tie() -> None:
     sizes = replace(SIZES, num_heads=16, num_kv_heads=1, topk=3)
     case = Case(tokens=64, past=(1400,), sizes=sizes)
-    outcome, counts = selected(case, random_sequences(case), {})
+    outcome, counts = chosen_and_counted(case, random_sequences(case), {})
     assert assert_selection(outcome, 0) >= 4
     assert (counts >= 1).all()
 
@@ -290,8 +286,8 @@ def test_scores_beyond_the_largest_float_tie() -> None:
     for start, value in ((208, 3.0), (400, 4.0)):
         sequence[start : start + 8, 16 * 64 : 17 * 64] = value
     case = Case(tokens=2, past=(698,), sizes=sizes)
-    by_bounds, counts = selected(case, sequence[None], {})
-    exact, _ = selected(case, sequence[None], None)
+    by_bounds, counts = chosen_and_counted(case, sequence[None], {})
+    exact, _ = chosen_and_counted(case, sequence[None], None)
     assert torch.equal(by_bounds.chosen, exact.chosen)
     assert (counts >= 1).all()
 
@@ -302,8 +298,8 @@ def test_outlier_channels_and_keys_are_chosen_alike_beside_a_row_that_chooses_al
     keys = slice(SIZES.num_heads * SIZES.head_dim, (SIZES.num_heads + SIZES.num_kv_heads) * SIZES.head_dim)
     sequences[:, ::7, keys] *= 5
     sequences[:, :, keys.start : keys.start + 2] *= 20
-    by_bounds, counts = selected(case, sequences, {})
-    exact, _ = selected(case, sequences, None)
+    by_bounds, counts = chosen_and_counted(case, sequences, {})
+    exact, _ = chosen_and_counted(case, sequences, None)
     assert torch.equal(by_bounds.chosen, exact.chosen)
     # Of 150 tokens all blocks are taken, and none is scored.
     assert (counts[0] == -1).all()

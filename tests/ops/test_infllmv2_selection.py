@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 
 import pytest
 import torch
 from support.oracles import SparseSizes
-from support.selection_calls import expected_unions, repeated_selections, selection_on
+from support.selection_calls import expected_unions, repeated_selections, selected
 from support.sparse_calls import int32, projections
-from support.sparse_outcomes import Case, Outcome, assert_selection, random_sequences, run_case
+from support.sparse_outcomes import Case, assert_selection, random_sequences
 from support.triton_interpreter import UNWRITTEN, call_interpreting
-from torch import Tensor
 
 from sala_export.ops.infllmv2_attention import tiles
 
@@ -44,17 +43,6 @@ CASES = {
 }
 
 
-def selected(case: Case, sm: int, bounds: Mapping[str, int] | None = None) -> tuple[Outcome, dict[str, Tensor]]:
-    """A call's selection with the tiles of `sm`, and all buffers that it wrote; `bounds` as `selection_on`."""
-    lists: dict[str, Tensor] = {}
-
-    def run(operator: str, inputs: Sequence[Tensor], attributes: Mapping[str, int | float]) -> dict[str, Tensor]:
-        lists.update(selection_on(sm, bounds)(operator, inputs, attributes))
-        return lists
-
-    return run_case(case, random_sequences(case), run), lists
-
-
 @pytest.mark.parametrize(
     ("name", "bounds"),
     [
@@ -65,7 +53,7 @@ def selected(case: Case, sm: int, bounds: Mapping[str, int] | None = None) -> tu
 )
 def test_chosen_blocks_ascend_and_unions_hold_them(name: str, bounds: Mapping[str, int] | None) -> None:
     sm, case = CASES[name]
-    outcome, lists = selected(case, sm, bounds)
+    outcome, lists = selected(case, random_sequences(case), sm, bounds)
     union = tiles.UNION_TOKENS[sm]
     for row, context in enumerate(case.contexts):
         if context < case.sizes.dense_len:
@@ -82,7 +70,8 @@ def test_chosen_blocks_ascend_and_unions_hold_them(name: str, bounds: Mapping[st
 
 
 def test_no_block_to_choose_leaves_empty_unions() -> None:
-    _, lists = selected(Case(tokens=5, past=(300,), sizes=replace(SIZES, topk=2)), 120)
+    case = Case(tokens=5, past=(300,), sizes=replace(SIZES, topk=2))
+    _, lists = selected(case, random_sequences(case), 120)
     assert (lists["union_size"][0, :, :: tiles.UNION_TOKENS[120]] == 0).all()
 
 

@@ -13,6 +13,7 @@ from sala_export.ops.common.triton_run import bind_kernels
 from sala_export.ops.infllmv2_attention.schema import CONTRACT
 from sala_export.ops.infllmv2_attention.triton_kernel import KERNELS
 
+from .sparse_outcomes import Case, Outcome, run_case
 from .triton_interpreter import Run, call_interpreting, poisoned
 
 SELECTION = ("infllmv2_append_kernel", "infllmv2_quantize_keys_kernel", "infllmv2_select_kernel")
@@ -31,6 +32,19 @@ def selection_on(sm: int, bounds: Mapping[str, int] | None = None) -> Run:
         return _select(*call) if inputs[0].is_cuda else call_interpreting(_select, *call)
 
     return run
+
+
+def selected(
+    case: Case, sequences: Tensor, sm: int, bounds: Mapping[str, int] | None = None
+) -> tuple[Outcome, dict[str, Tensor]]:
+    """A call's selection and all buffers that it wrote; `sm` and `bounds` as `selection_on`."""
+    buffers: dict[str, Tensor] = {}
+
+    def run(operator: str, inputs: Sequence[Tensor], attributes: Mapping[str, int | float]) -> dict[str, Tensor]:
+        buffers.update(selection_on(sm, bounds)(operator, inputs, attributes))
+        return buffers
+
+    return run_case(case, sequences, run), buffers
 
 
 def bounding_kernels(constants: Mapping[str, int]) -> KernelSet:
