@@ -209,6 +209,7 @@ def infllmv2_select_kernel(
                     SURVIVOR_SLOTS,
                 )
         if (most < 0) | (most > survivor_stride):
+            # Queries are loaded again: kept behind the bounds they take 250 registers and not 241 (SM120).
             store_scores(
                 load_columns(qkvg_ptr, batch * T + row_t, row_head, group, num_heads, num_kv_heads, head_dim),
                 log2_scale(scale),
